@@ -1,0 +1,1 @@
+"""gptsmith: a small GPT through its whole life, from raw text to export."""

@@ -1,26 +1,21 @@
 # Everything a newcomer types. Plain pip and venv underneath: no other tool is needed.
-#   TORCH_INDEX=https://download.pytorch.org/whl/cpu make demo    takes the small CPU build of PyTorch
+#   make demo     from raw text to a trained GPT that talks back, minutes on a laptop without GPU
+#   make test     the test suite            make check    format, lint, types
+#   make bench    benchmarks, side by side with other libraries
+# TORCH_INDEX names a PyTorch wheel index, for another build than the registry's own:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu     the small build without CUDA
+# PYTHON names the interpreter (3.11 or newer), VENV the environment's folder.
 
-PYTHON ?= python3
-VENV   ?= .venv
-BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
+            $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+              2>/dev/null && echo $$p && break; done)
+endif
+VENV ?= .venv
+BIN  := $(VENV)/bin
+PIP  := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
 .PHONY: demo test check bench clean
-
-$(VENV)/.torch: constraints.txt
-	@echo "setting up $(VENV) (PyTorch is the large part; minutes on a slow line)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	@touch $@
-
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml
-	@$(PIP) -e .
-	@touch $@
-
-$(VENV)/.dev: $(VENV)/.installed
-	@$(PIP) -e ".[dev]"
-	@touch $@
 
 demo: $(VENV)/.installed
 	@$(BIN)/gptsmith demo
@@ -38,3 +33,25 @@ bench: $(VENV)/.dev
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# PyTorch comes first and alone: what follows then finds it installed and brings no other build.
+# The index is an extra one because torch's own dependencies live in the ordinary registry; of two
+# equal versions pip takes the one with the local label (2.13.0+cpu), which only the index has.
+$(VENV)/.torch: constraints.txt
+	@$(or $(PYTHON),python3) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+	  2>/dev/null || { \
+	  echo "gptsmith needs Python 3.11 or newer with its venv module; found: $$($(or $(PYTHON),python3) --version 2>&1 | tail -n 1)"; \
+	  echo "Debian, Ubuntu: apt install python3-venv (and python3.12 python3.12-venv where python3 is older)"; \
+	  echo "then, where it has another name: make PYTHON=python3.12 demo"; exit 1; } >&2
+	@echo "setting up $(VENV); PyTorch is the large part, minutes on a slow line"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) torch $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	@$(PIP) -q -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	@$(PIP) -q -e ".[dev]"
+	@touch $@

@@ -1,1 +1,52 @@
-"""gptsmith: a small GPT through its whole life, from raw text to export."""
+"""gptsmith: a small GPT through its whole life, from raw text to export.
+
+The names below are loaded when they are first used: `import gptsmith` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gptsmith.data.shards import Corpus
+    from gptsmith.generate.sample import SamplingConfig
+    from gptsmith.model.cache import KVCache
+    from gptsmith.model.config import ModelConfig
+    from gptsmith.model.gpt import GPTModel
+    from gptsmith.model.masks import Mask
+    from gptsmith.run import Run
+    from gptsmith.tokenizer import Tokenizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Corpus",
+    "GPTModel",
+    "KVCache",
+    "Mask",
+    "ModelConfig",
+    "Run",
+    "SamplingConfig",
+    "Tokenizer",
+    "__version__",
+]
+
+_HOMES = {
+    "Corpus": "gptsmith.data.shards",
+    "GPTModel": "gptsmith.model.gpt",
+    "KVCache": "gptsmith.model.cache",
+    "Mask": "gptsmith.model.masks",
+    "ModelConfig": "gptsmith.model.config",
+    "Run": "gptsmith.run",
+    "SamplingConfig": "gptsmith.generate.sample",
+    "Tokenizer": "gptsmith.tokenizer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gptsmith' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,127 @@
+"""The `gptsmith` command: verbs, exit codes, and errors in one line.
+
+Only the standard library is imported here, and little of it: `gptsmith --help` must be instant.
+Exit codes: 0 done, 2 wrong input, 75 stopped by a signal after saving (resume me), 1 anything else.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from gptsmith import __version__
+
+# verb -> (module:function, one line of help). A function takes the words after its verb and returns
+# an exit code, or None for 0.
+VERBS = {
+    "demo": ("gptsmith.demo:main", "the whole life on embedded data: minutes, no network"),
+    "prepare": ("gptsmith.commands.prepare:main", "make a tokenizer and token shards from text"),
+    "pretrain": ("gptsmith.recipes.pretrain:main", "train a model from scratch on a corpus"),
+    "evaluate": ("gptsmith.commands.evaluate:main", "measure a trained model on a corpus"),
+    "generate": ("gptsmith.commands.generate:main", "continue prompts with a trained model"),
+    "inspect": ("gptsmith.commands.inspect:main", "show what a corpus or a run holds"),
+}
+
+# What a user can mend. Everything else is ours.
+WRONG_INPUT = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    flags = words[: words.index("--")] if "--" in words else words
+    debug = "--debug" in flags
+    if debug:
+        words.remove("--debug")
+    verb = words[0] if words else "--help"
+    try:
+        if verb in ("-h", "--help", "help"):
+            print(_help())
+        elif verb in ("-V", "--version"):
+            print(f"gptsmith {__version__}")
+        elif verb not in VERBS:
+            return _complain(f"unknown verb {verb!r}{_nearest(verb)}", "gptsmith", 2)
+        else:
+            return _run(verb, words[1:], debug)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_stdout()
+        return 1
+    return 0
+
+
+def _run(verb: str, words: list[str], debug: bool) -> int:
+    prog = f"gptsmith {verb}"
+    try:
+        code = _function(verb)(words) or 0
+        sys.stdout.flush()
+        return code
+    except SystemExit as end:  # argparse after --help
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        return _complain("interrupted", prog, 130)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if debug:
+            import traceback
+
+            traceback.print_exc()
+        if isinstance(error, WRONG_INPUT):
+            return _complain(_message(error), prog, 2)
+        hint = "" if debug else " (run again with --debug for the whole story)"
+        return _complain(f"{type(error).__name__}: {_message(error)}{hint}", prog, 1)
+
+
+def _function(verb: str) -> Callable[[list[str]], int | None]:
+    module, _, name = VERBS[verb][0].partition(":")
+    function: Callable[[list[str]], int | None] = getattr(import_module(module), name)
+    return function
+
+
+def _help() -> str:
+    lines = [
+        "usage: gptsmith VERB ...        (gptsmith VERB --help tells the rest)",
+        "",
+        *(f"  {verb:<10} {text}" for verb, (_, text) in VERBS.items()),
+        "",
+        "  --version  --debug (full tracebacks)",
+        "",
+        "exit codes: 0 done, 2 wrong input, 75 stopped by a signal after saving (run again with",
+        "--resume), 1 anything else",
+    ]
+    return "\n".join(lines)
+
+
+def _nearest(verb: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(verb, VERBS, n=1, cutoff=0.5)
+    return f": did you mean {near[0]}?" if near else f": there are {', '.join(VERBS)}"
+
+
+def _message(error: Exception) -> str:
+    """The error in one line."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if hasattr(error, "errors") and callable(error.errors):  # pydantic's ValidationError
+        problems = [(".".join(map(str, e["loc"])), e["msg"]) for e in error.errors()]
+        return "; ".join(f"{at}: {text}" if at else text for at, text in problems)
+    return " ".join(str(error).split())
+
+
+def _complain(message: str, prog: str, code: int) -> int:
+    print(f"{prog}: {message}", file=sys.stderr)
+    return code
+
+
+def _forget_stdout() -> None:
+    # The reader went away (`gptsmith ... | head`): what is still buffered goes nowhere, quietly.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

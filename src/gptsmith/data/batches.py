@@ -1,0 +1,114 @@
+"""The order of training samples as a pure function of (seed, epoch, index), without replacement.
+
+Nothing is consumed and nothing needs rewinding: sample i of a run is the same whoever asks, on how
+many ranks, before or after a crash. B batch, T time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from gptsmith.train.loss import IGNORE, Batch
+
+
+def permutation(n: int, *key: int) -> np.ndarray:
+    """A random order of 0..n-1 that depends on the key alone, (n,) int64.
+
+    Sorting raw Philox words rather than Generator.permutation: NumPy keeps the streams of bit
+    generators for ever, but not those of Generator's methods (NEP 19).
+    """
+    words = np.random.Philox(np.random.SeedSequence(key)).random_raw(n)
+    return np.argsort(words, kind="stable")
+
+
+class Windows:
+    """Windows of T + 1 tokens over shards, shuffled anew in each epoch.
+
+    An epoch takes the shards in a new order and, in each, its windows in a new order and from a
+    new phase: token 0 of the first window is one of the shard's first T tokens. A batch of an epoch
+    so reads one or two shards, which is what disks and page caches like.
+
+    Raises ValueError when no shard holds T + 1 tokens.
+    """
+
+    def __init__(self, shards: Sequence[np.ndarray], T: int, seed: int, eos_id: int | None) -> None:
+        """eos_id: where documents begin, if attention shall stay inside them."""
+        self.shards, self.T, self.seed, self.eos_id = shards, T, seed, eos_id
+        self.counts = np.array([max(0, (len(s) - 1) // T) for s in shards])
+        self.per_epoch = int(self.counts.sum())
+        if not self.per_epoch:
+            raise ValueError(
+                f"the training tokens ({sum(map(len, shards)):,}) are fewer than context_length + 1"
+                f" = {T + 1}: take more text or a smaller --model.context-length"
+            )
+        # Two shards' orders are alive at a time: that in use and, across a border, the next.
+        self._order = lru_cache(4)(self._make_order)
+        self._shards = lru_cache(2)(self._make_shards)
+
+    def _make_order(self, epoch: int, shard: int) -> tuple[int, np.ndarray]:
+        key = (self.seed, epoch, shard)
+        phase = int(np.random.Philox(np.random.SeedSequence((*key, 1))).random_raw() % self.T)
+        return phase, permutation(int(self.counts[shard]), *key, 0)
+
+    def _make_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        order = permutation(len(self.shards), self.seed, epoch)
+        return order, np.cumsum(self.counts[order])
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Sample `index` of the endless run, (T + 1,) in the shards' dtype."""
+        epoch, index = divmod(index, self.per_epoch)
+        order, ends = self._shards(epoch)
+        at = int(np.searchsorted(ends, index, side="right"))
+        shard = int(order[at])
+        phase, windows = self._order(epoch, shard)
+        n = int(windows[index - (int(ends[at]) - int(self.counts[shard]))])
+        # Shifted by the phase, the last window may overrun: it then overlaps its neighbour instead.
+        start = min(phase + n * self.T, len(self.shards[shard]) - 1 - self.T)
+        return self.shards[shard][start : start + self.T + 1]
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Samples first..first+count-1 as one batch (count, T)."""
+        rows = np.stack([self[i] for i in range(first, first + count)]).astype(np.int64)
+        return make_batch(rows, self.eos_id, f"samples {first}..{first + count - 1}")
+
+    def position(self, index: int) -> dict[str, int]:
+        """Where the endless run stands before sample `index`: four numbers."""
+        epoch, at = divmod(index, self.per_epoch)
+        return {"seed": self.seed, "epoch": epoch, "index": at, "per_epoch": self.per_epoch}
+
+
+def make_batch(rows: np.ndarray, eos_id: int | None, name: str) -> Batch:
+    """rows (B, T + 1) of ids -> inputs and targets (B, T), with document numbers given eos_id."""
+    tokens = torch.from_numpy(rows)
+    inputs = tokens[:, :-1].contiguous()
+    # A document begins with <|endoftext|>: counting them numbers the documents of a row.
+    documents = None if eos_id is None else (inputs == eos_id).cumsum(dim=1)
+    return Batch(inputs, tokens[:, 1:].contiguous(), documents=documents, name=name)
+
+
+def validation_batches(
+    shards: Sequence[np.ndarray], T: int, B: int, eos_id: int | None, limit: int | None = None
+) -> Iterator[Batch]:
+    """Disjoint windows of T over each shard, so that every token but its first is scored once.
+
+    limit: stop after about so many tokens, taken evenly from the whole (None: all of it).
+    """
+    starts = [(s, i) for s, shard in enumerate(shards) for i in range(0, len(shard) - 1, T)]
+    if limit is not None and limit < len(starts) * T:
+        keep = max(1, limit // T)
+        starts = [starts[i * len(starts) // keep] for i in range(keep)]
+    for first in range(0, len(starts), B):
+        rows = np.zeros((len(starts[first : first + B]), T + 1), dtype=np.int64)
+        lengths = []
+        for row, (s, i) in zip(rows, starts[first : first + B], strict=True):
+            tokens = shards[s][i : i + T + 1]
+            row[: len(tokens)] = tokens
+            lengths.append(len(tokens))
+        batch = make_batch(rows, eos_id, f"validation window {first}")
+        for target, n in zip(batch.targets, lengths, strict=True):
+            target[n - 1 :] = IGNORE
+        yield batch

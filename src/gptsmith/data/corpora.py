@@ -1,0 +1,213 @@
+"""Corpora by name, and data sets of the Hugging Face Hub.
+
+A named corpus is looked for in $GPTSMITH_DATA first, so that a machine without network can have
+it; then on the Hub, read as a stream. What cannot be had says which files to put where.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+
+from gptsmith import files
+from gptsmith.data.documents import Document, Reader, Source, UnavailableError, document
+from gptsmith.data.stdlib import pycode, pydocs
+from gptsmith.data.tables import Row, row_documents
+
+_SHAKESPEARE = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/"
+    "6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare/input.txt"
+)
+_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+
+class HubName(NamedTuple):
+    """OWNER/NAME[:CONFIG[:SPLIT]] on the Hub."""
+
+    name: str
+    config: str | None = None
+    split: str = "train"
+
+
+# Corpora that lie on the Hub, and the folder under $GPTSMITH_DATA that may hold their files.
+_ON_HUB = {
+    "wikipedia": HubName("wikimedia/wikipedia", "20231101.en"),
+    "openwebtext": HubName("Skylion007/openwebtext"),
+    "fineweb-edu": HubName("HuggingFaceFW/fineweb-edu", "sample-10BT"),
+}
+_WIKITEXT = {
+    "wikitext-2": HubName("Salesforce/wikitext", "wikitext-2-v1"),
+    "wikitext-2-raw": HubName("Salesforce/wikitext", "wikitext-2-raw-v1"),
+    "wikitext-103": HubName("Salesforce/wikitext", "wikitext-103-v1"),
+    "wikitext-103-raw": HubName("Salesforce/wikitext", "wikitext-103-raw-v1"),
+}
+NAMES = ("pydocs", "pycode", "shakespeare", "wikitext", *_WIKITEXT, *_ON_HUB)
+
+FolderSource = Callable[[Path, str], Source]
+
+
+def open_named(name: str, reader: Reader, open_folder: FolderSource) -> Source:
+    """The corpus called `name`; `open_folder` reads a local folder of files."""
+    if name in ("pydocs", "pycode"):
+        import platform
+
+        corpus = {"pydocs": pydocs, "pycode": pycode}[name]
+        return Source(f"{name} (Python {platform.python_version()})", corpus)
+    if name == "shakespeare":
+        path = _shakespeare()
+        return Source(name, partial(_one_file, path), (path,))
+    if name == "wikitext" or name in _WIKITEXT:
+        return _wikitext("wikitext-2" if name == "wikitext" else name)
+    folder = _data_folder(name)
+    if folder is not None and folder.is_dir():
+        source = open_folder(folder, name)
+    else:
+        source = open_hub(_ON_HUB[name], reader, name)
+    if name == "fineweb-edu":
+        return Source(source.used, source.documents, source.files, first_shard=True)
+    return source
+
+
+def _data_folder(*parts: str) -> Path | None:
+    root = os.environ.get("GPTSMITH_DATA")
+    return Path(root, *parts) if root else None
+
+
+# --- tiny Shakespeare ----------------------------------------------------------------------------
+
+
+def _shakespeare() -> Path:
+    """40,000 lines of Shakespeare (Karpathy, char-rnn): the user's copy, or one fetched once."""
+    local = _data_folder("tinyshakespeare", "input.txt")
+    if local is not None and local.is_file():
+        return local
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = cache / "gptsmith" / "tinyshakespeare" / "input.txt"
+    if path.is_file() and files.sha256(path) == _SHAKESPEARE_SHA256:
+        return path
+    try:
+        answer = httpx.get(_SHAKESPEARE, timeout=20).raise_for_status()
+    except httpx.HTTPError as error:
+        raise UnavailableError(
+            f"shakespeare: cannot be fetched ({error}); put {_SHAKESPEARE} into "
+            f"{local or '$GPTSMITH_DATA/tinyshakespeare/input.txt'}"
+        ) from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(path, answer.content)
+    if files.sha256(path) != _SHAKESPEARE_SHA256:
+        path.unlink()
+        raise UnavailableError(f"shakespeare: {_SHAKESPEARE} is not the text that is known")
+    return path
+
+
+def _one_file(path: Path) -> Iterator[Document]:
+    yield Document(str(path), (path.read_bytes().decode(),))
+
+
+# --- WikiText ------------------------------------------------------------------------------------
+
+# " = Title = " begins an article; its sections have " = = Title = = ".
+_TITLE = re.compile(r" = (?!= ).*(?<! =) = \n?")
+
+
+def _wikitext(name: str) -> Source:
+    """Merity et al. 2016 (arXiv:1609.07843); it validates on its own validation split."""
+    folder = _data_folder(name)
+    if folder is not None and (folder / "train.txt").is_file():
+        train, valid = folder / "train.txt", folder / "valid.txt"
+        if not valid.is_file():
+            raise UnavailableError(f"{valid}: missing beside {train}")
+        return Source(
+            name,
+            lambda: articles(_lines(train), str(train)),
+            (train,),
+            validation=lambda: articles(_lines(valid), str(valid)),
+        )
+    hub = _WIKITEXT[name]
+    revision = _hub_revision(hub, f"{name}/train.txt and {name}/valid.txt")
+
+    def read(split: str) -> Iterator[Document]:
+        rows = hub_rows(hub._replace(split=split), revision)
+        # the Hub's rows are the lines of the original files, blank ones emptied
+        return articles((row["text"] or " \n" for _, row in rows), f"{hub.name}:{split}")
+
+    return Source(
+        f"{name} (Hub {hub.name}@{revision})",
+        partial(read, "train"),
+        validation=partial(read, "validation"),
+    )
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8", newline="\n") as file:
+        yield from file
+
+
+def articles(lines: Iterable[str], place: str) -> Iterator[Document]:
+    """Lines of a WikiText file joined to articles; together they are the whole file."""
+    reader, number = Reader(), 0
+    article: list[str] = []
+    blank = True  # a title stands between blank lines; a line of mathematics may look like one
+    for line in lines:
+        if blank and _TITLE.fullmatch(line) and any(one.strip() for one in article):
+            number += 1
+            yield from document(f"{place}, article {number}", "".join(article), reader)
+            article = []
+        article.append(line)
+        blank = not line.strip()
+    if any(one.strip() for one in article):
+        yield from document(f"{place}, article {number + 1}", "".join(article), reader)
+
+
+# --- the Hub -------------------------------------------------------------------------------------
+
+
+def open_hub(hub: HubName, reader: Reader, wanted: str) -> Source:
+    """A data set of the Hub, streamed; its state (commit) is recorded and read again."""
+    revision = _hub_revision(hub, f"{wanted}/*.parquet (or .jsonl, .txt ...)")
+
+    def read() -> Iterator[Document]:
+        return row_documents(hub_rows(hub, revision), reader)
+
+    shown = ":".join(filter(None, hub))
+    return Source(f"Hub {shown}@{revision}", read)
+
+
+def _hub_revision(hub: HubName, wanted: str) -> str:
+    """The commit that the Hub holds now; UnavailableError, saying what to do instead."""
+    remedy = f"without network, put {wanted} into a folder and name it in GPTSMITH_DATA"
+    try:
+        import datasets  # noqa: F401
+        from huggingface_hub import HfApi
+    except ImportError:
+        raise UnavailableError(
+            f"{hub.name}: the Hub needs `pip install 'gptsmith[hub]'`; {remedy}"
+        ) from None
+    try:
+        # datasets itself would try for half a minute before it says that there is no network
+        return str(HfApi().dataset_info(hub.name, timeout=10).sha)
+    except Exception as error:  # of requests, httpx or httpx2: each version has its own
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UnavailableError(
+            f"{hub.name}: not to be had from the Hub ({why}); {remedy}"
+        ) from None
+
+
+def hub_rows(hub: HubName, revision: str | None) -> Iterator[Row]:
+    """The rows of one split, read as a stream. ConnectionError if it breaks on the way."""
+    import datasets
+
+    rows: Iterable[dict[str, Any]] = datasets.load_dataset(
+        hub.name, hub.config, split=hub.split, revision=revision, streaming=True
+    )
+    try:
+        for number, row in enumerate(rows, 1):
+            yield f"{hub.name}, row {number}", row
+    except Exception as error:
+        raise ConnectionError(
+            f"{hub.name}: the Hub broke off ({error!r}); run the same command again, it goes on"
+        ) from None

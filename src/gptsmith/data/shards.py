@@ -1,0 +1,256 @@
+"""A prepared corpus on disk: token shards, a tokenizer, and a manifest that is written last.
+
+    data/NAME/
+      manifest.json       what the corpus holds and how it was made; its presence says "complete"
+      tokenizer.json
+      train-00000.npy ... val-00000.npy ...    uint16 or uint32, one dimension
+
+A split is one stream of tokens. A document is <|endoftext|> followed by its tokens, so that its
+first token has a context too; the stream is cut into shards of equal length wherever they are
+full, and a document that does not fit goes on in the next shard.
+"""
+
+import hashlib
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptsmith import files
+from gptsmith.tokenizer import Tokenizer
+
+FORMAT = 1
+SPLITS = ("train", "val")
+# numpy pads its header to a multiple of 64 bytes; ours has this size whatever the length says,
+# so that tokens can be appended before their number is known.
+_HEADER_BYTES = 128
+
+
+class Corpus:
+    """A complete corpus, opened read-only.
+
+    manifest      the parsed manifest.json
+    fingerprint   sha256 over tokenizer and tokens: equal for equal training data
+    train, val    lists of memory-mapped arrays of token ids, one per shard
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], arrays: dict[str, list[np.ndarray]]):
+        self.path = path
+        self.manifest = manifest
+        self.fingerprint: str = manifest["fingerprint"]
+        self.train, self.val = arrays["train"], arrays["val"]
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Corpus":
+        """The corpus in the folder `path`; names, sizes and headers of the shards are checked.
+
+        FileNotFoundError if there is none or a shard is missing, ValueError naming a damaged one.
+        """
+        path = Path(path)
+        if not (path / "manifest.json").is_file():
+            if (path / "progress.json").is_file():
+                raise FileNotFoundError(
+                    f"{path}: this corpus is unfinished; run the same `gptsmith prepare` again, "
+                    "it goes on where it was stopped"
+                )
+            raise FileNotFoundError(
+                f"{path}: no prepared corpus here (no manifest.json); "
+                f"`gptsmith prepare SOURCE --out {path}` makes one"
+            )
+        manifest = files.read_json(path / "manifest.json")
+        try:
+            if manifest["format"] != FORMAT:
+                raise ValueError(
+                    f"{path}/manifest.json: format {manifest['format']}, this gptsmith reads "
+                    f"format {FORMAT}; prepare the corpus again"
+                )
+            intact = manifest["fingerprint"] == fingerprint(manifest)
+            arrays = {
+                split: [_open_shard(path, shard, manifest["dtype"]) for shard in record["shards"]]
+                for split, record in manifest["splits"].items()
+            }
+            counts = {split: manifest["splits"][split]["tokens"] for split in SPLITS}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}/manifest.json: not a corpus manifest ({error!r})") from None
+        if not intact or any(sum(map(len, arrays[split])) != counts[split] for split in SPLITS):
+            raise ValueError(
+                f"{path}/manifest.json: contradicts itself (edited?); prepare the corpus again"
+            )
+        return cls(path, manifest, arrays)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """ValueError if tokenizer.json is another one than the tokens were made with."""
+        tokenizer = Tokenizer.load(self.path)
+        if tokenizer.fingerprint != self.manifest["tokenizer"]["fingerprint"]:
+            raise ValueError(
+                f"{self.path}/tokenizer.json: not the tokenizer that made this corpus; "
+                "put that one back or prepare the corpus again"
+            )
+        return tokenizer
+
+    @property
+    def train_tokens(self) -> int:
+        return int(self.manifest["splits"]["train"]["tokens"])
+
+    @property
+    def val_tokens(self) -> int:
+        return int(self.manifest["splits"]["val"]["tokens"])
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of text per token of the validation split: nats/token -> bits/byte."""
+        val = self.manifest["splits"]["val"]
+        return float(val["bytes"] / val["tokens"])
+
+    def verify(self) -> None:
+        """Read everything and compare with the manifest. ValueError naming what is damaged."""
+        bad = [
+            shard["file"]
+            for split in SPLITS
+            for shard in self.manifest["splits"][split]["shards"]
+            if files.sha256(self.path / shard["file"]) != shard["sha256"]
+        ]
+        if bad:
+            raise ValueError(
+                f"{self.path}: damaged: {', '.join(bad)} (sha256 differs from the manifest's); "
+                "prepare the corpus again or copy it again"
+            )
+        assert self.tokenizer is not None
+
+
+def fingerprint(manifest: dict[str, Any]) -> str:
+    """sha256 over what a training run sees of a corpus: tokenizer, splits and their tokens."""
+    seen = {
+        "tokenizer": manifest["tokenizer"]["fingerprint"],
+        "splits": {
+            split: [(shard["tokens"], shard["sha256"]) for shard in record["shards"]]
+            for split, record in sorted(manifest["splits"].items())
+        },
+    }
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+
+
+def _open_shard(folder: Path, shard: dict[str, Any], dtype: str) -> np.ndarray:
+    path = folder / shard["file"]
+    remedy = "copy the file again or prepare the corpus again"
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: this shard is missing; {remedy}") from None
+    expected = _HEADER_BYTES + shard["tokens"] * np.dtype(dtype).itemsize
+    if size != expected:
+        raise ValueError(f"{path}: {size} bytes instead of {expected}: damaged; {remedy}")
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: not a readable .npy file ({error}); {remedy}") from None
+    if array.dtype != np.dtype(dtype) or array.shape != (shard["tokens"],):
+        raise ValueError(
+            f"{path}: holds {array.dtype} {array.shape}, the manifest says {dtype} "
+            f"({shard['tokens']},); {remedy}"
+        )
+    return array
+
+
+class ShardWriter:
+    """Appends tokens to one split of a corpus that is being made.
+
+    The shard being filled has the name train-00000.npy.partial; it gets its header and its own
+    name when it is full. `record` is what the manifest will say of this split. Together with
+    `partial`, the number of tokens in the partial file, it is enough to go on after a kill.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        dtype: np.dtype,
+        shard_tokens: int,
+        record: dict[str, Any] | None = None,
+        partial: int = 0,
+    ):
+        self.folder, self.split, self.dtype, self.shard_tokens = folder, split, dtype, shard_tokens
+        self.record = record or {"tokens": 0, "documents": 0, "bytes": 0, "shards": []}
+        self.partial = partial
+        path, growing = self._path, self._growing
+        for shard in self.record["shards"]:
+            _open_shard(folder, shard, dtype.name)
+        if path.exists() and partial and not growing.exists():
+            os.replace(path, growing)  # killed between this shard's renaming and the journal
+        expected = _HEADER_BYTES + partial * dtype.itemsize
+        if partial and growing.stat().st_size < expected:
+            raise ValueError(f"{growing}: shorter than the {expected} bytes written before")
+        self._file = growing.open("r+b" if partial else "wb")
+        self._file.truncate(expected)
+        self._file.seek(expected)
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / f"{self.split}-{len(self.record['shards']):05d}.npy"
+
+    @property
+    def _growing(self) -> Path:
+        return self._path.with_name(self._path.name + ".partial")
+
+    @property
+    def tokens(self) -> int:
+        return int(self.record["tokens"])
+
+    def append(self, ids: np.ndarray, *, documents: int, text_bytes: int) -> None:
+        """Add `ids`; they may fill several shards."""
+        self.record["tokens"] += len(ids)
+        self.record["documents"] += documents
+        self.record["bytes"] += text_bytes
+        ids = np.ascontiguousarray(ids, self.dtype)
+        while len(ids):
+            now = ids[: self.shard_tokens - self.partial]
+            self._file.write(now.data)
+            self.partial += len(now)
+            ids = ids[len(now) :]
+            if self.partial == self.shard_tokens:
+                self._finish_shard()
+                self._file = self._growing.open("wb")
+                self._file.truncate(_HEADER_BYTES)
+                self._file.seek(_HEADER_BYTES)
+
+    def sync(self) -> None:
+        """What was appended is on the disk when this returns."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Finish the last shard."""
+        if self.partial:
+            self._finish_shard()
+        else:
+            self._file.close()
+            self._growing.unlink()
+
+    def abandon(self) -> None:
+        """Close the file as it is."""
+        self._file.close()
+
+    def _finish_shard(self) -> None:
+        self._file.seek(0)
+        self._file.write(_header(self.dtype, self.partial))
+        self.sync()
+        self._file.close()
+        path = self._path
+        digest = files.sha256(self._growing)
+        os.replace(self._growing, path)
+        files.sync(self.folder)
+        shard = {"file": path.name, "tokens": self.partial, "sha256": digest}
+        self.record["shards"].append(shard)
+        self.partial = 0
+
+
+def _header(dtype: np.dtype, tokens: int) -> bytes:
+    """Version 1.0 of the .npy format (numpy.lib.format), padded to a fixed size."""
+    about = {"descr": dtype.newbyteorder("<").str, "fortran_order": False, "shape": (tokens,)}
+    text = str(about).encode()
+    length = _HEADER_BYTES - 10
+    return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + text.ljust(length - 1) + b"\n"

@@ -1,0 +1,128 @@
+"""Plain text files in bounded memory: one document, or several with a separator between them."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from gptsmith.data.documents import Document, Reader, document
+
+PIECE_BYTES = 1 << 18  # read at a time
+
+
+def text_documents(path: Path, reader: Reader) -> Iterator[Document]:
+    """The file as one document, or cut at the user's separator."""
+    return _separated(path, reader) if reader.separator else _whole(path, reader)
+
+
+# A border between two of GPT-2's pieces whatever stands around it: white space begins (Python's \S
+# is a subset of "not White_Space"), or an ASCII letter meets ASCII that is none.
+_BORDER = re.compile(r"\S(?=[ \t\r\n])|[A-Za-z](?=[!-@\[-`{-~])")
+
+
+def safe_cut(text: str) -> int:
+    """The last place where `text` may be cut without a change of ids; 0 if there is none.
+
+    Holds for GPT-2's split pattern (no piece spans such a border, and none looks behind itself)
+    and trivially for characters and bytes. A foreign tokenizer gets its documents whole.
+    """
+    window = 256
+    while True:
+        start = max(0, len(text) - window)
+        ends = [match.end() for match in _BORDER.finditer(text, start)]
+        if ends or not start:
+            return ends[-1] if ends else 0
+        window *= 16
+
+
+class TextFile:
+    """The pieces of a text file, read anew at each iteration."""
+
+    def __init__(self, path: Path, reader: Reader) -> None:
+        self.path, self.reader = path, reader
+
+    def __iter__(self) -> Iterator[str]:
+        parts: list[str] = []  # what no border has ended yet
+        for text in _decoded(self.path, self.reader):
+            cut = safe_cut(text)
+            if cut:
+                yield "".join([*parts, text[:cut]])
+                parts.clear()
+            parts.append(text[cut:])
+        if rest := "".join(parts):
+            yield rest
+
+
+def _whole(path: Path, reader: Reader) -> Iterator[Document]:
+    pieces = TextFile(path, reader)
+    for piece in pieces:
+        if piece.strip():
+            if "<|endoftext|>" in piece:
+                reader.hints[
+                    f"{path}: holds <|endoftext|> as plain text; if it stands between documents, "
+                    "say --document-separator '<|endoftext|>'"
+                ] = None
+            yield Document(str(path), pieces)
+            return
+    reader.problem("empty document", str(path), "nothing but white space")
+
+
+def _separated(path: Path, reader: Reader) -> Iterator[Document]:
+    separator = reader.separator
+    assert separator
+    pending, number = "", 0
+    for text in _decoded(path, reader):
+        searched = max(0, len(pending) - len(separator) + 1)
+        pending += text
+        if pending.find(separator, searched) >= 0:
+            *whole, pending = pending.split(separator)
+            for one in whole:
+                if one := one.strip("\r\n"):
+                    number += 1
+                    yield from document(f"{path}, document {number}", one, reader)
+    if pending := pending.strip("\r\n"):
+        yield from document(f"{path}, document {number + 1}", pending, reader)
+
+
+def _decoded(path: Path, reader: Reader) -> Iterator[str]:
+    """The file's text as it is, line ends and all, in blocks that end after a line if they can."""
+    with path.open("rb") as file:
+        pending, offset, line = file.read(3).removeprefix(b"\xef\xbb\xbf"), 0, 1
+        offset = file.tell() - len(pending)
+        while block := file.read(PIECE_BYTES):
+            pending += block
+            end = pending.rfind(b"\n") + 1
+            if not end and not reader.skip:  # a line longer than a block; skipping needs it whole
+                end = _last_character(pending)
+            yield _decode(pending[:end], path, offset, line, reader)
+            offset, line = offset + end, line + pending.count(b"\n", 0, end)
+            pending = pending[end:]
+            reader.reached(path, offset)
+        yield _decode(pending, path, offset, line, reader)
+
+
+def _last_character(data: bytes) -> int:
+    """Where the last UTF-8 character begins, if it may be cut off there."""
+    for back in range(1, min(4, len(data)) + 1):
+        if data[-back] & 0xC0 != 0x80:
+            return len(data) - back
+    return len(data)
+
+
+def _decode(data: bytes, path: Path, offset: int, line: int, reader: Reader) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        if not reader.skip:
+            line += data.count(b"\n", 0, error.start)
+            place = f"{path}, line {line}, byte {offset + error.start}"
+            raise ValueError(
+                f"{place}: not UTF-8 ({error.reason}); save the file as UTF-8, "
+                "or leave such lines out with --on-error skip"
+            ) from None
+    good = []
+    for number, one in enumerate(data.splitlines(keepends=True), line):
+        try:
+            good.append(one.decode())
+        except UnicodeDecodeError:
+            reader.problem("line that is not UTF-8", f"{path}:{number}", "")
+    return "".join(good)

@@ -1,0 +1,91 @@
+"""How well a model predicts text: loss, perplexity, bits per byte, next-token accuracy.
+
+N tokens, C channels, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from gptsmith.model.gpt import GPTModel
+from gptsmith.train.loss import IGNORE, Batch, chunk_rows
+from gptsmith.train.precision import Precision
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means over the scored tokens of a text."""
+
+    loss: float  # nats per token
+    perplexity: float  # exp(loss)
+    bits_per_byte: float | None  # independent of the tokenizer; None without byte counts
+    top1: float  # share of tokens that were the model's first guess
+    top5: float  # share that were among its first five
+    tokens: int
+
+    def fields(self) -> dict[str, float | int | None]:
+        """As metrics: val_loss and the rest by their names."""
+        values = asdict(self)
+        return {"val_loss": values.pop("loss"), **values}
+
+
+def evaluate(
+    model: GPTModel,
+    batches: Iterable[Batch],
+    precision: Precision,
+    token_bytes: Tensor | None = None,
+) -> Scores:
+    """Score the targets of all batches. token_bytes: (V,) UTF-8 bytes that each id stands for.
+
+    The model is left in the mode (train or eval) it was found in. ValueError without targets.
+    """
+    device = model.head_weight.device
+    training = model.training
+    model.eval()
+    total = torch.zeros(4, dtype=torch.float64)  # nats, top-1 hits, top-5 hits, bytes
+    tokens = 0
+    try:
+        with torch.inference_mode(), precision.autocast():
+            for batch in batches:
+                on_device = batch.to(device)
+                hidden = model.hidden(
+                    on_device.inputs, positions=on_device.positions, documents=on_device.documents
+                )
+                targets = on_device.targets.flatten()
+                scored = targets != IGNORE
+                nats, hits1, hits5 = score(
+                    hidden.flatten(0, 1)[scored], model.head_weight, targets[scored]
+                )
+                size = 0.0
+                if token_bytes is not None:
+                    size = float(token_bytes[targets[scored].cpu()].sum())
+                total += torch.tensor([nats, hits1, hits5, size], dtype=torch.float64)
+                tokens += int(scored.sum())
+    finally:
+        model.train(training)
+    if not tokens:
+        raise ValueError("nothing to score: the validation text holds fewer than two tokens")
+    nats, top1, top5, size = total.tolist()
+    loss = nats / tokens
+    bits = nats / math.log(2) / size if size else None
+    return Scores(loss, math.exp(min(loss, 700)), bits, top1 / tokens, top5 / tokens, tokens)
+
+
+def score(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[float, float, float]:
+    """Summed nats, top-1 hits and top-5 hits of hidden (N, C) against targets (N,)."""
+    nats = torch.zeros((), dtype=torch.float64)
+    hits1, hits5 = 0, 0
+    rows = chunk_rows(max(1, len(targets)), weight.shape[0], hidden.device)
+    for h, y in zip(hidden.split(rows), targets.split(rows), strict=True):
+        logits = (h @ weight.to(h.dtype).T).float()  # (rows, V)
+        label = logits.gather(1, y.unsqueeze(1))  # (rows, 1)
+        nats += (logits.logsumexp(dim=-1, keepdim=True) - label).double().sum().cpu()
+        rank = (logits > label).sum(dim=-1)  # tokens that the model preferred
+        hits1 += int((rank == 0).sum())
+        hits5 += int((rank < 5).sum())
+    return float(nats), hits1, hits5

@@ -1,0 +1,226 @@
+"""A configuration class as command-line flags: the parser, its help, and what field types allow.
+
+argparse does the parsing and keeps silent about flags that were not given, which is what
+`settings.load` needs to lay the command line over a recipe.
+"""
+
+import argparse
+import ast
+import difflib
+import inspect
+import re
+import textwrap
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+
+class Setting(NamedTuple):
+    """One value that somebody wrote, where it goes, and where it was written."""
+
+    path: tuple[str, ...]
+    value: Any
+    place: str
+
+
+def read_flags(
+    config_class: type[BaseModel],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    positional: str | None,
+) -> tuple[list[Setting], list[str]]:
+    """The settings that the flags make, and the words that are no flags. `--help` prints and exits.
+
+    Underscores and hyphens are the same in flag names; `--` ends the flags.
+    """
+    parser = _parser(config_class, prog, description, positional)
+    argv = list(argv)
+    stop = argv.index("--") if "--" in argv else len(argv)
+    hyphens = [re.sub(r"^--[^=]*", lambda m: m[0].replace("_", "-"), a) for a in argv[:stop]]
+    values, rest = parser.parse_known_args(hyphens)
+    for word in rest:
+        if word.startswith("-") and word != "-":
+            name = word.partition("=")[0]
+            flags = [flag for action in parser._actions for flag in action.option_strings]
+            raise ValueError(f"unknown option {name}{_nearest(name, flags)}")
+    settings = [
+        Setting(tuple(dest.split(".")), value, flag_name(dest.removesuffix(".preset").split(".")))
+        for dest, value in vars(values).items()
+    ]
+    return settings, rest + argv[stop + 1 :]
+
+
+def flag_name(path: Sequence[str]) -> str:
+    return "--" + ".".join(path).replace("_", "-")
+
+
+def _nearest(name: str, flags: list[str]) -> str:
+    leaf = [flag for flag in flags if flag.lstrip("-").split(".")[-1] == name.lstrip("-")]
+    near = leaf or difflib.get_close_matches(name, flags, n=1, cutoff=0.5)
+    return f": did you mean {near[0]}?" if near else " (see --help)"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        if message.endswith("expected one argument"):
+            message += " (a value that starts with a dash is written --name=VALUE)"
+        raise ValueError(message.removeprefix("argument "))
+
+
+def _parser(
+    config_class: type[BaseModel], prog: str, description: str, positional: str | None
+) -> argparse.ArgumentParser:
+    words = "[RECIPE.yaml]"
+    if positional is not None:
+        field = config_class.model_fields[positional]
+        words = positional.upper() + ("..." if list_item(field.annotation) else "")
+        words = words if field.is_required() else f"[{words}]"
+        about = _field_docs(config_class).get(positional, "")
+        description += f" {words}: {about}" if about else ""
+    parser = _Parser(
+        prog=prog,
+        usage=f"{prog} {words} [options]",
+        description=description.replace("%", "%%"),
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36),
+    )
+    _add_flags(parser, parser, config_class, None, (), positional)
+    return parser
+
+
+def _add_flags(
+    parser: argparse.ArgumentParser,
+    group: argparse._ActionsContainer,
+    config_class: type[BaseModel],
+    base: BaseModel | None,
+    above: tuple[str, ...],
+    positional: str | None,
+) -> None:
+    """Flags for the fields of one section; `base` holds its defaults where the class above does."""
+    docs = _field_docs(config_class)
+    sections: list[tuple[str, type[BaseModel], Any]] = []
+    for name, field in config_class.model_fields.items():
+        below = section(field.annotation)
+        default = _default(field) if base is None else getattr(base, name)
+        if below is not None:
+            sections.append((name, below, default if isinstance(default, below) else None))
+        elif above or name != positional:
+            group.add_argument(
+                flag_name((*above, name)),
+                **_options(field, default, docs.get(name, "")),
+                dest=".".join((*above, name)),
+            )
+    for name, below, start in sections:
+        path = (*above, name)
+        text = docs.get(name) or (inspect.getdoc(below) or "").split("\n")[0]
+        titled = parser.add_argument_group(".".join(path), text.replace("%", "%%"))
+        if hasattr(below, "preset"):
+            titled.add_argument(
+                flag_name(path),
+                dest=".".join((*path, "preset")),
+                metavar="PRESET",
+                help="start from a named preset",
+            )
+        _add_flags(parser, titled, below, start, path, None)
+
+
+def _options(field: FieldInfo, default: Any, text: str) -> dict[str, Any]:
+    """How argparse is told about a plain field."""
+    if field.is_required():
+        text += " (required)"
+    elif "default:" not in text.lower():  # else the text says what None stands for
+        text += f" (default: {_show(default)})"
+    options: dict[str, Any] = {"help": text.strip().replace("%", "%%")}
+    if set(choices(field.annotation)) == {bool}:
+        return options | {"action": argparse.BooleanOptionalAction}
+    options["metavar"] = _metavar(field.annotation)
+    if list_item(field.annotation) is not None:
+        options["action"] = "append"
+    elif get_origin(field.annotation) is tuple:
+        options["nargs"] = len(get_args(field.annotation))
+    return options
+
+
+def _metavar(annotation: Any) -> Any:
+    if get_origin(annotation) is tuple and ... not in get_args(annotation):
+        return tuple(_metavar(kind) for kind in get_args(annotation))
+    words = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH", bool: "true|false"}
+    kinds = choices(list_item(annotation) or annotation)
+    return "|".join(words.get(kind, str(kind)) for kind in kinds)
+
+
+def _default(field: FieldInfo) -> Any:
+    return None if field.is_required() else field.get_default(call_default_factory=True)
+
+
+def _show(default: Any) -> str:
+    if isinstance(default, tuple | list):
+        return " ".join(str(value) for value in default) or "none"
+    words = {None: "none", True: "yes", False: "no", "": "empty"}
+    return (
+        words.get(default, str(default)) if isinstance(default, bool | str | None) else str(default)
+    )
+
+
+def _field_docs(config_class: type[BaseModel]) -> dict[str, str]:
+    """Help text per field: its description, or the string that stands under it in the source."""
+    docs: dict[str, str] = {}
+    for owner in reversed(config_class.__mro__):
+        if not issubclass(owner, BaseModel) or owner is BaseModel:
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, below in zip(body.body, body.body[1:], strict=False):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+            ):
+                docs[field.target.id] = " ".join(str(below.value.value).split())
+    given = {name: f.description for name, f in config_class.model_fields.items() if f.description}
+    return docs | given
+
+
+# --- what an annotation allows -------------------------------------------------------------------
+
+
+def choices(annotation: Any) -> list[Any]:
+    """The types and literal values that an annotation allows, None left out."""
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        return [kind for arg in get_args(annotation) for kind in choices(arg)]
+    if origin is Annotated:
+        return choices(get_args(annotation)[0])
+    if origin is Literal:
+        return list(get_args(annotation))
+    return [] if annotation in (None, types.NoneType) else [annotation]
+
+
+def takes_none(annotation: Any) -> bool:
+    union = get_origin(annotation) in (Union, types.UnionType)
+    return union and types.NoneType in get_args(annotation)
+
+
+def section(annotation: Any) -> type[BaseModel] | None:
+    """The configuration class of a nested section, None for a plain value."""
+    for kind in choices(annotation):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
+def list_item(annotation: Any) -> Any:
+    """X of `tuple[X, ...]` or `list[X]`, None for what holds one value or a fixed number."""
+    for kind in choices(annotation):
+        arguments = get_args(kind)
+        if get_origin(kind) is list or (get_origin(kind) is tuple and arguments[-1] is ...):
+            return arguments[0]
+    return None

@@ -1,0 +1,341 @@
+"""The whole network: a decoder-only transformer whose variants are a few axes of `ModelConfig`.
+
+B batch, T time (S keys, when they differ from the queries), C channels, H query heads,
+K key/value heads, D head size, F hidden width of the MLP, V vocabulary.
+
+Sources: GPT-2 (Radford et al. 2019), RoPE (Su et al. 2021), SwiGLU (Shazeer 2020), RMSNorm
+(Zhang & Sennrich 2019), ReLU^2 (So et al. 2021), grouped queries (Ainslie et al. 2023),
+QK-norm (Henry et al. 2020, as in Qwen3). Layouts follow the stock classes of transformers.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
+from torch.utils.checkpoint import checkpoint
+
+from gptsmith.model import masks
+from gptsmith.model.attention import attend
+from gptsmith.model.cache import KVCache
+from gptsmith.model.config import ModelConfig
+from gptsmith.model.masks import Mask
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension, no centring and no bias."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.size, self.eps = size, eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (self.size,), self.weight.to(x.dtype), self.eps)
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    if config.norm == "rmsnorm":
+        return RMSNorm(config.n_embd, config.norm_eps)
+    return nn.LayerNorm(config.n_embd, config.norm_eps, bias=config.bias == "all")
+
+
+class TokenEmbedding(nn.Module):
+    """Token vectors, plus learned position vectors where the model has no rotation."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.token = nn.Embedding(config.vocab_size, config.n_embd)
+        self.position = (
+            nn.Embedding(config.context_length, config.n_embd)
+            if config.position == "learned"
+            else None
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        x = self.token(ids)  # (B, T, C)
+        if self.position is not None:
+            x = x + self.position(positions)
+        return self.dropout(x)
+
+
+def rotary_frequencies(config: ModelConfig) -> Tensor:
+    """Angle per position of each pair, (D/2,) fp32, with the config's scaling applied."""
+    pairs = torch.arange(0, config.D, 2, dtype=torch.float32)
+    frequencies = 1.0 / config.rope_theta ** (pairs / config.D)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    if scaling.rope_type == "linear":
+        return frequencies / scaling.factor
+    # llama3: fast pairs (short wavelength) stay, slow ones are divided, a ramp lies between.
+    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+    ramp = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    keep = ramp.clamp(0, 1)
+    return keep * frequencies + (1 - keep) * frequencies / scaling.factor
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + D/2) of every head: x (B, T, H, D), cos and sin (B|1, T, 1, D/2)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+class MultiHeadAttention(nn.Module):
+    """Self-attention with one fused projection: rows of `qkv` are H query, K key, K value heads."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.H, self.K, self.D = config.n_head, config.K, config.D
+        self.qkv = nn.Linear(
+            config.n_embd, (self.H + 2 * self.K) * self.D, bias=config.bias != "none"
+        )
+        self.proj = nn.Linear(self.H * self.D, config.n_embd, bias=config.bias == "all")
+        self.q_norm = RMSNorm(self.D, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.D, config.norm_eps) if config.qk_norm else None
+        self.dropout = config.dropout
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor] | None,
+        mask: Tensor | BlockMask | None,
+        cache: KVCache | None,
+        layer: int,
+    ) -> Tensor:
+        B, T, _ = x.shape
+        H, K, D = self.H, self.K, self.D
+        qkv = self.qkv(x).view(B, T, H + 2 * K, D)
+        q, k, v = qkv.split((H, K, K), dim=2)  # (B, T, H | K, D)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H | K, T, D)
+        if cache is not None:
+            k, v = cache.update(layer, k, v)  # (B, K, S, D)
+        y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        return self.proj(y.transpose(1, 2).reshape(B, T, H * D))
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GPT-2's GELU. Compiled, 1 + tanh(u) is written as 2 * sigmoid(2u): the same function, and
+    three times as fast, because the CPU backend has a vector exp and no vector tanh."""
+    if torch.compiler.is_compiling():
+        return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
+    return F.gelu(x, approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU (tanh form) or squared ReLU, linear."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, config.F, bias=config.bias == "all")
+        self.down = nn.Linear(config.F, config.n_embd, bias=config.bias == "all")
+        self.gelu = config.mlp == "gelu"
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x)  # (B, T, F)
+        return self.down(gelu(x) if self.gelu else F.relu(x).square())
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), gate and up in one fused projection."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.n_embd, 2 * config.F, bias=config.bias == "all")
+        self.down = nn.Linear(config.F, config.n_embd, bias=config.bias == "all")
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)  # (B, T, F) each
+        return self.down(F.silu(gate) * up)
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm residual block: attention, then MLP."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.attention_norm = make_norm(config)
+        self.attention = MultiHeadAttention(config)
+        self.mlp_norm = make_norm(config)
+        self.mlp = SwiGLU(config) if config.mlp == "swiglu" else FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor] | None,
+        mask: Tensor | BlockMask | None,
+        cache: KVCache | None,
+    ) -> Tensor:
+        h = self.attention(self.attention_norm(x), rotation, mask, cache, self.layer)
+        x = x + self.dropout(h)
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class GPTModel(nn.Module):
+    """Ids in, logits out.
+
+    `mask_folder` is where a `file.py:function` mask is looked for; it is imported, that is run,
+    only with `trust_code`.
+    """
+
+    def __init__(
+        self, config: ModelConfig, *, mask_folder: Path | None = None, trust_code: bool = False
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.mask: Mask = masks.parse(config.mask, folder=mask_folder, trust_code=trust_code)
+        self.recompute_activations = False  # trade a second forward pass for memory
+        self.embedding = TokenEmbedding(config)
+        self.blocks = nn.ModuleList(TransformerBlock(config, i) for i in range(config.n_layer))
+        self.final_norm = make_norm(config)
+        self.head = None if config.tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.position == "rope":
+            angles = torch.outer(
+                torch.arange(config.context_length, dtype=torch.float32), rotary_frequencies(config)
+            )
+            self.register_buffer("cos", angles.cos(), persistent=False)  # (context, D/2)
+            self.register_buffer("sin", angles.sin(), persistent=False)
+        self._block_masks: dict[tuple[int, int, torch.device], BlockMask] = {}
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Normal(0, 0.02), smaller where C > 768, so that untrained logits are near zero; biases 0.
+
+        Projections back into the residual stream are divided by sqrt(2 * n_layer), which keeps its
+        variance independent of depth (GPT-2, section 2.3).
+        """
+        std = 0.02 * min(1.0, math.sqrt(768 / self.config.n_embd))
+        for name, p in self.named_parameters():
+            if p.dim() == 1:
+                p.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+            elif name.endswith(("proj.weight", "down.weight")):
+                p.normal_(0.0, std / math.sqrt(2 * self.config.n_layer))
+            else:
+                p.normal_(0.0, std)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """Output matrix (V, C)."""
+        return self.embedding.token.weight if self.head is None else self.head.weight
+
+    def forward(
+        self,
+        ids: Tensor,
+        *,
+        mask: Mask | Tensor | None = None,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Logits (B, T, V) of ids (B, T) int64. The arguments are those of `hidden`."""
+        x = self.hidden(ids, mask=mask, positions=positions, documents=documents, cache=cache)
+        return F.linear(x, self.head_weight)
+
+    def hidden(
+        self,
+        ids: Tensor,
+        *,
+        mask: Mask | Tensor | None = None,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Vectors (B, T, C) after the final norm, from which `head_weight` makes logits.
+
+        mask: a Mask or a boolean or 0/1 tensor (T, T), (B, T, T), (B, H, T, T); default the
+        config's. positions: (B, T) or (T,), default 0..T-1, or what follows in the cache; negative
+        ones mark right padding. documents: (B, T) integers; a position sees its own document only.
+        Raises ValueError when a position lies outside the context, for a mask of another shape or
+        with other values, and for a cache under a mask that it cannot serve exactly.
+        """
+        B, T = ids.shape
+        limit = self.config.context_length
+        if cache is not None:
+            if documents is not None or isinstance(mask, Tensor):
+                raise ValueError("a cache serves Mask objects only, not documents or dense masks")
+            if positions is None:
+                positions = cache.next_positions(T)  # (B, T)
+        elif T > limit:
+            raise ValueError(
+                f"sequence of {T} tokens is longer than context_length {limit}: "
+                "cut the input or take a model with a longer context"
+            )
+        if positions is None:
+            positions = torch.arange(T, device=ids.device)  # (T,)
+        if cache is not None:
+            bias = self._cached_mask(mask or self.mask, positions, cache, limit)
+        else:
+            bias = self._mask(mask, documents, B, T, ids.device)
+        where = positions.clamp(min=0) if cache is not None else positions
+        x = self.embedding(ids, where)  # (B, T, C)
+        rotation = None
+        if self.config.position == "rope":
+            cos, sin = self.cos[where].unsqueeze(-2), self.sin[where].unsqueeze(-2)
+            dtype = torch.get_autocast_dtype(x.device.type) if self._autocast(x) else x.dtype
+            rotation = (cos.to(dtype), sin.to(dtype))  # ((B,) T, 1, D/2)
+        for block in self.blocks:
+            if self.recompute_activations and self.training:
+                x = checkpoint(block, x, rotation, bias, None, use_reentrant=False)
+            else:
+                x = block(x, rotation, bias, cache)
+        return self.final_norm(x)
+
+    @staticmethod
+    def _autocast(x: Tensor) -> bool:
+        return torch.is_autocast_enabled(x.device.type)
+
+    def _mask(
+        self,
+        mask: Mask | Tensor | None,
+        documents: Tensor | None,
+        B: int,
+        T: int,
+        device: torch.device,
+    ) -> Tensor | BlockMask | None:
+        """What `attend` takes: None (causal), booleans (B|1, H|1, T, T), or a BlockMask."""
+        H = self.config.n_head
+        if isinstance(mask, Tensor):
+            dense = masks.dense_mask(mask, B, H, T)
+            if documents is None:
+                return dense
+            at = torch.arange(T, device=device)
+            return dense & masks.documents(documents).dense(B, H, at, at)
+        mask = mask or self.mask
+        if documents is not None:
+            mask = mask & masks.documents(documents)
+        elif mask.is_plain_causal:
+            return None
+        # FlexAttention skips blocks that are wholly masked, but has no dropout.
+        if device.type == "cuda" and not (self.training and self.config.dropout):
+            if mask is not self.mask:
+                return mask.block_mask(B, H, T, device)
+            key = (B, T, device)
+            if key not in self._block_masks:
+                self._block_masks[key] = mask.block_mask(B, H, T, device)
+            return self._block_masks[key]
+        at = torch.arange(T, device=device)
+        return mask.dense(B, H, at, at)
+
+    def _cached_mask(
+        self, mask: Mask, positions: Tensor, cache: KVCache, limit: int
+    ) -> Tensor | None:
+        """Open the cache for these positions; booleans (B, H|1, T, S), None if all are seen."""
+        last = int(positions.max())
+        if last >= limit:
+            raise ValueError(
+                f"position {last} is outside context_length {limit}: keep the newest tokens only "
+                "and fill the cache again"
+            )
+        return cache.begin(positions, mask, self.config.n_head, limit)

@@ -1,0 +1,89 @@
+"""The sections of a configuration that every recipe shares."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from gptsmith.train import precision
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrainConfig(Section):
+    """Horizon, batch and arithmetic."""
+
+    steps: int | None = Field(None, ge=1)
+    """Horizon in optimizer steps. One of steps, tokens, epochs, seconds (default: 1 epoch)."""
+    tokens: int | None = Field(None, ge=1)
+    """Horizon in training tokens."""
+    epochs: float | None = Field(None, gt=0)
+    """Horizon in passes over the data."""
+    seconds: float | None = Field(None, gt=0)
+    """Horizon in wall-clock seconds from the start of the command; a resumed run then ends
+    elsewhere than an uninterrupted one."""
+    batch_size: int = Field(32, ge=1)
+    """Sequences that go through the model at once (micro-batch)."""
+    tokens_per_step: int | None = Field(None, ge=1)
+    """Tokens per optimizer step; micro-batches accumulate to it (default: one micro-batch)."""
+    seed: int = Field(0, ge=0)
+    """Of initial weights, sample order and dropout."""
+    precision: precision.Name = "auto"
+    """Number format of matrix products; auto takes what this machine does well and says why."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto compiles where it pays and says why."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads (default: PyTorch's choice, which is then recorded)."""
+    recompute_activations: bool = False
+    """Run each block again in the backward pass: less memory, a third more time."""
+    spike_sigmas: float = Field(8.0, ge=0)
+    """Skip a step whose loss jumps by so many standard deviations of the last 64; 0: never."""
+    max_skips: int = Field(10, ge=1)
+    """Stop after so many skipped steps in a row."""
+
+    @model_validator(mode="after")
+    def _one_horizon(self) -> TrainConfig:
+        given = [n for n in ("steps", "tokens", "epochs", "seconds") if getattr(self, n)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are both given: a run has one horizon")
+        return self
+
+
+class EvalConfig(Section):
+    """What is measured and shown while the model trains."""
+
+    every: int = Field(100, ge=0)
+    """Steps between evaluations; 0: at the end only."""
+    tokens: int | None = Field(200_000, ge=1)
+    """Validation tokens used while training; at the end all are."""
+    patience: int = Field(0, ge=0)
+    """Stop early after so many evaluations without a new best; 0: never."""
+    prompt: str = ""
+    """Beginning of the samples."""
+    sample_tokens: int = Field(120, ge=0)
+    """Length of the sample at each evaluation; 0: none."""
+
+
+class SaveConfig(Section):
+    """Checkpoints: always at step 0, at a new best, on SIGTERM or SIGINT, and at the end."""
+
+    every: int = Field(0, ge=0)
+    """Steps between checkpoints besides those; 0: by the clock only."""
+    seconds: float = Field(60.0, gt=0)
+    """At most so much work is lost."""
+    keep_last: int = Field(2, ge=1)
+    """Newest checkpoints kept, besides the best."""
+
+
+class MonitorConfig(Section):
+    """Where the metrics go besides metrics.jsonl, metrics.csv and curves.png."""
+
+    trackers: tuple[str, ...] = ("auto",)
+    """auto (TensorBoard if it is installed), none, tensorboard, wandb, mlflow, trackio."""
+    log_every: int = Field(10, ge=1)
+    """Steps between lines of metrics."""

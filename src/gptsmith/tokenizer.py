@@ -1,0 +1,372 @@
+"""Text to token ids and back: GPT-2's table, BPE trained here, characters, bytes, other files.
+
+One class and one form on disk, `tokenizer.json` of Hugging Face `tokenizers`, for every kind.
+`encode` treats its text as plain text, always: "<|end|>" typed by a user is seven characters and
+never the special id (transformers says split_special_tokens=True). Templates write special ids.
+"""
+
+import codecs
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer as Reference
+
+from gptsmith import bpe, files
+from gptsmith.tokenizer_json import (
+    ENDOFTEXT,
+    byte_level_text,
+    document_text,
+    find_gpt2,
+    read_tables,
+    recognize,
+    special_token,
+    tables_in,
+)
+
+SPECIAL_TOKENS = (ENDOFTEXT, "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+
+# What other tokenizers call the end of a document (Llama 3; Llama 2 and Mistral; Gemma).
+_ENDS = (ENDOFTEXT, "<|end_of_text|>", "</s>", "<eos>")
+
+Encoder = Callable[[Sequence[str]], list[np.ndarray]]
+
+
+class Tokenizer:
+    """An immutable tokenizer, made of the text of its tokenizer.json and pickled as that text.
+
+    kind            "gpt2", "bpe" (byte-level with GPT-2's split), "char", "byte" or "other"
+    vocab_size      ids are 0..vocab_size-1, special tokens included
+    special_tokens  {literal: id}
+    fingerprint     sha256 of the text of tokenizer.json
+    dtype           the smallest of uint16, uint32 that holds every id
+    """
+
+    def __init__(self, text: str, origin: str | Path = "tokenizer.json") -> None:
+        """ValueError naming `origin` if `text` is no tokenizer.json."""
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            place = f"{origin}, line {error.lineno}, column {error.colno}"
+            raise ValueError(f"{place}: not JSON ({error.msg})") from None
+        if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
+            raise ValueError(f'{origin}: not a tokenizer.json of `tokenizers` (no "model")')
+        self._text = text
+        self._origin = str(origin)
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        self.kind, self._merges = recognize(document)
+        if self.kind == "other":
+            added = self._reference.get_added_tokens_decoder()
+            special = {token.content: i for i, token in added.items() if token.special}
+            self._vocab: Mapping[str, int] = self._reference.get_vocab(with_added_tokens=True)
+        else:
+            special = {token["content"]: token["id"] for token in document["added_tokens"]}
+            self._vocab = document["model"]["vocab"] | special
+        self.special_tokens: dict[str, int] = dict(sorted(special.items(), key=lambda t: t[1]))
+        self.vocab_size = max(self._vocab.values()) + 1
+        self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+
+    @classmethod
+    def gpt2(cls, folder: str | Path | None = None) -> "Tokenizer":
+        """GPT-2's 50257 tokens, from encoder.json + vocab.bpe or vocab.json + merges.txt.
+
+        Without a folder: $GPTSMITH_DATA/gpt2_bpe, else the Hugging Face cache or Hub.
+        """
+        vocab_path, merges_path = tables_in(Path(folder)) if folder else find_gpt2()
+        vocab, merges = read_tables(vocab_path, merges_path)
+        tokenizer = cls(byte_level_text(vocab, merges), vocab_path)
+        if tokenizer.kind != "gpt2" or tokenizer.vocab_size != 50257:
+            raise ValueError(
+                f"{vocab_path}, {merges_path}: not GPT-2's tables ({len(vocab)} tokens and "
+                f"{len(merges)} merges, expected 50257 and 50000); for another tokenizer use load"
+            )
+        return tokenizer
+
+    @classmethod
+    def train_bpe(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """Byte-level BPE with GPT-2's split; <|endoftext|> is the last of at most vocab_size ids.
+
+        Fewer ids when the text has no further pair that occurs twice.
+        """
+        if vocab_size < 257:
+            raise ValueError(f"vocab_size {vocab_size} is below 257: 256 bytes and {ENDOFTEXT}")
+        vocab, merges = bpe.train(_not_empty(texts), vocab_size - 1)
+        return cls(byte_level_text(vocab | {ENDOFTEXT: len(vocab)}, merges))
+
+    @classmethod
+    def char(cls, texts: Iterable[str]) -> "Tokenizer":
+        """One id per character seen, in code point order, then <|endoftext|>."""
+        seen: set[str] = set()
+        for text in _not_empty(texts):
+            seen.update(text)
+        vocab = {character: i for i, character in enumerate(sorted(seen))}
+        # BPE without merges and without a split: `tokenizers` then cuts the text into characters
+        # and joins them again with nothing between, white space and all.
+        return cls(document_text(vocab, [], [(ENDOFTEXT, len(vocab))], None, {"type": "Fuse"}))
+
+    @classmethod
+    def byte(cls) -> "Tokenizer":
+        """The 256 bytes of UTF-8, each its own id, then <|endoftext|>."""
+        vocab = {character: byte for byte, character in enumerate(bpe.byte_alphabet())}
+        return cls(byte_level_text(vocab | {ENDOFTEXT: 256}, [], use_regex=False))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """A tokenizer.json, or the folder that holds it (or holds vocab.json and merges.txt)."""
+        path = Path(path)
+        if path.is_dir() and not (path / "tokenizer.json").exists():
+            vocab_path, merges_path = tables_in(path)
+            return cls(byte_level_text(*read_tables(vocab_path, merges_path)), vocab_path)
+        path = path / "tokenizer.json" if path.is_dir() else path
+        try:
+            return cls(path.read_bytes().decode(), path)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{path}: no such file; expected a tokenizer.json or the folder that holds one"
+            ) from None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, byte {error.start}: not UTF-8 ({error.reason})") from None
+
+    def save(self, path: str | Path) -> Path:
+        """Write tokenizer.json durably: to `path`, or into it if it is a folder."""
+        path = Path(path)
+        path = path / "tokenizer.json" if path.is_dir() else path
+        files.write_text(path, self._text)
+        return path
+
+    def to_json(self) -> str:
+        return self._text
+
+    @property
+    def eos_id(self) -> int:
+        """The id of <|endoftext|>, or of what a foreign tokenizer has in its place."""
+        for name in _ENDS:
+            if name in self.special_tokens:
+                return self.special_tokens[name]
+        raise ValueError(
+            f"{self._origin}: no {ENDOFTEXT} among its special tokens "
+            f"{list(self.special_tokens)}; append it with add_special_tokens"
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` as plain text; ValueError for a lone surrogate or an unknown character."""
+        return self.encode_array(text).tolist()
+
+    def encode_array(self, text: str) -> np.ndarray:
+        return self.encode_arrays([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [ids.tolist() for ids in self.encode_arrays(texts)]
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """One array of `dtype` per text. The quickest way: short texts share one call."""
+        try:
+            return [ids.astype(self.dtype, copy=False) for ids in self._encoder(texts)]
+        except UnicodeEncodeError:
+            _refuse_surrogates(texts)
+            raise
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of any ids, specials as their literals; bytes that are no UTF-8 become U+FFFD."""
+        if self._exact:
+            return self.decode_bytes(ids).decode("utf-8", errors="replace")
+        checked = self._checked(ids)
+        return self._reference.decode(checked, skip_special_tokens=False)
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of any sequence of ids; ValueError for an id outside the vocabulary."""
+        if not self._exact:
+            return self.decode(ids).encode()
+        pieces = self._pieces
+        return b"".join([pieces[i] for i in self._checked(ids)])
+
+    def stream(self) -> "TokenStream":
+        return TokenStream(self)
+
+    def add_special_tokens(self, names: Iterable[str]) -> "Tokenizer":
+        """A new tokenizer with `names` behind the present ids; those it has keep theirs."""
+        document = json.loads(self._text)
+        added, next_id = document.setdefault("added_tokens", []), self.vocab_size
+        for name in dict.fromkeys(names):
+            if not name or (name in self._vocab and name not in self.special_tokens):
+                raise ValueError(f"special token {name!r} is empty or an ordinary token already")
+            if name not in self.special_tokens:
+                added.append(special_token(name, next_id))
+                next_id += 1
+        tokenizer = Tokenizer(json.dumps(document, ensure_ascii=False), self._origin)
+        if tokenizer.vocab_size != next_id:
+            raise ValueError(
+                f"{self._origin}: its ids have gaps, so `tokenizers` would number new tokens from "
+                f"within; they cannot be appended at {self.vocab_size}"
+            )
+        return tokenizer
+
+    def token_bytes(self) -> np.ndarray:
+        """Bytes of text behind each id, int32 (V,); 0 for specials. For bits per byte."""
+        lengths = np.array([len(piece) for piece in self._pieces], np.int32)
+        lengths[list(self.special_tokens.values())] = 0
+        return lengths
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str, str]]:
+        return Tokenizer, (self._text, self._origin)
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(kind={self.kind!r}, vocab_size={self.vocab_size})"
+
+    @cached_property
+    def _reference(self) -> Reference:
+        """The stock library's own reading of the file: slower, and right for every file."""
+        try:
+            reference = Reference.from_str(self._text)
+        except Exception as error:  # the Rust side raises a bare Exception
+            raise ValueError(f"{self._origin}: `tokenizers` cannot read it ({error})") from None
+        reference.no_truncation()
+        reference.no_padding()
+        reference.encode_special_tokens = True
+        return reference
+
+    @cached_property
+    def _exact(self) -> bool:
+        """Whether each id stands for fixed bytes. Not so in foreign files that, for example,
+        drop the first space of a text (SentencePiece) or put spaces between words (BERT)."""
+        if self.kind != "other":
+            return True
+        return (json.loads(self._text).get("decoder") or {}).get("type") == "ByteLevel"
+
+    @cached_property
+    def _pieces(self) -> list[bytes]:
+        pieces = [b""] * self.vocab_size
+        for piece, i in self._vocab.items():
+            pieces[i] = piece.encode() if i in self._special_ids else self._bytes_of(piece)
+        return pieces
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(self.special_tokens.values())
+
+    def _bytes_of(self, piece: str) -> bytes:
+        if self.kind == "char":
+            return piece.encode()
+        if self._exact:
+            try:
+                return bpe.to_bytes(piece)
+            except KeyError:  # a token added as plain text, such as a run of spaces
+                return piece.encode()
+        if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+            return bytes([int(piece[3:5], 16)])  # SentencePiece's byte fallback
+        return piece.removeprefix("##").replace("▁", " ").encode()
+
+    def _checked(self, ids: Iterable[int]) -> list[int]:
+        numbers = ids.tolist() if isinstance(ids, np.ndarray) else [int(i) for i in ids]
+        if numbers and not (min(numbers) >= 0 and max(numbers) < self.vocab_size):
+            bad = next(i for i in numbers if not 0 <= i < self.vocab_size)
+            raise ValueError(f"token id {bad} is outside 0..{self.vocab_size - 1}")
+        return numbers
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        if self.kind == "char":
+            return self._encode_characters
+        if self.kind == "byte":
+            return lambda texts: [np.frombuffer(text.encode(), np.uint8) for text in texts]
+        vocab = {p: i for p, i in self._vocab.items() if p not in self.special_tokens}
+        # GPT-2's own table was recognized by its digest; a test holds it to the same condition.
+        ranked = self.kind == "gpt2" or (self.kind == "bpe" and bpe.is_ranked(vocab, self._merges))
+        if not ranked:
+            return self._encode_by_reference
+        fast = bpe.FastEncoder(bpe.ranks(vocab, self._merges))
+
+        def encode(texts: Sequence[str]) -> list[np.ndarray]:
+            if all(map(fast.takes, texts)):
+                return fast(texts)
+            return [
+                (fast if fast.takes(text) else self._encode_by_reference)([text])[0]
+                for text in texts
+            ]
+
+        return encode
+
+    def _encode_by_reference(self, texts: Sequence[str]) -> list[np.ndarray]:
+        _refuse_surrogates(texts)
+        encodings = self._reference.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.uint32) for encoding in encodings]
+
+    def _encode_characters(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [self._encode_one_by_one(text) for text in texts]
+
+    def _encode_one_by_one(self, text: str) -> np.ndarray:
+        points = np.frombuffer(text.encode("utf-32-le"), "<u4")
+        ids = self._id_of_point[np.minimum(points, len(self._id_of_point) - 1)]
+        if len(ids) and ids.min() < 0:
+            offset = int(np.argmin(ids))
+            raise ValueError(
+                f"character {text[offset]!r} at offset {offset} is not among the "
+                f"{len(self._vocab) - len(self.special_tokens)} of this tokenizer: make it from "
+                "a text that has it, or use a byte or bpe tokenizer"
+            )
+        return ids
+
+    @cached_property
+    def _id_of_point(self) -> np.ndarray:
+        """Id by code point, -1 for unseen ones; its last entry stands for all points above."""
+        points = {ord(c): i for c, i in self._vocab.items() if c not in self.special_tokens}
+        table = np.full(max(points) + 2, -1, np.int32)
+        table[list(points)] = list(points.values())
+        return table
+
+
+class TokenStream:
+    """Text of ids that come one at a time; no character is cut, and the sum equals decode(ids)."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._ids: list[int] = []
+        self._sent = ""
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain after this id; may be empty."""
+        if self._tokenizer._exact:
+            return self._utf8.decode(self._tokenizer.decode_bytes([token_id]))
+        self._ids.append(token_id)
+        text = self._tokenizer.decode(self._ids)
+        return "" if text.endswith("\ufffd") else self._send(text)
+
+    def flush(self) -> str:
+        """What is still held back at the end; the stream is then new again."""
+        if self._tokenizer._exact:
+            rest = self._utf8.decode(b"", final=True)
+            self._utf8.reset()
+            return rest
+        rest = self._send(self._tokenizer.decode(self._ids))
+        self._ids, self._sent = [], ""
+        return rest
+
+    def _send(self, text: str) -> str:
+        new = text[len(self._sent) :]
+        self._sent = text
+        return new
+
+
+def _not_empty(texts: Iterable[str]) -> Iterator[str]:
+    empty = True
+    for text in texts:
+        _refuse_surrogates([text])
+        empty = empty and not text
+        yield text
+    if empty:
+        raise ValueError("no text to make a tokenizer from: the sources are empty")
+
+
+def _refuse_surrogates(texts: Sequence[str]) -> None:
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"text has a lone surrogate U+{ord(text[error.start]):04X} at offset "
+                f'{error.start}, which no UTF-8 can hold: read the file with errors="replace"'
+            ) from None

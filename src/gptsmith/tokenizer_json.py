@@ -1,0 +1,151 @@
+"""The form of a tokenizer on disk: writing and recognizing tokenizer.json, finding GPT-2's tables.
+
+Every kind is a "BPE" model of Hugging Face `tokenizers`, so that the stock libraries open it:
+characters and bytes are BPE without a single merge.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from gptsmith import bpe, files
+
+ENDOFTEXT = "<|endoftext|>"
+
+_GPT2_MERGES = "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc0"
+_TABLES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+
+
+def recognize(document: dict[str, Any]) -> tuple[str, list[str]]:
+    """The kind and, for byte-level BPE, its merges as "left right". Judged by content alone."""
+    model, added = document["model"], document.get("added_tokens") or []
+    vocab, rules = model.get("vocab"), model.get("merges")
+    odd = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+    if (
+        model.get("type") != "BPE"
+        or any(model.get(key) for key in (*odd, "ignore_merges"))
+        or document.get("normalizer")
+        or not all(token.get("special") for token in added)
+        or not isinstance(vocab, dict)
+    ):
+        return "other", []
+    entries = vocab | {token["content"]: token["id"] for token in added}
+    if sorted(entries.values()) != list(range(len(entries))) or entries | vocab != entries:
+        return "other", []
+    own = vocab.keys() - {token["content"] for token in added}
+    pre, decoder = document.get("pre_tokenizer"), (document.get("decoder") or {}).get("type")
+    if pre is None:
+        characters = not rules and not model.get("unk_token") and all(len(c) == 1 for c in own)
+        return ("char" if characters and own and decoder == "Fuse" else "other"), []
+    alphabet = bpe.byte_alphabet()
+    byte_level = pre.get("type") == decoder == "ByteLevel" and not pre.get("add_prefix_space")
+    if not byte_level or not own.issuperset(alphabet):
+        return "other", []
+    merges = [rule if isinstance(rule, str) else " ".join(rule) for rule in rules]
+    if not merges and len(own) == 256 and all(vocab[c] == i for i, c in enumerate(alphabet)):
+        return "byte", []
+    if not pre.get("use_regex", True) or not all(own.issuperset(m.split(" ")) for m in merges):
+        return "other", []
+    digest = hashlib.sha256("\n".join(merges).encode()).hexdigest()
+    return ("gpt2" if digest == _GPT2_MERGES else "bpe"), merges
+
+
+def byte_level_text(vocab: dict[str, int], merges: list[str], use_regex: bool = True) -> str:
+    """The text of tokenizer.json for byte-level BPE; <|endoftext|> is special if `vocab` has it."""
+    special = [(ENDOFTEXT, vocab[ENDOFTEXT])] if ENDOFTEXT in vocab else []
+    level = _BYTE_LEVEL | {"use_regex": use_regex}
+    return document_text(vocab, merges, special, level, level)
+
+
+def document_text(
+    vocab: dict[str, int],
+    merges: list[str],
+    special: list[tuple[str, int]],
+    pre_tokenizer: dict[str, Any] | None,
+    decoder: dict[str, Any],
+) -> str:
+    """The text of tokenizer.json, written here so that no library version can change it."""
+    model = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+        "vocab": dict(sorted(vocab.items(), key=lambda item: item[1])),
+        "merges": merges,
+    }
+    document = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [special_token(name, i) for name, i in special],
+        "normalizer": None,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": None,
+        "decoder": decoder,
+        "model": model,
+    }
+    return json.dumps(document, ensure_ascii=False)
+
+
+def special_token(name: str, token_id: int) -> dict[str, Any]:
+    """One entry of "added_tokens"."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": token_id, "content": name, **flags, "special": True}
+
+
+def tables_in(folder: Path) -> tuple[Path, Path]:
+    """The vocabulary and merges files in `folder`, under either of their two names."""
+    for names in _TABLES:
+        if all((folder / name).is_file() for name in names):
+            return folder / names[0], folder / names[1]
+    raise FileNotFoundError(
+        f"{folder}: no tokenizer here; expected tokenizer.json, or encoder.json and vocab.bpe, "
+        "or vocab.json and merges.txt"
+    )
+
+
+def find_gpt2() -> tuple[Path, Path]:
+    """GPT-2's two files: $GPTSMITH_DATA/gpt2_bpe, else the Hugging Face cache, else the Hub."""
+    data = os.environ.get("GPTSMITH_DATA")
+    if data and (Path(data) / "gpt2_bpe").is_dir():
+        return tables_in(Path(data) / "gpt2_bpe")
+    try:
+        from huggingface_hub import hf_hub_download
+
+        vocab, merges = (hf_hub_download("openai-community/gpt2", n) for n in _TABLES[1])
+    except Exception as error:  # not installed, no network, no account, a full disk ...
+        raise ValueError(
+            "GPT-2's tokenizer is neither in $GPTSMITH_DATA/gpt2_bpe nor in the Hugging Face cache"
+            f" nor on the Hub ({type(error).__name__}): put its encoder.json and vocab.bpe into a"
+            " folder gpt2_bpe and set GPTSMITH_DATA to the folder above it"
+        ) from None
+    return Path(vocab), Path(merges)
+
+
+def read_tables(vocab_path: Path, merges_path: Path) -> tuple[dict[str, int], list[str]]:
+    """Vocabulary {piece: id} and merges ["left right", ...] from encoder.json and vocab.bpe.
+
+    ValueError naming file and line when one of them is malformed.
+    """
+    vocab = files.read_json(vocab_path)
+    if not isinstance(vocab, dict) or not all(type(i) is int for i in vocab.values()):
+        raise ValueError(f"{vocab_path}: expected one JSON object {{token: id}}")
+    merges = []
+    for number, line in enumerate(merges_path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        left, space, right = line.rstrip("\r").partition(" ")
+        if not (left and space and right) or " " in right:
+            raise ValueError(f"{merges_path}, line {number}: expected two tokens, got {line!r}")
+        for piece in (left, right, left + right):
+            if piece not in vocab:
+                raise ValueError(f"{merges_path}, line {number}: {piece!r} is not in {vocab_path}")
+        merges.append(f"{left} {right}")
+    return vocab, merges

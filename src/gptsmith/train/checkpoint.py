@@ -1,0 +1,241 @@
+"""Resumable state on disk: a checkpoint is complete and verified, or it is not a candidate.
+
+    checkpoints/step-000500/
+      model.safetensors  optimizer.safetensors ...   one file per group of tensors
+      state.json                                     everything that is no tensor
+      manifest.json                                  step, sizes and sha256; written last
+
+A save fills `step-000500.tmp-xxxxxxxx` and renames it. A folder that has its manifest is therefore
+complete even under its temporary name, so that replacing a checkpoint has no moment without one.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gptsmith.files import read_json, sha256, sync, write_json
+
+MANIFEST, STATE = "manifest.json", "state.json"
+_NAME = re.compile(r"step-(\d{6,})(\.tmp-[0-9a-f]{8})?")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint folder."""
+
+    path: Path
+    step: int
+
+    def load(self, name: str) -> dict[str, Tensor]:
+        """The group of tensors saved under `name`, on the CPU."""
+        return load_tensors(self.path / f"{name}.safetensors")
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return read_json(self.path / STATE)
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file, not yet durable (see files.atomic_path).
+
+    `metadata` goes into its header. Two names for one tensor are refused by safetensors: pass
+    tied weights once.
+    """
+    path.touch()
+    mode = path.stat().st_mode  # what the umask says; safetensors would leave 0600
+    try:
+        owned = {name: _own(tensor) for name, tensor in tensors.items()}
+        save_file(owned, path, {"format": "pt", **(metadata or {})})
+    except SafetensorError as error:
+        if cause := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(cause[1]), os.strerror(int(cause[1])), str(path)) from None
+        raise
+    path.chmod(mode)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """On the CPU, contiguous, and with a storage of its own where it was a part of a larger one."""
+    tensor = tensor.detach().cpu().contiguous()
+    whole = tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if whole else tensor.clone()
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file. ValueError naming the file when it is damaged."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def save(
+    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]
+) -> Path:
+    """Write folder/step-NNNNNN durably and return it; one that stands there is replaced.
+
+    `tensors` maps a group ("model", "optimizer", "rng") to its named tensors; `state` is JSON.
+    Killed at any moment, the folder holds the checkpoints from before, or those and this one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final = _path(folder, step)
+    temporary = _aside(final)
+    temporary.mkdir()
+    try:
+        for group, named in tensors.items():
+            save_tensors(temporary / f"{group}.safetensors", named)
+        (temporary / STATE).write_text(json.dumps(state, indent=2, ensure_ascii=False) + "\n")
+        entries = {}
+        for file in sorted(temporary.iterdir()):
+            sync(file)
+            entries[file.name] = {"size": file.stat().st_size, "sha256": sha256(file)}
+        write_json(temporary / MANIFEST, {"step": step, "files": entries})  # syncs the names too
+        if final.exists():
+            _remove(final)
+        temporary.rename(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync(folder)
+    return final
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps of which there is a checkpoint, good or damaged, ascending."""
+    return sorted({step for step, _ in _candidates(folder)})
+
+
+def find(folder: Path, which: Literal["last"] | int = "last") -> tuple[Checkpoint, list[str]]:
+    """The newest good checkpoint, or that of one step, and what is damaged in newer ones.
+
+    Raises FileNotFoundError when there is none at all, ValueError when every one is damaged or
+    the step asked for is damaged or absent; each names what is there.
+    """
+    candidates = _candidates(folder)
+    if not candidates:
+        raise FileNotFoundError(f"no checkpoint in {folder}")
+    there = steps(folder)
+    if which != "last" and which not in there:
+        raise ValueError(f"no checkpoint of step {which} in {folder}: there is {_list(there)}")
+    damage: list[str] = []
+    for step, path in candidates:
+        if which not in ("last", step):
+            continue
+        wrong = verify(path, step)
+        if wrong is None:
+            return Checkpoint(path, step), damage
+        damage.append(f"checkpoint of step {step} is damaged: {wrong}")
+    if which != "last":
+        others = [step for step in there if step != which]
+        raise ValueError("; ".join(damage) + f" (other checkpoints: {_list(others)})")
+    raise ValueError(f"every checkpoint in {folder} is damaged: " + "; ".join(damage))
+
+
+def verify(path: Path, step: int) -> str | None:
+    """What is wrong with a checkpoint folder, naming the file; None when it is whole."""
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        return f"{manifest} is missing"
+    try:
+        content = read_json(manifest)
+        recorded = content["step"]
+        files = {
+            str(name): (int(entry["size"]), str(entry["sha256"]))
+            for name, entry in content["files"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        return f"{manifest} is unreadable ({type(error).__name__}: {error})"
+    if recorded != step:
+        return f"{manifest} says step {recorded}"
+    if STATE not in files:
+        return f"{manifest} does not list {STATE}"
+    for name, (size, digest) in files.items():
+        file = path / name
+        try:
+            found = file.stat().st_size
+            if found != size:
+                return f"{file} has {found:,} bytes instead of {size:,}"
+            if sha256(file) != digest:
+                return f"{file} does not have the sha256 that was recorded"
+        except FileNotFoundError:
+            return f"{file} is missing"
+        except OSError as error:
+            return f"{file} cannot be read ({error.strerror})"
+    return None
+
+
+def prune(folder: Path, keep_last: int, keep: set[int]) -> None:
+    """Remove all but the newest `keep_last` checkpoints and those of the steps in `keep`."""
+    assert keep_last >= 1, keep_last
+    for step in [step for step in steps(folder) if _path(folder, step).exists()][:-keep_last]:
+        if step not in keep:
+            _remove(_path(folder, step))
+
+
+def clean(folder: Path, after: int | None = None) -> None:
+    """Tidy up after killed saves; only under the run's lock.
+
+    A save that was complete gets its name, others are removed. After a resume from step `after`,
+    later checkpoints (damaged, or of an abandoned course) go too: else `prune` would count them
+    as the newest.
+    """
+    if not folder.is_dir():
+        return
+    for path in list(folder.iterdir()):
+        match = _NAME.fullmatch(path.name)
+        if match is None or not path.is_dir():
+            continue
+        step = int(match[1])
+        if after is not None and step > after:
+            _remove(path)
+        elif match[2]:
+            final = _path(folder, step)
+            if not final.exists() and verify(path, step) is None:
+                path.rename(final)
+            else:
+                _remove(path)
+    sync(folder)
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}"
+
+
+def _aside(final: Path) -> Path:
+    return final.with_name(f"{final.name}.tmp-{secrets.token_hex(4)}")
+
+
+def _remove(path: Path) -> None:
+    """Without a moment in which half of it stands under its name or passes for complete."""
+    if ".tmp-" not in path.name:
+        path = path.rename(_aside(path))
+    (path / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(path)
+
+
+def _candidates(folder: Path) -> list[tuple[int, Path]]:
+    """Newest first, final names before temporary ones; temporary ones only with a manifest."""
+
+    def named() -> Iterator[tuple[int, Path]]:
+        for path in sorted(folder.iterdir()):
+            match = _NAME.fullmatch(path.name)
+            if match and path.is_dir() and (not match[2] or (path / MANIFEST).exists()):
+                yield int(match[1]), path
+
+    # Python's sort is stable, and "step-000500" sorts before "step-000500.tmp-..."
+    return sorted(named(), key=lambda found: -found[0]) if folder.is_dir() else []
+
+
+def _list(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers)) or "none"

@@ -1,0 +1,48 @@
+"""Whether torch.compile pays for a run, and why."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+import torch
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Compiling takes 20 to 60 s on a CPU and then saves about a quarter of a step (docs/log.md).
+_WORTH_SECONDS = 300
+_FLOPS_PER_THREAD = 60e9  # of eager training, a cautious round number
+
+
+def decide(
+    wanted: Literal["auto", "on", "off"], device: torch.device, flops: float, seconds: float | None
+) -> tuple[bool, str]:
+    """Whether to compile, and the reason in words.
+
+    flops: of the whole run; seconds: its length, if the clock limits it. Raises ValueError for
+    `on` without a C++ compiler on a CPU.
+    """
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if wanted == "off":
+        return False, "asked for"
+    if wanted == "on":
+        if device.type == "cpu" and not compiler:
+            raise ValueError("train.compile on needs a C++ compiler (g++): install one or say auto")
+        return True, "asked for"
+    if device.type == "cuda":
+        return True, "kernels are fused on a GPU"
+    if device.type != "cpu":
+        return False, f"not tried on {device.type}"
+    if not compiler:
+        return False, "no C++ compiler (g++) here"
+    estimate = seconds or flops / (_FLOPS_PER_THREAD * torch.get_num_threads())
+    if estimate < _WORTH_SECONDS:
+        return False, f"about {estimate:,.0f} s of work: compiling would not pay"
+    return True, f"about {estimate:,.0f} s of work: fused kernels repay the minute of compiling"
+
+
+def compiled(function: F) -> F:
+    """torch.compile with fixed shapes and no timing-driven choices: a resumed run, in a new
+    process, must get the very same kernels."""
+    return torch.compile(function, dynamic=False)  # type: ignore[return-value]

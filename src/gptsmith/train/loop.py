@@ -1,0 +1,160 @@
+"""The training step, shared by every recipe: a generator that yields after each optimizer step.
+
+A recipe is a `for` over it; what happens between steps (logging, evaluation, saving) is there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from gptsmith.train import distributed
+from gptsmith.train.loss import IGNORE, Batch
+from gptsmith.train.optim import Optimizer
+from gptsmith.train.precision import Precision
+
+Loss = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
+
+
+class Diverged(ValueError):
+    """Too many steps in a row had to be skipped."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step did. `step` counts from 1; `loss` is the mean per scored token."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens: int  # that the step read, over all ranks
+    skipped: str = ""  # why the weights were left alone, naming the batch; empty: they moved
+
+
+@dataclass
+class Guard:
+    """Skips steps whose loss or gradient is not finite or jumps out of the recent losses.
+
+    A jump is more than `sigmas` standard deviations above the mean of the last 64 losses, and by
+    a nat at least. `patience` skipped steps in a row end the run: Diverged names the batch.
+    """
+
+    sigmas: float = 8.0
+    patience: int = 10
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=64))
+    skipped: int = 0
+    in_a_row: int = 0
+
+    def check(self, step: int, loss: float, grad_norm: float, names: Sequence[str]) -> str:
+        """Why this step must be skipped, or an empty string."""
+        reason = ""
+        if not math.isfinite(loss) or not math.isfinite(grad_norm):
+            reason = f"loss {loss:.4g}, gradient norm {grad_norm:.4g}"
+        elif self.sigmas and len(self.recent) == 64:
+            mean = sum(self.recent) / 64
+            std = math.sqrt(sum((x - mean) ** 2 for x in self.recent) / 64)
+            if loss > mean + max(1.0, self.sigmas * std):
+                reason = f"loss {loss:.4g} jumped from {mean:.4g}"
+        if not reason:
+            self.in_a_row = 0
+            self.recent.append(loss)
+            return ""
+        self.skipped += 1
+        self.in_a_row += 1
+        reason = f"step {step} skipped: {reason} in {', '.join(names)}"
+        if self.in_a_row >= self.patience:
+            raise Diverged(
+                f"{reason}; {self.in_a_row} steps in a row were skipped, so training stops: "
+                "lower --optim.learning-rate, look at these samples, or try --train.precision fp32"
+            )
+        return reason
+
+    def state(self) -> dict[str, object]:
+        return {"recent": list(self.recent), "skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load(self, state: dict) -> None:
+        self.recent.extend(state["recent"])
+        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+
+
+def train_steps(
+    model: nn.Module,
+    loss: Loss,
+    batches: Callable[[int], Sequence[Batch]],
+    optimizer: Optimizer,
+    *,
+    learning_rate: Callable[[int], float],
+    precision: Precision,
+    clip: float,
+    seed: int,
+    first_step: int = 0,
+    guard: Guard | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+) -> Iterator[Step]:
+    """Train for ever; the caller breaks out.
+
+    batches(step) gives this rank's micro-batches of a step, as a pure function of the step; so
+    does learning_rate. The gradient is that of the mean over all scored tokens of the step, over
+    all micro-batches and ranks: a mean of per-micro-batch means is another number as soon as
+    targets are masked. Random numbers (dropout) are a function of seed, step and micro-batch, so
+    a resumed run draws the same. fp16 wants a scaler.
+    """
+    guard = guard or Guard()
+    device = next(model.parameters()).device
+    params = [p for p in model.parameters() if p.requires_grad]
+    step = first_step
+    while True:
+        model.train()
+        micro = batches(step)
+        scored = distributed.sum_over_ranks(sum_targets(micro))
+        total = torch.zeros((), device=device)
+        optimizer.zero_grad()
+        for i, batch in enumerate(micro):
+            torch.manual_seed(mix(seed, step, i, distributed.rank()))
+            with precision.autocast():
+                summed, _ = loss(model, batch.to(device))
+            value = summed / scored
+            (scaler.scale(value) if scaler else value).backward()
+            total += value.detach()
+        if scaler:
+            for each in optimizer.optimizers:
+                scaler.unscale_(each)
+        for p in params:
+            if p.grad is not None:
+                distributed.sum_over_ranks(p.grad)
+        norm = nn.utils.clip_grad_norm_(params, clip or math.inf)
+        mean = float(distributed.sum_over_ranks(total))
+        rate = learning_rate(step)
+        # A scaler meets overflow by design and lowers its scale: that is no bad batch.
+        overflow = scaler is not None and math.isfinite(mean) and not math.isfinite(float(norm))
+        bad = "" if overflow else guard.check(step, mean, float(norm), [b.name for b in micro])
+        if not bad and not overflow:
+            optimizer.set_learning_rate(rate)
+            optimizer.step()
+        if scaler:
+            scaler.update()
+        tokens = sum(b.inputs.numel() for b in micro) * distributed.world_size()
+        step += 1
+        yield Step(step, mean, float(norm), rate, tokens, bad)
+
+
+def sum_targets(micro: Sequence[Batch]) -> Tensor:
+    """Number of scored tokens of the micro-batches, at least 1."""
+    return sum(((b.targets != IGNORE).sum() for b in micro), torch.tensor(0)).clamp(min=1)
+
+
+def mix(*numbers: int) -> int:
+    """One 63-bit seed from several numbers, different in any of them (splitmix64's finaliser)."""
+    x = 0
+    for n in numbers:
+        x = (x + n + 0x9E3779B97F4A7C15) & (2**64 - 1)
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+        x ^= x >> 31
+    return x >> 1

@@ -1,0 +1,210 @@
+"""AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest.
+
+Muon: Jordan et al. 2024 (kellerjordan.github.io/posts/muon); the update is scaled to the RMS of
+AdamW's, 0.2 * sqrt(max(rows, columns)), so that both share one learning rate and weight decay
+(Liu et al. 2025, "Muon is scalable for LLM training", section 2.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+# Quintic iterations x <- a x + b (x x') x + c (x x')^2 x that push all singular values of a matrix
+# towards 1, the best polynomial at each step given the interval that the one before left, from
+# "The Polar Express" (Amsel et al. 2025), for l = 1e-3 and with their safety factor.
+_POLAR = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+
+
+class OptimConfig(BaseModel):
+    """Optimizer and learning rate."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["muon", "adamw"] = "muon"
+    """Muon for the matrices inside the blocks (AdamW for the rest), or AdamW for everything."""
+    learning_rate: float = Field(3e-3, gt=0)
+    """Peak learning rate."""
+    embedding_rate: float = Field(1.0, gt=0)
+    """Factor of the learning rate for what is not a matrix inside a block (embeddings, norms)."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled, on matrices only."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    momentum: float = Field(0.95, ge=0, lt=1)
+    """Muon's Nesterov momentum."""
+    clip: float = Field(1.0, ge=0)
+    """Largest norm of the whole gradient; 0 switches clipping off."""
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    warmup_steps: int = Field(20, ge=0)
+    final_rate: float = Field(0.05, ge=0, le=1)
+    """Share of the peak learning rate that is left at the end."""
+    decay_fraction: float = Field(0.3, gt=0, le=1)
+    """wsd: the last share of the run, over which the rate falls."""
+
+
+@torch.no_grad()
+def orthogonalize(x: Tensor) -> Tensor:
+    """Nearest (semi-)orthogonal matrix of each matrix in x (N, rows, columns), approximately.
+
+    bfloat16 where the device multiplies it fast; the iteration tolerates it (Jordan et al. 2024).
+    """
+    wide = x.shape[-2] <= x.shape[-1]
+    x = x if wide else x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-7)
+    for a, b, c in _POLAR:
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if wide else x.mT
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised, for matrices (rows, columns).
+
+    splits: parameter -> row counts of the matrices fused in it (q, k and v are three matrices in
+    one); each is orthogonalised alone. Matrices of one shape go through the iteration together.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        *,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        splits: Mapping[nn.Parameter, tuple[int, ...]],
+        dtype: torch.dtype,
+    ) -> None:
+        defaults = dict(lr=lr, momentum=momentum, weight_decay=weight_decay)
+        super().__init__(params, defaults)
+        self.splits = splits
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            grads = [p.grad for p in params]
+            for p in params:
+                if not self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            buffers = [self.state[p]["momentum"] for p in params]
+            mu = group["momentum"]
+            torch._foreach_lerp_(buffers, grads, 1 - mu)
+            updates = torch._foreach_lerp(grads, buffers, mu)  # Nesterov
+            shapes: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+            for p, update in zip(params, updates, strict=True):
+                rows = self.splits.get(p, (p.shape[0],))
+                for part, target in zip(update.split(rows), p.split(rows), strict=True):
+                    shapes.setdefault(tuple(part.shape), []).append((part, target))
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            for shape, pairs in shapes.items():
+                stack = torch.stack([part for part, _ in pairs]).to(self.dtype)
+                rate = group["lr"] * 0.2 * max(shape) ** 0.5
+                deltas = orthogonalize(stack).float().unbind()
+                torch._foreach_add_([target for _, target in pairs], deltas, alpha=-rate)
+
+
+class Optimizer:
+    """The optimizers of one model behind one step, with their state as named tensors."""
+
+    def __init__(self, model: nn.Module, config: OptimConfig, device_type: str) -> None:
+        self.names = {p: name for name, p in model.named_parameters() if p.requires_grad}
+        inside = {
+            p: n
+            for p, n in self.names.items()
+            if config.kind == "muon" and p.dim() == 2 and n.startswith("blocks.")
+        }
+        rest = [p for p in self.names if p not in inside]
+        groups: list[dict[str, Any]] = [
+            dict(params=[p for p in rest if p.dim() >= 2], weight_decay=config.weight_decay),
+            dict(params=[p for p in rest if p.dim() < 2], weight_decay=0.0),
+        ]
+        factor = config.embedding_rate if inside else 1.0
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(
+                [dict(g, factor=factor) for g in groups if g["params"]],
+                lr=config.learning_rate,
+                betas=(config.beta1, config.beta2),
+                fused=device_type in ("cpu", "cuda", "mps"),
+            )
+        ]
+        if inside:
+            muon = Muon(
+                inside,
+                lr=config.learning_rate,
+                momentum=config.momentum,
+                weight_decay=config.weight_decay,
+                splits={p: split for p, n in inside.items() if (split := fused_rows(model, n, p))},
+                dtype=torch.bfloat16 if _fast_bf16(device_type) else torch.float32,
+            )
+            self.optimizers.append(muon)
+
+    def set_learning_rate(self, rate: float) -> None:
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group.get("factor", 1.0)
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """`PARAMETER|FIELD` -> tensor, all that a resumed run needs."""
+        return {
+            f"{self.names[p]}|{field}": value
+            for optimizer in self.optimizers
+            for p, state in optimizer.state.items()
+            for field, value in state.items()
+        }
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `state_tensors`; ValueError if a parameter's state has another shape."""
+        by_name = {name: p for p, name in self.names.items()}
+        owner = {
+            p: o for o in self.optimizers for group in o.param_groups for p in group["params"]
+        }
+        for key, value in tensors.items():
+            name, _, field = key.rpartition("|")
+            p = by_name.get(name)
+            if p is None or (value.dim() and value.shape != p.shape):
+                raise ValueError(
+                    f"optimizer state {key!r} {tuple(value.shape)} fits no parameter of this model"
+                )
+            # A step count stays where it is (AdamW keeps it on the CPU unless fused on a GPU).
+            fused = owner[p].defaults.get("fused")
+            device = p.device if value.dim() or fused else torch.device("cpu")
+            owner[p].state[p][field] = value.to(device)
+
+
+def fused_rows(model: nn.Module, name: str, p: nn.Parameter) -> tuple[int, ...] | None:
+    """Row counts of the matrices that are fused in the parameter called `name`, if any."""
+    owner = model.get_submodule(name.rpartition(".")[0])
+    parent = model.get_submodule(name.rpartition(".")[0].rpartition(".")[0])
+    if name.endswith("qkv.weight"):
+        H, K, D = parent.H, parent.K, parent.D
+        assert owner.weight is p
+        return (H * D, K * D, K * D)  # type: ignore[operator]
+    if name.endswith("gate_up.weight"):
+        return (p.shape[0] // 2, p.shape[0] // 2)
+    return None
+
+
+def _fast_bf16(device_type: str) -> bool:
+    from gptsmith.train.precision import cpu_bf16
+
+    return device_type == "cuda" or (device_type == "cpu" and cpu_bf16())

@@ -1,0 +1,139 @@
+"""curves.png: losses over steps (and tokens), learning rate below."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptsmith.files import atomic_path
+
+INK, GRID, TRAIN, VAL, RATE = "#333333", "#e4e4e4", "#2f6db3", "#d9541e", "#3a8a5f"
+STEPS = [1, 2, 2.5, 5, 10]  # distances of the ticks, times a power of ten
+
+
+def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Draw rows of metrics.csv (dicts; absent or None where nothing was measured) as a PNG.
+
+    About 0.3 s, and as much again to import matplotlib on the first call. pyplot stays out: its
+    figures are global state, and it looks for a window system.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    figure = Figure(figsize=(8, 5.4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    for axes in (losses, rates):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color("#999999")
+        axes.tick_params(colors=INK, labelsize=9, width=0.6)
+        axes.grid(color=GRID, linewidth=0.7)
+        axes.set_axisbelow(True)
+
+    steps, train = _series(rows, "train_loss")
+    at, val = _series(rows, "val_loss")
+    if len(steps) >= 40:  # single batches are noisy: show them faintly, and their trend
+        losses.plot(steps, train, color=TRAIN, alpha=0.28, linewidth=0.8)
+        trend = _smooth(train)
+        losses.plot(steps, trend, color=TRAIN, linewidth=1.8, label="train (smoothed)")
+    elif len(steps):
+        losses.plot(steps, train, color=TRAIN, linewidth=1.8, marker=".", label="train")
+    if len(at):
+        losses.plot(at, val, color=VAL, linewidth=1.8, marker="o", markersize=3.5, label="val")
+        best = int(np.argmin(val))
+        last = best == len(val) - 1
+        losses.annotate(
+            f"{val[best]:.3f}" if last else f"best {val[best]:.3f}",
+            (at[best], val[best]),
+            (4, 8) if last else (0, 8),
+            textcoords="offset points",
+            ha="right" if last else "center",
+            color=VAL,
+            fontsize=9,
+            fontweight="bold",
+        )
+    if len(steps) or len(at):
+        losses.legend(frameon=False, fontsize=9, labelcolor=INK)
+        losses.set_ylim(*_limits(np.concatenate([train, val])))
+    losses.set_ylabel("loss (nats per token)", color=INK, fontsize=9)
+    losses.yaxis.set_major_locator(MaxNLocator(7))
+    losses.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold", pad=10)
+
+    steps, rate = _series(rows, "learning_rate")
+    rates.plot(steps, rate, color=RATE, linewidth=1.5)
+    rates.set_ylim(bottom=0)
+    rates.set_ylabel("learning rate", color=INK, fontsize=9)
+    rates.yaxis.set_major_locator(MaxNLocator(3))
+    rates.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    rates.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=STEPS))
+    rates.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    rates.set_xlabel("step", color=INK, fontsize=9)
+    end = max((row["step"] for row in rows), default=0) or 1
+    rates.set_xlim(-0.012 * end, 1.02 * end)
+
+    steps, tokens = _series(rows, "tokens")
+    if len(steps) > 1 and tokens[-1] > tokens[0] and (np.diff(tokens) > 0).all():
+        # Tokens over steps are a straight line or nearly so; beyond its ends it goes on as such.
+        def to_tokens(x: np.ndarray) -> np.ndarray:
+            return _line(x, steps, tokens)
+
+        def to_steps(x: np.ndarray) -> np.ndarray:
+            return _line(x, tokens, steps)
+
+        top = losses.secondary_xaxis("top", functions=(to_tokens, to_steps))
+        top.spines["top"].set_visible(False)
+        top.tick_params(colors="#777777", labelsize=8, length=0, pad=1)
+        top.xaxis.set_major_locator(MaxNLocator(6, steps=STEPS))
+        top.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
+
+
+def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the rows that have a finite `name`."""
+    points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    array = np.array(points, dtype=np.float64).reshape(-1, 2)
+    return array[:, 0], array[:, 1]
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Mean over a centred window of a fortieth of the points; narrower, and at the end one-sided,
+    where there are fewer."""
+    half = max(1, len(values) // 80)
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    reach = np.minimum(half, index)
+    start, stop = index - reach, np.minimum(index + reach + 1, len(values))
+    return (total[stop] - total[start]) / (stop - start)
+
+
+def _limits(values: np.ndarray) -> tuple[float, float]:
+    """The whole range, unless the steep start would press the rest flat: then its upper part is
+    cut, at most a half, down to five times the spread of the later two thirds."""
+    low, high = float(values.min()), float(values.max())
+    late = values[len(values) // 3 :]
+    spread = float(np.quantile(late, 0.98)) - low
+    high = min(high, low + max(5 * spread, 0.5 * (high - low)))
+    margin = 0.06 * (high - low) or 0.1
+    return low - margin, high + margin
+
+
+def _line(x: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
+    """Linear interpolation that goes on with the mean slope outside."""
+    x = np.asarray(x, dtype=np.float64)
+    slope = (ys[-1] - ys[0]) / (xs[-1] - xs[0])
+    inside = np.interp(x, xs, ys)
+    return inside + slope * (np.minimum(x - xs[0], 0) + np.maximum(x - xs[-1], 0))
+
+
+def _short(tokens: float) -> str:
+    """12,345,678 as 12.3M; 0 as "0 tokens", the axis has no other label."""
+    if tokens <= 0:
+        return "0 tokens" if tokens == 0 else ""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if tokens >= size:
+            return f"{tokens / size:.3g}{letter}"
+    return f"{tokens:.0f}"

@@ -1,0 +1,77 @@
+"""In which number format a device trains best, and why."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Name = Literal["auto", "fp32", "bf16", "fp16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Weights, gradients and optimizer stay fp32; matrix products run in `dtype` (autocast)."""
+
+    name: str
+    device_type: str
+    reason: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return _DTYPES[self.name]
+
+    def autocast(self) -> AbstractContextManager[object]:
+        if self.name == "fp32":
+            return nullcontext()
+        # Weights change once a step: caching their casts across calls would only hold memory.
+        return torch.autocast(self.device_type, self.dtype)
+
+
+def cpu_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (others emulate it, slower than fp32)."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def choose(name: Name, device: torch.device) -> Precision:
+    """The wanted format, or for `auto` the fastest that is safe on this device.
+
+    Raises ValueError for a format that the device lacks.
+    """
+    kind = device.type
+    if name == "auto":
+        if kind == "cuda":
+            if torch.cuda.get_device_capability(device) >= (8, 0):
+                return Precision("bf16", kind, "the GPU has bfloat16 tensor cores")
+            return Precision("fp16", kind, "the GPU has no bfloat16: fp16 with loss scaling")
+        if kind == "cpu" and cpu_bf16():
+            return Precision("bf16", kind, "the CPU multiplies bfloat16 in hardware")
+        what = "the CPU has neither avx512_bf16 nor AMX" if kind == "cpu" else f"{kind} is safest so"
+        return Precision("fp32", kind, what)
+    if name == "fp16" and kind == "cpu":
+        raise ValueError("precision fp16 is for GPUs: take fp32, bf16 or auto on a CPU")
+    reason = "asked for"
+    if name == "bf16" and kind == "cpu" and not cpu_bf16():
+        reason += "; without avx512_bf16 or AMX this CPU emulates it, fp32 is faster"
+    return Precision(name, kind, reason)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps` as a device; ValueError if it is not there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"no device {name!r}: choose auto, cpu, cuda, cuda:N or mps") from None
+    missing = (device.type == "cuda" and not torch.cuda.is_available()) or (
+        device.type == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing or device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device {name!r} is not available here: choose cpu or auto")
+    return device

@@ -1,0 +1,25 @@
+"""What every test may lean on."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Two cores are the machine this suite is timed on. Set before torch and its OpenMP start, so that
+# the processes that tests start keep it too.
+os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+# No test may reach the network or an account, whatever the user's machine is logged into.
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", WANDB_MODE="offline")
+# Figures are drawn to files, never to a window.
+os.environ["MPLBACKEND"] = "Agg"
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets; without one the test is skipped and says so."""
+    folder = Path(os.environ.get("GPTSMITH_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("no real data: set GPTSMITH_DATA")
+    return folder

@@ -1,0 +1,201 @@
+"""The command: what it prints, how it ends, how it complains. Real processes where it matters."""
+
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+import gptsmith
+from gptsmith import cli
+
+GPTSMITH = [sys.executable, "-m", "gptsmith"]
+
+
+def run(*argv: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*GPTSMITH, *argv], capture_output=True, text=True, **options)
+
+
+def complaint(done: subprocess.CompletedProcess[str]) -> str:
+    """The single line on stderr of a command that refused its input."""
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr.rstrip("\n")
+
+
+def test_help_names_every_verb_and_every_verb_is_there() -> None:
+    text = run("--help").stdout
+    assert re.findall(r"^  (\w+) {2,}\S", text, re.MULTILINE) == list(cli.VERBS)
+    assert run().stdout == run("help").stdout == run("-h").stdout == text
+    for target, _ in cli.VERBS.values():
+        module, _, name = target.partition(":")
+        assert callable(getattr(import_module(module), name))
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_explains_itself(verb: str) -> None:
+    done = run(verb, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"gptsmith {verb}" in done.stdout.partition("\n")[0]
+
+
+def test_help_is_instant() -> None:
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        assert run("--help").returncode == 0
+        seconds.append(time.perf_counter() - start)
+    assert statistics.median(seconds) < 0.3
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"gptsmith {gptsmith.__version__}\n"
+
+
+def test_the_console_script_is_the_same_command() -> None:
+    script = Path(sys.executable).with_name("gptsmith")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"gptsmith {gptsmith.__version__}\n"
+
+
+def test_an_unknown_verb_gets_the_nearest() -> None:
+    assert complaint(run("pretain")) == "gptsmith: unknown verb 'pretain': did you mean pretrain?"
+    assert "there are demo, prepare" in complaint(run("zzz"))
+    assert "unknown verb '--zzz'" in complaint(run("--zzz"))
+
+
+# --- how a verb may end, seen through a verb of our own -----------------------------------------
+
+Ending = BaseException | int | None
+
+
+@pytest.fixture
+def ending(monkeypatch: pytest.MonkeyPatch):
+    """Makes `gptsmith probe` raise or return something; gives what main returns."""
+
+    def end(how: Ending, *words: str) -> int:
+        def probe(argv: list[str]) -> int | None:
+            assert argv == [word for word in words if word != "--debug"]
+            if isinstance(how, BaseException):
+                raise how
+            return how
+
+        monkeypatch.setattr(cli, "probe", probe, raising=False)
+        monkeypatch.setitem(cli.VERBS, "probe", ("gptsmith.cli:probe", "a test"))
+        return cli.main(["probe", *words])
+
+    return end
+
+
+def bad_numbers() -> Exception:
+    class Numbers(BaseModel):
+        n: int
+        m: int
+
+    try:
+        Numbers(n="x", m="y")
+    except ValueError as error:
+        return error
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "line"),
+    [
+        (None, 0, ""),
+        (0, 0, ""),
+        (75, 75, ""),
+        (SystemExit(0), 0, ""),
+        (ValueError("bad\n  thing"), 2, "gptsmith probe: bad thing\n"),
+        (
+            FileNotFoundError("no run runs/x: make one"),
+            2,
+            "gptsmith probe: no run runs/x: make one\n",
+        ),
+        (FileNotFoundError(2, "No such file", "x.txt"), 2, "gptsmith probe: x.txt: No such file\n"),
+        (
+            PermissionError(13, "Permission denied", "x"),
+            2,
+            "gptsmith probe: x: Permission denied\n",
+        ),
+        (FileExistsError("x is there"), 2, "gptsmith probe: x is there\n"),
+        (IsADirectoryError(21, "Is a directory", "x"), 2, "gptsmith probe: x: Is a directory\n"),
+        (KeyboardInterrupt(), 130, "gptsmith probe: interrupted\n"),
+        (
+            RuntimeError("odd"),
+            1,
+            "gptsmith probe: RuntimeError: odd (run again with --debug for the whole story)\n",
+        ),
+    ],
+    ids=repr,
+)
+def test_exit_codes_and_one_line(
+    ending, capsys: pytest.CaptureFixture[str], how: Ending, code: int, line: str
+) -> None:
+    assert ending(how) == code
+    assert capsys.readouterr() == ("", line)
+
+
+def test_a_pydantic_error_is_one_line(ending, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ending(bad_numbers()) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("gptsmith probe: n: Input should be a valid integer")
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [("--debug", "a"), ("a", "--debug"), ("a", "--debug", "--", "b")])
+def test_debug_shows_the_traceback(
+    ending, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    assert ending(ValueError("bad"), *words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback")
+    assert error.endswith("gptsmith probe: bad\n")
+
+
+def test_debug_after_the_dashes_is_a_word(ending, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        seen: list[str] = []
+        patch.setattr(cli, "_function", lambda verb: seen.extend)
+        cli.main(["demo", "--", "--debug"])
+    assert seen == ["--", "--debug"]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([*GPTSMITH, "--help"], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_ctrl_c_is_130_and_one_line(tmp_path: Path) -> None:
+    (tmp_path / "probe.py").write_text(
+        "import time\n"
+        "from gptsmith import cli\n"
+        "def main(argv):\n"
+        "    print('on', flush=True)\n"
+        "    time.sleep(60)\n"
+        "cli.VERBS['probe'] = ('probe:main', '')\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import probe; raise SystemExit(probe.cli.main(['probe']))"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "on\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20) == ("", "gptsmith probe: interrupted\n")
+    assert process.returncode == 130

@@ -1,0 +1,105 @@
+"""files.py: what a reader sees is the old file or the new one, never a part."""
+
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gptsmith import files
+
+
+def test_round_trip_leaves_nothing_else(tmp_path: Path) -> None:
+    value = {"text": "naïve – 漢字", "numbers": [1, 2.5, None], "nested": {"a": True}}
+    files.write_json(tmp_path / "a.json", value)
+    files.write_text(tmp_path / "b.txt", "one\r\ntwo\n")
+    files.write_bytes(tmp_path / "c.bin", bytes(range(256)))
+    assert files.read_json(tmp_path / "a.json") == value
+    assert (tmp_path / "b.txt").read_bytes() == b"one\r\ntwo\n"
+    assert files.sha256(tmp_path / "c.bin") == hashlib.sha256(bytes(range(256))).hexdigest()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b.txt", "c.bin"]
+
+
+def test_temporary_name_keeps_the_suffix(tmp_path: Path) -> None:
+    with files.atomic_path(tmp_path / "tokens.npy") as temporary:
+        np.save(temporary, np.arange(3))  # np.save would append .npy to any other suffix
+    assert np.load(tmp_path / "tokens.npy").tolist() == [0, 1, 2]
+
+
+def test_failure_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    files.write_text(path, "old")
+
+    def interrupted() -> None:
+        with files.atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_full_disk_names_the_file(tmp_path: Path) -> None:
+    def write() -> None:
+        with files.atomic_path(tmp_path / "model.bin") as temporary:
+            temporary.touch()
+            Path("/dev/full").write_bytes(b"x" * 8)
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*model\.bin'") as caught:
+        write()
+    assert caught.value.errno == errno.ENOSPC
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{\n"a": 1,\n"b": }', r"a\.json, line 3, column 6: not JSON"),
+        (b"", r"a\.json, line 1, column 1: not JSON"),
+        (b'{"a": "\xff"}', r"a\.json, byte 7: not UTF-8"),
+    ],
+)
+def test_malformed_json_names_the_place(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        files.read_json(tmp_path / "a.json")
+
+
+WRITER = """
+import sys
+from gptsmith import files
+value = 0
+while True:
+    value += 1
+    files.write_text(sys.argv[1], str(value % 10) * 200_000)
+    print(value, flush=True)
+"""
+
+
+def test_killed_writer_leaves_a_whole_file_and_sweep_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    for round_ in range(5):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.013 * round_)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        text = path.read_text()
+        assert len(text) == 200_000
+        assert len(set(text)) == 1
+    (tmp_path / ".a.tmp-0123abcd.txt").write_text("left by a killed writer")
+    (tmp_path / ".tmpSw2efU").write_text("left by safetensors")
+    (tmp_path / "notes.tmp-0123abcd.txt").write_text("a user's own file")
+    files.sweep(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["a.txt", "notes.tmp-0123abcd.txt"]

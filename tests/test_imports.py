@@ -1,0 +1,180 @@
+"""Who may import whom. Every import in the source is read, those inside functions too."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+SRC = Path(__file__).resolve().parents[1] / "src" / "gptsmith"
+
+# The floors of the house, top first: a room imports only from the rooms named beside it (and from
+# itself). The face is `import gptsmith`, which hands names out of many rooms when they are used.
+GROUND = {"train", "model", "tokenizer"}
+DESK = {"files", "settings"}  # durable writes and configuration: anyone may lean on them
+MIDDLE = {"run", "conversation"} | GROUND | DESK
+FLOORS: dict[str, set[str]] = {
+    "__main__": {"cli"},
+    "cli": {"face"},
+    "commands": {"evaluate", "generate", "data"} | MIDDLE,
+    "demo": {"recipes", "evaluate", "generate", "data"} | MIDDLE,
+    "recipes": {"evaluate", "generate", "data"} | MIDDLE,
+    "evaluate": {"generate", "data"} | MIDDLE,
+    "serve": {"generate", "data"} | MIDDLE,
+    "interop": {"generate", "data"} | MIDDLE,
+    "generate": MIDDLE,
+    "data": MIDDLE,
+    "run": {"conversation"} | GROUND | DESK,
+    "conversation": GROUND | DESK,
+    "train": DESK,
+    "tokenizer": DESK | {"bpe", "tokenizer_json"},
+    "tokenizer_json": DESK | {"bpe"},
+    "bpe": DESK,
+    "model": {"files"},
+    "settings": {"flags"},
+    "flags": set(),
+    "files": set(),
+    "face": {"generate", "data"} | MIDDLE,
+}
+
+# Third-party packages that a machine may lack: imported inside the function that needs them.
+OPTIONAL = {
+    "accelerate",
+    "datasets",
+    "huggingface_hub",
+    "mlflow",
+    "peft",
+    "tensorboard",
+    "torch.utils.tensorboard",
+    "trackio",
+    "transformers",
+    "wandb",
+}
+
+
+class Import(NamedTuple):
+    file: Path
+    line: int
+    name: str  # dotted, absolute, as far as the statement tells
+    top: bool  # runs when the module is imported
+
+    def __str__(self) -> str:
+        return f"{self.file.relative_to(SRC)}:{self.line} imports {self.name}"
+
+
+def room(parts: tuple[str, ...]) -> str:
+    return "face" if parts in ((), ("__init__",)) else parts[0]
+
+
+def imports_of(file: Path) -> Iterator[Import]:
+    package = ("gptsmith", *file.relative_to(SRC).parent.parts)
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+
+    def visit(node: ast.AST, top: bool) -> Iterator[Import]:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(file, node.lineno, alias.name, top)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*above, *([node.module] if node.module else [])))
+            for alias in node.names:
+                yield Import(file, node.lineno, f"{module}.{alias.name}", top)
+        elif (
+            isinstance(node, ast.Call)
+            and getattr(node.func, "attr", getattr(node.func, "id", "")) == "import_module"
+            and node.args
+            and isinstance(node.args[0], ast.Constant)
+        ):
+            yield Import(file, node.lineno, str(node.args[0].value), top)
+        lazy = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        typing_only = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, top and not lazy and not typing_only)
+
+    yield from visit(tree, True)
+
+
+FILES = sorted(SRC.rglob("*.py"))
+IMPORTS = [found for file in FILES for found in imports_of(file)]
+
+
+def room_of(file: Path) -> str:
+    return room(file.relative_to(SRC).with_suffix("").parts)
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room_of(file) for file in FILES} <= FLOORS.keys()
+
+
+def test_no_room_is_above_itself() -> None:
+    def below(name: str) -> set[str]:
+        return FLOORS[name] | {deep for direct in FLOORS[name] for deep in below(direct)}
+
+    for name in FLOORS:
+        assert name not in below(name)
+
+
+def test_imports_point_downward() -> None:
+    wrong = []
+    for found in IMPORTS:
+        head, *rest = found.name.split(".")
+        here = room_of(found.file)
+        target = room(tuple(rest)) if rest and rest[0] in FLOORS else "face"
+        if head == "gptsmith" and target != here and target not in FLOORS[here]:
+            wrong.append(str(found))
+    assert not wrong
+
+
+def test_the_model_needs_torch_and_pydantic_only() -> None:
+    allowed = {"torch", "pydantic", "gptsmith"} | sys.stdlib_module_names
+    model = [found for found in IMPORTS if room_of(found.file) == "model"]
+    assert model
+    others = [found for found in model if found.name.split(".")[0] not in allowed]
+    # the one exception: the picture of a mask, drawn when somebody asks for it
+    picture = [i for i in others if i.file.name == "masks.py" and "matplotlib" in i.name]
+    assert not [str(i) for i in others if i not in picture or i.top]
+
+
+def test_only_distributed_knows_torch_distributed() -> None:
+    here = SRC / "train" / "distributed.py"
+    assert {i.file for i in IMPORTS if i.name.startswith("torch.distributed")} <= {here}
+    assert {file for file in FILES if "torch.distributed" in file.read_text("utf-8")} <= {here}
+
+
+def test_no_pickle() -> None:
+    forbidden = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
+    assert not [str(found) for found in IMPORTS if found.name.split(".")[0] in forbidden]
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                call = ast.unparse(node.func)
+                assert call not in ("torch.save", "torch.load"), f"{file}:{node.lineno}: {call}"
+                if call in ("np.load", "numpy.load"):
+                    keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                    assert keywords.get("allow_pickle", "False") == "False", f"{file}:{node.lineno}"
+
+
+def test_optional_packages_are_imported_where_they_are_used() -> None:
+    early = [
+        str(found)
+        for found in IMPORTS
+        if found.top and any(f"{found.name}.".startswith(f"{name}.") for name in OPTIONAL)
+    ]
+    assert not early
+
+
+def test_the_command_starts_with_the_standard_library() -> None:
+    top = [i for i in IMPORTS if i.top and room_of(i.file) in ("cli", "__main__", "face")]
+    others = [str(i) for i in top if i.name.split(".")[0] not in sys.stdlib_module_names]
+    assert all("gptsmith" in other.split("imports ")[1] for other in others)
+
+
+def test_no_shadows_of_the_past() -> None:
+    assert not [file for file in FILES if file.stem in ("utils", "helpers", "misc", "legacy")]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SRC)))
+def test_a_file_fits_in_the_head(file: Path) -> None:
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 400

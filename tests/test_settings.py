@@ -1,0 +1,221 @@
+"""Layers of configuration, and what every mistake costs: one line that names its place."""
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from gptsmith import settings
+from gptsmith.model.config import PRESETS, ModelConfig
+
+
+class Optimizer(BaseModel):
+    """How weights move."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = Field(3e-4, gt=0, description="Peak rate, 100% after warmup.")
+    betas: tuple[float, float] = (0.9, 0.95)
+
+
+class Recipe(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    data: Path
+    """Folder of a prepared corpus."""
+    model: ModelConfig = ModelConfig.preset("tiny")
+    optimizer: Optimizer = Optimizer(learning_rate=1e-3)
+    tokens: int | None = None
+    resume: bool = False
+    stop: tuple[str, ...] = ()
+    checkpoint: Literal["last", "best"] | int = "last"
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        if self.resume and self.tokens == 0:
+            raise ValueError("nothing to resume with tokens 0")
+        return self
+
+
+def load(*argv: str) -> Recipe:
+    return settings.load(Recipe, argv, prog="gptsmith test", description="A test.")
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def refused(*argv: str) -> str:
+    with pytest.raises((ValueError, OSError)) as caught:
+        load(*argv)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert type(caught.value) in (ValueError, FileNotFoundError, IsADirectoryError)
+    return message
+
+
+def test_layers(tmp_path: Path) -> None:
+    recipe = write(tmp_path, "data: a\noptimizer:\n  learning_rate: 1e-2\n  name: muon\n")
+    config = load(recipe, "--optimizer.name", "adamw", "--data=b")
+    assert config.data == Path("b")
+    assert config.optimizer == Optimizer(name="adamw", learning_rate=1e-2)
+    assert load("--data", "a", recipe) == load(recipe, "--data", "a")
+
+
+def test_defaults_of_the_recipe_class_stay_under_a_partial_section() -> None:
+    config = load("--data", "a", "--optimizer.name", "muon", "--model.n-layer", "3")
+    assert config.optimizer.learning_rate == 1e-3  # Recipe's default, not Optimizer's
+    assert config.model == ModelConfig.preset("tiny", n_layer=3)
+
+
+def test_derived_sizes_follow_the_last_layer(tmp_path: Path) -> None:
+    recipe = write(tmp_path, "data: a\nmodel:\n  n_embd: 64\n")
+    assert load(recipe).model.head_dim == 16
+    assert load(recipe, "--model.n_embd", "32").model.head_dim == 8
+
+
+@pytest.mark.parametrize("section", ["model: nano", "model:\n  preset: nano"])
+def test_preset_lies_under_the_fields(tmp_path: Path, section: str) -> None:
+    assert load(write(tmp_path, f"data: a\n{section}\n")).model == ModelConfig.preset("nano")
+
+
+def test_preset_with_fields(tmp_path: Path) -> None:
+    recipe = write(tmp_path, "data: a\nmodel:\n  n_layer: 3\n  preset: nano\n")
+    assert load(recipe).model == ModelConfig.preset("nano", n_layer=3)
+    config = load(recipe, "--model.dropout", "0.1")
+    assert config.model == ModelConfig.preset("nano", n_layer=3, dropout=0.1)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_on_the_command_line_replaces_the_section(tmp_path: Path, name: str) -> None:
+    recipe = write(tmp_path, "data: a\nmodel:\n  n_layer: 3\n  dropout: 0.5\n")
+    config = load(recipe, "--model.dropout", "0.1", "--model", name)
+    assert config.model == ModelConfig.preset(name, dropout=0.1)
+
+
+def test_empty_recipe_and_empty_sections_keep_defaults(tmp_path: Path) -> None:
+    for text in ("", "# nothing\n", "model:\noptimizer:\n"):
+        assert load(write(tmp_path, text), "--data", "a") == load("--data", "a")
+
+
+def test_values_as_people_write_them(tmp_path: Path) -> None:
+    recipe = write(
+        tmp_path, "data: 2024\noptimizer: {learning_rate: 1e-3, betas: [0.8, 9e-1]}\nnote: no\n"
+    )
+    config = load(recipe, "--tokens", "1e6", "--stop", "a b", "--stop", "-", "--resume")
+    assert (config.data, config.note, config.tokens) == (Path("2024"), "no", 1_000_000)
+    assert config.optimizer == Optimizer(learning_rate=1e-3, betas=(0.8, 0.9))
+    assert config.stop == ("a b", "-")
+    assert config.resume
+    assert not load(recipe, "--resume", "--no-resume").resume
+    assert load(recipe, "--tokens", "10_000", "--tokens", "none").tokens is None
+    assert load(recipe, "--optimizer.betas", "0.5", "0.6").optimizer.betas == (0.5, 0.6)
+    assert load(recipe, "--checkpoint", "500").checkpoint == 500
+    assert load(recipe, "--note=--x_y").note == "--x_y"
+    assert load(recipe, "--note", "a_b=c").note == "a_b=c"
+
+
+def test_words_go_to_the_positional_field() -> None:
+    class Words(BaseModel):
+        sources: tuple[str, ...]
+        out: Path = Path("data")
+
+    def words(*argv: str) -> Words:
+        return settings.load(
+            Words, argv, prog="gptsmith test", description="", positional="sources"
+        )
+
+    assert words("a.yaml", "--out", "x", "b").sources == ("a.yaml", "b")
+    assert words("a", "--", "--odd").sources == ("a", "--odd")
+    with pytest.raises(ValueError, match=r"^SOURCES is required$"):
+        words("--out", "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: a\nmodle: tiny\n", ":2: unknown key 'modle': did you mean 'model'?"),
+        ("learning_rate: 1\n", ":1: unknown key 'learning_rate': did you mean 'optimizer.lear"),
+        ("optimizer:\n  lerning_rate: 1\n", ":2: unknown key 'lerning_rate': did you mean 'lear"),
+        ("zzz: 1\n", ":1: unknown key 'zzz': valid here are data, model, optimizer"),
+        ("data: a\ndata: b\n", ":2: data is written twice (first in line 1)"),
+        ("data: a\nmodel:\n\tn_layer: 3\n", ":3: a tab where YAML wants spaces"),
+        ("data: [a\n", ":2: expected ',' or ']'"),
+        ("- a\n- b\n", ":1: a recipe should hold `name: value` lines"),
+        ("just words\n", ":1: a recipe should hold `name: value` lines"),
+        ("optimizer: adamw\n", ":1: optimizer should hold `name: value` lines"),
+        ("model: [1]\n", ":1: model should hold `name: value` lines"),
+        ("a: 1\n---\nb: 2\n", ":2: but found another document"),
+        ("model:\n  n_layer: many\n", ":2: model.n_layer: should be a valid integer, unable"),
+        ("model:\n  n_layer: yes\n", ":2: model.n_layer: should be a valid integer, unable"),
+        (
+            "model:\n  n_layer: 0\n",
+            ":2: model.n_layer: should be greater than or equal to 1, got 0",
+        ),
+        ("model:\n  norm: batch\n", "should be 'layernorm' or 'rmsnorm', got 'batch'"),
+        ("model: giant\n", ":1: model: no model preset 'giant': choose one of gpt2"),
+        ("model:\n  preset: giant\n", ":2: model.preset: no model preset 'giant'"),
+        ("data: a\nmodel: {n_embd: 10, n_head: 3}\n", "model: n_embd 10 is not a multiple"),
+        ("optimizer:\n  betas: [1, 2, 3]\n", ":2: optimizer.betas: "),
+        ("data: !!python/name:os.system x\n", ":1: data: could not determine a constructor"),
+        ("data: a\nresume: true\ntokens: 0\n", "nothing to resume with tokens 0"),
+        ("optimizer: {}\n", "--data is required"),
+        ("data: \x00\n", "special characters are not allowed"),
+    ],
+)
+def test_a_bad_recipe_costs_one_line(tmp_path: Path, text: str, message: str) -> None:
+    assert message in refused(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--modle tiny", "unknown option --modle: did you mean --model?"),
+        ("--learning-rate 1", "unknown option --learning-rate: did you mean --optimizer.learning"),
+        ("--optimizer.lerning_rate=1", "did you mean --optimizer.learning-rate?"),
+        ("--qqqqqq", "unknown option --qqqqqq (see --help)"),
+        ("-v", "unknown option -v"),
+        ("--dat a", "unknown option --dat: did you mean --data?"),
+        ("--data", "--data: expected one argument"),
+        ("--optimizer.betas 1", "--optimizer.betas: expected 2 arguments"),
+        ("--optimizer.learning-rate x", "--optimizer.learning-rate: should be a valid number"),
+        ("--optimizer.learning-rate -1", "--optimizer.learning-rate: should be greater than 0"),
+        ("--optimizer.name sgd", "--optimizer.name: should be 'adamw' or 'muon', got 'sgd'"),
+        ("--tokens 1e-3", "--tokens: should be a valid integer"),
+        ("--checkpoint first", "--checkpoint: should be 'last' or 'best' or should be a valid int"),
+        ("--model giant", "--model: no model preset 'giant': choose one of gpt2"),
+        ("--data a --model.n-kv-head 3", "model: n_head 4 is not a multiple of n_kv_head 3"),
+        ("", "--data is required"),
+        ("shakespeare", "unexpected argument 'shakespeare': a recipe is a .yaml file"),
+        ("a.yaml b.yaml", "two recipes: a.yaml and b.yaml; one was expected"),
+        ("nowhere.yaml", "nowhere.yaml: no such recipe"),
+    ],
+)
+def test_a_bad_command_line_costs_one_line(argv: str, message: str) -> None:
+    assert message in refused(*argv.split())
+
+
+def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "bytes.yaml").write_bytes(b"data: \xff\xfe\n")
+    assert "not UTF-8 text (byte 6)" in refused(str(tmp_path / "bytes.yaml"))
+    (tmp_path / "folder.yaml").mkdir()
+    assert "is a folder, not a recipe" in refused(str(tmp_path / "folder.yaml"))
+
+
+def test_help_shows_every_flag_with_its_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        load("--help")
+    assert ended.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "gptsmith test [RECIPE.yaml] [options]",
+        "--data PATH Folder of a prepared corpus. (required)",
+        "--optimizer.learning-rate NUMBER Peak rate, 100% after warmup. (default: 0.001)",
+        "--optimizer.name adamw|muon",
+        "--model PRESET",
+        "--resume, --no-resume",
+    ):
+        assert part in text

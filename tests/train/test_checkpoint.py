@@ -1,0 +1,271 @@
+"""checkpoint.py: complete and verified, or not a candidate; damage is named."""
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from gptsmith.train import checkpoint
+
+
+def groups(step: int) -> dict[str, dict[str, Tensor]]:
+    return {
+        "model": {"weight": torch.full((8, 4), float(step)), "bias": torch.arange(4)},
+        "optimizer": {"weight.exp_avg": torch.full((8, 4), step / 7)},
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Checkpoints of steps 0, 10 and 20."""
+    for step in (0, 10, 20):
+        checkpoint.save(tmp_path / "checkpoints", step, groups(step), {"step": step})
+    return tmp_path / "checkpoints"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_round_trip_bit_for_bit(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    flat = torch.randn(1000, generator=generator)
+    odd = torch.randint(0, 1 << 16, (300,), generator=generator).to(torch.uint16)
+    tensors = {
+        "transposed": torch.randn(5, 7, generator=generator).t(),
+        "strided": flat[::3],
+        "first half": flat[:500].view(20, 25),  # two parts of one storage
+        "second half": flat[500:].view(20, 25),
+        "every bf16 pattern, NaN included": odd.view(torch.bfloat16),
+        "fp16": flat[:10].half(),
+        "scalar": torch.tensor(3, dtype=torch.int64),
+        "empty": torch.empty(0, 4),
+        "flags": flat[:9] > 0,
+        "random state": torch.get_rng_state(),
+        "parameter": torch.nn.Parameter(torch.randn(3, generator=generator)),
+    }
+    state = {"step": 5, "best": float("inf"), "data": {"seed": 1, "epoch": 0}, "text": "für"}
+    path = checkpoint.save(tmp_path, 5, {"model": tensors}, state)
+    found, damage = checkpoint.find(tmp_path)
+    assert (found.path, found.step, damage) == (path, 5, [])
+    assert found.state == state
+    loaded = found.load("model")
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == tensor.dtype, name
+        assert loaded[name].shape == tensor.shape, name
+        flat_bytes = [t.detach().contiguous().view(-1) for t in (loaded[name], tensor)]
+        if tensor.dtype != torch.bool:
+            flat_bytes = [t.view(torch.uint8) for t in flat_bytes]
+        assert torch.equal(*flat_bytes), name
+    readable = {file.stat().st_mode & 0o777 for file in path.iterdir()}
+    assert len(readable) == 1, "safetensors' own 0600 must not survive"
+
+
+def test_replacing_a_step(folder: Path) -> None:
+    checkpoint.save(folder, 20, groups(99), {"step": 20, "second": True})
+    found, damage = checkpoint.find(folder)
+    assert damage == []
+    assert found.state["second"]
+    assert found.load("model")["weight"][0, 0] == 99
+    assert names(folder) == ["step-000000", "step-000010", "step-000020"]
+
+
+def test_one_step_can_be_asked_for(folder: Path) -> None:
+    found, _ = checkpoint.find(folder, 10)
+    assert found.step == 10
+    with pytest.raises(ValueError, match=r"no checkpoint of step 15 .* there is 0, 10, 20$"):
+        checkpoint.find(folder, 15)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def renumber(path: Path) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), "step": 30}))
+
+
+DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
+    ("model.safetensors", truncate, "bytes instead of"),
+    ("model.safetensors", flip, "does not have the sha256"),
+    ("optimizer.safetensors", Path.unlink, "is missing"),
+    ("state.json", flip, "does not have the sha256"),
+    ("state.json", Path.unlink, "is missing"),
+    ("manifest.json", truncate, "is unreadable"),
+    ("manifest.json", Path.unlink, "is missing"),
+    ("manifest.json", lambda path: path.write_text("[]"), "is unreadable"),
+    ("manifest.json", lambda path: path.write_text('{"step": 20, "files": {}}'), "does not list"),
+    ("manifest.json", lambda path: path.write_bytes(b"\xff\0"), "is unreadable"),
+    ("manifest.json", renumber, "says step 30"),
+]
+
+
+@pytest.mark.parametrize(("name", "damage", "message"), DAMAGE)
+def test_damage_is_named_and_the_next_older_used(
+    folder: Path, name: str, damage: Callable[[Path], None], message: str
+) -> None:
+    if damage is truncate and name == "manifest.json":
+        truncate(folder / "step-000020" / name)  # the last byte is only a line end
+    damage(folder / "step-000020" / name)
+    found, messages = checkpoint.find(folder)
+    assert found.step == 10
+    (line,) = messages
+    assert line.startswith("checkpoint of step 20 is damaged: ")
+    assert name in line
+    assert message in line
+    assert "\n" not in line
+    with pytest.raises(ValueError, match=r"step 20 is damaged.*\(other checkpoints: 0, 10\)$"):
+        checkpoint.find(folder, 20)
+
+
+def test_every_byte_of_a_manifest_counts(folder: Path) -> None:
+    """Any single flipped byte in any file is damage, or leaves the meaning as it was."""
+    path = folder / "step-000020" / "manifest.json"
+    good = path.read_bytes()
+    meaning = json.loads(good)
+    for place in range(len(good)):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
+        if checkpoint.verify(path.parent, 20) is None:
+            changed = json.loads(path.read_bytes())
+            assert changed["step"] == 20
+            assert changed["files"] == meaning["files"]
+
+
+def test_all_damaged_or_none(folder: Path, tmp_path: Path) -> None:
+    for name in names(folder):
+        flip(folder / name / "model.safetensors")
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged: .*20.*; .*10.*; "):
+        checkpoint.find(folder)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*nowhere"):
+        checkpoint.find(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+        checkpoint.find(tmp_path / "empty")
+
+
+def test_prune_keeps_the_newest_and_the_named(folder: Path) -> None:
+    for step in (30, 40):
+        checkpoint.save(folder, step, groups(step), {})
+    checkpoint.prune(folder, 2, {10, 25})
+    assert names(folder) == ["step-000010", "step-000030", "step-000040"]
+    assert checkpoint.find(folder)[0].step == 40
+
+
+def test_clean_after_kills_and_after_a_resume(folder: Path) -> None:
+    shutil.copytree(folder / "step-000020", folder / "step-000020.tmp-00000000")
+    half = folder / "step-000030.tmp-00000000"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    (folder / "step-000010").rename(folder / "step-000010.tmp-0123abcd")  # killed while replacing
+    (folder / "notes").mkdir()
+    assert checkpoint.find(folder, 10)[0].step == 10
+    checkpoint.clean(folder)
+    assert names(folder) == ["notes", "step-000000", "step-000010", "step-000020"]
+    checkpoint.clean(folder, after=10)
+    assert names(folder) == ["notes", "step-000000", "step-000010"]
+    checkpoint.clean(folder / "absent")
+
+
+def test_full_disk_leaves_the_old_checkpoints(folder: Path) -> None:
+    """A limit on the size of files stands in for the full disk."""
+    before = names(folder)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"step-000030\..*model\.safetensors"):
+            checkpoint.save(folder, 30, {"model": {"weight": torch.zeros(100_000)}}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(folder) == before
+
+
+def test_two_names_for_one_tensor_are_refused(tmp_path: Path) -> None:
+    weight = torch.ones(3)
+    with pytest.raises(RuntimeError, match="share memory"):
+        checkpoint.save(tmp_path, 0, {"model": {"a": weight, "b": weight}}, {})
+    assert not list(tmp_path.iterdir())
+
+
+KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+from gptsmith.train import checkpoint
+
+torch.set_num_threads(1)  # no threads before the fork
+folder, rounds = Path(sys.argv[1]), int(sys.argv[2])
+rng = random.Random(0)
+
+def tensors(step):
+    return {"model": {"w": torch.full((40_000,), float(step))},
+            "optimizer": {"m": torch.full((80_000,), float(-step))}}
+
+def work(pipe):
+    step = 0
+    try:
+        checkpoint.clean(folder)
+        step = checkpoint.find(folder)[0].step
+    except FileNotFoundError:
+        pass
+    while True:
+        if rng.random() < 0.7:  # else the same step again: replacing is atomic, too
+            step += 1
+        checkpoint.save(folder, step, tensors(step), {"step": step})
+        os.write(pipe, step.to_bytes(4, "little"))
+        checkpoint.prune(folder, rng.choice([1, 2]), set())
+
+acknowledged = 0
+for round in range(rounds):
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        rng.seed(round)
+        work(writer)
+    os.close(writer)
+    data = b""
+    while not data:  # at least one save per round
+        data = os.read(reader, 4)
+    time.sleep(rng.random() * 0.04)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    while more := os.read(reader, 1 << 16):
+        data += more
+    os.close(reader)
+    acknowledged = max(acknowledged, int.from_bytes(data[-4:], "little"))
+    found, damage = checkpoint.find(folder)
+    assert damage == [], damage
+    assert found.step in (acknowledged, acknowledged + 1), (found, acknowledged)
+    assert found.state == {"step": found.step}
+    assert (found.load("model")["w"] == found.step).all()
+    assert (found.load("optimizer")["m"] == -found.step).all()
+    acknowledged = found.step
+checkpoint.clean(folder)
+left = sorted(path.name for path in folder.iterdir())
+assert 1 <= len(left) <= 3 and not any("tmp" in name for name in left), left
+print("rounds", rounds, "steps", acknowledged)
+"""
+
+
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "checkpoints"), "80"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("rounds 80 ")

@@ -1,0 +1,377 @@
+"""monitor.py, progress.py, trackers.py, plots.py: the record of a run and what is made of it."""
+
+import csv
+import importlib.util
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from gptsmith.train import monitor, trackers
+from gptsmith.train.monitor import Monitor, command_start, peak_memory_mb, read_events
+
+
+def quiet(folder: Path, **options: Any) -> Monitor:
+    """No tracker, no output."""
+    defaults: dict[str, Any] = {"total_steps": 100, "config": {}, "trackers": ()}
+    defaults["console"] = Console(file=io.StringIO())
+    folder.mkdir(exist_ok=True)
+    return Monitor(folder, **{**defaults, **options})
+
+
+def train_on(m: Monitor, steps: range) -> None:
+    for step in steps:
+        loss = 1.5 + 2.5 * math.exp(-step / 20)
+        rate = 1e-3 * (1 - step / 100)
+        m.log(step, train_loss=loss, learning_rate=rate, tokens=step * 768, epoch=step / 50)
+        if step % 20 == 0:
+            m.log(step, "val", val_loss=loss + 0.1, perplexity=math.exp(loss + 0.1))
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_record_and_table(tmp_path: Path) -> None:
+    with quiet(tmp_path) as m:
+        m.log(0, "val", val_loss=4.2, perplexity=66.7, tokens=0)
+        m.log(10, train_loss=torch.tensor(2.5), learning_rate=np.float32(0.5), tokens=7680)
+        m.log(10, "val", val_loss=2.6, tokens=7680, seconds=1.25)
+        m.log(20, train_loss=float("nan"), epoch=0.4, tokens_per_second=1234.5)
+        m.log(20, "note", message="skipped a batch")
+    events = lines(tmp_path)
+    assert [(e["event"], e["step"]) for e in events] == [
+        ("val", 0), ("train", 10), ("val", 10), ("train", 20), ("note", 20)
+    ]  # fmt: skip
+    assert events[1]["train_loss"] == 2.5
+    assert events[3]["train_loss"] is None, "NaN is no JSON"
+    assert events[0]["peak_memory_mb"] > 10
+    assert all("seconds" in event for event in events)
+    text = (tmp_path / "metrics.csv").read_text()
+    assert text.splitlines()[0] == (
+        "step,epoch,train_loss,val_loss,learning_rate,tokens,seconds,tokens_per_second"
+    )
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["step"] for row in rows] == ["0", "10", "20"]
+    assert rows[1] == {
+        "step": "10", "epoch": "", "train_loss": "2.5", "val_loss": "2.6", "learning_rate": "0.5",
+        "tokens": "7680", "seconds": "1.25", "tokens_per_second": "",
+    }  # fmt: skip
+    assert rows[2]["train_loss"] == ""
+
+
+def test_resume_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    with quiet(tmp_path) as m:
+        train_on(m, range(61))
+        for step in (20, 40, 60):
+            m.text(step, "once", f"--- step 50: forged ---\ntext of {step}, naïve \u2028 漢")
+    whole = lines(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "train", "st')  # a power cut
+
+    with quiet(tmp_path, resume=(40, 123.0)) as m:
+        assert lines(tmp_path) == [event for event in whole if event["step"] <= 40]
+        samples = (tmp_path / "samples.txt").read_text()
+        assert "text of 40" in samples
+        assert "text of 60" not in samples
+        assert 123.0 <= m.seconds < 124.0
+        train_on(m, range(41, 61))
+        m.text(60, "once", "--- step 50: forged ---\ntext of 60, naïve \u2028 漢")
+
+    def told(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        hidden = ("seconds", "peak_memory_mb")
+        kept = [{k: v for k, v in event.items() if k not in hidden} for event in events]
+        return sorted(kept, key=lambda event: (event["step"], event["event"]))
+
+    assert told(lines(tmp_path)) == told(whole)
+    assert lines(tmp_path)[-1]["event"] == "sample"
+    after = [event["seconds"] for event in lines(tmp_path) if "seconds" in event]
+    assert after[-1] >= 123.0
+    samples = (tmp_path / "samples.txt").read_text()
+    assert samples.index("text of 20") < samples.index("text of 40") < samples.index("text of 60")
+
+
+def test_a_new_run_begins_an_empty_record(tmp_path: Path) -> None:
+    for _ in range(2):  # the first was killed before its first checkpoint, say
+        with quiet(tmp_path) as m:
+            train_on(m, range(3))
+    assert len(lines(tmp_path)) == 4
+
+
+def test_reading_stops_at_a_torn_end(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert read_events(path) == []
+    good = b'{"event": "train", "step": 1}\n'
+    for torn in (b"\0\0\0", b'{"event"', b"[1]\n", b'{"event": "train", "step": "2"}', b"\xff\n"):
+        path.write_bytes(good + torn)
+        assert read_events(path) == [{"event": "train", "step": 1}]
+
+
+LOGGER = """
+import io, sys
+from pathlib import Path
+from rich.console import Console
+from gptsmith.train.monitor import Monitor
+console = Console(file=io.StringIO())
+m = Monitor(Path(sys.argv[1]), total_steps=None, config={}, trackers=(), console=console)
+print("ready", flush=True)
+step = 0
+while True:
+    step += 1
+    m.log(step, train_loss=1 / step, padding="x" * (step % 3000))
+"""
+
+
+def test_killed_while_logging_leaves_whole_lines(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", LOGGER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.15)
+        process.send_signal(signal.SIGKILL)
+    steps = [event["step"] for event in lines(tmp_path)]
+    assert len(steps) > 10
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_lines_without_a_terminal(tmp_path: Path) -> None:
+    output = io.StringIO()
+    m = quiet(tmp_path, total_steps=2000, console=Console(file=output, width=40), every=0.05)
+    with m:
+        m.progress(1, loss=4.0)
+        time.sleep(0.06)
+        m.progress(101, loss=torch.tensor(2.5), tokens_per_second=103456.7, mfu=0.5421)
+        for step in range(102, 110):
+            m.progress(step, loss=2.4)
+        m.log(500, "val", val_loss=1.83, perplexity=6.2345, tokens=99, top1_accuracy=0.5)
+        m.log(510, "note", message="loss [bold] is high")
+        m.progress(2000, loss=1.5)
+    told = output.getvalue().splitlines()
+    assert told[0].startswith(
+        "step 101/2,000 · loss 2.5000 · 103,457 tokens/s · MFU 54.2% · 0:00:0"
+    )
+    assert told[0].endswith(" left")
+    assert told[1] == "step 500: val loss 1.83, perplexity 6.234, top1 accuracy 0.5"
+    assert told[2] == "step 510: loss [bold] is high"
+    assert told[3].startswith("step 2,000/2,000 · loss 1.5000")
+    assert len(told) == 4
+
+
+@pytest.mark.parametrize("total", [2000, None])
+def test_bar_on_a_terminal(tmp_path: Path, total: int | None) -> None:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=80)
+    with quiet(tmp_path, total_steps=total, console=console) as m:
+        m.progress(1, loss=4.0)
+        time.sleep(0.26)
+        m.progress(1501, loss=1.2345, tokens_per_second=103456, mfu=0.54)
+        m.say("a line above")
+        time.sleep(0.26)
+        m.progress(1600, loss=1.2, tokens_per_second=103456, mfu=0.54)
+    told = output.getvalue()
+    assert ("step 1,501/2,000" if total else "step 1,501") in told
+    assert "loss 1.2345 · 103,456 tokens/s · MFU 54.0%" in told
+    assert "a line above" in told
+    assert "\x1b[?25h" in told, "the cursor is given back"
+
+
+def test_progress_costs_nothing_between_lines(tmp_path: Path) -> None:
+    class Unread(torch.Tensor):
+        def __float__(self) -> float:
+            raise AssertionError("read from the device although nothing is shown")
+
+    loss = torch.ones(()).as_subclass(Unread)
+    with quiet(tmp_path) as m:
+        begin = time.perf_counter()
+        for step in range(1, 100):
+            m.progress(step, loss=loss)
+        assert time.perf_counter() - begin < 0.05
+
+
+def test_curves(tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    with quiet(tmp_path) as m:
+        train_on(m, range(101))
+        m.draw()
+        assert not (tmp_path / "curves.png").exists(), "drawing must not slow a young run"
+    picture = imread(tmp_path / "curves.png")
+    assert picture.shape == (810, 1200, 4)
+    colours = {tuple(pixel) for pixel in (picture[:, :, :3] * 255).astype(int).reshape(-1, 3)}
+    assert {(0x2F, 0x6D, 0xB3), (0xD9, 0x54, 0x1E), (0x3A, 0x8A, 0x5F)} <= colours
+    with quiet(tmp_path / "short") as m:
+        m.log(0, "val", val_loss=None)  # nothing to draw is no error
+    with quiet(tmp_path / "flat") as m:
+        m.log(0, train_loss=2.0, learning_rate=0.0, tokens=0)
+        m.log(1, train_loss=2.0, learning_rate=0.0, tokens=0)
+    assert (tmp_path / "flat" / "curves.png").stat().st_size > 5000
+
+
+def test_matplotlib_is_imported_late_and_pyplot_never(tmp_path: Path) -> None:
+    program = (
+        "import io, sys\nfrom pathlib import Path\nfrom rich.console import Console\n"
+        "from gptsmith.train.monitor import Monitor\n"
+        "assert not {'matplotlib', 'tensorboard', 'wandb', 'mlflow'} & set(sys.modules)\n"
+        "m = Monitor(Path(sys.argv[1]), total_steps=1, config={}, trackers=(),"
+        " console=Console(file=io.StringIO()))\n"
+        "m.log(1, train_loss=1.0); m.close(); m.close()\n"
+        "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
+
+
+def test_seconds_count_from_the_start_of_the_command(tmp_path: Path) -> None:
+    program = (
+        "import time; time.sleep(0.4)\nfrom gptsmith.train.monitor import command_start\n"
+        "print(time.perf_counter() - command_start())"
+    )
+    begin = time.perf_counter()
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert 0.4 < float(out.stdout) < time.perf_counter() - begin + 0.05
+    began = time.perf_counter() - 10
+    with quiet(tmp_path, started=began, resume=(0, 100.0)) as m:
+        assert 110 <= m.seconds < 111
+    assert command_start() < time.perf_counter()
+
+
+def test_peak_memory_rises(tmp_path: Path) -> None:
+    before = peak_memory_mb()
+    block = torch.ones(int(before * 1e6 / 4) + 50_000_000)
+    assert peak_memory_mb() > before + 50
+    del block
+
+
+def test_unknown_and_missing_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"no tracker 'tensorbord': choose from auto, tensorboard"):
+        quiet(tmp_path, trackers=("tensorbord",))
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r'trackio is not installed: pip install "gptsmith\[track'):
+        quiet(tmp_path, trackers=("trackio",))
+    with quiet(tmp_path, trackers=("auto",)) as m:
+        assert m.trackers == []
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:tensorboard.*")
+def test_tensorboard(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = {"model": {"n_layer": 4}, "data": "shakespeare"}
+    with quiet(tmp_path, trackers=("auto",), config=config) as m:
+        train_on(m, range(61))
+        m.text(20, "To be", "or not")
+    with quiet(tmp_path, trackers=("tensorboard",), resume=(40, 1.0)) as m:
+        m.log(41, train_loss=9.0)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    tags = events.Tags()
+    assert {"train/loss", "train/learning_rate", "val/loss", "val/perplexity"} <= set(
+        tags["scalars"]
+    )
+    losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert [step for step, _ in losses] == list(range(42)), "a resumed run purges later steps"
+    assert losses[41] == (41, 9.0)
+    assert {"config/text_summary", "To be/text_summary"} <= set(tags["tensors"])
+    (text,) = events.Tensors("To be/text_summary")
+    assert text.tensor_proto.string_val[0] == b"or not"
+    (text,) = events.Tensors("config/text_summary")
+    assert b"| model.n_layer | `4` |" in text.tensor_proto.string_val[0]
+
+
+TRACKED = """
+import io, sys
+from pathlib import Path
+from rich.console import Console
+from gptsmith.train.monitor import Monitor
+name, folder = sys.argv[1], Path(sys.argv[2])
+folder.mkdir()
+for resume in (None, (10, 5.0)):
+    with Monitor(folder, total_steps=20, config={"model": {"n_layer": 4}, "seed": 1}, resume=resume,
+                 trackers=(name,), console=Console(file=io.StringIO())) as m:
+        first = 0 if resume is None else 10
+        for step in range(first + 1, first + 11):
+            m.log(step, train_loss=1 / step, learning_rate=0.1)
+        m.log(first + 10, "val", val_loss=0.5 / (first + 10), perplexity=float("inf"))
+        m.text(first + 10, "sample", "To be, *or* not")
+"""
+
+
+def tracked(name: str, folder: Path, **environment: str) -> dict[str, str]:
+    """Train with a tracker, in two sessions, in a process of its own; the ids it kept."""
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f'{name} is not installed: pip install "gptsmith[track]"')
+    done = subprocess.run(
+        [sys.executable, "-c", TRACKED, name, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "HOME": str(folder.parent), **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "trackers.json").read_text())
+
+
+def test_wandb_offline(tmp_path: Path) -> None:
+    ids = tracked("wandb", tmp_path / "run", WANDB_MODE="offline")
+    records = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    assert {path.name for path in records} == {f"run-{ids['wandb']}.wandb"}
+    content = b"".join(path.read_bytes() for path in records)
+    for key in (b"train/loss", b"val/loss", b"n_layer"):
+        assert key in content
+
+
+def test_mlflow_local(tmp_path: Path) -> None:
+    import sqlite3
+
+    ids = tracked("mlflow", tmp_path / "run", MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
+    database = sqlite3.connect(tmp_path / "run" / "mlflow.db")
+    ((run, status),) = database.execute("select run_uuid, status from runs").fetchall()
+    assert (run, status) == (ids["mlflow"], "FINISHED")
+    steps = database.execute("select step from metrics where key = 'train/loss' order by step")
+    assert [step for (step,) in steps] == list(range(1, 21))
+    parameters = dict(database.execute("select key, value from params").fetchall())
+    assert parameters == {"model.n_layer": "4", "seed": "1"}
+    database.close()
+    samples = list((tmp_path / "run" / "mlflow").rglob("step-*.txt"))
+    assert sorted(path.name for path in samples) == ["step-000010.txt", "step-000020.txt"]
+
+
+def test_trackio_local(tmp_path: Path) -> None:
+    import sqlite3
+
+    store = tmp_path / "store"
+    ids = tracked("trackio", tmp_path / "run", TRACKIO_DIR=str(store), HF_HUB_OFFLINE="1")
+    database = sqlite3.connect(store / "gptsmith.db")
+    rows = database.execute("select run_name, step, metrics from metrics order by step").fetchall()
+    database.close()
+    assert {name for name, _, _ in rows} == {ids["trackio"]}
+    losses = {step: json.loads(values).get("train/loss") for name, step, values in rows}
+    assert set(losses) == set(range(1, 21))
+
+
+def test_tracker_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> trackers.Tracker:
+        raise RuntimeError("No API key configured.\nUse `wandb login`.")
+
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", refuse)
+    with pytest.raises(
+        ValueError, match=r"wandb does not start: No API.*\(WANDB_MODE=offline"
+    ) as e:
+        quiet(tmp_path, trackers=("wandb",))
+    assert "\n" not in str(e.value)
+
+
+def test_only_the_table_is_in_the_table() -> None:
+    rows = monitor.table([{"event": "sample", "step": 1}, {"event": "note", "step": 2}])
+    assert rows == []

@@ -14,19 +14,20 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "gptsmith"
 # itself). The face is `import gptsmith`, which hands names out of many rooms when they are used.
 GROUND = {"train", "model", "tokenizer"}
 DESK = {"files", "settings"}  # durable writes and configuration: anyone may lean on them
-MIDDLE = {"run", "conversation"} | GROUND | DESK
+MIDDLE = {"run", "differences", "conversation"} | GROUND | DESK
 FLOORS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"face"},
     "commands": {"evaluate", "generate", "data"} | MIDDLE,
-    "demo": {"recipes", "evaluate", "generate", "data"} | MIDDLE,
+    "demo": {"commands", "recipes", "evaluate", "generate", "data"} | MIDDLE,
     "recipes": {"evaluate", "generate", "data"} | MIDDLE,
     "evaluate": {"generate", "data"} | MIDDLE,
     "serve": {"generate", "data"} | MIDDLE,
     "interop": {"generate", "data"} | MIDDLE,
     "generate": MIDDLE,
     "data": MIDDLE,
-    "run": {"conversation"} | GROUND | DESK,
+    "run": {"differences", "conversation"} | GROUND | DESK,
+    "differences": GROUND | DESK,
     "conversation": GROUND | DESK,
     "train": DESK,
     "tokenizer": DESK | {"bpe", "tokenizer_json"},

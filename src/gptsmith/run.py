@@ -27,22 +27,14 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gptsmith.files import (
-    atomic_path,
-    read_json,
-    sha256,
-    sweep,
-    write_bytes,
-    write_json,
-    write_text,
-)
+from gptsmith import files
+from gptsmith.differences import diff, recipe_changes
 from gptsmith.model import weights as model_weights
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint as checkpoints
 from gptsmith.train import monitor, precision
-from gptsmith.train.trackers import flatten
 
 CONFIG, ARCHITECTURE, WEIGHTS, MASK = "config.yaml", "model.json", "model.safetensors", "mask.py"
 TOKENIZER, CORPUS, REPORT = "tokenizer.json", "corpus.json", "report.md"
@@ -150,17 +142,19 @@ class Run:
             refuse(path)  # again, now that nobody else can come in between
             if resume:
                 run._refuse_changes(model_config, tokenizer, corpus, source)
-            sweep(path)
+            files.sweep(path)
             checkpoints.clean(run.checkpoints)
             if source is not None and source.is_file():
-                write_bytes(path / MASK, source.read_bytes())
+                files.write_bytes(path / MASK, source.read_bytes())
             tokenizer.save(path / TOKENIZER)
-            write_json(path / CORPUS, {"fingerprint": corpus})
-            write_json(path / ARCHITECTURE, model_config.model_dump(mode="json"))
+            files.write_json(path / CORPUS, {"fingerprint": corpus})
+            files.write_json(path / ARCHITECTURE, model_config.model_dump(mode="json"))
             if "resume" in config:  # whoever starts a new run from this config.yaml
                 config = {**config, "resume": False}
             # last: a folder is a run as soon as it has its config.yaml
-            write_text(path / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+            files.write_text(
+                path / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+            )
         except BaseException:
             run.close()
             raise
@@ -173,8 +167,8 @@ class Run:
         recorded = self.path / CORPUS
         old: dict[str, Any] = {
             "model": self.model_config.model_dump(),
-            "tokenizer": sha256(self.path / TOKENIZER)[:12],
-            "corpus": read_json(recorded)["fingerprint"] if recorded.exists() else corpus,
+            "tokenizer": files.sha256(self.path / TOKENIZER)[:12],
+            "corpus": files.read_json(recorded)["fingerprint"] if recorded.exists() else corpus,
         }
         new: dict[str, Any] = {
             "model": model_config.model_dump(),
@@ -182,8 +176,10 @@ class Run:
             "corpus": corpus,
         }
         if mask is not None and mask.is_file():
-            old["mask.py"] = sha256(self.path / MASK)[:12] if (self.path / MASK).is_file() else None
-            new["mask.py"] = sha256(mask)[:12]
+            old["mask.py"] = (
+                files.sha256(self.path / MASK)[:12] if (self.path / MASK).is_file() else None
+            )
+            new["mask.py"] = files.sha256(mask)[:12]
         if changes := diff(old, new):
             raise ValueError(
                 f"{self.path} cannot be resumed, it was started otherwise: {'; '.join(changes)};"
@@ -204,11 +200,9 @@ class Run:
         if "--resume" not in argv or out is None or not stored.is_file():
             return argv
         flags = {a.partition("=")[0][2:].replace("-", "_") for a in argv if a.startswith("--")}
-        before = ["--resume", *argv]
         for i, word in enumerate(argv):
-            flag = before[i].startswith("--") and before[i] != "--resume" and "=" not in before[i]
-            if word.endswith((".yaml", ".yml")) and not word.startswith("-") and not flag:
-                if changes := _recipe_changes(_read_yaml(Path(word)), _read_yaml(stored), flags):
+            if word.endswith((".yaml", ".yml")) and not word.startswith("-"):
+                if changes := recipe_changes(_read_yaml(Path(word)), _read_yaml(stored), flags):
                     raise ValueError(
                         f"{word} is not what {out} was started with: {'; '.join(changes)};"
                         " leave the recipe away, or give a change that is meant as a flag"
@@ -257,7 +251,7 @@ class Run:
 
     def _tensors(self, which: Which) -> tuple[dict[str, Tensor], Path]:
         self.notice = ""
-        header = _header(self.weights)
+        header = None if isinstance(which, int) else _header(self.weights)
         steps = checkpoints.steps(self.checkpoints)
         if header is not None and which in ("last", header.get("which")):
             # Training may have gone on since. Foreign weights name no step: they are the end.
@@ -267,7 +261,7 @@ class Run:
         if not steps:
             raise ValueError(
                 f"{self.path} has no checkpoints, only its final {WEIGHTS}"
-                if header is not None
+                if self.weights.exists()
                 else f"{self.path} has no weights yet, it was stopped before its first checkpoint:"
                 " start it again"
             )
@@ -295,19 +289,8 @@ class Run:
     def save_weights(self, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
         """Write model.safetensors durably. header: `which` ("last" or "best") and the `step` at
         which training ended; empty for weights that were not trained here."""
-        with atomic_path(self.weights) as temporary:
+        with files.atomic_path(self.weights) as temporary:
             checkpoints.save_tensors(temporary, tensors, header)
-
-
-def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lines like `model.n_layer: 4 -> 6` for all that differs between two nested mappings."""
-    a, b = flatten(old), flatten(new)
-    names = [*a, *(name for name in b if name not in a)]
-    return [
-        f"{name}: {a.get(name, '(absent)')} -> {b.get(name, '(absent)')}"
-        for name in names
-        if name not in a or name not in b or a[name] != b[name]
-    ]
 
 
 def _is_run(path: Path) -> bool:
@@ -367,35 +350,6 @@ def _is_untrained(path: Path) -> bool:
     return (path / LOCK).exists() and not trained and not any(e["step"] for e in events)
 
 
-def _recipe_changes(recipe: Any, stored: Any, flags: set[str]) -> list[str]:
-    """Where a recipe differs from config.yaml, but for what flags replace or the start fills in."""
-
-    def plain(tree: dict[str, Any]) -> dict[str, Any]:
-        model = tree.get("model")
-        if isinstance(model, str) or (isinstance(model, dict) and "preset" in model):
-            fields = {"preset": model} if isinstance(model, str) else dict(model)
-            preset = ModelConfig.preset(fields.pop("preset"))
-            tree = {**tree, "model": {**preset.model_dump(), **fields}}
-        return flatten(tree)
-
-    def number(value: Any) -> Any:
-        try:  # 3e-4 and 1e6 are text in YAML
-            return float(value) if isinstance(value, str) else value
-        except ValueError:
-            return value
-
-    now, before = plain(recipe), plain(stored)
-    written = {
-        name: value
-        for name, value in now.items()
-        if value not in (None, "auto")
-        and name not in ("out", "resume", "model.vocab_size")
-        and not any(name == flag or name.startswith(f"{flag}.") for flag in flags)
-        and number(value) != number(before.get(name))
-    }
-    return diff({name: before.get(name) for name in written}, written)
-
-
 def _take_lock(path: Path) -> IO[str]:
     """flock: the system gives it back however the process ends."""
     file = (path / LOCK).open("a+")
@@ -425,7 +379,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _read_architecture(path: Path) -> ModelConfig:
-    content = read_json(path)
+    content = files.read_json(path)
     try:
         return ModelConfig.model_validate(content)
     except ValidationError as error:

@@ -254,12 +254,14 @@ def test_peak_memory_rises(tmp_path: Path) -> None:
 
 
 def test_unknown_and_missing_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"no tracker 'tensorbord': choose from auto, tensorboard"):
+    with pytest.raises(
+        ValueError, match=r"no tracker 'tensorbord': choose from auto, none, tensorboard"
+    ):
         quiet(tmp_path, trackers=("tensorbord",))
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r'trackio is not installed: pip install "gptsmith\[track'):
         quiet(tmp_path, trackers=("trackio",))
-    with quiet(tmp_path, trackers=("auto",)) as m:
+    with quiet(tmp_path, trackers=("auto", "none")) as m:
         assert m.trackers == []
 
 
@@ -372,6 +374,6 @@ def test_tracker_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "\n" not in str(e.value)
 
 
-def test_only_the_table_is_in_the_table() -> None:
+def test_notes_and_samples_are_no_rows() -> None:
     rows = monitor.table([{"event": "sample", "step": 1}, {"event": "note", "step": 2}])
     assert rows == []

@@ -1,5 +1,6 @@
 """`gptsmith inspect PATH`: what a corpus or a run holds."""
 
+import sys
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -38,4 +39,5 @@ def main(argv: list[str]) -> None:
         if not isinstance(report, CorpusReport):
             raise ValueError(f"--png draws a corpus, and {options.path} is a run: see curves.png")
         inspect.draw(report, options.png)
-    inspect.show(report, Console(), options.top)
+    # rich takes 80 columns where there is no terminal; in a file the tables may have their width
+    inspect.show(report, Console(width=None if sys.stdout.isatty() else 120), options.top)

@@ -9,7 +9,7 @@ that, to read the source up to that frame without encoding it, and to continue.
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from gptsmith import files
+from gptsmith.data.destination import JOURNAL, Identity
 from gptsmith.data.documents import Piece
 from gptsmith.data.selection import Selected, Split
 from gptsmith.data.shards import SPLITS, ShardWriter
 from gptsmith.tokenizer import Tokenizer
 
-JOURNAL = "progress.json"
 _JOURNAL_SECONDS = 5.0
 FRAME = 1 << 20  # characters, or tokens where the source holds tokens
 
@@ -123,7 +123,7 @@ def encode(frame: Frame, tokenizer: Tokenizer, token_bytes: np.ndarray) -> Encod
 
 def encode_in_order(
     frames: Iterable[Frame], encode_one: Callable[[Frame], Encoded], threads: int
-) -> Iterator[tuple[Frame, Encoded]]:
+) -> Generator[tuple[Frame, Encoded]]:
     """Frames with their tokens, in their order, a few in flight.
 
     Threads, because the encoder spends its time outside the interpreter's lock: on two cores 56
@@ -159,12 +159,12 @@ class Build:
         *,
         shard_tokens: int,
         max_tokens: int | None,
-        identity: dict[str, Any],
-        journal: dict[str, Any] | None,
+        identity: Identity,
+        state: dict[str, Any] | None,
     ) -> None:
         self.folder, self.identity, self.token_bytes = folder, identity, token_bytes
         self.eos_id, self.shard_tokens, self.max_tokens = tokenizer.eos_id, shard_tokens, max_tokens
-        state = (journal or {}).get("state") or {}
+        state = state or {}
         self.frames: int = state.get("frames", 0)
         self.left_out: dict[str, int] = state.get("left_out", {})
         self.first_closed: bool = state.get("first_closed", False)
@@ -219,16 +219,16 @@ class Build:
         files.write_json(self.folder / JOURNAL, {**self.identity, "state": state})
         self._journaled = time.monotonic()
 
-    def close(self) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """Finish the last shards; what the manifest says of the splits."""
         for writer in self.writers.values():
-            writer.close()
+            writer.finish()
         return {split: writer.record for split, writer in self.writers.items()}
 
-    def abandon(self) -> None:
-        """Close the files as they are."""
+    def close(self) -> None:
+        """Let go of the files, as they are."""
         for writer in self.writers.values():
-            writer.abandon()
+            writer.close()
 
     def _shards(self) -> int:
         return sum(len(writer.record["shards"]) for writer in self.writers.values())

@@ -26,7 +26,8 @@ from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint, monitor
 
 _BAR = 40  # characters of the longest bar
-_VISIBLE = str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"})
+_LINE_ENDS = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "␍"})
+_SPACES = str.maketrans({" ": "·"}) | _LINE_ENDS
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,9 @@ def draw(report: CorpusReport, path: str | Path) -> Path:
         if split.documents:
             lengths = np.maximum(split.lengths, 1)
             bins = np.geomspace(1, max(2, int(lengths.max())), 40)
-            left.hist(lengths, bins=bins, histtype="step", label=split.name)
-    left.set(xscale="log", xlabel="tokens in a document", ylabel="documents")
+            share = np.full(split.documents, 1 / split.documents)  # val is much smaller
+            left.hist(lengths, bins=bins, weights=share, histtype="step", label=split.name)
+    left.set(xscale="log", xlabel="tokens in a document", ylabel="share of the documents")
     left.legend()
     frequencies = np.sort(report.counts[report.counts > 0])[::-1]
     right.loglog(np.arange(1, len(frequencies) + 1), frequencies, marker=".", markersize=3)
@@ -146,9 +148,9 @@ def visible(tokenizer: Tokenizer, token_id: int) -> str:
         return repr(data)[2:-1]
 
 
-def _printable(text: str) -> str:
+def _printable(text: str, marks: dict[int, str] = _SPACES) -> str:
     """Nothing in a corpus shall steer the terminal."""
-    text = text.translate(_VISIBLE)
+    text = text.translate(marks)
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
@@ -176,22 +178,26 @@ def _corpus(report: CorpusReport, top: int) -> Iterable[RenderableType]:
 
 
 def _splits(splits: Iterable[SplitStatistics]) -> Table:
-    table = _table("", "shards", "tokens", "text", "bytes/token", "documents", "duplicates")
-    for name in ("min", "median", "p90", "max"):
-        table.add_column(name, justify="right")
+    columns = []
     for split in splits:
         lengths = split.lengths if split.documents else np.zeros(1)
+        low, median, p90, high = (f"{np.quantile(lengths, q):,.0f}" for q in (0, 0.5, 0.9, 1))
         rate = split.duplicates / max(1, split.documents)
-        table.add_row(
-            split.name,
-            f"{split.shards:,}",
-            f"{split.tokens:,}",
-            _size(split.text_bytes),
-            f"{split.text_bytes / max(1, split.tokens):.3f}",
-            f"{split.documents:,}",
-            f"{split.duplicates:,} ({rate:.1%})",
-            *(f"{np.quantile(lengths, q):,.0f}" for q in (0, 0.5, 0.9, 1)),
+        columns.append(
+            {
+                "": split.name,
+                "tokens": f"{split.tokens:,}",
+                "shards": f"{split.shards:,}",
+                "text": _size(split.text_bytes),
+                "bytes per token": f"{split.text_bytes / max(1, split.tokens):.3f}",
+                "documents": f"{split.documents:,}",
+                "exact duplicates": f"{split.duplicates:,} ({rate:.1%})",
+                "tokens in a document": f"{low} to {high}, median {median}, 90% up to {p90}",
+            }
         )
+    table = Table.grid(padding=(0, 2))
+    for name in columns[0]:
+        table.add_row(Text(name, "dim"), *(Text(column[name]) for column in columns))
     return table
 
 
@@ -225,7 +231,8 @@ def _pair(sample: Sample, tokenizer: Tokenizer) -> RenderableType:
     """Both texts whole, then the first tokens as columns in which y stands one to the left."""
     whole = Table.grid(padding=(0, 1))
     for name, ids in (("x", sample.x), ("y", sample.y)):
-        whole.add_row(Text(name, "bold cyan"), Text(_printable(tokenizer.decode(ids))))
+        text = _printable(tokenizer.decode(ids), _LINE_ENDS)
+        whole.add_row(Text(name, "bold cyan"), Text(text, overflow="fold"))
     aligned = Table.grid(padding=(0, 1))
     first = slice(0, 8)
     for name, ids in (("x", sample.x[first]), ("y", sample.y[first])):
@@ -285,13 +292,6 @@ def _facts(facts: dict[str, str]) -> Table:
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
         table.add_row(Text(name, "dim"), Text(value))
-    return table
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 1), pad_edge=False)
-    for i, name in enumerate(columns):
-        table.add_column(name, justify="right" if i else "left")
     return table
 
 

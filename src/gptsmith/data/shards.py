@@ -222,16 +222,16 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def close(self) -> None:
-        """Finish the last shard."""
+    def finish(self) -> None:
+        """Complete the last shard."""
         if self.partial:
             self._finish_shard()
         else:
             self._file.close()
             self._growing.unlink()
 
-    def abandon(self) -> None:
-        """Close the file as it is."""
+    def close(self) -> None:
+        """Let go of the file, as it is."""
         self._file.close()
 
     def _finish_shard(self) -> None:

@@ -78,7 +78,7 @@ def single_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor
 def blocked_causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention by plain products, block of queries by block, skipping the keys after it.
 
-    q, k, v (B, H, T, D). Saves the probabilities for the backward pass: about B*H*T*T bytes.
+    q, k, v (B, H, T, D). Saves the probabilities for the backward pass: about 4*B*H*T*T bytes.
     """
     T, D = q.shape[2:]
     step = max(64, -(-T // 8))

@@ -255,8 +255,8 @@ class GPTModel(nn.Module):
         """Vectors (B, T, C) after the final norm, from which `head_weight` makes logits.
 
         mask: a Mask or a boolean or 0/1 tensor (T, T), (B, T, T), (B, H, T, T); default the
-        config's. positions: (B, T) or (T,), default 0..T-1, or what follows in the cache; negative
-        ones mark right padding. documents: (B, T) integers; a position sees its own document only.
+        config's. positions: (B, T) or (T,), default 0..T-1, or what follows in the cache, for which
+        -1 marks right padding. documents: (B, T) integers; a position sees its own document only.
         Raises ValueError when a position lies outside the context, for a mask of another shape or
         with other values, and for a cache under a mask that it cannot serve exactly.
         """
@@ -274,6 +274,8 @@ class GPTModel(nn.Module):
             )
         if positions is None:
             positions = torch.arange(T, device=ids.device)  # (T,)
+        elif cache is None and not torch.compiler.is_compiling():  # a graph cannot look at values
+            _check_positions(positions, limit)
         if cache is not None:
             bias = self._cached_mask(mask or self.mask, positions, cache, limit)
         else:
@@ -339,3 +341,12 @@ class GPTModel(nn.Module):
                 "and fill the cache again"
             )
         return cache.begin(positions, mask, self.config.n_head, limit)
+
+
+def _check_positions(positions: Tensor, limit: int) -> None:
+    low, high = int(positions.min()), int(positions.max())
+    if low < 0 or high >= limit:
+        raise ValueError(
+            f"position {low if low < 0 else high} is outside context_length {limit}: give positions "
+            f"from 0 to {limit - 1} (-1 marks padding for a cache only)"
+        )

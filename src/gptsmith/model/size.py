@@ -24,15 +24,22 @@ def parameters(c: ModelConfig) -> int:
     return embedding + positions + c.n_layer * (2 * norm + attention + mlp) + norm
 
 
-def flops_per_token(c: ModelConfig, T: int | None = None) -> int:
-    """Training FLOPs per token: 6 per parameter in a matrix product, and attention's products.
+def block_matrices(c: ModelConfig) -> int:
+    """Numbers in the matrices of all blocks: what Muon trains and every token is multiplied by."""
+    attention = (c.n_head + 2 * c.K) * c.D + c.n_head * c.D
+    return c.n_layer * c.n_embd * (attention + c.F * (3 if c.mlp == "swiglu" else 2))
 
-    Attention is counted without causality, 12 * n_layer * H*D * T (Chowdhery et al. 2022, appendix
-    B), as the field does when it states MFU. T: sequence length, default the context.
+
+def flops_per_token(c: ModelConfig, T: int | None = None) -> int:
+    """Training FLOPs per token, 6N + 12 * n_layer * H*D * T, T by default the context.
+
+    N counts the matrices that a token is multiplied by, the head among them, and no embedding
+    look-up. Attention is counted without causality (Chowdhery et al. 2022, appendix B), as the
+    field does when it states MFU. Products only: what norms, softmax and activations do is left
+    out, as is a second forward pass under activation recomputing.
     """
-    lookups = c.context_length * c.n_embd * (c.position == "learned")
-    lookups += 0 if c.tied else c.vocab_size * c.n_embd
-    return 6 * (parameters(c) - lookups) + 12 * c.n_layer * c.n_head * c.D * (T or c.context_length)
+    N = block_matrices(c) + c.vocab_size * c.n_embd
+    return 6 * N + 12 * c.n_layer * c.n_head * c.D * (T or c.context_length)
 
 
 def kv_cache_bytes(c: ModelConfig, B: int, S: int, bytes_per_number: int = 4) -> int:
@@ -58,19 +65,22 @@ def training_memory(c: ModelConfig, B: int, T: int, optimizer: str = "adamw") ->
     """Memory of one fp32 training step on a micro-batch (B, T), without activation recomputing.
 
     Weights, gradients and the optimizer's moments (two for AdamW; Muon keeps one for the matrices
-    of the blocks) are exact. Activations are the tensors that autograd saves per token and layer
-    in eager fp32, within about a fifth: a block's two normalised inputs, q, k, v, the attention's
-    output, and the MLP's hidden widths. bf16 autocast needs about two thirds of them.
+    of the blocks) are exact. Activations are what autograd saves in eager fp32 on a CPU under the
+    causal mask without dropout, within a tenth. bf16 autocast saves 0.6 to 1.2 of that: half for
+    the products, but also its casts of the weights and, in short rows, attention's probabilities.
     """
     n = parameters(c)
-    matrices = (
-        c.n_layer
-        * c.n_embd
-        * ((c.n_head + 2 * c.K) * c.D + c.n_head * c.D + c.F * (3 if c.mlp == "swiglu" else 2))
-    )
-    moments = 2 * n - (matrices if optimizer == "muon" else 0)
-    qkv = (c.n_head + 2 * c.K) * c.D
-    widths = {"gelu": 2, "relu2": 3, "swiglu": 4}[c.mlp] * c.F
-    norms = 4 * c.n_embd * (2 if c.norm == "rmsnorm" else 1)
-    per_layer = norms + qkv * (3 if c.position == "rope" else 1) + c.n_head * c.D * 2 + widths
-    return TrainingMemory(4 * n, 4 * n, 4 * moments, 4 * B * T * (c.n_layer * per_layer + c.n_embd))
+    moments = 2 * n - (block_matrices(c) if optimizer == "muon" else 0)
+    heads, kv = c.n_head * c.D, c.K * c.D
+    grouped, rope = c.K < c.n_head, c.position == "rope"
+    # A norm saves its input (RMSNorm also the scaled one), the linear layer after it its own.
+    norm = c.n_embd * (2 if c.norm == "rmsnorm" else 1)
+    # Attention saves q, k, v and its output: views of the projection, or rotated and repeated.
+    attention = heads * (1 + rope + (rope or grouped) + grouped) + (heads + kv) * c.qk_norm
+    if c.qk_norm or not (rope and grouped):
+        attention += heads + 2 * kv
+    hidden = c.F * (4 if c.mlp == "swiglu" else 2)
+    per_token = c.n_layer * (2 * (norm + c.n_embd) + attention + hidden) + norm + c.n_embd
+    # The loss keeps the gradient of the head from its forward pass.
+    saved = B * T * per_token + c.vocab_size * c.n_embd
+    return TrainingMemory(4 * n, 4 * n, 4 * moments, 4 * saved)

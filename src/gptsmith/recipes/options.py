@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gptsmith.train import precision
+from gptsmith.train.precision import Name as PrecisionName
 
 
 class Section(BaseModel):
@@ -31,7 +31,7 @@ class TrainConfig(Section):
     """Tokens per optimizer step; micro-batches accumulate to it (default: one micro-batch)."""
     seed: int = Field(0, ge=0)
     """Of initial weights, sample order and dropout."""
-    precision: precision.Name = "auto"
+    precision: PrecisionName = "auto"
     """Number format of matrix products; auto takes what this machine does well and says why."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto compiles where it pays and says why."""

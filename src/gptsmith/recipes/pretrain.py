@@ -14,7 +14,7 @@ from pydantic import Field
 from gptsmith import settings
 from gptsmith.data.batches import Windows, validation_batches
 from gptsmith.data.shards import Corpus
-from gptsmith.evaluate.perplexity import Scores, evaluate
+from gptsmith.evaluate.perplexity import evaluate
 from gptsmith.generate.engine import generate_text
 from gptsmith.generate.sample import SamplingConfig
 from gptsmith.model import size
@@ -107,7 +107,7 @@ def pretrain(config: PretrainConfig, started: float | None = None) -> int:
         config.out, config.model_dump(mode="json"), config.model, corpus.tokenizer, config.resume,
         corpus=corpus.fingerprint,
     )  # fmt: skip
-    with run.lock(), state.StopSignal() as stop:
+    with run, state.StopSignal() as stop:
         if config.resume:
             notes += resume(run, now, model, optimizer, windows, config)
         with Monitor(
@@ -121,62 +121,74 @@ def pretrain(config: PretrainConfig, started: float | None = None) -> int:
             for note in notes:
                 monitor.log(now.step, "note", message=note)
             save = partial(save_checkpoint, run, now, model, optimizer, windows, config, monitor)
-            if not config.resume:
-                save()
 
-            def validate(limit: int | None) -> Scores:
+            def epoch() -> float:
+                return round(now.step * per_step / windows.per_epoch, 4)
+
+            def assess(limit: int | None) -> bool:
+                """Measure on `limit` validation tokens, sample, draw; whether it is a new best."""
                 batches = validation_batches(corpus.val, T, 2 * train.batch_size, eos, limit)
                 scored = (score_from(batch, start) for batch in batches)
-                sizes = torch.from_numpy(corpus.tokenizer.token_bytes())
-                return evaluate(model, scored, arithmetic, sizes)
+                scores = evaluate(model, scored, arithmetic, token_bytes)
+                monitor.log(now.step, "val", epoch=epoch(), **scores.fields())
+                if config.eval.sample_tokens:
+                    monitor.text(now.step, config.eval.prompt, sample(model, corpus, config))
+                monitor.draw()
+                return now.improves(scores.loss)
 
             per_step = sequences_per_step(config)
+            token_bytes = torch.from_numpy(corpus.tokenizer.token_bytes())
+            if not config.resume:
+                if config.eval.every:
+                    assess(config.eval.tokens)
+                save()
             mark, marked = monitor.seconds, now.tokens
-            for step in train_steps(
-                model,
-                compiling.compiled(next_token_loss) if train.compile == "on" else next_token_loss,
-                lambda s: [
-                    score_from(b, start)
-                    for b in micro_batches(windows, s * per_step, per_step, train.batch_size)
-                ],
-                optimizer,
-                learning_rate=lambda s: learning_rate(config, s, plan.done(s, monitor.seconds)),
-                precision=arithmetic,
-                clip=config.optim.clip,
-                seed=train.seed,
-                first_step=now.step,
-                guard=now.guard,
-                scaler=now.scaler,
+            complete = plan.done(now.step, now.seconds) >= 1 or stops_early(config, now)
+            for step in (
+                ()
+                if complete
+                else train_steps(
+                    model,
+                    compiling.compiled(next_token_loss)
+                    if train.compile == "on"
+                    else next_token_loss,
+                    lambda s: [
+                        score_from(b, start)
+                        for b in micro_batches(windows, s * per_step, per_step, train.batch_size)
+                    ],
+                    optimizer,
+                    learning_rate=lambda s: learning_rate(config, s, plan.done(s, monitor.seconds)),
+                    precision=arithmetic,
+                    clip=config.optim.clip,
+                    seed=train.seed,
+                    first_step=now.step,
+                    guard=now.guard,
+                    scaler=now.scaler,
+                )
             ):
                 now.step, now.seconds = step.step, monitor.seconds
                 now.tokens += step.tokens
                 done = plan.done(now.step, now.seconds) >= 1
-                epoch = now.step * per_step / windows.per_epoch
                 if step.skipped:
                     monitor.log(now.step, "note", message=step.skipped)
                 if now.step % config.monitor.log_every == 0 or done:
                     speed = (now.tokens - marked) / max(1e-9, now.seconds - mark)
                     mark, marked = now.seconds, now.tokens
                     monitor.log(
-                        now.step, "train", epoch=round(epoch, 4), train_loss=step.loss,
+                        now.step, "train", epoch=epoch(), train_loss=step.loss,
                         learning_rate=step.learning_rate, grad_norm=step.grad_norm,
                         tokens=now.tokens, tokens_per_second=round(speed, 1),
                     )  # fmt: skip
                     mfu = precision.mfu(speed * size.flops_per_token(config.model), device)
                     monitor.progress(now.step, loss=step.loss, tokens_per_second=speed, mfu=mfu)
                 if done or (config.eval.every and now.step % config.eval.every == 0):
-                    scores = validate(None if done else config.eval.tokens)
-                    monitor.log(now.step, "val", epoch=round(epoch, 4), **scores.fields())
-                    best = now.improves(scores.loss)
-                    if config.eval.sample_tokens:
-                        monitor.text(now.step, config.eval.prompt, sample(model, corpus, config))
-                    monitor.draw()
-                    enough = 0 < config.eval.patience <= now.evals_since_best
-                    if best or done or enough:
-                        save()
+                    best = assess(None if done else config.eval.tokens)
+                    enough = stops_early(config, now)
                     if enough:
                         message = f"stopped early: best was step {now.best_step}"
                         monitor.log(now.step, "note", message=message)
+                    if best or done or enough:
+                        save()
                     if done or enough:
                         break
                     mark = monitor.seconds  # evaluation is not training time
@@ -242,6 +254,10 @@ def resolve(config: PretrainConfig, corpus: Corpus) -> tuple[PretrainConfig, Hor
     return config.model_copy(update=dict(model=model, train=train)), plan, notes
 
 
+def stops_early(config: PretrainConfig, now: state.Progress) -> bool:
+    return 0 < config.eval.patience <= now.evals_since_best
+
+
 def sequences_per_step(config: PretrainConfig) -> int:
     """Windows that one optimizer step reads, over all ranks."""
     train = config.train
@@ -254,9 +270,7 @@ def micro_batches(windows: Windows, first: int, count: int, size: int) -> list[B
     """This rank's share of samples first..first+count-1, in micro-batches of `size`."""
     mine = count // world_size()
     first += rank() * mine
-    return [
-        windows.batch(i, min(size, first + mine - i)) for i in range(first, first + mine, size)
-    ]
+    return [windows.batch(i, min(size, first + mine - i)) for i in range(first, first + mine, size)]
 
 
 def score_from(batch: Batch, start: int) -> Batch:

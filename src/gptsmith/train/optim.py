@@ -175,9 +175,7 @@ class Optimizer:
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `state_tensors`; ValueError if a parameter's state has another shape."""
         by_name = {name: p for p, name in self.names.items()}
-        owner = {
-            p: o for o in self.optimizers for group in o.param_groups for p in group["params"]
-        }
+        owner = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
         for key, value in tensors.items():
             name, _, field = key.rpartition("|")
             p = by_name.get(name)

@@ -49,7 +49,9 @@ def choose(name: Name, device: torch.device) -> Precision:
             return Precision("fp16", kind, "the GPU has no bfloat16: fp16 with loss scaling")
         if kind == "cpu" and cpu_bf16():
             return Precision("bf16", kind, "the CPU multiplies bfloat16 in hardware")
-        what = "the CPU has neither avx512_bf16 nor AMX" if kind == "cpu" else f"{kind} is safest so"
+        what = (
+            "the CPU has neither avx512_bf16 nor AMX" if kind == "cpu" else f"{kind} is safest so"
+        )
         return Precision("fp32", kind, what)
     if name == "fp16" and kind == "cpu":
         raise ValueError("precision fp16 is for GPUs: take fp32, bf16 or auto on a CPU")
@@ -75,3 +77,19 @@ def choose_device(name: str) -> torch.device:
     if missing or device.type not in ("cpu", "cuda", "mps"):
         raise ValueError(f"device {name!r} is not available here: choose cpu or auto")
     return device
+
+
+# Dense bf16 (fp16 before Ampere) TFLOP/s from the vendor's data sheets, by a part of the name.
+_PEAK_TFLOPS = {
+    "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10G": 70,
+    "RTX 5090": 210, "RTX 4090": 165, "RTX 3090": 71, "V100": 125, "T4": 65,
+}  # fmt: skip
+
+
+def mfu(flops_per_second: float, device: torch.device) -> float | None:
+    """Share of the device's peak that is used; None where the peak is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    peak = next((t for part, t in _PEAK_TFLOPS.items() if part in name), None)
+    return None if peak is None else flops_per_second / (peak * 1e12)

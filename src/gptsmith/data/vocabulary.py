@@ -1,0 +1,66 @@
+"""The tokenizer of a corpus: one that is given, or one learned from the documents themselves."""
+
+import hashlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from gptsmith.data.documents import Source
+from gptsmith.data.selection import Selection
+from gptsmith.tokenizer import Tokenizer
+
+_SAMPLE = 32 << 20  # characters from which a vocabulary is learned: about four seconds
+_DEFAULT_VOCABULARY = 8192
+
+
+def given_tokenizer(
+    choice: str, vocab_size: int | None, sources: Sequence[Source]
+) -> Tokenizer | None:
+    """The tokenizer that is there before any text is read; None if it is learned from it."""
+    if vocab_size is not None and choice != "bpe":
+        raise ValueError(
+            f"--vocab-size {vocab_size} is for --tokenizer bpe; {choice} has its own size"
+        )
+    if choice in ("bpe", "char"):
+        for source in sources:
+            if source.layout is not None:
+                raise ValueError(
+                    f"{source.used}: holds token ids; give the --tokenizer that made them, "
+                    f"not {choice}"
+                )
+        return None
+    if choice == "gpt2":
+        return Tokenizer.gpt2()
+    if choice == "byte":
+        return Tokenizer.byte()
+    if not Path(choice).exists():
+        raise FileNotFoundError(
+            f"--tokenizer {choice}: neither gpt2, bpe, char or byte nor a file or folder"
+        )
+    return Tokenizer.load(choice)
+
+
+def learn(choice: str, vocab_size: int | None, selection: Selection, total: int) -> Tokenizer:
+    """A tokenizer from the documents themselves."""
+    if choice == "char":
+        # Validation too: a character that only it has would have no id.
+        return Tokenizer.char(str(p) for _, document in selection for p in document.pieces)
+    print("learning the vocabulary from the training documents", file=sys.stderr)
+    return Tokenizer.train_bpe(_sample(selection, total), vocab_size or _DEFAULT_VOCABULARY)
+
+
+def _sample(selection: Selection, total: int) -> Iterator[str]:
+    """Training text, all of it if it is short; else pieces chosen by hash, from everywhere."""
+    share = _SAMPLE / total if total > _SAMPLE else 1.0
+    room = _SAMPLE
+    for split, document in selection:
+        for piece in document.pieces if split != "val" else ():
+            text = str(piece)
+            if share < 1:
+                digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+                if int.from_bytes(digest) >= share * 2**64:
+                    continue
+            yield text[:room]
+            room -= len(text)
+            if room <= 0:
+                return

@@ -1,0 +1,195 @@
+"""prepare, pretrain, inspect, evaluate, generate: what the verbs print, and how they refuse."""
+
+import io
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptsmith import cli
+from gptsmith.model import size
+from gptsmith.run import Run
+
+TEXT = "".join(f"The {n}th line of {n * n} words, and so on.\n" for n in range(400))
+SMALL = (
+    "--model nano --model.context-length 32 --model.mask prefix(3) --train.steps 40 "
+    "--optim.learning-rate 0.01 --train.precision fp32 --train.batch-size 4 --eval.sample-tokens 0 "
+    "--monitor.trackers none"
+)
+
+
+def succeed(*argv: object) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "gptsmith", *map(str, argv)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("commands")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    out = succeed("prepare", folder / "text.txt", "--out", folder / "data", "--tokenizer", "char")
+    assert f"gptsmith pretrain --data {folder / 'data'}" in out  # what to type next
+    return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def run(corpus: Path) -> Path:
+    path = corpus.parent / "run"
+    succeed("pretrain", "--data", corpus, "--out", path, *SMALL.split())
+    return path
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]):
+    """Runs the command in this process: (exit code, standard output, standard error)."""
+
+    def say(*argv: object) -> tuple[int, str, str]:
+        code = cli.main([str(word) for word in argv])
+        return code, *capsys.readouterr()
+
+    return say
+
+
+def test_evaluate_repeats_the_last_validation(say, run: Path, corpus: Path) -> None:
+    code, out, err = say("evaluate", run)
+    assert (code, err) == (0, "")
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    loss = [event["val_loss"] for event in events if event["event"] == "val"][-1]
+    assert f"loss          {loss:.4f} nats per token" in out
+    assert say("evaluate", run, "--data", corpus)[1] == out
+
+
+def test_inspect_shows_corpus_and_run(say, run: Path, corpus: Path, tmp_path: Path) -> None:
+    code, out, _ = say("inspect", corpus, "--top", "3", "--png", tmp_path / "c.png")
+    assert code == 0
+    assert "char" in out
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    code, out, _ = say("inspect", run)
+    assert code == 0
+    assert f"{size.parameters(Run.open(run).model_config):,}" in out
+    assert "prefix(3)" in out
+
+
+def samples(text: str) -> dict[str, str]:
+    parts = re.split(r"^--- (.*)\n", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_generate_gives_a_seed_its_text_in_any_company(say, run: Path) -> None:
+    common = ("generate", run, "--max-new-tokens", "20")
+    three = samples(say(*common, "--prompt", "The 1", "--num-samples", "3", "--seed", "5")[1])
+    assert list(three) == ["seed 5", "seed 6", "seed 7"]
+    assert len(set(three.values())) == 3
+    assert say(*common, "--prompt", "The 1", "--seed", "6")[1] == three["seed 6"]
+    both = samples(say(*common, "--prompt", "T", "--prompt", "The 1", "--seed", "7")[1])
+    assert list(both) == ["seed 7, prompt 'T'", "seed 7, prompt 'The 1'"]
+    assert both["seed 7, prompt 'The 1'"] == three["seed 7"]
+
+
+def test_generate_reads_standard_input(say, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = say("generate", run, "--prompt", "The 1", "--max-new-tokens", "9")
+    monkeypatch.setattr("sys.stdin", io.StringIO("The 1\n"))
+    assert say("generate", run, "--prompt", "-", "--max-new-tokens", "9") == wanted
+
+
+def test_generate_stops_at_a_string(say, run: Path) -> None:
+    asked = ("generate", run, "--prompt", "The", "--max-new-tokens", "40")
+    whole = say(*asked)[1].removeprefix("The")
+    stop = whole[20:22]
+    assert say(*asked, "--stop", stop, "--stop", "☃")[1] == f"The{whole[: whole.index(stop)]}\n"
+
+
+def test_generate_takes_the_weights_of_a_checkpoint(say, run: Path) -> None:
+    greedy = ("generate", run, "--prompt", "The", "--temperature", "0", "--max-new-tokens", "12")
+    end = say(*greedy)
+    assert say(*greedy, "--checkpoint", "40") == say(*greedy, "--checkpoint", "best") == end
+    assert say(*greedy, "--checkpoint", "0")[1] != end[1]
+
+
+def test_generate_streams_to_a_terminal(say, run: Path) -> None:
+    argv = ["generate", str(run), "--prompt", "The 1", "--max-new-tokens", "20"]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-m", "gptsmith", *argv], stdout=theirs)
+    os.close(theirs)
+    pieces = []
+    while True:
+        try:
+            piece = os.read(ours, 1000)
+        except OSError:  # Linux says EIO where the other side has closed
+            break
+        if not piece:
+            break
+        pieces.append(piece)
+    os.close(ours)
+    assert process.wait() == 0
+    assert b"".join(pieces).decode().replace("\r\n", "\n") == say(*argv)[1]
+    assert len(pieces) > 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            "generate nowhere",
+            "generate: there is no run folder nowhere: gptsmith pretrain makes one",
+        ),
+        ("generate {corpus}", "is a prepared corpus, not a run"),
+        ("generate", "generate: RUN is required"),
+        ("generate {run} other", "generate: unexpected argument 'other': one run was expected"),
+        (
+            "generate {run} --temperatur 1",
+            "unknown option --temperatur: did you mean --temperature?",
+        ),
+        ("generate {run} --top-p 1.5", "--top-p: should be less than or equal to 1, got '1.5'"),
+        ("generate {run} --checkpoint 3", "no checkpoint of step 3"),
+        ("generate {run} --device tpu", "no device 'tpu'"),
+        ("generate {run} --prompt ☃", "'☃'"),
+        ("evaluate {run} --data {run}", "no prepared corpus here"),
+        (
+            "evaluate {run} --precision fp8",
+            "--precision: should be 'auto', 'fp32', 'bf16' or 'fp16'",
+        ),
+        ("evaluate {run} --data nowhere", "nowhere: no prepared corpus here"),
+        ("inspect {run} --png x.png", "--png draws a corpus"),
+        ("inspect nowhere", "nowhere"),
+        ("prepare", "prepare: SOURCES is required"),
+        ("prepare nowhere.txt --out x", "nowhere.txt: no such file or folder"),
+        ("prepare pydoc --out x", "did you mean 'pydocs'?"),
+        ("pretrain --data nowhere --out x", "nowhere: no prepared corpus here"),
+        ("pretrain --data {corpus} --out {run}", "holds a run: --resume to go on with it"),
+        ("pretrain --data {corpus} --out {corpus}", "is not empty and holds no run"),
+        ("pretrain --data {corpus} --out x --model.mask 1+1", "mask"),
+        ("pretrain --data {corpus} --out x --model.mask bidirectional()", "see"),
+        (
+            "pretrain --data {corpus} --out x --model.context-length 100000",
+            "smaller --model.context",
+        ),
+        ("pretrain --data {corpus} --out x --train.steps 1 --train.tokens 5", "one horizon"),
+    ],
+)
+def test_wrong_input_costs_one_line(
+    say, run: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    argv: str, message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    code, out, err = say(*argv.format(run=run, corpus=corpus).split())
+    assert message in err
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"gptsmith {argv.split()[0]}: ")
+    assert not list(tmp_path.iterdir())  # nothing is left behind
+
+
+def test_another_tokenizer_is_refused(say, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT + "ÄÖÜ", encoding="utf-8")
+    succeed("prepare", tmp_path / "text.txt", "--out", tmp_path / "data", "--tokenizer", "byte")
+    code, _, err = say("evaluate", run, "--data", tmp_path / "data")
+    assert code == 2
+    assert f"prepare that text with --tokenizer {run / 'tokenizer.json'}" in err

@@ -1,0 +1,92 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gptsmith.model import attention
+from gptsmith.model.attention import attend, blocked_causal
+
+B, H, D = 2, 4, 16
+
+
+def inputs(T: int, K: int = H, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(T)
+    shapes = ((B, H, T, D), (B, K, T, D), (B, K, T, D))
+    return [torch.randn(s, generator=generator).to(dtype).requires_grad_() for s in shapes]
+
+
+def by_hand(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Softmax attention as the formula says it, a blind row giving zeros."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    weights = (q @ k.transpose(-1, -2) / math.sqrt(D)).exp() * mask
+    return weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-30) @ v
+
+
+def results(function: object, *args: Tensor) -> list[Tensor]:
+    """What the function returns, and the gradients of a weighting of it."""
+    out = function(*args)
+    weights = torch.linspace(-1, 1, out.numel()).view_as(out).to(out.dtype)
+    return [out, *torch.autograd.grad((out * weights).sum(), args)]
+
+
+@pytest.mark.parametrize("K", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["causal", "dense", "blind rows"])
+def test_attend_is_attention(K: int, kind: str) -> None:
+    T = 13
+    mask = torch.ones(T, T).tril().bool()
+    if kind == "blind rows":
+        mask[[0, 5, 12]] = False
+    given = None if kind == "causal" else mask.expand(B, 1, T, T)
+    ours = results(lambda q, k, v: attend(q, k, v, given), *inputs(T, K))
+    expected = results(lambda q, k, v: by_hand(q, k, v, mask), *inputs(T, K))
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    if kind == "blind rows":
+        assert (ours[0][:, :, [0, 5, 12]] == 0).all()
+        assert (ours[1][:, :, [0, 5, 12]] == 0).all()
+
+
+@pytest.mark.parametrize("T", [1, 63, 64, 65, 130, 523])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_blocked_form_equals_the_fused_kernel(T: int, dtype: torch.dtype) -> None:
+    blocked = results(blocked_causal, *inputs(T, dtype=dtype))
+    exact = results(
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        *(x.detach().float().requires_grad_() for x in inputs(T, dtype=dtype)),
+    )
+    for a, b in zip(blocked, exact, strict=True):
+        assert a.dtype == dtype
+        error = float((a.detach().float() - b.detach()).norm() / b.norm().clamp(min=1))
+        assert error < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def test_training_in_bfloat16_takes_the_blocked_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    monkeypatch.setattr(
+        attention,
+        "blocked_causal",
+        lambda q, k, v: taken.append(q.shape[2]) or blocked_causal(q, k, v),
+    )
+    q, k, v = inputs(64, dtype=torch.bfloat16)
+    trained = attend(q, k, v, None)
+    assert taken == [64]
+    with torch.no_grad():
+        torch.testing.assert_close(attend(q, k, v, None), trained, rtol=0.05, atol=0.02)
+    attend(q, k, v, None, 0.1)
+    attend(q, k, v, torch.ones(64, 64).bool().expand(1, 1, 64, 64))
+    attend(*inputs(64), None)
+    attend(*inputs(300, dtype=torch.bfloat16), None)
+    assert taken == [64]
+
+
+def test_dropout_of_attention_weights() -> None:
+    q, k, v = inputs(32)
+    mask = torch.ones(32, 32).tril().bool().expand(1, 1, 32, 32)
+    for given in (None, mask):
+        torch.manual_seed(0)
+        mean = torch.stack([attend(q, k, v, given, 0.3) for _ in range(300)]).mean(dim=0)
+        assert float((mean - attend(q, k, v, None)).detach().abs().mean()) < 0.03
+        assert not torch.equal(attend(q, k, v, given, 0.3), attend(q, k, v, given, 0.3))

@@ -1,0 +1,186 @@
+"""Killed with SIGKILL at any moment and resumed, a run ends as if nothing had happened."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptsmith.data.prepare import PrepareConfig, prepare
+from gptsmith.train import checkpoint
+
+STEPS = 240
+KILLS = 20
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = random.Random(0)
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "ran", "home"]
+    for i in range(40):
+        text = " ".join(rng.choice(words) for _ in range(400))
+        (folder / f"{i}.txt").write_text(text)
+    return prepare(
+        PrepareConfig(
+            sources=(str(folder / "*.txt"),), out=folder / "corpus", tokenizer="byte",
+            shard_tokens=20_000,
+        )
+    )  # fmt: skip
+
+
+def command(corpus: Path, out: Path, *more: str) -> list[str]:
+    """A run with all that could differ after a crash: dropout, accumulation, Muon, several shards
+    and epochs, document masks, evaluation and samples at intervals."""
+    return [
+        sys.executable, "-m", "gptsmith", "pretrain", "--data", str(corpus), "--out", str(out),
+        "--model.n-layer", "2", "--model.n-head", "2", "--model.n-embd", "32",
+        "--model.context-length", "32", "--model.dropout", "0.1", "--document-mask",
+        "--train.steps", str(STEPS), "--train.batch-size", "8", "--train.tokens-per-step", "512",
+        "--train.threads", "1", "--train.seed", "3", "--eval.every", "40", "--eval.tokens", "2000",
+        "--eval.sample-tokens", "8", "--save.every", "10", "--monitor.trackers", "none",
+        "--monitor.log-every", "1", *more,
+    ]  # fmt: skip
+
+
+def start(argv: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(argv: list[str]) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def events(run: Path) -> list[dict]:
+    """The record without what depends on the clock and on the number of starts."""
+    timed = {"seconds", "tokens_per_second", "peak_memory_mb"}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in e.items() if k not in timed}
+        for e in lines
+        if e["event"] in ("train", "val", "sample")
+    ]
+
+
+def same_state(a: Path, b: Path) -> None:
+    one, _ = checkpoint.find(a / "checkpoints")
+    two, _ = checkpoint.find(b / "checkpoints")
+    assert one.step == two.step == STEPS
+    for group in ("model", "optimizer"):
+        left, right = one.load(group), two.load(group)
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[name], right[name]) for name in left)
+    assert events(a) == events(b)
+    left, right = (checkpoint.load_tensors(run / "model.safetensors") for run in (a, b))
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: Path, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("whole") / "run"
+    finish(command(corpus, run))
+    return run
+
+
+def test_killed_at_random_moments(corpus, whole, tmp_path):
+    run = tmp_path / "run"
+    rng = random.Random(int(os.environ.get("GPTSMITH_KILL_SEED", "1")))
+    trained = 0  # kills that came while it trained, not while Python started
+    for _ in range(KILLS):
+        resume = ["--resume"] if any((run / "checkpoints").glob("step-??????")) else []
+        process = start(command(corpus, run, *resume))
+        log = run / "metrics.jsonl"
+        before = log.stat().st_mtime_ns if log.exists() else 0
+        limit = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < limit:
+            if log.exists() and log.stat().st_mtime_ns != before:
+                break  # it is at work: strike within the next moments
+            if rng.random() < 0.002:
+                break  # or earlier
+            time.sleep(0.01)
+        time.sleep(rng.random() * 0.5)
+        trained += log.exists() and log.stat().st_mtime_ns != before
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert trained >= KILLS // 2
+    finish(command(corpus, run, "--resume"))
+    same_state(whole, run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_exits_75(corpus, whole, tmp_path, number):
+    run = tmp_path / "run"
+    process = start(command(corpus, run, "--save.every", "0"))
+    while process.poll() is None:
+        log = run / "metrics.jsonl"
+        if log.exists() and log.read_text().count('"train"') >= 5:
+            break
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "--resume" in errors
+    step = checkpoint.find(run / "checkpoints")[0].step
+    assert 0 < step < STEPS
+    finish(command(corpus, run, "--save.every", "0", "--resume"))
+    same_state(whole, run)
+
+
+def test_resuming_a_finished_run_changes_nothing(corpus, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    finish(command(corpus, run, "--resume"))
+    same_state(whole, run)
+
+
+def test_damaged_newest_checkpoint(corpus, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    newest, _ = checkpoint.find(run / "checkpoints")
+    weights = newest.path / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 1
+    weights.write_bytes(data)
+    said = finish(command(corpus, run, "--resume"))
+    assert f"{newest.step} is damaged" in said
+    same_state(whole, run)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["--model.n-layer", "3"], "model.n_layer: 2 -> 3"),
+        (["--train.seed", "4"], "seed"),
+    ],
+)
+def test_changed_runs_are_refused(corpus, whole, change, says):
+    done = subprocess.run(
+        command(corpus, whole, "--resume", *change), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_two_runs_in_one_folder(corpus, tmp_path):
+    run = tmp_path / "run"
+    first = start(command(corpus, run))
+    while not (run / "metrics.jsonl").exists():
+        time.sleep(0.02)
+        assert first.poll() is None
+    second = subprocess.run(
+        command(corpus, run, "--resume"), capture_output=True, text=True, check=False
+    )
+    first.kill()
+    first.communicate()
+    assert second.returncode == 2
+    assert str(first.pid) in second.stderr

@@ -1,0 +1,85 @@
+"""The commands of the README are run as they stand, but for fewer training steps."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptsmith import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+# The only change: training ends after three steps, and measures and writes little on the way.
+FEW = "--train.steps 3 --train.seconds none --train.epochs none --train.tokens none"
+SHORTER = {
+    r"^gptsmith pretrain (?!.*--resume)": f" {FEW} --eval.tokens 2000 --eval.sample-tokens 8"
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def shorter(command: str) -> str:
+    for pattern, flags in SHORTER.items():
+        if re.search(pattern, command):
+            return command + flags
+    return command
+
+
+def run(command: list[str], folder: Path) -> str:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like that of a newcomer: the recipes lie in it, nothing else."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    return folder
+
+
+def test_the_commands_work_in_their_order(folder: Path) -> None:
+    seen = [run(["bash", "-c", shorter(command)], folder) for command in commands()]
+    assert any("The list" in text for text in seen)
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_the_python_works(block: str, tmp_path: Path) -> None:
+    assert run([sys.executable, "-c", block], tmp_path)
+
+
+def test_make_targets_are_there() -> None:
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    asked = re.findall(r"\bmake (\w+)", "".join(blocks("console")))
+    assert asked
+    assert set(asked) <= set(targets)
+
+
+def test_every_verb_and_every_recipe_is_shown() -> None:
+    assert {verb for verb in cli.VERBS if f"gptsmith {verb}" not in README} <= {"demo"}
+    listed = set(re.findall(r"^\| `configs/([\w-]+\.yaml)`", README, re.MULTILINE))
+    assert listed == {path.name for path in (ROOT / "configs").glob("*.yaml")}
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_links_lead_somewhere(page: str) -> None:
+    path = ROOT / page
+    for target in re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (path.parent / target).exists(), target

@@ -1,0 +1,405 @@
+"""run.py, differences.py, model/weights.py: the folder that every stage takes and leaves."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from gptsmith.differences import diff, recipe_changes
+from gptsmith.model.config import ModelConfig
+from gptsmith.model.gpt import GPTModel
+from gptsmith.run import Run
+from gptsmith.tokenizer import Tokenizer
+from gptsmith.train import checkpoint
+
+SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=16, context_length=32, vocab_size=257)
+CONFIG: dict[str, Any] = {
+    "data": "data/corpus", "resume": False, "title": "naïve: yes", "train": {"steps": 20, "seed": 1}
+}  # fmt: skip
+TOKENIZER = Tokenizer.byte()
+
+
+def create(path: Path, model: ModelConfig = SMALL, **options: Any) -> Run:
+    tokenizer = options.pop("tokenizer", TOKENIZER)
+    return Run.create(path, CONFIG, model, tokenizer, **{"corpus": "c0ffee", **options})
+
+
+def model_of(seed: int, config: ModelConfig = SMALL) -> GPTModel:
+    torch.manual_seed(seed)
+    return GPTModel(config).eval()
+
+
+def save(run: Run, step: int, best_step: int | None = None) -> None:
+    state = {"best_step": best_step, "best_loss": None if best_step is None else 1.0}
+    checkpoint.save(run.checkpoints, step, {"model": model_of(step).state_dict()}, state)
+
+
+def same(model: GPTModel, seed: int) -> bool:
+    ids = torch.arange(10)[None]
+    return torch.equal(model(ids), model_of(seed)(ids))
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Path:
+    """A run killed after step 20, whose best was step 10."""
+    with create(tmp_path / "run") as run:
+        save(run, 0)
+        save(run, 10, best_step=10)
+        save(run, 20, best_step=10)
+    return tmp_path / "run"
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+# making and opening
+
+
+def test_create_and_open(tmp_path: Path) -> None:
+    with create(tmp_path / "runs" / "deep") as made:
+        assert made.model_config == SMALL
+    run = Run.open(str(tmp_path / "runs" / "deep"))
+    assert run.config == CONFIG
+    assert list(run.config) == list(CONFIG), "in the order of the configuration"
+    assert run.model_config == SMALL
+    assert run.tokenizer.encode("é") == TOKENIZER.encode("é")
+    assert "naïve" in (run.path / "config.yaml").read_text()
+
+
+def test_a_resumed_config_does_not_say_resume(stopped: Path) -> None:
+    Run.create(stopped, {**CONFIG, "resume": True}, SMALL, TOKENIZER, True, corpus="c0ffee").close()
+    assert Run.open(stopped).config["resume"] is False
+
+
+def test_what_is_no_run(tmp_path: Path, stopped: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "manifest.json").write_text("{}")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"no run folder .*absent: gptsmith pretrain makes"):
+        Run.open(tmp_path / "absent")
+    with pytest.raises(ValueError, match=r"corpus is a prepared corpus, not a run: .* --data"):
+        Run.open(corpus)
+    with pytest.raises(ValueError, match=r"config\.yaml is a file: give the run folder"):
+        Run.open(stopped / "config.yaml")
+    with pytest.raises(
+        ValueError, match=r"step-000010 is a checkpoint: give its run folder .*run "
+    ):
+        Run.open(stopped / "checkpoints" / "step-000010")
+    with pytest.raises(ValueError, match=r"theirs is a Hugging Face model: gptsmith import"):
+        Run.open(theirs)
+    with pytest.raises(ValueError, match=r"is no run, but holds some: run$"):
+        Run.open(tmp_path)
+    (stopped / "model.json").unlink()
+    with pytest.raises(ValueError, match=r"is no run folder: it has no model\.json$"):
+        Run.open(stopped)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.json", '{"n_layer": 0}', r"model\.json: n_layer: Input should be greater"),
+        ("model.json", '{"n_layr": 1}', r"model\.json: n_layr: Extra inputs"),
+        ("model.json", '{"n_layer": ', r"model\.json, line 1, column 13: not JSON"),
+        ("config.yaml", "a: [1", r"config\.yaml is unreadable: .* line 1"),
+        ("config.yaml", "- 1", r"config\.yaml is unreadable: no mapping"),
+    ],
+)
+def test_damaged_configuration(stopped: Path, name: str, content: str, message: str) -> None:
+    (stopped / name).write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        Run.open(stopped)
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_that_hold_something_are_left_alone(tmp_path: Path, stopped: Path) -> None:
+    with pytest.raises(FileExistsError, match=r"run holds a run: --resume to go on .* --out"):
+        create(stopped)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "config.yaml").write_text("my: own")
+    with pytest.raises(FileExistsError, match=r"mine is not empty and holds no run"):
+        create(mine)
+    assert (mine / "config.yaml").read_text() == "my: own"
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file is a file: choose a folder"):
+        create(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    create(tmp_path / "empty").close()
+
+
+def test_stopped_before_the_first_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    create(path).close()
+    with pytest.raises(ValueError, match=r"has no weights yet, .* start it again"):
+        Run.open(path).load_model()
+    with pytest.raises(
+        ValueError, match="stopped before its first checkpoint; leave --resume away"
+    ):
+        create(path, resume=True)
+    (path / "config.yaml").unlink()  # killed even before that
+    (path / ".model.tmp-0123abcd.json").touch()
+    with create(path, SMALL.change(n_layer=3)) as run:  # nothing is lost: begin again
+        assert Run.open(path).model_config.n_layer == 3
+        assert not list(path.glob(".model*"))
+        save(run, 0)
+    with pytest.raises(FileExistsError, match="holds a run"):
+        create(path)
+
+
+# resuming
+
+
+def test_resume_refuses_what_is_not_there(tmp_path: Path, stopped: Path) -> None:
+    with pytest.raises(ValueError, match=r"nothing to resume: there is no run folder .*absent"):
+        create(tmp_path / "absent", resume=True)
+    assert not (tmp_path / "absent").exists()
+    with pytest.raises(ValueError, match=r"nothing to resume: .* is no run, but holds some"):
+        create(tmp_path, resume=True)
+    shutil.rmtree(stopped / "checkpoints")
+    (stopped / "metrics.jsonl").write_text('{"event": "train", "step": 10}\n')
+    with pytest.raises(ValueError, match=r"nothing to resume: .* has no checkpoints any more"):
+        create(stopped, resume=True)
+    with pytest.raises(FileExistsError, match="holds a run"):
+        create(stopped)
+
+
+def test_resume_refuses_changes_with_a_diff(stopped: Path) -> None:
+    before = (stopped / "config.yaml").read_bytes()
+    with pytest.raises(ValueError, match=r"otherwise: model\.n_layer: 2 -> 6; take the old") as e:
+        create(stopped, SMALL.change(n_layer=6), resume=True)
+    assert "\n" not in str(e.value)
+    with pytest.raises(ValueError, match=r"otherwise: corpus: c0ffee -> beef"):
+        create(stopped, resume=True, corpus="beef")
+    with pytest.raises(ValueError, match=r"otherwise: tokenizer: [0-9a-f]{12} -> [0-9a-f]{12}"):
+        create(stopped, resume=True, tokenizer=Tokenizer.char(["abc"]))
+    assert (stopped / "config.yaml").read_bytes() == before
+    create(stopped, resume=True).close()
+
+
+def test_diff() -> None:
+    old = {"model": {"n_layer": 4, "mask": "causal()"}, "seed": 1, "gone": None}
+    new = {"model": {"n_layer": 6, "mask": "causal()"}, "seed": 1, "train": {"steps": 5}}
+    assert diff(old, new) == [
+        "model.n_layer: 4 -> 6", "gone: None -> (absent)", "train.steps: (absent) -> 5"
+    ]  # fmt: skip
+    assert diff(old, old) == []
+
+
+def test_recipe_changes() -> None:
+    stored = {
+        "data": "data/x",
+        "model": ModelConfig.preset("tiny", vocab_size=300).model_dump(),
+        "train": {"steps": 500, "precision": "fp32", "threads": 2, "seed": 0},
+        "optim": {"learning_rate": 0.0003},
+    }
+    recipe = {
+        "model": "tiny",
+        "train": {"steps": 2000, "precision": "auto", "threads": None},
+        "optim": {"learning_rate": "3e-4"},
+    }
+    assert recipe_changes(recipe, stored, {"train.steps"}) == []
+    assert recipe_changes(recipe, stored, set()) == ["train.steps: 500 -> 2000"]
+    wider = {"model": {"preset": "tiny", "n_embd": 64}}
+    assert recipe_changes(wider, stored, set()) == ["model.n_embd: 128 -> 64"]
+    assert recipe_changes(wider, stored, {"model"}) == []
+
+
+def test_with_stored_recipe(tmp_path: Path, stopped: Path) -> None:
+    out, own = str(stopped), str(stopped / "config.yaml")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"train": {"steps": 20}}))
+    stored = Run.with_stored_recipe
+    argv = [str(recipe), "--out", out, "--train.seed", "1"]
+    assert stored(argv) == argv, "only --resume asks for it"
+    assert stored([*argv, "--resume"]) == [own, *argv[1:], "--resume"]
+    assert stored(["--resume", f"--out={out}"]) == [own, "--resume", f"--out={out}"]
+    absent = ["--resume", "--out", str(tmp_path / "absent")]
+    assert stored(absent) == absent, "create says it better"
+    recipe.write_text("train:\n  steps: 40\n")
+    with pytest.raises(ValueError, match=r"recipe\.yaml is not what .* train\.steps: 20 -> 40; "):
+        stored([*argv, "--resume"])
+    assert stored([*argv, "--resume", "--train.steps", "40"])[0] == own
+
+
+# the lock
+
+HOLDER = """
+import sys, time
+sys.path.insert(0, sys.argv[2])
+from test_run import create
+from pathlib import Path
+run = create(Path(sys.argv[1]), resume=True)
+print("locked", flush=True)
+time.sleep(60)
+"""
+
+
+def test_one_process_at_a_time(stopped: Path) -> None:
+    here = str(Path(__file__).parent)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(stopped), here], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        with pytest.raises(ValueError, match=rf"run is in use by process {process.pid}: "):
+            create(stopped, resume=True)
+        assert same(Run.open(stopped).load_model(), 20), "reading is free"
+        process.send_signal(signal.SIGKILL)
+    with create(stopped, resume=True) as run:
+        with run.lock():  # held already: no deadlock with oneself
+            pass
+        assert (stopped / ".lock").read_text() == f"{os.getpid()}\n"
+    create(stopped, resume=True).close()
+
+
+# weights
+
+
+def test_a_stopped_run_opens_at_its_newest_good_checkpoint(stopped: Path) -> None:
+    run = Run.open(stopped)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    model = run.load_model()
+    assert torch.equal(torch.get_rng_state(), before), "opening draws no random numbers"
+    assert not model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert same(model, 20)
+    assert run.notice == f"{stopped} is unfinished: this is its step 20"
+    assert same(run.load_model("best"), 10)
+    assert run.notice == ""
+    assert same(run.load_model(0), 0)
+    with pytest.raises(ValueError, match=r"no checkpoint of step 5 .* there is 0, 10, 20"):
+        run.load_model(5)
+    flip(stopped / "checkpoints" / "step-000020" / "model.safetensors")
+    assert same(run.load_model(), 10)
+    assert run.notice.startswith("checkpoint of step 20 is damaged: ")
+    assert run.notice.endswith("this is its step 10")
+    for step in ("step-000010", "step-000000"):
+        flip(stopped / "checkpoints" / step / "model.safetensors")
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"):
+        run.load_model()
+
+
+def test_a_finished_run(stopped: Path) -> None:
+    run = Run.open(stopped)
+    run.finish()
+    assert same(run.load_model(), 20)
+    assert run.notice == ""
+    assert same(run.load_model("best"), 10)
+    assert (run.weights.stat().st_mode & 0o777) == (stopped / "model.json").stat().st_mode & 0o777
+    shutil.rmtree(run.checkpoints)
+    assert same(run.load_model(), 20), "the checkpoints may be deleted"
+    with pytest.raises(ValueError, match=r"has no checkpoints, only its final model\.safetensors"):
+        run.load_model("best")
+
+
+def test_a_run_that_ends_with_its_best(stopped: Path) -> None:
+    run = Run.open(stopped)
+    run.finish("best")
+    shutil.rmtree(run.checkpoints)
+    assert same(run.load_model(), 10)
+    assert same(run.load_model("best"), 10)
+
+
+def test_a_finished_run_that_trains_on(stopped: Path) -> None:
+    Run.open(stopped).finish()
+    with create(stopped, resume=True) as run:
+        save(run, 30, best_step=30)
+    run = Run.open(stopped)
+    assert same(run.load_model(), 30)
+    assert "unfinished: this is its step 30" in run.notice
+    assert same(run.load_model("best"), 30)
+
+
+def test_nothing_was_evaluated(tmp_path: Path) -> None:
+    with create(tmp_path / "run") as run:
+        save(run, 0)
+    with pytest.raises(ValueError, match="has no best checkpoint: nothing was evaluated yet"):
+        run.load_model("best")
+
+
+def rewrite(run: Run, **changed: torch.Tensor | None) -> None:
+    tensors = {**load_file(run.weights), **changed}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, run.weights)
+
+
+def test_weights_must_fit(stopped: Path) -> None:
+    run = Run.open(stopped)
+    run.finish()
+    good = run.weights.read_bytes()
+    name = "embedding.token.weight"
+    for changed, message in (
+        ({name: None}, rf"model\.safetensors does not fit the architecture: {name} is missing$"),
+        ({"extra": torch.ones(1)}, "extra does not belong there"),
+        ({name: torch.ones(5, 16)}, rf"{name} is \(5, 16\) instead of \(257, 16\)"),
+        ({name: torch.full((257, 16), torch.nan)}, rf"{name} holds NaN or infinity: .*diverged"),
+    ):
+        run.weights.write_bytes(good)
+        rewrite(run, **changed)
+        with pytest.raises(ValueError, match=message):
+            run.load_model()
+    run.weights.write_bytes(good[:-10])
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged: .*--checkpoint STEP"):
+        run.load_model()
+    assert same(run.load_model(10), 10)
+    with pytest.raises(ValueError, match="no device 'gpu': choose auto"):
+        run.load_model(10, device="gpu")
+
+
+def test_weights_keep_their_dtype(stopped: Path) -> None:
+    run = Run.open(stopped)
+    tensors = {name: t.bfloat16() for name, t in model_of(1).state_dict().items()}
+    run.save_weights(tensors, {})
+    model = run.load_model()  # no step in the header: it is what counts
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert run.notice == ""
+
+
+# a mask that is Python code
+
+MASK = "def near(b, h, q, k):\n    return (q >= k) & (q - k < 4)\n"
+
+
+def test_mask_file(tmp_path: Path) -> None:
+    source = tmp_path / "my_mask.py"
+    source.write_text(MASK)
+    config = SMALL.change(mask=f"{source}:near")
+    path = tmp_path / "run"
+    with create(path, config) as run:
+        assert run.model_config.mask == "mask.py:near"
+        model = GPTModel(run.model_config, mask_folder=run.path, trust_code=True)
+        checkpoint.save(run.checkpoints, 0, {"model": model.state_dict()}, {})
+    run = Run.open(path)
+    with pytest.raises(ValueError, match=r"mask\.py: read it, .*--trust-code"):
+        run.load_model()
+    ids = torch.arange(20)[None]
+    assert torch.equal(run.load_model(trust_code=True)(ids), model.eval()(ids))
+    create(path, config, resume=True).close()
+    source.write_text(MASK.replace("4", "8"))
+    with pytest.raises(ValueError, match=r"otherwise: mask\.py: [0-9a-f]{12} -> [0-9a-f]{12};"):
+        create(path, config, resume=True)
+    source.unlink()
+    create(path, config, resume=True).close()  # the copy is enough
+    assert (path / "mask.py").read_text() == MASK
+    with pytest.raises(FileNotFoundError, match=r"mask '.*my_mask\.py': there is no such file"):
+        create(tmp_path / "other", config)
+    assert not (tmp_path / "other").exists()
+
+
+def test_model_json_is_plain(stopped: Path) -> None:
+    assert json.loads((stopped / "model.json").read_text())["n_layer"] == 2

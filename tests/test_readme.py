@@ -83,3 +83,12 @@ def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
     for target in re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (path.parent / target).exists(), target
+
+
+def test_the_features_name_tests_that_exist() -> None:
+    named = re.findall(
+        r"`(tests/\S+\.py)::(test_\w+)`", (ROOT / "docs/features.md").read_text("utf-8")
+    )
+    assert named
+    for file, test in named:
+        assert f"\ndef {test}(" in (ROOT / file).read_text("utf-8"), f"{file}::{test}"

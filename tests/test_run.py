@@ -1,6 +1,5 @@
 """run.py, differences.py, model/weights.py: the folder that every stage takes and leaves."""
 
-import json
 import os
 import shutil
 import signal
@@ -399,7 +398,3 @@ def test_mask_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"mask '.*my_mask\.py': there is no such file"):
         create(tmp_path / "other", config)
     assert not (tmp_path / "other").exists()
-
-
-def test_model_json_is_plain(stopped: Path) -> None:
-    assert json.loads((stopped / "model.json").read_text())["n_layer"] == 2

@@ -111,6 +111,9 @@ def test_values_as_people_write_them(tmp_path: Path) -> None:
     assert config.stop == ("a b", "-")
     assert config.resume
     assert not load(recipe, "--resume", "--no-resume").resume
+    assert load(recipe, "--model.tied", "false", "--resume", "true").resume
+    assert not load(recipe, "--model.tied", "False").model.tied
+    assert not load(recipe, "--model.tied=false").model.tied
     assert load(recipe, "--tokens", "10_000", "--tokens", "none").tokens is None
     assert load(recipe, "--optimizer.betas", "0.5", "0.6").optimizer.betas == (0.5, 0.6)
     assert load(recipe, "--checkpoint", "500").checkpoint == 500
@@ -215,7 +218,7 @@ def test_help_shows_every_flag_with_its_words(capsys: pytest.CaptureFixture[str]
         "--data PATH Folder of a prepared corpus. (required)",
         "--optimizer.learning-rate NUMBER Peak rate, 100% after warmup. (default: 0.001)",
         "--optimizer.name adamw|muon",
-        "--model PRESET",
+        "--model PRESET start from a preset: gpt2, gpt2-medium,",
         "--resume, --no-resume",
     ):
         assert part in text

@@ -95,7 +95,10 @@ def is_ranked(vocab: dict[str, int], merges: Sequence[str]) -> bool:
 
 
 class FastEncoder:
-    """tiktoken behind GPT-2's split, without its look-ahead (see _SPLIT): half as fast again.
+    """tiktoken behind GPT-2's split, without its look-ahead (see _SPLIT).
+
+    28 MB/s of English novels on one core and 56 on two threads, where tiktoken's own
+    encode_ordinary does 13. Pieces of a megabyte are linear work from tiktoken 0.13 on.
 
     The ids are those of `tokenizers` on any text (a test compares all of Unicode). Texts that
     hold U+0000 or U+0001, which serve here as marks, are for the caller to encode otherwise.

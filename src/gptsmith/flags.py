@@ -43,7 +43,7 @@ def read_flags(
     argv = list(argv)
     stop = argv.index("--") if "--" in argv else len(argv)
     hyphens = [re.sub(r"^--[^=]*", lambda m: m[0].replace("_", "-"), a) for a in argv[:stop]]
-    values, rest = parser.parse_known_args(hyphens)
+    values, rest = parser.parse_known_args(_switches(parser, hyphens))
     for word in rest:
         if word.startswith("-") and word != "-":
             name = word.partition("=")[0]
@@ -54,6 +54,26 @@ def read_flags(
         for dest, value in vars(values).items()
     ]
     return settings, rest + argv[stop + 1 :]
+
+
+def _switches(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
+    """`--flag false` and `--flag=false`, as in YAML, become `--no-flag`."""
+    known = {
+        flag: action.option_strings
+        for action in parser._actions
+        if isinstance(action, argparse.BooleanOptionalAction)
+        for flag in action.option_strings
+    }
+    out: list[str] = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if equals and flag in known and value.lower() in ("true", "false"):
+            out.append(known[flag][value.lower() == "false"])
+        elif out and out[-1] in known and word.lower() in ("true", "false"):
+            out[-1] = known[out[-1]][word.lower() == "false"]
+        else:
+            out.append(word)
+    return out
 
 
 def flag_name(path: Sequence[str]) -> str:
@@ -126,9 +146,14 @@ def _add_flags(
                 flag_name(path),
                 dest=".".join((*path, "preset")),
                 metavar="PRESET",
-                help="start from a named preset",
+                help=f"start from a preset: {', '.join(_presets(below))}",
             )
         _add_flags(parser, titled, below, start, path, None)
+
+
+def _presets(config_class: type[BaseModel]) -> list[str]:
+    """The names in the PRESETS table that stands beside a class with presets."""
+    return list(getattr(inspect.getmodule(config_class), "PRESETS", []))
 
 
 def _options(field: FieldInfo, default: Any, text: str) -> dict[str, Any]:

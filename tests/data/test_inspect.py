@@ -10,6 +10,7 @@ from rich.console import Console
 from gptsmith import files
 from gptsmith.data import statistics
 from gptsmith.data.inspect import RunReport, draw, histogram, inspect, run_report, show, visible
+from gptsmith.data.prepare import PrepareConfig, prepare
 from gptsmith.data.shards import FORMAT, fingerprint
 from gptsmith.data.statistics import CorpusReport, corpus_report
 from gptsmith.model.config import ModelConfig
@@ -111,6 +112,31 @@ def test_one_document_split_in_two(tmp_path: Path) -> None:
     assert "12" in shown(report)
 
 
+@pytest.mark.parametrize("tokenizer", ["byte", "bpe", "char"])
+def test_a_prepared_corpus_agrees_with_its_manifest(tokenizer: str, tmp_path: Path) -> None:
+    text = tmp_path / "rings.txt"
+    text.write_text("\n\n".join(f"Ring {i % 7} is round, n\u00e4mlich." for i in range(200)))
+    out = prepare(
+        PrepareConfig(
+            sources=(str(text),),
+            out=tmp_path / "corpus",
+            tokenizer=tokenizer,
+            vocab_size=300 if tokenizer == "bpe" else None,
+            document_separator="\\n\\n",
+            shard_tokens=500,
+        )
+    )
+    report = corpus_report(out)
+    for name, split in report.splits.items():
+        record = report.manifest["splits"][name]
+        assert split.tokens == record["tokens"]
+        assert split.documents == record["documents"]
+        assert split.text_bytes == record["bytes"]
+        assert split.shards == len(record["shards"])
+    assert report.splits["train"].duplicates >= report.splits["train"].documents - 7
+    assert "training pairs" in shown(inspect(out))
+
+
 def test_corpus_is_shown_plainly(tmp_path: Path) -> None:
     tokenizer = Tokenizer.train_bpe(TRAIN * 3, 280)
     path = write_corpus(tmp_path / "rings", tokenizer, TRAIN * 20, VAL)
@@ -125,7 +151,7 @@ def test_corpus_is_shown_plainly(tmp_path: Path) -> None:
         "document lengths",
         "█",
         "most frequent tokens",
-        "a·[bold]·ring",
+        "[bold]",
         "training pairs",
         "train-00000.npy, token",
         "<|endoftext|>",

@@ -128,6 +128,14 @@ def test_greedy_takes_the_best_and_tiny_temperatures_do_not_overflow() -> None:
         assert ids.tolist() == [4, 5, 4]
 
 
+def test_the_least_number_a_generator_can_give_draws_no_impossible_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "rand", lambda n, **_: torch.zeros(n, dtype=torch.double))
+    for config in (SamplingConfig(top_k=1), SamplingConfig(top_p=0.5), SamplingConfig(min_p=0.9)):
+        assert sample(LOGITS[None], config, generators(1)) == 4
+
+
 def test_repetition_penalty_makes_seen_tokens_less_likely_whatever_their_sign() -> None:
     seen = torch.tensor([[True, True, False]])
     config = SamplingConfig(temperature=0, repetition_penalty=2.0)

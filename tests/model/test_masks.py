@@ -119,7 +119,21 @@ def test_lookahead_is_measured_in_every_head_and_in_pieces(monkeypatch: pytest.M
     assert prefix(5).lookahead(1024, 1) == 5
     assert prefix(1).lookahead(8, 1) == 0
     assert (causal() & sliding_window(4)).lookahead(1 << 40, 8) == 0  # proven, not measured
-    assert bidirectional().lookahead(8, 1) == 8
+    for mask in (
+        bidirectional(),
+        causal() | bidirectional(),
+        bidirectional() | causal(),
+        ~causal(),
+    ):
+        assert mask.lookahead(8, 1) == 8
+    assert (causal() & bidirectional()).lookahead(8, 1) == 0
+
+
+def test_the_window_of_an_intersection_is_the_smaller_of_a_union_the_larger() -> None:
+    narrow, wide = causal() & sliding_window(3), sliding_window(5)
+    assert [(narrow & wide).window, (wide & narrow).window, (narrow | wide).window] == [3, 3, 5]
+    assert [(narrow | causal()).window, (~narrow).window] == [None, None]
+    assert [causal().is_plain_causal, narrow.is_plain_causal] == [True, False]
 
 
 @given(written)
@@ -332,6 +346,12 @@ def test_flex_attention_agrees_with_scaled_dot_product_attention(mask: Mask, K: 
     blind = ~seen.expand(B, H, T, T).any(-1)
     assert (sdpa[blind] == 0).all()
     assert (flex[blind] == 0).all()
+
+
+def test_a_block_mask_made_in_inference_mode_serves_training_too() -> None:
+    with torch.inference_mode():
+        blocks = prefix(3).block_mask(2, 2, 20, "cpu")
+    assert not blocks.kv_indices.is_inference()
 
 
 def test_pictures(tmp_path: Path) -> None:

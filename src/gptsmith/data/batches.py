@@ -55,7 +55,8 @@ class Windows:
         return phase, permutation(int(self.counts[shard]), *key, 0)
 
     def _make_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        order = permutation(len(self.shards), self.seed, epoch)
+        # SeedSequence pads keys with zeros: (seed, epoch) would be the key of shard 0's windows.
+        order = permutation(len(self.shards), self.seed, epoch, 0, 2)
         return order, np.cumsum(self.counts[order])
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -84,10 +85,10 @@ class Windows:
 def make_batch(rows: np.ndarray, eos_id: int | None, name: str) -> Batch:
     """rows (B, T + 1) of ids -> inputs and targets (B, T), with document numbers given eos_id."""
     tokens = torch.from_numpy(rows)
-    inputs = tokens[:, :-1].contiguous()
+    inputs, targets = tokens[:, :-1].clone(), tokens[:, 1:].clone()  # masking one spares the other
     # A document begins with <|endoftext|>: counting them numbers the documents of a row.
     documents = None if eos_id is None else (inputs == eos_id).cumsum(dim=1)
-    return Batch(inputs, tokens[:, 1:].contiguous(), documents=documents, name=name)
+    return Batch(inputs, targets, documents=documents, name=name)
 
 
 def validation_batches(

@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
-
 from gptsmith import files
 from gptsmith.data.documents import Document, Reader, Source, UnavailableError, document
 from gptsmith.data.stdlib import pycode, pydocs
@@ -89,6 +87,8 @@ def _shakespeare() -> Path:
     path = cache / "gptsmith" / "tinyshakespeare" / "input.txt"
     if path.is_file() and files.sha256(path) == _SHAKESPEARE_SHA256:
         return path
+    import httpx  # 40 ms, for this alone
+
     try:
         answer = httpx.get(_SHAKESPEARE, timeout=20).raise_for_status()
     except httpx.HTTPError as error:

@@ -19,7 +19,8 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 
 # What a corpus is made from and how: {"settings": ..., "sources": [...], "seen": ...}; the last is
-# a digest of the times of the source files, which a finished corpus does not keep.
+# a digest of the times of the source files and of how work is cut, which only an unfinished corpus
+# keeps.
 Identity = dict[str, Any]
 
 
@@ -128,7 +129,7 @@ def _difference(old: Identity, new: Identity) -> str:
 def _changed(journal: Identity, identity: Identity) -> str:
     difference = _difference(journal, identity)
     if not difference and journal["seen"] != identity["seen"]:
-        return "a source file was changed since"
+        return "a source file or gptsmith itself was changed since"
     return difference
 
 

@@ -255,7 +255,7 @@ def _run(report: RunReport) -> Iterable[RenderableType]:
             "tokenizer": f"{report.tokenizer.kind}, {report.tokenizer.vocab_size:,} ids "
             f"(the model has {c.vocab_size:,})",
             "parameters": f"{report.parameters:,}",
-            "training FLOPs per token": f"{report.flops_per_token:.3g} at full context",
+            "training one token": f"{report.flops_per_token / 1e6:,.1f} MFLOP at full context",
             "memory to use it": f"weights {_size(memory.weights)} in fp32, "
             f"{_size(memory.weights // 2)} in bf16; "
             f"cache {_size(report.cache_bytes)} per text at full context",

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from gptsmith import files
-from gptsmith.data.build import Build, cores, cut_frames, encode, encode_in_order
+from gptsmith.data.build import FRAME, Build, cores, cut_frames, encode, encode_in_order
 from gptsmith.data.destination import (
     JOURNAL,
     MANIFEST,
@@ -30,6 +30,7 @@ from gptsmith.data.progress import PrepareProgress
 from gptsmith.data.selection import Selection
 from gptsmith.data.shards import FORMAT, fingerprint
 from gptsmith.data.sources import open_source
+from gptsmith.data.text_files import PIECE_BYTES
 from gptsmith.data.tokenized import Layout, tokenized_documents
 from gptsmith.data.vocabulary import given_tokenizer, learn
 from gptsmith.tokenizer import Tokenizer
@@ -252,7 +253,7 @@ def _identity(config: PrepareConfig, sources: list[Source], given: Tokenizer | N
     return {
         "settings": settings | {"given_tokenizer": given.fingerprint if given else None},
         "sources": [about(source) for source in sources],
-        "seen": hashlib.sha256(json.dumps(times).encode()).hexdigest(),
+        "seen": hashlib.sha256(json.dumps([FRAME, PIECE_BYTES, times]).encode()).hexdigest(),
     }
 
 

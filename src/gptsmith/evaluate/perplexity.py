@@ -50,7 +50,8 @@ def evaluate(
     total = torch.zeros(4, dtype=torch.float64)  # nats, top-1 hits, top-5 hits, bytes
     tokens = 0
     try:
-        with torch.inference_mode(), precision.autocast():
+        # Not inference_mode: a BlockMask that the model caches here must serve training too.
+        with torch.no_grad(), precision.autocast():
             for batch in batches:
                 on_device = batch.to(device)
                 hidden = model.hidden(
@@ -85,7 +86,9 @@ def score(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[float, float
         logits = (h @ weight.to(h.dtype).T).float()  # (rows, V)
         label = logits.gather(1, y.unsqueeze(1))  # (rows, 1)
         nats += (logits.logsumexp(dim=-1, keepdim=True) - label).double().sum().cpu()
-        rank = (logits > label).sum(dim=-1)  # tokens that the model preferred
+        # Tokens that the model preferred; of equals the lowest id, as argmax has it.
+        earlier = torch.arange(logits.shape[1], device=y.device) < y.unsqueeze(1)
+        rank = ((logits > label) | ((logits == label) & earlier)).sum(dim=-1)
         hits1 += int((rank == 0).sum())
         hits5 += int((rank < 5).sum())
     return float(nats), hits1, hits5

@@ -347,6 +347,6 @@ def _check_positions(positions: Tensor, limit: int) -> None:
     low, high = int(positions.min()), int(positions.max())
     if low < 0 or high >= limit:
         raise ValueError(
-            f"position {low if low < 0 else high} is outside context_length {limit}: give positions "
-            f"from 0 to {limit - 1} (-1 marks padding for a cache only)"
+            f"position {low if low < 0 else high} is outside context_length {limit}: give 0 to "
+            f"{limit - 1} (-1 marks padding for a cache only)"
         )

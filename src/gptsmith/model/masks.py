@@ -165,14 +165,11 @@ class Mask:
         """
         from torch.nn.attention.flex_attention import create_block_mask
 
-        return create_block_mask(
-            self.rule,
-            B if self.facts.uses_b else None,
-            H if self.facts.uses_h else None,
-            T,
-            T,
-            device=device,
-        )
+        rows, heads = B if self.facts.uses_b else None, H if self.facts.uses_h else None
+        if torch.is_inference_mode_enabled():  # kept until training, it must not stop a backward
+            with torch.inference_mode(False):
+                return create_block_mask(self.rule, rows, heads, T, T, device=device)
+        return create_block_mask(self.rule, rows, heads, T, T, device=device)
 
     def show(self, T: int = 32, H: int = 1) -> str:
         """The mask as text: a line for each query, a column for each key, per head if it differs.

@@ -94,7 +94,9 @@ def pretrain(config: PretrainConfig, started: float | None = None) -> int:
     eos = corpus.tokenizer.eos_id if config.document_mask else None
     windows = Windows(corpus.train, T, train.seed, eos)
     torch.manual_seed(train.seed)
-    model = GPTModel(config.model, mask_folder=Path(), trust_code=True).to(device)
+    # The user's own mask file; a resumed run has a copy of it in its folder.
+    mask_folder = config.out if config.resume else Path()
+    model = GPTModel(config.model, mask_folder=mask_folder, trust_code=True).to(device)
     model.recompute_activations = train.recompute_activations
     start = first_scored(model.mask, T, config.model.n_head, config.model.n_layer)
     optimizer = Optimizer(model, config.optim, device.type)

@@ -131,10 +131,13 @@ def train_steps(
         norm = nn.utils.clip_grad_norm_(params, clip or math.inf)
         mean = float(distributed.sum_over_ranks(total))
         rate = learning_rate(step)
-        # A scaler meets overflow by design and lowers its scale: that is no bad batch.
-        overflow = scaler is not None and math.isfinite(mean) and not math.isfinite(float(norm))
-        bad = "" if overflow else guard.check(step, mean, float(norm), [b.name for b in micro])
-        if not bad and not overflow:
+        overflow = math.isfinite(mean) and not math.isfinite(float(norm))
+        if scaler and overflow and scaler.get_scale() > 1:
+            # A scaler meets overflow by design and lowers its scale: that is no bad batch.
+            bad = f"step {step} skipped: fp16 overflow at loss scale {scaler.get_scale():g}"
+        else:
+            bad = guard.check(step, mean, float(norm), [b.name for b in micro])
+        if not bad:
             optimizer.set_learning_rate(rate)
             optimizer.step()
         if scaler:

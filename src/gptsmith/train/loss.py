@@ -74,6 +74,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         w = weight.to(dtype)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        columns = torch.arange(weight.shape[0], device=hidden.device)
         grads = []
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         for h, y in zip(hidden.split(rows), targets.split(rows), strict=True):
@@ -83,9 +84,8 @@ class LinearCrossEntropy(torch.autograd.Function):
             label = y.clamp(min=0).unsqueeze(1)  # (rows, 1)
             lse = logits.logsumexp(dim=-1, keepdim=True)
             loss = loss + ((lse - logits.gather(1, label)).squeeze(1) * scored).sum()
-            g = (logits - lse).exp()
-            g = (g - torch.zeros_like(g).scatter(1, label, 1.0)) * scored.unsqueeze(1)
-            g = g.to(dtype)
+            g = (logits - lse).exp() - (columns == label).float()  # softmax - one-hot
+            g = (g * scored.unsqueeze(1)).to(dtype)
             grads.append(g @ w)
             grad_weight += g.T @ h
         ctx.save_for_backward(torch.cat(grads), grad_weight)

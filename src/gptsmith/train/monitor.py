@@ -209,12 +209,17 @@ def read_events(path: Path, until: int | None = None) -> list[dict[str, Any]]:
 
 
 def table(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of metrics.csv: one per step at which train or val was logged, the two merged."""
+    """Rows of metrics.csv: one per step at which train or val was logged, the two merged.
+
+    Tokens and speed are those of training: an evaluation's own `tokens` are no progress.
+    """
     rows: dict[int, dict[str, Any]] = {}
     for event in events:
         if event["event"] in ("train", "val"):
             row = rows.setdefault(event["step"], dict.fromkeys(COLUMNS))
-            row.update({name: event[name] for name in COLUMNS if event.get(name) is not None})
+            names = COLUMNS if event["event"] == "train" else ("epoch", "val_loss", "seconds")
+            row["step"] = event["step"]
+            row.update({name: event[name] for name in names if event.get(name) is not None})
     return [rows[step] for step in sorted(rows)]
 
 

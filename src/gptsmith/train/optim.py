@@ -131,14 +131,15 @@ class Optimizer:
             dict(params=[p for p in rest if p.dim() < 2], weight_decay=0.0),
         ]
         factor = config.embedding_rate if inside else 1.0
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if rest:
+            adamw = torch.optim.AdamW(
                 [dict(g, factor=factor) for g in groups if g["params"]],
                 lr=config.learning_rate,
                 betas=(config.beta1, config.beta2),
                 fused=device_type in ("cpu", "cuda", "mps"),
             )
-        ]
+            self.optimizers.append(adamw)
         if inside:
             muon = Muon(
                 inside,

@@ -20,6 +20,7 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> No
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     figure = Figure(figsize=(8, 5.4), dpi=150, layout="constrained")
@@ -53,6 +54,7 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> No
             color=VAL,
             fontsize=9,
             fontweight="bold",
+            path_effects=[withStroke(linewidth=3, foreground="white")],  # legible over the lines
         )
     if len(steps) or len(at):
         losses.legend(frameon=False, fontsize=9, labelcolor=INK)

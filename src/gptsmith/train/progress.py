@@ -45,7 +45,7 @@ class ProgressLine:
             parts.append(f"{tokens_per_second:,.0f} tokens/s")
         if mfu is not None:
             parts.append(f"MFU {mfu:.1%}")
-        if (left := self._left(step)) is not None:
+        if left := self._left(step):
             parts.append(f"{_clock(left)} left")
         status = " · ".join(parts)
         if self.console.is_terminal:

@@ -1,0 +1,148 @@
+"""Shards on disk: what is written is read back, what is damaged is named."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gptsmith.data.prepare import PrepareConfig, prepare
+from gptsmith.data.shards import Corpus, ShardWriter, fingerprint
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 50)
+    config = PrepareConfig(
+        sources=(str(text),), out=tmp_path / "corpus", tokenizer="byte", shard_tokens=500
+    )
+    return prepare(config)
+
+
+def test_a_corpus_is_read_back(corpus: Path) -> None:
+    opened = Corpus.open(corpus)
+    text = (corpus.parent / "text.txt").read_bytes()
+    assert [len(shard) for shard in opened.train] == [500, 500, 500, 481]
+    assert isinstance(opened.train[0], np.memmap)
+    train = np.concatenate(opened.train)
+    assert train[0] == opened.tokenizer.eos_id == 256
+    assert train[1:].astype(np.uint8).tobytes() == text[:1980]
+    assert np.concatenate(opened.val).astype(np.uint8).tobytes() == text[1980:]
+    assert (opened.train_tokens, opened.val_tokens, opened.bytes_per_token) == (1981, 220, 1.0)
+    assert opened.fingerprint == fingerprint(opened.manifest)
+    opened.verify()
+
+
+def test_a_missing_corpus_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"gptsmith prepare SOURCE --out .*nowhere"):
+        Corpus.open(tmp_path / "nowhere")
+    (tmp_path / "progress.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="unfinished"):
+        Corpus.open(tmp_path)
+
+
+def test_a_missing_shard_is_named(corpus: Path) -> None:
+    (corpus / "train-00001.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"train-00001\.npy: this shard is missing"):
+        Corpus.open(corpus)
+
+
+def test_a_cut_shard_is_named(corpus: Path) -> None:
+    path = corpus / "train-00002.npy"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"train-00002\.npy: 1118 bytes instead of 1128"):
+        Corpus.open(corpus)
+
+
+def test_a_shard_with_a_broken_header_is_named(corpus: Path) -> None:
+    path = corpus / "val-00000.npy"
+    path.write_bytes(b"rubbish" + path.read_bytes()[7:])
+    with pytest.raises(ValueError, match=r"val-00000\.npy: not a readable \.npy file"):
+        Corpus.open(corpus)
+
+
+def test_a_shard_of_another_type_is_named(corpus: Path) -> None:
+    path = corpus / "val-00000.npy"
+    data = path.read_bytes()
+    path.write_bytes(data[:128].replace(b"<u2", b"<i2") + data[128:])
+    with pytest.raises(ValueError, match=r"holds int16 \(220,\), the manifest says uint16"):
+        Corpus.open(corpus)
+
+
+def test_verify_finds_a_changed_token(corpus: Path) -> None:
+    path = corpus / "train-00001.npy"
+    data = bytearray(path.read_bytes())
+    data[300] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"damaged: train-00001\.npy \(sha256"):
+        Corpus.open(corpus).verify()
+
+
+def test_another_tokenizer_is_refused(corpus: Path, tmp_path: Path) -> None:
+    from gptsmith.tokenizer import Tokenizer
+
+    Tokenizer.char(["abc"]).save(corpus)
+    with pytest.raises(ValueError, match="not the tokenizer that made this corpus"):
+        _ = Corpus.open(corpus).tokenizer
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 99}, "format 99"),
+        ({"dtype": None}, "instead of|not a corpus manifest"),
+        ({"splits": {}}, "not a corpus manifest"),
+        ({"fingerprint": "0"}, "contradicts itself"),
+    ],
+)
+def test_an_edited_manifest_is_refused(corpus: Path, change: dict, message: str) -> None:
+    path = corpus / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        Corpus.open(corpus)
+
+
+def test_a_torn_manifest_is_named_with_its_line(corpus: Path) -> None:
+    path = corpus / "manifest.json"
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(ValueError, match=r"manifest\.json, line \d+"):
+        Corpus.open(corpus)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+def test_a_writer_goes_on_where_it_was_cut_off(tmp_path: Path, dtype: type) -> None:
+    """At every prefix of what was journaled, whatever was written behind it."""
+    ids = np.arange(70_000 if dtype is np.uint32 else 60_000, dtype=dtype)[-1000:]
+    kind = np.dtype(dtype)
+
+    def add(writer: ShardWriter, start: int, stop: int) -> None:
+        writer.append(ids[start:stop], documents=1, text_bytes=stop - start)
+
+    for journaled in (0, 1, 299, 300, 301, 600, 650):
+        folder = tmp_path / f"{journaled}"
+        folder.mkdir()
+        writer = ShardWriter(folder, "train", kind, 300)
+        add(writer, 0, journaled)
+        writer.sync()
+        record, partial = json.loads(json.dumps(writer.record)), writer.partial
+        add(writer, journaled, 950)  # finishes further shards, then the process dies
+        writer.close()
+        writer = ShardWriter(folder, "train", kind, 300, record, partial)
+        add(writer, journaled, 1000)
+        writer.finish()
+        assert sorted(p.name for p in folder.iterdir()) == [f"train-0000{i}.npy" for i in range(4)]
+        arrays = [np.load(folder / shard["file"]) for shard in writer.record["shards"]]
+        assert [len(array) for array in arrays] == [300, 300, 300, 100]
+        assert (np.concatenate(arrays) == ids).all()
+        assert writer.record["tokens"] == writer.record["bytes"] == 1000
+
+
+def test_a_writer_refuses_a_partial_shard_that_lost_data(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, "train", np.dtype(np.uint16), 300)
+    writer.append(np.zeros(100), documents=1, text_bytes=100)
+    writer.close()
+    path = tmp_path / "train-00000.npy.partial"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match="shorter than the 328 bytes written before"):
+        ShardWriter(tmp_path, "train", np.dtype(np.uint16), 300, writer.record, 100)

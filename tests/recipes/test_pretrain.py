@@ -1,0 +1,191 @@
+"""The pretraining command from end to end: recipes, horizons, masks, early stopping, bad input."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptsmith import cli
+from gptsmith.data.prepare import PrepareConfig, prepare
+from gptsmith.recipes import pretrain
+from gptsmith.run import Run
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TEXT = "".join(f"{n} plus {n + 1} is {n + n + 1}. " for n in range(3000))
+SMALL = [
+    "--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "32",
+    "--model.context-length", "32", "--train.batch-size", "4", "--train.threads", "1",
+    "--monitor.trackers", "none",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "text.txt").write_text(TEXT)
+    config = PrepareConfig(
+        sources=(str(folder / "text.txt"),), out=folder / "corpus", tokenizer="byte"
+    )
+    return prepare(config)
+
+
+def train(corpus: Path, out: Path, *words: str) -> int:
+    return cli.main(["pretrain", "--data", str(corpus), "--out", str(out), *SMALL, *words])
+
+
+def events(run: Path, kind: str) -> list[dict]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [e for e in map(json.loads, lines) if e["event"] == kind]
+
+
+@pytest.mark.parametrize("recipe", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_trains(recipe, corpus, tmp_path):
+    """Two steps of each, its own architecture one layer deep and narrow enough for a test."""
+    run = tmp_path / "run"
+    small = ["--model.context-length", "32", "--train.batch-size", "2", "--model.n-layer", "1"]
+    horizon = ["--train.steps", "2", "--train.tokens-per-step", "128", "--eval.tokens", "500"]
+    for name in ("tokens", "epochs", "seconds"):
+        horizon += [f"--train.{name}", "none"]
+    where = ["--data", str(corpus), "--out", str(run), "--monitor.trackers", "none"]
+    assert cli.main(["pretrain", str(recipe), *where, *small, *horizon]) == 0
+    assert events(run, "val")[-1]["step"] == 2
+    opened = Run.open(run)
+    assert opened.load_model().config == opened.model_config
+
+
+def test_run_folder_is_complete(corpus, tmp_path):
+    run = tmp_path / "run"
+    assert train(corpus, run, "--train.steps", "30", "--eval.every", "15") == 0
+    for name in ("config.yaml", "model.json", "model.safetensors", "tokenizer.json", "report.md",
+                 "metrics.jsonl", "metrics.csv", "curves.png", "samples.txt"):  # fmt: skip
+        assert (run / name).stat().st_size > 0, name
+    rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+    assert list(rows[0]) == ["step", "epoch", "train_loss", "val_loss", "learning_rate", "tokens",
+                             "seconds", "tokens_per_second"]  # fmt: skip
+    validations = events(run, "val")
+    assert [e["step"] for e in validations] == [0, 15, 30]
+    assert validations[-1]["val_loss"] < validations[0]["val_loss"]
+    assert validations[-1]["bits_per_byte"] == pytest.approx(
+        validations[-1]["val_loss"] / torch.log(torch.tensor(2.0)).item(), rel=1e-3
+    )
+
+
+def test_learns(corpus, tmp_path):
+    """The arithmetic is a pattern that a small model must pick up: from 5.5 nats to under 1.3."""
+    assert train(corpus, tmp_path / "run", "--train.steps", "300", "--eval.every", "0") == 0
+    assert events(tmp_path / "run", "val")[-1]["val_loss"] < 1.3
+
+
+@pytest.mark.parametrize(
+    ("horizon", "steps"),
+    [
+        (["--train.tokens", "1280"], 10),
+        (["--train.epochs", "0.01"], 5),
+        (["--train.steps", "7"], 7),
+    ],
+)
+def test_horizons(corpus, tmp_path, horizon, steps):
+    per_epoch = pretrain.Windows(pretrain.Corpus.open(corpus).train, 32, 0, None).per_epoch
+    if "--train.epochs" in horizon:
+        steps = round(0.01 * per_epoch / 4)
+    assert train(corpus, tmp_path / "run", *horizon) == 0
+    assert events(tmp_path / "run", "val")[-1]["step"] == steps
+
+
+def test_wall_clock_horizon(corpus, tmp_path):
+    """Counted from the start of the command, so in a process of its own."""
+    argv = ["--data", str(corpus), "--out", str(tmp_path / "run"), *SMALL, "--train.seconds", "5"]
+    subprocess.run(
+        [sys.executable, "-m", "gptsmith", "pretrain", *argv, "--optim.schedule", "linear"],
+        capture_output=True,
+        check=True,
+    )
+    first, *_, last = events(tmp_path / "run", "train")
+    assert last["seconds"] >= 5
+    assert last["learning_rate"] < 0.1 * max(e["learning_rate"] for e in (first, last))
+
+
+def test_early_stopping_keeps_the_best(corpus, tmp_path):
+    run = tmp_path / "run"
+    words = ["--train.steps", "400", "--eval.every", "10", "--eval.patience", "2"]
+    assert train(corpus, run, *words, "--optim.learning-rate", "3", "--optim.clip", "0") == 0
+    validations = {e["step"]: e["val_loss"] for e in events(run, "val")}
+    assert max(validations) < 400
+    best = min(validations, key=validations.__getitem__)
+    last, chosen = Run.open(run).load_model("best"), Run.open(run).load_model()
+    assert all(map(torch.equal, last.state_dict().values(), chosen.state_dict().values()))
+    assert (run / f"checkpoints/step-{best:06d}").is_dir()
+
+
+@pytest.mark.parametrize(
+    "mask", ["causal() & sliding_window(8)", "prefix(5)", "causal() & ~(prefix(3) & causal())"]
+)
+def test_masks_train(corpus, tmp_path, mask):
+    run = tmp_path / "run"
+    assert train(corpus, run, "--model.mask", mask, "--train.steps", "3") == 0
+    opened = Run.open(run)
+    assert opened.load_model().mask.expression == opened.model_config.mask
+
+
+def test_mask_from_a_file(corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rule = "def strided(b, h, q, k):\n    return (k <= q) & ((q - k) % 2 == 0)\n"
+    Path("rules.py").write_text(rule)
+    run = tmp_path / "run"
+    steps = ["--train.steps", "6", "--save.every", "3", "--save.keep-last", "9"]
+    assert train(corpus, run, "--model.mask", "rules.py:strided", *steps) == 0
+    Path("rules.py").unlink()  # the run keeps its own copy
+    assert cli.main(["generate", str(run), "--max-new-tokens", "3"]) == 2
+    assert "--trust-code" in capsys.readouterr().err
+    assert cli.main(["generate", str(run), "--max-new-tokens", "3", "--trust-code"]) == 0
+    assert cli.main(["pretrain", "--out", str(run), "--resume", "--train.steps", "8"]) == 0
+    assert events(run, "val")[-1]["step"] == 8
+
+
+def test_mask_that_sees_its_target_is_refused(corpus, tmp_path, capsys):
+    assert train(corpus, tmp_path / "run", "--model.mask", "bidirectional()") == 2
+    message = capsys.readouterr().err
+    assert "can see token 1" in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--train.steps", "5", "--train.epochs", "1"], "one horizon"),
+        (["--train.tokens-per-step", "100"], "not a multiple"),
+        (["--model.context-length", "1000000"], "fewer than context_length"),
+        (["--model.n-head", "5"], "n_embd 32"),
+        (["--train.device", "tpu"], "tpu"),
+        (["--train.precision", "fp16", "--train.device", "cpu"], "fp16"),
+        (["--monitor.trackers", "nothing-like-it"], "nothing-like-it"),
+        (["--optim.learning-rate", "-1"], "learning"),
+        (["--model.mask", "causal() &"], "causal() &"),
+    ],
+)
+def test_bad_input(corpus, tmp_path, capsys, words, says):
+    assert train(corpus, tmp_path / "run", *words) == 2
+    error = capsys.readouterr().err.strip()
+    assert says in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_divergence_names_the_batch(corpus, tmp_path, capsys):
+    words = ["--train.steps", "50", "--train.max-skips", "3", "--train.precision", "fp32"]
+    huge = ["--optim.learning-rate", "1e30", "--optim.clip", "0", "--optim.warmup-steps", "0"]
+    assert train(corpus, tmp_path / "run", *words, *huge, "--optim.kind", "adamw") == 2
+    error = capsys.readouterr().err
+    assert "samples" in error
+    assert "3 steps in a row" in error
+
+
+def test_missing_corpus(tmp_path):
+    argv = [sys.executable, "-m", "gptsmith", "pretrain", "--data", "nowhere", "--out", "run"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "gptsmith prepare" in done.stderr

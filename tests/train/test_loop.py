@@ -1,0 +1,306 @@
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from gptsmith.model.config import ModelConfig
+from gptsmith.model.gpt import GPTModel
+from gptsmith.train.loop import Diverged, Guard, Step, mix, sum_targets, train_steps
+from gptsmith.train.loss import IGNORE, Batch, next_token_loss
+from gptsmith.train.optim import OptimConfig, Optimizer
+from gptsmith.train.precision import Precision
+
+T, V = 12, 20
+FP32 = Precision("fp32", "cpu", "")
+KINDS = ["adamw", "muon"]
+
+
+def small(**fields: object) -> GPTModel:
+    torch.manual_seed(0)
+    sizes = dict(n_layer=2, n_head=2, n_embd=16, context_length=T, vocab_size=V, norm_eps=1e-6)
+    return GPTModel(ModelConfig(**{**sizes, **fields}))
+
+
+def samples(first: int, count: int, seed: int = 0) -> Batch:
+    """Rows first..first+count-1 of endless random rows, a different share of each scored."""
+    rows = []
+    for i in range(first, first + count):
+        row = torch.randint(V, (T + 1,), generator=torch.Generator().manual_seed(seed + i))
+        rows.append(row)
+    ids = torch.stack(rows)
+    targets = ids[:, 1:].clone()
+    for n, target in enumerate(targets, first):
+        target[: (5 * n) % (T + 1)] = IGNORE  # some rows have no target at all
+    return Batch(ids[:, :-1], targets, name=f"samples {first}..{first + count - 1}")
+
+
+def steps(
+    model: GPTModel,
+    n: int,
+    *,
+    kind: str = "adamw",
+    size: int = 4,
+    optimizer: Optimizer | None = None,
+    loss: Callable = next_token_loss,
+    batches: Callable[[int], list[Batch]] | None = None,
+    **given: object,
+) -> list[Step]:
+    """n steps of four rows each, in micro-batches of `size`."""
+    fields = dict(learning_rate=lambda s: 0.01 * 0.98**s, precision=FP32, clip=1.0, seed=0)
+    batches = batches or (lambda s: [samples(4 * s + i, size) for i in range(0, 4, size)])
+    optimizer = optimizer or Optimizer(model, OptimConfig(kind=kind), "cpu")
+    run = train_steps(model, loss, batches, optimizer, **{**fields, **given})
+    return list(itertools.islice(run, n))
+
+
+def weights(model: GPTModel) -> list[Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_micro_batches_with_unequal_targets_equal_one_batch(kind: str) -> None:
+    results = []
+    for size in (4, 2, 1):
+        model = small()
+        # A small epsilon of the norms and AdamW's division magnify what rounding does: one step.
+        done = steps(model, 1, kind=kind, size=size, clip=0.5)[0]
+        grads = [p.grad for p in model.parameters()]
+        results.append((done, grads, weights(model)))
+    (whole, grads, after), *split = results
+    for done, other_grads, other in split:
+        assert done.loss == pytest.approx(whole.loss, rel=1e-6)
+        assert done.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
+        assert done.tokens == whole.tokens == 4 * T
+        for a, b in zip(grads, other_grads, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        for a, b in zip(after, other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_the_gradient_is_that_of_the_mean_over_scored_tokens() -> None:
+    model, reference = small(), small()
+    done = steps(model, 1, size=1, clip=0.0)[0]
+    batch = samples(0, 4)
+    summed, scored = next_token_loss(reference, batch)
+    (summed / scored).backward()
+    assert done.loss == pytest.approx(float((summed / scored).detach()), rel=1e-6)
+    assert int(scored) == int(sum_targets([batch])) == sum(T - (5 * i) % (T + 1) for i in range(4))
+    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_clipping_bounds_the_gradient_and_reports_its_true_norm() -> None:
+    norms = {}
+    for clip in (0.0, 0.01):
+        model = small()
+        norms[clip] = steps(model, 1, clip=clip)[0].grad_norm
+        left = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+        assert float(left) == pytest.approx(clip or norms[0.0], rel=1e-3)
+    assert norms[0.0] == norms[0.01] > 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_batch_is_learned_by_heart(kind: str) -> None:
+    model = small(n_embd=32)
+    batch = samples(1, 4)
+    done = steps(model, 60, kind=kind, learning_rate=lambda s: 0.02, batches=lambda s: [batch])
+    assert done[0].loss == pytest.approx(math.log(V), rel=0.05)
+    assert done[-1].loss < 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cut", [1, 4])
+def test_a_run_that_goes_on_from_its_state_is_the_uninterrupted_run(kind: str, cut: int) -> None:
+    """Bit for bit, with dropout: the random numbers depend on seed, step and micro-batch alone."""
+    config = OptimConfig(kind=kind)
+
+    def run(model: GPTModel, optimizer: Optimizer, first: int, n: int) -> list[Step]:
+        return steps(model, n, size=2, optimizer=optimizer, first_step=first, seed=7)
+
+    whole = small(dropout=0.2)
+    through = run(whole, Optimizer(whole, config, "cpu"), 0, 6)
+
+    before = small(dropout=0.2)
+    optimizer = Optimizer(before, config, "cpu")
+    first = run(before, optimizer, 0, cut)
+    state = {name: x.clone() for name, x in optimizer.state_tensors().items()}
+    after = small(dropout=0.2)
+    after.load_state_dict({name: x.clone() for name, x in before.state_dict().items()})
+    torch.manual_seed(99)  # a new process has another state here
+    resumed = Optimizer(after, config, "cpu")
+    resumed.load_state_tensors(state)
+    second = run(after, resumed, cut, 6 - cut)
+
+    assert first + second == through
+    assert [s.step for s in through] == [1, 2, 3, 4, 5, 6]
+    assert same(weights(whole), weights(after))
+    assert any("momentum" in k or "exp_avg" in k for k in state)
+
+
+def test_dropout_differs_by_seed_step_and_micro_batch() -> None:
+    model = small(dropout=0.5)
+    batch = samples(1, 2)
+    seen = []
+
+    def loss(model: GPTModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        seen.append(torch.rand(()).item())
+        return next_token_loss(model, batch)
+
+    steps(model, 2, loss=loss, batches=lambda s: [batch, batch])
+    steps(model, 1, loss=loss, batches=lambda s: [batch, batch], first_step=1)
+    assert len(set(seen[:4])) == 4
+    assert seen[4:] == seen[2:4]
+
+
+def test_seeds_are_spread_and_depend_on_every_number() -> None:
+    seen = {mix(a, b, c, 0) for a in range(8) for b in range(8) for c in range(8)}
+    assert len(seen) == 512
+    assert all(0 <= x < 2**63 for x in seen)
+    assert mix(1, 2) != mix(2, 1)
+
+
+def broken(name: str, factor: float) -> Callable:
+    """next_token_loss, but the named batch's is multiplied."""
+
+    def loss(model: GPTModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        summed, scored = next_token_loss(model, batch)
+        return (summed * factor if batch.name == name else summed), scored
+
+    return loss
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bad_batch_is_skipped_counted_and_named(kind: str, factor: float) -> None:
+    model = small()
+    guard = Guard()
+    optimizer = Optimizer(model, OptimConfig(kind=kind), "cpu")
+    loss = broken("samples 10..11", factor)
+    kept = []
+    for step in range(4):
+        before = weights(model)
+        done = steps(
+            model, 1, size=2, optimizer=optimizer, loss=loss, guard=guard, first_step=step
+        )[0]
+        kept.append(same(before, weights(model)))
+        if step == 2:
+            assert done.skipped.startswith("step 2 skipped: loss ")
+            assert done.skipped.endswith("in samples 8..9, samples 10..11")
+        else:
+            assert done.skipped == ""
+    assert kept == [False, False, True, False]
+    assert (guard.skipped, guard.in_a_row) == (1, 0)
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert all(x.isfinite().all() for x in optimizer.state_tensors().values())
+
+
+def test_a_spike_is_skipped_and_does_not_count_as_recent() -> None:
+    model = small()
+    guard = Guard()
+    guard.recent.extend([3.0 + 0.01 * (i % 2) for i in range(64)])
+    before = weights(model)
+    done = steps(model, 2, loss=broken("samples 0..3", 3.0), guard=guard)
+    assert "jumped from 3.005 in samples 0..3" in done[0].skipped
+    assert done[1].skipped == ""
+    assert max(guard.recent) < 4
+    assert not same(before, weights(model))
+
+
+def test_what_is_no_spike() -> None:
+    quiet, noisy = Guard(), Guard(sigmas=4)
+    for i in range(64):
+        assert quiet.check(i, 50.0, 1.0, ["a"]) == ""  # nothing to compare with yet
+        assert noisy.check(i, 3.0 + (i % 2), 1.0, ["a"]) == ""
+    assert quiet.check(64, 50.9, 1.0, ["a"]) == ""  # many deviations, but under a nat
+    assert "jumped" in quiet.check(65, 51.2, 1.0, ["a"])
+    assert noisy.check(64, 5.4, 1.0, ["a"]) == ""
+    assert "jumped" in noisy.check(65, 6.0, 1.0, ["a"])
+    never = Guard(sigmas=0)
+    never.recent.extend([1.0] * 64)
+    assert never.check(0, 1e9, 1.0, ["a"]) == ""
+
+
+def test_after_too_many_bad_steps_in_a_row_training_stops_naming_the_last() -> None:
+    guard = Guard(patience=3)
+    with pytest.raises(Diverged, match=r"step 3 skipped: .*samples 12\.\.15; 3 steps in a row"):
+        steps(small(), 9, loss=lambda m, b: (torch.nan * next_token_loss(m, b)[0], None),
+              first_step=1, guard=guard)  # fmt: skip
+    guard = Guard(patience=2)
+    for i in range(8):  # never two in a row
+        guard.check(i, math.nan if i % 2 else 1.0, 1.0, ["a"])
+    assert guard.skipped == 4
+
+
+def test_the_guard_goes_on_where_it_stood() -> None:
+    guard = Guard(patience=3)
+    for i in range(70):
+        guard.check(i, float(i % 3), 1.0, ["a"])
+    guard.check(70, math.nan, 1.0, ["a"])
+    other = Guard(patience=3)
+    other.load(guard.state())
+    assert other.state() == guard.state()
+    assert len(other.recent) == 64
+    other.check(71, math.nan, 1.0, ["a"])
+    with pytest.raises(Diverged):
+        other.check(72, math.nan, 1.0, ["a"])
+
+
+def test_a_loss_scaler_changes_nothing_but_survives_overflow() -> None:
+    model, plain = small(), small()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    scaled = steps(model, 3, scaler=scaler)
+    for a, b in zip(scaled, steps(plain, 3), strict=True):
+        assert a.loss == pytest.approx(b.loss, rel=1e-4)
+        assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-4)
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-60)
+    guard = Guard(patience=1)
+    before = weights(model)
+    done = steps(model, 1, scaler=scaler, guard=guard)[0]
+    assert "fp16 overflow at loss scale 1.7" in done.skipped
+    assert same(before, weights(model))
+    assert (guard.skipped, scaler.get_scale()) == (0, 2.0**67)
+    assert steps(model, 1, scaler=scaler, guard=guard)[0].skipped == ""
+
+
+def test_overflow_that_no_scale_cures_is_divergence() -> None:
+    def infinite_gradient(model: GPTModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        summed, scored = next_token_loss(model, batch)
+        summed.register_hook(lambda g: g * torch.inf)
+        return summed, scored
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    with pytest.raises(Diverged, match="gradient norm nan; 2 steps in a row"):
+        steps(small(), 9, loss=infinite_gradient, scaler=scaler, guard=Guard(patience=2))
+
+
+def test_a_step_without_a_single_target_changes_no_weight_by_gradient() -> None:
+    model = small()
+    ids = torch.randint(V, (2, T))
+    batch = Batch(ids, torch.full_like(ids, IGNORE))
+    done = steps(model, 1, batches=lambda s: [batch])[0]
+    assert (done.loss, done.grad_norm, done.skipped) == (0.0, 0.0, "")
+
+
+def test_the_model_trains_in_training_mode_at_the_scheduled_rate() -> None:
+    model = small()
+    rates = []
+
+    def loss(model: GPTModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        assert model.training
+        return next_token_loss(model, batch)
+
+    optimizer = Optimizer(model, OptimConfig(), "cpu")
+    for step in range(3):
+        model.eval()  # as an evaluation between steps leaves it
+        fields = dict(first_step=step, learning_rate=lambda s: 0.5**s)
+        rates.append(steps(model, 1, loss=loss, optimizer=optimizer, **fields)[0].learning_rate)
+    assert rates == [1.0, 0.5, 0.25]
+    assert {g["lr"] for o in optimizer.optimizers for g in o.param_groups} == {0.25}

@@ -1,0 +1,204 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gptsmith.model.config import ModelConfig
+from gptsmith.model.gpt import GPTModel
+from gptsmith.train.optim import Muon, OptimConfig, Optimizer, fused_rows, orthogonalize
+
+
+def small(**fields: object) -> GPTModel:
+    torch.manual_seed(0)
+    sizes = dict(n_layer=2, n_head=4, n_kv_head=2, n_embd=16, context_length=8, vocab_size=20)
+    return GPTModel(ModelConfig(**{**sizes, **fields}))
+
+
+def fill_gradients(model: nn.Module, seed: int = 0, size: float = 1.0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        p.grad = size * torch.randn(p.shape, generator=generator)
+
+
+def copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.detach().clone() for name, x in tensors.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(16, 64), (64, 16), (96, 128), (1, 8), (8, 1)])
+def test_orthogonalize_pushes_singular_values_to_one(
+    shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    for scale in (1.0, 1e-4, 1e4):
+        y = orthogonalize((scale * x).to(dtype)).float()
+        values = torch.linalg.svdvals(y)
+        assert y.shape == x.shape
+        assert 0.7 < float(values.min())
+        assert float(values.max()) < 1.2
+        # The singular vectors are those of x: the result is near x's polar factor.
+        u, _, vh = torch.linalg.svd(x, full_matrices=False)
+        assert float((y - u @ vh).norm() / (u @ vh).norm()) < 0.2
+
+
+def test_orthogonalize_of_a_spread_spectrum_and_of_zero() -> None:
+    generator = torch.Generator().manual_seed(0)
+    u, _, vh = torch.linalg.svd(torch.randn(32, 32, generator=generator))
+    values = torch.linalg.svdvals(orthogonalize((u * torch.logspace(0, -2, 32)) @ vh[None])[0])
+    assert 0.7 < float(values.min())
+    assert float(values.max()) < 1.2
+    assert (orthogonalize(torch.zeros(1, 4, 4)) == 0).all()
+
+
+def test_the_first_muon_step_by_hand() -> None:
+    p = nn.Parameter(torch.randn(6, 10, generator=torch.Generator().manual_seed(0)))
+    before, p.grad = (
+        p.detach().clone(),
+        torch.randn(6, 10, generator=torch.Generator().manual_seed(1)),
+    )
+    muon = Muon([p], lr=0.1, momentum=0.9, weight_decay=0.5, splits={}, dtype=torch.float32)
+    muon.step()
+    direction = orthogonalize(p.grad[None])[0]  # one step's momentum points along the gradient
+    expected = before * (1 - 0.1 * 0.5) - 0.1 * 0.2 * math.sqrt(10) * direction
+    torch.testing.assert_close(p.detach(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_muon_updates_have_the_size_of_adamws() -> None:
+    """RMS 0.2 per element, whatever the shape and the gradient (Liu et al. 2025)."""
+    for shape in ((16, 64), (64, 16), (48, 48)):
+        p = nn.Parameter(torch.zeros(shape))
+        p.grad = 1e-3 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        Muon([p], lr=1.0, momentum=0.95, weight_decay=0.0, splits={}, dtype=torch.float32).step()
+        assert float(p.detach().square().mean().sqrt()) == pytest.approx(0.2, rel=0.15)
+
+
+def test_fused_matrices_are_updated_as_separate_ones() -> None:
+    rows = (8, 4, 4)
+    whole = nn.Parameter(torch.randn(16, 8, generator=torch.Generator().manual_seed(0)))
+    parts = [nn.Parameter(x.clone()) for x in whole.detach().split(rows)]
+    options = dict(lr=0.1, momentum=0.9, weight_decay=0.1, dtype=torch.float32)
+    fused = Muon([whole], splits={whole: rows}, **options)
+    apart = Muon(parts, splits={}, **options)
+    for step in range(3):
+        whole.grad = torch.randn(16, 8, generator=torch.Generator().manual_seed(step + 1))
+        for part, grad in zip(parts, whole.grad.split(rows), strict=True):
+            part.grad = grad.clone()
+        fused.step()
+        apart.step()
+    torch.testing.assert_close(whole.detach(), torch.cat([p.detach() for p in parts]))
+
+
+def test_which_rows_of_a_model_are_fused() -> None:
+    model = small(mlp="swiglu", d_ff=24)
+    found = {
+        name: rows for name, p in model.named_parameters() if (rows := fused_rows(model, name, p))
+    }
+    assert found == {
+        f"blocks.{i}.{name}.weight": rows
+        for i in range(2)
+        for name, rows in (("attention.qkv", (16, 8, 8)), ("mlp.gate_up", (24, 24)))
+    }
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_every_parameter_is_trained_by_one_optimizer_and_matrices_decay(kind: str) -> None:
+    model = small(bias="all", norm="layernorm", position="learned", mlp="gelu", tied=False)
+    optimizer = Optimizer(model, OptimConfig(kind=kind, weight_decay=0.5), "cpu")
+    owners = [
+        (p, type(o).__name__, group["weight_decay"])
+        for o in optimizer.optimizers
+        for group in o.param_groups
+        for p in group["params"]
+    ]
+    assert len(owners) == len({id(p) for p, *_ in owners}) == len(list(model.parameters()))
+    for p, owner, decay in owners:
+        name = optimizer.names[p]
+        assert decay == (0.5 if p.dim() == 2 else 0.0), name
+        muon = kind == "muon" and p.dim() == 2 and name.startswith("blocks.")
+        assert owner == ("Muon" if muon else "AdamW"), name
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_without_a_gradient_matrices_shrink_and_the_rest_stays(kind: str) -> None:
+    model = small(bias="qkv")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1)
+    before = copies(dict(model.named_parameters()))
+    optimizer = Optimizer(model, OptimConfig(kind=kind, weight_decay=0.5), "cpu")
+    optimizer.set_learning_rate(0.1)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for name, p in model.named_parameters():
+        factor = 0.95 if p.dim() == 2 else 1.0
+        torch.testing.assert_close(p.detach(), factor * before[name], msg=name)
+
+
+def test_the_learning_rate_reaches_every_group_times_its_factor() -> None:
+    optimizer = Optimizer(small(), OptimConfig(kind="muon", embedding_rate=3.0), "cpu")
+    optimizer.set_learning_rate(0.01)
+    rates = {type(o).__name__: {g["lr"] for g in o.param_groups} for o in optimizer.optimizers}
+    assert rates == {"AdamW": {0.03}, "Muon": {0.01}}
+    alone = Optimizer(small(), OptimConfig(kind="adamw", embedding_rate=3.0), "cpu")
+    alone.set_learning_rate(0.01)
+    assert {g["lr"] for o in alone.optimizers for g in o.param_groups} == {0.01}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_state_goes_out_and_comes_back_exactly(kind: str) -> None:
+    config = OptimConfig(kind=kind)
+    one = small()
+    first = Optimizer(one, config, "cpu")
+    for step in range(3):
+        fill_gradients(one, step)
+        first.step()
+    state = copies(first.state_tensors())
+    fields = {key.rpartition("|")[2] for key in state}
+    assert fields == {"exp_avg", "exp_avg_sq", "step"} | ({"momentum"} if kind == "muon" else set())
+
+    two = small()
+    two.load_state_dict(copies(one.state_dict()))
+    second = Optimizer(two, config, "cpu")
+    second.load_state_tensors(state)
+    assert {k: v.dtype for k, v in second.state_tensors().items()} == {
+        k: v.dtype for k, v in state.items()
+    }
+    for model, optimizer in ((one, first), (two, second)):
+        fill_gradients(model, 9)
+        optimizer.step()
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for key, value in first.state_tensors().items():
+        assert torch.equal(value, second.state_tensors()[key]), key
+
+
+def test_state_of_another_model_is_refused() -> None:
+    config = OptimConfig(kind="adamw")
+    one = small()
+    optimizer = Optimizer(one, config, "cpu")
+    fill_gradients(one)
+    optimizer.step()
+    state = optimizer.state_tensors()
+    wider = Optimizer(small(d_ff=32), config, "cpu")
+    with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.gate_up\.weight\|exp_avg' .* fits no"):
+        wider.load_state_tensors(state)
+    shallow = Optimizer(small(n_layer=1), config, "cpu")
+    with pytest.raises(ValueError, match=r"blocks\.1\..* fits no parameter of this model"):
+        shallow.load_state_tensors(state)
+
+
+def test_frozen_parameters_are_left_alone() -> None:
+    model = small()
+    model.embedding.token.weight.requires_grad_(False)
+    optimizer = Optimizer(model, OptimConfig(kind="muon"), "cpu")
+    before = model.embedding.token.weight.clone()
+    fill_gradients(model)
+    model.embedding.token.weight.grad = None
+    optimizer.step()
+    assert torch.equal(model.embedding.token.weight, before)
+    assert not any(key.startswith("embedding") for key in optimizer.state_tensors())
+    for p in model.parameters():
+        p.requires_grad_(p.dim() == 2 and p.shape[0] != 20)
+    Optimizer(model, OptimConfig(kind="muon"), "cpu").step()  # nothing is left for AdamW

@@ -73,7 +73,8 @@ def main(argv: Sequence[str]) -> int:
   gptsmith generate {run} --prompt "Return a list of" --num-samples 3
   gptsmith evaluate {run}
   gptsmith inspect {corpus}
-  gptsmith prepare YOUR_TEXT.txt --out data/mine && gptsmith pretrain --data data/mine --out runs/mine
+  gptsmith prepare YOUR_TEXT.txt --out data/mine
+  gptsmith pretrain --data data/mine --out runs/mine
 """)
     return 0
 

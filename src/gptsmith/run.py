@@ -132,8 +132,7 @@ class Run:
         source = Path(code[1]) if code else None
         if code:
             model_config = model_config.change(mask=f"{MASK}:{code[2]}")
-            if "model" in config:  # a resumed run must not need the original any more
-                config = {**config, "model": {**config["model"], "mask": model_config.mask}}
+            config = {**config, "model": model_config.model_dump(mode="json")}
         if source is not None and not source.is_file() and not (resume and (path / MASK).is_file()):
             raise FileNotFoundError(f"mask {str(source)!r}: there is no such file")
         refuse = _refuse_unresumable if resume else _refuse_occupied

@@ -89,9 +89,14 @@ def open_journal(folder: Path, identity: Identity) -> dict[str, Any] | None:
             for before, now in zip(journal["sources"], identity["sources"], strict=True):
                 now["passed"] = before["passed"]
             return journal
+    begin_journal(folder, identity)
+    return None
+
+
+def begin_journal(folder: Path, identity: Identity) -> None:
+    """Nothing of a corpus in the folder but the words of what is to be made."""
     _remove_parts(folder)
     files.write_json(folder / JOURNAL, identity)
-    return None
 
 
 def clear(folder: Path) -> None:

@@ -19,6 +19,7 @@ from gptsmith.data.destination import (
     JOURNAL,
     MANIFEST,
     Identity,
+    begin_journal,
     choose_folder,
     clear,
     locked,
@@ -161,15 +162,22 @@ def _make(
         counts = {kind: len(places) for kind, places in sorted(reader.left_out.items())}
         return counts | ({"duplicate": selection.duplicates} if config.deduplicate else {})
 
-    build = Build(
+    start_build = partial(
+        Build,
         folder,
         tokenizer,
         token_bytes,
         shard_tokens=config.shard_tokens,
         max_tokens=config.max_tokens,
         identity=identity,
-        state=(journal or {}).get("state"),
     )
+    try:
+        build = start_build(state=(journal or {}).get("state"))
+    except (ValueError, FileNotFoundError) as error:  # a finished part was damaged or removed
+        _say(f"{error}; beginning anew")
+        begin_journal(folder, identity)
+        tokenizer.save(folder)
+        build = start_build(state=None)
     if build.frames:
         _say(f"going on after {build.totals[1]:,} tokens")
     frames = cut_frames(selection, whole=tokenizer.kind == "other", left_out=left_out)

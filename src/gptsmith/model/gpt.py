@@ -86,15 +86,23 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
+class FusedLinear(nn.Linear):
+    """Several matrices in one product, stacked by rows; `fused_rows` are their heights, for an
+    optimizer that treats each matrix alone."""
+
+    def __init__(self, inputs: int, fused_rows: tuple[int, ...], bias: bool) -> None:
+        super().__init__(inputs, sum(fused_rows), bias=bias)
+        self.fused_rows = fused_rows
+
+
 class MultiHeadAttention(nn.Module):
     """Self-attention with one fused projection: rows of `qkv` are H query, K key, K value heads."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.H, self.K, self.D = config.n_head, config.K, config.D
-        self.qkv = nn.Linear(
-            config.n_embd, (self.H + 2 * self.K) * self.D, bias=config.bias != "none"
-        )
+        rows = (self.H * self.D, self.K * self.D, self.K * self.D)
+        self.qkv = FusedLinear(config.n_embd, rows, bias=config.bias != "none")
         self.proj = nn.Linear(self.H * self.D, config.n_embd, bias=config.bias == "all")
         self.q_norm = RMSNorm(self.D, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.D, config.norm_eps) if config.qk_norm else None
@@ -150,7 +158,7 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(config.n_embd, 2 * config.F, bias=config.bias == "all")
+        self.gate_up = FusedLinear(config.n_embd, (config.F, config.F), bias=config.bias == "all")
         self.down = nn.Linear(config.F, config.n_embd, bias=config.bias == "all")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -208,6 +216,9 @@ class GPTModel(nn.Module):
             self.register_buffer("sin", angles.sin(), persistent=False)
         self._block_masks: dict[tuple[int, int, torch.device], BlockMask] = {}
         self.init_weights()
+
+    cos: Tensor
+    sin: Tensor
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -276,7 +287,9 @@ class GPTModel(nn.Module):
             positions = torch.arange(T, device=ids.device)  # (T,)
         elif cache is None and not torch.compiler.is_compiling():  # a graph cannot look at values
             _check_positions(positions, limit)
+        bias: Tensor | BlockMask | None
         if cache is not None:
+            assert not isinstance(mask, Tensor)
             bias = self._cached_mask(mask or self.mask, positions, cache, limit)
         else:
             bias = self._mask(mask, documents, B, T, ids.device)

@@ -94,8 +94,7 @@ def pretrain(config: PretrainConfig, started: float | None = None) -> int:
     eos = corpus.tokenizer.eos_id if config.document_mask else None
     windows = Windows(corpus.train, T, train.seed, eos)
     torch.manual_seed(train.seed)
-    # The user's own mask file; a resumed run has a copy of it in its folder.
-    mask_folder = config.out if config.resume else Path()
+    mask_folder = config.out if config.resume else Path()  # a run keeps a copy of a mask's file
     model = GPTModel(config.model, mask_folder=mask_folder, trust_code=True).to(device)
     model.recompute_activations = train.recompute_activations
     start = first_scored(model.mask, T, config.model.n_head, config.model.n_layer)

@@ -79,7 +79,7 @@ def restore(
     optimizer.load_state_tensors(found.load("optimizer"))
     for name in _PLAIN:
         setattr(progress, name, state[name])
-    if progress.best_loss is None:  # type: ignore[redundant-expr]
+    if progress.best_loss is None:
         progress.best_loss = math.inf
     progress.guard.load(state["guard"])
     if progress.scaler is not None:

@@ -9,6 +9,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from gptsmith.train.loss import IGNORE, Batch
 from gptsmith.train.optim import Optimizer
 from gptsmith.train.precision import Precision
 
-Loss = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
+Loss = Callable[[Any, Batch], tuple[Tensor, Tensor]]  # (model, batch) -> sum, scored tokens
 
 
 class Diverged(ValueError):

@@ -14,6 +14,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from gptsmith.train.precision import cpu_bf16
+
 # Quintic iterations x <- a x + b (x x') x + c (x x')^2 x that push all singular values of a matrix
 # towards 1, the best polynomial at each step given the interval that the one before left, from
 # "The Polar Express" (Amsel et al. 2025), for l = 1e-3 and with their safety factor.
@@ -146,7 +148,7 @@ class Optimizer:
                 lr=config.learning_rate,
                 momentum=config.momentum,
                 weight_decay=config.weight_decay,
-                splits={p: split for p, n in inside.items() if (split := fused_rows(model, n, p))},
+                splits={p: split for p, n in inside.items() if (split := fused_rows(model, n))},
                 dtype=torch.bfloat16 if _fast_bf16(device_type) else torch.float32,
             )
             self.optimizers.append(muon)
@@ -167,9 +169,10 @@ class Optimizer:
     def state_tensors(self) -> dict[str, Tensor]:
         """`PARAMETER|FIELD` -> tensor, all that a resumed run needs."""
         return {
-            f"{self.names[p]}|{field}": value
+            f"{name}|{field}": value
             for optimizer in self.optimizers
-            for p, state in optimizer.state.items()
+            for p, name in self.names.items()
+            if (state := optimizer.state.get(p))
             for field, value in state.items()
         }
 
@@ -190,20 +193,10 @@ class Optimizer:
             owner[p].state[p][field] = value.to(device)
 
 
-def fused_rows(model: nn.Module, name: str, p: nn.Parameter) -> tuple[int, ...] | None:
-    """Row counts of the matrices that are fused in the parameter called `name`, if any."""
-    owner = model.get_submodule(name.rpartition(".")[0])
-    parent = model.get_submodule(name.rpartition(".")[0].rpartition(".")[0])
-    if name.endswith("qkv.weight"):
-        H, K, D = parent.H, parent.K, parent.D
-        assert owner.weight is p
-        return (H * D, K * D, K * D)  # type: ignore[operator]
-    if name.endswith("gate_up.weight"):
-        return (p.shape[0] // 2, p.shape[0] // 2)
-    return None
+def fused_rows(model: nn.Module, name: str) -> tuple[int, ...] | None:
+    """Row counts of the matrices that are fused in the parameter `name`, which its module tells."""
+    return getattr(model.get_submodule(name.rpartition(".")[0]), "fused_rows", None)
 
 
 def _fast_bf16(device_type: str) -> bool:
-    from gptsmith.train.precision import cpu_bf16
-
     return device_type == "cuda" or (device_type == "cpu" and cpu_bf16())

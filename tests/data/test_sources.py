@@ -1,0 +1,548 @@
+"""Every kind of source is read whole and in order; every kind of bad input is named."""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptsmith.data import corpora, text_files
+from gptsmith.data.documents import Reader
+from gptsmith.data.sources import open_source
+from gptsmith.data.text_files import TextFile, safe_cut
+from gptsmith.tokenizer import Tokenizer
+
+ROWS = ["first text", "second\ntext", 'third "text", ünïcode 🙂']
+
+
+def read(asked: str | Path, **options: object) -> list[str]:
+    """The texts of a source's documents."""
+    reader = Reader(**options)  # type: ignore[arg-type]
+    return texts(open_source(str(asked), reader).documents())
+
+
+def texts(documents) -> list[str]:  # type: ignore[no-untyped-def]
+    return ["".join(document.pieces) for document in documents]
+
+
+def jsonl(path: Path, rows: list[object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+# --- text files ----------------------------------------------------------------------------------
+
+
+def test_a_text_file_is_one_document(tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_bytes("line\r\nzwei ü\n\n".encode())
+    assert read(path) == ["line\r\nzwei ü\n\n"]
+    path.write_bytes(b"\xef\xbb\xbfno mark")
+    assert read(path) == ["no mark"]
+
+
+def test_a_separator_makes_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "stories.txt"
+    path.write_text("one\n<|endoftext|>\ntwo\nlines\n<|endoftext|>\n\n<|endoftext|>three")
+    for size in (1, 2, 3, 5, 7, 1000):  # wherever the blocks end
+        monkeypatch.setattr(text_files, "PIECE_BYTES", size)
+        assert read(path, separator="<|endoftext|>") == ["one", "two\nlines", "three"]
+    path.write_text("one\nmore\n\n\n\ntwo\n\nthree\n")
+    assert read(path, separator="\n\n") == ["one\nmore", "two", "three"]
+
+
+def test_a_separator_in_plain_text_is_hinted_at(tmp_path: Path) -> None:
+    path = tmp_path / "stories.txt"
+    path.write_text("one\n<|endoftext|>\ntwo")
+    reader = Reader()
+    assert len(list(open_source(str(path), reader).documents())) == 1
+    assert "--document-separator" in next(iter(reader.hints))
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(max_size=60), size=st.integers(1, 20))
+def test_pieces_of_a_text_file_join_to_it(
+    tmp_path_factory: pytest.TempPathFactory, text: str, size: int
+) -> None:
+    path = tmp_path_factory.mktemp("t") / "a.txt"
+    path.write_bytes(text.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_files, "PIECE_BYTES", size)
+        expected = text.removeprefix("\ufeff")
+        assert "".join(TextFile(path, Reader())) == expected
+        assert "".join(TextFile(path, Reader(skip=True))) == expected
+
+
+@pytest.fixture(scope="module")
+def bpe() -> Tokenizer:
+    words = "it's don't we'll they've 12 345 a1b2 x_y, (the) cat's -- \n\n\t  tabs  and   spaces é"
+    return Tokenizer.train_bpe([words * 9, "ééé 日本 — “quoted”  text" * 9], 300)
+
+
+# Characters about which the split pattern cares, and some about which it does not.
+ALPHABET = st.sampled_from("ab'std relv1² \t\n\r\x0b\x1c\x85\xa0\u2003\u3000é日\u0301_!-<|…🙂")
+
+
+@settings(max_examples=400, deadline=None)
+@given(text=st.text(ALPHABET, max_size=30) | st.text(max_size=30))
+def test_ids_of_safely_cut_pieces_are_the_ids_of_the_whole(bpe: Tokenizer, text: str) -> None:
+    cut = safe_cut(text)
+    assert bpe.encode(text[:cut]) + bpe.encode(text[cut:]) == bpe.encode(text)
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(ALPHABET, max_size=80), size=st.integers(1, 9))
+def test_ids_of_a_files_pieces_are_the_ids_of_the_whole(
+    bpe: Tokenizer, tmp_path_factory: pytest.TempPathFactory, text: str, size: int
+) -> None:
+    path = tmp_path_factory.mktemp("t") / "a.txt"
+    path.write_bytes(text.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_files, "PIECE_BYTES", size)
+        ids = [i for piece in TextFile(path, Reader()) for i in bpe.encode(piece)]
+    assert ids == bpe.encode(text)
+
+
+def test_text_without_a_space_is_cut_too() -> None:
+    assert safe_cut("x" * 5000 + "," + "y" * 5000) == 5000
+    assert safe_cut("x" * 5000) == 0
+    assert safe_cut("one two  ") == len("one two")
+
+
+def test_invalid_utf8_is_named_by_line_and_byte(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"fine\nalso fine\nnot \xff fine\nfine again\n")
+    with pytest.raises(ValueError, match=r"a\.txt, line 3, byte 19: not UTF-8"):
+        read(path)
+    reader = Reader(skip=True)
+    source = open_source(str(path), reader)
+    for _ in range(2):  # however often it is read, each line counts once
+        assert texts(source.documents()) == ["fine\nalso fine\nfine again\n"]
+    assert {kind: len(places) for kind, places in reader.left_out.items()} == {
+        "line that is not UTF-8": 1
+    }
+
+
+def test_a_late_invalid_byte_is_counted_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("zeile ü\n".encode() * 100 + b"bad \xe9")
+    for size in (1, 10, 64, 4096):
+        monkeypatch.setattr(text_files, "PIECE_BYTES", size)
+        with pytest.raises(ValueError, match="line 101, byte 904: not UTF-8"):
+            list(TextFile(path, Reader()))
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"", "is empty"), (b" \n\n", "white space")])
+def test_an_empty_file_is_an_error(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a\.txt: .*{message}.*--on-error skip"):
+        read(path)
+    assert read(path, skip=True) == []
+
+
+# --- rows ----------------------------------------------------------------------------------------
+
+
+def write(path: Path, rows: list[str]) -> Path:
+    """`rows` in the format that the name says."""
+    table = pa.table({"id": range(len(rows)), "text": rows})
+    if path.name.endswith(".gz"):
+        path.write_bytes(
+            gzip.compress("".join(json.dumps({"text": r}) + "\n" for r in rows).encode())
+        )
+    elif path.suffix == ".jsonl":
+        jsonl(path, [{"id": i, "text": row} for i, row in enumerate(rows)])
+    elif path.suffix == ".csv":
+        quoted = ['"' + row.replace('"', '""') + '"' for row in rows]
+        path.write_text("id,text\n" + "".join(f"{i},{q}\n" for i, q in enumerate(quoted)))
+    elif path.suffix == ".parquet":
+        pq.write_table(table, path)
+    elif path.stem == "stream":
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as out:
+            out.write_table(table)
+    else:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as out:
+            out.write_table(table)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.jsonl.gz", "a.csv", "a.parquet", "a.arrow", "stream.arrow"]
+)
+def test_each_row_is_a_document(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, ROWS)
+    assert read(path) == ROWS
+    assert read(path, text_column="text") == ROWS
+    with pytest.raises(ValueError, match=r"no column 'body'; there are .*'text'"):
+        read(path, text_column="body")
+
+
+def test_a_tsv_has_no_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text('sentence\tlabel\n"it begins\t1\nand ends"\t0\n')
+    assert read(path) == ['"it begins', 'and ends"']
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"text": "x", "content": "y"}, "text"),
+        ({"id": "7", "content": "y"}, "content"),
+        ({"id": 7, "utterance": "y"}, "utterance"),
+    ],
+)
+def test_an_obvious_column_is_found(tmp_path: Path, row: dict, column: str) -> None:
+    assert read(jsonl(tmp_path / "a.jsonl", [row])) == [row[column]]
+
+
+def test_a_column_that_is_not_obvious_is_asked_for(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"question": "x", "answer": "y"}])
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: .*'question', 'answer'; say --text-column"):
+        read(path)
+    assert read(path, text_column="answer") == ["y"]
+
+
+def test_a_csv_without_a_header_line_loses_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("ham,Go until jurong point\nspam,Free entry\n")
+    with pytest.raises(ValueError, match=r"a\.csv:1: .*the header line is 'ham'.*--text-column"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "message"),
+    [
+        (b'{"text": "cut', "malformed line", "not JSON"),
+        (b"[1, 2]", "malformed line", "not a JSON object"),
+        (b'{"body": "x"}', "row without text", "'text' is missing"),
+        (b'{"text": 3}', "row without text", "'text' is not text"),
+        (b'{"text": "\xff"}', "line that is not UTF-8", "not UTF-8"),
+        (rb'{"text": "\ud800"}', "row that is not UTF-8", "not valid Unicode at character 0"),
+        (b'{"text": " "}', "empty document", "an empty document"),
+    ],
+)
+def test_a_bad_line_is_named_or_left_out(
+    tmp_path: Path, line: bytes, kind: str, message: str
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "good"}\n\n' + line + b'\n{"text": "better"}\n')
+    with pytest.raises(ValueError, match=rf"a\.jsonl:3: {message}"):
+        read(path)
+    reader = Reader(skip=True)
+    assert texts(open_source(str(path), reader).documents()) == ["good", "better"]
+    assert {name: len(places) for name, places in reader.left_out.items()} == {kind: 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (b"1,two,three", "3 fields where the header has 2"),
+        (b'1,"two"x', "cannot be read"),
+        (b"1,\xff", "not valid Unicode"),
+        (b"1,", "empty document"),
+    ],
+)
+def test_a_bad_csv_row_is_named_or_left_out(tmp_path: Path, row: bytes, message: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'id,text\n0,"a\nb"\n' + row + b"\n2,last\n")
+    with pytest.raises(ValueError, match=rf"a\.csv:4: .*{message}"):
+        read(path)
+    assert read(path, skip=True) == ["a\nb", "last"]
+
+
+def test_null_in_a_table_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a", None, "c"]}), path)
+    with pytest.raises(ValueError, match=r"a\.parquet, row 2: 'text' is missing"):
+        read(path)
+    assert read(path, skip=True) == ["a", "c"]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.jsonl.gz"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, ["some text " * 1000] * 50)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=rf"{name}.*(cannot be read|damaged)"):
+        read(path)
+    path.write_bytes(b"rubbish, and enough of it to be looked at")
+    with pytest.raises(ValueError, match=rf"{name}.*(cannot be read|damaged)"):
+        read(path)
+
+
+def test_a_column_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [1, 2]}), path)
+    with pytest.raises(ValueError, match="'text' holds int64, not text"):
+        read(path)
+
+
+# --- folders, patterns, names --------------------------------------------------------------------
+
+
+def test_folders_and_patterns_are_read_in_order(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    for name in ("b.txt", "a.txt", "deep/c.md", ".hidden/d.txt", "notes.pdf", "cache-1.arrow"):
+        (tmp_path / name).write_text(name)
+    reader = Reader()
+    assert texts(open_source(str(tmp_path), reader).documents()) == ["a.txt", "b.txt", "deep/c.md"]
+    assert "3 files are read, 2 of other kinds not" in next(iter(reader.hints))
+    assert read(tmp_path / "*.txt") == ["a.txt", "b.txt"]
+    assert read(f"{tmp_path}/**/*.md") == ["deep/c.md"]
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("gone.txt", FileNotFoundError, r"gone\.txt: no such file or folder"),
+        ("*.txt", FileNotFoundError, "no file fits this pattern"),
+        ("empty", FileNotFoundError, r"no file of \.txt, .* in this folder"),
+        ("notes.pdf", ValueError, r"notes\.pdf: not a file of \.txt"),
+        ("splits", ValueError, "holds the splits test, train; name one"),
+    ],
+)
+def test_what_is_not_there_is_named(
+    tmp_path: Path, name: str, error: type[Exception], message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.pdf").write_text("x")
+    for split in ("train", "test"):
+        (tmp_path / "splits" / split).mkdir(parents=True)
+    (tmp_path / "splits" / "dataset_dict.json").write_text("{}")
+    with pytest.raises(error, match=message):
+        read(tmp_path / name)
+
+
+def test_a_misspelt_corpus_gets_a_suggestion() -> None:
+    with pytest.raises(ValueError, match="'pydoc': no such .* did you mean 'pydocs'"):
+        open_source("pydoc", Reader())
+    with pytest.raises(ValueError, match="'zzz': no such .* corpora are pydocs, "):
+        open_source("pydocs|zzz", Reader())
+    with pytest.raises(ValueError, match="an empty name"):
+        open_source("pydocs|", Reader())
+
+
+def test_an_alternative_is_taken_and_its_reason_kept(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("text")
+    asked = f"{tmp_path}/a.txt|{tmp_path}/b.txt|pydocs"
+    source = open_source(asked, Reader())
+    assert (source.asked, source.used) == (asked, f"{tmp_path}/b.txt")
+    assert source.passed == (f"{tmp_path}/a.txt: no such file or folder",)
+    with pytest.raises(FileNotFoundError, match=r"a\.txt: no such .*; .*c\.txt: no such"):
+        open_source(f"{tmp_path}/a.txt|{tmp_path}/c.txt", Reader())
+
+
+# --- corpora by name -----------------------------------------------------------------------------
+
+
+def test_pydocs_is_english_about_python() -> None:
+    documents = {d.place: "".join(map(str, d.pieces)) for d in corpora.pydocs()}
+    assert 1_500_000 < sum(map(len, documents.values())) < 4_000_000
+    assert "class TextWrapper" in documents["textwrap"]
+    assert "The lazy import" not in documents["textwrap"]
+    assert "while" in documents["topic while"]
+    assert list(documents) == [d.place for d in corpora.pydocs()]
+    assert "this" not in sys.modules
+    assert "antigravity" not in sys.modules  # it would have opened a browser
+
+
+def test_pycode_is_source() -> None:
+    documents = {d.place: "".join(map(str, d.pieces)) for d in corpora.pycode()}
+    assert documents["textwrap.py"] == Path(sys.modules["textwrap"].__file__ or "").read_text()
+    assert not [place for place in documents if "/tests/" in place]
+
+
+@pytest.mark.parametrize("name", ["wikipedia", "openwebtext", "fineweb-edu", "wikitext-103"])
+def test_without_network_a_corpus_says_which_files_to_put_where(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GPTSMITH_DATA", raising=False)
+    with pytest.raises(FileNotFoundError, match=rf"put {name}/.*GPTSMITH_DATA"):
+        open_source(name, Reader())
+
+
+def test_without_network_shakespeare_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import httpx
+
+    def refuse(*_: object, **__: object) -> None:
+        raise httpx.ConnectError("no network")
+
+    monkeypatch.setattr(httpx, "get", refuse)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("GPTSMITH_DATA", str(tmp_path))
+    with pytest.raises(
+        FileNotFoundError, match=r"put https://.* into .*tinyshakespeare/input\.txt"
+    ):
+        open_source("shakespeare", Reader())
+
+
+def test_shakespeare_is_fetched_once_and_checked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import hashlib
+
+    import httpx
+
+    answers = [b"not the text", b"First Citizen", b"never asked for"]
+
+    def get(url: str, **_: object) -> httpx.Response:
+        return httpx.Response(200, content=answers.pop(0), request=httpx.Request("GET", url))
+
+    monkeypatch.setattr(httpx, "get", get)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("GPTSMITH_DATA", raising=False)
+    digest = hashlib.sha256(b"First Citizen").hexdigest()
+    monkeypatch.setattr(corpora, "_SHAKESPEARE_SHA256", digest)
+    with pytest.raises(FileNotFoundError, match="is not the text that is known"):
+        read("shakespeare")
+    assert read("shakespeare") == read("shakespeare") == ["First Citizen"]
+    assert len(answers) == 1
+
+
+def test_a_named_corpus_is_found_among_the_users_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GPTSMITH_DATA", str(tmp_path))
+    (tmp_path / "fineweb-edu").mkdir()
+    write(tmp_path / "fineweb-edu" / "000.parquet", ROWS)
+    source = open_source("fineweb-edu", Reader())
+    assert texts(source.documents()) == ROWS
+    assert source.first_shard
+    assert not open_source("pydocs", Reader()).first_shard
+
+
+def test_wikitext_is_cut_into_articles() -> None:
+    lines = (
+        " \n = One = \n \n text\n = = Part = = \n \n x = y = \n = not a title = \n \n = Two = \n"
+    )
+    found = texts(corpora.articles(lines.splitlines(keepends=True), "w"))
+    assert [text.count("\n") for text in found] == [9, 1]
+    assert "".join(found) == lines
+
+
+def test_wikitext_2(real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTSMITH_DATA", str(real_data))
+    source = open_source("wikitext", Reader())
+    train = texts(source.documents())
+    assert source.validation is not None
+    val = texts(source.validation())
+    assert source.used == "wikitext-2"
+    assert (len(train), len(val)) == (601, 60)  # the validation file has 60 articles
+    assert "".join(train) == (real_data / "wikitext-2" / "train.txt").read_text()
+    assert "".join(val) == (real_data / "wikitext-2" / "valid.txt").read_text()
+
+
+def test_tinystories(real_data: Path) -> None:
+    path = real_data / "tinystories_sample" / "tinystories_10k.txt"
+    stories = read(path, separator="<|endoftext|>")
+    assert len(stories) == 1728
+    assert "endoftext" not in "".join(stories)
+    assert len(read(path)) == 1
+
+
+def test_rows_of_the_hub_are_streamed(tmp_path: Path) -> None:
+    """`datasets` reads a folder as it reads the Hub, which no test may reach."""
+    pytest.importorskip("datasets")
+    jsonl(tmp_path / "train.jsonl", [{"id": i, "text": row} for i, row in enumerate(ROWS)])
+    rows = corpora.hub_rows(corpora.HubName(str(tmp_path)), None)
+    assert texts(corpora.row_documents(rows, Reader())) == ROWS
+
+
+# --- token ids -----------------------------------------------------------------------------------
+
+
+def ids_of(tmp_path: Path, **columns: list[list[int]]) -> tuple[str, list[list[int]]]:
+    """What is found in a table of ids: its layout, and the documents."""
+    from gptsmith.data.tokenized import Layout, tokenized_documents
+
+    path = tmp_path / "ids.parquet"
+    pq.write_table(pa.table(columns), path)
+    reader = Reader()
+    layout = open_source(str(path), reader).layout
+    assert isinstance(layout, Layout)
+    found = tokenized_documents([path], layout, eos_id=0, vocab_size=100, reader=reader)
+    return str(layout), [np.concatenate(list(d.pieces)).tolist() for d in found]
+
+
+def test_rows_of_ids_are_documents(tmp_path: Path) -> None:
+    layout, found = ids_of(tmp_path, input_ids=[[5, 6, 7], [8, 9], [0, 1, 2, 3], [4, 0]])
+    assert "one document each, labels: none" in layout
+    assert found == [[5, 6, 7], [8, 9], [0, 1, 2, 3], [4]]
+
+
+def test_rows_of_equal_length_are_a_stream(tmp_path: Path) -> None:
+    layout, found = ids_of(tmp_path, input_ids=[[5, 6, 7], [8, 0, 9], [1]])
+    assert "one stream" in layout
+    assert found == [[5, 6, 7, 8, 0, 9, 1]]
+
+
+def test_labels_are_compared(tmp_path: Path) -> None:
+    ids = [[5, 6, 7], [8, 9, 1]]
+    layout, found = ids_of(tmp_path, input_ids=ids, labels=[[5, 6, 7], [-100, 9, 1]])
+    assert "one stream, labels: unshifted" in layout
+    assert found == [[5, 6, 7, 8, 9, 1]]
+    layout, found = ids_of(tmp_path, input_ids=ids, labels=[[6, 7, 8], [9, 1, 2]])
+    assert "one stream, labels: shifted" in layout
+    assert found == [[5, 6, 7, 8, 9, 1, 2]]
+    layout, found = ids_of(tmp_path, input_ids=ids, labels=[[6, 7, 4], [9, 1, -100]])
+    assert "one document each, labels: shifted" in layout
+    assert found == [[5, 6, 7, 4], [8, 9, 1]]
+
+
+def test_padding_is_left_out(tmp_path: Path) -> None:
+    mask = [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
+    _, found = ids_of(tmp_path, input_ids=[[5, 6, 0], [7, 0, 0], [8, 9, 1]], attention_mask=mask)
+    assert found == [[5, 6], [7], [8, 9, 1]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([[1, 1, 1], [8, 9, 1]], "row 1: labels are neither"),
+        ([[5, 6, 7], [9, 1, 2]], "some rows fit one reading, some the other"),
+        ([[-100, -100, -100]] * 2, "both readings fit"),
+        ([[5, 6], [8, 9]], "2 labels for 3 input_ids"),
+    ],
+)
+def test_labels_that_tell_nothing_are_refused(
+    tmp_path: Path, labels: list[list[int]], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        ids_of(tmp_path, input_ids=[[5, 6, 7], [8, 9, 1]], labels=labels)
+
+
+def test_ids_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"row 2: token id 100 is outside .* 0\.\.99"):
+        ids_of(tmp_path, input_ids=[[5, 6, 7], [8, 100]])
+
+
+def test_text_beside_ids_is_asked_about(tmp_path: Path) -> None:
+    path = tmp_path / "both.parquet"
+    pq.write_table(pa.table({"text": ["ab"], "input_ids": [[1, 2]]}), path)
+    with pytest.raises(ValueError, match="--text-column text or --text-column input_ids"):
+        open_source(str(path), Reader())
+    assert read(path, text_column="text") == ["ab"]
+    assert open_source(str(path), Reader(text_column="input_ids")).layout is not None
+    (tmp_path / "a.txt").write_text("text")
+    pq.write_table(pa.table({"input_ids": [[1, 2]]}), path)
+    with pytest.raises(ValueError, match=r"both\.parquet holds token ids, .*a\.txt does not"):
+        open_source(str(tmp_path), Reader())
+
+
+def test_ids_of_a_wrong_type_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ids.parquet"
+    pq.write_table(pa.table({"input_ids": ["1 2"]}), path)
+    with pytest.raises(ValueError, match="'input_ids' holds string, not lists of token ids"):
+        open_source(str(path), Reader())

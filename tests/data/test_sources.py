@@ -324,9 +324,9 @@ def test_what_is_not_there_is_named(
 
 
 def test_a_misspelt_corpus_gets_a_suggestion() -> None:
-    with pytest.raises(ValueError, match="'pydoc': no such .* did you mean 'pydocs'"):
+    with pytest.raises(ValueError, match=r"'pydoc': no such .* did you mean 'pydocs'"):
         open_source("pydoc", Reader())
-    with pytest.raises(ValueError, match="'zzz': no such .* corpora are pydocs, "):
+    with pytest.raises(ValueError, match=r"'zzz': no such .* corpora are pydocs, "):
         open_source("pydocs|zzz", Reader())
     with pytest.raises(ValueError, match="an empty name"):
         open_source("pydocs|", Reader())

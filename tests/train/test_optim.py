@@ -51,17 +51,20 @@ def test_orthogonalize_of_a_spread_spectrum_and_of_zero() -> None:
     assert (orthogonalize(torch.zeros(1, 4, 4)) == 0).all()
 
 
-def test_the_first_muon_step_by_hand() -> None:
-    p = nn.Parameter(torch.randn(6, 10, generator=torch.Generator().manual_seed(0)))
-    before, p.grad = (
-        p.detach().clone(),
-        torch.randn(6, 10, generator=torch.Generator().manual_seed(1)),
-    )
-    muon = Muon([p], lr=0.1, momentum=0.9, weight_decay=0.5, splits={}, dtype=torch.float32)
-    muon.step()
-    direction = orthogonalize(p.grad[None])[0]  # one step's momentum points along the gradient
-    expected = before * (1 - 0.1 * 0.5) - 0.1 * 0.2 * math.sqrt(10) * direction
-    torch.testing.assert_close(p.detach(), expected, rtol=1e-4, atol=1e-4)
+def test_two_muon_steps_by_hand() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start, g1, g2 = (torch.randn(6, 10, generator=generator) for _ in range(3))
+    p = nn.Parameter(start.clone())
+    muon = Muon([p], lr=0.1, momentum=0.6, weight_decay=0.5, splits={}, dtype=torch.float32)
+    expected, average = start, torch.zeros(6, 10)
+    for grad in (g1, g2):
+        p.grad = grad.clone()
+        muon.step()
+        average = 0.6 * average + 0.4 * grad
+        direction = orthogonalize((0.6 * average + 0.4 * grad)[None])[0]  # Nesterov
+        expected = expected * (1 - 0.1 * 0.5) - 0.1 * 0.2 * math.sqrt(10) * direction
+        torch.testing.assert_close(p.detach(), expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(p.grad, grad)
 
 
 def test_muon_updates_have_the_size_of_adamws() -> None:

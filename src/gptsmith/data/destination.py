@@ -123,10 +123,9 @@ def _difference(old: Identity, new: Identity) -> str:
         if old["settings"].get(key) != now
     ]
     for before, now in zip(old["sources"], new["sources"], strict=False):
-        for key in ("used", "rows", "files", "bytes"):
-            if before[key] != now[key]:
-                said.append(f"{now['asked']}: {key} {before[key]!r} there, {now[key]!r} now")
-        if before["listing"] != now["listing"]:
+        keys = [key for key in ("used", "rows", "files", "bytes") if before[key] != now[key]]
+        said += [f"{now['asked']}: {key} {before[key]!r} there, {now[key]!r} now" for key in keys]
+        if not keys and before["listing"] != now["listing"]:
             said.append(f"{now['asked']}: other names or sizes of files")
     return "; ".join(said)
 

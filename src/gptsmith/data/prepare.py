@@ -195,6 +195,7 @@ def _make(
             progress.update(reader.position, *build.totals)
         else:
             build.left_out = left_out()
+        progress.update(total or reader.position, *build.totals)
         for hint in reader.hints:
             _say(hint)
         _check(config, build, selection)

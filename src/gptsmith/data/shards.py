@@ -13,6 +13,7 @@ full, and a document that does not fit goes on in the next shard.
 import hashlib
 import json
 import os
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -208,7 +209,10 @@ class ShardWriter:
         ids = np.ascontiguousarray(ids, self.dtype)
         while len(ids):
             now = ids[: self.shard_tokens - self.partial]
-            self._file.write(now.data)
+            try:
+                self._file.write(now.data)
+            except OSError as error:  # no space, or over a limit
+                raise OSError(error.errno, error.strerror, str(self._growing)) from None
             self.partial += len(now)
             ids = ids[len(now) :]
             if self.partial == self.shard_tokens:
@@ -232,7 +236,8 @@ class ShardWriter:
 
     def close(self) -> None:
         """Let go of the file, as it is."""
-        self._file.close()
+        with suppress(OSError):  # what could not be written once is not written now either
+            self._file.close()
 
     def _finish_shard(self) -> None:
         self._file.seek(0)

@@ -10,6 +10,7 @@ from gptsmith.data.selection import Selection
 from gptsmith.tokenizer import Tokenizer
 
 _SAMPLE = 32 << 20  # characters from which a vocabulary is learned: about four seconds
+_BLOCK = 1 << 16
 _DEFAULT_VOCABULARY = 8192
 
 
@@ -50,17 +51,23 @@ def learn(choice: str, vocab_size: int | None, selection: Selection, total: int)
 
 
 def _sample(selection: Selection, total: int) -> Iterator[str]:
-    """Training text, all of it if it is short; else pieces chosen by hash, from everywhere."""
+    """Training text, all of it if it is short; else blocks chosen by hash, from everywhere."""
     share = _SAMPLE / total if total > _SAMPLE else 1.0
     room = _SAMPLE
     for split, document in selection:
         for piece in document.pieces if split != "val" else ():
             text = str(piece)
-            if share < 1:
-                digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-                if int.from_bytes(digest) >= share * 2**64:
+            for start in range(0, len(text), _BLOCK):
+                block = text[start : start + min(_BLOCK, room)]
+                if share < 1 and not _chosen(block, share):
                     continue
-            yield text[:room]
-            room -= len(text)
-            if room <= 0:
-                return
+                yield block
+                room -= len(block)
+                if room <= 0:
+                    return
+
+
+def _chosen(block: str, share: float) -> bool:
+    # `person`: this must not be the hash that divides training from validation
+    digest = hashlib.blake2b(block.encode(), digest_size=8, person=b"vocabulary")
+    return int.from_bytes(digest.digest()) < share * 2**64

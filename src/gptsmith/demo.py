@@ -55,7 +55,8 @@ def main(argv: Sequence[str]) -> int:
             "--model.n-layer", "4", "--model.n-embd", "256", "--model.n-head", "4",
             "--model.context-length", "256", "--train.batch-size", "8",
             "--train.seconds", f"{config.seconds:g}",
-            "--optim.schedule", "linear", "--optim.learning-rate", "0.01", "--eval.every", "100",
+            "--optim.schedule", "linear", "--optim.learning-rate", "0.01",
+            "--optim.momentum", "0.9", "--optim.embedding-rate", "2", "--eval.every", "100",
             "--eval.prompt", PROMPTS[0], *going_on,
         )  # fmt: skip
         if code:

@@ -5,6 +5,10 @@ B batch, H query heads, K key/value heads, T queries, S keys, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,7 +26,7 @@ def attend(
     """
     grouped = q.shape[1] != k.shape[1]
     if isinstance(mask, BlockMask):
-        out = flex_attention(q, k, v, block_mask=mask, enable_gqa=grouped)
+        out = _flex(q)(q, k, v, block_mask=mask, enable_gqa=grouped)
         assert isinstance(out, Tensor)
         return out
     slow = q.device.type == "cpu" and (grouped or q.dtype == torch.bfloat16)
@@ -45,6 +49,18 @@ def attend(
         q, k, v, attn_mask=mask | ~sees, dropout_p=dropout, enable_gqa=grouped
     )
     return out * sees.to(out.dtype)
+
+
+@cache
+def _compiled_flex() -> Callable[..., Any]:
+    compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=False)
+    return compiled
+
+
+def _flex(q: Tensor) -> Callable[..., Any]:
+    """FlexAttention is a fused kernel only when compiled; alone it builds all scores."""
+    fuse = q.device.type == "cuda" and not torch.compiler.is_compiling()
+    return _compiled_flex() if fuse else flex_attention
 
 
 def _blocks_pay(q: Tensor) -> bool:

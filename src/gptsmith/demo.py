@@ -6,6 +6,7 @@ Each stage is the very command that a user would type; it is shown before it run
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from rich.table import Table
 from gptsmith import settings
 from gptsmith.commands import generate, prepare
 from gptsmith.recipes import pretrain
+from gptsmith.recipes.report import number
 from gptsmith.run import Run
+from gptsmith.train import checkpoint
 from gptsmith.train.monitor import read_events
 
 PROMPTS = ("The function returns", "def ", "Raises ValueError if")
@@ -49,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         return code
     console.rule("2  tokens -> model")
     if not (run / "model.safetensors").is_file():
-        going_on = ["--resume"] if any(run.glob("checkpoints/step-*")) else []
+        going_on = ["--resume"] if checkpoint.steps(run / "checkpoints") else []
         code = _show(
             "pretrain", "--data", corpus, "--out", run,
             "--model.n-layer", "4", "--model.n-embd", "256", "--model.n-head", "4",
@@ -84,8 +87,9 @@ def _show(*words: str | Path) -> int:
     """Print a command as one would type it, and run what it runs."""
     verb, *argv = [str(word) for word in words]
     print(f"$ gptsmith {verb} {shlex.join(argv)}", flush=True)
-    stage = {"prepare": prepare.main, "pretrain": pretrain.main, "generate": generate.main}[verb]
-    return stage(argv) or 0
+    if verb == "pretrain":  # its clock starts now, not when the demo started
+        return pretrain.main(argv, time.perf_counter())
+    return {"prepare": prepare.main, "generate": generate.main}[verb](argv) or 0
 
 
 def _summary(run: Run, console: Console) -> None:
@@ -96,7 +100,9 @@ def _summary(run: Run, console: Console) -> None:
         table.add_column(name, overflow="fold", ratio=None if not name else 1)
     val = [e for e in events if e["event"] == "val"]
     for name, digits in (("val_loss", 3), ("perplexity", 1), ("bits_per_byte", 2), ("top1", 3)):
-        table.add_row(name.replace("_", " "), *(f"{e[name]:.{digits}f}" for e in (val[0], val[-1])))
+        table.add_row(
+            name.replace("_", " "), *(number(e[name], f".{digits}f") for e in (val[0], val[-1]))
+        )
     samples = [e for e in events if e["event"] == "sample"]
     table.add_row("sample", *(e["title"] + e["text"] for e in (samples[0], samples[-1])))
     console.print(table, markup=False)

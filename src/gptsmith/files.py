@@ -4,6 +4,7 @@ The recipe everywhere: a temporary name in the same folder, fsync, os.replace, f
 (without the last, a power cut may forget the rename although the data is on disk).
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 # Ours (.model.tmp-0a1b2c3d.json) and those that safetensors makes inside its own save (.tmpaB3dE6).
 _TEMPORARY = re.compile(r"\..*\.tmp-[0-9a-f]{8}(\.\w+)?|\.tmp\w{6}")
@@ -86,3 +87,24 @@ def sweep(folder: str | Path) -> None:
     for path in Path(folder).iterdir():
         if _TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
+
+
+def lock(path: Path, remedy: str) -> IO[str]:
+    """An exclusive flock on `path`, held until the file is closed or the process ends, however.
+
+    Our process id is written inside. ValueError naming the process that has the lock.
+    """
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "unknown"
+        file.close()
+        raise ValueError(
+            f"{path.parent} is in use by process {owner}: wait for it or stop it, {remedy}"
+        ) from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file

@@ -11,8 +11,6 @@ runs/NAME/
   .lock                  flock of the process that trains here; its id inside
 """
 
-import fcntl
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,6 +33,7 @@ from gptsmith.model.gpt import GPTModel
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint as checkpoints
 from gptsmith.train import monitor, precision
+from gptsmith.train.trackers import flatten
 
 CONFIG, ARCHITECTURE, WEIGHTS, MASK = "config.yaml", "model.json", "model.safetensors", "mask.py"
 TOKENIZER, CORPUS, REPORT = "tokenizer.json", "corpus.json", "report.md"
@@ -117,19 +116,23 @@ class Run:
         resume: bool = False,
         *,
         corpus: str | None = None,
+        fixed: Sequence[str] = (),
     ) -> "Run":
         """A run to train in, locked from now until `close` or the end of the process.
 
         config: plain values (str, int, float, bool, None, list, dict). A mask `file.py:function`
         is copied in as mask.py; `run.model_config.mask` then names the copy. corpus: fingerprint
-        of the training data. resume: architecture, tokenizer and corpus must be those of the
-        folder, else ValueError with the differences; there must be a checkpoint. Raises ValueError
+        of the training data. resume: architecture, tokenizer, corpus and the `fixed` fields of
+        config (`train.seed`) must be those of the folder, else ValueError with the differences;
+        there must be a checkpoint. Raises ValueError
         if another process trains here, FileExistsError for a folder that is not empty and is not
         to be resumed (a run stopped before its first checkpoint counts as empty).
         """
         path = Path(path)
         code = _CODE.fullmatch(model_config.mask.strip())
         source = Path(code[1]) if code else None
+        if resume and source == Path(MASK):
+            source = None  # the stored configuration means the run's own copy
         if code:
             model_config = model_config.change(mask=f"{MASK}:{code[2]}")
             config = {**config, "model": model_config.model_dump(mode="json")}
@@ -142,7 +145,7 @@ class Run:
         try:
             refuse(path)  # again, now that nobody else can come in between
             if resume:
-                run._refuse_changes(model_config, tokenizer, corpus, source)
+                run._refuse_changes(config, fixed, model_config, tokenizer, corpus, source)
             files.sweep(path)
             checkpoints.clean(run.checkpoints)
             if source is not None and source.is_file():
@@ -163,15 +166,24 @@ class Run:
         return run
 
     def _refuse_changes(
-        self, model_config: ModelConfig, tokenizer: Tokenizer, corpus: str | None, mask: Path | None
+        self,
+        config: dict[str, Any],
+        fixed: Sequence[str],
+        model_config: ModelConfig,
+        tokenizer: Tokenizer,
+        corpus: str | None,
+        mask: Path | None,
     ) -> None:
         recorded = self.path / CORPUS
+        before, now = flatten(self.config), flatten(config)
         old: dict[str, Any] = {
+            **{name: before.get(name) for name in fixed},
             "model": self.model_config.model_dump(),
             "tokenizer": files.sha256(self.path / TOKENIZER)[:12],
             "corpus": files.read_json(recorded)["fingerprint"] if recorded.exists() else corpus,
         }
         new: dict[str, Any] = {
+            **{name: now.get(name) for name in fixed},
             "model": model_config.model_dump(),
             "tokenizer": tokenizer.fingerprint[:12],
             "corpus": corpus,
@@ -214,7 +226,7 @@ class Run:
     def lock(self) -> "Run":
         """Hold the folder's lock until `close`, the end of a `with`, or that of the process."""
         if self._lock is None:
-            self._lock = _take_lock(self.path)
+            self._lock = files.lock(self.path / LOCK, "or choose another --out")
         return self
 
     def close(self) -> None:
@@ -349,24 +361,6 @@ def _is_untrained(path: Path) -> bool:
     trained = (path / WEIGHTS).exists() or bool(checkpoints.steps(path / CHECKPOINTS))
     events = monitor.read_events(path / monitor.METRICS)
     return (path / LOCK).exists() and not trained and not any(e["step"] for e in events)
-
-
-def _take_lock(path: Path) -> IO[str]:
-    """flock: the system gives it back however the process ends."""
-    file = (path / LOCK).open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        owner = file.read().strip() or "unknown"
-        file.close()
-        raise ValueError(
-            f"{path} is in use by process {owner}: wait for it or stop it, or choose another --out"
-        ) from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -159,13 +159,17 @@ def test_damaged_newest_checkpoint(corpus, whole, tmp_path):
     ("change", "says"),
     [
         (["--model.n-layer", "3"], "model.n_layer: 2 -> 3"),
-        (["--train.seed", "4"], "seed"),
+        (["--train.seed", "4"], "train.seed: 3 -> 4"),
+        (["--optim.kind", "adamw"], "optim.kind: muon -> adamw"),
+        (["--train.tokens-per-step", "256"], "train.tokens_per_step: 512 -> 256"),
     ],
 )
 def test_changed_runs_are_refused(corpus, whole, change, says):
+    files = {p: p.read_bytes() for p in whole.rglob("*") if p.is_file() and p.name != ".lock"}
     done = subprocess.run(
         command(corpus, whole, "--resume", *change), capture_output=True, text=True, check=False
     )
+    assert files == {p: p.read_bytes() for p in files}  # nothing is lost by a refusal
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr

@@ -85,7 +85,7 @@ def score(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[float, float
     for h, y in zip(hidden.split(rows), targets.split(rows), strict=True):
         logits = (h @ weight.to(h.dtype).T).float()  # (rows, V)
         label = logits.gather(1, y.unsqueeze(1))  # (rows, 1)
-        nats += (logits.logsumexp(dim=-1, keepdim=True) - label).double().sum().cpu()
+        nats += (logits.logsumexp(dim=-1, keepdim=True) - label).cpu().double().sum()
         # Tokens that the model preferred; of equals the lowest id, as argmax has it.
         earlier = torch.arange(logits.shape[1], device=y.device) < y.unsqueeze(1)
         rank = ((logits > label) | ((logits == label) & earlier)).sum(dim=-1)

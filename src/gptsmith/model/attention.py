@@ -5,7 +5,6 @@ B batch, H query heads, K key/value heads, T queries, S keys, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -26,7 +25,8 @@ def attend(
     """
     grouped = q.shape[1] != k.shape[1]
     if isinstance(mask, BlockMask):
-        out = _flex(q)(q, k, v, block_mask=mask, enable_gqa=grouped)
+        fuse = q.device.type == "cuda" and not torch.compiler.is_compiling()
+        out = _flex(fuse)(q, k, v, block_mask=mask, enable_gqa=grouped)
         assert isinstance(out, Tensor)
         return out
     slow = q.device.type == "cpu" and (grouped or q.dtype == torch.bfloat16)
@@ -52,15 +52,9 @@ def attend(
 
 
 @cache
-def _compiled_flex() -> Callable[..., Any]:
-    compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=False)
-    return compiled
-
-
-def _flex(q: Tensor) -> Callable[..., Any]:
-    """FlexAttention is a fused kernel only when compiled; alone it builds all scores."""
-    fuse = q.device.type == "cuda" and not torch.compiler.is_compiling()
-    return _compiled_flex() if fuse else flex_attention
+def _flex(fuse: bool) -> Any:
+    """FlexAttention, which is a fused kernel only when compiled; as it is it builds all scores."""
+    return torch.compile(flex_attention, dynamic=False) if fuse else flex_attention
 
 
 def _blocks_pay(q: Tensor) -> bool:

@@ -35,7 +35,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (self.size,), self.weight.to(x.dtype), self.eps)
+        # CUDA's autocast computes this in fp32 and would hand fp32 queries to attention.
+        return F.rms_norm(x, (self.size,), self.weight.to(x.dtype), self.eps).to(x.dtype)
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
@@ -332,11 +333,13 @@ class GPTModel(nn.Module):
             mask = mask & masks.documents(documents)
         elif mask.is_plain_causal:
             return None
-        # FlexAttention skips blocks that are wholly masked, but has no dropout.
-        if device.type == "cuda" and not (self.training and self.config.dropout):
+        # FlexAttention skips blocks that are wholly masked, but has no dropout, and compiles anew
+        # for each length: a generation that grows token by token stays with the dense mask.
+        flex = device.type == "cuda" and not (self.training and self.config.dropout)
+        if flex and (self.training or T == self.config.context_length):
             if mask is not self.mask:
                 return mask.block_mask(B, H, T, device)
-            key = (B, T, device)
+            key = (B if mask.facts.uses_b else 1, T, device)
             if key not in self._block_masks:
                 self._block_masks[key] = mask.block_mask(B, H, T, device)
             return self._block_masks[key]

@@ -19,6 +19,11 @@ def first_scored(mask: Mask, T: int, H: int, n_layer: int) -> int:
 
     Raises ValueError naming the first offending position otherwise.
     """
+    if mask.facts.uses_b:
+        raise ValueError(
+            f"mask {mask.expression!r} depends on the row of the batch, so a text would be trained "
+            "differently from row to row; use h, q and k only"
+        )
     if mask.lookahead(T, H) == 0:
         return 0
     at = torch.arange(T)

@@ -36,6 +36,13 @@ from gptsmith.train.schedule import multiplier
 STOPPED = 75  # exit code: stopped by a signal after saving (EX_TEMPFAIL: try again)
 
 
+# What a resumed run must leave as it was, to go on with the same samples and optimizer state.
+FIXED = (
+    "document_mask", "pad_vocab", "optim.kind", "train.seed", "train.batch_size",
+    "train.tokens_per_step", "train.precision",
+)  # fmt: skip
+
+
 class PretrainConfig(Section):
     """Train a model from scratch on a prepared corpus."""
 
@@ -57,15 +64,18 @@ class PretrainConfig(Section):
     monitor: MonitorConfig = MonitorConfig()
 
 
-def main(argv: Sequence[str]) -> int:
-    """`gptsmith pretrain [RECIPE.yaml] --data CORPUS --out RUN [--section.field VALUE]`."""
+def main(argv: Sequence[str], started: float | None = None) -> int:
+    """`gptsmith pretrain [RECIPE.yaml] --data CORPUS --out RUN [--section.field VALUE]`.
+
+    started: see `pretrain`; default the start of the command.
+    """
     config = settings.load(
         PretrainConfig,
         Run.with_stored_recipe(argv),
         prog="gptsmith pretrain",
         description="Train a model from scratch on a prepared corpus.",
     )
-    return pretrain(config, started=command_start())
+    return pretrain(config, command_start() if started is None else started)
 
 
 @dataclass(frozen=True)
@@ -106,7 +116,7 @@ def pretrain(config: PretrainConfig, started: float | None = None) -> int:
     )
     run = Run.create(
         config.out, config.model_dump(mode="json"), config.model, corpus.tokenizer, config.resume,
-        corpus=corpus.fingerprint,
+        corpus=corpus.fingerprint, fixed=FIXED,
     )  # fmt: skip
     with run, state.StopSignal() as stop:
         if config.resume:
@@ -126,8 +136,8 @@ def pretrain(config: PretrainConfig, started: float | None = None) -> int:
             def epoch() -> float:
                 return round(now.step * per_step / windows.per_epoch, 4)
 
-            def assess(limit: int | None) -> bool:
-                """Measure on `limit` validation tokens, sample, draw; whether it is a new best."""
+            def assess(limit: int | None) -> float:
+                """Measure on `limit` validation tokens, sample, draw; returns the loss."""
                 batches = validation_batches(corpus.val, T, 2 * train.batch_size, eos, limit)
                 scored = (score_from(batch, start) for batch in batches)
                 scores = evaluate(model, scored, arithmetic, token_bytes)
@@ -135,38 +145,38 @@ def pretrain(config: PretrainConfig, started: float | None = None) -> int:
                 if config.eval.sample_tokens:
                     monitor.text(now.step, config.eval.prompt, sample(model, corpus, config))
                 monitor.draw()
-                return now.improves(scores.loss)
+                return scores.loss
 
+            # The best is judged on the same text each time; the end is measured on all of it.
+            limit = config.eval.tokens
+            if limit is not None and limit >= corpus.val_tokens:
+                limit = None
             per_step = sequences_per_step(config)
             token_bytes = torch.from_numpy(corpus.tokenizer.token_bytes())
             if not config.resume:
                 if config.eval.every:
-                    assess(config.eval.tokens)
+                    now.improves(assess(limit))
                 save()
             mark, marked = monitor.seconds, now.tokens
             complete = plan.done(now.step, now.seconds) >= 1 or stops_early(config, now)
-            for step in (
-                ()
-                if complete
-                else train_steps(
-                    model,
-                    compiling.compiled(next_token_loss)
-                    if train.compile == "on"
-                    else next_token_loss,
-                    lambda s: [
-                        score_from(b, start)
-                        for b in micro_batches(windows, s * per_step, per_step, train.batch_size)
-                    ],
-                    optimizer,
-                    learning_rate=lambda s: learning_rate(config, s, plan.done(s, monitor.seconds)),
-                    precision=arithmetic,
-                    clip=config.optim.clip,
-                    seed=train.seed,
-                    first_step=now.step,
-                    guard=now.guard,
-                    scaler=now.scaler,
-                )
-            ):
+            compiled = train.compile == "on"
+            steps = train_steps(
+                model,
+                compiling.compiled(next_token_loss) if compiled else next_token_loss,
+                lambda s: [
+                    score_from(b, start)
+                    for b in micro_batches(windows, s * per_step, per_step, train.batch_size)
+                ],
+                optimizer,
+                learning_rate=lambda s: learning_rate(config, s, plan.done(s, monitor.seconds)),
+                precision=arithmetic,
+                clip=config.optim.clip,
+                seed=train.seed,
+                first_step=now.step,
+                guard=now.guard,
+                scaler=now.scaler,
+            )
+            for step in () if complete else steps:
                 now.step, now.seconds = step.step, monitor.seconds
                 now.tokens += step.tokens
                 done = plan.done(now.step, now.seconds) >= 1
@@ -183,8 +193,12 @@ def pretrain(config: PretrainConfig, started: float | None = None) -> int:
                     mfu = precision.mfu(speed * size.flops_per_token(config.model), device)
                     monitor.progress(now.step, loss=step.loss, tokens_per_second=speed, mfu=mfu)
                 if done or (config.eval.every and now.step % config.eval.every == 0):
-                    best = assess(None if done else config.eval.tokens)
+                    before = monitor.seconds
+                    last = done and not config.eval.every  # then there is nothing to compare with
+                    best = now.improves(assess(None if last else limit))
                     enough = stops_early(config, now)
+                    if (done or enough) and limit is not None and not last:
+                        assess(None)
                     if enough:
                         message = f"stopped early: best was step {now.best_step}"
                         monitor.log(now.step, "note", message=message)
@@ -192,7 +206,7 @@ def pretrain(config: PretrainConfig, started: float | None = None) -> int:
                         save()
                     if done or enough:
                         break
-                    mark = monitor.seconds  # evaluation is not training time
+                    mark += monitor.seconds - before  # evaluation is not training time
                 if stop.received:
                     save()
                     monitor.say(f"{stop.received}: saved at step {now.step}; --resume goes on")

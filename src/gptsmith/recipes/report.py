@@ -9,6 +9,21 @@ from gptsmith.model import size
 from gptsmith.run import Run
 from gptsmith.train.monitor import read_events
 
+_COLUMNS = {
+    "step": ",",
+    "val_loss": ".4f",
+    "perplexity": ".2f",
+    "bits_per_byte": ".3f",
+    "top1": ".1%",
+    "top5": ".1%",
+    "seconds": ".0f",
+}
+
+
+def number(value: float | None, form: str) -> str:
+    """A measurement in words; NaN and infinity are null in the record and a dash here."""
+    return "-" if value is None else format(value, form)
+
 
 def write_report(run: Run) -> None:
     """Write the run's report.md from its own files, durably."""
@@ -29,12 +44,9 @@ def write_report(run: Run) -> None:
         "|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for e in validations[-20:]:
-        bits = "" if e["bits_per_byte"] is None else f"{e['bits_per_byte']:.3f}"
-        lines.append(
-            f"| {e['step']:,} | {e['val_loss']:.4f} | {e['perplexity']:.2f} | {bits} | "
-            f"{e['top1']:.1%} | {e['top5']:.1%} | {e['seconds']:.0f} |"
-        )
-    lines += ["", "## Notes", "", *(f"- step {e['step']}: {e['message']}" for e in notes)]
+        cells = [number(e[name], form) for name, form in _COLUMNS.items()]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "## Notes", "", *dict.fromkeys(f"- {e['message']}" for e in notes)]
     if samples:
         lines += ["", "## Samples", ""]
         shown = dict.fromkeys((0, len(samples) - 1))

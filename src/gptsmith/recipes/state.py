@@ -62,7 +62,8 @@ def save(
         state["scaler"] = progress.scaler.state_dict()
     tensors = {"model": model.state_dict(), "optimizer": optimizer.state_tensors()}
     checkpoint.save(folder, progress.step, tensors, state)
-    checkpoint.prune(folder, keep_last, {progress.best_step})
+    best = {progress.best_step} if math.isfinite(progress.best_loss) else set()
+    checkpoint.prune(folder, keep_last, best)
     progress.saved_at = time.perf_counter()
 
 
@@ -82,7 +83,7 @@ def restore(
     if progress.best_loss is None:
         progress.best_loss = math.inf
     progress.guard.load(state["guard"])
-    if progress.scaler is not None:
+    if progress.scaler is not None and "scaler" in state:
         progress.scaler.load_state_dict(state["scaler"])
     checkpoint.clean(folder, after=found.step)
     return state["position"], damage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
@@ -24,18 +25,24 @@ def decide(
     `on` without a C++ compiler on a CPU.
     """
     compiler = shutil.which("g++") or shutil.which("clang++")
+    if device.type == "cuda":  # Triton builds its launchers with a C compiler
+        has_triton = importlib.util.find_spec("triton") is not None
+        compiler = (compiler or shutil.which("gcc") or shutil.which("cc")) if has_triton else None
     if wanted == "off":
         return False, "asked for"
     if wanted == "on":
-        if device.type == "cpu" and not compiler:
-            raise ValueError("train.compile on needs a C++ compiler (g++): install one or say auto")
+        if not compiler:
+            raise ValueError(
+                "train.compile on needs a C++ compiler (g++; on a GPU also triton): install it or "
+                "say auto"
+            )
         return True, "asked for"
+    if device.type == "mps":
+        return False, "not tried on mps"
+    if not compiler:
+        return False, "no C++ compiler (g++; on a GPU also triton) here"
     if device.type == "cuda":
         return True, "kernels are fused on a GPU"
-    if device.type != "cpu":
-        return False, f"not tried on {device.type}"
-    if not compiler:
-        return False, "no C++ compiler (g++) here"
     estimate = seconds or flops / (_FLOPS_PER_THREAD * torch.get_num_threads())
     if estimate < _WORTH_SECONDS:
         return False, f"about {estimate:,.0f} s of work: compiling would not pay"

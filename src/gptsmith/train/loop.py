@@ -123,12 +123,12 @@ def train_steps(
             value = summed / scored
             (scaler.scale(value) if scaler else value).backward()
             total += value.detach()
+        for p in params:
+            if p.grad is not None:
+                p.grad = distributed.sum_over_ranks(p.grad)
         if scaler:
             for each in optimizer.optimizers:
                 scaler.unscale_(each)
-        for p in params:
-            if p.grad is not None:
-                distributed.sum_over_ranks(p.grad)
         norm = nn.utils.clip_grad_norm_(params, clip or math.inf)
         mean = float(distributed.sum_over_ranks(total))
         rate = learning_rate(step)

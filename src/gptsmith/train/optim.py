@@ -117,6 +117,12 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_add_([target for _, target in pairs], deltas, alpha=-rate)
 
 
+_FIELDS: dict[type, tuple[str, ...]] = {
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    Muon: ("momentum",),
+}
+
+
 class Optimizer:
     """The optimizers of one model behind one step, with their state as named tensors."""
 
@@ -139,7 +145,7 @@ class Optimizer:
                 [dict(g, factor=factor) for g in groups if g["params"]],
                 lr=config.learning_rate,
                 betas=(config.beta1, config.beta2),
-                fused=device_type in ("cpu", "cuda", "mps"),
+                fused=True,
             )
             self.optimizers.append(adamw)
         if inside:
@@ -183,9 +189,11 @@ class Optimizer:
         for key, value in tensors.items():
             name, _, field = key.rpartition("|")
             p = by_name.get(name)
-            if p is None or (value.dim() and value.shape != p.shape):
+            known = p is not None and field in _FIELDS[type(owner[p])]
+            if p is None or not known or (value.dim() and value.shape != p.shape):
                 raise ValueError(
-                    f"optimizer state {key!r} {tuple(value.shape)} fits no parameter of this model"
+                    f"optimizer state {key!r} {tuple(value.shape)} fits no parameter of this model "
+                    "under this optimizer: keep model and optim.kind as they were"
                 )
             # A step count stays where it is (AdamW keeps it on the CPU unless fused on a GPU).
             fused = owner[p].defaults.get("fused")

@@ -27,7 +27,6 @@ class Precision:
     def autocast(self) -> AbstractContextManager[object]:
         if self.name == "fp32":
             return nullcontext()
-        # Weights change once a step: caching their casts across calls would only hold memory.
         return torch.autocast(self.device_type, self.dtype)
 
 

@@ -32,7 +32,7 @@ class DemoConfig(BaseModel):
 
     folder: Path = Path()
     """Where data/ and runs/ are made."""
-    seconds: float = Field(200.0, gt=0)
+    seconds: float = Field(180.0, gt=0)
     """Time for pretraining; on a resumed demo, in all."""
 
 
@@ -59,7 +59,8 @@ def main(argv: Sequence[str]) -> int:
             "--model.context-length", "256", "--train.batch-size", "8",
             "--train.seconds", f"{config.seconds:g}",
             "--optim.schedule", "linear", "--optim.learning-rate", "0.01",
-            "--optim.momentum", "0.9", "--optim.embedding-rate", "2", "--eval.every", "100",
+            "--optim.momentum", "0.9", "--optim.embedding-rate", "2",
+            "--eval.every", "100", "--eval.tokens", "16384",
             "--eval.prompt", PROMPTS[0], *going_on,
         )  # fmt: skip
         if code:

@@ -95,6 +95,8 @@ def read_recipe(path: Path, config_class: type[BaseModel]) -> Iterator[Setting]:
         if r"'\t'" in problem:
             problem = "a tab where YAML wants spaces"
         raise ValueError(f"{path}:{mark.line + 1 if mark else 1}: {problem}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: nested too deeply for a recipe") from None
     except yaml.YAMLError as error:  # characters that no YAML may hold
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
     if root is not None:
@@ -127,6 +129,8 @@ def _read_section(
             raise ValueError(f"{place} is written twice (first in line {seen[key]})")
         seen[key] = line
         if key == "preset" and above and hasattr(config_class, "preset"):
+            if not isinstance(value_node, yaml.ScalarNode):
+                raise ValueError(f"{place}: a preset is one name")
             yield Setting(path, value_node.value, place)
             continue
         if key not in config_class.model_fields:

@@ -38,7 +38,10 @@ def main(argv: list[str]) -> None:
     )
     arithmetic = choose(options.precision, options.where())
     run = Run.open(options.run)
-    corpus = Corpus.open(options.data or run.config["data"])
+    data = options.data or run.config.get("data")
+    if data is None:
+        raise ValueError(f"{run.path}/config.yaml names no corpus: give --data")
+    corpus = Corpus.open(data)
     if corpus.tokenizer.fingerprint != run.tokenizer.fingerprint:
         raise ValueError(
             f"{corpus.path} was made with another tokenizer than {run.path}: prepare that text "

@@ -65,7 +65,11 @@ def _open(name: str, reader: Reader) -> Source:
             reader.hints[f"{name}: the corpus of that name is used; the file is ./{name}"] = None
         return corpora.open_named(name, reader, lambda path, used: _open_path(path, used, reader))
     if _is_path(name):
-        return _open_path(Path(name).expanduser(), name, reader)
+        try:
+            path = Path(name).expanduser()
+        except RuntimeError:
+            raise ValueError(f"{name!r}: no such user's home folder; write the path out") from None
+        return _open_path(path, name, reader)
     dataset, _, rest = name.partition(":")
     config, _, split = rest.partition(":")
     hub = corpora.HubName(dataset, config or None, split or "train")

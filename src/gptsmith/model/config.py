@@ -14,7 +14,7 @@ class RopeScaling(BaseModel):
     smooth passage between the two wavelengths (Llama 3.1, `rope_type: llama3` in transformers).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     rope_type: Literal["linear", "llama3"]
     factor: float = Field(gt=0)
@@ -26,7 +26,7 @@ class RopeScaling(BaseModel):
 class ModelConfig(BaseModel):
     """Architecture of a GPT. GPT-2, Llama, Qwen3 and our own presets are points in this space."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     n_layer: int = Field(6, ge=1)
     """Transformer blocks."""

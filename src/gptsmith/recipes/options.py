@@ -10,7 +10,7 @@ from gptsmith.train.precision import Name as PrecisionName
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TrainConfig(Section):
@@ -20,7 +20,7 @@ class TrainConfig(Section):
     """Horizon in optimizer steps. One of steps, tokens, epochs, seconds (default: 1 epoch)."""
     tokens: int | None = Field(None, ge=1)
     """Horizon in training tokens."""
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0, le=1e6)
     """Horizon in passes over the data."""
     seconds: float | None = Field(None, gt=0)
     """Horizon in wall-clock seconds from the start of the command; a resumed run then ends
@@ -29,7 +29,7 @@ class TrainConfig(Section):
     """Sequences that go through the model at once (micro-batch)."""
     tokens_per_step: int | None = Field(None, ge=1)
     """Tokens per optimizer step; micro-batches accumulate to it (default: one micro-batch)."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Of initial weights, sample order and dropout."""
     precision: PrecisionName = "auto"
     """Number format of matrix products; auto takes what this machine does well and says why."""
@@ -37,7 +37,7 @@ class TrainConfig(Section):
     """torch.compile; auto compiles where it pays and says why."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1, le=4096)
     """CPU threads (default: PyTorch's choice, which is then recorded)."""
     recompute_activations: bool = False
     """Run each block again in the backward pass: less memory, a third more time."""

@@ -248,6 +248,13 @@ def resolve(config: PretrainConfig, corpus: Corpus) -> tuple[PretrainConfig, Hor
     flops = size.flops_per_token(model) * steps * per_step * T
     compiled, why = compiling.decide(train.compile, device, flops, train.seconds)
     memory = size.training_memory(model, train.batch_size, T, config.optim.kind)
+    there = precision.memory_bytes(device)
+    if there and memory.total > 1.5 * there:  # the formula is for fp32, and within a quarter
+        raise ValueError(
+            f"model and train.batch_size {train.batch_size} want about {memory.total / 2**30:,.0f} "
+            f"GiB, {device} has {there / 2**30:,.0f}: take a smaller batch_size (tokens_per_step "
+            "keeps the step as large), model or context"
+        )
     mask = "" if model.mask == "causal()" else f", mask {model.mask}"
     notes = [
         f"model: {size.parameters(model):,} parameters, context {T}, vocabulary {vocab}{mask}; "

@@ -90,7 +90,7 @@ def restore(
 
 
 class StopSignal:
-    """While entered, SIGTERM and SIGINT set `received` and nothing else; a second SIGINT kills."""
+    """While entered, SIGTERM and SIGINT set `received` and nothing else; a second one kills."""
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -100,7 +100,7 @@ class StopSignal:
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received and number == signal.SIGINT:
+        if self.received:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
 

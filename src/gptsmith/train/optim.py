@@ -31,7 +31,7 @@ _POLAR = (
 class OptimConfig(BaseModel):
     """Optimizer and learning rate."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["muon", "adamw"] = "muon"
     """Muon for the matrices inside the blocks (AdamW for the rest), or AdamW for everything."""

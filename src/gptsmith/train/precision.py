@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -76,6 +77,16 @@ def choose_device(name: str) -> torch.device:
     if missing or device.type not in ("cpu", "cuda", "mps"):
         raise ValueError(f"device {name!r} is not available here: choose cpu or auto")
     return device
+
+
+def memory_bytes(device: torch.device) -> int | None:
+    """Memory of the device, None where that is not known."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
 
 
 # Dense bf16 (fp16 before Ampere) TFLOP/s from the vendor's data sheets, by a part of the name.

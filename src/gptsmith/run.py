@@ -390,5 +390,5 @@ def _header(path: Path) -> dict[str, str] | None:
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}; --checkpoint STEP opens another") from None

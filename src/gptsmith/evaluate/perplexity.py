@@ -89,6 +89,7 @@ def score(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[float, float
         # Tokens that the model preferred; of equals the lowest id, as argmax has it.
         earlier = torch.arange(logits.shape[1], device=y.device) < y.unsqueeze(1)
         rank = ((logits > label) | ((logits == label) & earlier)).sum(dim=-1)
+        rank = rank.masked_fill(label.isnan().squeeze(1), logits.shape[1])  # NaN guesses nothing
         hits1 += int((rank == 0).sum())
         hits5 += int((rank < 5).sum())
     return float(nats), hits1, hits5

@@ -1,6 +1,5 @@
 """`gptsmith evaluate RUN`: loss, perplexity, bits per byte and accuracy on a corpus."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from gptsmith.data.shards import Corpus
 from gptsmith.evaluate import perplexity
 from gptsmith.model.leakage import first_scored
 from gptsmith.run import Run
-from gptsmith.train.loss import IGNORE, Batch
+from gptsmith.train.loss import score_from
 from gptsmith.train.precision import Name, choose
 
 
@@ -50,15 +49,11 @@ def main(argv: list[str]) -> None:
     model = options.load(run)
     c = run.model_config
     start = first_scored(model.mask, c.context_length, c.n_head, c.n_layer)
-
-    def batches() -> Iterator[Batch]:
-        eos = corpus.tokenizer.eos_id if run.config.get("document_mask") else None
-        for batch in validation_batches(corpus.val, c.context_length, options.batch_size, eos):
-            batch.targets[:, :start] = IGNORE  # under a prefix mask these see their own target
-            yield batch
-
+    eos = corpus.tokenizer.eos_id if run.config.get("document_mask") else None
+    batches = validation_batches(corpus.val, c.context_length, options.batch_size, eos)
+    scored = (score_from(batch, start) for batch in batches)
     token_bytes = torch.from_numpy(corpus.tokenizer.token_bytes())
-    scores = perplexity.evaluate(model, batches(), arithmetic, token_bytes)
+    scores = perplexity.evaluate(model, scored, arithmetic, token_bytes)
     print(f"{run.path} on the validation split of {corpus.path}, {scores.tokens:,} tokens")
     print(f"  loss          {scores.loss:.4f} nats per token")
     print(f"  perplexity    {scores.perplexity:,.2f}")

@@ -28,7 +28,7 @@ from gptsmith.run import Run
 from gptsmith.train import compiling, precision
 from gptsmith.train.distributed import rank, world_size
 from gptsmith.train.loop import Guard, train_steps
-from gptsmith.train.loss import IGNORE, Batch, next_token_loss
+from gptsmith.train.loss import Batch, next_token_loss, score_from
 from gptsmith.train.monitor import Monitor, command_start
 from gptsmith.train.optim import OptimConfig, Optimizer
 from gptsmith.train.schedule import multiplier
@@ -238,7 +238,7 @@ def resolve(config: PretrainConfig, corpus: Corpus) -> tuple[PretrainConfig, Hor
             f"train.tokens_per_step {train.tokens_per_step} is not a multiple of batch_size x "
             f"context_length x processes = {train.batch_size * T * world_size()}"
         )
-    per_step = (train.tokens_per_step or train.batch_size * T) // T
+    per_step = sequences_per_step(config)
     per_epoch = Windows(corpus.train, T, train.seed, None).per_epoch
     sequences = (train.epochs or 1) * per_epoch
     if train.tokens:
@@ -293,12 +293,6 @@ def micro_batches(windows: Windows, first: int, count: int, size: int) -> list[B
     mine = count // world_size()
     first += rank() * mine
     return [windows.batch(i, min(size, first + mine - i)) for i in range(first, first + mine, size)]
-
-
-def score_from(batch: Batch, start: int) -> Batch:
-    """Prefix-LM: positions that see their own target are read, not scored (leakage.py)."""
-    batch.targets[:, :start] = IGNORE
-    return batch
 
 
 def learning_rate(config: PretrainConfig, step: int, done: float) -> float:

@@ -123,3 +123,10 @@ def next_token_loss(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]
     rows = chunk_rows(hidden.shape[0], weight.shape[0], hidden.device)
     targets = batch.targets.flatten()
     return LinearCrossEntropy.apply(hidden, weight, targets, dtype, rows), (targets != IGNORE).sum()
+
+
+def score_from(batch: Batch, start: int) -> Batch:
+    """The batch with positions before `start` read but not scored, in place: under a prefix mask
+    they see their own target (model/leakage.py)."""
+    batch.targets[:, :start] = IGNORE
+    return batch

@@ -1,92 +1,92 @@
-"""Training speed side by side with transformers' GPT2LMHeadModel in a plain loop.
+"""(a), (e) Training speed side by side with transformers' GPT2LMHeadModel in a plain loop.
 
-    python -m benchmarks.train                 CPU: configs/bench-gpt2-10m.yaml
-    python -m benchmarks.train --device cuda   GPU: GPT-2 124M at T=1024 (about 5 minutes)
+    python -m benchmarks train                     CPU: configs/bench-gpt2-10m.yaml
+    python -m benchmarks train --device cuda       GPU: GPT-2 124M at T=1024, under 8 minutes
 
-All contestants live in one process and take turns; the figures are medians over the rounds.
-Beside every rate stands its share of the machine's own best large square matrix product in the same
-round, counting 6N + 12 * n_layer * n_embd * T FLOPs per token.
+Each contestant lives in a process of its own, so that its peak memory is its own; they take turns,
+and the figures are medians over the rounds. Beside every rate stands its share of the machine's own
+best large square matrix product in the same round, counting 6N + 12 * n_layer * n_embd * T FLOPs
+per token, and on a GPU whose peak is known MFU, the share of that. With --device cuda or --model
+nothing is imported but torch and pydantic; transformers is left out where it is not installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from benchmarks._machine import gemm_flops, peak_mib, sync
 
-from gptsmith import settings
 from gptsmith.model import size
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.recipes.pretrain import PretrainConfig
 from gptsmith.train import compiling, precision
 from gptsmith.train.loop import train_steps
 from gptsmith.train.loss import Batch, next_token_loss
 from gptsmith.train.optim import OptimConfig, Optimizer
 
 RECIPE = Path(__file__).parents[1] / "configs" / "bench-gpt2-10m.yaml"
+ENOUGH = 390  # seconds after which no further round begins
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every contestant trains."""
+
+    config: ModelConfig
+    optim: OptimConfig
+    B: int
+    device: torch.device
 
 
 @dataclass
 class Contestant:
     name: str
-    step: Callable[[], object]
-    first_seconds: float = 0.0  # compiling included
+    library: str
+    low: bool  # in the fastest number format of the device, not fp32
+    compiled: bool
+    first_seconds: float = 0.0  # of two steps, compiling included
     rates: list[float] = field(default_factory=list)  # tokens/s of each round
     shares: list[float] = field(default_factory=list)  # of the matrix product's FLOP/s
     peak_mib: float = 0.0
 
 
-def gemm_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the best of several large square products."""
-    n = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(6):
-        sync(device)
-        begin = time.perf_counter()
-        a @ b
-        sync(device)
-        best = min(best, time.perf_counter() - begin)
-    return 2 * n**3 / best
+def contestants() -> list[Contestant]:
+    return [
+        Contestant("transformers, fp32, eager", "transformers", False, False),
+        Contestant("transformers, low precision, compiled", "transformers", True, True),
+        Contestant("gptsmith, low precision, eager", "gptsmith", True, False),
+        Contestant("gptsmith, low precision, compiled", "gptsmith", True, True),
+    ]
 
 
-def sync(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def ours(
-    config: ModelConfig, optim: OptimConfig, batch: Batch, device: torch.device, compiled: bool
-) -> Callable[[], object]:
-    torch.manual_seed(0)
-    model = GPTModel(config).to(device)
-    loss = compiling.compiled(next_token_loss) if compiled else next_token_loss
+def ours(who: Contestant, work: Work, batch: Batch) -> Callable[[], object]:
+    model = GPTModel(work.config).to(work.device)
     steps = train_steps(
         model,
-        loss,
+        compiling.compiled(next_token_loss) if who.compiled else next_token_loss,
         lambda s: [batch],
-        Optimizer(model, optim, device.type),
+        Optimizer(model, work.optim, work.device.type),
         learning_rate=lambda s: 1e-4,
-        precision=precision.choose("auto", device),
+        precision=precision.choose("auto", work.device),
         clip=1.0,
         seed=0,
     )
     return lambda: next(steps)
 
 
-def theirs(
-    config: ModelConfig, batch: Batch, device: torch.device, dtype: torch.dtype, compiled: bool
-) -> Callable[[], object]:
+def theirs(who: Contestant, work: Work, batch: Batch) -> Callable[[], object]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    torch.manual_seed(0)
+    device, config = work.device, work.config
     model = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=config.vocab_size,
@@ -99,16 +99,20 @@ def theirs(
             attn_pdrop=0.0,
             attn_implementation="sdpa",
             use_cache=False,
+            bos_token_id=0,
+            eos_token_id=0,
         )
     ).to(device)
+    model.loss_type = "ForCausalLM"  # what it takes anyway, but after a warning
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
     ids = batch.inputs.to(device)
+    dtype = precision.choose("auto", device).dtype if who.low else torch.float32
 
     def loss() -> torch.Tensor:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return model(ids, labels=ids).loss
 
-    run = torch.compile(loss) if compiled else loss
+    run = torch.compile(loss) if who.compiled else loss
 
     def step() -> float:
         value = run()
@@ -121,73 +125,128 @@ def theirs(
     return step
 
 
-def main(argv: Sequence[str] = ()) -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.train", description=__doc__)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--json", type=Path, help="write the figures there too")
-    arguments = parser.parse_args(argv)
-    device = precision.choose_device(arguments.device)
-    if device.type == "cuda":
-        config = ModelConfig.preset("gpt2", vocab_size=50304)
-        optim, B, steps = OptimConfig(kind="adamw"), arguments.batch_size or 32, 10
-    else:
-        recipe = settings.load(
-            PretrainConfig, [str(RECIPE), "--data", "-", "--out", "-"], prog="bench", description=""
-        )
-        config = recipe.model.change(vocab_size=4096)
-        optim, B, steps = recipe.optim, arguments.batch_size or recipe.train.batch_size, 2
-    T = config.context_length
-    rows = torch.randint(0, config.vocab_size, (B, T + 1))
+def serve(parent: Connection, who: Contestant, work: Work) -> None:
+    """A contestant's process: sends the seconds of its first two steps, then, for every number of
+    steps that it gets, their seconds and its peak memory. Sends None if its library is missing."""
+    torch.manual_seed(0)
+    rows = torch.randint(0, work.config.vocab_size, (work.B, work.config.context_length + 1))
     batch = Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
-    low = precision.choose("auto", device).dtype
-    plain = theirs(config, batch, device, torch.float32, False)
-    best = theirs(config, batch, device, low, True)
-    contestants = [
-        Contestant("transformers, fp32, eager", plain),
-        Contestant("transformers, best: low precision, compiled", best),
-        Contestant("gptsmith, eager", ours(config, optim, batch, device, False)),
-        Contestant("gptsmith, compiled", ours(config, optim, batch, device, True)),
-    ]
-    for c in contestants:
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+    try:
+        step = {"gptsmith": ours, "transformers": theirs}[who.library](who, work, batch)
+    except ModuleNotFoundError as error:
+        if error.name != who.library:
+            raise
+        parent.send(None)
+        return
+
+    def timed(steps: int) -> float:
+        sync(work.device)
         begin = time.perf_counter()
-        c.step()
-        c.step()
-        sync(device)
-        c.first_seconds = time.perf_counter() - begin
-        if device.type == "cuda":
-            c.peak_mib = torch.cuda.max_memory_allocated() / 2**20
-    flops = size.flops_per_token(config)
+        for _ in range(steps):
+            step()
+        sync(work.device)
+        return time.perf_counter() - begin
+
+    parent.send(timed(2))
+    while steps := parent.recv():
+        if work.device.type == "cuda":
+            timed(1)  # takes again the memory that it had left to the others
+        parent.send((timed(steps), peak_mib(work.device)))
+        if work.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def measure(
+    work: Work, everyone: list[Contestant], rounds: int, steps: int
+) -> tuple[list[Contestant], float]:
+    """Those who could take part, with their figures; the median FLOP/s of the matrix product."""
+    began = time.perf_counter()
+    context = multiprocessing.get_context("spawn")  # nothing of one contestant is in another
+    present: list[tuple[Contestant, Connection]] = []
     gemms = []
-    for _ in range(arguments.rounds):
-        gemms.append(gemm_flops(device, low))
-        for c in contestants:
-            sync(device)
-            begin = time.perf_counter()
-            for _ in range(steps):
-                c.step()
-            sync(device)
-            rate = steps * B * T / (time.perf_counter() - begin)
-            c.rates.append(rate)
-            c.shares.append(rate * flops / gemms[-1])
-    base = statistics.median(contestants[0].rates)
-    print(
-        f"{size.parameters(config):,} parameters, T={T}, batch {B}, {flops / 1e6:.1f} MFLOP/token, "
-        f"{device}, torch {torch.__version__}, {torch.get_num_threads()} threads; "
-        f"matrix product {statistics.median(gemms) / 1e9:,.0f} GFLOP/s"
+    for who in everyone:
+        here, there = context.Pipe()
+        context.Process(target=serve, args=(there, who, work), daemon=True).start()
+        there.close()  # so that recv ends if the process does
+        first = here.recv()
+        if first is None:
+            print(f"{who.name}: left out, {who.library} is not installed")
+            continue
+        who.first_seconds = first
+        present.append((who, here))
+    flops = size.flops_per_token(work.config)
+    tokens = steps * work.B * work.config.context_length
+    for number in range(rounds):
+        if number and time.perf_counter() - began > ENOUGH:
+            print(f"{number} rounds of {rounds}: the time is over")
+            break
+        gemms.append(gemm_flops(work.device))
+        for who, pipe in present:
+            pipe.send(steps)
+            seconds, who.peak_mib = pipe.recv()
+            who.rates.append(tokens / seconds)
+            who.shares.append(who.rates[-1] * flops / gemms[-1])
+    for _, pipe in present:
+        pipe.send(0)
+    return [who for who, _ in present], statistics.median(gemms)
+
+
+def work_of(device: torch.device, name: str | None, B: int | None) -> Work:
+    if device.type != "cuda" and name is None:
+        from gptsmith import settings
+        from gptsmith.recipes.pretrain import PretrainConfig
+
+        argv = [str(RECIPE), "--data", "-", "--out", "-"]
+        recipe = settings.load(PretrainConfig, argv, prog="bench", description="")
+        config = recipe.model.change(vocab_size=4096)
+        return Work(config, recipe.optim, B or recipe.train.batch_size, device)
+    config = ModelConfig.preset(name or "gpt2", vocab_size=50304)
+    return Work(config, OptimConfig(kind="adamw"), B or 32, device)
+
+
+def main(argv: Sequence[str] = ()) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    print(f"{'':46}{'tokens/s':>10}{'ratio':>8}{'share':>8}{'first 2 steps':>15}{'peak MiB':>10}")
-    for c in contestants:
-        rate, share = statistics.median(c.rates), statistics.median(c.shares)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--model", help="a preset of GPT-2's shape (default on a GPU: gpt2)")
+    parser.add_argument("--batch-size", type=int, help="rows of a step")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, help="in a round (default: 10 on a GPU, else 2)")
+    parser.add_argument("--eager", action="store_true", help="nobody compiles, which takes minutes")
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    options = parser.parse_args(argv)
+    device = precision.choose_device(options.device)
+    work = work_of(device, options.model, options.batch_size)
+    steps = options.steps or (10 if device.type == "cuda" else 2)
+    everyone = [who for who in contestants() if not (options.eager and who.compiled)]
+    everyone, gemm = measure(work, everyone, options.rounds, steps)
+
+    c, peak = work.config, precision.peak(device)
+    flops = size.flops_per_token(c)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    print(
+        f"{size.parameters(c):,} parameters, T={c.context_length}, batch {work.B}, "
+        f"{flops / 1e6:.1f} MFLOP/token, {name}, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads, {precision.choose('auto', device).name}; "
+        f"matrix product {gemm / 1e9:,.0f} GFLOP/s"
+        + (f" of the {peak / 1e9:,.0f} that the vendor states" if peak else "")
+    )
+    memory = "peak MiB" if device.type == "cuda" else "process MiB"
+    heads = f"{'tokens/s':>10}{'ratio':>7}{'share':>7}{'MFU':>7}{'first 2 steps':>15}{memory:>13}"
+    print(f"{'':40}{heads}")
+    base = statistics.median(everyone[0].rates)
+    for who in everyone:
+        rate, share = statistics.median(who.rates), statistics.median(who.shares)
+        mfu = f"{rate * flops / peak:.1%}" if peak else "-"
         print(
-            f"{c.name:46}{rate:10,.0f}{rate / base:8.2f}{share:8.0%}{c.first_seconds:13.1f} s"
-            f"{c.peak_mib:10,.0f}"
+            f"{who.name:40}{rate:10,.0f}{rate / base:7.2f}{share:7.0%}{mfu:>7}"
+            f"{who.first_seconds:13.1f} s{who.peak_mib:13,.0f}"
         )
-    if arguments.json:
-        arguments.json.write_text(json.dumps([vars(c) | {"step": None} for c in contestants]))
+    if options.json:
+        options.json.write_text(json.dumps([vars(who) for who in everyone]))
 
 
 if __name__ == "__main__":

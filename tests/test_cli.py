@@ -68,6 +68,7 @@ def test_the_console_script_is_the_same_command() -> None:
 
 def test_an_unknown_verb_gets_the_nearest() -> None:
     assert complaint(run("pretain")) == "gptsmith: unknown verb 'pretain': did you mean pretrain?"
+    assert complaint(run("eval")).endswith("did you mean evaluate?")
     assert "there are demo, prepare" in complaint(run("zzz"))
     assert "unknown verb '--zzz'" in complaint(run("--zzz"))
 
@@ -128,6 +129,13 @@ def bad_numbers() -> Exception:
         ),
         (FileExistsError("x is there"), 2, "gptsmith probe: x is there\n"),
         (IsADirectoryError(21, "Is a directory", "x"), 2, "gptsmith probe: x: Is a directory\n"),
+        (OSError(36, "File name too long", "x"), 2, "gptsmith probe: x: File name too long\n"),
+        (
+            OSError(28, "No space left", "x"),
+            1,
+            "gptsmith probe: OSError: x: No space left (run "
+            "again with --debug for the whole story)\n",
+        ),
         (KeyboardInterrupt(), 130, "gptsmith probe: interrupted\n"),
         (
             RuntimeError("odd"),
@@ -149,6 +157,23 @@ def test_a_pydantic_error_is_one_line(ending, capsys: pytest.CaptureFixture[str]
     line = capsys.readouterr().err
     assert line.startswith("gptsmith probe: n: Input should be a valid integer")
     assert line.count("\n") == 1
+
+
+def test_a_long_message_keeps_its_place_and_its_remedy(
+    ending, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = f"data.csv:3: {'word ' * 200}: give --text-column"
+    for long in (message, message.replace(" ", "_")):
+        assert ending(ValueError(long)) == 2
+        line = capsys.readouterr().err
+        assert line.startswith("gptsmith probe: data.csv:3:")
+        assert line.endswith("column\n")
+        assert len(line) < 320
+        assert " [... --debug shows all ...] " in line
+        assert ending(ValueError(long), "--debug") == 2
+        assert capsys.readouterr().err.endswith(f"gptsmith probe: {long}\n")
+    assert ending(ValueError("x" * 300)) == 2
+    assert capsys.readouterr().err == f"gptsmith probe: {'x' * 300}\n"
 
 
 @pytest.mark.parametrize("words", [("--debug", "a"), ("a", "--debug"), ("a", "--debug", "--", "b")])
@@ -176,6 +201,24 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     done = subprocess.run([*GPTSMITH, "--help"], stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(("stream", "word", "code"), [(1, "--version", 0), (2, "nonsense", 2)])
+def test_a_closed_stream_takes_what_is_written_to_it(stream: int, word: str, code: int) -> None:
+    script = f"from gptsmith import cli; raise SystemExit(cli.main(['{word}']))"
+    command = f'{sys.executable} -c "{script}" {stream}>&-'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+def test_a_full_disk_behind_standard_output_is_told() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*GPTSMITH, "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "gptsmith: standard output: No space left on device\n",
+    )
 
 
 def test_ctrl_c_is_130_and_one_line(tmp_path: Path) -> None:

@@ -1,22 +1,28 @@
-"""The demo, with a shortened horizon, as the README has it."""
+"""The demo, with shortened horizons, as the README has it."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 
-def demo(folder: Path, *more: str) -> str:
-    argv = [sys.executable, "-m", "gptsmith", "demo", "--folder", str(folder), *more]
+def demo(folder: Path) -> str:
+    short = ["--seconds", "6", "--chat-seconds", "6", "--per-skill", "2", "--questions", "400"]
+    argv = [sys.executable, "-m", "gptsmith", "demo", "--folder", str(folder), *short]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_the_whole_story_and_again(tmp_path):
-    told = demo(tmp_path, "--seconds", "6")
-    for word in ("gptsmith prepare", "gptsmith pretrain", "gptsmith generate", "before", "after"):
+    told = demo(tmp_path)
+    for verb in ("prepare", "pretrain", "generate", "evaluate", "finetune chat", "chat"):
+        assert f"$ gptsmith {verb} " in told
+    for word in ("before", "after", "untuned", "with examples", "held-out", "other phrasings"):
         assert word in told
-    for name in ("report.md", "curves.png", "samples.txt", "model.safetensors"):
-        assert (tmp_path / "runs" / "demo" / name).stat().st_size > 0
-    again = demo(tmp_path, "--seconds", "6")  # nothing is done twice
+    assert told.count("> ") >= 7  # what the user says in the conversations
+    for run in ("demo", "demo-chat"):
+        for name in ("report.md", "curves.png", "samples.txt", "model.safetensors", "skills.json"):
+            assert (tmp_path / "runs" / run / name).stat().st_size > 0
+    again = demo(tmp_path)  # nothing is trained twice
     assert "$ gptsmith pretrain" not in again
+    assert "$ gptsmith finetune" not in again

@@ -59,6 +59,13 @@ def test_full_disk_names_the_file(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_takes_no_file_is_told_by_the_name_that_was_meant(tmp_path: Path) -> None:
+    for missing in (tmp_path / "gone" / "a.txt", Path("/proc/a.txt")):
+        with pytest.raises(FileNotFoundError) as caught:
+            files.write_text(missing, "x")
+        assert caught.value.filename == str(missing)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -1,5 +1,6 @@
 """The commands of the README are run as they stand, but for fewer training steps."""
 
+import json
 import os
 import re
 import subprocess
@@ -15,8 +16,13 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # The only change: training ends after three steps, and measures and writes little on the way.
 FEW = "--train.steps 3 --train.seconds none --train.epochs none --train.tokens none"
+LITTLE = f" {FEW} --eval.tokens 2000 --eval.sample-tokens 8"
 SHORTER = {
-    r"^gptsmith pretrain (?!.*--resume)": f" {FEW} --eval.tokens 2000 --eval.sample-tokens 8"
+    r"^gptsmith pretrain (?!.*--resume)": LITTLE,
+    r"^gptsmith finetune chat .*--data skills": f"{LITTLE} --questions 200",
+    r"^gptsmith finetune chat": LITTLE,
+    r"^gptsmith finetune instruct": f"{LITTLE} --responses 2 --split.val 0.2 --split.test 0.2",
+    r"^gptsmith finetune classify": f" {FEW}",
 }
 
 
@@ -47,9 +53,15 @@ def run(command: list[str], folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like that of a newcomer: the recipes lie in it, nothing else."""
+    """A folder like that of a newcomer: the recipes, and small sets of their own to tune on."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "configs").symlink_to(ROOT / "configs")
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
+    (folder / "chat.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 40)
+    rows = [{"instruction": f"Say {i}.", "input": "", "output": f"It is {i}."} for i in range(40)]
+    (folder / "alpaca.json").write_text(json.dumps(rows))
+    texts = [f"{'spam' if i % 2 else 'ham'}\ttext number {i}\n" for i in range(60)]
+    (folder / "sms.tsv").write_text("".join(texts))
     return folder
 
 

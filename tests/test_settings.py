@@ -110,6 +110,8 @@ def test_values_as_people_write_them(tmp_path: Path) -> None:
     assert config.optimizer == Optimizer(learning_rate=1e-3, betas=(0.8, 0.9))
     assert config.stop == ("a b", "-")
     assert config.resume
+    assert load(write(tmp_path, "data: 2001-13-45")).data == Path("2001-13-45")
+    assert load(write(tmp_path, "data: a\nstop: [no, 1.50]")).stop == ("no", "1.50")
     assert not load(recipe, "--resume", "--no-resume").resume
     assert load(recipe, "--model.tied", "false", "--resume", "true").resume
     assert not load(recipe, "--model.tied", "False").model.tied
@@ -135,6 +137,61 @@ def test_words_go_to_the_positional_field() -> None:
     assert words("a", "--", "--odd").sources == ("a", "--odd")
     with pytest.raises(ValueError, match=r"^SOURCES is required$"):
         words("--out", "x")
+
+
+class Lora(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    rank: int = 0
+    on: tuple[str, ...] = Field((), alias="in")
+
+
+class Tuning(BaseModel):
+    """Python keeps `from` and `in` for itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    base: Path = Field(alias="from")
+    """The run to begin with."""
+    lora: Lora = Lora(on=("qkv",))
+
+
+def tuning(*argv: str) -> Tuning:
+    return settings.load(Tuning, argv, prog="gptsmith test", description="")
+
+
+def test_a_field_goes_by_its_alias(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write(tmp_path, "from: runs/a\nlora: {in: [proj]}\n")
+    assert tuning(recipe).base == Path("runs/a")
+    assert tuning(recipe).lora.on == ("proj",)
+    config = tuning(recipe, "--from=runs/b", "--lora.in", "up", "--lora.rank", "8")
+    assert (config.base, config.lora.on) == (Path("runs/b"), ("up",))
+    assert tuning("--from", "x", "--lora.rank", "8").lora.on == ("qkv",)  # Tuning's default
+    dumped = config.model_dump(mode="json", by_alias=True)
+    assert dumped == {"from": "runs/b", "lora": {"rank": 8, "in": ["up"]}}
+    assert tuning(write(tmp_path, str(dumped))) == config
+    with pytest.raises(SystemExit):
+        tuning("--help")
+    assert "--from PATH The run to begin with. (required)" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "text", "message"),
+    [
+        ((), "lora: {}", r"^--from is required$"),
+        ((), "base: a", r"unknown key 'base': valid here are from, lora$"),
+        ((), "form: a", r"unknown key 'form': did you mean 'from'\?$"),
+        ((), "in: a", r"unknown key 'in': did you mean 'lora.in'\?$"),
+        ((), "from: [1]", r"recipe.yaml:1: from: .*path"),
+        (("--base", "a"), "", r"^unknown option --base "),
+        (("--frm", "a"), "", r"^unknown option --frm: did you mean --from\?$"),
+    ],
+)
+def test_a_mistake_is_told_by_the_alias(
+    tmp_path: Path, argv: tuple[str, ...], text: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        tuning(write(tmp_path, text), *argv)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +223,19 @@ def test_words_go_to_the_positional_field() -> None:
         ("data: !!python/name:os.system x\n", ":1: data: could not determine a constructor"),
         ("data: a\nresume: true\ntokens: 0\n", "nothing to resume with tokens 0"),
         ("optimizer: {}\n", "--data is required"),
+        (
+            "data: a\nmodel:\n  rope_scaling:\n    factor: 8\n",
+            "--model.rope-scaling.rope-type is required beside ",
+        ),
         ("data: \x00\n", "special characters are not allowed"),
+        (
+            "data: a\ntokens: 2001-13-45\n",
+            ":2: tokens: should be a valid integer, unable to parse string as an integer, "
+            "got '2001-13-45'",
+        ),
+        ("data: &a [*a]\n", ":1: data: found unconstructable recursive node"),
+        ("stop: &a [*a]\n", ":1: stop: found unconstructable recursive node"),
+        ("optimizer: &o {name: muon}\nmodel: {<<: *o}\n", ":2: `<<` does not merge here"),
     ],
 )
 def test_a_bad_recipe_costs_one_line(tmp_path: Path, text: str, message: str) -> None:
@@ -180,6 +249,9 @@ def test_a_bad_recipe_costs_one_line(tmp_path: Path, text: str, message: str) ->
         ("--learning-rate 1", "unknown option --learning-rate: did you mean --optimizer.learning"),
         ("--optimizer.lerning_rate=1", "did you mean --optimizer.learning-rate?"),
         ("--qqqqqq", "unknown option --qqqqqq (see --help)"),
+        ("--frobnicate", "unknown option --frobnicate (see --help)"),
+        ("--lerning_rate 1", "did you mean --optimizer.learning-rate?"),
+        ("--check last", "did you mean --checkpoint?"),
         ("-v", "unknown option -v"),
         ("--dat a", "unknown option --dat: did you mean --data?"),
         ("--data", "--data: expected one argument"),
@@ -188,6 +260,8 @@ def test_a_bad_recipe_costs_one_line(tmp_path: Path, text: str, message: str) ->
         ("--optimizer.learning-rate -1", "--optimizer.learning-rate: should be greater than 0"),
         ("--optimizer.name sgd", "--optimizer.name: should be 'adamw' or 'muon', got 'sgd'"),
         ("--tokens 1e-3", "--tokens: should be a valid integer"),
+        ("--data a\udcff", r"--data: should be UTF-8, got 'a\udcff'"),  # bytes of another encoding
+        ("--stop a --stop b\udcff", r"--stop: should be UTF-8, got 'b\udcff'"),
         ("--checkpoint first", "--checkpoint: should be 'last' or 'best' or should be a valid int"),
         ("--model giant", "--model: no model preset 'giant': choose one of gpt2"),
         ("--data a --model.n-kv-head 3", "model: n_head 4 is not a multiple of n_kv_head 3"),

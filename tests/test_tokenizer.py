@@ -4,6 +4,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -357,6 +358,12 @@ def test_gpt2_is_looked_for_where_it_says(real_data: Path, tmp_path: Path) -> No
     nowhere = ask()
     assert nowhere.returncode == 1
     assert "encoder.json and vocab.bpe into a folder" in nowhere.stderr
+    start = time.monotonic()
+    unreachable = ask(HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9")
+    assert time.monotonic() - start < 10  # huggingface_hub would try for 24 seconds
+    assert unreachable.stderr.splitlines()[-1].startswith(
+        "ValueError: GPT-2's tokenizer is neither"
+    )
     repository = tmp_path / "hub/models--openai-community--gpt2"
     snapshot = repository / "snapshots/0123456789abcdef"
     snapshot.mkdir(parents=True)

@@ -4,6 +4,7 @@ Only the standard library is imported here, and little of it: `gptsmith --help` 
 Exit codes: 0 done, 2 wrong input, 75 stopped by a signal after saving (resume me), 1 anything else.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +18,9 @@ VERBS = {
     "demo": ("gptsmith.demo:main", "the whole life on embedded data: minutes, no network"),
     "prepare": ("gptsmith.commands.prepare:main", "make a tokenizer and token shards from text"),
     "pretrain": ("gptsmith.recipes.pretrain:main", "train a model from scratch on a corpus"),
+    "finetune": ("gptsmith.recipes.finetune:main", "tune a model: chat, instruct, classify"),
+    "chat": ("gptsmith.commands.chat:main", "talk with a tuned model"),
+    "classify": ("gptsmith.commands.classify:main", "name the class of texts"),
     "evaluate": ("gptsmith.commands.evaluate:main", "measure a trained model on a corpus"),
     "generate": ("gptsmith.commands.generate:main", "continue prompts with a trained model"),
     "inspect": ("gptsmith.commands.inspect:main", "show what a corpus or a run holds"),
@@ -31,6 +35,7 @@ WRONG_INPUT = (
     IsADirectoryError,
     NotADirectoryError,
 )
+WRONG_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # spin keeps the waited-for thread off the processor: training is then 7 times as slow. A short
     # one costs nothing measurable when the machine is quiet (docs/log.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    _open_closed_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     flags = words[: words.index("--")] if "--" in words else words
     debug = "--debug" in flags
@@ -58,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _forget_stdout()
         return 1
+    except OSError as error:  # a full disk behind standard output
+        return _complain(f"standard output: {error.strerror}", "gptsmith", 1)
     return 0
 
 
@@ -74,14 +82,15 @@ def _run(verb: str, words: list[str], debug: bool) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
+        message = _message(error) if debug else _short(_message(error))
         if debug:
             import traceback
 
             traceback.print_exc()
-        if isinstance(error, WRONG_INPUT):
-            return _complain(_message(error), prog, 2)
+        if isinstance(error, WRONG_INPUT) or getattr(error, "errno", 0) in WRONG_NAMES:
+            return _complain(message, prog, 2)
         hint = "" if debug else " (run again with --debug for the whole story)"
-        return _complain(f"{type(error).__name__}: {_message(error)}{hint}", prog, 1)
+        return _complain(f"{type(error).__name__}: {message}{hint}", prog, 1)
 
 
 def _function(verb: str) -> Callable[[list[str]], int | None]:
@@ -107,7 +116,8 @@ def _help() -> str:
 def _nearest(verb: str) -> str:
     from difflib import get_close_matches
 
-    near = get_close_matches(verb, VERBS, n=1, cutoff=0.5)
+    begun = [name for name in VERBS if len(verb) > 2 and name.startswith(verb)]
+    near = begun or get_close_matches(verb, VERBS, n=1, cutoff=0.7)
     return f": did you mean {near[0]}?" if near else f": there are {', '.join(VERBS)}"
 
 
@@ -121,9 +131,26 @@ def _message(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def _short(message: str) -> str:
+    """At most about 300 characters: the beginning names the place, the end the remedy."""
+    if len(message) <= 300:
+        return message
+    head, tail = message[:170], message[-100:]
+    head, tail = head.rpartition(" ")[0] or head, tail.partition(" ")[2] or tail
+    return f"{head} [... --debug shows all ...] {tail}"
+
+
 def _complain(message: str, prog: str, code: int) -> int:
     print(f"{prog}: {message}", file=sys.stderr)
     return code
+
+
+def _open_closed_streams() -> None:
+    """Nothing goes to a stream that whoever started us closed (`>&-`), and no file takes its place
+    among the descriptors, where a library would write into it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open until the end
 
 
 def _forget_stdout() -> None:

@@ -1,6 +1,7 @@
 """The whole life of a model on data that every Python installation carries, by the usual commands.
 
-Each stage is the very command that a user would type; it is shown before it runs.
+Each stage is the very command that a user would type; it is shown before it runs. Skills are scored
+before and after the chat tuning, on questions that it never shows.
 """
 
 from __future__ import annotations
@@ -14,69 +15,92 @@ from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from rich.table import Table
 
-from gptsmith import settings
-from gptsmith.commands import generate, prepare
-from gptsmith.recipes import pretrain
+from gptsmith import files, settings
+from gptsmith.commands import evaluate, generate, prepare
+from gptsmith.conversation import Message
+from gptsmith.evaluate import skills
+from gptsmith.generate.chat import generate_multi_turn_response
+from gptsmith.generate.sample import SamplingConfig
+from gptsmith.recipes import chat, pretrain
 from gptsmith.recipes.report import number
 from gptsmith.run import Run
 from gptsmith.train import checkpoint
 from gptsmith.train.monitor import read_events
 
 PROMPTS = ("The function returns", "def ", "Raises ValueError if")
+CONVERSATIONS = (
+    ("Hello, my name is Ada.", "Reverse the word planet.", "What is my name?"),
+    ("What is 12 + 30?", "Which is larger, 17 or 71?"),
+    ("Write garden in capital letters.", "How many letters are in garden?"),
+)
+SKILLS = "skills.json"  # scores, left in each run folder
 
 
 class DemoConfig(BaseModel):
-    """Train a small GPT on the documentation of your own Python and let it write."""
+    """Train a small GPT on the documentation of your own Python, teach it to answer, talk to it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: Path = Path()
     """Where data/ and runs/ are made."""
-    seconds: float = Field(180.0, gt=0)
+    seconds: float = Field(120.0, gt=0)
     """Time for pretraining; on a resumed demo, in all."""
+    chat_seconds: float = Field(240.0, gt=0)
+    """Time for chat tuning."""
+    questions: int = Field(40_000, ge=1)
+    """Conversations that are made for chat tuning."""
+    per_skill: int = Field(50, ge=1)
+    """Questions for each skill, before and after."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """`gptsmith demo [--folder DIR] [--seconds N]`: prepare, pretrain, generate, and a summary."""
+    """`gptsmith demo [--folder DIR] [--seconds N]`: the stages below, one after the other."""
     config = settings.load(
         DemoConfig,
         argv,
         prog="gptsmith demo",
-        description="Train a small GPT on your own Python's documentation and let it write.",
+        description="Train a small GPT on your own Python's documentation, and teach it to answer.",
     )
     console = Console()
-    corpus, run = config.folder / "data" / "pydocs", config.folder / "runs" / "demo"
-    console.rule("1  text -> tokens")
-    code = _show("prepare", "pydocs", "--tokenizer", "bpe", "--vocab-size", "2048", "--out", corpus)
-    if code:
-        return code
-    console.rule("2  tokens -> model")
-    if not (run / "model.safetensors").is_file():
-        going_on = ["--resume"] if checkpoint.steps(run / "checkpoints") else []
-        code = _show(
-            "pretrain", "--data", corpus, "--out", run,
-            "--model.n-layer", "4", "--model.n-embd", "256", "--model.n-head", "4",
-            "--model.context-length", "256", "--train.batch-size", "8",
-            "--train.seconds", f"{config.seconds:g}",
-            "--optim.schedule", "linear", "--optim.learning-rate", "0.01",
-            "--optim.momentum", "0.9", "--optim.embedding-rate", "2",
-            "--eval.every", "100", "--eval.tokens", "16384",
-            "--eval.prompt", PROMPTS[0], *going_on,
-        )  # fmt: skip
-        if code:
-            return code
-    console.rule("3  model -> text")
+    corpus = config.folder / "data" / "pydocs"
+    base, tuned = config.folder / "runs" / "demo", config.folder / "runs" / "demo-chat"
     prompts = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
-    code = _show("generate", run, *prompts, "--max-new-tokens", "80", "--temperature", "0.7")
-    if code:
-        return code
+    stages: list[tuple[str, Path | None, list[str | Path]]] = [
+        ("1  text -> tokens", None, ["prepare", "pydocs", "--tokenizer", "byte", "--out", corpus]),
+        ("2  tokens -> model", base, [
+            "pretrain", "--data", corpus, "--out", base,
+            "--model.n-layer", "4", "--model.n-embd", "192", "--model.n-head", "4",
+            "--model.context-length", "256", "--train.batch-size", "8",
+            "--train.seconds", f"{config.seconds:g}", *LEARNING,
+            "--eval.every", "200", "--eval.tokens", "16384", "--eval.prompt", PROMPTS[0],
+        ]),
+        ("3  model -> text", None, [
+            "generate", base, *prompts, "--max-new-tokens", "160", "--temperature", "0.7",
+        ]),
+        ("4  what it can do before it is taught", None, _scoring(base, config)),
+        ("5  model -> chat model", tuned, [
+            "finetune", "chat", "--from", base, "--data", "skills", "--out", tuned,
+            "--questions", str(config.questions), "--val-fraction", "0.01", "--train.batch-size", "4",
+            "--train.seconds", f"{config.chat_seconds:g}", *LEARNING,
+            "--eval.every", "500", "--eval.tokens", "16384", "--eval.sample-tokens", "40",
+        ]),
+        ("6  what it can do now", None, _scoring(tuned, config)),
+    ]  # fmt: skip
+    for title, run, words in stages:
+        console.rule(title)
+        if code := _show(run, words):
+            return code
+    console.rule("7  talking with it")
+    _talk(Run.open(tuned))
     console.rule("what it learned")
-    _summary(Run.open(run), console)
+    _summary(Run.open(base), console)
+    before, after = (files.read_json(run / SKILLS)["skills"] for run in (base, tuned))
+    console.print(skills.table({**before, **after}))
     print(f"""
-{run}/report.md, curves.png, samples.txt tell how it went. Next:
+report.md, curves.png and samples.txt in {base} and {tuned} tell how it went. Next:
 
-  gptsmith generate {run} --prompt "Return a list of" --num-samples 3
-  gptsmith evaluate {run}
+  gptsmith chat {tuned}
+  gptsmith generate {base} --prompt "Return a list of" --num-samples 3
   gptsmith inspect {corpus}
   gptsmith prepare YOUR_TEXT.txt --out data/mine
   gptsmith pretrain --data data/mine --out runs/mine
@@ -84,13 +108,52 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _show(*words: str | Path) -> int:
-    """Print a command as one would type it, and run what it runs."""
+# What a model so small learns fastest with (docs/log.md).
+LEARNING = (
+    "--optim.schedule", "linear", "--optim.learning-rate", "0.01",
+    "--optim.momentum", "0.9", "--optim.embedding-rate", "2",
+)  # fmt: skip
+
+
+def _scoring(run: Path, config: DemoConfig) -> list[str | Path]:
+    per_skill = str(config.per_skill)
+    return ["evaluate", run, "--tasks", "skills", "--per-skill", per_skill, "--out", run / SKILLS]
+
+
+def _show(run: Path | None, words: Sequence[str | Path]) -> int:
+    """Print a command as one would type it, and run what it runs.
+
+    run: what it trains; that is left out when it is done already, and resumed when it was begun.
+    """
+    if run is not None:
+        if (run / "model.safetensors").is_file():
+            print(f"{run} is there already")
+            return 0
+        words = [*words, "--resume"] if checkpoint.steps(run / "checkpoints") else words
     verb, *argv = [str(word) for word in words]
     print(f"$ gptsmith {verb} {shlex.join(argv)}", flush=True)
     if verb == "pretrain":  # its clock starts now, not when the demo started
         return pretrain.main(argv, time.perf_counter())
-    return {"prepare": prepare.main, "generate": generate.main}[verb](argv) or 0
+    if verb == "finetune":
+        return chat.main(argv[1:], time.perf_counter())
+    commands = {"prepare": prepare.main, "generate": generate.main, "evaluate": evaluate.main}
+    return commands[verb](argv) or 0
+
+
+def _talk(run: Run) -> None:
+    """Three conversations, the user's part given. The likeliest answers, so that they repeat."""
+    model, greedy = run.load_model(), SamplingConfig(temperature=0, max_new_tokens=60)
+    print(f"$ gptsmith chat {run.path} --temperature 0")
+    for questions in CONVERSATIONS:
+        messages: list[Message] = []
+        for question in questions:
+            messages.append({"role": "user", "content": question})
+            answer = generate_multi_turn_response(
+                model, run.tokenizer, messages, run.template, greedy
+            )
+            messages.append({"role": "assistant", "content": answer})
+            print(f"> {question}\n{answer}")
+        print()
 
 
 def _summary(run: Run, console: Console) -> None:

@@ -11,9 +11,9 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 # Ours (.model.tmp-0a1b2c3d.json) and those that safetensors makes inside its own save (.tmpaB3dE6).
 _TEMPORARY = re.compile(r"\..*\.tmp-[0-9a-f]{8}(\.\w+)?|\.tmp\w{6}")
@@ -24,7 +24,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`; fsynced and renamed to `path` on success, else removed.
 
     The temporary name keeps the suffix, because np.save and matplotlib read the format from it.
-    A write that fails for want of space names the file.
+    A write that fails, for want of space or permission, names `path`.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.tmp-{secrets.token_hex(4)}{path.suffix}")
@@ -35,7 +35,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         sync(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        ours = (None, str(temporary))
+        if isinstance(error, OSError) and error.errno is not None and error.filename in ours:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
@@ -89,22 +90,28 @@ def sweep(folder: str | Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def lock(path: Path, remedy: str) -> IO[str]:
-    """An exclusive flock on `path`, held until the file is closed or the process ends, however.
+def lock(path: Path, remedy: str) -> ExitStack:
+    """An exclusive flock on a file or folder, held until `close`, the end of a `with`, or that of
+    the process, however it comes.
 
-    Our process id is written inside. ValueError naming the process that has the lock.
+    Our process id is written into a file, which is made if need be. ValueError naming the process
+    that has the lock, as far as that is known.
     """
-    file = path.open("a+")
+    folder = path.is_dir()
+    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT, 0o666)
+    held = ExitStack()
+    held.callback(os.close, descriptor)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.seek(0)
-        owner = file.read().strip() or "unknown"
-        file.close()
+        owner = "" if folder else os.read(descriptor, 20).decode().strip()
+        held.close()
+        who = f"process {owner}" if owner else "another process"
         raise ValueError(
-            f"{path.parent} is in use by process {owner}: wait for it or stop it, {remedy}"
+            f"{path if folder else path.parent} is in use by {who}: "
+            f"wait for it or stop it, {remedy}"
         ) from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
+    if not folder:
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+    return held

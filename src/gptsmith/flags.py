@@ -47,8 +47,10 @@ def read_flags(
     for word in rest:
         if word.startswith("-") and word != "-":
             name = word.partition("=")[0]
-            flags = [flag for action in parser._actions for flag in action.option_strings]
-            raise ValueError(f"unknown option {name}{_nearest(name, flags)}")
+            flags = [flag[2:] for a in parser._actions for flag in a.option_strings if flag != "-h"]
+            near = nearest(name.lstrip("-"), flags)
+            hint = f": did you mean --{near}?" if near else " (see --help)"
+            raise ValueError(f"unknown option {name}{hint}")
     settings = [
         Setting(tuple(dest.split(".")), value, flag_name(dest.removesuffix(".preset").split(".")))
         for dest, value in vars(values).items()
@@ -80,10 +82,13 @@ def flag_name(path: Sequence[str]) -> str:
     return "--" + ".".join(path).replace("_", "-")
 
 
-def _nearest(name: str, flags: list[str]) -> str:
-    leaf = [flag for flag in flags if flag.lstrip("-").split(".")[-1] == name.lstrip("-")]
-    near = leaf or difflib.get_close_matches(name, flags, n=1, cutoff=0.5)
-    return f": did you mean {near[0]}?" if near else " (see --help)"
+def nearest(word: str, names: Sequence[str]) -> str | None:
+    """The name that was probably meant; of `section.field` the field alone counts as well."""
+    whole = {name.rpartition(".")[2]: name for name in reversed(names)} | {n: n for n in names}
+    begun = [name for name in whole if name.startswith(word)] if len(word) > 2 else []
+    # below 0.7, the suggestions are ones that nobody meant
+    near = [word] if word in whole else begun or difflib.get_close_matches(word, whole, 1, 0.7)
+    return whole[near[0]] if near else None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -98,7 +103,7 @@ def _parser(
 ) -> argparse.ArgumentParser:
     words = "[RECIPE.yaml]"
     if positional is not None:
-        field = config_class.model_fields[positional]
+        field = fields(config_class)[positional]
         words = positional.upper() + ("..." if list_item(field.annotation) else "")
         words = words if field.is_required() else f"[{words}]"
         about = _field_docs(config_class).get(positional, "")
@@ -129,6 +134,7 @@ def _add_flags(
     for name, field in config_class.model_fields.items():
         below = section(field.annotation)
         default = _default(field) if base is None else getattr(base, name)
+        name = field.alias or name
         if below is not None:
             sections.append((name, below, default if isinstance(default, below) else None))
         elif above or name != positional:
@@ -195,7 +201,7 @@ def _show(default: Any) -> str:
 
 
 def _field_docs(config_class: type[BaseModel]) -> dict[str, str]:
-    """Help text per field: its description, or the string that stands under it in the source."""
+    """Help text by written name: the description, or the string under the field in the source."""
     docs: dict[str, str] = {}
     for owner in reversed(config_class.__mro__):
         if not issubclass(owner, BaseModel) or owner is BaseModel:
@@ -210,11 +216,21 @@ def _field_docs(config_class: type[BaseModel]) -> dict[str, str]:
                 and isinstance(below.value, ast.Constant)
             ):
                 docs[field.target.id] = " ".join(str(below.value.value).split())
-    given = {name: f.description for name, f in config_class.model_fields.items() if f.description}
-    return docs | given
+    return {
+        field.alias or name: field.description or docs.get(name, "")
+        for name, field in config_class.model_fields.items()
+    }
 
 
-# --- what an annotation allows -------------------------------------------------------------------
+# --- what a class and an annotation allow --------------------------------------------------------
+
+
+def fields(config_class: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Fields by the name that people write: its alias, where Python keeps a word for itself.
+
+    `base: Path = Field(alias="from")` is `--from` and, in a recipe, `from:`.
+    """
+    return {field.alias or name: field for name, field in config_class.model_fields.items()}
 
 
 def choices(annotation: Any) -> list[Any]:

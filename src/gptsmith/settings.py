@@ -6,7 +6,6 @@ names: sizes that a class derives (head_dim from n_embd) are derived after the l
 Every mistake is a ValueError of one line that begins with its place: file and line, or the flag.
 """
 
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,8 +18,10 @@ from pydantic.fields import FieldInfo
 from gptsmith.flags import (
     Setting,
     choices,
+    fields,
     flag_name,
     list_item,
+    nearest,
     read_flags,
     section,
     takes_none,
@@ -51,7 +52,7 @@ def load(
     )
     settings: list[Setting] = []
     if positional is not None:
-        many = list_item(config_class.model_fields[positional].annotation) is not None
+        many = list_item(fields(config_class)[positional].annotation) is not None
         if len(words) > 1 and not many:
             raise ValueError(f"unexpected argument {words[1]!r}: one {positional} was expected")
         if words:
@@ -76,6 +77,16 @@ def load(
 # --- recipe --------------------------------------------------------------------------------------
 
 
+class _Loader(yaml.SafeLoader):
+    """No setting is a date, and 2001-13-45 would be an error without a line number."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if not tag.endswith(":timestamp")]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def read_recipe(path: Path, config_class: type[BaseModel]) -> Iterator[Setting]:
     """The settings of a YAML recipe. An empty file is a recipe that keeps every default."""
     try:
@@ -87,7 +98,7 @@ def read_recipe(path: Path, config_class: type[BaseModel]) -> Iterator[Setting]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         root = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -119,7 +130,7 @@ def _read_section(
     if not isinstance(node, yaml.MappingNode):
         where = ".".join(above) or "a recipe"
         raise ValueError(f"{file}:{line}: {where} should hold `name: value` lines")
-    seen: dict[str, int] = {}
+    known, seen = fields(config_class), dict[str, int]()
     for key_node, value_node in node.value:
         key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
         line = key_node.start_mark.line + 1
@@ -133,12 +144,14 @@ def _read_section(
                 raise ValueError(f"{place}: a preset is one name")
             yield Setting(path, value_node.value, place)
             continue
-        if key not in config_class.model_fields:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            raise ValueError(f"{file}:{line}: `<<` does not merge here: write the values out")
+        if key not in known:
             raise ValueError(f"{file}:{line}: unknown key {key!r}{_suggest(key, config_class)}")
-        annotation = config_class.model_fields[key].annotation
+        annotation = known[key].annotation
         below = section(annotation)
         if below is None:
-            yield Setting(path, _scalar(loader, value_node, annotation, place), place)
+            yield Setting(path, _value(loader, value_node, annotation, place), place)
         elif _is_null(value_node) and takes_none(annotation):
             yield Setting(path, None, place)
         else:
@@ -149,7 +162,10 @@ def _is_null(node: yaml.Node) -> bool:
     return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
 
 
-def _scalar(loader: yaml.SafeLoader, node: yaml.Node, annotation: Any, place: str) -> Any:
+def _value(loader: yaml.SafeLoader, node: yaml.Node, annotation: Any, place: str) -> Any:
+    item = list_item(annotation)
+    if item is not None and isinstance(node, yaml.SequenceNode):
+        return [_value(loader, one, item, place) for one in node.value]
     try:
         value = loader.construct_object(node, deep=True)
     except (yaml.YAMLError, ValueError) as error:
@@ -164,11 +180,11 @@ def _scalar(loader: yaml.SafeLoader, node: yaml.Node, annotation: Any, place: st
 
 
 def _suggest(key: str, config_class: type[BaseModel]) -> str:
-    fields = config_class.model_fields
-    below = {name: section(field.annotation) for name, field in fields.items()}
-    near = [f"{name}.{key}" for name, kind in below.items() if kind and key in kind.model_fields]
-    near = near or difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
-    return f": did you mean {near[0]!r}?" if near else f": valid here are {', '.join(fields)}"
+    known = fields(config_class)
+    below = {name: section(field.annotation) for name, field in known.items()}
+    deep = [f"{name}.{field}" for name, kind in below.items() if kind for field in fields(kind)]
+    near = nearest(key, [*known, *deep])
+    return f": did you mean {near!r}?" if near else f": valid here are {', '.join(known)}"
 
 
 # --- building ------------------------------------------------------------------------------------
@@ -178,11 +194,11 @@ def _build(config_class: type[Config], settings: list[Setting], positional: str 
     values: dict[str, Any] = {}
     places: dict[tuple[str, ...], str] = {}
     for path, value, place in settings:
-        into, kind = values, config_class.model_fields
+        into, kind = values, fields(config_class)
         for key in path[:-1]:
             below = section(kind[key].annotation)
             assert below is not None
-            kind = below.model_fields
+            kind = fields(below)
             if not isinstance(into.get(key), dict):
                 into[key] = {}
             into = into[key]
@@ -203,6 +219,9 @@ def _convert(field: FieldInfo, value: Any, place: str) -> Any:
         if int in kinds and float not in kinds and re.fullmatch(r"\d[\d.]*[eE]\+?\d+", value):
             number = float(value)  # 1e6 tokens
             value = int(number) if number.is_integer() else value
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and any("\ud800" <= c <= "\udfff" for c in text):
+            raise ValueError(f"{place}: should be UTF-8, got {text!r}")
     kind: Any = field.annotation
     if field.metadata:
         kind = Annotated[(kind, *field.metadata)]
@@ -222,31 +241,35 @@ def _make(
     positional: str | None,
 ) -> Config:
     """The section at `path`: `values` over the preset they name, else over `base`."""
-    fields: dict[str, Any] = {}
+    known, given = fields(config_class), dict[str, Any]()
     for name, value in values.items():
-        field = config_class.model_fields.get(name)
+        field = known.get(name)  # `preset` is none
         below = None if field is None else section(field.annotation)
         if field is not None and below is not None and isinstance(value, dict):
             default = None if field.is_required() else field.get_default(call_default_factory=True)
             start = default if isinstance(default, below) else None
             value = _make(below, value, start, (*path, name), places, None)
-        fields[name] = value
-    preset = fields.pop("preset", None) if hasattr(config_class, "preset") else None
+        given[name] = value
+    preset = given.pop("preset", None) if hasattr(config_class, "preset") else None
     try:
         if preset is not None:
-            return config_class.preset(preset, **fields)  # type: ignore[attr-defined]
+            return config_class.preset(preset, **given)  # type: ignore[attr-defined]
         if base is not None and hasattr(base, "change"):
-            return base.change(**fields)  # refills the sizes that follow from changed ones
-        kept = {} if base is None else {name: getattr(base, name) for name in base.model_fields_set}
-        return config_class(**{**kept, **fields})
+            return base.change(**given)  # refills the sizes that follow from changed ones
+        kept = {
+            field.alias or name: getattr(base, name)
+            for name, field in config_class.model_fields.items()
+            if base is not None and name in base.model_fields_set
+        }
+        return config_class(**{**kept, **given})
     except ValidationError as error:
         problems = []
         for problem in error.errors():
             at = (*path, *(str(part) for part in problem["loc"]))
             if problem["type"] == "missing":
-                problems.append(
-                    f"{at[0].upper() if at == (positional,) else flag_name(at)} is required"
-                )
+                name = at[0].upper() if at == (positional,) else flag_name(at)
+                beside = [place for at, place in places.items() if path and at[: len(path)] == path]
+                problems.append(" beside ".join([f"{name} is required", *beside[:1]]))
             else:
                 where = places.get(at, ".".join(at))
                 problems.append(f"{where}: {_wanted(problem['msg'])}".removeprefix(": "))

@@ -121,6 +121,8 @@ class Tokenizer:
             vocab_path, merges_path = tables_in(path)
             return cls(byte_level_text(*read_tables(vocab_path, merges_path)), vocab_path)
         path = path / "tokenizer.json" if path.is_dir() else path
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path}: no regular file; expected a tokenizer.json")
         try:
             return cls(path.read_bytes().decode(), path)
         except FileNotFoundError:
@@ -368,5 +370,5 @@ def _refuse_surrogates(texts: Sequence[str]) -> None:
         except UnicodeEncodeError as error:
             raise ValueError(
                 f"text has a lone surrogate U+{ord(text[error.start]):04X} at offset "
-                f'{error.start}, which no UTF-8 can hold: read the file with errors="replace"'
+                f"{error.start}, which no UTF-8 can hold: it was not UTF-8 where it came from"
             ) from None

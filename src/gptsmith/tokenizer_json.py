@@ -14,6 +14,7 @@ from gptsmith import bpe, files
 
 ENDOFTEXT = "<|endoftext|>"
 
+_GPT2 = "openai-community/gpt2"  # on the Hub
 _GPT2_MERGES = "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc0"
 _TABLES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
@@ -117,16 +118,21 @@ def find_gpt2() -> tuple[Path, Path]:
     if data and (Path(data) / "gpt2_bpe").is_dir():
         return tables_in(Path(data) / "gpt2_bpe")
     try:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
-        vocab, merges = (hf_hub_download("openai-community/gpt2", n) for n in _TABLES[1])
+        paths = [try_to_load_from_cache(_GPT2, name) for name in _TABLES[1]]
+        if not all(isinstance(path, str) for path in paths):
+            # without network this fails at once, where hf_hub_download would try for 24 seconds
+            HfApi().model_info(_GPT2, timeout=10)
+            paths = [hf_hub_download(_GPT2, name) for name in _TABLES[1]]
     except Exception as error:  # not installed, no network, no account, a full disk ...
         raise ValueError(
             "GPT-2's tokenizer is neither in $GPTSMITH_DATA/gpt2_bpe nor in the Hugging Face cache"
             f" nor on the Hub ({type(error).__name__}): put its encoder.json and vocab.bpe into a"
             " folder gpt2_bpe and set GPTSMITH_DATA to the folder above it"
         ) from None
-    return Path(vocab), Path(merges)
+    vocab, merges = (Path(str(path)) for path in paths)
+    return vocab, merges
 
 
 def read_tables(vocab_path: Path, merges_path: Path) -> tuple[dict[str, int], list[str]]:

@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,30 @@ def test_evaluate_repeats_the_last_validation(say, run: Path, corpus: Path) -> N
     assert say("evaluate", run, "--data", corpus)[1] == out
 
 
+def test_evaluate_measures_as_training_did(say, run: Path, tmp_path: Path) -> None:
+    def evaluate(trained: str, *argv: str) -> tuple[str, str]:
+        copy = tmp_path / trained
+        shutil.copytree(run, copy, dirs_exist_ok=True)
+        config = (run / "config.yaml").read_text()
+        (copy / "config.yaml").write_text(
+            config.replace("precision: fp32", f"precision: {trained}")
+        )
+        code, out, _ = say("evaluate", copy, *argv)
+        assert code == 0
+        lines = out.splitlines()
+        return lines[1].removeprefix("  precision     "), "\n".join(lines[2:])
+
+    precision, fp32 = evaluate("fp32")
+    assert precision == "fp32, as in training"
+    precision, bf16 = evaluate("bf16")
+    assert precision == "bf16, as in training"
+    assert bf16 != fp32
+    assert evaluate("bf16", "--precision", "fp32") == ("fp32, as asked for", fp32)
+    assert evaluate("fp32", "--precision", "bf16") == ("bf16, as asked for", bf16)
+    because = "fp32, because the fp16 of its training is for GPUs"
+    assert evaluate("fp16", "--device", "cpu") == (because, fp32)
+
+
 def test_inspect_shows_corpus_and_run(say, run: Path, corpus: Path, tmp_path: Path) -> None:
     code, out, _ = say("inspect", corpus, "--top", "3", "--png", tmp_path / "c.png")
     assert code == 0
@@ -100,11 +125,39 @@ def test_generate_reads_standard_input(say, run: Path, monkeypatch: pytest.Monke
     assert say("generate", run, "--prompt", "-", "--max-new-tokens", "9") == wanted
 
 
+@pytest.mark.parametrize(
+    ("errors", "message"),
+    [
+        ("strict", "--prompt -: standard input is not UTF-8"),
+        ("surrogateescape", r"--prompt 'The \udcff': text has a lone surrogate"),  # LANG=C
+    ],
+)
+def test_generate_names_standard_input(run: Path, errors: str, message: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gptsmith", "generate", str(run), "--prompt", "-"],
+        input=b"The \xff",
+        env=os.environ | {"PYTHONIOENCODING": f"utf-8:{errors}"},
+        capture_output=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.decode().startswith(f"gptsmith generate: {message}")
+
+
 def test_generate_stops_at_a_string(say, run: Path) -> None:
     asked = ("generate", run, "--prompt", "The", "--max-new-tokens", "40")
     whole = say(*asked)[1].removeprefix("The")
     stop = whole[20:22]
     assert say(*asked, "--stop", stop, "--stop", "☃")[1] == f"The{whole[: whole.index(stop)]}\n"
+
+
+def test_generate_says_what_it_does_not_read(say, run: Path) -> None:
+    argv = ("generate", run, "--max-new-tokens", "2", "--prompt")
+    text = "The line of words, " * 5
+    _, whole, remark = say(*argv, text)
+    assert remark == "a prompt has 95 tokens, the model reads 32: it begins with the newest 16\n"
+    _, end, nothing = say(*argv, text[-16:])
+    assert whole == text[:-16] + end
+    assert nothing == ""
 
 
 def test_generate_takes_the_weights_of_a_checkpoint(say, run: Path) -> None:
@@ -149,9 +202,14 @@ def test_generate_streams_to_a_terminal(say, run: Path) -> None:
             "unknown option --temperatur: did you mean --temperature?",
         ),
         ("generate {run} --top-p 1.5", "--top-p: should be less than or equal to 1, got '1.5'"),
+        ("generate {run} --stop=", "generate: --stop: "),
         ("generate {run} --checkpoint 3", "no checkpoint of step 3"),
-        ("generate {run} --device tpu", "no device 'tpu'"),
-        ("generate {run} --prompt ☃", "'☃'"),
+        ("generate {run} --device tpu", "generate: --device: no device 'tpu'"),
+        ("generate {run} --prompt ☃", "generate: --prompt '☃': character '☃'"),
+        (
+            "generate {run} --prompt \udcff",
+            r"generate: --prompt: should be UTF-8, got '\udcff'",
+        ),
         ("evaluate {run} --data {run}", "no prepared corpus here"),
         (
             "evaluate {run} --precision fp8",
@@ -185,6 +243,19 @@ def test_wrong_input_costs_one_line(
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(f"gptsmith {argv.split()[0]}: ")
     assert not list(tmp_path.iterdir())  # nothing is left behind
+
+
+def test_a_corpus_that_was_moved_is_asked_for(say, run: Path, corpus: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    config = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config.replace(f"data: {corpus}\n", "data: gone\n"))
+    code, _, err = say("evaluate", copy)
+    assert code == 2
+    assert f"{copy} was trained on gone: no prepared corpus here" in err
+    assert err.endswith("; or give --data\n")
+    assert say("evaluate", copy, "--data", corpus)[0] == 0
+    (copy / "config.yaml").write_text(config.replace(f"data: {corpus}\n", "data: [a, b]\n"))
+    assert "names no corpus: give --data" in say("evaluate", copy)[2]
 
 
 def test_another_tokenizer_is_refused(say, run: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_an_epoch_takes_every_window_once_and_misses_less_than_one_per_shard(
     if p > r, the last window overlaps the one before it by p - r instead."""
     shards = make_shards(lengths)
     if max(lengths) < T + 1:
-        with pytest.raises(ValueError, match=f"{sum(lengths)}.* = {T + 1}:"):
+        with pytest.raises(ValueError, match=f"are fewer than .* = {T + 1}:"):
             Windows(shards, T, seed, None)
         return
     windows = Windows(shards, T, seed, None)
@@ -136,6 +136,15 @@ def test_batches_are_inputs_and_their_successors(tmp_path: Path) -> None:
     assert batch.inputs.shape == (3, 6)
     assert batch.targets.equal(batch.inputs + 1)
     assert (batch.documents, batch.name) == (None, "samples 2..4")
+
+
+def test_too_few_tokens_and_too_small_shards_are_told_apart() -> None:
+    with pytest.raises(ValueError, match=r"training tokens \(20\) are fewer .* = 65: take more"):
+        Windows([np.zeros(10, np.uint16)] * 2, 64, 0, None)
+    with pytest.raises(
+        ValueError, match=r"largest shard \(10\) are fewer .* larger --shard-tokens"
+    ):
+        Windows([np.zeros(10, np.uint16)] * 20, 64, 0, None)
 
 
 def test_documents_are_numbered_from_their_first_token() -> None:

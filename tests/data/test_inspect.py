@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from gptsmith import files
@@ -159,6 +160,7 @@ def test_corpus_is_shown_plainly(tmp_path: Path) -> None:
         assert part in text, part
     assert "\x1b" not in text
     assert "\\x1b" in text
+    assert not [line for line in text.split("\n") if line.endswith(" ")]
     assert max(map(len, shown(report, 60).splitlines())) <= 60
 
 
@@ -184,8 +186,17 @@ def test_histogram_covers_every_length() -> None:
 
 def test_picture(tmp_path: Path) -> None:
     report = corpus_report(write_corpus(tmp_path / "rings", Tokenizer.byte(), TRAIN, VAL))
-    picture = draw(report, tmp_path / "rings.png")
+    drawn: list[Figure] = []
+    with pytest.MonkeyPatch.context() as patch:
+        save = Figure.savefig
+        patch.setattr(Figure, "savefig", lambda f, *a, **k: (drawn.append(f), save(f, *a, **k)))
+        picture = draw(report, tmp_path / "rings.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
+    left, right = drawn[0].axes
+    assert (left.get_title(), right.get_title()) == ("document lengths", "token frequencies")
+    assert left.get_xlim() == (1, 100)  # 0 to 18 tokens
+    assert right.get_xlim()[0] == right.get_ylim()[0] == 1
+    assert [label.get_text() for label in right.get_yticklabels()][1:3] == ["1", "10"]
     with pytest.raises(ValueError, match=r"rings\.pdf: .* ends in \.png"):
         draw(report, tmp_path / "rings.pdf")
 
@@ -229,6 +240,7 @@ def test_run_is_reported(tmp_path: Path) -> None:
     for step in (5, 10):
         stored = checkpoint.save(run.checkpoints, step, groups, {})
     (stored / "optimizer.safetensors").write_bytes(b"cut short")
+    (run.checkpoints / "step-000011").write_text("no checkpoint")
     checkpoint.save_tensors(run.weights, model.state_dict())
 
     report = run_report(run.path)

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from gptsmith.data import build, destination, text_files
+from gptsmith import files
+from gptsmith.data import build, text_files
 from gptsmith.data.prepare import PrepareConfig, prepare
 from gptsmith.data.shards import Corpus
 from gptsmith.tokenizer import Tokenizer
@@ -121,6 +122,23 @@ def test_validation_from_a_file(tmp_path: Path) -> None:
     assert [source["asked"] for source in corpus.manifest["sources"]] == [str(train), str(val)]
 
 
+def test_validation_that_is_trained_on_too_is_remarked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    a = lines(tmp_path / "in" / "a.jsonl", ["one", "two"])
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(a)
+    for number, val in enumerate((link, a, tmp_path / "in")):
+        corpus = run(tmp_path / f"out{number}", tmp_path / "in", val=str(val))
+        assert corpus.manifest["validation"].endswith("are trained on too")
+        assert "trained on too" in capsys.readouterr().err
+    lines(tmp_path / "in" / "b.jsonl", ["three"])
+    corpus = run(tmp_path / "apart", tmp_path / "in", val=str(a), deduplicate=True)
+    assert corpus.manifest["validation"] == f"the documents of {a}"
+    assert decoded(corpus, "train") == ["", "three"]
+
+
 def test_fineweb_validates_on_its_first_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,7 +166,7 @@ def test_fineweb_validates_on_its_first_shard(
     texts=st.lists(
         st.text("ab \né🙂<|endoftext|>", min_size=1, max_size=20), min_size=2, max_size=12
     ),
-    shard_tokens=st.integers(1, 40),
+    shard_tokens=st.integers(2, 40),
     frame=st.integers(1, 50),
     piece=st.integers(1, 20),
     workers=st.integers(1, 3),
@@ -283,8 +301,14 @@ def test_options_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         run(tmp_path / "out", tmp_path / "a.txt", vocab_size=500)
     with pytest.raises(FileNotFoundError, match="--tokenizer bpee: neither gpt2, bpe, char"):
         run(tmp_path / "out", tmp_path / "a.txt", tokenizer="bpee")
+    os.mkfifo(tmp_path / "pipe")
+    for special in ("/dev/zero", tmp_path / "pipe"):
+        with pytest.raises(ValueError, match=f"{special}: no regular file"):
+            run(tmp_path / "out", tmp_path / "a.txt", tokenizer=str(special))
     with pytest.raises(ValidationError):
         PrepareConfig(sources=(), out=tmp_path)
+    with pytest.raises(ValidationError):  # the trainer would take the memory and abort
+        PrepareConfig(sources=("a",), out=tmp_path, tokenizer="bpe", vocab_size=10**11)
     with pytest.raises(ValidationError):
         PrepareConfig(sources=("a",), out=tmp_path, colour="red")  # type: ignore[call-arg]
     assert not (tmp_path / "out").exists()
@@ -428,6 +452,26 @@ def test_another_corpus_is_refused_or_replaced_whole(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "out"]
 
 
+def test_out_may_be_a_link_or_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = lines(tmp_path / "a.jsonl", ["one", "two", "three"])
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    run(tmp_path / "link", source)
+    assert len(run(tmp_path / "link", source, shard_tokens=2, overwrite=True).train) > 1
+    assert len(Corpus.open(tmp_path / "real").train) > 1
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Tokenizer.char("ot").save(tmp_path / "tokenizer.json")
+    with pytest.raises(ValueError, match="character 'n' at offset 1"):
+        run(Path(), source, tokenizer=str(tmp_path / "tokenizer.json"))
+    assert run(Path(), source).manifest["name"] == "here"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "a.jsonl", "here", "link", "real", "tokenizer.json"
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="--out /: name a new folder"):
+        run(Path("/"), source)
+
+
 def test_a_kill_while_replacing_leaves_one_of_the_two(tmp_path: Path) -> None:
     source = lines(tmp_path / "a.jsonl", ["one", "two", "three"])
     out, old, new = tmp_path / "out", tmp_path / ".out.old", tmp_path / ".out.new"
@@ -463,8 +507,8 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
     source = lines(tmp_path / "a.jsonl", ["one", "two"])
     (tmp_path / "out").mkdir()
     with (
-        destination.locked(tmp_path / "out"),
-        pytest.raises(ValueError, match="another gptsmith prepare is writing here"),
+        files.lock(tmp_path / "out", "or not"),
+        pytest.raises(ValueError, match=r"out is in use by another process: .* --out"),
     ):
         run(tmp_path / "out", source)
 

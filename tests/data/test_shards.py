@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gptsmith.data import shards
 from gptsmith.data.prepare import PrepareConfig, prepare
 from gptsmith.data.shards import Corpus, ShardWriter, fingerprint
 
@@ -93,6 +94,9 @@ def test_another_tokenizer_is_refused(corpus: Path, tmp_path: Path) -> None:
         ({"format": 99}, "format 99"),
         ({"dtype": None}, "instead of|not a corpus manifest"),
         ({"splits": {}}, "not a corpus manifest"),
+        ({"splits": []}, "not a corpus manifest"),
+        ({"splits": {"train": {"tokens": 1, "shards": []}}}, "not a corpus manifest"),
+        ({"tokenizer": "byte"}, "not a corpus manifest"),
         ({"fingerprint": "0"}, "contradicts itself"),
     ],
 )
@@ -101,6 +105,35 @@ def test_an_edited_manifest_is_refused(corpus: Path, change: dict, message: str)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=message):
         Corpus.open(corpus)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3", "{}", '{"format": 1}'])
+def test_another_manifest_is_refused_and_kept(corpus: Path, content: str, tmp_path: Path) -> None:
+    path = corpus / "manifest.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"manifest\.json: not a corpus manifest"):
+        Corpus.open(corpus)
+    for overwrite in (False, True):  # it may be anything's
+        with pytest.raises(FileExistsError, match=r"manifest\.json: not that of a corpus; choose"):
+            prepare(
+                PrepareConfig(
+                    sources=(str(tmp_path / "text.txt"),),
+                    out=corpus,
+                    tokenizer="byte",
+                    overwrite=overwrite,
+                )
+            )
+    assert path.read_text() == content
+
+
+def test_a_writer_makes_no_more_files_than_can_be_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_MOST_SHARDS", 3)
+    writer = ShardWriter(tmp_path, "train", np.dtype(np.uint16), 2)
+    with pytest.raises(ValueError, match="more than 3 shards of 2 tokens: give a larger --shard"):
+        writer.append(np.arange(8), documents=1, text_bytes=8)
+    writer.close()
 
 
 def test_a_torn_manifest_is_named_with_its_line(corpus: Path) -> None:

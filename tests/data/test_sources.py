@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -259,6 +260,41 @@ def test_a_bad_csv_row_is_named_or_left_out(tmp_path: Path, row: bytes, message:
     assert read(path, skip=True) == ["a\nb", "last"]
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet"])
+@pytest.mark.parametrize("text_column", ["text", None])
+def test_two_columns_of_one_name_are_refused(
+    tmp_path: Path, name: str, text_column: str | None
+) -> None:
+    path = tmp_path / name
+    if name == "a.parquet":
+        arrays = [pa.array([text]) for text in "ab"]
+        pq.write_table(pa.Table.from_arrays(arrays, names=["text", "text"]), path)
+    else:
+        path.write_text("text,id,text\na,1,b\n".replace(",", "\t" if name == "a.tsv" else ","))
+    with pytest.raises(ValueError, match=rf"{name}.*: two columns are called 'text'; rename one"):
+        read(path, text_column=text_column)
+
+
+def test_unnamed_columns_may_be_several(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(",text,,\n0,a,,\n")
+    assert read(tmp_path / "a.csv") == ["a"]
+
+
+def test_a_category_and_a_view_are_text(tmp_path: Path) -> None:
+    for kind in (pa.dictionary(pa.int32(), pa.string()), pa.string_view()):
+        pq.write_table(pa.table({"text": pa.array(ROWS).cast(kind)}), tmp_path / "a.parquet")
+        assert read(tmp_path / "a.parquet") == ROWS
+
+
+def test_a_table_in_another_encoding_is_told_so(tmp_path: Path) -> None:
+    for encoding in ("utf-16", "utf-16-le"):
+        (tmp_path / "a.csv").write_bytes("id,text\n1,x\n".encode(encoding))
+        with pytest.raises(ValueError, match=r"a\.csv:1: the header line is not UTF-8; save"):
+            read(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text('"the\nid",\u00a0text,text\n1,x,y\n')
+    assert read(tmp_path / "a.csv") == ["y"]
+
+
 def test_null_in_a_table_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["a", None, "c"]}), path)
@@ -301,6 +337,17 @@ def test_folders_and_patterns_are_read_in_order(tmp_path: Path) -> None:
     assert read(f"{tmp_path}/**/*.md") == ["deep/c.md"]
 
 
+def test_a_closed_folder_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.txt").write_text("text")
+    access = os.access  # as of somebody who is not root
+    monkeypatch.setattr(os, "access", lambda p, mode: access(p, mode) and p.name != "closed")
+    with pytest.raises(PermissionError, match="closed: you may not read this folder"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
@@ -308,6 +355,7 @@ def test_folders_and_patterns_are_read_in_order(tmp_path: Path) -> None:
         ("*.txt", FileNotFoundError, "no file fits this pattern"),
         ("empty", FileNotFoundError, r"no file of \.txt, .* in this folder"),
         ("notes.pdf", ValueError, r"notes\.pdf: not a file of \.txt"),
+        ("pipe.txt", ValueError, r"pipe\.txt: neither a file nor a folder"),
         ("splits", ValueError, "holds the splits test, train; name one"),
     ],
 )
@@ -316,6 +364,7 @@ def test_what_is_not_there_is_named(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.pdf").write_text("x")
+    os.mkfifo(tmp_path / "pipe.txt")
     for split in ("train", "test"):
         (tmp_path / "splits" / split).mkdir(parents=True)
     (tmp_path / "splits" / "dataset_dict.json").write_text("{}")
@@ -330,6 +379,14 @@ def test_a_misspelt_corpus_gets_a_suggestion() -> None:
         open_source("pydocs|zzz", Reader())
     with pytest.raises(ValueError, match="an empty name"):
         open_source("pydocs|", Reader())
+
+
+def test_names_with_signs_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a|b.txt", "c*.txt", "d[e].txt", "f\ng.txt", " h.txt"):
+        (tmp_path / name).write_text("text")
+        assert read(tmp_path / name) == ["text"]
+    monkeypatch.chdir(tmp_path)
+    assert read(" h.txt") == ["text"]
 
 
 def test_an_alternative_is_taken_and_its_reason_kept(tmp_path: Path) -> None:
@@ -371,6 +428,11 @@ def test_without_network_a_corpus_says_which_files_to_put_where(
         open_source(name, Reader())
 
 
+def test_without_network_a_name_of_the_hub_is_to_be_fetched_elsewhere() -> None:
+    with pytest.raises(FileNotFoundError, match=r"^owner/name: not to be had .* their folder inst"):
+        open_source("owner/name", Reader())
+
+
 def test_without_network_shakespeare_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -385,6 +447,17 @@ def test_without_network_shakespeare_says_so(
     with pytest.raises(
         FileNotFoundError, match=r"put https://.* into .*tinyshakespeare/input\.txt"
     ):
+        open_source("shakespeare", Reader())
+
+
+def test_shakespeare_needs_a_place_to_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("GPTSMITH_DATA", raising=False)
+    with pytest.raises(FileNotFoundError, match=r"no home folder .* set XDG_CACHE_HOME"):
         open_source("shakespeare", Reader())
 
 
@@ -486,6 +559,12 @@ def test_rows_of_equal_length_are_a_stream(tmp_path: Path) -> None:
     layout, found = ids_of(tmp_path, input_ids=[[5, 6, 7], [8, 0, 9], [1]])
     assert "one stream" in layout
     assert found == [[5, 6, 7, 8, 0, 9, 1]]
+
+
+def test_an_id_that_no_tokenizer_has_is_named(tmp_path: Path) -> None:
+    for bad in (-2, 100):
+        with pytest.raises(ValueError, match=rf"row 2: token id {bad} is outside .* 0\.\.99"):
+            ids_of(tmp_path, input_ids=[[5, 6], [99, bad, 7]])
 
 
 def test_labels_are_compared(tmp_path: Path) -> None:

@@ -22,11 +22,18 @@ def test_sizes_that_are_left_out_follow_from_the_others() -> None:
             dict(position="learned", rope_scaling=RopeScaling(rope_type="linear", factor=2)),
             "rope_scaling needs position: rope",
         ),
+        (
+            dict(rope_scaling=dict(rope_type="llama3", factor=2, low_freq_factor=4.0)),
+            "low_freq_factor 4.0 is not below high_freq_factor 4.0",
+        ),
+        (dict(rope_scaling=dict(factor=2)), "rope_scaling.rope_type"),
         (dict(dropout=1.0), "dropout"),
         (dict(n_layer=0), "n_layer"),
         (dict(n_head=0), "n_head"),
         (dict(mlp="relu"), "mlp"),
         (dict(n_layers=3), "n_layers"),
+        (dict(labels=["spam"]), "labels has one class, 'spam'"),
+        (dict(labels=["a", "b", "a"]), "labels has 'a' twice"),
     ],
 )
 def test_impossible_values_are_refused_by_name(fields: dict, words: str) -> None:

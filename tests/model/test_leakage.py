@@ -56,6 +56,22 @@ def test_a_target_seen_through_another_position_is_found_at_the_depth_that_carri
     assert first_scored(Mask(first_sees_fifth), T, H, n_layer=3) == 5
 
 
+def test_long_contexts_cost_no_square_of_memory() -> None:
+    T = 8192
+    assert first_scored(prefix(100), T, H, n_layer=28) == 99
+    assert first_scored(prefix(T - 1), T, H, n_layer=28) == T - 2
+    with pytest.raises(ValueError, match="position 0 can see token 1"):
+        first_scored(bidirectional(), T, H, n_layer=28)
+
+    def blocks(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (q >= k) | (q // 64 == k // 64)
+
+    with pytest.raises(ValueError, match=r"blocks.*looks ahead over 8192 .* shorter context"):
+        first_scored(Mask(blocks), T, H, n_layer=28)
+    with pytest.raises(ValueError, match="position 64 can see token 65"):
+        first_scored(Mask(blocks), 256, H, n_layer=28)
+
+
 @given(st.lists(st.booleans(), min_size=36, max_size=36), st.integers(1, 3))
 @settings(max_examples=25, deadline=None, derandomize=True)
 def test_it_agrees_with_what_a_real_model_can_know(bits: list[bool], n_layer: int) -> None:

@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gptsmith.model.cache import KVCache
+from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import PRESETS, ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.size import flops_per_token, kv_cache_bytes, parameters, training_memory
@@ -45,13 +46,15 @@ axes = st.fixed_dictionaries(
         bias=st.sampled_from(["none", "qkv", "all"]),
         qk_norm=st.booleans(),
         tied=st.booleans(),
+        labels=st.sampled_from([(), (), ("no", "yes", "perhaps")]),
     )
 ).map(lambda fields: ModelConfig(**fields))
 
 
 def count(c: ModelConfig) -> int:
     with torch.device("meta"):
-        return sum(p.numel() for p in GPTModel(c).parameters())
+        model = GPTClassifier(c) if c.labels else GPTModel(c)
+        return sum(p.numel() for p in model.parameters())
 
 
 def small(name: str, T: int) -> ModelConfig:
@@ -82,8 +85,10 @@ def test_the_formulas_hold_for_any_combination_of_axes(c: ModelConfig) -> None:
     assert parameters(c) == count(c)
     B, T = 2, 8
     model = GPTModel(c)
+    batch = random_batch(c, B, T)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        loss, _ = next_token_loss(model, random_batch(c, B, T))
+        # Of a classifier, all but its small head is counted.
+        loss = model.hidden(batch.inputs).sum() if c.labels else next_token_loss(model, batch)[0]
         loss.backward()
     assert flops_per_token(c, T) * B * T == counter.get_total_flops()
     assert flops_per_token(c) == flops_per_token(c, c.context_length)
@@ -136,7 +141,7 @@ def test_memory_of_activations_is_close_for_every_family(name: str) -> None:
     assert estimate == pytest.approx(saved_bytes(c, 2, 32), rel=0.1)
 
 
-@given(axes.map(lambda c: c.change(d_ff=64, head_dim=6)))
+@given(axes.map(lambda c: c.change(d_ff=64, head_dim=6, labels=())))
 @settings(max_examples=15, deadline=None, derandomize=True)
 def test_memory_of_activations_is_close_for_any_combination_of_axes(c: ModelConfig) -> None:
     estimate = training_memory(c, 4, 8).activations

@@ -1,6 +1,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -94,6 +95,16 @@ def test_the_gradient_is_that_of_the_mean_over_scored_tokens() -> None:
     assert int(scored) == int(sum_targets([batch])) == sum(T - (5 * i) % (T + 1) for i in range(4))
     for p, q in zip(model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_padding_does_not_count_as_tokens() -> None:
+    micro = [
+        replace(samples(0, 2), tokens=5),
+        replace(samples(2, 2), tokens=0),
+        samples(4, 2),  # no padding
+    ]
+    done = steps(small(), 2, batches=lambda s: micro)
+    assert [s.tokens for s in done] == [5 + 2 * T] * 2
 
 
 def test_clipping_bounds_the_gradient_and_reports_its_true_norm() -> None:
@@ -191,7 +202,7 @@ def test_a_bad_batch_is_skipped_counted_and_named(kind: str, factor: float) -> N
         )[0]
         kept.append(same(before, weights(model)))
         if step == 2:
-            assert done.skipped.startswith("step 2 skipped: loss ")
+            assert done.skipped.startswith("step 3 skipped: loss ")  # steps count from 1
             assert done.skipped.endswith("in samples 8..9, samples 10..11")
         else:
             assert done.skipped == ""
@@ -229,13 +240,60 @@ def test_what_is_no_spike() -> None:
 
 def test_after_too_many_bad_steps_in_a_row_training_stops_naming_the_last() -> None:
     guard = Guard(patience=3)
-    with pytest.raises(Diverged, match=r"step 3 skipped: .*samples 12\.\.15; 3 steps in a row"):
+    with pytest.raises(Diverged, match=r"step 4 skipped: .*samples 12\.\.15; 3 steps in a row"):
         steps(small(), 9, loss=lambda m, b: (torch.nan * next_token_loss(m, b)[0], None),
               first_step=1, guard=guard)  # fmt: skip
     guard = Guard(patience=2)
     for i in range(8):  # never two in a row
         guard.check(i, math.nan if i % 2 else 1.0, 1.0, ["a"])
     assert guard.skipped == 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_diverged_can_be_saved_and_goes_on_as_if_it_had_been_more_patient(kind: str) -> None:
+    bad = {f"samples {4 * s}..{4 * s + 3}" for s in (3, 4, 5)}
+
+    def loss(model: GPTModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        summed, scored = next_token_loss(model, batch)
+        return (summed * torch.nan if batch.name in bad else summed), scored
+
+    config = OptimConfig(kind=kind)
+    patient, guard = small(), Guard(patience=4)
+    through = steps(
+        patient, 8, optimizer=(first := Optimizer(patient, config, "cpu")), loss=loss, guard=guard
+    )
+    assert [bool(s.skipped) for s in through] == [False] * 3 + [True] * 3 + [False] * 2
+
+    model, hasty = small(), Guard(patience=3)
+    optimizer = Optimizer(model, config, "cpu")
+    seen: list[Step] = []
+    stood = []
+
+    def batches(step: int) -> list[Batch]:  # asked for before anything of the step happens
+        state = {name: x.clone() for name, x in optimizer.state_tensors().items()}
+        stood.append((weights(model), state, hasty.state()))
+        return [samples(4 * step, 4)]
+
+    rate = dict(learning_rate=lambda s: 0.01 * 0.98**s, precision=FP32, clip=1.0, seed=0)
+    run = train_steps(model, loss, batches, optimizer, guard=hasty, **rate)
+    with pytest.raises(Diverged, match=r"step 6 skipped: .* 3 steps in a row"):
+        seen.extend(run)
+    *_, good, _, last = stood  # before steps 4, 5 and 6
+    assert [str(s) for s in seen] == [str(s) for s in through[:5]]  # NaN equals nothing
+    assert same(weights(model), good[0])
+    now = optimizer.state_tensors()
+    assert now.keys() == good[1].keys()
+    assert all(torch.equal(x, now[name]) for name, x in good[1].items())
+    assert hasty.state() == last[2]
+
+    resumed = Guard(patience=4)
+    resumed.load(hasty.state())
+    rest = steps(model, 3, optimizer=optimizer, loss=loss, guard=resumed, first_step=5)
+    assert [str(s) for s in rest] == [str(s) for s in through[5:]]
+    assert same(weights(patient), weights(model))
+    assert resumed.state() == guard.state()
+    states = (first.state_tensors(), optimizer.state_tensors())
+    assert all(torch.equal(x, states[1][name]) for name, x in states[0].items())
 
 
 def test_the_guard_goes_on_where_it_stood() -> None:
@@ -277,7 +335,7 @@ def test_overflow_that_no_scale_cures_is_divergence() -> None:
         return summed, scored
 
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    with pytest.raises(Diverged, match=r"step 4 .* gradient norm nan in .*; 2 steps in a row"):
+    with pytest.raises(Diverged, match=r"step 5 .* gradient norm nan in .*; 2 steps in a row"):
         steps(small(), 9, loss=infinite_gradient, scaler=scaler, guard=Guard(patience=2))
 
 

@@ -1,9 +1,10 @@
+import weakref
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptsmith.model.config import ModelConfig
@@ -15,6 +16,7 @@ from gptsmith.train.loss import (
     Batch,
     LinearCrossEntropy,
     chunk_rows,
+    classification_loss,
     next_token_loss,
 )
 
@@ -116,10 +118,14 @@ def test_next_token_loss_is_the_loss_of_the_logits(
     assert int(next_token_loss(model, batch)[1]) == 3 * 12 - 8
 
 
-class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that any operation returned."""
+class Memory(TorchDispatchMode):
+    """Elements of the largest tensor that any operation returned, and the most bytes of such
+    tensors in use at once."""
 
-    numel = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = self.now = self.peak = 0
+        self.known: dict[int, int] = {}
 
     def __torch_dispatch__(
         self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
@@ -127,8 +133,19 @@ class Largest(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for x in out if isinstance(out, (tuple, list)) else [out]:
             if isinstance(x, Tensor):
-                self.numel = max(self.numel, x.numel())
+                self.largest = max(self.largest, x.numel())
+                self.hold(x.untyped_storage())
         return out
+
+    def hold(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata not in self.known:
+            self.known[storage._cdata] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self.release, storage._cdata)
+
+    def release(self, key: int) -> None:
+        self.now -= self.known.pop(key)
 
 
 def test_the_logits_never_stand_whole_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,12 +154,99 @@ def test_the_logits_never_stand_whole_in_memory(monkeypatch: pytest.MonkeyPatch)
     sizes = dict(n_layer=1, n_head=1, n_embd=4, d_ff=8, context_length=T, vocab_size=V)
     model = GPTModel(ModelConfig(**sizes))
     ids = torch.randint(V, (B, T))
-    with Largest() as largest:
+    with Memory() as used:
         next_token_loss(model, Batch(ids, ids))[0].backward()
-    assert largest.numel == 8 * V
-    with Largest() as largest:
+    assert used.largest == 8 * V
+    with Memory() as used:
         model(ids)
-    assert largest.numel == B * T * V
+    assert used.largest == B * T * V
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_about_two_chunks_of_logits_are_in_use_at_once(dtype: torch.dtype, gradients: bool) -> None:
+    N, C, V, rows = 400, 2, 1000, 50
+    hidden = torch.randn(N, C, requires_grad=gradients)
+    weight = torch.randn(V, C, requires_grad=gradients)
+    with Memory() as used:
+        LinearCrossEntropy.apply(hidden, weight, torch.randint(V, (N,)), dtype, rows)
+    assert used.peak < 2.5 * rows * V * 4
+
+
+def products(hidden: Tensor, weight: Tensor, targets: Tensor) -> int:
+    """How many matrix products one evaluation of the loss takes, in one chunk."""
+    count = 0
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+        ) -> object:
+            nonlocal count
+            count += func is torch.ops.aten.mm.default
+            return func(*args, **(kwargs or {}))
+
+    with Count():
+        LinearCrossEntropy.apply(hidden, weight, targets, torch.float32, N)
+    return count
+
+
+def test_only_the_gradients_that_are_wanted_are_made() -> None:
+    """A frozen head (LoRA) saves a third of the work, an evaluation two thirds."""
+    hidden, weight, targets = case()
+    assert products(hidden, weight, targets) == 3
+    assert products(hidden, weight.detach(), targets) == 2
+    assert products(hidden.detach(), weight, targets) == 2
+    assert products(hidden.detach(), weight.detach(), targets) == 1
+    both = torch.autograd.grad(plain(hidden, weight, targets), (hidden, weight))
+    for i, frozen in enumerate([(hidden, weight.detach()), (hidden.detach(), weight)]):
+        loss = LinearCrossEntropy.apply(*frozen, targets, torch.float32, 4)
+        (gradient,) = torch.autograd.grad(loss, (hidden, weight)[i])
+        torch.testing.assert_close(gradient, both[i], rtol=1e-5, atol=1e-6)
+
+
+def test_an_evaluation_makes_no_gradients() -> None:
+    model = GPTModel(
+        ModelConfig(n_layer=1, n_head=1, n_embd=4, d_ff=8, context_length=8, vocab_size=V)
+    )
+    ids = torch.randint(V, (1, 8))
+    made = {}
+    real = LinearCrossEntropy.forward
+
+    def forward(ctx: object, *given: Tensor) -> Tensor:
+        made[len(made)] = ctx.needs_input_grad[:2]
+        return real(ctx, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LinearCrossEntropy, "forward", staticmethod(forward))
+        with torch.no_grad():
+            next_token_loss(model, Batch(ids, ids))
+        next_token_loss(model, Batch(ids, ids))
+    assert made == {0: (False, False), 1: (True, True)}
+
+
+def test_a_loss_scale_takes_fp16_out_of_range_only_where_the_result_must_stand_in_it() -> None:
+    hidden, weight, targets = case()
+    exact = torch.autograd.grad(plain(hidden, weight, targets), (hidden, weight))
+    scale = 2.0**20
+    assert float(exact[0].abs().max()) * scale > 65504
+    loss = LinearCrossEntropy.apply(hidden, weight, targets, torch.float16, 4) * scale
+    for a, b in zip(torch.autograd.grad(loss, (hidden, weight)), exact, strict=True):
+        assert float((a / scale - b).norm() / b.norm()) < 0.01
+    half = hidden.detach().half().requires_grad_()
+    loss = LinearCrossEntropy.apply(half, weight, targets, torch.float16, 4) * scale
+    (overflow,) = torch.autograd.grad(loss, half)
+    assert not overflow.isfinite().all()  # which the scaler sees, and lowers the scale
+
+
+def test_sums_over_many_rows_stay_in_the_range_of_fp16() -> None:
+    rows = 4096
+    hidden = torch.full((rows, 8), 60.0)
+    weight = torch.zeros(3, 8, requires_grad=True)
+    targets = torch.zeros(rows, dtype=torch.long)
+    loss = LinearCrossEntropy.apply(hidden, weight, targets, torch.float16, rows)
+    (gradient,) = torch.autograd.grad(loss, weight)
+    expected = torch.tensor([-2 / 3, 1 / 3, 1 / 3])[:, None].expand(3, 8) * rows * 60
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=0)
 
 
 def test_chunks_are_equal_and_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,6 +262,63 @@ def test_chunks_are_equal_and_within_the_budget(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_batch_moves_with_all_its_parts() -> None:
     ids = torch.zeros(1, 2, dtype=torch.long)
-    there = Batch(ids, ids, documents=ids, name="samples 0..0").to(torch.device("meta"))
+    there = Batch(ids, ids, documents=ids, name="samples 0..0", tokens=1).to(torch.device("meta"))
     assert {x.device.type for x in (there.inputs, there.targets, there.documents)} == {"meta"}
-    assert (there.positions, there.name) == (None, "samples 0..0")
+    assert (there.positions, there.name, there.tokens) == (None, "samples 0..0", 1)
+
+
+class Scored(GPTModel):
+    """A language model's body under a head for three classes."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.score = nn.Linear(config.n_embd, 3, bias=False)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_classification_loss_is_the_cross_entropy_at_the_last_real_tokens(autocast: bool) -> None:
+    torch.manual_seed(0)
+    sizes = dict(n_layer=1, n_head=2, n_embd=16, context_length=12, vocab_size=V)
+    model = Scored(ModelConfig(**sizes))
+    with torch.no_grad():
+        model.score.weight.mul_(20)
+    rows = [torch.randint(V, (n,)) for n in (12, 3, 7)]
+    classes = [2, 0, 1]
+    inputs = torch.zeros(4, 12, dtype=torch.long)  # the last row has no class
+    targets = torch.full((4, 12), IGNORE)
+    for i, row in enumerate(rows):
+        inputs[i, : len(row)] = row
+        targets[i, len(row) - 1] = classes[i]
+
+    def gradients(loss: Tensor) -> list[Tensor]:
+        used = [p for n, p in model.named_parameters() if n != "head.weight"]
+        return [loss.detach(), *torch.autograd.grad(loss, used)]
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        summed, scored = classification_loss(model, Batch(inputs, targets))
+        alone = [model.score(model.hidden(row[None])[0, -1]) for row in rows]
+    expected = sum(-F.log_softmax(x.float(), -1)[c] for x, c in zip(alone, classes, strict=True))
+    assert summed.dtype == torch.float32
+    assert int(scored) == 3
+    close = dict(rtol=0.05, atol=0.05) if autocast else dict(rtol=1e-5, atol=1e-5)
+    for a, b in zip(gradients(summed), gradients(expected), strict=True):
+        torch.testing.assert_close(a, b, **close)
+
+
+def test_classification_loss_stays_inside_documents() -> None:
+    """Padding may be another document: then no mask whatever lets a row see it."""
+    torch.manual_seed(0)
+    sizes = dict(n_layer=1, n_head=2, n_embd=16, context_length=12, vocab_size=V)
+    model = Scored(ModelConfig(**sizes, mask="bidirectional()"))
+    inputs = torch.randint(V, (2, 12))
+    targets = torch.full((2, 12), IGNORE)
+    targets[:, 4] = 1
+    documents = (torch.arange(12) > 4).long().expand(2, 12)
+    other = inputs.clone()
+    other[:, 5:] = 0
+    a, b = (
+        classification_loss(model, Batch(ids, targets, documents=documents))[0]
+        for ids in (inputs, other)
+    )
+    torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(a, classification_loss(model, Batch(inputs, targets))[0])

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from gptsmith.train import monitor, trackers
 from gptsmith.train.monitor import Monitor, command_start, peak_memory_mb, read_events
+from gptsmith.train.plots import draw_curves
 
 
 def quiet(folder: Path, **options: Any) -> Monitor:
@@ -151,23 +152,27 @@ def test_lines_without_a_terminal(tmp_path: Path) -> None:
     output = io.StringIO()
     m = quiet(tmp_path, total_steps=2000, console=Console(file=output, width=40), every=0.05)
     with m:
+        for message in ("model: 12 parameters", "precision fp32: asked for"):
+            m.log(0, "note", message=message)
         m.progress(1, loss=4.0)
         time.sleep(0.06)
         m.progress(101, loss=torch.tensor(2.5), tokens_per_second=103456.7, mfu=0.5421)
         for step in range(102, 110):
             m.progress(step, loss=2.4)
         m.log(500, "val", val_loss=1.83, perplexity=6.2345, tokens=99, top1_accuracy=0.5)
-        m.log(510, "note", message="loss [bold] is high")
+        m.log(510, "note", message="step 510 skipped: loss [bold] is high")
         m.progress(2000, loss=1.5)
     told = output.getvalue().splitlines()
-    assert told[0].startswith(
+    assert told[:2] == ["model: 12 parameters", "precision fp32: asked for"]
+    assert told[2] == "step 1/2,000 · loss 4.0000", "no silence until there is a speed to tell"
+    assert told[3].startswith(
         "step 101/2,000 · loss 2.5000 · 103,457 tokens/s · MFU 54.2% · 0:00:0"
     )
-    assert told[0].endswith(" left")
-    assert told[1] == "step 500: val loss 1.83, perplexity 6.234, top1 accuracy 0.5"
-    assert told[2] == "step 510: loss [bold] is high"
-    assert told[3] == "step 2,000/2,000 · loss 1.5000"
-    assert len(told) == 4
+    assert told[3].endswith(" left")
+    assert told[4] == "step 500: val loss 1.83, perplexity 6.234, top1 accuracy 0.5"
+    assert told[5] == "step 510 skipped: loss [bold] is high"
+    assert told[6] == "step 2,000/2,000 · loss 1.5000"
+    assert len(told) == 7
 
 
 @pytest.mark.parametrize("total", [2000, None])
@@ -176,6 +181,7 @@ def test_bar_on_a_terminal(tmp_path: Path, total: int | None) -> None:
     console = Console(file=output, force_terminal=True, width=80)
     with quiet(tmp_path, total_steps=total, console=console) as m:
         m.progress(1, loss=4.0)
+        assert "loss 4.0000" in output.getvalue(), "the bar is there from the first step"
         time.sleep(0.26)
         m.progress(1501, loss=1.2345, tokens_per_second=103456, mfu=0.54)
         m.say("a line above")
@@ -195,8 +201,9 @@ def test_progress_costs_nothing_between_lines(tmp_path: Path) -> None:
 
     loss = torch.ones(()).as_subclass(Unread)
     with quiet(tmp_path) as m:
+        m.progress(1, loss=4.0)
         begin = time.perf_counter()
-        for step in range(1, 100):
+        for step in range(2, 100):
             m.progress(step, loss=loss)
         assert time.perf_counter() - begin < 0.05
 
@@ -218,6 +225,42 @@ def test_curves(tmp_path: Path) -> None:
         m.log(0, train_loss=2.0, learning_rate=0.0, tokens=0)
         m.log(1, train_loss=2.0, learning_rate=0.0, tokens=0)
     assert (tmp_path / "flat" / "curves.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("val", "label"),
+    [
+        ([3.0], "val 3.000"),
+        ([4.2, 3.9], "val 3.900"),
+        ([7.6, 5.0, 3.7], "val 3.700"),
+        ([4.0, 3.0, 3.5, 3.9], "val 3.000, best at step 10"),
+        ([None, 4.0, float("nan")], "val 4.000"),  # the table holds None for NaN; both are nothing
+        ([float("inf"), None], None),
+    ],
+)
+def test_words_hide_no_point(
+    val: list[float | None], label: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.backends.backend_agg import RendererAgg
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda f, *a, **k: (drawn.append(f), save(f, *a, **k)))
+    rows = [
+        {"step": 10 * i, "val_loss": v, "train_loss": v and v + 0.2 if i else None, "tokens": i}
+        for i, v in enumerate(val)
+    ]
+    draw_curves(tmp_path / "curves.png", rows, "run")
+    losses = drawn[0].axes[0]
+    words = [*losses.texts, *filter(None, [losses.get_legend()])]
+    names = [text.get_text() for legend in words for text in legend.get_texts()]
+    assert [name for name in names if name.startswith("val")] == ([label] if label else [])
+    renderer = RendererAgg(1200, 810, 150)
+    for line in losses.lines:
+        for point in losses.transData.transform(line.get_xydata()):
+            for word in words:
+                assert not word.get_window_extent(renderer).padded(4).contains(*point)
 
 
 def test_matplotlib_is_imported_late_and_pyplot_never(tmp_path: Path) -> None:
@@ -252,6 +295,15 @@ def test_peak_memory_rises(tmp_path: Path) -> None:
     block = torch.ones(int(before * 1e6 / 4) + 50_000_000)
     assert peak_memory_mb() > before + 50
     del block
+
+
+def test_peak_memory_is_that_of_the_gpu_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = [0, 3_000_000, 0]  # a run on cuda:1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=0: held[device])
+    assert peak_memory_mb() == 3.0
 
 
 def test_unknown_and_missing_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

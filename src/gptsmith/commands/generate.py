@@ -1,6 +1,8 @@
 """`gptsmith generate RUN --prompt TEXT`: prints what the model writes, as it writes it."""
 
 import sys
+import textwrap
+from typing import Annotated
 
 from pydantic import Field
 
@@ -9,6 +11,7 @@ from gptsmith.commands.weights import WeightOptions
 from gptsmith.generate import engine
 from gptsmith.generate.sample import SamplingConfig
 from gptsmith.run import Run
+from gptsmith.tokenizer import Tokenizer
 
 
 class GenerateOptions(SamplingConfig, WeightOptions):
@@ -19,7 +22,7 @@ class GenerateOptions(SamplingConfig, WeightOptions):
     (default: a new text)."""
     num_samples: int = Field(1, ge=1)
     """Continuations of each prompt; sample i has the seed SEED + i."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """End at this text and leave it out, repeatable."""
 
 
@@ -33,10 +36,18 @@ def main(argv: list[str]) -> None:
     )
     run = Run.open(options.run)
     tokenizer = run.tokenizer
-    prompts = [sys.stdin.read().removesuffix("\n") if p == "-" else p for p in options.prompt]
-    rows = [(p, options.seed + i) for p in prompts or [""] for i in range(options.num_samples)]
-    ids = [tokenizer.encode(prompt) or [tokenizer.eos_id] for prompt, _ in rows]
+    prompts = [(_standard_input() if p == "-" else p) for p in options.prompt] or [""]
+    encoded = [_encode(tokenizer, prompt) for prompt in prompts]
+    rows = [(p, options.seed + i) for p in prompts for i in range(options.num_samples)]
+    ids = [ids for ids in encoded for _ in range(options.num_samples)]
     model = options.load(run)
+    limit = model.config.context_length
+    if (longest := max(map(len, encoded))) > limit:
+        print(
+            f"a prompt has {longest:,} tokens, the model reads {limit:,}: it begins with the "
+            f"newest {max(1, limit // 2):,}",
+            file=sys.stderr,
+        )
     live = len(rows) == 1 and sys.stdout.isatty()
     if live:
         print(rows[0][0], end="", flush=True)
@@ -59,3 +70,17 @@ def main(argv: list[str]) -> None:
             print(prompt + result.text)
     for notice in dict.fromkeys(result.notice for result in results if result.notice):
         print(notice, file=sys.stderr)
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--prompt -: standard input is not UTF-8 ({error.reason})") from None
+
+
+def _encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    try:
+        return tokenizer.encode(prompt) or [tokenizer.eos_id]
+    except ValueError as error:
+        raise ValueError(f"--prompt {textwrap.shorten(repr(prompt), 60)}: {error}") from None

@@ -1,24 +1,32 @@
-"""`gptsmith inspect PATH`: what a corpus or a run holds."""
+"""`gptsmith inspect PATH`: what a corpus, a run or a chat set holds."""
 
 import sys
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+from rich.console import Console
 
 from gptsmith import settings
+from gptsmith.conversation import chat_tokenizer
+from gptsmith.data import inspect
+from gptsmith.data.chat import ChatFiles
+from gptsmith.data.statistics import CorpusReport
+from gptsmith.run import Run
 
 
-class InspectOptions(BaseModel):
+class InspectOptions(ChatFiles):
     """What to look at."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     path: Path
-    """A prepared corpus or a run folder."""
+    """A prepared corpus, a run folder, or a file or folder of conversations."""
     top: int = Field(20, ge=1)
     """How many of the most frequent tokens of a corpus."""
     png: Path | None = None
     """Also draw document lengths and token frequencies of a corpus into this file."""
+    tokenizer: Path | None = None
+    """Conversations: the run that is to be tuned, for its tokenizer and template."""
+    context_length: int | None = Field(None, ge=2)
+    """Conversations: tokens of a row (default: the run's context)."""
 
 
 def main(argv: list[str]) -> None:
@@ -26,18 +34,29 @@ def main(argv: list[str]) -> None:
         InspectOptions,
         argv,
         prog="gptsmith inspect",
-        description="Show what a corpus or a run holds.",
+        description="Show what a corpus, a run or a chat set holds.",
         positional="path",
     )
-    from rich.console import Console
-
-    from gptsmith.data import inspect
-    from gptsmith.data.statistics import CorpusReport
-
+    # rich takes 80 columns where there is no terminal; in a file the tables may have their width
+    out = Console(width=None if sys.stdout.isatty() else 120)
+    if options.tokenizer is not None:
+        return _chat(options, options.tokenizer, out)
     report = inspect.inspect(options.path, Console(stderr=True))
     if options.png is not None:
         if not isinstance(report, CorpusReport):
             raise ValueError(f"--png draws a corpus, and {options.path} is a run: see curves.png")
         inspect.draw(report, options.png)
-    # rich takes 80 columns where there is no terminal; in a file the tables may have their width
-    inspect.show(report, Console(width=None if sys.stdout.isatty() else 120), options.top)
+    inspect.show(report, out, options.top)
+
+
+def _chat(options: InspectOptions, folder: Path, out: Console) -> None:
+    from gptsmith.data import chat_inspect
+
+    run = Run.open(folder)
+    tokenizer, template = chat_tokenizer(run.tokenizer, run.template)
+    report = chat_inspect.chat_report(
+        [options.path], template, tokenizer,
+        options.context_length or run.model_config.context_length,
+        reader=options.reader(), columns=options.columns(), labels=options.labels,
+    )  # fmt: skip
+    chat_inspect.show(report, out)

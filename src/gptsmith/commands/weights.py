@@ -26,7 +26,10 @@ class WeightOptions(BaseModel):
     """Allow a mask that is Python code in the run folder."""
 
     def where(self) -> torch.device:
-        return choose_device(self.device)
+        try:
+            return choose_device(self.device)
+        except ValueError as error:
+            raise ValueError(f"--device: {error}") from None
 
     def load(self, run: Run) -> GPTModel:
         """The model; what is unusual about its weights is said on stderr."""

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from gptsmith.train.loss import IGNORE, Batch
+from gptsmith.train.loss import IGNORE, Batch, score_from
 
 
 def permutation(n: int, *key: int) -> np.ndarray:
@@ -35,15 +35,29 @@ class Windows:
     Raises ValueError when no shard holds T + 1 tokens.
     """
 
-    def __init__(self, shards: Sequence[np.ndarray], T: int, seed: int, eos_id: int | None) -> None:
-        """eos_id: where documents begin, if attention shall stay inside them."""
+    def __init__(
+        self,
+        shards: Sequence[np.ndarray],
+        T: int,
+        seed: int,
+        eos_id: int | None,
+        scored_from: int = 0,
+    ) -> None:
+        """eos_id: where documents begin, if attention shall stay inside them. scored_from:
+        positions before it are read and not scored (train/loss.py: score_from)."""
         self.shards, self.T, self.seed, self.eos_id = shards, T, seed, eos_id
+        self.scored_from = scored_from
         self.counts = np.array([max(0, (len(s) - 1) // T) for s in shards])
         self.per_epoch = int(self.counts.sum())
         if not self.per_epoch:
+            whole = sum(map(len, shards))
+            what, remedy = f"the training tokens ({whole:,})", "take more text"
+            if whole > T:
+                what = f"the tokens of the largest shard ({max(map(len, shards)):,})"
+                remedy = "prepare again with larger --shard-tokens"
             raise ValueError(
-                f"the training tokens ({sum(map(len, shards)):,}) are fewer than context_length + 1"
-                f" = {T + 1}: take more text or a smaller --model.context-length"
+                f"{what} are fewer than context_length + 1 = {T + 1}: {remedy} "
+                "or a smaller --model.context-length"
             )
         # Two shards' orders are alive at a time: that in use and, across a border, the next.
         self._order = lru_cache(4)(self._make_order)
@@ -74,7 +88,8 @@ class Windows:
     def batch(self, first: int, count: int) -> Batch:
         """Samples first..first+count-1 as one batch (count, T)."""
         rows = np.stack([self[i] for i in range(first, first + count)]).astype(np.int64)
-        return make_batch(rows, self.eos_id, f"samples {first}..{first + count - 1}")
+        batch = make_batch(rows, self.eos_id, f"samples {first}..{first + count - 1}")
+        return score_from(batch, self.scored_from)
 
     def position(self, index: int) -> dict[str, int]:
         """Where the endless run stands before sample `index`: four numbers."""

@@ -64,7 +64,8 @@ def open_named(name: str, reader: Reader, open_folder: FolderSource) -> Source:
     if folder is not None and folder.is_dir():
         source = open_folder(folder, name)
     else:
-        source = open_hub(_ON_HUB[name], reader, name)
+        remedy = _put(f"{name}/*.parquet (or .jsonl, .txt ...)")
+        source = open_hub(_ON_HUB[name], reader, remedy)
     if name == "fineweb-edu":
         return Source(source.used, source.documents, source.files, first_shard=True)
     return source
@@ -83,7 +84,12 @@ def _shakespeare() -> Path:
     local = _data_folder("tinyshakespeare", "input.txt")
     if local is not None and local.is_file():
         return local
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        raise UnavailableError(
+            "shakespeare: no home folder to keep it in; set XDG_CACHE_HOME to another"
+        ) from None
     path = cache / "gptsmith" / "tinyshakespeare" / "input.txt"
     if path.is_file() and files.sha256(path) == _SHAKESPEARE_SHA256:
         return path
@@ -128,7 +134,7 @@ def _wikitext(name: str) -> Source:
             validation=lambda: articles(_lines(valid), str(valid)),
         )
     hub = _WIKITEXT[name]
-    revision = _hub_revision(hub, f"{name}/train.txt and {name}/valid.txt")
+    revision = _hub_revision(hub, _put(f"{name}/train.txt and {name}/valid.txt"))
 
     def read(split: str) -> Iterator[Document]:
         rows = hub_rows(hub._replace(split=split), revision)
@@ -166,9 +172,12 @@ def articles(lines: Iterable[str], place: str) -> Iterator[Document]:
 # --- the Hub -------------------------------------------------------------------------------------
 
 
-def open_hub(hub: HubName, reader: Reader, wanted: str) -> Source:
-    """A data set of the Hub, streamed; its state (commit) is recorded and read again."""
-    revision = _hub_revision(hub, f"{wanted}/*.parquet (or .jsonl, .txt ...)")
+def open_hub(hub: HubName, reader: Reader, remedy: str) -> Source:
+    """A data set of the Hub, streamed; its state (commit) is recorded and read again.
+
+    remedy: what to do where the Hub cannot be reached.
+    """
+    revision = _hub_revision(hub, remedy)
 
     def read() -> Iterator[Document]:
         return row_documents(hub_rows(hub, revision), reader)
@@ -177,9 +186,12 @@ def open_hub(hub: HubName, reader: Reader, wanted: str) -> Source:
     return Source(f"Hub {shown}@{revision}", read)
 
 
-def _hub_revision(hub: HubName, wanted: str) -> str:
+def _put(wanted: str) -> str:
+    return f"without network, put {wanted} into a folder and set GPTSMITH_DATA to it"
+
+
+def _hub_revision(hub: HubName, remedy: str) -> str:
     """The commit that the Hub holds now; UnavailableError, saying what to do instead."""
-    remedy = f"without network, put {wanted} into a folder and name it in GPTSMITH_DATA"
     try:
         import datasets  # noqa: F401
         from huggingface_hub import HfApi

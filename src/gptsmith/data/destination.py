@@ -4,11 +4,10 @@ A corpus is made in place, where its finished shards stay when the work is inter
 is there already stays whole until the new one, made beside it, is complete.
 """
 
-import fcntl
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ TOKENIZER = "tokenizer.json"
 # a digest of the times of the source files and of how work is cut, which only an unfinished corpus
 # keeps.
 Identity = dict[str, Any]
+_FACTS = ("used", "rows", "files", "bytes")  # about a source, to be told when they differ
 
 
 def choose_folder(
@@ -31,18 +31,21 @@ def choose_folder(
 
     FileExistsError, saying what differs, if something else is there that is not to be replaced.
     """
+    if not out.resolve().name:
+        raise ValueError(f"--out {out}: name a new folder")
     beside, old = _beside(out)
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"--out {out}: is a file; name a folder")
     if not out.exists() and old.exists():  # killed between the two renamings of replace()
         os.replace(beside if (beside / MANIFEST).is_file() else old, out)
     if (out / MANIFEST).is_file():
+        made = _read(out / MANIFEST)  # before anything of another kind of folder is touched
         if old.exists():
             _remove_old(out, old)
         if overwrite:
             beside.mkdir(exist_ok=True)
             return beside
-        difference = _difference(files.read_json(out / MANIFEST), identity) or _newer(out, sources)
+        difference = _difference(made, identity) or _newer(out, sources)
         if difference:
             raise FileExistsError(
                 f"{out}: holds a corpus made otherwise ({difference}); "
@@ -51,7 +54,7 @@ def choose_folder(
         (out / JOURNAL).unlink(missing_ok=True)
         return None
     if (out / JOURNAL).is_file():
-        difference = _changed(files.read_json(out / JOURNAL), identity)
+        difference = _changed(_read(out / JOURNAL), identity)
         if difference and not overwrite:
             raise FileExistsError(
                 f"{out}: holds an unfinished corpus made otherwise ({difference}); "
@@ -61,20 +64,6 @@ def choose_folder(
         raise FileExistsError(f"--out {out}: holds other files and no corpus; name a new folder")
     out.mkdir(parents=True, exist_ok=True)
     return out
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """The folder for this process alone; released by the system whatever happens to us."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder}: another gptsmith prepare is writing here") from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def open_journal(folder: Path, identity: Identity) -> dict[str, Any] | None:
@@ -102,17 +91,34 @@ def begin_journal(folder: Path, identity: Identity) -> None:
 def clear(folder: Path) -> None:
     """Remove what an unfinished corpus consists of, and the folder if that was all."""
     _remove_parts(folder)
-    if not any(folder.iterdir()):
+    with suppress(OSError):  # not empty, or where the user stands
         folder.rmdir()
 
 
 def replace(out: Path, new: Path) -> None:
     """Put a finished folder in the place of the old one; foreign files of that one are kept."""
-    old = _beside(out)[1]
+    out, old = out.resolve(), _beside(out)[1]
     os.replace(out, old)
     os.replace(new, out)
     files.sync(out.parent)
     _remove_old(out, old)
+
+
+def _read(path: Path) -> Identity:
+    """A manifest or journal of a corpus. FileExistsError for anything else of that name."""
+    try:
+        identity: Identity = files.read_json(path)
+        known = isinstance(identity["settings"], dict) and all(
+            {"asked", "passed", "listing", *_FACTS} <= source.keys()
+            for source in identity["sources"]
+        )
+    except (ValueError, LookupError, TypeError, AttributeError):
+        known = False
+    if not known:
+        raise FileExistsError(
+            f"{path}: not that of a corpus; choose another --out, or remove the folder"
+        )
+    return identity
 
 
 def _difference(old: Identity, new: Identity) -> str:
@@ -123,7 +129,7 @@ def _difference(old: Identity, new: Identity) -> str:
         if old["settings"].get(key) != now
     ]
     for before, now in zip(old["sources"], new["sources"], strict=False):
-        keys = [key for key in ("used", "rows", "files", "bytes") if before[key] != now[key]]
+        keys = [key for key in _FACTS if before[key] != now[key]]
         said += [f"{now['asked']}: {key} {before[key]!r} there, {now[key]!r} now" for key in keys]
         if not keys and before["listing"] != now["listing"]:
             said.append(f"{now['asked']}: other names or sizes of files")
@@ -152,6 +158,7 @@ def _remove_parts(folder: Path) -> None:
 
 
 def _beside(out: Path) -> tuple[Path, Path]:
+    out = out.resolve()  # a link leads to the folder that is replaced
     return out.with_name(f".{out.name}.new"), out.with_name(f".{out.name}.old")
 
 

@@ -77,7 +77,7 @@ def run_report(path: str | Path) -> RunReport:
     stored = []
     for folder in sorted(run.checkpoints.glob("step-*")):
         step = folder.name.removeprefix("step-")
-        if step.isdigit():
+        if step.isdigit() and folder.is_dir():
             size = sum(file.stat().st_size for file in folder.iterdir())
             stored.append(StoredStep(int(step), size, checkpoint.verify(folder, int(step))))
     return RunReport(
@@ -98,34 +98,50 @@ def run_report(path: str | Path) -> RunReport:
 def show(report: CorpusReport | RunReport, console: Console, top: int = 20) -> None:
     """Print the report; `top`: how many of the most frequent tokens."""
     parts = _corpus(report, top) if isinstance(report, CorpusReport) else _run(report)
-    console.print(Group(*parts))
+    with console.capture() as capture:
+        console.print(Group(*parts))
+    # rich fills every line with spaces, which in a file or a pipe are in the way
+    lines = [line.rstrip(" ") for line in capture.get().split("\n")]
+    console.out("\n".join(lines), end="", highlight=False)
 
 
 def draw(report: CorpusReport, path: str | Path) -> Path:
     """Write a PNG: how long the documents are, and how often the n-th most frequent token occurs
     (a straight line in these axes is Zipf's law)."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     path = Path(path)
     if path.suffix != ".png":
         raise ValueError(f"{path}: the picture is a PNG, give it a name that ends in .png")
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for split in report.splits.values():
-        if split.documents:
-            lengths = np.maximum(split.lengths, 1)
-            bins = np.geomspace(1, max(2, int(lengths.max())), 40)
-            share = np.full(split.documents, 1 / split.documents)  # val is much smaller
-            left.hist(lengths, bins=bins, weights=share, histtype="step", label=split.name)
-    left.set(xscale="log", xlabel="tokens in a document", ylabel="share of the documents")
+    lengths = {s.name: np.maximum(s.lengths, 1) for s in report.splits.values() if s.documents}
+    decades = _decades(np.concatenate(list(lengths.values())))
+    for name, of_split in lengths.items():
+        share = np.full(len(of_split), 1 / len(of_split))  # val is much smaller
+        bins = np.geomspace(*decades, 40).tolist()
+        left.hist(of_split, bins=bins, weights=share, histtype="step", label=name)
+    left.set(title="document lengths", xlabel="tokens in a document", xscale="log", xlim=decades)
+    left.set(ylabel="share of the documents")
     left.legend()
     frequencies = np.sort(report.counts[report.counts > 0])[::-1]
     right.loglog(np.arange(1, len(frequencies) + 1), frequencies, marker=".", markersize=3)
-    right.set(xlabel="rank of the token", ylabel="occurrences")
+    right.set(title="token frequencies", xlabel="rank of the token", ylabel="occurrences")
+    right.set(xlim=(1, max(10, len(frequencies))), ylim=_decades(frequencies))
+    for axis in (left.xaxis, right.xaxis, right.yaxis):
+        axis.set_major_formatter("{x:,.0f}")
+        axis.set_minor_formatter(NullFormatter())
     figure.suptitle(f"{report.path.name}: {int(report.counts.sum()):,} tokens")
     with files.atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)
     return path
+
+
+def _decades(numbers: np.ndarray) -> tuple[int, int]:
+    """The powers of ten around positive numbers: an axis of less would have no labels."""
+    low, high = int(numbers.min()), int(numbers.max())
+    return 10 ** (len(str(low)) - 1), 10 ** len(str(high))
 
 
 def histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:

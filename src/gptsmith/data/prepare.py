@@ -22,7 +22,6 @@ from gptsmith.data.destination import (
     begin_journal,
     choose_folder,
     clear,
-    locked,
     open_journal,
     replace,
 )
@@ -51,7 +50,7 @@ class PrepareConfig(BaseModel):
     tokenizer: str = "gpt2"
     """gpt2, bpe (learned from the training documents), char, byte, or a tokenizer.json or the
     folder of a run or corpus that holds one."""
-    vocab_size: int | None = Field(None, ge=257)
+    vocab_size: int | None = Field(None, ge=257, le=1_000_000)
     """Size of a learned vocabulary (--tokenizer bpe; 8192 if not given)."""
     val: str | None = None
     """A source of validation documents; then all others are for training."""
@@ -118,7 +117,7 @@ def prepare(config: PrepareConfig) -> Path:
         max_documents=config.max_documents,
         deduplicate=config.deduplicate,
     )
-    with locked(folder):
+    with files.lock(folder, "or choose another --out"):
         journal = open_journal(folder, identity)
         try:
             manifest = _make(config, folder, selection, reader, total, given, identity, journal)
@@ -202,7 +201,7 @@ def _make(
         splits = build.finish()
     manifest = {
         "format": FORMAT,
-        "name": config.out.name,
+        "name": config.out.absolute().name,
         "fingerprint": "",
         "dtype": tokenizer.dtype.name,
         "tokenizer": {

@@ -8,6 +8,7 @@ that brings its own validation documents, or validates on its first shard, does 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
+from pathlib import Path
 from typing import Literal
 
 from gptsmith.data.documents import Document, Piece, Source
@@ -64,13 +65,23 @@ class Selection:
 
     def _validation(self) -> Iterator[Document]:
         if self.val is not None:
-            self._rule(f"the documents of {self.val.used}")
+            self._rule(f"the documents of {self.val.used}{self._shared(self.val)}")
             yield from self.read(self.val)
             return
         for source in self.sources:
             if source.validation is not None:
                 self._rule(f"the validation split of {source.used}")
                 yield from source.validation()
+
+    def _shared(self, val: Source) -> str:
+        """What is in training too, in words: it makes validation look better than it is."""
+        if self.deduplicate:
+            return ""
+        if any(val.used == source.used for source in self.sources):
+            return ", which are trained on too"
+        ours = {_same(path) for source in self.sources for path in source.files}
+        shared = [path for path in val.files if _same(path) in ours]
+        return f", of whose files {len(shared)} are trained on too" if shared else ""
 
     def _candidates(self, seen: set[bytes]) -> Iterator[Selected]:
         """Documents in reading order; "val" means here: to be divided."""
@@ -130,6 +141,12 @@ class Selection:
                 ("train" if s == "val" else s, d) for s, d in selected if id(d) not in chosen
             ]
         yield from selected
+
+
+def _same(path: Path) -> tuple[int, int]:
+    """What two names of one file have in common."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 class _Part:

@@ -12,6 +12,7 @@ full, and a document that does not fit goes on in the next shard.
 
 import hashlib
 import json
+import operator
 import os
 from contextlib import suppress
 from functools import cached_property
@@ -25,9 +26,11 @@ from gptsmith.tokenizer import Tokenizer
 
 FORMAT = 1
 SPLITS = ("train", "val")
+_COUNTS = ("tokens", "documents", "bytes")
 # numpy pads its header to a multiple of 64 bytes; ours has this size whatever the length says,
 # so that tokens can be appended before their number is known.
 _HEADER_BYTES = 128
+_MOST_SHARDS = 500  # of a split: each is an open file of whoever uses the corpus
 
 
 class Corpus:
@@ -73,10 +76,16 @@ class Corpus:
                 split: [_open_shard(path, shard, manifest["dtype"]) for shard in record["shards"]]
                 for split, record in manifest["splits"].items()
             }
-            counts = {split: manifest["splits"][split]["tokens"] for split in SPLITS}
+            counts = {
+                split: {name: operator.index(record[name]) for name in _COUNTS}
+                for split, record in manifest["splits"].items()
+            }
+            whole = all(sum(map(len, arrays[s])) == counts[s]["tokens"] for s in SPLITS)
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}/manifest.json: not a corpus manifest ({error!r})") from None
-        if not intact or any(sum(map(len, arrays[split])) != counts[split] for split in SPLITS):
+            raise ValueError(
+                f"{path}/manifest.json: not a corpus manifest ({error!r}); prepare the corpus again"
+            ) from None
+        if not intact or not whole:
             raise ValueError(
                 f"{path}/manifest.json: contradicts itself (edited?); prepare the corpus again"
             )
@@ -240,6 +249,11 @@ class ShardWriter:
             self._file.close()
 
     def _finish_shard(self) -> None:
+        if len(self.record["shards"]) == _MOST_SHARDS:
+            raise ValueError(
+                f"more than {_MOST_SHARDS:,} shards of {self.shard_tokens:,} tokens: "
+                "give a larger --shard-tokens"
+            )
         self._file.seek(0)
         self._file.write(_header(self.dtype, self.partial))
         self.sync()

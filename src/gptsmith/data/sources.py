@@ -7,6 +7,7 @@ What was asked for is what is used. An alternative is one that the user wrote, a
 import dataclasses
 import difflib
 import glob
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ _TEXT = (".txt", ".md")
 _TABLES = (".parquet", ".arrow")
 SUFFIXES = (*_TEXT, ".jsonl", ".jsonl.gz", ".csv", ".tsv", *_TABLES)
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]*(:[\w.%\[\]-]+)?)?")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]*(:[\w.-]+)?)?")
 
 
 def open_source(asked: str, reader: Reader) -> Source:
@@ -29,7 +30,8 @@ def open_source(asked: str, reader: Reader) -> Source:
 
     ValueError for a name that means nothing, FileNotFoundError for one that is not here.
     """
-    names = [name.strip() for name in asked.split("|")]
+    # a file may have the sign in its name
+    names = [asked] if Path(asked).exists() else [name.strip() for name in asked.split("|")]
     for name in names:
         _check_name(name, asked)
     passed: list[str] = []
@@ -54,7 +56,7 @@ def _check_name(name: str, asked: str) -> None:
         raise ValueError(f"source {asked!r}: an empty name")
     if name in corpora.NAMES or _is_path(name) or _HUB_NAME.fullmatch(name):
         return
-    near = difflib.get_close_matches(name, corpora.NAMES, n=1)
+    near = difflib.get_close_matches(name, corpora.NAMES, n=1, cutoff=0.7)
     hint = f"did you mean {near[0]!r}?" if near else f"corpora are {', '.join(corpora.NAMES)}"
     raise ValueError(f"source {name!r}: no such file, folder or corpus; {hint}")
 
@@ -73,7 +75,9 @@ def _open(name: str, reader: Reader) -> Source:
     dataset, _, rest = name.partition(":")
     config, _, split = rest.partition(":")
     hub = corpora.HubName(dataset, config or None, split or "train")
-    return corpora.open_hub(hub, reader, dataset)
+    return corpora.open_hub(
+        hub, reader, "without network, fetch its files elsewhere and give their folder instead"
+    )
 
 
 def _open_path(path: Path, name: str, reader: Reader) -> Source:
@@ -96,11 +100,15 @@ def _files(path: Path, reader: Reader) -> tuple[Path, ...]:
                 f"{path}: holds the splits {', '.join(splits)}; name one, for example "
                 f"{path / splits[0] if splits else path}, and another with --val"
             )
-        inside = [
+        below = [
             p
             for p in sorted(path.rglob("*"))
-            if p.is_file() and not any(s.startswith(".") for s in p.relative_to(path).parts)
+            if not any(s.startswith(".") for s in p.relative_to(path).parts)
         ]
+        for p in (path, *below):  # rglob is silent about them
+            if p.is_dir() and not os.access(p, os.R_OK | os.X_OK):
+                raise PermissionError(f"{p}: you may not read this folder")
+        inside = [p for p in below if p.is_file()]
         # `datasets` keeps results of its own beside the data
         found = [p for p in inside if _known(p) and not p.name.startswith("cache-")]
         if not found:
@@ -109,8 +117,10 @@ def _files(path: Path, reader: Reader) -> tuple[Path, ...]:
             others = len(inside) - len(found)
             reader.hints[f"{path}: {len(found)} files are read, {others} of other kinds not"] = None
         return tuple(found)
-    if path.exists():
+    if path.is_file():
         found = [path]
+    elif path.exists():
+        raise ValueError(f"{path}: neither a file nor a folder; copy what it gives into a file")
     elif glob.has_magic(str(path)):
         found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
         if not found:

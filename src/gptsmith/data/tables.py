@@ -144,23 +144,30 @@ def _csv_rows(path: Path, reader: Reader) -> Iterator[Row]:
 
 
 def _check_header(header: list[str], path: Path, reader: Reader) -> None:
-    """A table without a header line must not lose its first row by being taken for one."""
+    """Two columns of one name would be one; a first row must not be lost as a header line."""
     wanted = reader.text_column
+    if any(c == "\0" or "\ud800" <= c <= "\udfff" for name in header for c in name):
+        raise ValueError(f"{path}:1: the header line is not UTF-8; save the file as UTF-8")
+    _refuse_twice(header, f"{path}:1")
     if wanted is None and not {"text", *_TEXT_COLUMNS} & set(header):
         raise ValueError(
-            f"{path}:1: no column is called text; the header line is {_listed(header)}; "
+            f"{path}:1: no column is called text; the header line is {_listed(header) or 'empty'}; "
             "say --text-column NAME (a file without a header line needs one)"
         )
     if wanted is not None and wanted not in header:
         raise ValueError(f"{path}:1: no column {wanted!r}; there are {_listed(header)}")
 
 
+def _refuse_twice(names: list[str], place: str) -> None:
+    twice = [name for name in names if name and names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{place}: two columns are called {twice[0]!r}; rename one")
+
+
 def _table_rows(path: Path, reader: Reader) -> Iterator[Row]:
     schema = table_schema(path)
-    is_text = {
-        name: pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        for name, kind in zip(schema.names, schema.types, strict=True)
-    }
+    is_text = {name: _is_text(kind) for name, kind in zip(schema.names, schema.types, strict=True)}
+    _refuse_twice(schema.names, str(path))
     example = {name: "" if is_text[name] else None for name in schema.names}
     column = text_column(example, str(path), reader)
     if not is_text[column]:
@@ -175,6 +182,13 @@ def _table_rows(path: Path, reader: Reader) -> Iterator[Row]:
         for text in texts:
             number += 1
             yield f"{path}, row {number}", {column: text}
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kinds = pa.types
+    if kinds.is_dictionary(kind):  # what pandas calls a category
+        return _is_text(kind.value_type)
+    return kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind)
 
 
 def table_schema(path: Path) -> pa.Schema:

@@ -89,8 +89,9 @@ def tokenized_documents(
     def checked() -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
         for place, ids, labels in _rows(paths, reader):
             if len(ids) and not (ids.min() >= 0 and ids.max() < vocab_size):
+                bad = ids[(ids < 0) | (ids >= vocab_size)][0]
                 raise ValueError(
-                    f"{place}: token id {ids.max()} is outside the tokenizer's 0..{vocab_size - 1}"
+                    f"{place}: token id {bad} is outside the tokenizer's 0..{vocab_size - 1}"
                     "; give the --tokenizer that made these ids"
                 )
             yield place, ids, labels

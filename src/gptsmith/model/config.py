@@ -20,7 +20,16 @@ class RopeScaling(BaseModel):
     factor: float = Field(gt=0)
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
+    original_max_position_embeddings: int = Field(8192, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> RopeScaling:
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor {self.low_freq_factor} is not below high_freq_factor "
+                f"{self.high_freq_factor}"
+            )
+        return self
 
 
 class ModelConfig(BaseModel):
@@ -60,6 +69,8 @@ class ModelConfig(BaseModel):
     """The output head shares its matrix with the token embedding."""
     mask: str = "causal()"
     """Attention mask: an expression (`causal() & sliding_window(128)`) or `file.py:function`."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes of a classifier, in the order of its outputs; none: a language model."""
 
     @model_validator(mode="before")
     @classmethod
@@ -92,6 +103,10 @@ class ModelConfig(BaseModel):
             raise ValueError(f"head_dim {self.D} is odd: rope rotates pairs, take an even size")
         if self.position == "learned" and self.rope_scaling is not None:
             raise ValueError("rope_scaling needs position: rope, not learned")
+        if len(self.labels) == 1:
+            raise ValueError(f"labels has one class, {self.labels[0]!r}: give at least two")
+        if repeated := [x for i, x in enumerate(self.labels) if x in self.labels[:i]]:
+            raise ValueError(f"labels has {repeated[0]!r} twice: give each class once")
         return self
 
     # The three sizes that may be left out, as plain integers.

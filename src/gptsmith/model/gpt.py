@@ -195,20 +195,26 @@ class GPTModel(nn.Module):
     """Ids in, logits out.
 
     `mask_folder` is where a `file.py:function` mask is looked for; it is imported, that is run,
-    only with `trust_code`.
+    only with `trust_code`. `mask`: what config.mask names, where that is loaded already.
     """
 
     def __init__(
-        self, config: ModelConfig, *, mask_folder: Path | None = None, trust_code: bool = False
+        self,
+        config: ModelConfig,
+        *,
+        mask_folder: Path | None = None,
+        trust_code: bool = False,
+        mask: Mask | None = None,
     ) -> None:
         super().__init__()
         self.config = config
-        self.mask: Mask = masks.parse(config.mask, folder=mask_folder, trust_code=trust_code)
+        self.mask = mask or masks.parse(config.mask, folder=mask_folder, trust_code=trust_code)
         self.recompute_activations = False  # trade a second forward pass for memory
         self.embedding = TokenEmbedding(config)
         self.blocks = nn.ModuleList(TransformerBlock(config, i) for i in range(config.n_layer))
         self.final_norm = make_norm(config)
-        self.head = None if config.tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        headless = config.tied or config.labels  # a classifier has a head of its own kind
+        self.head = None if headless else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.position == "rope":
             angles = torch.outer(
                 torch.arange(config.context_length, dtype=torch.float32), rotary_frequencies(config)

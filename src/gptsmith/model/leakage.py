@@ -1,13 +1,16 @@
 """May a position be scored on its next token, or can it see that token through the mask?
 
-T time, L layers.
+T time, H heads, L layers.
 """
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from gptsmith.model.masks import Mask
+
+_LONGEST = 4096  # positions among which paths are followed: half a minute and 0.3 GB
 
 
 def first_scored(mask: Mask, T: int, H: int, n_layer: int) -> int:
@@ -24,16 +27,15 @@ def first_scored(mask: Mask, T: int, H: int, n_layer: int) -> int:
             f"mask {mask.expression!r} depends on the row of the batch, so a text would be trained "
             "differently from row to row; use h, q and k only"
         )
-    if mask.lookahead(T, H) == 0:
+    # Positions from `ahead` on are seen by none before them, so no path leads there from below:
+    # the first `ahead` positions decide among themselves.
+    ahead = mask.lookahead(T, H)
+    if ahead == 0:
         return 0
-    at = torch.arange(T)
-    one = mask.dense(1, H, at, at).expand(1, H, T, T)[0].any(dim=0) | torch.eye(T, dtype=torch.bool)
-    reach, power, left = torch.eye(T), one.float(), n_layer  # (T, T), by repeated squaring
-    while left:
-        if left & 1:
-            reach = ((reach @ power) > 0).float()
-        power, left = ((power @ power) > 0).float(), left >> 1
-    leaks = reach.diagonal(1) > 0  # (T - 1,): position t reaches its target, token t + 1
+    leaks = _see_next(mask, ahead, H)  # (ahead - 1,): position t reaches its target, token t + 1
+    if not bool(leaks.all()):
+        leaks = _reach_next(mask, ahead, H, n_layer)
+    leaks = torch.cat([leaks, torch.zeros(T - ahead, dtype=torch.bool)])  # (T - 1,)
     first = int((~leaks).int().argmax()) if not bool(leaks.all()) else T
     if bool(leaks[first:].any()) or first == T:
         bad = first + int(leaks[first:].int().argmax()) if first < T else 0
@@ -42,3 +44,28 @@ def first_scored(mask: Mask, T: int, H: int, n_layer: int) -> int:
             "scored on; next-token loss needs a mask inside causal(), or prefix(n)"
         )
     return first
+
+
+def _see_next(mask: Mask, T: int, H: int) -> Tensor:
+    """Which of the positions 0..T-2 attend to the next one in some head."""
+    q = torch.arange(T - 1).view(1, 1, -1, 1)
+    seen = mask(torch.zeros(1, 1, 1, 1).long(), torch.arange(H).view(1, H, 1, 1), q, q + 1)
+    return seen.expand(1, H, T - 1, 1).any(dim=1).flatten()
+
+
+def _reach_next(mask: Mask, T: int, H: int, n_layer: int) -> Tensor:
+    """Which of the positions 0..T-2 know the next one after n_layer layers."""
+    if T > _LONGEST:
+        raise ValueError(
+            f"mask {mask.expression!r} looks ahead over {T} positions, and whether positions see "
+            f"their targets is checked over {_LONGEST}: take a shorter context_length, or a mask "
+            "inside causal()"
+        )
+    at = torch.arange(T)
+    one = mask.dense(1, H, at, at).expand(1, H, T, T)[0].any(dim=0) | torch.eye(T, dtype=torch.bool)
+    reach, power, left = torch.eye(T), one.float(), n_layer  # (T, T), by repeated squaring
+    while left:
+        if left & 1:
+            reach = ((reach @ power) > 0).float()
+        power, left = ((power @ power) > 0).float(), left >> 1
+    return reach.diagonal(1) > 0

@@ -19,9 +19,10 @@ def parameters(c: ModelConfig) -> int:
     attention += 2 * c.D * c.qk_norm
     up = c.F * (2 if c.mlp == "swiglu" else 1)
     mlp = c.n_embd * up + up * everywhere + c.F * c.n_embd + c.n_embd * everywhere
-    embedding = c.vocab_size * c.n_embd * (1 if c.tied else 2)
     positions = c.context_length * c.n_embd * (c.position == "learned")
-    return embedding + positions + c.n_layer * (2 * norm + attention + mlp) + norm
+    embedding = c.vocab_size * c.n_embd + positions
+    head = len(c.labels) if c.labels else c.vocab_size * (not c.tied)
+    return embedding + c.n_layer * (2 * norm + attention + mlp) + norm + head * c.n_embd
 
 
 def block_matrices(c: ModelConfig) -> int:
@@ -36,9 +37,10 @@ def flops_per_token(c: ModelConfig, T: int | None = None) -> int:
     N counts the matrices that a token is multiplied by, the head among them, and no embedding
     look-up. Attention is counted without causality (Chowdhery et al. 2022, appendix B), as the
     field does when it states MFU. Products only: what norms, softmax and activations do is left
-    out, as is a second forward pass under activation recomputing.
+    out, as is a second forward pass under activation recomputing. A classifier's head, which only
+    the last token of a text meets, is left out too.
     """
-    N = block_matrices(c) + c.vocab_size * c.n_embd
+    N = block_matrices(c) + c.vocab_size * c.n_embd * (not c.labels)
     return 6 * N + 12 * c.n_layer * c.n_head * c.D * (T or c.context_length)
 
 
@@ -82,5 +84,5 @@ def training_memory(c: ModelConfig, B: int, T: int, optimizer: str = "adamw") ->
     hidden = c.F * (4 if c.mlp == "swiglu" else 2)
     per_token = c.n_layer * (2 * (norm + c.n_embd) + attention + hidden) + norm + c.n_embd
     # The loss keeps the gradient of the head from its forward pass.
-    saved = B * T * per_token + c.vocab_size * c.n_embd
+    saved = B * T * per_token + c.vocab_size * c.n_embd * (not c.labels)
     return TrainingMemory(4 * n, 4 * n, 4 * moments, 4 * saved)

@@ -1,12 +1,17 @@
-"""A model from its stored weights: strictly those that belong to it, not filled at random first."""
+"""A model from its stored weights, or from another model's.
 
-from collections.abc import Callable, Mapping
+Strictly those that belong to it, and not filled at random first. C channels, V vocabulary.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 
@@ -19,14 +24,23 @@ def load(
     mask_folder: Path | None = None,
     trust_code: bool = False,
 ) -> GPTModel:
-    """The model whose parameters are `tensors` (taken over, not copied; in their own dtype).
+    """The model whose parameters are `tensors` (taken over, not copied; in their own dtype): a
+    GPTClassifier if config has labels.
 
     Raises ValueError naming `origin` and the parameters that are missing, unexpected, of another
     shape, or not finite. mask_folder, trust_code: see GPTModel.
     """
     with _Unfilled():
-        model = GPTModel(config, mask_folder=mask_folder, trust_code=trust_code)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        kind = GPTClassifier if config.labels else GPTModel
+        model = kind(config, mask_folder=mask_folder, trust_code=trust_code)
+    check(model.state_dict(), tensors, origin)
+    model.load_state_dict(tensors, assign=True)
+    return model
+
+
+def check(there: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin: str | Path) -> None:
+    """ValueError, as from `load`, unless `tensors` can take the place of those that are there."""
+    expected = {name: tuple(tensor.shape) for name, tensor in there.items()}
     wrong = [f"{name} is missing" for name in expected if name not in tensors]
     wrong += [f"{name} does not belong there" for name in tensors if name not in expected]
     wrong += [
@@ -43,7 +57,47 @@ def load(
                 f"{origin} is unusable, {name} holds NaN or infinity: the training diverged;"
                 " --checkpoint STEP opens an earlier state"
             )
-    model.load_state_dict(tensors, assign=True)
+
+
+def as_classifier(model: GPTModel, labels: Sequence[str]) -> GPTClassifier:
+    """The body of `model` (shared, not copied) under a new, random head for `labels`.
+
+    Its output head, or the head of another classification, is left behind.
+    """
+    with _Unfilled():
+        new = GPTClassifier(model.config.change(labels=tuple(labels)), mask=model.mask)
+    tensors = {n: t for n, t in model.state_dict().items() if not n.startswith(("head.", "score."))}
+    device = model.embedding.token.weight.device
+    score = torch.empty(len(labels), model.config.n_embd).normal_(0.0, 0.02)
+    new.load_state_dict({**tensors, "score.weight": score}, assign=True)
+    return new.to(device).train(model.training)
+
+
+@torch.no_grad()
+def grow_vocabulary(model: GPTModel, new_size: int, used: int | None = None) -> GPTModel:
+    """Give `model` new_size token ids; returns it, changed in place.
+
+    The rows of new ids, in the embedding and an untied head, are the mean of the old rows: n of
+    them take at most n / V of the old ids' probability (Hewitt 2021, "Initializing new word
+    embeddings"). used: ids that mean something, by default all there are; a model padded to a
+    round size holds rows beyond its tokenizer's vocabulary, and those become the mean as well.
+    Raises ValueError if new_size is smaller than what there is.
+    """
+    old = model.config.vocab_size
+    used = old if used is None else used
+    if new_size < old or not 0 < used <= old:
+        raise ValueError(
+            f"a vocabulary of {old} ({used} in use) cannot become one of {new_size}: it only grows"
+        )
+    for table in (model.embedding.token, model.head):
+        if table is not None:
+            mean = table.weight[:used].float().mean(dim=0).to(table.weight.dtype)  # (C,)
+            rows = torch.cat([table.weight[:used], mean.expand(new_size - used, -1)])  # (V, C)
+            table.weight = nn.Parameter(rows, requires_grad=table.weight.requires_grad)
+    model.embedding.token.num_embeddings = new_size
+    if model.head is not None:
+        model.head.out_features = new_size
+    model.config = model.config.change(vocab_size=new_size)
     return model
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from gptsmith.train.optim import OptimConfig
 from gptsmith.train.precision import Name as PrecisionName
 
 
@@ -17,7 +19,8 @@ class TrainConfig(Section):
     """Horizon, batch and arithmetic."""
 
     steps: int | None = Field(None, ge=1)
-    """Horizon in optimizer steps. One of steps, tokens, epochs, seconds (default: 1 epoch)."""
+    """Horizon in optimizer steps. One of steps, tokens, epochs, seconds (default: 1 epoch, or 3
+    when tuning)."""
     tokens: int | None = Field(None, ge=1)
     """Horizon in training tokens."""
     epochs: float | None = Field(None, gt=0, le=1e6)
@@ -87,3 +90,19 @@ class MonitorConfig(Section):
     """auto (TensorBoard if it is installed), none, tensorboard, wandb, mlflow, trackio."""
     log_every: int = Field(10, ge=1)
     """Steps between lines of metrics."""
+
+
+class Recipe(Section):
+    """What every recipe asks for."""
+
+    default_epochs: ClassVar[float] = 1  # without a horizon
+
+    out: Path
+    """Run folder to write."""
+    resume: bool = False
+    """Go on from the newest good checkpoint of the run folder."""
+    train: TrainConfig = TrainConfig()
+    optim: OptimConfig = OptimConfig()
+    eval: EvalConfig = EvalConfig()
+    save: SaveConfig = SaveConfig()
+    monitor: MonitorConfig = MonitorConfig()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from gptsmith.files import write_text
 from gptsmith.model import size
@@ -16,8 +17,11 @@ _COLUMNS = {
     "bits_per_byte": ".3f",
     "top1": ".1%",
     "top5": ".1%",
+    "accuracy": ".1%",
+    "macro_f1": ".3f",
     "seconds": ".0f",
 }
+_NAMES = {"val_loss": "validation loss", "top1": "top-1", "top5": "top-5", "macro_f1": "macro F1"}
 
 
 def number(value: float | None, form: str) -> str:
@@ -25,13 +29,17 @@ def number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def write_report(run: Run) -> None:
-    """Write the run's report.md from its own files, durably."""
+def write_report(run: Run, sections: Sequence[str] = ()) -> None:
+    """Write the run's report.md from its own files, durably.
+
+    sections: lines of Markdown that a recipe has to add, before what to type next.
+    """
     events = read_events(run.metrics)
     validations = [e for e in events if e["event"] == "val"]
     samples = [e for e in events if e["event"] == "sample"]
     notes = [e for e in events if e["event"] == "note"]
     model = run.model_config
+    columns = {n: f for n, f in _COLUMNS.items() if any(n in e for e in validations)}
     lines = [
         f"# {run.path.resolve().name}",
         "",
@@ -40,27 +48,31 @@ def write_report(run: Run) -> None:
         "",
         "![loss and learning rate](curves.png)",
         "",
-        "| step | validation loss | perplexity | bits per byte | top-1 | top-5 | seconds |",
-        "|---:|---:|---:|---:|---:|---:|---:|",
+        f"| {' | '.join(_NAMES.get(name, name.replace('_', ' ')) for name in columns)} |",
+        f"|{'---:|' * len(columns)}",
     ]
     for e in validations[-20:]:
-        cells = [number(e[name], form) for name, form in _COLUMNS.items()]
+        cells = [number(e.get(name), form) for name, form in columns.items()]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "## Notes", "", *dict.fromkeys(f"- {e['message']}" for e in notes)]
     if samples:
         lines += ["", "## Samples", ""]
-        shown = dict.fromkeys((0, len(samples) - 1))
-        for e in (samples[i] for i in shown):
-            lines += [f"Step {e['step']}, prompt {json.dumps(e['title'])}:", ""]
+        shown = [e for e in samples if e["step"] in (samples[0]["step"], samples[-1]["step"])]
+        for e in shown:
+            lines += [f"Step {e['step']}, prompt {json.dumps(e['title'], ensure_ascii=False)}:", ""]
             lines += [f"    {line}" for line in (e["title"] + e["text"]).splitlines()] + [""]
-    prompt = json.dumps(samples[-1]["title"] if samples else "")
-    lines += [
-        "",
-        "## Next",
-        "",
-        f"    gptsmith generate {run.path} --prompt {prompt}",
-        f"    gptsmith evaluate {run.path}",
-        f"    gptsmith inspect {run.path}",
-        "",
-    ]
+    lines += ["", *sections, "## Next", "", *(f"    {line}" for line in next_commands(run)), ""]
     write_text(run.report, "\n".join(lines))
+
+
+def next_commands(run: Run) -> list[str]:
+    """What one may type after this run."""
+    if run.model_config.labels:
+        return [f'gptsmith classify {run.path} "some text"', f"gptsmith inspect {run.path}"]
+    if run.template is not None:
+        return [f"gptsmith chat {run.path}", f"gptsmith inspect {run.path}"]
+    return [
+        f"gptsmith generate {run.path} --num-samples 3",
+        f"gptsmith evaluate {run.path}",
+        f"gptsmith finetune chat --from {run.path} --data skills --out {run.path}-chat",
+    ]

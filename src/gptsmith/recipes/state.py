@@ -1,17 +1,16 @@
-"""Where a run stands, its way to disk and back, and the signals that ask it to stop."""
+"""Where a run stands, and its way to disk and back."""
 
 from __future__ import annotations
 
 import math
-import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import nn
 
+from gptsmith.model.tuning import load_trained, trained
 from gptsmith.train import checkpoint
 from gptsmith.train.loop import Guard
 from gptsmith.train.optim import Optimizer
@@ -60,7 +59,7 @@ def save(
     state.update(guard=progress.guard.state(), position=position)
     if progress.scaler is not None:
         state["scaler"] = progress.scaler.state_dict()
-    tensors = {"model": model.state_dict(), "optimizer": optimizer.state_tensors()}
+    tensors = {"model": trained(model), "optimizer": optimizer.state_tensors()}
     checkpoint.save(folder, progress.step, tensors, state)
     best = {progress.best_step} if math.isfinite(progress.best_loss) else set()
     checkpoint.prune(folder, keep_last, best)
@@ -76,7 +75,7 @@ def restore(
     """
     found, damage = checkpoint.find(folder)
     state = found.state
-    model.load_state_dict(found.load("model"))
+    load_trained(model, found.load("model"), found.path)
     optimizer.load_state_tensors(found.load("optimizer"))
     for name in _PLAIN:
         setattr(progress, name, state[name])
@@ -87,23 +86,3 @@ def restore(
         progress.scaler.load_state_dict(state["scaler"])
     checkpoint.clean(folder, after=found.step)
     return state["position"], damage
-
-
-class StopSignal:
-    """While entered, SIGTERM and SIGINT set `received` and nothing else; a second one kills."""
-
-    def __init__(self) -> None:
-        self.received: str | None = None
-
-    def __enter__(self) -> StopSignal:
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

@@ -23,7 +23,14 @@ Loss = Callable[[Any, Batch], tuple[Tensor, Tensor]]  # (model, batch) -> sum, s
 
 
 class Diverged(ValueError):
-    """Too many steps in a row had to be skipped."""
+    """Too many steps in a row had to be skipped.
+
+    The step that raises it leaves no trace: weights, optimizer, scaler and guard are as after the
+    step that was yielded last, so the weights as before the first of the skipped steps; only the
+    gradients are the bad batch's. A caller may evaluate, write a checkpoint of that last step and
+    stop. The generator has ended; a run that goes on from the checkpoint meets the same batch
+    again, and ends there again unless a setting has changed.
+    """
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class Step:
     loss: float
     grad_norm: float
     learning_rate: float
-    tokens: int  # that the step read, over all ranks
+    tokens: int  # that the step read, padding not counted, over all ranks
     skipped: str = ""  # why the weights were left alone, naming the batch; empty: they moved
 
 
@@ -53,7 +60,7 @@ class Guard:
     in_a_row: int = 0
 
     def check(self, step: int, loss: float, grad_norm: float, names: Sequence[str]) -> str:
-        """Why this step must be skipped, or an empty string."""
+        """Why this step (from 1) must be skipped, or an empty string."""
         reason = ""
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
             reason = f"loss {loss:.4g}, gradient norm {grad_norm:.4g}"
@@ -66,14 +73,14 @@ class Guard:
             self.in_a_row = 0
             self.recent.append(loss)
             return ""
-        self.skipped += 1
-        self.in_a_row += 1
-        reason = f"step {step} skipped: {reason} in {', '.join(names)}"
-        if self.in_a_row >= self.patience:
+        reason = f"step {step:,} skipped: {reason} in {', '.join(names)}"
+        if self.in_a_row + 1 >= self.patience:  # not counted: see Diverged
             raise Diverged(
-                f"{reason}; {self.in_a_row} steps in a row were skipped, so training stops: "
+                f"{reason}; {self.in_a_row + 1} steps in a row were skipped, so training stops: "
                 "lower --optim.learning-rate, look at these samples, or try --train.precision fp32"
             )
+        self.skipped += 1
+        self.in_a_row += 1
         return reason
 
     def state(self) -> dict[str, object]:
@@ -114,6 +121,7 @@ def train_steps(
         model.train()
         micro = batches(step)
         scored = distributed.sum_over_ranks(sum_targets(micro))
+        tokens = int(distributed.sum_over_ranks(torch.tensor(sum_tokens(micro))))
         total = torch.zeros((), device=device)
         optimizer.zero_grad()
         for i, batch in enumerate(micro):
@@ -135,15 +143,14 @@ def train_steps(
         overflow = math.isfinite(mean) and not math.isfinite(float(norm))
         if scaler and overflow and scaler.get_scale() > 1:
             # A scaler meets overflow by design and lowers its scale: that is no bad batch.
-            bad = f"step {step} skipped: fp16 overflow at loss scale {scaler.get_scale():g}"
+            bad = f"step {step + 1:,} skipped: fp16 overflow at loss scale {scaler.get_scale():g}"
         else:
-            bad = guard.check(step, mean, float(norm), [b.name for b in micro])
+            bad = guard.check(step + 1, mean, float(norm), [b.name for b in micro])
         if not bad:
             optimizer.set_learning_rate(rate)
             optimizer.step()
         if scaler:
             scaler.update()
-        tokens = sum(b.inputs.numel() for b in micro) * distributed.world_size()
         step += 1
         yield Step(step, mean, float(norm), rate, tokens, bad)
 
@@ -151,6 +158,11 @@ def train_steps(
 def sum_targets(micro: Sequence[Batch]) -> Tensor:
     """Number of scored tokens of the micro-batches, at least 1."""
     return sum(((b.targets != IGNORE).sum() for b in micro), torch.tensor(0)).clamp(min=1)
+
+
+def sum_tokens(micro: Sequence[Batch]) -> int:
+    """Number of tokens that the micro-batches read, padding not counted."""
+    return sum(b.inputs.numel() if b.tokens is None else b.tokens for b in micro)
 
 
 def mix(*numbers: int) -> int:

@@ -5,15 +5,18 @@ B batch, T time, N = B * T, C channels, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100
-# fp32 logits alive at once. Each chunk reads and writes the whole gradient of the head, so small
-# chunks cost time, large ones memory.
+# Bytes of one chunk of fp32 logits; while its gradient is made, 2.4 times as many are in use.
+# Each chunk reads and writes the whole gradient of the head: small ones cost time, large ones
+# memory.
 CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}
 
 
@@ -22,7 +25,8 @@ class Batch:
     """inputs (B, T) int64; targets (B, T) int64, -100 = not scored.
 
     documents (B, T): attention stays inside equal numbers. positions (B, T): where they restart.
-    name says which samples these are, for error messages.
+    name says which samples these are, for error messages. tokens: how many of the inputs are
+    tokens, not padding; None: all of them.
     """
 
     inputs: Tensor
@@ -30,6 +34,7 @@ class Batch:
     documents: Tensor | None = None
     positions: Tensor | None = None
     name: str = "batch"
+    tokens: int | None = None
 
     def to(self, device: torch.device) -> Batch:
         def move(x: Tensor | None) -> Tensor | None:
@@ -44,15 +49,22 @@ class Batch:
         )
 
 
-class LanguageModel(Protocol):
-    """What the losses need of a model: vectors before the head, and the head's matrix."""
-
-    @property
-    def head_weight(self) -> Tensor: ...
+class Backbone(Protocol):
+    """What every loss needs of a model: vectors before the head."""
 
     def hidden(
         self, ids: Tensor, *, positions: Tensor | None = None, documents: Tensor | None = None
     ) -> Tensor: ...
+
+
+class LanguageModel(Backbone, Protocol):
+    @property
+    def head_weight(self) -> Tensor: ...
+
+
+class Classifier(Backbone, Protocol):
+    @property
+    def score(self) -> Callable[[Tensor], Tensor]: ...
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -72,11 +84,15 @@ class LinearCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         rows: int,
     ) -> Tensor:
+        need_hidden, need_weight = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
         w = weight.to(dtype)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         columns = torch.arange(weight.shape[0], device=hidden.device)
+        # In fp16 a sum over thousands of rows may pass 65504, and no loss scale would help, as it
+        # comes later. Over h / sqrt(rows) it does not, and sums of random signs keep their digits.
+        shrink = rows**0.5 if dtype == torch.float16 else 1.0
         grads = []
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         for h, y in zip(hidden.split(rows), targets.split(rows), strict=True):
             h = h.to(dtype)
             logits = (h @ w.T).float()  # (rows, V)
@@ -84,23 +100,35 @@ class LinearCrossEntropy(torch.autograd.Function):
             label = y.clamp(min=0).unsqueeze(1)  # (rows, 1)
             lse = logits.logsumexp(dim=-1, keepdim=True)
             loss = loss + ((lse - logits.gather(1, label)).squeeze(1) * scored).sum()
-            g = (logits - lse).exp() - (columns == label).float()  # softmax - one-hot
-            g = (g * scored.unsqueeze(1)).to(dtype)
-            grads.append(g @ w)
-            grad_weight += g.T @ h
-        ctx.save_for_backward(torch.cat(grads), grad_weight)
+            if need_hidden or need_weight:
+                # softmax - one-hot, in the memory of the logits
+                logits.sub_(lse).exp_().sub_((columns == label).float())
+                g = logits.mul_(scored.unsqueeze(1)).to(dtype)
+                if need_hidden:
+                    grads.append(g @ w)
+                if grad_weight is not None:
+                    grad_weight.add_(g.T @ (h / shrink), alpha=shrink)
+                del g
+            del logits  # or it stands beside the next chunk's
+        grad_hidden = torch.cat(grads) if need_hidden else None
+        ctx.save_for_backward(grad_hidden, grad_weight)  # type: ignore[arg-type]
         ctx.dtypes = hidden.dtype, weight.dtype  # type: ignore[attr-defined]
         return loss
 
     @staticmethod
     def backward(
         ctx: torch.autograd.function.FunctionCtx, grad: Tensor
-    ) -> tuple[Tensor, Tensor, None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors  # type: ignore[attr-defined]
         hidden_dtype, weight_dtype = ctx.dtypes  # type: ignore[attr-defined]
+
+        def scaled(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+            # in fp32: a loss scale of 65536 takes what was saved in fp16 out of its range
+            return None if x is None else (x.float() * grad).to(dtype)
+
         return (
-            (grad_hidden * grad).to(hidden_dtype),
-            (grad_weight * grad).to(weight_dtype),
+            scaled(grad_hidden, hidden_dtype),
+            scaled(grad_weight, weight_dtype),
             None,
             None,
             None,
@@ -118,11 +146,27 @@ def next_token_loss(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]
     hidden = model.hidden(batch.inputs, positions=batch.positions, documents=batch.documents)
     hidden = hidden.flatten(0, 1)  # (N, C)
     weight = model.head_weight
+    if not torch.is_grad_enabled():  # autograd asks the tensors, not the mode, what needs gradients
+        hidden, weight = hidden.detach(), weight.detach()
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     rows = chunk_rows(hidden.shape[0], weight.shape[0], hidden.device)
     targets = batch.targets.flatten()
     return LinearCrossEntropy.apply(hidden, weight, targets, dtype, rows), (targets != IGNORE).sum()
+
+
+def classification_loss(model: Classifier, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy of the classes, in nats, and the number of scored positions.
+
+    targets (B, T) are class numbers, as a rule one in a row: at its last token, -100 elsewhere.
+    """
+    hidden = model.hidden(batch.inputs, positions=batch.positions, documents=batch.documents)
+    # Every position is scored, so that the shapes do not depend on the targets (a compiled graph
+    # wants that): the classes are few, it costs nothing beside the blocks.
+    scores = model.score(hidden).flatten(0, 1).float()  # (N, classes)
+    targets = batch.targets.flatten()
+    summed = F.cross_entropy(scores, targets, ignore_index=IGNORE, reduction="sum")
+    return summed, (targets != IGNORE).sum()
 
 
 def score_from(batch: Batch, start: int) -> Batch:

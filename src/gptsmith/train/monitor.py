@@ -83,7 +83,8 @@ class Monitor:
 
     def log(self, step: int, event: str = "train", **fields: Any) -> None:
         """Record an event. Fields are JSON values or one-element tensors; NaN and infinity become
-        null. `seconds` is added, and to "val" the peak memory; "val" and "note" are also shown."""
+        null. `seconds` is added, and to "val" the peak memory. "val" and "note" are also shown: a
+        note as its `message` stands, which names the step where that matters."""
         values = {name: _plain(value) for name, value in fields.items()}
         values.setdefault("seconds", round(self.seconds, 3))
         if event == "val":
@@ -102,7 +103,7 @@ class Monitor:
             shown = [f"{n} {v:.4g}" for n, v in values.items() if v is not None and n not in hidden]
             self.say(f"step {step:,}: " + ", ".join(shown).replace("_", " "))
         elif event == "note":
-            self.say(f"step {step:,}: {fields.get('message', '')}")
+            self.say(fields.get("message", ""))
 
     def text(self, step: int, title: str, text: str) -> None:
         """Record a sample of generated text (samples.txt, trackers)."""
@@ -224,10 +225,10 @@ def table(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def peak_memory_mb() -> float:
-    """Most memory held at once, in MB (10^6 bytes): of the GPU if it is in use, else of the
-    process."""
+    """Most memory held at once, in MB (10^6 bytes): of the GPU in use, else of the process."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 1e6
+        # a run uses one GPU of those it sees, not always the first: the others stand at 0
+        return max(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))) / 1e6
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes there, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 

@@ -20,7 +20,6 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> No
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.patheffects import withStroke
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     figure = Figure(figsize=(8, 5.4), dpi=150, layout="constrained")
@@ -42,20 +41,11 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> No
     elif len(steps):
         losses.plot(steps, train, color=TRAIN, linewidth=1.8, marker=".", label="train")
     if len(at):
-        losses.plot(at, val, color=VAL, linewidth=1.8, marker="o", markersize=3.5, label="val")
+        # In the legend, which finds itself a free place: beside the point it would hide others.
         best = int(np.argmin(val))
-        last = best == len(val) - 1
-        losses.annotate(
-            f"{val[best]:.3f}" if last else f"best {val[best]:.3f}",
-            (at[best], val[best]),
-            (4, 8) if last else (0, 8),
-            textcoords="offset points",
-            ha="right" if last else "center",
-            color=VAL,
-            fontsize=9,
-            fontweight="bold",
-            path_effects=[withStroke(linewidth=3, foreground="white")],  # legible over the lines
-        )
+        where = "" if best == len(val) - 1 else f", best at step {at[best]:,.0f}"
+        label = f"val {val[best]:.3f}{where}"
+        losses.plot(at, val, color=VAL, linewidth=1.8, marker="o", markersize=3.5, label=label)
     if len(steps) or len(at):
         losses.legend(frameon=False, fontsize=9, labelcolor=INK)
         losses.set_ylim(*_limits(np.concatenate([train, val])))
@@ -98,6 +88,7 @@ def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, n
     """Steps and values of the rows that have a finite `name`."""
     points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
     array = np.array(points, dtype=np.float64).reshape(-1, 2)
+    array = array[np.isfinite(array[:, 1])]
     return array[:, 0], array[:, 1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -89,17 +90,31 @@ def memory_bytes(device: torch.device) -> int | None:
         return None
 
 
-# Dense bf16 (fp16 before Ampere) TFLOP/s from the vendor's data sheets, by a part of the name.
+# Dense bf16 (fp16 before Ampere) TFLOP/s from the vendor's data sheets, by words of the name.
 _PEAK_TFLOPS = {
-    "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10G": 70,
-    "RTX 5090": 210, "RTX 4090": 165, "RTX 3090": 71, "V100": 125, "T4": 65,
+    "H200 NVL": 835, "H200": 989, "H100 NVL": 835, "H100 PCIe": 756, "H100": 989, "A100": 312,
+    "L40S": 362, "L4": 121, "A10G": 70, "RTX 5090": 210, "RTX 4090": 165, "RTX 3090": 71,
+    "V100": 125, "T4": 65,
 }  # fmt: skip
+_OTHER_CHIPS = {"Laptop", "Ti", "D"}  # under the number of a faster or slower one
+
+
+def peak(device: torch.device) -> float | None:
+    """FLOP/s that the vendor promises of the device's matrix units; None where that is not known.
+
+    The name must hold all words of an entry, whole ("L4" is in neither "L40" nor "RTX 4090"); the
+    first that fits counts.
+    """
+    if device.type != "cuda":
+        return None
+    words = set(re.findall(r"\w+", torch.cuda.get_device_name(device)))
+    if words & _OTHER_CHIPS:
+        return None
+    fits = (tflops for name, tflops in _PEAK_TFLOPS.items() if words.issuperset(name.split()))
+    return next((tflops * 1e12 for tflops in fits), None)
 
 
 def mfu(flops_per_second: float, device: torch.device) -> float | None:
     """Share of the device's peak that is used; None where the peak is not known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    peak = next((t for part, t in _PEAK_TFLOPS.items() if part in name), None)
-    return None if peak is None else flops_per_second / (peak * 1e12)
+    most = peak(device)
+    return None if most is None else flops_per_second / most

@@ -31,15 +31,13 @@ class ProgressLine:
         tokens_per_second: float | None = None,
         mfu: float | None = None,
     ) -> None:
-        """Cheap at each step: `loss` is read from the device only when it is shown. The last of
-        total_steps always is. `mfu` is a share (0.54)."""
+        """Cheap at each step: `loss` is read from the device only when it is shown. The first and
+        the last of total_steps always are. `mfu` is a share (0.54)."""
         now = time.perf_counter()
-        if now - self._shown < self.every and step != self.total_steps:
-            if not self._past:  # the speed counts from the first step's end, compilation is over
-                self._past.append((now, step))
+        if self._past and now - self._shown < self.every and step != self.total_steps:
             return
         self._shown = now
-        self._past.append((now, step))
+        self._past.append((now, step))  # from the first step's end, when compilation is over
         parts = [f"loss {float(loss):.4f}"]
         if tokens_per_second is not None:
             parts.append(f"{tokens_per_second:,.0f} tokens/s")

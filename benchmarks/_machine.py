@@ -1,0 +1,50 @@
+"""What this machine can do at best, beside which the benchmarks' figures stand."""
+
+import resource
+import sys
+import time
+
+import torch
+
+from gptsmith.train import precision
+
+
+def sync(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def gemm_flops(device: torch.device) -> float:
+    """FLOP/s of the best of several large square matrix products, in the number format that
+    `precision auto` takes here."""
+    dtype = precision.choose("auto", device).dtype
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):
+        sync(device)
+        begin = time.perf_counter()
+        a @ b
+        sync(device)
+        best = min(best, time.perf_counter() - begin)
+    return 2 * n**3 / best
+
+
+def copy_bytes() -> float:
+    """Bytes/s of the best of several copies of 256 MiB, all threads at work."""
+    source = torch.zeros(2**28, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(6):
+        begin = time.perf_counter()
+        target.copy_(source)
+        best = min(best, time.perf_counter() - begin)
+    return source.numel() / best
+
+
+def peak_mib(device: torch.device) -> float:
+    """Most memory that this process held at once: on a GPU tensors, else the whole of it."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -1,0 +1,150 @@
+"""What counting words reaches on labelled texts: the mark that a tuned GPT has to pass.
+
+    python -m benchmarks bag_of_words [--run RUN2] [--data FILE [--val FILE] [--test FILE] ...]
+
+Logistic regression on tf-idf weights of words, and of words and pairs of words, the L2 penalty and
+the kind of features chosen on the validation split; trained, chosen and tested on the very rows
+that `gptsmith finetune classify` takes with the same options. --run takes the options of a tuned
+run and prints its test accuracy beside.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gptsmith import settings
+from gptsmith.data.labelled import LabelledConfig, load_labelled
+from gptsmith.data.labelled_files import LabelledText
+from gptsmith.run import Run
+
+PENALTIES = tuple(10.0**e for e in (-6, -5.5, -5, -4.5, -4, -3.5, -3, -2.5))  # per text
+
+
+class Options(LabelledConfig):
+    data: Path | None = None  # type: ignore[assignment]
+    run: Path | None = None
+    """A run of `finetune classify` to compare with; its data and split are used."""
+
+
+class Features:
+    """Unit vectors of tf-idf weights, (1 + ln count) * (1 + ln(texts / texts with the word)).
+
+    The words are those of the training texts; with pairs, also two words in a row.
+    """
+
+    def __init__(self, texts: Sequence[str], pairs: bool) -> None:
+        self.pairs = pairs
+        found = Counter(word for text in texts for word in set(self.words(text)))
+        self.column = {word: i for i, word in enumerate(sorted(found))}
+        self.weight = [1 + math.log(len(texts) / found[word]) for word in self.column]
+
+    def words(self, text: str) -> list[str]:
+        words = re.findall(r"\w+|[^\w\s]", text.lower())
+        return words + [f"{a} {b}" for a, b in pairwise(words) if self.pairs]
+
+    def __call__(self, texts: Iterable[str]) -> tuple[Tensor, Tensor]:
+        """Sparse matrices: texts by words, and its transpose."""
+        rows, columns, values = [], [], []
+        for row, text in enumerate(texts):
+            counts = Counter(self.column[w] for w in self.words(text) if w in self.column)
+            cells = {c: (1 + math.log(n)) * self.weight[c] for c, n in counts.items()}
+            norm = math.sqrt(sum(v * v for v in cells.values())) or 1.0
+            rows += [row] * len(cells)
+            columns += cells
+            values += [v / norm for v in cells.values()]
+        shape = (row + 1, len(self.column))
+        at, cells_ = torch.tensor([rows, columns]), torch.tensor(values)
+        both = (torch.sparse_coo_tensor(at, cells_, shape),
+                torch.sparse_coo_tensor(at.flip(0), cells_, shape[::-1]))  # fmt: skip
+        return both[0].coalesce().to_sparse_csr(), both[1].coalesce().to_sparse_csr()
+
+
+def fit(X: Tensor, Xt: Tensor, y: Tensor, L: int, penalty: float, start: Tensor | None) -> Tensor:
+    """Weights and bias (V + 1, L) of least cross-entropy + penalty / 2 * |weights|^2, by L-BFGS."""
+    n = X.shape[0]
+    w = torch.zeros(X.shape[1] + 1, L) if start is None else start.clone()
+    w.requires_grad_(True)
+    truth = torch.nn.functional.one_hot(y, L).float()
+    solver = torch.optim.LBFGS(
+        [w], max_iter=200, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> float:
+        with torch.no_grad():
+            log_p = (X @ w[:-1] + w[-1]).log_softmax(dim=1)
+            error = (log_p.exp() - truth) / n
+            w.grad = torch.cat([Xt @ error + penalty * w[:-1], error.sum(0, keepdim=True)])
+            return float(-(log_p * truth).sum() / n + penalty / 2 * w[:-1].square().sum())
+
+    solver.step(closure)
+    return w.detach()
+
+
+def accuracy(X: Tensor, w: Tensor, y: Tensor) -> float:
+    return float(((X @ w[:-1] + w[-1]).argmax(dim=1) == y).float().mean())
+
+
+def compare(options: Options) -> None:
+    started = time.perf_counter()
+    if options.run:
+        stored = Run.open(options.run).config
+        fields = {n: stored[n] for n in LabelledConfig.model_fields}
+        options = options.model_copy(update=LabelledConfig(**fields).model_dump())
+    data = load_labelled(options)
+    number = {label: i for i, label in enumerate(data.labels)}
+    L = len(data.labels)
+
+    def classes(rows: Sequence[LabelledText]) -> Tensor:
+        return torch.tensor([number[row.label] for row in rows])
+
+    best = (-1.0, "", torch.empty(0), torch.empty(0))  # val accuracy, name, weights, test matrix
+    for pairs in (False, True):
+        features = Features([row.text for row in data.train], pairs)
+        X, Xt = features(row.text for row in data.train)
+        val, _ = features(row.text for row in data.val)
+        w = None
+        for penalty in sorted(PENALTIES, reverse=True):  # each starts from its stronger neighbour
+            w = fit(X, Xt, classes(data.train), L, penalty, w)
+            reached = accuracy(val, w, classes(data.val))
+            if reached > best[0]:
+                name = f"{'words and pairs' if pairs else 'words'}, penalty {penalty:.1e}"
+                best = (reached, name, w, features(row.text for row in data.test)[0])
+    y = classes(data.test)
+    found = accuracy(best[3], best[2], y)
+    majority = float(torch.bincount(y).max() / len(y))
+    print(f"{options.data}: {', '.join(data.notes[-3:])}")
+    print(f"  most frequent class  {majority:.2%}")
+    print(f"  bag of words         {found:.2%} +- {math.sqrt(found * (1 - found) / len(y)):.2%}"
+          f"   ({best[1]}; val {best[0]:.2%}; {time.perf_counter() - started:.0f} s)")  # fmt: skip
+    if options.run:
+        tuned = json.loads((options.run / "test.json").read_text())["accuracy"]
+        error = math.sqrt(tuned * (1 - tuned) / len(y))
+        print(f"  {options.run!s:<19}  {tuned:.2%} +- {error:.2%}")
+
+
+def main(argv: list[str]) -> None:
+    options = settings.load(
+        Options, argv, prog="python -m benchmarks bag_of_words", description="Count words."
+    )
+    if options.data or options.run:
+        compare(options)
+        return
+    folder = Path(os.environ.get("GPTSMITH_DATA", "../shared/data"))
+    spam, stars = folder / "sms_spam" / "SMSSpamCollection", folder / "sst2_sentences"
+    if not spam.is_file():
+        print("no labelled texts: give --data FILE, or set GPTSMITH_DATA")
+        return
+    compare(Options(data=spam))
+    train, val, test = (stars / f"stsa.binary.{name}" for name in ("train", "dev", "test"))
+    compare(Options(data=train, val=val, test=test))

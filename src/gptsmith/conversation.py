@@ -1,0 +1,373 @@
+"""Messages to token ids, and which of them are learned: one template for a chat model's life.
+
+The template (Jinja, `chat_template.jinja` in the run, the form that transformers reads) says what
+stands around the contents of the messages. What the template writes may become special tokens;
+what a message holds never does. The two are told apart by rendering the conversation once with a
+placeholder for each content: all other text is the template's own.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple, NoReturn, TypedDict
+
+from jinja2 import nodes
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from gptsmith.tokenizer import Tokenizer
+
+ROLES = ("system", "user", "assistant")
+CHAT_TOKENS = ("<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+
+TEMPLATE = """\
+{%- for message in messages -%}
+{%- if message['role'] not in ['system', 'user', 'assistant'] -%}
+{{- raise_exception('unknown role: ' ~ message['role']) -}}
+{%- endif -%}
+{{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|assistant|>' -}}
+{%- endif -%}
+"""
+
+# Templates may ask for `bos_token`; tokenizer.json does not say which one that is.
+_BEGINNINGS = ("<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>")
+_MARK = re.compile("\ufdd0(\\d+)\ufdd1")  # a placeholder; these two are in no text, says Unicode
+
+
+class Message(TypedDict):
+    role: str
+    """system, user or assistant"""
+    content: str
+    """Text; lists of `{"type": "text", "text": ...}`, as some data sets have, are joined."""
+
+
+class Encoded(NamedTuple):
+    """A conversation as tokens, and which of them the assistant must learn to produce."""
+
+    ids: list[int]
+    scored: list[bool]
+
+
+class ChatTemplate:
+    """A Jinja chat template with the tokenizer that its special tokens belong to.
+
+    stop_ids   what ends an answer: the special token behind its content, and the end of a text
+
+    Templates come from strangers: they run in Jinja's sandbox and see plain strings only. The
+    environment is that of transformers (utils/chat_template_utils.py).
+    ValueError for a template that is no Jinja, or that ends no answer with a special token.
+    """
+
+    def __init__(self, source: str, tokenizer: Tokenizer) -> None:
+        self.source = source
+        self._tokenizer = tokenizer
+        try:
+            self._template = _environment().from_string(source)
+        except TemplateSyntaxError as error:
+            raise ValueError(f"chat template, line {error.lineno}: {error.message}") from None
+        special = sorted(tokenizer.special_tokens, key=len, reverse=True)
+        self._special = re.compile(f"({'|'.join(map(re.escape, special)) or '(?!)'})")
+        names = {i: name for name, i in tokenizer.special_tokens.items()}
+        eos = _eos_id(tokenizer)
+        self._tokens = {"eos_token": names[eos]} if eos is not None else {}
+        for name in _BEGINNINGS[::-1]:
+            if name in tokenizer.special_tokens:
+                self._tokens["bos_token"] = name
+        document = json.loads(tokenizer.to_json())
+        added = document.get("added_tokens") or []
+        self._eats_left = {token["content"] for token in added if token.get("lstrip")}
+        self._eats_right = {token["content"] for token in added if token.get("rstrip")}
+        # SentencePiece puts a space before the first piece of a text, and before no other.
+        self._marks_first = (document.get("pre_tokenizer") or {}).get("prepend_scheme") == "first"
+        self._layouts: dict[tuple[tuple[str, ...], bool], str] = {}
+        self._spans: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+        twice = ("user", "assistant") * 2
+        ends = [self._end(self._layout(twice), i)[1] for i in (1, 3)]
+        self.stop_ids = tuple(dict.fromkeys([*ends, *([] if eos is None else [eos])]))
+
+    def encode(self, messages: Sequence[Message]) -> Encoded:
+        """The whole conversation, answers scored: the generation prompt, content and end token.
+
+        Text of the template and content that touch are encoded as one text, as transformers does.
+        Where an answer begins within such a text, the tokens are scored from the first that the
+        text before the answer alone would not have: each token with a character of the answer.
+        ValueError for messages without an answer, and for what `prompt` refuses.
+        """
+        messages = _checked(messages)
+        roles = tuple(message["role"] for message in messages)
+        if "assistant" not in roles:
+            raise ValueError("the conversation has no assistant message: nothing to learn from it")
+        layout = self._layout(roles)
+        contents = self._contents(layout, messages, generate=False)
+        ids: list[int] = []
+        scored: list[bool] = []
+        at, ends = 0, []
+        for start, end in self._answers(roles):
+            before = self._ids(layout[at:start], contents, at == 0)
+            if self._special.match(layout, start):
+                new, known = before + self._ids(layout[start:end], contents), len(before)
+            else:
+                new = self._ids(layout[at:end], contents, at == 0)
+                pairs = enumerate(zip(before, new, strict=False))
+                known = next((i for i, (a, b) in pairs if a != b), min(len(before), len(new)))
+            ids += new
+            scored += [False] * known + [True] * (len(new) - known)
+            ends.append(len(ids))  # the end token comes first in what follows
+            at = end
+        ids += self._ids(layout[at:], contents)
+        scored += [False] * (len(ids) - len(scored))
+        for i in ends:
+            scored[i] = True
+        return Encoded(ids, scored)
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """What the model reads before it answers the last message, which must be the user's.
+
+        ValueError for no messages, unknown roles, contents that are no text, and a template that
+        refuses the conversation or changes contents by more than trimming white space.
+        """
+        messages = _checked(messages)
+        if messages[-1]["role"] != "user":
+            raise ValueError(f"the last message is the {messages[-1]['role']}'s, not the user's")
+        layout = self._layout(tuple(message["role"] for message in messages), generate=True)
+        return self._ids(layout, self._contents(layout, messages, generate=True), True)
+
+    def fit(self, messages: Sequence[Message], limit: int) -> list[Message]:
+        """The newest turns whose prompt has at most `limit` tokens, behind the system message.
+
+        A turn is a user's message and what follows it. ValueError if the last does not fit alone.
+        """
+        messages = _checked(messages)
+        first = next((i for i, m in enumerate(messages) if m["role"] != "system"), 0)
+        system, rest = messages[:first], messages[first:]
+        turns = [i for i, message in enumerate(rest) if i == 0 or message["role"] == "user"]
+        for i in turns:
+            length = len(self.prompt(system + rest[i:]))
+            if length <= limit:
+                return system + rest[i:]
+        raise ValueError(
+            f"the last message takes {length} tokens, with what the template adds"
+            f"{' and the system message' if system else ''}, and only {limit} fit: shorten it"
+        )
+
+    def check(self) -> None:
+        """ValueError if a model trained on this template would meet another one when chatting:
+        the prompt for an answer must be the beginning of the conversation it was trained on."""
+        word = self._word()
+        messages = [Message(role=role, content=word) for role in ("user", "assistant") * 2]
+        ids = self.encode(messages).ids
+        for k in (1, 3):
+            prompt = self.prompt(messages[:k])
+            if ids[: len(prompt)] != prompt:
+                raise ValueError(
+                    f"the chat template differs between training and chatting: its prompt ends "
+                    f"with {self._tokenizer.decode(prompt[-5:])!r}, which is cut into other tokens"
+                    " once an answer follows; end the generation prompt with a special token"
+                )
+
+    # Rendering. A layout is the rendered conversation with placeholders for the contents, so it
+    # depends on the roles alone.
+
+    def _layout(self, roles: tuple[str, ...], generate: bool = False) -> str:
+        if (roles, generate) not in self._layouts:
+            marked = [Message(role=r, content=f"\ufdd0{i}\ufdd1") for i, r in enumerate(roles)]
+            layout = self._render(marked, generate)
+            found = [int(i) for i in _MARK.findall(layout)]
+            for i, role in enumerate(roles):
+                if found.count(i) != 1:
+                    raise ValueError(
+                        f"the chat template writes the content of message {i + 1} of {len(roles)} "
+                        f"({role}) {found.count(i)} times: it must write each once"
+                    )
+            self._layouts[roles, generate] = layout
+        return self._layouts[roles, generate]
+
+    def _render(self, messages: Sequence[Message], generate: bool) -> str:
+        try:
+            return self._template.render(
+                messages=[dict(message) for message in messages],
+                add_generation_prompt=generate,
+                tools=None,
+                documents=None,
+                **self._tokens,
+            )
+        except Exception as error:  # TemplateError, or whatever the template's own code runs into
+            why = " ".join(str(error).split())[:200]
+            raise ValueError(f"the chat template refuses this conversation: {why}") from None
+
+    def _answers(self, roles: tuple[str, ...]) -> list[tuple[int, int]]:
+        """Where each answer stands in the layout: its generation prompt, and its end token."""
+        if roles not in self._spans:
+            layout, spans = self._layout(roles), []
+            for i in (i for i, role in enumerate(roles) if role == "assistant"):
+                before, prompt = self._layout(roles[:i]), self._layout(roles[:i], generate=True)
+                if not layout.startswith(prompt):
+                    raise ValueError(
+                        "the chat template differs between training and chatting: the prompt for "
+                        f"message {i + 1} of {len(roles)} is not what stands before it in the "
+                        "whole conversation"
+                    )
+                start = len(before)
+                if not prompt.startswith(before):  # it says at the end that this is the end
+                    start = self._common(before, prompt)
+                spans.append((start, self._end(layout, i)[0]))
+            self._spans[roles] = spans
+        return self._spans[roles]
+
+    def _common(self, a: str, b: str) -> int:
+        """Length of the common beginning of two layouts, in whole special tokens and texts."""
+        length = 0
+        for x, y in zip(self._special.split(a), self._special.split(b), strict=False):
+            if x != y:
+                break
+            length += len(x)
+        return length
+
+    def _end(self, layout: str, i: int) -> tuple[int, int]:
+        """Where the special token stands that ends answer i, and its id."""
+        content = next(mark for mark in _MARK.finditer(layout) if int(mark[1]) == i)
+        following = _MARK.search(layout, content.end())
+        limit = following.start() if following else len(layout)
+        end = self._special.search(layout, content.end(), limit)
+        if end is None:
+            text = layout[content.end() : limit]
+            raise ValueError(
+                f"no special token ends an answer under this chat template, but {text[:40]!r}: a "
+                "model would never learn to stop; add the template's tokens to the tokenizer with "
+                "add_special_tokens"
+            )
+        return end.start(), self._tokenizer.special_tokens[end[0]]
+
+    def _contents(self, layout: str, messages: Sequence[Message], generate: bool) -> list[str]:
+        """The contents as the template writes them: as they are, or without outer white space."""
+        text = self._render(messages, generate)
+        contents = [message["content"] for message in messages]
+        first, *rest = _MARK.split(layout)  # text, then number, text, number, text ...
+        at = len(first) if text.startswith(first) else len(text) + 1
+        for i, literal in zip(map(int, rest[::2]), rest[1::2], strict=True):
+            whole = contents[i]
+            forms = (whole, whole.strip(), whole.lstrip(), whole.rstrip())
+            fitting = [form for form in forms if text.startswith(form + literal, at)]
+            if not fitting:
+                _refuse_changes(i, messages)
+            contents[i] = fitting[0]
+            at += len(fitting[0] + literal)
+        if at != len(text):
+            _refuse_changes(len(messages) - 1, messages)
+        return contents
+
+    # Tokens
+
+    def _ids(self, layout: str, contents: Sequence[str], first: bool = False) -> list[int]:
+        """Ids of a part of a layout. first: it is the beginning of the conversation."""
+        pieces = self._special.split(layout)  # text, special token, text, special token, text ...
+        texts = [_MARK.sub(lambda mark: contents[int(mark[1])], text) for text in pieces[::2]]
+        for i, name in enumerate(pieces[1::2]):  # some tokenizers let them eat white space
+            texts[i] = texts[i].rstrip() if name in self._eats_left else texts[i]
+            texts[i + 1] = texts[i + 1].lstrip() if name in self._eats_right else texts[i + 1]
+        encoded = self._tokenizer.encode_batch(texts)
+        if self._marks_first:  # encode as transformers does: behind a line end, then without it
+            newline = self._tokenizer.encode("\n")
+            behind = self._tokenizer.encode_batch([f"\n{text}" for text in texts])
+            for i in range(1 if first else 0, len(texts)):
+                if behind[i][: len(newline)] == newline:
+                    encoded[i] = behind[i][len(newline) :]
+        ids = encoded[0]
+        for name, text in zip(pieces[1::2], encoded[1:], strict=True):
+            ids += [self._tokenizer.special_tokens[name], *text]
+        return ids
+
+    def _word(self) -> str:
+        """Something that every tokenizer can encode, a character one of other letters too."""
+        for i in range(self._tokenizer.vocab_size):
+            text = self._tokenizer.decode([i])
+            if text.isalpha() and "\ufffd" not in text:
+                return text
+        raise ValueError("the tokenizer knows no letter")
+
+
+def chat_tokenizer(tokenizer: Tokenizer, source: str | None) -> tuple[Tokenizer, ChatTemplate]:
+    """What a model is tuned for chat with: its own template (source), or ours with its tokens."""
+    if source is None:
+        source, tokenizer = TEMPLATE, tokenizer.add_special_tokens(CHAT_TOKENS)
+    return tokenizer, ChatTemplate(source, tokenizer)
+
+
+def _checked(messages: Sequence[Message]) -> list[Message]:
+    """The messages with their contents as plain strings. ValueError for what is no conversation."""
+    if not messages:
+        raise ValueError("the conversation has no messages")
+    plain = []
+    for i, message in enumerate(messages):
+        place = f"message {i + 1} of {len(messages)}"
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise ValueError(f'{place}: expected {{"role": ..., "content": ...}}')
+        role, content = message["role"], message["content"]
+        if role not in ROLES:
+            raise ValueError(f"{place}: unknown role {str(role)[:40]!r}; {', '.join(ROLES)} exist")
+        if isinstance(content, list):
+            if not all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
+                raise ValueError(f"{place}: its content has parts that are no text")
+            content = "".join(part["text"] for part in content)
+        if not isinstance(content, str):
+            kind = type(content).__name__
+            raise ValueError(f"{place}: its content is no text but {kind} {str(content)[:40]}")
+        plain.append(Message(role=role, content=content))
+    return plain
+
+
+def _refuse_changes(i: int, messages: Sequence[Message]) -> NoReturn:
+    raise ValueError(
+        f"the chat template changes the contents of messages (message {i + 1} of {len(messages)}, "
+        f"{messages[i]['content'][:40]!r}): what it makes of them cannot be told from its own text"
+    )
+
+
+def _eos_id(tokenizer: Tokenizer) -> int | None:
+    try:
+        return tokenizer.eos_id
+    except ValueError:  # it has none
+        return None
+
+
+class _Generation(Extension):
+    """`{% generation %}...{% endgeneration %}`: in transformers marks answers, here only text."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    now = datetime.now()  # one for all renderings, or two of them could differ
+
+    def refuse(message: str) -> NoReturn:
+        raise TemplateError(message)
+
+    def tojson(
+        value: object,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(
+            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+            sort_keys=sort_keys,
+        )  # fmt: skip
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = now.strftime
+    return environment

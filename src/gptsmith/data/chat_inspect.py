@@ -1,0 +1,151 @@
+"""`gptsmith inspect chat.jsonl --tokenizer RUN`: what a chat set holds, and which tokens of it are
+learned. What would teach nothing is refused as it would be before training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from gptsmith.conversation import ChatTemplate
+from gptsmith.data.chat import Labels, ended, load_chat
+from gptsmith.data.conversations import Columns, Counts, answer_ends
+from gptsmith.data.documents import Reader
+from gptsmith.data.examples import Example, Examples
+from gptsmith.data.inspect import histogram
+from gptsmith.data.packing import PackedRows
+from gptsmith.tokenizer import Tokenizer
+from gptsmith.train.loss import IGNORE
+
+_BAR = 40  # characters of the longest bar
+_LONGEST = 600  # tokens of a conversation that are shown
+_LEARNED, _OTHER, _SPECIAL = "green", "dim", "magenta"
+_OPEN, _CLOSE = "⟦", "⟧"  # around what is learned, where there is no colour
+
+
+@dataclass(frozen=True)
+class ChatReport:
+    """answers: assistant turns; rows, filled: how the set packs into rows of counts.T tokens."""
+
+    name: str
+    tokenizer: Tokenizer
+    examples: Examples
+    counts: Counts
+    left_out: dict[str, int]
+    answers: int
+    rows: int
+    filled: float
+
+
+def chat_report(
+    sources: Sequence[str | Path],
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    T: int,
+    *,
+    reader: Reader,
+    columns: Columns | None = None,
+    labels: Labels = "auto",
+) -> ChatReport:
+    """The set as training in rows of T tokens would see it.
+
+    ValueError, as from load_chat, for a set in which nothing is learned, for end tokens outside the
+    loss, and for a template that differs between training and chatting.
+    """
+    examples, counts = load_chat(
+        sources, template, tokenizer, T, reader=reader, columns=columns, labels=labels
+    )
+    answers = sum(len(answer_ends(e.labels)) for e in ended(examples, template, tokenizer))
+    packed = PackedRows(examples, T, seed=0, pad_id=0)
+    return ChatReport(
+        name=" ".join(map(str, sources)),
+        tokenizer=tokenizer,
+        examples=examples,
+        counts=counts,
+        left_out={kind: len(places) for kind, places in sorted(reader.left_out.items())},
+        answers=answers,
+        rows=packed.per_epoch,
+        filled=packed.filled,
+    )
+
+
+def show(report: ChatReport, console: Console, first: int = 3) -> None:
+    """Print the report and the first conversations, what is learned in green, special tokens in
+    magenta; without colour, what is learned stands in ⟦ ⟧."""
+    plain = console.no_color or console.color_system is None
+    console.print(Group(*_parts(report, first, plain)))
+
+
+def _parts(report: ChatReport, first: int, plain: bool) -> Iterator[RenderableType]:
+    examples, counts = report.examples, report.counts
+    n = len(examples)
+    low, median, p90, high = (f"{q:,.0f}" for q in np.quantile(examples.lengths, (0, 0.5, 0.9, 1)))
+    facts = {
+        "conversations": f"{n:,}, {report.answers:,} answers ({report.answers / n:.1f} each)",
+        "tokens": f"{examples.tokens:,}, {examples.scored / examples.tokens:.1%} learned",
+        "tokens in one": f"{low} to {high}, median {median}, 90% up to {p90}",
+        "rows of tokens": f"{report.rows:,} of {counts.T:,} when packed, {report.filled:.1%} "
+        f"filled; {n:,} when padded, {(examples.lengths - 1).mean() / counts.T:.1%} filled",
+        "used": str(counts),
+    }
+    if any(report.left_out.values()):
+        kinds = (f"{count:,} {kind}" for kind, count in report.left_out.items())
+        facts["left out"] = ", ".join(kinds)
+    yield Text.assemble(("chat set", "bold"), "  ", (report.name, "dim"))
+    table = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        table.add_row(Text(name, "dim"), Text(value))
+    yield table
+    yield _heading("lengths (tokens)")
+    yield _bars(examples.lengths)
+    how = f"{_OPEN}so{_CLOSE}" if plain else "in green"
+    yield _heading(f"the first conversations; what the model learns to write stands {how}")
+    for example in islice(examples, first):
+        yield Text(example.name, "dim")
+        yield Padding(marked(example, report.tokenizer, plain), (0, 0, 1, 0))
+
+
+def marked(example: Example, tokenizer: Tokenizer, plain: bool) -> Text:
+    """The text of an example, its learned parts in colour, or in brackets if `plain`."""
+    ids, scored = example.ids[:_LONGEST], example.labels[:_LONGEST] != IGNORE
+    scored[:1] = False  # nothing stands before it from which to predict it
+    special = np.isin(ids, list(tokenizer.special_tokens.values()))
+    text = Text(overflow="fold")
+    kinds = scored * 2 + special
+    borders = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(ids)]
+    for start, end in pairwise(borders):
+        if plain and scored[start] and not (start and scored[start - 1]):
+            text.append(_OPEN)
+        style = (_SPECIAL if special[start] else _LEARNED) if scored[start] else _OTHER
+        text.append(_printable(tokenizer.decode(ids[start:end])), style)
+        if plain and scored[start] and not (end < len(ids) and scored[end]):
+            text.append(_CLOSE)
+    if len(example.ids) > _LONGEST:
+        text.append(f" ... {len(example.ids) - _LONGEST:,} more tokens", "italic")
+    return text
+
+
+def _printable(text: str) -> str:
+    """Line ends stay; nothing else in a set shall steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+
+
+def _heading(text: str) -> Padding:
+    return Padding(Text(text, "bold"), (1, 0, 0, 0))
+
+
+def _bars(lengths: np.ndarray) -> Table:
+    table = Table.grid(padding=(0, 2))
+    rows = histogram(lengths)
+    most = max(count for *_, count in rows)
+    for low, high, count in rows:
+        bar = "█" * round(_BAR * count / most) or ("▏" if count else "")
+        table.add_row(Text(f"{low:,}-{high:,}", justify="right"), bar, f"{count:,}")
+    return table

@@ -1,0 +1,229 @@
+"""Examples for tuning, a token sequence with labels each, in memory or in a memory-mapped file.
+
+The file is Arrow IPC with the columns that the field knows, `input_ids` and `labels` (unshifted:
+label i is the id at i, or -100 where nothing is learned), `scored` (how many labels count) and
+`name` (where the example comes from). A last, empty record batch carries the totals.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from gptsmith import files
+from gptsmith.data.batches import permutation
+from gptsmith.data.tables import table_schema
+from gptsmith.train.loss import IGNORE
+
+_TOKENS = 1 << 18  # of a record batch, about: 2 MB
+_ABOUT, _TOTALS = b"gptsmith", "gptsmith_totals"
+_SCHEMA = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("labels", pa.list_(pa.int32())),
+        ("scored", pa.int32()),
+        ("name", pa.string()),
+    ]
+)
+
+
+class Example(NamedTuple):
+    """ids (n,) int32; labels (n,) int32, each the id at its place or -100; where it comes from."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    name: str
+
+
+def write_examples(path: Path, examples: Iterable[Example], about: Mapping[str, Any]) -> None:
+    """Write them durably, one record batch at a time.
+
+    about: what the reader must know, as JSON: what made the ids, how long an example may be.
+    """
+    schema = _SCHEMA.with_metadata({_ABOUT: json.dumps(dict(about))})
+    totals = _Totals()
+    with files.atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), schema) as sink:
+        for batch in _batches(examples):
+            totals.add(batch)
+            sink.write_batch(batch.replace_schema_metadata(schema.metadata))
+        empty = pa.RecordBatch.from_pylist([], schema=schema)
+        sink.write_batch(empty, custom_metadata={_TOTALS: json.dumps(totals.summary())})
+
+
+class Examples(Sequence[Example]):
+    """Examples by number. Of a file, only what is asked for is read from disk.
+
+    lengths          tokens of each example, (n,) int64
+    scored_lengths   scored tokens of each, (n,) int64
+    fingerprint      sha256 over ids and labels, in their order
+    about            what `write_examples` was told; empty for examples in memory
+    """
+
+    def __init__(self, source: str | Path | Iterable[Example]) -> None:
+        """A file written by `write_examples` (ValueError if it is another), or the examples."""
+        self.about: dict[str, Any] = {}
+        if isinstance(source, str | Path):
+            batches, self.about, summary = _open(Path(source))
+        else:
+            batches, totals = [], _Totals()
+            for batch in _batches(source):
+                totals.add(batch)
+                batches.append(batch)
+            summary = totals.summary()
+        self._views = [_View.of(batch) for batch in batches]
+        self._starts = np.cumsum([0, *map(len, batches)])
+        if int(self._starts[-1]) != summary["examples"]:
+            raise ValueError(f"{source}: damaged, {self._starts[-1]} of its examples are there")
+        self._chosen = np.arange(self._starts[-1])
+        nothing = np.empty(0, np.int64)
+        self.lengths = np.concatenate([nothing, *(np.diff(view.offsets) for view in self._views)])
+        self.scored_lengths = np.concatenate([nothing, *(view.scored for view in self._views)])
+        self.fingerprint: str = summary["fingerprint"]
+
+    def take(self, numbers: Sequence[int] | np.ndarray) -> Examples:
+        """Those of the given numbers, in that order; no tokens are copied."""
+        numbers = np.asarray(numbers, dtype=np.int64)
+        part = copy.copy(self)
+        part._chosen = self._chosen[numbers]
+        part.lengths, part.scored_lengths = self.lengths[numbers], self.scored_lengths[numbers]
+        digest = hashlib.sha256(bytes.fromhex(self.fingerprint) + numbers.astype("<i8").tobytes())
+        part.fingerprint = digest.hexdigest()
+        return part
+
+    def split(self, shares: Sequence[float], seed: int) -> list[Examples]:
+        """Disjoint parts of about these shares, one example at least, drawn by the seed.
+
+        ValueError if there are fewer examples than parts.
+        """
+        n, parts = len(self), len(shares)
+        if n < parts:
+            raise ValueError(f"{n} example(s) cannot be divided into {parts} parts")
+        spare = n - parts  # beyond the one that each part gets
+        ends = [i + round(spare * sum(shares[:i]) / sum(shares)) for i in range(parts + 1)]
+        order = permutation(n, seed, 0, 0x5711)  # another key than those of the epochs
+        return [self.take(np.sort(order[a:b])) for a, b in pairwise(ends)]
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, number: int) -> Example:  # type: ignore[override]
+        if not 0 <= number < len(self):  # ends the iteration of a Sequence, too
+            raise IndexError(f"example {number} of {len(self)}")
+        at = int(self._chosen[number])
+        which = int(np.searchsorted(self._starts, at, side="right")) - 1
+        return self._views[which].example(at - int(self._starts[which]))
+
+    @property
+    def tokens(self) -> int:
+        return int(self.lengths.sum())
+
+    @property
+    def scored(self) -> int:
+        return int(self.scored_lengths.sum())
+
+
+class _View(NamedTuple):
+    """The arrays of a record batch, where they lie."""
+
+    offsets: np.ndarray
+    ids: np.ndarray
+    labels: np.ndarray
+    scored: np.ndarray
+    names: pa.StringArray
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch) -> _View:
+        ids, labels = batch.column("input_ids"), batch.column("labels")
+        return cls(
+            ids.offsets.to_numpy(),
+            ids.values.to_numpy(),
+            labels.values.to_numpy(),
+            batch.column("scored").to_numpy(),
+            batch.column("name"),
+        )
+
+    def example(self, at: int) -> Example:
+        here = slice(int(self.offsets[at]), int(self.offsets[at + 1]))
+        return Example(self.ids[here], self.labels[here], self.names[at].as_py())
+
+
+def _batches(examples: Iterable[Example]) -> Iterator[pa.RecordBatch]:
+    """Record batches of about _TOKENS tokens."""
+    waiting: list[Example] = []
+    size = 0
+    for example in examples:
+        assert len(example.ids) == len(example.labels)
+        waiting.append(example)
+        size += len(example.ids)
+        if size >= _TOKENS:
+            yield _batch(waiting)
+            waiting, size = [], 0
+    if waiting:
+        yield _batch(waiting)
+
+
+def _batch(examples: list[Example]) -> pa.RecordBatch:
+    offsets = np.cumsum([0, *(len(e.ids) for e in examples)]).astype(np.int32)
+
+    def lists(arrays: list[np.ndarray]) -> pa.ListArray:
+        values = pa.array(np.concatenate(arrays).astype(np.int32, copy=False))
+        return pa.ListArray.from_arrays(offsets, values)
+
+    columns = [
+        lists([e.ids for e in examples]),
+        lists([e.labels for e in examples]),
+        # The first token follows nothing, so it is never predicted, whatever its label.
+        pa.array([int((e.labels[1:] != IGNORE).sum()) for e in examples], pa.int32()),
+        pa.array([e.name for e in examples], pa.string()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
+
+
+class _Totals:
+    """Count and contents of record batches, the same however they are cut."""
+
+    def __init__(self) -> None:
+        self.examples = 0
+        self.digests = [hashlib.sha256() for _ in range(3)]  # lengths, ids, labels
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        view = _View.of(batch)
+        self.examples += len(batch)
+        lengths = np.diff(view.offsets).astype("<i8")
+        for digest, array in zip(self.digests, (lengths, view.ids, view.labels), strict=True):
+            digest.update(array.tobytes())
+
+    def summary(self) -> dict[str, Any]:
+        whole = hashlib.sha256(b"".join(digest.digest() for digest in self.digests))
+        return {"examples": self.examples, "fingerprint": whole.hexdigest()}
+
+
+def _open(path: Path) -> tuple[list[pa.RecordBatch], dict[str, Any], dict[str, Any]]:
+    """Record batches over the mapped file, what it says about itself, and its totals."""
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        count = reader.num_record_batches
+        batches = [reader.get_batch(i) for i in range(count - 1)]
+        about = (reader.schema.metadata or {}).get(_ABOUT)
+        last = reader.get_batch_with_custom_metadata(count - 1) if count else None
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: cannot be read as an Arrow file ({error})") from None
+    totals = last.custom_metadata if last is not None else None
+    if about is None or totals is None:
+        raise ValueError(f"{path}: not a file of examples; make one with gptsmith prepare")
+    return batches, json.loads(about), json.loads(totals[_TOTALS])
+
+
+def holds_examples(path: Path) -> bool:
+    """Whether `write_examples` made this .arrow file."""
+    return _ABOUT in (table_schema(path).metadata or {})

@@ -1,0 +1,284 @@
+"""Instructions with their answers (Alpaca's form): rows -> splits -> examples with masked prompts.
+
+The prompt is a chat template, in which the instruction is the user's message and the answer the
+assistant's. It goes into the run, so that whatever talks to the model later puts its questions in
+the very ids that the model was trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from gptsmith.conversation import ChatTemplate, Message
+from gptsmith.data.examples import Example
+from gptsmith.data.rows import Row, listed, read_rows
+from gptsmith.train.loss import IGNORE
+
+# Taori et al. 2023, "Stanford Alpaca", PROMPT_DICT in train.py; only the last line end is ours: it
+# keeps the tokens of the prompt from depending on how the answer begins.
+_TASK = "Below is an instruction that describes a task{}. "
+_ASK = "Write a response that appropriately completes the request."
+CLASSIC = (
+    _TASK.format("")
+    + _ASK
+    + "\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+_PAIRED = _TASK.format(", paired with an input that provides further context") + _ASK
+
+
+class Columns(BaseModel):
+    """Names of the columns in the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    instruction: str = "instruction"
+    """What is asked."""
+    input: str = "input"
+    """What the instruction is about; rows may be without."""
+    output: str = "output"
+    """The answer."""
+
+
+class SplitConfig(BaseModel):
+    """Rows that are not trained on. The same prompt is always in the same part."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    val: float = Field(0.05, gt=0, lt=1)
+    """Share of the prompts on which the loss is measured while training."""
+    test: float = Field(0.05, ge=0, lt=1)
+    """Share of the prompts that are answered after training."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Which prompts these are."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A row of the file; place says where it stands."""
+
+    instruction: str
+    input: str
+    output: str
+    place: str
+
+
+@dataclass
+class LeftOut:
+    """Rows that are not used, by the reason, so that none is lost unnoticed."""
+
+    places: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, place: str) -> None:
+        self.places.setdefault(reason, []).append(place)
+
+    def lines(self) -> list[str]:
+        """For people: how many, and the first of them."""
+        return [
+            f"left out {len(places):,} {'row' if len(places) == 1 else 'rows'}: {reason} "
+            f"({', '.join(places[:3])}{', ...' if len(places) > 3 else ''})"
+            for reason, places in self.places.items()
+        ]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How an instruction is put to the model. See `parse`."""
+
+    opening: str
+    opening_with_input: str
+    before: str
+    between: str
+    after: str
+
+    @classmethod
+    def parse(cls, text: str = CLASSIC) -> Prompt:
+        """From a text with {instruction} and, where rows have one, {input} behind it.
+
+        Without an input, the text between the two is left out. What stands before the last blank
+        line is the opening: said once in a conversation, or replaced by a system message; that of
+        the classic prompt mentions the input if there is one. ValueError for a text without
+        {instruction}, and for one in which nothing parts the question from the answer.
+        """
+        head, found, rest = text.partition("{instruction}")
+        between, has_input, after = rest.partition("{input}")
+        if not has_input:
+            between, after = "\n", rest
+        if not found or "{instruction}" in rest or "{input}" in head + after:
+            raise ValueError(
+                f"the prompt {text!r} must hold {{instruction}} once and, if at all, {{input}} "
+                "once behind it"
+            )
+        if not after.strip() or after[-1] in " \t":  # a space would become part of the next word
+            raise ValueError(
+                f"the prompt {text!r} must end in what announces the answer, such as "
+                r"'\nAnswer:\n', and not in a space"
+            )
+        if r"\n" in text:
+            raise ValueError(
+                f"the prompt {text!r} holds a backslash and an n instead of a line end: in a shell "
+                "write --prompt $'...', in YAML double quotes"
+            )
+        opening, blank, before = head.rpartition("\n\n")
+        with_input = _PAIRED if text == CLASSIC else opening
+        return cls(opening, with_input, blank + before, between, after)
+
+    def messages(self, row: Instruction) -> list[Message]:
+        """The row as a conversation without its answer."""
+        user: Message = {"role": "user", "content": row.instruction}
+        if not row.input:
+            return [user]
+        user["content"] += self.between + row.input
+        if self.opening_with_input == self.opening:
+            return [user]
+        return [{"role": "system", "content": self.opening_with_input}, user]
+
+    def template(self, eos: str) -> str:
+        """As a chat template (Jinja): an answer ends with `eos`, the literal of that token.
+
+        Texts stand in quotes, with JSON's escapes, which Jinja reads: bare ones would lose white
+        space at their ends. The hyphens drop the line ends between the tags.
+        """
+        opening, before, after, end = (
+            json.dumps(text, ensure_ascii=False)
+            for text in (self.opening, self.before, self.after, eos)
+        )
+        return f"""\
+{{%- if messages[0].role == "system" %}}
+{{{{- messages[0].content }}}}
+{{%- else %}}
+{{{{- {opening} }}}}
+{{%- endif %}}
+{{%- for message in messages %}}
+{{%- if message.role == "user" %}}
+{{{{- {before} }}}}
+{{{{- message.content | trim }}}}
+{{{{- {after} }}}}
+{{%- elif message.role == "assistant" %}}
+{{{{- message.content | trim }}}}
+{{{{- {end} }}}}
+{{%- endif %}}
+{{%- endfor %}}
+"""
+
+
+# For models that have a template of their own: nothing is added to the words of the data.
+PLAIN = Prompt("", "", "", "\n\n", "")
+
+
+# --- rows ----------------------------------------------------------------------------------------
+
+
+def read_instructions(
+    path: str | Path, columns: Columns, left_out: LeftOut
+) -> Iterator[Instruction]:
+    """The rows of a file (data/rows.py) that have an instruction and an answer.
+
+    Rows in which either is blank are counted in left_out. ValueError naming the place for a column
+    that is missing or holds something else than text.
+    """
+    inputs, place = 0, ""
+    for row in read_rows(path):
+        place = row.place
+        instruction = _text(row, "instruction", columns)
+        output = _text(row, "output", columns)
+        given = row.values.get(columns.input) is not None
+        inputs += given
+        found = _text(row, "input", columns) if given else ""
+        if instruction.strip() and output.strip():
+            yield Instruction(instruction, found if found.strip() else "", output, place)
+        else:
+            left_out.add("no answer" if instruction.strip() else "no instruction", place)
+    if columns.input != Columns().input and not inputs:
+        raise ValueError(f"{place}: no row up to here has the column {columns.input!r}")
+
+
+def _text(row: Row, what: str, columns: Columns) -> str:
+    name = getattr(columns, what)
+    value = row.values.get(name)
+    if name not in row.values:
+        raise ValueError(
+            f"{row.place}: no column {name!r}; there are {listed(row.values)}: say which holds "
+            f"the {what} with --columns.{what} NAME"
+        )
+    if value is not None and not isinstance(value, str):
+        kind = type(value).__name__
+        raise ValueError(f"{row.place}: the column {name!r} holds {kind} {value!r:.40}, not text")
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError as error:
+        at = error.start
+        raise ValueError(f"{row.place}: {name!r} is not Unicode at character {at}") from None
+    return value or ""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training, validation and test rows, each in the order of the file."""
+
+    train: list[Instruction]
+    val: list[Instruction]
+    test: list[Instruction]
+
+
+def split(rows: Iterable[Instruction], config: SplitConfig) -> Split:
+    """Part the rows by their prompts: equal ones, but for case and white space, stay together.
+
+    Prompts are ranked by a digest of seed and text, so that neither the order of the file nor the
+    tokenizer decides, and of a file that grows most prompts stay where they were. ValueError when
+    a part that is wanted gets no prompt.
+    """
+    rows = list(rows)
+    by_prompt: dict[str, list[int]] = {}
+    for n, row in enumerate(rows):
+        text = f"{row.instruction}\n{row.input}"
+        by_prompt.setdefault(" ".join(text.casefold().split()), []).append(n)
+    ranked = sorted(
+        by_prompt, key=lambda p: hashlib.sha256(f"{config.seed}\n{p}".encode()).digest()
+    )
+    tests, vals = (round(share * len(ranked)) for share in (config.test, config.val))
+    if not vals or (config.test and not tests) or tests + vals >= len(ranked):
+        raise ValueError(
+            f"{len(ranked)} different prompts give {tests} for the test, {vals} for validation and "
+            f"{max(0, len(ranked) - tests - vals)} to train on: take more rows, or other shares "
+            f"than split.val {config.val} and split.test {config.test}"
+        )
+
+    def part(prompts: Sequence[str]) -> list[Instruction]:
+        return [rows[n] for n in sorted(n for p in prompts for n in by_prompt[p])]
+
+    rest = ranked[tests:]
+    return Split(train=part(rest[vals:]), val=part(rest[:vals]), test=part(ranked[:tests]))
+
+
+# --- ids -----------------------------------------------------------------------------------------
+
+
+def encode_instructions(
+    rows: Iterable[Instruction],
+    prompt: Prompt,
+    template: ChatTemplate,
+    T: int,
+    left_out: LeftOut,
+    mask_prompt: bool = True,
+) -> Iterator[tuple[Instruction, Example]]:
+    """Each row with its ids, which begin with those of its prompt and end with <|endoftext|>.
+
+    mask_prompt: only the answer and its end are scored. A row that does not fit into T tokens is
+    counted in left_out: cut anywhere, it would teach an answer without its question or its end.
+    """
+    for row in rows:
+        answer: Message = {"role": "assistant", "content": row.output}
+        ids, scored = map(np.array, template.encode([*prompt.messages(row), answer]))
+        if len(ids) > T + 1:  # the last token is predicted, not read
+            left_out.add(f"longer than the context of {T} tokens", row.place)
+            continue
+        ids = ids.astype(np.int32)
+        labels = np.where(scored, ids, IGNORE).astype(np.int32) if mask_prompt else ids
+        yield row, Example(ids, labels, row.place)

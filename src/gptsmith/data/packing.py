@@ -1,0 +1,182 @@
+"""Rows of examples for training: several per row, or one per row with padding behind it.
+
+An example of n tokens takes n - 1 places: its last token is a target only. B rows, T places.
+Both classes keep the contract of batches.Windows: which examples a row of the endless run holds is
+a pure function of (seed, epoch, index), without replacement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from gptsmith.data.batches import permutation
+from gptsmith.data.examples import Example, Examples
+from gptsmith.train.loss import IGNORE, Batch
+
+_MULTIPLE = 32  # padded lengths are rounded up to this: fewer shapes, whole vectors
+_KEY = 0x9AC7  # another stream of random numbers than the order of the epochs
+_NAMED = 3  # examples that a batch's name mentions
+
+
+def pack(sizes: np.ndarray, T: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes (n,) of at most T each into rows of at most T: best fit, the largest first.
+
+    Returns the numbers of the examples, row after row (n,), and where each row begins (rows + 1,).
+    Examples of equal size are taken in random order. Johnson (1973): at most 11/9 of the fewest
+    possible rows, plus one.
+    """
+    sizes = sizes.astype(np.int64)
+    order = permutation(len(sizes), seed, 0, _KEY)
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    left: list[list[int]] = [[] for _ in range(T + 1)]  # rows by the places they have left
+    some = 0  # bit r: a row has r places left
+    rows = 0
+    row_of = np.empty(len(sizes), np.int64)
+    for number, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
+        fits = some >> size
+        if fits:
+            room = size + (fits & -fits).bit_length() - 1  # the lowest bit: the tightest row
+            row = left[room].pop()
+            if not left[room]:
+                some ^= 1 << room
+        else:
+            room, row = T, rows
+            rows += 1
+        row_of[number] = row
+        if room > size:
+            left[room - size].append(row)
+            some |= 1 << room - size
+    starts = np.searchsorted(np.sort(row_of), np.arange(rows + 1))
+    return np.argsort(row_of, kind="stable"), starts
+
+
+class _Rows:
+    """Order of rows in the endless run, and batches of it; `_make` puts rows into tensors."""
+
+    def __init__(self, examples: Examples, T: int, seed: int, pad_id: int) -> None:
+        self.examples, self.T, self.seed, self.pad_id = examples, T, seed, pad_id
+        if not len(examples):
+            raise ValueError("no examples to train on")
+        longest = int(np.argmax(examples.lengths))
+        if examples.lengths[longest] > T + 1:
+            raise ValueError(
+                f"{examples[longest].name}: {examples.lengths[longest]} tokens do not fit into"
+                f" rows of {T} and one more: prepare the set for this context length"
+            )
+        self.per_epoch = len(examples)
+        self._order = lru_cache(2)(lambda epoch: permutation(self.per_epoch, seed, epoch))
+
+    def _make(self, rows: Sequence[int]) -> Batch:
+        raise NotImplementedError
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Rows first..first+count-1 of the endless run."""
+        places = (divmod(i, self.per_epoch) for i in range(first, first + count))
+        return self._make([int(self._order(epoch)[at]) for epoch, at in places])
+
+    def position(self, index: int) -> dict[str, int]:
+        """Where the endless run stands before row `index`: four numbers."""
+        epoch, at = divmod(index, self.per_epoch)
+        return {"seed": self.seed, "epoch": epoch, "index": at, "per_epoch": self.per_epoch}
+
+    def validation(self, B: int, limit: int | None = None) -> Iterator[Batch]:
+        """Every row once in fixed order; with a limit about so many tokens, evenly from the whole.
+        The last batch may have fewer than B rows."""
+        n, tokens = self.per_epoch, self.examples.tokens
+        keep = n if limit is None or limit >= tokens else max(1, n * limit // tokens)
+        rows = [i * n // keep for i in range(keep)]
+        for at in range(0, keep, B):
+            yield self._make(rows[at : at + B])
+
+
+class PackedRows(_Rows):
+    """Several examples per row of T, each seeing itself only and counting its own positions.
+
+    Which examples share a row is settled once; the order of the rows is new in each epoch. What is
+    left of a row is padding, a document of its own. A mask that counts from the beginning of the
+    row, as prefix(n) does, means something else here: it wants PaddedRows.
+    """
+
+    def __init__(self, examples: Examples, T: int, seed: int, pad_id: int) -> None:
+        """ValueError naming an example of more than T + 1 tokens."""
+        super().__init__(examples, T, seed, pad_id)
+        self._members, self._starts = pack(examples.lengths - 1, T, seed)
+        self.per_epoch = len(self._starts) - 1
+
+    @property
+    def filled(self) -> float:
+        """Share of the places that hold a token."""
+        return float((self.examples.lengths - 1).sum()) / (self.per_epoch * self.T)
+
+    def _make(self, rows: Sequence[int]) -> Batch:
+        inputs, targets = _empty(len(rows), self.T, self.pad_id)
+        documents, positions = np.zeros_like(inputs), np.zeros_like(inputs)
+        names = []
+        tokens = 0
+        for b, row in enumerate(rows):
+            at, number = 0, 0
+            for member in self._members[self._starts[row] : self._starts[row + 1]]:
+                example = self.examples[int(member)]
+                end = _put(example, inputs[b], targets[b], at)
+                documents[b, at:end], positions[b, at:end] = number, np.arange(end - at)
+                names.append(example.name)
+                at, number = end, number + 1
+            documents[b, at:], positions[b, at:] = number, np.arange(self.T - at)
+            tokens += at
+        return Batch(
+            torch.from_numpy(inputs),
+            torch.from_numpy(targets),
+            documents=torch.from_numpy(documents),
+            positions=torch.from_numpy(positions),
+            name=_name(names),
+            tokens=tokens,
+        )
+
+
+class PaddedRows(_Rows):
+    """One example per row, padded behind to the longest of its batch, or to T if `fixed`, as
+    compiled graphs want one shape. A mask that looks ahead would see the padding.
+    """
+
+    def __init__(
+        self, examples: Examples, T: int, seed: int, pad_id: int, *, fixed: bool = False
+    ) -> None:
+        """ValueError naming an example of more than T + 1 tokens."""
+        super().__init__(examples, T, seed, pad_id)
+        self.fixed = fixed
+
+    def _make(self, rows: Sequence[int]) -> Batch:
+        examples = [self.examples[row] for row in rows]
+        longest = max(len(example.ids) - 1 for example in examples)
+        width = min(self.T, -(-max(1, longest) // _MULTIPLE) * _MULTIPLE)
+        inputs, targets = _empty(len(rows), self.T if self.fixed else width, self.pad_id)
+        tokens = sum(_put(e, inputs[b], targets[b], 0) for b, e in enumerate(examples))
+        return Batch(
+            torch.from_numpy(inputs),
+            torch.from_numpy(targets),
+            name=_name([example.name for example in examples]),
+            tokens=tokens,
+        )
+
+
+def _empty(B: int, T: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of padding, of which nothing is scored, (B, T) each."""
+    return np.full((B, T), pad_id, np.int64), np.full((B, T), IGNORE, np.int64)
+
+
+def _put(example: Example, inputs: np.ndarray, targets: np.ndarray, at: int) -> int:
+    """Write one example into a row (T,) from `at`; labels are shifted within it. The end."""
+    end = at + len(example.ids) - 1
+    inputs[at:end] = example.ids[:-1]
+    targets[at:end] = example.labels[1:]
+    return end
+
+
+def _name(names: list[str]) -> str:
+    """Where the examples of a batch come from, for messages about it."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

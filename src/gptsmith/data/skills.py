@@ -1,0 +1,316 @@
+"""The built-in chat set: small skills with checkable answers, and questions about Python itself.
+
+It is made when it is asked for, of words from the documentation of the user's own Python and of
+random letters and numbers; nothing is fetched. A skill is asked in several phrasings about an
+argument: a word, a pair of numbers, a name. Arguments are divided once and for all into those that
+training may use and those it never sees, so that no answer to a held-out item can be remembered.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from random import Random
+from typing import Literal, NamedTuple
+
+from gptsmith.conversation import Message
+from gptsmith.data.conversations import Conversation
+from gptsmith.data.documents import Document
+from gptsmith.data.stdlib import pydocs
+
+Kind = Literal["seen", "phrasings", "lengths"]
+Exchange = tuple[str, str]  # what the user says, what the assistant answers
+
+LENGTHS = range(3, 8)  # letters of a word in training
+OTHER_LENGTHS = (2, 8, 9, 10)
+NUMBERS = range(100)
+FACTS = 120  # functions that training tells about
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_PEOPLE = (
+    "Ada Adam Agnes Aisha Alan Alice Amir Anna Arthur Astrid Barbara Ben Bruno Carla Carlos "
+    "Chen Clara Daniel David Diana Dmitri Edith Elena Emil Emma Erik Esther Eva Farid Felix "
+    "Fiona Frank Fritz Gabriel George Grace Greta Hana Hannah Harold Hassan Helen Henry Hiro "
+    "Hugo Ida Igor Ines Ingrid Irene Isaac Ivan Jack Jan Jasmin Jonas Jorge Julia Karim Karl "
+    "Kate Keiko Kurt Laura Lena Leo Lin Linda Louis Lucy Lukas Magda Marco Maria Marie Martin "
+    "Max Mei Mia Milan Mohammed Nadia Nils Nina Noah Nora Olga Oliver Omar Oscar Otto Paul "
+    "Pedro Peter Petra Priya Rafael Ravi Robert Rosa Ruth Samir Samuel Sara Simon Sofia Stefan "
+    "Tara Theo Thomas Tomas Ursula Vera Victor Walter Yusuf Zoe"
+)
+_NAMES = _PEOPLE.split()
+
+
+class Phrasings(NamedTuple):
+    """Ways to say a thing: those of training, and those that only tests use."""
+
+    seen: tuple[str, ...]
+    unseen: tuple[str, ...]
+
+
+# fmt: off
+PHRASINGS = {
+    "copy": Phrasings(
+        ("Repeat {x}.", "Say {x}.", "Copy this: {x}", "Repeat after me: {x}", "Write {x} again.",
+         'Say "{x}".', "Repeat this: {x}"),
+        ("Please say {x} again.", "Can you repeat {x}?", "Say this after me: {x}"),
+    ),
+    "reverse": Phrasings(
+        ("Reverse {x}.", "Spell {x} backwards.", "Write {x} backwards.", "What is {x} backwards?",
+         "Reverse the word {x}.", 'Reverse "{x}".', "Write the letters of {x} in reverse."),
+        ("How do you spell {x} backwards?", "Reverse this: {x}", "Say {x} in reverse."),
+    ),
+    "uppercase": Phrasings(
+        ("Uppercase {x}.", "Write {x} in capitals.", "Write {x} in upper case.",
+         "Make {x} upper case.", "What is {x} in capital letters?", 'Put "{x}" in capitals.',
+         "Uppercase the word {x}."),
+        ("How do you write {x} in capitals?", "Spell {x} in upper case.", "Uppercase this: {x}"),
+    ),
+    "count": Phrasings(
+        ("How many {c} are in {x}?", "How many times does {c} occur in {x}?",
+         "Count the letter {c} in {x}.", "How often is {c} in {x}?",
+         "How many {c}'s does {x} have?", 'How many "{c}" are in "{x}"?'),
+        ("How often does {c} occur in {x}?", "Count the {c}'s in {x}.", "In {x}, how many {c}?"),
+    ),
+    "length": Phrasings(
+        ("How long is {x}?", "How many letters does {x} have?", "How many letters are in {x}?",
+         "Count the letters of {x}.", "What is the length of {x}?", 'How long is "{x}"?'),
+        ("How long is the word {x}?", "Count all letters in {x}.", "The length of {x}?"),
+    ),
+    "add": Phrasings(
+        ("What is {a} + {b}?", "What is {a} plus {b}?", "Add {a} and {b}.", "{a} + {b} =",
+         "How much is {a} + {b}?", "{a} plus {b}", "What is the sum of {a} and {b}?"),
+        ("Add {b} to {a}.", "How much is {a} plus {b}?", "The sum of {a} and {b}?"),
+    ),
+    "larger": Phrasings(
+        ("Which is larger, {a} or {b}?", "What is larger: {a} or {b}?",
+         "Which number is larger, {a} or {b}?", "Name the larger of {a} and {b}."),
+        ("Which of {a} and {b} is larger?", "{a} or {b}, which is larger?"),
+    ),
+    "smaller": Phrasings(
+        ("Which is smaller, {a} or {b}?", "What is smaller: {a} or {b}?",
+         "Which number is smaller, {a} or {b}?", "Name the smaller of {a} and {b}."),
+        ("Which of {a} and {b} is smaller?", "{a} or {b}, which is smaller?"),
+    ),
+    "greet": Phrasings(
+        ("My name is {n}.", "I am {n}.", "I'm {n}.", "Hello, I am {n}.", "Hi, my name is {n}.",
+         "Call me {n}."),
+        ("Hello, call me {n}.", "Hi! I'm {n}.", "The name is {n}."),
+    ),
+    "name": Phrasings(
+        ("What is my name?", "Who am I?", "What am I called?", "Do you know my name?",
+         "Say my name."),
+        ("Do you know who I am?", "Tell me: what is my name?", "And my name is?"),
+    ),
+    "facts": Phrasings(
+        ("What does {f} do?", "Explain {f}.", "What is {f} for?", "Describe {f}."),
+        ("Tell me what {f} does.", "What is {f}?", "{f}?"),
+    ),
+}
+# fmt: on
+
+# How often each skill is asked in training: the hard ones more.
+_SHARES = {
+    "copy": 1, "reverse": 2, "uppercase": 1, "count": 3, "length": 1, "add": 4, "compare": 2,
+}  # fmt: skip
+_FACTS_SHARE = 0.03
+_NAME_SHARE = 0.15  # of the conversations
+SKILLS = (*_SHARES, "name")
+WORD_SKILLS = ("copy", "reverse", "uppercase", "count", "length")
+
+
+class Item(NamedTuple):
+    """Messages that end with the user's question, and the one answer that is right."""
+
+    skill: str
+    messages: list[Message]
+    answer: str
+
+
+def skill_conversations(seed: int, count: int) -> Iterator[Conversation]:
+    """Conversations to train on, the same for the same seed and the same Python."""
+    author = _Author(Random(f"train {seed}"), held_out=False, kind="seen")
+    for i in range(count):
+        yield Conversation(_messages(author.conversation()), f"skills {i}")
+
+
+def held_out(seed: int, per_skill: int, kind: Kind = "seen") -> list[Item]:
+    """Items of every skill whose arguments training never uses.
+
+    kind: seen, in phrasings and with word lengths that training uses; phrasings, in others;
+    lengths, with words of other lengths, for the skills that are about words.
+    """
+    author = _Author(Random(f"{kind} {seed}"), held_out=True, kind=kind)
+    skills = SKILLS if kind != "lengths" else WORD_SKILLS
+    return [author.item(skill) for skill in skills for _ in range(per_skill)]
+
+
+def worked_examples(seed: int, per_skill: int) -> list[Item]:
+    """Items with arguments and phrasings of training, to be shown to a model in its prompt."""
+    author = _Author(Random(f"examples {seed}"), held_out=False, kind="seen")
+    return [author.item(skill) for skill in SKILLS for _ in range(per_skill)]
+
+
+def fact_items(seed: int, per_kind: int) -> list[Item]:
+    """Questions about Python in phrasings that training does not use: on functions that training
+    tells about, and on functions that it does not. This is memory, not skill."""
+    author = _Author(Random(f"facts {seed}"), held_out=True, kind="phrasings")
+    items = []
+    for skill, facts in (("facts told", _facts()[:FACTS]), ("facts not told", _facts()[FACTS:])):
+        for function, summary in author.random.sample(facts, min(per_kind, len(facts))):
+            question = author.phrase("facts", f=function)
+            items.append(Item(skill, [{"role": "user", "content": question}], summary))
+    return items
+
+
+def is_held_out(argument: str) -> bool:
+    """Whether this word, name or `a b` (numbers in order) is left out of training: one in eight."""
+    return zlib.crc32(argument.encode()) % 8 == 0
+
+
+def _messages(exchanges: list[Exchange]) -> list[Message]:
+    return [
+        {"role": role, "content": content}
+        for exchange in exchanges
+        for role, content in zip(("user", "assistant"), exchange, strict=True)
+    ]
+
+
+class _Author:
+    """Writes exchanges out of a random stream, with arguments of training or the held-out ones."""
+
+    def __init__(self, random: Random, held_out: bool, kind: Kind) -> None:
+        self.random, self.held_out, self.kind = random, held_out, kind
+        self.lengths = OTHER_LENGTHS if kind == "lengths" else tuple(LENGTHS)
+
+    def conversation(self) -> list[Exchange]:
+        """One to three exchanges, or a name that is told and asked for later."""
+        if self.random.random() < _NAME_SHARE:
+            return self.exchanges("name", self.random.choice((0, 1, 1, 2)))
+        return [self.exchange() for _ in range(self.random.randint(1, 3))]
+
+    def exchanges(self, skill: str, between: int | None = None) -> list[Exchange]:
+        """What it takes to ask for a skill; for the name, with other talk in between."""
+        if skill != "name":
+            return [self.ask(skill)]
+        name = self.name()
+        if between is None:
+            between = self.random.choice((1, 2))
+        return [
+            (self.phrase("greet", n=name), f"Hello {name}!"),
+            *(self.exchange() for _ in range(between)),
+            (self.phrase("name"), f"Your name is {name}."),
+        ]
+
+    def item(self, skill: str) -> Item:
+        *before, (question, answer) = self.exchanges(skill)
+        return Item(skill, [*_messages(before), {"role": "user", "content": question}], answer)
+
+    def exchange(self) -> Exchange:
+        if not self.held_out and self.random.random() < _FACTS_SHARE:
+            function, summary = self.random.choice(_facts()[:FACTS])
+            return self.phrase("facts", f=function), summary
+        (skill,) = self.random.choices(list(_SHARES), list(_SHARES.values()))
+        return self.ask(skill)
+
+    def ask(self, skill: str) -> Exchange:
+        random = self.random
+        if skill in ("add", "compare"):
+            a, b = self.numbers()
+            if skill == "add":
+                return self.phrase("add", a=a, b=b), str(a + b)
+            which, answer = random.choice((("larger", max(a, b)), ("smaller", min(a, b))))
+            return self.phrase(which, a=a, b=b), str(answer)
+        if skill == "count":
+            word, letter = self.word_and_letter()
+            return self.phrase("count", x=word, c=letter), str(word.count(letter))
+        word = self.word()
+        if skill == "copy" and random.random() < 0.3:
+            word = " ".join([word, *(self.word() for _ in range(random.choice((1, 2))))])
+        answers = {"copy": word, "reverse": word[::-1], "uppercase": word.upper()}
+        return self.phrase(skill, x=word), answers.get(skill, str(len(word)))
+
+    def phrase(self, thing: str, **arguments: object) -> str:
+        """A way to say it; in training every fourth time a careless one."""
+        phrasings = PHRASINGS[thing]
+        choices = phrasings.unseen if self.kind == "phrasings" else phrasings.seen
+        text = self.random.choice(choices).format(**arguments)
+        if not self.held_out and thing != "greet" and self.random.random() < 0.25:
+            text = text[0].lower() + text[1:].rstrip(".")
+        return text
+
+    def word(self) -> str:
+        """A word of the documentation, or random letters."""
+        length = self.random.choice(self.lengths)
+        while True:
+            if self.random.random() < 0.5:
+                word = self.random.choice(_words()[length])
+            else:
+                word = "".join(self.random.choices(_LETTERS, k=length))
+            if is_held_out(word) == self.held_out:
+                return word
+
+    def word_and_letter(self) -> tuple[str, str]:
+        """A letter that occurs none to three times in the word, each number about as often."""
+        wanted = self.random.randrange(4)
+        while True:
+            word, letter = self.word(), self.random.choice(_LETTERS)
+            if self.random.random() < 0.5:  # real words hardly ever have a letter three times
+                letters = list(word)
+                for i in self.random.sample(range(len(word)), min(wanted, len(word))):
+                    letters[i] = letter
+                word = "".join(letters)
+            elif wanted:
+                letter = self.random.choice(word)
+            if word.count(letter) == min(wanted, len(word)) and is_held_out(word) == self.held_out:
+                return word, letter
+
+    def numbers(self) -> tuple[int, int]:
+        while True:
+            a, b = self.random.choices(NUMBERS, k=2)
+            if a != b and is_held_out(f"{min(a, b)} {max(a, b)}") == self.held_out:
+                return a, b
+
+    def name(self) -> str:
+        """The name of a person, half of the time an invented one, so that names are copied."""
+        while True:
+            name = self.random.choice(_NAMES)
+            if self.random.random() < 0.5:
+                letters = "bcdfghjklmnprstvz", "aeiou"
+                count = 2 * self.random.choice((1, 2, 2, 3))
+                name = "".join(self.random.choice(letters[i % 2]) for i in range(count))
+                name = (name + self.random.choice(("", "n", "s", "r", "l", "k"))).capitalize()
+            if is_held_out(name) == self.held_out:
+                return name
+
+
+@cache
+def _words() -> dict[int, list[str]]:
+    """Words that at least two documents hold, by their length."""
+    documents = Counter(
+        word
+        for document in pydocs()
+        for word in set(re.findall(r"(?<![\w.'<])[a-z]{2,10}(?![\w'.]*\w)", _text(document)))
+    )
+    lengths = (*LENGTHS, *OTHER_LENGTHS)
+    words = sorted(word for word, count in documents.items() if count > 1)
+    return {length: [word for word in words if len(word) == length] for length in lengths}
+
+
+@cache
+def _facts() -> list[Exchange]:
+    """Functions and the first lines of their docstrings, in an order without meaning."""
+    found = []
+    for document in pydocs():
+        module = document.place
+        if re.fullmatch(r"[a-z]\w*", module):  # no packages, no private modules, no topics
+            pattern = r"^([a-z]\w*)\(.*\)\n    (\S.{,58}\.)$"
+            for function, line in re.findall(pattern, _text(document), re.MULTILINE):
+                found.append((f"{module}.{function}", line))
+    return sorted(found, key=lambda fact: zlib.crc32(fact[0].encode()))
+
+
+def _text(document: Document) -> str:
+    return "".join(map(str, document.pieces))

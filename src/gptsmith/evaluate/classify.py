@@ -1,0 +1,172 @@
+"""How well a classifier names the classes of texts: accuracy, F1, and what it takes for what.
+
+B batch, T time, N texts, L classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from gptsmith.data.labelled_rows import pad
+from gptsmith.model.classifier import GPTClassifier
+from gptsmith.train.precision import Precision
+
+
+def log_probabilities(
+    model: GPTClassifier,
+    rows: Sequence[np.ndarray],
+    precision: Precision,
+    pad_id: int = 0,
+    batch_size: int = 32,
+) -> np.ndarray:
+    """ln p of each class for token sequences, (N, L) fp64, in the order of `rows`.
+
+    Texts of similar length go through the model together. The model is left in the mode (train or
+    eval) it was found in.
+    """
+    device, training = model.score.weight.device, model.training
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    found = np.empty((len(rows), len(model.config.labels)))
+    model.eval()
+    try:
+        with torch.no_grad(), precision.autocast():
+            for first in range(0, len(order), batch_size):
+                taken = order[first : first + batch_size]
+                ids, lengths = pad([rows[i] for i in taken], pad_id, model.config.context_length)
+                logits = model.logits(ids.to(device), lengths.to(device))  # (B, L)
+                found[taken] = logits.double().log_softmax(dim=-1).cpu().numpy()
+    finally:
+        model.train(training)
+    return found
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a classifier did to N labelled texts.
+
+    counts (L, L): texts of class i (row) that were taken for class j (column).
+    """
+
+    labels: tuple[str, ...]
+    counts: np.ndarray
+    loss: float  # mean of -ln p(true class), nats
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.counts.trace() / self.counts.sum())
+
+    @property
+    def majority(self) -> float:
+        """Accuracy of always naming the most frequent class."""
+        return float(self.support.max() / self.counts.sum())
+
+    @property
+    def support(self) -> np.ndarray:
+        """Texts of each class, (L,)."""
+        return self.counts.sum(axis=1)
+
+    @property
+    def precision(self) -> np.ndarray:
+        """Of the texts that were taken for a class, the share that are of it, (L,); 0 of none."""
+        return _share(self.counts.diagonal(), self.counts.sum(axis=0))
+
+    @property
+    def recall(self) -> np.ndarray:
+        """Of the texts of a class, the share that were taken for it, (L,); 0 of none."""
+        return _share(self.counts.diagonal(), self.support)
+
+    @property
+    def f1(self) -> np.ndarray:
+        """Harmonic mean of precision and recall, (L,); 0 where both are."""
+        return _share(2 * self.counts.diagonal(), self.counts.sum(axis=0) + self.support)
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean of F1 over the classes that occur, as truth or as guess: rare ones count alike."""
+        occurs = self.counts.sum(axis=0) + self.support > 0
+        return float(self.f1[occurs].mean())
+
+    def fields(self) -> dict[str, Any]:
+        """Everything as plain values, for JSON."""
+        per_class = zip(
+            self.labels, self.precision, self.recall, self.f1, self.support, strict=True
+        )
+        return {
+            "accuracy": self.accuracy,
+            "macro_f1": self.macro_f1,
+            "loss": self.loss,
+            "majority_accuracy": self.majority,
+            "texts": int(self.counts.sum()),
+            "classes": {
+                label: dict(precision=float(p), recall=float(r), f1=float(f), support=int(n))
+                for label, p, r, f, n in per_class
+            },
+            "confusion": {"labels": list(self.labels), "counts": self.counts.tolist()},
+        }
+
+
+def score(labels: Sequence[str], log_p: np.ndarray, classes: Sequence[int]) -> Scores:
+    """Scores of ln p (N, L) against the true class numbers (N,). Of equals the first is the guess.
+
+    ValueError without texts.
+    """
+    truth = np.asarray(classes, dtype=np.int64)
+    if not len(truth):
+        raise ValueError("nothing to score: no texts")
+    L = len(labels)
+    counts = np.bincount(truth * L + log_p.argmax(axis=1), minlength=L * L).reshape(L, L)
+    return Scores(tuple(labels), counts, float(-log_p[np.arange(len(truth)), truth].mean()))
+
+
+def named(labels: Sequence[str], p: np.ndarray) -> dict[str, Any]:
+    """One text's probabilities (L,) in words: the class that is predicted, and p of each."""
+    return {
+        "predicted": labels[int(p.argmax())],
+        "probabilities": {label: round(float(x), 6) for label, x in zip(labels, p, strict=True)},
+    }
+
+
+def table(scores: Scores) -> Table:
+    """Precision, recall, F1 and support of each class, for the terminal."""
+    head, *rows, foot = _cells(scores)
+    made = Table(*head)
+    for column in made.columns[1:]:
+        column.justify = "right"
+    for i, row in enumerate(rows, 1):
+        made.add_row(*row, end_section=i == len(rows))
+    made.add_row(*foot)
+    return made
+
+
+def markdown(scores: Scores) -> list[str]:
+    """The same table as lines of Markdown."""
+    head, *rows = ([cell.replace("|", "\\|") for cell in row] for row in _cells(scores))
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _cells(scores: Scores) -> list[list[str]]:
+    per_class = zip(scores.precision, scores.recall, scores.f1, scores.support, strict=True)
+    return [
+        ["class", "precision", "recall", "F1", "texts"],
+        *(
+            [label, f"{p:.3f}", f"{r:.3f}", f"{f:.3f}", f"{n:,}"]
+            for label, (p, r, f, n) in zip(scores.labels, per_class, strict=True)
+        ),
+        [
+            "mean",
+            *(f"{x.mean():.3f}" for x in (scores.precision, scores.recall)),
+            f"{scores.macro_f1:.3f}",
+            f"{scores.counts.sum():,}",
+        ],
+    ]
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)

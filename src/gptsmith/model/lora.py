@@ -1,0 +1,175 @@
+"""Training a part of a model: low-rank adapters, rows of new tokens, frozen parameters.
+
+Each wraps the finished model from outside; `merge` unwraps it. LoRA: Hu et al. 2021.
+B batch, T time, C channels, V vocabulary, r rank, n trained rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from gptsmith.model.classifier import GPTClassifier
+from gptsmith.model.gpt import GPTModel
+
+
+class LoraConfig(BaseModel):
+    """Low-rank adaptation: each target matrix W becomes W + alpha / rank * B @ A, W frozen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    rank: int = Field(0, ge=0)
+    """Height of A and width of B; 0: no LoRA."""
+    alpha: float = Field(16.0, gt=0)
+    """Weight of what is learned, relative to the rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability, on what goes into A."""
+    targets: tuple[str, ...] = ()
+    """Linear layers of the blocks that adapt (qkv, proj, up or gate_up, down); none: all."""
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer plus a product of two thin matrices, A (r, in) and B (out, r).
+
+    B starts at zero and A as peft fills it, so that the layer is at first what it was.
+    """
+
+    def __init__(self, base: nn.Linear, config: LoraConfig) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.lora_A = nn.Parameter(base.weight.new_empty(config.rank, base.in_features))
+        self.lora_B = nn.Parameter(base.weight.new_zeros(base.out_features, config.rank))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        self.scale = config.alpha / config.rank
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = F.linear(self.dropout(x), self.lora_A)  # (B, T, r)
+        return self.base(x) + self.scale * F.linear(low, self.lora_B)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        change = self.scale * (self.lora_B.float() @ self.lora_A.float())
+        self.base.weight += change.to(self.base.weight.dtype)
+        return self.base
+
+
+class TrainedRows(nn.Module):
+    """A frozen table (V, C), embedding or output head, of which the rows `ids` are trained.
+
+    They are a parameter of their own: neither gradients nor checkpoints hold the other rows.
+    """
+
+    def __init__(self, base: nn.Embedding | nn.Linear, ids: Sequence[int]) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        V, device = base.weight.shape[0], base.weight.device
+        self.register_buffer("ids", torch.tensor(ids, device=device), persistent=False)  # (n,)
+        slot = torch.full((V,), -1, device=device)
+        slot[self.ids] = torch.arange(len(ids), device=device)
+        self.register_buffer("slot", slot, persistent=False)  # (V,): which row an id is, or -1
+        self.rows = nn.Parameter(base.weight.detach()[self.ids].clone())  # (n, C)
+
+    ids: Tensor
+    slot: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole table (V, C). Where no gradient is wanted, as in generation, it is the frozen
+        one with the rows written into it, which costs nothing; otherwise a copy."""
+        if torch.is_grad_enabled():
+            return self.base.weight.index_copy(0, self.ids, self.rows)
+        return self.merged().weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        slot = self.slot[ids].unsqueeze(-1)  # (B, T, 1)
+        trained = F.embedding(slot.squeeze(-1).clamp(min=0), self.rows)  # (B, T, C)
+        return torch.where(slot >= 0, trained, F.embedding(ids, self.base.weight))
+
+    @torch.no_grad()
+    def merged(self) -> nn.Embedding | nn.Linear:
+        self.base.weight[self.ids] = self.rows
+        return self.base
+
+
+def attach(model: GPTModel, config: LoraConfig, token_ids: Sequence[int] = ()) -> None:
+    """Wrap the target layers of `model` in place and freeze everything else.
+
+    What has nothing to start from stays trained: the head of a classifier, and the rows
+    `token_ids` of the embedding and of an untied head (see train_rows). Parameters get the names
+    `blocks.0.attention.qkv.lora_A`, `.lora_B` and `.base.weight`, until `merge`.
+    Raises ValueError for a target that the blocks do not have.
+    """
+    assert config.rank > 0
+    assert not any(isinstance(m, LoraLinear | TrainedRows) for m in model.modules())
+    linears = {n: m for n, m in model.blocks.named_modules() if isinstance(m, nn.Linear)}
+    kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in linears))
+    for target in config.targets:
+        if target not in kinds:
+            raise ValueError(
+                f"lora.targets has {target!r}: the linear layers of this model's blocks are "
+                f"{', '.join(kinds)}"
+            )
+    model.requires_grad_(False)
+    for name, linear in linears.items():
+        if not config.targets or name.rpartition(".")[2] in config.targets:
+            model.blocks.set_submodule(name, LoraLinear(linear, config).train(model.training))
+    if isinstance(model, GPTClassifier):
+        model.score.requires_grad_(True)
+    train_rows(model, token_ids)
+
+
+def train_rows(model: GPTModel, token_ids: Sequence[int]) -> None:
+    """Train the rows `token_ids` of the embedding and of an untied head, where those are frozen.
+
+    Freeze first. The rows are the parameters `embedding.token.rows` and `head.rows` (n, C), in the
+    order of token_ids. Raises ValueError for an id that is not in the vocabulary, or there twice.
+    """
+    V = model.config.vocab_size
+    if len(set(token_ids)) < len(token_ids) or not all(0 <= i < V for i in token_ids):
+        raise ValueError(f"token ids {list(token_ids)} to train: give each once, from 0 to {V - 1}")
+    tables = {"embedding.token": model.embedding.token, "head": model.head}
+    for name, table in tables.items():
+        if table is not None and token_ids and not table.weight.requires_grad:
+            model.set_submodule(name, TrainedRows(table, token_ids))
+
+
+def merge(model: GPTModel) -> None:
+    """Fold adapters and trained rows into the weights, in place: the plain architecture again,
+    with its plain names, all of it trainable. Nothing happens to a model without them."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLinear | TrainedRows):
+            model.set_submodule(name, module.merged())
+    model.requires_grad_(True)
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Stop training the parameters whose names match (`embedding.*`, `blocks.[0-3].*`).
+
+    Raises ValueError for a pattern that matches nothing, and if nothing is left to train.
+    """
+    names = dict(model.named_parameters())
+    for pattern in patterns:
+        found = [name for name in names if fnmatchcase(name, pattern)]
+        if not found:
+            raise ValueError(
+                f"freeze pattern {pattern!r} matches no parameter; there are "
+                f"{', '.join(names)[:160]}, ..."
+            )
+        for name in found:
+            names[name].requires_grad_(False)
+    if not any(p.requires_grad for p in names.values()):
+        raise ValueError(f"freeze {list(patterns)} leaves nothing to train: take a pattern away")
+
+
+def trainable(model: nn.Module) -> str:
+    """How much of a model is trained, in words."""
+    total = sum(p.numel() for p in model.parameters())
+    some = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return f"{some:,} of {total:,} parameters are trained ({some / total:.1%})"

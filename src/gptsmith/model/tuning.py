@@ -1,0 +1,54 @@
+"""Which weights of a model are trained, when it is not all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from gptsmith.model import lora, weights
+from gptsmith.model.gpt import GPTModel
+from gptsmith.model.lora import LoraConfig
+
+
+class Tuning(BaseModel):
+    """What is trained: everything, or adapters (LoRA), or what no pattern freezes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lora: LoraConfig = LoraConfig()
+    freeze: tuple[str, ...] = ()
+    """Patterns of parameter names that stay as they are (`blocks.0.*`)."""
+    token_ids: tuple[int, ...] = ()
+    """New tokens, whose vectors are trained even so."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether all weights are trained."""
+        return not self.lora.rank and not self.freeze
+
+    def wrap(self, model: GPTModel) -> None:
+        """Prepare the model for this training, in place; `lora.merge` makes it plain again."""
+        if self.lora.rank:
+            lora.attach(model, self.lora, self.token_ids)
+        elif self.freeze:
+            lora.freeze(model, self.freeze)
+            lora.train_rows(model, self.token_ids)
+
+
+def trained(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that are trained, by name: what a checkpoint of a tuned model holds."""
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def load_trained(model: nn.Module, tensors: Mapping[str, Tensor], origin: str | Path) -> None:
+    """Copy `tensors` into the parameters of `model` that are trained: all of these, no others.
+
+    Raises ValueError as weights.load does.
+    """
+    there = trained(model)
+    weights.check(there, tensors, origin)
+    for name, parameter in there.items():
+        parameter.copy_(tensors[name])

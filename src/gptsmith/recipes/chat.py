@@ -1,0 +1,112 @@
+"""Chat tuning: a trained model and conversations in, a model that answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from gptsmith import settings
+from gptsmith.conversation import CHAT_TOKENS, ChatTemplate, Message, chat_tokenizer
+from gptsmith.data.chat import ChatFiles, load_chat
+from gptsmith.data.conversations import Counts, encode_conversations
+from gptsmith.data.documents import Reader
+from gptsmith.data.examples import Example, Examples
+from gptsmith.data.skills import skill_conversations
+from gptsmith.recipes import answers, finetune
+from gptsmith.recipes.answers import AnswersConfig
+from gptsmith.run import Run
+from gptsmith.tokenizer import Tokenizer
+from gptsmith.train.loss import IGNORE
+from gptsmith.train.monitor import command_start
+
+BUILT_IN = "skills"  # the set that needs no file
+SHOWN = 3  # conversations answered at each evaluation
+
+
+class ChatConfig(AnswersConfig, ChatFiles):
+    """Tune a model on conversations."""
+
+    data: tuple[str, ...] = Field(min_length=1)
+    """Conversations: files, folders or patterns (.jsonl, .parquet, .arrow ...), what `gptsmith
+    prepare --format chat` made, or `skills`, the built-in set. Repeatable."""
+    val: tuple[str, ...] = ()
+    """Conversations to validate on, repeatable (default: a share of the data)."""
+    val_fraction: float = Field(0.05, gt=0, lt=1)
+    """Share of the conversations to validate on, without --val."""
+    template: Path | None = None
+    """Chat template, a Jinja file (default: the model's own, else that of gptsmith)."""
+    questions: int = Field(20_000, ge=1)
+    """Conversations that are made of the built-in set."""
+
+
+def main(argv: Sequence[str], started: float | None = None) -> int:
+    """`gptsmith finetune chat [RECIPE.yaml] --from RUN --data FILE --out RUN2`."""
+    config = settings.load(
+        ChatConfig,
+        Run.with_stored_recipe(argv),
+        prog="gptsmith finetune chat",
+        description="Tune a model on conversations.",
+    )
+    return chat(config, command_start() if started is None else started)
+
+
+def chat(config: ChatConfig, started: float | None = None) -> int:
+    """Tune as the config says; returns the exit code, 0 or loop.STOPPED."""
+    source = finetune.origin(config)
+    own = source.template
+    if config.template is not None and not config.resume:
+        own = config.template.read_text(encoding="utf-8")
+    begin = finetune.start(config, source, CHAT_TOKENS if own is None else ())
+    tokenizer, template = chat_tokenizer(begin.tokenizer, own)
+    T = finetune.row_length(config.context_length, begin)
+    train, val, notes = load(config, template, tokenizer, T)
+    asked = [first_question(example, template) for example in islice(val, SHOWN)]
+    return answers.tune(config, source, begin, template, train, val, asked, notes, started=started)
+
+
+def load(
+    config: ChatConfig, template: ChatTemplate, tokenizer: Tokenizer, T: int
+) -> tuple[Examples, Examples, list[str]]:
+    """Examples to train and to validate on, and what there is to say about them."""
+
+    def read(sources: Sequence[str]) -> tuple[Examples, str]:
+        if BUILT_IN in sources:
+            if len(sources) > 1:
+                raise ValueError(f"--data {BUILT_IN} is the built-in set: name it alone")
+            counts = Counts(T)
+            made = skill_conversations(config.train.seed, config.questions)
+            encoded = encode_conversations(made, template, Reader(), counts)
+            return Examples(encoded), str(counts)
+        reader = config.reader()
+        examples, counts = load_chat(
+            sources, template, tokenizer, T,
+            reader=reader, columns=config.columns(), labels=config.labels,
+        )  # fmt: skip
+        left = "".join(f"; left out: {len(p):,} x {kind}" for kind, p in reader.left_out.items())
+        return examples, f"{counts}{left}"
+
+    train, said = read(config.data)
+    if config.val:
+        val, also = read(config.val)
+        said = f"{said}; to validate on: {also}"
+    else:
+        shares = 1 - config.val_fraction, config.val_fraction
+        train, val = train.split(shares, config.train.seed)
+    share = train.scored / max(1, train.tokens)
+    sizes = (
+        f"{len(train):,} conversations of {train.tokens:,} tokens to train on, {share:.0%} of them"
+        f" the assistant's; {len(val):,} to validate on"
+    )
+    return train, val, [f"data: {said}", sizes]
+
+
+def first_question(example: Example, template: ChatTemplate) -> list[int]:
+    """The tokens of a conversation up to where its first answer begins."""
+    probe = [Message(role=role, content="a") for role in ("user", "assistant")]
+    header = len(template.prompt(probe[:1])) - template.encode(probe).scored.index(True)
+    answer = int(np.argmax(example.labels != IGNORE))
+    return example.ids[: answer + header].tolist()

@@ -1,0 +1,243 @@
+"""Chat sets on their way to training: token ids with labels, prepared files, and refusals."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gptsmith.conversation import CHAT_TOKENS, TEMPLATE, ChatTemplate
+from gptsmith.data.chat import Labels, load_chat, write_chat
+from gptsmith.data.conversations import Counts
+from gptsmith.data.documents import Reader
+from gptsmith.data.examples import Examples
+from gptsmith.tokenizer import Tokenizer
+from gptsmith.train.loss import IGNORE
+
+TOKENIZER = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
+T = 40
+TALKS = [
+    [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+    [{"role": "user", "content": "cd"}, {"role": "assistant", "content": "e"},
+     {"role": "user", "content": "f"}, {"role": "assistant", "content": "gh"}],
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def template() -> ChatTemplate:
+    return ChatTemplate(TEMPLATE, TOKENIZER)
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> Path:
+    path = tmp_path / "chat.jsonl"
+    path.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in TALKS))
+    return path
+
+
+def load(path: Path, template: ChatTemplate, T: int = T, **more: Any) -> tuple[Examples, Counts]:
+    return load_chat([path], template, TOKENIZER, T, reader=Reader(), **more)
+
+
+def unshifted(template: ChatTemplate) -> list[dict[str, list[int]]]:
+    rows = []
+    for talk in TALKS:
+        ids, scored = template.encode(talk)  # type: ignore[arg-type]
+        labels = [i if s else IGNORE for i, s in zip(ids, scored, strict=True)]
+        rows.append({"input_ids": ids, "labels": labels})
+    return rows
+
+
+def shifted(rows: list[dict[str, list[int]]]) -> list[dict[str, list[int]]]:
+    return [{"input_ids": r["input_ids"], "labels": [*r["labels"][1:], IGNORE]} for r in rows]
+
+
+def shorter(rows: list[dict[str, list[int]]]) -> list[dict[str, list[int]]]:
+    """Shifted, where the last token stands in the labels only."""
+    return [{"input_ids": r["input_ids"][:-1], "labels": r["labels"][1:]} for r in rows]
+
+
+def padded(rows: list[dict[str, list[int]]], mask: bool) -> list[dict[str, list[int]]]:
+    out = []
+    for row in rows:
+        n = 30 - len(row["input_ids"])
+        new = {"input_ids": row["input_ids"] + [0] * n, "labels": row["labels"] + [IGNORE] * n}
+        if mask:
+            new["attention_mask"] = [1] * len(row["input_ids"]) + [0] * n
+        out.append(new)
+    return out
+
+
+def arrow(path: Path, rows: list[dict[str, list[int]]]) -> Path:
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.mark.parametrize("form", ["unshifted", "shifted", "shorter", "padded", "masked"])
+@pytest.mark.parametrize("labels", ["auto", "said"])
+def test_token_ids_are_the_same_examples(
+    tmp_path: Path, chat: Path, template: ChatTemplate, form: str, labels: str
+) -> None:
+    rows = unshifted(template)
+    forms = {
+        "unshifted": rows, "shifted": shifted(rows), "shorter": shorter(rows),
+        "padded": padded(rows, mask=False), "masked": padded(shorter(rows), mask=True),
+    }  # fmt: skip
+    kind: Labels = "auto"
+    if labels == "said":
+        kind = "unshifted" if form in ("unshifted", "padded") else "shifted"
+    path = arrow(tmp_path / "ids.parquet", forms[form])
+    expected, _ = load(chat, template)
+    examples, counts = load(path, template, labels=kind)
+    assert examples.fingerprint == expected.fingerprint
+    assert [e.name for e in examples] == [f"{path}, row 1", f"{path}, row 2"]
+    assert (counts.kept, counts.cut.count) == (2, 0)
+
+
+def test_a_dataset_saved_by_datasets(tmp_path: Path, chat: Path, template: ChatTemplate) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(unshifted(template)).save_to_disk(tmp_path / "ids")
+    datasets.Dataset.from_list([{"messages": t} for t in TALKS]).save_to_disk(tmp_path / "text")
+    expected, _ = load(chat, template)
+    for name in ("ids", "text"):
+        assert load(tmp_path / name, template)[0].fingerprint == expected.fingerprint
+
+
+def refused(path: Path, template: ChatTemplate, **more: Any) -> str:
+    with pytest.raises(ValueError) as caught:
+        load(path, template, **more)
+    text = str(caught.value)
+    assert str(path) in text
+    assert len(text.replace(str(path), "")) < 300
+    assert "\n" not in text
+    return text.replace(str(path), path.name)
+
+
+def test_labels_that_cannot_be_told_are_asked_for(tmp_path: Path, template: ChatTemplate) -> None:
+    end = TOKENIZER.special_tokens["<|end|>"]
+    both = arrow(tmp_path / "a.parquet", [{"input_ids": [7, end, end], "labels": [-100, end, end]}])
+    said = refused(both, template)
+    assert said.startswith("a.parquet: cannot tell whether labels are shifted already (both")
+    assert "--labels unshifted" in said
+    assert load(both, template, labels="unshifted")[0][0].labels.tolist() == [-100, end, end]
+    mixed = unshifted(template)[:1] + shifted(unshifted(template))[1:]
+    assert "(some rows are" in refused(arrow(tmp_path / "b.parquet", mixed), template)
+    wrong = [{"input_ids": [1, 2, 3], "labels": [3, 1, 2]}]
+    path = arrow(tmp_path / "c.parquet", wrong)
+    assert refused(path, template).startswith("c.parquet, row 1: labels are neither")
+    assert "not shifted" in refused(path, template, labels="shifted")
+    alone = arrow(tmp_path / "d.parquet", [{"input_ids": [1, 2, 3]}])
+    assert "no column 'labels'" in refused(alone, template)
+    assert "no column 'labels'" in refused(alone, template, labels="shifted")
+    uneven = arrow(tmp_path / "e.parquet", [{"input_ids": [1, 2, 3], "labels": [1]}])
+    assert "row 1: 1 labels for 3" in refused(uneven, template)
+    large = arrow(tmp_path / "f.parquet", [{"input_ids": [1, 999], "labels": [1, 999]}])
+    assert "row 1: token id 999 is outside the tokenizer's 0..261" in refused(large, template)
+
+
+def test_what_would_teach_nothing_is_refused(
+    tmp_path: Path, chat: Path, template: ChatTemplate
+) -> None:
+    rows = unshifted(template)
+    masked = [r | {"labels": [IGNORE] * len(r["labels"])} for r in rows]
+    path = arrow(tmp_path / "a.parquet", masked)
+    assert refused(path, template, labels="unshifted").startswith("a.parquet: every label is -100")
+    end = TOKENIZER.special_tokens["<|end|>"]
+    endless = [r | {"labels": [IGNORE if i == end else i for i in r["labels"]]} for r in rows]
+    said = refused(arrow(tmp_path / "b.parquet", endless), template)
+    assert said.startswith("b.parquet, row 1: <|end|> after an answer is not learned")
+    cut = [{k: v[:-1] for k, v in rows[0].items()}]
+    said = refused(arrow(tmp_path / "c.parquet", cut), template)
+    assert "none of the 1 answers of this set ends with <|end|>" in said
+    assert "no conversation is left" in refused(chat, template, T=3)
+    with pytest.raises(ValueError, match="--on-error"):
+        load(arrow(tmp_path / "d.parquet", [{"messages": None}]), template)
+
+
+def test_long_token_rows_are_cut_behind_an_answer(tmp_path: Path, template: ChatTemplate) -> None:
+    rows = unshifted(template)
+    path = arrow(tmp_path / "a.parquet", rows)
+    lengths = [len(r["input_ids"]) for r in rows]
+    examples, counts = load(path, template, T=lengths[1] - 2)
+    assert counts.cut.first == [f"{path}, row 2"]
+    assert examples[1].ids.tolist() == rows[1]["input_ids"][: len(examples[1].ids)]
+    assert int(examples[1].ids[-1]) == TOKENIZER.special_tokens["<|end|>"]
+    assert (examples[1].labels != IGNORE).sum() == 3
+
+
+# --- prepared files ------------------------------------------------------------------------------
+
+
+def test_a_prepared_file_is_the_set(tmp_path: Path, chat: Path, template: ChatTemplate) -> None:
+    out = tmp_path / "new" / "chat.arrow"
+
+    def write(**more: Any) -> Counts:
+        return write_chat([chat], template, TOKENIZER, T, out, reader=Reader(), **more)
+
+    assert write().kept == 2
+    direct, _ = load(chat, template)
+    prepared, counts = load(out, template)
+    assert prepared.fingerprint == direct.fingerprint
+    assert (counts.read, counts.kept) == (2, 2)
+    assert [e.name for e in prepared] == [e.name for e in direct]
+    assert len(load(out, template, T=100)[0]) == 2
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        write()
+    first = out.read_bytes()
+    write(overwrite=True)
+    assert out.read_bytes() == first
+    with pytest.raises(ValueError, match=r"ends in \.arrow"):
+        write_chat([chat], template, TOKENIZER, T, tmp_path / "x.json", reader=Reader())
+
+
+def test_a_prepared_file_belongs_to_a_tokenizer_and_a_template(
+    tmp_path: Path, chat: Path, template: ChatTemplate
+) -> None:
+    out = tmp_path / "chat.arrow"
+    write_chat([chat], template, TOKENIZER, T, out, reader=Reader())
+    assert "is of 10 here" not in refused(out, template, T=10)
+    assert "rows are of 10 here" in refused(out, template, T=10)
+    other = ChatTemplate(TEMPLATE + " ", TOKENIZER)
+    assert "another template" in refused(out, other)
+    more = TOKENIZER.add_special_tokens(["<|more|>"])
+    with pytest.raises(ValueError, match="another tokenizer"):
+        load_chat([out], ChatTemplate(TEMPLATE, more), more, T, reader=Reader())
+
+
+def test_a_set_that_teaches_nothing_leaves_no_file(
+    tmp_path: Path, chat: Path, template: ChatTemplate
+) -> None:
+    with pytest.raises(ValueError, match="no conversation is left"):
+        write_chat([chat], template, TOKENIZER, 3, tmp_path / "chat.arrow", reader=Reader())
+    assert [path.name for path in tmp_path.iterdir()] == ["chat.jsonl"]
+
+
+def test_a_template_that_chats_otherwise_is_refused(tmp_path: Path, chat: Path) -> None:
+    source = TEMPLATE.replace("{{- '<|assistant|>' -}}", "{{- '<|assistant|>Well, ' -}}")
+    with pytest.raises(ValueError, match="differs between training and chatting"):
+        load(chat, ChatTemplate(source, TOKENIZER))
+    out = tmp_path / "chat.arrow"
+    with pytest.raises(ValueError, match="differs between training and chatting"):
+        write_chat([chat], ChatTemplate(source, TOKENIZER), TOKENIZER, T, out, reader=Reader())
+    assert not out.exists()
+
+
+def test_real_conversations_prepared_and_read(
+    tmp_path: Path, real_data: Path, template: ChatTemplate
+) -> None:
+    source = real_data / "chat_taskmaster4" / "data_07.json.gz"
+    examples, counts = load(source, template, T=256)
+    write_chat([source], template, TOKENIZER, 256, tmp_path / "a.arrow", reader=Reader())
+    mapped, _ = load(tmp_path / "a.arrow", template, T=256)
+    assert mapped.fingerprint == examples.fingerprint
+    assert counts.kept + counts.dropped == counts.read == 210
+    assert counts.cut.count > 0
+    assert int(mapped.lengths.max()) <= 257
+    for example in mapped:
+        assert example.labels[-1] == example.ids[-1] == template.stop_ids[0]
+        scored = example.labels != IGNORE
+        assert (example.labels[scored] == example.ids[scored]).all()
+        assert isinstance(example.ids, np.ndarray)

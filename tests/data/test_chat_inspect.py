@@ -1,0 +1,91 @@
+"""What `gptsmith inspect` says about a chat set: counts, and the learned tokens marked."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from gptsmith.conversation import CHAT_TOKENS, TEMPLATE, ChatTemplate
+from gptsmith.data.chat import write_chat
+from gptsmith.data.chat_inspect import ChatReport, chat_report, show
+from gptsmith.data.documents import Reader
+from gptsmith.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
+T = 100
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> Path:
+    ask, reply = (
+        {"role": r, "content": c} for r, c in (("user", "Hi\x1b[2J"), ("assistant", "Yo"))
+    )
+    rows = [[ask, reply], [ask, reply, ask], [ask, reply] * 9, [reply], [ask, reply] * 2]
+    path = tmp_path / "chat.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def report(path: Path, T: int = T) -> ChatReport:
+    reader = Reader(skip=True)
+    return chat_report([path], ChatTemplate(TEMPLATE, TOKENIZER), TOKENIZER, T, reader=reader)
+
+
+def shown(report: ChatReport, first: int = 3, colour: bool = False) -> str:
+    file = io.StringIO()
+    kind = "standard" if colour else None
+    console = Console(file=file, width=100, force_terminal=colour, color_system=kind)  # type: ignore[arg-type]
+    show(report, console, first)
+    return file.getvalue()
+
+
+def test_the_set_in_numbers(chat: Path) -> None:
+    r = report(chat)
+    assert (r.counts.kept, r.counts.cut.count, r.counts.unanswered.count) == (4, 1, 1)
+    assert r.left_out == {"answer without a question": 1}
+    turns = [1, 1, 8, 2]
+    assert r.answers == sum(turns)
+    assert r.examples.tokens == 12 * sum(turns)  # four special tokens, six bytes and two
+    assert r.examples.scored == 4 * sum(turns)
+    text = shown(r)
+    for words in (
+        "4, 12 answers (3.0 each)", "144, 33.3% learned", "12 to 96, median 18",
+        "2 of 100 when packed, 70.0% filled; 4 when padded, 35.0% filled",
+        "4 of 4 conversations are used; cut to 101 tokens: 1", "1 answer without a question",
+        "64-127",
+    ):  # fmt: skip
+        assert words in " ".join(text.split())
+
+
+def test_learned_tokens_are_marked(chat: Path) -> None:
+    r = report(chat)
+    plain = shown(r, first=2)
+    line = "<|user|>Hi\\x1b[2J<|end|>⟦<|assistant|>Yo<|end|>⟧"
+    assert plain.count(line) == 2
+    assert "\x1b" not in plain
+    colours = shown(r, first=1, colour=True)
+    assert "⟦" not in colours
+    assert "\x1b[2J" not in colours
+    assert "\x1b[32mYo\x1b[0m" in colours
+    assert colours.count("\x1b[35m<|") == 2
+    assert "\x1b[2m<|user|>\x1b[0m" in colours
+
+
+def test_long_conversations_are_abridged(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 900}]
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(talk))
+    assert "... 305 more tokens" in shown(report(path, 1000))
+
+
+def test_prepared_files_and_refusals(chat: Path, tmp_path: Path) -> None:
+    template = ChatTemplate(TEMPLATE, TOKENIZER)
+    out = tmp_path / "chat.arrow"
+    write_chat([chat], template, TOKENIZER, T, out, reader=Reader(skip=True))
+    assert report(out).answers == report(chat).answers
+    with pytest.raises(ValueError, match="no conversation is left"):
+        report(chat, 5)
+    with pytest.raises(ValueError, match=r":4: message 1 of 1: .*--on-error"):
+        chat_report([chat], template, TOKENIZER, T, reader=Reader())

@@ -1,0 +1,315 @@
+"""Instructions: the classic prompt, rows and columns, the split, masked examples."""
+
+import gzip
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gptsmith.conversation import ChatTemplate
+from gptsmith.data.instructions import (
+    CLASSIC,
+    Columns,
+    Instruction,
+    LeftOut,
+    Prompt,
+    SplitConfig,
+    encode_instructions,
+    read_instructions,
+    split,
+)
+from gptsmith.tokenizer import SPECIAL_TOKENS, Tokenizer
+
+ROWS = [
+    {"instruction": "Name a colour.", "input": "", "output": "Red."},
+    {"instruction": "Add the numbers.", "input": "2 and 3", "output": "5"},
+    {"instruction": "Spell cat.", "input": "", "output": "c-a-t"},
+]
+# As everybody who trained on this form wrote it (Stanford Alpaca, prompt_dict), a line end added.
+ALONE = (
+    "Below is an instruction that describes a task. Write a response that appropriately "
+    "completes the request.\n\n### Instruction:\nName a colour.\n\n### Response:\n"
+)
+PAIRED = (
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request.\n\n### Instruction:\n"
+    "Add the numbers.\n\n### Input:\n2 and 3\n\n### Response:\n"
+)
+
+
+@pytest.fixture(scope="module")
+def bpe() -> Tokenizer:
+    return Tokenizer.train_bpe([ALONE, PAIRED, "Red. 5 c-a-t hello there"] * 3, 400)
+
+
+def row(instruction: str = "Do.", given: str = "", output: str = "Done.") -> Instruction:
+    return Instruction(instruction, given, output, "here:1")
+
+
+def encoded(rows, tokenizer, text=CLASSIC, T=512, **options):
+    prompt = Prompt.parse(text)
+    template = ChatTemplate(prompt.template("<|endoftext|>"), tokenizer)
+    template.check()
+    left_out = LeftOut()
+    found = list(encode_instructions(rows, prompt, template, T, left_out, **options))
+    return found, left_out
+
+
+def read(path: Path, **columns: str) -> tuple[list[Instruction], LeftOut]:
+    left_out = LeftOut()
+    return list(read_instructions(path, Columns(**columns), left_out)), left_out
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.jsonl.gz", "a.csv", "a.parquet"])
+def test_files(tmp_path, name):
+    path = tmp_path / name
+    lines = "".join(json.dumps(r) + "\n" for r in ROWS)
+    if name == "a.json":
+        path.write_text(json.dumps(ROWS))
+    elif name == "a.jsonl":
+        path.write_text(lines)
+    elif name == "a.jsonl.gz":
+        path.write_bytes(gzip.compress(lines.encode()))
+    elif name == "a.csv":
+        cells = "".join(f"{r['instruction']},{r['input']},{r['output']}\n" for r in ROWS)
+        path.write_text("instruction,input,output\n" + cells)
+    else:
+        pq.write_table(pa.Table.from_pylist(ROWS), path)
+    rows, left_out = read(path)
+    assert [(r.instruction, r.input, r.output) for r in rows] == [tuple(r.values()) for r in ROWS]
+    assert all(r.place.startswith(str(path)) for r in rows)
+    assert not left_out.places
+
+
+def test_other_names_of_columns(tmp_path):
+    path = tmp_path / "qa.jsonl"
+    path.write_text('{"question": "Why?", "answer": "So.", "context": "c"}\n')
+    rows, _ = read(path, instruction="question", output="answer")
+    assert (rows[0].instruction, rows[0].input, rows[0].output) == ("Why?", "", "So.")
+    rows, _ = read(path, instruction="question", input="context", output="answer")
+    assert rows[0].input == "c"
+
+
+def test_blank_rows_are_counted_with_their_places(tmp_path):
+    path = tmp_path / "a.jsonl"
+    bad = [
+        {"instruction": "Do.", "output": " \n"},
+        {"instruction": "", "input": "x", "output": "y"},
+        {"instruction": "Do.", "input": None, "output": None},
+        {"instruction": "Do.", "input": " ", "output": "y"},
+    ]
+    path.write_text("".join(json.dumps(r) + "\n" for r in bad))
+    rows, left_out = read(path)
+    assert [r.input for r in rows] == [""]
+    assert left_out.places == {
+        "no answer": [f"{path}:1", f"{path}:3"],
+        "no instruction": [f"{path}:2"],
+    }
+    assert left_out.lines()[0] == f"left out 2 rows: no answer ({path}:1, {path}:3)"
+
+
+@pytest.mark.parametrize(
+    ("line", "columns", "says"),
+    [
+        ('{"question": "a", "output": "b"}', {}, "--columns.instruction NAME"),
+        ('{"instruction": "a", "answer": "b"}', {}, "'instruction', 'answer'"),
+        ('{"instruction": "a", "output": "b"}', {"output": "reply"}, "no column 'reply'"),
+        ('{"instruction": "a", "output": "b"}', {"input": "context"}, "'context'"),
+        ('{"instruction": "a", "output": 5}', {}, "holds int 5, not text"),
+        ('{"instruction": "a", "output": "\\ud800"}', {}, "not Unicode at character 0"),
+        ("[1, 2", {}, "not JSON"),
+    ],
+)
+def test_bad_rows_name_their_place(tmp_path, line, columns, says):
+    path = tmp_path / "a.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: ") as error:
+        read(path, **columns)
+    assert says in str(error.value)
+
+
+# --- split ---------------------------------------------------------------------------------------
+
+
+def test_split_parts_the_prompts():
+    rows = [row(f"Question {n % 100}", output=f"answer {n}") for n in range(300)]
+    parts = split(rows, SplitConfig(val=0.2, test=0.1))
+    assert [len(p) for p in (parts.train, parts.val, parts.test)] == [210, 60, 30]
+    prompts = [{r.instruction for r in p} for p in (parts.train, parts.val, parts.test)]
+    assert len(set.union(*prompts)) == sum(map(len, prompts)) == 100
+    assert sorted(map(rows.index, parts.train)) == list(map(rows.index, parts.train))
+
+
+def test_split_ignores_case_and_white_space():
+    same = [row("Name a  colour. "), row("name a colour."), row("Name a\ncolour.")]
+    for seed in range(8):
+        rows = [row(f"Question {n}") for n in range(9)] + same
+        parts = split(rows, SplitConfig(val=0.3, test=0.3, seed=seed))
+        counts = [sum(r in same for r in p) for p in (parts.train, parts.val, parts.test)]
+        assert sorted(counts) == [0, 0, 3]
+
+
+def test_split_depends_on_seed_and_text_alone():
+    rows = [row(f"Question {n}") for n in range(50)]
+    config = SplitConfig(val=0.2, test=0.2)
+    shuffled = random.Random(1).sample(rows, len(rows))
+    tests = {r.instruction for r in split(rows, config).test}
+    assert {r.instruction for r in split(shuffled, config).test} == tests
+    assert {
+        r.instruction for r in split(rows, SplitConfig(val=0.2, test=0.2, seed=1)).test
+    } != tests
+    # a file that grows keeps most of its parts
+    grown = {r.instruction for r in split([*rows, row("another")], config).test}
+    assert len(grown & tests) >= 9
+
+
+def test_split_without_test_rows():
+    assert split([row(str(n)) for n in range(10)], SplitConfig(val=0.1, test=0)).test == []
+
+
+@pytest.mark.parametrize(("rows", "shares"), [(3, {}), (10, {"val": 0.5, "test": 0.5}), (0, {})])
+def test_split_of_too_few_rows(rows, shares):
+    with pytest.raises(ValueError, match=f"^{rows} different prompts .* take more rows"):
+        split([row(str(n)) for n in range(rows)], SplitConfig(**shares))
+
+
+# --- ids -----------------------------------------------------------------------------------------
+
+
+def test_the_classic_prompt(bpe):
+    rows = [Instruction(*r.values(), "here") for r in ROWS]
+    found, _ = encoded(rows, bpe)
+    for (kept, example), prompt in zip(found, (ALONE, PAIRED), strict=False):
+        assert bpe.decode(example.ids) == f"{prompt}{kept.output}<|endoftext|>"
+        assert bpe.decode(example.ids[example.labels != -100]) == f"{kept.output}<|endoftext|>"
+        assert example.ids[-1] == example.labels[-1] == bpe.eos_id
+
+
+@pytest.mark.parametrize("kind", ["bpe", "byte", "gpt2"])
+def test_the_prompt_is_where_generation_begins(kind, bpe, request):
+    """The ids of the prompt alone begin the example, and exactly they are masked."""
+    if kind == "gpt2":
+        tokenizer = Tokenizer.gpt2(request.getfixturevalue("real_data") / "gpt2_bpe")
+    else:
+        tokenizer = bpe if kind == "bpe" else Tokenizer.byte()
+    prompt = Prompt.parse()
+    template = ChatTemplate(prompt.template("<|endoftext|>"), tokenizer)
+    chance = random.Random(0)
+    letters = "abz \n\t#:.'1\u00e9\U0001f600"
+    texts = ["x" + "".join(chance.choices(letters, k=chance.randrange(20))) for _ in range(200)]
+    rows = [row(a, b, c[1:] + "e") for a, b, c in zip(texts, texts[1:], texts[2:], strict=False)]
+    for kept, example in encoded(rows, tokenizer)[0]:
+        asked = template.prompt(prompt.messages(kept))
+        n = len(asked)
+        assert example.ids[:n].tolist() == asked
+        assert (example.labels[:n] == -100).all()
+        assert (example.labels[n:] == example.ids[n:]).all()
+        assert tokenizer.decode(example.ids[n:]) == kept.output.strip() + "<|endoftext|>"
+    assert template.stop_ids == (tokenizer.eos_id,)
+
+
+def test_template_agrees_with_transformers(bpe, tmp_path):
+    """The stock library reads the same file as the same text, white space and all."""
+    from transformers import PreTrainedTokenizerFast
+
+    bpe.save(tmp_path / "tokenizer.json")
+    rows = [row(" a\n", " b\n", " c\n"), row()]
+    for text in (CLASSIC, 'Oh.\n\n Q: {instruction} \n\n"{input}"\n\u00e9\U0001f600:\n'):
+        prompt = Prompt.parse(text)
+        stock = PreTrainedTokenizerFast(
+            tokenizer_file=str(tmp_path / "tokenizer.json"),
+            chat_template=prompt.template("<|endoftext|>"),
+        )
+        for kept, example in encoded(rows, bpe, text)[0]:
+            answer = {"role": "assistant", "content": kept.output}
+            messages = [*prompt.messages(kept), answer]
+            assert stock.apply_chat_template(messages, tokenize=False) == bpe.decode(example.ids)
+            ids = stock.apply_chat_template(messages, tokenize=True, return_dict=False)
+            assert ids == example.ids.tolist()
+
+
+def test_several_turns(bpe):
+    """What chatting makes of it: the opening once, then question and answer in turn."""
+    template = ChatTemplate(Prompt.parse().template("<|endoftext|>"), bpe)
+    turns = [("user", "Hi"), ("assistant", "Ho"), ("user", "What?")]
+    text = bpe.decode(template.prompt([{"role": r, "content": c} for r, c in turns]))
+    assert text == (
+        ALONE.replace("Name a colour.", "Hi") + "Ho<|endoftext|>"
+        "\n\n### Instruction:\nWhat?\n\n### Response:\n"
+    )
+
+
+def test_unmasked_prompt(bpe):
+    found, _ = encoded([row()], bpe, mask_prompt=False)
+    assert (found[0][1].labels == found[0][1].ids).all()
+
+
+def test_special_tokens_in_the_data_are_plain_text():
+    tokenizer = Tokenizer.byte().add_special_tokens(SPECIAL_TOKENS)
+    special = set(tokenizer.special_tokens.values())
+    for literal in SPECIAL_TOKENS:
+        ((_, example),) = encoded([row(literal, f"a{literal}", literal * 2)], tokenizer)[0]
+        assert [i for i in example.ids.tolist() if i in special] == [tokenizer.eos_id]
+        assert example.ids[-1] == tokenizer.eos_id
+
+
+def test_what_does_not_fit_is_counted_not_cut(bpe):
+    rows = [row(), row(output="word " * 100), row(given="word " * 100)]
+    ((_, example),) = encoded(rows[:1], bpe)[0]
+    n = len(example.ids)
+    found, left_out = encoded(rows, bpe, T=n - 1)
+    assert [kept for kept, _ in found] == rows[:1]
+    assert left_out.places == {f"longer than the context of {n - 1} tokens": ["here:1", "here:1"]}
+    assert encoded(rows[:1], bpe, T=n - 2)[0] == []
+
+
+def test_own_prompt():
+    byte = Tokenizer.byte()
+    rows = [row("Add", "1 + 2", "3"), row("Hi", "", "Ho")]
+
+    def texts(prompt: str) -> list[str]:
+        return [
+            byte.decode(e.ids).removesuffix("<|endoftext|>")
+            for _, e in encoded(rows, byte, prompt)[0]
+        ]
+
+    assert texts("Do it.\n\nQ: {instruction} ({input})\nA:\n") == [
+        "Do it.\n\nQ: Add (1 + 2)\nA:\n3",
+        "Do it.\n\nQ: Hi)\nA:\nHo",
+    ]
+    assert texts("{instruction}\n=>\n") == ["Add\n1 + 2\n=>\n3", "Hi\n=>\nHo"]
+    assert texts("{{ {instruction}{input}{% x\n") == ["{{ Add1 + 2{% x\n3", "{{ Hi{% x\nHo"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Answer this:\n", "{input} {instruction}\n.", "{instruction} {instruction}:",
+     "Q: {instruction}", "{instruction} {input} ", "{instruction}\n{input}{input}:",
+     "{instruction} A: ", r"Q: {instruction}\nA:"],
+)  # fmt: skip
+def test_prompts_that_cannot_work(text):
+    with pytest.raises(ValueError, match=r"^the prompt .* (must hold|must end|holds a backslash)"):
+        Prompt.parse(text)
+
+
+def test_alpaca(real_data):
+    """All 52,002 rows: 28 have no answer, and the shares are exact."""
+    rows, left_out = read(real_data / "alpaca" / "alpaca_data.json")
+    assert len(rows) == 51_974
+    assert {reason: len(places) for reason, places in left_out.places.items()} == {"no answer": 28}
+    parts = split(rows, SplitConfig())
+    assert [len(p) for p in (parts.train, parts.val, parts.test)] == [46_776, 2_599, 2_599]
+    byte = Tokenizer.byte()
+    found, left_out = encoded(parts.test[:200], byte, T=1024)
+    assert len(found) + sum(map(len, left_out.places.values())) == 200
+    for kept, example in found:
+        scored = example.ids[example.labels != -100]
+        assert byte.decode(scored) == kept.output + "<|endoftext|>"
+        assert example.ids.dtype == np.int32

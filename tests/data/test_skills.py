@@ -1,0 +1,115 @@
+"""The built-in chat set: right answers, and nothing held out that training has seen."""
+
+import re
+import shutil
+
+import pytest
+
+from gptsmith.data import skills
+from gptsmith.data.skills import PHRASINGS, SKILLS, WORD_SKILLS
+
+
+@pytest.fixture(scope="module")
+def training():
+    return list(skills.skill_conversations(0, 3000))
+
+
+def questions(conversations):
+    return [m["content"] for c in conversations for m in c.messages if m["role"] == "user"]
+
+
+def test_the_same_seed_gives_the_same_conversations(training):
+    assert list(skills.skill_conversations(0, 50)) == training[:50]
+    assert list(skills.skill_conversations(1, 50)) != training[:50]
+    assert skills.held_out(3, 5) == skills.held_out(3, 5) != skills.held_out(4, 5)
+
+
+def test_roles_take_turns(training):
+    for conversation in training:
+        roles = [m["role"] for m in conversation.messages]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
+        assert all(m["content"] for m in conversation.messages)
+
+
+def arguments(skill: str, question: str) -> list[str]:
+    """The words of a question: what is left when the phrasing is taken away."""
+    known = PHRASINGS[skill]
+    for phrasing in sorted((*known.seen, *known.unseen), key=len, reverse=True):
+        pattern = re.escape(phrasing)
+        for field in re.findall(r"\\{\w\\}", pattern):
+            pattern = pattern.replace(field, f"(?P<{field[2]}>[a-z ]+)")
+        if found := re.fullmatch(pattern, question):
+            return [found["x"], *([found["c"]] if skill == "count" else [])]
+    raise AssertionError(f"no phrasing of {skill}: {question}")
+
+
+def right_answer(skill: str, question: str) -> str:
+    """Worked out from the question alone, by other means than those that wrote it."""
+    numbers = [int(n) for n in re.findall(r"\d+", question)]
+    if skill == "add":
+        return str(sum(numbers))
+    if skill == "compare":
+        return str(sorted(numbers)["larger" in question])
+    word, *letter = arguments(skill, question)
+    if skill == "copy":
+        return word
+    if skill == "reverse":
+        return "".join(reversed(word))
+    if skill == "uppercase":
+        return "".join(chr(ord(c) - 32) for c in word)
+    return str(sum(c in letter for c in word) if letter else len(word))
+
+
+@pytest.mark.parametrize("kind", ["seen", "phrasings", "lengths"])
+def test_answers_are_right(kind):
+    items = skills.held_out(0, 40, kind)
+    assert {i.skill for i in items} == set(WORD_SKILLS if kind == "lengths" else SKILLS)
+    for item in items:
+        if item.skill == "name":
+            told = re.search(r"(\w+)\.$", item.messages[0]["content"])
+            assert told
+            assert item.answer == f"Your name is {told[1]}."
+            assert len(item.messages) >= 5  # something stands between
+        else:
+            assert item.answer == right_answer(item.skill, item.messages[-1]["content"])
+
+
+def test_no_held_out_argument_is_ever_trained_on(training):
+    asked = [q for q in questions(training) if not re.search(r"\w\.\w", q)]  # on shutil.move
+    words = {word for question in asked for word in re.findall(r"\w+", question)}
+    pairs = {tuple(sorted(re.findall(r"\d+", question))) for question in asked}
+    phrasings = " ".join(text for known in PHRASINGS.values() for text in known.seen)
+    words -= set(re.findall(r"\w+", phrasings))
+    for item in skills.held_out(0, 60):
+        question = item.messages[-1]["content"]
+        if item.skill == "name":
+            assert item.answer.split()[-1].rstrip(".") not in words
+        elif item.skill in ("add", "compare"):
+            assert tuple(sorted(re.findall(r"\d+", question))) not in pairs
+        else:
+            assert not words & set(arguments(item.skill, question)[0].split())
+
+
+def test_other_phrasings_and_lengths_are_not_in_training(training):
+    for known in PHRASINGS.values():
+        assert not set(known.seen) & set(known.unseen)
+    for item in skills.held_out(0, 40, "lengths"):
+        for word in arguments(item.skill, item.messages[-1]["content"])[0].split():
+            assert len(word) in skills.OTHER_LENGTHS
+
+
+def test_all_numbers_of_letters_are_asked_for_equally():
+    answers = [i.answer for i in skills.held_out(0, 400) if i.skill == "count"]
+    for number in "0123":
+        assert 0.15 < answers.count(number) / len(answers) < 0.35
+
+
+def test_facts_are_first_lines_of_docstrings(training):
+    items = skills.fact_items(0, 20)
+    answers = {m["content"] for c in training for m in c.messages if m["role"] == "assistant"}
+    told = [item.answer in answers for item in items if item.skill == "facts told"]
+    assert len(told) == 20
+    assert any(told)
+    facts = dict(skills._facts())
+    assert shutil.copymode.__doc__ is not None
+    assert facts["shutil.copymode"] == shutil.copymode.__doc__.splitlines()[0]

@@ -1,0 +1,89 @@
+"""Models made from tensors and from other models. Damaged files: tests/test_run.py."""
+
+import pytest
+import torch
+
+from gptsmith.model.classifier import GPTClassifier
+from gptsmith.model.config import ModelConfig
+from gptsmith.model.gpt import GPTModel
+from gptsmith.model.masks import causal
+from gptsmith.model.weights import as_classifier, grow_vocabulary, load
+
+SMALL = dict(n_layer=2, n_head=2, n_embd=16, context_length=16, vocab_size=40)
+LABELS = ("no", "yes")
+IDS = torch.arange(12).view(2, 6)
+
+
+def test_labels_make_a_classifier_of_the_tensors() -> None:
+    for labels in ((), LABELS):
+        config = ModelConfig(**SMALL, labels=labels)
+        model = (GPTClassifier if labels else GPTModel)(config)
+        again = load(config, model.state_dict(), "there")
+        assert type(again) is type(model)
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(again.state_dict()[name], tensor)
+    with pytest.raises(ValueError, match=r"there does not fit .*: score\.weight is missing"):
+        load(config, GPTModel(ModelConfig(**SMALL)).state_dict(), "there")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_classifier_takes_over_the_body_of_a_language_model(tied: bool) -> None:
+    torch.manual_seed(0)
+    model = GPTModel(ModelConfig(**SMALL, tied=tied)).eval()
+    model.mask = causal()  # as loaded from somewhere
+    new = as_classifier(model, LABELS)
+    assert new.config == model.config.change(labels=LABELS)
+    assert new.mask is model.mask
+    assert not new.training
+    assert 0.01 < new.score.weight.std() < 0.03
+    assert torch.equal(new.hidden(IDS), model.hidden(IDS))
+    assert all(p.requires_grad for p in new.parameters())
+    # From one classification to the next: the old head goes.
+    other = as_classifier(new, ["a", "b", "c"])
+    assert other.score.weight.shape == (3, 16)
+    assert torch.equal(other.hidden(IDS), model.hidden(IDS))
+    assert sum(p.numel() for p in other.parameters()) == sum(
+        p.numel() for p in GPTClassifier(other.config).parameters()
+    )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_tokens_start_as_the_mean_of_the_old(tied: bool) -> None:
+    torch.manual_seed(0)
+    model = GPTModel(ModelConfig(**SMALL, tied=tied)).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    logits = model(IDS)
+    assert grow_vocabulary(model, 45) is model
+    assert model.config == ModelConfig(**{**SMALL, "vocab_size": 45}, tied=tied)
+    assert {n: t.shape for n, t in model.state_dict().items()} == {
+        n: t.shape for n, t in GPTModel(model.config).state_dict().items()
+    }
+    for name, tensor in model.state_dict().items():
+        if name in ("embedding.token.weight", "head.weight"):
+            assert torch.equal(tensor[:40], before[name])
+            for row in tensor[40:]:
+                torch.testing.assert_close(row, before[name].mean(dim=0))
+        else:
+            assert torch.equal(tensor, before[name])
+    assert all(p.requires_grad for p in model.parameters())
+    # The old ids keep their logits, and lose at most 5 / 40 of their probability to the new.
+    after = model(IDS)
+    torch.testing.assert_close(after[..., :40], logits)
+    left = after.softmax(dim=-1)[..., :40].sum(dim=-1)
+    assert (left >= 40 / 45).all()
+    assert (model(torch.tensor([[44, 43]])) == model(torch.tensor([[40, 41]]))).all()
+
+
+def test_rows_that_padding_left_unused_become_the_mean_as_well() -> None:
+    model = GPTModel(ModelConfig(**SMALL))
+    mean = model.embedding.token.weight[:30].mean(dim=0).detach()
+    for size in (40, 41):
+        grow_vocabulary(model, size, used=30)
+        for row in model.embedding.token.weight[30:]:
+            torch.testing.assert_close(row.detach(), mean)
+
+
+@pytest.mark.parametrize(("size", "used"), [(39, None), (40, 41), (40, 0)])
+def test_a_vocabulary_does_not_shrink(size: int, used: int | None) -> None:
+    with pytest.raises(ValueError, match="it only grows"):
+        grow_vocabulary(GPTModel(ModelConfig(**SMALL)), size, used)

@@ -1,0 +1,184 @@
+"""Chat tuning by the real command: what is trained, killed and resumed, what is refused."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptsmith import cli
+from gptsmith.conversation import CHAT_TOKENS, TEMPLATE, ChatTemplate
+from gptsmith.data.chat import load_chat
+from gptsmith.data.documents import Reader
+from gptsmith.data.packing import PaddedRows
+from gptsmith.evaluate.perplexity import evaluate
+from gptsmith.model.config import ModelConfig
+from gptsmith.model.gpt import GPTModel
+from gptsmith.run import Run
+from gptsmith.tokenizer import Tokenizer
+from gptsmith.train import checkpoint, precision
+
+CPU = torch.device("cpu")
+COMMON = [
+    "--train.steps", "60", "--train.batch-size", "4", "--train.threads", "1",
+    "--train.precision", "fp32", "--eval.every", "20", "--eval.sample-tokens", "6",
+    "--save.every", "5", "--monitor.trackers", "none", "--monitor.log-every", "1",
+    "--optim.learning-rate", "0.01", "--val-fraction", "0.1",
+]  # fmt: skip
+KINDS = {
+    "all": [],
+    "lora": ["--lora.rank", "2", "--lora.dropout", "0.1"],
+    "frozen": ["--freeze", "embedding.*", "--freeze", "blocks.0.*"],
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("base") / "run"
+    config = ModelConfig(n_layer=2, n_head=2, n_embd=32, context_length=96, vocab_size=257)
+    torch.manual_seed(0)
+    with Run.create(path, {"note": "untrained"}, config, Tokenizer.byte()) as run:
+        run.save_weights(GPTModel(config).state_dict(), {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Conversations of one and two turns in which the answer is the question in capitals."""
+    path = tmp_path_factory.mktemp("chat") / "chat.jsonl"
+    with path.open("w") as file:
+        for i in range(60):
+            turns = []
+            for word in (f"word{i}", f"next{i * i}")[: 1 + i % 2]:
+                turns += [("user", word), ("assistant", word.upper())]
+            messages = [{"role": role, "content": content} for role, content in turns]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    return path
+
+
+def command(base: Path, data: Path, out: Path, *more: str) -> list[str]:
+    return [
+        sys.executable, "-m", "gptsmith", "finetune", "chat", "--from", str(base),
+        "--data", str(data), "--out", str(out), *COMMON, *more,
+    ]  # fmt: skip
+
+
+def finish(argv: list[str]) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def tuned(request, base: Path, data: Path, tmp_path_factory) -> tuple[str, Path]:
+    out = tmp_path_factory.mktemp(request.param) / "run"
+    finish(command(base, data, out, *KINDS[request.param]))
+    return request.param, out
+
+
+def events(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def loss(run: Path, data: Path) -> float:
+    opened = Run.open(run)
+    model, tokenizer = opened.load_model(), opened.tokenizer
+    assert opened.template is not None
+    template = ChatTemplate(opened.template, tokenizer)
+    examples, _ = load_chat([data], template, tokenizer, 96, reader=Reader())
+    batches = PaddedRows(examples, 96, 0, 0).validation(8)
+    return evaluate(model, batches, precision.choose("fp32", CPU)).loss
+
+
+def test_it_learns_and_leaves_a_chat_model(base: Path, data: Path, tuned) -> None:
+    kind, path = tuned
+    run = Run.open(path)
+    assert run.template == TEMPLATE
+    assert [run.tokenizer.special_tokens[t] for t in CHAT_TOKENS] == [257, 258, 259, 260, 261]
+    assert run.model_config.vocab_size == 262
+    first, *_, last = (e["val_loss"] for e in events(path) if e["event"] == "val")
+    assert last < 0.8 * first
+    assert loss(path, data) == pytest.approx(last, rel=0.1)  # merged, on the whole set
+    assert (path / "adapter").is_dir() == (kind == "lora")
+    assert (path / "model.safetensors").is_file() == (kind != "lora")
+    assert (path / "base.safetensors").is_file() == (kind != "all")
+    report = (path / "report.md").read_text()
+    assert f"gptsmith chat {path}" in report
+    assert "of them the assistant's" in report
+
+
+def test_what_is_frozen_stays(base: Path, tuned) -> None:
+    kind, path = tuned
+    before, after = Run.open(base).load_model(), Run.open(path).load_model()
+    old, new = before.embedding.token.weight, after.embedding.token.weight
+    moved = not torch.equal(old, new[:257])
+    assert moved == (kind == "all")
+    mean = old.mean(dim=0)
+    assert not torch.allclose(new[258:262], mean.expand(4, -1), atol=1e-4)  # the new ones learn
+    same = torch.equal(before.blocks[0].mlp.down.weight, after.blocks[0].mlp.down.weight)
+    assert same == (kind == "frozen")
+    assert not torch.equal(before.blocks[1].mlp.down.weight, after.blocks[1].mlp.down.weight)
+
+
+def test_killed_and_resumed_without_its_base(base: Path, data: Path, tuned, tmp_path: Path) -> None:
+    kind, whole = tuned
+    away = tmp_path / "base"
+    shutil.copytree(base, away)
+    run = tmp_path / "run"
+    for attempt in range(2):
+        argv = command(away, data, run, *KINDS[kind], *(["--resume"] if attempt else []))
+        process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        limit = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < limit:
+            found = checkpoint.steps(run / "checkpoints")
+            if found and found[-1] >= 10 + 20 * attempt:
+                break
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if away.exists():
+            shutil.rmtree(away)  # a run in progress needs what it started from no more
+    assert 0 < checkpoint.steps(run / "checkpoints")[-1] < 60
+    finish(command(away, data, run, *KINDS[kind], "--resume"))
+    for group in ("model", "optimizer"):
+        one, two = (checkpoint.find(r / "checkpoints")[0].load(group) for r in (whole, run))
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    one, two = (Run.open(r).load_model().state_dict() for r in (whole, run))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_checkpoint_of_a_part_is_small(base: Path, tuned) -> None:
+    kind, path = tuned
+    step = checkpoint.find(path / "checkpoints")[0]
+    size = (step.path / "model.safetensors").stat().st_size
+    whole = (base / "model.safetensors").stat().st_size
+    assert (size < 0.5 * whole) == (kind != "all")
+
+
+def test_refusals(base: Path, data: Path, tuned, tmp_path: Path, capsys) -> None:
+    _, path = tuned
+
+    def refused(*argv: object) -> str:
+        words = ["finetune", "chat", *map(str, argv)]
+        assert cli.main(words) == 2
+        return capsys.readouterr().err
+
+    out = tmp_path / "out"
+    start = ("--from", base, "--data", data, "--out", out)
+    assert "holds a run: --resume" in refused("--from", base, "--data", data, "--out", path)
+    assert "no run folder" in refused("--from", tmp_path / "x", "--data", data, "--out", out)
+    assert "more than the model's 96" in refused(*start, "--context-length", "97")
+    assert "lora.targets has 'q'" in refused(*start, "--lora.rank", "2", "--lora.targets", "q")
+    assert "matches no parameter" in refused(*start, "--freeze", "block.*")
+    assert "leaves nothing to train" in refused(*start, "--freeze", "*")
+    assert "nothing to resume" in refused(*start, "--resume")
+    assert "--from is required" in refused("--data", data, "--out", out)
+    more = ("--from", base, "--data", data, "--out", path, "--resume")
+    assert "tuning." in refused(*more, *COMMON, "--lora.rank", "3")
+    assert not out.exists()

@@ -1,0 +1,288 @@
+"""Classification from end to end: a base run and labelled rows in, a run that names classes out."""
+
+import csv
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptsmith import cli
+from gptsmith.model.classifier import GPTClassifier
+from gptsmith.run import Run
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+KINDS = {"bird": ("wren", "heron"), "fish": ("trout", "perch"), "tree": ("birch", "cedar")}
+ROWS = [
+    (f"{'the ' * (i % 4)}{word} {i}", kind)
+    for kind, words in KINDS.items()
+    for word in words
+    for i in range(20)
+]
+SMALL = [
+    "--train.batch-size", "8", "--texts-per-step", "16", "--train.threads", "1",
+    "--monitor.trackers", "none", "--optim.learning-rate", "0.01", "--optim.warmup-steps", "5",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A byte model of 25 thousand parameters that was pretrained for a moment."""
+    folder = tmp_path_factory.mktemp("base")
+    (folder / "text.txt").write_text("".join(f"{text}, a {kind}.\n" for text, kind in ROWS) * 20)
+    prepare = ["prepare", str(folder / "text.txt"), "--tokenizer", "byte"]
+    assert cli.main([*prepare, "--out", str(folder / "corpus")]) == 0
+    model = ["--model.n-layer", "3", "--model.n-head", "2", "--model.n-embd", "32"]
+    model += ["--model.context-length", "32", "--train.steps", "20", "--train.threads", "1"]
+    words = ["pretrain", "--data", str(folder / "corpus"), "--out", str(folder / "run"), *model]
+    words += ["--eval.every", "0", "--eval.sample-tokens", "0", "--monitor.trackers", "none"]
+    assert cli.main(words) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "rows.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *ROWS])
+    return path
+
+
+def words(base: Path, data: Path, out: Path, *more: str) -> list[str]:
+    where = ["--from", str(base), "--data", str(data), "--out", str(out)]
+    return ["finetune", "classify", *where, *SMALL, *more]
+
+
+def events(run: Path, kind: str) -> list[dict]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [e for e in map(json.loads, lines) if e["event"] == kind]
+
+
+@pytest.fixture(scope="module")
+def tuned(base, data, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("tuned") / "kinds"
+    assert cli.main(words(base, data, out, "--trained", "all", "--train.steps", "60")) == 0
+    return out
+
+
+def test_learns_the_classes_and_says_how_well(tuned, data):
+    result = json.loads((tuned / "test.json").read_text())
+    assert result["accuracy"] >= 0.9
+    assert result["majority_accuracy"] == pytest.approx(1 / 3)
+    assert (result["texts"], list(result["classes"])) == (12, ["bird", "fish", "tree"])
+    first, *_, last = events(tuned, "val")
+    assert (first["step"], last["step"]) == (0, 60)
+    assert last["val_loss"] < first["val_loss"] / 2
+    assert last["accuracy"] > first["accuracy"]
+    assert last["sample_accuracy"] > 0.9
+
+    # every test text was predicted once, and the table counts these predictions
+    lines = (tuned / "test-predictions.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert len({row["text"] for row in found}) == 12
+    assert {(row["text"], row["label"]) for row in found} < set(ROWS)
+    hits = sum(row["predicted"] == row["label"] for row in found)
+    assert hits / 12 == pytest.approx(result["accuracy"])
+    for row in found:
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert row["predicted"] == max(row["probabilities"], key=row["probabilities"].get)
+        line = data.read_text().splitlines()[int(row["place"].rpartition(":")[2]) - 1]
+        assert line == f"{row['text']},{row['label']}"
+
+    report = (tuned / "report.md").read_text()
+    for part in ("## Test", "| bird |", "![confusion matrix](confusion.png)", "gptsmith classify"):
+        assert part in report
+    assert "train: 96 texts (bird 32, fish 32, tree 32)" in report
+    for name in ("confusion.png", "confusion.pdf", "history.png", "history.pdf", "curves.png"):
+        assert (tuned / name).stat().st_size > 1000
+    assert Run.open(tuned).model_config.labels == ("bird", "fish", "tree")
+
+
+def run_of(base: Path, data: Path, out: Path, *more: str) -> Run:
+    argv = words(base, data, out, "--train.steps", "3", "--eval.every", "0", *more)
+    assert cli.main(argv) == 0
+    return Run.open(out)
+
+
+@pytest.mark.parametrize(
+    ("more", "trained"),
+    [
+        (["--trained", "head"], ["score.weight"]),
+        ([], ["score.weight", "final_norm.*", "blocks.2.*"]),
+        (["--trained", "last-block"], ["score.weight", "final_norm.*", "blocks.2.*"]),
+        (["--trained", "all"], ["*"]),
+        (["--freeze", "blocks.*"], ["score.weight", "final_norm.*", "embedding.*"]),
+        (["--lora.rank", "2"], ["score.weight", "blocks.*.qkv.*", "blocks.*.proj.*",
+                                "blocks.*.gate_up.*", "blocks.*.down.*"]),
+    ],
+    ids=["head", "default", "last-block", "all", "pattern", "lora"],
+)  # fmt: skip
+def test_what_is_trained(base, data, tmp_path, capsys, more, trained):
+    run = run_of(base, data, tmp_path / "run", *more)
+    before, after = Run.open(base).load_model().state_dict(), run.load_model().state_dict()
+    assert set(after) == {*before, "score.weight"}
+    for name in before:
+        meant = any(fnmatchcase(name, pattern) for pattern in trained)
+        assert torch.equal(before[name], after[name]) is not meant, name
+    notes = [e["message"] for e in events(tmp_path / "run", "note")]
+    assert any("parameters are trained" in note for note in notes)
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_killed_and_resumed_ends_the_same(base, data, tmp_path):
+    argv = words(base, data, tmp_path / "straight", "--train.steps", "40", "--lora.rank", "2")
+    argv += ["--save.every", "5", "--save.keep-last", "99", "--eval.every", "20"]
+    assert cli.main(argv) == 0
+    out = tmp_path / "killed"
+    argv[argv.index(str(tmp_path / "straight"))] = str(out)
+    process = subprocess.Popen([sys.executable, "-m", "gptsmith", *argv], stderr=subprocess.DEVNULL)
+    while not (out / "checkpoints" / "step-000010").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "test.json").exists()
+    assert cli.main(["finetune", "classify", "--out", str(out), "--resume"]) == 0
+    ends = [Run.open(tmp_path / n).load_model().state_dict() for n in ("straight", "killed")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    tests = [(tmp_path / n / "test-predictions.jsonl").read_text() for n in ("straight", "killed")]
+    assert tests[0] == tests[1]
+
+
+def test_resume_refuses_other_texts(base, data, tmp_path, capsys):
+    path = tmp_path / "rows.csv"
+    path.write_text(data.read_text())
+    run_of(base, path, tmp_path / "run")
+    path.write_text(path.read_text().replace("heron", "raven"))
+    assert cli.main(["finetune", "classify", "--out", str(tmp_path / "run"), "--resume"]) == 2
+    assert "corpus" in capsys.readouterr().err
+
+
+def test_a_classifier_can_be_tuned_to_other_classes(tuned, tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_text("".join(f"{len(text) % 2}\t{text}\n" for text, _ in ROWS))
+    run = run_of(tuned, path, tmp_path / "run")
+    assert run.model_config.labels == ("0", "1")
+    model = run.load_model()
+    assert isinstance(model, GPTClassifier)
+    assert model.score.weight.shape == (2, 32)
+
+
+def test_long_texts_are_cut_and_counted(base, tmp_path):
+    path = tmp_path / "rows.csv"
+    rows = [(f"{text} {'and so on ' * (i % 2 * 9)}", kind) for i, (text, kind) in enumerate(ROWS)]
+    path.write_text("text,label\n" + "".join(f"{text},{kind}\n" for text, kind in rows))
+    run_of(base, path, tmp_path / "a")
+    run_of(base, path, tmp_path / "b", "--context-length", "12")
+    notes = [e["message"] for n in "ab" for e in events(tmp_path / n, "note")]
+    said = [note for note in notes if "cut at the end" in note]
+    assert len(said) == 2
+    assert "longer than 32 tokens" in said[0]
+    assert "longer than 12 tokens" in said[1]
+
+
+@pytest.mark.parametrize("recipe", ["sms-spam", "sentiment", "movie-reviews", "topics"])
+def test_recipes(recipe, base, data, tmp_path):
+    argv = words(base, data, tmp_path / "run", "--train.steps", "1", "--train.epochs", "none")
+    argv.insert(2, str(CONFIGS / f"{recipe}.yaml"))
+    assert cli.main([*argv, "--context-length", "32"]) == 0
+    assert json.loads((tmp_path / "run" / "test.json").read_text())["texts"] == 12
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--trained", "head", "--lora.rank", "2"], "give one of the two"),
+        (["--texts-per-step", "12"], "not a multiple of train.batch_size 8"),
+        (["--train.tokens-per-step", "64"], "--texts-per-step"),
+        (["--context-length", "33"], "more than the model's 32"),
+        (["--text-column", "body"], "no column 'body'; there are 'text', 'label'"),
+        (["--trained", "tail"], "'head', 'last-block' or 'all'"),
+        (["--data", "nowhere.csv"], "nowhere.csv"),
+        (["--from", "nowhere"], "there is no run folder nowhere"),
+    ],
+)
+def test_bad_input(base, data, tmp_path, capsys, more, says):
+    assert cli.main(words(base, data, tmp_path / "run", *more)) == 2
+    error = capsys.readouterr().err.strip()
+    assert says in error
+    assert len(error.splitlines()) == 1
+    assert len(error) < 320
+    assert not (tmp_path / "run").exists()
+
+
+# --- gptsmith classify ---------------------------------------------------------------------------
+
+
+def test_one_text_shows_every_class(tuned, capsys):
+    """The probabilities are those that the test recorded."""
+    recorded = json.loads((tuned / "test-predictions.jsonl").read_text().splitlines()[0])
+    capsys.readouterr()
+    assert cli.main(["classify", str(tuned), f" {recorded['text']}\n"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0][0] == recorded["predicted"]
+    shown = {label: float(p.rstrip("%")) / 100 for label, p in lines}
+    assert shown == pytest.approx(recorded["probabilities"], abs=2e-3)
+
+
+def test_several_texts_show_their_likeliest_class(tuned, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the perch 3\n"))
+    texts = ["the wren 5", "-", "a cedar " * 40]
+    assert cli.main(["classify", str(tuned), *texts]) == 0
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert [line.split()[0] for line in lines[:2]] == ["bird", "fish"]
+    assert lines[1].endswith("%  the perch 3")
+    assert lines[2].endswith("…")
+    assert "1 of the texts cut at the end, to 32 tokens" in said.err
+
+
+def test_files_of_texts(tuned, data, tmp_path, capsys):
+    out = tmp_path / "found.csv"
+    assert cli.main(["classify", str(tuned), "--file", str(data), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"120 predictions in {out}\n"
+    rows = list(csv.DictReader(out.open()))
+    assert [(row["text"], row["label"]) for row in rows] == ROWS
+    assert list(rows[0])[2:] == ["predicted", "p(bird)", "p(fish)", "p(tree)"]
+    assert sum(row["predicted"] == row["label"] for row in rows) > 100
+
+    lines = tmp_path / "lines.txt"
+    lines.write_text("the wren 5\n\nthe perch 3\n")
+    assert cli.main(["classify", str(tuned), "--file", str(lines)]) == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["text"] for row in printed] == ["the wren 5", "the perch 3"]
+    out = tmp_path / "found.jsonl"
+    assert cli.main(["classify", str(tuned), "--file", str(lines), "--out", str(out)]) == 0
+    assert [json.loads(line) for line in out.read_text().splitlines()] == printed
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["RUN"], "give texts"),
+        (["RUN", "a text", "--file", "x.csv"], "one of it"),
+        (["RUN", "a text", "--out", "x.csv"], "for the predictions of a --file"),
+        (["RUN", "--file", "x.csv", "--out", "x.xlsx"], "as .csv or .jsonl"),
+        (["RUN", "--file", "nowhere.csv"], "nowhere.csv"),
+        (["RUN", "--file", "bad.csv"], "bad.csv:3: the text is missing (column 'text')"),
+        (["RUN", " "], "' ' has no token"),
+        (["BASE", "a text"], "is a language model and knows no classes: gptsmith finetune"),
+        (["nowhere", "a text"], "there is no run folder nowhere"),
+        ([], "--run is required"),
+    ],
+)
+def test_bad_questions(tuned, base, tmp_path, capsys, monkeypatch, argv, says):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.csv").write_text("text,n\nabc,1\n,2\n")
+    named = {"RUN": str(tuned), "BASE": str(base)}
+    assert cli.main(["classify", *(named.get(word, word) for word in argv)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert says in error
+    assert len(error.splitlines()) == 1
+    assert not Path("x.csv").exists()

@@ -1,0 +1,190 @@
+"""Instruction tuning from end to end: a base run and rows in, a run that answers out."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptsmith import cli
+from gptsmith.conversation import ChatTemplate
+from gptsmith.data.instructions import Prompt
+from gptsmith.generate.engine import generate
+from gptsmith.generate.sample import SamplingConfig
+from gptsmith.recipes.instruct import instruct_section
+from gptsmith.run import Run
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "finetune"
+PROMPT = "{instruction} {input}\nA:\n"  # short: the classic one is 160 bytes
+WORDS = ["".join(word) for word in product("ab", "cd", "ef", "ab")]
+ROWS = [
+    {"instruction": what, "input": word, "output": word.upper() if what == "Shout" else word}
+    for what in ("Shout", "Repeat")
+    for word in WORDS
+]
+SMALL = [
+    "--train.batch-size", "8", "--train.threads", "1", "--monitor.trackers", "none",
+    "--responses", "4", "--response-tokens", "12", "--eval.sample-tokens", "12",
+    "--optim.learning-rate", "0.01", "--optim.warmup-steps", "5",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A byte model of 30 thousand parameters that was pretrained for a moment."""
+    folder = tmp_path_factory.mktemp("base")
+    (folder / "text.txt").write_text("".join(f"{w} {w.upper()}\n" for w in WORDS) * 40)
+    prepare = ["prepare", str(folder / "text.txt"), "--tokenizer", "byte"]
+    assert cli.main([*prepare, "--out", str(folder / "corpus")]) == 0
+    model = ["--model.n-layer", "2", "--model.n-head", "2", "--model.n-embd", "32"]
+    model += ["--model.context-length", "64", "--train.steps", "20", *SMALL[:6]]
+    words = ["pretrain", "--data", str(folder / "corpus"), "--out", str(folder / "run"), *model]
+    assert cli.main([*words, "--eval.every", "0", "--eval.sample-tokens", "0"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "rows.json"
+    path.write_text(json.dumps(ROWS))
+    return path
+
+
+def words(base: Path, data: Path, out: Path, *more: str) -> list[str]:
+    where = ["--from", str(base), "--data", str(data), "--out", str(out)]
+    shares = ["--split.val", "0.1", "--split.test", "0.2"]
+    return ["finetune", "instruct", *where, *shares, *SMALL, "--prompt", PROMPT, *more]
+
+
+def events(run: Path, kind: str) -> list[dict]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [e for e in map(json.loads, lines) if e["event"] == kind]
+
+
+def test_learns_to_answer_and_to_stop(base, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert cli.main(words(base, data, out, "--train.steps", "150", "--eval.every", "50")) == 0
+    validations = events(out, "val")
+    assert validations[0]["step"] == 0
+    assert validations[-1]["val_loss"] < validations[0]["val_loss"] / 2
+    responses = json.loads((out / "responses.json").read_text())
+    assert [list(r) for r in responses] == [
+        ["instruction", "input", "output", "response", "stopped"]
+    ] * 4
+    assert all(r["stopped"] for r in responses)
+    rows = [(r["instruction"], r["input"], r["output"]) for r in responses]
+    assert all(dict(zip(("instruction", "input", "output"), r, strict=True)) in ROWS for r in rows)
+    said = capsys.readouterr().err
+    assert "4 of 4 answers to test instructions ended by themselves" in said
+    report = (out / "report.md").read_text()
+    assert "\n".join(instruct_section(Run.open(out))) in report
+    assert f"Instruction: {responses[0]['instruction']}" in report
+
+    # The run answers without being told how to ask, as the recipe did.
+    run = Run.open(out)
+    template = ChatTemplate(run.template, run.tokenizer)
+    assert run.template == Prompt.parse(PROMPT).template("<|endoftext|>")
+    asked = [{"role": "user", "content": f"{r[0]} {r[1]}"} for r in rows]
+    answers = generate(
+        run.load_model(),
+        [template.prompt([message]) for message in asked],
+        SamplingConfig(max_new_tokens=12, temperature=0),
+        tokenizer=run.tokenizer,
+        stop_ids=template.stop_ids,
+    )
+    assert [a.text for a in answers] == [r["response"] for r in responses]
+    assert run.config["split"] == {"val": 0.1, "test": 0.2, "seed": 0}
+
+
+def test_the_same_test_rows_whatever_is_trained(base, data, tmp_path):
+    """Split by seed and text: LoRA, an unmasked prompt, another order of training."""
+    asked = []
+    for n, more in enumerate(
+        (["--lora.rank", "2"], ["--no-mask-prompt", "--no-pack"], ["--split.seed", "1"])
+    ):
+        out = tmp_path / str(n)
+        steps = ["--train.steps", "2", "--train.seed", str(n)]
+        assert cli.main(words(base, data, out, *steps, *more)) == 0
+        responses = json.loads((out / "responses.json").read_text())
+        asked.append([(r["instruction"], r["input"]) for r in responses])
+    assert asked[0] == asked[1]
+    assert asked[0] != asked[2]
+    assert (tmp_path / "0" / "adapter" / "adapter_config.json").is_file()
+    losses = [events(tmp_path / n, "val")[0]["val_loss"] for n in "01"]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # the answers alone, mask or no mask
+
+
+def test_killed_and_resumed_ends_the_same(base, data, tmp_path):
+    argv = words(base, data, tmp_path / "straight", "--train.steps", "40", "--lora.rank", "2")
+    argv += ["--save.every", "5", "--save.keep-last", "99"]
+    assert cli.main(argv) == 0
+    out = tmp_path / "killed"
+    argv[argv.index(str(tmp_path / "straight"))] = str(out)
+    process = subprocess.Popen([sys.executable, "-m", "gptsmith", *argv], stderr=subprocess.DEVNULL)
+    while not (out / "checkpoints" / "step-000010").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert cli.main(["finetune", "instruct", "--out", str(out), "--resume"]) == 0
+    ends = [Run.open(tmp_path / n).load_model().state_dict() for n in ("straight", "killed")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    texts = [(tmp_path / n / "responses.json").read_text() for n in ("straight", "killed")]
+    assert texts[0] == texts[1]
+
+
+def test_a_model_keeps_its_own_template(base, data, tmp_path):
+    """Tuned again without --prompt, the run asks as it was taught, not as Alpaca does."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert cli.main(words(base, data, first, "--train.steps", "1")) == 0
+    argv = words(first, data, second, "--train.steps", "1")
+    del argv[argv.index("--prompt") : argv.index("--prompt") + 2]
+    assert cli.main(argv) == 0
+    assert Run.open(second).template == Run.open(first).template
+
+
+@pytest.mark.parametrize("recipe", ["alpaca", "instruct-small"])
+def test_recipes(recipe, base, data, tmp_path):
+    argv = words(base, data, tmp_path / "run", "--train.steps", "1", "--train.epochs", "none")
+    argv.insert(2, str(CONFIGS / f"{recipe}.yaml"))
+    assert cli.main([*argv, "--context-length", "64"]) == 0
+    assert len(json.loads((tmp_path / "run" / "responses.json").read_text())) == 4
+
+
+def test_what_is_left_out_is_told(base, tmp_path):
+    """Also under other names of the columns."""
+    rows = [{"q": r["instruction"], "input": r["input"], "a": r["output"]} for r in ROWS]
+    rows += [{"q": "Say it", "a": "x" * 80}, {"q": "Hm", "a": ""}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    out = tmp_path / "run"
+    argv = words(base, path, out, "--train.steps", "1", "--responses", "0")
+    assert cli.main([*argv, "--columns.instruction", "q", "--columns.output", "a"]) == 0
+    notes = [e["message"] for e in events(out, "note")]
+    assert f"left out 1 row: longer than the context of 64 tokens ({path}:{len(rows) - 1})" in notes
+    assert f"left out 1 row: no answer ({path}:{len(rows)})" in notes
+    assert not (out / "responses.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--columns.output", "reply"], "no column 'reply'; there are 'instruction'"),
+        (["--prompt", "Say something:\n"], "{instruction}"),
+        (["--split.val", "0.001"], "take more rows"),
+        (["--context-length", "8"], "nothing is left to train"),
+        (["--context-length", "65"], "more than the model's 64"),
+        (["--data", "nowhere.json"], "nowhere.json"),
+    ],
+)
+def test_bad_input(base, data, tmp_path, capsys, more, says):
+    assert cli.main(words(base, data, tmp_path / "run", *more)) == 2
+    error = capsys.readouterr().err.strip()
+    assert says in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()

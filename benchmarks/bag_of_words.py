@@ -28,7 +28,7 @@ from gptsmith.data.labelled import LabelledConfig, load_labelled
 from gptsmith.data.labelled_files import LabelledText
 from gptsmith.run import Run
 
-PENALTIES = tuple(10.0**e for e in (-6, -5.5, -5, -4.5, -4, -3.5, -3, -2.5))  # per text
+PENALTIES = tuple(10.0**e for e in (-7, -6.5, -6, -5.5, -5, -4.5, -4, -3.5))  # per text
 
 
 class Options(LabelledConfig):
@@ -55,7 +55,9 @@ class Features:
 
     def __call__(self, texts: Iterable[str]) -> tuple[Tensor, Tensor]:
         """Sparse matrices: texts by words, and its transpose."""
-        rows, columns, values = [], [], []
+        rows: list[int] = []
+        columns: list[int] = []
+        values: list[float] = []
         for row, text in enumerate(texts):
             counts = Counter(self.column[w] for w in self.words(text) if w in self.column)
             cells = {c: (1 + math.log(n)) * self.weight[c] for c, n in counts.items()}
@@ -64,10 +66,10 @@ class Features:
             columns += cells
             values += [v / norm for v in cells.values()]
         shape = (row + 1, len(self.column))
-        at, cells_ = torch.tensor([rows, columns]), torch.tensor(values)
-        both = (torch.sparse_coo_tensor(at, cells_, shape),
-                torch.sparse_coo_tensor(at.flip(0), cells_, shape[::-1]))  # fmt: skip
-        return both[0].coalesce().to_sparse_csr(), both[1].coalesce().to_sparse_csr()
+        X = torch.sparse_coo_tensor(
+            torch.tensor([rows, columns]), torch.tensor(values), shape, check_invariants=True
+        ).coalesce()
+        return X, X.t().coalesce()
 
 
 def fit(X: Tensor, Xt: Tensor, y: Tensor, L: int, penalty: float, start: Tensor | None) -> Tensor:

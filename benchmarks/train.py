@@ -163,10 +163,11 @@ def measure(
     began = time.perf_counter()
     context = multiprocessing.get_context("spawn")  # nothing of one contestant is in another
     present: list[tuple[Contestant, Connection]] = []
-    gemms = []
+    processes, gemms = [], []
     for who in everyone:
         here, there = context.Pipe()
-        context.Process(target=serve, args=(there, who, work), daemon=True).start()
+        processes.append(context.Process(target=serve, args=(there, who, work), daemon=True))
+        processes[-1].start()
         there.close()  # so that recv ends if the process does
         first = here.recv()
         if first is None:
@@ -188,6 +189,8 @@ def measure(
             who.shares.append(who.rates[-1] * flops / gemms[-1])
     for _, pipe in present:
         pipe.send(0)
+    for process in processes:
+        process.join()
     return [who for who, _ in present], statistics.median(gemms)
 
 

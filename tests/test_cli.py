@@ -56,6 +56,11 @@ def test_help_is_instant() -> None:
     assert statistics.median(seconds) < 0.3
 
 
+def test_preparing_text_does_not_wait_for_torch() -> None:
+    script = "import gptsmith.commands.prepare, sys; raise SystemExit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
 def test_version() -> None:
     assert run("--version").stdout == f"gptsmith {gptsmith.__version__}\n"
 

@@ -33,7 +33,7 @@ TALKS = [
     talk("What is 1 2 3?", "It is 4 5.", "And green?\n\nOr blue?", "Red, of course.\n\nÜber — ☃."),
     talk("Who are you?", "I am the model.", system="You are of course a model."),
     talk("", ""),
-    talk("a", "b\n", "\n c  d ", "  e"),
+    talk("a", "b\n", "\n c  d ", "\n  e"),
 ]
 
 

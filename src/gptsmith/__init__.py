@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gptsmith.data.shards import Corpus
+    from gptsmith.generate.chat import generate_chat_response, generate_multi_turn_response
     from gptsmith.generate.sample import SamplingConfig
     from gptsmith.model.cache import KVCache
     from gptsmith.model.config import ModelConfig
@@ -28,6 +29,8 @@ __all__ = [
     "SamplingConfig",
     "Tokenizer",
     "__version__",
+    "generate_chat_response",
+    "generate_multi_turn_response",
 ]
 
 _HOMES = {
@@ -39,6 +42,8 @@ _HOMES = {
     "Run": "gptsmith.run",
     "SamplingConfig": "gptsmith.generate.sample",
     "Tokenizer": "gptsmith.tokenizer",
+    "generate_chat_response": "gptsmith.generate.chat",
+    "generate_multi_turn_response": "gptsmith.generate.chat",
 }
 
 

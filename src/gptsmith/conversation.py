@@ -159,7 +159,7 @@ class ChatTemplate:
     def check(self) -> None:
         """ValueError if a model trained on this template would meet another one when chatting:
         the prompt for an answer must be the beginning of the conversation it was trained on."""
-        word = self._word()
+        word = self.word()
         messages = [Message(role=role, content=word) for role in ("user", "assistant") * 2]
         ids = self.encode(messages).ids
         for k in (1, 3):
@@ -252,7 +252,8 @@ class ChatTemplate:
         at = len(first) if text.startswith(first) else len(text) + 1
         for i, literal in zip(map(int, rest[::2]), rest[1::2], strict=True):
             whole = contents[i]
-            forms = (whole, whole.strip(), whole.lstrip(), whole.rstrip())
+            forms = [whole, whole.strip(), whole.lstrip(), whole.rstrip()]
+            forms += [whole.strip("\n"), whole.lstrip("\n")]
             fitting = [form for form in forms if text.startswith(form + literal, at)]
             if not fitting:
                 _refuse_changes(i, messages)
@@ -283,7 +284,7 @@ class ChatTemplate:
             ids += [self._tokenizer.special_tokens[name], *text]
         return ids
 
-    def _word(self) -> str:
+    def word(self) -> str:
         """Something that every tokenizer can encode, a character one of other letters too."""
         for i in range(self._tokenizer.vocab_size):
             text = self._tokenizer.decode([i])

@@ -80,8 +80,8 @@ def main(argv: Sequence[str]) -> int:
         ("4  what it can do before it is taught", None, _scoring(base, config)),
         ("5  model -> chat model", tuned, [
             "finetune", "chat", "--from", base, "--data", "skills", "--out", tuned,
-            "--questions", str(config.questions), "--val-fraction", "0.01", "--train.batch-size", "4",
-            "--train.seconds", f"{config.chat_seconds:g}", *LEARNING,
+            "--questions", str(config.questions), "--val-fraction", "0.01",
+            "--train.batch-size", "4", "--train.seconds", f"{config.chat_seconds:g}", *LEARNING,
             "--eval.every", "500", "--eval.tokens", "16384", "--eval.sample-tokens", "40",
         ]),
         ("6  what it can do now", None, _scoring(tuned, config)),

@@ -152,7 +152,7 @@ def test_what_would_teach_nothing_is_refused(
     cut = [{k: v[:-1] for k, v in rows[0].items()}]
     said = refused(arrow(tmp_path / "c.parquet", cut), template)
     assert "none of the 1 answers of this set ends with <|end|>" in said
-    assert "no conversation is left" in refused(chat, template, T=3)
+    assert "no conversation is left: 0 of 2" in refused(chat, template, T=3)
     with pytest.raises(ValueError, match="--on-error"):
         load(arrow(tmp_path / "d.parquet", [{"messages": None}]), template)
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,10 @@ def test_we_open_pefts_classifier(case: str, stock: Stock, tmp_path: Path) -> No
     torch.testing.assert_close(outputs(pair.ours), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_where_there_is_no_stock_class_our_own_names_serve(tmp_path: Path) -> None:
+@pytest.mark.parametrize("token_ids", [[], NEW])
+def test_where_there_is_no_stock_class_our_own_names_serve(
+    token_ids: list[int], tmp_path: Path
+) -> None:
     config = ModelConfig(
         n_layer=2, n_head=2, n_embd=16, vocab_size=V, context_length=16, mlp="relu2", tied=False,
         qk_norm=True, mask="causal() & sliding_window(4)",
@@ -160,12 +164,15 @@ def test_where_there_is_no_stock_class_our_own_names_serve(tmp_path: Path) -> No
     base = GPTModel(config).eval()
     base.load_state_dict(model.state_dict())
     lora = LoraConfig(rank=2)
-    attach(model, lora, NEW)
+    attach(model, lora, token_ids)
     randomize(model)
-    saved = write(tmp_path, to_peft(config, lora, trained(model), NEW))
+    saved = write(tmp_path, to_peft(config, lora, trained(model), token_ids))
     _, adapter = read(saved)
     assert adapter["auto_mapping"]["base_model_class"] == "GPTModel"
-    assert attach_peft(base, *read(saved), saved) == (lora, NEW)
+    if not token_ids:  # of peft, rows of tokens ask for a configuration of transformers
+        theirs = peft.PeftModel.from_pretrained(deepcopy(base), str(saved)).eval()
+        torch.testing.assert_close(theirs(IDS), model(IDS), rtol=1e-5, atol=1e-5)
+    assert attach_peft(base, *read(saved), saved) == (lora, token_ids)
     assert torch.equal(base(IDS), model(IDS))
 
 

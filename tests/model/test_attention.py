@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptsmith.model import attention
-from gptsmith.model.attention import attend, blocked_causal
+from gptsmith.model.attention import Inside, attend, blocked_causal
+
+BF16 = torch.bfloat16
 
 B, H, D = 2, 4, 16
 
@@ -68,7 +70,7 @@ def test_training_in_bfloat16_takes_the_blocked_form(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         attention,
         "blocked_causal",
-        lambda q, k, v: taken.append(q.shape[2]) or blocked_causal(q, k, v),
+        lambda q, k, v, mask: taken.append(q.shape[2]) or blocked_causal(q, k, v, mask),
     )
     q, k, v = inputs(64, dtype=torch.bfloat16)
     trained = attend(q, k, v, None)
@@ -80,6 +82,19 @@ def test_training_in_bfloat16_takes_the_blocked_form(monkeypatch: pytest.MonkeyP
     attend(*inputs(64), None)
     attend(*inputs(300, dtype=torch.bfloat16), None)
     assert taken == [64]
+
+
+@pytest.mark.parametrize("T", [64, 300])
+def test_a_mask_inside_causal_takes_it_too(T: int) -> None:
+    """Documents of unequal length, and one query that sees nothing."""
+    documents = torch.arange(T) // 37
+    allowed = (documents[:, None] == documents).tril()[None, None]
+    allowed[..., T // 2, :] = False
+    ours = results(lambda q, k, v: attend(q, k, v, Inside(allowed)), *inputs(T, dtype=BF16))
+    expected = results(lambda q, k, v: attend(q, k, v, allowed), *inputs(T))
+    for a, b in zip(ours, expected, strict=True):
+        assert float((a.float() - b).norm() / b.norm().clamp(min=1)) < 1e-2
+    assert float(ours[0][:, :, T // 2].abs().max()) == 0
 
 
 def test_dropout_of_attention_weights() -> None:

@@ -70,11 +70,11 @@ def test_only_adapters_and_new_rows_learn_and_no_other_number_moves(config: Mode
     randomize(model, 0.01)
     rows = {"embedding.token.rows"} | ({"head.rows"} if not config.tied else set())
     assert {n for n in trained_names(model) if ".lora_" not in n} == rows
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.03)
     model.train()
     losses = []
     batch = Batch(torch.cat([IDS, torch.tensor([NEW]).T], dim=1)[:, :-1], IDS.clone())
-    for _ in range(30):
+    for _ in range(10):
         loss, scored = next_token_loss(model, batch)
         (loss / scored).backward()
         losses.append(float((loss / scored).detach()))
@@ -82,7 +82,7 @@ def test_only_adapters_and_new_rows_learn_and_no_other_number_moves(config: Mode
             assert model.get_parameter(name).grad.abs().max() > 0, name
         optimizer.step()
         optimizer.zero_grad()
-    assert losses[-1] < losses[0] - 0.5
+    assert losses[-1] < losses[0] - 0.3
     for name, tensor in model.state_dict().items():
         plain = name.replace(".base.", ".")
         if plain in before:

@@ -15,12 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from gptsmith.conversation import ChatTemplate
-from gptsmith.data.chat import Labels, ended, load_chat
+from gptsmith.data.chat import load_chat
 from gptsmith.data.conversations import Columns, Counts, answer_ends
 from gptsmith.data.documents import Reader
 from gptsmith.data.examples import Example, Examples
 from gptsmith.data.inspect import histogram
 from gptsmith.data.packing import PackedRows
+from gptsmith.data.token_examples import Labels, ended
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train.loss import IGNORE
 
@@ -38,7 +39,6 @@ class ChatReport:
     tokenizer: Tokenizer
     examples: Examples
     counts: Counts
-    left_out: dict[str, int]
     answers: int
     rows: int
     filled: float
@@ -69,7 +69,6 @@ def chat_report(
         tokenizer=tokenizer,
         examples=examples,
         counts=counts,
-        left_out={kind: len(places) for kind, places in sorted(reader.left_out.items())},
         answers=answers,
         rows=packed.per_epoch,
         filled=packed.filled,
@@ -95,9 +94,6 @@ def _parts(report: ChatReport, first: int, plain: bool) -> Iterator[RenderableTy
         f"filled; {n:,} when padded, {(examples.lengths - 1).mean() / counts.T:.1%} filled",
         "used": str(counts),
     }
-    if any(report.left_out.values()):
-        kinds = (f"{count:,} {kind}" for kind, count in report.left_out.items())
-        facts["left out"] = ", ".join(kinds)
     yield Text.assemble(("chat set", "bold"), "  ", (report.name, "dim"))
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():

@@ -200,6 +200,7 @@ class Counts:
     too_long     were left out, because their first exchange alone is longer
     unscored     were left out, because nothing in them is learned
     unanswered   end with a question, which teaches nothing and was taken off
+    left_out     rows that are no conversations, by kind (not among `read`)
     """
 
     T: int
@@ -209,6 +210,7 @@ class Counts:
     too_long: Places = field(default_factory=Places)
     unscored: Places = field(default_factory=Places)
     unanswered: Places = field(default_factory=Places)
+    left_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def dropped(self) -> int:
@@ -221,8 +223,10 @@ class Counts:
             "dropped, as nothing in them is learned": self.unscored,
             "ending with a question, taken off": self.unanswered,
         }
-        lines = [f"{self.kept:,} of {self.read:,} conversations are used"]
-        return "; ".join([*lines, *(f"{what}: {p}" for what, p in words.items() if p.count)])
+        parts = [f"{self.kept:,} of {self.read:,} conversations are used"]
+        parts += [f"{what}: {places}" for what, places in words.items() if places.count]
+        parts += [f"left out, {kind}: {count:,}" for kind, count in self.left_out.items()]
+        return "; ".join(parts)
 
 
 def encode_conversations(

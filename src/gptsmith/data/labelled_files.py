@@ -100,7 +100,7 @@ def read_texts(path: Path, text_column: str | None) -> Iterator[tuple[str, Row]]
     """
     if path.is_file() and not path.name.lower().endswith(SUFFIXES):
         lines = enumerate(_decoded(path).split("\n"), 1)
-        rows = (Row(f"{path}:{i}", {"text": line}) for i, line in lines if line.strip())
+        rows = iter([Row(f"{path}:{i}", {"text": line}) for i, line in lines if line.strip()])
     else:
         rows = read_rows(path)
     column = text_column

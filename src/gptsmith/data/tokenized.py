@@ -41,7 +41,7 @@ def examine(paths: Sequence[Path], reader: Reader) -> Layout:
     count, fits = 0, {"unshifted": 0, "shifted": 0}
     labelled, joined, last_label = 0, True, None
     first, equal, ended = 0, True, False  # a packing script's last block may be shorter
-    for place, ids, labels in _rows(paths, reader):
+    for place, ids, labels in token_rows(paths, reader):
         count += 1
         first = first or len(ids)
         equal = equal and not ended and len(ids) <= first
@@ -87,7 +87,7 @@ def tokenized_documents(
     """The rows as documents, or all of them as one. ValueError for an id outside the vocabulary."""
 
     def checked() -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
-        for place, ids, labels in _rows(paths, reader):
+        for place, ids, labels in token_rows(paths, reader):
             if len(ids) and not (ids.min() >= 0 and ids.max() < vocab_size):
                 bad = ids[(ids < 0) | (ids >= vocab_size)][0]
                 raise ValueError(
@@ -126,7 +126,7 @@ class _Stream:
             yield last
 
 
-def _rows(
+def token_rows(
     paths: Sequence[Path], reader: Reader
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
     """Place, ids and labels of every row, padding (attention_mask 0) left out."""

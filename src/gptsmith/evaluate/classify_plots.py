@@ -82,9 +82,9 @@ def draw_history(path: Path, events: Sequence[Mapping[str, Any]], title: str) ->
             if points:
                 axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.8, label=label,
                           marker="o", markersize=3.5)  # fmt: skip
-        values = [e[unseen] for e in events if e.get(unseen) is not None]
-        if values:
-            text = f"best validation {form.format(best(values))}"
+        found = [float(e[unseen]) for e in events if e.get(unseen) is not None]
+        if found:
+            text = f"best validation {form.format(best(found))}"
             axes.set_title(text, loc="right", color=VAL, fontsize=9)
     losses.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
     if events:

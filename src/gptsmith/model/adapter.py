@@ -44,18 +44,20 @@ class _Linear:
 
 
 def _linears(c: ModelConfig, names: Names) -> dict[str, _Linear]:
-    kv, up = c.K * c.D, ("mlp.gate_up", (c.F, c.F)) if c.mlp == "swiglu" else ("mlp.up", (c.F,))
+    heads, kv = c.n_head * c.D, c.K * c.D
     shapes: dict[str, tuple[tuple[int, ...], int]] = {
-        "attention.qkv": ((c.n_head * c.D, kv, kv), c.n_embd),
-        "attention.proj": ((c.n_embd,), c.n_head * c.D),
-        up[0]: (up[1], c.n_embd),
+        "attention.qkv": ((heads, kv, kv), c.n_embd),
+        "attention.proj": ((c.n_embd,), heads),
+        "mlp.gate_up": ((c.F, c.F), c.n_embd),
+        "mlp.up": ((c.F,), c.n_embd),
         "mlp.down": ((c.n_embd,), c.F),
     }
-    found = {}
+    del shapes["mlp.up" if c.mlp == "swiglu" else "mlp.gate_up"]
+    linears = {}
     for kind, (rows, columns) in shapes.items():
         parts = names.linears[kind]
-        found[kind] = _Linear(parts, rows if len(parts) > 1 else (sum(rows),), columns)
-    return found
+        linears[kind] = _Linear(parts, rows if len(parts) > 1 else (sum(rows),), columns)
+    return linears
 
 
 def to_peft(

@@ -6,7 +6,7 @@ B batch, H query heads, K key/value heads, T queries, S keys, D head size.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +14,20 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 
+class Inside(NamedTuple):
+    """Booleans (B|1, H|1, T, T) of a mask under which nobody looks ahead."""
+
+    allowed: Tensor
+
+
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None, dropout: float = 0.0
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Inside | BlockMask | None, dropout: float = 0.0
 ) -> Tensor:
     """Attention of q (B, H, T, D) over k and v (B, K, S, D), K dividing H. Returns (B, H, T, D).
 
     mask: None for causal (T == S; a single query sees all keys), booleans broadcastable to
-    (B, H, T, S) with True = may attend, or a FlexAttention BlockMask. A query that may attend to
-    nothing yields zeros.
+    (B, H, T, S) with True = may attend (Inside: known to be inside causal), or a FlexAttention
+    BlockMask. A query that may attend to nothing yields zeros.
     """
     grouped = q.shape[1] != k.shape[1]
     if isinstance(mask, BlockMask):
@@ -30,23 +36,25 @@ def attend(
         assert isinstance(out, Tensor)
         return out
     slow = q.device.type == "cpu" and (grouped or q.dtype == torch.bfloat16)
+    blocks = not dropout and _blocks_pay(q, isinstance(mask, Inside))
+    allowed = mask.allowed if isinstance(mask, Inside) else mask  # for the other kernels
     if slow and q.shape[2] == 1 and not dropout:
-        return single_query(q, k, v, mask)
+        return single_query(q, k, v, allowed)
     if grouped and q.device.type != "cuda":  # the CPU's fused kernel wants equal heads
         groups = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         grouped = False
-    if mask is None:
-        if _blocks_pay(q) and not dropout:
-            return blocked_causal(q, k, v)
+    if blocks and (mask is None or isinstance(mask, Inside)):
+        return blocked_causal(q, k, v, allowed)
+    if allowed is None:
         return F.scaled_dot_product_attention(
             q, k, v, is_causal=q.shape[2] > 1, dropout_p=dropout, enable_gqa=grouped
         )
     # softmax over nothing is 0/0: open such rows for the kernel and zero what comes out, so that
     # neither the value nor its gradient is ever NaN.
-    sees = mask.any(dim=-1, keepdim=True)  # (B, H, T, 1)
+    sees = allowed.any(dim=-1, keepdim=True)  # (B, H, T, 1)
     out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask | ~sees, dropout_p=dropout, enable_gqa=grouped
+        q, k, v, attn_mask=allowed | ~sees, dropout_p=dropout, enable_gqa=grouped
     )
     return out * sees.to(out.dtype)
 
@@ -57,13 +65,14 @@ def _flex(fuse: bool) -> Any:
     return torch.compile(flex_attention, dynamic=False) if fuse else flex_attention
 
 
-def _blocks_pay(q: Tensor) -> bool:
+def _blocks_pay(q: Tensor, masked: bool) -> bool:
     """Measured on two Zen 4 cores, forward + backward, against the fused CPU kernel: bf16 T=64
     2.5x eager, T=256 1.4x eager and 2.2x compiled, T=1024 0.7x eager and 1.5x compiled; fp32
-    1.0x. The fused kernel converts bf16 to fp32 inside; matrix products do not."""
+    1.0x. The fused kernel converts bf16 to fp32 inside; matrix products do not. With a dense mask
+    it skips nothing and is slower still: compiled, forward + backward at T=512 in 74 ms for 40."""
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or not torch.is_grad_enabled():
         return False
-    return q.shape[2] <= (1024 if torch.compiler.is_compiling() else 256)
+    return q.shape[2] <= (1024 if masked or torch.compiler.is_compiling() else 256)
 
 
 def single_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -85,19 +94,26 @@ def single_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor
     return (weights.to(q.dtype) @ v).view(B, H, 1, D)
 
 
-def blocked_causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def blocked_causal(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
     """Causal attention by plain products, block of queries by block, skipping the keys after it.
 
-    q, k, v (B, H, T, D). Saves the probabilities for the backward pass: about 4*B*H*T*T bytes.
+    q, k, v (B, H, T, D); allowed (B|1, H|1, T, T): a mask inside causal, instead of causal itself.
+    Saves the probabilities for the backward pass: about 4*B*H*T*T bytes.
     """
     T, D = q.shape[2:]
     step = max(64, -(-T // 8))
     tri = torch.ones(step, step, dtype=torch.bool, device=q.device).tril()
+    lowest = torch.finfo(torch.float32).min  # finite: a query that sees nothing must not be NaN
     out = []
     for start in range(0, T, step):
         end = min(start + step, T)
         scores = (q[:, :, start:end] @ k[:, :, :end].transpose(-1, -2)).float() * D**-0.5
-        allowed = F.pad(tri[: end - start, : end - start], (start, 0), value=True)
-        scores = scores.masked_fill(~allowed, float("-inf"))  # (B, H, block, end)
-        out.append(scores.softmax(dim=-1).to(q.dtype) @ v[:, :, :end])
+        if allowed is None:
+            here = F.pad(tri[: end - start, : end - start], (start, 0), value=True)
+        else:
+            here = allowed[:, :, start:end, :end]
+        weights = scores.masked_fill(~here, lowest).softmax(dim=-1)  # (B, H, block, end)
+        if allowed is not None:
+            weights = weights * here.any(dim=-1, keepdim=True)
+        out.append(weights.to(q.dtype) @ v[:, :, :end])
     return torch.cat(out, dim=2)

@@ -20,7 +20,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
 from gptsmith.model import masks
-from gptsmith.model.attention import attend
+from gptsmith.model.attention import Inside, attend
 from gptsmith.model.cache import KVCache
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.masks import Mask
@@ -113,7 +113,7 @@ class MultiHeadAttention(nn.Module):
         self,
         x: Tensor,
         rotation: tuple[Tensor, Tensor] | None,
-        mask: Tensor | BlockMask | None,
+        mask: Tensor | Inside | BlockMask | None,
         cache: KVCache | None,
         layer: int,
     ) -> Tensor:
@@ -183,7 +183,7 @@ class TransformerBlock(nn.Module):
         self,
         x: Tensor,
         rotation: tuple[Tensor, Tensor] | None,
-        mask: Tensor | BlockMask | None,
+        mask: Tensor | Inside | BlockMask | None,
         cache: KVCache | None,
     ) -> Tensor:
         h = self.attention(self.attention_norm(x), rotation, mask, cache, self.layer)
@@ -294,7 +294,7 @@ class GPTModel(nn.Module):
             positions = torch.arange(T, device=ids.device)  # (T,)
         elif cache is None and not torch.compiler.is_compiling():  # a graph cannot look at values
             _check_positions(positions, limit)
-        bias: Tensor | BlockMask | None
+        bias: Tensor | Inside | BlockMask | None
         if cache is not None:
             assert not isinstance(mask, Tensor)
             bias = self._cached_mask(mask or self.mask, positions, cache, limit)
@@ -325,7 +325,7 @@ class GPTModel(nn.Module):
         B: int,
         T: int,
         device: torch.device,
-    ) -> Tensor | BlockMask | None:
+    ) -> Tensor | Inside | BlockMask | None:
         """What `attend` takes: None (causal), booleans (B|1, H|1, T, T), or a BlockMask."""
         H = self.config.n_head
         if isinstance(mask, Tensor):
@@ -350,7 +350,8 @@ class GPTModel(nn.Module):
                 self._block_masks[key] = mask.block_mask(B, H, T, device)
             return self._block_masks[key]
         at = torch.arange(T, device=device)
-        return mask.dense(B, H, at, at)
+        dense = mask.dense(B, H, at, at)
+        return Inside(dense) if mask.facts.inside_causal else dense
 
     def _cached_mask(
         self, mask: Mask, positions: Tensor, cache: KVCache, limit: int

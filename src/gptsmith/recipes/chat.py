@@ -81,13 +81,11 @@ def load(
             made = skill_conversations(config.train.seed, config.questions)
             encoded = encode_conversations(made, template, Reader(), counts)
             return Examples(encoded), str(counts)
-        reader = config.reader()
         examples, counts = load_chat(
             sources, template, tokenizer, T,
-            reader=reader, columns=config.columns(), labels=config.labels,
+            reader=config.reader(), columns=config.columns(), labels=config.labels,
         )  # fmt: skip
-        left = "".join(f"; left out: {len(p):,} x {kind}" for kind, p in reader.left_out.items())
-        return examples, f"{counts}{left}"
+        return examples, str(counts)
 
     train, said = read(config.data)
     if config.val:
@@ -106,7 +104,7 @@ def load(
 
 def first_question(example: Example, template: ChatTemplate) -> list[int]:
     """The tokens of a conversation up to where its first answer begins."""
-    probe = [Message(role=role, content="a") for role in ("user", "assistant")]
+    probe = [Message(role=role, content=template.word()) for role in ("user", "assistant")]
     header = len(template.prompt(probe[:1])) - template.encode(probe).scored.index(True)
     answer = int(np.argmax(example.labels != IGNORE))
     return example.ids[: answer + header].tolist()

@@ -74,8 +74,9 @@ def classify(config: ClassifyConfig, started: float | None = None) -> int:
     assert isinstance(model, GPTClassifier)
     labels, context = data.labels, text_length(config, model)
     pad_id = tokenizer.special_tokens.get("<|pad|>", 0)
-    train, val = (
-        encode_labelled(tokenizer, part, labels, context) for part in (data.train, data.val)
+    train, val, held_out = (
+        encode_labelled(tokenizer, part, labels, context)
+        for part in (data.train, data.val, data.test)
     )
     T = max(map(len, train.ids))
     samples = LabelledRows(
@@ -84,7 +85,7 @@ def classify(config: ClassifyConfig, started: float | None = None) -> int:
     )  # fmt: skip
     config, plan, notes = finetune.resolve(_in_texts(config, T), begin, samples)
     notes[2:2] = data.notes
-    if cut := train.cut + val.cut:
+    if cut := train.cut + val.cut + held_out.cut:
         notes.insert(2, f"{cut:,} texts are longer than {context} tokens and were cut at the end")
     arithmetic = precision.choose(config.train.precision, model.score.weight.device)
 
@@ -106,7 +107,7 @@ def classify(config: ClassifyConfig, started: float | None = None) -> int:
     task = loop.Task(model, classification_loss, samples, assess, val.tokens)
     code = loop.train(run, task, config, plan, notes, started)
     if code == 0:
-        test(run, data, config)
+        test(run, data, held_out, config)
     return code
 
 
@@ -154,11 +155,10 @@ def _in_texts(config: ClassifyConfig, T: int) -> ClassifyConfig:
     return config.model_copy(update=dict(train=train))
 
 
-def test(run: Run, data: Labelled, config: ClassifyConfig) -> None:
+def test(run: Run, data: Labelled, texts: EncodedTexts, config: ClassifyConfig) -> None:
     """Measure the finished run on the test split: table, pictures, every prediction, report."""
     model = run.load_model("last", config.train.device, trust_code=True)
     assert isinstance(model, GPTClassifier)
-    texts = encode_labelled(run.tokenizer, data.test, data.labels, text_length(config, model))
     arithmetic = precision.choose(config.train.precision, model.score.weight.device)
     log_p = measure.log_probabilities(model, texts.ids, arithmetic)
     scores = measure.score(data.labels, log_p, texts.classes)
@@ -177,8 +177,8 @@ def test(run: Run, data: Labelled, config: ClassifyConfig) -> None:
         f"Every prediction is in [{PREDICTIONS}]({PREDICTIONS}).", "",
     ]  # fmt: skip
     write_report(run, lines)
-    console = Console()
-    console.print(measure.table(scores), summary, sep="\n", highlight=False)
+    Console().print(measure.table(scores))
+    print(summary)
 
 
 def _predictions(data: Labelled, log_p: np.ndarray) -> Iterator[str]:

@@ -62,6 +62,7 @@ class FinetuneConfig(Recipe):
     freeze: tuple[str, ...] = ()
     """Parameters to leave as they are, by pattern (`blocks.[0-3].*`), repeatable."""
     lora: LoraConfig = LoraConfig()
+    """Adapters (LoRA). They want about ten times the learning rate of weights: 0.01."""
     optim: OptimConfig = OptimConfig(learning_rate=1e-3, schedule="linear")
 
 

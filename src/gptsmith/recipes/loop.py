@@ -220,6 +220,7 @@ class _Session:
             started=started,
         )
         self.mark = self.monitor.seconds, now.tokens  # since when speed is measured
+        self.first = now.step
         return self.monitor
 
     def begin(self) -> None:
@@ -262,7 +263,8 @@ class _Session:
         done = self.plan.done(now.step, now.seconds) >= 1
         if step.skipped:
             monitor.log(now.step, "note", message=step.skipped)
-        if done or step.step == 1 or _due(self.config.monitor.log_every, step.step):
+        first = step.step == self.first + 1
+        if done or first or _due(self.config.monitor.log_every, step.step):
             seconds, tokens = self.mark
             speed = (now.tokens - tokens) / max(1e-9, now.seconds - seconds)
             self.mark = now.seconds, now.tokens
@@ -273,7 +275,8 @@ class _Session:
             )  # fmt: skip
             flops = speed * size.flops_per_token(self.task.model.config)
             mfu = precision.mfu(flops, self.device)
-            monitor.progress(now.step, loss=step.loss, tokens_per_second=speed, mfu=mfu)
+            shown = None if first else speed  # the first step may hold a minute of compiling
+            monitor.progress(now.step, loss=step.loss, tokens_per_second=shown, mfu=mfu)
         return done
 
     def epoch(self) -> float:

@@ -131,7 +131,10 @@ class Optimizer:
         inside = {
             p: n
             for p, n in self.names.items()
-            if config.kind == "muon" and p.dim() == 2 and n.startswith("blocks.")
+            if config.kind == "muon"
+            and p.dim() == 2
+            and n.startswith("blocks.")
+            and ".lora_" not in n  # thin factors of a matrix learn better with AdamW (docs/log.md)
         }
         rest = [p for p in self.names if p not in inside]
         groups: list[dict[str, Any]] = [

@@ -19,8 +19,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gptsmith import settings
@@ -53,48 +55,54 @@ class Features:
         words = re.findall(r"\w+|[^\w\s]", text.lower())
         return words + [f"{a} {b}" for a, b in pairwise(words) if self.pairs]
 
-    def __call__(self, texts: Iterable[str]) -> tuple[Tensor, Tensor]:
-        """Sparse matrices: texts by words, and its transpose."""
-        rows: list[int] = []
+    def __call__(self, texts: Iterable[str]) -> Bags:
         columns: list[int] = []
         values: list[float] = []
+        rows: list[int] = []
         for row, text in enumerate(texts):
             counts = Counter(self.column[w] for w in self.words(text) if w in self.column)
             cells = {c: (1 + math.log(n)) * self.weight[c] for c, n in counts.items()}
-            norm = math.sqrt(sum(v * v for v in cells.values())) or 1.0
+            norm = math.sqrt(sum(v * v for v in cells.values()))
             rows += [row] * len(cells)
             columns += cells
             values += [v / norm for v in cells.values()]
-        shape = (row + 1, len(self.column))
-        X = torch.sparse_coo_tensor(
-            torch.tensor([rows, columns]), torch.tensor(values), shape, check_invariants=True
-        ).coalesce()
-        return X, X.t().coalesce()
+        return Bags(
+            torch.tensor(rows), torch.tensor(columns), torch.tensor(values).unsqueeze(1), row + 1
+        )
 
 
-def fit(X: Tensor, Xt: Tensor, y: Tensor, L: int, penalty: float, start: Tensor | None) -> Tensor:
+class Bags(NamedTuple):
+    """A sparse matrix: row, column and value of each cell, and how many rows there are."""
+
+    rows: Tensor
+    columns: Tensor
+    values: Tensor
+    count: int
+
+    def logits(self, w: Tensor) -> Tensor:
+        """Rows times weights, plus bias: w (V + 1, L) -> (N, L)."""
+        found = w[-1].expand(self.count, -1)
+        return found.index_add(0, self.rows, w[:-1][self.columns] * self.values)
+
+    def accuracy(self, w: Tensor, y: Tensor) -> float:
+        return float((self.logits(w).argmax(dim=1) == y).float().mean())
+
+
+def fit(X: Bags, y: Tensor, start: Tensor, penalty: float) -> Tensor:
     """Weights and bias (V + 1, L) of least cross-entropy + penalty / 2 * |weights|^2, by L-BFGS."""
-    n = X.shape[0]
-    w = torch.zeros(X.shape[1] + 1, L) if start is None else start.clone()
-    w.requires_grad_(True)
-    truth = torch.nn.functional.one_hot(y, L).float()
+    w = start.clone().requires_grad_()
     solver = torch.optim.LBFGS(
-        [w], max_iter=200, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
+        [w], max_iter=150, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
     )
 
-    def closure() -> float:
-        with torch.no_grad():
-            log_p = (X @ w[:-1] + w[-1]).log_softmax(dim=1)
-            error = (log_p.exp() - truth) / n
-            w.grad = torch.cat([Xt @ error + penalty * w[:-1], error.sum(0, keepdim=True)])
-            return float(-(log_p * truth).sum() / n + penalty / 2 * w[:-1].square().sum())
+    def closure() -> Tensor:
+        solver.zero_grad()
+        loss = F.cross_entropy(X.logits(w), y) + penalty / 2 * w[:-1].square().sum()
+        loss.backward()
+        return loss
 
     solver.step(closure)
     return w.detach()
-
-
-def accuracy(X: Tensor, w: Tensor, y: Tensor) -> float:
-    return float(((X @ w[:-1] + w[-1]).argmax(dim=1) == y).float().mean())
 
 
 def compare(options: Options) -> None:
@@ -105,25 +113,25 @@ def compare(options: Options) -> None:
         options = options.model_copy(update=LabelledConfig(**fields).model_dump())
     data = load_labelled(options)
     number = {label: i for i, label in enumerate(data.labels)}
-    L = len(data.labels)
 
     def classes(rows: Sequence[LabelledText]) -> Tensor:
         return torch.tensor([number[row.label] for row in rows])
 
-    best = (-1.0, "", torch.empty(0), torch.empty(0))  # val accuracy, name, weights, test matrix
+    y, y_val = classes(data.train), classes(data.val)
+    best = (-1.0, "", 0.0)  # accuracies on val, the features' name, and on the test
     for pairs in (False, True):
         features = Features([row.text for row in data.train], pairs)
-        X, Xt = features(row.text for row in data.train)
-        val, _ = features(row.text for row in data.val)
-        w = None
+        train, val, test = (
+            features(row.text for row in part) for part in (data.train, data.val, data.test)
+        )
+        w = torch.zeros(len(features.column) + 1, len(data.labels))
         for penalty in sorted(PENALTIES, reverse=True):  # each starts from its stronger neighbour
-            w = fit(X, Xt, classes(data.train), L, penalty, w)
-            reached = accuracy(val, w, classes(data.val))
+            w = fit(train, y, w, penalty)
+            reached = val.accuracy(w, y_val)
             if reached > best[0]:
                 name = f"{'words and pairs' if pairs else 'words'}, penalty {penalty:.1e}"
-                best = (reached, name, w, features(row.text for row in data.test)[0])
-    y = classes(data.test)
-    found = accuracy(best[3], best[2], y)
+                best = (reached, name, test.accuracy(w, classes(data.test)))
+    y, found = classes(data.test), best[2]
     majority = float(torch.bincount(y).max() / len(y))
     print(f"{options.data}: {', '.join(data.notes[-3:])}")
     print(f"  most frequent class  {majority:.2%}")
@@ -136,6 +144,7 @@ def compare(options: Options) -> None:
 
 
 def main(argv: list[str]) -> None:
+    torch.set_num_threads(1)  # the pieces are small
     options = settings.load(
         Options, argv, prog="python -m benchmarks bag_of_words", description="Count words."
     )

@@ -255,7 +255,7 @@ def test_a_corpus_that_was_moved_is_asked_for(say, run: Path, corpus: Path, tmp_
     assert err.endswith("; or give --data\n")
     assert say("evaluate", copy, "--data", corpus)[0] == 0
     (copy / "config.yaml").write_text(config.replace(f"data: {corpus}\n", "data: [a, b]\n"))
-    assert "names no corpus: give --data" in say("evaluate", copy)[2]
+    assert "was not trained on a prepared corpus: give --data" in say("evaluate", copy)[2]
 
 
 def test_another_tokenizer_is_refused(say, run: Path, tmp_path: Path) -> None:

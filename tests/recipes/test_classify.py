@@ -17,7 +17,7 @@ from gptsmith import cli
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.run import Run
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs" / "finetune"
 KINDS = {"bird": ("wren", "heron"), "fish": ("trout", "perch"), "tree": ("birch", "cedar")}
 ROWS = [
     (f"{'the ' * (i % 4)}{word} {i}", kind)

@@ -76,7 +76,9 @@ def _perplexity(options: EvaluateOptions, run: Run) -> dict[str, float | int | N
     arithmetic, why = _arithmetic(options, run)
     data = options.data or run.config.get("data")
     if not isinstance(data, str | Path):  # a tuned run names files
-        raise ValueError(f"{run.path}/config.yaml names no corpus: give --data")
+        raise ValueError(
+            f"{run.path} was not trained on a prepared corpus: give --data, or --tasks skills"
+        )
     try:
         corpus = Corpus.open(data)
     except FileNotFoundError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from gptsmith.files import write_text
@@ -59,7 +58,7 @@ def write_report(run: Run, sections: Sequence[str] = ()) -> None:
         lines += ["", "## Samples", ""]
         shown = [e for e in samples if e["step"] in (samples[0]["step"], samples[-1]["step"])]
         for e in shown:
-            lines += [f"Step {e['step']}, prompt {json.dumps(e['title'], ensure_ascii=False)}:", ""]
+            lines += [f"Step {e['step']:,}, after {len(e['title'])} characters of prompt:", ""]
             lines += [f"    {line}" for line in (e["title"] + e["text"]).splitlines()] + [""]
     lines += ["", *sections, "## Next", "", *(f"    {line}" for line in next_commands(run)), ""]
     write_text(run.report, "\n".join(lines))

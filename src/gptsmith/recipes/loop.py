@@ -88,7 +88,10 @@ def resolve(config: R, model: ModelConfig, samples: Samples) -> tuple[R, Horizon
     Returns the complete configuration, where the run ends, and why each choice was made.
     """
     train, T = config.train, samples.T
-    device = precision.choose_device(train.device)
+    try:
+        device = precision.choose_device(train.device)
+    except ValueError as error:
+        raise ValueError(f"--train.device: {error}") from None
     if train.threads:
         torch.set_num_threads(train.threads)
     arithmetic = precision.choose(train.precision, device)

@@ -58,7 +58,12 @@ def pretrain(config: PretrainConfig, started: float | None = None) -> int:
     started: time.perf_counter() from which `seconds` counts. Raises ValueError for a corpus or a
     configuration that cannot be trained, before anything is written.
     """
-    corpus = Corpus.open(config.data)
+    try:
+        corpus = Corpus.open(config.data)
+    except FileNotFoundError as error:
+        if not config.resume:
+            raise
+        raise FileNotFoundError(f"{error}; or, if it was moved, give --data") from None
     vocab = -(-corpus.tokenizer.vocab_size // config.pad_vocab) * config.pad_vocab
     config = config.model_copy(update=dict(model=config.model.change(vocab_size=vocab)))
     T, eos = config.model.context_length, None

@@ -8,7 +8,8 @@ runs/NAME/
   model.safetensors      weights at the end of training; its header says which and of what step
   checkpoints/           resumable state (train/checkpoint.py): what is trained, not what is frozen
   metrics.jsonl ...      the record of training and what is drawn from it (train/monitor.py)
-  report.md
+  report.md              recipes leave results beside it: responses.json (instruct), test.json,
+                         test-predictions.jsonl, confusion.*, history.* (classify)
   .lock                  flock of the process that trains here; its id inside
 
 A run that trains a part of its weights has two more, and with LoRA no model.safetensors:

@@ -108,7 +108,7 @@ def _help() -> str:
         "  --version  --debug (full tracebacks)",
         "",
         "exit codes: 0 done, 2 wrong input, 75 stopped by a signal after saving (run again with",
-        "--resume), 1 anything else",
+        "--resume), 130 interrupted, 1 anything else",
     ]
     return "\n".join(lines)
 

@@ -53,6 +53,8 @@ def main(argv: list[str]) -> None:
         positional="run",
     )
     run = Run.open(options.run)
+    if run.model_config.labels:
+        raise ValueError(f"{run.path} is a classifier: gptsmith classify {run.path} asks it")
     if run.template is None:
         raise ValueError(
             f"{run.path} was not tuned for talking: make a chat model of it with gptsmith finetune "

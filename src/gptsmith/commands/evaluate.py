@@ -28,11 +28,12 @@ class EvaluateOptions(WeightOptions):
     """What to score."""
 
     data: Path | None = None
-    """Corpus whose validation split is scored (default: the one that the run was trained on)."""
+    """perplexity: corpus whose validation split is scored (default: the one that the run was
+    trained on)."""
     batch_size: int = Field(32, ge=1)
-    """Windows that go through the model at once."""
+    """perplexity: windows that go through the model at once."""
     precision: Name = "auto"
-    """Number format of matrix products; auto takes that of the run's training."""
+    """perplexity: number format of matrix products; auto takes that of the run's training."""
     tasks: tuple[Literal["perplexity", "skills"], ...] = ("perplexity",)
     """What is measured, repeatable: perplexity on a corpus; skills: right answers to held-out items
     of the built-in chat set, of a base model too."""
@@ -75,7 +76,8 @@ def _skills(options: EvaluateOptions, run: Run) -> dict[str, skills.Scores]:
 def _perplexity(options: EvaluateOptions, run: Run) -> dict[str, float | int | None]:
     arithmetic, why = _arithmetic(options, run)
     data = options.data or run.config.get("data")
-    if not isinstance(data, str | Path):  # a tuned run names files
+    tuned = options.data is None and ("from" in run.config or run.model_config.labels)
+    if tuned or not isinstance(data, str | Path):
         raise ValueError(
             f"{run.path} was not trained on a prepared corpus: give --data, or --tasks skills"
         )

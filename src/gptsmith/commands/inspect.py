@@ -41,6 +41,11 @@ def main(argv: list[str]) -> None:
     out = Console(width=None if sys.stdout.isatty() else 120)
     if options.tokenizer is not None:
         return _chat(options, options.tokenizer, out)
+    if options.path.is_file():
+        raise ValueError(
+            f"{options.path} is a file: to see conversations say --tokenizer RUN, the run that is "
+            "to be tuned; of a run or a corpus give the folder"
+        )
     report = inspect.inspect(options.path, Console(stderr=True))
     if options.png is not None:
         if not isinstance(report, CorpusReport):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from gptsmith.conversation import ChatTemplate
 from gptsmith.data.conversations import (
@@ -46,6 +46,14 @@ class ChatFiles(BaseModel):
     """Of token ids that come with labels: unshifted (label i is the id at i) or shifted."""
     on_error: Literal["stop", "skip"] = "stop"
     """What is no conversation ends the command, or is left out and counted."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> ChatFiles:
+        if (self.prompt_column is None) != (self.response_column is None):
+            raise ValueError("--prompt-column and --response-column belong together: give both")
+        if self.messages_column is not None and self.prompt_column is not None:
+            raise ValueError("--messages-column and --prompt-column are two forms: give one")
+        return self
 
     def reader(self) -> Reader:
         return Reader(skip=self.on_error == "skip")
@@ -128,6 +136,8 @@ def read_examples(
     """Examples of conversations, or of tables of token ids and labels, in their order."""
     for source in sources:
         paths = row_files(source)
+        if prepared := next(filter(_is_prepared, paths), None):
+            raise ValueError(f"{prepared} is a prepared set: name it alone, or prepare all at once")
         ready = [p for p in paths if p.suffix.lower() in (".parquet", ".arrow") and holds_ids(p)]
         if not ready:
             conversations = read_conversations([source], reader, columns)

@@ -113,8 +113,20 @@ def replies(
 
     Conversations that are too long lose their oldest turns. Number i has the seed config.seed + i.
     """
-    context = model.config.context_length
     prompts = [template.prompt(fit_history(model, template, m, config)) for m in conversations]
+    return complete(model, tokenizer, template, prompts, config)
+
+
+def complete(
+    model: GPTModel,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    prompts: Sequence[Sequence[int]],
+    config: SamplingConfig,
+) -> list[Generation]:
+    """`replies` to prompts that are token ids already and shorter than the context: an answer ends,
+    at the latest, where the context does."""
+    context = model.config.context_length
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding
     found: dict[int, Generation] = {}
     for start in range(0, len(order), BATCH):
@@ -123,7 +135,7 @@ def replies(
         made = generate(
             model,
             [prompts[i] for i in chunk],
-            config.model_copy(update={"max_new_tokens": most}),
+            config.model_copy(update={"max_new_tokens": max(1, most)}),
             tokenizer=tokenizer,
             stop_ids=_stops(tokenizer, template),
             seeds=[config.seed + i for i in chunk],

@@ -11,7 +11,7 @@ from gptsmith.conversation import ChatTemplate
 from gptsmith.data.examples import Examples
 from gptsmith.data.packing import PackedRows, PaddedRows
 from gptsmith.evaluate.perplexity import evaluate
-from gptsmith.generate.engine import generate
+from gptsmith.generate.chat import complete
 from gptsmith.generate.sample import SamplingConfig
 from gptsmith.recipes import finetune, loop
 from gptsmith.recipes.finetune import FinetuneConfig, Start
@@ -67,13 +67,13 @@ def tune(
     def texts() -> Iterator[tuple[str, str]]:
         if length := config.eval.sample_tokens:
             greedy = SamplingConfig(max_new_tokens=length, temperature=0)
-            stops = template.stop_ids
-            replies = generate(model, asked, greedy, tokenizer=tokenizer, stop_ids=stops)
+            replies = complete(model, tokenizer, template, asked, greedy)
             for ids, reply in zip(asked, replies, strict=True):
                 yield tokenizer.decode(ids), reply.text
 
     run = finetune.create(
-        config, begin, source, corpus=train.fingerprint, template=template.source,
+        config, begin, source, template=template.source,
+        corpus=train.fingerprint[:32] + val.fingerprint[:32],
         fixed=("pack", "context_length", *fixed),
     )  # fmt: skip
     task = loop.Task(model, next_token_loss, samples, assess, val.tokens, texts)

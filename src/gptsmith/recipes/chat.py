@@ -60,8 +60,9 @@ def chat(config: ChatConfig, started: float | None = None) -> int:
     own = source.template
     if config.template is not None and not config.resume:
         own = config.template.read_text(encoding="utf-8")
-    begin = finetune.start(config, source, CHAT_TOKENS if own is None else ())
+    begin = finetune.start(config, source, CHAT_TOKENS if source.template is None else ())
     tokenizer, template = chat_tokenizer(begin.tokenizer, own)
+    template.check()
     T = finetune.row_length(config.context_length, begin)
     train, val, notes = load(config, template, tokenizer, T)
     asked = [first_question(example, template) for example in islice(val, SHOWN)]
@@ -87,13 +88,18 @@ def load(
         )  # fmt: skip
         return examples, str(counts)
 
+    if BUILT_IN in config.val:
+        raise ValueError(f"--val {BUILT_IN} would be what is trained on: leave it away")
     train, said = read(config.data)
     if config.val:
         val, also = read(config.val)
         said = f"{said}; to validate on: {also}"
     else:
         shares = 1 - config.val_fraction, config.val_fraction
-        train, val = train.split(shares, config.train.seed)
+        try:
+            train, val = train.split(shares, config.train.seed)
+        except ValueError as error:
+            raise ValueError(f"{' '.join(config.data)}: {error}: give more, or --val") from None
     share = train.scored / max(1, train.tokens)
     sizes = (
         f"{len(train):,} conversations of {train.tokens:,} tokens to train on, {share:.0%} of them"
@@ -107,4 +113,6 @@ def first_question(example: Example, template: ChatTemplate) -> list[int]:
     probe = [Message(role=role, content=template.word()) for role in ("user", "assistant")]
     header = len(template.prompt(probe[:1])) - template.encode(probe).scored.index(True)
     answer = int(np.argmax(example.labels != IGNORE))
+    if example.ids[answer] != template.prompt(probe[:1])[-header]:  # it is not scored in this set
+        return example.ids[:answer].tolist()
     return example.ids[: answer + header].tolist()

@@ -157,7 +157,7 @@ def _in_texts(config: ClassifyConfig, T: int) -> ClassifyConfig:
 
 def test(run: Run, data: Labelled, texts: EncodedTexts, config: ClassifyConfig) -> None:
     """Measure the finished run on the test split: table, pictures, every prediction, report."""
-    model = run.load_model("last", config.train.device, trust_code=True)
+    model = run.lock().load_model("last", config.train.device, trust_code=True)
     assert isinstance(model, GPTClassifier)
     arithmetic = precision.choose(config.train.precision, model.score.weight.device)
     log_p = measure.log_probabilities(model, texts.ids, arithmetic)
@@ -177,6 +177,7 @@ def test(run: Run, data: Labelled, texts: EncodedTexts, config: ClassifyConfig) 
         f"Every prediction is in [{PREDICTIONS}]({PREDICTIONS}).", "",
     ]  # fmt: skip
     write_report(run, lines)
+    run.close()
     Console().print(measure.table(scores))
     print(summary)
 

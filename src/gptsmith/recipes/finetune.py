@@ -93,6 +93,11 @@ def start(
     tokens: special tokens to append, with vectors that are the mean of the others; they are trained
     whatever else is frozen. labels: classes, for a model that shall tell them apart by a new head.
     """
+    if run.model_config.labels and not labels:
+        raise ValueError(
+            f"--from {run.path} is a classifier, its output head is gone: start from the run that "
+            "it was made of"
+        )
     torch.manual_seed(config.train.seed)
     if config.resume:
         ids = run.tuning.token_ids
@@ -139,9 +144,9 @@ def create(
 ) -> Run:
     """The run folder of a tuning, locked. corpus, fixed: see Run.create. source: see `origin`."""
     architecture = begin.model.config
-    if (source.path / "mask.py").is_file():  # the new run gets its own copy
-        function = architecture.mask.rpartition(":")[2]
-        architecture = architecture.change(mask=f"{source.path / 'mask.py'}:{function}")
+    file, _, function = architecture.mask.rpartition(":")
+    if file == "mask.py":  # the new run gets its own copy
+        architecture = architecture.change(mask=f"{source.path / file}:{function}")
     return Run.create(
         config.out, config.model_dump(mode="json", by_alias=True), architecture, begin.tokenizer,
         config.resume, corpus=corpus, fixed=(*fixed, *loop.FIXED), template=template,

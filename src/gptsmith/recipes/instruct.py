@@ -27,7 +27,7 @@ from gptsmith.data.instructions import (
     read_instructions,
     split,
 )
-from gptsmith.generate.engine import generate
+from gptsmith.generate.chat import BATCH, complete
 from gptsmith.generate.sample import SamplingConfig
 from gptsmith.recipes import answers, finetune
 from gptsmith.recipes.answers import AnswersConfig
@@ -39,7 +39,6 @@ from gptsmith.train.monitor import command_start, read_events
 RESPONSES = "responses.json"
 SHOWN = 3  # validation instructions answered at each evaluation
 REPORTED = 5  # test instructions whose answers are in the report
-BATCH = 32  # answers that are written at once
 
 
 class InstructConfig(AnswersConfig):
@@ -167,9 +166,7 @@ def respond(config: InstructConfig, prompt: Prompt, rows: Sequence[Instruction])
         for start in starts:
             batch = rows[start : start + BATCH]
             asked = [template.prompt(prompt.messages(row)) for row in batch]
-            replies = generate(
-                model, asked, greedy, tokenizer=run.tokenizer, stop_ids=template.stop_ids
-            )
+            replies = complete(model, run.tokenizer, template, asked, greedy)
             responses += [
                 {
                     "instruction": row.instruction,

@@ -179,7 +179,7 @@ def train(
             session.end()
         run.finish("best" if config.eval.patience else "last")
         write_report(run)
-    return 0
+    return STOPPED if stop.received else 0  # what follows is for another start
 
 
 class _Session:

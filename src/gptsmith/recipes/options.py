@@ -19,10 +19,10 @@ class TrainConfig(Section):
     """Horizon, batch and arithmetic."""
 
     steps: int | None = Field(None, ge=1)
-    """Horizon in optimizer steps. One of steps, tokens, epochs, seconds (default: 1 epoch, or 3
-    when tuning)."""
+    """Horizon in optimizer steps. One of steps, tokens, epochs, seconds (default: 1 epoch; 3
+    when tuning, 4 for classes)."""
     tokens: int | None = Field(None, ge=1)
-    """Horizon in training tokens."""
+    """Horizon in training tokens, padding counted."""
     epochs: float | None = Field(None, gt=0, le=1e6)
     """Horizon in passes over the data."""
     seconds: float | None = Field(None, gt=0)

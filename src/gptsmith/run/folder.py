@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -83,7 +84,12 @@ class Run:
     @cached_property
     def tuning(self) -> Tuning:
         path = self.path / layout.TUNING
-        return Tuning.model_validate(files.read_json(path)) if path.is_file() else Tuning()
+        if not path.is_file():
+            return Tuning()
+        try:
+            return Tuning.model_validate(files.read_json(path))
+        except ValidationError as error:
+            raise ValueError(f"{path}: {error.errors()[0]['msg']}") from None
 
     # opening and making
 
@@ -152,10 +158,14 @@ class Run:
                     "corpus": corpus,
                 }
                 run._refuse_changes(now, fixed, source)
+            code_of_mask = None if source is None or not source.is_file() else source.read_bytes()
             files.sweep(path)
             checkpoints.clean(run.checkpoints)
-            if source is not None and source.is_file():
-                files.write_bytes(path / MASK, source.read_bytes())
+            if not resume:  # what a start left that was stopped before its first checkpoint
+                for name in (layout.TUNING, layout.BASE, layout.TEMPLATE, MASK):
+                    (path / name).unlink(missing_ok=True)
+            if code_of_mask is not None:
+                files.write_bytes(path / MASK, code_of_mask)
             tokenizer.save(path / layout.TOKENIZER)
             if template is not None:
                 files.write_text(path / layout.TEMPLATE, template)

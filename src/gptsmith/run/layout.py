@@ -72,14 +72,15 @@ def refuse_unresumable(path: Path) -> None:
 
 def _is_untrained(path: Path) -> bool:
     """Ours (it has the lock file), but without anything that would be lost."""
-    trained = (path / WEIGHTS).exists() or bool(checkpoints.steps(path / CHECKPOINTS))
+    ends = (path / WEIGHTS, path / ADAPTER / ADAPTER_WEIGHTS)
+    trained = any(map(Path.exists, ends)) or bool(checkpoints.steps(path / CHECKPOINTS))
     events = monitor.read_events(path / monitor.METRICS)
     return (path / LOCK).exists() and not trained and not any(e["step"] for e in events)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is unreadable: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

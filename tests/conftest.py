@@ -1,6 +1,7 @@
 """What every test may lean on."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,9 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real data: set GPTSMITH_DATA")
     return folder
+
+
+def pytest_configure() -> None:
+    """A shell's background jobs ignore Ctrl-C, and what they start does too: not in tests of it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -170,23 +170,23 @@ class Session:
             if self.live:
                 print(_CONTROL.sub("\ufffd", piece), end="", flush=True)
 
-        stopped, length = False, 0
-        try:
-            with _one_interrupt():
+        with _one_interrupt():
+            stopped, length = False, 0
+            try:
                 made = reply(self.model, self.tokenizer, self.template, fitting, sampling, show)
-            length = len(made.ids) if made.finish == "length" else 0
-        except KeyboardInterrupt:
-            if not self.live:
-                raise
-            stopped = True
-        said = "".join(pieces)
-        if said or not stopped:
-            self.messages = [*asked, Message(role="assistant", content=said)]
-        print("" if self.live else said, flush=True)
-        if stopped:
-            _remark("stopped" if said else "stopped; your message is forgotten")
-        elif length:
-            _remark(f"cut after {length} tokens")
+                length = len(made.ids) if made.finish == "length" else 0
+            except KeyboardInterrupt:
+                if not self.live:
+                    raise
+                stopped = True
+            said = "".join(pieces)
+            if said or not stopped:
+                self.messages = [*asked, Message(role="assistant", content=said)]
+            print("" if self.live else said, flush=True)
+            if stopped:
+                _remark("stopped" if said else "stopped; your message is forgotten")
+            elif length:
+                _remark(f"cut after {length} tokens")
 
 
 @contextmanager

@@ -19,13 +19,12 @@ from gptsmith.data.chat import load_chat
 from gptsmith.data.conversations import Columns, Counts, answer_ends
 from gptsmith.data.documents import Reader
 from gptsmith.data.examples import Example, Examples
-from gptsmith.data.inspect import histogram
+from gptsmith.data.inspect import bars, printable
 from gptsmith.data.packing import PackedRows
 from gptsmith.data.token_examples import Labels, ended
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train.loss import IGNORE
 
-_BAR = 40  # characters of the longest bar
 _LONGEST = 600  # tokens of a conversation that are shown
 _LEARNED, _OTHER, _SPECIAL = "green", "dim", "magenta"
 _OPEN, _CLOSE = "⟦", "⟧"  # around what is learned, where there is no colour
@@ -100,7 +99,7 @@ def _parts(report: ChatReport, first: int, plain: bool) -> Iterator[RenderableTy
         table.add_row(Text(name, "dim"), Text(value))
     yield table
     yield _heading("lengths (tokens)")
-    yield _bars(examples.lengths)
+    yield bars(examples.lengths)
     how = f"{_OPEN}so{_CLOSE}" if plain else "in green"
     yield _heading(f"the first conversations; what the model learns to write stands {how}")
     for example in islice(examples, first):
@@ -120,7 +119,7 @@ def marked(example: Example, tokenizer: Tokenizer, plain: bool) -> Text:
         if plain and scored[start] and not (start and scored[start - 1]):
             text.append(_OPEN)
         style = (_SPECIAL if special[start] else _LEARNED) if scored[start] else _OTHER
-        text.append(_printable(tokenizer.decode(ids[start:end])), style)
+        text.append(printable(tokenizer.decode(ids[start:end]), {}, keep="\n"), style)
         if plain and scored[start] and not (end < len(ids) and scored[end]):
             text.append(_CLOSE)
     if len(example.ids) > _LONGEST:
@@ -128,20 +127,5 @@ def marked(example: Example, tokenizer: Tokenizer, plain: bool) -> Text:
     return text
 
 
-def _printable(text: str) -> str:
-    """Line ends stay; nothing else in a set shall steer the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
-
-
 def _heading(text: str) -> Padding:
     return Padding(Text(text, "bold"), (1, 0, 0, 0))
-
-
-def _bars(lengths: np.ndarray) -> Table:
-    table = Table.grid(padding=(0, 2))
-    rows = histogram(lengths)
-    most = max(count for *_, count in rows)
-    for low, high, count in rows:
-        bar = "█" * round(_BAR * count / most) or ("▏" if count else "")
-        table.add_row(Text(f"{low:,}-{high:,}", justify="right"), bar, f"{count:,}")
-    return table

@@ -4,7 +4,8 @@ A bad record is an error that names file and line (or row, or byte), or is left 
 the user chooses.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import glob
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -67,6 +68,24 @@ def document(place: str, text: str, reader: Reader) -> Iterator[Document]:
 
 class UnavailableError(FileNotFoundError):
     """A source that is well named but not here: the next alternative may be tried."""
+
+
+def named_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
+    """The file of a path that is no folder, or the files of a pattern, sorted."""
+    if path.is_file():
+        found = [path]
+    elif path.exists():
+        raise ValueError(f"{path}: neither a file nor a folder; copy what it gives into a file")
+    elif glob.has_magic(str(path)):
+        found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
+        if not found:
+            raise UnavailableError(f"{path}: no file fits this pattern")
+    else:
+        raise UnavailableError(f"{path}: no such file or folder")
+    for file in found:
+        if not file.name.lower().endswith(tuple(suffixes)):
+            raise ValueError(f"{file}: not a file of {', '.join(suffixes)}; rename it if it is")
+    return found
 
 
 @dataclass(frozen=True)

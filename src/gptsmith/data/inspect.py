@@ -159,15 +159,15 @@ def visible(tokenizer: Tokenizer, token_id: int) -> str:
     """One token as text in which spaces, line ends and parts of a character can be seen."""
     data = tokenizer.decode_bytes([token_id])
     try:
-        return _printable(data.decode())
+        return printable(data.decode())
     except UnicodeDecodeError:
         return repr(data)[2:-1]
 
 
-def _printable(text: str, marks: dict[int, str] = _SPACES) -> str:
-    """Nothing in a corpus shall steer the terminal."""
+def printable(text: str, marks: dict[int, str] = _SPACES, keep: str = "") -> str:
+    """Nothing in a corpus shall steer the terminal, but for the characters of `keep`."""
     text = text.translate(marks)
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    return "".join(c if c.isprintable() or c in keep else f"\\x{ord(c):02x}" for c in text)
 
 
 def _corpus(report: CorpusReport, top: int) -> Iterable[RenderableType]:
@@ -185,7 +185,7 @@ def _corpus(report: CorpusReport, top: int) -> Iterable[RenderableType]:
     yield _splits(report.splits.values())
     if report.splits["train"].documents > 1:
         yield _heading("document lengths (train, tokens)")
-        yield _bars(report.splits["train"].lengths)
+        yield bars(report.splits["train"].lengths)
     yield _heading(f"most frequent tokens of {total:,}")
     yield _frequencies(report, top, total)
     yield _heading("training pairs: the model sees x and learns y, one token further on")
@@ -217,7 +217,7 @@ def _splits(splits: Iterable[SplitStatistics]) -> Table:
     return table
 
 
-def _bars(lengths: np.ndarray) -> Table:
+def bars(lengths: np.ndarray) -> Table:
     table = Table.grid(padding=(0, 2))
     rows = histogram(lengths)
     most = max(count for *_, count in rows)
@@ -247,7 +247,7 @@ def _pair(sample: Sample, tokenizer: Tokenizer) -> RenderableType:
     """Both texts whole, then the first tokens as columns in which y stands one to the left."""
     whole = Table.grid(padding=(0, 1))
     for name, ids in (("x", sample.x), ("y", sample.y)):
-        text = _printable(tokenizer.decode(ids), _LINE_ENDS)
+        text = printable(tokenizer.decode(ids), _LINE_ENDS)
         whole.add_row(Text(name, "bold cyan"), Text(text, overflow="fold"))
     aligned = Table.grid(padding=(0, 1))
     first = slice(0, 8)

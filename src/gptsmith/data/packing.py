@@ -7,6 +7,7 @@ a pure function of (seed, epoch, index), without replacement.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
@@ -54,7 +55,7 @@ def pack(sizes: np.ndarray, T: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.argsort(row_of, kind="stable"), starts
 
 
-class _Rows:
+class _Rows(ABC):
     """Order of rows in the endless run, and batches of it; `_make` puts rows into tensors."""
 
     def __init__(self, examples: Examples, T: int, seed: int, pad_id: int) -> None:
@@ -70,8 +71,9 @@ class _Rows:
         self.per_epoch = len(examples)
         self._order = lru_cache(2)(lambda epoch: permutation(self.per_epoch, seed, epoch))
 
+    @abstractmethod
     def _make(self, rows: Sequence[int]) -> Batch:
-        raise NotImplementedError
+        """The rows of these numbers."""
 
     def batch(self, first: int, count: int) -> Batch:
         """Rows first..first+count-1 of the endless run."""

@@ -5,7 +5,6 @@ pretraining out of one column. Read in a stream, but for a .json file that holds
 """
 
 import csv
-import glob
 import gzip
 import io
 import json
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from gptsmith.data.documents import Reader
+from gptsmith.data.documents import Reader, named_files
 from gptsmith.data.tables import table_batches, table_schema
 
 _TEXT = (".json", ".jsonl", ".csv", ".tsv")
@@ -74,20 +73,7 @@ def row_files(path: str | Path) -> list[Path]:
         if not found:
             raise FileNotFoundError(f"{path}: no file of {', '.join(SUFFIXES)} in this folder")
         return found
-    if path.is_file():
-        found = [path]
-    elif path.exists():
-        raise ValueError(f"{path}: neither a file nor a folder; copy what it gives into a file")
-    elif glob.has_magic(str(path)):
-        found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
-        if not found:
-            raise FileNotFoundError(f"{path}: no file fits this pattern")
-    else:
-        raise FileNotFoundError(f"{path}: no such file or folder")
-    for file in found:
-        if not _is(file, *SUFFIXES):
-            raise ValueError(f"{file}: not a file of {', '.join(SUFFIXES)}; rename it if it is")
-    return found
+    return named_files(path, SUFFIXES)
 
 
 def listed(names: Iterable[str]) -> str:

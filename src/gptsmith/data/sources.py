@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gptsmith.data import corpora
-from gptsmith.data.documents import Document, Reader, Source, UnavailableError
+from gptsmith.data.documents import Document, Reader, Source, UnavailableError, named_files
 from gptsmith.data.tables import table_documents
 from gptsmith.data.text_files import text_documents
 from gptsmith.data.tokenized import IDS, Layout, examine, holds_ids
@@ -117,20 +117,7 @@ def _files(path: Path, reader: Reader) -> tuple[Path, ...]:
             others = len(inside) - len(found)
             reader.hints[f"{path}: {len(found)} files are read, {others} of other kinds not"] = None
         return tuple(found)
-    if path.is_file():
-        found = [path]
-    elif path.exists():
-        raise ValueError(f"{path}: neither a file nor a folder; copy what it gives into a file")
-    elif glob.has_magic(str(path)):
-        found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
-        if not found:
-            raise UnavailableError(f"{path}: no file fits this pattern")
-    else:
-        raise UnavailableError(f"{path}: no such file or folder")
-    for one in found:
-        if not _known(one):
-            raise ValueError(f"{one}: not a file of {', '.join(SUFFIXES)}; rename it if it is")
-    return tuple(found)
+    return tuple(named_files(path, SUFFIXES))
 
 
 def _known(path: Path) -> bool:

@@ -34,6 +34,7 @@ def tune(
     source: Run,
     begin: Start,
     template: ChatTemplate,
+    T: int,
     train: Examples,
     val: Examples,
     asked: Sequence[Sequence[int]],
@@ -44,12 +45,12 @@ def tune(
 ) -> int:
     """Tune on `train`; returns the exit code, 0 or loop.STOPPED.
 
-    source, begin: see finetune. asked: prompts that the model answers at each evaluation. notes:
-    what there is to say about the data. fixed: see Run.create. started: see loop.train.
+    source, begin: see finetune. T: tokens of a row (finetune.row_length). asked: prompts that the
+    model answers at each evaluation. notes: what there is to say about the data. fixed: see
+    Run.create. started: see loop.train.
     """
     model, tokenizer = begin.model, begin.tokenizer
-    T = finetune.row_length(config.context_length, begin)
-    seed, pad_id = config.train.seed, tokenizer.special_tokens.get("<|pad|>", 0)
+    seed, pad_id = config.train.seed, begin.pad_id
     samples, held_out = (
         PackedRows(part, T, seed, pad_id) if config.pack else PaddedRows(part, T, seed, pad_id)
         for part in (train, val)

@@ -62,11 +62,12 @@ def chat(config: ChatConfig, started: float | None = None) -> int:
         own = config.template.read_text(encoding="utf-8")
     begin = finetune.start(config, source, CHAT_TOKENS if source.template is None else ())
     tokenizer, template = chat_tokenizer(begin.tokenizer, own)
-    template.check()
     T = finetune.row_length(config.context_length, begin)
     train, val, notes = load(config, template, tokenizer, T)
     asked = [first_question(example, template) for example in islice(val, SHOWN)]
-    return answers.tune(config, source, begin, template, train, val, asked, notes, started=started)
+    return answers.tune(
+        config, source, begin, template, T, train, val, asked, notes, started=started
+    )
 
 
 def load(
@@ -78,6 +79,7 @@ def load(
         if BUILT_IN in sources:
             if len(sources) > 1:
                 raise ValueError(f"--data {BUILT_IN} is the built-in set: name it alone")
+            template.check()  # load_chat does it for files
             counts = Counts(T)
             made = skill_conversations(config.train.seed, config.questions)
             encoded = encode_conversations(made, template, Reader(), counts)

@@ -72,8 +72,8 @@ def classify(config: ClassifyConfig, started: float | None = None) -> int:
     begin = finetune.start(config, source, labels=data.labels)
     model, tokenizer = begin.model, begin.tokenizer
     assert isinstance(model, GPTClassifier)
-    labels, context = data.labels, text_length(config, model)
-    pad_id = tokenizer.special_tokens.get("<|pad|>", 0)
+    labels, context = data.labels, finetune.longest(config.context_length, begin)
+    pad_id = begin.pad_id
     train, val, held_out = (
         encode_labelled(tokenizer, part, labels, context)
         for part in (data.train, data.val, data.test)
@@ -109,16 +109,6 @@ def classify(config: ClassifyConfig, started: float | None = None) -> int:
     if code == 0:
         test(run, data, held_out, config)
     return code
-
-
-def text_length(config: ClassifyConfig, model: GPTClassifier) -> int:
-    """Longest text in tokens. ValueError if the model cannot read so many."""
-    limit = model.config.context_length
-    if config.context_length is not None and config.context_length > limit:
-        raise ValueError(
-            f"--context-length {config.context_length} is more than the model's {limit}"
-        )
-    return config.context_length or limit
 
 
 def choose_trained(config: ClassifyConfig, n_layer: int) -> ClassifyConfig:

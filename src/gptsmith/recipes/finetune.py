@@ -78,6 +78,11 @@ class Start:
     tuning: Tuning
     base: Mapping[str, Tensor]  # all weights before the first step, by their plain names
 
+    @property
+    def pad_id(self) -> int:
+        """What fills rows; nothing that is scored sees it, so any id serves."""
+        return self.tokenizer.special_tokens.get("<|pad|>", 0)
+
 
 def origin(config: FinetuneConfig) -> Run:
     """The run that gives model, tokenizer and template: the base, or on resume the run itself,
@@ -154,14 +159,19 @@ def create(
     )  # fmt: skip
 
 
-def row_length(wanted: int | None, begin: Start) -> int:
-    """Tokens of a training row. ValueError if the model cannot read so many, or if its mask lets
-    tokens see their own target."""
-    config, mask = begin.model.config, begin.model.mask
-    limit = config.context_length
+def longest(wanted: int | None, begin: Start) -> int:
+    """Tokens of the longest text. ValueError if the model cannot read so many."""
+    limit = begin.model.config.context_length
     if wanted is not None and wanted > limit:
         raise ValueError(f"--context-length {wanted} is more than the model's {limit}")
-    T = wanted or limit
+    return wanted or limit
+
+
+def row_length(wanted: int | None, begin: Start) -> int:
+    """`longest`, for next-token loss. ValueError also if the mask lets tokens see their own
+    target."""
+    config, mask = begin.model.config, begin.model.mask
+    T = longest(wanted, begin)
     if start := first_scored(mask, T, config.n_head, config.n_layer):
         raise ValueError(
             f"the mask {mask.expression} shows the first {start} tokens their own targets: an "

@@ -77,10 +77,11 @@ def instruct(config: InstructConfig, started: float | None = None) -> int:
     source = finetune.origin(config)
     begin = finetune.start(config, source)
     prompt, template = choose_prompt(config.prompt, source.template, begin.tokenizer)
-    data = load(config, prompt, template, finetune.row_length(config.context_length, begin))
+    T = finetune.row_length(config.context_length, begin)
+    data = load(config, prompt, template, T)
     asked = [template.prompt(prompt.messages(row)) for row in data.shown]
     code = answers.tune(
-        config, source, begin, template, data.train, data.val, asked, data.notes,
+        config, source, begin, template, T, data.train, data.val, asked, data.notes,
         fixed=("mask_prompt", "split.seed", "split.val", "split.test"), started=started,
     )  # fmt: skip
     if code == 0 and data.test:

@@ -161,10 +161,11 @@ def train(
                 session.begin()
             try:
                 for step in session.steps():
-                    done = session.record(step)
+                    done, best = session.record(step), False
                     if done or _due(config.eval.every, step.step):
-                        done = session.evaluate(done) or done
-                    if done or session.save_is_due():
+                        best, enough = session.evaluate(done)
+                        done = done or enough
+                    if done or best or session.save_is_due():
                         session.save()
                     if done:
                         break
@@ -285,8 +286,8 @@ class _Session:
     def epoch(self) -> float:
         return round(self.now.step * self.per_step / self.task.samples.per_epoch, 4)
 
-    def evaluate(self, done: bool) -> bool:
-        """Measure; save what is the best so far. Whether to stop early."""
+    def evaluate(self, done: bool) -> tuple[bool, bool]:
+        """Measure and show. Whether this is the best so far, and whether to stop early."""
         config, now, before = self.config, self.now, self.monitor.seconds
         alone = done and not config.eval.every  # then there is nothing to compare with
         best = now.improves(self.measure(None if alone else self.limit))
@@ -297,11 +298,9 @@ class _Session:
         if enough:
             message = f"stopped early: best was step {now.best_step}"
             self.monitor.log(now.step, "note", message=message)
-        if best and not done:
-            self.save()
         seconds, tokens = self.mark  # evaluation is not training time
         self.mark = seconds + self.monitor.seconds - before, tokens
-        return enough
+        return best, enough
 
     def measure(self, limit: int | None) -> float:
         """Measure on `limit` validation tokens; returns the loss."""

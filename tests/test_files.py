@@ -110,3 +110,51 @@ def test_killed_writer_leaves_a_whole_file_and_sweep_the_rest(tmp_path: Path) ->
     (tmp_path / "notes.tmp-0123abcd.txt").write_text("a user's own file")
     files.sweep(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["a.txt", "notes.tmp-0123abcd.txt"]
+
+
+def fill(folder: Path, name: str = "a.txt") -> None:
+    with files.atomic_folder(folder) as temporary:
+        files.write_text(temporary / name, "whole")
+
+
+def test_a_folder_comes_whole(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()  # an empty one may be there
+    for name in ("new", "below/new"):
+        fill(tmp_path / name)
+        assert (tmp_path / name / "a.txt").read_text() == "whole"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["below", "new"]
+
+
+def test_a_folder_that_fails_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        fill(tmp_path / "new", name="missing/a.txt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_occupied_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for name in ("full", "file", "dangling"):
+        with pytest.raises(FileExistsError, match=rf"{name} is .*choose another --out"):
+            fill(tmp_path / name)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dangling", "file", "full"]
+
+
+def test_a_killed_folder_is_swept_and_a_living_one_is_not(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from gptsmith import files\n"
+        "with files.atomic_folder(sys.argv[1]) as f:\n"
+        "    (f / 'half').touch(); print('there', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "new")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"there\n"
+        fill(tmp_path / "new")  # beside it
+        assert len(list(tmp_path.iterdir())) == 2
+        writer.send_signal(signal.SIGKILL)
+    (tmp_path / "new" / "a.txt").unlink()
+    fill(tmp_path / "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["new"]

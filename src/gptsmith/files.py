@@ -5,13 +5,15 @@ The recipe everywhere: a temporary name in the same folder, fsync, os.replace, f
 """
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,45 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno is not None and error.filename in ours:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `path` to fill; fsynced and renamed to `path` on success, else
+    removed. What a killed process left of an earlier attempt goes as well.
+
+    FileExistsError if there is something at `path`, unless it is an empty folder.
+    """
+    path = Path(path)
+    refuse_occupied(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stem = f".{path.name}.tmp-"
+    for left in path.parent.glob(f"{glob.escape(stem)}*"):
+        if left.is_dir() and _TEMPORARY.fullmatch(left.name):
+            with suppress(ValueError), lock(left, ""):  # its writer lives
+                shutil.rmtree(left)
+    temporary = path.with_name(stem + secrets.token_hex(4))
+    temporary.mkdir()
+    try:
+        with lock(temporary, ""):
+            yield temporary
+            for found in (temporary, *temporary.rglob("*")):
+                sync(found)
+            refuse_occupied(path)
+            os.replace(temporary, path)  # onto an empty folder, too
+        sync(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def refuse_occupied(path: Path) -> None:
+    """FileExistsError unless a folder can be put at `path` without loss."""
+    if path.is_dir() and not path.is_symlink():
+        if any(path.iterdir()):
+            raise FileExistsError(f"{path} is not empty: choose another --out")
+    elif path.exists() or path.is_symlink():
+        raise FileExistsError(f"{path} is there already and no folder: choose another --out")
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -3,7 +3,7 @@
 Strictly those that belong to it, and not filled at random first. C channels, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,25 +38,61 @@ def load(
     return model
 
 
+def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The parameters of a model of this architecture, its own names; nothing is allocated."""
+    with torch.device("meta"), _Unfilled():
+        model = (GPTClassifier if config.labels else GPTModel)(config)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
 def check(there: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin: str | Path) -> None:
     """ValueError, as from `load`, unless `tensors` can take the place of those that are there."""
-    expected = {name: tuple(tensor.shape) for name, tensor in there.items()}
-    wrong = [f"{name} is missing" for name in expected if name not in tensors]
-    wrong += [f"{name} does not belong there" for name in tensors if name not in expected]
-    wrong += [
-        f"{name} is {tuple(tensors[name].shape)} instead of {shape}"
-        for name, shape in expected.items()
-        if name in tensors and tuple(tensors[name].shape) != shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ValueError(f"{origin} does not fit the architecture: {', '.join(wrong[:3])}{more}")
+    refuse_misfits(
+        {name: tuple(tensor.shape) for name, tensor in there.items()},
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        origin,
+    )
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(
                 f"{origin} is unusable, {name} holds NaN or infinity: the training diverged;"
                 " --checkpoint STEP opens an earlier state"
             )
+
+
+def refuse_misfits(
+    expected: Mapping[str, tuple[int, ...]],
+    given: Mapping[str, tuple[int, ...]],
+    origin: str | Path,
+) -> None:
+    """ValueError naming the parameters that are missing, unexpected, or of another shape."""
+    wrong = [f"{name} is missing" for name in expected if name not in given]
+    wrong += [f"{name} does not belong there" for name in given if name not in expected]
+    wrong += [
+        f"{name} is {given[name]} instead of {shape}"
+        for name, shape in expected.items()
+        if name in given and given[name] != shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(f"{origin} does not fit the architecture: {', '.join(wrong[:3])}{more}")
+
+
+def fitting(
+    config: ModelConfig, tensors: Iterable[tuple[str, Tensor]], origin: str | Path
+) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of a model as they come, each held against the architecture before the next
+    is asked for. ValueError as from `load`."""
+    expected = shapes(config)
+    for name, tensor in tensors:
+        shape = expected.pop(name, None)
+        if shape is None:
+            raise ValueError(f"{origin} does not fit the architecture: {name} is not expected")
+        refuse_misfits({name: shape}, {name: tuple(tensor.shape)}, origin)
+        if not tensor.isfinite().all():
+            raise ValueError(f"{origin} is unusable: {name} holds NaN or infinity")
+        yield name, tensor
+    refuse_misfits(expected, {}, origin)
 
 
 def as_classifier(model: GPTModel, labels: Sequence[str]) -> GPTClassifier:

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from itertools import pairwise
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -179,15 +178,43 @@ class Run:
             if "resume" in config:  # whoever starts a new run from this config.yaml
                 config = {**config, "resume": False}
             # last: a folder is a run as soon as it has its config.yaml
-            files.write_text(
-                path / layout.CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-            )
+            files.write_text(path / layout.CONFIG, layout.yaml_text(config))
         except BaseException:
             run.close()
             raise
         run.__dict__.update(config=config, model_config=model_config, tokenizer=tokenizer)
         run.__dict__.update(template=template, tuning=tuned)
         return run
+
+    @classmethod
+    def adopt(
+        cls,
+        path: str | Path,
+        config: dict[str, Any],
+        model_config: ModelConfig,
+        tokenizer: Tokenizer,
+        tensors: Iterable[tuple[str, Tensor]],
+        dtype: torch.dtype,
+        template: str | None = None,
+    ) -> "Run":
+        """A run of weights that were trained elsewhere, all of `dtype`, written as they come.
+
+        Whole or not there: FileExistsError if `path` is occupied, ValueError for tensors that do
+        not fit model_config or are not finite, and no folder in either case.
+        """
+        with files.atomic_folder(path) as folder:
+            tokenizer.save(folder / layout.TOKENIZER)
+            if template is not None:
+                files.write_text(folder / layout.TEMPLATE, template)
+            checkpoints.stream_tensors(
+                folder / layout.WEIGHTS,
+                model_weights.shapes(model_config),
+                dtype,
+                model_weights.fitting(model_config, tensors, config["import"]),
+            )
+            files.write_json(folder / layout.ARCHITECTURE, model_config.model_dump(mode="json"))
+            files.write_text(folder / layout.CONFIG, layout.yaml_text(config))
+        return cls.open(path)
 
     def _refuse_changes(self, new: dict[str, Any], fixed: Sequence[str], mask: Path | None) -> None:
         recorded, before = self.path / layout.CORPUS, flatten(self.config)

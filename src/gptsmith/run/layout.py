@@ -88,6 +88,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def yaml_text(config: dict[str, Any]) -> str:
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+
+
 def read_architecture(path: Path) -> ModelConfig:
     content = files.read_json(path)
     if not isinstance(content, dict):

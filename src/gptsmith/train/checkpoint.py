@@ -10,15 +10,17 @@ complete even under its temporary name, so that replacing a checkpoint has no mo
 """
 
 import json
+import math
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -26,6 +28,7 @@ from torch import Tensor
 from gptsmith.files import read_json, sha256, sync, write_json
 
 MANIFEST, STATE = "manifest.json", "state.json"
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _NAME = re.compile(r"step-(\d{6,})(\.tmp-[0-9a-f]{8})?")
 
 
@@ -63,6 +66,34 @@ def save_tensors(
             raise OSError(int(cause[1]), os.strerror(int(cause[1])), str(path)) from None
         raise
     path.chmod(mode)
+
+
+def stream_tensors(
+    path: Path,
+    shapes: Mapping[str, Sequence[int]],
+    dtype: torch.dtype,
+    tensors: Iterable[tuple[str, Tensor]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """`save_tensors` for tensors of one dtype that come one at a time, so that a model larger than
+    the memory left can be written. They must be those of `shapes`, once each, in any order.
+    """
+    width = dtype.itemsize
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    offsets, end = {}, 0
+    for name, shape in shapes.items():
+        offsets[name], end = end, end + math.prod(shape) * width
+        place = [offsets[name], end]
+        header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": place}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8, as the format wants
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, tensor in tensors:
+            assert (tensor.dtype, tensor.shape) == (dtype, tuple(shapes[name]))
+            file.seek(8 + len(text) + offsets.pop(name))
+            file.write(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+    assert not offsets
 
 
 def _own(tensor: Tensor) -> Tensor:

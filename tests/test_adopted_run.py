@@ -1,0 +1,82 @@
+"""Run.adopt: weights from elsewhere, streamed into a run folder that is whole or not there."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gptsmith.model.classifier import GPTClassifier
+from gptsmith.model.config import ModelConfig
+from gptsmith.model.gpt import GPTModel
+from gptsmith.model.weights import shapes
+from gptsmith.run import Run
+from gptsmith.tokenizer import Tokenizer
+
+SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=16, context_length=32, vocab_size=257)
+CONFIG = {"import": "somebody/model"}
+
+
+def tensors(dtype: torch.dtype = torch.float32, config: ModelConfig = SMALL) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return {name: tensor.to(dtype) for name, tensor in GPTModel(config).state_dict().items()}
+
+
+def adopt(
+    path: Path, parts: Iterator[tuple[str, Tensor]], dtype: torch.dtype = torch.float32
+) -> Run:
+    return Run.adopt(path, CONFIG, SMALL, Tokenizer.byte(), parts, dtype, template="{{ x }}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_run_holds_the_very_bits(tmp_path: Path, dtype: torch.dtype) -> None:
+    given = tensors(dtype)
+    run = adopt(tmp_path / "run", reversed(given.items()), dtype)
+    stored, model = load_file(run.weights), run.load_model()
+    assert run.notice == ""
+    assert stored.keys() == given.keys()
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == dtype
+        assert torch.equal(tensor, given[name]), name
+        assert torch.equal(stored[name], given[name]), name
+    assert (run.config, run.template, run.model_config) == (CONFIG, "{{ x }}", SMALL)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("final_norm.weight"), "final_norm.weight is missing"),
+        (lambda t: t.update(more=torch.ones(1)), "more is not expected"),
+        (
+            lambda t: t.update({"final_norm.weight": torch.ones(3)}),
+            r"final_norm.weight is \(3,\) instead of \(16,\)",
+        ),
+        (
+            lambda t: t["embedding.token.weight"][3].fill_(torch.nan),
+            "embedding.token.weight holds NaN",
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_leaves_no_folder(tmp_path: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
+    parts = tensors()
+    change(parts)
+    with pytest.raises(ValueError, match=f"^somebody/model .*{message}"):
+        adopt(tmp_path / "run", iter(parts.items()))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(norm="layernorm", mlp="gelu", position="learned", bias="all"),
+        dict(tied=False, n_kv_head=1, qk_norm=True),
+        dict(labels=("ham", "spam")),
+    ],
+)
+def test_shapes_are_those_of_the_model(fields: dict[str, object]) -> None:
+    config = SMALL.change(**fields)
+    kind = GPTClassifier if config.labels else GPTModel
+    there = {name: tuple(tensor.shape) for name, tensor in kind(config).state_dict().items()}
+    assert shapes(config) == there

@@ -18,7 +18,7 @@ MIDDLE = {"run", "differences", "conversation"} | GROUND | DESK
 FLOORS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"face"},
-    "commands": {"evaluate", "generate", "data"} | MIDDLE,
+    "commands": {"evaluate", "interop", "generate", "data"} | MIDDLE,
     "demo": {"commands", "recipes", "evaluate", "generate", "data"} | MIDDLE,
     "recipes": {"evaluate", "generate", "data"} | MIDDLE,
     "evaluate": {"generate", "data"} | MIDDLE,
@@ -44,9 +44,13 @@ FLOORS: dict[str, set[str]] = {
 OPTIONAL = {
     "accelerate",
     "datasets",
+    "gguf",
     "huggingface_hub",
+    "lm_eval",
     "mlflow",
     "peft",
+    "rouge_score",
+    "sacrebleu",
     "tensorboard",
     "torch.utils.tensorboard",
     "trackio",

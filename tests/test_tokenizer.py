@@ -417,6 +417,20 @@ def foreign(kind: str) -> tokenizers.Tokenizer:
     return made
 
 
+def test_a_prompt_begins_as_the_file_says() -> None:
+    ours = Tokenizer.byte()
+    assert ours.prompt("a") == ours.encode("a")
+    assert ours.prompt("") == [ours.eos_id]
+    llama = foreign("sentencepiece")
+    assert Tokenizer(llama.to_str()).prefix == ()
+    llama.post_processor = processors.TemplateProcessing(
+        "<s> $A </s>", None, [("<s>", 1), ("</s>", 2)]
+    )
+    begins = Tokenizer(llama.to_str())
+    assert begins.prompt("the") == [1, *begins.encode("the")]
+    assert begins.prompt("") == [1]
+
+
 @pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece", "bytelevel"])
 def test_other_files_go_through_tokenizers(kind: str, tmp_path: Path) -> None:
     made = foreign(kind)

@@ -157,6 +157,20 @@ class Tokenizer:
         """Ids of `text` as plain text; ValueError for a lone surrogate or an unknown character."""
         return self.encode_array(text).tolist()
 
+    def prompt(self, text: str) -> list[int]:
+        """The ids of the beginning of a text: what the file puts before every text (Llama's
+        <|begin_of_text|>, nothing in our kinds) and the text; <|endoftext|> if that is nothing."""
+        return [*self.prefix, *self.encode(text)] or [self.eos_id]
+
+    @cached_property
+    def prefix(self) -> tuple[int, ...]:
+        """Ids that the post-processor of the file puts before a text."""
+        if self.kind != "other":
+            return ()
+        bare, whole = (self._reference.encode("a", add_special_tokens=x).ids for x in (False, True))
+        where = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+        return tuple(whole[:where])
+
     def encode_array(self, text: str) -> np.ndarray:
         return self.encode_arrays([text])[0]
 

@@ -177,12 +177,16 @@ def scored(batches: list[Batch]) -> list[int]:
     return out
 
 
-@given(lengths, st.integers(1, 9), st.integers(1, 7))
+@given(lengths, st.integers(1, 9), st.integers(1, 7), st.integers(1, 9))
 @few
 def test_validation_scores_every_token_but_the_first_of_each_shard_once(
-    lengths: list[int], T: int, B: int
+    lengths: list[int], T: int, B: int, stride: int
 ) -> None:
-    batches = list(validation_batches(make_shards(lengths), T, B, None))
+    stride = min(stride, T)
+    batches = list(validation_batches(make_shards(lengths), T, B, None, None, stride))
+    for batch in batches:  # a window that does not begin a shard shows T - stride tokens first
+        for row, targets in zip(batch.inputs, batch.targets, strict=True):
+            assert row[0] % 1000 == 0 or (targets[: T - stride] == IGNORE).all()
     expected = [1000 * s + i for s, n in enumerate(lengths) for i in range(1, n)]
     assert sorted(scored(batches)) == expected
     assert all(batch.inputs.shape[1] == T for batch in batches)

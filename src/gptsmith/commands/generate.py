@@ -81,6 +81,6 @@ def _standard_input() -> str:
 
 def _encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
     try:
-        return tokenizer.encode(prompt) or [tokenizer.eos_id]
+        return tokenizer.prompt(prompt)
     except ValueError as error:
         raise ValueError(f"--prompt {textwrap.shorten(repr(prompt), 60)}: {error}") from None

@@ -107,24 +107,40 @@ def make_batch(rows: np.ndarray, eos_id: int | None, name: str) -> Batch:
 
 
 def validation_batches(
-    shards: Sequence[np.ndarray], T: int, B: int, eos_id: int | None, limit: int | None = None
+    shards: Sequence[np.ndarray],
+    T: int,
+    B: int,
+    eos_id: int | None,
+    limit: int | None = None,
+    stride: int | None = None,
 ) -> Iterator[Batch]:
-    """Disjoint windows of T over each shard, so that every token but its first is scored once.
+    """Windows of T over each shard, so that every token but its first is scored once.
 
-    limit: stop after about so many tokens, taken evenly from the whole (None: all of it).
+    stride: tokens from one window to the next (default T: they are disjoint). A shorter one scores
+    each token behind at least T - stride others, at T / stride times the work. limit: stop after
+    about so many tokens, taken evenly from the whole (None: all of it).
     """
-    starts = [(s, i) for s, shard in enumerate(shards) for i in range(0, len(shard) - 1, T)]
-    if limit is not None and limit < len(starts) * T:
-        keep = max(1, limit // T)
-        starts = [starts[i * len(starts) // keep] for i in range(keep)]
-    for first in range(0, len(starts), B):
-        rows = np.zeros((len(starts[first : first + B]), T + 1), dtype=np.int64)
+    stride = stride or T
+    windows = [
+        (s, i)
+        for s, shard in enumerate(shards)
+        for i in range(0, max(1, len(shard) - 1 - (T - stride)), stride)
+        if len(shard) > 1
+    ]
+    if limit is not None and limit < len(windows) * stride:
+        keep = max(1, limit // stride)
+        windows = [windows[i * len(windows) // keep] for i in range(keep)]
+    for first in range(0, len(windows), B):
+        some = windows[first : first + B]
+        rows = np.zeros((len(some), T + 1), dtype=np.int64)
         lengths = []
-        for row, (s, i) in zip(rows, starts[first : first + B], strict=True):
+        for row, (s, i) in zip(rows, some, strict=True):
             tokens = shards[s][i : i + T + 1]
             row[: len(tokens)] = tokens
             lengths.append(len(tokens))
         batch = make_batch(rows, eos_id, f"validation window {first}")
-        for target, n in zip(batch.targets, lengths, strict=True):
+        for target, n, (_, i) in zip(batch.targets, lengths, some, strict=True):
             target[n - 1 :] = IGNORE
+            if i:
+                target[: T - stride] = IGNORE  # by the window before
         yield batch

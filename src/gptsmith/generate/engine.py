@@ -117,7 +117,7 @@ def generate_text(
     eos = tokenizer.eos_id
     results = generate(
         model,
-        [tokenizer.encode(prompt) or [eos] for prompt in prompts],
+        [tokenizer.prompt(prompt) for prompt in prompts],
         config,
         tokenizer=tokenizer,
         stop_ids=[eos],

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from gptsmith import cli
+from gptsmith.commands.chat import save
 from gptsmith.conversation import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
 from gptsmith.generate.chat import generate_multi_turn_response
 from gptsmith.generate.sample import SamplingConfig
@@ -179,6 +180,17 @@ def test_save_keeps_what_is_not_its_own(say, run: Path, tmp_path: Path) -> None:
     code, _, err = say(run, "Hi", f"/save {tmp_path}/nowhere/x.jsonl")
     assert code == 2
     assert f"there is no folder {tmp_path}/nowhere" in err
+
+
+def test_save_leaves_silence_out(tmp_path: Path) -> None:
+    said = [("user", "a"), ("assistant", " \n"), ("user", "b"), ("assistant", "c")]
+    messages = [Message(role=role, content=text) for role, text in said]
+    save(str(tmp_path / "x.jsonl"), messages)
+    assert json.loads((tmp_path / "x.jsonl").read_text()) == {"messages": messages[2:]}
+    with pytest.raises(ValueError, match="nothing was said yet"):
+        save(str(tmp_path / "x.jsonl"), messages[:2])
+    with pytest.raises(ValueError, match="~nobody-of-this-name"):
+        save("~nobody-of-this-name/x.jsonl", messages)
 
 
 def test_a_base_model_is_no_partner(say, tmp_path: Path) -> None:

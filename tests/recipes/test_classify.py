@@ -266,6 +266,7 @@ def test_files_of_texts(tuned, data, tmp_path, capsys):
         (["RUN", "a text", "--out", "x.csv"], "for the predictions of a --file"),
         (["RUN", "--file", "x.csv", "--out", "x.xlsx"], "as .csv or .jsonl"),
         (["RUN", "--file", "nowhere.csv"], "nowhere.csv"),
+        (["RUN", "--file", "taken.csv"], "taken.csv:2: has a column 'predicted' already"),
         (["RUN", "--file", "bad.csv"], "bad.csv:3: the text is missing (column 'text')"),
         (["RUN", " "], "' ' has no token"),
         (["BASE", "a text"], "is a language model and knows no classes: gptsmith finetune"),
@@ -276,6 +277,7 @@ def test_files_of_texts(tuned, data, tmp_path, capsys):
 def test_bad_questions(tuned, base, tmp_path, capsys, monkeypatch, argv, says):
     monkeypatch.chdir(tmp_path)
     Path("bad.csv").write_text("text,n\nabc,1\n,2\n")
+    Path("taken.csv").write_text("text,predicted\nabc,ham\n")
     named = {"RUN": str(tuned), "BASE": str(base)}
     assert cli.main(["classify", *(named.get(word, word) for word in argv)]) == 2
     error = capsys.readouterr().err.strip()

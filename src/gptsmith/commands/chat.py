@@ -209,9 +209,13 @@ def save(name: str, messages: list[Message]) -> str:
     was saved there before. Returns what was done. ValueError or OSError if it cannot be."""
     if not name:
         raise ValueError("/save wants the name of a file")
+    messages = _answered(messages)
     if not any(message["role"] == "assistant" for message in messages):
         raise ValueError("nothing was said yet that could be saved")
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as error:  # ~somebody
+        raise ValueError(f"{name}: {error}") from None
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent}")
     others = path.read_text(encoding="utf-8").rstrip("\n").split("\n") if path.exists() else []
@@ -227,6 +231,17 @@ def save(name: str, messages: list[Message]) -> str:
     new = json.dumps({"messages": messages}, ensure_ascii=False)
     files.write_text(path, "".join(f"{line}\n" for line in [*others, new]))
     return f"{len(messages)} messages saved, conversation {len(others) + 1}"
+
+
+def _answered(messages: list[Message]) -> list[Message]:
+    """Without the questions that got no word: a model is not to learn silence from them."""
+    kept: list[Message] = []
+    for message in messages:
+        if message["role"] == "assistant" and not message["content"].strip():
+            kept.pop()
+        else:
+            kept.append(message)
+    return kept
 
 
 def _read(prompt: str) -> str | None:

@@ -107,6 +107,11 @@ def predictions(
     assert options.file is not None
     rows = read_texts(options.file, options.text_column)
     while piece := list(islice(rows, PIECE)):
+        if taken := {"predicted", "probabilities"} & piece[0][1].values.keys():
+            raise ValueError(
+                f"{piece[0][1].place}: has a column {taken.pop()!r} already, which the predictions "
+                "would take: rename it"
+            )
         found = classify(model, tokenizer, [text for text, _ in piece], options)
         for (_, row), p in zip(piece, found, strict=True):
             yield row, named(model.config.labels, p)

@@ -18,12 +18,12 @@ MIDDLE = {"run", "differences", "conversation"} | GROUND | DESK
 FLOORS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"face"},
-    "commands": {"evaluate", "interop", "generate", "data"} | MIDDLE,
+    "commands": {"evaluate", "interop", "generate", "data", "flags"} | MIDDLE,
     "demo": {"commands", "recipes", "evaluate", "generate", "data"} | MIDDLE,
     "recipes": {"evaluate", "generate", "data"} | MIDDLE,
     "evaluate": {"generate", "data"} | MIDDLE,
     "serve": {"generate", "data"} | MIDDLE,
-    "interop": {"generate", "data"} | MIDDLE,
+    "interop": {"face", "data", "tokenizer_json", "bpe"} | MIDDLE,
     "generate": MIDDLE,
     "data": MIDDLE,
     "run": {"differences", "conversation"} | GROUND | DESK,
@@ -155,7 +155,10 @@ def test_no_pickle() -> None:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 call = ast.unparse(node.func)
-                assert call not in ("torch.save", "torch.load"), f"{file}:{node.lineno}: {call}"
+                if call == "torch.load":  # checkpoints of others: tensors, or not at all
+                    assert file == SRC / "interop" / "nanogpt.py"
+                    assert "weights_only=True" in ast.unparse(node)
+                assert call != "torch.save", f"{file}:{node.lineno}"
                 if call in ("np.load", "numpy.load"):
                     keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
                     assert keywords.get("allow_pickle", "False") == "False", f"{file}:{node.lineno}"

@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
     _talk(Run.open(tuned))
     console.rule("what it learned")
     _summary(Run.open(base), console)
-    before, after = (files.read_json(run / SKILLS)["skills"] for run in (base, tuned))
+    before, after = (files.read_json(run / SKILLS)["skills"]["by_skill"] for run in (base, tuned))
     console.print(skills.table({**before, **after}))
     print(f"""
 report.md, curves.png and samples.txt in {base} and {tuned} tell how it went. Next:

@@ -47,6 +47,11 @@ class Corpus:
         self.fingerprint: str = manifest["fingerprint"]
         self.train, self.val = arrays["train"], arrays["val"]
 
+    @staticmethod
+    def is_at(path: str | Path) -> bool:
+        """Whether there is a corpus, perhaps an unfinished one."""
+        return any((Path(path) / name).is_file() for name in ("manifest.json", "progress.json"))
+
     @classmethod
     def open(cls, path: str | Path) -> "Corpus":
         """The corpus in the folder `path`; names, sizes and headers of the shards are checked.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -11,21 +11,21 @@ from gptsmith.data.sources import open_source
 from gptsmith.tokenizer import Tokenizer
 
 
-def text_stream(asked: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
-    """The ids of all documents of the sources, each behind <|endoftext|> (or what the tokenizer has
-    texts begin with), so that every token of the text has something before it and is scored.
+def text_stream(source: str, tokenizer: Tokenizer, reader: Reader) -> np.ndarray:
+    """The ids of all documents of a source (as `prepare` takes it), each behind <|endoftext|> (or
+    what the tokenizer has texts begin with), so that every token has one before it and is scored.
 
     ValueError, FileNotFoundError as from open_source, and ValueError for a source without text or
     one that holds ids.
     """
-    parts = [part for name in asked for part in _parts(name, tokenizer)]
+    parts = list(_parts(source, tokenizer, reader))
     if not parts:
-        raise ValueError(f"{', '.join(asked)}: no text in it")
+        raise ValueError(f"{source}: no text in it")
     return np.concatenate(parts)
 
 
-def _parts(name: str, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    source = open_source(name, Reader())
+def _parts(name: str, tokenizer: Tokenizer, reader: Reader) -> Iterator[np.ndarray]:
+    source = open_source(name, reader)
     if source.layout is not None:
         raise ValueError(f"{source.used}: holds token ids; gptsmith prepare makes a corpus of it")
     begin = np.array(tokenizer.prompt(""), tokenizer.dtype)

@@ -13,7 +13,7 @@ from gptsmith.data.packing import PackedRows, PaddedRows
 from gptsmith.evaluate.perplexity import evaluate
 from gptsmith.generate.chat import complete
 from gptsmith.generate.sample import SamplingConfig
-from gptsmith.recipes import finetune, loop
+from gptsmith.recipes import exam, finetune, loop
 from gptsmith.recipes.finetune import FinetuneConfig, Start
 from gptsmith.run import Run
 from gptsmith.train import precision
@@ -72,10 +72,11 @@ def tune(
             for ids, reply in zip(asked, replies, strict=True):
                 yield tokenizer.decode(ids), reply.text
 
+    questions = exam.prepare(config.eval, model, tokenizer, arithmetic)
     run = finetune.create(
         config, begin, source, template=template.source,
         corpus=train.fingerprint[:32] + val.fingerprint[:32],
         fixed=("pack", "context_length", *fixed),
     )  # fmt: skip
-    task = loop.Task(model, next_token_loss, samples, assess, val.tokens, texts)
+    task = loop.Task(model, next_token_loss, samples, assess, val.tokens, texts, questions)
     return loop.train(run, task, config, plan, [*notes, *more], started)

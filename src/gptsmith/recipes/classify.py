@@ -66,6 +66,8 @@ def classify(config: ClassifyConfig, started: float | None = None) -> int:
     started: time.perf_counter() from which `seconds` counts. Raises ValueError for data, a run or a
     configuration that cannot be used, before anything is written.
     """
+    if config.eval.tasks:
+        raise ValueError("--eval.tasks asks a language model; a classifier answers no questions")
     data = load_labelled(config)
     source = finetune.origin(config)
     config = choose_trained(config, source.model_config.n_layer)

@@ -17,7 +17,8 @@ import torch
 from gptsmith.model import size
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.recipes import state
+from gptsmith.recipes import exam, state
+from gptsmith.recipes.exam import Exam
 from gptsmith.recipes.options import Recipe, TrainConfig
 from gptsmith.recipes.report import write_report
 from gptsmith.run import Run
@@ -68,6 +69,8 @@ class Task:
     val_tokens: int
     texts: Callable[[], Iterator[tuple[str, str]]] = lambda: iter(())
     """Samples of what the model writes: (prompt, text)."""
+    exam: Exam | None = None
+    """Scores in the tasks of eval.tasks."""
 
 
 @dataclass(frozen=True)
@@ -222,6 +225,7 @@ class _Session:
             trackers=self.config.monitor.trackers,
             resume=(now.step, now.seconds) if self.config.resume else None,
             started=started,
+            drawn=exam.levels(self.config.eval.tasks),
         )
         self.mark = self.monitor.seconds, now.tokens  # since when speed is measured
         self.first = now.step
@@ -310,7 +314,9 @@ class _Session:
         return math.nan if loss is None else float(loss)
 
     def show(self) -> None:
-        """Let the model write, and draw."""
+        """Let the model answer and write, and draw."""
+        if self.task.exam is not None:
+            self.monitor.log(self.now.step, "tasks", **self.task.exam())
         for prompt, text in self.task.texts():
             self.monitor.text(self.now.step, prompt, text)
         self.monitor.draw()

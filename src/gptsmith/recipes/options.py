@@ -70,6 +70,13 @@ class EvalConfig(Section):
     """Beginning of the samples."""
     sample_tokens: int = Field(120, ge=0)
     """Length of the sample at each evaluation; 0: none."""
+    tasks: tuple[str, ...] = ()
+    """Questions of multiple choice to ask as well (hellaswag_gpt2, piqa ...), repeatable; drawn
+    below the loss."""
+    task_data: Path | None = None
+    """Their files (default: $GPTSMITH_DATA, else the Hub)."""
+    task_items: int = Field(200, ge=1)
+    """Questions of each task, the first ones: the standard error of 200 is 3%."""
 
 
 class SaveConfig(Section):

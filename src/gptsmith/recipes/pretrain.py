@@ -18,7 +18,7 @@ from gptsmith.model import masks
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.leakage import first_scored
-from gptsmith.recipes import loop
+from gptsmith.recipes import exam, loop
 from gptsmith.recipes.options import Recipe
 from gptsmith.run import Run
 from gptsmith.train import precision
@@ -95,9 +95,10 @@ def pretrain(config: PretrainConfig, started: float | None = None) -> int:
             sampling, prompt = SamplingConfig(max_new_tokens=length), config.eval.prompt
             yield prompt, generate_text(model, corpus.tokenizer, [prompt], sampling)[0]
 
+    questions = exam.prepare(config.eval, model, corpus.tokenizer, arithmetic)
     run = Run.create(
         config.out, config.model_dump(mode="json"), config.model, corpus.tokenizer, config.resume,
         corpus=corpus.fingerprint, fixed=("document_mask", "pad_vocab", *loop.FIXED),
     )  # fmt: skip
-    task = loop.Task(model, next_token_loss, windows, assess, corpus.val_tokens, texts)
+    task = loop.Task(model, next_token_loss, windows, assess, corpus.val_tokens, texts, questions)
     return loop.train(run, task, config, plan, notes, started)

@@ -2,7 +2,7 @@
 
 metrics.jsonl is the record, one JSON object a line:
     {"event": "train", "step": 500, "train_loss": 1.93, ..., "seconds": 12.3}
-Events are train, val, note and sample; fields are free, those of the table keep its names.
+Events are train, val, tasks, note and sample; fields are free, those of the table keep its names.
 metrics.csv, curves.png and samples.txt are derived from it and can always be made again.
 """
 
@@ -45,7 +45,9 @@ class Monitor:
     folder: the run's. total_steps: None when unknown. trackers: see trackers.open_trackers.
     resume: step and `seconds` of the checkpoint from which the run goes on; later events are
     dropped. started: time.perf_counter() at which `seconds` begins (default now; a command passes
-    command_start()). every: seconds between lines where there is no terminal.
+    command_start()). every: seconds between lines where there is no terminal. drawn: fields of
+    tasks events that go below the loss, each with levels to hold it against:
+    {"hellaswag_acc_token": {"GPT-2 124M": 0.294}}.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class Monitor:
         started: float | None = None,
         console: Console | None = None,
         every: float = 5.0,
+        drawn: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         now = time.perf_counter()
+        self._levels = drawn or {}
         self.folder = folder
         self._began = now if started is None else started
         self._earlier = resume[1] if resume else 0.0
@@ -83,8 +87,8 @@ class Monitor:
 
     def log(self, step: int, event: str = "train", **fields: Any) -> None:
         """Record an event. Fields are JSON values or one-element tensors; NaN and infinity become
-        null. `seconds` is added, and to "val" the peak memory. "val" and "note" are also shown: a
-        note as its `message` stands, which names the step where that matters."""
+        null. `seconds` is added, and to "val" the peak memory. "val", "tasks" and "note" are also
+        shown: a note as its `message` stands, which names the step where that matters."""
         values = {name: _plain(value) for name, value in fields.items()}
         values.setdefault("seconds", round(self.seconds, 3))
         if event == "val":
@@ -95,10 +99,10 @@ class Monitor:
             for name, value in values.items()
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
-        if event in ("train", "val"):
+        if event in ("train", "val", "tasks"):
             for tracker in self.trackers:
                 tracker.scalars(step, numbers)
-        if event == "val":
+        if event in ("val", "tasks"):
             hidden = {*COLUMNS, "peak_memory_mb"} - {"val_loss"}
             shown = [f"{n} {v:.4g}" for n, v in values.items() if v is not None and n not in hidden]
             self.say(f"step {step:,}: " + ", ".join(shown).replace("_", " "))
@@ -139,11 +143,12 @@ class Monitor:
         begin = time.perf_counter()
         rows = table(self.events)
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        columns = dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)])
+        writer = csv.DictWriter(text, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_text(self.folder / TABLE, text.getvalue())
-        draw_curves(self.folder / CURVES, rows, self.folder.resolve().name)
+        draw_curves(self.folder / CURVES, rows, self.folder.resolve().name, self._levels)
         self._drawn = time.perf_counter()
         self._drawing = self._drawn - begin
 
@@ -210,15 +215,18 @@ def read_events(path: Path, until: int | None = None) -> list[dict[str, Any]]:
 
 
 def table(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of metrics.csv: one per step at which train or val was logged, the two merged.
+    """Rows of metrics.csv: one per step at which train, val or tasks was logged, merged.
 
-    Tokens and speed are those of training: an evaluation's own `tokens` are no progress.
+    Tokens and speed are those of training: an evaluation's own `tokens` are no progress. The fields
+    of tasks are further columns.
     """
     rows: dict[int, dict[str, Any]] = {}
     for event in events:
-        if event["event"] in ("train", "val"):
+        if event["event"] in ("train", "val", "tasks"):
             row = rows.setdefault(event["step"], dict.fromkeys(COLUMNS))
-            names = COLUMNS if event["event"] == "train" else ("epoch", "val_loss", "seconds")
+            names: Iterable[str] = ("epoch", "val_loss", "seconds")
+            if event["event"] != "val":
+                names = COLUMNS if event["event"] == "train" else event.keys() - {"event"}
             row["step"] = event["step"]
             row.update({name: event[name] for name in names if event.get(name) is not None})
     return [rows[step] for step in sorted(rows)]

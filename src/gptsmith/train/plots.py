@@ -1,4 +1,4 @@
-"""curves.png: losses over steps (and tokens), learning rate below."""
+"""curves.png: losses over steps (and tokens), scores of tasks if any, learning rate below."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,12 +9,20 @@ import numpy as np
 from gptsmith.files import atomic_path
 
 INK, GRID, TRAIN, VAL, RATE = "#333333", "#e4e4e4", "#2f6db3", "#d9541e", "#3a8a5f"
+# Okabe and Ito 2008: told apart under every common kind of colour blindness.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STEPS = [1, 2, 2.5, 5, 10]  # distances of the ticks, times a power of ten
 
 
-def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
+def draw_curves(
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    title: str,
+    scores: Mapping[str, Mapping[str, float]] | None = None,
+) -> None:
     """Draw rows of metrics.csv (dicts; absent or None where nothing was measured) as a PNG.
 
+    scores: columns with shares of right answers, each with levels to hold it against.
     About 0.3 s, and as much again to import matplotlib on the first call. pyplot stays out: its
     figures are global state, and it looks for a window system.
     """
@@ -22,10 +30,13 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> No
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    figure = Figure(figsize=(8, 5.4), dpi=150, layout="constrained")
+    shown = {name: levels for name, levels in (scores or {}).items() if len(_series(rows, name)[0])}
+    heights = (3, 2, 1) if shown else (3, 1)
+    figure = Figure(figsize=(8, 1.35 * sum(heights)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    for axes in (losses, rates):
+    panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    losses, rates = panels[0], panels[-1]
+    for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color("#999999")
         axes.tick_params(colors=INK, labelsize=9, width=0.6)
@@ -52,6 +63,9 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> No
     losses.set_ylabel("loss (nats per token)", color=INK, fontsize=9)
     losses.yaxis.set_major_locator(MaxNLocator(7))
     losses.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold", pad=10)
+
+    if shown:
+        _draw_scores(panels[1], rows, shown)
 
     steps, rate = _series(rows, "learning_rate")
     rates.plot(steps, rate, color=RATE, linewidth=1.5)
@@ -82,6 +96,30 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> No
 
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
+
+
+def _draw_scores(
+    axes: Any, rows: Sequence[Mapping[str, Any]], scores: Mapping[str, Mapping[str, float]]
+) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    for i, (name, levels) in enumerate(scores.items()):
+        steps, values = _series(rows, name)
+        colour = COLOURS[i % len(COLOURS)]
+        label = f"{name.replace('_', ' ')} {values[-1]:.1%}"
+        axes.plot(
+            steps, values, color=colour, linewidth=1.8, marker="o", markersize=3.5, label=label
+        )
+        for level, height in levels.items():
+            axes.axhline(height, color=colour, linewidth=1, linestyle=(0, (4, 2)))
+            axes.annotate(
+                level, (1, height), (-2, 2), xycoords=("axes fraction", "data"), ha="right",
+                textcoords="offset points", color=colour, fontsize=8,
+            )  # fmt: skip
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    axes.margins(y=0.15)
+    axes.set_ylabel("right answers", color=INK, fontsize=9)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
 def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

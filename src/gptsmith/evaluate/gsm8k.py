@@ -1,0 +1,221 @@
+"""GSM8K (Cobbe et al. 2021): word problems, of whose written solution the last number counts.
+
+Prompts, stop strings and what is taken for the answer are those of lm-evaluation-harness 0.4
+(tasks/gsm8k/gsm8k.yaml), but for the examples: the harness draws other ones for each question,
+here all questions have the same, the first of the training split.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from gptsmith.conversation import ChatTemplate, Message
+from gptsmith.data.corpora import HubName, _hub_revision, hub_rows
+from gptsmith.data.rows import Row, read_rows
+from gptsmith.evaluate.progress import progress
+from gptsmith.evaluate.results import Result, mean
+from gptsmith.generate.chat import BATCH, complete
+from gptsmith.generate.engine import generate
+from gptsmith.generate.sample import SamplingConfig
+from gptsmith.model.gpt import GPTModel
+from gptsmith.tokenizer import Tokenizer
+
+SHOTS = 5  # worked examples before a question that a base model is asked
+ANSWER_TOKENS = 256  # longest answer
+STOP = ("Question:", "</s>", "<|im_end|>")
+INVALID = "[invalid]"
+
+_STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
+_FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
+_IGNORED = (re.compile(","), re.compile(r"\$"), re.compile(r"(?s).*#### "), re.compile(r"\.$"))
+
+
+@dataclass(frozen=True)
+class Problem:
+    question: str
+    answer: str
+    """The solution in words and, behind `#### `, the number."""
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def load(
+    where: Path | None = None, limit: int | None = None, shots: int = SHOTS
+) -> tuple[list[Problem], list[Problem]]:
+    """The first `limit` test problems (None: all), and `shots` training problems for examples.
+
+    where: a file of test problems, beside which train.jsonl stands, or a folder with test.jsonl and
+    train.jsonl in it, in gsm8k/ or in eval/gsm8k/; rows of question and answer, as in OpenAI's
+    files. Default: $GPTSMITH_DATA if it has them, else openai/gsm8k from the Hub.
+    ValueError naming the row for one without question, answer or `#### `.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"a limit of {limit} questions: give 1 or more, or none for all")
+    test = where or Path(os.environ.get("GPTSMITH_DATA") or os.devnull)
+    if test.is_dir():
+        found = (test / below / "test.jsonl" for below in (".", "gsm8k", "eval/gsm8k"))
+        test = next(filter(Path.is_file, found), test / "test.jsonl")
+    if where is None and not test.is_file():
+        return _problems(_hub_rows("test"), limit), _problems(_hub_rows("train"), shots)
+    train = test.with_name("train.jsonl")
+    if shots and (train == test or not train.is_file()):
+        raise FileNotFoundError(
+            f"{train}: missing beside {test.name}, it has the examples; or ask without, --shots 0"
+        )
+    examples = _problems(read_rows(train), shots) if shots else []
+    return _problems(read_rows(test), limit), examples
+
+
+def _problems(rows: Iterator[Row], limit: int | None) -> list[Problem]:
+    problems = []
+    for row in islice(rows, limit):
+        question, answer = row.values.get("question"), row.values.get("answer")
+        if not isinstance(question, str) or not isinstance(answer, str) or "#### " not in answer:
+            raise ValueError(
+                f"{row.place}: expected a question and an answer that ends in '#### NUMBER'"
+            )
+        problems.append(Problem(question, answer))
+    return problems
+
+
+def _hub_rows(split: str) -> Iterator[Row]:
+    hub = HubName("openai/gsm8k", "main", split)
+    remedy = "without network, put eval/gsm8k/test.jsonl and train.jsonl into a folder and set"
+    revision = _hub_revision(hub, f"{remedy} GPTSMITH_DATA to it")
+    return (Row(place, values) for place, values in hub_rows(hub, revision))
+
+
+# --- score ---------------------------------------------------------------------------------------
+
+
+def score(
+    model: GPTModel,
+    tokenizer: Tokenizer,
+    template: str | None,
+    where: Path | None = None,
+    limit: int | None = None,
+    shots: int | None = None,
+    max_new_tokens: int = ANSWER_TOKENS,
+) -> Result:
+    """Share of problems whose number is right; the answers are generated greedily.
+
+    A base model (template None) reads `shots` examples (default SHOTS) in front of each question.
+    A chat model is asked by a user message (default: no examples; else they are earlier turns).
+    where, limit: see load. strict: the number behind `#### `; flexible: the last in the text. Where
+    the context is too short for all examples, later ones are left out; a question that does not fit
+    at all counts as wrong. Both are told of in the notes. ValueError without problems.
+    """
+    shots = (SHOTS if template is None else 0) if shots is None else shots
+    problems, examples = load(where, limit, shots)
+    chat = None if template is None else ChatTemplate(template, tokenizer)
+    C = model.config.context_length
+    config = SamplingConfig(temperature=0, max_new_tokens=max_new_tokens)
+    room = max(C - max_new_tokens, C // 2)
+    prompts, before = _prompts(tokenizer, chat, problems, examples, room)
+    fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
+    fitting.sort(key=lambda i: len(prompts[i]))  # little padding
+    texts = [""] * len(problems)
+    starts = range(0, len(fitting), BATCH)
+    for start in progress(starts, "answering GSM8K", len(starts)):
+        batch = fitting[start : start + BATCH]
+        asked = [prompts[i] for i in batch]
+        if chat is None:
+            ends = list(tokenizer.special_tokens.values())
+            made = generate(model, asked, config, tokenizer=tokenizer, stop_ids=ends, stop=STOP)
+        else:
+            made = complete(model, tokenizer, chat, asked, config)
+        for i, generation in zip(batch, made, strict=True):
+            texts[i] = generation.text
+    items: list[dict[str, Any]] = []
+    for number, (problem, text) in enumerate(zip(problems, texts, strict=True)):
+        right = _plain(problem.answer)
+        found = {"strict": strict(text), "flexible": flexible(text)}
+        items.append({
+            "id": str(number + 1),
+            "question": problem.question,
+            "answer": right,
+            "generated": text,
+            "shots": before[number],
+            **{name: _plain(value) == right for name, value in found.items()},
+        })  # fmt: skip
+    names = ("strict", "flexible")
+    means = {name: mean([float(item[name]) for item in items]) for name in names}
+    return Result(
+        "gsm8k",
+        len(items),
+        {name: means[name][0] for name in names},
+        {name: means[name][1] for name in names},
+        items,
+        {"shots": len(examples), "max_new_tokens": max_new_tokens},
+        _notes(before, len(examples), len(problems) - len(fitting), C),
+    )
+
+
+def _prompts(
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    problems: Sequence[Problem],
+    examples: Sequence[Problem],
+    room: int,
+) -> tuple[list[list[int]], list[int]]:
+    """The ids of each question behind as many examples as fit into `room`, and how many do."""
+
+    def ids(problem: Problem, k: int) -> list[int]:
+        if template is None:
+            parts = [f"Question: {p.question}\nAnswer: {p.answer}\n\n" for p in examples[:k]]
+            return tokenizer.encode("".join([*parts, f"Question: {problem.question}\nAnswer:"]))
+        messages: list[Message] = []
+        for p in examples[:k]:
+            messages.append({"role": "user", "content": p.question})
+            messages.append({"role": "assistant", "content": p.answer})
+        return template.prompt([*messages, {"role": "user", "content": problem.question}])
+
+    prompts, shots = [], []
+    for problem in problems:
+        k = len(examples)
+        while len(prompt := ids(problem, k)) > room and k:
+            k -= 1
+        prompts.append(prompt)
+        shots.append(k)
+    return prompts, shots
+
+
+def _notes(shots: Sequence[int], wanted: int, too_long: int, C: int) -> list[str]:
+    notes = []
+    if fewer := sum(k < wanted for k in shots):
+        notes.append(
+            f"{fewer:,} of {len(shots):,} questions had fewer than {wanted} examples before them "
+            f"({min(shots)} to {max(shots)}): more do not fit into {C:,} tokens with an answer"
+        )
+    if too_long:
+        notes.append(f"{too_long:,} questions do not fit into {C:,} tokens and count as wrong")
+    return notes
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+
+def strict(text: str) -> str:
+    """The first number behind `#### `, as it stands there; INVALID if there is none."""
+    found = _STRICT.search(text)
+    return found[1] if found else INVALID
+
+
+def flexible(text: str) -> str:
+    """The last number of a text, as it stands there; INVALID if there is none."""
+    found = _FLEXIBLE.findall(text)
+    return next(part for part in found[-1] if part) if found else INVALID
+
+
+def _plain(text: str) -> str:
+    """A number without what is no part of it; of a whole solution, the number behind `#### `."""
+    for pattern in _IGNORED:
+        text = pattern.sub("", text)
+    return text.lower()

@@ -1,0 +1,167 @@
+"""Our runs as models of EleutherAI's lm-evaluation-harness (pip extra `eval`), with all its tasks.
+
+    lm_eval.simple_evaluate(model=harness.lm("runs/mine"), tasks=["hellaswag", "boolq"])
+    python -m gptsmith.evaluate.harness --model gptsmith --model_args run=runs/mine --tasks boolq
+
+The second line is the harness's own command, which has no other way to learn of a model.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptsmith.evaluate.choices import encode_pairs
+from gptsmith.evaluate.likelihood import Request, log_likelihoods
+from gptsmith.generate.engine import generate
+from gptsmith.generate.sample import SamplingConfig
+from gptsmith.run import Run, Which
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import LM
+
+_BATCH = 32  # texts that are written at the same time
+_TOKENS = 256  # that are written where a task sets no bound, as the harness's own models do
+
+
+def lm(
+    run: str | Path | Run,
+    checkpoint: Which = "last",
+    device: str = "auto",
+    trust_code: bool = False,
+) -> LM:
+    """The run as what `simple_evaluate(model=...)` takes. The arguments are those of load_model.
+
+    ValueError where lm-eval is not installed.
+    """
+    return _model_class()(run, checkpoint, device, trust_code)
+
+
+@cache
+def _model_class() -> type[LM]:
+    """Made when it is asked for, because its base class is in an optional package."""
+    try:
+        from lm_eval.api.model import LM
+        from lm_eval.models.utils import normalize_gen_kwargs
+        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+    except ImportError:
+        raise ValueError(
+            "lm-evaluation-harness is not installed: pip install 'gptsmith[eval]'"
+        ) from None
+
+    class GPTSmithLM(LM):
+        """batch_size and max_batch_size, which the harness passes, mean nothing here: a batch is a
+        number of tokens."""
+
+        def __init__(
+            self,
+            run: str | Path | Run,
+            checkpoint: Which = "last",
+            device: str = "auto",
+            trust_code: bool = False,
+            batch_size: int | str | None = None,
+            max_batch_size: int | None = None,
+        ) -> None:
+            super().__init__()
+            run = run if isinstance(run, Run) else Run.open(run)
+            self.run = run
+            self.tokenizer = run.tokenizer
+            self.model = run.load_model(checkpoint, device, trust_code)
+
+        def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+            pairs = [request.args for request in requests]
+            found = log_likelihoods(
+                self.model,
+                encode_pairs(self.tokenizer, pairs),
+                self.tokenizer.vocab_size,
+                title="likelihoods",
+            )
+            for pair, likelihood in zip(pairs, found, strict=True):
+                self.cache_hook.add_partial("loglikelihood", pair, tuple(likelihood))
+            return [(likelihood.nats, likelihood.greedy) for likelihood in found]
+
+        def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+            """Texts of any length in windows of the model's context, each token scored once."""
+            windows: list[Request] = []
+            owners: list[int] = []
+            for i, request in enumerate(requests):
+                parts = get_rolling_token_windows(
+                    token_list=self.tokenizer.encode(request.args[0]),
+                    prefix_token=self.tokenizer.eos_id,
+                    max_seq_len=self.model.config.context_length,
+                    context_len=1,
+                )
+                for part in parts:
+                    windows.append(Request(*make_disjoint_window(part)))
+                    owners.append(i)
+            sums = [0.0] * len(requests)
+            found = log_likelihoods(
+                self.model, windows, self.tokenizer.vocab_size, title="windows of text"
+            )
+            for i, likelihood in zip(owners, found, strict=True):
+                sums[i] += likelihood.nats
+            for request, nats in zip(requests, sums, strict=True):
+                self.cache_hook.add_partial("loglikelihood_rolling", request.args, nats)
+            return sums
+
+        def generate_until(self, requests: list[Instance]) -> list[str]:
+            """Requests with equal settings are written together, a long context without its
+            beginning."""
+            groups: dict[str, list[int]] = defaultdict(list)
+            for i, request in enumerate(requests):
+                groups[json.dumps(request.args[1], sort_keys=True)].append(i)
+            written = [""] * len(requests)
+            for members in groups.values():
+                settings = normalize_gen_kwargs(requests[members[0]].args[1], _TOKENS)
+                members.sort(key=lambda i: len(requests[i].args[0]))
+                for start in range(0, len(members), _BATCH):
+                    batch = members[start : start + _BATCH]
+                    texts = self._write([requests[i].args[0] for i in batch], settings)
+                    for i, text in zip(batch, texts, strict=True):
+                        written[i] = text
+                        self.cache_hook.add_partial("generate_until", requests[i].args, text)
+            return written
+
+        def _write(self, contexts: Sequence[str], settings: dict[str, Any]) -> list[str]:
+            limit = self.model.config.context_length
+            room = max(limit - settings["max_gen_toks"], limit // 2)
+            prompts = [
+                self.tokenizer.encode(text)[-room:] or [self.tokenizer.eos_id] for text in contexts
+            ]
+            drawn = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+            config = SamplingConfig(
+                max_new_tokens=settings["max_gen_toks"],
+                **{name: settings[name] for name in drawn if name in settings},
+            )
+            results = generate(
+                self.model,
+                prompts,
+                config,
+                tokenizer=self.tokenizer,
+                stop_ids=[self.tokenizer.eos_id],
+                stop=[text for text in settings["until"] if text],
+            )
+            return [result.text for result in results]
+
+    return GPTSmithLM
+
+
+def main() -> None:
+    """The harness's command with one more model, `gptsmith`."""
+    try:
+        from lm_eval.__main__ import cli_evaluate
+        from lm_eval.api.registry import model_registry
+    except ImportError:
+        sys.exit("error: lm-evaluation-harness is not installed: pip install 'gptsmith[eval]'")
+    model_registry.register("gptsmith", target=_model_class())
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()

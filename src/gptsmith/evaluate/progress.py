@@ -1,0 +1,26 @@
+"""How far a measurement has come: a bar on a terminal, a plain line now and then elsewhere."""
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+_PLAIN_SECONDS = 10.0
+
+Step = TypeVar("Step")
+
+
+def progress(steps: Iterable[Step], doing: str, total: int) -> Iterator[Step]:
+    """The steps, of which there are `total`; on stderr, how many are done."""
+    console = Console(stderr=True, highlight=False)
+    if console.is_terminal:
+        yield from track(steps, doing, total=total, console=console, transient=True)
+        return
+    last = time.monotonic()
+    for done, step in enumerate(steps, 1):
+        yield step
+        if time.monotonic() - last >= _PLAIN_SECONDS:
+            last = time.monotonic()
+            console.print(f"{doing}: {done:,} of {total:,}", markup=False, soft_wrap=True)

@@ -1,0 +1,264 @@
+"""What a measurement found: one form for every task, as JSON, as a table, as a bar chart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from gptsmith.files import atomic_path
+from gptsmith.train.plots import GRID, INK, STEPS
+
+# Axis and number format of the metrics that are no shares of one; the rest are, and share an axis.
+_PLAIN = {
+    "loss": ("loss (nats per token, less is better)", ",.4f"),
+    "val_loss": ("loss (nats per token, less is better)", ",.4f"),
+    "perplexity": ("perplexity (less is better)", ",.2f"),
+    "bits_per_byte": ("bits per byte (less is better)", ",.4f"),
+    "bleu": ("BLEU (0 to 100)", ",.2f"),
+    "score": ("the judge's score (0 to 100)", ",.1f"),
+}
+_SHARE = ("share of the items", ".1%")
+
+# Share of right answers by chance: one over the number of choices (a few ARC questions have three
+# or five).
+CHANCE = {
+    "hellaswag": 0.25,
+    "hellaswag_gpt2": 0.25,
+    "arc_easy": 0.25,
+    "arc_challenge": 0.25,
+    "piqa": 0.5,
+    "winogrande": 0.5,
+    "mmlu": 0.25,
+}
+# GPT-2 124M on the 10,042 validation questions: acc, acc_norm by lm-evaluation-harness; acc_token
+# by Karpathy's build-nanogpt, which asks as hellaswag_gpt2 does (hellaswag names the activity too).
+GPT2 = {
+    ("hellaswag", "acc"): 0.2892,
+    ("hellaswag", "acc_norm"): 0.3114,
+    ("hellaswag", "acc_token"): 0.294,
+    ("hellaswag_gpt2", "acc_token"): 0.294,
+}
+
+# Okabe and Ito 2008: told apart under every common kind of colour blindness.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One task: means over n items, and the items themselves."""
+
+    task: str
+    n: int
+    metrics: Mapping[str, float]
+    """Shares lie in 0..1. NaN and infinity may stand here; in JSON they are null."""
+    stderr: Mapping[str, float]
+    """Standard errors of the metrics that have one, by the same names."""
+    items: Sequence[Mapping[str, Any]] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What else belongs into the JSON: settings, intervals, counts."""
+    notes: Sequence[str] = ()
+    """What the reader must know to read the figures right, one line each."""
+
+    def fields(self) -> dict[str, Any]:
+        """As JSON, without the items: n, each metric and its NAME_stderr, details, notes."""
+        fields: dict[str, Any] = {"n": self.n}
+        for name, value in self.metrics.items():
+            fields[name] = value if math.isfinite(value) else None
+            if math.isfinite(error := self.stderr.get(name, math.nan)):
+                fields[f"{name}_stderr"] = error
+        return fields | dict(self.details) | ({"notes": list(self.notes)} if self.notes else {})
+
+
+def mean(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error: sample standard deviation / sqrt(n), NaN of a single value.
+
+    ValueError of none.
+    """
+    n = len(values)
+    if not n:
+        raise ValueError("nothing to score: no items")
+    centre = math.fsum(values) / n
+    if n == 1:
+        return centre, math.nan
+    variance = math.fsum((x - centre) ** 2 for x in values) / (n - 1)
+    return centre, math.sqrt(variance / n)
+
+
+def show(metric: str, value: float, error: float = math.nan) -> str:
+    """A value for people, with its standard error if there is one: `29.4% ± 0.5`."""
+    form = _PLAIN.get(metric, _SHARE)[1]
+    text = format(value, form)
+    return f"{text} ± {format(error, form).rstrip('%')}" if math.isfinite(error) else text
+
+
+def table(results: Sequence[Result]) -> Table:
+    """A row for each metric; see `comparison` for several runs."""
+    return comparison({"value ± standard error": results})
+
+
+def comparison(runs: Mapping[str, Sequence[Result]]) -> Table:
+    """A row for each metric, a column for each run, and what the figures may be held against."""
+    rows = _rows(runs)
+    known = any(references(task, metric) for task, metric in rows)
+    made = Table("task", "items", "metric", *runs, *(["for reference"] if known else []))
+    for column in made.columns[3 : 3 + len(runs)]:
+        column.justify = "right"
+    made.columns[1].justify = "right"
+    before = None
+    for task, metric in rows:
+        if before not in (None, task):
+            made.add_section()
+        found = [_find(results, task, metric) for results in runs.values()]
+        counts = dict.fromkeys(f"{result.n:,}" for result in found if result)
+        shown = [
+            show(metric, r.metrics[metric], r.stderr.get(metric, math.nan)) if r else ""
+            for r in found
+        ]
+        against = [f"{name} {show(metric, x)}" for name, x in references(task, metric)]
+        first = [task, " / ".join(counts)] if before != task else ["", ""]
+        made.add_row(*first, metric, *shown, *([", ".join(against)] if known else []))
+        before = task
+    return made
+
+
+def draw(stem: Path, runs: Mapping[str, Sequence[Result]]) -> None:
+    """Bars with standard errors as STEM.png and STEM.pdf: a colour for each run, an axis for each
+    unit, lines where chance and GPT-2 124M stand as far as they are known.
+
+    ValueError without a metric to draw, and for more runs than there are colours.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    if len(runs) > len(COLOURS):
+        raise ValueError(f"{len(runs)} runs in one chart: at most {len(COLOURS)} can be told apart")
+    panels = _panels(runs)
+    if not panels:
+        raise ValueError("no results: there is nothing to draw")
+    heights = [
+        _places(rows)[-1] * (0.2 + 0.24 * len(runs)) + 0.5 + 0.24 * len(runs)
+        for rows in panels.values()
+    ]
+    layout = ConstrainedLayoutEngine(h_pad=0.08, hspace=0.03)
+    figure = Figure(figsize=(8, sum(heights) + 0.7), dpi=150, layout=layout)
+    FigureCanvasAgg(figure)
+    all_axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    handles: dict[str, Any] = {}
+    for axes, (unit, rows) in zip(all_axes, panels.items(), strict=True):
+        handles |= _panel(axes, unit, rows, runs)
+    order = [*(name for name in runs if name in handles), *(h for h in handles if h not in runs)]
+    figure.legend(
+        [handles[name] for name in order], order, loc="outside upper left", frameon=False,
+        ncols=min(4, len(order)), fontsize=9, labelcolor=INK, handlelength=1.2,
+    )  # fmt: skip
+    for suffix in (".png", ".pdf"):
+        with atomic_path(stem.with_name(stem.name + suffix)) as temporary:
+            # A date inside would make each drawing another file.
+            figure.savefig(temporary, metadata={"CreationDate": None} if suffix == ".pdf" else None)
+
+
+def _panel(
+    axes: Any,
+    unit: str,
+    rows: Sequence[tuple[str, str]],
+    runs: Mapping[str, Sequence[Result]],
+) -> dict[str, Any]:
+    """Horizontal bars: names of any length have room. Returns what the legend is to explain."""
+    from matplotlib.patheffects import withStroke
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    places, height, right = _places(rows), 0.8 / len(runs), 0.0
+    handles: dict[str, Any] = {}
+    edge = [withStroke(linewidth=3, foreground="white")]  # lines and figures show on any colour
+    for r, (name, results) in enumerate(runs.items()):
+        for y, (task, metric) in zip(places, rows, strict=True):
+            result = _find(results, task, metric)
+            if result is None:
+                continue
+            value, error = result.metrics[metric], result.stderr.get(metric, math.nan)
+            width = value if math.isfinite(value) else 0.0
+            spread = error if math.isfinite(error) else 0.0
+            at = y + (r - (len(runs) - 1) / 2) * height
+            handles.setdefault(name, axes.barh(at, width, 0.88 * height, color=COLOURS[r]))
+            if spread:
+                axes.errorbar(
+                    width, at, xerr=spread, color=INK, elinewidth=1, capsize=2.5, capthick=1
+                )
+            axes.annotate(
+                show(metric, value), (width + spread, at), (5, 0), textcoords="offset points",
+                va="center", color=INK, fontsize=8, path_effects=edge, zorder=4,
+            )  # fmt: skip
+            right = max(right, width + spread)
+    lines = {"chance": ("#777777", (0, (2, 1.2))), "GPT-2 124M": (INK, "solid")}
+    for y, (task, metric) in zip(places, rows, strict=True):
+        for name, x in references(task, metric):
+            colour, style = lines[name]
+            handles[name] = axes.plot(
+                (x, x), (y - 0.48, y + 0.48), color=colour, linestyle=style, linewidth=1.4,
+                path_effects=edge, zorder=3,
+            )[0]  # fmt: skip
+            right = max(right, x)
+    starts = [i == 0 or rows[i - 1][0] != task for i, (task, _) in enumerate(rows)]
+    names = [
+        f"{row[0]}  {row[1]}" if new else row[1] for row, new in zip(rows, starts, strict=True)
+    ]
+    axes.set_yticks(places, names)
+    axes.set_ylim(places[-1] + 0.6, -0.6)
+    axes.set_xlim(0, 1.13 * right or 1)
+    axes.set_xlabel(unit, color=INK, fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=STEPS))
+    if unit == _SHARE[0]:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g}%"))
+    axes.tick_params(colors=INK, labelsize=9, width=0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color("#999999")
+    return handles
+
+
+def _panels(runs: Mapping[str, Sequence[Result]]) -> dict[str, list[tuple[str, str]]]:
+    """Rows by their unit: each has an axis of its own."""
+    panels: dict[str, list[tuple[str, str]]] = {}
+    for task, metric in _rows(runs):
+        panels.setdefault(_PLAIN.get(metric, _SHARE)[0], []).append((task, metric))
+    return panels
+
+
+def _places(rows: Sequence[tuple[str, str]]) -> list[float]:
+    """Where each row stands, 0 and down: one apart, and a little more between tasks."""
+    places = [0.0]
+    for (above, _), (task, _) in pairwise(rows):
+        places.append(places[-1] + (1 if task == above else 1.3))
+    return places
+
+
+def _rows(runs: Mapping[str, Sequence[Result]]) -> list[tuple[str, str]]:
+    """(task, metric) of all runs, each once, those of a task together."""
+    tasks: dict[str, dict[str, None]] = {}
+    for results in runs.values():
+        for result in results:
+            tasks.setdefault(result.task, {}).update(dict.fromkeys(result.metrics))
+    return [(task, metric) for task, metrics in tasks.items() for metric in metrics]
+
+
+def _find(results: Sequence[Result], task: str, metric: str) -> Result | None:
+    return next((r for r in results if r.task == task and metric in r.metrics), None)
+
+
+def references(task: str, metric: str) -> list[tuple[str, float]]:
+    """What a score may be held against, by name: chance, GPT-2 124M, as far as they are known."""
+    found = []
+    if metric.startswith("acc") and task in CHANCE:
+        found.append(("chance", CHANCE[task]))
+    if (task, metric) in GPT2:
+        found.append(("GPT-2 124M", GPT2[task, metric]))
+    return found

@@ -1,0 +1,138 @@
+"""`gptsmith evaluate`: any text, strided windows, tasks, answers, two runs side by side."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gptsmith import cli
+from gptsmith.data.documents import Reader
+from gptsmith.data.stream import text_stream
+from gptsmith.model.config import ModelConfig
+from gptsmith.model.gpt import GPTModel
+from gptsmith.run import Run
+from gptsmith.tokenizer import Tokenizer
+
+T = 16
+BYTES = Tokenizer.byte()
+CONFIG = ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=T, vocab_size=257)
+
+
+def make(path: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    model = GPTModel(CONFIG)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    tensors = model.state_dict().items()
+    Run.adopt(path, {"import": "test"}, CONFIG, BYTES, tensors, torch.float32)
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    return make(folder / "one", 1), make(folder / "two", 2)
+
+
+@pytest.fixture
+def say(capsys):
+    def call(*argv: object) -> tuple[int, str, str]:
+        code = cli.main(["evaluate", *map(str, argv)])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+TEXTS = ["The smith forged a ring, and another one.", "É quite other text."]
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
+    (tmp_path / "text.jsonl").write_text(rows)
+    return tmp_path / "text.jsonl"
+
+
+def test_any_text_is_one_stream(text):
+    eos = BYTES.eos_id
+    expected = [token for t in TEXTS for token in (eos, *t.encode())]
+    assert text_stream(str(text), BYTES, Reader()).tolist() == expected
+
+
+@pytest.mark.parametrize(("window", "stride"), [(T, T), (T, 5), (10, 3), (12, 1)])
+def test_every_token_is_scored_once_behind_what_was_asked_for(
+    say, runs, text, tmp_path, window, stride
+):
+    out = tmp_path / "out.json"
+    argv = (runs[0], "--data", text, "--window", window, "--stride", stride, "--out", out)
+    code, _, err = say(*argv, "--precision", "fp32")
+    assert (code, err) == (0, "")
+    model, ids = (
+        Run.open(runs[0]).load_model(),
+        text_stream(str(text), BYTES, Reader()).astype(np.int64),
+    )
+    nats = 0.0
+    for target in range(1, len(ids)):  # token by token, with the window that it falls in
+        begin = 0 if target <= window else -(-(target - window) // stride) * stride
+        with torch.no_grad():
+            logits = model(torch.from_numpy(ids[None, begin:target]))[0, -1]
+        nats += float(F.cross_entropy(logits, torch.tensor(ids[target])))
+    found = json.loads(out.read_text())["perplexity"]
+    size = sum(len(t.encode()) for t in TEXTS)
+    assert found["n"] == len(ids) - 1
+    assert found["val_loss"] == pytest.approx(nats / (len(ids) - 1), rel=1e-5)
+    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+
+
+def test_tasks_beside_another_run(say, runs, tmp_path):
+    rows = [
+        {"ctx": f"{n} and", "endings": [f"{n + i}" for i in range(4)], "label": n % 4}
+        for n in range(12)
+    ]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    responses = [{"instruction": "say a", "output": "a", "response": r} for r in ("a", "b")]
+    (tmp_path / "r.json").write_text(json.dumps(responses))
+    out = tmp_path / "out.json"
+    code, shown, err = say(
+        runs[0], "--tasks", "hellaswag_gpt2,text", "--task-data", tmp_path / "q.jsonl", "--limit",
+        "8", "--responses", tmp_path / "r.json", "--compare", runs[1], "--out", out,
+    )  # fmt: skip
+    assert code == 0, err
+    for word in ("one", "two", "hellaswag_gpt2", "acc_token", "GPT-2 124M", "exact_match"):
+        assert word in shown
+    found = json.loads(out.read_text())
+    assert found["hellaswag_gpt2"]["n"] == found["compare"]["hellaswag_gpt2"]["n"] == 8
+    assert found["text"]["exact_match"] == 0.5
+    lines = [json.loads(x) for x in (tmp_path / "out.items.jsonl").read_text().splitlines()]
+    mine = [x for x in lines if x["run"] == "one" and x["task"] == "hellaswag_gpt2"]
+    assert len(mine) == 8
+    assert found["hellaswag_gpt2"]["acc"] == pytest.approx(sum(x["acc"] for x in mine) / 8)
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--tasks helaswag", "--tasks: no task 'helaswag': did you mean 'hellaswag'?"),
+        ("--tasks hellaswag --task-data nowhere", "nowhere"),
+        ("--data TEXT --stride 17", "--stride 17 is more than the window of 16"),
+        ("--data TEXT --window 17", "--window 17 is more than the model's context of 16"),
+        ("--data EMPTY", "no text in it"),
+        ("--tasks text", "finetune instruct"),
+        ("--compare RUN", "is the run itself"),
+        ("", "was not trained on a prepared corpus: give --data"),
+    ],
+)
+def test_wrong_input(say, runs, text, tmp_path, argv, message):
+    (tmp_path / "empty.txt").touch()
+    names = {"TEXT": text, "EMPTY": tmp_path / "empty.txt", "RUN": runs[0]}
+    code, out, err = say(runs[0], *(names.get(word, word) for word in argv.split()))
+    assert code == 2
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert out == ""

@@ -1,0 +1,215 @@
+"""GSM8K: numbers as lm-evaluation-harness finds them, prompts that fit, answers that count."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gptsmith.conversation import CHAT_TOKENS, TEMPLATE
+from gptsmith.evaluate import gsm8k
+from gptsmith.evaluate.gsm8k import Problem, flexible, load, score, strict
+from gptsmith.model.config import ModelConfig
+from gptsmith.model.gpt import GPTModel
+from gptsmith.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
+TRAIN = [Problem(f"{n} and 1?", f"So\n#### {n + 1}") for n in range(3)]
+TEST = [Problem("4 and 1?", "So\n#### 5"), Problem("5 and 1?", "So\n#### 6")]
+ANSWER = " So\n#### 5\n\n"  # to every question: right once
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def write(folder: Path, **splits: list[Problem]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, problems in splits.items():
+        rows = (json.dumps({"question": p.question, "answer": p.answer}) for p in problems)
+        (folder / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    return write(tmp_path / "gsm8k", train=TRAIN, test=TEST)
+
+
+def tiny(context: int) -> GPTModel:
+    torch.manual_seed(0)
+    V = TOKENIZER.vocab_size
+    return GPTModel(
+        ModelConfig(n_layer=1, n_head=2, n_embd=32, context_length=context, vocab_size=V)
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> GPTModel:
+    """Writes ANSWER behind whatever is asked in the way of the prompts."""
+    model = tiny(160)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for n in range(80):
+        asked = [f"Question: {(n + i) % 10} and 1?\nAnswer:{ANSWER}" for i in range(4)]
+        ids = torch.tensor(TOKENIZER.encode("".join(asked)))
+        loss = F.cross_entropy(model(ids[None, :-1])[0], ids[1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "behind", "last"),
+    [
+        ("so 3 and 4.\n#### 7", "7", "7"),
+        ("#### 1,234.50 dollars, or 9", "1,234.50", "9"),
+        ("It costs $1,200.", gsm8k.INVALID, "$1,200."),
+        ("#### -5", "-5", "-5"),
+        ("####7", gsm8k.INVALID, "7"),
+        ("none", gsm8k.INVALID, gsm8k.INVALID),
+        ("", gsm8k.INVALID, gsm8k.INVALID),
+    ],
+)
+def test_numbers(text, behind, last):
+    assert strict(text) == behind
+    assert flexible(text) == last
+
+
+def test_every_solution_is_its_own_right_answer(real_data):
+    problems, examples = load(real_data / "eval" / "gsm8k")
+    assert len(problems) == 1319
+    assert len(examples) == 5
+    for problem in problems:
+        number = gsm8k._plain(problem.answer)
+        assert re.fullmatch(r"-?[0-9.]+", number)
+        assert gsm8k._plain(strict(problem.answer)) == number
+        assert gsm8k._plain(flexible(problem.answer)) == number
+
+
+def test_judged_as_by_lm_evaluation_harness(real_data):
+    """Real solutions, cut and changed, against answers of their own and of others."""
+    yaml = pytest.importorskip("yaml")
+    import lm_eval
+    from lm_eval.api.metrics import exact_match_hf_evaluate
+    from lm_eval.filters.extraction import RegexFilter
+
+    text = (Path(lm_eval.__file__).parent / "tasks/gsm8k/gsm8k.yaml").read_text()
+    task = yaml.safe_load(text)
+    assert task["doc_to_text"] == "Question: {{question}}\nAnswer:"
+    assert tuple(task["generation_kwargs"]["until"]) == gsm8k.STOP
+    assert task["num_fewshot"] == gsm8k.SHOTS
+    [metric] = task["metric_list"]
+    filters = {
+        f["name"]: RegexFilter(**{k: v for k, v in f["filter"][0].items() if k != "function"})
+        for f in task["filter_list"]
+    }
+    problems, _ = load(real_data / "eval" / "gsm8k", limit=120)
+    for n, problem in enumerate(problems):
+        solution = problem.answer
+        written = [
+            solution, f"{solution}.", f"{solution} dollars", solution.replace("#### ", "#### $"),
+            solution[: -len(solution) // 3], problem.question, solution.split("#### ")[1],
+            problems[n - 1].answer, f"{solution}\n#### 3", "", "$ , .",
+        ]  # fmt: skip
+        for name, ours in (("strict-match", strict), ("flexible-extract", flexible)):
+            found = [f[0] for f in filters[name].apply([[w] for w in written], [{}])]
+            for text, theirs in zip(written, found, strict=True):
+                assert ours(text) == theirs
+                right = exact_match_hf_evaluate(
+                    [theirs], [solution], regexes_to_ignore=metric["regexes_to_ignore"],
+                    ignore_case=metric["ignore_case"],
+                )["exact_match"]  # fmt: skip
+                assert (gsm8k._plain(ours(text)) == gsm8k._plain(solution)) == bool(right)
+
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+def test_a_base_model_reads_examples_and_stops_before_the_next_question(model, files):
+    result = score(model, TOKENIZER, None, files, max_new_tokens=30)
+    assert [item["generated"] for item in result.items] == [ANSWER] * 2
+    assert dict(result.metrics) == {"strict": 0.5, "flexible": 0.5}
+    assert result.stderr["strict"] == pytest.approx(0.5)
+    assert [item["answer"] for item in result.items] == ["5", "6"]
+    assert [item["strict"] for item in result.items] == [True, False]
+    json.dumps(result.fields() | {"items": result.items}, allow_nan=False)
+
+
+def test_the_prompt_is_that_of_the_harness_with_the_same_examples_for_all():
+    [ids, _], shots = gsm8k._prompts(TOKENIZER, None, TEST, TRAIN[:2], 1000)
+    assert shots == [2, 2]
+    assert TOKENIZER.decode(ids) == (
+        "Question: 0 and 1?\nAnswer: So\n#### 1\n\nQuestion: 1 and 1?\nAnswer: So\n#### 2\n\n"
+        "Question: 4 and 1?\nAnswer:"
+    )
+
+
+def test_examples_that_do_not_fit_are_left_out_and_told_of(files):
+    # a question takes 27 bytes and an example 38: of 110 tokens, 30 are for the answer
+    result = score(tiny(110), TOKENIZER, None, files, max_new_tokens=30)
+    assert [item["shots"] for item in result.items] == [1, 1]
+    assert "2 of 2 questions had fewer than 3 examples before them (1 to 1)" in result.notes[0]
+
+
+def test_a_question_that_does_not_fit_is_wrong_and_told_of(tmp_path):
+    long = Problem("5" * 90, "#### 5")
+    folder = write(tmp_path / "g", train=TRAIN, test=[TEST[0], long])
+    result = score(tiny(64), TOKENIZER, None, folder, shots=0, max_new_tokens=8)
+    assert result.items[1]["generated"] == ""
+    assert not result.items[1]["flexible"]
+    assert result.notes == ["1 questions do not fit into 64 tokens and count as wrong"]
+
+
+def test_a_chat_model_is_asked_by_a_message_and_examples_are_turns(model, files):
+    result = score(model, TOKENIZER, TEMPLATE, files, max_new_tokens=8)
+    assert [item["shots"] for item in result.items] == [0, 0]
+    assert not result.notes
+    chat = gsm8k.ChatTemplate(TEMPLATE, TOKENIZER)
+    [ids, _], _ = gsm8k._prompts(TOKENIZER, chat, TEST, TRAIN[:1], 1000)
+    assert TOKENIZER.decode(ids) == (
+        "<|user|>0 and 1?<|end|><|assistant|>So\n#### 1<|end|><|user|>4 and 1?<|end|><|assistant|>"
+    )
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def test_files_are_found_in_a_folder_and_in_the_data_folder(files, tmp_path, monkeypatch):
+    assert load(files, shots=2) == (TEST, TRAIN[:2])
+    assert load(tmp_path, limit=1, shots=1) == (TEST[:1], TRAIN[:1])
+    assert load(files / "test.jsonl", shots=3) == (TEST, TRAIN)
+    assert load(files / "train.jsonl", shots=0) == (TRAIN, [])
+    write(tmp_path / "data/eval/gsm8k", train=TRAIN, test=TEST)
+    monkeypatch.setenv("GPTSMITH_DATA", str(tmp_path / "data"))
+    assert load(limit=1) == (TEST[:1], TRAIN)
+
+
+def test_without_files_and_network_it_says_which_files_to_put_where(monkeypatch):
+    monkeypatch.delenv("GPTSMITH_DATA", raising=False)
+    with pytest.raises(OSError, match=r"eval/gsm8k/test.jsonl.*GPTSMITH_DATA") as caught:
+        load()
+    assert len(str(caught.value)) < 400
+
+
+def test_wrong_files(files, tmp_path):
+    (files / "train.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="--shots 0"):
+        load(files)
+    (files / "test.jsonl").write_text('{"question": "a", "answer": "5"}')
+    with pytest.raises(ValueError, match=r"test.jsonl:1: expected a question and an answer"):
+        load(files, shots=0)
+    with pytest.raises(ValueError, match="limit of 0"):
+        load(files, limit=0)
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "nowhere", shots=0)

@@ -1,0 +1,96 @@
+"""Results: means and their errors, JSON without NaN, tables, charts."""
+
+import json
+import math
+import statistics
+
+import pytest
+from rich.console import Console
+
+from gptsmith.evaluate import results
+from gptsmith.evaluate.results import COLOURS, Result
+
+RUN = [
+    Result("hellaswag", 200, {"acc": 0.29, "acc_token": 0.3}, {"acc": 0.032, "acc_token": 0.03}),
+    Result("lambada", 1200, {"acc": 0.32, "perplexity": 1234.5}, {"acc": 0.013}),
+    Result("text", 50, {"rouge1": 0.25, "bleu": 5.25}, {"rouge1": 0.02}),
+    Result("judge", 1, {"score": 40.0}, {"score": math.nan}),
+]
+OTHER = [Result("hellaswag", 100, {"acc": 0.25}, {"acc": 0.043})]
+
+
+def shown(table) -> str:
+    console = Console(width=140)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_the_standard_error_is_that_of_a_sample():
+    values = [1.0, 0.0, 0.0, 1.0, 1.0]
+    mean, error = results.mean(values)
+    assert mean == 0.6
+    assert error == pytest.approx(statistics.stdev(values) / math.sqrt(5))
+    assert results.mean([1, 1, 1]) == (1.0, 0.0)
+    assert math.isnan(results.mean([0.5])[1])
+    with pytest.raises(ValueError, match="nothing to score"):
+        results.mean([])
+
+
+def test_fields_are_json_without_nan():
+    result = Result(
+        "t", 2, {"a": math.inf, "b": 0.5}, {"a": math.nan, "b": 0.1},
+        items=[{"id": "1"}], details={"shots": 5}, notes=["cut"],
+    )  # fmt: skip
+    fields = result.fields()
+    assert fields == {
+        "n": 2, "a": None, "b": 0.5, "b_stderr": 0.1, "shots": 5, "notes": ["cut"],
+    }  # fmt: skip
+    json.dumps(fields, allow_nan=False)
+
+
+def test_a_table_says_what_each_figure_is_and_what_to_hold_it_against():
+    text = shown(results.table(RUN))
+    for part in ("29.0% ± 3.2", "1,234.50", "5.25", "25.0% ± 2.0", "chance 25.0%", "1,200"):
+        assert part in text
+    assert "GPT-2 124M 29.4%" in text  # hellaswag by mean per token
+    assert "40.0 │" in text  # one item has no standard error
+    assert "reference" not in shown(results.table(RUN[1:]))
+
+
+def test_two_runs_stand_beside_each_other():
+    text = shown(results.comparison({"runs/a": RUN, "runs/b": OTHER}))
+    line = next(line for line in text.splitlines() if "hellaswag" in line)
+    assert "200 / 100" in line
+    assert line.index("29.0% ± 3.2") < line.index("25.0% ± 4.3")
+    assert "runs/a" in text
+    assert "runs/b" in text
+
+
+def test_accuracies_share_an_axis_and_nothing_else_does():
+    panels = results._panels({"a": RUN, "b": OTHER})
+    shares = [("hellaswag", "acc"), ("hellaswag", "acc_token"), ("lambada", "acc")]
+    assert list(panels.values()) == [
+        [*shares, ("text", "rouge1")], [("lambada", "perplexity")], [("text", "bleu")],
+        [("judge", "score")],
+    ]  # fmt: skip
+
+
+def test_a_chart_is_drawn_as_png_and_pdf_and_again_the_same(tmp_path):
+    stem = tmp_path / "runs.v2"  # a stem, not a suffix
+    results.draw(stem, {"runs/a": RUN, "runs/b": OTHER})
+    first = [(tmp_path / f"runs.v2{suffix}").read_bytes() for suffix in (".png", ".pdf")]
+    assert first[0].startswith(b"\x89PNG")
+    assert first[1].startswith(b"%PDF")
+    results.draw(stem, {"runs/a": RUN, "runs/b": OTHER})
+    assert first == [(tmp_path / f"runs.v2{suffix}").read_bytes() for suffix in (".png", ".pdf")]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_cannot_be_drawn(tmp_path):
+    results.draw(tmp_path / "inf", {"a": [Result("p", 1, {"perplexity": math.inf}, {})]})
+    with pytest.raises(ValueError, match="nothing to draw"):
+        results.draw(tmp_path / "none", {"a": []})
+    runs = {str(n): OTHER for n in range(len(COLOURS) + 1)}
+    with pytest.raises(ValueError, match="at most 6"):
+        results.draw(tmp_path / "many", runs)

@@ -1,0 +1,119 @@
+"""Answers beside their references: the files that hold them, exact match, ROUGE, BLEU."""
+
+import json
+import sys
+
+import pytest
+
+from gptsmith.evaluate import text
+from gptsmith.evaluate.text import Entry, read_responses, score
+
+
+def entries(*pairs: tuple[str, str]) -> list[Entry]:
+    return [Entry(str(n), "?", reference, answer) for n, (reference, answer) in enumerate(pairs)]
+
+
+def write(path, rows):
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
+# --- scores --------------------------------------------------------------------------------------
+
+
+def test_known_scores():
+    result = score(entries(("the cat sat", " the cat sat\n"), ("the cat sat", "the cat")))
+    assert result.metrics["exact_match"] == 0.5  # white space around does not count
+    assert [item["exact_match"] for item in result.items] == [1.0, 0.0]
+    # of the second: precision 1; recall 2/3 of the words and 1/2 of the pairs
+    second = result.items[1]
+    assert second["rouge1"] == second["rougeL"] == pytest.approx(0.8)
+    assert second["rouge2"] == pytest.approx(2 / 3)
+    assert result.metrics["rouge1"] == pytest.approx(0.9)
+    assert result.stderr["rouge1"] == pytest.approx(0.1)
+    assert "bleu" not in result.stderr
+    assert result.details["bleu_signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|")
+    json.dumps(result.fields() | {"items": result.items}, allow_nan=False)
+
+
+def test_bleu_is_of_the_corpus():
+    # 4-grams 3/3 + 1/1, all precisions 1, and 10 words for 11: the brevity penalty alone is left
+    pairs = [("a b c d e f", "a b c d e f"), ("g h i j k", "g h i j")]
+    assert score(entries(*pairs)).metrics["bleu"] == pytest.approx(
+        90.4837, abs=1e-3
+    )  # exp(1-11/10)
+
+
+def test_rouge_says_what_it_cannot_read():
+    result = score(entries(("привет", "привет"), ("hello", "hello")))
+    assert result.metrics["exact_match"] == 1
+    assert result.metrics["rouge1"] == 0.5
+    assert "1 references hold none" in result.notes[0]
+
+
+def test_exact_match_needs_no_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+    result = score(entries(("a", "a"), ("a", "b")))
+    assert dict(result.metrics) == {"exact_match": 0.5}
+    assert "gptsmith[eval]" in result.notes[0]
+
+
+def test_nothing_to_score():
+    with pytest.raises(ValueError, match="nothing to score"):
+        score([])
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def test_the_file_that_instruction_tuning_writes(tmp_path):
+    row = {"instruction": "Add.", "input": "1 2", "output": "3", "response": "4", "stopped": True}
+    write(tmp_path / "responses.json", [row, row | {"input": "", "response": ""}])
+    (tmp_path / "model.json").write_text("{}")
+    found = [Entry("1", "Add.\n\n1 2", "3", "4"), Entry("2", "Add.", "3", "")]
+    assert read_responses(tmp_path) == found
+    assert read_responses(tmp_path / "responses.json") == found
+
+
+def test_a_run_without_answers_says_who_writes_them(tmp_path):
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="finetune instruct"):
+        read_responses(tmp_path)
+
+
+def test_other_names_and_forms(tmp_path):
+    lines = tmp_path / "rows.jsonl"
+    lines.write_text('{"id": 7, "prompt": "Q", "target": "T", "prediction": "P"}\n')
+    assert read_responses(lines) == [Entry("7", "Q", "T", "P")]
+    lines.write_text('{"gold": "T", "mine": "P"}\n\n{"gold": "T", "mine": "Q"}\n')
+    found = read_responses(lines, reference="gold", response="mine")
+    assert found == [Entry("1", "", "T", "P"), Entry("2", "", "T", "Q")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "no answers in it"),
+        ([{"output": "a"}], "row 1: no column holds the model's answer.*'output'"),
+        ([{"response": "a"}], "row 1: no column holds the reference answer"),
+        (
+            [{"output": "a", "response": "b"}, {"output": "a"}],
+            "row 2: no column 'response'; there are 'output'",
+        ),
+        ([{"output": "a", "response": None}], "row 1: the column 'response' holds NoneType"),
+        ([{"output": " ", "response": "a"}], "row 1: the reference 'output' is blank"),
+        ([{"output": "a", "response": "\ud800"}], "row 1: 'response' is not Unicode"),
+        ([1], "row 1: a row must be a JSON object"),
+    ],
+)
+def test_files_that_are_wrong_are_refused_with_their_place(tmp_path, rows, message):
+    path = write(tmp_path / "rows.json", rows)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_responses(path)
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_rouge_agrees_with_itself_on_the_names():
+    assert set(text.ROUGE) < set(score(entries(("a", "a"))).metrics)

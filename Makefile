@@ -2,6 +2,7 @@
 #   make demo     from raw text to a trained GPT that talks back, minutes on a laptop without GPU
 #   make test     the test suite            make check    format, lint, types
 #   make bench    benchmarks, side by side with other libraries
+#   make test-gguf   exported models in llama.cpp, which is compiled first: minutes, a C++ compiler
 # TORCH_INDEX names a PyTorch wheel index, for another build than the registry's own:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu     the small build without CUDA
 # PYTHON names the interpreter (3.11 or newer), VENV the environment's folder.
@@ -15,13 +16,16 @@ VENV ?= .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-gguf check bench clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/gptsmith demo
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest
+
+test-gguf: $(VENV)/.llama
+	@$(BIN)/python -m pytest -m gguf
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -54,4 +58,10 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.installed
 	@$(PIP) -q -e ".[dev]"
+	@touch $@
+
+# -O1 builds in half the time and computes the same; leave these flags out to measure speed.
+$(VENV)/.llama: $(VENV)/.dev
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_OPENMP=OFF -DCMAKE_CXX_FLAGS_RELEASE=-O1 -DCMAKE_C_FLAGS_RELEASE=-O2" \
+	  $(PIP) llama-cpp-python
 	@touch $@

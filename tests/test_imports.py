@@ -46,6 +46,7 @@ OPTIONAL = {
     "datasets",
     "gguf",
     "huggingface_hub",
+    "llama_cpp",
     "lm_eval",
     "mlflow",
     "peft",

@@ -56,6 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like that of a newcomer: the recipes, and small sets of their own to tune on."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "configs").symlink_to(ROOT / "configs")
+    (folder / "README.md").symlink_to(ROOT / "README.md")
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
     (folder / "chat.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 40)
     rows = [{"instruction": f"Say {i}.", "input": "", "output": f"It is {i}."} for i in range(40)]

@@ -21,8 +21,10 @@ VERBS = {
     "finetune": ("gptsmith.recipes.finetune:main", "tune a model: chat, instruct, classify"),
     "chat": ("gptsmith.commands.chat:main", "talk with a tuned model"),
     "classify": ("gptsmith.commands.classify:main", "name the class of texts"),
-    "evaluate": ("gptsmith.commands.evaluate:main", "measure a trained model on a corpus"),
+    "evaluate": ("gptsmith.commands.evaluate:main", "measure a model: text, questions, answers"),
     "generate": ("gptsmith.commands.generate:main", "continue prompts with a trained model"),
+    "import": ("gptsmith.commands.import_model:main", "make a run of a foreign model"),
+    "export": ("gptsmith.commands.export:main", "write a model for transformers or llama.cpp"),
     "inspect": ("gptsmith.commands.inspect:main", "show what a corpus or a run holds"),
 }
 

@@ -88,7 +88,7 @@ class ChatTemplate:
         self._layouts: dict[tuple[tuple[str, ...], bool], str] = {}
         self._spans: dict[tuple[str, ...], list[tuple[int, int]]] = {}
         twice = ("user", "assistant") * 2
-        ends = [self._end(self._layout(twice), i)[1] for i in (1, 3)]
+        ends = [self._end(self.layout(twice), i)[1] for i in (1, 3)]
         self.stop_ids = tuple(dict.fromkeys([*ends, *([] if eos is None else [eos])]))
 
     def encode(self, messages: Sequence[Message]) -> Encoded:
@@ -103,7 +103,7 @@ class ChatTemplate:
         roles = tuple(message["role"] for message in messages)
         if "assistant" not in roles:
             raise ValueError("the conversation has no assistant message: nothing to learn from it")
-        layout = self._layout(roles)
+        layout = self.layout(roles)
         contents = self._contents(layout, messages, generate=False)
         ids: list[int] = []
         scored: list[bool] = []
@@ -135,7 +135,7 @@ class ChatTemplate:
         messages = _checked(messages)
         if messages[-1]["role"] != "user":
             raise ValueError(f"the last message is the {messages[-1]['role']}'s, not the user's")
-        layout = self._layout(tuple(message["role"] for message in messages), generate=True)
+        layout = self.layout(tuple(message["role"] for message in messages), generate=True)
         return self._ids(layout, self._contents(layout, messages, generate=True), True)
 
     def fit(self, messages: Sequence[Message], limit: int) -> list[Message]:
@@ -174,7 +174,12 @@ class ChatTemplate:
     # Rendering. A layout is the rendered conversation with placeholders for the contents, so it
     # depends on the roles alone.
 
-    def _layout(self, roles: tuple[str, ...], generate: bool = False) -> str:
+    def layout(self, roles: tuple[str, ...], generate: bool = False) -> str:
+        """The conversation with U+FDD0, number, U+FDD1 where the content of each message goes.
+
+        generate: with what asks for an answer at its end. ValueError for a template that writes a
+        content not once.
+        """
         if (roles, generate) not in self._layouts:
             marked = [Message(role=r, content=f"\ufdd0{i}\ufdd1") for i, r in enumerate(roles)]
             layout = self._render(marked, generate)
@@ -204,9 +209,9 @@ class ChatTemplate:
     def _answers(self, roles: tuple[str, ...]) -> list[tuple[int, int]]:
         """Where each answer stands in the layout: its generation prompt, and its end token."""
         if roles not in self._spans:
-            layout, spans = self._layout(roles), []
+            layout, spans = self.layout(roles), []
             for i in (i for i, role in enumerate(roles) if role == "assistant"):
-                before, prompt = self._layout(roles[:i]), self._layout(roles[:i], generate=True)
+                before, prompt = self.layout(roles[:i]), self.layout(roles[:i], generate=True)
                 if not layout.startswith(prompt):
                     raise ValueError(
                         "the chat template differs between training and chatting: the prompt for "

@@ -73,6 +73,15 @@ def test_run_folder_is_complete(corpus, tmp_path):
     )
 
 
+def test_the_end_is_measured_on_ten_times_as_much(corpus, tmp_path):
+    run = tmp_path / "run"
+    more = ("--train.steps", "4", "--eval.every", "2", "--eval.tokens", "64")
+    assert train(corpus, run, *more) == 0
+    assert [(e["step"], e["tokens"]) for e in events(run, "val")] == [
+        (0, 64), (2, 64), (4, 64), (4, 640)
+    ]  # fmt: skip
+
+
 def test_learns(corpus, tmp_path):
     """The arithmetic is a pattern that a small model must pick up: from 5.5 nats to under 1.3."""
     assert train(corpus, tmp_path / "run", "--train.steps", "300", "--eval.every", "0") == 0

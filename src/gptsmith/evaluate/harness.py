@@ -152,14 +152,22 @@ def _model_class() -> type[LM]:
     return GPTSmithLM
 
 
+def register() -> None:
+    """Make `gptsmith` a name of a model: simple_evaluate(model="gptsmith", model_args="run=...")."""
+    made = _model_class()
+    from lm_eval.api.registry import model_registry
+
+    model_registry.register("gptsmith", target=made)
+
+
 def main() -> None:
-    """The harness's command with one more model, `gptsmith`."""
+    """The harness's command with one model more."""
     try:
-        from lm_eval.__main__ import cli_evaluate
-        from lm_eval.api.registry import model_registry
-    except ImportError:
-        sys.exit("error: lm-evaluation-harness is not installed: pip install 'gptsmith[eval]'")
-    model_registry.register("gptsmith", target=_model_class())
+        register()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    from lm_eval.__main__ import cli_evaluate
+
     cli_evaluate()
 
 

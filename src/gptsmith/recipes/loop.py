@@ -200,9 +200,12 @@ class _Session:
             torch.amp.GradScaler(self.device.type) if config.train.precision == "fp16" else None,
         )
         self.per_step = rows_per_step(config, task.samples.T)
-        # The best is judged on the same text each time; the end is measured on all of it.
-        limit = config.eval.tokens
-        self.limit = None if limit is None or limit >= task.val_tokens else limit
+        # The best is judged on the same text each time; the end is measured on more of it.
+        tokens = config.eval.tokens
+        self.limit, self.last_limit = (
+            None if tokens is None or times * tokens >= task.val_tokens else times * tokens
+            for times in (1, 10)
+        )
 
     def resume(self) -> list[str]:
         """Continue from the newest good checkpoint; returns what there is to say about it."""
@@ -294,10 +297,10 @@ class _Session:
         """Measure and show. Whether this is the best so far, and whether to stop early."""
         config, now, before = self.config, self.now, self.monitor.seconds
         alone = done and not config.eval.every  # then there is nothing to compare with
-        best = now.improves(self.measure(None if alone else self.limit))
+        best = now.improves(self.measure(self.last_limit if alone else self.limit))
         enough = self.stops_early()
         if (done or enough) and self.limit is not None and not alone:
-            self.measure(None)
+            self.measure(self.last_limit)
         self.show()
         if enough:
             message = f"stopped early: best was step {now.best_step}"

@@ -63,7 +63,8 @@ class EvalConfig(Section):
     every: int = Field(100, ge=0)
     """Steps between evaluations; 0: at the end only."""
     tokens: int | None = Field(200_000, ge=1)
-    """Validation tokens used while training; at the end all are."""
+    """Validation tokens used while training, ten times as many at the end; none: all, always.
+    `gptsmith evaluate` takes all."""
     patience: int = Field(0, ge=0)
     """Stop early after so many evaluations without a new best; 0: never."""
     prompt: str = ""

@@ -1,0 +1,258 @@
+"""Files from the network: whole and verified, or not at all. OpenAI's GPT-2 is fetched here.
+
+What lies there already, fetched earlier or put there by hand, is verified and used. A transfer that
+breaks off goes on where it was, in this call or the next.
+"""
+
+import base64
+import glob
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from gptsmith import files
+
+_OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/models"
+_PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before a try that follows one without progress
+_TIMEOUT = httpx.Timeout(30, connect=10)
+
+Report = Callable[[str, int, int], None]  # name of the file, bytes there, bytes in all
+
+
+class Wanted(NamedTuple):
+    """A file to fetch; None where its size or sha256 was never published."""
+
+    name: str
+    size: int | None = None
+    sha256: str | None = None
+
+
+_DATA = "model.ckpt.data-00000-of-00001"
+_TABLES = (
+    Wanted("checkpoint", 77, "dd1b025d2e155283f5e300ce95bf6d5b6bc0f7fe010db73daa6975eb896ab9cb"),
+    Wanted(
+        "encoder.json",
+        1_042_301,
+        "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    ),
+    Wanted(
+        "vocab.bpe", 456_318, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+    ),
+)
+# Where no sha256 is known, a damaged transfer shows in the size, in the server's MD5, and, for the
+# weights, in the checksum that the index holds of every tensor.
+GPT2: dict[str, tuple[Wanted, ...]] = {
+    "124M": (
+        *_TABLES,
+        Wanted(
+            "hparams.json", 90, "d9d56e4121c427164e0c55c6f03c08e1daf9002b9b672825112d19097b680318"
+        ),
+        Wanted(
+            "model.ckpt.index",
+            5215,
+            "71916f763f9746f9b2a06b12d91996cf1084ae008d0424543d39391c5f2dc687",
+        ),
+        Wanted(
+            _DATA, 497_759_232, "2060c885360cc0cf41d7a6dbc4d24b5127aae20260c8b5ae521b5a6578407118"
+        ),
+    ),
+    "355M": (
+        *_TABLES,
+        Wanted("hparams.json", 91),
+        Wanted("model.ckpt.index", 10_399),
+        Wanted(_DATA, 1_419_292_672),
+    ),
+    "774M": (*_TABLES, Wanted("hparams.json"), Wanted("model.ckpt.index"), Wanted(_DATA)),
+    "1558M": (*_TABLES, Wanted("hparams.json"), Wanted("model.ckpt.index"), Wanted(_DATA)),
+}
+
+
+def gpt2(size: str) -> Path:
+    """The folder of OpenAI's GPT-2 of this size (a key of GPT2), complete and verified.
+
+    Raises FileNotFoundError, saying which files to put where, if they cannot be fetched, and
+    ValueError if a file is not what it should be.
+    """
+    folder = _cache() / "gpt2" / size
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.lock(folder, "then run this again"), _progress() as report:
+        for wanted in GPT2[size]:
+            path = folder / wanted.name
+            if path.is_file():
+                verify(path, wanted, "delete it and run this again")
+                continue
+            try:
+                fetch(f"{_OPENAI}/{size}/{wanted.name}", path, wanted, report)
+            except ConnectionError as error:
+                missing = [w.name for w in GPT2[size] if not (folder / w.name).is_file()]
+                raise FileNotFoundError(
+                    f"GPT-2 {size} cannot be fetched ({error}): put {', '.join(missing)} of "
+                    f"{_OPENAI}/{size} into {folder} and run this again"
+                ) from None
+    return folder
+
+
+def fetch(url: str, path: Path, wanted: Wanted, report: Report) -> None:
+    """Make `path` of what is at `url`: whole and verified, or not at all.
+
+    What a broken transfer left stands beside it (NAME.*.part), and the next one goes on from there.
+    Raises ConnectionError when the server is out of reach or gives up, ValueError when it has
+    something else than what is wanted.
+    """
+    reached, pauses = False, iter(_PAUSES)
+    while True:
+        there = _size(_part(path))
+        try:
+            return _transfer(url, path, wanted, report)
+        except httpx.HTTPStatusError as error:
+            code = error.response.status_code
+            why = f"{url} answers {code} {error.response.reason_phrase}".strip()
+            again = code in (408, 429) or code >= 500
+        except httpx.RequestError as error:
+            why = str(error) or type(error).__name__
+            again = reached or not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+        if not again:  # without network the user should not wait to be told
+            raise ConnectionError(why) from None
+        reached = True
+        if _size(_part(path)) > there:
+            pauses = iter(_PAUSES)
+        pause = next(pauses, None)
+        if pause is None:
+            raise ConnectionError(f"gave up after {len(_PAUSES) + 1} tries, the last: {why}")
+        time.sleep(pause)
+
+
+def _transfer(url: str, path: Path, wanted: Wanted, report: Report) -> None:
+    """One request: for what is missing of the file, if a part of the same version is there."""
+    part = _part(path)
+    # A range behind the end is an error, so a part that may be whole is asked for its last byte.
+    start = max(_size(part) - 1, 0)
+    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
+    with httpx.stream(
+        "GET", url, headers=headers, timeout=_TIMEOUT, follow_redirects=True
+    ) as answer:
+        code, etag = answer.status_code, answer.headers.get("ETag", "")
+        target = path.with_name(f"{path.name}.{hashlib.sha256(etag.encode()).hexdigest()[:8]}.part")
+        if not etag or etag.startswith("W/"):  # no telling one version from another
+            target = path.with_name(f"{path.name}.part")
+        follows = answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+        if part and start and (code == 416 or (code == 206 and not (follows and target == part))):
+            part.unlink()  # of another version than the server has now
+            return _transfer(url, path, wanted, report)
+        answer.raise_for_status()
+        if code == 200:  # the whole, asked for or not
+            start = 0
+        _receive(answer, target, start, wanted, report)
+    verify(target, wanted, "what came is deleted, run this again")
+    os.replace(target, path)
+    files.sync(path.parent)
+
+
+def _receive(
+    answer: httpx.Response, target: Path, start: int, wanted: Wanted, report: Report
+) -> None:
+    """Write the answer's body into `target` from byte `start` on."""
+    length = answer.headers.get("Content-Length", "")
+    size = start + int(length) if length.isdecimal() else wanted.size
+    if size is None or (wanted.size is not None and wanted.size != size):
+        raise ValueError(
+            f"{answer.url} has {size or 'an unknown number of'} bytes, expected {wanted.size}: it "
+            "is not the file that was published"
+        )
+    with target.open("r+b" if start else "wb") as file:
+        file.truncate(start)
+        file.seek(start)
+        for block in answer.iter_raw():
+            if file.tell() + len(block) > size:
+                raise ValueError(f"{answer.url} sends more than the {size} bytes it promised")
+            file.write(block)
+            report(wanted.name, file.tell(), size)
+        if file.tell() < size:  # no Content-Length that httpx would hold it to
+            raise httpx.RemoteProtocolError(f"{answer.url} ended at {file.tell()} of {size} bytes")
+    files.sync(target)
+    # of the whole file: what Azure calls it, and, where all was sent, the standard's name
+    digest = answer.headers.get("x-ms-blob-content-md5")
+    digest = digest or (not start and answer.headers.get("Content-MD5"))
+    if digest:
+        with target.open("rb") as file:
+            md5 = hashlib.file_digest(file, "md5").digest()
+        if base64.b64encode(md5).decode() != digest:
+            target.unlink()
+            raise ValueError(
+                f"{answer.url} does not have the MD5 that it announced: run this again"
+            )
+
+
+def _part(path: Path) -> Path | None:
+    """What a broken transfer left: NAME.VERSION.part, VERSION the start of the ETag's sha256."""
+    return next(iter(sorted(path.parent.glob(f"{glob.escape(path.name)}.????????.part"))), None)
+
+
+def _size(part: Path | None) -> int:
+    return part.stat().st_size if part else 0
+
+
+def verify(path: Path, wanted: Wanted, remedy: str) -> None:
+    """ValueError unless the file has the size and sha256 that are known of it."""
+    if wanted.size is not None and wanted.size != (size := path.stat().st_size):
+        wrong = f"has {size:,} bytes instead of {wanted.size:,}"
+    elif wanted.sha256 is not None and wanted.sha256 != (found := files.sha256(path)):
+        wrong = f"has sha256 {found[:16]}... instead of {wanted.sha256[:16]}..."
+    else:
+        return
+    if path.suffix == ".part":
+        path.unlink()
+    raise ValueError(f"{path} {wrong}: {remedy}")
+
+
+def _cache() -> Path:
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        raise ValueError("no home folder to keep models in: set XDG_CACHE_HOME to one") from None
+    return root / "gptsmith"
+
+
+@contextmanager
+def _progress() -> Iterator[Report]:
+    """A bar per file on a terminal, elsewhere a line per file and every ten seconds."""
+    console = Console(stderr=True, highlight=False)
+    bars: dict[str, TaskID] = {}
+    last = 0.0
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+
+        def report(name: str, there: int, size: int) -> None:
+            nonlocal last
+            if name not in bars or (not console.is_terminal and time.monotonic() - last > 10):
+                last = time.monotonic()
+                if not console.is_terminal:
+                    console.print(f"fetching {name}: {there / 1e6:,.1f} of {size / 1e6:,.1f} MB")
+            if name not in bars:
+                bars[name] = progress.add_task(name, total=size)
+            progress.update(bars[name], completed=there)
+
+        yield report

@@ -1,0 +1,148 @@
+"""A run as a folder that stock transformers opens: no code of ours is needed there."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from functools import reduce
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gptsmith import files
+from gptsmith.conversation import ChatTemplate
+from gptsmith.interop import hf_tokenizer, model_card
+from gptsmith.interop.huggingface import config_json
+from gptsmith.model import weights
+from gptsmith.model.config import ModelConfig
+from gptsmith.model.gpt import GPTModel
+from gptsmith.model.stock import place, stock_class
+from gptsmith.run import Run, Which
+from gptsmith.tokenizer import Tokenizer
+from gptsmith.train import checkpoint as checkpoints
+
+_BASE = "base"
+
+
+def export(
+    run: Run,
+    out: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    checkpoint: Which = "last",
+    adapter: bool = False,
+) -> list[str]:
+    """Write the folder `out`, whole or not at all; returns what the user should hear.
+
+    dtype: of the weights, by default that of the run. adapter: of a LoRA run, peft's adapter with
+    the model that it started from in OUT/base, instead of the two merged.
+    Raises ValueError for an architecture without a stock class, naming the axis, and for weights
+    that `dtype` cannot hold; FileExistsError if `out` is occupied.
+    """
+    config, tokenizer = run.model_config, run.tokenizer
+    cls, notes = stock_class(config), []
+    if _opens_as_llama(config, tokenizer):
+        other = stock_class(config.change(bias="all"))
+        notes.append(f"written as {other} with biases of zero: every {cls} gets Qwen's tokenizer")
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{run.path}: {tokenizer.vocab_size:,} tokens, but the model has vectors for "
+            f"{config.vocab_size:,}: they do not belong together"
+        )
+    if adapter:
+        _refuse_without_adapter(run, checkpoint)
+    files.refuse_occupied(out)
+    model = run.base_model() if adapter else run.load_model(checkpoint)
+    with files.atomic_folder(out) as folder:
+        if adapter:
+            (folder / _BASE).mkdir()
+            _write_model(folder / _BASE, run, model, dtype)
+            _write_adapter(folder, run, out)
+        else:
+            _write_model(folder, run, model, dtype)
+    if run.notice and not adapter:
+        notes.append(run.notice)
+    if cut := config.vocab_size - tokenizer.vocab_size:
+        notes.append(f"{cut:,} rows that padded the vocabulary are left out")
+    return notes
+
+
+def _opens_as_llama(config: ModelConfig, tokenizer: Tokenizer) -> bool:
+    """Whether a Qwen2 is better off as the Llama that it is, apart from biases that are zero:
+    transformers would open its tokenizer as another one."""
+    return config.bias == "qkv" and not hf_tokenizer.splits_as_qwen2(tokenizer)
+
+
+def _write_model(folder: Path, run: Run, model: GPTModel, dtype: torch.dtype | None) -> None:
+    tokenizer, tensors = run.tokenizer, model.state_dict()
+    config = model.config.change(vocab_size=tokenizer.vocab_size)
+    if _opens_as_llama(config, tokenizer):
+        config = config.change(bias="all")
+    if dtype is None:
+        dtype = reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values()})
+    names = hf_tokenizer.roles(tokenizer)
+    tokens = {role: tokenizer.special_tokens[name] for role, name in names.items()}
+    ids = {f"{role}_id": tokens.get(role) for role in ("bos_token", "eos_token", "pad_token")}
+    files.write_json(folder / "config.json", config_json(config, dtype, ids))
+    if not config.labels:
+        stops = [ids["eos_token_id"]]
+        if run.template is not None:
+            stops = [*ChatTemplate(run.template, tokenizer).stop_ids]
+        start = tokens.get("bos_token", ids["eos_token_id"])  # of what has no prompt
+        generation = {**ids, "bos_token_id": start, "eos_token_id": stops}
+        files.write_json(folder / "generation_config.json", generation)
+    hf_tokenizer.write(folder, tokenizer, run.template, config.context_length)
+    checkpoints.stream_tensors(
+        folder / "model.safetensors",
+        _shapes(config),
+        dtype,
+        _theirs(config, tensors, dtype),
+    )
+    files.write_text(folder / "README.md", model_card.text(run, config, dtype))
+
+
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for ours, shape in weights.shapes(config).items():
+        there = place(config, ours, shape[0])
+        for name, rows in zip(there.names, there.rows, strict=True):
+            whole = (rows, *shape[1:])
+            shapes[name] = whole[::-1] if there.transposed else whole
+    return shapes
+
+
+def _theirs(
+    config: ModelConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    for ours, shape in weights.shapes(config).items():
+        tensor = tensors[ours] if ours in tensors else torch.zeros(shape)
+        there = place(config, ours, shape[0])
+        rows = tensor[: shape[0]].split(there.rows)  # an embedding may have more, for padding
+        for name, part in zip(there.names, rows, strict=True):
+            part = part.to(dtype)
+            if not part.isfinite().all():
+                raise ValueError(
+                    f"{ours} has numbers that {str(dtype).removeprefix('torch.')} cannot hold: "
+                    "export it with --dtype bf16 or fp32"
+                )
+            yield name, (part.T if there.transposed else part).contiguous()
+
+
+def _refuse_without_adapter(run: Run, checkpoint: Which) -> None:
+    if not run.tuning.lora.rank:
+        raise ValueError(f"{run.path} has no adapter, it was not tuned with LoRA")
+    if checkpoint != "last" or not run.weights.is_file():
+        raise ValueError(
+            f"{run.path}: an adapter is exported as the end of training left it; without --adapter "
+            "other checkpoints are exported too, merged"
+        )
+
+
+def _write_adapter(folder: Path, run: Run, out: Path) -> None:
+    """peft's two files, and the tokenizer with the new tokens."""
+    hf_tokenizer.write(folder, run.tokenizer, run.template, run.model_config.context_length)
+    stored = files.read_json(run.weights.with_name("adapter_config.json"))
+    # peft resolves it where the program runs, so a relative path would not do
+    stored["base_model_name_or_path"] = str(out.resolve() / _BASE)
+    files.write_json(folder / "adapter_config.json", stored)
+    shutil.copyfile(run.weights, folder / run.weights.name)
+    files.write_text(folder / "README.md", model_card.adapter_text(run))

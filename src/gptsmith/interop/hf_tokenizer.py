@@ -1,0 +1,196 @@
+"""Tokenizer and chat template in a folder of transformers: reading and writing its files."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from gptsmith import files
+from gptsmith.conversation import ChatTemplate
+from gptsmith.interop.weight_files import read_json, refuse_links_out
+from gptsmith.tokenizer import Tokenizer
+from gptsmith.tokenizer_json import special_token
+
+_CONFIG, _JSON, _TEMPLATE = "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"
+_LONGEST = 256 << 20  # bytes of a tokenizer.json; Gemma's has 33 million
+_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
+# What ChatTemplate gives a template as bos_token, and what is known to pad.
+_BEGINNINGS = ("<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>")
+_QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_PADS = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
+
+
+def read(folder: Path, model_type: str) -> Tokenizer:
+    """The tokenizer in a folder: tokenizer.json, or GPT-2's vocab.json and merges.txt, with the
+    special tokens that the files beside it name.
+
+    Raises ValueError or FileNotFoundError saying what is there instead, and the remedy.
+    """
+    config = _optional(folder / _CONFIG)
+    remedy = "with transformers, AutoTokenizer.from_pretrained(F).save_pretrained(F) makes one"
+    if (path := folder / _JSON).is_file():
+        refuse_links_out(path)
+        if path.stat().st_size > _LONGEST:
+            raise ValueError(
+                f"{path} has {path.stat().st_size:,} bytes: no tokenizer needs so many"
+            )
+        try:
+            tokenizer = Tokenizer.load(path)
+        except RecursionError:
+            raise ValueError(f"{path}: nested too deeply") from None
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        kind = str(config.get("tokenizer_class", "GPT2Tokenizer"))
+        if model_type != "gpt2" or kind.removesuffix("Fast") != "GPT2Tokenizer":
+            raise ValueError(
+                f"{folder} has vocab.json and merges.txt of a {model_type}, which do not tell how "
+                f"it splits a text; its tokenizer.json would: {remedy}"
+            )
+        if config.get("add_prefix_space") or config.get("add_bos_token"):
+            raise ValueError(
+                f"{folder / _CONFIG} adds to the text; a tokenizer.json says how: {remedy}"
+            )
+        tokenizer = Tokenizer.load(folder)
+    elif found := sorted(path.name for path in folder.glob("*.model")):
+        raise ValueError(
+            f"{folder} has a SentencePiece tokenizer ({found[0]}) and no tokenizer.json: {remedy}"
+        )
+    else:
+        raise FileNotFoundError(
+            f"{folder} has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt"
+        )
+    return _with_special(tokenizer, folder, config)
+
+
+def _with_special(tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer with those special tokens that the files beside tokenizer.json alone name."""
+    wanted: dict[str, int | None] = dict(_named(config))
+    wanted |= _named(_optional(folder / "special_tokens_map.json"))
+    wanted |= {
+        str(token["content"]): int(i)
+        for i, token in (config.get("added_tokens_decoder") or {}).items()
+        if isinstance(token, dict) and token.get("special") and "content" in token
+    }
+    wanted |= _optional(folder / "added_tokens.json")
+    wanted = {name: i for name, i in wanted.items() if name not in tokenizer.special_tokens}
+    if not wanted:
+        return tokenizer
+    document = json.loads(tokenizer.to_json())
+    vocab = document["model"].get("vocab") or {}
+    if isinstance(vocab, list):  # Unigram: pieces with their scores
+        vocab = {piece[0]: i for i, piece in enumerate(vocab)}
+    added = {token["content"]: token for token in document.get("added_tokens") or []}
+    for name, i in wanted.items():
+        if name in added:
+            added[name]["special"] = True
+        elif (place := vocab.get(name, i)) is not None:
+            added[name] = special_token(name, place)
+    document["added_tokens"] = sorted(added.values(), key=lambda token: token["id"])
+    changed = Tokenizer(json.dumps(document, ensure_ascii=False), folder / _JSON)
+    for name, i in wanted.items():
+        if i is not None and changed.special_tokens.get(name) != i:
+            raise ValueError(
+                f"{folder}: its tokenizer files disagree about {name!r}, {i} or "
+                f"{changed.special_tokens.get(name)}: save it with transformers again"
+            )
+    return changed
+
+
+def _named(config: Mapping[str, Any]) -> Iterator[tuple[str, None]]:
+    more = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
+    for value in [*map(config.get, _NAMES), *(more if isinstance(more, list) else more.values())]:
+        if text := _content(value):
+            yield text, None
+
+
+def _content(value: Any) -> str | None:
+    """A special token is written as its text, or as an object that has it."""
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) and text else None
+
+
+def read_template(folder: Path, tokenizer: Tokenizer) -> tuple[str | None, list[str]]:
+    """The chat template of a folder, and what is to be said about it.
+
+    None if there is none, or, with a note, if it is not one that we can use (ChatTemplate).
+    """
+    config = _optional(folder / _CONFIG)
+    source = _template_in(folder, config)
+    if source is None:
+        return None, []
+    # Templates may ask for tokens by role. Ours are found by name; where tokenizer_config.json says
+    # otherwise, the template is told first. The line break behind a block is not printed.
+    ours = roles(tokenizer)
+    for role in _NAMES:
+        token = _content(config.get(role))
+        if token and token != ours.get(role) and re.search(rf"\b{role}\b", source):
+            source = f"{{% set {role} = {json.dumps(token, ensure_ascii=False)} %}}\n{source}"
+    try:
+        ChatTemplate(source, tokenizer)
+    except ValueError as error:
+        why = " ".join(str(error).split())[:160]
+        return None, [f"its chat template is left out, it cannot be used here: {why}"]
+    return source, []
+
+
+def _template_in(folder: Path, config: Mapping[str, Any]) -> str | None:
+    path = folder / _TEMPLATE
+    if path.is_file():
+        refuse_links_out(path)
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, byte {error.start}: not UTF-8 ({error.reason})") from None
+    given = _optional(folder / "chat_template.json").get("chat_template")
+    given = given or config.get("chat_template")
+    if isinstance(given, list):  # several by name
+        named = {t.get("name"): t.get("template") for t in given if isinstance(t, dict)}
+        given = named.get("default")
+    return given if isinstance(given, str) and given else None
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def roles(tokenizer: Tokenizer) -> dict[str, str]:
+    """Special tokens by what transformers calls them: bos_token, eos_token, pad_token.
+
+    Where no token is known to pad, the end of a text does. Nothing for a tokenizer without any.
+    """
+    names = {i: name for name, i in tokenizer.special_tokens.items()}
+    found = {}
+    with suppress(ValueError):
+        found["eos_token"] = found["pad_token"] = names[tokenizer.eos_id]
+    for role, known in (("bos_token", _BEGINNINGS), ("pad_token", _PADS)):
+        if name := next((name for name in known if name in tokenizer.special_tokens), None):
+            found[role] = name
+    return found
+
+
+def splits_as_qwen2(tokenizer: Tokenizer) -> bool:
+    """Whether it is cut as Qwen2Tokenizer cuts, which transformers 5 takes for every Qwen2,
+    whatever tokenizer.json and tokenizer_config.json say (models/auto/tokenization_auto.py)."""
+    before = json.loads(tokenizer.to_json()).get("pre_tokenizer") or {}
+    steps = before.get("pretokenizers") or [before]
+    return (steps[0].get("pattern") or {}).get("Regex") == _QWEN2_SPLIT
+
+
+def write(folder: Path, tokenizer: Tokenizer, template: str | None, context: int) -> None:
+    """The files from which AutoTokenizer makes the same tokenizer, and its chat template."""
+    tokenizer.save(folder / _JSON)
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": context,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],  # GPT-2 would add token_type_ids
+        **roles(tokenizer),
+    }
+    if template is not None:
+        config["chat_template"] = template
+        files.write_text(folder / _TEMPLATE, template)
+    files.write_json(folder / _CONFIG, config)

@@ -1,0 +1,86 @@
+"""The Modelfile that tells Ollama how to talk with a GGUF.
+
+Ollama does not run the Jinja template inside a GGUF: it has templates of its own, in Go's
+text/template (https://docs.ollama.com/template), so ours is written anew in that language.
+"""
+
+import re
+from collections.abc import Sequence
+
+from gptsmith.conversation import ChatTemplate
+
+_CONTENT = "\ufdd0"  # where a message's content stands; in no text, says Unicode
+_MARK = re.compile("\ufdd0\\d+\ufdd1")
+
+
+def text(name: str, context: int, stops: Sequence[str], template: str | None) -> str:
+    """The Modelfile of NAME.gguf beside it; template None leaves the choice to Ollama."""
+    lines = [f"# ollama create {name} -f Modelfile", f"FROM ./{name}.gguf"]
+    if template is not None:
+        lines.append(f'TEMPLATE """{template}"""')
+    lines += [f'PARAMETER stop "{stop}"' for stop in stops]
+    return "\n".join([*lines, f"PARAMETER num_ctx {context}", ""])
+
+
+def go_template(chat: ChatTemplate, beginning: str | None) -> str | None:
+    """What renders conversations in Ollama as `chat` does; None if `chat` is of no such form.
+
+    That form: an opening if there is no system message, one block for each message that depends on
+    its role alone, and the generation prompt behind a last message that is not the assistant's.
+    beginning: a token that llama.cpp itself puts before every text, not to be written twice.
+    """
+    try:
+        blocks, opening, prompt = _pieces(chat)
+    except ValueError:  # no system messages, say
+        return None
+    if beginning:
+        opening = opening.removeprefix(beginning)
+        blocks["system"] = blocks["system"].removeprefix(beginning)
+    branches = []
+    for role, block in blocks.items():
+        before, after = map(_literal, block.split(_CONTENT))
+        if role == "assistant":  # one that comes last is to be continued
+            after = f"{{{{ if not $last }}}}{after}{{{{ end }}}}"
+        branches.append(f'if eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}')
+    written = (
+        (f"{{{{ if not .System }}}}{_literal(opening)}{{{{ end }}}}" if opening else "")
+        + "{{ range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}{{ "
+        + "{{ else ".join(branches)
+        + '{{ end }}{{ if and $last (ne .Role "assistant") }}'
+        + _literal(prompt)
+        + "{{ end }}{{ end }}"
+    )
+    return None if '"""' in written else written
+
+
+def _pieces(chat: ChatTemplate) -> tuple[dict[str, str], str, str]:
+    """The block of each role, the opening, and the generation prompt; ValueError if the template
+    does not consist of them."""
+
+    def shape(*roles: str, generate: bool = False) -> str:
+        return _MARK.sub(_CONTENT, chat.layout(roles, generate))
+
+    one, two = shape("user"), shape("user", "assistant")
+    user = shape("user", "assistant", "user").removeprefix(two)
+    blocks = {
+        "system": shape("system", "user").removesuffix(user),
+        "user": user,
+        "assistant": two.removeprefix(one),
+    }
+    opening, prompt = one.removesuffix(user), shape("user", generate=True).removeprefix(one)
+    talk = ("user", "assistant", "user", "assistant", "user")
+    for roles in (talk[:1], talk[:2], talk, ("system", *talk[:2]), ("system", *talk)):
+        whole = ("" if roles[0] == "system" else opening) + "".join(blocks[r] for r in roles)
+        prompted = whole + prompt
+        if whole != shape(*roles) or (
+            roles[-1] == "user" and prompted != shape(*roles, generate=True)
+        ):
+            raise ValueError("the blocks of this template depend on more than their roles")
+    if any(block.count(_CONTENT) != 1 for block in blocks.values()):
+        raise ValueError("a block of this template has no content, or more than one")
+    return blocks, opening, prompt
+
+
+def _literal(text: str) -> str:
+    """Plain text in a Go template."""
+    return text.replace("{{", '{{ "{{" }}')

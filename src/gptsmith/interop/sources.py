@@ -1,0 +1,89 @@
+"""What a user may import, by path or by name, and which reader takes it."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from gptsmith.interop import fetch, hf_import, hub, nanogpt, openai_tf
+from gptsmith.interop.imported import Imported
+from gptsmith.run import layout
+
+_ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# Names without an owner, which the Hub no longer goes by.
+_OWNERS = {"distilgpt2": "distilbert/distilgpt2"} | {
+    name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+}
+_NANOGPT = (".pt", ".pth", ".ckpt")
+_OTHERS = {
+    ".gguf": "is an export for llama.cpp: import the model that it was made of",
+    ".bin": "is a pickle of weights, which can run code: if you trust it, load it with "
+    "transformers, write it with save_pretrained and import that folder",
+    ".safetensors": "holds weights only: its config.json has to lie beside it",
+    ".index": "is TensorFlow's: hparams.json (n_vocab, n_ctx, n_embd, n_head, n_layer), "
+    "encoder.json and vocab.bpe have to lie beside it",
+}
+_EXPECTED = "a folder with config.json or hparams.json, or a .pt file of nanoGPT"
+
+
+def open_source(source: str) -> Imported:
+    """The model at a path, or of a name: a size of OpenAI's GPT-2, or OWNER/NAME of the Hub.
+
+    What is there decides, a path before a name. Raises ValueError or FileNotFoundError that says
+    what was found or looked for, and what to do.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _open_folder(path)
+    if path.exists():
+        return _open_file(path)
+    if source in fetch.GPT2:
+        imported = openai_tf.open_folder(fetch.gpt2(source))
+        return replace(imported, origin={**imported.origin, "import": source})
+    if _ON_HUB.fullmatch(source):
+        folder, revision, notes = hub.fetch(source)
+        imported = hf_import.open_folder(folder)
+        origin = {**imported.origin, "import": source, "revision": revision}
+        return replace(imported, origin=origin, notes=[*notes, *imported.notes])
+    known = f" ({_OWNERS[source]} on the Hub)" if source in _OWNERS else ""
+    raise FileNotFoundError(
+        f"{source}: there is no such file or folder{known}; expected {_EXPECTED}, a size of GPT-2 "
+        f"({', '.join(fetch.GPT2)}), or OWNER/NAME of the Hub"
+    )
+
+
+def _open_folder(folder: Path) -> Imported:
+    names = sorted(child.name for child in folder.iterdir())
+    if layout.is_run(folder):
+        raise ValueError(f"{folder} is a run of gptsmith already: use it as it is")
+    if "hparams.json" in names:
+        return openai_tf.open_folder(folder)
+    if "config.json" in names:
+        return hf_import.open_folder(folder)
+    if "manifest.json" in names:
+        raise ValueError(
+            f"{folder} is a prepared corpus or a run's checkpoint: import takes models"
+        )
+    if "adapter_config.json" in names:
+        raise ValueError(
+            f"{folder} is an adapter, not a model: merge it into its base with peft's "
+            "merge_and_unload, write that with save_pretrained and import the folder"
+        )
+    for name in names:
+        if Path(name).suffix in _NANOGPT:
+            raise ValueError(
+                f"{folder} has no config.json: if it is nanoGPT's, give {folder / name}"
+            )
+        if Path(name).suffix in _OTHERS:
+            raise ValueError(f"{folder}: {name} {_OTHERS[Path(name).suffix]}")
+    raise ValueError(f"{folder} holds no model: expected {_EXPECTED}")
+
+
+def _open_file(path: Path) -> Imported:
+    if path.suffix in _NANOGPT:
+        return nanogpt.open_file(path)
+    folder = path.parent
+    if (folder / "config.json").is_file() or (folder / "hparams.json").is_file():
+        raise ValueError(f"{path} is one file of a model: give its folder, {folder}")
+    if path.suffix in _OTHERS:
+        raise ValueError(f"{path} {_OTHERS[path.suffix]}")
+    raise ValueError(f"{path} is no model: expected {_EXPECTED}")

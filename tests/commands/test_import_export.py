@@ -1,0 +1,109 @@
+"""gptsmith import and gptsmith export, as a user types them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gptsmith.commands import export, import_model
+from gptsmith.conversation import CHAT_TOKENS, TEMPLATE
+from gptsmith.model.classifier import GPTClassifier
+from gptsmith.model.config import ModelConfig
+from gptsmith.model.gpt import GPTModel
+from gptsmith.run import Run
+from gptsmith.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
+CONFIG = ModelConfig(
+    n_layer=2, n_head=2, n_embd=32, context_length=64, vocab_size=TOKENIZER.vocab_size
+)
+
+
+def adopt(path: Path, config: ModelConfig = CONFIG, template: str | None = TEMPLATE) -> Run:
+    torch.manual_seed(0)
+    model = (GPTClassifier if config.labels else GPTModel)(config)
+    tensors = model.state_dict().items()
+    origin = {"import": "somewhere"}
+    return Run.adopt(path, origin, config, TOKENIZER, tensors, torch.float32, template)
+
+
+def test_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = adopt(tmp_path / "run")
+    export.main([str(run.path), "--format", "hf", "--out", str(tmp_path / "hf"), "--dtype", "bf16"])
+    said = capsys.readouterr().out
+    assert "AutoModelForCausalLM.from_pretrained(" in said
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "`LlamaForCausalLM` of transformers" in card
+    assert "imported from `somewhere`" in card
+    assert str(tmp_path) not in card
+    import_model.main([str(tmp_path / "hf"), "--out", str(tmp_path / "again")])
+    said = capsys.readouterr().out
+    assert "model      LlamaForCausalLM, 41,312 parameters in bfloat16" in said
+    assert "template   for chat, included" in said
+    assert f"gptsmith chat {tmp_path / 'again'}" in said
+    again = Run.open(tmp_path / "again")
+    assert again.config["import"] == str(tmp_path / "hf")
+    assert (again.model_config, again.template) == (CONFIG, TEMPLATE)
+    stored = load_file(again.weights)
+    for name, tensor in load_file(run.weights).items():
+        assert torch.equal(stored[name], tensor.bfloat16()), name
+
+
+def test_what_to_do_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adopt(tmp_path / "base", template=None)
+    adopt(tmp_path / "classes", CONFIG.change(labels=("ham", "spam")), None)
+    for name, wanted in (("base", "gptsmith generate"), ("classes", "gptsmith classify")):
+        hf = tmp_path / f"{name}-hf"
+        export.main([str(tmp_path / name), "--format", "hf", "--out", str(hf)])
+        import_model.main([str(hf), "--out", str(tmp_path / f"{name}-again")])
+        assert wanted in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--format", "hf", "--dtype", "q8_0"], "--dtype q8_0: --format hf takes keep, fp32"),
+        (["--format", "gguf", "--dtype", "keep"], "--dtype keep: --format gguf takes fp32, bf16"),
+        (["--format", "gguf", "--adapter"], "a gguf holds the merged model"),
+        (["--format", "hf", "--adapter"], "has no adapter"),
+        (["--format", "hf", "--checkpoint", "7"], "has no checkpoints"),
+        ([], "--format is required"),
+    ],
+)
+def test_refusals(words: list[str], message: str, tmp_path: Path) -> None:
+    run = adopt(tmp_path / "run")
+    with pytest.raises(ValueError, match=message):
+        export.main([str(run.path), "--out", str(tmp_path / "out"), *words])
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_gguf(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = adopt(tmp_path / "run", template=None)
+    out = tmp_path / "out"
+    export.main([str(run.path), "--out", str(out), "--format", "gguf", "--dtype", "q8_0"])
+    assert sorted(path.suffix for path in out.iterdir()) == ["", ".gguf"]
+    assert "ollama create" in capsys.readouterr().out
+
+
+def test_nothing_is_opened_for_an_occupied_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(FileExistsError, match="is not empty: choose another --out"):
+        import_model.main(["nobody/nothing", "--out", str(tmp_path / "out")])
+
+
+def test_a_failed_import_leaves_nothing(tmp_path: Path) -> None:
+    adopt(tmp_path / "run")
+    hf = tmp_path / "hf"
+    export.main([str(tmp_path / "run"), "--format", "hf", "--out", str(hf)])
+    path = hf / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"\xff\xff\xff\xff")  # NaN in the last tensor
+    with pytest.raises(ValueError, match="holds NaN or infinity"):
+        import_model.main([str(hf), "--out", str(tmp_path / "again")])
+    config = json.loads((hf / "config.json").read_text())
+    (hf / "config.json").write_text(json.dumps({**config, "hidden_act": "gelu"}))
+    with pytest.raises(ValueError, match=r"config\.json has hidden_act gelu"):
+        import_model.main([str(hf), "--out", str(tmp_path / "again")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "run"]

@@ -1,0 +1,302 @@
+"""Our scores are those of lm-evaluation-harness, item by item; and it drives our runs itself."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("lm_eval")
+pytest.importorskip("transformers")
+
+from gptsmith.evaluate import choices, harness, tasks
+from gptsmith.interop import hf_export
+from gptsmith.model.config import ModelConfig
+from gptsmith.model.gpt import GPTModel
+from gptsmith.run import Run
+from gptsmith.tokenizer import Tokenizer
+
+N = 24
+SUBJECT = "anatomy"
+
+Rows = list[dict[str, Any]]
+
+
+def read(path: Path) -> Rows:
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file][:N]
+
+
+# --- what the Hub holds, made of the forms that lie here -----------------------------------------
+
+
+def hub_arc(row: Mapping[str, Any]) -> dict[str, Any]:
+    labels = list("ABCD")
+    return {
+        "question": row["query"].removeprefix("Question: "),
+        "choices": {"text": row["choices"], "label": labels},
+        "answerKey": labels[row["gold"]],
+    }
+
+
+def hub_piqa(row: Mapping[str, Any]) -> dict[str, Any]:
+    goal = row["query"].removeprefix("Question: ").removesuffix("\n")
+    return {
+        "goal": goal,
+        "sol1": row["choices"][0],
+        "sol2": row["choices"][1],
+        "label": row["gold"],
+    }
+
+
+def hub_winogrande(row: Mapping[str, Any]) -> dict[str, Any]:
+    one, two = row["context_options"]
+    start = os.path.commonprefix([one, two]).rfind(" ") + 1
+    return {
+        "sentence": f"{one[:start]}_ {row['continuation']}",
+        "option1": one[start:],
+        "option2": two[start:],
+        "answer": str(row["gold"] + 1),
+    }
+
+
+def hub_mmlu(folder: Path, split: str) -> Rows:
+    rows = tasks.read_rows(
+        folder / split / f"{SUBJECT}_{split}.csv", header=("question", *"ABCD", "answer")
+    )
+    return [
+        {
+            "question": row.values["question"],
+            "choices": [row.values[letter] for letter in "ABCD"],
+            "answer": "ABCD".index(row.values["answer"]),
+        }
+        for row in rows
+    ][:N]
+
+
+class Set(dict[str, Rows]):
+    """Rows by split, and the stock file that says how the harness asks them."""
+
+    def __init__(self, stock: str, **splits: Rows) -> None:
+        super().__init__(splits)
+        self.stock = stock
+
+
+@pytest.fixture(scope="module")
+def sets(real_data: Path) -> dict[str, Set]:
+    common = real_data / "eval" / "llm_foundry"
+    mmlu = real_data / "eval" / "mmlu"
+
+    def split(rows: Rows) -> dict[str, Rows]:
+        return {"train": rows[:1], "validation": rows, "test": rows}
+
+    arc = {
+        name: [hub_arc(row) for row in read(common / f"{name}.jsonl")]
+        for name in ("arc_easy", "arc_challenge")
+    }
+    hellaswag = read(real_data / "hellaswag" / "hellaswag_val_1000.jsonl")
+    lambada = read(real_data / "eval" / "lambada" / "lambada_test.jsonl")
+    piqa = [hub_piqa(row) for row in read(common / "piqa.jsonl")]
+    winogrande = [hub_winogrande(row) for row in read(common / "winogrande.jsonl")]
+    return {
+        "hellaswag": Set("hellaswag/hellaswag.yaml", **split(hellaswag)),
+        "arc_easy": Set("arc/arc_easy.yaml", **split(arc["arc_easy"])),
+        "arc_challenge": Set("arc/arc_challenge.yaml", **split(arc["arc_challenge"])),
+        "piqa": Set("piqa/piqa.yaml", **split(piqa)),
+        "winogrande": Set("winogrande/default.yaml", **split(winogrande)),
+        "lambada": Set("lambada/lambada_openai.yaml", **split(lambada)),
+        "mmlu": Set(
+            f"mmlu/default/mmlu_{SUBJECT}.yaml",
+            test=hub_mmlu(mmlu, "test"),
+            dev=hub_mmlu(mmlu, "dev"),
+        ),
+    }
+
+
+@pytest.fixture(scope="module")
+def local(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The files that lie here, as our tasks read them."""
+    common = real_data / "eval" / "llm_foundry"
+    folder = tmp_path_factory.mktemp("mmlu")
+    for split in ("test", "dev"):
+        (folder / split).mkdir()
+        name = f"{SUBJECT}_{split}.csv"
+        (folder / split / name).symlink_to(real_data / "eval" / "mmlu" / split / name)
+    return {
+        "hellaswag": real_data,
+        "arc_easy": common / "arc_easy.jsonl",
+        "arc_challenge": common / "arc_challenge.jsonl",
+        "piqa": common / "piqa.jsonl",
+        "winogrande": common,
+        "lambada": common / "lambada_openai.jsonl",
+        "mmlu": folder,
+    }
+
+
+# --- the harness ---------------------------------------------------------------------------------
+
+
+def made(folder: Path, tokenizer: Tokenizer, context_length: int) -> Run:
+    """Weights large enough that choices are told apart."""
+    torch.manual_seed(0)
+    config = ModelConfig.preset(
+        "nano", n_layer=2, vocab_size=tokenizer.vocab_size, context_length=context_length
+    )
+    tensors = {
+        name: 4 * x if x.dim() > 1 else x for name, x in GPTModel(config).state_dict().items()
+    }
+    return Run.adopt(
+        folder, {"import": "random"}, config, tokenizer, tensors.items(), torch.float32
+    )
+
+
+@pytest.fixture(scope="module")
+def run(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    text = (real_data / "tinyshakespeare" / "input.txt").read_text("utf-8")[:100_000]
+    tokenizer = Tokenizer.train_bpe([text], 600)
+    return made(tmp_path_factory.mktemp("run") / "run", tokenizer, 1024)
+
+
+def stock_lm(run: Run) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    folder = run.path.parent / "hf"
+    hf_export.export(run, folder)
+    return HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def peer(run: Run) -> Any:
+    return stock_lm(run)
+
+
+Evaluate = Callable[..., dict[str, list[dict[str, Any]]]]
+
+
+@pytest.fixture(scope="module")
+def evaluate(sets: dict[str, Set], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evaluate]:
+    """Samples by task, of the harness's own tasks fed by local files."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    folder = tmp_path_factory.mktemp("tasks")
+    stock = Path(lm_eval.__file__).parent / "tasks"
+    for name, rows in sets.items():
+        files = {}
+        for split, some in rows.items():
+            path = folder / f"{name}-{split}.jsonl"
+            path.write_text("".join(json.dumps(row) + "\n" for row in some))
+            files[split] = str(path)
+        task = {
+            "include": str(stock / rows.stock),
+            "task": name,
+            "dataset_path": "json",
+            "dataset_name": None,
+            "dataset_kwargs": {"data_files": files, "cache_dir": str(folder / "cache")},
+        }
+        (folder / f"{name}.yaml").write_text(json.dumps(task))
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+
+    def evaluate(names: Sequence[str], **model: Any) -> dict[str, list[dict[str, Any]]]:
+        samples = {}
+        for shots, some in ((5, {"mmlu"} & {*names}), (0, {*names} - {"mmlu"})):
+            if some:
+                found = lm_eval.simple_evaluate(
+                    **model,
+                    tasks=sorted(some),
+                    num_fewshot=shots,
+                    task_manager=manager,
+                    bootstrap_iters=0,
+                )
+                samples |= found["samples"]
+        return {name: sorted(s, key=lambda one: one["doc_id"]) for name, s in samples.items()}
+
+    yield evaluate
+
+
+def nats_of(sample: Mapping[str, Any]) -> list[float]:
+    return [float(one[0][0]) for one in sample["resps"]]
+
+
+def test_every_item_is_as_the_harness_has_it(
+    run: Run, peer: Any, evaluate: Evaluate, local: dict[str, Path]
+) -> None:
+    samples = evaluate(list(local), model=peer)
+    model = run.load_model()
+    for name, theirs in samples.items():
+        questions = tasks.load(name, local[name], N)
+        result = choices.score(model, run.tokenizer, name, questions)
+        assert len(theirs) == len(questions) == result.n == N, name
+        for sample, question, item in zip(theirs, questions, result.items, strict=True):
+            asked = [tuple(arguments.values()) for arguments in sample["arguments"].values()]
+            assert asked == list(question.choices), name
+            assert item["nats"] == pytest.approx(nats_of(sample), abs=1e-3), name
+            for metric in ("acc", "acc_norm"):
+                assert item.get(metric) == sample.get(metric, item.get(metric)), name
+    # not because all were right or wrong
+    assert {item["acc"] for item in result.items} == {0.0, 1.0}
+
+
+def test_the_harness_drives_our_run(run: Run, evaluate: Evaluate, local: dict[str, Path]) -> None:
+    harness.register()
+    names = ["hellaswag", "winogrande", "lambada"]
+    samples = evaluate(names, model="gptsmith", model_args=f"run={run.path},device=cpu")
+    for name in names:
+        result = choices.score(
+            run.load_model(), run.tokenizer, name, tasks.load(name, local[name], N)
+        )
+        for sample, item in zip(samples[name], result.items, strict=True):
+            assert nats_of(sample) == pytest.approx(item["nats"], abs=1e-3)
+            assert sample["acc"] == item["acc"]
+            assert sample.get("acc_norm") == item.get("acc_norm")
+
+
+def test_other_requests_are_answered_as_by_the_stock_model(
+    run: Run, peer: Any, real_data: Path
+) -> None:
+    from lm_eval.api.instance import Instance
+
+    ours = harness.lm(run, device="cpu")
+
+    def ask(kind: str, *arguments: Any) -> Any:
+        requests = [Instance(kind, {}, one, i) for i, one in enumerate(arguments)]
+        return getattr(ours, kind)(requests), getattr(peer, kind)(requests)
+
+    text = (real_data / "tinyshakespeare" / "input.txt").read_text("utf-8")
+    mine, theirs = ask("loglikelihood_rolling", (text[:9000],), (text[100:200],), ("",))
+    assert len(run.tokenizer.encode(text[:9000])) > 3 * run.model_config.context_length
+    assert mine == pytest.approx(theirs, rel=1e-5)
+    mine, theirs = ask("loglikelihood", ("", "First"), ("ends in ", "space"), ("a", "b"))
+    assert [m[0] for m in mine] == pytest.approx([t[0] for t in theirs], abs=1e-4)
+    assert [m[1] for m in mine] == [t[1] for t in theirs]
+    some = {"until": ["\n", "e"], "max_gen_toks": 12, "do_sample": False}
+    more = {"until": ["zzz"], "max_gen_toks": 7}
+    mine, theirs = ask(
+        "generate_until", (text[:50], some), (text[300:420], more), (text[500:520], some)
+    )
+    assert mine == theirs
+
+
+def test_a_text_longer_than_the_context_loses_its_beginning(
+    run: Run, real_data: Path, tmp_path: Path
+) -> None:
+    from lm_eval.api.instance import Instance
+
+    short = made(tmp_path / "run", run.tokenizer, 48)
+    pairs = [pair for q in tasks.load("hellaswag", real_data, 6) for pair in q.choices]
+    requests = choices.encode_pairs(run.tokenizer, pairs)
+    assert any(len(context) + len(text) > 49 for context, text in requests)
+    kept = [i for i, (_, text) in enumerate(requests) if len(text) <= 48]  # what it can ask at all
+    asked = [Instance("loglikelihood", {}, pairs[i], i) for i in kept]
+    mine, theirs = (lm.loglikelihood(asked) for lm in (harness.lm(short), stock_lm(short)))
+    assert [m[0] for m in mine] == pytest.approx([t[0] for t in theirs], abs=1e-3)
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "lm_eval.api.model", None)
+    harness._model_class.cache_clear()
+    with pytest.raises(ValueError, match=r"pip install 'gptsmith\[eval\]'"):
+        harness.lm("anything")

@@ -1,0 +1,383 @@
+"""The GGUF export, read back by the `gguf` package: what it holds, and what is refused.
+
+llama.cpp itself runs these files in test_llama_cpp.py.
+"""
+
+import json
+import sys
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from gptsmith import bpe
+from gptsmith.conversation import CHAT_TOKENS, TEMPLATE
+from gptsmith.interop import gguf
+from gptsmith.model.classifier import GPTClassifier
+from gptsmith.model.config import ModelConfig, RopeScaling
+from gptsmith.model.gpt import GPTModel, rotary_frequencies, rotate
+from gptsmith.run import Run
+from gptsmith.tokenizer import Tokenizer
+
+reader = pytest.importorskip("gguf")
+
+V = 257  # of the byte tokenizer; the models have a few rows more, as padding
+SIZES: dict[str, Any] = dict(
+    n_layer=2, n_head=4, n_kv_head=2, n_embd=64, head_dim=32, d_ff=96, context_length=64,
+    vocab_size=264, norm_eps=1e-6,
+)  # fmt: skip
+GPT2: dict[str, Any] = dict(
+    SIZES, n_kv_head=4, head_dim=16, norm="layernorm", mlp="gelu", position="learned", bias="all"
+)
+LLAMA3 = RopeScaling(rope_type="llama3", factor=4.0, original_max_position_embeddings=64)
+LINEAR = RopeScaling(rope_type="linear", factor=4.0)
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("gpt2", GPT2),
+    "llama": ("llama", dict(SIZES, tied=False, rope_theta=500.0)),
+    "llama biased": ("llama", dict(SIZES, bias="all", rope_scaling=LINEAR)),
+    "llama3": ("llama", dict(SIZES, rope_scaling=LLAMA3, rope_theta=100.0)),
+    "qwen2": ("qwen2", dict(SIZES, head_dim=16, bias="qkv")),
+    "qwen3": ("qwen3", dict(SIZES, qk_norm=True)),
+    "arcee": ("arcee", dict(SIZES, mlp="relu2", tied=False)),
+}
+
+
+def make(
+    path: Path,
+    fields: dict[str, Any],
+    tokenizer: Tokenizer | None = None,
+    template: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Run:
+    """A run of random weights, of which no two are the same."""
+    config = ModelConfig(**fields)
+    model = (GPTClassifier if config.labels else GPTModel)(config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(0.2 * torch.randn(p.shape, generator=generator))
+    tensors = ((name, tensor.to(dtype)) for name, tensor in model.state_dict().items())
+    origin = {"import": "random numbers"}
+    tokenizer = tokenizer or Tokenizer.byte()
+    return Run.adopt(path, origin, config, tokenizer, tensors, dtype, template)
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keys of the only GGUF in a folder, and its tensors."""
+    (path,) = folder.glob("*.gguf")
+    file = reader.GGUFReader(path)
+    keys = {name: field.contents() for name, field in file.fields.items()}
+    return keys, {tensor.name: tensor for tensor in file.tensors}
+
+
+def numbers(tensor: Any) -> np.ndarray:
+    return reader.quants.dequantize(tensor.data, tensor.tensor_type)
+
+
+def exported(run: Run, folder: Path, kind: gguf.Kind = "f32") -> tuple[Any, Any]:
+    gguf.export(run, folder, kind=kind)
+    return read(folder)
+
+
+# Weights
+
+
+def apart(x: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of heads in which pairs are neighbours, put into the order in which they are D/2 apart.
+    Written index by index, unlike the export."""
+    D = len(x) // heads
+    rows = [h * D + 2 * i + j for h in range(heads) for j in (0, 1) for i in range(D // 2)]
+    return x[rows]
+
+
+def ours_from(tensors: dict[str, Any], config: ModelConfig, neighbours: bool) -> dict[str, Any]:
+    """Our state dict from the tensors of a GGUF."""
+    names = {
+        "token_embd": "embedding.token", "position_embd": "embedding.position",
+        "output_norm": "final_norm", "output": "head", "attn_norm": "attention_norm",
+        "attn_qkv": "attention.qkv", "attn_output": "attention.proj", "ffn_norm": "mlp_norm",
+        "attn_q_norm": "attention.q_norm", "attn_k_norm": "attention.k_norm", "ffn_up": "mlp.up",
+        "ffn_down": "mlp.down",
+    }  # fmt: skip
+    ours, values = {}, {name: numbers(tensor) for name, tensor in tensors.items()}
+    for name in list(values):
+        *block, part, kind = name.split(".")
+        where = f"blocks.{block[1]}." if block else ""
+        there = name.removesuffix(f"{part}.{kind}")
+        if part == "attn_q":
+            q, k, v = (values[f"{there}attn_{x}.{kind}"] for x in "qkv")
+            if neighbours:
+                q, k = apart(q, config.n_head), apart(k, config.K)
+            ours[f"{where}attention.qkv.{kind}"] = np.concatenate((q, k, v))
+        elif part == "ffn_gate":
+            both = [values[f"{there}{x}.{kind}"] for x in ("ffn_gate", "ffn_up")]
+            ours[f"{where}mlp.gate_up.{kind}"] = np.concatenate(both)
+        elif part in names and not (part == "ffn_up" and f"{there}ffn_gate.{kind}" in values):
+            ours[f"{where}{names[part]}.{kind}"] = values[name]
+    return ours
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_our_weights_under_the_names_of_llama_cpp(
+    family: str, tmp_path: Path
+) -> None:
+    architecture, fields = FAMILIES[family]
+    run = make(tmp_path / "run", fields)
+    keys, tensors = exported(run, tmp_path / "out")
+    config, neighbours = run.model_config, architecture in ("llama", "arcee")
+    ours = ours_from(tensors, config, neighbours)
+    wanted = run.load_model().state_dict()
+    assert ours.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        cut = tensor[:V] if name in ("embedding.token.weight", "head.weight") else tensor
+        np.testing.assert_array_equal(ours[name], cut.numpy(), err_msg=name)
+    # shapes as ggml has them, the number of columns first
+    assert tensors["token_embd.weight"].shape.tolist() == [64, V]
+    assert tensors["blk.1.ffn_down.weight"].shape.tolist() == [96, 64]
+    assert ("output.weight" in tensors) is not config.tied
+    assert ("blk.0.attn_qkv.bias" in tensors) is (architecture == "gpt2")
+
+    assert keys["general.architecture"] == architecture
+    assert keys["general.name"] == "run"
+    assert keys["general.file_type"] == reader.LlamaFileType.ALL_F32
+    assert keys["general.quantization_version"] == reader.GGML_QUANT_VERSION
+    expected: dict[str, Any] = {
+        "block_count": 2, "context_length": 64, "embedding_length": 64, "vocab_size": V,
+        "feed_forward_length": 96, "attention.head_count": 4, "attention.head_count_kv": config.K,
+    }  # fmt: skip
+    if architecture == "gpt2":
+        expected["attention.layer_norm_epsilon"] = np.float32(1e-6)
+    else:
+        expected |= {
+            "attention.layer_norm_rms_epsilon": np.float32(1e-6),
+            "attention.key_length": config.D, "attention.value_length": config.D,
+            "rope.dimension_count": config.D, "rope.freq_base": config.rope_theta,
+        }  # fmt: skip
+    if config.rope_scaling == LINEAR:
+        expected |= {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
+    start = f"{architecture}."
+    assert {k.removeprefix(start): v for k, v in keys.items() if k.startswith(start)} == expected
+
+
+def test_rotating_neighbours_gives_our_attention(tmp_path: Path) -> None:
+    """llama.cpp's rotation of the queries and keys in the file against ours: the same products."""
+    run = make(tmp_path / "run", FAMILIES["llama3"][1])
+    _, tensors = exported(run, tmp_path / "out")
+    config, T = run.model_config, 9
+    D, H, K = config.D, config.n_head, config.K
+    x = np.random.default_rng(0).normal(size=(T, config.n_embd))
+    divisors = numbers(tensors["rope_freqs.weight"])
+    angles = np.outer(np.arange(T), config.rope_theta ** (-np.arange(0, D, 2) / D) / divisors)
+    sides = []
+    for part, heads in (("q", H), ("k", K)):
+        y = (x @ numbers(tensors[f"blk.0.attn_{part}.weight"]).T).reshape(T, heads, D // 2, 2)
+        turned = (y[..., 0] + 1j * y[..., 1]) * np.exp(1j * angles)[:, None]  # (T, H, D/2)
+        sides.append(np.repeat(turned, H // heads, axis=1))
+    there = np.einsum("thd,shd->hts", sides[0], sides[1].conj()).real
+
+    model = run.load_model()
+    qkv = torch.tensor(x).float() @ model.state_dict()["blocks.0.attention.qkv.weight"].T
+    q, k, _ = qkv.split((H * D, K * D, K * D), dim=1)
+    angle = torch.outer(torch.arange(T), rotary_frequencies(config))[:, None]  # (T, 1, D/2)
+    q, k = (rotate(y.view(T, -1, D), angle.cos(), angle.sin()) for y in (q, k))
+    here = torch.einsum("thd,shd->hts", q, k.repeat_interleave(H // K, 1))
+    np.testing.assert_allclose(there, here.detach().numpy(), rtol=1e-3, atol=1e-3)
+
+
+def test_kinds_and_their_rounding(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", dict(GPT2, d_ff=80, vocab_size=V))
+    exact = {name: numbers(x) for name, x in exported(run, tmp_path / "f32")[1].items()}
+    small = {name for name, x in exact.items() if x.ndim == 1} | {"position_embd.weight"}
+    odd = {"blk.0.ffn_down.weight", "blk.1.ffn_down.weight"}  # rows of 80, blocks are of 32
+    kinds: tuple[gguf.Kind, ...] = ("f16", "bf16", "q8_0")
+    for kind in kinds:
+        notes = gguf.export(run, tmp_path / kind, kind=kind)
+        keys, tensors = read(tmp_path / kind)
+        assert keys["general.file_type"] == {"f16": 1, "bf16": 32, "q8_0": 7}[kind]
+        for name, tensor in tensors.items():
+            stored = "f32" if name in small else "f16" if kind == "q8_0" and name in odd else kind
+            assert tensor.tensor_type.name == stored.upper(), name
+            x = exact[name]
+            if stored == "q8_0":  # 127 steps up to the largest of 32, and a scale in f16
+                largest = np.abs(x.reshape(-1, 32)).max(1, keepdims=True)
+                bound = np.broadcast_to(largest / 127 * 0.51 + largest / 2000, (x.size // 32, 32))
+                bound = bound.reshape(x.shape)
+            else:
+                bound = np.abs(x) * {"f32": 0, "f16": 2**-11, "bf16": 2**-8}[stored] + 1e-7
+            assert (np.abs(numbers(tensor) - x) <= bound).all(), name
+        assert notes == (
+            ["2 tensors are f16: their rows are no multiple of 32"] if kind == "q8_0" else []
+        )
+
+
+def test_weights_in_bf16_stay_exact(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", SIZES, dtype=torch.bfloat16)
+    _, tensors = exported(run, tmp_path / "out", "bf16")
+    ours = run.load_model().state_dict()["blocks.0.attention.proj.weight"]
+    stored = tensors["blk.0.attn_output.weight"]
+    assert stored.tensor_type.name == "BF16"
+    np.testing.assert_array_equal(numbers(stored), ours.float().numpy())
+
+
+def test_one_tensor_at_a_time_is_converted(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", dict(SIZES, n_layer=12, n_embd=256))
+    tracemalloc.start()  # sees what numpy allocates, not torch: the model itself is not counted
+    try:
+        gguf.export(run, tmp_path / "out", kind="f16")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < (tmp_path / "out" / "run-f16.gguf").stat().st_size / 2
+
+
+# Tokenizers
+
+
+def test_the_table_of_our_own_tokenizer(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train_bpe(["low lower lowest, é " * 20], 300)
+    tokenizer = tokenizer.add_special_tokens(CHAT_TOKENS)
+    fields = dict(SIZES, vocab_size=tokenizer.vocab_size + 3)
+    keys, tensors = exported(make(tmp_path / "run", fields, tokenizer, TEMPLATE), tmp_path / "out")
+    model = json.loads(tokenizer.to_json())["model"]
+    tokens, types = keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"]
+    assert keys["tokenizer.ggml.model"] == "gpt2"
+    assert keys["tokenizer.ggml.pre"] == "gpt-2"
+    assert keys["tokenizer.ggml.merges"] == model["merges"]
+    assert tokens[: len(model["vocab"])] == list(model["vocab"])
+    special = tokenizer.special_tokens
+    assert {tokens[i]: i for i, kind in enumerate(types) if kind == 3} == special
+    assert set(types) == {1, 3}
+    assert keys["tokenizer.ggml.bos_token_id"] == special["<|endoftext|>"]
+    assert keys["tokenizer.ggml.eos_token_id"] == special["<|endoftext|>"]
+    assert keys["tokenizer.ggml.eot_token_id"] == special["<|end|>"]
+    assert keys["tokenizer.ggml.padding_token_id"] == special["<|pad|>"]
+    assert keys["tokenizer.ggml.add_bos_token"] is False
+    assert keys["tokenizer.chat_template"] == TEMPLATE
+    assert len(tokens) == tensors["token_embd.weight"].shape[1] == tokenizer.vocab_size
+
+
+def test_a_tokenizer_without_merges_gets_one_that_is_never_made(tmp_path: Path) -> None:
+    keys, _ = exported(make(tmp_path / "run", SIZES), tmp_path / "out")
+    assert keys["tokenizer.ggml.tokens"][:256] == list(bpe.byte_alphabet())
+    assert keys["tokenizer.ggml.merges"] == ["ÿ ÿ"]  # of bytes that no text has
+    assert "tokenizer.chat_template" not in keys
+
+
+# The Modelfile
+
+
+def test_the_modelfile_of_a_base_model_passes_text_on(tmp_path: Path) -> None:
+    gguf.export(make(tmp_path / "tales", SIZES), tmp_path / "out", kind="f16")
+    assert (tmp_path / "out" / "tales-f16.gguf").is_file()
+    assert (tmp_path / "out" / "Modelfile").read_text() == (
+        "# ollama create tales-f16 -f Modelfile\n"
+        "FROM ./tales-f16.gguf\n"
+        'TEMPLATE """{{ .Prompt }}"""\n'
+        'PARAMETER stop "<|endoftext|>"\n'
+        "PARAMETER num_ctx 64\n"
+    )
+
+
+def test_the_modelfile_of_a_chat_model_has_our_form_in_go(tmp_path: Path) -> None:
+    """Go's text/template was once seen to render this as the Jinja template does."""
+    tokenizer = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
+    run = make(tmp_path / "talk", SIZES, tokenizer, TEMPLATE)
+    assert gguf.export(run, tmp_path / "out", kind="q8_0") == []
+    assert (tmp_path / "out" / "Modelfile").read_text() == (
+        "# ollama create talk-q8_0 -f Modelfile\n"
+        "FROM ./talk-q8_0.gguf\n"
+        'TEMPLATE """{{ range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}'
+        '{{ if eq .Role "system" }}<|system|>{{ .Content }}<|end|>'
+        '{{ else if eq .Role "user" }}<|user|>{{ .Content }}<|end|>'
+        '{{ else if eq .Role "assistant" }}<|assistant|>{{ .Content }}'
+        "{{ if not $last }}<|end|>{{ end }}{{ end }}"
+        '{{ if and $last (ne .Role "assistant") }}<|assistant|>{{ end }}{{ end }}"""\n'
+        'PARAMETER stop "<|end|>"\n'
+        'PARAMETER stop "<|endoftext|>"\n'
+        "PARAMETER num_ctx 64\n"
+    )
+
+
+def test_a_template_of_no_form_in_go_is_left_to_the_user(tmp_path: Path) -> None:
+    first = "{{ '[' if loop.first else '(' }}{{ m.content + '</s>' }}"
+    template = f"{{% for m in messages %}}{first}{{% endfor %}}"
+    tokenizer = Tokenizer.byte().add_special_tokens(["</s>"])
+    run = make(tmp_path / "run", SIZES, tokenizer, template)
+    (note,) = gguf.export(run, tmp_path / "out")
+    assert "no TEMPLATE for Ollama" in note
+    assert "TEMPLATE" not in (tmp_path / "out" / "Modelfile").read_text()
+    assert read(tmp_path / "out")[0]["tokenizer.chat_template"] == template
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(SIZES, labels=("ham", "spam")), "this is a classifier"),
+        (dict(SIZES, mask="causal() & sliding_window(8)"), "mask"),
+        (dict(SIZES, norm="layernorm"), "norm 'layernorm'"),
+        (dict(SIZES, qk_norm=True, rope_scaling=LLAMA3), "rope_scaling llama3"),
+        (dict(SIZES, vocab_size=200), "257 tokens, but the model has 200 rows"),
+    ],
+)
+def test_models_that_llama_cpp_cannot_compute(
+    fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    run = make(tmp_path / "run", fields)
+    with pytest.raises(ValueError, match=message) as error:
+        gguf.export(run, tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def altered(tmp_path: Path, change: Callable[[Tensor], Tensor]) -> Run:
+    config = ModelConfig(**SIZES)
+    state = GPTModel(config).state_dict()
+    name = "blocks.1.mlp.down.weight"
+    tensors = ((n, change(x) if n == name else x) for n, x in state.items())
+    run = tmp_path / "run"
+    return Run.adopt(run, {"import": "x"}, config, Tokenizer.byte(), tensors, torch.float32)
+
+
+def test_a_tokenizer_that_llama_cpp_cannot_compute(tmp_path: Path) -> None:
+    document = json.loads(Tokenizer.train_bpe(["one two " * 9], 270).to_json())
+    document["pre_tokenizer"]["use_regex"] = False
+    tokenizer = Tokenizer(json.dumps(document, ensure_ascii=False))
+    run = make(tmp_path / "run", dict(SIZES, vocab_size=tokenizer.vocab_size), tokenizer)
+    with pytest.raises(ValueError, match="cuts text by ByteLevel"):
+        gguf.export(run, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_a_weight_too_large_for_f16_fails_and_leaves_nothing(tmp_path: Path) -> None:
+    """The last tensors of the file: most of it is written by then."""
+    run = altered(tmp_path, lambda x: x + 1e5)
+    with pytest.raises(ValueError, match=r"blk\.1\.ffn_down\.weight has 1e\+05.*bf16"):
+        gguf.export(run, tmp_path / "out", kind="f16")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    gguf.export(run, tmp_path / "out", kind="bf16")
+
+
+def test_an_occupied_folder_is_left_alone(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", SIZES)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("x")
+    with pytest.raises(FileExistsError, match="out is not empty"):
+        gguf.export(run, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_without_the_package_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make(tmp_path / "run", SIZES)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ValueError, match=r'pip install "gptsmith\[gguf\]"'):
+        gguf.export(run, tmp_path / "out")

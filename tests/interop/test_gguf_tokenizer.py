@@ -1,0 +1,107 @@
+"""Tokenizers in the terms of llama.cpp; that it cuts text as ours is in test_llama_cpp.py."""
+
+import json
+from typing import Any
+
+import pytest
+
+from gptsmith import bpe
+from gptsmith.interop import gguf_tokenizer
+from gptsmith.tokenizer import Tokenizer
+
+
+def test_characters_are_merged_from_their_bytes() -> None:
+    table = gguf_tokenizer.table(Tokenizer.char(["aé漢字🙂"]))
+    assert [bpe.to_bytes(token).decode() for token in table.tokens[:-1]] == list("aé字漢🙂")
+    for character in "aé漢字🙂":
+        pieces = [bytes([byte]) for byte in character.encode()]
+        for left, right in (map(bpe.to_bytes, merge.split(" ")) for merge in table.merges):
+            while len(pieces) > 1 and pieces[:2] == [left, right]:
+                pieces[:2] = [left + right]
+        assert pieces == [character.encode()]
+    assert table.notes == ["llama.cpp drops characters that the tokenizer does not have, silently"]
+
+
+def with_split(*steps: dict[str, Any], **model: Any) -> Tokenizer:
+    """A BPE of ours behind other ways of cutting text, as other families publish theirs."""
+    document = json.loads(Tokenizer.train_bpe(["one two three one two"] * 9, 280).to_json())
+    document["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": list(steps)}
+    document["model"] |= model
+    return Tokenizer(json.dumps(document, ensure_ascii=False))
+
+
+def split(pattern: str, behavior: str = "Isolated") -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": False}
+
+
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+WORDS = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+BYTES = dict(WORDS, use_regex=False)
+DIGITS = {"type": "Digits", "individual_digits": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer"),
+    [
+        ("gpt-2", with_split(WORDS)),
+        ("smollm", with_split(DIGITS, WORDS)),
+        ("llama-bpe", with_split(split(PATTERN), BYTES, ignore_merges=True)),
+        ("qwen2", with_split(split(PATTERN.replace("{1,3}", "")), BYTES)),
+    ],
+)
+def test_foreign_splits_are_known_by_their_content(name: str, tokenizer: Tokenizer) -> None:
+    assert gguf_tokenizer.table(tokenizer).pre == name
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        (with_split(split(PATTERN), BYTES), "an expression it does not have"),
+        (with_split(split(r"\w+|\W+"), BYTES), "cuts text by Split and ByteLevel"),
+        (with_split(split(PATTERN, "Removed"), BYTES), "cuts text by Split and ByteLevel"),
+        (with_split(split(PATTERN), DIGITS, BYTES), "cuts text by Split and Digits and ByteLevel"),
+        (with_split(BYTES), "cuts text by ByteLevel"),
+        (with_split(dict(WORDS, add_prefix_space=True)), "cuts text by ByteLevel"),
+        (with_split(WORDS, unk_token="a"), "no plain byte-level BPE (unk_token)"),
+    ],
+)
+def test_unknown_splits_are_refused(tokenizer: Tokenizer, message: str) -> None:
+    with pytest.raises(ValueError, match="cannot compute this tokenizer") as error:
+        gguf_tokenizer.table(tokenizer)
+    assert message in str(error.value)
+    assert "--format hf" in str(error.value)
+
+
+def test_what_else_a_foreign_tokenizer_has() -> None:
+    """A token before every text, tokens that are plain text, numbers without a token, NFC."""
+    document = json.loads(with_split(WORDS).to_json())
+    size = max(document["model"]["vocab"].values()) + 1
+    begin = dict(document["added_tokens"][0], id=size, content="<|begin_of_text|>")
+    tag = dict(begin, id=size + 2, content="<tag>", special=False, lstrip=True)
+    document["added_tokens"] += [begin, tag]
+    document["normalizer"] = {"type": "NFC"}
+    document["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "<|begin_of_text|>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            "<|begin_of_text|>": {
+                "id": "<|begin_of_text|>",
+                "ids": [size],
+                "tokens": ["<|begin_of_text|>"],
+            }
+        },
+    }
+    document["model"]["vocab"]["Ġgap"] = size + 3
+    table = gguf_tokenizer.table(Tokenizer(json.dumps(document, ensure_ascii=False)))
+    assert table.add_bos
+    assert table.bos == size
+    assert table.tokens[size:] == ["<|begin_of_text|>", f"[PAD{size + 1}]", "<tag>", "Ġgap"]
+    assert table.types[size:] == [3, 5, 4, 1]
+    assert [note.split(" ")[0] for note in table.notes] == ["llama.cpp", "in"]

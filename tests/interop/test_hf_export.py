@@ -1,0 +1,455 @@
+"""What stock transformers and peft make of an exported run is what we make of the run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    logging,
+)
+
+from gptsmith.conversation import CHAT_TOKENS, TEMPLATE, ChatTemplate
+from gptsmith.generate import engine
+from gptsmith.generate.sample import SamplingConfig
+from gptsmith.interop.hf_export import export
+from gptsmith.interop.hf_import import open_folder
+from gptsmith.model.adapter import to_peft
+from gptsmith.model.classifier import GPTClassifier
+from gptsmith.model.config import PRESETS, ModelConfig, RopeScaling
+from gptsmith.model.gpt import GPTModel
+from gptsmith.model.lora import LoraConfig, attach
+from gptsmith.model.stock import stock_class
+from gptsmith.model.tuning import Tuning, trained
+from gptsmith.run import Run, layout
+from gptsmith.tokenizer import Tokenizer
+
+# peft of transformers, and of a user of GPT-2 who says nothing of its transposed weights
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+TEXT = "The quick brown fox jumps over the lazy dog; it barks: woof! 0123456789\n"
+TOKENIZER = Tokenizer.train_bpe([TEXT * 3], 280)
+V, T = TOKENIZER.vocab_size, 64
+IDS = torch.randint(0, V - 1, (3, 12), generator=torch.Generator().manual_seed(1))
+SMALL = dict(n_layer=2, n_head=4, n_embd=32, context_length=T, vocab_size=V)
+LLAMA3 = RopeScaling(rope_type="llama3", factor=4, original_max_position_embeddings=16)
+AXES: dict[str, dict[str, Any]] = {
+    "gpt2": dict(norm="layernorm", mlp="gelu", position="learned", bias="all"),
+    "gpt2 untied": dict(norm="layernorm", mlp="gelu", position="learned", bias="all", tied=False),
+    "llama": dict(n_kv_head=2, tied=False),
+    "llama tied": dict(norm_eps=1e-6, rope_theta=500.0),
+    "llama biased": dict(bias="all", n_kv_head=1),
+    "llama linear": dict(rope_scaling=RopeScaling(rope_type="linear", factor=2)),
+    "llama3": dict(rope_scaling=LLAMA3, rope_theta=100.0),
+    "llama wide heads": dict(head_dim=16, tied=False),
+    "qwen2": dict(bias="qkv", n_kv_head=2),
+    "qwen3": dict(qk_norm=True, head_dim=16, n_kv_head=2, tied=False),
+    "arcee": dict(mlp="relu2", n_kv_head=2),
+}
+
+
+def adopt(
+    path: Path,
+    config: ModelConfig,
+    tokenizer: Tokenizer = TOKENIZER,
+    template: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Run:
+    """A run with random weights of a size that makes all of them matter."""
+    torch.manual_seed(3)
+    model = (GPTClassifier if config.labels else GPTModel)(config)
+    tensors = {
+        name: (0.25 * torch.randn_like(t) + (t.dim() == 1 and name.endswith("weight"))).to(dtype)
+        for name, t in model.state_dict().items()
+    }
+    return Run.adopt(
+        path, {"import": "somewhere"}, config, tokenizer, tensors.items(), dtype, template
+    )
+
+
+@torch.no_grad()
+def logits(model: Any, ids: Tensor = IDS) -> Tensor:
+    return getattr(out := model(ids), "logits", out)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()
+
+
+def opened(folder: Path, auto: Any = AutoModelForCausalLM) -> Any:
+    """The stock model, which must not have missed anything."""
+    model, info = auto.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()), info
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_logits_are_ours(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = adopt(tmp_path / "run", ModelConfig(**SMALL, **AXES[name]))
+    export(run, tmp_path / "out")
+    theirs = opened(tmp_path / "out")
+    wanted = logits(run.load_model())
+    assert wanted.std() > 0.1
+    torch.testing.assert_close(logits(theirs), wanted, rtol=0, atol=1e-4)
+    if name != "qwen2":
+        assert type(theirs).__name__ == stock_class(run.model_config)
+    said = capfd.readouterr()
+    assert not (said.out + said.err).strip()
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        assert file.metadata()["format"] == "pt"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_exports(preset: str, tmp_path: Path) -> None:
+    assert stock_class(ModelConfig.preset(preset))
+    small = {**SMALL, "n_kv_head": 2 if "n_kv_head" in PRESETS[preset] else 4, "head_dim": 8}
+    run = adopt(tmp_path / "run", ModelConfig.preset(preset).change(**small, d_ff=48))
+    export(run, tmp_path / "out")
+    wanted = logits(run.load_model())
+    torch.testing.assert_close(logits(opened(tmp_path / "out")), wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "arcee", "llama3", "classifier"])
+def test_an_import_of_the_export_is_the_run(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    config = ModelConfig(**SMALL, **AXES.get(name, {}))
+    tokenizer = TOKENIZER.add_special_tokens(CHAT_TOKENS)
+    config = config.change(vocab_size=tokenizer.vocab_size, dropout=0.1)
+    if name == "classifier":
+        config = config.change(labels=("ham", "spam", 'Größe "x"'))
+    run = adopt(tmp_path / "run", config, tokenizer, None if config.labels else TEMPLATE, dtype)
+    assert export(run, tmp_path / "out") == []
+    found = open_folder(tmp_path / "out")
+    assert found.config == config
+    assert found.dtype == dtype
+    assert found.tokenizer.to_json() == tokenizer.to_json()
+    assert found.template == run.template
+    again = Run.adopt(
+        tmp_path / "again", dict(found.origin), found.config, found.tokenizer, found.tensors(),
+        found.dtype, found.template,
+    )  # fmt: skip
+    assert again.weights.read_bytes() == run.weights.read_bytes()
+
+
+def test_number_formats(tmp_path: Path) -> None:
+    config = ModelConfig(**SMALL)
+    run = adopt(tmp_path / "run", config)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        out = tmp_path / str(dtype)
+        export(run, out, dtype=dtype)
+        assert {t.dtype for t in load_file(out / "model.safetensors").values()} == {dtype}
+        assert opened(out).dtype == dtype
+    large = run.load_model().state_dict()
+    large["blocks.0.mlp.down.weight"][0, 0] = 1e6
+    run.save_weights(large, {})
+    with pytest.raises(ValueError, match=r"mlp.down.weight has numbers that float16 cannot hold"):
+        export(run, tmp_path / "overflow", dtype=torch.float16)
+    assert not [path for path in tmp_path.iterdir() if "overflow" in path.name]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(norm="layernorm"), "has norm 'layernorm' beside the rest: Llama"),
+        (dict(mlp="gelu"), "has mlp 'gelu'"),
+        (dict(mlp="relu2", qk_norm=True), "has qk_norm True"),
+        (dict(qk_norm=True, bias="all"), "has bias 'all' beside the rest: Qwen3"),
+        (dict(mask="causal() & sliding_window(8)"), "has mask 'causal"),
+        (dict(position="learned"), "has norm 'rmsnorm' beside the rest: GPT2"),
+        (dict(n_embd=30, head_dim=8), "has n_embd 30 beside n_head 4"),
+    ],
+)
+def test_axes_without_a_stock_class_are_refused(
+    fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    run = adopt(tmp_path / "run", ModelConfig(**{**SMALL, **fields}))
+    with pytest.raises(ValueError, match=message):
+        export(run, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_occupied_folder_is_left_alone(tmp_path: Path) -> None:
+    run = adopt(tmp_path / "run", ModelConfig(**SMALL))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("x")
+    with pytest.raises(FileExistsError, match="is not empty: choose another --out"):
+        export(run, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_padded_rows_are_cut(tmp_path: Path) -> None:
+    run = adopt(tmp_path / "run", ModelConfig(**SMALL | dict(vocab_size=V + 40), tied=False))
+    assert export(run, tmp_path / "out") == ["40 rows that padded the vocabulary are left out"]
+    theirs = opened(tmp_path / "out")
+    assert theirs.config.vocab_size == V
+    wanted = logits(run.load_model())[..., :V]
+    torch.testing.assert_close(logits(theirs), wanted, rtol=0, atol=1e-4)
+    few = adopt(tmp_path / "few", ModelConfig(**SMALL | dict(vocab_size=V - 1)))
+    with pytest.raises(ValueError, match=f"{V} tokens, but the model has vectors for {V - 1}"):
+        export(few, tmp_path / "none")
+
+
+# Tokenizers
+
+
+STRINGS = st.text() | st.text(alphabet="ab <|>endoftxu's\n 01é漢🙂\u0301")
+KINDS: dict[str, Callable[[], Tokenizer]] = {
+    "bpe": lambda: TOKENIZER,
+    "byte": Tokenizer.byte,
+    "char": lambda: Tokenizer.char(["ab <|>endoftxu's\n01é漢🙂\u0301"]),
+}
+
+
+FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "arcee"]
+PAIRS = [(kind, family) for kind in KINDS for family in FAMILIES]
+
+
+@pytest.mark.parametrize(("kind", "family"), [*PAIRS, ("gpt2", "gpt2"), ("gpt2", "qwen3")])
+def test_tokenizers_are_the_same(
+    kind: str, family: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if kind == "gpt2":
+        ours = Tokenizer.gpt2(request.getfixturevalue("real_data") / "gpt2_bpe")
+    else:
+        ours = KINDS[kind]()
+    ours = ours.add_special_tokens(CHAT_TOKENS)
+    config = ModelConfig(**SMALL | dict(vocab_size=ours.vocab_size, n_embd=8), **AXES[family])
+    run = adopt(tmp_path / "run", config.change(n_layer=1), ours)
+    export(run, tmp_path / "out")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert len(theirs) == ours.vocab_size
+    strings = st.text(alphabet="ab <|>endoftxu's\n01é漢🙂\u0301") if kind == "char" else STRINGS
+
+    @settings(max_examples=40, deadline=None, database=None)
+    @given(strings)
+    def same(text: str) -> None:
+        ids = ours.encode(text)
+        found = theirs(text, split_special_tokens=True)
+        assert found["input_ids"] == ids
+        assert set(found) == {"input_ids", "attention_mask"}
+        if "<|" not in text:
+            assert theirs(text)["input_ids"] == ids
+        assert theirs.decode(ids) == ours.decode(ids) == text
+
+    same()
+    plain = "a<|end|>b<|endoftext|>"
+    assert theirs(plain, split_special_tokens=True)["input_ids"] == ours.encode(plain)
+    end, eos = ours.special_tokens["<|end|>"], ours.eos_id
+    a, b = ours.encode("a"), ours.encode("b")
+    assert theirs(plain)["input_ids"] == [*a, end, *b, eos]
+    assert theirs.decode([*a, end, eos], skip_special_tokens=True) == "a"
+    assert (theirs.eos_token_id, theirs.pad_token) == (eos, "<|pad|>")
+    assert theirs.model_max_length == T
+
+
+def test_qwen2_keeps_its_class_with_its_tokenizer(tmp_path: Path) -> None:
+    document = json.loads(TOKENIZER.to_json())
+    split = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+        r"\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    document["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False,
+             "use_regex": False},
+        ],
+    }  # fmt: skip
+    document["normalizer"] = {"type": "NFC"}
+    ours = Tokenizer(json.dumps(document)).add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    assert ours.kind == "other"
+    config = ModelConfig(**SMALL | dict(vocab_size=ours.vocab_size), **AXES["qwen2"])
+    run = adopt(tmp_path / "run", config, ours)
+    assert export(run, tmp_path / "out") == []
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = "The fox's 123 dogs\n\n  e\u0301 <|im_end|>\n"
+    assert theirs(text, split_special_tokens=True)["input_ids"] == ours.encode(text)
+    assert theirs("<|im_end|>")["input_ids"] == [ours.special_tokens["<|im_end|>"]]
+    model = opened(tmp_path / "out")
+    assert type(model).__name__ == "Qwen2ForCausalLM"
+    torch.testing.assert_close(logits(model), logits(run.load_model()), rtol=0, atol=1e-4)
+    assert open_folder(tmp_path / "out").config == config
+
+
+# What the models do
+
+
+@pytest.fixture
+def chat_run(tmp_path: Path) -> Run:
+    tokenizer = TOKENIZER.add_special_tokens(CHAT_TOKENS)
+    config = ModelConfig(**SMALL | dict(vocab_size=tokenizer.vocab_size), qk_norm=True)
+    return adopt(tmp_path / "run", config, tokenizer, TEMPLATE)
+
+
+def test_chat_templates_write_the_same(chat_run: Run, tmp_path: Path) -> None:
+    export(chat_run, tmp_path / "out")
+    ours = ChatTemplate(TEMPLATE, chat_run.tokenizer)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs.chat_template == TEMPLATE
+    talk: list[Any] = [
+        dict(role="system", content="Be  kind.\n"),
+        dict(role="user", content=" The fox? "),
+        dict(role="assistant", content="the dog"),
+        dict(role="user", content="and it?"),
+    ]
+    ids = theirs.apply_chat_template(talk, add_generation_prompt=True, return_dict=True)
+    assert ids["input_ids"] == ours.prompt(talk)
+    assert theirs.apply_chat_template(talk[:3], return_dict=True)["input_ids"] == (
+        ours.encode(talk[:3]).ids
+    )
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [*ours.stop_ids]
+    assert generation["pad_token_id"] == chat_run.tokenizer.special_tokens["<|pad|>"]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
+def test_greedy_continuations_are_the_same(name: str, tmp_path: Path) -> None:
+    run = adopt(tmp_path / "run", ModelConfig(**SMALL, **AXES[name]))
+    export(run, tmp_path / "out")
+    theirs, tokenizer = opened(tmp_path / "out"), AutoTokenizer.from_pretrained(tmp_path / "out")
+    prompt = tokenizer("The quick brown", return_tensors="pt")
+    there = theirs.generate(**prompt, max_new_tokens=16)[0].tolist()
+    here = engine.generate(
+        run.load_model(), [run.tokenizer.prompt("The quick brown")],
+        SamplingConfig(temperature=0, max_new_tokens=16), tokenizer=run.tokenizer,
+        stop_ids=[run.tokenizer.eos_id],
+    )[0]  # fmt: skip
+    assert there[prompt["input_ids"].shape[1] :] == list(here.ids)
+    assert len(here.ids) == 16
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2", "qwen3", "arcee"])
+@pytest.mark.parametrize("pads", [False, True])
+def test_classifiers_read_the_last_real_token(name: str, pads: bool, tmp_path: Path) -> None:
+    tokenizer = TOKENIZER.add_special_tokens(["<|pad|>"]) if pads else TOKENIZER
+    config = ModelConfig(**SMALL | dict(vocab_size=tokenizer.vocab_size), **AXES[name])
+    labels = ("ham", "spam", "eggs")
+    run = adopt(tmp_path / "run", config.change(labels=labels), tokenizer)
+    export(run, tmp_path / "out")
+    theirs = opened(tmp_path / "out", AutoModelForSequenceClassification)
+    assert theirs.config.id2label == dict(enumerate(labels))
+    assert theirs.config.label2id["eggs"] == 2
+    texts = ["The fox", "it barks: woof! 0123456789", "dog"]
+    batch = AutoTokenizer.from_pretrained(tmp_path / "out")(
+        texts, padding=True, return_tensors="pt"
+    )
+    ours, lengths = run.load_model(), batch["attention_mask"].sum(1)
+    assert isinstance(ours, GPTClassifier)
+    assert len(set(lengths.tolist())) == 3
+    with torch.no_grad():
+        found, wanted = theirs(**batch).logits, ours.logits(batch["input_ids"], lengths)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
+# Adapters
+
+
+def lora_run(path: Path, config: ModelConfig, new: list[str]) -> Run:
+    tokenizer = TOKENIZER.add_special_tokens(new)
+    config = config.change(vocab_size=tokenizer.vocab_size + 3)
+    ids = tuple(tokenizer.special_tokens[name] for name in new)
+    tuned = Tuning(lora=LoraConfig(rank=3, alpha=6), token_ids=ids)
+    base = adopt(path.with_name("base of it"), config, tokenizer).load_model()
+    template = TEMPLATE if new else None
+    tensors = {name: t.clone() for name, t in base.state_dict().items()}
+    run = Run.create(path, {}, config, tokenizer, tuned=tuned, base=tensors, template=template)
+    attach(base, tuned.lora, ids)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for p in base.parameters():
+            if p.requires_grad:
+                p.add_(0.2 * torch.randn_like(p))
+    saved, stored = to_peft(config, tuned.lora, trained(base), ids)
+    (path / layout.ADAPTER).mkdir()
+    (path / layout.ADAPTER / layout.ADAPTER_CONFIG).write_text(json.dumps(stored))
+    run.save_weights(saved, {"which": "last", "step": "1"})
+    run.close()
+    return run
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2", "qwen3"])
+def test_an_adapter_opens_in_peft(name: str, tmp_path: Path) -> None:
+    run = lora_run(tmp_path / "run", ModelConfig(**SMALL, **AXES[name]), list(CHAT_TOKENS))
+    real = run.tokenizer.vocab_size
+    ids = torch.cat([IDS, torch.arange(real - 5, real).expand(3, 5)], dim=1)  # new tokens as well
+    wanted = logits(run.load_model(), ids)[..., :real]
+    export(run, tmp_path / "merged")
+    export(run, tmp_path / "out", adapter=True)
+    plain = logits(opened(tmp_path / "out" / "base"), ids)
+    assert (plain - wanted).abs().max() > 0.5
+    for theirs in (
+        opened(tmp_path / "merged"),
+        peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out").eval(),
+        peft.PeftModel.from_pretrained(opened(tmp_path / "out" / "base"), tmp_path / "out").eval(),
+    ):
+        torch.testing.assert_close(logits(theirs, ids), wanted, rtol=0, atol=1e-4)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert len(tokenizer) == real
+    assert tokenizer.chat_template == TEMPLATE
+
+
+def test_an_adapter_of_a_classifier_opens_in_peft(tmp_path: Path) -> None:
+    labels = ("ham", "spam")
+    run = lora_run(tmp_path / "run", ModelConfig(**SMALL, **AXES["gpt2"], labels=labels), [])
+    export(run, tmp_path / "out", adapter=True)
+    theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(
+        tmp_path / "out", num_labels=2
+    ).eval()
+    ours = run.load_model()
+    assert isinstance(ours, GPTClassifier)
+    with torch.no_grad():
+        wanted = ours.logits(IDS, torch.full((3,), IDS.shape[1]))
+    torch.testing.assert_close(logits(theirs), wanted, rtol=0, atol=1e-4)
+
+
+def test_no_adapter_no_export_of_one(tmp_path: Path) -> None:
+    run = adopt(tmp_path / "run", ModelConfig(**SMALL))
+    with pytest.raises(ValueError, match="has no adapter, it was not tuned with LoRA"):
+        export(run, tmp_path / "out", adapter=True)
+    tuned = lora_run(tmp_path / "lora", ModelConfig(**SMALL), [])
+    with pytest.raises(ValueError, match="as the end of training left it"):
+        export(tuned, tmp_path / "out", adapter=True, checkpoint=3)
+    assert not (tmp_path / "out").exists()
+
+
+# All or nothing
+
+KILLED = """
+import os, signal, sys
+from gptsmith.commands import export
+from gptsmith.interop import model_card
+model_card.text = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # when the weights are written
+export.main(sys.argv[1:])
+"""
+
+
+def test_a_killed_export_leaves_no_half_folder(chat_run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "exports" / "out"
+    words = [str(chat_run.path), "--format", "hf", "--out", str(out)]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *words], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = os.listdir(out.parent)
+    assert left.startswith(".out.tmp-")
+    assert (out.parent / left / "model.safetensors").is_file()
+    export(chat_run, out)
+    assert os.listdir(out.parent) == ["out"]
+    assert opened(out)

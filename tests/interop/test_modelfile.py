@@ -1,0 +1,51 @@
+"""Jinja templates in Ollama's language. What was seen to be right by Go itself is held as text."""
+
+import pytest
+
+from gptsmith.conversation import ChatTemplate
+from gptsmith.interop import modelfile
+from gptsmith.tokenizer import Tokenizer
+
+
+def chat(template: str, *tokens: str) -> ChatTemplate:
+    return ChatTemplate(template, Tokenizer.byte().add_special_tokens(tokens))
+
+
+CHATML = (
+    "{% for m in messages %}{% if loop.first and m.role != 'system' %}"
+    "<|im_start|>system\nUse {{ '{{' }}.<|im_end|>\n{% endif %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_a_foreign_template_with_an_opening_of_its_own() -> None:
+    go = modelfile.go_template(chat(CHATML, "<|im_start|>", "<|im_end|>"), None)
+    assert go is not None
+    opening = '<|im_start|>system\nUse {{ "{{" }}.<|im_end|>\n'
+    assert go.startswith("{{ if not .System }}" + opening + "{{ end }}{{ range")
+    assert '"user" }}<|im_start|>user\n{{ .Content }}<|im_end|>\n{{ else if' in go
+    assert go.endswith('(ne .Role "assistant") }}<|im_start|>assistant\n{{ end }}{{ end }}')
+
+
+def test_a_token_that_llama_cpp_writes_is_not_written_twice() -> None:
+    begun = chat("<s>" + CHATML, "<s>", "<|im_start|>", "<|im_end|>")
+    whole, cut = modelfile.go_template(begun, None), modelfile.go_template(begun, "<s>")
+    assert whole is not None
+    assert whole.count("<s>") == 2  # the opening with and without a system message
+    assert cut == whole.replace("<s>", "")
+
+
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    "{{ '[' + m.content + ']</s>' }}{% endfor %}"
+)
+FIRST = "{% for m in messages %}{{ ('[' if loop.first else '(') + m.content + '</s>' }}{% endfor %}"
+
+
+QUOTES = "{% for m in messages %}{{ m.role + '\"\"\"' + m.content + '</s>' }}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [NO_SYSTEM, FIRST, QUOTES])
+def test_a_template_of_another_form_is_not_forced_into_it(template: str) -> None:
+    assert modelfile.go_template(chat(template, "</s>"), None) is None

@@ -1,0 +1,125 @@
+"""Which reader takes what, what is said of everything else, and a run made of each."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptsmith.interop import fetch, hf_import, hub, nanogpt, openai_tf
+from gptsmith.interop.sources import open_source
+from gptsmith.run import Run
+
+TF = Path(__file__).parent / "fixtures" / "tf_gpt2"
+
+
+def test_a_run_of_openais_files(tmp_path: Path) -> None:
+    """From real TensorFlow's files to a run that computes the same."""
+    imported = open_source(str(TF))
+    run = Run.adopt(
+        tmp_path / "run", dict(imported.origin), imported.config, imported.tokenizer,
+        imported.tensors(), imported.dtype, imported.template,
+    )  # fmt: skip
+    expected = json.loads((TF / "logits.json").read_text())
+    with torch.no_grad():
+        logits = run.load_model()(torch.tensor([expected["ids"]]))[0]
+    torch.testing.assert_close(logits, torch.tensor(expected["logits"]), atol=1e-4, rtol=0)
+    assert run.config["format"] == "openai-tensorflow"
+    with pytest.raises(ValueError, match="is a run of gptsmith already"):
+        open_source(str(tmp_path / "run"))
+
+
+def test_a_damaged_source_leaves_no_run(tmp_path: Path) -> None:
+    broken = tmp_path / "tf"
+    shutil.copytree(TF, broken)
+    data = broken / "model.ckpt.data-00001-of-00003"
+    data.write_bytes(bytes(data.stat().st_size))
+    imported = open_source(str(broken))
+    with pytest.raises(ValueError, match="does not have its checksum"):
+        Run.adopt(
+            tmp_path / "run", dict(imported.origin), imported.config, imported.tokenizer,
+            imported.tensors(), imported.dtype,
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def readers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every reader answers with the same model and notes what it was asked for."""
+    imported, asked = openai_tf.open_folder(TF), []
+
+    def record(name: str, answer: Any) -> Any:
+        return lambda where: asked.append((name, where)) or answer
+
+    monkeypatch.setattr(openai_tf, "open_folder", record("openai", imported))
+    monkeypatch.setattr(hf_import, "open_folder", record("huggingface", imported))
+    monkeypatch.setattr(nanogpt, "open_file", record("nanogpt", imported))
+    monkeypatch.setattr(fetch, "gpt2", record("fetch", Path("cache")))
+    noted = replace(imported, notes=["a note"])
+    monkeypatch.setattr(hub, "fetch", record("hub", (Path("snapshot"), "abc", noted.notes)))
+    return asked
+
+
+def test_who_reads_what(
+    tmp_path: Path, readers: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder, file in (("tf", "hparams.json"), ("hf", "config.json"), ("out", "ckpt.pt")):
+        Path(folder).mkdir()
+        Path(folder, file).touch()
+    open_source("tf")
+    open_source("hf")
+    open_source("out/ckpt.pt")
+    assert open_source("124M").origin["import"] == "124M"
+    from_hub = open_source("smith/small")
+    assert (from_hub.origin["import"], from_hub.origin["revision"]) == ("smith/small", "abc")
+    assert from_hub.notes[0] == "a note"
+    Path("smith/small").mkdir(parents=True)
+    Path("smith/small/config.json").touch()
+    open_source("smith/small")  # what is here comes first
+    assert readers == [
+        ("openai", Path("tf")),
+        ("huggingface", Path("hf")),
+        ("nanogpt", Path("out/ckpt.pt")),
+        ("fetch", "124M"),
+        ("openai", Path("cache")),
+        ("hub", "smith/small"),
+        ("huggingface", Path("snapshot")),
+        ("huggingface", Path("smith/small")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("files", "given", "words"),
+    [
+        ([], "nowhere", "there is no such file or folder; expected a folder with config.json"),
+        ([], "gpt2", "openai-community/gpt2 on the Hub"),
+        ([], "../up/there/x", "there is no such file or folder"),
+        (["here/note.txt"], "here", "holds no model"),
+        (["here/manifest.json"], "here", "is a prepared corpus"),
+        (["here/adapter_config.json"], "here", "is an adapter.*merge_and_unload"),
+        (["here/ckpt.pt"], "here", "if it is nanoGPT's, give here/ckpt.pt"),
+        (["here/model.gguf"], "here", "model.gguf is an export for llama.cpp"),
+        (["here/model.gguf"], "here/model.gguf", "is an export for llama.cpp"),
+        (["here/pytorch_model.bin"], "here", "can run code"),
+        (["here/model.safetensors"], "here", "config.json has to lie beside it"),
+        (["here/m.index", "here/m.data-00000-of-00001"], "here", "hparams.json .* beside it"),
+        (["here/config.json", "here/model.safetensors"], "here/model.safetensors", "its folder"),
+        (["here/hparams.json", "here/model.ckpt.index"], "here/model.ckpt.index", "its folder"),
+        (["here/corpus.txt"], "here/corpus.txt", "is no model"),
+    ],
+)
+def test_what_is_said_of_everything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], given: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in files:
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    with pytest.raises((ValueError, FileNotFoundError), match=words) as error:
+        open_source(given)
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith(given)

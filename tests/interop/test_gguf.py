@@ -324,6 +324,7 @@ def test_a_template_of_no_form_in_go_is_left_to_the_user(tmp_path: Path) -> None
         (dict(SIZES, mask="causal() & sliding_window(8)"), "mask"),
         (dict(SIZES, norm="layernorm"), "norm 'layernorm'"),
         (dict(SIZES, qk_norm=True, rope_scaling=LLAMA3), "rope_scaling llama3"),
+        (dict(GPT2, mlp="gelu_erf"), "mlp 'gelu_erf': llama.cpp"),
         (dict(SIZES, vocab_size=200), "257 tokens, but the model has 200 rows"),
     ],
 )

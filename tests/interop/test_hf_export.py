@@ -51,6 +51,7 @@ LLAMA3 = RopeScaling(rope_type="llama3", factor=4, original_max_position_embeddi
 AXES: dict[str, dict[str, Any]] = {
     "gpt2": dict(norm="layernorm", mlp="gelu", position="learned", bias="all"),
     "gpt2 untied": dict(norm="layernorm", mlp="gelu", position="learned", bias="all", tied=False),
+    "gpt2 erf": dict(norm="layernorm", mlp="gelu_erf", position="learned", bias="all"),
     "llama": dict(n_kv_head=2, tied=False),
     "llama tied": dict(norm_eps=1e-6, rope_theta=500.0),
     "llama biased": dict(bias="all", n_kv_head=1),
@@ -290,6 +291,41 @@ def test_qwen2_keeps_its_class_with_its_tokenizer(tmp_path: Path) -> None:
     assert open_folder(tmp_path / "out").config == config
 
 
+def test_a_beginning_of_texts_is_kept(tmp_path: Path) -> None:
+    """As in Llama 3: the tokenizer puts a token before each text, the template its own."""
+    names = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]
+    document = json.loads(TOKENIZER.add_special_tokens(names).to_json())
+    bos = document["added_tokens"][-3]["id"]
+    a, special = {"Sequence": {"id": "A", "type_id": 0}}, {"id": names[0], "type_id": 0}
+    document["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": special}, a],
+        "pair": [{"SpecialToken": special}, a],
+        "special_tokens": {names[0]: {"id": names[0], "ids": [bos], "tokens": [names[0]]}},
+    }
+    document["model"]["ignore_merges"] = True
+    ours = Tokenizer(json.dumps(document))
+    template = (
+        "{{ bos_token }}{% for m in messages %}<|eot_id|>{{ m['role'] }}\n{{ m['content'] }}"
+        "<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|eot_id|>assistant\n{% endif %}"
+    )
+    config = ModelConfig(**SMALL | dict(vocab_size=ours.vocab_size), rope_scaling=LLAMA3)
+    run = adopt(tmp_path / "run", config, ours, template)
+    export(run, tmp_path / "out")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert (
+        theirs("The fox")["input_ids"] == ours.prompt("The fox") == [bos, *ours.encode("The fox")]
+    )
+    assert theirs.bos_token == names[0]
+    talk: list[Any] = [dict(role="user", content="The fox")]
+    ids = theirs.apply_chat_template(talk, add_generation_prompt=True, return_dict=True)
+    assert ids["input_ids"] == ChatTemplate(template, ours).prompt(talk)
+    stops = json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"]
+    assert stops == [ours.special_tokens[name] for name in ("<|eot_id|>", "<|endoftext|>")]
+    found = open_folder(tmp_path / "out")
+    assert (found.tokenizer.to_json(), found.template) == (ours.to_json(), template)
+
+
 # What the models do
 
 
@@ -358,6 +394,25 @@ def test_classifiers_read_the_last_real_token(name: str, pads: bool, tmp_path: P
     with torch.no_grad():
         found, wanted = theirs(**batch).logits, ours.logits(batch["input_ids"], lengths)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["base", "chat", "classes", "adapter"])
+def test_the_card_says_how_it_opens(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = TOKENIZER.add_special_tokens(CHAT_TOKENS if kind == "chat" else [])
+    config = ModelConfig(**SMALL | dict(vocab_size=tokenizer.vocab_size, context_length=256))
+    config = config.change(labels=("ham", "spam") if kind == "classes" else ())
+    if kind == "adapter":
+        run = lora_run(tmp_path / "run", config, [])
+    else:
+        run = adopt(tmp_path / "run", config, tokenizer, TEMPLATE if kind == "chat" else None)
+    export(run, tmp_path / "out", adapter=kind == "adapter")
+    card = (tmp_path / "out" / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path / "out")
+    exec(code, {})
+    assert bool(capsys.readouterr().out.strip()) == (kind != "adapter")
 
 
 # Adapters

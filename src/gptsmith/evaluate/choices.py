@@ -39,7 +39,7 @@ def score(
     """Ask the questions of the task `name`; the items of the result are those, with the nats and
     tokens of every choice and what was right.
 
-    The model is left in the mode it was found in. progress: a bar on a terminal. ValueError names
+    The model is left in the mode it was found in. progress: say on stderr how far it is. ValueError names
     a question whose choice is longer than the model's context.
     """
     pairs = [pair for question in questions for pair in question.choices]

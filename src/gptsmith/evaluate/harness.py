@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from gptsmith.evaluate.choices import encode_pairs
 from gptsmith.evaluate.likelihood import Request, log_likelihoods
 from gptsmith.generate.engine import generate
@@ -70,7 +72,8 @@ def _model_class() -> type[LM]:
         ) -> None:
             super().__init__()
             run = run if isinstance(run, Run) else Run.open(run)
-            self.run = run
+            if device == "cuda:0" and not torch.cuda.is_available():
+                device = "auto"  # the harness's command says cuda:0 where the user said nothing
             self.tokenizer = run.tokenizer
             self.model = run.load_model(checkpoint, device, trust_code)
 
@@ -134,9 +137,10 @@ def _model_class() -> type[LM]:
             prompts = [
                 self.tokenizer.encode(text)[-room:] or [self.tokenizer.eos_id] for text in contexts
             ]
-            drawn = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+            drawn = ("top_k", "top_p", "min_p", "repetition_penalty")
             config = SamplingConfig(
                 max_new_tokens=settings["max_gen_toks"],
+                temperature=settings.get("temperature", 1.0 if settings["do_sample"] else 0.0),
                 **{name: settings[name] for name in drawn if name in settings},
             )
             results = generate(
@@ -153,7 +157,7 @@ def _model_class() -> type[LM]:
 
 
 def register() -> None:
-    """Make `gptsmith` a name of a model: simple_evaluate(model="gptsmith", model_args="run=...")."""
+    """Make `gptsmith` a model of simple_evaluate(model="gptsmith", model_args="run=...")."""
     made = _model_class()
     from lm_eval.api.registry import model_registry
 

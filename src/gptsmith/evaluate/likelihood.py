@@ -17,11 +17,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from gptsmith.evaluate.tree import Text, Tree, batches, plan, size
+from gptsmith.evaluate.progress import progress
+from gptsmith.evaluate.tree import Text, Tree, batches, plan
 from gptsmith.model.cache import KVCache
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.masks import Mask
@@ -56,8 +55,8 @@ def log_likelihoods(
 
     Dtype and device are the model's. A text longer than the model's context loses its beginning, as
     in lm-evaluation-harness: of context and continuation the last context_length + 1 tokens count.
-    vocab_size: ids beyond, which a padded model has, get no probability. title: of a progress bar
-    on a terminal. ValueError for an empty context or continuation, a continuation longer than the
+    vocab_size: ids beyond, which a padded model has, get no probability. title: says on stderr how
+    far this has come. ValueError for an empty context or continuation, a continuation longer than the
     context length, an id outside the vocabulary, a mask that depends on the row of the batch.
     """
     config, weight = model.config, model.head_weight
@@ -71,40 +70,24 @@ def log_likelihoods(
     texts = sorted(wanted)
     tails = [max(len(requests[i].continuation) for i in wanted[text]) for text in texts]
     ahead = model.mask.lookahead(config.context_length, config.n_head)
-    jobs = plan(texts, tails, config.n_embd, ahead)
     budget = BUDGET.get(weight.device.type, BUDGET["cpu"])
+    jobs = plan(texts, tails, config.n_embd, ahead)
+    steps = [(job, batch) for job in jobs for batch in batches(job.trees, budget)]
     found = [Likelihood(0.0, False)] * len(requests)
     training = model.training
     model.eval()
     try:
         # The weights' own dtype decides, whatever autocast the caller is in.
-        with (
-            _bar(title) as bar,
-            torch.inference_mode(),
-            torch.autocast(weight.device.type, enabled=False),
-        ):
-            task = bar.add_task("", total=sum(size(job.trees) for job in jobs))
-            for stem, trees in jobs:
-                cache = _read_stem(model, stem) if stem else None
-                for batch in batches(trees, budget):
-                    x = _read(model, batch, cache)  # (B, T, C)
-                    _look(x, weight[:V], batch, requests, wanted, found)
-                    bar.advance(task, size(batch))
+        with torch.inference_mode(), torch.autocast(weight.device.type, enabled=False):
+            stem, cache = (), None
+            for job, batch in steps if title is None else progress(steps, title, len(steps)):
+                if job.stem != stem:
+                    stem, cache = job.stem, _read_stem(model, job.stem) if job.stem else None
+                x = _read(model, batch, cache)  # (B, T, C)
+                _look(x, weight[:V], batch, requests, wanted, found)
     finally:
         model.train(training)
     return found
-
-
-def _bar(title: str | None) -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn(title or "", markup=False),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=title is None or not console.is_terminal,
-    )
 
 
 def _texts(requests: Sequence[Request], limit: int, V: int) -> dict[Text, list[int]]:

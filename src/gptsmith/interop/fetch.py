@@ -158,6 +158,8 @@ def _transfer(url: str, path: Path, wanted: Wanted, report: Report) -> None:
         answer.raise_for_status()
         if code == 200:  # the whole, asked for or not
             start = 0
+            if part and part != target:
+                part.unlink()
         _receive(answer, target, start, wanted, report)
     verify(target, wanted, "what came is deleted, run this again")
     os.replace(target, path)

@@ -109,6 +109,11 @@ def _architecture(config: ModelConfig) -> str:
             "export it with --format hf"
         )
     architecture = _ARCHITECTURES[stock_class(config)]
+    if config.mlp == "gelu_erf":
+        raise ValueError(
+            "mlp 'gelu_erf': llama.cpp computes GPT-2 with the tanh form of GELU; write gelu into "
+            "model.json to take that (logits differ by up to 0.01), or export with --format hf"
+        )
     scaling = config.rope_scaling
     if scaling and scaling.rope_type == "llama3" and architecture.startswith("qwen"):
         raise ValueError(

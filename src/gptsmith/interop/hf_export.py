@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from gptsmith import files
 from gptsmith.conversation import ChatTemplate
 from gptsmith.interop import hf_tokenizer, model_card
-from gptsmith.interop.huggingface import config_json
+from gptsmith.interop.huggingface import config_json, tensor_shapes
 from gptsmith.model import weights
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
@@ -84,30 +85,20 @@ def _write_model(folder: Path, run: Run, model: GPTModel, dtype: torch.dtype | N
     ids = {f"{role}_id": tokens.get(role) for role in ("bos_token", "eos_token", "pad_token")}
     files.write_json(folder / "config.json", config_json(config, dtype, ids))
     if not config.labels:
-        stops = [ids["eos_token_id"]]
+        generation: dict[str, Any] = dict(ids)
         if run.template is not None:
-            stops = [*ChatTemplate(run.template, tokenizer).stop_ids]
-        start = tokens.get("bos_token", ids["eos_token_id"])  # of what has no prompt
-        generation = {**ids, "bos_token_id": start, "eos_token_id": stops}
+            generation["eos_token_id"] = [*ChatTemplate(run.template, tokenizer).stop_ids]
+        if "bos_token" not in tokens:  # what has no prompt begins behind the end of another text
+            generation["bos_token_id"] = ids["eos_token_id"]
         files.write_json(folder / "generation_config.json", generation)
     hf_tokenizer.write(folder, tokenizer, run.template, config.context_length)
     checkpoints.stream_tensors(
         folder / "model.safetensors",
-        _shapes(config),
+        tensor_shapes(config),
         dtype,
         _theirs(config, tensors, dtype),
     )
     files.write_text(folder / "README.md", model_card.text(run, config, dtype))
-
-
-def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    shapes = {}
-    for ours, shape in weights.shapes(config).items():
-        there = place(config, ours, shape[0])
-        for name, rows in zip(there.names, there.rows, strict=True):
-            whole = (rows, *shape[1:])
-            shapes[name] = whole[::-1] if there.transposed else whole
-    return shapes
 
 
 def _theirs(

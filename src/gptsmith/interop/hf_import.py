@@ -17,6 +17,7 @@ from gptsmith.model.stock import Place, place
 
 # Buffers that old checkpoints hold and the model computes: causal masks, rotary frequencies.
 _BUFFERS = re.compile(r"(.*\.)?(attn\.(masked_)?bias|rotary_emb\.inv_freq)")
+_TENSORS_OF_A_BLOCK = 8  # at least: Arcee's
 _NO_END = "its tokenizer has no end of text that is known here: generate and chat will refuse it"
 
 
@@ -35,7 +36,7 @@ def open_folder(folder: Path) -> Imported:
         if not _BUFFERS.fullmatch(name)
     }
     # Before a model of these sizes is laid out: whoever wrote the file chose the number.
-    if config.n_layer > len(entries):
+    if config.n_layer * _TENSORS_OF_A_BLOCK > len(entries):
         raise ValueError(
             f"{path} has {config.n_layer:,} layers, its weights {len(entries)} tensors"
         )
@@ -74,20 +75,18 @@ class _Stored:
         self, folder: Path, config: ModelConfig, entries: dict[str, Entry], zero: re.Pattern[str]
     ) -> None:
         self.dtype = weight_files.widest(entries)
-        self._shapes = weights.shapes(config)
-        self._places = {name: place(config, name, shape[0]) for name, shape in self._shapes.items()}
-        expected: dict[str, tuple[int, ...]] = {}
-        for ours, there in self._places.items():
-            for name, rows in zip(there.names, there.rows, strict=True):
-                shape = (rows, *self._shapes[ours][1:])
-                expected[name] = shape[::-1] if there.transposed else shape
-        head = expected.get("lm_head.weight")
+        self._config = config
+        try:
+            expected = huggingface.tensor_shapes(config)
+        except (RuntimeError, OverflowError, TypeError):  # torch's, of products above 2**63
+            raise ValueError(f"{folder / 'config.json'} has sizes that no model has") from None
         # A base model saved alone (GPT2Model) has no prefix before its names.
         prefix = next(iter(expected)).partition(".")[0] + "."
         if not any(name.startswith(prefix) for name in entries):
             whole = ("lm_head.", "score.")
             entries = {n if n.startswith(whole) else prefix + n: e for n, e in entries.items()}
-        self._tied_head = None if head or config.labels else entries.pop("lm_head.weight", None)
+        tied = "lm_head.weight" not in expected and not config.labels
+        self._tied_head = entries.pop("lm_head.weight", None) if tied else None
         self._entries = entries
         self._zero = {name for name in expected if zero.fullmatch(name) and name not in entries}
         given = {name: entry.shape for name, entry in entries.items()}
@@ -96,8 +95,8 @@ class _Stored:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Ours, one by one, each of the one dtype."""
-        for ours, there in self._places.items():
-            tensor = self._read(there)
+        for ours, shape in weights.shapes(self._config).items():
+            tensor = self._read(place(self._config, ours, shape[0]))
             if ours == "embedding.token.weight" and self._tied_head is not None:
                 self._refuse_other_head(tensor)
             yield ours, tensor

@@ -1,4 +1,4 @@
-"""config.json of transformers and ModelConfig, both ways.
+"""config.json of transformers and ModelConfig, both ways; what tensors a stock class has.
 
 Sources: the configuration and modeling files of GPT-2, Llama, Qwen2, Qwen3 and Arcee in
 transformers. A field that config.json leaves out has the default of its class.
@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from gptsmith.model import weights
 from gptsmith.model.config import ModelConfig, RopeScaling
-from gptsmith.model.stock import stock_class
+from gptsmith.model.stock import place, stock_class
 
 # model_type -> the beginning of the names of its classes
 FAMILIES = {"gpt2": "GPT2", "llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "arcee": "Arcee"}
@@ -57,6 +58,9 @@ _SIZES: dict[str, dict[str, tuple[str, Any]]] = {
     },
 }
 
+_LONGEST_CONTEXT = 1 << 24  # rotary tables are made for all of it, 8 GB for heads of 128
+_MOST_LABELS = 10_000
+
 # Fields that change what is computed, and the values that our axes can express.
 _NOTHING: tuple[Any, ...] = (None, {}, [], False)
 _EXPRESSED: dict[str, tuple[Any, ...]] = {
@@ -68,10 +72,10 @@ _EXPRESSED: dict[str, tuple[Any, ...]] = {
     "is_causal": (True, None),
     "partial_rotary_factor": (1, None),
 }
-_GELU = ("gelu_new", "gelu_pytorch_tanh")  # two names of one function
+_GELU = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf"}
 _OF_FAMILY: dict[str, dict[str, tuple[Any, ...]]] = {
     "gpt2": {
-        "activation_function": _GELU,
+        "activation_function": tuple(_GELU),
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
     },
@@ -112,24 +116,28 @@ def model_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
     sizes = {ours: raw.get(there, default) for there, (ours, default) in _SIZES[kind].items()}
     fields: dict[str, Any] = {"tied": raw.get("tie_word_embeddings", kind == "gpt2")}
     if kind == "gpt2":
-        fields |= dict(norm="layernorm", mlp="gelu", position="learned", bias="all")
+        fields |= dict(norm="layernorm", position="learned", bias="all")
+        fields["mlp"] = _GELU[raw.get("activation_function", "gelu_new")]
         fields["d_ff"] = raw.get("n_inner")
     else:
         _refuse_windows(raw, path)
         fields |= dict(mlp="relu2" if kind == "arcee" else "swiglu", qk_norm=kind == "qwen3")
-        biased = any(raw.get(name) for name in ("attention_bias", "mlp_bias"))
+        biased = kind == "llama" and (raw.get("attention_bias") or raw.get("mlp_bias"))
         fields["bias"] = "qkv" if kind == "qwen2" else "all" if biased else "none"
         fields["rope_theta"], fields["rope_scaling"] = _rope(raw, path)
     fields["dropout"] = max(_dropouts(raw, path).values())
     if cls.endswith("ForSequenceClassification"):
         fields["labels"] = _labels(raw, path)
     try:
-        return ModelConfig(**sizes, **fields)
+        config = ModelConfig(**sizes, **fields)
     except ValidationError as error:
         first = error.errors()[0]
         names = {ours: there for there, (ours, _) in _SIZES[kind].items()}
         field = names.get(str((*first["loc"], "")[0]), ".".join(map(str, first["loc"])))
         raise ValueError(f"{path}: {field}: {first['msg']}".replace(": : ", ": ")) from None
+    if config.context_length > _LONGEST_CONTEXT:
+        raise _refusal(path, "a context of", config.context_length)
+    return config
 
 
 def notes(raw: Mapping[str, Any], path: Path) -> list[str]:
@@ -168,10 +176,8 @@ def _rope(raw: Mapping[str, Any], path: Path) -> tuple[Any, RopeScaling | None]:
         raise _refusal(path, field, rope)
     theta = rope.get("rope_theta", raw.get("rope_theta", 10_000.0))
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "linear", "llama3") or rope.get("partial_rotary_factor") not in (
-        None,
-        1,
-    ):
+    whole = rope.get("partial_rotary_factor") in (1, None)
+    if kind not in ("default", "linear", "llama3") or not whole:
         raise _refusal(path, field, rope)
     if kind == "default":
         return theta, None
@@ -206,6 +212,10 @@ def _labels(raw: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     labels = {str(i): name for i, name in names.items()} if isinstance(names, dict) else {}
     if not labels or labels.keys() != {str(i) for i in range(len(labels))}:
         raise ValueError(f'{path}: id2label {str(names)[:60]} is no {{"0": name, "1": ...}}')
+    if len(labels) > _MOST_LABELS:
+        raise ValueError(
+            f"{path}: id2label has {len(labels):,} classes, more than {_MOST_LABELS:,}"
+        )
     return tuple(str(labels[str(i)]) for i in range(len(labels)))
 
 
@@ -226,7 +236,8 @@ def config_json(
     raw: dict[str, Any] = {"architectures": [cls], "model_type": kind}
     raw |= {there: getattr(c, ours) for there, (ours, _) in _SIZES[kind].items()}
     if kind == "gpt2":
-        raw |= {"n_ctx": c.context_length, "n_inner": c.F, "activation_function": _GELU[0]}
+        gelu = next(there for there, ours in _GELU.items() if ours == c.mlp)
+        raw |= {"n_ctx": c.context_length, "n_inner": c.F, "activation_function": gelu}
         raw |= dict.fromkeys(_DROPOUTS, c.dropout)
     else:
         rope = {"rope_type": "default"} if c.rope_scaling is None else _scaling(c.rope_scaling)
@@ -254,3 +265,14 @@ def _scaling(scaling: RopeScaling) -> dict[str, Any]:
     if scaling.rope_type == "linear":
         return {"rope_type": "linear", "factor": scaling.factor}
     return scaling.model_dump()
+
+
+def tensor_shapes(c: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The parameters of the stock class of `c`, by its names."""
+    shapes = {}
+    for ours, shape in weights.shapes(c).items():
+        there = place(c, ours, shape[0])
+        for name, rows in zip(there.names, there.rows, strict=True):
+            whole = (rows, *shape[1:])
+            shapes[name] = whole[::-1] if there.transposed else whole
+    return shapes

@@ -1,5 +1,7 @@
 """README.md of an exported model: what it is and how it opens, no more than is known."""
 
+from pathlib import Path
+
 import torch
 
 from gptsmith import __version__
@@ -13,13 +15,15 @@ def text(run: Run, config: ModelConfig, dtype: torch.dtype) -> str:
     """The card of a whole model, exported from `run` as `config`."""
     cls = stock_class(config)
     auto = "AutoModelForSequenceClassification" if config.labels else "AutoModelForCausalLM"
+    source = str(run.config.get("import", ""))  # of a path on this machine, only its end
+    source = source if "revision" in run.config else Path(source).name
     facts = {
         "class": f"`{cls}` of transformers, no custom code",
         "parameters": f"{parameters(config):,} in {str(dtype).removeprefix('torch.')}",
         "context": f"{config.context_length:,} tokens",
         "vocabulary": f"{config.vocab_size:,} tokens",
         **({"classes": ", ".join(config.labels)} if config.labels else {}),
-        **({"origin": f"imported from `{run.config['import']}`"} if "import" in run.config else {}),
+        **({"origin": f"imported from `{source}`"} if source else {}),
         "chat": "chat template included" if run.template else "none: it continues text",
     }
     if config.labels:

@@ -44,11 +44,12 @@ _GPT2_VOCABULARIES = (50257, 50304)  # as it is, and rounded up to a multiple of
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# Its pull request 274. A checkpoint does not say of which side it is. The figures are those of a
-# character model (4 layers, 128 wide, loss 1.8), whose likeliest token was the same everywhere.
+# Its pull request 274. A checkpoint does not say of which side it is. The figure is that of a
+# character model (4 layers, 128 wide), whose likeliest token was the same everywhere.
 _GELU = (
-    "nanoGPT since June 2023 computes GELU by erf; here it is the tanh form, which GPT-2 has and "
-    "nanoGPT had before: logits of a newer checkpoint move by up to 0.01, its loss by about 0.00001"
+    "nanoGPT computes GELU by erf since June 2023, and this model does so; it had the tanh form "
+    "before: for such a checkpoint write gelu instead of gelu_erf into model.json (logits differ "
+    "by up to 0.01)"
 )
 
 
@@ -181,6 +182,7 @@ def _config(args: Any, state: dict[str, Tensor], path: Path) -> ModelConfig:
         return ModelConfig.preset(
             "gpt2",
             **sizes,
+            mlp="gelu_erf",
             bias="all" if args.get("bias", True) else "none",
             dropout=dropout if isinstance(dropout, int | float) else 0.0,
             tied="head.weight" not in state,

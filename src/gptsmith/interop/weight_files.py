@@ -22,7 +22,7 @@ _BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8, "U64": 8,
     "F16": 2, "BF16": 2, "F32": 4, "F64": 8, "F8_E4M3": 1, "F8_E5M2": 1,
 }  # fmt: skip
-_LONGEST_HEADER = 32 << 20  # of a real model it has some hundred bytes for each tensor
+_LONGEST_HEADER = 4 << 20  # a hundred bytes for each tensor: 30 KB for a model of 1B
 _LONGEST_JSON = 16 << 20
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 
@@ -100,6 +100,9 @@ def read_header(path: Path) -> dict[str, Entry]:
             raise ValueError(f"{path} has a header of {length:,} bytes, no model needs so many")
         header = _parse(file.read(length), path)
     header.pop("__metadata__", None)
+    for name in header:
+        if len(name) > 200 or not name.isprintable():  # it would end up in somebody's terminal
+            raise ValueError(f"{path} has a tensor of an impossible name, {name[:40]!r}")
     entries = {name: _entry(path, name, field, 8 + length) for name, field in header.items()}
     at = 8 + length
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].size)):

@@ -57,7 +57,8 @@ class ModelConfig(BaseModel):
     """Probability, on embeddings, attention weights and both residual branches."""
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
     norm_eps: float = Field(1e-5, gt=0)
-    mlp: Literal["gelu", "swiglu", "relu2"] = "swiglu"
+    mlp: Literal["gelu", "gelu_erf", "swiglu", "relu2"] = "swiglu"
+    """gelu: the tanh form of GPT-2; gelu_erf: the exact one, which nanoGPT has."""
     position: Literal["learned", "rope"] = "rope"
     rope_theta: float = Field(10_000.0, gt=0)
     rope_scaling: RopeScaling | None = None

@@ -140,18 +140,24 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
+def relu2(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
+ACTIVATIONS = {"gelu": gelu, "gelu_erf": F.gelu, "relu2": relu2}
+
+
 class FeedForward(nn.Module):
-    """Linear, GELU (tanh form) or squared ReLU, linear."""
+    """Linear, an activation, linear."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.up = nn.Linear(config.n_embd, config.F, bias=config.bias == "all")
         self.down = nn.Linear(config.F, config.n_embd, bias=config.bias == "all")
-        self.gelu = config.mlp == "gelu"
+        self.kind = config.mlp
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.up(x)  # (B, T, F)
-        return self.down(gelu(x) if self.gelu else F.relu(x).square())
+        return self.down(ACTIVATIONS[self.kind](self.up(x)))  # up: (B, T, F)
 
 
 class SwiGLU(nn.Module):

@@ -33,7 +33,8 @@ def _nearest(c: ModelConfig) -> tuple[str, dict[str, object]]:
     """A family of classes, and the axes on which it leaves no choice."""
     wanted: dict[str, object] = dict(norm="rmsnorm", mlp="swiglu", mask="causal()")
     if c.position == "learned":
-        wanted.update(norm="layernorm", mlp="gelu", bias="all", qk_norm=False)
+        wanted.update(norm="layernorm", bias="all", qk_norm=False)
+        wanted["mlp"] = c.mlp if c.mlp == "gelu_erf" else "gelu"
         return "GPT2", {**wanted, "n_kv_head": c.n_head, "head_dim": c.n_embd // c.n_head}
     if c.mlp == "relu2":
         return "Arcee", {**wanted, "mlp": "relu2", "bias": "none", "qk_norm": False}

@@ -18,7 +18,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from gptsmith.tokenizer import Tokenizer
+from gptsmith.tokenizer import BEGINNINGS, Tokenizer
 
 ROLES = ("system", "user", "assistant")
 CHAT_TOKENS = ("<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
@@ -35,8 +35,6 @@ TEMPLATE = """\
 {%- endif -%}
 """
 
-# Templates may ask for `bos_token`; tokenizer.json does not say which one that is.
-_BEGINNINGS = ("<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>")
 _MARK = re.compile("\ufdd0(\\d+)\ufdd1")  # a placeholder; these two are in no text, says Unicode
 
 
@@ -76,7 +74,7 @@ class ChatTemplate:
         names = {i: name for name, i in tokenizer.special_tokens.items()}
         eos = _eos_id(tokenizer)
         self._tokens = {"eos_token": names[eos]} if eos is not None else {}
-        for name in _BEGINNINGS[::-1]:
+        for name in BEGINNINGS[::-1]:
             if name in tokenizer.special_tokens:
                 self._tokens["bos_token"] = name
         document = json.loads(tokenizer.to_json())

@@ -29,8 +29,11 @@ from gptsmith.tokenizer_json import (
 
 SPECIAL_TOKENS = (ENDOFTEXT, "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
-# What other tokenizers call the end of a document (Llama 3; Llama 2 and Mistral; Gemma).
-_ENDS = (ENDOFTEXT, "<|end_of_text|>", "</s>", "<eos>")
+# What tokenizers call the end of a document (ours, GPT-2, Qwen; Llama 3; Llama 2 and Mistral; Gemma;
+# DeepSeek), its beginning, and padding: tokenizer.json does not say which ones they are.
+ENDS = (ENDOFTEXT, "<|end_of_text|>", "</s>", "<eos>", "<｜end▁of▁sentence｜>")
+BEGINNINGS = ("<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>", "<｜begin▁of▁sentence｜>")
+PADS = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
 
 Encoder = Callable[[Sequence[str]], list[np.ndarray]]
 
@@ -145,7 +148,7 @@ class Tokenizer:
     @property
     def eos_id(self) -> int:
         """The id of <|endoftext|>, or of what a foreign tokenizer has in its place."""
-        for name in _ENDS:
+        for name in ENDS:
             if name in self.special_tokens:
                 return self.special_tokens[name]
         raise ValueError(

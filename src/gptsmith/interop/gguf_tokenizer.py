@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptsmith.bpe import byte_alphabet
-from gptsmith.tokenizer import Tokenizer
+from gptsmith.tokenizer import BEGINNINGS, PADS, Tokenizer
 
 # The types of tokens in a GGUF (gguf.TokenType).
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
@@ -25,8 +25,6 @@ _SPLITS = {
 }
 # A reader without any merge is refused; no UTF-8 has the byte 0xFF, which is written as this.
 _NO_MERGE = ["ÿ ÿ"]
-_BEGINNINGS = ("<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>")
-_PADS = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def table(tokenizer: Tokenizer) -> Table:
             tokens[i] = _in_bytes(text) if tokenizer.kind == "char" else text
             types[i] = NORMAL
     assert len(set(tokens)) == len(tokens)
-    begins = [*tokenizer.prefix, *(vocab[name] for name in _BEGINNINGS if name in added)]
+    begins = [*tokenizer.prefix, *(vocab[name] for name in BEGINNINGS if name in added)]
     return Table(
         pre,
         tokens,
@@ -81,7 +79,7 @@ def table(tokenizer: Tokenizer) -> Table:
         # A reader would take a number of its own (11) for what is not given.
         bos=begins[0] if begins else tokenizer.eos_id,
         eos=tokenizer.eos_id,
-        pad=next((vocab[name] for name in _PADS if name in added), None),
+        pad=next((vocab[name] for name in PADS if name in added), None),
         add_bos=bool(tokenizer.prefix),
         notes=notes,
     )

@@ -10,19 +10,17 @@ from typing import Any
 from gptsmith import files
 from gptsmith.conversation import ChatTemplate
 from gptsmith.interop.weight_files import read_json, refuse_links_out
-from gptsmith.tokenizer import Tokenizer
+from gptsmith.tokenizer import BEGINNINGS, PADS, Tokenizer
 from gptsmith.tokenizer_json import special_token
 
 _CONFIG, _JSON, _TEMPLATE = "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"
 _LONGEST = 256 << 20  # bytes of a tokenizer.json; Gemma's has 33 million
 _NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 # What ChatTemplate gives a template as bos_token, and what is known to pad.
-_BEGINNINGS = ("<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>")
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_PADS = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
 
 
 def read(folder: Path, model_type: str) -> Tokenizer:
@@ -166,7 +164,7 @@ def roles(tokenizer: Tokenizer) -> dict[str, str]:
     found = {}
     with suppress(ValueError):
         found["eos_token"] = found["pad_token"] = names[tokenizer.eos_id]
-    for role, known in (("bos_token", _BEGINNINGS), ("pad_token", _PADS)):
+    for role, known in (("bos_token", BEGINNINGS), ("pad_token", PADS)):
         if name := next((name for name in known if name in tokenizer.special_tokens), None):
             found[role] = name
     return found

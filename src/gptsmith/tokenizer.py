@@ -29,8 +29,8 @@ from gptsmith.tokenizer_json import (
 
 SPECIAL_TOKENS = (ENDOFTEXT, "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
-# What tokenizers call the end of a document (ours, GPT-2, Qwen; Llama 3; Llama 2 and Mistral; Gemma;
-# DeepSeek), its beginning, and padding: tokenizer.json does not say which ones they are.
+# What tokenizers call the end of a document (ours, GPT-2, Qwen; Llama 3; Llama 2 and Mistral;
+# Gemma; DeepSeek), its beginning, and padding: tokenizer.json does not say which ones they are.
 ENDS = (ENDOFTEXT, "<|end_of_text|>", "</s>", "<eos>", "<｜end▁of▁sentence｜>")
 BEGINNINGS = ("<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>", "<｜begin▁of▁sentence｜>")
 PADS = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>")

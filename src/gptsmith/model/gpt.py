@@ -11,6 +11,7 @@ QK-norm (Henry et al. 2020, as in Qwen3). Layouts follow the stock classes of tr
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -144,7 +145,11 @@ def relu2(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-ACTIVATIONS = {"gelu": gelu, "gelu_erf": F.gelu, "relu2": relu2}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": gelu,
+    "gelu_erf": F.gelu,
+    "relu2": relu2,
+}
 
 
 class FeedForward(nn.Module):

@@ -72,7 +72,7 @@ def tune(
             for ids, reply in zip(asked, replies, strict=True):
                 yield tokenizer.decode(ids), reply.text
 
-    questions = exam.prepare(config.eval, model, tokenizer, arithmetic)
+    questions = exam.prepare(config.eval, model, tokenizer)
     run = finetune.create(
         config, begin, source, template=template.source,
         corpus=train.fingerprint[:32] + val.fingerprint[:32],

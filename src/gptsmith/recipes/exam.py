@@ -8,14 +8,11 @@ from gptsmith.evaluate import choices, results, tasks
 from gptsmith.model.gpt import GPTModel
 from gptsmith.recipes.options import EvalConfig
 from gptsmith.tokenizer import Tokenizer
-from gptsmith.train.precision import Precision
 
 Exam = Callable[[], Mapping[str, float]]
 
 
-def prepare(
-    config: EvalConfig, model: GPTModel, tokenizer: Tokenizer, arithmetic: Precision
-) -> Exam | None:
+def prepare(config: EvalConfig, model: GPTModel, tokenizer: Tokenizer) -> Exam | None:
     """A function that asks the questions of eval.tasks and returns all scores by name
     (hellaswag_acc_token ...); None if there are none.
 
@@ -29,8 +26,7 @@ def prepare(
         return None
 
     def exam() -> Mapping[str, float]:
-        with arithmetic.autocast():
-            found = [choices.score(model, tokenizer, name, asked[name]) for name in asked]
+        found = [choices.score(model, tokenizer, name, asked[name]) for name in asked]
         return {f"{r.task}_{metric}": value for r in found for metric, value in r.metrics.items()}
 
     return exam

@@ -95,7 +95,7 @@ def pretrain(config: PretrainConfig, started: float | None = None) -> int:
             sampling, prompt = SamplingConfig(max_new_tokens=length), config.eval.prompt
             yield prompt, generate_text(model, corpus.tokenizer, [prompt], sampling)[0]
 
-    questions = exam.prepare(config.eval, model, corpus.tokenizer, arithmetic)
+    questions = exam.prepare(config.eval, model, corpus.tokenizer)
     run = Run.create(
         config.out, config.model_dump(mode="json"), config.model, corpus.tokenizer, config.resume,
         corpus=corpus.fingerprint, fixed=("document_mask", "pad_vocab", *loop.FIXED),

@@ -23,7 +23,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-from benchmarks._machine import gemm_flops
 
 from gptsmith.evaluate import choices, tasks, tree
 from gptsmith.evaluate.prompts import Question
@@ -159,12 +158,10 @@ def main(argv: Sequence[str] = ()) -> None:
         for process in processes:
             process.join()
         alone, shared = tokens_read(run, questions)
-    flops = size.flops_per_token(run.model_config) / 3  # the forward pass of three
     print(
         f"{options.task}, {len(questions)} questions, {size.parameters(run.model_config):,}"
-        f" parameters, fp32, {torch.get_num_threads()} threads; matrix product"
-        f" {gemm_flops(torch.device('cpu')) / 1e9:,.0f} GFLOP/s; tokens read: each choice alone"
-        f" {alone:,} ({alone * flops / 1e12:.1f} TFLOP), shared {shared:,}"
+        f" parameters, fp32, torch {torch.__version__}, {torch.get_num_threads()} threads;"
+        f" tokens read: {alone:,} where each choice is a text of its own, {shared:,} shared"
     )
     for who in everyone:
         seconds = statistics.median(who.seconds)

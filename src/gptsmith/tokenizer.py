@@ -168,7 +168,7 @@ class Tokenizer:
     @cached_property
     def prefix(self) -> tuple[int, ...]:
         """Ids that the post-processor of the file puts before a text."""
-        if self.kind != "other":
+        if not json.loads(self._text).get("post_processor"):
             return ()
         bare, whole = (self._reference.encode("a", add_special_tokens=x).ids for x in (False, True))
         where = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
+from tokenizers import processors
 
 from gptsmith.evaluate import choices, tasks
 from gptsmith.evaluate.choices import encode_pairs
@@ -40,6 +42,15 @@ def test_tokens_are_those_of_the_whole_text(tokenizer: Tokenizer) -> None:
         assert request.context == begun
         assert request.continuation == tokenizer.encode(context + text)[len(begun) :]
         assert tokenizer.decode([*request.context, *request.continuation]) == context + text
+
+
+def test_halves_encoded_apart_are_the_whole(tokenizer: Tokenizer, real_data: Path) -> None:
+    """With a tokenizer of another kind nothing is known, and every whole text is encoded."""
+    foreign = Tokenizer(tokenizer.to_json())
+    foreign.kind = "other"
+    for name in ("hellaswag", "piqa", "winogrande", "lambada", "mmlu"):
+        pairs = [pair for q in tasks.load(name, real_data, 20, shots=1) for pair in q.choices]
+        assert encode_pairs(tokenizer, pairs) == encode_pairs(foreign, pairs)
 
 
 def test_an_empty_context_is_the_end_of_a_text(tokenizer: Tokenizer) -> None:
@@ -117,13 +128,27 @@ def test_real_questions_together_as_one_by_one(
     assert together.fields().keys() == {"n", "acc", "acc_stderr"}
 
 
-def test_a_choice_longer_than_the_context_names_its_question(tokenizer: Tokenizer) -> None:
+def test_questions_that_do_not_fit_are_left_out_with_a_note(tokenizer: Tokenizer) -> None:
     small = GPTModel(ModelConfig.preset("nano", vocab_size=tokenizer.vocab_size, context_length=16))
-    questions = [
-        Question("short", (("a", " b"),), 0),
-        Question("train.jsonl:7", (("a", " b"), ("a", " mean of" * 20)), 0),
-    ]
-    with pytest.raises(
-        ValueError, match=r"piqa: a choice of question train.jsonl:7 has \d+ tokens"
-    ):
-        choices.score(small, tokenizer, "piqa", questions)
+    fits = Question("short", (("a", " b"), ("a", " c")), 0)
+    longer = Question("train.jsonl:7", (("a", " b"), ("a", " mean of" * 20)), 0)
+    result = choices.score(small, tokenizer, "piqa", [longer, fits])
+    assert (result.n, [item["id"] for item in result.items]) == (1, ["short"])
+    assert result.items == choices.score(small, tokenizer, "piqa", [fits]).items
+    assert "1 of 2 questions are left out" in result.notes[0]
+    with pytest.raises(ValueError, match=r"1 of 1 .* left out, .* context of 16 tokens"):
+        choices.score(small, tokenizer, "piqa", [longer])
+
+
+def test_texts_begin_as_their_tokenizer_says(tokenizer: Tokenizer) -> None:
+    """As Llama's, whose post-processor puts a token before every text."""
+    made = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+    made.add_special_tokens(["<s>"])
+    begin = made.token_to_id("<s>")
+    made.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", begin)])
+    ours = Tokenizer(made.to_str())
+    assert ours.prefix == (begin,)
+    pairs = [("the mean", " over"), ("cut", "ting"), ("", "mean")]
+    for (context, text), request in zip(pairs, encode_pairs(ours, pairs), strict=True):
+        assert request.context == made.encode(context).ids
+        assert [*request.context, *request.continuation] == made.encode(context + text).ids

@@ -2,15 +2,22 @@
 
 import random
 
+import pytest
+
 from gptsmith.evaluate import tree
 from gptsmith.evaluate.tree import Text, Tree, batches, plan, size
 
-random.seed(0)
 C = 64
+GENERATOR = random.Random()
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    GENERATOR.seed(0)
 
 
 def tokens(n: int) -> Text:
-    return tuple(random.randrange(50) for _ in range(n))
+    return tuple(GENERATOR.randrange(50) for _ in range(n))
 
 
 def texts_of(jobs: list[tree.Job]) -> list[Text]:
@@ -63,7 +70,7 @@ def test_worked_examples_are_a_stem() -> None:
 
 def test_what_is_looked_at_stays_behind_the_stem() -> None:
     shared = tokens(100)
-    texts = sorted([shared, *(shared + tokens(n) for n in range(1, 60))])
+    texts = sorted([shared, *(shared + tokens(n) for n in range(1, 60) for _ in range(6))])
     tails = [30 if text == shared else 1 for text in texts]
     jobs = plan(texts, tails, C, 0)
     assert len(jobs[0].stem) == 70

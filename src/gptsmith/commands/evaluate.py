@@ -106,8 +106,9 @@ def main(argv: list[str]) -> None:
         console.print(results.comparison(found))
     elif shown := [r for r in own if r.task not in ("perplexity", "skills")]:
         console.print(results.table(shown))
-    for note in dict.fromkeys(note for some in found.values() for r in some for note in r.notes):
-        print(note, file=sys.stderr)
+    for name, some in found.items():
+        for note in dict.fromkeys(note for result in some for note in result.notes):
+            print(f"{name}: {note}" if len(found) > 1 else note, file=sys.stderr)
     write(options, found)
 
 

@@ -134,7 +134,7 @@ def _wikitext(name: str) -> Source:
             validation=lambda: articles(_lines(valid), str(valid)),
         )
     hub = _WIKITEXT[name]
-    revision = _hub_revision(hub, _put(f"{name}/train.txt and {name}/valid.txt"))
+    revision = hub_revision(hub, _put(f"{name}/train.txt and {name}/valid.txt"))
 
     def read(split: str) -> Iterator[Document]:
         rows = hub_rows(hub._replace(split=split), revision)
@@ -177,7 +177,7 @@ def open_hub(hub: HubName, reader: Reader, remedy: str) -> Source:
 
     remedy: what to do where the Hub cannot be reached.
     """
-    revision = _hub_revision(hub, remedy)
+    revision = hub_revision(hub, remedy)
 
     def read() -> Iterator[Document]:
         return row_documents(hub_rows(hub, revision), reader)
@@ -190,7 +190,7 @@ def _put(wanted: str) -> str:
     return f"without network, put {wanted} into a folder and set GPTSMITH_DATA to it"
 
 
-def _hub_revision(hub: HubName, remedy: str) -> str:
+def hub_revision(hub: HubName, remedy: str) -> str:
     """The commit that the Hub holds now; UnavailableError, saying what to do instead."""
     try:
         import datasets  # noqa: F401

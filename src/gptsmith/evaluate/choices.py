@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -39,35 +39,46 @@ def score(
     """Ask the questions of the task `name`; the items of the result are those, with the nats and
     tokens of every choice and what was right.
 
-    The model is left in the mode it was found in. progress: say on stderr how far it is. ValueError names
-    a question whose choice is longer than the model's context.
+    The model is left in the mode it was found in. progress: say on stderr how far this is. A
+    question with a choice longer than the model's context is left out, with a note; ValueError if
+    that goes for all of them.
     """
     pairs = [pair for question in questions for pair in question.choices]
     requests = encode_pairs(tokenizer, pairs)
     places = accumulate((len(question.choices) for question in questions), initial=0)
     spans = [slice(*span) for span in pairwise(places)]  # of each question's choices in the pairs
-    longest = model.config.context_length
-    for question, span in zip(questions, spans, strict=True):
-        if (size := max(len(request.continuation) for request in requests[span])) > longest:
-            raise ValueError(
-                f"{name}: a choice of question {question.id} has {size} tokens, the model's context"
-                f" {longest}: it cannot be asked; take a model with a longer one"
-            )
-    found = log_likelihoods(model, requests, tokenizer.vocab_size, title=name if progress else None)
-    items = [
-        _item(name, question, requests[span], found[span])
+    asked = [
+        (question, requests[span])
         for question, span in zip(questions, spans, strict=True)
+        if max(len(r.continuation) for r in requests[span]) <= model.config.context_length
     ]
+    notes = []
+    if left_out := len(questions) - len(asked):
+        notes = [
+            f"{name}: {left_out:,} of {len(questions):,} questions are left out, they have choices "
+            f"longer than the model's context of {model.config.context_length} tokens"
+        ]
+    if not asked:
+        raise ValueError(notes[0] if notes else f"{name}: no questions")
+    found = iter(
+        log_likelihoods(
+            model,
+            [request for _, of_one in asked for request in of_one],
+            tokenizer.vocab_size,
+            title=name if progress else None,
+        )
+    )
+    items = [_item(name, q, of_one, list(islice(found, len(of_one)))) for q, of_one in asked]
     metrics: dict[str, float] = {}
     stderr: dict[str, float] = {}
     for metric in ("acc", "acc_norm", "acc_token"):
-        if items and metric in items[0]:
+        if metric in items[0]:
             metrics[metric], stderr[metric] = mean([item[metric] for item in items])
     if name == "lambada":
         loss, error = mean([-item["nats"][0] for item in items])
         metrics["perplexity"] = math.exp(min(loss, 700))
         stderr["perplexity"] = metrics["perplexity"] * error  # to first order
-    return Result(name, len(items), metrics, stderr, items)
+    return Result(name, len(items), metrics, stderr, items, notes=notes)
 
 
 def _item(
@@ -90,26 +101,39 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list
     """Contexts and continuations as tokens of the text that they are together, cut where the tokens
     of the context end; spaces at the context's end go with the continuation.
 
-    An empty context is <|endoftext|>. So does lm-evaluation-harness (TemplateLM._encode_pair).
+    What the tokenizer puts before a text stands before the context, and is the empty one, else
+    <|endoftext|>. So does lm-evaluation-harness (TemplateLM._encode_pair).
     """
     moved = []
     for context, continuation in pairs:
         stripped = context.rstrip()
         spaces = context[len(stripped) :] if stripped else ""
         moved.append((stripped or context, spaces + continuation))
-    contexts = tokenizer.encode_batch([context for context, _ in moved])
-    wholes = tokenizer.encode_batch([context + text for context, text in moved])
-    return [
-        _cut(context, whole, tokenizer) for context, whole in zip(contexts, wholes, strict=True)
+    # Our own tokenizers begin a token at the first space after a word, so what follows can be
+    # encoded alone, and the context once for all its continuations.
+    apart = [
+        tokenizer.kind != "other" and context != "" and text.startswith(" ")
+        for context, text in moved
     ]
+    rests = [
+        text if alone else context + text
+        for (context, text), alone in zip(moved, apart, strict=True)
+    ]
+    texts = list(dict.fromkeys([*(context for context, _ in moved), *rests]))
+    ids = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
+    requests, prefix = [], list(tokenizer.prefix)
+    for (context, _), rest, alone in zip(moved, rests, apart, strict=True):
+        if not context:
+            requests.append(_from_nothing(ids[rest], tokenizer.prompt("")))
+        else:
+            behind = ids[rest] if alone else ids[rest][len(ids[context]) :]
+            requests.append(Request(prefix + ids[context], behind))
+    return requests
 
 
-def _cut(context: list[int], whole: list[int], tokenizer: Tokenizer) -> Request:
-    if context:
-        return Request(context, whole[len(context) :])
-    if whole[:1] == [tokenizer.eos_id]:
-        return Request(whole[:1], whole[1:])
-    return Request([tokenizer.eos_id], whole)
+def _from_nothing(text: list[int], begin: list[int]) -> Request:
+    """A text that begins with the end of another needs no other before it."""
+    return Request(text[:1], text[1:]) if text[:1] == begin else Request(begin, text)
 
 
 def _over(nats: Sequence[float], lengths: Sequence[int]) -> list[float]:

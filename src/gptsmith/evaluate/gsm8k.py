@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gptsmith.conversation import ChatTemplate, Message
-from gptsmith.data.corpora import HubName, _hub_revision, hub_rows
+from gptsmith.data.corpora import HubName, hub_revision, hub_rows
 from gptsmith.data.rows import Row, read_rows
 from gptsmith.evaluate.progress import progress
 from gptsmith.evaluate.results import Result, mean
@@ -88,7 +88,7 @@ def _problems(rows: Iterator[Row], limit: int | None) -> list[Problem]:
 def _hub_rows(split: str) -> Iterator[Row]:
     hub = HubName("openai/gsm8k", "main", split)
     remedy = "without network, put eval/gsm8k/test.jsonl and train.jsonl into a folder and set"
-    revision = _hub_revision(hub, f"{remedy} GPTSMITH_DATA to it")
+    revision = hub_revision(hub, f"{remedy} GPTSMITH_DATA to it")
     return (Row(place, values) for place, values in hub_rows(hub, revision))
 
 

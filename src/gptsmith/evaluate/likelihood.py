@@ -55,9 +55,10 @@ def log_likelihoods(
 
     Dtype and device are the model's. A text longer than the model's context loses its beginning, as
     in lm-evaluation-harness: of context and continuation the last context_length + 1 tokens count.
-    vocab_size: ids beyond, which a padded model has, get no probability. title: says on stderr how
-    far this has come. ValueError for an empty context or continuation, a continuation longer than the
-    context length, an id outside the vocabulary, a mask that depends on the row of the batch.
+    vocab_size: ids beyond, which a padded model has, get no probability. title: of what stderr says
+    about how far this has come. ValueError for an empty context or continuation, a continuation
+    longer than the context length, an id outside the vocabulary, a mask that depends on the row of
+    the batch.
     """
     config, weight = model.config, model.head_weight
     if model.mask.facts.uses_b:
@@ -79,10 +80,10 @@ def log_likelihoods(
     try:
         # The weights' own dtype decides, whatever autocast the caller is in.
         with torch.inference_mode(), torch.autocast(weight.device.type, enabled=False):
-            stem, cache = (), None
+            current, cache = None, None
             for job, batch in steps if title is None else progress(steps, title, len(steps)):
-                if job.stem != stem:
-                    stem, cache = job.stem, _read_stem(model, job.stem) if job.stem else None
+                if job is not current:
+                    current, cache = job, _read_stem(model, job.stem) if job.stem else None
                 x = _read(model, batch, cache)  # (B, T, C)
                 _look(x, weight[:V], batch, requests, wanted, found)
     finally:

@@ -97,7 +97,7 @@ NAMES = (*_TASKS, "mmlu")
 def load(
     name: str, where: Path | None = None, limit: int | None = None, shots: int | None = None
 ) -> list[Question]:
-    """The first `limit` questions of a task (None: all); of MMLU's subjects one after the other.
+    """The first `limit` questions of a task (None: all); of MMLU from all subjects by turns.
 
     where: a file, or a folder with the task's files by the names that they have below
     $GPTSMITH_DATA, which is the default before the Hugging Face Hub. shots: worked examples before
@@ -159,7 +159,7 @@ def _data_folder() -> Path | None:
 
 def _hub_rows(hub: HubName, local: str) -> Iterator[Row]:
     remedy = f"without network, put {local} into a folder and set GPTSMITH_DATA to it"
-    revision = corpora._hub_revision(hub, remedy)
+    revision = corpora.hub_revision(hub, remedy)
     return (Row(place, values) for place, values in corpora.hub_rows(hub, revision))
 
 

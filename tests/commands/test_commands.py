@@ -263,4 +263,4 @@ def test_another_tokenizer_is_refused(say, run: Path, tmp_path: Path) -> None:
     succeed("prepare", tmp_path / "text.txt", "--out", tmp_path / "data", "--tokenizer", "byte")
     code, _, err = say("evaluate", run, "--data", tmp_path / "data")
     assert code == 2
-    assert f"prepare that text with --tokenizer {run / 'tokenizer.json'}" in err
+    assert f"prepare it with --tokenizer {run / 'tokenizer.json'}" in err

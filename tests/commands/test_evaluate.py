@@ -115,9 +115,60 @@ def test_tasks_beside_another_run(say, runs, tmp_path):
     assert (tmp_path / "out.pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_what_a_picture_of_two_runs_must_say(say, runs, text, tmp_path, monkeypatch):
+    """Runs of one name, names that look like markup, tokenizers that differ."""
+    monkeypatch.chdir(tmp_path)
+    one = make(tmp_path / "sub" / "x[b]", 1)
+    tokenizer = BYTES.add_special_tokens(["<|user|>"])
+    tensors = GPTModel(CONFIG.model_copy(update={"vocab_size": 258})).state_dict().items()
+    config = CONFIG.model_copy(update={"vocab_size": 258})
+    Run.adopt(tmp_path / "x[b]", {"import": "test"}, config, tokenizer, tensors, torch.float32)
+    code, out, err = say(one, "--data", text, "--compare", "x[b]", "--out", "new/out.json")
+    assert code == 0
+    assert str(one) in out.replace("\n", "")
+    assert "only bits_per_byte can be compared" in err
+    found = json.loads(Path("new/out.json").read_text())
+    assert found["compare"]["run"] == "x[b]"
+    assert found["compare"]["perplexity"]["val_loss"] != found["perplexity"]["val_loss"]
+
+
+def test_a_question_that_is_cut_is_told_of(say, runs, tmp_path):
+    row = {"ctx": "much longer than the context", "endings": ["a", "b"], "label": 0}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"ctx": "short"}))
+    code, _, err = say(runs[0], "--tasks", "hellaswag_gpt2", "--task-data", tmp_path / "q.jsonl")
+    assert code == 0
+    assert "1 of 2 questions are asked without their beginning, more than 16 tokens" in err
+
+
+def test_two_corpora_are_not_compared(say, tmp_path):
+    for name in ("a", "b"):
+        make(tmp_path / name, 1)
+        with (tmp_path / name / "config.yaml").open("a") as file:
+            file.write(f"data: data/{name}\n")
+    code, out, err = say(tmp_path / "a", "--compare", tmp_path / "b")
+    assert (code, out) == (2, "")
+    assert "data/a and data/b: say with --data what both are measured on" in err
+
+
+def test_a_column_of_a_table(say, runs, tmp_path):
+    (tmp_path / "t.csv").write_text("one,two\na,The smith forged a ring\n")
+    code, _, err = say(runs[0], "--data", tmp_path / "t.csv")
+    assert code == 2
+    assert "--text-column NAME" in err
+    code, out, _ = say(runs[0], "--data", tmp_path / "t.csv", "--text-column", "two")
+    assert code == 0
+    assert "23 tokens" in out
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        ("--data TEXT --tasks perplexity,judge --responses ANSWERS", "no model that judges"),
+        ("--data TEXT --tasks perplexity,text", "finetune instruct"),
+        ("--data TEXT --tasks perplexity,piqa --task-data nowhere", "nowhere"),
+        ("--data TEXT --out out.png", "--out out.png: name a file that ends in .json"),
+        ("--data TEXT --out out", "--out out: name a file that ends in .json"),
+        ("--data TEXT --out FOLDER", "is a folder: name a file"),
         ("--tasks helaswag", "--tasks: no task 'helaswag': did you mean 'hellaswag'?"),
         ("--tasks hellaswag --task-data nowhere", "nowhere"),
         ("--data TEXT --stride 17", "--stride 17 is more than the window of 16"),
@@ -130,7 +181,10 @@ def test_tasks_beside_another_run(say, runs, tmp_path):
 )
 def test_wrong_input(say, runs, text, tmp_path, argv, message):
     (tmp_path / "empty.txt").touch()
+    (tmp_path / "folder.json").mkdir()
     names = {"TEXT": text, "EMPTY": tmp_path / "empty.txt", "RUN": runs[0]}
+    names |= {"FOLDER": tmp_path / "folder.json", "ANSWERS": tmp_path / "answers.json"}
+    names["ANSWERS"].write_text(json.dumps([{"output": "a", "response": "b"}]))
     code, out, err = say(runs[0], *(names.get(word, word) for word in argv.split()))
     assert code == 2
     assert message in err

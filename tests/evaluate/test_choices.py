@@ -125,7 +125,7 @@ def test_real_questions_together_as_one_by_one(
                 assert value == sum(values) / 8
                 error = math.sqrt(value * (1 - value) / 7)  # of a share
                 assert together.stderr[metric] == pytest.approx(error)
-    assert together.fields().keys() == {"n", "acc", "acc_stderr"}
+    assert together.fields().keys() - {"notes"} == {"n", "acc", "acc_stderr"}
 
 
 def test_questions_that_do_not_fit_are_left_out_with_a_note(tokenizer: Tokenizer) -> None:
@@ -152,3 +152,20 @@ def test_texts_begin_as_their_tokenizer_says(tokenizer: Tokenizer) -> None:
     for (context, text), request in zip(pairs, encode_pairs(ours, pairs), strict=True):
         assert request.context == made.encode(context).ids
         assert [*request.context, *request.continuation] == made.encode(context + text).ids
+
+
+def test_an_answer_that_the_mask_gives_away_is_not_scored(tokenizer: Tokenizer) -> None:
+    """prefix(n): so many tokens see each other, and the answer must not be one of them."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        n_layer=1, n_head=2, n_embd=16, context_length=64, vocab_size=400, mask="prefix(4)"
+    )
+    context = "a b c d e f g h"  # more than four tokens
+    questions = [
+        Question("short", (("a", " b"), ("a", " c")), 0),
+        Question("long", ((context, " b"), (context, " c")), 0),
+    ]
+    result = choices.score(GPTModel(config), tokenizer, "piqa", questions)
+    assert [item["id"] for item in result.items] == ["long"]
+    assert "1 of 2 questions are left out" in result.notes[0]
+    assert "less than 4 tokens before them, which the mask needs" in result.notes[0]

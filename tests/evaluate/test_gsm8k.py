@@ -136,8 +136,8 @@ def test_judged_as_by_lm_evaluation_harness(real_data):
 # --- answers -------------------------------------------------------------------------------------
 
 
-def test_a_base_model_reads_examples_and_stops_before_the_next_question(model, files):
-    result = score(model, TOKENIZER, None, files, max_new_tokens=30)
+def test_a_base_model_reads_examples_and_stops_before_the_next_question(model):
+    result = score(model, TOKENIZER, None, TEST, TRAIN, max_new_tokens=30)
     assert [item["generated"] for item in result.items] == [ANSWER] * 2
     assert dict(result.metrics) == {"strict": 0.5, "flexible": 0.5}
     assert result.stderr["strict"] == pytest.approx(0.5)
@@ -155,24 +155,23 @@ def test_the_prompt_is_that_of_the_harness_with_the_same_examples_for_all():
     )
 
 
-def test_examples_that_do_not_fit_are_left_out_and_told_of(files):
+def test_examples_that_do_not_fit_are_left_out_and_told_of():
     # a question takes 27 bytes and an example 38: of 110 tokens, 30 are for the answer
-    result = score(tiny(110), TOKENIZER, None, files, max_new_tokens=30)
+    result = score(tiny(110), TOKENIZER, None, TEST, TRAIN, max_new_tokens=30)
     assert [item["shots"] for item in result.items] == [1, 1]
     assert "2 of 2 questions had fewer than 3 examples before them (1 to 1)" in result.notes[0]
 
 
-def test_a_question_that_does_not_fit_is_wrong_and_told_of(tmp_path):
+def test_a_question_that_does_not_fit_is_wrong_and_told_of():
     long = Problem("5" * 90, "#### 5")
-    folder = write(tmp_path / "g", train=TRAIN, test=[TEST[0], long])
-    result = score(tiny(64), TOKENIZER, None, folder, shots=0, max_new_tokens=8)
+    result = score(tiny(64), TOKENIZER, None, [TEST[0], long], max_new_tokens=8)
     assert result.items[1]["generated"] == ""
     assert not result.items[1]["flexible"]
     assert result.notes == ["1 questions do not fit into 64 tokens and count as wrong"]
 
 
-def test_a_chat_model_is_asked_by_a_message_and_examples_are_turns(model, files):
-    result = score(model, TOKENIZER, TEMPLATE, files, max_new_tokens=8)
+def test_a_chat_model_is_asked_by_a_message_and_examples_are_turns(model):
+    result = score(model, TOKENIZER, TEMPLATE, TEST, max_new_tokens=8)
     assert [item["shots"] for item in result.items] == [0, 0]
     assert not result.notes
     chat = gsm8k.ChatTemplate(TEMPLATE, TOKENIZER)
@@ -211,5 +210,8 @@ def test_wrong_files(files, tmp_path):
         load(files, shots=0)
     with pytest.raises(ValueError, match="limit of 0"):
         load(files, limit=0)
-    with pytest.raises(FileNotFoundError):
-        load(tmp_path / "nowhere", shots=0)
+    with pytest.raises(FileNotFoundError, match="nowhere: no such file of problems"):
+        load(tmp_path / "nowhere")
+    (files / "test.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="no problems in it"):
+        load(files, shots=0)

@@ -1,5 +1,6 @@
 """Results: means and their errors, JSON without NaN, tables, charts."""
 
+import io
 import json
 import math
 import statistics
@@ -94,3 +95,13 @@ def test_what_cannot_be_drawn(tmp_path):
     runs = {str(n): OTHER for n in range(len(COLOURS) + 1)}
     with pytest.raises(ValueError, match="at most 6"):
         results.draw(tmp_path / "many", runs)
+
+
+def test_a_narrow_terminal_eats_no_figures():
+    console = Console(width=40, file=io.StringIO())
+    console.print(results.table([Result("lambada", 10, {"perplexity": 113355.25}, {})]))
+    assert "…" not in console.file.getvalue()
+
+
+def test_a_perplexity_beyond_all_bounds_has_three_digits():
+    assert results.show("perplexity", 5.79e16, 2.5e17) == "5.79e+16 ± 2.5e+17"

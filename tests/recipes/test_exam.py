@@ -71,6 +71,7 @@ def test_answers_are_recorded_and_drawn_beside_the_loss(world, tmp_path, capsys)
     [
         (("--eval.tasks", "helaswag"), "helaswag"),
         (("--eval.task-data", "nowhere.jsonl"), "nowhere.jsonl"),
+        (("--model.context-length", "4"), "4 of 4 questions are left out"),
     ],
 )
 def test_questions_that_cannot_be_read_stop_it_before_it_begins(

@@ -2,8 +2,10 @@
 instructions, beside another run if one is named."""
 
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,13 @@ from rich.console import Console
 from gptsmith import files, settings
 from gptsmith.commands.weights import WeightOptions
 from gptsmith.conversation import ChatTemplate
-from gptsmith.data.batches import validation_batches
+from gptsmith.data.batches import validation_batches, validation_windows
 from gptsmith.data.documents import Reader
 from gptsmith.data.shards import Corpus
 from gptsmith.data.stream import text_stream
 from gptsmith.evaluate import choices, gsm8k, judge, perplexity, results, skills, tasks, text
-from gptsmith.evaluate.endpoint import JudgeOptions
+from gptsmith.evaluate.endpoint import Endpoint, JudgeOptions
+from gptsmith.evaluate.progress import progress
 from gptsmith.evaluate.results import Result
 from gptsmith.flags import nearest
 from gptsmith.model.gpt import GPTModel
@@ -33,23 +36,28 @@ from gptsmith.train.trackers import flatten
 SEED = 0  # of the questions on skills: the same ones each time
 NAMES = ("perplexity", "skills", *tasks.NAMES, "gsm8k", "text", "judge")
 
+Job = Callable[[], Result]
+
 
 class EvaluateOptions(WeightOptions):
     """What to measure, and on what."""
 
     tasks: tuple[str, ...] = ("perplexity",)
     """perplexity on a corpus or text; skills: held-out items of the built-in chat set; hellaswag,
-    arc_easy, arc_challenge, piqa, winogrande, lambada, mmlu: multiple choice; gsm8k; text and
-    judge: the answers that `finetune instruct` wrote. With commas, or repeated."""
+    hellaswag_gpt2, arc_easy, arc_challenge, piqa, winogrande, lambada, mmlu: multiple choice;
+    gsm8k; text and judge: the answers that `finetune instruct` wrote. With commas, or repeated."""
     limit: int | None = Field(None, ge=1)
-    """Only so many questions of a task, the first; perplexity: windows, evenly from the whole."""
+    """Only so many questions of a task, the first (mmlu: of all subjects by turns); perplexity:
+    windows, evenly from the whole."""
     compare: Path | None = None
     """Another run, measured in the same way; a chart shows both."""
     out: Path | None = None
-    """Write the results here, JSON; beside it every item (.items.jsonl) and a chart."""
+    """Write the results to this .json file; beside it every item (.items.jsonl) and a chart."""
     data: str | None = None
     """perplexity: a prepared corpus (its validation split is scored), or any text that `prepare`
     takes (all of it is). Default: the corpus that the run was trained on."""
+    text_column: str | None = None
+    """perplexity: the column of a table that holds the text (default: text, or the only one)."""
     window: int | None = Field(None, ge=2)
     """perplexity: tokens that the model sees at once (default: its context, at most 2048)."""
     stride: int | None = Field(None, ge=1)
@@ -62,7 +70,8 @@ class EvaluateOptions(WeightOptions):
     task_data: Path | None = None
     """File or folder of a task's questions (default: $GPTSMITH_DATA, else the Hub)."""
     shots: int | None = Field(None, ge=0)
-    """Worked examples before a question (default: 5 for mmlu and gsm8k, else none)."""
+    """mmlu, gsm8k: worked examples before a question (default: 5; of gsm8k none for a chat
+    model)."""
     per_skill: int = Field(50, ge=1)
     """skills: questions for each."""
     responses: Path | None = None
@@ -90,13 +99,10 @@ def main(argv: list[str]) -> None:
         description="Measure a trained model.",
         positional="run",
     )
-    runs = {options.run.name: Run.open(options.run)}
-    if options.compare is not None:
-        if options.compare.resolve() == options.run.resolve():
-            raise ValueError(f"--compare {options.compare} is the run itself: name another")
-        same = options.compare.name == options.run.name
-        runs[str(options.compare) if same else options.compare.name] = Run.open(options.compare)
-    found = {name: measure(options, run) for name, run in runs.items()}
+    runs, stem = _runs(options), _stem(options)
+    # What can go wrong without the model goes wrong here, before hours of measuring.
+    jobs = {name: prepare(options, run) for name, run in runs.items()}
+    found = {name: [job() for job in jobs.pop(name)] for name in runs}  # one model at a time
     own = next(iter(found.values()))
     if len(runs) > 1 and "judge" in options.tasks:
         first, second = (_responses(options, run) for run in runs.values())
@@ -109,54 +115,94 @@ def main(argv: list[str]) -> None:
     for name, some in found.items():
         for note in dict.fromkeys(note for result in some for note in result.notes):
             print(f"{name}: {note}" if len(found) > 1 else note, file=sys.stderr)
-    write(options, found)
+    tokenizers = {run.tokenizer.fingerprint for run in runs.values()}
+    if len(tokenizers) > 1 and "perplexity" in options.tasks:
+        print(
+            "the tokenizers differ, and so does what a token is: of perplexity and its kin, only"
+            " bits_per_byte can be compared",
+            file=sys.stderr,
+        )
+    if stem is not None:
+        write(options.out, stem, found)
 
 
-def measure(options: EvaluateOptions, run: Run) -> list[Result]:
-    """The results of all tasks on one run, in the order asked for."""
-    model: GPTModel | None = None
+def _runs(options: EvaluateOptions) -> dict[str, Run]:
+    """The run, and that of --compare, by the names that they have in tables."""
+    paths = [options.run, *([options.compare] if options.compare else [])]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"--compare {options.compare} is the run itself: name another")
+    names = [path.resolve().name for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    runs = {name: Run.open(path) for name, path in zip(names, paths, strict=True)}
+    if len(runs) > 1 and "perplexity" in options.tasks and options.data is None:
+        corpora = [str(run.config["data"]) for run in runs.values() if run.config.get("data")]
+        if len(set(corpora)) > 1:
+            raise ValueError(
+                f"{' and '.join(map(str, paths))} were trained on {' and '.join(corpora)}: "
+                "say with --data what both are measured on"
+            )
+    return runs
+
+
+def _stem(options: EvaluateOptions) -> Path | None:
+    """The chart without its suffix; None if nothing is to be written."""
+    if options.out is None and options.compare is None:
+        return None
+    if options.out is None:
+        assert options.compare is not None
+        stem = options.run / f"against-{options.compare.resolve().name}"
+    elif options.out.suffix != ".json":
+        raise ValueError(f"--out {options.out}: name a file that ends in .json")
+    elif options.out.is_dir():
+        raise ValueError(f"--out {options.out} is a folder: name a file")
+    else:
+        stem = options.out.with_suffix("")
+        stem.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(stem.parent, os.W_OK):
+        raise ValueError(f"{stem.parent} cannot be written to: name another place, --out")
+    return stem
+
+
+def prepare(options: EvaluateOptions, run: Run) -> list[Job]:
+    """What is to be measured on a run, in the order asked for: questions and texts are read now,
+    the model when the first task needs it."""
     if run.model_config.labels:
         raise ValueError(f"{run.path} is a classifier: gptsmith classify {run.path} --file TEXTS")
-    if set(options.tasks) - {"text", "judge"}:
-        model = options.load(run)
-    found = []
-    for name in options.tasks:
-        if name == "text":
-            found.append(text.score(_responses(options, run)))
-        elif name == "judge":
-            cache = _verdicts(options)
-            found.append(judge.score(_responses(options, run), options.judge, cache=cache))
-        else:
-            assert model is not None
-            found.append(_ask(name, options, run, model))
-    return found
+    model = cache(lambda: options.load(run))
+    return [_job(name, options, run, model) for name in options.tasks]
 
 
-def _ask(name: str, options: EvaluateOptions, run: Run, model: GPTModel) -> Result:
-    """Put one task to the model."""
+def _job(name: str, options: EvaluateOptions, run: Run, model: Callable[[], GPTModel]) -> Job:
+    """One task, ready to be put to the model."""
     if name == "perplexity":
         return _perplexity(options, run, model)
     if name == "skills":
-        return _skills(options, run, model)
+        return lambda: _skills(options, run, model())
+    if name == "text":
+        return partial(text.score, _responses(options, run))
+    if name == "judge":
+        entries = _responses(options, run)
+        with Endpoint(options.judge):  # its settings are checked, nothing is sent
+            pass
+        return partial(judge.score, entries, options.judge, cache=_verdicts(options))
     if name == "gsm8k":
-        return gsm8k.score(
-            model, run.tokenizer, run.template, options.task_data, options.limit, options.shots
+        shots = (
+            (gsm8k.SHOTS if run.template is None else 0) if options.shots is None else options.shots
         )
+        problems, examples = gsm8k.load(options.task_data, options.limit, shots)
+        return lambda: gsm8k.score(model(), run.tokenizer, run.template, problems, examples)
     questions = tasks.load(name, options.task_data, options.limit, options.shots)
-    return choices.score(model, run.tokenizer, name, questions, progress=True)
+    return lambda: choices.score(model(), run.tokenizer, name, questions, progress=True)
 
 
-def write(options: EvaluateOptions, found: Mapping[str, Sequence[Result]]) -> None:
-    """--out: results of the run by task, those of the other under `compare`; items; chart."""
-    stem = options.out.with_suffix("") if options.out else None
-    if stem is None and options.compare is not None:
-        stem = options.run / f"against-{options.compare.resolve().name}"
-    if stem is None:
-        return
-    own, *other = ({r.task: r.fields() for r in some} for some in found.values())
-    if options.out is not None:
-        also = {"compare": {"run": str(options.compare), **other[0]}} if other else {}
-        files.write_json(options.out, own | also)
+def write(out: Path | None, stem: Path, found: Mapping[str, Sequence[Result]]) -> None:
+    """To `out`: results of the run by task, those of the other under `compare`; beside it items and
+    chart."""
+    if out is not None:
+        own, *other = ({r.task: r.fields() for r in some} for some in found.values())
+        also = {"compare": {"run": list(found)[1], **other[0]}} if other else {}
+        files.write_json(out, own | also)
         items = [
             {"run": name, "task": r.task, **item}
             for name, some in found.items()
@@ -192,7 +238,7 @@ def _skills(options: EvaluateOptions, run: Run, model: GPTModel) -> Result:
     return Result("skills", options.per_skill, means, {}, details={"by_skill": scores})
 
 
-def _perplexity(options: EvaluateOptions, run: Run, model: GPTModel) -> Result:
+def _perplexity(options: EvaluateOptions, run: Run, model: Callable[[], GPTModel]) -> Job:
     arithmetic, why = _arithmetic(options, run)
     c = run.model_config
     T = options.window or min(c.context_length, 2048)
@@ -201,24 +247,30 @@ def _perplexity(options: EvaluateOptions, run: Run, model: GPTModel) -> Result:
     stride = options.stride or T
     if stride > T:
         raise ValueError(f"--stride {stride} is more than the window of {T}: it would skip tokens")
-    start = first_scored(model.mask, T, c.n_head, c.n_layer)
     shards, what = _text(options, run)
     eos = run.tokenizer.eos_id if run.config.get("document_mask") else None
     B, limit = options.batch_size or max(1, 8192 // T), options.limit and options.limit * stride
-    batches = validation_batches(shards, T, B, eos, limit, stride)
-    scored = (score_from(batch, start) for batch in batches)
-    token_bytes = torch.from_numpy(run.tokenizer.token_bytes())
-    scores = perplexity.evaluate(model, scored, arithmetic, token_bytes)
-    how = "" if stride == T else f", every {stride:,}"
-    print(f"{run.path} on {what}, {scores.tokens:,} tokens, windows of {T:,}{how}")
-    print(f"  precision     {arithmetic.name}, {why}")
-    print(f"  loss          {scores.loss:.4f} nats per token")
-    print(f"  perplexity    {scores.perplexity:,.2f}")
-    if scores.bits_per_byte is not None:
-        print(f"  bits per byte {scores.bits_per_byte:.4f}")
-    print(f"  next token    {scores.top1:.1%} guessed first, {scores.top5:.1%} in five guesses")
-    values = {name: value for name, value in scores.fields().items() if value is not None}
-    return Result("perplexity", int(values.pop("tokens")), values, {})
+
+    def job() -> Result:
+        start = first_scored(model().mask, T, c.n_head, c.n_layer)
+        batches = validation_batches(shards, T, B, eos, limit, stride)
+        count = -(-len(validation_windows(shards, T, limit, stride)) // B)
+        scored = (score_from(batch, start) for batch in progress(batches, "perplexity", count))
+        token_bytes = torch.from_numpy(run.tokenizer.token_bytes())
+        scores = perplexity.evaluate(model(), scored, arithmetic, token_bytes)
+        how = "" if stride == T else f", every {stride:,}"
+        print(f"{run.path} on {what}, {scores.tokens:,} tokens, windows of {T:,}{how}")
+        print(f"  precision     {arithmetic.name}, {why}")
+        print(f"  loss          {scores.loss:.4f} nats per token")
+        print(f"  perplexity    {scores.perplexity:,.2f}")
+        if scores.bits_per_byte is not None:
+            print(f"  bits per byte {scores.bits_per_byte:.4f}")
+        print(f"  next token    {scores.top1:.1%} guessed first, {scores.top5:.1%} in five guesses")
+        values = {name: value for name, value in scores.fields().items() if value is not None}
+        details = {"on": what, "window": T, "stride": stride, "precision": arithmetic.name}
+        return Result("perplexity", int(values.pop("tokens")), values, {}, details=details)
+
+    return job
 
 
 def _text(options: EvaluateOptions, run: Run) -> tuple[Sequence[np.ndarray], str]:
@@ -227,7 +279,7 @@ def _text(options: EvaluateOptions, run: Run) -> tuple[Sequence[np.ndarray], str
     if data is not None and not Corpus.is_at(data):
         if is_run(Path(data)):
             raise ValueError(f"--data {data} is a run: give a corpus or text")
-        reader = Reader(skip=True)
+        reader = Reader(options.text_column, skip=True)
         stream = text_stream(data, run.tokenizer, reader)
         for kind, places in reader.left_out.items():
             print(f"{data}: left out {len(places):,} x {kind}", file=sys.stderr)

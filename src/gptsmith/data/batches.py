@@ -106,6 +106,22 @@ def make_batch(rows: np.ndarray, eos_id: int | None, name: str) -> Batch:
     return Batch(inputs, targets, documents=documents, name=name)
 
 
+def validation_windows(
+    shards: Sequence[np.ndarray], T: int, limit: int | None, stride: int
+) -> list[tuple[int, int]]:
+    """Shard and first token of each window of `validation_batches`, which see."""
+    windows = [
+        (s, i)
+        for s, shard in enumerate(shards)
+        for i in range(0, max(1, len(shard) - 1 - (T - stride)), stride)
+        if len(shard) > 1
+    ]
+    if limit is not None and limit < len(windows) * stride:
+        keep = max(1, limit // stride)
+        windows = [windows[i * len(windows) // keep] for i in range(keep)]
+    return windows
+
+
 def validation_batches(
     shards: Sequence[np.ndarray],
     T: int,
@@ -121,15 +137,7 @@ def validation_batches(
     about so many tokens, taken evenly from the whole (None: all of it).
     """
     stride = stride or T
-    windows = [
-        (s, i)
-        for s, shard in enumerate(shards)
-        for i in range(0, max(1, len(shard) - 1 - (T - stride)), stride)
-        if len(shard) > 1
-    ]
-    if limit is not None and limit < len(windows) * stride:
-        keep = max(1, limit // stride)
-        windows = [windows[i * len(windows) // keep] for i in range(keep)]
+    windows = validation_windows(shards, T, limit, stride)
     for first in range(0, len(windows), B):
         some = windows[first : first + B]
         rows = np.zeros((len(some), T + 1), dtype=np.int64)

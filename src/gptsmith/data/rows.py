@@ -81,6 +81,15 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in names)
 
 
+def check_unicode(row: Row, name: str, text: str) -> None:
+    """ValueError naming the place for a lone surrogate, which JSON can spell and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        at = error.start
+        raise ValueError(f"{row.place}: {name!r} is not Unicode at character {at}") from None
+
+
 def _is(path: Path, *suffixes: str) -> bool:
     return path.name.lower().endswith(suffixes)
 

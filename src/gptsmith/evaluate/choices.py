@@ -22,6 +22,7 @@ from gptsmith.evaluate.likelihood import Likelihood, Request, log_likelihoods
 from gptsmith.evaluate.prompts import Question
 from gptsmith.evaluate.results import Result, mean
 from gptsmith.model.gpt import GPTModel
+from gptsmith.model.leakage import first_scored
 from gptsmith.tokenizer import Tokenizer
 
 # Where all choices are one text or one letter, it makes no difference what the sum is divided by.
@@ -39,27 +40,10 @@ def score(
     """Ask the questions of the task `name`; the items of the result are those, with the nats and
     tokens of every choice and what was right.
 
-    The model is left in the mode it was found in. progress: say on stderr how far this is. A
-    question with a choice longer than the model's context is left out, with a note; ValueError if
-    that goes for all of them.
+    The model is left in the mode it was found in. progress: say on stderr how far this is. The
+    rest as `askable`.
     """
-    pairs = [pair for question in questions for pair in question.choices]
-    requests = encode_pairs(tokenizer, pairs)
-    places = accumulate((len(question.choices) for question in questions), initial=0)
-    spans = [slice(*span) for span in pairwise(places)]  # of each question's choices in the pairs
-    asked = [
-        (question, requests[span])
-        for question, span in zip(questions, spans, strict=True)
-        if max(len(r.continuation) for r in requests[span]) <= model.config.context_length
-    ]
-    notes = []
-    if left_out := len(questions) - len(asked):
-        notes = [
-            f"{name}: {left_out:,} of {len(questions):,} questions are left out, they have choices "
-            f"longer than the model's context of {model.config.context_length} tokens"
-        ]
-    if not asked:
-        raise ValueError(notes[0] if notes else f"{name}: no questions")
+    asked, notes = askable(model, tokenizer, name, questions)
     found = iter(
         log_likelihoods(
             model,
@@ -79,6 +63,51 @@ def score(
         metrics["perplexity"] = math.exp(min(loss, 700))
         stderr["perplexity"] = metrics["perplexity"] * error  # to first order
     return Result(name, len(items), metrics, stderr, items, notes=notes)
+
+
+def askable(
+    model: GPTModel, tokenizer: Tokenizer, name: str, questions: Sequence[Question]
+) -> tuple[list[tuple[Question, list[Request]]], list[str]]:
+    """The questions that this model can be asked, with their choices as tokens, and what there is
+    to say about it.
+
+    A question with a choice longer than the model's context is left out, one that is longer itself
+    loses its beginning, both with a note. ValueError if all are left out, and for a mask that lets
+    tokens see what comes after them, but for prefix(n).
+    """
+    pairs = [pair for question in questions for pair in question.choices]
+    requests = encode_pairs(tokenizer, pairs)
+    places = accumulate((len(question.choices) for question in questions), initial=0)
+    spans = [slice(*span) for span in pairwise(places)]  # of each question's choices in the pairs
+    C = model.config.context_length
+    # Up to here a token sees those that come after it, and would see the answer: prefix(n).
+    start = first_scored(model.mask, C, model.config.n_head, model.config.n_layer)
+    asked = [
+        (question, requests[span])
+        for question, span in zip(questions, spans, strict=True)
+        if all(min(len(r.context), C + 1 - len(r.continuation)) > start for r in requests[span])
+    ]
+    notes = []
+    if left_out := len(questions) - len(asked):
+        notes = [
+            f"{name}: {left_out:,} of {len(questions):,} questions are left out, they have choices "
+            f"longer than the model's context of {C} tokens"
+            + (
+                f", or less than {start + 1} tokens before them, which the mask needs"
+                if start
+                else ""
+            )
+        ]
+    # The last token is not read.
+    cut = sum(any(sum(map(len, r)) > C + 1 for r in of_one) for _, of_one in asked)
+    if cut:
+        notes.append(
+            f"{name}: {cut:,} of {len(questions):,} questions are asked without their beginning, "
+            f"more than {C} tokens do not fit into the model's context"
+        )
+    if not asked:
+        raise ValueError(notes[0] if notes else f"{name}: no questions")
+    return asked, notes
 
 
 def _item(

@@ -17,7 +17,7 @@ from typing import Any
 
 from gptsmith.conversation import ChatTemplate, Message
 from gptsmith.data.corpora import HubName, hub_revision, hub_rows
-from gptsmith.data.rows import Row, read_rows
+from gptsmith.data.rows import Row, check_unicode, read_rows
 from gptsmith.evaluate.progress import progress
 from gptsmith.evaluate.results import Result, mean
 from gptsmith.generate.chat import BATCH, complete
@@ -63,14 +63,20 @@ def load(
         found = (test / below / "test.jsonl" for below in (".", "gsm8k", "eval/gsm8k"))
         test = next(filter(Path.is_file, found), test / "test.jsonl")
     if where is None and not test.is_file():
-        return _problems(_hub_rows("test"), limit), _problems(_hub_rows("train"), shots)
+        examples = _problems(_hub_rows("train"), shots) if shots else []
+        return _problems(_hub_rows("test"), limit), examples
+    if not test.is_file():
+        raise FileNotFoundError(f"{test}: no such file of problems")
     train = test.with_name("train.jsonl")
     if shots and (train == test or not train.is_file()):
         raise FileNotFoundError(
             f"{train}: missing beside {test.name}, it has the examples; or ask without, --shots 0"
         )
     examples = _problems(read_rows(train), shots) if shots else []
-    return _problems(read_rows(test), limit), examples
+    problems = _problems(read_rows(test), limit)
+    if not problems:
+        raise ValueError(f"{test}: no problems in it")
+    return problems, examples
 
 
 def _problems(rows: Iterator[Row], limit: int | None) -> list[Problem]:
@@ -81,6 +87,8 @@ def _problems(rows: Iterator[Row], limit: int | None) -> list[Problem]:
             raise ValueError(
                 f"{row.place}: expected a question and an answer that ends in '#### NUMBER'"
             )
+        check_unicode(row, "question", question)
+        check_unicode(row, "answer", answer)
         problems.append(Problem(question, answer))
     return problems
 
@@ -99,21 +107,18 @@ def score(
     model: GPTModel,
     tokenizer: Tokenizer,
     template: str | None,
-    where: Path | None = None,
-    limit: int | None = None,
-    shots: int | None = None,
+    problems: Sequence[Problem],
+    examples: Sequence[Problem] = (),
     max_new_tokens: int = ANSWER_TOKENS,
 ) -> Result:
     """Share of problems whose number is right; the answers are generated greedily.
 
-    A base model (template None) reads `shots` examples (default SHOTS) in front of each question.
-    A chat model is asked by a user message (default: no examples; else they are earlier turns).
-    where, limit: see load. strict: the number behind `#### `; flexible: the last in the text. Where
-    the context is too short for all examples, later ones are left out; a question that does not fit
-    at all counts as wrong. Both are told of in the notes. ValueError without problems.
+    A base model (template None) reads the examples in front of each question, a chat model is asked
+    by a user message, the examples being earlier turns. strict: the number behind `#### `;
+    flexible: the last in the text. Where the context is too short for all examples, later ones are
+    left out; a question that does not fit at all counts as wrong. Both are told of in the notes.
+    ValueError without problems.
     """
-    shots = (SHOTS if template is None else 0) if shots is None else shots
-    problems, examples = load(where, limit, shots)
     chat = None if template is None else ChatTemplate(template, tokenizer)
     C = model.config.context_length
     config = SamplingConfig(temperature=0, max_new_tokens=max_new_tokens)

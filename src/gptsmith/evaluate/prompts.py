@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gptsmith.data.rows import Row
+from gptsmith.data.rows import Row, check_unicode
 
 Choices = tuple[tuple[str, str], ...]
 
@@ -99,10 +99,13 @@ def winogrande(row: Row) -> Made:
 
 def lambada(row: Row) -> Made:
     if _has(row, "context", "continuation"):
-        return _after(_text(row, "context"), (_text(row, "continuation"),)), 0
-    if not _has(row, "text"):
+        context, word = _text(row, "context"), _text(row, "continuation")
+    elif _has(row, "text"):
+        context, _, word = _text(row, "text").rpartition(" ")
+    else:
         return None
-    context, _, word = _text(row, "text").rpartition(" ")
+    if not (context.strip() and word.strip()):
+        raise ValueError(f"{row.place}: no text with a last word behind it")
     return _after(context, (word,)), 0
 
 
@@ -145,13 +148,16 @@ def _text(row: Row, name: str, values: Mapping[str, Any] | None = None) -> str:
     value = (row.values if values is None else values).get(name)
     if not isinstance(value, str):
         raise ValueError(f"{row.place}: {name!r} is {value!r:.40}, not a text")
+    check_unicode(row, name, value)
     return value
 
 
 def _texts(row: Row, name: str, values: Mapping[str, Any] | None = None) -> list[str]:
     value = (row.values if values is None else values).get(name)
     if not isinstance(value, list) or len(value) < 2 or not all(isinstance(v, str) for v in value):
-        raise ValueError(f"{row.place}: {name!r} is {value!r:.40}, not a list of texts")
+        raise ValueError(f"{row.place}: {name!r} is {value!r:.40}, not a list of two or more texts")
+    for text in value:
+        check_unicode(row, name, text)
     return value
 
 
@@ -160,7 +166,7 @@ def _number(row: Row, name: str) -> int:
     value = row.values.get(name)
     if isinstance(value, bool) or not re.fullmatch(r"\d{1,3}", str(value)):
         raise ValueError(
-            f"{row.place}: {name!r} is {value!r:.40}, not a number; a test set without answers"
-            " cannot be scored: take the validation set"
+            f"{row.place}: {name!r} is {value!r:.40}, not a number of a choice; a test set"
+            " without answers cannot be scored: take the validation set"
         )
     return int(str(value))

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from gptsmith.files import atomic_path
@@ -16,7 +17,6 @@ from gptsmith.train.plots import GRID, INK, STEPS
 
 # Axis and number format of the metrics that are no shares of one; the rest are, and share an axis.
 _PLAIN = {
-    "loss": ("loss (nats per token, less is better)", ",.4f"),
     "val_loss": ("loss (nats per token, less is better)", ",.4f"),
     "perplexity": ("perplexity (less is better)", ",.2f"),
     "bits_per_byte": ("bits per byte (less is better)", ",.4f"),
@@ -92,6 +92,8 @@ def mean(values: Sequence[float]) -> tuple[float, float]:
 def show(metric: str, value: float, error: float = math.nan) -> str:
     """A value for people, with its standard error if there is one: `29.4% ± 0.5`."""
     form = _PLAIN.get(metric, _SHARE)[1]
+    if abs(value) >= 1e7:  # the perplexity of a model that knows nothing
+        form = ".3g"
     text = format(value, form)
     return f"{text} ± {format(error, form).rstrip('%')}" if math.isfinite(error) else text
 
@@ -105,7 +107,11 @@ def comparison(runs: Mapping[str, Sequence[Result]]) -> Table:
     """A row for each metric, a column for each run, and what the figures may be held against."""
     rows = _rows(runs)
     known = any(references(task, metric) for task, metric in rows)
-    made = Table("task", "items", "metric", *runs, *(["for reference"] if known else []))
+    made = Table(
+        "task", "items", "metric", *map(escape, runs), *(["for reference"] if known else [])
+    )
+    for column in made.columns:
+        column.overflow = "fold"  # a narrow terminal must not eat figures
     for column in made.columns[3 : 3 + len(runs)]:
         column.justify = "right"
     made.columns[1].justify = "right"

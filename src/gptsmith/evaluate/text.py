@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptsmith.data.rows import Row, listed, read_rows
+from gptsmith.data.rows import Row, check_unicode, listed, read_rows
 from gptsmith.evaluate.results import Result, mean
 
 RESPONSES = "responses.json"  # what instruction tuning leaves in a run folder
@@ -134,9 +134,6 @@ def _text(row: Row, name: str) -> str:
     if not isinstance(value, str):
         kind = type(value).__name__
         raise ValueError(f"{row.place}: the column {name!r} holds {kind} {value!r:.40}, not text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        at = error.start
-        raise ValueError(f"{row.place}: {name!r} is not Unicode at character {at}") from None
+    check_unicode(row, name, value)
+    return value
     return value

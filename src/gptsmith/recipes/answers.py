@@ -72,11 +72,11 @@ def tune(
             for ids, reply in zip(asked, replies, strict=True):
                 yield tokenizer.decode(ids), reply.text
 
-    questions = exam.prepare(config.eval, model, tokenizer)
+    questions, remarks = exam.prepare(config.eval, model, tokenizer)
     run = finetune.create(
         config, begin, source, template=template.source,
         corpus=train.fingerprint[:32] + val.fingerprint[:32],
         fixed=("pack", "context_length", *fixed),
     )  # fmt: skip
     task = loop.Task(model, next_token_loss, samples, assess, val.tokens, texts, questions)
-    return loop.train(run, task, config, plan, [*notes, *more], started)
+    return loop.train(run, task, config, plan, [*notes, *more, *remarks], started)

@@ -12,24 +12,31 @@ from gptsmith.tokenizer import Tokenizer
 Exam = Callable[[], Mapping[str, float]]
 
 
-def prepare(config: EvalConfig, model: GPTModel, tokenizer: Tokenizer) -> Exam | None:
+def prepare(
+    config: EvalConfig, model: GPTModel, tokenizer: Tokenizer
+) -> tuple[Exam | None, list[str]]:
     """A function that asks the questions of eval.tasks and returns all scores by name
-    (hellaswag_acc_token ...); None if there are none.
+    (hellaswag_acc_token ...), and what there is to say about them; None if there are none.
 
-    The questions are read now. ValueError, FileNotFoundError if they cannot be.
+    The questions are read now. ValueError, FileNotFoundError if they cannot be, or do not fit.
     """
     asked = {
         name: tasks.load(name, config.task_data, config.task_items)
         for name in dict.fromkeys(config.tasks)
     }
+    notes = [
+        note
+        for name, questions in asked.items()
+        for note in choices.askable(model, tokenizer, name, questions)[1]
+    ]
     if not asked:
-        return None
+        return None, []
 
     def exam() -> Mapping[str, float]:
         found = [choices.score(model, tokenizer, name, asked[name]) for name in asked]
         return {f"{r.task}_{metric}": value for r in found for metric, value in r.metrics.items()}
 
-    return exam
+    return exam, notes
 
 
 def levels(names: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -95,10 +95,10 @@ def pretrain(config: PretrainConfig, started: float | None = None) -> int:
             sampling, prompt = SamplingConfig(max_new_tokens=length), config.eval.prompt
             yield prompt, generate_text(model, corpus.tokenizer, [prompt], sampling)[0]
 
-    questions = exam.prepare(config.eval, model, corpus.tokenizer)
+    questions, remarks = exam.prepare(config.eval, model, corpus.tokenizer)
     run = Run.create(
         config.out, config.model_dump(mode="json"), config.model, corpus.tokenizer, config.resume,
         corpus=corpus.fingerprint, fixed=("document_mask", "pad_vocab", *loop.FIXED),
     )  # fmt: skip
     task = loop.Task(model, next_token_loss, windows, assess, corpus.val_tokens, texts, questions)
-    return loop.train(run, task, config, plan, notes, started)
+    return loop.train(run, task, config, plan, [*notes, *remarks], started)

@@ -158,3 +158,22 @@ def test_a_killed_folder_is_swept_and_a_living_one_is_not(tmp_path: Path) -> Non
     (tmp_path / "new" / "a.txt").unlink()
     fill(tmp_path / "new")
     assert [p.name for p in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    def fill(name: str, error: OSError | None) -> None:
+        with files.atomic_folder(tmp_path / name) as folder:
+            if error is None:
+                (folder / "gone" / "file").write_text("x")
+            else:
+                raise error
+
+    for error in (OSError(errno.ENOSPC, "No space left on device"), None):
+        with pytest.raises(OSError) as caught:
+            fill("out", error)
+        assert caught.value.filename == str(tmp_path / "out")
+    (tmp_path / "file").touch()
+    for name in ("file", "file/out", "file/out/deep"):
+        with pytest.raises(FileExistsError, match=r"file .*: choose another --out"):
+            fill(name, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -10,12 +10,13 @@ import json
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from typing import NamedTuple, NoReturn, TypedDict
+from typing import Any, NamedTuple, NoReturn, TypedDict
 
 from jinja2 import nodes
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gptsmith.tokenizer import BEGINNINGS, Tokenizer
@@ -350,6 +351,18 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's, which bounds loops but not what `'a' * 10000000000` takes."""
+
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        sizes = [x if isinstance(x, int | float) else len(x) for x in (left, right)]
+        if abs(sizes[0] * sizes[1]) > 1e6:
+            raise TemplateError(f"{sizes[0]} {operator} {sizes[1]} is more than a template needs")
+        return super().call_binop(context, operator, left, right)
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
     now = datetime.now()  # one for all renderings, or two of them could differ
 
@@ -368,7 +381,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
             sort_keys=sort_keys,
         )  # fmt: skip
 
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = tojson

@@ -46,7 +46,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A temporary folder beside `path` to fill; fsynced and renamed to `path` on success, else
-    removed. What a killed process left of an earlier attempt goes as well.
+    removed. What a killed process left of an earlier attempt goes as well. A write that fails, for
+    want of space or permission, names `path`.
 
     FileExistsError if there is something at `path`, unless it is an empty folder.
     """
@@ -59,8 +60,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             with suppress(ValueError), lock(left, ""):  # its writer lives
                 shutil.rmtree(left)
     temporary = path.with_name(stem + secrets.token_hex(4))
-    temporary.mkdir()
     try:
+        temporary.mkdir()
         with lock(temporary, ""):
             yield temporary
             for found in (temporary, *temporary.rglob("*")):
@@ -68,13 +69,20 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             refuse_occupied(path)
             os.replace(temporary, path)  # onto an empty folder, too
         sync(path.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            failed = Path(str(error.filename or temporary))
+            if failed.is_relative_to(temporary):
+                raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
 def refuse_occupied(path: Path) -> None:
     """FileExistsError unless a folder can be put at `path` without loss."""
+    above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not above.is_dir():
+        raise FileExistsError(f"{above} is a file, {path} cannot be in it: choose another --out")
     if path.is_dir() and not path.is_symlink():
         if any(path.iterdir()):
             raise FileExistsError(f"{path} is not empty: choose another --out")

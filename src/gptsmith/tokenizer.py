@@ -68,6 +68,8 @@ class Tokenizer:
         else:
             special = {token["content"]: token["id"] for token in document["added_tokens"]}
             self._vocab = document["model"]["vocab"] | special
+        if not self._vocab:
+            raise ValueError(f"{origin}: a tokenizer without any token")
         self.special_tokens: dict[str, int] = dict(sorted(special.items(), key=lambda t: t[1]))
         self.vocab_size = max(self._vocab.values()) + 1
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)

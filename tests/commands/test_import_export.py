@@ -61,6 +61,15 @@ def test_what_to_do_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert wanted in capsys.readouterr().out
 
 
+def test_what_is_said_can_be_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = adopt(tmp_path / "my run", template=None)
+    export.main([str(run.path), "--format", "gguf", "--out", str(tmp_path / "my gguf")])
+    assert f"-f '{tmp_path}/my gguf/Modelfile'," in capsys.readouterr().out
+    export.main([str(run.path), "--format", "hf", "--out", str(tmp_path / "my hf")])
+    import_model.main([str(tmp_path / "my hf"), "--out", str(tmp_path / "again, $x")])
+    assert f"gptsmith generate '{tmp_path}/again, $x' --prompt" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -87,11 +96,16 @@ def test_gguf(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "ollama create" in capsys.readouterr().out
 
 
-def test_nothing_is_opened_for_an_occupied_folder(tmp_path: Path) -> None:
+def test_an_occupied_folder_is_left_alone(tmp_path: Path) -> None:
+    adopt(tmp_path / "run")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").touch()
+    (tmp_path / "out" / "mine").write_text("x")
     with pytest.raises(FileExistsError, match="is not empty: choose another --out"):
-        import_model.main(["nobody/nothing", "--out", str(tmp_path / "out")])
+        import_model.main(["nobody/nothing", "--out", str(tmp_path / "out")])  # nothing is fetched
+    for kind in ("hf", "gguf"):
+        with pytest.raises(FileExistsError, match="is not empty: choose another --out"):
+            export.main([str(tmp_path / "run"), "--format", kind, "--out", str(tmp_path / "out")])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
 def test_a_failed_import_leaves_nothing(tmp_path: Path) -> None:

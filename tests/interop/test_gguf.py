@@ -4,6 +4,7 @@ llama.cpp itself runs these files in test_llama_cpp.py.
 """
 
 import json
+import resource
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -364,6 +365,19 @@ def test_a_weight_too_large_for_f16_fails_and_leaves_nothing(tmp_path: Path) -> 
         gguf.export(run, tmp_path / "out", kind="f16")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
     gguf.export(run, tmp_path / "out", kind="bf16")
+
+
+def test_a_disk_that_fills_up_is_named_and_nothing_left(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", SIZES)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="not all was written") as error:
+            gguf.export(run, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.value.errno
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_an_occupied_folder_is_left_alone(tmp_path: Path) -> None:

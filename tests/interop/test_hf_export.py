@@ -5,15 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -24,12 +22,12 @@ from transformers import (
     logging,
 )
 
-from gptsmith.conversation import CHAT_TOKENS, TEMPLATE, ChatTemplate
+from gptsmith.conversation import CHAT_TOKENS, TEMPLATE
 from gptsmith.generate import engine
 from gptsmith.generate.sample import SamplingConfig
 from gptsmith.interop.hf_export import export
 from gptsmith.interop.hf_import import open_folder
-from gptsmith.model.adapter import to_peft
+from gptsmith.model.adapter import from_peft, to_peft
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import PRESETS, ModelConfig, RopeScaling
 from gptsmith.model.gpt import GPTModel
@@ -38,6 +36,7 @@ from gptsmith.model.stock import stock_class
 from gptsmith.model.tuning import Tuning, trained
 from gptsmith.run import Run, layout
 from gptsmith.tokenizer import Tokenizer
+from gptsmith.train import checkpoint as checkpoints
 
 # peft of transformers, and of a user of GPT-2 who says nothing of its transposed weights
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -187,15 +186,6 @@ def test_axes_without_a_stock_class_are_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_an_occupied_folder_is_left_alone(tmp_path: Path) -> None:
-    run = adopt(tmp_path / "run", ModelConfig(**SMALL))
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("x")
-    with pytest.raises(FileExistsError, match="is not empty: choose another --out"):
-        export(run, tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
-
-
 def test_padded_rows_are_cut(tmp_path: Path) -> None:
     run = adopt(tmp_path / "run", ModelConfig(**SMALL | dict(vocab_size=V + 40), tied=False))
     assert export(run, tmp_path / "out") == ["40 rows that padded the vocabulary are left out"]
@@ -206,59 +196,6 @@ def test_padded_rows_are_cut(tmp_path: Path) -> None:
     few = adopt(tmp_path / "few", ModelConfig(**SMALL | dict(vocab_size=V - 1)))
     with pytest.raises(ValueError, match=f"{V} tokens, but the model has vectors for {V - 1}"):
         export(few, tmp_path / "none")
-
-
-# Tokenizers
-
-
-STRINGS = st.text() | st.text(alphabet="ab <|>endoftxu's\n 01é漢🙂\u0301")
-KINDS: dict[str, Callable[[], Tokenizer]] = {
-    "bpe": lambda: TOKENIZER,
-    "byte": Tokenizer.byte,
-    "char": lambda: Tokenizer.char(["ab <|>endoftxu's\n01é漢🙂\u0301"]),
-}
-
-
-FAMILIES = ["gpt2", "llama", "qwen2", "qwen3", "arcee"]
-PAIRS = [(kind, family) for kind in KINDS for family in FAMILIES]
-
-
-@pytest.mark.parametrize(("kind", "family"), [*PAIRS, ("gpt2", "gpt2"), ("gpt2", "qwen3")])
-def test_tokenizers_are_the_same(
-    kind: str, family: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    if kind == "gpt2":
-        ours = Tokenizer.gpt2(request.getfixturevalue("real_data") / "gpt2_bpe")
-    else:
-        ours = KINDS[kind]()
-    ours = ours.add_special_tokens(CHAT_TOKENS)
-    config = ModelConfig(**SMALL | dict(vocab_size=ours.vocab_size, n_embd=8), **AXES[family])
-    run = adopt(tmp_path / "run", config.change(n_layer=1), ours)
-    export(run, tmp_path / "out")
-    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert len(theirs) == ours.vocab_size
-    strings = st.text(alphabet="ab <|>endoftxu's\n01é漢🙂\u0301") if kind == "char" else STRINGS
-
-    @settings(max_examples=40, deadline=None, database=None)
-    @given(strings)
-    def same(text: str) -> None:
-        ids = ours.encode(text)
-        found = theirs(text, split_special_tokens=True)
-        assert found["input_ids"] == ids
-        assert set(found) == {"input_ids", "attention_mask"}
-        if "<|" not in text:
-            assert theirs(text)["input_ids"] == ids
-        assert theirs.decode(ids) == ours.decode(ids) == text
-
-    same()
-    plain = "a<|end|>b<|endoftext|>"
-    assert theirs(plain, split_special_tokens=True)["input_ids"] == ours.encode(plain)
-    end, eos = ours.special_tokens["<|end|>"], ours.eos_id
-    a, b = ours.encode("a"), ours.encode("b")
-    assert theirs(plain)["input_ids"] == [*a, end, *b, eos]
-    assert theirs.decode([*a, end, eos], skip_special_tokens=True) == "a"
-    assert (theirs.eos_token_id, theirs.pad_token) == (eos, "<|pad|>")
-    assert theirs.model_max_length == T
 
 
 def test_qwen2_keeps_its_class_with_its_tokenizer(tmp_path: Path) -> None:
@@ -291,41 +228,6 @@ def test_qwen2_keeps_its_class_with_its_tokenizer(tmp_path: Path) -> None:
     assert open_folder(tmp_path / "out").config == config
 
 
-def test_a_beginning_of_texts_is_kept(tmp_path: Path) -> None:
-    """As in Llama 3: the tokenizer puts a token before each text, the template its own."""
-    names = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]
-    document = json.loads(TOKENIZER.add_special_tokens(names).to_json())
-    bos = document["added_tokens"][-3]["id"]
-    a, special = {"Sequence": {"id": "A", "type_id": 0}}, {"id": names[0], "type_id": 0}
-    document["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": [{"SpecialToken": special}, a],
-        "pair": [{"SpecialToken": special}, a],
-        "special_tokens": {names[0]: {"id": names[0], "ids": [bos], "tokens": [names[0]]}},
-    }
-    document["model"]["ignore_merges"] = True
-    ours = Tokenizer(json.dumps(document))
-    template = (
-        "{{ bos_token }}{% for m in messages %}<|eot_id|>{{ m['role'] }}\n{{ m['content'] }}"
-        "<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|eot_id|>assistant\n{% endif %}"
-    )
-    config = ModelConfig(**SMALL | dict(vocab_size=ours.vocab_size), rope_scaling=LLAMA3)
-    run = adopt(tmp_path / "run", config, ours, template)
-    export(run, tmp_path / "out")
-    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert (
-        theirs("The fox")["input_ids"] == ours.prompt("The fox") == [bos, *ours.encode("The fox")]
-    )
-    assert theirs.bos_token == names[0]
-    talk: list[Any] = [dict(role="user", content="The fox")]
-    ids = theirs.apply_chat_template(talk, add_generation_prompt=True, return_dict=True)
-    assert ids["input_ids"] == ChatTemplate(template, ours).prompt(talk)
-    stops = json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"]
-    assert stops == [ours.special_tokens[name] for name in ("<|eot_id|>", "<|endoftext|>")]
-    found = open_folder(tmp_path / "out")
-    assert (found.tokenizer.to_json(), found.template) == (ours.to_json(), template)
-
-
 # What the models do
 
 
@@ -334,27 +236,6 @@ def chat_run(tmp_path: Path) -> Run:
     tokenizer = TOKENIZER.add_special_tokens(CHAT_TOKENS)
     config = ModelConfig(**SMALL | dict(vocab_size=tokenizer.vocab_size), qk_norm=True)
     return adopt(tmp_path / "run", config, tokenizer, TEMPLATE)
-
-
-def test_chat_templates_write_the_same(chat_run: Run, tmp_path: Path) -> None:
-    export(chat_run, tmp_path / "out")
-    ours = ChatTemplate(TEMPLATE, chat_run.tokenizer)
-    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert theirs.chat_template == TEMPLATE
-    talk: list[Any] = [
-        dict(role="system", content="Be  kind.\n"),
-        dict(role="user", content=" The fox? "),
-        dict(role="assistant", content="the dog"),
-        dict(role="user", content="and it?"),
-    ]
-    ids = theirs.apply_chat_template(talk, add_generation_prompt=True, return_dict=True)
-    assert ids["input_ids"] == ours.prompt(talk)
-    assert theirs.apply_chat_template(talk[:3], return_dict=True)["input_ids"] == (
-        ours.encode(talk[:3]).ids
-    )
-    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert generation["eos_token_id"] == [*ours.stop_ids]
-    assert generation["pad_token_id"] == chat_run.tokenizer.special_tokens["<|pad|>"]
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
@@ -476,14 +357,22 @@ def test_an_adapter_of_a_classifier_opens_in_peft(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(theirs), wanted, rtol=0, atol=1e-4)
 
 
-def test_no_adapter_no_export_of_one(tmp_path: Path) -> None:
-    run = adopt(tmp_path / "run", ModelConfig(**SMALL))
-    with pytest.raises(ValueError, match="has no adapter, it was not tuned with LoRA"):
-        export(run, tmp_path / "out", adapter=True)
-    tuned = lora_run(tmp_path / "lora", ModelConfig(**SMALL), [])
-    with pytest.raises(ValueError, match="as the end of training left it"):
-        export(tuned, tmp_path / "out", adapter=True, checkpoint=3)
-    assert not (tmp_path / "out").exists()
+def test_an_adapter_of_a_checkpoint(tmp_path: Path) -> None:
+    run = lora_run(tmp_path / "run", ModelConfig(**SMALL), [])
+    ours = from_peft(run.model_config, *run.load_adapter())[1]
+    earlier = {name: tensor / 2 for name, tensor in ours.items()}
+    checkpoints.save(run.checkpoints, 1, {"model": earlier}, {})
+    last = load_file(run.weights)
+    run.save_weights(last, {"which": "last", "step": "2"})  # behind that checkpoint
+    export(run, tmp_path / "last", adapter=True)
+    export(run, tmp_path / "one", adapter=True, checkpoint=1)
+    wanted = {"last": last, "one": {name: tensor / 2 for name, tensor in last.items()}}
+    for name, tensors in wanted.items():
+        stored = load_file(tmp_path / name / layout.ADAPTER_WEIGHTS)
+        assert stored.keys() == tensors.keys()
+        assert all(torch.equal(stored[key], tensors[key]) for key in stored)
+    run.weights.unlink()  # stopped in training
+    assert "is unfinished: this is its step 1" in export(run, tmp_path / "un", adapter=True)[0]
 
 
 # All or nothing

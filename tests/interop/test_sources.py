@@ -1,6 +1,7 @@
 """Which reader takes what, what is said of everything else, and a run made of each."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -123,3 +124,11 @@ def test_what_is_said_of_everything_else(
         open_source(given)
     assert "\n" not in str(error.value)
     assert str(error.value).startswith(given)
+
+
+@pytest.mark.parametrize("name", ["ckpt.pt", "config.json", "hparams.json"])
+def test_a_pipe_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    for source in (tmp_path, tmp_path / name):
+        with pytest.raises(ValueError, match="no model: expected"):
+            open_source(str(source))

@@ -1,11 +1,12 @@
 """`gptsmith export RUN --format hf|gguf --out DIR`: a run in a form that other programs open."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from gptsmith import settings
 from gptsmith.run import Run, Which
@@ -28,11 +29,11 @@ class ExportOptions(BaseModel):
     format: Literal["hf", "gguf"]
     """hf: for transformers, vLLM and what else reads its folders; gguf: for llama.cpp, Ollama."""
     dtype: Literal["keep", "fp32", "bf16", "fp16", "q8_0"] | None = None
-    """Number format of the weights; keep: that of the run, hf only (its default); q8_0: 8 bits,
-    gguf only (where the default is fp16)."""
+    """Number format of the weights. hf: keep (that of the run), fp32, bf16 or fp16; without this
+    option, keep. gguf: fp32, bf16, fp16 or q8_0 (8 bits); without this option, fp16."""
     checkpoint: Which = "last"
     """Which weights: of the last step, of the best validation loss, or of a step that was kept."""
-    adapter: bool = Field(False)
+    adapter: bool = False
     """hf: a LoRA run as peft's adapter, its base model beside it, instead of the two merged."""
 
 
@@ -49,6 +50,8 @@ def main(argv: list[str]) -> None:
         raise ValueError(
             f"--dtype {options.dtype}: --format {options.format} takes {', '.join(allowed)}"
         )
+    if options.adapter and options.format == "gguf":
+        raise ValueError("--adapter: a gguf holds the merged model; leave it away")
     run = Run.open(options.run)
     if options.format == "hf":
         from gptsmith.interop import hf_export
@@ -63,8 +66,6 @@ def main(argv: list[str]) -> None:
     else:
         from gptsmith.interop import gguf
 
-        if options.adapter:
-            raise ValueError("--adapter: a gguf holds the merged model; leave it away")
         kind = _KINDS[options.dtype or "fp16"]
         notes = gguf.export(run, options.out, kind=kind, checkpoint=options.checkpoint)
     for note in notes:
@@ -79,7 +80,8 @@ def _size(folder: Path) -> str:
 
 def _opens(options: ExportOptions, run: Run) -> str:
     if options.format == "gguf":
-        return f"ollama create NAME -f {options.out / 'Modelfile'}, or llama.cpp with the .gguf"
+        modelfile = shlex.quote(str(options.out / "Modelfile"))
+        return f"ollama create NAME -f {modelfile}, or llama.cpp with the .gguf"
     kind = "SequenceClassification" if run.model_config.labels else "CausalLM"
     cls = f"peft.AutoPeftModelFor{kind}" if options.adapter else f"AutoModelFor{kind}"
     return f"{cls}.from_pretrained({str(options.out)!r})"

@@ -1,5 +1,6 @@
 """`gptsmith import SOURCE --out RUN`: a model from elsewhere becomes a run."""
 
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -73,11 +74,12 @@ def _describe(imported: Imported) -> None:
 
 
 def _next(run: Run) -> str:
+    path = shlex.quote(str(run.path))
     if run.model_config.labels:
-        return f"gptsmith classify {run.path} TEXT"
+        return f"gptsmith classify {path} TEXT"
     if run.template is not None:
-        return f"gptsmith chat {run.path}"
-    return f'gptsmith generate {run.path} --prompt "..."'
+        return f"gptsmith chat {path}"
+    return f'gptsmith generate {path} --prompt "..."'
 
 
 def _shown(tensors: Iterable[tuple[str, Tensor]], total: int) -> Iterator[tuple[str, Tensor]]:

@@ -6,6 +6,7 @@ H query heads, K key/value heads, D head size, V vocabulary.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,7 +235,10 @@ def _write(writer: GGUFWriter, parts: list[_Part], kind: Kind) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for part, how in zip(parts, stored, strict=True):
-        writer.write_tensor_data(_encoded(part, how))
+        try:
+            writer.write_tensor_data(_encoded(part, how))
+        except OSError as error:  # numpy's says neither what nor why
+            raise OSError(error.errno or errno.ENOSPC, f"not all was written ({error})") from None
 
 
 def _encoded(part: _Part, how: GGMLQuantizationType) -> np.ndarray:

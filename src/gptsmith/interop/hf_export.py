@@ -1,6 +1,5 @@
 """A run as a folder that stock transformers opens: no code of ours is needed there."""
 
-import shutil
 from collections.abc import Iterator, Mapping
 from functools import reduce
 from pathlib import Path
@@ -17,7 +16,7 @@ from gptsmith.model import weights
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.stock import place, stock_class
-from gptsmith.run import Run, Which
+from gptsmith.run import Run, Which, layout
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint as checkpoints
 
@@ -49,18 +48,18 @@ def export(
             f"{run.path}: {tokenizer.vocab_size:,} tokens, but the model has vectors for "
             f"{config.vocab_size:,}: they do not belong together"
         )
-    if adapter:
-        _refuse_without_adapter(run, checkpoint)
+    if adapter and not run.tuning.lora.rank:
+        raise ValueError(f"{run.path} has no adapter, it was not tuned with LoRA")
     files.refuse_occupied(out)
     model = run.base_model() if adapter else run.load_model(checkpoint)
     with files.atomic_folder(out) as folder:
         if adapter:
             (folder / _BASE).mkdir()
             _write_model(folder / _BASE, run, model, dtype)
-            _write_adapter(folder, run, out)
+            _write_adapter(folder, run, checkpoint, out)
         else:
             _write_model(folder, run, model, dtype)
-    if run.notice and not adapter:
+    if run.notice:
         notes.append(run.notice)
     if cut := config.vocab_size - tokenizer.vocab_size:
         notes.append(f"{cut:,} rows that padded the vocabulary are left out")
@@ -118,22 +117,12 @@ def _theirs(
             yield name, (part.T if there.transposed else part).contiguous()
 
 
-def _refuse_without_adapter(run: Run, checkpoint: Which) -> None:
-    if not run.tuning.lora.rank:
-        raise ValueError(f"{run.path} has no adapter, it was not tuned with LoRA")
-    if checkpoint != "last" or not run.weights.is_file():
-        raise ValueError(
-            f"{run.path}: an adapter is exported as the end of training left it; without --adapter "
-            "other checkpoints are exported too, merged"
-        )
-
-
-def _write_adapter(folder: Path, run: Run, out: Path) -> None:
+def _write_adapter(folder: Path, run: Run, checkpoint: Which, out: Path) -> None:
     """peft's two files, and the tokenizer with the new tokens."""
     hf_tokenizer.write(folder, run.tokenizer, run.template, run.model_config.context_length)
-    stored = files.read_json(run.weights.with_name("adapter_config.json"))
+    tensors, stored = run.load_adapter(checkpoint)
     # peft resolves it where the program runs, so a relative path would not do
     stored["base_model_name_or_path"] = str(out.resolve() / _BASE)
-    files.write_json(folder / "adapter_config.json", stored)
-    shutil.copyfile(run.weights, folder / run.weights.name)
+    files.write_json(folder / layout.ADAPTER_CONFIG, stored)
+    checkpoints.save_tensors(folder / layout.ADAPTER_WEIGHTS, tensors)
     files.write_text(folder / "README.md", model_card.adapter_text(run))

@@ -16,7 +16,6 @@ from gptsmith.tokenizer_json import special_token
 _CONFIG, _JSON, _TEMPLATE = "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"
 _LONGEST = 256 << 20  # bytes of a tokenizer.json; Gemma's has 33 million
 _NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
-# What ChatTemplate gives a template as bos_token, and what is known to pad.
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -41,6 +40,8 @@ def read(folder: Path, model_type: str) -> Tokenizer:
             tokenizer = Tokenizer.load(path)
         except RecursionError:
             raise ValueError(f"{path}: nested too deeply") from None
+        except (AttributeError, KeyError, TypeError):  # a number where a list should be, say
+            raise ValueError(f"{path}: not as `tokenizers` writes it, {remedy}") from None
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         kind = str(config.get("tokenizer_class", "GPT2Tokenizer"))
         if model_type != "gpt2" or kind.removesuffix("Fast") != "GPT2Tokenizer":
@@ -68,12 +69,13 @@ def _with_special(tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any])
     """The tokenizer with those special tokens that the files beside tokenizer.json alone name."""
     wanted: dict[str, int | None] = dict(_named(config))
     wanted |= _named(_optional(folder / "special_tokens_map.json"))
-    wanted |= {
-        str(token["content"]): int(i)
-        for i, token in (config.get("added_tokens_decoder") or {}).items()
-        if isinstance(token, dict) and token.get("special") and "content" in token
-    }
-    wanted |= _optional(folder / "added_tokens.json")
+    for name, i in (*_added(config), *_optional(folder / "added_tokens.json").items()):
+        if not str(i).isdecimal():
+            raise ValueError(
+                f"{folder}: its tokenizer files give {name!r:.40} the id {i!r:.40}: save it with "
+                "transformers again"
+            )
+        wanted[name] = int(i)
     wanted = {name: i for name, i in wanted.items() if name not in tokenizer.special_tokens}
     if not wanted:
         return tokenizer
@@ -99,10 +101,18 @@ def _with_special(tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any])
 
 
 def _named(config: Mapping[str, Any]) -> Iterator[tuple[str, None]]:
-    more = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
-    for value in [*map(config.get, _NAMES), *(more if isinstance(more, list) else more.values())]:
+    more = config.get("additional_special_tokens") or config.get("extra_special_tokens")
+    more = more.values() if isinstance(more, dict) else more if isinstance(more, list) else ()
+    for value in [*map(config.get, _NAMES), *more]:
         if text := _content(value):
             yield text, None
+
+
+def _added(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    decoder = config.get("added_tokens_decoder")
+    for i, token in decoder.items() if isinstance(decoder, dict) else ():
+        if isinstance(token, dict) and token.get("special") and (text := _content(token)):
+            yield text, i
 
 
 def _content(value: Any) -> str | None:
@@ -146,8 +156,8 @@ def _template_in(folder: Path, config: Mapping[str, Any]) -> str | None:
     given = _optional(folder / "chat_template.json").get("chat_template")
     given = given or config.get("chat_template")
     if isinstance(given, list):  # several by name
-        named = {t.get("name"): t.get("template") for t in given if isinstance(t, dict)}
-        given = named.get("default")
+        default = (t for t in given if isinstance(t, dict) and t.get("name") == "default")
+        given = next(default, {}).get("template")
     return given if isinstance(given, str) and given else None
 
 

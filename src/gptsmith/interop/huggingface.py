@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from gptsmith.interop.imported import unfit
 from gptsmith.model import weights
 from gptsmith.model.config import ModelConfig, RopeScaling
 from gptsmith.model.stock import place, stock_class
@@ -125,16 +126,17 @@ def model_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
         biased = kind == "llama" and (raw.get("attention_bias") or raw.get("mlp_bias"))
         fields["bias"] = "qkv" if kind == "qwen2" else "all" if biased else "none"
         fields["rope_theta"], fields["rope_scaling"] = _rope(raw, path)
-    fields["dropout"] = max(_dropouts(raw, path).values())
+    dropouts = _dropouts(raw, path)
+    highest = max(dropouts, key=lambda name: dropouts[name])
+    fields["dropout"] = dropouts[highest]
     if cls.endswith("ForSequenceClassification"):
         fields["labels"] = _labels(raw, path)
     try:
         config = ModelConfig(**sizes, **fields)
     except ValidationError as error:
-        first = error.errors()[0]
         names = {ours: there for there, (ours, _) in _SIZES[kind].items()}
-        field = names.get(str((*first["loc"], "")[0]), ".".join(map(str, first["loc"])))
-        raise ValueError(f"{path}: {field}: {first['msg']}".replace(": : ", ": ")) from None
+        names |= {"tied": "tie_word_embeddings", "dropout": highest}
+        raise unfit(path, error, names) from None
     if config.context_length > _LONGEST_CONTEXT:
         raise _refusal(path, "a context of", config.context_length)
     return config
@@ -187,15 +189,14 @@ def _rope(raw: Mapping[str, Any], path: Path) -> tuple[Any, RopeScaling | None]:
     try:
         return theta, RopeScaling(**{**given, "rope_type": kind})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, (field, *first["loc"])))
-        raise ValueError(f"{path}: {where}: {first['msg']}") from None
+        names = {name: f"{field}.{name}" for name in RopeScaling.model_fields}
+        raise unfit(path, error, names) from None
 
 
 def _refuse_windows(raw: Mapping[str, Any], path: Path) -> None:
     """ValueError for a Qwen whose sliding windows are in use (in other classes there are none)."""
     kinds = raw.get("layer_types") or []
-    if any(kind != "full_attention" for kind in kinds):
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
         raise _refusal(path, "layer_types", kinds)
     window, first = raw.get("sliding_window", 4096), raw.get("max_window_layers", 28)
     layers = raw.get("num_hidden_layers", 32)

@@ -1,9 +1,11 @@
 """A model from elsewhere, understood but not yet read: what every reader of a format gives."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from gptsmith.model.config import ModelConfig
@@ -26,3 +28,17 @@ class Imported:
     """What config.yaml says of it: `import` (the source as the user named it), `format`, ..."""
     notes: list[str]
     """What the user should hear, one line each."""
+
+
+def unfit(path: Path, error: ValidationError, names: Mapping[str, str]) -> ValueError:
+    """What our configuration says of a value, in the words of the file that has it.
+
+    names: our field -> what the file calls it, where that is another name.
+    """
+    first = error.errors()[0]
+    why = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if not first["loc"]:  # about several fields, which it names
+        return ValueError(f"{path}: {why}")
+    field = ".".join(map(str, first["loc"]))
+    value = "missing" if first["type"] == "missing" else f"{first['input']!r:.40}"
+    return ValueError(f"{path}: {names.get(field, field)} is {value}: {why}")

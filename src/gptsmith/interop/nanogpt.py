@@ -16,7 +16,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from gptsmith.interop.imported import Imported
+from gptsmith.interop.imported import Imported, unfit
 from gptsmith.model import weights
 from gptsmith.model.config import ModelConfig
 from gptsmith.tokenizer import Tokenizer
@@ -188,7 +188,7 @@ def _config(args: Any, state: dict[str, Tensor], path: Path) -> ModelConfig:
             tied="head.weight" not in state,
         )
     except ValidationError as error:
-        raise ValueError(f"{path}: model_args: {error.errors()[0]['msg']}") from None
+        raise unfit(path, error, {ours: theirs for theirs, ours in _SIZES.items()}) from None
 
 
 def _tokenizer(path: Path, config: ModelConfig) -> tuple[Tokenizer, list[str]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gptsmith import files
 from gptsmith.interop import tf_bundle
-from gptsmith.interop.imported import Imported
+from gptsmith.interop.imported import Imported, unfit
 from gptsmith.interop.tf_bundle import Entry
 from gptsmith.model import weights
 from gptsmith.model.config import ModelConfig
@@ -133,7 +133,7 @@ def _config(path: Path, entries: dict[str, Entry]) -> ModelConfig:
     try:
         config = ModelConfig.preset("gpt2", **sizes)
     except ValidationError as error:
-        raise ValueError(f"{path}: {error.errors()[0]['msg']}") from None
+        raise unfit(path, error, {ours: theirs for theirs, ours in _SIZES.items()}) from None
     C, T, V = config.n_embd, config.context_length, config.vocab_size
     for name, shape in (("model/wte", (V, C)), ("model/wpe", (T, C))):
         if name in entries and entries[name].shape != shape:

@@ -52,7 +52,7 @@ def open_source(source: str) -> Imported:
 
 
 def _open_folder(folder: Path) -> Imported:
-    names = sorted(child.name for child in folder.iterdir())
+    names = sorted(child.name for child in folder.iterdir() if child.is_file())
     if layout.is_run(folder):
         raise ValueError(f"{folder} is a run of gptsmith already: use it as it is")
     if "hparams.json" in names:
@@ -79,7 +79,7 @@ def _open_folder(folder: Path) -> Imported:
 
 
 def _open_file(path: Path) -> Imported:
-    if path.suffix in _NANOGPT:
+    if path.suffix in _NANOGPT and path.is_file():  # not a pipe, which never ends
         return nanogpt.open_file(path)
     folder = path.parent
     if (folder / "config.json").is_file() or (folder / "hparams.json").is_file():

@@ -308,6 +308,12 @@ class Run:
         origin = self.path / layout.BASE
         return self._model(checkpoints.load_tensors(origin), origin, True, trust_code)
 
+    def load_adapter(self, checkpoint: Which = "last") -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """A LoRA run's adapter as peft has it: tensors and adapter_config.json. `notice` and errors
+        as of `load_model`."""
+        tensors, _ = self._tensors(checkpoint)
+        return adapter.to_peft(self.model_config, self.tuning.lora, tensors, self.tuning.token_ids)
+
     def _model(
         self, tensors: dict[str, Tensor], origin: Path, whole: bool, trust_code: bool
     ) -> GPTModel:

@@ -9,7 +9,8 @@ runs/NAME/
   checkpoints/           resumable state (train/checkpoint.py): what is trained, not what is frozen
   metrics.jsonl ...      the record of training and what is drawn from it (train/monitor.py)
   report.md              recipes leave results beside it: responses.json (instruct), test.json,
-                         test-predictions.jsonl, confusion.*, history.* (classify)
+                         test-predictions.jsonl, confusion.*, history.* (classify); verdicts/ of
+                         a judge
   .lock                  flock of the process that trains here; its id inside
 
 A run that trains a part of its weights has two more, and with LoRA no model.safetensors:

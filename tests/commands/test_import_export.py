@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from safetensors.torch import load_file
+from tokenizers import pre_tokenizers, processors
 
+from gptsmith import cli
 from gptsmith.commands import export, import_model
-from gptsmith.conversation import CHAT_TOKENS, TEMPLATE
+from gptsmith.conversation import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
@@ -121,3 +124,40 @@ def test_a_failed_import_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"config\.json has hidden_act gelu"):
         import_model.main([str(hf), "--out", str(tmp_path / "again")])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "run"]
+
+
+def test_a_foreign_model_is_tuned_like_ours(tmp_path: Path) -> None:
+    """A Llama with a tokenizer of its own make, saved by transformers, becomes a chat model."""
+    transformers = pytest.importorskip("transformers")
+    table = tokenizers.Tokenizer.from_str(Tokenizer.train_bpe(["Hello there. " * 9], 270).to_json())
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    table.pre_tokenizer = pre_tokenizers.Sequence(
+        [digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    table.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>"])
+    begin = [("<|begin_of_text|>", table.token_to_id("<|begin_of_text|>"))]
+    table.post_processor = processors.TemplateProcessing("<|begin_of_text|> $A", None, begin)
+    config = transformers.LlamaConfig(
+        vocab_size=table.get_vocab_size(), hidden_size=32, intermediate_size=48,
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=64, tie_word_embeddings=False,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "foreign")
+    table.save(str(tmp_path / "foreign" / "tokenizer.json"))
+    turns = [{"role": "user", "content": "Hi 12"}, {"role": "assistant", "content": "Hello."}]
+    (tmp_path / "chat.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 30)
+
+    import_model.main([str(tmp_path / "foreign"), "--out", str(tmp_path / "base")])
+    argv = ["finetune", "chat", "--from", tmp_path / "base", "--data", tmp_path / "chat.jsonl"]
+    argv += ["--out", tmp_path / "chat", "--lora.rank", 4, "--train.steps", 2]
+    argv += ["--train.compile", "off", "--monitor.trackers", "none"]
+    assert cli.main([str(word) for word in argv]) == 0
+    export.main([str(tmp_path / "chat"), "--format", "hf", "--out", str(tmp_path / "hf")])
+
+    base, chat = Run.open(tmp_path / "base"), Run.open(tmp_path / "chat")
+    assert chat.tokenizer.prefix == base.tokenizer.prefix == (begin[0][1],)
+    assert chat.tokenizer.vocab_size == base.tokenizer.vocab_size + len(CHAT_TOKENS)
+    there = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    ids = torch.tensor([ChatTemplate(TEMPLATE, chat.tokenizer).prompt(turns[:1])])
+    with torch.no_grad():
+        torch.testing.assert_close(there(ids).logits, chat.load_model()(ids), atol=1e-4, rtol=0)

@@ -22,7 +22,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/gptsmith demo
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-gguf: $(VENV)/.llama
 	@$(BIN)/python -m pytest -m gguf

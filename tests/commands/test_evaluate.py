@@ -2,6 +2,7 @@
 
 import json
 import math
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -190,3 +191,20 @@ def test_wrong_input(say, runs, text, tmp_path, argv, message):
     assert message in err
     assert len(err.splitlines()) == 1
     assert out == ""
+
+
+def test_what_was_measured_before_a_judge_fails_is_kept(say, runs, tmp_path):
+    rows = [{"instruction": "say a", "output": "a", "response": r} for r in ("a", "b")]
+    (tmp_path / "r.json").write_text(json.dumps(rows))
+    out = tmp_path / "out.json"
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        code, shown, err = say(
+            runs[0], "--tasks", "text,judge", "--responses", tmp_path / "r.json", "--out", out,
+            "--judge.url", url, "--judge.model", "m", "--judge.retries", "0",
+        )  # fmt: skip
+    assert code == 2
+    assert "127.0.0.1" in err
+    assert "exact_match" in shown
+    assert json.loads(out.read_text())["text"]["exact_match"] == 0.5

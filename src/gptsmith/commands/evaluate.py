@@ -102,12 +102,31 @@ def main(argv: list[str]) -> None:
     runs, stem = _runs(options), _stem(options)
     # What can go wrong without the model goes wrong here, before hours of measuring.
     jobs = {name: prepare(options, run) for name, run in runs.items()}
-    found = {name: [job() for job in jobs.pop(name)] for name in runs}  # one model at a time
-    own = next(iter(found.values()))
-    if len(runs) > 1 and "judge" in options.tasks:
-        first, second = (_responses(options, run) for run in runs.values())
-        own.append(judge.compare(first, second, options.judge, cache=_verdicts(options)))
+    found: dict[str, list[Result]] = {name: [] for name in runs}
+    try:
+        for name in runs:
+            for job in jobs.pop(name):  # one model at a time
+                found[name].append(job())
+        if len(runs) > 1 and "judge" in options.tasks:
+            first, second = (_responses(options, run) for run in runs.values())
+            duel = judge.compare(first, second, options.judge, cache=_verdicts(options))
+            found[next(iter(runs))].append(duel)
+    except ValueError:  # a judge that answers nobody: what was measured before it is not lost
+        if any(found.values()):
+            tell(options, runs, found, stem)
+        raise
+    tell(options, runs, found, stem)
+
+
+def tell(
+    options: EvaluateOptions,
+    runs: Mapping[str, Run],
+    found: Mapping[str, Sequence[Result]],
+    stem: Path | None,
+) -> None:
+    """Print what was found, and write it where that was asked for."""
     console = Console(width=None if sys.stdout.isatty() else 120)
+    own = next(iter(found.values()))
     if len(runs) > 1:
         console.print(results.comparison(found))
     elif shown := [r for r in own if r.task not in ("perplexity", "skills")]:

@@ -208,3 +208,17 @@ def test_what_was_measured_before_a_judge_fails_is_kept(say, runs, tmp_path):
     assert "127.0.0.1" in err
     assert "exact_match" in shown
     assert json.loads(out.read_text())["text"]["exact_match"] == 0.5
+
+
+def test_weights_of_half_precision_are_measured_as_they_are(say, runs, text, tmp_path):
+    halves = ((n, t.bfloat16()) for n, t in Run.open(runs[0]).load_model().state_dict().items())
+    half = tmp_path / "half"
+    Run.adopt(half, {"import": "test"}, CONFIG, BYTES, halves, torch.bfloat16)
+    losses = []
+    for run, precision in ((runs[0], "fp32"), (half, "bfloat16")):
+        out = tmp_path / "out.json"
+        code, shown, _ = say(run, "--data", text, "--out", out)
+        assert code == 0
+        assert f"precision     {precision}, that of the weights" in shown
+        losses.append(json.loads(out.read_text())["perplexity"]["val_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)

@@ -9,29 +9,20 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from pydantic import Field, field_validator
 from rich.console import Console
 
 from gptsmith import files, settings
+from gptsmith.commands import evaluate_perplexity
 from gptsmith.commands.weights import WeightOptions
 from gptsmith.conversation import ChatTemplate
-from gptsmith.data.batches import validation_batches, validation_windows
-from gptsmith.data.documents import Reader
-from gptsmith.data.shards import Corpus
-from gptsmith.data.stream import text_stream
-from gptsmith.evaluate import choices, gsm8k, judge, perplexity, results, skills, tasks, text
+from gptsmith.evaluate import choices, gsm8k, judge, results, skills, tasks, text
 from gptsmith.evaluate.endpoint import Endpoint, JudgeOptions
-from gptsmith.evaluate.progress import progress
 from gptsmith.evaluate.results import Result
 from gptsmith.flags import nearest
 from gptsmith.model.gpt import GPTModel
-from gptsmith.model.leakage import first_scored
-from gptsmith.run import Run, is_run
-from gptsmith.train.loss import score_from
-from gptsmith.train.precision import Name, Precision, choose
-from gptsmith.train.trackers import flatten
+from gptsmith.run import Run
+from gptsmith.train.precision import Name
 
 SEED = 0  # of the questions on skills: the same ones each time
 NAMES = ("perplexity", "skills", *tasks.NAMES, "gsm8k", "text", "judge")
@@ -195,7 +186,7 @@ def prepare(options: EvaluateOptions, run: Run) -> list[Job]:
 def _job(name: str, options: EvaluateOptions, run: Run, model: Callable[[], GPTModel]) -> Job:
     """One task, ready to be put to the model."""
     if name == "perplexity":
-        return _perplexity(options, run, model)
+        return evaluate_perplexity.prepare(options, run, model)
     if name == "skills":
         return lambda: _skills(options, run, model())
     if name == "text":
@@ -255,80 +246,3 @@ def _skills(options: EvaluateOptions, run: Run, model: GPTModel) -> Result:
     console.print(skills.table(scores))
     means = {name: skills.mean(column) for name, column in scores.items()}
     return Result("skills", options.per_skill, means, {}, details={"by_skill": scores})
-
-
-def _perplexity(options: EvaluateOptions, run: Run, model: Callable[[], GPTModel]) -> Job:
-    arithmetic, why = _arithmetic(options, run)
-    c = run.model_config
-    T = options.window or min(c.context_length, 2048)
-    if T > c.context_length:
-        raise ValueError(f"--window {T} is more than the model's context of {c.context_length}")
-    stride = options.stride or T
-    if stride > T:
-        raise ValueError(f"--stride {stride} is more than the window of {T}: it would skip tokens")
-    shards, what = _text(options, run)
-    eos = run.tokenizer.eos_id if run.config.get("document_mask") else None
-    B, limit = options.batch_size or max(1, 8192 // T), options.limit and options.limit * stride
-
-    def job() -> Result:
-        start = first_scored(model().mask, T, c.n_head, c.n_layer)
-        batches = validation_batches(shards, T, B, eos, limit, stride)
-        count = -(-len(validation_windows(shards, T, limit, stride)) // B)
-        scored = (score_from(batch, start) for batch in progress(batches, "perplexity", count))
-        token_bytes = torch.from_numpy(run.tokenizer.token_bytes())
-        scores = perplexity.evaluate(model(), scored, arithmetic, token_bytes)
-        how = "" if stride == T else f", every {stride:,}"
-        print(f"{run.path} on {what}, {scores.tokens:,} tokens, windows of {T:,}{how}")
-        print(f"  precision     {arithmetic.name}, {why}")
-        print(f"  loss          {scores.loss:.4f} nats per token")
-        print(f"  perplexity    {scores.perplexity:,.2f}")
-        if scores.bits_per_byte is not None:
-            print(f"  bits per byte {scores.bits_per_byte:.4f}")
-        print(f"  next token    {scores.top1:.1%} guessed first, {scores.top5:.1%} in five guesses")
-        values = {name: value for name, value in scores.fields().items() if value is not None}
-        details = {"on": what, "window": T, "stride": stride, "precision": arithmetic.name}
-        return Result("perplexity", int(values.pop("tokens")), values, {}, details=details)
-
-    return job
-
-
-def _text(options: EvaluateOptions, run: Run) -> tuple[Sequence[np.ndarray], str]:
-    """Streams of tokens to be predicted, and what they are."""
-    data = options.data
-    if data is not None and not Corpus.is_at(data):
-        if is_run(Path(data)):
-            raise ValueError(f"--data {data} is a run: give a corpus or text")
-        reader = Reader(options.text_column, skip=True)
-        stream = text_stream(data, run.tokenizer, reader)
-        for kind, places in reader.left_out.items():
-            print(f"{data}: left out {len(places):,} x {kind}", file=sys.stderr)
-        return [stream], data
-    tuned = data is None and "from" in run.config
-    data = data or run.config.get("data")
-    if tuned or not isinstance(data, str):
-        raise ValueError(
-            f"{run.path} was not trained on a prepared corpus: give --data, or other --tasks"
-        )
-    try:
-        corpus = Corpus.open(data)
-    except FileNotFoundError as error:
-        if options.data is not None:
-            raise
-        raise FileNotFoundError(f"{run.path} was trained on {error}; or give --data") from None
-    if corpus.tokenizer.fingerprint != run.tokenizer.fingerprint:
-        raise ValueError(
-            f"{corpus.path} was made with another tokenizer than {run.path}: give the text itself "
-            f"as --data, or prepare it with --tokenizer {run.path / 'tokenizer.json'}"
-        )
-    return corpus.val, f"the validation split of {corpus.path}"
-
-
-def _arithmetic(options: EvaluateOptions, run: Run) -> tuple[Precision, str]:
-    """The precision to measure in, and why that one."""
-    device = options.where()
-    if options.precision != "auto":
-        return choose(options.precision, device), "as asked for"
-    trained = flatten(run.config).get("train.precision", "fp32")
-    if trained == "fp16" and device.type == "cpu":
-        return choose("fp32", device), "because the fp16 of its training is for GPUs"
-    return choose(trained, device), "as in training"

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptsmith import cli
+from gptsmith import cli, settings
 from gptsmith.data.prepare import PrepareConfig, prepare
+from gptsmith.model.stock import stock_class
+from gptsmith.recipes.pretrain import PretrainConfig
 from gptsmith.run import Run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -54,6 +56,24 @@ def test_every_recipe_trains(recipe, corpus, tmp_path):
     assert events(run, "val")[-1]["step"] == 2
     opened = Run.open(run)
     assert opened.load_model().config == opened.model_config
+
+
+def test_every_recipe_has_a_stock_class():
+    """A recipe that leaves an axis to the default preset is another model than its name says."""
+    expected = {
+        "bench-gpt2-10m": "GPT2LMHeadModel",
+        "course-full": "LlamaForCausalLM",
+        "course-tiny": "LlamaForCausalLM",
+        "distilgpt2-wikipedia": "GPT2LMHeadModel",
+        "gpt2-fineweb": "GPT2LMHeadModel",
+        "shakespeare-char": "Qwen3ForCausalLM",
+    }
+    found = {}
+    for path in CONFIGS.glob("*.yaml"):
+        argv = [str(path), "--data", "-", "--out", "-"]
+        recipe = settings.load(PretrainConfig, argv, prog="pretrain", description="")
+        found[path.stem] = stock_class(recipe.model)
+    assert found == expected
 
 
 def test_run_folder_is_complete(corpus, tmp_path):

@@ -22,7 +22,7 @@ from gptsmith.recipes.exam import Exam
 from gptsmith.recipes.options import Recipe, TrainConfig
 from gptsmith.recipes.report import write_report
 from gptsmith.run import Run
-from gptsmith.train import compiling, precision
+from gptsmith.train import allocator, compiling, precision
 from gptsmith.train.distributed import rank, world_size
 from gptsmith.train.loop import Diverged, Guard, Loss, Step, train_steps
 from gptsmith.train.loss import Batch
@@ -154,6 +154,8 @@ def train(
     now). Raises Diverged, after saving, when too many steps in a row had to be skipped.
     """
     with run, StopSignal() as stop:
+        if config.train.device == "cpu":
+            allocator.keep_freed_memory()
         session = _Session(run, task, config, plan)
         if config.resume:
             notes = [*notes, *session.resume()]

@@ -2,9 +2,11 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from local_web import Site, site_of
 
 # Two cores are the machine this suite is timed on; `make test` runs a worker on each. Set before
 # torch and its OpenMP start, so that the processes that tests start keep it too.
@@ -25,6 +27,17 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real data: set GPTSMITH_DATA")
     return folder
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """A web server without files; downloads do not wait long before they try again."""
+    from gptsmith import fetch
+
+    monkeypatch.setattr(fetch, "_PAUSES", (0.01, 0.01, 0.01))
+    monkeypatch.setenv("NO_PROXY", "*")
+    with site_of({}) as site:
+        yield site
 
 
 def pytest_configure() -> None:

@@ -17,11 +17,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # The only change: training ends after three steps, and measures and writes little on the way.
 FEW = "--train.steps 3 --train.seconds none --train.epochs none --train.tokens none"
 LITTLE = f" {FEW} --eval.tokens 2000 --eval.sample-tokens 8"
+SHARES = "--val-fraction 0.2 --test-fraction 0.2"  # of sets as small as those below
 SHORTER = {
     r"^gptsmith pretrain (?!.*--resume)": LITTLE,
     r"^gptsmith finetune chat .*--data skills": f"{LITTLE} --questions 200",
-    r"^gptsmith finetune chat": LITTLE,
-    r"^gptsmith finetune instruct": f"{LITTLE} --responses 2 --split.val 0.2 --split.test 0.2",
+    r"^gptsmith finetune (chat|text)": LITTLE,
+    r"^gptsmith finetune instruct": f"{LITTLE} --responses 2 {SHARES}",
     r"^gptsmith finetune classify": f" {FEW}",
 }
 

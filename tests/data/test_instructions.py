@@ -140,7 +140,7 @@ def test_bad_rows_name_their_place(tmp_path, line, columns, says):
 
 def test_split_parts_the_prompts():
     rows = [row(f"Question {n % 100}", output=f"answer {n}") for n in range(300)]
-    parts = split(rows, SplitConfig(val=0.2, test=0.1))
+    parts = split(rows, SplitConfig(val_fraction=0.2, test_fraction=0.1))
     assert [len(p) for p in (parts.train, parts.val, parts.test)] == [210, 60, 30]
     prompts = [{r.instruction for r in p} for p in (parts.train, parts.val, parts.test)]
     assert len(set.union(*prompts)) == sum(map(len, prompts)) == 100
@@ -151,19 +151,20 @@ def test_split_ignores_case_and_white_space():
     same = [row("Name a  colour. "), row("name a colour."), row("Name a\ncolour.")]
     for seed in range(8):
         rows = [row(f"Question {n}") for n in range(9)] + same
-        parts = split(rows, SplitConfig(val=0.3, test=0.3, seed=seed))
+        parts = split(rows, SplitConfig(val_fraction=0.3, test_fraction=0.3, split_seed=seed))
         counts = [sum(r in same for r in p) for p in (parts.train, parts.val, parts.test)]
         assert sorted(counts) == [0, 0, 3]
 
 
 def test_split_depends_on_seed_and_text_alone():
     rows = [row(f"Question {n}") for n in range(50)]
-    config = SplitConfig(val=0.2, test=0.2)
+    config = SplitConfig(val_fraction=0.2, test_fraction=0.2)
     shuffled = random.Random(1).sample(rows, len(rows))
     tests = {r.instruction for r in split(rows, config).test}
     assert {r.instruction for r in split(shuffled, config).test} == tests
     assert {
-        r.instruction for r in split(rows, SplitConfig(val=0.2, test=0.2, seed=1)).test
+        r.instruction
+        for r in split(rows, SplitConfig(val_fraction=0.2, test_fraction=0.2, split_seed=1)).test
     } != tests
     # a file that grows keeps most of its parts
     grown = {r.instruction for r in split([*rows, row("another")], config).test}
@@ -171,10 +172,15 @@ def test_split_depends_on_seed_and_text_alone():
 
 
 def test_split_without_test_rows():
-    assert split([row(str(n)) for n in range(10)], SplitConfig(val=0.1, test=0)).test == []
+    assert (
+        split([row(str(n)) for n in range(10)], SplitConfig(val_fraction=0.1, test_fraction=0)).test
+        == []
+    )
 
 
-@pytest.mark.parametrize(("rows", "shares"), [(3, {}), (10, {"val": 0.5, "test": 0.5}), (0, {})])
+@pytest.mark.parametrize(
+    ("rows", "shares"), [(3, {}), (10, {"val_fraction": 0.5, "test_fraction": 0.5}), (0, {})]
+)
 def test_split_of_too_few_rows(rows, shares):
     with pytest.raises(ValueError, match=f"^{rows} different prompts .* take more rows"):
         split([row(str(n)) for n in range(rows)], SplitConfig(**shares))

@@ -1,6 +1,7 @@
 """Every kind of source is read whole and in order; every kind of bad input is named."""
 
 import gzip
+import hashlib
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from local_web import Site
 
 from gptsmith.data import corpora, text_files
 from gptsmith.data.documents import Reader
@@ -436,17 +438,11 @@ def test_without_network_a_name_of_the_hub_is_to_be_fetched_elsewhere() -> None:
 def test_without_network_shakespeare_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import httpx
-
-    def refuse(*_: object, **__: object) -> None:
-        raise httpx.ConnectError("no network")
-
-    monkeypatch.setattr(httpx, "get", refuse)
+    monkeypatch.setattr(corpora, "_SHAKESPEARE", "http://127.0.0.1:9/input.txt")  # nobody listens
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("GPTSMITH_DATA", str(tmp_path))
-    with pytest.raises(
-        FileNotFoundError, match=r"put https://.* into .*tinyshakespeare/input\.txt"
-    ):
+    monkeypatch.setenv("NO_PROXY", "*")
+    with pytest.raises(FileNotFoundError, match=r"put http://.* into .*tinyshakespeare/input\.txt"):
         open_source("shakespeare", Reader())
 
 
@@ -462,26 +458,21 @@ def test_shakespeare_needs_a_place_to_be_kept(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_shakespeare_is_fetched_once_and_checked(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import hashlib
-
-    import httpx
-
-    answers = [b"not the text", b"First Citizen", b"never asked for"]
-
-    def get(url: str, **_: object) -> httpx.Response:
-        return httpx.Response(200, content=answers.pop(0), request=httpx.Request("GET", url))
-
-    monkeypatch.setattr(httpx, "get", get)
+    text = b"First Citizen"
+    monkeypatch.setattr(corpora, "_SHAKESPEARE", f"{site.url}/input.txt")
+    monkeypatch.setattr(corpora, "_SHAKESPEARE_SIZE", len(text))
+    monkeypatch.setattr(corpora, "_SHAKESPEARE_SHA256", hashlib.sha256(text).hexdigest())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("GPTSMITH_DATA", raising=False)
-    digest = hashlib.sha256(b"First Citizen").hexdigest()
-    monkeypatch.setattr(corpora, "_SHAKESPEARE_SHA256", digest)
-    with pytest.raises(FileNotFoundError, match="is not the text that is known"):
+    site.files["/input.txt"] = b"Third Citizen"
+    with pytest.raises(FileNotFoundError, match=r"^shakespeare: .* what came is deleted"):
         read("shakespeare")
+    site.files["/input.txt"] = text
+    site.asked.clear()
     assert read("shakespeare") == read("shakespeare") == ["First Citizen"]
-    assert len(answers) == 1
+    assert len(site.asked) == 1
 
 
 def test_a_named_corpus_is_found_among_the_users_files(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptsmith.interop import fetch, hf_import, hub, nanogpt, openai_tf
+from gptsmith.interop import hf_import, hub, nanogpt, openai_files, openai_tf
 from gptsmith.interop.sources import open_source
 from gptsmith.run import Run
 
@@ -58,7 +58,7 @@ def readers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(openai_tf, "open_folder", record("openai", imported))
     monkeypatch.setattr(hf_import, "open_folder", record("huggingface", imported))
     monkeypatch.setattr(nanogpt, "open_file", record("nanogpt", imported))
-    monkeypatch.setattr(fetch, "gpt2", record("fetch", Path("cache")))
+    monkeypatch.setattr(openai_files, "gpt2", record("fetch", Path("cache")))
     noted = replace(imported, notes=["a note"])
     monkeypatch.setattr(hub, "fetch", record("hub", (Path("snapshot"), "abc", noted.notes)))
     return asked

@@ -57,7 +57,7 @@ def data(tmp_path_factory) -> Path:
 
 def words(base: Path, data: Path, out: Path, *more: str) -> list[str]:
     where = ["--from", str(base), "--data", str(data), "--out", str(out)]
-    shares = ["--split.val", "0.1", "--split.test", "0.2"]
+    shares = ["--val-fraction", "0.1", "--test-fraction", "0.2"]
     return ["finetune", "instruct", *where, *shares, *SMALL, "--prompt", PROMPT, *more]
 
 
@@ -98,14 +98,15 @@ def test_learns_to_answer_and_to_stop(base, data, tmp_path, capsys):
         stop_ids=template.stop_ids,
     )
     assert [a.text for a in answers] == [r["response"] for r in responses]
-    assert run.config["split"] == {"val": 0.1, "test": 0.2, "seed": 0}
+    names = ("val_fraction", "test_fraction", "split_seed")
+    assert [run.config[name] for name in names] == [0.1, 0.2, 0]
 
 
 def test_the_same_test_rows_whatever_is_trained(base, data, tmp_path):
     """Split by seed and text: LoRA, an unmasked prompt, another order of training."""
     asked = []
     for n, more in enumerate(
-        (["--lora.rank", "2"], ["--no-mask-prompt", "--no-pack"], ["--split.seed", "1"])
+        (["--lora.rank", "2"], ["--no-mask-prompt", "--no-pack"], ["--split-seed", "1"])
     ):
         out = tmp_path / str(n)
         steps = ["--train.steps", "2", "--train.seed", str(n)]
@@ -176,7 +177,7 @@ def test_what_is_left_out_is_told(base, tmp_path):
     [
         (["--columns.output", "reply"], "no column 'reply'; there are 'instruction'"),
         (["--prompt", "Say something:\n"], "{instruction}"),
-        (["--split.val", "0.001"], "take more rows"),
+        (["--val-fraction", "0.001"], "take more rows"),
         (["--context-length", "8"], "nothing is left to train"),
         (["--context-length", "65"], "more than the model's 64"),
         (["--data", "nowhere.json"], "nowhere.json"),

@@ -81,9 +81,8 @@ def _text(options: EvaluateOptions, run: Run) -> tuple[Sequence[np.ndarray], str
         for kind, places in reader.left_out.items():
             print(f"{data}: left out {len(places):,} x {kind}", file=sys.stderr)
         return [stream], data
-    tuned = data is None and "from" in run.config
     data = data or run.config.get("data")
-    if tuned or not isinstance(data, str):
+    if not isinstance(data, str) or (options.data is None and "document_mask" not in run.config):
         raise ValueError(
             f"{run.path} was not trained on a prepared corpus: give --data, or other --tasks"
         )

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gptsmith import files
 from gptsmith.data.documents import Document, Reader, Source, UnavailableError, document
 from gptsmith.data.stdlib import pycode, pydocs
 from gptsmith.data.tables import Row, row_documents
@@ -20,6 +19,7 @@ _SHAKESPEARE = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/"
     "6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare/input.txt"
 )
+_SHAKESPEARE_SIZE = 1_115_394
 _SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 
@@ -84,29 +84,24 @@ def _shakespeare() -> Path:
     local = _data_folder("tinyshakespeare", "input.txt")
     if local is not None and local.is_file():
         return local
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        raise UnavailableError(
-            "shakespeare: no home folder to keep it in; set XDG_CACHE_HOME to another"
-        ) from None
-    path = cache / "gptsmith" / "tinyshakespeare" / "input.txt"
-    if path.is_file() and files.sha256(path) == _SHAKESPEARE_SHA256:
-        return path
-    import httpx  # 40 ms, for this alone
+    from gptsmith import fetch  # and with it httpx, 40 ms, for this alone
 
+    wanted = fetch.Wanted("tiny Shakespeare", _SHAKESPEARE_SIZE, _SHAKESPEARE_SHA256)
     try:
-        answer = httpx.get(_SHAKESPEARE, timeout=20).raise_for_status()
-    except httpx.HTTPError as error:
+        path = fetch.cache() / "tinyshakespeare" / "input.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            fetch.verify(path, wanted, "delete it and run this again")
+        else:
+            with fetch.progress() as report:
+                fetch.fetch(_SHAKESPEARE, path, wanted, report)
+    except ConnectionError as error:
         raise UnavailableError(
             f"shakespeare: cannot be fetched ({error}); put {_SHAKESPEARE} into "
             f"{local or '$GPTSMITH_DATA/tinyshakespeare/input.txt'}"
         ) from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(path, answer.content)
-    if files.sha256(path) != _SHAKESPEARE_SHA256:
-        path.unlink()
-        raise UnavailableError(f"shakespeare: {_SHAKESPEARE} is not the text that is known")
+    except (FileNotFoundError, ValueError) as error:
+        raise UnavailableError(f"shakespeare: {error}") from None
     return path
 
 

@@ -51,11 +51,11 @@ class SplitConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    val: float = Field(0.05, gt=0, lt=1)
+    val_fraction: float = Field(0.05, gt=0, lt=1)
     """Share of the prompts on which the loss is measured while training."""
-    test: float = Field(0.05, ge=0, lt=1)
+    test_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the prompts that are answered after training."""
-    seed: int = Field(0, ge=0, lt=2**63)
+    split_seed: int = Field(0, ge=0, lt=2**63)
     """Which prompts these are."""
 
 
@@ -240,14 +240,16 @@ def split(rows: Iterable[Instruction], config: SplitConfig) -> Split:
         text = f"{row.instruction}\n{row.input}"
         by_prompt.setdefault(" ".join(text.casefold().split()), []).append(n)
     ranked = sorted(
-        by_prompt, key=lambda p: hashlib.sha256(f"{config.seed}\n{p}".encode()).digest()
+        by_prompt, key=lambda p: hashlib.sha256(f"{config.split_seed}\n{p}".encode()).digest()
     )
-    tests, vals = (round(share * len(ranked)) for share in (config.test, config.val))
-    if not vals or (config.test and not tests) or tests + vals >= len(ranked):
+    tests, vals = (
+        round(share * len(ranked)) for share in (config.test_fraction, config.val_fraction)
+    )
+    if not vals or (config.test_fraction and not tests) or tests + vals >= len(ranked):
         raise ValueError(
             f"{len(ranked)} different prompts give {tests} for the test, {vals} for validation and "
             f"{max(0, len(ranked) - tests - vals)} to train on: take more rows, or other shares "
-            f"than split.val {config.val} and split.test {config.test}"
+            f"than val_fraction {config.val_fraction} and test_fraction {config.test_fraction}"
         )
 
     def part(prompts: Sequence[str]) -> list[Instruction]:

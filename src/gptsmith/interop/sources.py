@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from gptsmith.interop import fetch, hf_import, hub, nanogpt, openai_tf
+from gptsmith.interop import hf_import, hub, nanogpt, openai_files, openai_tf
 from gptsmith.interop.imported import Imported
 from gptsmith.run import layout
 
@@ -36,8 +36,8 @@ def open_source(source: str) -> Imported:
         return _open_folder(path)
     if path.exists():
         return _open_file(path)
-    if source in fetch.GPT2:
-        imported = openai_tf.open_folder(fetch.gpt2(source))
+    if source in openai_files.GPT2:
+        imported = openai_tf.open_folder(openai_files.gpt2(source))
         return replace(imported, origin={**imported.origin, "import": source})
     if _ON_HUB.fullmatch(source):
         folder, revision, notes = hub.fetch(source)
@@ -47,7 +47,7 @@ def open_source(source: str) -> Imported:
     known = f" ({_OWNERS[source]} on the Hub)" if source in _OWNERS else ""
     raise FileNotFoundError(
         f"{source}: there is no such file or folder{known}; expected {_EXPECTED}, a size of GPT-2 "
-        f"({', '.join(fetch.GPT2)}), or OWNER/NAME of the Hub"
+        f"({', '.join(openai_files.GPT2)}), or OWNER/NAME of the Hub"
     )
 
 

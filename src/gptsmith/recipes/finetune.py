@@ -26,6 +26,7 @@ from gptsmith.tokenizer import Tokenizer
 from gptsmith.train.optim import OptimConfig
 
 KINDS = {
+    "text": "raw text: more pretraining, on another corpus",
     "chat": "conversations: answers to what a user says",
     "instruct": "instruction, input and output (Alpaca)",
     "classify": "text and label",

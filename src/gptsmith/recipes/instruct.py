@@ -41,14 +41,13 @@ SHOWN = 3  # validation instructions answered at each evaluation
 REPORTED = 5  # test instructions whose answers are in the report
 
 
-class InstructConfig(AnswersConfig):
+class InstructConfig(AnswersConfig, SplitConfig):
     """Tune a model on instructions and their answers."""
 
     data: Path
     """Rows with instruction, output and perhaps input: .json, .jsonl, .csv, .parquet ...; a folder
     or a pattern for several files."""
     columns: Columns = Columns()
-    split: SplitConfig = SplitConfig()
     prompt: str | None = None
     r"""How a question is put: a text with {instruction} and {input}, such as (in a shell)
     $'Q: {instruction}\n{input}\nA:\n' (default: the template of a model that has one, else the
@@ -82,7 +81,7 @@ def instruct(config: InstructConfig, started: float | None = None) -> int:
     asked = [template.prompt(prompt.messages(row)) for row in data.shown]
     code = answers.tune(
         config, source, begin, template, T, data.train, data.val, asked, data.notes,
-        fixed=("mask_prompt", "split.seed", "split.val", "split.test"), started=started,
+        fixed=("mask_prompt", "split_seed", "val_fraction", "test_fraction"), started=started,
     )  # fmt: skip
     if code == 0 and data.test:
         respond(config, prompt, data.test)
@@ -119,7 +118,7 @@ class Data:
 def load(config: InstructConfig, prompt: Prompt, template: ChatTemplate, T: int) -> Data:
     """Read, split and encode; every row that is not used is told of in the notes."""
     left_out = LeftOut()
-    parts = split(read_instructions(config.data, config.columns, left_out), config.split)
+    parts = split(read_instructions(config.data, config.columns, left_out), config)
 
     def encode(rows: list[Instruction], mask: bool = True) -> tuple[Examples, list[Instruction]]:
         kept: list[Instruction] = []

@@ -1,0 +1,72 @@
+"""The files of OpenAI's GPT-2, fetched from where they were published."""
+
+from pathlib import Path
+
+from gptsmith import fetch, files
+from gptsmith.fetch import Wanted
+
+_OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/models"
+
+_DATA = "model.ckpt.data-00000-of-00001"
+_TABLES = (
+    Wanted("checkpoint", 77, "dd1b025d2e155283f5e300ce95bf6d5b6bc0f7fe010db73daa6975eb896ab9cb"),
+    Wanted(
+        "encoder.json",
+        1_042_301,
+        "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    ),
+    Wanted(
+        "vocab.bpe", 456_318, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+    ),
+)
+# Where no sha256 is known, a damaged transfer shows in the size, in the server's MD5, and, for the
+# weights, in the checksum that the index holds of every tensor.
+GPT2: dict[str, tuple[Wanted, ...]] = {
+    "124M": (
+        *_TABLES,
+        Wanted(
+            "hparams.json", 90, "d9d56e4121c427164e0c55c6f03c08e1daf9002b9b672825112d19097b680318"
+        ),
+        Wanted(
+            "model.ckpt.index",
+            5215,
+            "71916f763f9746f9b2a06b12d91996cf1084ae008d0424543d39391c5f2dc687",
+        ),
+        Wanted(
+            _DATA, 497_759_232, "2060c885360cc0cf41d7a6dbc4d24b5127aae20260c8b5ae521b5a6578407118"
+        ),
+    ),
+    "355M": (
+        *_TABLES,
+        Wanted("hparams.json", 91),
+        Wanted("model.ckpt.index", 10_399),
+        Wanted(_DATA, 1_419_292_672),
+    ),
+    "774M": (*_TABLES, Wanted("hparams.json"), Wanted("model.ckpt.index"), Wanted(_DATA)),
+    "1558M": (*_TABLES, Wanted("hparams.json"), Wanted("model.ckpt.index"), Wanted(_DATA)),
+}
+
+
+def gpt2(size: str) -> Path:
+    """The folder of OpenAI's GPT-2 of this size (a key of GPT2), complete and verified.
+
+    Raises FileNotFoundError, saying which files to put where, if they cannot be fetched, and
+    ValueError if a file is not what it should be.
+    """
+    folder = fetch.cache() / "gpt2" / size
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.lock(folder, "then run this again"), fetch.progress() as report:
+        for wanted in GPT2[size]:
+            path = folder / wanted.name
+            if path.is_file():
+                fetch.verify(path, wanted, "delete it and run this again")
+                continue
+            try:
+                fetch.fetch(f"{_OPENAI}/{size}/{wanted.name}", path, wanted, report)
+            except ConnectionError as error:
+                missing = [w.name for w in GPT2[size] if not (folder / w.name).is_file()]
+                raise FileNotFoundError(
+                    f"GPT-2 {size} cannot be fetched ({error}): put {', '.join(missing)} of "
+                    f"{_OPENAI}/{size} into {folder} and run this again"
+                ) from None
+    return folder

@@ -1,0 +1,73 @@
+"""Training on a prepared corpus: what pretraining and its continuation share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from gptsmith.data.batches import Windows, validation_batches
+from gptsmith.data.shards import Corpus
+from gptsmith.evaluate.perplexity import evaluate
+from gptsmith.generate.engine import generate_text
+from gptsmith.generate.sample import SamplingConfig
+from gptsmith.model.gpt import GPTModel
+from gptsmith.recipes import exam, loop
+from gptsmith.recipes.options import Recipe, Section
+from gptsmith.train import precision
+from gptsmith.train.loss import next_token_loss, score_from
+
+
+class CorpusConfig(Section):
+    """Text that is ready to be trained on."""
+
+    data: Path
+    """Corpus made by `gptsmith prepare`."""
+    document_mask: bool = False
+    """A token attends to its own document only."""
+
+
+def open_corpus(config: CorpusConfig, resume: bool) -> Corpus:
+    """The corpus; FileNotFoundError, with what to do on resume."""
+    try:
+        return Corpus.open(config.data)
+    except FileNotFoundError as error:
+        if not resume:
+            raise
+        raise FileNotFoundError(f"{error}; or, if it was moved, give --data") from None
+
+
+def windows(config: CorpusConfig, corpus: Corpus, T: int, seed: int, scored_from: int) -> Windows:
+    """Training rows of the corpus. scored_from: model/leakage.py."""
+    eos = corpus.tokenizer.eos_id if config.document_mask else None
+    return Windows(corpus.train, T, seed, eos, scored_from)
+
+
+def size_note(corpus: Corpus) -> str:
+    return f"data: {corpus.train_tokens:,} training tokens, {corpus.val_tokens:,} for validation"
+
+
+def task(
+    config: Recipe, corpus: Corpus, rows: Windows, model: GPTModel
+) -> tuple[loop.Task, list[str]]:
+    """What the loop needs, and remarks on eval.tasks. config: resolved; model: on its device."""
+    arithmetic = precision.choose(config.train.precision, torch.device(config.train.device))
+    token_bytes = torch.from_numpy(corpus.tokenizer.token_bytes())
+
+    def assess(limit: int | None) -> Mapping[str, float | int | None]:
+        batches = validation_batches(
+            corpus.val, rows.T, 2 * config.train.batch_size, rows.eos_id, limit
+        )
+        scored = (score_from(batch, rows.scored_from) for batch in batches)
+        return evaluate(model, scored, arithmetic, token_bytes).fields()
+
+    def texts() -> Iterator[tuple[str, str]]:
+        """One continuation of the prompt, the same random stream each time."""
+        if length := config.eval.sample_tokens:
+            sampling, prompt = SamplingConfig(max_new_tokens=length), config.eval.prompt
+            yield prompt, generate_text(model, corpus.tokenizer, [prompt], sampling)[0]
+
+    questions, remarks = exam.prepare(config.eval, model, corpus.tokenizer)
+    made = loop.Task(model, next_token_loss, rows, assess, corpus.val_tokens, texts, questions)
+    return made, remarks

@@ -1,0 +1,98 @@
+"""OpenAI's files, from a small server that stands for theirs."""
+
+import hashlib
+import re
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from local_web import Site
+
+from gptsmith import fetch, files
+from gptsmith.fetch import Wanted
+from gptsmith.interop import openai_files
+from gptsmith.model.config import ModelConfig
+from gptsmith.model.size import parameters
+
+CONTENT = bytes(range(256)) * 2000  # 512,000 bytes
+
+
+@pytest.fixture
+def openai(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A server with a small "124M"; its folder in the cache."""
+    texts = {"hparams.json": b"{}", "model.ckpt.index": b"index", "weights": CONTENT}
+    site.files |= {f"/models/124M/{name}": content for name, content in texts.items()}
+    wanted = [
+        Wanted(name, len(content), hashlib.sha256(content).hexdigest())
+        for name, content in texts.items()
+    ]
+    monkeypatch.setattr(openai_files, "_OPENAI", f"{site.url}/models")
+    monkeypatch.setattr(openai_files, "GPT2", {"124M": tuple(wanted)})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "gptsmith" / "gpt2" / "124M"
+
+
+def test_a_whole_model(site: Site, openai: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert openai_files.gpt2("124M") == openai
+    assert (openai / "weights").read_bytes() == CONTENT
+    assert "fetching weights: 0.5 of 0.5 MB" in re.sub(r"0\.[0-4]", "0.5", capsys.readouterr().err)
+    site.asked.clear()
+    assert openai_files.gpt2("124M") == openai
+    assert not site.asked
+
+
+def test_files_that_were_put_there_are_verified_and_used(site: Site, openai: Path) -> None:
+    openai.mkdir(parents=True)
+    (openai / "weights").write_bytes(CONTENT)
+    openai_files.gpt2("124M")
+    assert [path for path, _ in site.asked] == [
+        "/models/124M/hparams.json",
+        "/models/124M/model.ckpt.index",
+    ]
+    (openai / "weights").write_bytes(CONTENT[1:])
+    with pytest.raises(ValueError, match="has 511,999 bytes instead of 512,000: delete it"):
+        openai_files.gpt2("124M")
+    (openai / "weights").write_bytes(CONTENT[::-1])
+    with pytest.raises(ValueError, match=r"sha256.* delete it and run this again"):
+        openai_files.gpt2("124M")
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def test_without_network(
+    openai: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fetch, "_PAUSES", (60.0,))  # which it does not wait for
+    monkeypatch.setattr(openai_files, "_OPENAI", f"http://127.0.0.1:{free_port()}/models")
+    openai.mkdir(parents=True)
+    (openai / "hparams.json").write_bytes(b"{}")
+    began = time.monotonic()
+    with pytest.raises(FileNotFoundError) as error:
+        openai_files.gpt2("124M")
+    assert time.monotonic() - began < 5
+    assert f"put model.ckpt.index, weights of {openai_files._OPENAI}/124M into {openai}" in str(
+        error.value
+    )
+    assert "refused" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_one_process_at_a_time(openai: Path) -> None:
+    openai.mkdir(parents=True)
+    with files.lock(openai, ""), pytest.raises(ValueError, match="is in use by another process"):
+        openai_files.gpt2("124M")
+
+
+def test_what_is_known_of_openais_files(real_data: Path) -> None:
+    """The BPE tables are at hand; the data files are four bytes per parameter."""
+    for size, preset in (("124M", "gpt2"), ("355M", "gpt2-medium")):
+        known = {wanted.name: wanted for wanted in openai_files.GPT2[size]}
+        for name in ("encoder.json", "vocab.bpe"):
+            fetch.verify(real_data / "gpt2_bpe" / name, known[name], "")
+        expected = 4 * parameters(ModelConfig.preset(preset))
+        assert known["model.ckpt.data-00000-of-00001"].size == expected

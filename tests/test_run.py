@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from gptsmith.differences import diff, recipe_changes
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.run import Run
+from gptsmith.run import Run, with_stored_recipe
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint
 
@@ -222,7 +222,7 @@ def test_with_stored_recipe(tmp_path: Path, stopped: Path) -> None:
     out, own = str(stopped), str(stopped / "config.yaml")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"train": {"steps": 20}}))
-    stored = Run.with_stored_recipe
+    stored = with_stored_recipe
     argv = [str(recipe), "--out", out, "--train.seed", "1"]
     assert stored(argv) == argv, "only --resume asks for it"
     assert stored([*argv, "--resume"]) == [own, *argv[1:], "--resume"]

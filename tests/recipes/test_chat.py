@@ -153,6 +153,25 @@ def test_killed_and_resumed_without_its_base(base: Path, data: Path, tuned, tmp_
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_a_template_with_tokens_of_its_own(base: Path, data: Path, tmp_path: Path) -> None:
+    """ChatML on a model that never saw it: its tokens are single ids, and end answers."""
+    template = tmp_path / "chatml.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    out, names = tmp_path / "run", ("<|im_start|>", "<|im_end|>")
+    flags = [word for name in names for word in ("--special-tokens", name)]
+    finish(command(base, data, out, "--template", str(template), *flags))
+    run = Run.open(out)
+    assert run.model_config.vocab_size == 259
+    assert [run.tokenizer.special_tokens[name] for name in names] == [257, 258]
+    assert run.template is not None
+    assert 258 in ChatTemplate(run.template, run.tokenizer).stop_ids
+    first, *_, last = (e["val_loss"] for e in events(out) if e["event"] == "val")
+    assert last < 0.8 * first
+
+
 def test_a_checkpoint_of_a_part_is_small(base: Path, tuned) -> None:
     kind, path = tuned
     step = checkpoint.find(path / "checkpoints")[0]
@@ -178,6 +197,7 @@ def test_refusals(base: Path, data: Path, tuned, tmp_path: Path, capsys) -> None
     assert "matches no parameter" in refused(*start, "--freeze", "block.*")
     assert "leaves nothing to train" in refused(*start, "--freeze", "*")
     assert "nothing to resume" in refused(*start, "--resume")
+    assert "give it too" in refused(*start, "--special-tokens", "<|x|>")
     assert "--from is required" in refused("--data", data, "--out", out)
     more = ("--from", base, "--data", data, "--out", path, "--resume")
     assert "tuning." in refused(*more, *COMMON, "--lora.rank", "3")

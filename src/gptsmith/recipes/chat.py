@@ -18,7 +18,7 @@ from gptsmith.data.examples import Example, Examples
 from gptsmith.data.skills import skill_conversations
 from gptsmith.recipes import answers, finetune
 from gptsmith.recipes.answers import AnswersConfig
-from gptsmith.run import Run
+from gptsmith.run import with_stored_recipe
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train.loss import IGNORE
 from gptsmith.train.monitor import command_start
@@ -39,6 +39,9 @@ class ChatConfig(AnswersConfig, ChatFiles):
     """Share of the conversations to validate on, without --val."""
     template: Path | None = None
     """Chat template, a Jinja file (default: the model's own, else that of gptsmith)."""
+    special_tokens: tuple[str, ...] = ()
+    """Tokens that --template writes, one id each (`<|im_start|>`), repeatable (default: those of
+    gptsmith for a model without a template, none for another)."""
     questions: int = Field(20_000, ge=1)
     """Conversations that are made of the built-in set."""
 
@@ -47,7 +50,7 @@ def main(argv: Sequence[str], started: float | None = None) -> int:
     """`gptsmith finetune chat [RECIPE.yaml] --from RUN --data FILE --out RUN2`."""
     config = settings.load(
         ChatConfig,
-        Run.with_stored_recipe(argv),
+        with_stored_recipe(argv),
         prog="gptsmith finetune chat",
         description="Tune a model on conversations.",
     )
@@ -56,11 +59,14 @@ def main(argv: Sequence[str], started: float | None = None) -> int:
 
 def chat(config: ChatConfig, started: float | None = None) -> int:
     """Tune as the config says; returns the exit code, 0 or loop.STOPPED."""
+    if config.special_tokens and config.template is None:
+        raise ValueError("--special-tokens are those of a --template of your own: give it too")
     source = finetune.origin(config)
     own = source.template
     if config.template is not None and not config.resume:
         own = config.template.read_text(encoding="utf-8")
-    begin = finetune.start(config, source, CHAT_TOKENS if source.template is None else ())
+    tokens = config.special_tokens or (CHAT_TOKENS if source.template is None else ())
+    begin = finetune.start(config, source, tokens)
     tokenizer, template = chat_tokenizer(begin.tokenizer, own)
     T = finetune.row_length(config.context_length, begin)
     train, val, notes = load(config, template, tokenizer, T)

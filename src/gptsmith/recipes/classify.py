@@ -21,7 +21,7 @@ from gptsmith.recipes import finetune, loop
 from gptsmith.recipes.finetune import FinetuneConfig
 from gptsmith.recipes.options import EvalConfig, TrainConfig
 from gptsmith.recipes.report import write_report
-from gptsmith.run import Run
+from gptsmith.run import Run, with_stored_recipe
 from gptsmith.train import precision
 from gptsmith.train.loss import classification_loss
 from gptsmith.train.monitor import command_start, read_events
@@ -53,7 +53,7 @@ def main(argv: Sequence[str], started: float | None = None) -> int:
     """`gptsmith finetune classify [RECIPE.yaml] --from RUN --data FILE --out RUN2`."""
     config = settings.load(
         ClassifyConfig,
-        Run.with_stored_recipe(argv),
+        with_stored_recipe(argv),
         prog="gptsmith finetune classify",
         description="Tune a trained model to name the class of a text.",
     )

@@ -32,7 +32,7 @@ from gptsmith.generate.sample import SamplingConfig
 from gptsmith.recipes import answers, finetune
 from gptsmith.recipes.answers import AnswersConfig
 from gptsmith.recipes.report import number, write_report
-from gptsmith.run import Run
+from gptsmith.run import Run, with_stored_recipe
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train.monitor import command_start, read_events
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str], started: float | None = None) -> int:
     """`gptsmith finetune instruct [RECIPE.yaml] --from RUN --data FILE --out RUN2`."""
     config = settings.load(
         InstructConfig,
-        Run.with_stored_recipe(argv),
+        with_stored_recipe(argv),
         prog="gptsmith finetune instruct",
         description="Tune a model on instructions and their answers.",
     )

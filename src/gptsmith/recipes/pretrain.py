@@ -17,7 +17,7 @@ from gptsmith.recipes import corpus as corpora
 from gptsmith.recipes import loop
 from gptsmith.recipes.corpus import CorpusConfig
 from gptsmith.recipes.options import Recipe
-from gptsmith.run import Run
+from gptsmith.run import Run, with_stored_recipe
 from gptsmith.train.monitor import command_start
 
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str], started: float | None = None) -> int:
     """
     config = settings.load(
         PretrainConfig,
-        Run.with_stored_recipe(argv),
+        with_stored_recipe(argv),
         prog="gptsmith pretrain",
         description="Train a model from scratch on a prepared corpus.",
     )

@@ -18,7 +18,7 @@ from gptsmith.recipes import corpus as corpora
 from gptsmith.recipes import finetune, loop
 from gptsmith.recipes.corpus import CorpusConfig
 from gptsmith.recipes.finetune import FinetuneConfig
-from gptsmith.run import Run
+from gptsmith.run import with_stored_recipe
 from gptsmith.train.monitor import command_start
 
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str], started: float | None = None) -> int:
     """`gptsmith finetune text [RECIPE.yaml] --from RUN --data CORPUS --out RUN2`."""
     config = settings.load(
         TextConfig,
-        Run.with_stored_recipe(argv),
+        with_stored_recipe(argv),
         prog="gptsmith finetune text",
         description="Go on with the training of a model, on another corpus.",
     )

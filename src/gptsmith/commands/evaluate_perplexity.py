@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from gptsmith.commands.evaluate_options import EvaluateOptions
 from gptsmith.data.batches import validation_batches, validation_windows
 from gptsmith.data.documents import Reader
 from gptsmith.data.shards import Corpus
@@ -23,9 +23,6 @@ from gptsmith.run import Run, is_run
 from gptsmith.train.loss import score_from
 from gptsmith.train.precision import Precision, choose
 from gptsmith.train.trackers import flatten
-
-if TYPE_CHECKING:
-    from gptsmith.commands.evaluate import EvaluateOptions
 
 
 def prepare(

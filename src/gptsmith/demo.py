@@ -31,7 +31,7 @@ PROMPTS = ("The function returns", "def ", "Raises ValueError if")
 CONVERSATIONS = (
     ("Hello, my name is Ada.", "Reverse the word planet.", "What is my name?"),
     ("What is 12 + 30?", "Which is larger, 17 or 71?"),
-    ("Write garden in capital letters.", "How many letters are in garden?"),
+    ("Write garden in capital letters.", "How many e are in between?"),
 )
 SKILLS = "skills.json"  # scores, left in each run folder
 
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
         ("5  model -> chat model", tuned, [
             "finetune", "chat", "--from", base, "--data", "skills", "--out", tuned,
             "--questions", str(config.questions), "--val-fraction", "0.01",
-            "--train.batch-size", "4", "--train.seconds", f"{config.chat_seconds:g}", *LEARNING,
+            "--train.batch-size", "8", "--train.seconds", f"{config.chat_seconds:g}", *LEARNING,
             "--eval.every", "500", "--eval.tokens", "16384", "--eval.sample-tokens", "40",
         ]),
         ("6  what it can do now", None, _scoring(tuned, config)),

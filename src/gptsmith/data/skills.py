@@ -225,7 +225,9 @@ class _Author:
             return self.phrase(which, a=a, b=b), str(answer)
         if skill == "count":
             word, letter = self.word_and_letter()
-            return self.phrase("count", x=word, c=letter), str(word.count(letter))
+            # The letter again, so that what finds its like in the word sits beside the answer: with
+            # the bare number a small model counts only by luck of its seed (docs/log.md).
+            return self.phrase("count", x=word, c=letter), f"{letter}: {word.count(letter)}"
         word = self.word()
         if skill == "copy" and random.random() < 0.3:
             word = " ".join([word, *(self.word() for _ in range(random.choice((1, 2))))])

@@ -243,8 +243,7 @@ class ChatTemplate:
             text = layout[content.end() : limit]
             raise ValueError(
                 f"no special token ends an answer under this chat template, but {text[:40]!r}: a "
-                "model would never learn to stop; add the template's tokens to the tokenizer with "
-                "add_special_tokens"
+                "model would never learn to stop; the tokenizer must know the template's tokens"
             )
         return end.start(), self._tokenizer.special_tokens[end[0]]
 

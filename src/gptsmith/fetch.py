@@ -163,7 +163,7 @@ def cache() -> Path:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:
         raise FileNotFoundError(
-            "no home folder to keep it in; set XDG_CACHE_HOME to another"
+            "no home folder to keep downloads in: set XDG_CACHE_HOME to a folder"
         ) from None
     return root / "gptsmith"
 

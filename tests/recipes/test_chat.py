@@ -198,7 +198,16 @@ def test_refusals(base: Path, data: Path, tuned, tmp_path: Path, capsys) -> None
     assert "leaves nothing to train" in refused(*start, "--freeze", "*")
     assert "nothing to resume" in refused(*start, "--resume")
     assert "give it too" in refused(*start, "--special-tokens", "<|x|>")
+    odd = tmp_path / "odd.jinja"
+    odd.write_bytes(b"\xb0")
+    assert f"{odd} is not UTF-8" in refused(*start, "--template", odd)
+    odd.write_text("{{ messages[0].content }} ")
+    assert "does not write it" in refused(*start, "--template", odd, "--special-tokens", "<|x|>")
+    assert f"--template {odd}: " in refused(*start, "--template", odd)
+    assert "no such file" in refused(*start, "--template", tmp_path / "none.jinja")
     assert "--from is required" in refused("--data", data, "--out", out)
     more = ("--from", base, "--data", data, "--out", path, "--resume")
     assert "tuning." in refused(*more, *COMMON, "--lora.rank", "3")
+    for flag, value in (("--template", odd), ("--from", out), ("--checkpoint", "best")):
+        assert f"{flag[2:]}: " in refused(*more, *COMMON, flag, value)
     assert not out.exists()

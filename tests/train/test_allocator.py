@@ -15,7 +15,7 @@ def work(times):
     for _ in range(times):
         torch.ones(2**24)  # 64 MiB: 16,384 pages
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-print(-work(2) + work(10))
+print(-work(20) + work(20))  # the heap grows for a while before it holds what is needed
 """
 
 
@@ -26,5 +26,4 @@ def faults(how: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone has the switch")
 def test_freed_memory_is_used_again():
-    assert faults("leave") > 100_000
-    assert faults("keep") < 1_000
+    assert faults("keep") < faults("leave") / 3

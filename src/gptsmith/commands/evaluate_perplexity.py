@@ -79,6 +79,7 @@ def _text(options: EvaluateOptions, run: Run) -> tuple[Sequence[np.ndarray], str
             print(f"{data}: left out {len(places):,} x {kind}", file=sys.stderr)
         return [stream], data
     data = data or run.config.get("data")
+    # document_mask is what recipes have that take a prepared corpus (recipes/corpus.py).
     if not isinstance(data, str) or (options.data is None and "document_mask" not in run.config):
         raise ValueError(
             f"{run.path} was not trained on a prepared corpus: give --data, or other --tasks"

@@ -56,8 +56,7 @@ class Windows:
                 what = f"the tokens of the largest shard ({max(map(len, shards)):,})"
                 remedy = "prepare again with larger --shard-tokens"
             raise ValueError(
-                f"{what} are fewer than context_length + 1 = {T + 1}: {remedy} "
-                "or a smaller --model.context-length"
+                f"{what} are fewer than context_length + 1 = {T + 1}: {remedy} or a shorter context"
             )
         # Two shards' orders are alive at a time: that in use and, across a border, the next.
         self._order = lru_cache(4)(self._make_order)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gptsmith import files
 from gptsmith.data.documents import Document, Reader, Source, UnavailableError, document
 from gptsmith.data.stdlib import pycode, pydocs
 from gptsmith.data.tables import Row, row_documents
@@ -90,18 +91,20 @@ def _shakespeare() -> Path:
     try:
         path = fetch.cache() / "tinyshakespeare" / "input.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            fetch.verify(path, wanted, "delete it and run this again")
-        else:
-            with fetch.progress() as report:
+        with files.lock(path.parent, "then run this again"), fetch.progress() as report:
+            if path.is_file():
+                fetch.verify(path, wanted, "delete it and run this again")
+            else:
                 fetch.fetch(_SHAKESPEARE, path, wanted, report)
     except ConnectionError as error:
         raise UnavailableError(
             f"shakespeare: cannot be fetched ({error}); put {_SHAKESPEARE} into "
             f"{local or '$GPTSMITH_DATA/tinyshakespeare/input.txt'}"
         ) from None
-    except (FileNotFoundError, ValueError) as error:
+    except FileNotFoundError as error:
         raise UnavailableError(f"shakespeare: {error}") from None
+    except ValueError as error:  # damaged, which is told and not passed over
+        raise ValueError(f"shakespeare: {error}") from None
     return path
 
 

@@ -41,7 +41,8 @@ def first_scored(mask: Mask, T: int, H: int, n_layer: int) -> int:
         bad = first + int(leaks[first:].int().argmax()) if first < T else 0
         raise ValueError(
             f"mask {mask.expression!r}: position {bad} can see token {bad + 1}, which it would be "
-            "scored on; next-token loss needs a mask inside causal(), or prefix(n)"
+            "scored on; next-token loss needs a mask inside causal(), or prefix(n) shorter than "
+            f"the context, here {T}"
         )
     return first
 

@@ -59,21 +59,46 @@ def main(argv: Sequence[str], started: float | None = None) -> int:
 
 def chat(config: ChatConfig, started: float | None = None) -> int:
     """Tune as the config says; returns the exit code, 0 or loop.STOPPED."""
-    if config.special_tokens and config.template is None:
-        raise ValueError("--special-tokens are those of a --template of your own: give it too")
     source = finetune.origin(config)
-    own = source.template
-    if config.template is not None and not config.resume:
-        own = config.template.read_text(encoding="utf-8")
+    own = source.template if config.resume else read_template(config) or source.template
     tokens = config.special_tokens or (CHAT_TOKENS if source.template is None else ())
     begin = finetune.start(config, source, tokens)
-    tokenizer, template = chat_tokenizer(begin.tokenizer, own)
+    try:
+        tokenizer, template = chat_tokenizer(begin.tokenizer, own)
+    except ValueError as error:
+        if config.template is None or config.resume:
+            raise
+        raise ValueError(
+            f"--template {config.template}: {error} (--special-tokens names those it writes)"
+        ) from None
     T = finetune.row_length(config.context_length, begin)
     train, val, notes = load(config, template, tokenizer, T)
     asked = [first_question(example, template) for example in islice(val, SHOWN)]
     return answers.tune(
-        config, source, begin, template, T, train, val, asked, notes, started=started
-    )
+        config, source, begin, template, T, train, val, asked, notes,
+        fixed=("template", "special_tokens"), started=started,
+    )  # fmt: skip
+
+
+def read_template(config: ChatConfig) -> str | None:
+    """The text of --template. ValueError if it is none, or lacks a token that it shall write."""
+    if config.template is None:
+        if config.special_tokens:
+            raise ValueError("--special-tokens are those of a --template of your own: give it too")
+        return None
+    if not config.template.is_file():
+        raise ValueError(f"--template {config.template}: there is no such file")
+    try:
+        text = config.template.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--template {config.template} is not UTF-8 text: {error}") from None
+    for name in config.special_tokens:
+        if not name or name not in text or any(map(str.isspace, name)):
+            raise ValueError(
+                f"--special-tokens {name!r}: {config.template} does not write it as a token; give "
+                "each of its tokens by a flag of its own"
+            )
+    return text
 
 
 def load(

@@ -52,6 +52,7 @@ def task(
     config: Recipe, corpus: Corpus, rows: Windows, model: GPTModel
 ) -> tuple[loop.Task, list[str]]:
     """What the loop needs, and remarks on eval.tasks. config: resolved; model: on its device."""
+    corpus.tokenizer.encode(config.eval.prompt)  # what it cannot write is told now
     arithmetic = precision.choose(config.train.precision, torch.device(config.train.device))
     token_bytes = torch.from_numpy(corpus.tokenizer.token_bytes())
 

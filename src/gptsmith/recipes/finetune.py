@@ -155,8 +155,8 @@ def create(
         architecture = architecture.change(mask=f"{source.path / file}:{function}")
     return Run.create(
         config.out, config.model_dump(mode="json", by_alias=True), architecture, begin.tokenizer,
-        config.resume, corpus=corpus, fixed=(*fixed, *loop.FIXED), template=template,
-        tuned=begin.tuning, base=begin.base,
+        config.resume, corpus=corpus, fixed=("from", "checkpoint", *fixed, *loop.FIXED),
+        template=template, tuned=begin.tuning, base=begin.base,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ pretraining").
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
@@ -27,6 +28,8 @@ class TextConfig(FinetuneConfig, CorpusConfig):
 
     default_epochs: ClassVar[float] = 1
 
+    data: Path
+    """Corpus made by `gptsmith prepare --tokenizer RUN`."""
     context_length: int | None = Field(None, ge=2)
     """Tokens of a row (default: the model's context)."""
 

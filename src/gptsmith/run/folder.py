@@ -151,7 +151,7 @@ class Run:
                     **{name: flatten(config).get(name) for name in fixed},
                     "model": model_config.model_dump(),
                     "tokenizer": tokenizer.fingerprint[:12],
-                    "template": template,
+                    layout.TEMPLATE: template,
                     "tuning": tuned.model_dump(),
                     "corpus": corpus,
                 }
@@ -221,7 +221,7 @@ class Run:
             **{name: before.get(name) for name in fixed},
             "model": self.model_config.model_dump(),
             "tokenizer": files.sha256(self.path / layout.TOKENIZER)[:12],
-            "template": self.template,
+            layout.TEMPLATE: self.template,
             "tuning": self.tuning.model_dump(),
             "corpus": files.read_json(recorded)["fingerprint"]
             if recorded.exists()

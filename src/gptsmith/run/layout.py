@@ -39,7 +39,9 @@ def not_a_run(path: Path) -> OSError | ValueError:
             f"{path} is a prepared corpus, not a run: gptsmith pretrain --data {path} trains on it"
         )
     if (path / "config.json").exists():
-        return ValueError(f"{path} is a Hugging Face model, not a run of gptsmith")
+        return ValueError(
+            f"{path} is a Hugging Face model, not a run: gptsmith import {path} --out RUN makes one"
+        )
     if runs := sorted(child.name for child in path.iterdir() if is_run(child)):
         return ValueError(f"{path} is no run, but holds some: {', '.join(runs[:10])}")
     missing = [name for name in (CONFIG, ARCHITECTURE) if not (path / name).is_file()]

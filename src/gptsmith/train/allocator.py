@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_ONE_GIB = 2**30
+_LARGEST = 2**30, 2**25  # bytes; a C library may refuse the first
 
 
 def keep_freed_memory() -> None:
@@ -13,10 +13,10 @@ def keep_freed_memory() -> None:
 
     glibc maps each large tensor anew and returns it to the kernel when it is freed. In a training
     step on a CPU that is tens of thousands of page faults, a tenth of the time where the step is
-    compiled (docs/log.md). The peak is the same, but what was taken stays taken. Other C libraries
+    compiled (docs/log.md). The peak grows by a few per cent. Other C libraries
     have no such switch and are left as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _ONE_GIB)
+    # The second without the first would only switch off that glibc learns what is large here.
+    if mallopt is not None and any(mallopt(_M_MMAP_THRESHOLD, size) for size in _LARGEST):
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

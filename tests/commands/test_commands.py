@@ -228,7 +228,7 @@ def test_generate_streams_to_a_terminal(say, run: Path) -> None:
         ("pretrain --data {corpus} --out x --model.mask bidirectional()", "see"),
         (
             "pretrain --data {corpus} --out x --model.context-length 100000",
-            "smaller --model.context",
+            "a shorter context",
         ),
         ("pretrain --data {corpus} --out x --train.steps 1 --train.tokens 5", "one horizon"),
     ],

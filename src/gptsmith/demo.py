@@ -43,9 +43,9 @@ class DemoConfig(BaseModel):
 
     folder: Path = Path()
     """Where data/ and runs/ are made."""
-    seconds: float = Field(120.0, gt=0)
+    seconds: float = Field(100.0, gt=0)
     """Time for pretraining; on a resumed demo, in all."""
-    chat_seconds: float = Field(240.0, gt=0)
+    chat_seconds: float = Field(270.0, gt=0)
     """Time for chat tuning."""
     questions: int = Field(40_000, ge=1)
     """Conversations that are made for chat tuning."""
@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
             "finetune", "chat", "--from", base, "--data", "skills", "--out", tuned,
             "--questions", str(config.questions), "--val-fraction", "0.01",
             "--train.batch-size", "8", "--train.seconds", f"{config.chat_seconds:g}", *LEARNING,
-            "--eval.every", "500", "--eval.tokens", "16384", "--eval.sample-tokens", "40",
+            "--eval.every", "300", "--eval.tokens", "16384", "--eval.sample-tokens", "40",
         ]),
         ("6  what it can do now", None, _scoring(tuned, config)),
     ]  # fmt: skip

@@ -42,6 +42,14 @@ class Wanted(NamedTuple):
     sha256: str | None = None
 
 
+def have(url: str, path: Path, wanted: Wanted, report: Report) -> None:
+    """What lies at `path` is verified; if nothing does, it is fetched. Errors as of `fetch`."""
+    if path.is_file():
+        verify(path, wanted, "delete it and run this again")
+    else:
+        fetch(url, path, wanted, report)
+
+
 def fetch(url: str, path: Path, wanted: Wanted, report: Report) -> None:
     """Make `path` of what is at `url`: whole and verified, or not at all.
 

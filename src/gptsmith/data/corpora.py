@@ -92,10 +92,7 @@ def _shakespeare() -> Path:
         path = fetch.cache() / "tinyshakespeare" / "input.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.lock(path.parent, "then run this again"), fetch.progress() as report:
-            if path.is_file():
-                fetch.verify(path, wanted, "delete it and run this again")
-            else:
-                fetch.fetch(_SHAKESPEARE, path, wanted, report)
+            fetch.have(_SHAKESPEARE, path, wanted, report)
     except ConnectionError as error:
         raise UnavailableError(
             f"shakespeare: cannot be fetched ({error}); put {_SHAKESPEARE} into "

@@ -57,12 +57,9 @@ def gpt2(size: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with files.lock(folder, "then run this again"), fetch.progress() as report:
         for wanted in GPT2[size]:
-            path = folder / wanted.name
-            if path.is_file():
-                fetch.verify(path, wanted, "delete it and run this again")
-                continue
+            url = f"{_OPENAI}/{size}/{wanted.name}"
             try:
-                fetch.fetch(f"{_OPENAI}/{size}/{wanted.name}", path, wanted, report)
+                fetch.have(url, folder / wanted.name, wanted, report)
             except ConnectionError as error:
                 missing = [w.name for w in GPT2[size] if not (folder / w.name).is_file()]
                 raise FileNotFoundError(

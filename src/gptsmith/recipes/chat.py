@@ -9,19 +9,16 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from gptsmith import settings
 from gptsmith.conversation import CHAT_TOKENS, ChatTemplate, Message, chat_tokenizer
 from gptsmith.data.chat import ChatFiles, load_chat
 from gptsmith.data.conversations import Counts, encode_conversations
 from gptsmith.data.documents import Reader
 from gptsmith.data.examples import Example, Examples
 from gptsmith.data.skills import skill_conversations
-from gptsmith.recipes import answers, finetune
+from gptsmith.recipes import answers, finetune, options
 from gptsmith.recipes.answers import AnswersConfig
-from gptsmith.run import with_stored_recipe
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train.loss import IGNORE
-from gptsmith.train.monitor import command_start
 
 BUILT_IN = "skills"  # the set that needs no file
 SHOWN = 3  # conversations answered at each evaluation
@@ -48,13 +45,7 @@ class ChatConfig(AnswersConfig, ChatFiles):
 
 def main(argv: Sequence[str], started: float | None = None) -> int:
     """`gptsmith finetune chat [RECIPE.yaml] --from RUN --data FILE --out RUN2`."""
-    config = settings.load(
-        ChatConfig,
-        with_stored_recipe(argv),
-        prog="gptsmith finetune chat",
-        description="Tune a model on conversations.",
-    )
-    return chat(config, command_start() if started is None else started)
+    return options.command("finetune chat", ChatConfig, chat, argv, started)
 
 
 def chat(config: ChatConfig, started: float | None = None) -> int:

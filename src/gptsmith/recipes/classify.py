@@ -10,21 +10,20 @@ import numpy as np
 from pydantic import Field
 from rich.console import Console
 
-from gptsmith import settings
 from gptsmith.data.labelled import Labelled, LabelledConfig, load_labelled
 from gptsmith.data.labelled_rows import EncodedTexts, LabelledRows, encode_labelled
 from gptsmith.evaluate import classify as measure
 from gptsmith.evaluate.classify_plots import draw_confusion, draw_history
 from gptsmith.files import write_json, write_text
 from gptsmith.model.classifier import GPTClassifier
-from gptsmith.recipes import finetune, loop
+from gptsmith.recipes import finetune, loop, options
 from gptsmith.recipes.finetune import FinetuneConfig
 from gptsmith.recipes.options import EvalConfig, TrainConfig
 from gptsmith.recipes.report import write_report
-from gptsmith.run import Run, with_stored_recipe
+from gptsmith.run import Run
 from gptsmith.train import precision
 from gptsmith.train.loss import classification_loss
-from gptsmith.train.monitor import command_start, read_events
+from gptsmith.train.monitor import read_events
 
 # Left in the run folder by the test at the end; pictures as .png and .pdf.
 RESULTS, PREDICTIONS = "test.json", "test-predictions.jsonl"
@@ -51,13 +50,7 @@ class ClassifyConfig(FinetuneConfig, LabelledConfig):
 
 def main(argv: Sequence[str], started: float | None = None) -> int:
     """`gptsmith finetune classify [RECIPE.yaml] --from RUN --data FILE --out RUN2`."""
-    config = settings.load(
-        ClassifyConfig,
-        with_stored_recipe(argv),
-        prog="gptsmith finetune classify",
-        description="Tune a trained model to name the class of a text.",
-    )
-    return classify(config, command_start() if started is None else started)
+    return options.command("finetune classify", ClassifyConfig, classify, argv, started)
 
 
 def classify(config: ClassifyConfig, started: float | None = None) -> int:

@@ -14,13 +14,13 @@ from gptsmith.generate.engine import generate_text
 from gptsmith.generate.sample import SamplingConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.recipes import exam, loop
-from gptsmith.recipes.options import Recipe, Section
+from gptsmith.recipes.options import Recipe
 from gptsmith.train import precision
 from gptsmith.train.loss import next_token_loss, score_from
 
 
-class CorpusConfig(Section):
-    """Text that is ready to be trained on."""
+class CorpusConfig(Recipe):
+    """Options of training on text."""
 
     data: Path
     """Corpus made by `gptsmith prepare`."""
@@ -28,20 +28,20 @@ class CorpusConfig(Section):
     """A token attends to its own document only."""
 
 
-def open_corpus(config: CorpusConfig, resume: bool) -> Corpus:
+def open_corpus(config: CorpusConfig) -> Corpus:
     """The corpus; FileNotFoundError, with what to do on resume."""
     try:
         return Corpus.open(config.data)
     except FileNotFoundError as error:
-        if not resume:
+        if not config.resume:
             raise
         raise FileNotFoundError(f"{error}; or, if it was moved, give --data") from None
 
 
-def windows(config: CorpusConfig, corpus: Corpus, T: int, seed: int, scored_from: int) -> Windows:
+def windows(config: CorpusConfig, corpus: Corpus, T: int, scored_from: int) -> Windows:
     """Training rows of the corpus. scored_from: model/leakage.py."""
     eos = corpus.tokenizer.eos_id if config.document_mask else None
-    return Windows(corpus.train, T, seed, eos, scored_from)
+    return Windows(corpus.train, T, config.train.seed, eos, scored_from)
 
 
 def size_note(corpus: Corpus) -> str:

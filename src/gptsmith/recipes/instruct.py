@@ -12,7 +12,7 @@ from pydantic import Field
 from rich.console import Console
 from rich.progress import track
 
-from gptsmith import files, settings
+from gptsmith import files
 from gptsmith.conversation import ChatTemplate
 from gptsmith.data.examples import Example, Examples
 from gptsmith.data.instructions import (
@@ -29,12 +29,12 @@ from gptsmith.data.instructions import (
 )
 from gptsmith.generate.chat import BATCH, complete
 from gptsmith.generate.sample import SamplingConfig
-from gptsmith.recipes import answers, finetune
+from gptsmith.recipes import answers, finetune, options
 from gptsmith.recipes.answers import AnswersConfig
 from gptsmith.recipes.report import number, write_report
-from gptsmith.run import Run, with_stored_recipe
+from gptsmith.run import Run
 from gptsmith.tokenizer import Tokenizer
-from gptsmith.train.monitor import command_start, read_events
+from gptsmith.train.monitor import read_events
 
 RESPONSES = "responses.json"
 SHOWN = 3  # validation instructions answered at each evaluation
@@ -62,13 +62,7 @@ class InstructConfig(AnswersConfig, SplitConfig):
 
 def main(argv: Sequence[str], started: float | None = None) -> int:
     """`gptsmith finetune instruct [RECIPE.yaml] --from RUN --data FILE --out RUN2`."""
-    config = settings.load(
-        InstructConfig,
-        with_stored_recipe(argv),
-        prog="gptsmith finetune instruct",
-        description="Tune a model on instructions and their answers.",
-    )
-    return instruct(config, command_start() if started is None else started)
+    return options.command("finetune instruct", InstructConfig, instruct, argv, started)
 
 
 def instruct(config: InstructConfig, started: float | None = None) -> int:

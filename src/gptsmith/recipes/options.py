@@ -1,12 +1,16 @@
-"""The sections of a configuration that every recipe shares."""
+"""The sections of a configuration that every recipe shares, and how a command reads them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from gptsmith import settings
+from gptsmith.run import with_stored_recipe
+from gptsmith.train.monitor import command_start
 from gptsmith.train.optim import OptimConfig
 from gptsmith.train.precision import Name as PrecisionName
 
@@ -114,3 +118,27 @@ class Recipe(Section):
     eval: EvalConfig = EvalConfig()
     save: SaveConfig = SaveConfig()
     monitor: MonitorConfig = MonitorConfig()
+
+
+R = TypeVar("R", bound=Recipe)
+
+
+def command(
+    verb: str,
+    kind: type[R],
+    recipe: Callable[[R, float | None], int],
+    argv: Sequence[str],
+    started: float | None,
+) -> int:
+    """`gptsmith VERB [RECIPE.yaml] [--section.field VALUE]`: the exit code of the recipe.
+
+    kind: its configuration, whose docstring is the description. started: see loop.train; default
+    the start of the command.
+    """
+    config = settings.load(
+        kind,
+        with_stored_recipe(argv),
+        prog=f"gptsmith {verb}",
+        description=kind.__doc__ or "",
+    )
+    return recipe(config, command_start() if started is None else started)

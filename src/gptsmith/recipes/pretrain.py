@@ -8,20 +8,17 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from gptsmith import settings
 from gptsmith.model import masks
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.leakage import first_scored
 from gptsmith.recipes import corpus as corpora
-from gptsmith.recipes import loop
+from gptsmith.recipes import loop, options
 from gptsmith.recipes.corpus import CorpusConfig
-from gptsmith.recipes.options import Recipe
-from gptsmith.run import Run, with_stored_recipe
-from gptsmith.train.monitor import command_start
+from gptsmith.run import Run
 
 
-class PretrainConfig(Recipe, CorpusConfig):
+class PretrainConfig(CorpusConfig):
     """Train a model from scratch on a prepared corpus."""
 
     pad_vocab: int = Field(1, ge=1)
@@ -34,13 +31,7 @@ def main(argv: Sequence[str], started: float | None = None) -> int:
 
     started: see `pretrain`; default the start of the command.
     """
-    config = settings.load(
-        PretrainConfig,
-        with_stored_recipe(argv),
-        prog="gptsmith pretrain",
-        description="Train a model from scratch on a prepared corpus.",
-    )
-    return pretrain(config, command_start() if started is None else started)
+    return options.command("pretrain", PretrainConfig, pretrain, argv, started)
 
 
 def pretrain(config: PretrainConfig, started: float | None = None) -> int:
@@ -49,14 +40,14 @@ def pretrain(config: PretrainConfig, started: float | None = None) -> int:
     started: time.perf_counter() from which `seconds` counts. Raises ValueError for a corpus or a
     configuration that cannot be trained, before anything is written.
     """
-    corpus = corpora.open_corpus(config, config.resume)
+    corpus = corpora.open_corpus(config)
     vocab = -(-corpus.tokenizer.vocab_size // config.pad_vocab) * config.pad_vocab
     config = config.model_copy(update=dict(model=config.model.change(vocab_size=vocab)))
     T = config.model.context_length
     mask_folder = config.out if config.resume else Path()  # a run keeps a copy of a mask's file
     mask = masks.parse(config.model.mask, folder=mask_folder, trust_code=True)
     start = first_scored(mask, T, config.model.n_head, config.model.n_layer)
-    rows = corpora.windows(config, corpus, T, config.train.seed, start)
+    rows = corpora.windows(config, corpus, T, start)
     config, plan, notes = loop.resolve(config, config.model, rows)
     notes.insert(1, corpora.size_note(corpus))
     torch.manual_seed(config.train.seed)

@@ -13,14 +13,11 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from gptsmith import settings
 from gptsmith.model.leakage import first_scored
 from gptsmith.recipes import corpus as corpora
-from gptsmith.recipes import finetune, loop
+from gptsmith.recipes import finetune, loop, options
 from gptsmith.recipes.corpus import CorpusConfig
 from gptsmith.recipes.finetune import FinetuneConfig
-from gptsmith.run import with_stored_recipe
-from gptsmith.train.monitor import command_start
 
 
 class TextConfig(FinetuneConfig, CorpusConfig):
@@ -36,18 +33,12 @@ class TextConfig(FinetuneConfig, CorpusConfig):
 
 def main(argv: Sequence[str], started: float | None = None) -> int:
     """`gptsmith finetune text [RECIPE.yaml] --from RUN --data CORPUS --out RUN2`."""
-    config = settings.load(
-        TextConfig,
-        with_stored_recipe(argv),
-        prog="gptsmith finetune text",
-        description="Go on with the training of a model, on another corpus.",
-    )
-    return text(config, command_start() if started is None else started)
+    return options.command("finetune text", TextConfig, text, argv, started)
 
 
 def text(config: TextConfig, started: float | None = None) -> int:
     """Train as the config says; returns the exit code, 0 or loop.STOPPED."""
-    corpus = corpora.open_corpus(config, config.resume)
+    corpus = corpora.open_corpus(config)
     source = finetune.origin(config)
     if corpus.tokenizer.fingerprint != source.tokenizer.fingerprint:
         raise ValueError(
@@ -58,7 +49,7 @@ def text(config: TextConfig, started: float | None = None) -> int:
     T = finetune.longest(config.context_length, begin)
     shape = begin.model.config
     start = first_scored(begin.model.mask, T, shape.n_head, shape.n_layer)
-    rows = corpora.windows(config, corpus, T, config.train.seed, start)
+    rows = corpora.windows(config, corpus, T, start)
     config, plan, notes = finetune.resolve(config, begin, rows)
     notes.insert(2, corpora.size_note(corpus))
     task, remarks = corpora.task(config, corpus, rows, begin.model)

@@ -13,8 +13,8 @@ def keep_freed_memory() -> None:
 
     glibc maps each large tensor anew and returns it to the kernel when it is freed. In a training
     step on a CPU that is tens of thousands of page faults, a tenth of the time where the step is
-    compiled (docs/log.md). The peak grows by a few per cent. Other C libraries
-    have no such switch and are left as they are.
+    compiled (docs/log.md). The peak grows by a few per cent. Other C libraries have no such switch
+    and are left as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     # The second without the first would only switch off that glibc learns what is large here.

@@ -22,7 +22,7 @@ from gptsmith.tokenizer import ENDOFTEXT, SPECIAL_TOKENS, Tokenizer
 SPOTS = [*" \n\t\r\v\f\0\1'1aZ!é日\u0301\u3000\u2028\xa0\x85\x1c\x1f\u200b😀", "'s", "'LL", "  \n"]
 SPOTS += ["<|end|>", ENDOFTEXT, "the", " a", "\r\n", "²", "\U0010ffff", "\ufffd", "\ufeff"]
 any_text = st.one_of(st.text(), st.lists(st.sampled_from(SPOTS)).map("".join))
-quick = settings(deadline=None, max_examples=300, derandomize=True)
+quick = settings(max_examples=300)
 
 STORY = (
     "The smith forged a ring, and the ring wasn't round. \u201cWell,\u201d she said,\n\n"

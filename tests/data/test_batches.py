@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gptsmith.data.batches import Windows, make_batch, permutation, validation_batches
 from gptsmith.train.loss import IGNORE, Batch
 
-few = settings(max_examples=25, deadline=None, derandomize=True)
+few = settings(max_examples=25)
 lengths = st.lists(st.integers(0, 60), min_size=1, max_size=5)
 
 

@@ -16,7 +16,7 @@ from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.train.loss import IGNORE, Batch, next_token_loss
 
-few = settings(max_examples=30, deadline=None, derandomize=True)
+few = settings(max_examples=30)
 some_lengths = st.lists(st.integers(2, 17), min_size=1, max_size=40)
 T, PAD = 16, 9_999
 

@@ -161,7 +161,7 @@ def test_fineweb_validates_on_its_first_shard(
 # --- nothing lost --------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     texts=st.lists(
         st.text("ab \né🙂<|endoftext|>", min_size=1, max_size=20), min_size=2, max_size=12

@@ -68,7 +68,7 @@ def test_a_separator_in_plain_text_is_hinted_at(tmp_path: Path) -> None:
     assert "--document-separator" in next(iter(reader.hints))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=st.text(max_size=60), size=st.integers(1, 20))
 def test_pieces_of_a_text_file_join_to_it(
     tmp_path_factory: pytest.TempPathFactory, text: str, size: int
@@ -92,14 +92,14 @@ def bpe() -> Tokenizer:
 ALPHABET = st.sampled_from("ab'std relv1² \t\n\r\x0b\x1c\x85\xa0\u2003\u3000é日\u0301_!-<|…🙂")
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(text=st.text(ALPHABET, max_size=30) | st.text(max_size=30))
 def test_ids_of_safely_cut_pieces_are_the_ids_of_the_whole(bpe: Tokenizer, text: str) -> None:
     cut = safe_cut(text)
     assert bpe.encode(text[:cut]) + bpe.encode(text[cut:]) == bpe.encode(text)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=st.text(ALPHABET, max_size=80), size=st.integers(1, 9))
 def test_ids_of_a_files_pieces_are_the_ids_of_the_whole(
     bpe: Tokenizer, tmp_path_factory: pytest.TempPathFactory, text: str, size: int

@@ -81,7 +81,7 @@ samplings = st.builds(
 
 
 @pytest.mark.parametrize("model", [make(c) for c in MODELS.values()], ids=MODELS)
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(prompts=prompts, config=samplings, stop=st.integers(0, V - 1))
 def test_a_row_of_a_batch_is_the_row_alone(
     model: GPTModel, prompts: list[list[int]], config: SamplingConfig, stop: int
@@ -248,7 +248,7 @@ def test_a_character_cut_by_the_length_shows_as_replacement(byte_model: GPTModel
     assert result.text == "ab\ufffd"
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.lists(st.text("ab ", max_size=4), max_size=12),
     st.lists(st.text("ab ", min_size=1, max_size=4), max_size=3),

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
@@ -105,7 +105,6 @@ configs = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(logit_rows, configs, st.integers(0, 1000))
 def test_a_token_is_always_drawn_and_a_row_does_not_see_its_neighbours(
     logits: Tensor, config: SamplingConfig, seed: int

@@ -184,7 +184,7 @@ def test_tokenizers_are_the_same(
     assert len(theirs) == ours.vocab_size
     strings = st.text(alphabet="ab <|>endoftxu's\n01é漢🙂\u0301") if kind == "char" else STRINGS
 
-    @settings(max_examples=40, deadline=None, database=None)
+    @settings(max_examples=40)
     @given(strings)
     def same(text: str) -> None:
         ids = ours.encode(text)

@@ -74,7 +74,7 @@ def test_without_network(
     began = time.monotonic()
     with pytest.raises(FileNotFoundError) as error:
         openai_files.gpt2("124M")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 50
     assert f"put model.ckpt.index, weights of {openai_files._OPENAI}/124M into {openai}" in str(
         error.value
     )

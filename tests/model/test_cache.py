@@ -75,7 +75,7 @@ def test_one_token_at_a_time_is_the_full_forward(config: ModelConfig, mask: str)
     assert cache.lengths == [24] * 3
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 @torch.no_grad()
 def test_any_chunks_of_ragged_rows_are_the_full_forward(data: st.DataObject) -> None:

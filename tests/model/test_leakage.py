@@ -73,7 +73,7 @@ def test_long_contexts_cost_no_square_of_memory() -> None:
 
 
 @given(st.lists(st.booleans(), min_size=36, max_size=36), st.integers(1, 3))
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 def test_it_agrees_with_what_a_real_model_can_know(bits: list[bool], n_layer: int) -> None:
     """The target's embedding has a gradient at a position's output exactly where it is reached."""
     n = 6

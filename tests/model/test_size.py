@@ -78,7 +78,7 @@ def test_every_preset_has_its_exact_size() -> None:
 
 
 @given(axes)
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 def test_the_formulas_hold_for_any_combination_of_axes(c: ModelConfig) -> None:
     """Parameters and FLOPs are exact. Products are counted with attention's whole T x T (the
     plain kernel computes it so), forward and backward; norms and activations are not products."""
@@ -142,7 +142,7 @@ def test_memory_of_activations_is_close_for_every_family(name: str) -> None:
 
 
 @given(axes.map(lambda c: c.change(d_ff=64, head_dim=6, labels=())))
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15)
 def test_memory_of_activations_is_close_for_any_combination_of_axes(c: ModelConfig) -> None:
     estimate = training_memory(c, 4, 8).activations
     assert estimate == pytest.approx(saved_bytes(c, 4, 8), rel=0.25)

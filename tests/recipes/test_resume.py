@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -91,27 +92,29 @@ def whole(corpus: Path, tmp_path_factory) -> Path:
     return run
 
 
+def trained_to(log: Path) -> int:
+    """The last step on record."""
+    steps = re.findall(r'^{"event": "train", "step": (\d+)', log.read_text(), re.MULTILINE)
+    return int(steps[-1]) if steps else 0
+
+
 def test_killed_at_random_moments(corpus, whole, tmp_path):
-    run = tmp_path / "run"
+    run, log = tmp_path / "run", tmp_path / "run/metrics.jsonl"
     rng = random.Random(int(os.environ.get("GPTSMITH_KILL_SEED", "1")))
-    trained = 0  # kills that came while it trained, not while Python started
-    for _ in range(KILLS):
-        resume = ["--resume"] if any((run / "checkpoints").glob("step-??????")) else []
-        process = start(command(corpus, run, *resume))
-        log = run / "metrics.jsonl"
+    for n in range(KILLS):
+        newest = max(checkpoint.steps(run / "checkpoints"), default=None)
         before = log.stat().st_mtime_ns if log.exists() else 0
-        limit = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < limit:
-            if log.exists() and log.stat().st_mtime_ns != before:
-                break  # it is at work: strike within the next moments
-            if rng.random() < 0.002:
-                break  # or earlier
-            time.sleep(0.01)
-        time.sleep(rng.random() * 0.5)
-        trained += log.exists() and log.stat().st_mtime_ns != before
+        process = start(command(corpus, run, *([] if newest is None else ["--resume"])))
+        if n % 5 == 2:  # while Python starts or the run is opened
+            time.sleep(rng.random() * 3)
+        else:  # in one of the next steps, or while it saves, measures or draws a sample
+            goal = (newest or 0) + rng.randrange(5, 16)
+            while not log.exists() or log.stat().st_mtime_ns == before or trained_to(log) < goal:
+                assert process.poll() is None
+                time.sleep(0.001)
+            time.sleep(rng.random() * 0.1)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    assert trained >= KILLS // 2
     finish(command(corpus, run, "--resume"))
     same_state(whole, run)
 

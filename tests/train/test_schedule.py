@@ -44,7 +44,7 @@ def test_warmup_is_a_line_from_the_first_step_that_is_not_zero() -> None:
 @given(
     st.sampled_from(KINDS), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 1)
 )
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 def test_after_warmup_the_rate_never_rises(
     kind: str, a: float, b: float, final: float, decay: float
 ) -> None:

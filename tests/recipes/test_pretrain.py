@@ -125,7 +125,7 @@ def test_horizons(corpus, tmp_path, horizon, steps):
 
 
 def test_wall_clock_horizon(corpus, tmp_path):
-    """The schedule follows the clock, whatever the speed: each step's rate is that of its moment."""
+    """The schedule follows the clock, whatever the speed: each rate is that of its moment."""
     run, words = tmp_path / "run", ["--monitor.log-every", "1", "--optim.warmup-steps", "0"]
     argv = ["--data", str(corpus), "--out", str(run), *SMALL, *words, "--train.seconds", "3"]
     assert pretrain.main([*argv, "--optim.schedule", "linear"], started=time.perf_counter()) == 0

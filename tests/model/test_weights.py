@@ -7,7 +7,7 @@ from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.masks import causal
-from gptsmith.model.weights import as_classifier, grow_vocabulary, load
+from gptsmith.model.weights import as_classifier, grow_vocabulary, load, with_dropout
 
 SMALL = dict(n_layer=2, n_head=2, n_embd=16, context_length=16, vocab_size=40)
 LABELS = ("no", "yes")
@@ -72,6 +72,19 @@ def test_new_tokens_start_as_the_mean_of_the_old(tied: bool) -> None:
     left = after.softmax(dim=-1)[..., :40].sum(dim=-1)
     assert (left >= 40 / 45).all()
     assert (model(torch.tensor([[44, 43]])) == model(torch.tensor([[40, 41]]))).all()
+
+
+@pytest.mark.parametrize("labels", [(), LABELS])
+def test_dropout_is_another_and_the_weights_are_the_same(labels: tuple[str, ...]) -> None:
+    config = ModelConfig(**SMALL, labels=labels, tied=not labels)
+    model = (GPTClassifier if labels else GPTModel)(config)
+    new = with_dropout(model, 0.5)
+    assert type(new) is type(model)
+    assert new.config == config.change(dropout=0.5)
+    assert not torch.equal(new.hidden(IDS), new.hidden(IDS))
+    assert torch.equal(new.eval().hidden(IDS), model.hidden(IDS))
+    assert torch.equal(with_dropout(new.train(), 0).hidden(IDS), model.hidden(IDS))
+    assert len(list(new.parameters())) == len(list(model.parameters()))
 
 
 def test_rows_that_padding_left_unused_become_the_mean_as_well() -> None:

@@ -32,8 +32,8 @@ COMMON = [
 ]  # fmt: skip
 KINDS = {
     "all": [],
-    "lora": ["--lora.rank", "2", "--lora.dropout", "0.1"],
-    "frozen": ["--freeze", "embedding.*", "--freeze", "blocks.0.*"],
+    "lora": ["--lora.rank", "2", "--lora.dropout", "0.1", "--dropout", "0.2"],
+    "frozen": ["--freeze", "embedding.*", "--freeze", "blocks.0.*", "--dropout", "0.1"],
 }
 
 
@@ -101,6 +101,7 @@ def test_it_learns_and_leaves_a_chat_model(base: Path, data: Path, tuned) -> Non
     assert run.template == TEMPLATE
     assert [run.tokenizer.special_tokens[t] for t in CHAT_TOKENS] == [257, 258, 259, 260, 261]
     assert run.model_config.vocab_size == 262
+    assert run.model_config.dropout == {"all": 0, "lora": 0.2, "frozen": 0.1}[kind]
     first, *_, last = (e["val_loss"] for e in events(path) if e["event"] == "val")
     assert last < 0.8 * first
     assert loss(path, data) == pytest.approx(last, rel=0.1)  # merged, on the whole set
@@ -208,6 +209,11 @@ def test_refusals(base: Path, data: Path, tuned, tmp_path: Path, capsys) -> None
     assert "--from is required" in refused("--data", data, "--out", out)
     more = ("--from", base, "--data", data, "--out", path, "--resume")
     assert "tuning." in refused(*more, *COMMON, "--lora.rank", "3")
-    for flag, value in (("--template", odd), ("--from", out), ("--checkpoint", "best")):
+    for flag, value in (
+        ("--dropout", "0.3"),
+        ("--template", odd),
+        ("--from", out),
+        ("--checkpoint", "best"),
+    ):
         assert f"{flag[2:]}: " in refused(*more, *COMMON, flag, value)
     assert not out.exists()

@@ -109,6 +109,14 @@ def as_classifier(model: GPTModel, labels: Sequence[str]) -> GPTClassifier:
     return new.to(device).train(model.training)
 
 
+def with_dropout(model: GPTModel, dropout: float) -> GPTModel:
+    """The same model (parameters shared, not copied) with another probability of dropout."""
+    with _Unfilled():
+        new = type(model)(model.config.change(dropout=dropout), mask=model.mask)
+    new.load_state_dict(model.state_dict(), assign=True)
+    return new.train(model.training)
+
+
 @torch.no_grad()
 def grow_vocabulary(model: GPTModel, new_size: int, used: int | None = None) -> GPTModel:
     """Give `model` new_size token ids; returns it, changed in place.

@@ -60,6 +60,8 @@ class FinetuneConfig(Recipe):
     """Its weights: last, best, or a step."""
     trust_code: bool = False
     """Allow a mask that is Python code in the run that is tuned."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Probability with which an activation is dropped (default: as in the run that is tuned)."""
     freeze: tuple[str, ...] = ()
     """Parameters to leave as they are, by pattern (`blocks.[0-3].*`), repeatable."""
     lora: LoraConfig = LoraConfig()
@@ -120,6 +122,8 @@ def start(
         if tokenizer.vocab_size > used:
             size = max(model.config.vocab_size, tokenizer.vocab_size)
             model = model_weights.grow_vocabulary(model, size, used)
+        if config.dropout is not None:
+            model = model_weights.with_dropout(model, config.dropout)
         if labels:
             model = model_weights.as_classifier(model, labels)
     tuning = Tuning(lora=config.lora, freeze=config.freeze)
@@ -155,7 +159,7 @@ def create(
         architecture = architecture.change(mask=f"{source.path / file}:{function}")
     return Run.create(
         config.out, config.model_dump(mode="json", by_alias=True), architecture, begin.tokenizer,
-        config.resume, corpus=corpus, fixed=("from", "checkpoint", *fixed, *loop.FIXED),
+        config.resume, corpus=corpus, fixed=("from", "checkpoint", "dropout", *fixed, *loop.FIXED),
         template=template, tuned=begin.tuning, base=begin.base,
     )  # fmt: skip
 

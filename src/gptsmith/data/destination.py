@@ -72,6 +72,7 @@ def open_journal(folder: Path, identity: Identity) -> dict[str, Any] | None:
     Reasons why alternatives were passed over are kept as they were said the first time, so that
     the manifest does not change.
     """
+    files.sweep(folder)
     if (folder / JOURNAL).is_file() and (folder / TOKENIZER).is_file():
         journal: dict[str, Any] = files.read_json(folder / JOURNAL)
         if not _changed(journal, identity):

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from gptsmith.differences import diff, recipe_changes
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.run import Run, with_stored_recipe
+from gptsmith.run import Run, stored_recipe
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint
 
@@ -137,6 +138,9 @@ def test_folders_that_hold_something_are_left_alone(tmp_path: Path, stopped: Pat
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"file is a file: choose a folder"):
         create(tmp_path / "file")
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(ValueError, match=r"link is a link to what is not there: choose another"):
+        create(tmp_path / "link")
     (tmp_path / "empty").mkdir()
     create(tmp_path / "empty").close()
 
@@ -171,7 +175,7 @@ def test_resume_refuses_what_is_not_there(tmp_path: Path, stopped: Path) -> None
         create(tmp_path, resume=True)
     shutil.rmtree(stopped / "checkpoints")
     (stopped / "metrics.jsonl").write_text('{"event": "train", "step": 10}\n')
-    with pytest.raises(ValueError, match=r"nothing to resume: .* has no checkpoints any more"):
+    with pytest.raises(ValueError, match=r"nothing to resume: .* has no checkpoints; .* --from"):
         create(stopped, resume=True)
     with pytest.raises(FileExistsError, match="holds a run"):
         create(stopped)
@@ -186,8 +190,41 @@ def test_resume_refuses_changes_with_a_diff(stopped: Path) -> None:
         create(stopped, resume=True, corpus="beef")
     with pytest.raises(ValueError, match=r"otherwise: tokenizer: [0-9a-f]{12} -> [0-9a-f]{12}"):
         create(stopped, resume=True, tokenizer=Tokenizer.char(["abc"]))
+    (stopped / "corpus.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"otherwise: corpus: None -> c0ffee"):
+        create(stopped, resume=True)
+    (stopped / "corpus.json").unlink()
+    for step in (0, 10, 20):
+        flip(stopped / f"checkpoints/step-{step:06d}/model.safetensors")
+    with pytest.raises(ValueError, match="every checkpoint"):
+        Run.create(stopped, {**CONFIG, "title": "new"}, SMALL, TOKENIZER, True, corpus="c0ffee")
     assert (stopped / "config.yaml").read_bytes() == before
+    for step in (0, 10, 20):
+        flip(stopped / f"checkpoints/step-{step:06d}/model.safetensors")
     create(stopped, resume=True).close()
+    (stopped / "tokenizer.json").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"tokenizer\.json.* not JSON"):
+        create(stopped, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe{{", r"byte 0: not UTF-8"),
+        (b"{% for", r"is unusable: chat template, line 1"),
+        (b"", r"is unusable: the chat template writes the content of message 1 of 4"),
+    ],
+)
+def test_a_damaged_template_is_named(stopped: Path, content: bytes, message: str) -> None:
+    (stopped / "chat_template.jinja").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"run/chat_template\.jinja.* {message}"):
+        _ = Run.open(stopped).template
+
+
+def test_a_part_of_a_tuned_run_is_missing(stopped: Path) -> None:
+    (stopped / "base.safetensors").touch()
+    with pytest.raises(ValueError, match=r"run is incomplete: tuning\.json is missing"):
+        Run.open(stopped).load_model()
 
 
 def test_diff() -> None:
@@ -218,21 +255,25 @@ def test_recipe_changes() -> None:
     assert recipe_changes(wider, stored, {"model"}) == []
 
 
-def test_with_stored_recipe(tmp_path: Path, stopped: Path) -> None:
-    out, own = str(stopped), str(stopped / "config.yaml")
+def test_stored_recipe(tmp_path: Path, stopped: Path) -> None:
+    own, known = str(stopped / "config.yaml"), list(CONFIG)
+
+    def words(*given: str, flags: Sequence[str] = (), out: Path = stopped) -> list[str]:
+        return stored_recipe(out, given, {"resume", "out", *flags}, known, "pretrain")
+
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"train": {"steps": 20}}))
-    stored = with_stored_recipe
-    argv = [str(recipe), "--out", out, "--train.seed", "1"]
-    assert stored(argv) == argv, "only --resume asks for it"
-    assert stored([*argv, "--resume"]) == [own, *argv[1:], "--resume"]
-    assert stored(["--resume", f"--out={out}"]) == [own, "--resume", f"--out={out}"]
+    assert words(str(recipe), flags=["train.seed"]) == words() == [own]
+    assert words("a.yaml", "b.yaml") == ["a.yaml", "b.yaml"], "for settings.load to refuse"
     with pytest.raises(ValueError, match=r"nothing to resume: there is no run folder"):
-        stored(["--resume", "--out", str(tmp_path / "absent")])
+        words(out=tmp_path / "absent")
     recipe.write_text("train:\n  steps: 40\n")
     with pytest.raises(ValueError, match=r"recipe\.yaml is not what .* train\.steps: 20 -> 40; "):
-        stored([*argv, "--resume"])
-    assert stored([*argv, "--resume", "--train.steps", "40"])[0] == own
+        words(str(recipe))
+    assert words(str(recipe), flags=["train.steps"]) == [own]
+    known.remove("title")
+    with pytest.raises(ValueError, match=r"not made by gptsmith pretrain, which knows no 'title'"):
+        words()
 
 
 # the lock

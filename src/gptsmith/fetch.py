@@ -114,10 +114,12 @@ def _receive(
     """Write the answer's body into `target` from byte `start` on."""
     length = answer.headers.get("Content-Length", "")
     size = start + int(length) if length.isdecimal() else wanted.size
-    if size is None or (wanted.size is not None and wanted.size != size):
+    if size is None:
+        raise ValueError(f"{answer.url}: the server does not say how long it is; fetch it by hand")
+    if wanted.size not in (None, size):
         raise ValueError(
-            f"{answer.url} has {size or 'an unknown number of'} bytes, expected {wanted.size}: it "
-            "is not the file that was published"
+            f"{answer.url} has {size} bytes, expected {wanted.size}: it is not the file that was "
+            "published"
         )
     with target.open("r+b" if start else "wb") as file:
         file.truncate(start)
@@ -166,14 +168,16 @@ def verify(path: Path, wanted: Wanted, remedy: str) -> None:
 
 
 def cache() -> Path:
-    """Where fetched files are kept. FileNotFoundError, with the remedy, if there is no home."""
+    """Where fetched files are kept, a folder that is there. FileNotFoundError, with the remedy, if
+    there can be none."""
     try:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptsmith"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (RuntimeError, OSError) as error:
         raise FileNotFoundError(
-            "no home folder to keep downloads in: set XDG_CACHE_HOME to a folder"
+            f"nowhere to keep downloads ({error}): set XDG_CACHE_HOME to a folder"
         ) from None
-    return root / "gptsmith"
+    return folder
 
 
 @contextmanager

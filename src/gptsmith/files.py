@@ -104,17 +104,32 @@ def write_json(path: str | Path, obj: Any) -> None:
     write_text(path, json.dumps(obj, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_text(path: str | Path) -> str:
+    """UTF-8, line ends as they are. ValueError naming file and byte when it is not that."""
+    try:
+        return Path(path).read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}, byte {error.start}: not UTF-8 ({error.reason})") from None
+
+
 def read_json(path: str | Path) -> Any:
     """The parsed file. ValueError naming file, line and column when it is not JSON."""
-    path = Path(path)
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(Path(path).read_bytes())
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})"
         ) from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}, byte {error.start}: not UTF-8 ({error.reason})") from None
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """`read_json` of a file that holds an object. ValueError naming the file when it does not."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is unreadable: no mapping of names to values")
+    return content
 
 
 def sha256(path: str | Path) -> str:

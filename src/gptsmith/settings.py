@@ -7,7 +7,7 @@ Every mistake is a ValueError of one line that begins with its place: file and l
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -37,19 +37,22 @@ def load(
     prog: str,
     description: str,
     positional: str | None = None,
+    recipe: Callable[[Mapping[str, Any], list[str]], list[str]] = lambda flags, words: words,
 ) -> Config:
     """The configuration that `argv` asks for: `[RECIPE.yaml] [WORDS] [--section.field VALUE]`.
 
     Without `positional`, a word that ends in .yaml or .yml is the recipe; with it, every word goes
     to the field of that name. A class with a `preset(name, **fields)` constructor takes its name
     from `preset:` in the YAML or from `--SECTION NAME`; on the command line that replaces the
-    recipe's whole section. `--help` prints and exits.
+    recipe's whole section. `--help` prints and exits. recipe: what stands for the words, given the
+    flags (`train.steps`: its value) and the words.
 
     Raises ValueError or OSError, in one line that names the place.
     """
     flags, words = read_flags(
         config_class, argv, prog=prog, description=description, positional=positional
     )
+    words = recipe({".".join(flag.path): flag.value for flag in flags}, words)
     settings: list[Setting] = []
     if positional is not None:
         many = list_item(fields(config_class)[positional].annotation) is not None

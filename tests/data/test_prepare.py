@@ -472,17 +472,29 @@ def test_out_may_be_a_link_or_here(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         run(Path("/"), source)
 
 
-def test_a_kill_while_replacing_leaves_one_of_the_two(tmp_path: Path) -> None:
+@pytest.mark.parametrize("link", [False, True])
+def test_a_kill_while_replacing_leaves_one_of_the_two(
+    tmp_path: Path, link: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = lines(tmp_path / "a.jsonl", ["one", "two", "three"])
-    out, old, new = tmp_path / "out", tmp_path / ".out.old", tmp_path / ".out.new"
+    place, old, new = tmp_path / "out", tmp_path / ".out.old", tmp_path / ".out.new"
+    out = place
+    if link:
+        out = tmp_path / "elsewhere" / "link"
+        out.parent.mkdir()
+        out.symlink_to(place)
+        with pytest.raises(FileExistsError, match=r"link: is a link to what is not there"):
+            run(out, source)
+        place.mkdir()
     run(out, source)
     run(tmp_path / "other", source, shard_tokens=2)
     expected = snapshot(out)
-    os.replace(out, old)  # killed before the new one, here without manifest, was moved
+    os.replace(place, old)  # killed before the new one, here without manifest, was moved
     new.mkdir()
     run(out, source)
+    assert f"{new} would have replaced it" in capsys.readouterr().err
     assert snapshot(out) == expected
-    os.replace(out, old)
+    os.replace(place, old)
     new.rmdir()
     os.replace(tmp_path / "other", new)  # killed before the new one, complete, was moved
     assert len(run(out, source, shard_tokens=2).train) > 1

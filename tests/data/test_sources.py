@@ -453,8 +453,27 @@ def test_shakespeare_needs_a_place_to_be_kept(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Path, "home", nobody)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("GPTSMITH_DATA", raising=False)
-    with pytest.raises(FileNotFoundError, match=r"no home folder .* set XDG_CACHE_HOME"):
+    with pytest.raises(FileNotFoundError, match=r"home directory.* set XDG_CACHE_HOME"):
         open_source("shakespeare", Reader())
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/here")
+    with pytest.raises(FileNotFoundError, match=r"/dev/null/here.* set XDG_CACHE_HOME"):
+        open_source("shakespeare", Reader())
+
+
+@pytest.mark.parametrize("name", ["tinyshakespeare/input.txt", "wikitext-2/train.txt"])
+def test_a_damaged_copy_of_a_named_corpus(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / name
+    path.parent.mkdir()
+    path.with_name("valid.txt").write_text(" = A = \n text\n")
+    monkeypatch.setenv("GPTSMITH_DATA", str(tmp_path))
+    path.write_bytes(b" = A = \n\n one \n \xff two\n\n = B = \n")
+    corpus = name.partition("/")[0].replace("tiny", "")
+    with pytest.raises(ValueError, match=rf"{path}, line 4, byte 16: not UTF-8"):
+        read(corpus)
+    kept = list(open_source(corpus, Reader(skip=True)).documents())
+    assert "".join("".join(map(str, d.pieces)) for d in kept) == " = A = \n\n one \n\n = B = \n"
 
 
 def test_shakespeare_is_fetched_once_and_checked(

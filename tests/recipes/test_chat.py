@@ -195,13 +195,16 @@ def test_refusals(base: Path, data: Path, tuned, tmp_path: Path, capsys) -> None
     assert "no run folder" in refused("--from", tmp_path / "x", "--data", data, "--out", out)
     assert "more than the model's 96" in refused(*start, "--context-length", "97")
     assert "lora.targets has 'q'" in refused(*start, "--lora.rank", "2", "--lora.targets", "q")
+    assert "rank is 0" in refused(*start, "--lora.targets", "qkv")
     assert "matches no parameter" in refused(*start, "--freeze", "block.*")
     assert "leaves nothing to train" in refused(*start, "--freeze", "*")
     assert "nothing to resume" in refused(*start, "--resume")
     assert "give it too" in refused(*start, "--special-tokens", "<|x|>")
     odd = tmp_path / "odd.jinja"
     odd.write_bytes(b"\xb0")
-    assert f"{odd} is not UTF-8" in refused(*start, "--template", odd)
+    assert f"{odd}, byte 0: not UTF-8" in refused(*start, "--template", odd)
+    odd.write_text("")
+    assert f"--template {odd}: " in refused(*start, "--template", odd)
     odd.write_text("{{ messages[0].content }} ")
     assert "does not write it" in refused(*start, "--template", odd, "--special-tokens", "<|x|>")
     assert f"--template {odd}: " in refused(*start, "--template", odd)
@@ -209,11 +212,16 @@ def test_refusals(base: Path, data: Path, tuned, tmp_path: Path, capsys) -> None
     assert "--from is required" in refused("--data", data, "--out", out)
     more = ("--from", base, "--data", data, "--out", path, "--resume")
     assert "tuning." in refused(*more, *COMMON, "--lora.rank", "3")
+    assert "--train.steps none" in refused(*more, "--train.seconds", "3")
+    assert "a.yaml" not in refused(*more, "--eval.prompt", "a.yaml", "--dropout", "0.3")
+    assert cli.main(["finetune", "text", "--out", str(path), "--resume"]) == 2
+    assert "was not made by gptsmith finetune text" in capsys.readouterr().err
     for flag, value in (
         ("--dropout", "0.3"),
         ("--template", odd),
         ("--from", out),
         ("--checkpoint", "best"),
+        ("--questions", "3"),
     ):
         assert f"{flag[2:]}: " in refused(*more, *COMMON, flag, value)
     assert not out.exists()

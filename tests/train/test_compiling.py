@@ -37,8 +37,8 @@ def test_it_is_compiled_when_the_run_is_long_enough_to_pay() -> None:
         assert chosen is on
         assert "s of work" in why
     assert decide("auto", MPS, 1e30, None)[0] is False
-    assert decide("on", CPU, 1.0, None) == (True, "asked for")
-    assert decide("off", CUDA, 1e30, None) == (False, "asked for")
+    assert decide("on", CPU, 1.0, None) == (True, "as set")
+    assert decide("off", CUDA, 1e30, None) == (False, "as set")
 
 
 @pytest.mark.usefixtures("no_compiler")

@@ -168,7 +168,7 @@ def test_lines_without_a_terminal(tmp_path: Path, clock: Clock) -> None:
     output = io.StringIO()
     m = quiet(tmp_path, total_steps=2000, console=Console(file=output, width=40), every=5)
     with m:
-        for message in ("model: 12 parameters", "precision fp32: asked for"):
+        for message in ("model: 12 parameters", "precision fp32: as set"):
             m.log(0, "note", message=message)
         m.progress(1, loss=4.0)
         clock.now += 6
@@ -179,7 +179,7 @@ def test_lines_without_a_terminal(tmp_path: Path, clock: Clock) -> None:
         m.log(510, "note", message="step 510 skipped: loss [bold] is high")
         m.progress(2000, loss=1.5)
     told = output.getvalue().splitlines()
-    assert told[:2] == ["model: 12 parameters", "precision fp32: asked for"]
+    assert told[:2] == ["model: 12 parameters", "precision fp32: as set"]
     assert told[2] == "step 1/2,000 · loss 4.0000", "no silence until there is a speed to tell"
     assert told[3] == ("step 101/2,000 · loss 2.5000 · 103,457 tokens/s · MFU 54.2% · 0:01:54 left")
     assert told[4] == "step 500: val loss 1.83, perplexity 6.234, top1 accuracy 0.5"

@@ -33,7 +33,7 @@ def test_auto_on_a_gpu_asks_its_generation(
 def test_what_is_asked_for_is_taken_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "cpu_bf16", lambda: False)
     assert "emulates" in precision.choose("bf16", CPU).reason
-    assert precision.choose("fp32", CPU).reason == "asked for"
+    assert precision.choose("fp32", CPU).reason == "as set"
     assert precision.choose("fp16", CUDA).dtype == torch.float16
     with pytest.raises(ValueError, match="fp16 is for GPUs: take fp32, bf16 or auto"):
         precision.choose("fp16", CPU)

@@ -15,6 +15,7 @@ from gptsmith import files
 from gptsmith.data.documents import Document, Reader, Source, UnavailableError, document
 from gptsmith.data.stdlib import pycode, pydocs
 from gptsmith.data.tables import Row, row_documents
+from gptsmith.data.text_files import text_documents, text_lines
 
 _SHAKESPEARE = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/"
@@ -58,9 +59,9 @@ def open_named(name: str, reader: Reader, open_folder: FolderSource) -> Source:
         return Source(f"{name} (Python {platform.python_version()})", corpus)
     if name == "shakespeare":
         path = _shakespeare()
-        return Source(name, partial(_one_file, path), (path,))
+        return Source(name, partial(text_documents, path, reader), (path,))
     if name == "wikitext" or name in _WIKITEXT:
-        return _wikitext("wikitext-2" if name == "wikitext" else name)
+        return _wikitext("wikitext-2" if name == "wikitext" else name, reader)
     folder = _data_folder(name)
     if folder is not None and folder.is_dir():
         source = open_folder(folder, name)
@@ -105,17 +106,13 @@ def _shakespeare() -> Path:
     return path
 
 
-def _one_file(path: Path) -> Iterator[Document]:
-    yield Document(str(path), (path.read_bytes().decode(),))
-
-
 # --- WikiText ------------------------------------------------------------------------------------
 
 # " = Title = " begins an article; its sections have " = = Title = = ".
 _TITLE = re.compile(r" = (?!= ).*(?<! =) = \n?")
 
 
-def _wikitext(name: str) -> Source:
+def _wikitext(name: str, reader: Reader) -> Source:
     """Merity et al. 2016 (arXiv:1609.07843); it validates on its own validation split."""
     folder = _data_folder(name)
     if folder is not None and (folder / "train.txt").is_file():
@@ -124,9 +121,9 @@ def _wikitext(name: str) -> Source:
             raise UnavailableError(f"{valid}: missing beside {train}")
         return Source(
             name,
-            lambda: articles(_lines(train), str(train)),
+            lambda: articles(text_lines(train, reader), str(train)),
             (train,),
-            validation=lambda: articles(_lines(valid), str(valid)),
+            validation=lambda: articles(text_lines(valid, reader), str(valid)),
         )
     hub = _WIKITEXT[name]
     revision = hub_revision(hub, _put(f"{name}/train.txt and {name}/valid.txt"))
@@ -141,11 +138,6 @@ def _wikitext(name: str) -> Source:
         partial(read, "train"),
         validation=partial(read, "validation"),
     )
-
-
-def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8", newline="\n") as file:
-        yield from file
 
 
 def articles(lines: Iterable[str], place: str) -> Iterator[Document]:

@@ -37,7 +37,9 @@ def choose_folder(
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"--out {out}: is a file; name a folder")
     if not out.exists() and old.exists():  # killed between the two renamings of replace()
-        os.replace(beside if (beside / MANIFEST).is_file() else old, out)
+        os.replace(beside if (beside / MANIFEST).is_file() else old, out.resolve())
+    if out.is_symlink() and not out.exists():
+        raise FileExistsError(f"--out {out}: is a link to what is not there; name a folder")
     if (out / MANIFEST).is_file():
         made = _read(out / MANIFEST)  # before anything of another kind of folder is touched
         if old.exists():
@@ -64,6 +66,12 @@ def choose_folder(
         raise FileExistsError(f"--out {out}: holds other files and no corpus; name a new folder")
     out.mkdir(parents=True, exist_ok=True)
     return out
+
+
+def replacement(out: Path) -> Path | None:
+    """The folder of a corpus that was to replace the one in `out`, if it was left unfinished."""
+    beside = _beside(out)[0]
+    return beside if beside.is_dir() else None
 
 
 def open_journal(folder: Path, identity: Identity) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from gptsmith.data.destination import (
     clear,
     open_journal,
     replace,
+    replacement,
 )
 from gptsmith.data.documents import Document, Reader, Source
 from gptsmith.data.progress import PrepareProgress
@@ -108,6 +109,8 @@ def prepare(config: PrepareConfig) -> Path:
     folder = choose_folder(config.out, identity, paths, overwrite=config.overwrite)
     if folder is None:
         _say(f"{config.out}: this corpus is there already; nothing to do")
+        if left := replacement(config.out):
+            _say(f"{left} would have replaced it: --overwrite goes on with that, or remove it")
         return config.out
     selection = Selection(
         sources,

@@ -52,6 +52,16 @@ class TextFile:
             yield rest
 
 
+def text_lines(path: Path, reader: Reader) -> Iterator[str]:
+    """The file's lines with their ends."""
+    rest = ""
+    for text in _decoded(path, reader):
+        *lines, rest = (rest + text).split("\n")
+        yield from (f"{line}\n" for line in lines)
+    if rest:
+        yield rest
+
+
 def _whole(path: Path, reader: Reader) -> Iterator[Document]:
     pieces = TextFile(path, reader)
     for piece in pieces:

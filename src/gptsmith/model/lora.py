@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from gptsmith.model.classifier import GPTClassifier
@@ -32,6 +32,14 @@ class LoraConfig(BaseModel):
     """Probability, on what goes into A."""
     targets: tuple[str, ...] = ()
     """Linear layers of the blocks that adapt (qkv, proj, up or gate_up, down); none: all."""
+
+    @model_validator(mode="after")
+    def _no_idle_fields(self) -> LoraConfig:
+        fields = type(self).model_fields
+        idle = [n for n in fields if n != "rank" and getattr(self, n) != fields[n].default]
+        if idle and not self.rank:
+            raise ValueError(f"{idle[0]} is given and rank is 0, which is no LoRA: give the rank")
+        return self
 
 
 class LoraLinear(nn.Module):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
+from gptsmith import files
 from gptsmith.conversation import CHAT_TOKENS, ChatTemplate, Message, chat_tokenizer
 from gptsmith.data.chat import ChatFiles, load_chat
 from gptsmith.data.conversations import Counts, encode_conversations
@@ -51,7 +52,8 @@ def main(argv: Sequence[str], started: float | None = None) -> int:
 def chat(config: ChatConfig, started: float | None = None) -> int:
     """Tune as the config says; returns the exit code, 0 or loop.STOPPED."""
     source = finetune.origin(config)
-    own = source.template if config.resume else read_template(config) or source.template
+    given = None if config.resume else read_template(config)
+    own = source.template if given is None else given
     tokens = config.special_tokens or (CHAT_TOKENS if source.template is None else ())
     begin = finetune.start(config, source, tokens)
     try:
@@ -67,7 +69,7 @@ def chat(config: ChatConfig, started: float | None = None) -> int:
     asked = [first_question(example, template) for example in islice(val, SHOWN)]
     return answers.tune(
         config, source, begin, template, T, train, val, asked, notes,
-        fixed=("template", "special_tokens"), started=started,
+        fixed=("template", "special_tokens", "questions"), started=started,
     )  # fmt: skip
 
 
@@ -79,10 +81,7 @@ def read_template(config: ChatConfig) -> str | None:
         return None
     if not config.template.is_file():
         raise ValueError(f"--template {config.template}: there is no such file")
-    try:
-        text = config.template.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--template {config.template} is not UTF-8 text: {error}") from None
+    text = files.read_text(config.template)
     for name in config.special_tokens:
         if not name or name not in text or any(map(str.isspace, name)):
             raise ValueError(

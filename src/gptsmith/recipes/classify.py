@@ -44,7 +44,7 @@ class ClassifyConfig(FinetuneConfig, LabelledConfig):
     texts_per_step: int = Field(32, ge=1)
     """Texts of one optimizer step; a multiple of train.batch_size, and more than it, because
     micro-batches of similar length need little padding."""
-    train: TrainConfig = TrainConfig(batch_size=16)
+    train: TrainConfig = TrainConfig(batch_size=16, compile="off")  # which wants one shape
     eval: EvalConfig = EvalConfig(every=50)
 
 
@@ -97,12 +97,16 @@ def classify(config: ClassifyConfig, started: float | None = None) -> int:
         }  # fmt: skip
 
     run = finetune.create(
-        config, begin, source, corpus=data.fingerprint, fixed=("context_length", "trained")
+        config,
+        begin,
+        source,
+        corpus=data.fingerprint,
+        fixed=("context_length", "trained", "texts_per_step"),
     )
     task = loop.Task(model, classification_loss, samples, assess, val.tokens)
     code = loop.train(run, task, config, plan, notes, started)
     if code == 0:
-        test(run, data, held_out, config)
+        test(run, data, held_out, config, pad_id)
     return code
 
 
@@ -126,26 +130,26 @@ def choose_trained(config: ClassifyConfig, n_layer: int) -> ClassifyConfig:
 
 
 def _in_texts(config: ClassifyConfig, T: int) -> ClassifyConfig:
-    """The step's size, which the loop wants in tokens; and no compiling, which pays for batches of
-    one shape only."""
+    """The step's size, which the loop wants in tokens."""
     train, texts = config.train, config.texts_per_step
     if texts % train.batch_size:
         raise ValueError(
             f"texts_per_step {texts} is not a multiple of train.batch_size {train.batch_size}"
         )
-    if train.tokens_per_step not in (None, texts * T):
+    if train.tokens_per_step not in (None, texts * T) and not config.resume:
         raise ValueError("train.tokens_per_step: say --texts-per-step here")
-    compiled = "off" if train.compile == "auto" else train.compile
-    train = train.model_copy(update=dict(tokens_per_step=texts * T, compile=compiled))
+    train = train.model_copy(update=dict(tokens_per_step=texts * T))
     return config.model_copy(update=dict(train=train))
 
 
-def test(run: Run, data: Labelled, texts: EncodedTexts, config: ClassifyConfig) -> None:
+def test(
+    run: Run, data: Labelled, texts: EncodedTexts, config: ClassifyConfig, pad_id: int
+) -> None:
     """Measure the finished run on the test split: table, pictures, every prediction, report."""
     model = run.lock().load_model("last", config.train.device, trust_code=True)
     assert isinstance(model, GPTClassifier)
     arithmetic = precision.choose(config.train.precision, model.score.weight.device)
-    log_p = measure.log_probabilities(model, texts.ids, arithmetic)
+    log_p = measure.log_probabilities(model, texts.ids, arithmetic, pad_id)
     scores = measure.score(data.labels, log_p, texts.classes)
     name = run.path.resolve().name
     write_json(run.path / RESULTS, scores.fields())

@@ -125,9 +125,12 @@ def resolve(config: R, model: ModelConfig, samples: Samples) -> tuple[R, Horizon
         f"{model.vocab_size}{mask}; about {memory.total / 2**20:,.0f} MiB to train",
         f"{f'{steps:,} steps' if plan.steps else f'{train.seconds:,.0f} s'} of {per_step * T:,} "
         f"tokens on {device} with {torch.get_num_threads()} threads",
-        f"precision {arithmetic.name}: {arithmetic.reason}",
-        f"torch.compile {'on' if compiled else 'off'}: {why}",
     ]
+    if not config.resume:  # then they are what the first start chose
+        notes += [
+            f"precision {arithmetic.name}: {arithmetic.reason}",
+            f"torch.compile {'on' if compiled else 'off'}: {why}",
+        ]
     train = train.model_copy(
         update=dict(
             device=str(device),

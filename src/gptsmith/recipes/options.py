@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gptsmith import settings
-from gptsmith.run import with_stored_recipe
+from gptsmith.run import stored_recipe
 from gptsmith.train.monitor import command_start
 from gptsmith.train.optim import OptimConfig
 from gptsmith.train.precision import Name as PrecisionName
@@ -57,7 +57,10 @@ class TrainConfig(Section):
     def _one_horizon(self) -> TrainConfig:
         given = [n for n in ("steps", "tokens", "epochs", "seconds") if getattr(self, n)]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are both given: a run has one horizon")
+            raise ValueError(
+                f"{' and '.join(given)} are both given: a run has one horizon; "
+                f"--train.{given[0]} none takes that one back"
+            )
         return self
 
 
@@ -135,10 +138,15 @@ def command(
     kind: its configuration, whose docstring is the description. started: see loop.train; default
     the start of the command.
     """
+
+    def stored(flags: Mapping[str, Any], words: list[str]) -> list[str]:
+        """On --resume, the run's own recipe."""
+        if not flags.get("resume") or "out" not in flags:
+            return words
+        known = {field.alias or name for name, field in kind.model_fields.items()}
+        return stored_recipe(Path(flags["out"]), words, flags, known, verb)
+
     config = settings.load(
-        kind,
-        with_stored_recipe(argv),
-        prog=f"gptsmith {verb}",
-        description=kind.__doc__ or "",
+        kind, argv, prog=f"gptsmith {verb}", description=kind.__doc__ or "", recipe=stored
     )
     return recipe(config, command_start() if started is None else started)

@@ -21,6 +21,6 @@ A run that trains a part of its weights has two more, and with LoRA no model.saf
 
 from gptsmith.run.folder import Run, Which
 from gptsmith.run.layout import is_run
-from gptsmith.run.stored import with_stored_recipe
+from gptsmith.run.stored import stored_recipe
 
-__all__ = ["Run", "Which", "is_run", "with_stored_recipe"]
+__all__ = ["Run", "Which", "is_run", "stored_recipe"]

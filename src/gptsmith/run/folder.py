@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gptsmith import files
+from gptsmith.conversation import ChatTemplate
 from gptsmith.differences import diff
 from gptsmith.model import adapter, lora, tuning
 from gptsmith.model import weights as model_weights
@@ -77,12 +78,21 @@ class Run:
     def template(self) -> str | None:
         """The chat template, Jinja; None for a model that nobody tuned for talking."""
         path = self.path / layout.TEMPLATE
-        return path.read_text(encoding="utf-8") if path.is_file() else None
+        if not path.is_file():
+            return None
+        text = files.read_text(path)
+        try:
+            ChatTemplate(text, self.tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{path} is unusable: {error}") from None
+        return text
 
     @cached_property
     def tuning(self) -> Tuning:
         path = self.path / layout.TUNING
         if not path.is_file():
+            if (self.path / layout.BASE).exists():
+                raise ValueError(f"{self.path} is incomplete: {path.name} is missing")
             return Tuning()
         try:
             return Tuning.model_validate(files.read_json(path))
@@ -156,6 +166,7 @@ class Run:
                     "corpus": corpus,
                 }
                 run._refuse_changes(now, fixed, source)
+                checkpoints.find(run.checkpoints)  # a good one, before anything is written
             code_of_mask = None if source is None or not source.is_file() else source.read_bytes()
             files.sweep(path)
             checkpoints.clean(run.checkpoints)
@@ -223,10 +234,12 @@ class Run:
             "tokenizer": files.sha256(self.path / layout.TOKENIZER)[:12],
             layout.TEMPLATE: self.template,
             "tuning": self.tuning.model_dump(),
-            "corpus": files.read_json(recorded)["fingerprint"]
+            "corpus": files.read_mapping(recorded).get("fingerprint")
             if recorded.exists()
             else new["corpus"],
         }
+        if old["tokenizer"] != new["tokenizer"]:
+            _ = self.tokenizer  # a damaged one is told as such
         if mask is not None and mask.is_file():
             copy = self.path / MASK
             old["mask.py"] = files.sha256(copy)[:12] if copy.is_file() else None
@@ -326,8 +339,11 @@ class Run:
         tensors = checkpoints.load_tensors(self.weights)
         if not self.tuning.lora.rank:
             return tensors
-        stored = files.read_json(self.weights.with_name(layout.ADAPTER_CONFIG))
-        return adapter.from_peft(self.model_config, tensors, stored)[1]
+        path = self.weights.with_name(layout.ADAPTER_CONFIG)
+        try:
+            return adapter.from_peft(self.model_config, tensors, files.read_mapping(path))[1]
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
 
     def _best_step(self, which: Which) -> Literal["last"] | int:
         """`which`, with "best" replaced by the step that the newest good checkpoint names."""

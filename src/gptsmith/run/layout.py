@@ -53,6 +53,8 @@ def refuse_occupied(path: Path) -> None:
     checkpoint."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file: choose a folder as --out")
+    if path.is_symlink() and not path.exists():
+        raise ValueError(f"{path} is a link to what is not there: choose another --out")
     if not path.exists() or not any(path.iterdir()) or _is_untrained(path):
         return
     if is_run(path):
@@ -69,7 +71,10 @@ def refuse_unresumable(path: Path) -> None:
             " leave --resume away to start it again"
         )
     if not checkpoints.steps(path / CHECKPOINTS):
-        raise ValueError(f"nothing to resume: {path} has no checkpoints any more")
+        raise ValueError(
+            f"nothing to resume: {path} has no checkpoints; what it ended with is trained further "
+            f"by gptsmith finetune KIND --from {path}"
+        )
 
 
 def _is_untrained(path: Path) -> bool:
@@ -82,8 +87,8 @@ def _is_untrained(path: Path) -> bool:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(files.read_text(path))
+    except yaml.YAMLError as error:
         raise ValueError(f"{path} is unreadable: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} is unreadable: no mapping of names to values")
@@ -95,9 +100,7 @@ def yaml_text(config: dict[str, Any]) -> str:
 
 
 def read_architecture(path: Path) -> ModelConfig:
-    content = files.read_json(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is unreadable: no mapping of names to values")
+    content = files.read_mapping(path)
     try:
         return ModelConfig.model_validate(content)
     except ValidationError as error:

@@ -1,35 +1,34 @@
 """A run's own configuration as the recipe of its resumption."""
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from gptsmith.differences import recipe_changes
 from gptsmith.run import layout
 
 
-def with_stored_recipe(argv: Sequence[str]) -> list[str]:
-    """On --resume, the arguments with RUN/config.yaml in the place of the recipe: it records
-    what the first start chose. Flags still come after it.
+def stored_recipe(
+    out: Path, words: Sequence[str], flags: Collection[str], known: Collection[str], verb: str
+) -> list[str]:
+    """RUN/config.yaml, which records what the first start chose, in the place of the recipe.
 
-    Raises ValueError with the differences when the recipe that is given says otherwise, and
-    when there is nothing to resume.
+    words: the recipe that is given, if any. flags: names of what is given beside it (`train.steps`,
+    `model.preset`). known: the fields of `verb`. Raises ValueError when there is nothing to resume,
+    when the run is of another verb, and with the differences when the recipe says otherwise.
     """
-    argv = list(argv)
-    out = next((b for a, b in pairwise(argv) if a == "--out"), None)
-    out = next((a[6:] for a in argv if a.startswith("--out=")), out)
-    if "--resume" not in argv or out is None:
-        return argv
-    layout.refuse_unresumable(Path(out))
-    stored = Path(out, layout.CONFIG)
-    flags = {a.partition("=")[0][2:].replace("-", "_") for a in argv if a.startswith("--")}
-    for i, word in enumerate(argv):
-        if word.endswith((".yaml", ".yml")) and not word.startswith("-"):
-            given = layout.read_yaml(Path(word))
-            if changes := recipe_changes(given, layout.read_yaml(stored), flags):
-                raise ValueError(
-                    f"{word} is not what {out} was started with: {'; '.join(changes)};"
-                    " leave the recipe away, or give a change that is meant as a flag"
-                )
-            return [*argv[:i], str(stored), *argv[i + 1 :]]
-    return [str(stored), *argv]
+    layout.refuse_unresumable(out)
+    path = out / layout.CONFIG
+    stored = layout.read_yaml(path)
+    if foreign := [name for name in stored if name not in known]:
+        raise ValueError(
+            f"{out} was not made by gptsmith {verb}, which knows no {foreign[0]!r} (in {path}): "
+            "resume it by the command that started it"
+        )
+    if len(words) == 1 and words[0].endswith((".yaml", ".yml")):
+        given = layout.read_yaml(Path(words[0]))
+        if changes := recipe_changes(given, stored, {f.removesuffix(".preset") for f in flags}):
+            raise ValueError(
+                f"{words[0]} is not what {out} was started with: {'; '.join(changes)};"
+                " leave the recipe away, or give a change that is meant as a flag"
+            )
+    return [str(path)] if len(words) < 2 else list(words)

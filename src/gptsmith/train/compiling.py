@@ -29,14 +29,14 @@ def decide(
         has_triton = importlib.util.find_spec("triton") is not None
         compiler = (compiler or shutil.which("gcc") or shutil.which("cc")) if has_triton else None
     if wanted == "off":
-        return False, "asked for"
+        return False, "as set"
     if wanted == "on":
         if not compiler:
             raise ValueError(
                 "train.compile on needs a C++ compiler (g++; on a GPU also triton): install it or "
                 "say auto"
             )
-        return True, "asked for"
+        return True, "as set"
     if device.type == "mps":
         return False, "not tried on mps"
     if not compiler:

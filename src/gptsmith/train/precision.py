@@ -56,7 +56,7 @@ def choose(name: Name, device: torch.device) -> Precision:
         return Precision("fp32", kind, what)
     if name == "fp16" and kind == "cpu":
         raise ValueError("precision fp16 is for GPUs: take fp32, bf16 or auto on a CPU")
-    reason = "asked for"
+    reason = "as set"
     if name == "bf16" and kind == "cpu" and not cpu_bf16():
         reason += "; without avx512_bf16 or AMX this CPU emulates it, fp32 is faster"
     return Precision(name, kind, reason)

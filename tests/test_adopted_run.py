@@ -16,6 +16,7 @@ from gptsmith.run import Run
 from gptsmith.tokenizer import Tokenizer
 
 SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=16, context_length=32, vocab_size=257)
+TEMPLATE = "{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}"
 CONFIG = {"import": "somebody/model"}
 
 
@@ -27,7 +28,7 @@ def tensors(dtype: torch.dtype = torch.float32, config: ModelConfig = SMALL) -> 
 def adopt(
     path: Path, parts: Iterator[tuple[str, Tensor]], dtype: torch.dtype = torch.float32
 ) -> Run:
-    return Run.adopt(path, CONFIG, SMALL, Tokenizer.byte(), parts, dtype, template="{{ x }}")
+    return Run.adopt(path, CONFIG, SMALL, Tokenizer.byte(), parts, dtype, template=TEMPLATE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -41,7 +42,7 @@ def test_the_run_holds_the_very_bits(tmp_path: Path, dtype: torch.dtype) -> None
         assert tensor.dtype == dtype
         assert torch.equal(tensor, given[name]), name
         assert torch.equal(stored[name], given[name]), name
-    assert (run.config, run.template, run.model_config) == (CONFIG, "{{ x }}", SMALL)
+    assert (run.config, run.template, run.model_config) == (CONFIG, TEMPLATE, SMALL)
 
 
 @pytest.mark.parametrize(

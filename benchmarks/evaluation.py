@@ -70,7 +70,9 @@ def serve(
     parent: Connection, batch_size: str | None, folder: Path, questions: Sequence[Question]
 ) -> None:
     """A contestant's process: scores a few questions, then all of them for every True it gets."""
-    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    os.environ.update(
+        HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false"
+    )
 
     def scorer(some: Sequence[Question]) -> Scorer:
         return theirs(folder, some, batch_size) if batch_size else ours(folder, some)

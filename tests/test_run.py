@@ -265,6 +265,7 @@ def test_stored_recipe(tmp_path: Path, stopped: Path) -> None:
     recipe.write_text(yaml.safe_dump({"train": {"steps": 20}}))
     assert words(str(recipe), flags=["train.seed"]) == words() == [own]
     assert words("a.yaml", "b.yaml") == ["a.yaml", "b.yaml"], "for settings.load to refuse"
+    assert words("oops") == ["oops"]
     with pytest.raises(ValueError, match=r"nothing to resume: there is no run folder"):
         words(out=tmp_path / "absent")
     recipe.write_text("train:\n  steps: 40\n")

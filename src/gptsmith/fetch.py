@@ -167,17 +167,22 @@ def verify(path: Path, wanted: Wanted, remedy: str) -> None:
     raise ValueError(f"{path} {wrong}: {remedy}")
 
 
-def cache() -> Path:
-    """Where fetched files are kept, a folder that is there. FileNotFoundError, with the remedy, if
-    there can be none."""
+@contextmanager
+def cache(*names: str) -> Iterator[tuple[Path, Report]]:
+    """A folder for fetched files, locked, and what shows how far a transfer is.
+
+    FileNotFoundError, with the remedy, if there can be none.
+    """
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptsmith"
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = root.joinpath("gptsmith", *names)
         folder.mkdir(parents=True, exist_ok=True)
     except (RuntimeError, OSError) as error:
         raise FileNotFoundError(
             f"nowhere to keep downloads ({error}): set XDG_CACHE_HOME to a folder"
         ) from None
-    return folder
+    with files.lock(folder, "then run this again"), progress() as report:
+        yield folder, report
 
 
 @contextmanager

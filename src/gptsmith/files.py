@@ -109,7 +109,7 @@ def read_text(path: str | Path) -> str:
     try:
         return Path(path).read_bytes().decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}, byte {error.start}: not UTF-8 ({error.reason})") from None
+        raise _not_utf8(path, error) from None
 
 
 def read_json(path: str | Path) -> Any:
@@ -121,12 +121,15 @@ def read_json(path: str | Path) -> Any:
             f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})"
         ) from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}, byte {error.start}: not UTF-8 ({error.reason})") from None
+        raise _not_utf8(path, error) from None
 
 
-def read_mapping(path: str | Path) -> dict[str, Any]:
-    """`read_json` of a file that holds an object. ValueError naming the file when it does not."""
-    content = read_json(path)
+def _not_utf8(path: str | Path, error: UnicodeDecodeError) -> ValueError:
+    return ValueError(f"{path}, byte {error.start}: not UTF-8 ({error.reason})")
+
+
+def mapping(content: Any, path: str | Path) -> dict[str, Any]:
+    """What was read from a file that shall hold names and values. ValueError naming the file."""
     if not isinstance(content, dict):
         raise ValueError(f"{path} is unreadable: no mapping of names to values")
     return content

@@ -212,6 +212,7 @@ def test_refusals(base: Path, data: Path, tuned, tmp_path: Path, capsys) -> None
     assert "--from is required" in refused("--data", data, "--out", out)
     more = ("--from", base, "--data", data, "--out", path, "--resume")
     assert "tuning." in refused(*more, *COMMON, "--lora.rank", "3")
+    assert "unexpected argument 'oops'" in refused(*more, "oops")
     assert "--train.steps none" in refused(*more, "--train.seconds", "3")
     assert "a.yaml" not in refused(*more, "--eval.prompt", "a.yaml", "--dropout", "0.3")
     assert cli.main(["finetune", "text", "--out", str(path), "--resume"]) == 2

@@ -136,6 +136,15 @@ def test_wall_clock_horizon(corpus, tmp_path):
         assert at[0] - 1e-5 <= step["learning_rate"] <= at[1] + 1e-5
 
 
+def test_the_clock_runs_from_the_start_of_the_command(corpus, tmp_path):
+    run = tmp_path / "run"
+    argv = ["pretrain", "--data", str(corpus), "--out", str(run), *SMALL, "--train.seconds", "1"]
+    program = "import sys, time; time.sleep(1); from gptsmith.cli import main; main(sys.argv[1:])"
+    subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, check=True)
+    assert not events(run, "train")  # the second was over before the first step
+    assert min(event["seconds"] for event in events(run, "val")) > 1
+
+
 def test_early_stopping_keeps_the_best(corpus, tmp_path):
     run = tmp_path / "run"
     words = ["--train.steps", "400", "--eval.every", "10", "--eval.patience", "2"]

@@ -55,13 +55,12 @@ def main(argv: list[str]) -> None:
     run = Run.open(options.run)
     if run.model_config.labels:
         raise ValueError(f"{run.path} is a classifier: gptsmith classify {run.path} asks it")
-    if run.template is None:
+    if run.chat_template is None:
         raise ValueError(
             f"{run.path} was not tuned for talking: make a chat model of it with gptsmith finetune "
             f"chat --from {run.path} --data FILE --out RUN2"
         )
-    template = ChatTemplate(run.template, run.tokenizer)
-    session = Session(options.load(run), run.tokenizer, template, options)
+    session = Session(options.load(run), run.tokenizer, run.chat_template, options)
     if options.system is not None:
         session.instruct(options.system)
     if sys.stdin.isatty() and sys.stdout.isatty():

@@ -13,7 +13,6 @@ from rich.console import Console
 from gptsmith import files, settings
 from gptsmith.commands import evaluate_perplexity
 from gptsmith.commands.evaluate_options import EvaluateOptions
-from gptsmith.conversation import ChatTemplate
 from gptsmith.evaluate import choices, gsm8k, judge, results, skills, tasks, text
 from gptsmith.evaluate.endpoint import Endpoint
 from gptsmith.evaluate.results import Result
@@ -179,11 +178,10 @@ def _verdicts(options: EvaluateOptions) -> Path:
 
 
 def _skills(options: EvaluateOptions, run: Run, model: GPTModel) -> Result:
-    if run.template is None:
+    if run.chat_template is None:
         scores = skills.score_base(model, run.tokenizer, SEED, options.per_skill)
     else:
-        template = ChatTemplate(run.template, run.tokenizer)
-        scores = skills.score_chat(model, run.tokenizer, template, SEED, options.per_skill)
+        scores = skills.score_chat(model, run.tokenizer, run.chat_template, SEED, options.per_skill)
     print(f"{run.path} on {options.per_skill} questions a skill that training never shows")
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(skills.table(scores))

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gptsmith import files
 from gptsmith.data.documents import Document, Reader, Source, UnavailableError, document
 from gptsmith.data.stdlib import pycode, pydocs
 from gptsmith.data.tables import Row, row_documents
@@ -90,9 +89,8 @@ def _shakespeare() -> Path:
 
     wanted = fetch.Wanted("tiny Shakespeare", _SHAKESPEARE_SIZE, _SHAKESPEARE_SHA256)
     try:
-        path = fetch.cache() / "tinyshakespeare" / "input.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with files.lock(path.parent, "then run this again"), fetch.progress() as report:
+        with fetch.cache("tinyshakespeare") as (folder, report):
+            path = folder / "input.txt"
             fetch.have(_SHAKESPEARE, path, wanted, report)
     except ConnectionError as error:
         raise UnavailableError(

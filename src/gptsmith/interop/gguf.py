@@ -78,7 +78,7 @@ def export(run: Run, out: Path, *, kind: Kind = "f16", checkpoint: Which = "last
     V = len(table.tokens)
     if V > config.vocab_size:
         raise ValueError(f"{run.path}: {V} tokens, but the model has {config.vocab_size} rows")
-    chat = ChatTemplate(run.template, tokenizer) if run.template else None
+    chat = run.chat_template
     go: str | None = "{{ .Prompt }}"  # the text as it is
     if chat is not None:
         go = modelfile.go_template(chat, table.tokens[table.bos] if table.add_bos else None)

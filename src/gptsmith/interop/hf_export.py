@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from gptsmith import files
-from gptsmith.conversation import ChatTemplate
 from gptsmith.interop import hf_tokenizer, model_card
 from gptsmith.interop.huggingface import config_json, tensor_shapes
 from gptsmith.model import weights
@@ -85,8 +84,8 @@ def _write_model(folder: Path, run: Run, model: GPTModel, dtype: torch.dtype | N
     files.write_json(folder / "config.json", config_json(config, dtype, ids))
     if not config.labels:
         generation: dict[str, Any] = dict(ids)
-        if run.template is not None:
-            generation["eos_token_id"] = [*ChatTemplate(run.template, tokenizer).stop_ids]
+        if run.chat_template is not None:
+            generation["eos_token_id"] = [*run.chat_template.stop_ids]
         if "bos_token" not in tokens:  # what has no prompt begins behind the end of another text
             generation["bos_token_id"] = ids["eos_token_id"]
         files.write_json(folder / "generation_config.json", generation)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gptsmith import fetch, files
+from gptsmith import fetch
 from gptsmith.fetch import Wanted
 
 _OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/models"
@@ -53,9 +53,7 @@ def gpt2(size: str) -> Path:
     Raises FileNotFoundError, saying which files to put where, if they cannot be fetched, and
     ValueError if a file is not what it should be.
     """
-    folder = fetch.cache() / "gpt2" / size
-    folder.mkdir(parents=True, exist_ok=True)
-    with files.lock(folder, "then run this again"), fetch.progress() as report:
+    with fetch.cache("gpt2", size) as (folder, report):
         for wanted in GPT2[size]:
             url = f"{_OPENAI}/{size}/{wanted.name}"
             try:

@@ -5,7 +5,7 @@ Strictly those that belong to it, and not filled at random first. C channels, V 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
+
+M = TypeVar("M", bound=GPTModel)
 
 
 def load(
@@ -100,20 +102,25 @@ def as_classifier(model: GPTModel, labels: Sequence[str]) -> GPTClassifier:
 
     Its output head, or the head of another classification, is left behind.
     """
-    with _Unfilled():
-        new = GPTClassifier(model.config.change(labels=tuple(labels)), mask=model.mask)
     tensors = {n: t for n, t in model.state_dict().items() if not n.startswith(("head.", "score."))}
     device = model.embedding.token.weight.device
     score = torch.empty(len(labels), model.config.n_embd).normal_(0.0, 0.02)
-    new.load_state_dict({**tensors, "score.weight": score}, assign=True)
-    return new.to(device).train(model.training)
+    config = model.config.change(labels=tuple(labels))
+    return _remade(model, GPTClassifier, config, {**tensors, "score.weight": score}).to(device)
 
 
 def with_dropout(model: GPTModel, dropout: float) -> GPTModel:
     """The same model (parameters shared, not copied) with another probability of dropout."""
+    return _remade(model, type(model), model.config.change(dropout=dropout), model.state_dict())
+
+
+def _remade(
+    model: GPTModel, kind: type[M], config: ModelConfig, tensors: Mapping[str, Tensor]
+) -> M:
+    """A model of another kind or configuration, of these tensors, with the mask of `model`."""
     with _Unfilled():
-        new = type(model)(model.config.change(dropout=dropout), mask=model.mask)
-    new.load_state_dict(model.state_dict(), assign=True)
+        new = kind(config, mask=model.mask)
+    new.load_state_dict(tensors, assign=True)
     return new.train(model.training)
 
 

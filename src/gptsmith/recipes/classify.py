@@ -44,7 +44,7 @@ class ClassifyConfig(FinetuneConfig, LabelledConfig):
     texts_per_step: int = Field(32, ge=1)
     """Texts of one optimizer step; a multiple of train.batch_size, and more than it, because
     micro-batches of similar length need little padding."""
-    train: TrainConfig = TrainConfig(batch_size=16, compile="off")  # which wants one shape
+    train: TrainConfig = TrainConfig(batch_size=16, compile="off")
     eval: EvalConfig = EvalConfig(every=50)
 
 
@@ -97,12 +97,9 @@ def classify(config: ClassifyConfig, started: float | None = None) -> int:
         }  # fmt: skip
 
     run = finetune.create(
-        config,
-        begin,
-        source,
-        corpus=data.fingerprint,
+        config, begin, source, corpus=data.fingerprint,
         fixed=("context_length", "trained", "texts_per_step"),
-    )
+    )  # fmt: skip
     task = loop.Task(model, classification_loss, samples, assess, val.tokens)
     code = loop.train(run, task, config, plan, notes, started)
     if code == 0:
@@ -130,7 +127,8 @@ def choose_trained(config: ClassifyConfig, n_layer: int) -> ClassifyConfig:
 
 
 def _in_texts(config: ClassifyConfig, T: int) -> ClassifyConfig:
-    """The step's size, which the loop wants in tokens."""
+    """The step's size, which the loop wants in tokens; and no compiling by `auto`, which pays for
+    batches of one shape only."""
     train, texts = config.train, config.texts_per_step
     if texts % train.batch_size:
         raise ValueError(
@@ -138,7 +136,8 @@ def _in_texts(config: ClassifyConfig, T: int) -> ClassifyConfig:
         )
     if train.tokens_per_step not in (None, texts * T) and not config.resume:
         raise ValueError("train.tokens_per_step: say --texts-per-step here")
-    train = train.model_copy(update=dict(tokens_per_step=texts * T))
+    compiled = "off" if train.compile == "auto" else train.compile
+    train = train.model_copy(update=dict(tokens_per_step=texts * T, compile=compiled))
     return config.model_copy(update=dict(train=train))
 
 

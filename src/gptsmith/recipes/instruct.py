@@ -147,9 +147,9 @@ def _evenly(rows: list[Instruction], count: int) -> list[Instruction]:
 def respond(config: InstructConfig, prompt: Prompt, rows: Sequence[Instruction]) -> None:
     """Answer the test instructions with what the run leaves; write responses.json and report."""
     with Run.open(config.out).lock() as run:
-        assert run.template is not None
+        template = run.chat_template
+        assert template is not None
         model = run.load_model(device=config.train.device, trust_code=True)
-        template = ChatTemplate(run.template, run.tokenizer)
         greedy = SamplingConfig(max_new_tokens=config.response_tokens, temperature=0)
         console = Console(stderr=True, highlight=False)
         responses: list[dict[str, Any]] = []

@@ -125,12 +125,9 @@ def resolve(config: R, model: ModelConfig, samples: Samples) -> tuple[R, Horizon
         f"{model.vocab_size}{mask}; about {memory.total / 2**20:,.0f} MiB to train",
         f"{f'{steps:,} steps' if plan.steps else f'{train.seconds:,.0f} s'} of {per_step * T:,} "
         f"tokens on {device} with {torch.get_num_threads()} threads",
+        f"precision {arithmetic.name}: {arithmetic.reason}",
+        f"torch.compile {'on' if compiled else 'off'}: {why}",
     ]
-    if not config.resume:  # then they are what the first start chose
-        notes += [
-            f"precision {arithmetic.name}: {arithmetic.reason}",
-            f"torch.compile {'on' if compiled else 'off'}: {why}",
-        ]
     train = train.model_copy(
         update=dict(
             device=str(device),
@@ -214,15 +211,16 @@ class _Session:
 
     def resume(self) -> list[str]:
         """Continue from the newest good checkpoint; returns what there is to say about it."""
-        model, now = self.task.model, self.now
-        position, notes = state.restore(self.run.checkpoints, now, model, self.optimizer)
+        assert self.run.resumed is not None
+        now, (found, damage) = self.now, self.run.resumed
+        position = state.restore(found, now, self.task.model, self.optimizer)
         expected = self.task.samples.position(now.step * self.per_step)
         if position != expected:
             raise ValueError(
                 f"{self.run.path}: the checkpoint stands at {position} of the data, this "
                 f"configuration at {expected}: seed, context and batch must stay as they were"
             )
-        return [*notes, f"resumed at step {now.step:,}"]
+        return [*damage, f"resumed at step {now.step:,}"]
 
     def open_monitor(self, started: float | None) -> Monitor:
         now = self.now

@@ -67,13 +67,9 @@ def save(
 
 
 def restore(
-    folder: Path, progress: Progress, model: nn.Module, optimizer: Optimizer
-) -> tuple[dict[str, int], list[str]]:
-    """Read the newest good checkpoint into the arguments.
-
-    Returns the position of the data and, for each damaged newer checkpoint, a line that says so.
-    """
-    found, damage = checkpoint.find(folder)
+    found: checkpoint.Checkpoint, progress: Progress, model: nn.Module, optimizer: Optimizer
+) -> dict[str, int]:
+    """Read a checkpoint into the arguments; newer ones go. Returns the position of the data."""
     state = found.state
     load_trained(model, found.load("model"), found.path)
     optimizer.load_state_tensors(found.load("optimizer"))
@@ -84,5 +80,6 @@ def restore(
     progress.guard.load(state["guard"])
     if progress.scaler is not None and "scaler" in state:
         progress.scaler.load_state_dict(state["scaler"])
-    checkpoint.clean(folder, after=found.step)
-    return state["position"], damage
+    checkpoint.clean(found.path.parent, after=found.step)
+    position: dict[str, int] = state["position"]
+    return position

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import ValidationError
@@ -14,7 +14,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gptsmith import files
-from gptsmith.conversation import ChatTemplate
 from gptsmith.differences import diff
 from gptsmith.model import adapter, lora, tuning
 from gptsmith.model import weights as model_weights
@@ -28,6 +27,9 @@ from gptsmith.train import checkpoint as checkpoints
 from gptsmith.train import monitor, precision
 from gptsmith.train.trackers import flatten
 
+if TYPE_CHECKING:
+    from gptsmith.conversation import ChatTemplate
+
 _CODE = re.compile(r"(.+\.py):(\w+)")  # a mask that is Python code
 
 Which = Literal["last", "best"] | int
@@ -39,6 +41,8 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.notice = ""  # what the user should hear about the last load, one line; often nothing
+        # On resume: the checkpoint to go on from, and what is damaged in newer ones.
+        self.resumed: tuple[checkpoints.Checkpoint, list[str]] | None = None
         self._lock: ExitStack | None = None
 
     # what lies there
@@ -75,17 +79,23 @@ class Run:
         return Tokenizer.load(self.path / layout.TOKENIZER)
 
     @cached_property
-    def template(self) -> str | None:
-        """The chat template, Jinja; None for a model that nobody tuned for talking."""
+    def chat_template(self) -> "ChatTemplate | None":
+        """How the model is talked to; None for one that nobody tuned for talking."""
         path = self.path / layout.TEMPLATE
         if not path.is_file():
             return None
+        from gptsmith.conversation import ChatTemplate  # and with it Jinja, 20 ms, for them alone
+
         text = files.read_text(path)
         try:
-            ChatTemplate(text, self.tokenizer)
+            return ChatTemplate(text, self.tokenizer)
         except ValueError as error:
             raise ValueError(f"{path} is unusable: {error}") from None
-        return text
+
+    @cached_property
+    def template(self) -> str | None:
+        """The source of `chat_template`, Jinja."""
+        return None if self.chat_template is None else self.chat_template.source
 
     @cached_property
     def tuning(self) -> Tuning:
@@ -166,11 +176,12 @@ class Run:
                     "corpus": corpus,
                 }
                 run._refuse_changes(now, fixed, source)
-                checkpoints.find(run.checkpoints)  # a good one, before anything is written
             code_of_mask = None if source is None or not source.is_file() else source.read_bytes()
             files.sweep(path)
             checkpoints.clean(run.checkpoints)
-            if not resume:  # what a start left that was stopped before its first checkpoint
+            if resume:
+                run.resumed = checkpoints.find(run.checkpoints)  # before anything is written
+            else:  # what a start left that was stopped before its first checkpoint
                 for name in (layout.TUNING, layout.BASE, layout.TEMPLATE, MASK):
                     (path / name).unlink(missing_ok=True)
             if code_of_mask is not None:
@@ -234,7 +245,7 @@ class Run:
             "tokenizer": files.sha256(self.path / layout.TOKENIZER)[:12],
             layout.TEMPLATE: self.template,
             "tuning": self.tuning.model_dump(),
-            "corpus": files.read_mapping(recorded).get("fingerprint")
+            "corpus": files.mapping(files.read_json(recorded), recorded).get("fingerprint")
             if recorded.exists()
             else new["corpus"],
         }
@@ -341,7 +352,8 @@ class Run:
             return tensors
         path = self.weights.with_name(layout.ADAPTER_CONFIG)
         try:
-            return adapter.from_peft(self.model_config, tensors, files.read_mapping(path))[1]
+            stored = files.mapping(files.read_json(path), path)
+            return adapter.from_peft(self.model_config, tensors, stored)[1]
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
 

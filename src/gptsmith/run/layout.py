@@ -90,9 +90,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(files.read_text(path))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is unreadable: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is unreadable: no mapping of names to values")
-    return content
+    return files.mapping(content, path)
 
 
 def yaml_text(config: dict[str, Any]) -> str:
@@ -100,7 +98,7 @@ def yaml_text(config: dict[str, Any]) -> str:
 
 
 def read_architecture(path: Path) -> ModelConfig:
-    content = files.read_mapping(path)
+    content = files.mapping(files.read_json(path), path)
     try:
         return ModelConfig.model_validate(content)
     except ValidationError as error:

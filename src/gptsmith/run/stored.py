@@ -24,11 +24,13 @@ def stored_recipe(
             f"{out} was not made by gptsmith {verb}, which knows no {foreign[0]!r} (in {path}): "
             "resume it by the command that started it"
         )
-    if len(words) == 1 and words[0].endswith((".yaml", ".yml")):
-        given = layout.read_yaml(Path(words[0]))
+    if len(words) > 1 or any(not word.endswith((".yaml", ".yml")) for word in words):
+        return list(words)  # which settings.load refuses
+    for word in words:
+        given = layout.read_yaml(Path(word))
         if changes := recipe_changes(given, stored, {f.removesuffix(".preset") for f in flags}):
             raise ValueError(
-                f"{words[0]} is not what {out} was started with: {'; '.join(changes)};"
+                f"{word} is not what {out} was started with: {'; '.join(changes)};"
                 " leave the recipe away, or give a change that is meant as a flag"
             )
-    return [str(path)] if len(words) < 2 else list(words)
+    return [str(path)]

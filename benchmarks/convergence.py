@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from benchmarks._machine import gemm_flops
 
-from gptsmith.model import size
+from gptsmith.model import flops
 from gptsmith.model.config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,7 +63,7 @@ def theirs(corpus: Path) -> Outcome:
     loss, vocab_size = json.loads(printed)
     shape = dict(n_layer=4, n_head=4, n_embd=128, context_length=64, vocab_size=vocab_size)
     model = ModelConfig.preset("gpt2", **shape)
-    return Outcome(seconds, loss, 2000 * 12 * 64 * size.flops_per_token(model))
+    return Outcome(seconds, loss, 2000 * 12 * 64 * flops.flops_per_token(model))
 
 
 def ours(corpus: Path, out: Path, *more: str) -> Outcome:
@@ -75,7 +75,7 @@ def ours(corpus: Path, out: Path, *more: str) -> Outcome:
     loss = [e["val_loss"] for e in events if e["event"] == "val"][-1]
     tokens = [e["tokens"] for e in events if e["event"] == "train"][-1]
     model = ModelConfig.model_validate_json((out / "model.json").read_text())
-    return Outcome(seconds, loss, tokens * size.flops_per_token(model))
+    return Outcome(seconds, loss, tokens * flops.flops_per_token(model))
 
 
 def main(argv: Sequence[str] = ()) -> None:

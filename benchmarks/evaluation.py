@@ -26,7 +26,7 @@ import torch
 
 from gptsmith.evaluate import choices, tasks, tree
 from gptsmith.evaluate.prompts import Question
-from gptsmith.model import size
+from gptsmith.model import flops
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.run import Run
@@ -101,7 +101,9 @@ def prepare(folder: Path, config: ModelConfig) -> Run:
     tensors = GPTModel(config).state_dict()
     origin = {"import": "random weights"}
     tokenizer = Tokenizer.gpt2(DATA / "gpt2_bpe")
-    run = Run.adopt(folder / "run", origin, config, tokenizer, tensors.items(), torch.float32)
+    run = Run.from_weights(
+        folder / "run", origin, config, tokenizer, tensors.items(), torch.float32
+    )
     hf_export.export(run, folder / "hf")
     return run
 
@@ -161,7 +163,7 @@ def main(argv: Sequence[str] = ()) -> None:
             process.join()
         alone, shared = tokens_read(run, questions)
     print(
-        f"{options.task}, {len(questions)} questions, {size.parameters(run.model_config):,}"
+        f"{options.task}, {len(questions)} questions, {flops.parameters(run.model_config):,}"
         f" parameters, fp32, torch {torch.__version__}, {torch.get_num_threads()} threads;"
         f" tokens read: {alone:,} where each choice is a text of its own, {shared:,} shared"
     )

@@ -21,21 +21,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gptsmith.conversation import CHAT_TOKENS, TEMPLATE, ChatTemplate
-from gptsmith.data.batches import Windows
+from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data.chat import load_chat
 from gptsmith.data.conversations import read_conversations
+from gptsmith.data.dataset import Windows
 from gptsmith.data.documents import Reader
 from gptsmith.data.packing import PackedRows, PaddedRows
-from gptsmith.model import size
+from gptsmith.model import flops
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.recipes.loop import Samples
+from gptsmith.recipes.loop import Dataset
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import compiling, precision
-from gptsmith.train.loop import Step, train_steps
 from gptsmith.train.loss import next_token_loss
 from gptsmith.train.optim import OptimConfig, Optimizer
+from gptsmith.train.step import Step, train_steps
 
 DATA = Path(os.environ.get("GPTSMITH_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SETS = ("chat_nanochat_identity", "chat_taskmaster4")  # long conversations, and short ones
@@ -50,7 +50,7 @@ class Contestant:
 
 
 def trainer(
-    config: ModelConfig, samples: Samples, B: int, device: torch.device, compiled: bool
+    config: ModelConfig, samples: Dataset, B: int, device: torch.device, compiled: bool
 ) -> Callable[[], Step]:
     torch.manual_seed(0)
     model = GPTModel(config).to(device)
@@ -61,7 +61,7 @@ def trainer(
         Optimizer(model, OptimConfig(), device.type),
         learning_rate=lambda step: 1e-4,
         precision=precision.choose("auto", device),
-        clip=1.0,
+        max_grad_norm=1.0,
         seed=0,
     )
     return lambda: next(steps)
@@ -101,7 +101,7 @@ def measure(path: Path, arguments: argparse.Namespace) -> None:
             c.rates.append(tokens / (time.perf_counter() - begin))
     print(
         f"\n{path}: {counts}\n{examples.tokens:,} tokens, {examples.tokens / len(examples):,.0f} a "
-        f"conversation; {size.parameters(config):,} parameters, T={T}, batch {B}, {device}, "
+        f"conversation; {flops.parameters(config):,} parameters, T={T}, batch {B}, {device}, "
         f"{'compiled' if arguments.compile else 'eager'}, torch {torch.__version__}"
     )
     print(f"{'':24}{'real tokens/s':>14}{'of pretraining':>16}{'of padded':>11}{'filled':>9}")
@@ -111,7 +111,7 @@ def measure(path: Path, arguments: argparse.Namespace) -> None:
         print(f"{c.name:24}{rate:14,.0f}{rate / first:16.2f}{rate / last:11.2f}{c.share:9.1%}")
 
 
-def _filled(samples: Samples, B: int) -> float:
+def _filled(samples: Dataset, B: int) -> float:
     """Share of real tokens in an epoch's batches."""
     real = places = 0
     for first in range(0, samples.per_epoch, B):

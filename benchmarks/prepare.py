@@ -159,7 +159,7 @@ def peer(way: str, data: Path, novels: list[Path]) -> tuple[float, str]:
     else:
         from tokenizers import Tokenizer
 
-        from gptsmith import tokenizer as ours
+        from gptsmith.tokenizer import tokenizer as ours
 
         reference = Tokenizer.from_str(ours.Tokenizer.gpt2(data / "gpt2_bpe").to_json())
         reference.encode_special_tokens = True

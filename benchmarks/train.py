@@ -25,13 +25,13 @@ from pathlib import Path
 import torch
 from benchmarks._machine import gemm_flops, peak_mib, sync
 
-from gptsmith.model import size
+from gptsmith.model import flops
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.train import allocator, compiling, precision
-from gptsmith.train.loop import train_steps
 from gptsmith.train.loss import Batch, next_token_loss
 from gptsmith.train.optim import OptimConfig, Optimizer
+from gptsmith.train.step import train_steps
 
 RECIPE = Path(__file__).parents[1] / "configs" / "bench-gpt2-10m.yaml"
 ENOUGH = 390  # seconds after which no further round begins
@@ -79,7 +79,7 @@ def ours(who: Contestant, work: Work, batch: Batch) -> Callable[[], object]:
         Optimizer(model, work.optim, work.device.type),
         learning_rate=lambda s: 1e-4,
         precision=precision.choose("auto", work.device),
-        clip=1.0,
+        max_grad_norm=1.0,
         seed=0,
     )
     return lambda: next(steps)
@@ -177,7 +177,7 @@ def measure(
             continue
         who.first_seconds = first
         present.append((who, here))
-    flops = size.flops_per_token(work.config)
+    per_token = flops.flops_per_token(work.config)
     tokens = steps * work.B * work.config.context_length
     for number in range(rounds):
         if number and time.perf_counter() - began > ENOUGH:
@@ -188,7 +188,7 @@ def measure(
             pipe.send(steps)
             seconds, who.peak_mib = pipe.recv()
             who.rates.append(tokens / seconds)
-            who.shares.append(who.rates[-1] * flops / gemms[-1])
+            who.shares.append(who.rates[-1] * per_token / gemms[-1])
     for _, pipe in present:
         pipe.send(0)
     for process in processes:
@@ -230,11 +230,11 @@ def main(argv: Sequence[str] = ()) -> None:
     everyone, gemm = measure(work, everyone, options.rounds, steps)
 
     c, peak = work.config, precision.peak(device)
-    flops = size.flops_per_token(c)
+    per_token = flops.flops_per_token(c)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     print(
-        f"{size.parameters(c):,} parameters, T={c.context_length}, batch {work.B}, "
-        f"{flops / 1e6:.1f} MFLOP/token, {name}, torch {torch.__version__}, "
+        f"{flops.parameters(c):,} parameters, T={c.context_length}, batch {work.B}, "
+        f"{per_token / 1e6:.1f} MFLOP/token, {name}, torch {torch.__version__}, "
         f"{torch.get_num_threads()} threads, {precision.choose('auto', device).name}; "
         f"matrix product {gemm / 1e9:,.0f} GFLOP/s"
         + (f" of the {peak / 1e9:,.0f} that the vendor states" if peak else "")
@@ -245,7 +245,7 @@ def main(argv: Sequence[str] = ()) -> None:
     base = statistics.median(everyone[0].rates)
     for who in everyone:
         rate, share = statistics.median(who.rates), statistics.median(who.shares)
-        mfu = f"{rate * flops / peak:.1%}" if peak else "-"
+        mfu = f"{rate * per_token / peak:.1%}" if peak else "-"
         print(
             f"{who.name:40}{rate:10,.0f}{rate / base:7.2f}{share:7.0%}{mfu:>7}"
             f"{who.first_seconds:13.1f} s{who.peak_mib:13,.0f}"

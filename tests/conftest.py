@@ -39,9 +39,9 @@ def real_data() -> Path:
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """A web server without files; downloads do not wait long before they try again."""
-    from gptsmith import fetch
+    from gptsmith import download
 
-    monkeypatch.setattr(fetch, "_PAUSES", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(download, "_PAUSES", (0.01, 0.01, 0.01))
     monkeypatch.setenv("NO_PROXY", "*")
     with site_of({}) as site:
         yield site

@@ -11,7 +11,7 @@ from torch import Tensor
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.model.weights import shapes
+from gptsmith.model.state_dict import shapes
 from gptsmith.run import Run
 from gptsmith.tokenizer import Tokenizer
 
@@ -25,16 +25,16 @@ def tensors(dtype: torch.dtype = torch.float32, config: ModelConfig = SMALL) -> 
     return {name: tensor.to(dtype) for name, tensor in GPTModel(config).state_dict().items()}
 
 
-def adopt(
+def from_weights(
     path: Path, parts: Iterator[tuple[str, Tensor]], dtype: torch.dtype = torch.float32
 ) -> Run:
-    return Run.adopt(path, CONFIG, SMALL, Tokenizer.byte(), parts, dtype, template=TEMPLATE)
+    return Run.from_weights(path, CONFIG, SMALL, Tokenizer.byte(), parts, dtype, template=TEMPLATE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_run_holds_the_very_bits(tmp_path: Path, dtype: torch.dtype) -> None:
     given = tensors(dtype)
-    run = adopt(tmp_path / "run", reversed(given.items()), dtype)
+    run = from_weights(tmp_path / "run", reversed(given.items()), dtype)
     stored, model = load_file(run.weights), run.load_model()
     assert run.notice == ""
     assert stored.keys() == given.keys()
@@ -64,7 +64,7 @@ def test_what_does_not_fit_leaves_no_folder(tmp_path: Path, change, message: str
     parts = tensors()
     change(parts)
     with pytest.raises(ValueError, match=f"^somebody/model .*{message}"):
-        adopt(tmp_path / "run", iter(parts.items()))
+        from_weights(tmp_path / "run", iter(parts.items()))
     assert not list(tmp_path.iterdir())
 
 
@@ -72,7 +72,7 @@ def test_what_does_not_fit_leaves_no_folder(tmp_path: Path, change, message: str
     "fields",
     [
         dict(norm="layernorm", mlp="gelu", position="learned", bias="all"),
-        dict(tied=False, n_kv_head=1, qk_norm=True),
+        dict(tie_embeddings=False, n_kv_head=1, qk_norm=True),
         dict(labels=("ham", "spam")),
     ],
 )

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from local_web import Site
 
-from gptsmith import fetch
-from gptsmith.fetch import Wanted
+from gptsmith import download
+from gptsmith.download import Wanted
 
 CONTENT = bytes(range(256)) * 2000  # 512,000 bytes
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -22,7 +22,7 @@ def weights(site: Site) -> None:
 
 def get(site: Site, folder: Path, wanted: Wanted = FILE) -> bytes:
     path = folder / "weights"
-    fetch.fetch(f"{site.url}/weights", path, wanted, lambda *_: None)
+    download.fetch(f"{site.url}/weights", path, wanted, lambda *_: None)
     assert [child.name for child in folder.iterdir()] == ["weights"]
     return path.read_bytes()
 
@@ -45,7 +45,7 @@ def break_off(site: Site, folder: Path) -> None:
 def test_a_file(site: Site, tmp_path: Path) -> None:
     progress = []
     path = tmp_path / "weights"
-    fetch.fetch(f"{site.url}/weights", path, FILE, lambda *how_far: progress.append(how_far))
+    download.fetch(f"{site.url}/weights", path, FILE, lambda *how_far: progress.append(how_far))
     assert path.read_bytes() == CONTENT
     assert progress[-1] == ("weights", len(CONTENT), len(CONTENT))
     assert starts(site) == [0]

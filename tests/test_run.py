@@ -1,4 +1,4 @@
-"""run.py, differences.py, model/weights.py: the folder that every stage takes and leaves."""
+"""run.py, differences.py, model/state_dict.py: the folder that every stage takes and leaves."""
 
 import os
 import shutil
@@ -240,12 +240,12 @@ def test_recipe_changes() -> None:
     stored = {
         "data": "data/x",
         "model": ModelConfig.preset("tiny", vocab_size=300).model_dump(),
-        "train": {"steps": 500, "precision": "fp32", "threads": 2, "seed": 0},
+        "train": {"steps": 500, "precision": "fp32", "num_threads": 2, "seed": 0},
         "optim": {"learning_rate": 0.0003},
     }
     recipe = {
         "model": "tiny",
-        "train": {"steps": 2000, "precision": "auto", "threads": None},
+        "train": {"steps": 2000, "precision": "auto", "num_threads": None},
         "optim": {"learning_rate": "3e-4"},
     }
     assert recipe_changes(recipe, stored, {"train.steps"}) == []

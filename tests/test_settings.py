@@ -113,9 +113,9 @@ def test_values_as_people_write_them(tmp_path: Path) -> None:
     assert load(write(tmp_path, "data: 2001-13-45")).data == Path("2001-13-45")
     assert load(write(tmp_path, "data: a\nstop: [no, 1.50]")).stop == ("no", "1.50")
     assert not load(recipe, "--resume", "--no-resume").resume
-    assert load(recipe, "--model.tied", "false", "--resume", "true").resume
-    assert not load(recipe, "--model.tied", "False").model.tied
-    assert not load(recipe, "--model.tied=false").model.tied
+    assert load(recipe, "--model.tie-embeddings", "false", "--resume", "true").resume
+    assert not load(recipe, "--model.tie-embeddings", "False").model.tie_embeddings
+    assert not load(recipe, "--model.tie-embeddings=false").model.tie_embeddings
     assert load(recipe, "--tokens", "10_000", "--tokens", "none").tokens is None
     assert load(recipe, "--optimizer.betas", "0.5", "0.6").optimizer.betas == (0.5, 0.6)
     assert load(recipe, "--checkpoint", "500").checkpoint == 500

@@ -14,8 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from gptsmith import bpe
-from gptsmith.tokenizer import ENDOFTEXT, SPECIAL_TOKENS, Tokenizer
+from gptsmith.tokenizer import ENDOFTEXT, SPECIAL_TOKENS, Tokenizer, bpe
 
 # Any Unicode, and the spots where tokenizers disagree: runs of white space of every sort before a
 # word, contractions, digits beside letters, the encoder's own marks, literals of special tokens.
@@ -266,7 +265,7 @@ def test_our_bpe_equals_tokenizers_on_real_text(real_data: Path) -> None:
 
 def table(*rules: str, ids: list[int] | None = None) -> Tokenizer:
     """A byte-level tokenizer from merges written by hand, with the ids of their results."""
-    from gptsmith.tokenizer_json import byte_level_text
+    from gptsmith.tokenizer.formats import byte_level_text
 
     vocab = {piece: i for i, piece in enumerate(bpe.byte_alphabet())}
     joined = dict.fromkeys(rule.replace(" ", "") for rule in rules)

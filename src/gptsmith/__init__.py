@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gptsmith.data.shards import Corpus
     from gptsmith.generate.chat import generate_chat_response, generate_multi_turn_response
-    from gptsmith.generate.sample import SamplingConfig
-    from gptsmith.model.cache import KVCache
+    from gptsmith.generate.sampling import SamplingConfig
     from gptsmith.model.config import ModelConfig
     from gptsmith.model.gpt import GPTModel
+    from gptsmith.model.kv_cache import KVCache
     from gptsmith.model.masks import Mask
     from gptsmith.run import Run
     from gptsmith.tokenizer import Tokenizer
@@ -36,11 +36,11 @@ __all__ = [
 _HOMES = {
     "Corpus": "gptsmith.data.shards",
     "GPTModel": "gptsmith.model.gpt",
-    "KVCache": "gptsmith.model.cache",
+    "KVCache": "gptsmith.model.kv_cache",
     "Mask": "gptsmith.model.masks",
     "ModelConfig": "gptsmith.model.config",
     "Run": "gptsmith.run",
-    "SamplingConfig": "gptsmith.generate.sample",
+    "SamplingConfig": "gptsmith.generate.sampling",
     "Tokenizer": "gptsmith.tokenizer",
     "generate_chat_response": "gptsmith.generate.chat",
     "generate_multi_turn_response": "gptsmith.generate.chat",

@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from gptsmith import files, settings
+from gptsmith.chat_template import Message
 from gptsmith.commands import evaluate, generate, prepare
-from gptsmith.conversation import Message
 from gptsmith.evaluate import skills
 from gptsmith.generate.chat import generate_multi_turn_response
-from gptsmith.generate.sample import SamplingConfig
+from gptsmith.generate.sampling import SamplingConfig
 from gptsmith.recipes import chat, pretrain
 from gptsmith.recipes.report import number
 from gptsmith.run import Run
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
             "--model.n-layer", "4", "--model.n-embd", "192", "--model.n-head", "4",
             "--model.context-length", "256", "--train.batch-size", "8",
             "--train.seconds", f"{config.seconds:g}", *LEARNING,
-            "--eval.every", "200", "--eval.tokens", "16384", "--eval.prompt", PROMPTS[0],
+            "--eval.interval", "200", "--eval.tokens", "16384", "--eval.prompt", PROMPTS[0],
         ]),
         ("3  model -> text", None, [
             "generate", base, *prompts, "--max-new-tokens", "160", "--temperature", "0.7",
@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
             "finetune", "chat", "--from", base, "--data", "skills", "--out", tuned,
             "--questions", str(config.questions), "--val-fraction", "0.01",
             "--train.batch-size", "8", "--train.seconds", f"{config.chat_seconds:g}", *LEARNING,
-            "--eval.every", "300", "--eval.tokens", "16384", "--eval.sample-tokens", "40",
+            "--eval.interval", "300", "--eval.tokens", "16384", "--eval.sample-tokens", "40",
         ]),
         ("6  what it can do now", None, _scoring(tuned, config)),
     ]  # fmt: skip
@@ -111,7 +111,7 @@ report.md, curves.png and samples.txt in {base} and {tuned} tell how it went. Ne
 # What a model so small learns fastest with (docs/log.md).
 LEARNING = (
     "--optim.schedule", "linear", "--optim.learning-rate", "0.01",
-    "--optim.momentum", "0.9", "--optim.embedding-rate", "2",
+    "--optim.momentum", "0.9", "--optim.embedding-lr-scale", "2",
 )  # fmt: skip
 
 

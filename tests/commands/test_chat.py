@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from gptsmith import cli
+from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
 from gptsmith.commands.chat import save
-from gptsmith.conversation import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
 from gptsmith.generate.chat import generate_multi_turn_response
-from gptsmith.generate.sample import SamplingConfig
+from gptsmith.generate.sampling import SamplingConfig
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.run import Run
@@ -31,7 +31,7 @@ def make_run(path: Path, context: int, template: str | None = TEMPLATE) -> Path:
     """A run whose model babbles in small letters and never ends by itself when it is greedy."""
     config = ModelConfig(
         n_layer=1, n_head=2, n_embd=16, context_length=context,
-        vocab_size=TOKENIZER.vocab_size, tied=False,
+        vocab_size=TOKENIZER.vocab_size, tie_embeddings=False,
     )  # fmt: skip
     torch.manual_seed(0)
     model = GPTModel(config)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gptsmith import cli
-from gptsmith.model import size
+from gptsmith.model import flops
 from gptsmith.run import Run
 
 TEXT = "".join(f"The {n}th line of {n * n} words, and so on.\n" for n in range(400))
@@ -99,7 +99,7 @@ def test_inspect_shows_corpus_and_run(say, run: Path, corpus: Path, tmp_path: Pa
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     code, out, _ = say("inspect", run)
     assert code == 0
-    assert f"{size.parameters(Run.open(run).model_config):,}" in out
+    assert f"{flops.parameters(Run.open(run).model_config):,}" in out
     assert "prefix(3)" in out
 
 

@@ -29,7 +29,7 @@ def make(path: Path, seed: int) -> Path:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     tensors = model.state_dict().items()
-    Run.adopt(path, {"import": "test"}, CONFIG, BYTES, tensors, torch.float32)
+    Run.from_weights(path, {"import": "test"}, CONFIG, BYTES, tensors, torch.float32)
     return path
 
 
@@ -123,7 +123,9 @@ def test_what_a_picture_of_two_runs_must_say(say, runs, text, tmp_path, monkeypa
     tokenizer = BYTES.add_special_tokens(["<|user|>"])
     tensors = GPTModel(CONFIG.model_copy(update={"vocab_size": 258})).state_dict().items()
     config = CONFIG.model_copy(update={"vocab_size": 258})
-    Run.adopt(tmp_path / "x[b]", {"import": "test"}, config, tokenizer, tensors, torch.float32)
+    Run.from_weights(
+        tmp_path / "x[b]", {"import": "test"}, config, tokenizer, tensors, torch.float32
+    )
     code, out, err = say(one, "--data", text, "--compare", "x[b]", "--out", "new/out.json")
     assert code == 0
     assert str(one) in out.replace("\n", "")
@@ -213,7 +215,7 @@ def test_what_was_measured_before_a_judge_fails_is_kept(say, runs, tmp_path):
 def test_weights_of_half_precision_are_measured_as_they_are(say, runs, text, tmp_path):
     halves = ((n, t.bfloat16()) for n, t in Run.open(runs[0]).load_model().state_dict().items())
     half = tmp_path / "half"
-    Run.adopt(half, {"import": "test"}, CONFIG, BYTES, halves, torch.bfloat16)
+    Run.from_weights(half, {"import": "test"}, CONFIG, BYTES, halves, torch.bfloat16)
     losses = []
     for run, precision in ((runs[0], "fp32"), (half, "bfloat16")):
         out = tmp_path / "out.json"

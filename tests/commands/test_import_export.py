@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from tokenizers import pre_tokenizers, processors
 
 from gptsmith import cli
+from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.commands import export, import_model
-from gptsmith.conversation import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
@@ -24,16 +24,16 @@ CONFIG = ModelConfig(
 )
 
 
-def adopt(path: Path, config: ModelConfig = CONFIG, template: str | None = TEMPLATE) -> Run:
+def from_weights(path: Path, config: ModelConfig = CONFIG, template: str | None = TEMPLATE) -> Run:
     torch.manual_seed(0)
     model = (GPTClassifier if config.labels else GPTModel)(config)
     tensors = model.state_dict().items()
     origin = {"import": "somewhere"}
-    return Run.adopt(path, origin, config, TOKENIZER, tensors, torch.float32, template)
+    return Run.from_weights(path, origin, config, TOKENIZER, tensors, torch.float32, template)
 
 
 def test_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = adopt(tmp_path / "run")
+    run = from_weights(tmp_path / "run")
     export.main([str(run.path), "--format", "hf", "--out", str(tmp_path / "hf"), "--dtype", "bf16"])
     said = capsys.readouterr().out
     assert "AutoModelForCausalLM.from_pretrained(" in said
@@ -55,8 +55,8 @@ def test_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_what_to_do_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    adopt(tmp_path / "base", template=None)
-    adopt(tmp_path / "classes", CONFIG.change(labels=("ham", "spam")), None)
+    from_weights(tmp_path / "base", template=None)
+    from_weights(tmp_path / "classes", CONFIG.change(labels=("ham", "spam")), None)
     for name, wanted in (("base", "gptsmith generate"), ("classes", "gptsmith classify")):
         hf = tmp_path / f"{name}-hf"
         export.main([str(tmp_path / name), "--format", "hf", "--out", str(hf)])
@@ -65,7 +65,7 @@ def test_what_to_do_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_what_is_said_can_be_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = adopt(tmp_path / "my run", template=None)
+    run = from_weights(tmp_path / "my run", template=None)
     export.main([str(run.path), "--format", "gguf", "--out", str(tmp_path / "my gguf")])
     assert f"-f '{tmp_path}/my gguf/Modelfile'," in capsys.readouterr().out
     export.main([str(run.path), "--format", "hf", "--out", str(tmp_path / "my hf")])
@@ -85,14 +85,14 @@ def test_what_is_said_can_be_typed(tmp_path: Path, capsys: pytest.CaptureFixture
     ],
 )
 def test_refusals(words: list[str], message: str, tmp_path: Path) -> None:
-    run = adopt(tmp_path / "run")
+    run = from_weights(tmp_path / "run")
     with pytest.raises(ValueError, match=message):
         export.main([str(run.path), "--out", str(tmp_path / "out"), *words])
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_gguf(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = adopt(tmp_path / "run", template=None)
+    run = from_weights(tmp_path / "run", template=None)
     out = tmp_path / "out"
     export.main([str(run.path), "--out", str(out), "--format", "gguf", "--dtype", "q8_0"])
     assert sorted(path.suffix for path in out.iterdir()) == ["", ".gguf"]
@@ -100,7 +100,7 @@ def test_gguf(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_occupied_folder_is_left_alone(tmp_path: Path) -> None:
-    adopt(tmp_path / "run")
+    from_weights(tmp_path / "run")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("x")
     with pytest.raises(FileExistsError, match="is not empty: choose another --out"):
@@ -112,7 +112,7 @@ def test_an_occupied_folder_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_failed_import_leaves_nothing(tmp_path: Path) -> None:
-    adopt(tmp_path / "run")
+    from_weights(tmp_path / "run")
     hf = tmp_path / "hf"
     export.main([str(tmp_path / "run"), "--format", "hf", "--out", str(hf)])
     path = hf / "model.safetensors"

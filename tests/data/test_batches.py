@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptsmith.data.batches import Windows, make_batch, permutation, validation_batches
+from gptsmith.data.dataset import Windows, make_batch, permutation, validation_batches
 from gptsmith.train.loss import IGNORE, Batch
 
 few = settings(max_examples=25)

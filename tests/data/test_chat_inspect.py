@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gptsmith.conversation import CHAT_TOKENS, TEMPLATE, ChatTemplate
+from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data.chat import write_chat
 from gptsmith.data.chat_inspect import ChatReport, chat_report, show
 from gptsmith.data.documents import Reader

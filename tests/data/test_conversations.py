@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gptsmith.conversation import CHAT_TOKENS, TEMPLATE, ChatTemplate
+from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data.conversations import (
     Columns,
     Conversation,

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gptsmith.conversation import ChatTemplate
+from gptsmith.chat_template import ChatTemplate
 from gptsmith.data.instructions import (
     CLASSIC,
     Columns,

@@ -8,7 +8,14 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from gptsmith.evaluate.classify import Scores, log_probabilities, markdown, named, score, table
+from gptsmith.evaluate.classification import (
+    Scores,
+    log_probabilities,
+    markdown,
+    named,
+    score,
+    table,
+)
 from gptsmith.evaluate.classify_plots import draw_confusion, draw_history
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig

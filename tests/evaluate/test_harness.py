@@ -148,7 +148,7 @@ def made(folder: Path, tokenizer: Tokenizer, context_length: int) -> Run:
     tensors = {
         name: 4 * x if x.dim() > 1 else x for name, x in GPTModel(config).state_dict().items()
     }
-    return Run.adopt(
+    return Run.from_weights(
         folder, {"import": "random"}, config, tokenizer, tensors.items(), torch.float32
     )
 

@@ -20,7 +20,7 @@ import pytest
 
 from gptsmith.evaluate import endpoint, judge, verdicts
 from gptsmith.evaluate.endpoint import JudgeOptions, resolve
-from gptsmith.evaluate.text import Entry
+from gptsmith.evaluate.reference_metrics import Entry
 
 KEY = "sk-very-secret-0123456789"
 Reply = str | tuple[int, dict[str, str], str]  # an answer, or status, headers and body
@@ -494,7 +494,7 @@ import sys
 from pathlib import Path
 from gptsmith.evaluate import judge
 from gptsmith.evaluate.endpoint import JudgeOptions
-from gptsmith.evaluate.text import Entry
+from gptsmith.evaluate.reference_metrics import Entry
 entries = [Entry(f"e{n}", f"What is {n}?", f"It is {n}.", f"worth {n} points") for n in range(30)]
 print(judge.score(entries, JudgeOptions(url=sys.argv[1], model="judge", parallel=2),
                   cache=Path(sys.argv[2])).metrics["score"])

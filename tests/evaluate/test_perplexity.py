@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gptsmith.data.batches import validation_batches
+from gptsmith.data.dataset import validation_batches
 from gptsmith.evaluate.perplexity import Scores, evaluate
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel

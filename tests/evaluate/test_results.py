@@ -8,8 +8,8 @@ import statistics
 import pytest
 from rich.console import Console
 
-from gptsmith.evaluate import results
-from gptsmith.evaluate.results import COLOURS, Result
+from gptsmith.evaluate import report
+from gptsmith.evaluate.report import COLOURS, Result
 
 RUN = [
     Result("hellaswag", 200, {"acc": 0.29, "acc_token": 0.3}, {"acc": 0.032, "acc_token": 0.03}),
@@ -29,13 +29,13 @@ def shown(table) -> str:
 
 def test_the_standard_error_is_that_of_a_sample():
     values = [1.0, 0.0, 0.0, 1.0, 1.0]
-    mean, error = results.mean(values)
+    mean, error = report.mean(values)
     assert mean == 0.6
     assert error == pytest.approx(statistics.stdev(values) / math.sqrt(5))
-    assert results.mean([1, 1, 1]) == (1.0, 0.0)
-    assert math.isnan(results.mean([0.5])[1])
+    assert report.mean([1, 1, 1]) == (1.0, 0.0)
+    assert math.isnan(report.mean([0.5])[1])
     with pytest.raises(ValueError, match="nothing to score"):
-        results.mean([])
+        report.mean([])
 
 
 def test_fields_are_json_without_nan():
@@ -51,16 +51,16 @@ def test_fields_are_json_without_nan():
 
 
 def test_a_table_says_what_each_figure_is_and_what_to_hold_it_against():
-    text = shown(results.table(RUN))
+    text = shown(report.table(RUN))
     for part in ("29.0% ± 3.2", "1,234.50", "5.25", "25.0% ± 2.0", "chance 25.0%", "1,200"):
         assert part in text
     assert "GPT-2 124M 28.9%" in text
     assert "40.0 │" in text  # one item has no standard error
-    assert "reference" not in shown(results.table(RUN[1:]))
+    assert "reference" not in shown(report.table(RUN[1:]))
 
 
 def test_two_runs_stand_beside_each_other():
-    text = shown(results.comparison({"runs/a": RUN, "runs/b": OTHER}))
+    text = shown(report.comparison({"runs/a": RUN, "runs/b": OTHER}))
     line = next(line for line in text.splitlines() if "hellaswag" in line)
     assert "200 / 100" in line
     assert line.index("29.0% ± 3.2") < line.index("25.0% ± 4.3")
@@ -69,7 +69,7 @@ def test_two_runs_stand_beside_each_other():
 
 
 def test_accuracies_share_an_axis_and_nothing_else_does():
-    panels = results._panels({"a": RUN, "b": OTHER})
+    panels = report._panels({"a": RUN, "b": OTHER})
     shares = [("hellaswag", "acc"), ("hellaswag", "acc_token"), ("lambada", "acc")]
     assert list(panels.values()) == [
         [*shares, ("text", "rouge1")], [("lambada", "perplexity")], [("text", "bleu")],
@@ -79,29 +79,29 @@ def test_accuracies_share_an_axis_and_nothing_else_does():
 
 def test_a_chart_is_drawn_as_png_and_pdf_and_again_the_same(tmp_path):
     stem = tmp_path / "runs.v2"  # a stem, not a suffix
-    results.draw(stem, {"runs/a": RUN, "runs/b": OTHER})
+    report.draw(stem, {"runs/a": RUN, "runs/b": OTHER})
     first = [(tmp_path / f"runs.v2{suffix}").read_bytes() for suffix in (".png", ".pdf")]
     assert first[0].startswith(b"\x89PNG")
     assert first[1].startswith(b"%PDF")
-    results.draw(stem, {"runs/a": RUN, "runs/b": OTHER})
+    report.draw(stem, {"runs/a": RUN, "runs/b": OTHER})
     assert first == [(tmp_path / f"runs.v2{suffix}").read_bytes() for suffix in (".png", ".pdf")]
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_what_cannot_be_drawn(tmp_path):
-    results.draw(tmp_path / "inf", {"a": [Result("p", 1, {"perplexity": math.inf}, {})]})
+    report.draw(tmp_path / "inf", {"a": [Result("p", 1, {"perplexity": math.inf}, {})]})
     with pytest.raises(ValueError, match="nothing to draw"):
-        results.draw(tmp_path / "none", {"a": []})
+        report.draw(tmp_path / "none", {"a": []})
     runs = {str(n): OTHER for n in range(len(COLOURS) + 1)}
     with pytest.raises(ValueError, match="at most 6"):
-        results.draw(tmp_path / "many", runs)
+        report.draw(tmp_path / "many", runs)
 
 
 def test_a_narrow_terminal_eats_no_figures():
     console = Console(width=40, file=io.StringIO())
-    console.print(results.table([Result("lambada", 10, {"perplexity": 113355.25}, {})]))
+    console.print(report.table([Result("lambada", 10, {"perplexity": 113355.25}, {})]))
     assert "…" not in console.file.getvalue()
 
 
 def test_a_perplexity_beyond_all_bounds_has_three_digits():
-    assert results.show("perplexity", 5.79e16, 2.5e17) == "5.79e+16 ± 2.5e+17"
+    assert report.show("perplexity", 5.79e16, 2.5e17) == "5.79e+16 ± 2.5e+17"

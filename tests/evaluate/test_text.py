@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from gptsmith.evaluate import text
-from gptsmith.evaluate.text import Entry, read_responses, score
+from gptsmith.evaluate import reference_metrics
+from gptsmith.evaluate.reference_metrics import Entry, read_responses, score
 
 
 def entries(*pairs: tuple[str, str]) -> list[Entry]:
@@ -116,4 +116,4 @@ def test_files_that_are_wrong_are_refused_with_their_place(tmp_path, rows, messa
 
 
 def test_rouge_agrees_with_itself_on_the_names():
-    assert set(text.ROUGE) < set(score(entries(("a", "a"))).metrics)
+    assert set(reference_metrics.ROUGE) < set(score(entries(("a", "a"))).metrics)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gptsmith.conversation import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
+from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
 from gptsmith.generate.chat import (
     answers,
     fit_history,
@@ -15,7 +15,7 @@ from gptsmith.generate.chat import (
     replies,
     reply,
 )
-from gptsmith.generate.sample import SamplingConfig
+from gptsmith.generate.sampling import SamplingConfig
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.tokenizer import Tokenizer

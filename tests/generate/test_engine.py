@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gptsmith.generate.engine import Generation, _Text, generate, generate_text
-from gptsmith.generate.sample import SamplingConfig, sample
+from gptsmith.generate.sampling import SamplingConfig, sample
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.masks import Mask
@@ -24,7 +24,7 @@ MODELS = {
     "learned positions": GPT2,
     "rope, 2 kv heads": LLAMA,
     "rope, 1 kv head, window": LLAMA.change(
-        n_kv_head=1, qk_norm=True, tied=False, mask="causal() & sliding_window(5)"
+        n_kv_head=1, qk_norm=True, tie_embeddings=False, mask="causal() & sliding_window(5)"
     ),
     "prefix": GPT2.change(mask="prefix(4)"),
     "prefix and window": LLAMA.change(mask="sliding_window(6) & prefix(3)"),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from gptsmith.generate.sample import SamplingConfig, sample
+from gptsmith.generate.sampling import SamplingConfig, sample
 
 
 def generators(n: int, seed: int = 0) -> list[torch.Generator]:

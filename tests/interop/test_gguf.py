@@ -16,14 +16,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptsmith import bpe
-from gptsmith.conversation import CHAT_TOKENS, TEMPLATE
+from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE
 from gptsmith.interop import gguf
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig, RopeScaling
 from gptsmith.model.gpt import GPTModel, rotary_frequencies, rotate
 from gptsmith.run import Run
-from gptsmith.tokenizer import Tokenizer
+from gptsmith.tokenizer import Tokenizer, bpe
 
 reader = pytest.importorskip("gguf")
 
@@ -39,12 +38,12 @@ LLAMA3 = RopeScaling(rope_type="llama3", factor=4.0, original_max_position_embed
 LINEAR = RopeScaling(rope_type="linear", factor=4.0)
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", GPT2),
-    "llama": ("llama", dict(SIZES, tied=False, rope_theta=500.0)),
+    "llama": ("llama", dict(SIZES, tie_embeddings=False, rope_theta=500.0)),
     "llama biased": ("llama", dict(SIZES, bias="all", rope_scaling=LINEAR)),
     "llama3": ("llama", dict(SIZES, rope_scaling=LLAMA3, rope_theta=100.0)),
     "qwen2": ("qwen2", dict(SIZES, head_dim=16, bias="qkv")),
     "qwen3": ("qwen3", dict(SIZES, qk_norm=True)),
-    "arcee": ("arcee", dict(SIZES, mlp="relu2", tied=False)),
+    "arcee": ("arcee", dict(SIZES, mlp="relu2", tie_embeddings=False)),
 }
 
 
@@ -65,7 +64,7 @@ def make(
     tensors = ((name, tensor.to(dtype)) for name, tensor in model.state_dict().items())
     origin = {"import": "random numbers"}
     tokenizer = tokenizer or Tokenizer.byte()
-    return Run.adopt(path, origin, config, tokenizer, tensors, dtype, template)
+    return Run.from_weights(path, origin, config, tokenizer, tensors, dtype, template)
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -140,7 +139,7 @@ def test_every_family_has_our_weights_under_the_names_of_llama_cpp(
     # shapes as ggml has them, the number of columns first
     assert tensors["token_embd.weight"].shape.tolist() == [64, V]
     assert tensors["blk.1.ffn_down.weight"].shape.tolist() == [96, 64]
-    assert ("output.weight" in tensors) is not config.tied
+    assert ("output.weight" in tensors) is not config.tie_embeddings
     assert ("blk.0.attn_qkv.bias" in tensors) is (architecture == "gpt2")
 
     assert keys["general.architecture"] == architecture
@@ -345,7 +344,7 @@ def altered(tmp_path: Path, change: Callable[[Tensor], Tensor]) -> Run:
     name = "blocks.1.mlp.down.weight"
     tensors = ((n, change(x) if n == name else x) for n, x in state.items())
     run = tmp_path / "run"
-    return Run.adopt(run, {"import": "x"}, config, Tokenizer.byte(), tensors, torch.float32)
+    return Run.from_weights(run, {"import": "x"}, config, Tokenizer.byte(), tensors, torch.float32)
 
 
 def test_a_tokenizer_that_llama_cpp_cannot_compute(tmp_path: Path) -> None:

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from gptsmith import bpe
 from gptsmith.interop import gguf_tokenizer
-from gptsmith.tokenizer import Tokenizer
+from gptsmith.tokenizer import Tokenizer, bpe
 
 
 def test_characters_are_merged_from_their_bytes() -> None:

@@ -22,9 +22,9 @@ from transformers import (
     logging,
 )
 
-from gptsmith.conversation import CHAT_TOKENS, TEMPLATE
+from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE
 from gptsmith.generate import engine
-from gptsmith.generate.sample import SamplingConfig
+from gptsmith.generate.sampling import SamplingConfig
 from gptsmith.interop.hf_export import export
 from gptsmith.interop.hf_import import open_folder
 from gptsmith.model.adapter import from_peft, to_peft
@@ -33,7 +33,7 @@ from gptsmith.model.config import PRESETS, ModelConfig, RopeScaling
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.lora import LoraConfig, attach
 from gptsmith.model.stock import stock_class
-from gptsmith.model.tuning import Tuning, trained
+from gptsmith.model.tuning import Tuning, trainable_state_dict
 from gptsmith.run import Run, layout
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint as checkpoints
@@ -49,21 +49,23 @@ SMALL = dict(n_layer=2, n_head=4, n_embd=32, context_length=T, vocab_size=V)
 LLAMA3 = RopeScaling(rope_type="llama3", factor=4, original_max_position_embeddings=16)
 AXES: dict[str, dict[str, Any]] = {
     "gpt2": dict(norm="layernorm", mlp="gelu", position="learned", bias="all"),
-    "gpt2 untied": dict(norm="layernorm", mlp="gelu", position="learned", bias="all", tied=False),
+    "gpt2 untied": dict(
+        norm="layernorm", mlp="gelu", position="learned", bias="all", tie_embeddings=False
+    ),
     "gpt2 erf": dict(norm="layernorm", mlp="gelu_erf", position="learned", bias="all"),
-    "llama": dict(n_kv_head=2, tied=False),
+    "llama": dict(n_kv_head=2, tie_embeddings=False),
     "llama tied": dict(norm_eps=1e-6, rope_theta=500.0),
     "llama biased": dict(bias="all", n_kv_head=1),
     "llama linear": dict(rope_scaling=RopeScaling(rope_type="linear", factor=2)),
     "llama3": dict(rope_scaling=LLAMA3, rope_theta=100.0),
-    "llama wide heads": dict(head_dim=16, tied=False),
+    "llama wide heads": dict(head_dim=16, tie_embeddings=False),
     "qwen2": dict(bias="qkv", n_kv_head=2),
-    "qwen3": dict(qk_norm=True, head_dim=16, n_kv_head=2, tied=False),
+    "qwen3": dict(qk_norm=True, head_dim=16, n_kv_head=2, tie_embeddings=False),
     "arcee": dict(mlp="relu2", n_kv_head=2),
 }
 
 
-def adopt(
+def from_weights(
     path: Path,
     config: ModelConfig,
     tokenizer: Tokenizer = TOKENIZER,
@@ -77,7 +79,7 @@ def adopt(
         name: (0.25 * torch.randn_like(t) + (t.dim() == 1 and name.endswith("weight"))).to(dtype)
         for name, t in model.state_dict().items()
     }
-    return Run.adopt(
+    return Run.from_weights(
         path, {"import": "somewhere"}, config, tokenizer, tensors.items(), dtype, template
     )
 
@@ -103,7 +105,7 @@ def opened(folder: Path, auto: Any = AutoModelForCausalLM) -> Any:
 
 @pytest.mark.parametrize("name", AXES)
 def test_logits_are_ours(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    run = adopt(tmp_path / "run", ModelConfig(**SMALL, **AXES[name]))
+    run = from_weights(tmp_path / "run", ModelConfig(**SMALL, **AXES[name]))
     export(run, tmp_path / "out")
     theirs = opened(tmp_path / "out")
     wanted = logits(run.load_model())
@@ -121,7 +123,7 @@ def test_logits_are_ours(name: str, tmp_path: Path, capfd: pytest.CaptureFixture
 def test_every_preset_exports(preset: str, tmp_path: Path) -> None:
     assert stock_class(ModelConfig.preset(preset))
     small = {**SMALL, "n_kv_head": 2 if "n_kv_head" in PRESETS[preset] else 4, "head_dim": 8}
-    run = adopt(tmp_path / "run", ModelConfig.preset(preset).change(**small, d_ff=48))
+    run = from_weights(tmp_path / "run", ModelConfig.preset(preset).change(**small, d_ff=48))
     export(run, tmp_path / "out")
     wanted = logits(run.load_model())
     torch.testing.assert_close(logits(opened(tmp_path / "out")), wanted, rtol=0, atol=1e-4)
@@ -135,14 +137,16 @@ def test_an_import_of_the_export_is_the_run(name: str, dtype: torch.dtype, tmp_p
     config = config.change(vocab_size=tokenizer.vocab_size, dropout=0.1)
     if name == "classifier":
         config = config.change(labels=("ham", "spam", 'Größe "x"'))
-    run = adopt(tmp_path / "run", config, tokenizer, None if config.labels else TEMPLATE, dtype)
+    run = from_weights(
+        tmp_path / "run", config, tokenizer, None if config.labels else TEMPLATE, dtype
+    )
     assert export(run, tmp_path / "out") == []
     found = open_folder(tmp_path / "out")
     assert found.config == config
     assert found.dtype == dtype
     assert found.tokenizer.to_json() == tokenizer.to_json()
     assert found.template == run.template
-    again = Run.adopt(
+    again = Run.from_weights(
         tmp_path / "again", dict(found.origin), found.config, found.tokenizer, found.tensors(),
         found.dtype, found.template,
     )  # fmt: skip
@@ -151,7 +155,7 @@ def test_an_import_of_the_export_is_the_run(name: str, dtype: torch.dtype, tmp_p
 
 def test_number_formats(tmp_path: Path) -> None:
     config = ModelConfig(**SMALL)
-    run = adopt(tmp_path / "run", config)
+    run = from_weights(tmp_path / "run", config)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         out = tmp_path / str(dtype)
         export(run, out, dtype=dtype)
@@ -180,20 +184,22 @@ def test_number_formats(tmp_path: Path) -> None:
 def test_axes_without_a_stock_class_are_refused(
     fields: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    run = adopt(tmp_path / "run", ModelConfig(**{**SMALL, **fields}))
+    run = from_weights(tmp_path / "run", ModelConfig(**{**SMALL, **fields}))
     with pytest.raises(ValueError, match=message):
         export(run, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_padded_rows_are_cut(tmp_path: Path) -> None:
-    run = adopt(tmp_path / "run", ModelConfig(**SMALL | dict(vocab_size=V + 40), tied=False))
+    run = from_weights(
+        tmp_path / "run", ModelConfig(**SMALL | dict(vocab_size=V + 40), tie_embeddings=False)
+    )
     assert export(run, tmp_path / "out") == ["40 rows that padded the vocabulary are left out"]
     theirs = opened(tmp_path / "out")
     assert theirs.config.vocab_size == V
     wanted = logits(run.load_model())[..., :V]
     torch.testing.assert_close(logits(theirs), wanted, rtol=0, atol=1e-4)
-    few = adopt(tmp_path / "few", ModelConfig(**SMALL | dict(vocab_size=V - 1)))
+    few = from_weights(tmp_path / "few", ModelConfig(**SMALL | dict(vocab_size=V - 1)))
     with pytest.raises(ValueError, match=f"{V} tokens, but the model has vectors for {V - 1}"):
         export(few, tmp_path / "none")
 
@@ -216,7 +222,7 @@ def test_qwen2_keeps_its_class_with_its_tokenizer(tmp_path: Path) -> None:
     ours = Tokenizer(json.dumps(document)).add_special_tokens(["<|im_start|>", "<|im_end|>"])
     assert ours.kind == "other"
     config = ModelConfig(**SMALL | dict(vocab_size=ours.vocab_size), **AXES["qwen2"])
-    run = adopt(tmp_path / "run", config, ours)
+    run = from_weights(tmp_path / "run", config, ours)
     assert export(run, tmp_path / "out") == []
     theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
     text = "The fox's 123 dogs\n\n  e\u0301 <|im_end|>\n"
@@ -235,12 +241,12 @@ def test_qwen2_keeps_its_class_with_its_tokenizer(tmp_path: Path) -> None:
 def chat_run(tmp_path: Path) -> Run:
     tokenizer = TOKENIZER.add_special_tokens(CHAT_TOKENS)
     config = ModelConfig(**SMALL | dict(vocab_size=tokenizer.vocab_size), qk_norm=True)
-    return adopt(tmp_path / "run", config, tokenizer, TEMPLATE)
+    return from_weights(tmp_path / "run", config, tokenizer, TEMPLATE)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
 def test_greedy_continuations_are_the_same(name: str, tmp_path: Path) -> None:
-    run = adopt(tmp_path / "run", ModelConfig(**SMALL, **AXES[name]))
+    run = from_weights(tmp_path / "run", ModelConfig(**SMALL, **AXES[name]))
     export(run, tmp_path / "out")
     theirs, tokenizer = opened(tmp_path / "out"), AutoTokenizer.from_pretrained(tmp_path / "out")
     prompt = tokenizer("The quick brown", return_tensors="pt")
@@ -260,7 +266,7 @@ def test_classifiers_read_the_last_real_token(name: str, pads: bool, tmp_path: P
     tokenizer = TOKENIZER.add_special_tokens(["<|pad|>"]) if pads else TOKENIZER
     config = ModelConfig(**SMALL | dict(vocab_size=tokenizer.vocab_size), **AXES[name])
     labels = ("ham", "spam", "eggs")
-    run = adopt(tmp_path / "run", config.change(labels=labels), tokenizer)
+    run = from_weights(tmp_path / "run", config.change(labels=labels), tokenizer)
     export(run, tmp_path / "out")
     theirs = opened(tmp_path / "out", AutoModelForSequenceClassification)
     assert theirs.config.id2label == dict(enumerate(labels))
@@ -287,7 +293,9 @@ def test_the_card_says_how_it_opens(
     if kind == "adapter":
         run = lora_run(tmp_path / "run", config, [])
     else:
-        run = adopt(tmp_path / "run", config, tokenizer, TEMPLATE if kind == "chat" else None)
+        run = from_weights(
+            tmp_path / "run", config, tokenizer, TEMPLATE if kind == "chat" else None
+        )
     export(run, tmp_path / "out", adapter=kind == "adapter")
     card = (tmp_path / "out" / "README.md").read_text()
     code = card.split("```python\n")[1].split("```")[0]
@@ -304,7 +312,7 @@ def lora_run(path: Path, config: ModelConfig, new: list[str]) -> Run:
     config = config.change(vocab_size=tokenizer.vocab_size + 3)
     ids = tuple(tokenizer.special_tokens[name] for name in new)
     tuned = Tuning(lora=LoraConfig(rank=3, alpha=6), token_ids=ids)
-    base = adopt(path.with_name("base of it"), config, tokenizer).load_model()
+    base = from_weights(path.with_name("base of it"), config, tokenizer).load_model()
     template = TEMPLATE if new else None
     tensors = {name: t.clone() for name, t in base.state_dict().items()}
     run = Run.create(path, {}, config, tokenizer, tuned=tuned, base=tensors, template=template)
@@ -314,7 +322,7 @@ def lora_run(path: Path, config: ModelConfig, new: list[str]) -> Run:
         for p in base.parameters():
             if p.requires_grad:
                 p.add_(0.2 * torch.randn_like(p))
-    saved, stored = to_peft(config, tuned.lora, trained(base), ids)
+    saved, stored = to_peft(config, tuned.lora, trainable_state_dict(base), ids)
     (path / layout.ADAPTER).mkdir()
     (path / layout.ADAPTER / layout.ADAPTER_CONFIG).write_text(json.dumps(stored))
     run.save_weights(saved, {"which": "last", "step": "1"})

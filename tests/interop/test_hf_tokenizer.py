@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from gptsmith.conversation import CHAT_TOKENS, TEMPLATE, ChatTemplate
+from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.interop.hf_export import export
 from gptsmith.interop.hf_tokenizer import read, read_template
 from gptsmith.model.config import ModelConfig, RopeScaling
@@ -146,7 +146,7 @@ def exported(folder: Path, tokenizer: Tokenizer, template: str | None = None, **
         n_layer=1, n_head=4, n_embd=8, context_length=64, vocab_size=tokenizer.vocab_size, **axes
     )
     tensors = GPTModel(config).state_dict().items()
-    run = Run.adopt(
+    run = Run.from_weights(
         folder / "run", {"import": "random"}, config, tokenizer, tensors, torch.float32, template
     )
     export(run, folder / "out")

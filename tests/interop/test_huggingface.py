@@ -57,9 +57,9 @@ def logits(model: Any) -> Tensor:
         return getattr(out := model(IDS), "logits", out)
 
 
-def adopt(folder: Path, path: Path) -> Run:
+def from_weights(folder: Path, path: Path) -> Run:
     found = open_folder(folder)
-    return Run.adopt(
+    return Run.from_weights(
         path, dict(found.origin), found.config, found.tokenizer, found.tensors(), found.dtype,
         found.template,
     )  # fmt: skip
@@ -118,7 +118,7 @@ def test_logits_are_theirs(
     theirs = make(case, labels)
     expected = logits(theirs)
     assert expected.std() > 0.1
-    run = adopt(save(theirs, tmp_path / "model"), tmp_path / "run")
+    run = from_weights(save(theirs, tmp_path / "model"), tmp_path / "run")
     torch.testing.assert_close(logits(run.load_model()), expected, rtol=0, atol=1e-4)
     assert run.model_config.labels == ("LABEL_0", "LABEL_1")[:labels]
     assert run.config["class"] == type(theirs).__name__
@@ -144,7 +144,7 @@ def test_layouts_of_files(make: Callable[..., Any], tmp_path: Path) -> None:
     for name in ("plain", "sharded", "old"):
         if name == "old":
             rewrite(plain, old).rename(tmp_path / "old")
-        run = adopt(tmp_path / name, tmp_path / f"run {name}")
+        run = from_weights(tmp_path / name, tmp_path / f"run {name}")
         torch.testing.assert_close(logits(run.load_model()), expected, rtol=0, atol=1e-4)
 
 
@@ -152,7 +152,7 @@ def test_a_tied_head_that_is_another_is_refused(make: Callable[..., Any], tmp_pa
     folder = save(make("gpt2"), tmp_path / "model")
     rewrite(folder, lambda t: t.update({"lm_head.weight": torch.ones(V, 32)}))
     with pytest.raises(ValueError, match=r"lm_head\.weight is not the embedding"):
-        adopt(folder, tmp_path / "run")
+        from_weights(folder, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -176,7 +176,7 @@ def test_dtype_is_that_of_the_source(
 ) -> None:
     theirs = make("llama").to(dtype)
     folder = save(theirs, tmp_path / "model")
-    run = adopt(folder, tmp_path / "run")
+    run = from_weights(folder, tmp_path / "run")
     stored = load_file(run.weights)
     assert {tensor.dtype for tensor in stored.values()} == {dtype}
     q, k, v = (theirs.state_dict()[f"model.layers.0.self_attn.{x}_proj.weight"] for x in "qkv")
@@ -188,7 +188,7 @@ def test_dtype_is_that_of_the_source(
 def test_vocabulary_rows_beyond_the_tokenizer_stay(folder: Path, tmp_path: Path) -> None:
     fewer = Tokenizer.char(["abc"])
     fewer.save(folder / "tokenizer.json")
-    run = adopt(folder, tmp_path / "run")
+    run = from_weights(folder, tmp_path / "run")
     assert (run.model_config.vocab_size, run.tokenizer.vocab_size) == (V, 4)
     Tokenizer.byte().save(folder / "tokenizer.json")
     with pytest.raises(ValueError, match="257 ids, the model vectors for 64"):
@@ -262,7 +262,7 @@ def test_weights_that_are_no_numbers_are_refused(
 ) -> None:
     rewrite(folder, lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"][3].fill_(value))
     with pytest.raises(ValueError, match=r"blocks\.1\.mlp\.gate_up\.weight holds NaN or infinity"):
-        adopt(folder, tmp_path / "run")
+        from_weights(folder, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

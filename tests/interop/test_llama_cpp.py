@@ -19,9 +19,9 @@ import pytest
 import torch
 
 from gptsmith import cli
-from gptsmith.conversation import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
+from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
 from gptsmith.generate.engine import generate
-from gptsmith.generate.sample import SamplingConfig
+from gptsmith.generate.sampling import SamplingConfig
 from gptsmith.interop import gguf
 from gptsmith.model.config import ModelConfig, RopeScaling
 from gptsmith.model.gpt import ACTIVATIONS, GPTModel
@@ -42,18 +42,20 @@ GPT2: dict[str, Any] = dict(
 LLAMA3 = RopeScaling(rope_type="llama3", factor=4.0, original_max_position_embeddings=64)
 FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": GPT2,
-    "gpt2 untied": dict(GPT2, tied=False),
+    "gpt2 untied": dict(GPT2, tie_embeddings=False),
     "llama": SIZES,
-    "llama untied": dict(SIZES, tied=False, rope_theta=500.0),
+    "llama untied": dict(SIZES, tie_embeddings=False, rope_theta=500.0),
     "llama biased": dict(SIZES, bias="all"),
     "llama linear": dict(SIZES, rope_scaling=RopeScaling(rope_type="linear", factor=4.0)),
     "llama3": dict(SIZES, rope_scaling=LLAMA3, rope_theta=100.0),
-    "qwen2": dict(SIZES, head_dim=16, bias="qkv", tied=False),
+    "qwen2": dict(SIZES, head_dim=16, bias="qkv", tie_embeddings=False),
     "qwen2 tied": dict(SIZES, head_dim=16, bias="qkv"),
     "qwen3": dict(SIZES, qk_norm=True),
-    "qwen3 untied": dict(SIZES, qk_norm=True, tied=False),
+    "qwen3 untied": dict(SIZES, qk_norm=True, tie_embeddings=False),
     "arcee": dict(SIZES, mlp="relu2"),
-    "arcee llama3": dict(SIZES, mlp="relu2", tied=False, rope_scaling=LLAMA3, rope_theta=100.0),
+    "arcee llama3": dict(
+        SIZES, mlp="relu2", tie_embeddings=False, rope_scaling=LLAMA3, rope_theta=100.0
+    ),
 }
 # Largest difference of a logit, where the logits of these random models have a spread of about 3.
 BOUNDS: dict[gguf.Kind, float] = {"f32": 1e-3, "f16": 0.05, "bf16": 0.5, "q8_0": 0.6}
@@ -69,7 +71,7 @@ def random_run(path: Path, fields: dict[str, Any]) -> Run:
             p.copy_(noise + (p.dim() == 1 and name.endswith("weight")))
     origin = {"import": "random numbers"}
     tensors = model.state_dict().items()
-    return Run.adopt(path, origin, config, Tokenizer.byte(), tensors, torch.float32)
+    return Run.from_weights(path, origin, config, Tokenizer.byte(), tensors, torch.float32)
 
 
 @contextmanager
@@ -200,7 +202,9 @@ def test_plain_text_gets_the_same_tokens(name: str, tmp_path: Path, request: Any
     tokenizer = tokenizer.add_special_tokens(CHAT_TOKENS)
     config = ModelConfig(n_layer=1, n_head=1, n_embd=16, vocab_size=tokenizer.vocab_size)
     tensors = GPTModel(config).state_dict().items()
-    run = Run.adopt(tmp_path / "run", {"import": "x"}, config, tokenizer, tensors, torch.float32)
+    run = Run.from_weights(
+        tmp_path / "run", {"import": "x"}, config, tokenizer, tensors, torch.float32
+    )
     gguf.export(run, tmp_path / "out", kind="f16")
     (path,) = (tmp_path / "out").glob("*.gguf")
     llama = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
@@ -219,8 +223,9 @@ def test_plain_text_gets_the_same_tokens(name: str, tmp_path: Path, request: Any
 # Trained models
 
 TRAIN = [
-    "--train.steps", "100", "--train.batch-size", "8", "--train.threads", "1", "--eval.every", "0",
-    "--train.precision", "fp32", "--monitor.trackers", "none", "--optim.learning-rate", "0.005",
+    "--train.steps", "100", "--train.batch-size", "8", "--train.num-threads", "1",
+    "--eval.interval", "0", "--train.precision", "fp32", "--monitor.trackers", "none",
+    "--optim.learning-rate", "0.005",
 ]  # fmt: skip
 
 
@@ -285,7 +290,7 @@ def test_what_a_user_types_is_plain_text_if_llama_cpp_is_told_so(tmp_path: Path)
     config = ModelConfig(n_layer=1, n_head=1, n_embd=32, vocab_size=tokenizer.vocab_size)
     tensors = GPTModel(config).state_dict().items()
     origin = {"import": "random numbers"}
-    run = Run.adopt(
+    run = Run.from_weights(
         tmp_path / "run", origin, config, tokenizer, tensors, torch.float32, template=TEMPLATE
     )
     with opened(run, tmp_path / "out") as llama:

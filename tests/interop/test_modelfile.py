@@ -2,7 +2,7 @@
 
 import pytest
 
-from gptsmith.conversation import ChatTemplate
+from gptsmith.chat_template import ChatTemplate
 from gptsmith.interop import modelfile
 from gptsmith.tokenizer import Tokenizer
 

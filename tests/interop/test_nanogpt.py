@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptsmith.interop import nanogpt
-from gptsmith.interop.imported import Imported
-from gptsmith.model import weights
+from gptsmith.interop.external_model import ExternalModel
+from gptsmith.model import state_dict
 from gptsmith.model.gpt import GPTModel
 from gptsmith.tokenizer import Tokenizer
 
@@ -89,8 +89,8 @@ def save(folder: Path, args: dict[str, Any], state: dict[str, Any], **more: Any)
     return path
 
 
-def model_of(imported: Imported) -> GPTModel:
-    return weights.load(imported.config, dict(imported.tensors()), "imported").eval()
+def model_of(imported: ExternalModel) -> GPTModel:
+    return state_dict.load(imported.config, dict(imported.tensors()), "imported").eval()
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -142,7 +142,7 @@ def test_a_checkpoint_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_head_of_its_own(tmp_path: Path) -> None:
     state = {**state_of(ARGS), "lm_head.weight": torch.randn(CHARACTERS, 8)}
     imported = nanogpt.open_file(save(tmp_path, ARGS, state))
-    assert not imported.config.tied
+    assert not imported.config.tie_embeddings
     ids = torch.randint(0, CHARACTERS, (1, 16))
     with torch.no_grad():
         logits = model_of(imported)(ids)[..., :CHARACTERS]

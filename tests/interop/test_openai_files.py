@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from local_web import Site
 
-from gptsmith import fetch, files
-from gptsmith.fetch import Wanted
+from gptsmith import download, files
+from gptsmith.download import Wanted
 from gptsmith.interop import openai_files
 from gptsmith.model.config import ModelConfig
-from gptsmith.model.size import parameters
+from gptsmith.model.flops import parameters
 
 CONTENT = bytes(range(256)) * 2000  # 512,000 bytes
 
@@ -67,7 +67,7 @@ def free_port() -> int:
 def test_without_network(
     openai: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(fetch, "_PAUSES", (60.0,))  # which it does not wait for
+    monkeypatch.setattr(download, "_PAUSES", (60.0,))  # which it does not wait for
     monkeypatch.setattr(openai_files, "_OPENAI", f"http://127.0.0.1:{free_port()}/models")
     openai.mkdir(parents=True)
     (openai / "hparams.json").write_bytes(b"{}")
@@ -93,6 +93,6 @@ def test_what_is_known_of_openais_files(real_data: Path) -> None:
     for size, preset in (("124M", "gpt2"), ("355M", "gpt2-medium")):
         known = {wanted.name: wanted for wanted in openai_files.GPT2[size]}
         for name in ("encoder.json", "vocab.bpe"):
-            fetch.verify(real_data / "gpt2_bpe" / name, known[name], "")
+            download.verify(real_data / "gpt2_bpe" / name, known[name], "")
         expected = 4 * parameters(ModelConfig.preset(preset))
         assert known["model.ckpt.data-00000-of-00001"].size == expected

@@ -15,16 +15,16 @@ from torch import Tensor
 
 from gptsmith.interop import openai_tf
 from gptsmith.interop.crc32c import crc32c
-from gptsmith.interop.imported import Imported
-from gptsmith.model import weights
+from gptsmith.interop.external_model import ExternalModel
+from gptsmith.model import state_dict
 from gptsmith.model.gpt import GPTModel
 
 FIXTURE = Path(__file__).parent / "fixtures" / "tf_gpt2"
 V, T, C, H, L = 300, 16, 8, 2, 2  # the fixture's sizes
 
 
-def model_of(imported: Imported) -> GPTModel:
-    return weights.load(imported.config, dict(imported.tensors()), "imported").eval()
+def model_of(imported: ExternalModel) -> GPTModel:
+    return state_dict.load(imported.config, dict(imported.tensors()), "imported").eval()
 
 
 # --- a writer of the format ----------------------------------------------------------------------

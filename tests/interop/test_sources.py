@@ -20,7 +20,7 @@ TF = Path(__file__).parent / "fixtures" / "tf_gpt2"
 def test_a_run_of_openais_files(tmp_path: Path) -> None:
     """From real TensorFlow's files to a run that computes the same."""
     imported = open_source(str(TF))
-    run = Run.adopt(
+    run = Run.from_weights(
         tmp_path / "run", dict(imported.origin), imported.config, imported.tokenizer,
         imported.tensors(), imported.dtype, imported.template,
     )  # fmt: skip
@@ -40,7 +40,7 @@ def test_a_damaged_source_leaves_no_run(tmp_path: Path) -> None:
     data.write_bytes(bytes(data.stat().st_size))
     imported = open_source(str(broken))
     with pytest.raises(ValueError, match="does not have its checksum"):
-        Run.adopt(
+        Run.from_weights(
             tmp_path / "run", dict(imported.origin), imported.config, imported.tokenizer,
             imported.tensors(), imported.dtype,
         )  # fmt: skip

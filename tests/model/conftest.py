@@ -103,7 +103,11 @@ CASES = {
             bias="all",
         ),
     ),
-    "llama": ("LlamaForCausalLM", dict(LLAMA, tie_word_embeddings=False), dict(OURS, tied=False)),
+    "llama": (
+        "LlamaForCausalLM",
+        dict(LLAMA, tie_word_embeddings=False),
+        dict(OURS, tie_embeddings=False),
+    ),
     "llama tied, equal heads": (
         "LlamaForCausalLM",
         dict(LLAMA, num_key_value_heads=4, tie_word_embeddings=True),
@@ -144,12 +148,12 @@ CASES = {
     "qwen2": (
         "Qwen2ForCausalLM",
         dict(LLAMA, tie_word_embeddings=False),
-        dict(OURS, bias="qkv", tied=False),
+        dict(OURS, bias="qkv", tie_embeddings=False),
     ),
     "arcee": (
         "ArceeForCausalLM",
         dict(LLAMA, head_dim=8, tie_word_embeddings=False),
-        dict(OURS, mlp="relu2", tied=False),
+        dict(OURS, mlp="relu2", tie_embeddings=False),
     ),
 }
 

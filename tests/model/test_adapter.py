@@ -18,7 +18,7 @@ from gptsmith.model.config import PRESETS, ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.lora import LoraConfig, attach, merge
 from gptsmith.model.stock import stock_class
-from gptsmith.model.tuning import trained
+from gptsmith.model.tuning import trainable_state_dict
 
 # peft of transformers, and of a user of GPT-2 who says nothing of its transposed weights
 pytestmark = pytest.mark.filterwarnings(
@@ -95,14 +95,14 @@ def test_peft_opens_ours(
     plain = outputs(ours)
     attach(ours, lora, token_ids)
     randomize(ours)
-    saved = write(tmp_path, to_peft(ours.config, lora, trained(ours), token_ids))
+    saved = write(tmp_path, to_peft(ours.config, lora, trainable_state_dict(ours), token_ids))
     assert (outputs(ours) - plain).abs().max() > 0.5
     theirs = peft.PeftModel.from_pretrained(pair.theirs, str(saved)).eval()
     torch.testing.assert_close(theirs(IDS).logits, outputs(ours), rtol=1e-4, atol=1e-4)
     # And what was written is read back as it was.
     again, tensors, ids = from_peft(ours.config, *read(saved))
     assert (again, ids) == (lora, token_ids)
-    expected = trained(ours)
+    expected = trainable_state_dict(ours)
     assert tensors.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(tensors[name], tensor), name
@@ -156,8 +156,8 @@ def test_where_there_is_no_stock_class_our_own_names_serve(
     token_ids: list[int], tmp_path: Path
 ) -> None:
     config = ModelConfig(
-        n_layer=2, n_head=2, n_embd=16, vocab_size=V, context_length=16, mlp="relu2", tied=False,
-        qk_norm=True, mask="causal() & sliding_window(4)",
+        n_layer=2, n_head=2, n_embd=16, vocab_size=V, context_length=16, mlp="relu2",
+        tie_embeddings=False, qk_norm=True, mask="causal() & sliding_window(4)",
     )  # fmt: skip
     torch.manual_seed(0)
     model = GPTModel(config).eval()
@@ -166,7 +166,7 @@ def test_where_there_is_no_stock_class_our_own_names_serve(
     lora = LoraConfig(rank=2)
     attach(model, lora, token_ids)
     randomize(model)
-    saved = write(tmp_path, to_peft(config, lora, trained(model), token_ids))
+    saved = write(tmp_path, to_peft(config, lora, trainable_state_dict(model), token_ids))
     _, adapter = read(saved)
     assert adapter["auto_mapping"]["base_model_class"] == "GPTModel"
     if not token_ids:  # of peft, rows of tokens ask for a configuration of transformers
@@ -209,7 +209,7 @@ QWEN3 = ModelConfig(
 def adapter() -> Adapter:
     model, lora = GPTModel(QWEN3), LoraConfig(rank=2)
     attach(model, lora, NEW)
-    return to_peft(QWEN3, lora, trained(model), NEW)
+    return to_peft(QWEN3, lora, trainable_state_dict(model), NEW)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptsmith.model import attention
-from gptsmith.model.attention import Inside, attend, blocked_causal
+from gptsmith.model.attention import CausalMask, attention, blocked_causal
 
 BF16 = torch.bfloat16
 
@@ -42,7 +41,7 @@ def test_attend_is_attention(K: int, kind: str) -> None:
     if kind == "blind rows":
         mask[[0, 5, 12]] = False
     given = None if kind == "causal" else mask.expand(B, 1, T, T)
-    ours = results(lambda q, k, v: attend(q, k, v, given), *inputs(T, K))
+    ours = results(lambda q, k, v: attention(q, k, v, given), *inputs(T, K))
     expected = results(lambda q, k, v: by_hand(q, k, v, mask), *inputs(T, K))
     for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -73,14 +72,14 @@ def test_training_in_bfloat16_takes_the_blocked_form(monkeypatch: pytest.MonkeyP
         lambda q, k, v, mask: taken.append(q.shape[2]) or blocked_causal(q, k, v, mask),
     )
     q, k, v = inputs(64, dtype=torch.bfloat16)
-    trained = attend(q, k, v, None)
+    trained = attention(q, k, v, None)
     assert taken == [64]
     with torch.no_grad():
-        torch.testing.assert_close(attend(q, k, v, None), trained, rtol=0.05, atol=0.02)
-    attend(q, k, v, None, 0.1)
-    attend(q, k, v, torch.ones(64, 64).bool().expand(1, 1, 64, 64))
-    attend(*inputs(64), None)
-    attend(*inputs(300, dtype=torch.bfloat16), None)
+        torch.testing.assert_close(attention(q, k, v, None), trained, rtol=0.05, atol=0.02)
+    attention(q, k, v, None, 0.1)
+    attention(q, k, v, torch.ones(64, 64).bool().expand(1, 1, 64, 64))
+    attention(*inputs(64), None)
+    attention(*inputs(300, dtype=torch.bfloat16), None)
     assert taken == [64]
 
 
@@ -90,8 +89,8 @@ def test_a_mask_inside_causal_takes_it_too(T: int) -> None:
     documents = torch.arange(T) // 37
     allowed = (documents[:, None] == documents).tril()[None, None]
     allowed[..., T // 2, :] = False
-    ours = results(lambda q, k, v: attend(q, k, v, Inside(allowed)), *inputs(T, dtype=BF16))
-    expected = results(lambda q, k, v: attend(q, k, v, allowed), *inputs(T))
+    ours = results(lambda q, k, v: attention(q, k, v, CausalMask(allowed)), *inputs(T, dtype=BF16))
+    expected = results(lambda q, k, v: attention(q, k, v, allowed), *inputs(T))
     for a, b in zip(ours, expected, strict=True):
         assert float((a.float() - b).norm() / b.norm().clamp(min=1)) < 1e-2
     assert float(ours[0][:, :, T // 2].abs().max()) == 0
@@ -102,6 +101,6 @@ def test_dropout_of_attention_weights() -> None:
     mask = torch.ones(32, 32).tril().bool().expand(1, 1, 32, 32)
     for given in (None, mask):
         torch.manual_seed(0)
-        mean = torch.stack([attend(q, k, v, given, 0.3) for _ in range(300)]).mean(dim=0)
-        assert float((mean - attend(q, k, v, None)).detach().abs().mean()) < 0.03
-        assert not torch.equal(attend(q, k, v, given, 0.3), attend(q, k, v, given, 0.3))
+        mean = torch.stack([attention(q, k, v, given, 0.3) for _ in range(300)]).mean(dim=0)
+        assert float((mean - attention(q, k, v, None)).detach().abs().mean()) < 0.03
+        assert not torch.equal(attention(q, k, v, given, 0.3), attention(q, k, v, given, 0.3))

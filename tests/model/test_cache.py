@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gptsmith.model import masks
-from gptsmith.model.attention import attend
-from gptsmith.model.cache import KVCache
+from gptsmith.model.attention import attention
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
+from gptsmith.model.kv_cache import KVCache
 from gptsmith.model.masks import Mask
 
 GPT2 = ModelConfig(
@@ -23,7 +23,7 @@ MODELS = {
     ),
     "qwen3, 1 kv head": GPT2.change(
         norm="rmsnorm", mlp="relu2", position="rope", bias="qkv", n_kv_head=1, head_dim=6,
-        qk_norm=True, tied=False,
+        qk_norm=True, tie_embeddings=False,
     ),
 }  # fmt: skip
 MASKS = [
@@ -161,9 +161,9 @@ def test_a_single_query_is_the_fused_kernel(K: int, dtype: torch.dtype) -> None:
     for mask in (None, by_head, by_head[:, :1], by_head[:1]):
         expected = F.scaled_dot_product_attention(q.float(), *expanded, attn_mask=mask).nan_to_num()
         tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-        actual = attend(q, k, v, mask)
+        actual = attention(q, k, v, mask)
         torch.testing.assert_close(actual.float(), expected, atol=tolerance, rtol=tolerance)
-    assert (attend(q, k, v, by_head)[1, 2] == 0).all()
+    assert (attention(q, k, v, by_head)[1, 2] == 0).all()
 
 
 @torch.no_grad()

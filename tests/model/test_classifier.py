@@ -57,10 +57,10 @@ def test_a_length_that_cannot_be_is_refused(length: int) -> None:
         model.logits(texts(2, 12)[0], torch.tensor([12, length]))
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_it_is_a_gpt_with_another_head(tied: bool) -> None:
-    plain = GPTModel(ModelConfig(**SMALL, tied=tied))
-    model = GPTClassifier(ModelConfig(**SMALL, tied=tied, labels=LABELS))
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+def test_it_is_a_gpt_with_another_head(tie_embeddings: bool) -> None:
+    plain = GPTModel(ModelConfig(**SMALL, tie_embeddings=tie_embeddings))
+    model = GPTClassifier(ModelConfig(**SMALL, tie_embeddings=tie_embeddings, labels=LABELS))
     body = [name for name in plain.state_dict() if name != "head.weight"]
     assert list(model.state_dict()) == [*body, "score.weight"]
     assert model.score.weight.shape == (3, 16)

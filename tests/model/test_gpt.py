@@ -47,7 +47,8 @@ def test_initial_weights_are_scaled_by_depth_and_width(mlp: str) -> None:
     for n_layer, n_embd, std in ((1, 128, 0.02), (18, 128, 0.02), (2, 1536, 0.02 / math.sqrt(2))):
         c = ModelConfig(
             n_layer=n_layer, n_head=2, n_embd=n_embd, vocab_size=300, mlp=mlp, d_ff=256,
-            norm="layernorm", bias="all", context_length=64, position="learned", tied=False,
+            norm="layernorm", bias="all", context_length=64, position="learned",
+            tie_embeddings=False,
         )  # fmt: skip
         for name, p in GPTModel(c).named_parameters():
             if p.dim() == 1:
@@ -193,7 +194,7 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
     grads = []
     for recompute in (False, True):
         model = tiny(dropout=0.2).train()
-        model.recompute_activations = recompute
+        model.activation_checkpointing = recompute
         torch.manual_seed(3)
         next_token_loss(model, Batch(ids(), ids()))[0].backward()
         grads.append([p.grad for p in model.parameters()])

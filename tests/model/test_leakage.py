@@ -6,8 +6,8 @@ from torch import Tensor
 
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.model.leakage import first_scored
 from gptsmith.model.masks import Mask, bidirectional, causal, prefix, sliding_window
+from gptsmith.model.target_leakage import first_scored
 
 T, H = 8, 2
 

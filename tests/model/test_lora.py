@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from gptsmith.generate.engine import generate
-from gptsmith.generate.sample import SamplingConfig
+from gptsmith.generate.sampling import SamplingConfig
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
@@ -18,7 +18,7 @@ GPT2 = ModelConfig(
     **SIZES, norm="layernorm", mlp="gelu", position="learned", bias="all", dropout=0.1
 )
 QWEN3 = ModelConfig(**SIZES, n_kv_head=2, qk_norm=True)
-UNTIED = QWEN3.change(tied=False)
+UNTIED = QWEN3.change(tie_embeddings=False)
 CONFIGS = pytest.mark.parametrize("config", [GPT2, QWEN3, UNTIED], ids=["gpt2", "qwen3", "untied"])
 IDS = torch.randint(V, (3, 10), generator=torch.Generator().manual_seed(1))
 NEW = [49, 3, 7]
@@ -68,7 +68,7 @@ def test_only_adapters_and_new_rows_learn_and_no_other_number_moves(config: Mode
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     attach(model, LoraConfig(rank=2, dropout=0.1), NEW)
     randomize(model, 0.01)
-    rows = {"embedding.token.rows"} | ({"head.rows"} if not config.tied else set())
+    rows = {"embedding.token.rows"} | ({"head.rows"} if not config.tie_embeddings else set())
     assert {n for n in trained_names(model) if ".lora_" not in n} == rows
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.03)
     model.train()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from gptsmith.model.attention import attend
+from gptsmith.model.attention import attention
 from gptsmith.model.masks import (
     Mask,
     bidirectional,
@@ -341,7 +341,7 @@ def test_flex_attention_agrees_with_scaled_dot_product_attention(mask: Mask, K: 
     at = torch.arange(T)
     seen = mask.dense(B, H, at, at)
     flex = flex_attention(q, k, v, block_mask=mask.block_mask(B, H, T, "cpu"), enable_gqa=K != H)
-    sdpa = attend(q, k, v, seen)
+    sdpa = attention(q, k, v, seen)
     torch.testing.assert_close(flex, sdpa, atol=1e-5, rtol=1e-5)
     blind = ~seen.expand(B, H, T, T).any(-1)
     assert (sdpa[blind] == 0).all()

@@ -7,11 +7,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from gptsmith.model.cache import KVCache
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import PRESETS, ModelConfig
+from gptsmith.model.flops import flops_per_token, kv_cache_bytes, parameters, training_memory
 from gptsmith.model.gpt import GPTModel
-from gptsmith.model.size import flops_per_token, kv_cache_bytes, parameters, training_memory
+from gptsmith.model.kv_cache import KVCache
 from gptsmith.train.loss import Batch, next_token_loss
 from gptsmith.train.optim import OptimConfig, Optimizer
 
@@ -45,7 +45,7 @@ axes = st.fixed_dictionaries(
         position=st.sampled_from(["learned", "rope"]),
         bias=st.sampled_from(["none", "qkv", "all"]),
         qk_norm=st.booleans(),
-        tied=st.booleans(),
+        tie_embeddings=st.booleans(),
         labels=st.sampled_from([(), (), ("no", "yes", "perhaps")]),
     )
 ).map(lambda fields: ModelConfig(**fields))

@@ -7,7 +7,12 @@ from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.masks import causal
-from gptsmith.model.weights import as_classifier, grow_vocabulary, load, with_dropout
+from gptsmith.model.state_dict import (
+    load,
+    resize_token_embeddings,
+    with_classification_head,
+    with_dropout,
+)
 
 SMALL = dict(n_layer=2, n_head=2, n_embd=16, context_length=16, vocab_size=40)
 LABELS = ("no", "yes")
@@ -26,12 +31,12 @@ def test_labels_make_a_classifier_of_the_tensors() -> None:
         load(config, GPTModel(ModelConfig(**SMALL)).state_dict(), "there")
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_classifier_takes_over_the_body_of_a_language_model(tied: bool) -> None:
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+def test_a_classifier_takes_over_the_body_of_a_language_model(tie_embeddings: bool) -> None:
     torch.manual_seed(0)
-    model = GPTModel(ModelConfig(**SMALL, tied=tied)).eval()
+    model = GPTModel(ModelConfig(**SMALL, tie_embeddings=tie_embeddings)).eval()
     model.mask = causal()  # as loaded from somewhere
-    new = as_classifier(model, LABELS)
+    new = with_classification_head(model, LABELS)
     assert new.config == model.config.change(labels=LABELS)
     assert new.mask is model.mask
     assert not new.training
@@ -39,7 +44,7 @@ def test_a_classifier_takes_over_the_body_of_a_language_model(tied: bool) -> Non
     assert torch.equal(new.hidden(IDS), model.hidden(IDS))
     assert all(p.requires_grad for p in new.parameters())
     # From one classification to the next: the old head goes.
-    other = as_classifier(new, ["a", "b", "c"])
+    other = with_classification_head(new, ["a", "b", "c"])
     assert other.score.weight.shape == (3, 16)
     assert torch.equal(other.hidden(IDS), model.hidden(IDS))
     assert sum(p.numel() for p in other.parameters()) == sum(
@@ -47,14 +52,14 @@ def test_a_classifier_takes_over_the_body_of_a_language_model(tied: bool) -> Non
     )
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_new_tokens_start_as_the_mean_of_the_old(tied: bool) -> None:
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+def test_new_tokens_start_as_the_mean_of_the_old(tie_embeddings: bool) -> None:
     torch.manual_seed(0)
-    model = GPTModel(ModelConfig(**SMALL, tied=tied)).eval()
+    model = GPTModel(ModelConfig(**SMALL, tie_embeddings=tie_embeddings)).eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     logits = model(IDS)
-    assert grow_vocabulary(model, 45) is model
-    assert model.config == ModelConfig(**{**SMALL, "vocab_size": 45}, tied=tied)
+    assert resize_token_embeddings(model, 45) is model
+    assert model.config == ModelConfig(**{**SMALL, "vocab_size": 45}, tie_embeddings=tie_embeddings)
     assert {n: t.shape for n, t in model.state_dict().items()} == {
         n: t.shape for n, t in GPTModel(model.config).state_dict().items()
     }
@@ -76,7 +81,7 @@ def test_new_tokens_start_as_the_mean_of_the_old(tied: bool) -> None:
 
 @pytest.mark.parametrize("labels", [(), LABELS])
 def test_dropout_is_another_and_the_weights_are_the_same(labels: tuple[str, ...]) -> None:
-    config = ModelConfig(**SMALL, labels=labels, tied=not labels)
+    config = ModelConfig(**SMALL, labels=labels, tie_embeddings=not labels)
     model = (GPTClassifier if labels else GPTModel)(config)
     new = with_dropout(model, 0.5)
     assert type(new) is type(model)
@@ -91,7 +96,7 @@ def test_rows_that_padding_left_unused_become_the_mean_as_well() -> None:
     model = GPTModel(ModelConfig(**SMALL))
     mean = model.embedding.token.weight[:30].mean(dim=0).detach()
     for size in (40, 41):
-        grow_vocabulary(model, size, used=30)
+        resize_token_embeddings(model, size, used=30)
         for row in model.embedding.token.weight[30:]:
             torch.testing.assert_close(row.detach(), mean)
 
@@ -99,4 +104,4 @@ def test_rows_that_padding_left_unused_become_the_mean_as_well() -> None:
 @pytest.mark.parametrize(("size", "used"), [(39, None), (40, 41), (40, 0)])
 def test_a_vocabulary_does_not_shrink(size: int, used: int | None) -> None:
     with pytest.raises(ValueError, match="it only grows"):
-        grow_vocabulary(GPTModel(ModelConfig(**SMALL)), size, used)
+        resize_token_embeddings(GPTModel(ModelConfig(**SMALL)), size, used)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gptsmith import cli
-from gptsmith.conversation import CHAT_TOKENS, TEMPLATE, ChatTemplate
+from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data.chat import load_chat
 from gptsmith.data.documents import Reader
 from gptsmith.data.packing import PaddedRows
@@ -25,9 +25,9 @@ from gptsmith.train import checkpoint, precision
 
 CPU = torch.device("cpu")
 COMMON = [
-    "--train.steps", "60", "--train.batch-size", "4", "--train.threads", "1",
-    "--train.precision", "fp32", "--eval.every", "20", "--eval.sample-tokens", "6",
-    "--save.every", "5", "--monitor.trackers", "none", "--monitor.log-every", "1",
+    "--train.steps", "60", "--train.batch-size", "4", "--train.num-threads", "1",
+    "--train.precision", "fp32", "--eval.interval", "20", "--eval.sample-tokens", "6",
+    "--save.interval", "5", "--monitor.trackers", "none", "--monitor.log-interval", "1",
     "--optim.learning-rate", "0.01", "--val-fraction", "0.1",
 ]  # fmt: skip
 KINDS = {

@@ -26,7 +26,7 @@ ROWS = [
     for i in range(20)
 ]
 SMALL = [
-    "--train.batch-size", "8", "--texts-per-step", "16", "--train.threads", "1",
+    "--train.batch-size", "8", "--texts-per-step", "16", "--train.num-threads", "1",
     "--monitor.trackers", "none", "--optim.learning-rate", "0.01", "--optim.warmup-steps", "5",
 ]  # fmt: skip
 
@@ -39,9 +39,9 @@ def base(tmp_path_factory) -> Path:
     prepare = ["prepare", str(folder / "text.txt"), "--tokenizer", "byte"]
     assert cli.main([*prepare, "--out", str(folder / "corpus")]) == 0
     model = ["--model.n-layer", "3", "--model.n-head", "2", "--model.n-embd", "32"]
-    model += ["--model.context-length", "32", "--train.steps", "20", "--train.threads", "1"]
+    model += ["--model.context-length", "32", "--train.steps", "20", "--train.num-threads", "1"]
     words = ["pretrain", "--data", str(folder / "corpus"), "--out", str(folder / "run"), *model]
-    words += ["--eval.every", "0", "--eval.sample-tokens", "0", "--monitor.trackers", "none"]
+    words += ["--eval.interval", "0", "--eval.sample-tokens", "0", "--monitor.trackers", "none"]
     assert cli.main(words) == 0
     return folder / "run"
 
@@ -105,7 +105,7 @@ def test_learns_the_classes_and_says_how_well(tuned, data):
 
 
 def run_of(base: Path, data: Path, out: Path, *more: str) -> Run:
-    argv = words(base, data, out, "--train.steps", "3", "--eval.every", "0", *more)
+    argv = words(base, data, out, "--train.steps", "3", "--eval.interval", "0", *more)
     assert cli.main(argv) == 0
     return Run.open(out)
 
@@ -136,7 +136,7 @@ def test_what_is_trained(base, data, tmp_path, capsys, more, trained):
 
 def test_killed_and_resumed_ends_the_same(base, data, tmp_path):
     argv = words(base, data, tmp_path / "straight", "--train.steps", "40", "--lora.rank", "2")
-    argv += ["--save.every", "5", "--save.keep-last", "99", "--eval.every", "20"]
+    argv += ["--save.interval", "5", "--save.keep-last", "99", "--eval.interval", "20"]
     assert cli.main(argv) == 0
     out = tmp_path / "killed"
     argv[argv.index(str(tmp_path / "straight"))] = str(out)
@@ -196,7 +196,7 @@ def test_recipes(recipe, base, data, tmp_path):
     [
         (["--trained", "head", "--lora.rank", "2"], "give one of the two"),
         (["--texts-per-step", "12"], "not a multiple of train.batch_size 8"),
-        (["--train.tokens-per-step", "64"], "--texts-per-step"),
+        (["--train.total-batch-tokens", "64"], "--texts-per-step"),
         (["--context-length", "33"], "more than the model's 32"),
         (["--text-column", "body"], "no column 'body'; there are 'text', 'label'"),
         (["--trained", "tail"], "'head', 'last-block' or 'all'"),

@@ -36,7 +36,7 @@ def pretrain(world: Path, out: Path, *more: str) -> int:
         [
             "pretrain", "--data", str(world / "data"), "--out", str(out), "--model", "nano",
             "--model.context-length", "32", "--train.steps", "150", "--train.batch-size", "16",
-            "--train.compile", "off", "--optim.learning-rate", "0.02", "--eval.every", "50",
+            "--train.compile", "off", "--optim.learning-rate", "0.02", "--eval.interval", "50",
             "--eval.sample-tokens", "0", "--eval.tasks", "hellaswag_gpt2",
             "--eval.task-data", str(world / "questions.jsonl"), "--monitor.trackers", "none", *more,
         ]

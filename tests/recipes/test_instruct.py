@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from gptsmith import cli
-from gptsmith.conversation import ChatTemplate
+from gptsmith.chat_template import ChatTemplate
 from gptsmith.data.instructions import Prompt
 from gptsmith.generate.engine import generate
-from gptsmith.generate.sample import SamplingConfig
+from gptsmith.generate.sampling import SamplingConfig
 from gptsmith.recipes.instruct import instruct_section
 from gptsmith.run import Run
 
@@ -28,7 +28,7 @@ ROWS = [
     for word in WORDS
 ]
 SMALL = [
-    "--train.batch-size", "8", "--train.threads", "1", "--monitor.trackers", "none",
+    "--train.batch-size", "8", "--train.num-threads", "1", "--monitor.trackers", "none",
     "--responses", "4", "--response-tokens", "12", "--eval.sample-tokens", "12",
     "--optim.learning-rate", "0.01", "--optim.warmup-steps", "5",
 ]  # fmt: skip
@@ -44,7 +44,7 @@ def base(tmp_path_factory) -> Path:
     model = ["--model.n-layer", "2", "--model.n-head", "2", "--model.n-embd", "32"]
     model += ["--model.context-length", "64", "--train.steps", "20", *SMALL[:6]]
     words = ["pretrain", "--data", str(folder / "corpus"), "--out", str(folder / "run"), *model]
-    assert cli.main([*words, "--eval.every", "0", "--eval.sample-tokens", "0"]) == 0
+    assert cli.main([*words, "--eval.interval", "0", "--eval.sample-tokens", "0"]) == 0
     return folder / "run"
 
 
@@ -68,7 +68,7 @@ def events(run: Path, kind: str) -> list[dict]:
 
 def test_learns_to_answer_and_to_stop(base, data, tmp_path, capsys):
     out = tmp_path / "run"
-    assert cli.main(words(base, data, out, "--train.steps", "150", "--eval.every", "50")) == 0
+    assert cli.main(words(base, data, out, "--train.steps", "150", "--eval.interval", "50")) == 0
     validations = events(out, "val")
     assert validations[0]["step"] == 0
     assert validations[-1]["val_loss"] < validations[0]["val_loss"] / 2
@@ -122,7 +122,7 @@ def test_the_same_test_rows_whatever_is_trained(base, data, tmp_path):
 
 def test_killed_and_resumed_ends_the_same(base, data, tmp_path):
     argv = words(base, data, tmp_path / "straight", "--train.steps", "40", "--lora.rank", "2")
-    argv += ["--save.every", "5", "--save.keep-last", "99"]
+    argv += ["--save.interval", "5", "--save.keep-last", "99"]
     assert cli.main(argv) == 0
     out = tmp_path / "killed"
     argv[argv.index(str(tmp_path / "straight"))] = str(out)

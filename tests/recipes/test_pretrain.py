@@ -22,7 +22,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 TEXT = "".join(f"{n} plus {n + 1} is {n + n + 1}. " for n in range(3000))
 SMALL = [
     "--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "32",
-    "--model.context-length", "32", "--train.batch-size", "4", "--train.threads", "1",
+    "--model.context-length", "32", "--train.batch-size", "4", "--train.num-threads", "1",
     "--monitor.trackers", "none",
 ]  # fmt: skip
 
@@ -51,7 +51,7 @@ def test_every_recipe_trains(recipe, corpus, tmp_path):
     """Two steps of each, its own architecture one layer deep and narrow enough for a test."""
     run = tmp_path / "run"
     small = ["--model.context-length", "32", "--train.batch-size", "2", "--model.n-layer", "1"]
-    horizon = ["--train.steps", "2", "--train.tokens-per-step", "128", "--eval.tokens", "500"]
+    horizon = ["--train.steps", "2", "--train.total-batch-tokens", "128", "--eval.tokens", "500"]
     for name in ("tokens", "epochs", "seconds"):
         horizon += [f"--train.{name}", "none"]
     where = ["--data", str(corpus), "--out", str(run), "--monitor.trackers", "none"]
@@ -81,7 +81,7 @@ def test_every_recipe_has_a_stock_class():
 
 def test_run_folder_is_complete(corpus, tmp_path):
     run = tmp_path / "run"
-    assert train(corpus, run, "--train.steps", "30", "--eval.every", "15") == 0
+    assert train(corpus, run, "--train.steps", "30", "--eval.interval", "15") == 0
     for name in ("config.yaml", "model.json", "model.safetensors", "tokenizer.json", "report.md",
                  "metrics.jsonl", "metrics.csv", "curves.png", "samples.txt"):  # fmt: skip
         assert (run / name).stat().st_size > 0, name
@@ -98,7 +98,7 @@ def test_run_folder_is_complete(corpus, tmp_path):
 
 def test_the_end_is_measured_on_ten_times_as_much(corpus, tmp_path):
     run = tmp_path / "run"
-    more = ("--train.steps", "4", "--eval.every", "2", "--eval.tokens", "64")
+    more = ("--train.steps", "4", "--eval.interval", "2", "--eval.tokens", "64")
     assert train(corpus, run, *more) == 0
     assert [(e["step"], e["tokens"]) for e in events(run, "val")] == [
         (0, 64), (2, 64), (4, 64), (4, 640)
@@ -107,7 +107,7 @@ def test_the_end_is_measured_on_ten_times_as_much(corpus, tmp_path):
 
 def test_learns(corpus, tmp_path):
     """The arithmetic is a pattern that a small model must pick up: from 5.5 nats to under 1.3."""
-    assert train(corpus, tmp_path / "run", "--train.steps", "300", "--eval.every", "0") == 0
+    assert train(corpus, tmp_path / "run", "--train.steps", "300", "--eval.interval", "0") == 0
     assert events(tmp_path / "run", "val")[-1]["val_loss"] < 1.3
 
 
@@ -126,7 +126,7 @@ def test_horizons(corpus, tmp_path, horizon, steps):
 
 def test_wall_clock_horizon(corpus, tmp_path):
     """The schedule follows the clock, whatever the speed: each rate is that of its moment."""
-    run, words = tmp_path / "run", ["--monitor.log-every", "1", "--optim.warmup-steps", "0"]
+    run, words = tmp_path / "run", ["--monitor.log-interval", "1", "--optim.warmup-steps", "0"]
     argv = ["--data", str(corpus), "--out", str(run), *SMALL, *words, "--train.seconds", "3"]
     assert pretrain.main([*argv, "--optim.schedule", "linear"], started=time.perf_counter()) == 0
     steps = events(run, "train")
@@ -147,8 +147,10 @@ def test_the_clock_runs_from_the_start_of_the_command(corpus, tmp_path):
 
 def test_early_stopping_keeps_the_best(corpus, tmp_path):
     run = tmp_path / "run"
-    words = ["--train.steps", "400", "--eval.every", "10", "--eval.patience", "2"]
-    assert train(corpus, run, *words, "--optim.learning-rate", "3", "--optim.clip", "0") == 0
+    words = ["--train.steps", "400", "--eval.interval", "10", "--eval.patience", "2"]
+    assert (
+        train(corpus, run, *words, "--optim.learning-rate", "3", "--optim.max-grad-norm", "0") == 0
+    )
     validations = {e["step"]: e["val_loss"] for e in events(run, "val")}
     assert max(validations) < 400
     best = min(validations, key=validations.__getitem__)
@@ -176,7 +178,7 @@ def test_mask_from_a_file(corpus, tmp_path, capsys, monkeypatch):
     rule = "def strided(b, h, q, k):\n    return (k <= q) & ((q - k) % 2 == 0)\n"
     Path("rules.py").write_text(rule)
     run = tmp_path / "run"
-    steps = ["--train.steps", "6", "--save.every", "3", "--save.keep-last", "9"]
+    steps = ["--train.steps", "6", "--save.interval", "3", "--save.keep-last", "9"]
     assert train(corpus, run, "--model.mask", "rules.py:strided", *steps) == 0
     Path("rules.py").unlink()  # the run keeps its own copy
     assert cli.main(["generate", str(run), "--max-new-tokens", "3"]) == 2
@@ -197,7 +199,7 @@ def test_mask_that_sees_its_target_is_refused(corpus, tmp_path, capsys):
     ("words", "says"),
     [
         (["--train.steps", "5", "--train.epochs", "1"], "one horizon"),
-        (["--train.tokens-per-step", "100"], "not a multiple"),
+        (["--train.total-batch-tokens", "100"], "not a multiple"),
         (["--model.context-length", "1000000"], "fewer than context_length"),
         (["--model.n-head", "5"], "n_embd 32"),
         (["--train.device", "tpu"], "tpu"),
@@ -217,7 +219,14 @@ def test_bad_input(corpus, tmp_path, capsys, words, says):
 
 def test_divergence_names_the_batch(corpus, tmp_path, capsys):
     words = ["--train.steps", "50", "--train.max-skips", "3", "--train.precision", "fp32"]
-    huge = ["--optim.learning-rate", "1e30", "--optim.clip", "0", "--optim.warmup-steps", "0"]
+    huge = [
+        "--optim.learning-rate",
+        "1e30",
+        "--optim.max-grad-norm",
+        "0",
+        "--optim.warmup-steps",
+        "0",
+    ]
     assert train(corpus, tmp_path / "run", *words, *huge, "--optim.kind", "adamw") == 2
     error = capsys.readouterr().err
     assert "samples" in error

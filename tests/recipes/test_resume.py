@@ -45,10 +45,10 @@ def command(corpus: Path, out: Path, *more: str) -> list[str]:
         sys.executable, "-m", "gptsmith", "pretrain", "--data", str(corpus), "--out", str(out),
         "--model.n-layer", "2", "--model.n-head", "2", "--model.n-embd", "32",
         "--model.context-length", "32", "--model.dropout", "0.1", "--document-mask",
-        "--train.steps", str(STEPS), "--train.batch-size", "8", "--train.tokens-per-step", "512",
-        "--train.threads", "1", "--train.seed", "3", "--eval.every", "40", "--eval.tokens", "2000",
-        "--eval.sample-tokens", "8", "--save.every", "10", "--monitor.trackers", "none",
-        "--monitor.log-every", "1", *more,
+        "--train.steps", str(STEPS), "--train.batch-size", "8", "--train.total-batch-tokens", "512",
+        "--train.num-threads", "1", "--train.seed", "3", "--eval.interval", "40",
+        "--eval.tokens", "2000", "--eval.sample-tokens", "8", "--save.interval", "10",
+        "--monitor.trackers", "none", "--monitor.log-interval", "1", *more,
     ]  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def test_killed_at_random_moments(corpus, whole, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_saves_and_exits_75(corpus, whole, tmp_path, number):
     run = tmp_path / "run"
-    process = start(command(corpus, run, "--save.every", "0"))
+    process = start(command(corpus, run, "--save.interval", "0"))
     while process.poll() is None:
         log = run / "metrics.jsonl"
         if log.exists() and log.read_text().count('"train"') >= 5:
@@ -141,7 +141,7 @@ def test_signal_saves_and_exits_75(corpus, whole, tmp_path, number):
     assert "--resume" in errors
     step = checkpoint.find(run / "checkpoints")[0].step
     assert 0 < step < STEPS
-    finish(command(corpus, run, "--save.every", "0", "--resume"))
+    finish(command(corpus, run, "--save.interval", "0", "--resume"))
     same_state(whole, run)
 
 
@@ -171,7 +171,7 @@ def test_damaged_newest_checkpoint(corpus, whole, tmp_path):
         (["--model.n-layer", "3"], "model.n_layer: 2 -> 3"),
         (["--train.seed", "4"], "train.seed: 3 -> 4"),
         (["--optim.kind", "adamw"], "optim.kind: muon -> adamw"),
-        (["--train.tokens-per-step", "256"], "train.tokens_per_step: 512 -> 256"),
+        (["--train.total-batch-tokens", "256"], "train.total_batch_tokens: 512 -> 256"),
     ],
 )
 def test_changed_runs_are_refused(corpus, whole, change, says):

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from gptsmith import cli
-from gptsmith.conversation import CHAT_TOKENS, TEMPLATE
-from gptsmith.data.batches import Windows
+from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE
+from gptsmith.data.dataset import Windows
 from gptsmith.data.prepare import PrepareConfig, prepare
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
@@ -24,9 +24,9 @@ from gptsmith.train import checkpoint
 from gptsmith.train.loss import IGNORE
 
 COMMON = [
-    "--train.steps", "40", "--train.batch-size", "4", "--train.threads", "1",
-    "--train.precision", "fp32", "--eval.every", "20", "--eval.sample-tokens", "6",
-    "--save.every", "5", "--monitor.trackers", "none", "--optim.learning-rate", "0.01",
+    "--train.steps", "40", "--train.batch-size", "4", "--train.num-threads", "1",
+    "--train.precision", "fp32", "--eval.interval", "20", "--eval.sample-tokens", "6",
+    "--save.interval", "5", "--monitor.trackers", "none", "--optim.learning-rate", "0.01",
 ]  # fmt: skip
 KINDS = {
     "all": ["--document-mask"],

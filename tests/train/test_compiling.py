@@ -127,7 +127,7 @@ def test_a_frozen_head_compiles_too(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.compiler.reset()
     torch.manual_seed(0)
     sizes = dict(n_layer=1, n_head=1, n_embd=8, d_ff=8, context_length=16, vocab_size=50)
-    model = GPTModel(ModelConfig(**sizes, tied=False))
+    model = GPTModel(ModelConfig(**sizes, tie_embeddings=False))
     model.head_weight.requires_grad_(False)
     batch = batches("whole rows")[0]
     trained = [p for p in model.parameters() if p.requires_grad]

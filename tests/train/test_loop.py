@@ -9,10 +9,17 @@ from torch import Tensor
 
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.train.loop import Diverged, Guard, Step, mix, sum_targets, train_steps
 from gptsmith.train.loss import IGNORE, Batch, next_token_loss
 from gptsmith.train.optim import OptimConfig, Optimizer
 from gptsmith.train.precision import Precision
+from gptsmith.train.step import (
+    LossSpikeGuard,
+    Step,
+    TrainingDiverged,
+    derive_seed,
+    sum_targets,
+    train_steps,
+)
 
 T, V = 12, 20
 FP32 = Precision("fp32", "cpu", "")
@@ -50,7 +57,7 @@ def steps(
     **given: object,
 ) -> list[Step]:
     """n steps of four rows each, in micro-batches of `size`."""
-    fields = dict(learning_rate=lambda s: 0.01 * 0.98**s, precision=FP32, clip=1.0, seed=0)
+    fields = dict(learning_rate=lambda s: 0.01 * 0.98**s, precision=FP32, max_grad_norm=1.0, seed=0)
     batches = batches or (lambda s: [samples(4 * s + i, size) for i in range(0, 4, size)])
     optimizer = optimizer or Optimizer(model, OptimConfig(kind=kind), "cpu")
     run = train_steps(model, loss, batches, optimizer, **{**fields, **given})
@@ -71,7 +78,7 @@ def test_micro_batches_with_unequal_targets_equal_one_batch(kind: str) -> None:
     for size in (4, 2, 1):
         model = small()
         # One step only: where a gradient is near 0, AdamW blows rounding up to the full rate.
-        done = steps(model, 1, kind=kind, size=size, clip=0.5)[0]
+        done = steps(model, 1, kind=kind, size=size, max_grad_norm=0.5)[0]
         grads = [p.grad for p in model.parameters()]
         results.append((done, grads, weights(model)))
     (whole, grads, after), *split = results
@@ -87,7 +94,7 @@ def test_micro_batches_with_unequal_targets_equal_one_batch(kind: str) -> None:
 
 def test_the_gradient_is_that_of_the_mean_over_scored_tokens() -> None:
     model, reference = small(), small()
-    done = steps(model, 1, size=1, clip=0.0)[0]
+    done = steps(model, 1, size=1, max_grad_norm=0.0)[0]
     batch = samples(0, 4)
     summed, scored = next_token_loss(reference, batch)
     (summed / scored).backward()
@@ -109,11 +116,11 @@ def test_padding_does_not_count_as_tokens() -> None:
 
 def test_clipping_bounds_the_gradient_and_reports_its_true_norm() -> None:
     norms = {}
-    for clip in (0.0, 0.01):
+    for max_grad_norm in (0.0, 0.01):
         model = small()
-        norms[clip] = steps(model, 1, clip=clip)[0].grad_norm
+        norms[max_grad_norm] = steps(model, 1, max_grad_norm=max_grad_norm)[0].grad_norm
         left = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
-        assert float(left) == pytest.approx(clip or norms[0.0], rel=1e-3)
+        assert float(left) == pytest.approx(max_grad_norm or norms[0.0], rel=1e-3)
     assert norms[0.0] == norms[0.01] > 0.1
 
 
@@ -171,10 +178,10 @@ def test_dropout_differs_by_seed_step_and_micro_batch() -> None:
 
 
 def test_seeds_are_spread_and_depend_on_every_number() -> None:
-    seen = {mix(a, b, c, 0) for a in range(8) for b in range(8) for c in range(8)}
+    seen = {derive_seed(a, b, c, 0) for a in range(8) for b in range(8) for c in range(8)}
     assert len(seen) == 512
     assert all(0 <= x < 2**63 for x in seen)
-    assert mix(1, 2) != mix(2, 1)
+    assert derive_seed(1, 2) != derive_seed(2, 1)
 
 
 def broken(name: str, factor: float) -> Callable:
@@ -191,7 +198,7 @@ def broken(name: str, factor: float) -> Callable:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_bad_batch_is_skipped_counted_and_named(kind: str, factor: float) -> None:
     model = small()
-    guard = Guard()
+    guard = LossSpikeGuard()
     optimizer = Optimizer(model, OptimConfig(kind=kind), "cpu")
     loss = broken("samples 10..11", factor)
     kept = []
@@ -214,7 +221,7 @@ def test_a_bad_batch_is_skipped_counted_and_named(kind: str, factor: float) -> N
 
 def test_a_spike_is_skipped_and_does_not_count_as_recent() -> None:
     model = small()
-    guard = Guard()
+    guard = LossSpikeGuard()
     guard.recent.extend([3.0 + 0.01 * (i % 2) for i in range(64)])
     before = weights(model)
     done = steps(model, 2, loss=broken("samples 0..3", 3.0), guard=guard)
@@ -225,7 +232,7 @@ def test_a_spike_is_skipped_and_does_not_count_as_recent() -> None:
 
 
 def test_what_is_no_spike() -> None:
-    quiet, noisy = Guard(), Guard(sigmas=4)
+    quiet, noisy = LossSpikeGuard(), LossSpikeGuard(sigmas=4)
     for i in range(64):
         assert quiet.check(i, 50.0, 1.0, ["a"]) == ""  # nothing to compare with yet
         assert noisy.check(i, 3.0 + (i % 2), 1.0, ["a"]) == ""
@@ -233,17 +240,19 @@ def test_what_is_no_spike() -> None:
     assert "jumped" in quiet.check(65, 51.2, 1.0, ["a"])
     assert noisy.check(64, 5.4, 1.0, ["a"]) == ""
     assert "jumped" in noisy.check(65, 6.0, 1.0, ["a"])
-    never = Guard(sigmas=0)
+    never = LossSpikeGuard(sigmas=0)
     never.recent.extend([1.0] * 64)
     assert never.check(0, 1e9, 1.0, ["a"]) == ""
 
 
 def test_after_too_many_bad_steps_in_a_row_training_stops_naming_the_last() -> None:
-    guard = Guard(patience=3)
-    with pytest.raises(Diverged, match=r"step 4 skipped: .*samples 12\.\.15; 3 steps in a row"):
+    guard = LossSpikeGuard(patience=3)
+    with pytest.raises(
+        TrainingDiverged, match=r"step 4 skipped: .*samples 12\.\.15; 3 steps in a row"
+    ):
         steps(small(), 9, loss=lambda m, b: (torch.nan * next_token_loss(m, b)[0], None),
               first_step=1, guard=guard)  # fmt: skip
-    guard = Guard(patience=2)
+    guard = LossSpikeGuard(patience=2)
     for i in range(8):  # never two in a row
         guard.check(i, math.nan if i % 2 else 1.0, 1.0, ["a"])
     assert guard.skipped == 4
@@ -258,13 +267,13 @@ def test_what_diverged_can_be_saved_and_goes_on_as_if_it_had_been_more_patient(k
         return (summed * torch.nan if batch.name in bad else summed), scored
 
     config = OptimConfig(kind=kind)
-    patient, guard = small(), Guard(patience=4)
+    patient, guard = small(), LossSpikeGuard(patience=4)
     through = steps(
         patient, 8, optimizer=(first := Optimizer(patient, config, "cpu")), loss=loss, guard=guard
     )
     assert [bool(s.skipped) for s in through] == [False] * 3 + [True] * 3 + [False] * 2
 
-    model, hasty = small(), Guard(patience=3)
+    model, hasty = small(), LossSpikeGuard(patience=3)
     optimizer = Optimizer(model, config, "cpu")
     seen: list[Step] = []
     stood = []
@@ -274,9 +283,9 @@ def test_what_diverged_can_be_saved_and_goes_on_as_if_it_had_been_more_patient(k
         stood.append((weights(model), state, hasty.state()))
         return [samples(4 * step, 4)]
 
-    rate = dict(learning_rate=lambda s: 0.01 * 0.98**s, precision=FP32, clip=1.0, seed=0)
+    rate = dict(learning_rate=lambda s: 0.01 * 0.98**s, precision=FP32, max_grad_norm=1.0, seed=0)
     run = train_steps(model, loss, batches, optimizer, guard=hasty, **rate)
-    with pytest.raises(Diverged, match=r"step 6 skipped: .* 3 steps in a row"):
+    with pytest.raises(TrainingDiverged, match=r"step 6 skipped: .* 3 steps in a row"):
         seen.extend(run)
     *_, good, _, last = stood  # before steps 4, 5 and 6
     assert [str(s) for s in seen] == [str(s) for s in through[:5]]  # NaN equals nothing
@@ -286,7 +295,7 @@ def test_what_diverged_can_be_saved_and_goes_on_as_if_it_had_been_more_patient(k
     assert all(torch.equal(x, now[name]) for name, x in good[1].items())
     assert hasty.state() == last[2]
 
-    resumed = Guard(patience=4)
+    resumed = LossSpikeGuard(patience=4)
     resumed.load(hasty.state())
     rest = steps(model, 3, optimizer=optimizer, loss=loss, guard=resumed, first_step=5)
     assert [str(s) for s in rest] == [str(s) for s in through[5:]]
@@ -297,16 +306,16 @@ def test_what_diverged_can_be_saved_and_goes_on_as_if_it_had_been_more_patient(k
 
 
 def test_the_guard_goes_on_where_it_stood() -> None:
-    guard = Guard(patience=3)
+    guard = LossSpikeGuard(patience=3)
     for i in range(70):
         guard.check(i, float(i % 3), 1.0, ["a"])
     guard.check(70, math.nan, 1.0, ["a"])
-    other = Guard(patience=3)
+    other = LossSpikeGuard(patience=3)
     other.load(guard.state())
     assert other.state() == guard.state()
     assert len(other.recent) == 64
     other.check(71, math.nan, 1.0, ["a"])
-    with pytest.raises(Diverged):
+    with pytest.raises(TrainingDiverged):
         other.check(72, math.nan, 1.0, ["a"])
 
 
@@ -319,7 +328,7 @@ def test_a_loss_scaler_changes_nothing_but_survives_overflow() -> None:
         assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-4)
 
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-60)
-    guard = Guard(patience=1)
+    guard = LossSpikeGuard(patience=1)
     before = weights(model)
     done = steps(model, 1, scaler=scaler, guard=guard)[0]
     assert "fp16 overflow at loss scale 1.7" in done.skipped
@@ -335,8 +344,10 @@ def test_overflow_that_no_scale_cures_is_divergence() -> None:
         return summed, scored
 
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    with pytest.raises(Diverged, match=r"step 5 .* gradient norm nan in .*; 2 steps in a row"):
-        steps(small(), 9, loss=infinite_gradient, scaler=scaler, guard=Guard(patience=2))
+    with pytest.raises(
+        TrainingDiverged, match=r"step 5 .* gradient norm nan in .*; 2 steps in a row"
+    ):
+        steps(small(), 9, loss=infinite_gradient, scaler=scaler, guard=LossSpikeGuard(patience=2))
 
 
 def test_a_step_without_a_single_target_changes_no_weight_by_gradient() -> None:

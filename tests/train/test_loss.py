@@ -82,15 +82,15 @@ def test_bfloat16_is_close_and_gradients_have_their_owners_dtype() -> None:
         assert float((a.float() - b).norm() / b.norm()) < 0.02
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tie_embeddings", [True, False])
 @pytest.mark.parametrize("chunk_bytes", [1, 20 * V * 4, 2**27])
 def test_next_token_loss_is_the_loss_of_the_logits(
-    tied: bool, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+    tie_embeddings: bool, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(CHUNK_BYTES, "cpu", chunk_bytes)
     torch.manual_seed(0)
     sizes = dict(n_layer=1, n_head=2, n_embd=16, context_length=12, vocab_size=V)
-    model = GPTModel(ModelConfig(**sizes, tied=tied))
+    model = GPTModel(ModelConfig(**sizes, tie_embeddings=tie_embeddings))
     with torch.no_grad():
         model.embedding.token.weight.mul_(20)
     ids = torch.randint(V, (3, 13))

@@ -105,7 +105,9 @@ def test_which_rows_of_a_model_are_fused() -> None:
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_every_parameter_is_trained_by_one_optimizer_and_matrices_decay(kind: str) -> None:
-    model = small(bias="all", norm="layernorm", position="learned", mlp="gelu", tied=False)
+    model = small(
+        bias="all", norm="layernorm", position="learned", mlp="gelu", tie_embeddings=False
+    )
     optimizer = Optimizer(model, OptimConfig(kind=kind, weight_decay=0.5), "cpu")
     owners = [
         (p, type(o).__name__, group["weight_decay"])
@@ -139,11 +141,11 @@ def test_without_a_gradient_matrices_shrink_and_the_rest_stays(kind: str) -> Non
 
 
 def test_the_learning_rate_reaches_every_group_times_its_factor() -> None:
-    optimizer = Optimizer(small(), OptimConfig(kind="muon", embedding_rate=3.0), "cpu")
+    optimizer = Optimizer(small(), OptimConfig(kind="muon", embedding_lr_scale=3.0), "cpu")
     optimizer.set_learning_rate(0.01)
     rates = {type(o).__name__: {g["lr"] for g in o.param_groups} for o in optimizer.optimizers}
     assert rates == {"AdamW": {0.03}, "Muon": {0.01}}
-    alone = Optimizer(small(), OptimConfig(kind="adamw", embedding_rate=3.0), "cpu")
+    alone = Optimizer(small(), OptimConfig(kind="adamw", embedding_lr_scale=3.0), "cpu")
     alone.set_learning_rate(0.01)
     assert {g["lr"] for o in alone.optimizers for g in o.param_groups} == {0.01}
 

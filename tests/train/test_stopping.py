@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from gptsmith.train.stopping import SIGNALS, StopSignal
+from gptsmith.train.signals import SIGNALS, StopSignal
 
 CHILD = """
 import subprocess, sys
-from gptsmith.train.stopping import StopSignal
+from gptsmith.train.signals import StopSignal
 with StopSignal() as stop:
     print("ready", flush=True)
     child = "import time; print('child', flush=True); time.sleep(1.0); print('child ends')"
@@ -30,7 +30,7 @@ COMPILE = """
 import torch
 import torch._inductor.config
 from gptsmith.train.compiling import compiled
-from gptsmith.train.stopping import StopSignal
+from gptsmith.train.signals import StopSignal
 torch._inductor.config.cpp.vec_isa_ok = False  # no trials of the processor, which take seconds
 with StopSignal() as stop:
     print("ready", flush=True)

@@ -13,10 +13,10 @@ from typing import NoReturn
 from pydantic import Field
 
 from gptsmith import files, settings
+from gptsmith.chat_template import ChatTemplate, Message
 from gptsmith.commands.weights import WeightOptions
-from gptsmith.conversation import ChatTemplate, Message
 from gptsmith.generate.chat import fit_history, reply
-from gptsmith.generate.sample import SamplingConfig
+from gptsmith.generate.sampling import SamplingConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.run import Run
 from gptsmith.tokenizer import Tokenizer

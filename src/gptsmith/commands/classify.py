@@ -18,7 +18,7 @@ from gptsmith.commands.weights import WeightOptions
 from gptsmith.data.labelled_files import read_texts
 from gptsmith.data.labelled_rows import encode_texts
 from gptsmith.data.rows import Row
-from gptsmith.evaluate.classify import log_probabilities, named
+from gptsmith.evaluate.classification import log_probabilities, named
 from gptsmith.files import atomic_path
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.run import Run

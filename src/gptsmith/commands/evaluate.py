@@ -13,9 +13,9 @@ from rich.console import Console
 from gptsmith import files, settings
 from gptsmith.commands import evaluate_perplexity
 from gptsmith.commands.evaluate_options import EvaluateOptions
-from gptsmith.evaluate import choices, gsm8k, judge, results, skills, tasks, text
+from gptsmith.evaluate import choices, gsm8k, judge, reference_metrics, report, skills, tasks
 from gptsmith.evaluate.endpoint import Endpoint
-from gptsmith.evaluate.results import Result
+from gptsmith.evaluate.report import Result
 from gptsmith.model.gpt import GPTModel
 from gptsmith.run import Run
 
@@ -61,9 +61,9 @@ def tell(
     console = Console(width=None if sys.stdout.isatty() else 120)
     own = next(iter(found.values()))
     if len(runs) > 1:
-        console.print(results.comparison(found))
+        console.print(report.comparison(found))
     elif shown := [r for r in own if r.task not in ("perplexity", "skills")]:
-        console.print(results.table(shown))
+        console.print(report.table(shown))
     for name, some in found.items():
         for note in dict.fromkeys(note for result in some for note in result.notes):
             print(f"{name}: {note}" if len(found) > 1 else note, file=sys.stderr)
@@ -132,7 +132,7 @@ def _job(name: str, options: EvaluateOptions, run: Run, model: Callable[[], GPTM
     if name == "skills":
         return lambda: _skills(options, run, model())
     if name == "text":
-        return partial(text.score, _responses(options, run))
+        return partial(reference_metrics.score, _responses(options, run))
     if name == "judge":
         entries = _responses(options, run)
         with Endpoint(options.judge):  # its settings are checked, nothing is sent
@@ -164,12 +164,12 @@ def write(out: Path | None, stem: Path, found: Mapping[str, Sequence[Result]]) -
         if items:
             lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in items)
             files.write_text(f"{stem}.items.jsonl", "".join(lines))
-    results.draw(stem, found)
+    report.draw(stem, found)
     print(f"{stem}.png, {stem}.pdf: the same as a picture")
 
 
-def _responses(options: EvaluateOptions, run: Run) -> list[text.Entry]:
-    return text.read_responses(options.responses or run.path)[: options.limit]
+def _responses(options: EvaluateOptions, run: Run) -> list[reference_metrics.Entry]:
+    return reference_metrics.read_responses(options.responses or run.path)[: options.limit]
 
 
 def _verdicts(options: EvaluateOptions) -> Path:

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 
 from gptsmith.commands.evaluate_options import EvaluateOptions
-from gptsmith.data.batches import validation_batches, validation_windows
+from gptsmith.data.dataset import validation_batches, validation_windows
 from gptsmith.data.documents import Reader
 from gptsmith.data.shards import Corpus
 from gptsmith.data.stream import text_stream
 from gptsmith.evaluate import perplexity
 from gptsmith.evaluate.progress import progress
-from gptsmith.evaluate.results import Result
+from gptsmith.evaluate.report import Result
 from gptsmith.model.gpt import GPTModel
-from gptsmith.model.leakage import first_scored
+from gptsmith.model.target_leakage import first_scored
 from gptsmith.run import Run, is_run
-from gptsmith.train.loss import score_from
+from gptsmith.train.loss import mask_targets_before
 from gptsmith.train.precision import Precision, choose
 from gptsmith.train.trackers import flatten
 
@@ -45,7 +45,9 @@ def prepare(
         start = first_scored(model().mask, T, c.n_head, c.n_layer)
         batches = validation_batches(shards, T, B, eos, limit, stride)
         count = -(-len(validation_windows(shards, T, limit, stride)) // B)
-        scored = (score_from(batch, start) for batch in progress(batches, "perplexity", count))
+        scored = (
+            mask_targets_before(batch, start) for batch in progress(batches, "perplexity", count)
+        )
         token_bytes = torch.from_numpy(run.tokenizer.token_bytes())
         scores = perplexity.evaluate(model(), scored, arithmetic, token_bytes)
         how = "" if stride == T else f", every {stride:,}"

@@ -9,7 +9,7 @@ from pydantic import Field
 from gptsmith import settings
 from gptsmith.commands.weights import WeightOptions
 from gptsmith.generate import engine
-from gptsmith.generate.sample import SamplingConfig
+from gptsmith.generate.sampling import SamplingConfig
 from gptsmith.run import Run
 from gptsmith.tokenizer import Tokenizer
 

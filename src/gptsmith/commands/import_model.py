@@ -12,9 +12,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from torch import Tensor
 
 from gptsmith import files, settings
-from gptsmith.interop.imported import Imported
+from gptsmith.interop.external_model import ExternalModel
 from gptsmith.interop.sources import open_source
-from gptsmith.model.size import parameters
+from gptsmith.model.flops import parameters
 from gptsmith.run import Run
 
 _PLAIN_SECONDS = 5.0
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     imported = open_source(options.source)
     _describe(imported)
     total = parameters(imported.config) * imported.dtype.itemsize
-    run = Run.adopt(
+    run = Run.from_weights(
         options.out,
         dict(imported.origin),
         imported.config,
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     print(f"{run.path} is a run now: {_next(run)}")
 
 
-def _describe(imported: Imported) -> None:
+def _describe(imported: ExternalModel) -> None:
     config, tokenizer = imported.config, imported.tokenizer
     name = imported.origin.get("class", imported.origin["format"])
     dtype = str(imported.dtype).removeprefix("torch.")

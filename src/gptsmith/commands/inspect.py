@@ -7,7 +7,7 @@ from pydantic import Field
 from rich.console import Console
 
 from gptsmith import settings
-from gptsmith.conversation import chat_tokenizer
+from gptsmith.chat_template import chat_tokenizer
 from gptsmith.data import inspect
 from gptsmith.data.chat import ChatFiles
 from gptsmith.data.statistics import CorpusReport

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import Field
 
 from gptsmith import settings
-from gptsmith.conversation import chat_tokenizer
+from gptsmith.chat_template import chat_tokenizer
 from gptsmith.data.chat import ChatFiles, write_chat
 from gptsmith.run import Run
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from gptsmith.conversation import ChatTemplate
+from gptsmith.chat_template import ChatTemplate
 from gptsmith.data.conversations import (
     Columns,
     Counts,

@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from gptsmith.conversation import ChatTemplate
+from gptsmith.chat_template import ChatTemplate
 from gptsmith.data.chat import load_chat
 from gptsmith.data.conversations import Columns, Counts, answer_ends
 from gptsmith.data.documents import Reader

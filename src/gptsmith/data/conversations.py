@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gptsmith.conversation import ChatTemplate, Message
+from gptsmith.chat_template import ChatTemplate, Message
 from gptsmith.data.documents import Reader
 from gptsmith.data.examples import Example
 from gptsmith.data.rows import Row, listed, read_rows

@@ -85,13 +85,13 @@ def _shakespeare() -> Path:
     local = _data_folder("tinyshakespeare", "input.txt")
     if local is not None and local.is_file():
         return local
-    from gptsmith import fetch  # and with it httpx, 40 ms, for this alone
+    from gptsmith import download  # httpx with it, 40 ms, for this alone
 
-    wanted = fetch.Wanted("tiny Shakespeare", _SHAKESPEARE_SIZE, _SHAKESPEARE_SHA256)
+    wanted = download.Wanted("tiny Shakespeare", _SHAKESPEARE_SIZE, _SHAKESPEARE_SHA256)
     try:
-        with fetch.cache("tinyshakespeare") as (folder, report):
+        with download.cache("tinyshakespeare") as (folder, report):
             path = folder / "input.txt"
-            fetch.have(_SHAKESPEARE, path, wanted, report)
+            download.have(_SHAKESPEARE, path, wanted, report)
     except ConnectionError as error:
         raise UnavailableError(
             f"shakespeare: cannot be fetched ({error}); put {_SHAKESPEARE} into "

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from gptsmith import files
-from gptsmith.data.batches import permutation
+from gptsmith.data.dataset import permutation
 from gptsmith.data.tables import table_schema
 from gptsmith.train.loss import IGNORE
 

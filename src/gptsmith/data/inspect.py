@@ -14,7 +14,7 @@ from rich.text import Text
 from gptsmith import files
 from gptsmith.data.statistics import CorpusReport, Sample, SplitStatistics, corpus_report
 from gptsmith.model.config import ModelConfig
-from gptsmith.model.size import (
+from gptsmith.model.flops import (
     TrainingMemory,
     flops_per_token,
     kv_cache_bytes,
@@ -262,7 +262,13 @@ def _run(report: RunReport) -> Iterable[RenderableType]:
     c, memory = report.model, report.memory
     yield _title("run", report.path)
     heads = f"{c.n_head} heads" + (f" ({c.K} key/value)" if c.n_head != c.K else "")
-    parts = [c.norm, c.mlp, c.position, f"bias {c.bias}", "tied" if c.tied else "untied"]
+    parts = [
+        c.norm,
+        c.mlp,
+        c.position,
+        f"bias {c.bias}",
+        "tied" if c.tie_embeddings else "untied",
+    ]
     yield _facts(
         {
             "architecture": f"{c.n_layer} layers, {c.n_embd} wide, {heads} of {c.D}, MLP {c.F}, "

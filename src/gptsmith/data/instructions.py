@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from gptsmith.conversation import ChatTemplate, Message
+from gptsmith.chat_template import ChatTemplate, Message
 from gptsmith.data.examples import Example
 from gptsmith.data.rows import Row, listed, read_rows
 from gptsmith.train.loss import IGNORE

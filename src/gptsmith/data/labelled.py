@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gptsmith.data.batches import permutation
+from gptsmith.data.dataset import permutation
 from gptsmith.data.documents import Reader
 from gptsmith.data.labelled_files import LabelledFiles, LabelledText
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptsmith.data.batches import permutation
+from gptsmith.data.dataset import permutation
 from gptsmith.data.labelled_files import LabelledText
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train.loss import IGNORE, Batch

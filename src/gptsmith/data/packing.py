@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from gptsmith.data.batches import permutation
+from gptsmith.data.dataset import permutation
 from gptsmith.data.examples import Example, Examples
 from gptsmith.train.loss import IGNORE, Batch
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from gptsmith.conversation import ChatTemplate
+from gptsmith.chat_template import ChatTemplate
 from gptsmith.data.conversations import answer_ends
 from gptsmith.data.documents import Reader
 from gptsmith.data.examples import Example

@@ -20,9 +20,9 @@ import numpy as np
 
 from gptsmith.evaluate.likelihood import Likelihood, Request, log_likelihoods
 from gptsmith.evaluate.prompts import Question
-from gptsmith.evaluate.results import Result, mean
+from gptsmith.evaluate.report import Result, mean
 from gptsmith.model.gpt import GPTModel
-from gptsmith.model.leakage import first_scored
+from gptsmith.model.target_leakage import first_scored
 from gptsmith.tokenizer import Tokenizer
 
 # Where all choices are one text or one letter, it makes no difference what the sum is divided by.

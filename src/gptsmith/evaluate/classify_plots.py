@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gptsmith.evaluate.classify import Scores
+from gptsmith.evaluate.classification import Scores
 from gptsmith.files import atomic_path
 from gptsmith.train.plots import GRID, INK, TRAIN, VAL
 

@@ -15,14 +15,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gptsmith.conversation import ChatTemplate, Message
+from gptsmith.chat_template import ChatTemplate, Message
 from gptsmith.data.corpora import HubName, hub_revision, hub_rows
 from gptsmith.data.rows import Row, check_unicode, read_rows
 from gptsmith.evaluate.progress import progress
-from gptsmith.evaluate.results import Result, mean
+from gptsmith.evaluate.report import Result, mean
 from gptsmith.generate.chat import BATCH, complete
 from gptsmith.generate.engine import generate
-from gptsmith.generate.sample import SamplingConfig
+from gptsmith.generate.sampling import SamplingConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.tokenizer import Tokenizer
 

@@ -21,7 +21,7 @@ import torch
 from gptsmith.evaluate.choices import encode_pairs
 from gptsmith.evaluate.likelihood import Request, log_likelihoods
 from gptsmith.generate.engine import generate
-from gptsmith.generate.sample import SamplingConfig
+from gptsmith.generate.sampling import SamplingConfig
 from gptsmith.run import Run, Which
 
 if TYPE_CHECKING:

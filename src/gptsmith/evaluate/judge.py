@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from gptsmith.evaluate.endpoint import SEED, JudgeOptions
-from gptsmith.evaluate.results import Result, mean, show
-from gptsmith.evaluate.text import Entry
+from gptsmith.evaluate.reference_metrics import Entry
+from gptsmith.evaluate.report import Result, mean, show
 from gptsmith.evaluate.verdicts import Form, verdicts
 
 RESAMPLES = 10_000

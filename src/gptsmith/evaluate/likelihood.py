@@ -21,8 +21,8 @@ from torch import Tensor
 
 from gptsmith.evaluate.progress import progress
 from gptsmith.evaluate.tree import Text, Tree, batches, plan
-from gptsmith.model.cache import KVCache
 from gptsmith.model.gpt import GPTModel
+from gptsmith.model.kv_cache import KVCache
 from gptsmith.model.masks import Mask
 
 BUDGET = {"cpu": 512, "cuda": 32768}  # tokens of a batch, padding included

@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rich.table import Table
 
-from gptsmith.conversation import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
+from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
 from gptsmith.data import skills
 from gptsmith.data.skills import Item
 from gptsmith.generate.chat import BATCH, answers
 from gptsmith.generate.engine import generate_text
-from gptsmith.generate.sample import SamplingConfig
+from gptsmith.generate.sampling import SamplingConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.model.weights import grow_vocabulary
+from gptsmith.model.state_dict import resize_token_embeddings
 from gptsmith.tokenizer import Tokenizer
 
 Answer = Callable[[list[list[Message]]], list[str]]
@@ -57,7 +57,7 @@ def score_base(
     items = skills.held_out(seed, per_skill)
     grown = tokenizer.add_special_tokens(CHAT_TOKENS)
     size = max(model.config.vocab_size, grown.vocab_size)
-    chat = grow_vocabulary(copy.deepcopy(model), size, tokenizer.vocab_size)
+    chat = resize_token_embeddings(copy.deepcopy(model), size, tokenizer.vocab_size)
     template = ChatTemplate(TEMPLATE, grown)
     return {
         "untuned": score_skills(lambda c: answers(chat, grown, template, c, GREEDY), items),

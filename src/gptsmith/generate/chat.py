@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gptsmith.conversation import TEMPLATE, ChatTemplate, Message
+from gptsmith.chat_template import TEMPLATE, ChatTemplate, Message
 from gptsmith.generate.engine import Generation, generate
-from gptsmith.generate.sample import SamplingConfig
+from gptsmith.generate.sampling import SamplingConfig
 
 if TYPE_CHECKING:
     from gptsmith.model.gpt import GPTModel

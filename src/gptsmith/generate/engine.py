@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptsmith.generate.sample import SamplingConfig, sample
-from gptsmith.model.cache import KVCache
+from gptsmith.generate.sampling import SamplingConfig, sample
+from gptsmith.model.kv_cache import KVCache
 
 if TYPE_CHECKING:
     from gptsmith.model.gpt import GPTModel

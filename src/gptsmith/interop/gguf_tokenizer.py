@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from gptsmith.bpe import byte_alphabet
 from gptsmith.tokenizer import BEGINNINGS, PADS, Tokenizer
+from gptsmith.tokenizer.bpe import byte_alphabet
 
 # The types of tokens in a GGUF (gguf.TokenType).
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5

@@ -11,7 +11,7 @@ from torch import Tensor
 from gptsmith import files
 from gptsmith.interop import hf_tokenizer, model_card
 from gptsmith.interop.huggingface import config_json, tensor_shapes
-from gptsmith.model import weights
+from gptsmith.model import state_dict
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.stock import place, stock_class
@@ -102,7 +102,7 @@ def _write_model(folder: Path, run: Run, model: GPTModel, dtype: torch.dtype | N
 def _theirs(
     config: ModelConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
-    for ours, shape in weights.shapes(config).items():
+    for ours, shape in state_dict.shapes(config).items():
         tensor = tensors[ours] if ours in tensors else torch.zeros(shape)
         there = place(config, ours, shape[0])
         rows = tensor[: shape[0]].split(there.rows)  # an embedding may have more, for padding

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from gptsmith.interop import hf_tokenizer, huggingface, weight_files
-from gptsmith.interop.imported import Imported
+from gptsmith.interop.external_model import ExternalModel
 from gptsmith.interop.weight_files import Entry, read_json
-from gptsmith.model import weights
+from gptsmith.model import state_dict
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.stock import Place, place
 
@@ -21,7 +21,7 @@ _TENSORS_OF_A_BLOCK = 8  # at least: Arcee's
 _NO_END = "its tokenizer has no end of text that is known here: generate and chat will refuse it"
 
 
-def open_folder(folder: Path) -> Imported:
+def open_folder(folder: Path) -> ExternalModel:
     """The stock model in `folder`, as transformers' save_pretrained leaves it.
 
     Raises ValueError or FileNotFoundError naming the file that is missing, damaged, or asks for
@@ -49,7 +49,7 @@ def open_folder(folder: Path) -> Imported:
         )
     ends = [] if "eos_token" in hf_tokenizer.roles(tokenizer) else [_NO_END]
     template, unusable = hf_tokenizer.read_template(folder, tokenizer)
-    return Imported(
+    return ExternalModel(
         config=config,
         tensors=stored.tensors,
         dtype=stored.dtype,
@@ -85,17 +85,17 @@ class _Stored:
         if not any(name.startswith(prefix) for name in entries):
             whole = ("lm_head.", "score.")
             entries = {n if n.startswith(whole) else prefix + n: e for n, e in entries.items()}
-        tied = "lm_head.weight" not in expected and not config.labels
-        self._tied_head = entries.pop("lm_head.weight", None) if tied else None
+        tie_embeddings = "lm_head.weight" not in expected and not config.labels
+        self._tied_head = entries.pop("lm_head.weight", None) if tie_embeddings else None
         self._entries = entries
         self._zero = {name for name in expected if zero.fullmatch(name) and name not in entries}
         given = {name: entry.shape for name, entry in entries.items()}
         given |= {name: expected[name] for name in self._zero}
-        weights.refuse_misfits(expected, given, f"{folder} (its config.json)")
+        state_dict.check_state_dict(expected, given, f"{folder} (its config.json)")
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Ours, one by one, each of the one dtype."""
-        for ours, shape in weights.shapes(self._config).items():
+        for ours, shape in state_dict.shapes(self._config).items():
             tensor = self._read(place(self._config, ours, shape[0]))
             if ours == "embedding.token.weight" and self._tied_head is not None:
                 self._refuse_other_head(tensor)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from gptsmith import files
-from gptsmith.conversation import ChatTemplate
+from gptsmith.chat_template import ChatTemplate
 from gptsmith.interop.weight_files import read_json, refuse_links_out
 from gptsmith.tokenizer import BEGINNINGS, PADS, Tokenizer
-from gptsmith.tokenizer_json import special_token
+from gptsmith.tokenizer.formats import special_token
 
 _CONFIG, _JSON, _TEMPLATE = "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"
 _LONGEST = 256 << 20  # bytes of a tokenizer.json; Gemma's has 33 million

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from gptsmith.fetch import Wanted, verify
+from gptsmith.download import Wanted, verify
 
 # config.json comes last: a snapshot in the library's cache that has it is complete.
 _TEXTS = (

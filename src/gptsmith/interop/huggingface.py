@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from gptsmith.interop.imported import unfit
-from gptsmith.model import weights
+from gptsmith.interop.external_model import config_error
+from gptsmith.model import state_dict
 from gptsmith.model.config import ModelConfig, RopeScaling
 from gptsmith.model.stock import place, stock_class
 
@@ -115,7 +115,7 @@ def model_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
         if field in raw and raw[field] not in expressed:
             raise _refusal(path, field, raw[field])
     sizes = {ours: raw.get(there, default) for there, (ours, default) in _SIZES[kind].items()}
-    fields: dict[str, Any] = {"tied": raw.get("tie_word_embeddings", kind == "gpt2")}
+    fields: dict[str, Any] = {"tie_embeddings": raw.get("tie_word_embeddings", kind == "gpt2")}
     if kind == "gpt2":
         fields |= dict(norm="layernorm", position="learned", bias="all")
         fields["mlp"] = _GELU[raw.get("activation_function", "gelu_new")]
@@ -135,8 +135,8 @@ def model_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
         config = ModelConfig(**sizes, **fields)
     except ValidationError as error:
         names = {ours: there for there, (ours, _) in _SIZES[kind].items()}
-        names |= {"tied": "tie_word_embeddings", "dropout": highest}
-        raise unfit(path, error, names) from None
+        names |= {"tie_embeddings": "tie_word_embeddings", "dropout": highest}
+        raise config_error(path, error, names) from None
     if config.context_length > _LONGEST_CONTEXT:
         raise _refusal(path, "a context of", config.context_length)
     return config
@@ -190,7 +190,7 @@ def _rope(raw: Mapping[str, Any], path: Path) -> tuple[Any, RopeScaling | None]:
         return theta, RopeScaling(**{**given, "rope_type": kind})
     except ValidationError as error:
         names = {name: f"{field}.{name}" for name in RopeScaling.model_fields}
-        raise unfit(path, error, names) from None
+        raise config_error(path, error, names) from None
 
 
 def _refuse_windows(raw: Mapping[str, Any], path: Path) -> None:
@@ -259,7 +259,12 @@ def config_json(
         raw["id2label"] = {str(i): label for i, label in enumerate(c.labels)}
         raw["label2id"] = {label: i for i, label in enumerate(c.labels)}
         raw["problem_type"] = "single_label_classification"
-    return raw | {"tie_word_embeddings": c.tied, **tokens, "dtype": name, "torch_dtype": name}
+    return raw | {
+        "tie_word_embeddings": c.tie_embeddings,
+        **tokens,
+        "dtype": name,
+        "torch_dtype": name,
+    }
 
 
 def _scaling(scaling: RopeScaling) -> dict[str, Any]:
@@ -271,7 +276,7 @@ def _scaling(scaling: RopeScaling) -> dict[str, Any]:
 def tensor_shapes(c: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The parameters of the stock class of `c`, by its names."""
     shapes = {}
-    for ours, shape in weights.shapes(c).items():
+    for ours, shape in state_dict.shapes(c).items():
         there = place(c, ours, shape[0])
         for name, rows in zip(there.names, there.rows, strict=True):
             whole = (rows, *shape[1:])

@@ -6,7 +6,7 @@ import torch
 
 from gptsmith import __version__
 from gptsmith.model.config import ModelConfig
-from gptsmith.model.size import parameters
+from gptsmith.model.flops import parameters
 from gptsmith.model.stock import stock_class
 from gptsmith.run import Run
 

@@ -7,7 +7,7 @@ text/template (https://docs.ollama.com/template), so ours is written anew in tha
 import re
 from collections.abc import Sequence
 
-from gptsmith.conversation import ChatTemplate
+from gptsmith.chat_template import ChatTemplate
 
 _CONTENT = "\ufdd0"  # where a message's content stands; in no text, says Unicode
 _MARK = re.compile("\ufdd0\\d+\ufdd1")

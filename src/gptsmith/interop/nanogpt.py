@@ -16,8 +16,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from gptsmith.interop.imported import Imported, unfit
-from gptsmith.model import weights
+from gptsmith.interop.external_model import ExternalModel, config_error
+from gptsmith.model import state_dict
 from gptsmith.model.config import ModelConfig
 from gptsmith.tokenizer import Tokenizer
 
@@ -53,7 +53,7 @@ _GELU = (
 )
 
 
-def open_file(path: Path) -> Imported:
+def open_file(path: Path) -> ExternalModel:
     """The model in a ckpt.pt of nanoGPT, with the tokenizer.json beside it, or else GPT-2's.
 
     Raises ValueError, in one line, for a file that is damaged, holds code, or is of another
@@ -67,8 +67,8 @@ def open_file(path: Path) -> Imported:
     state = _ours(content["model"], path)
     config = _config(content["model_args"], state, path)
     tokenizer, notes = _tokenizer(path, config)
-    weights.refuse_misfits(
-        weights.shapes(config), {name: tuple(t.shape) for name, t in state.items()}, path
+    state_dict.check_state_dict(
+        state_dict.shapes(config), {name: tuple(t.shape) for name, t in state.items()}, path
     )
     rows = tokenizer.vocab_size - config.vocab_size
     tables = ("embedding.token.weight", "head.weight")
@@ -84,7 +84,7 @@ def open_file(path: Path) -> Imported:
     origin: dict[str, str | int] = {"import": str(path), "format": "nanogpt"}
     if isinstance(step := content.get("iter_num"), int):
         origin["step"] = step
-    return Imported(
+    return ExternalModel(
         config=config.change(vocab_size=config.vocab_size + max(rows, 0)),
         tensors=tensors,
         dtype=dtype,
@@ -185,10 +185,10 @@ def _config(args: Any, state: dict[str, Tensor], path: Path) -> ModelConfig:
             mlp="gelu_erf",
             bias="all" if args.get("bias", True) else "none",
             dropout=dropout if isinstance(dropout, int | float) else 0.0,
-            tied="head.weight" not in state,
+            tie_embeddings="head.weight" not in state,
         )
     except ValidationError as error:
-        raise unfit(path, error, {ours: theirs for theirs, ours in _SIZES.items()}) from None
+        raise config_error(path, error, {ours: theirs for theirs, ours in _SIZES.items()}) from None
 
 
 def _tokenizer(path: Path, config: ModelConfig) -> tuple[Tokenizer, list[str]]:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from gptsmith import fetch
-from gptsmith.fetch import Wanted
+from gptsmith import download
+from gptsmith.download import Wanted
 
 _OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/models"
 
@@ -53,11 +53,11 @@ def gpt2(size: str) -> Path:
     Raises FileNotFoundError, saying which files to put where, if they cannot be fetched, and
     ValueError if a file is not what it should be.
     """
-    with fetch.cache("gpt2", size) as (folder, report):
+    with download.cache("gpt2", size) as (folder, report):
         for wanted in GPT2[size]:
             url = f"{_OPENAI}/{size}/{wanted.name}"
             try:
-                fetch.have(url, folder / wanted.name, wanted, report)
+                download.have(url, folder / wanted.name, wanted, report)
             except ConnectionError as error:
                 missing = [w.name for w in GPT2[size] if not (folder / w.name).is_file()]
                 raise FileNotFoundError(

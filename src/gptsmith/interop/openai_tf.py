@@ -17,9 +17,9 @@ from torch import Tensor
 
 from gptsmith import files
 from gptsmith.interop import tf_bundle
-from gptsmith.interop.imported import Imported, unfit
+from gptsmith.interop.external_model import ExternalModel, config_error
 from gptsmith.interop.tf_bundle import Entry
-from gptsmith.model import weights
+from gptsmith.model import state_dict
 from gptsmith.model.config import ModelConfig
 from gptsmith.tokenizer import Tokenizer
 
@@ -53,7 +53,7 @@ _BLOCK = {
 }
 
 
-def open_folder(folder: Path) -> Imported:
+def open_folder(folder: Path) -> ExternalModel:
     """The GPT-2 in `folder`; its tensors are read, and their checksums compared, one at a time.
 
     Raises ValueError or FileNotFoundError, naming the file that is missing, damaged or of another
@@ -71,7 +71,7 @@ def open_folder(folder: Path) -> Imported:
         ours: entry.shape[:0:-1] if len(entry.shape) == 3 else entry.shape
         for ours, entry in wanted.items()
     }
-    weights.refuse_misfits(weights.shapes(config), given, prefix)
+    state_dict.check_state_dict(state_dict.shapes(config), given, prefix)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
@@ -85,7 +85,7 @@ def open_folder(folder: Path) -> Imported:
             tensor = tf_bundle.read_tensor(entry).to(dtype)
             yield ours, tensor.squeeze(0).T.contiguous() if tensor.dim() == 3 else tensor
 
-    return Imported(
+    return ExternalModel(
         config=config,
         tensors=tensors,
         dtype=dtype,
@@ -133,7 +133,7 @@ def _config(path: Path, entries: dict[str, Entry]) -> ModelConfig:
     try:
         config = ModelConfig.preset("gpt2", **sizes)
     except ValidationError as error:
-        raise unfit(path, error, {ours: theirs for theirs, ours in _SIZES.items()}) from None
+        raise config_error(path, error, {ours: theirs for theirs, ours in _SIZES.items()}) from None
     C, T, V = config.n_embd, config.context_length, config.vocab_size
     for name, shape in (("model/wte", (V, C)), ("model/wpe", (T, C))):
         if name in entries and entries[name].shape != shape:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gptsmith.interop import hf_import, hub, nanogpt, openai_files, openai_tf
-from gptsmith.interop.imported import Imported
+from gptsmith.interop.external_model import ExternalModel
 from gptsmith.run import layout
 
 _ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -25,7 +25,7 @@ _OTHERS = {
 _EXPECTED = "a folder with config.json or hparams.json, or a .pt file of nanoGPT"
 
 
-def open_source(source: str) -> Imported:
+def open_source(source: str) -> ExternalModel:
     """The model at a path, or of a name: a size of OpenAI's GPT-2, or OWNER/NAME of the Hub.
 
     What is there decides, a path before a name. Raises ValueError or FileNotFoundError that says
@@ -51,7 +51,7 @@ def open_source(source: str) -> Imported:
     )
 
 
-def _open_folder(folder: Path) -> Imported:
+def _open_folder(folder: Path) -> ExternalModel:
     names = sorted(child.name for child in folder.iterdir() if child.is_file())
     if layout.is_run(folder):
         raise ValueError(f"{folder} is a run of gptsmith already: use it as it is")
@@ -78,7 +78,7 @@ def _open_folder(folder: Path) -> Imported:
     raise ValueError(f"{folder} holds no model: expected {_EXPECTED}")
 
 
-def _open_file(path: Path) -> Imported:
+def _open_file(path: Path) -> ExternalModel:
     if path.suffix in _NANOGPT and path.is_file():  # not a pipe, which never ends
         return nanogpt.open_file(path)
     folder = path.parent

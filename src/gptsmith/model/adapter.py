@@ -21,7 +21,7 @@ from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.lora import LoraConfig, attach
 from gptsmith.model.stock import GPT2_NAMES, LLAMA_NAMES, OWN_NAMES, Names, stock_class
-from gptsmith.model.tuning import load_trained, trained
+from gptsmith.model.tuning import load_trainable_state_dict, trainable_state_dict
 
 _PREFIX = "base_model.model."
 _ROWS = ".token_adapter.trainable_tokens_delta"
@@ -225,8 +225,12 @@ def attach_peft(
     lora, ours, token_ids = from_peft(model.config, tensors, adapter)
     attach(model, lora, token_ids)
     # An adapter may train new rows in one of two tables only: the other stays as it is.
-    rows = {name: tensor for name, tensor in trained(model).items() if name.endswith(".rows")}
-    load_trained(model, {**rows, **ours}, origin)
+    rows = {
+        name: tensor
+        for name, tensor in trainable_state_dict(model).items()
+        if name.endswith(".rows")
+    }
+    load_trainable_state_dict(model, {**rows, **ours}, origin)
     return lora, token_ids
 
 

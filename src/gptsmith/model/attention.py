@@ -14,14 +14,18 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 
-class Inside(NamedTuple):
+class CausalMask(NamedTuple):
     """Booleans (B|1, H|1, T, T) of a mask under which nobody looks ahead."""
 
     allowed: Tensor
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Inside | BlockMask | None, dropout: float = 0.0
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | CausalMask | BlockMask | None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Attention of q (B, H, T, D) over k and v (B, K, S, D), K dividing H. Returns (B, H, T, D).
 
@@ -36,15 +40,15 @@ def attend(
         assert isinstance(out, Tensor)
         return out
     slow = q.device.type == "cpu" and (grouped or q.dtype == torch.bfloat16)
-    blocks = not dropout and _blocks_pay(q, isinstance(mask, Inside))
-    allowed = mask.allowed if isinstance(mask, Inside) else mask  # for the other kernels
+    blocks = not dropout and _blocks_pay(q, isinstance(mask, CausalMask))
+    allowed = mask.allowed if isinstance(mask, CausalMask) else mask  # for the other kernels
     if slow and q.shape[2] == 1 and not dropout:
-        return single_query(q, k, v, allowed)
+        return decode_attention(q, k, v, allowed)
     if grouped and q.device.type != "cuda":  # the CPU's fused kernel wants equal heads
         groups = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         grouped = False
-    if blocks and (mask is None or isinstance(mask, Inside)):
+    if blocks and (mask is None or isinstance(mask, CausalMask)):
         return blocked_causal(q, k, v, allowed)
     if allowed is None:
         return F.scaled_dot_product_attention(
@@ -75,7 +79,7 @@ def _blocks_pay(q: Tensor, masked: bool) -> bool:
     return q.shape[2] <= (1024 if masked or torch.compiler.is_compiling() else 256)
 
 
-def single_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def decode_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of one query (B, H, 1, D), as in decoding, by plain products without copied keys.
 
     k and v (B, K, S, D). On two Zen 4 cores, 8 rows and 512 keys: 1.7 times as fast as the fused

@@ -66,7 +66,7 @@ class ModelConfig(BaseModel):
     """Biases in no linear layer, in the q/k/v projection (Qwen2), or everywhere (GPT-2)."""
     qk_norm: bool = False
     """RMSNorm over each query and key head before the rotation (Qwen3)."""
-    tied: bool = True
+    tie_embeddings: bool = True
     """The output head shares its matrix with the token embedding."""
     mask: str = "causal()"
     """Attention mask: an expression (`causal() & sliding_window(128)`) or `file.py:function`."""

@@ -21,9 +21,9 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
 from gptsmith.model import masks
-from gptsmith.model.attention import Inside, attend
-from gptsmith.model.cache import KVCache
+from gptsmith.model.attention import CausalMask, attention
 from gptsmith.model.config import ModelConfig
+from gptsmith.model.kv_cache import KVCache
 from gptsmith.model.masks import Mask
 
 
@@ -114,7 +114,7 @@ class MultiHeadAttention(nn.Module):
         self,
         x: Tensor,
         rotation: tuple[Tensor, Tensor] | None,
-        mask: Tensor | Inside | BlockMask | None,
+        mask: Tensor | CausalMask | BlockMask | None,
         cache: KVCache | None,
         layer: int,
     ) -> Tensor:
@@ -129,7 +129,7 @@ class MultiHeadAttention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H | K, T, D)
         if cache is not None:
             k, v = cache.update(layer, k, v)  # (B, K, S, D)
-        y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        y = attention(q, k, v, mask, self.dropout if self.training else 0.0)
         return self.proj(y.transpose(1, 2).reshape(B, T, H * D))
 
 
@@ -194,7 +194,7 @@ class TransformerBlock(nn.Module):
         self,
         x: Tensor,
         rotation: tuple[Tensor, Tensor] | None,
-        mask: Tensor | Inside | BlockMask | None,
+        mask: Tensor | CausalMask | BlockMask | None,
         cache: KVCache | None,
     ) -> Tensor:
         h = self.attention(self.attention_norm(x), rotation, mask, cache, self.layer)
@@ -220,11 +220,11 @@ class GPTModel(nn.Module):
         super().__init__()
         self.config = config
         self.mask = mask or masks.parse(config.mask, folder=mask_folder, trust_code=trust_code)
-        self.recompute_activations = False  # trade a second forward pass for memory
+        self.activation_checkpointing = False  # trade a second forward pass for memory
         self.embedding = TokenEmbedding(config)
         self.blocks = nn.ModuleList(TransformerBlock(config, i) for i in range(config.n_layer))
         self.final_norm = make_norm(config)
-        headless = config.tied or config.labels  # a classifier has a head of its own kind
+        headless = config.tie_embeddings or config.labels  # a classifier has a head of its own kind
         self.head = None if headless else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.position == "rope":
             angles = torch.outer(
@@ -305,7 +305,7 @@ class GPTModel(nn.Module):
             positions = torch.arange(T, device=ids.device)  # (T,)
         elif cache is None and not torch.compiler.is_compiling():  # a graph cannot look at values
             _check_positions(positions, limit)
-        bias: Tensor | Inside | BlockMask | None
+        bias: Tensor | CausalMask | BlockMask | None
         if cache is not None:
             assert not isinstance(mask, Tensor)
             bias = self._cached_mask(mask or self.mask, positions, cache, limit)
@@ -319,7 +319,7 @@ class GPTModel(nn.Module):
             dtype = torch.get_autocast_dtype(x.device.type) if self._autocast(x) else x.dtype
             rotation = (cos.to(dtype), sin.to(dtype))  # ((B,) T, 1, D/2)
         for block in self.blocks:
-            if self.recompute_activations and self.training:
+            if self.activation_checkpointing and self.training:
                 x = checkpoint(block, x, rotation, bias, None, use_reentrant=False)
             else:
                 x = block(x, rotation, bias, cache)
@@ -336,8 +336,8 @@ class GPTModel(nn.Module):
         B: int,
         T: int,
         device: torch.device,
-    ) -> Tensor | Inside | BlockMask | None:
-        """What `attend` takes: None (causal), booleans (B|1, H|1, T, T), or a BlockMask."""
+    ) -> Tensor | CausalMask | BlockMask | None:
+        """What `attention` takes: None (causal), booleans (B|1, H|1, T, T), or a BlockMask."""
         H = self.config.n_head
         if isinstance(mask, Tensor):
             dense = masks.dense_mask(mask, B, H, T)
@@ -362,7 +362,7 @@ class GPTModel(nn.Module):
             return self._block_masks[key]
         at = torch.arange(T, device=device)
         dense = mask.dense(B, H, at, at)
-        return Inside(dense) if mask.facts.inside_causal else dense
+        return CausalMask(dense) if mask.facts.inside_causal else dense
 
     def _cached_mask(
         self, mask: Mask, positions: Tensor, cache: KVCache, limit: int

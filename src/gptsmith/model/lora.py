@@ -68,7 +68,7 @@ class LoraLinear(nn.Module):
         return self.base
 
 
-class TrainedRows(nn.Module):
+class TrainableTokens(nn.Module):
     """A frozen table (V, C), embedding or output head, of which the rows `ids` are trained.
 
     They are a parameter of their own: neither gradients nor checkpoints hold the other rows.
@@ -115,7 +115,7 @@ def attach(model: GPTModel, config: LoraConfig, token_ids: Sequence[int] = ()) -
     Raises ValueError for a target that the blocks do not have.
     """
     assert config.rank > 0
-    assert not any(isinstance(m, LoraLinear | TrainedRows) for m in model.modules())
+    assert not any(isinstance(m, LoraLinear | TrainableTokens) for m in model.modules())
     linears = {n: m for n, m in model.blocks.named_modules() if isinstance(m, nn.Linear)}
     kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in linears))
     for target in config.targets:
@@ -145,14 +145,14 @@ def train_rows(model: GPTModel, token_ids: Sequence[int]) -> None:
     tables = {"embedding.token": model.embedding.token, "head": model.head}
     for name, table in tables.items():
         if table is not None and token_ids and not table.weight.requires_grad:
-            model.set_submodule(name, TrainedRows(table, token_ids))
+            model.set_submodule(name, TrainableTokens(table, token_ids))
 
 
 def merge(model: GPTModel) -> None:
     """Fold adapters and trained rows into the weights, in place: the plain architecture again,
     with its plain names, all of it trainable. Nothing happens to a model without them."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, LoraLinear | TrainedRows):
+        if isinstance(module, LoraLinear | TrainableTokens):
             model.set_submodule(name, module.merged())
     model.requires_grad_(True)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from gptsmith.model import lora, weights
+from gptsmith.model import lora, state_dict
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.lora import LoraConfig
 
@@ -25,7 +25,7 @@ class Tuning(BaseModel):
     """New tokens, whose vectors are trained even so."""
 
     @property
-    def whole(self) -> bool:
+    def is_full_finetune(self) -> bool:
         """Whether all weights are trained."""
         return not self.lora.rank and not self.freeze
 
@@ -38,17 +38,19 @@ class Tuning(BaseModel):
             lora.train_rows(model, self.token_ids)
 
 
-def trained(model: nn.Module) -> dict[str, Tensor]:
+def trainable_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The parameters that are trained, by name: what a checkpoint of a tuned model holds."""
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def load_trained(model: nn.Module, tensors: Mapping[str, Tensor], origin: str | Path) -> None:
+def load_trainable_state_dict(
+    model: nn.Module, tensors: Mapping[str, Tensor], origin: str | Path
+) -> None:
     """Copy `tensors` into the parameters of `model` that are trained: all of these, no others.
 
-    Raises ValueError as weights.load does.
+    Raises ValueError as state_dict.load does.
     """
-    there = trained(model)
-    weights.check(there, tensors, origin)
+    there = trainable_state_dict(model)
+    state_dict.check(there, tensors, origin)
     for name, parameter in there.items():
         parameter.copy_(tensors[name])

@@ -10,14 +10,14 @@ import numpy as np
 from pydantic import Field
 
 from gptsmith import files
-from gptsmith.conversation import CHAT_TOKENS, ChatTemplate, Message, chat_tokenizer
+from gptsmith.chat_template import CHAT_TOKENS, ChatTemplate, Message, chat_tokenizer
 from gptsmith.data.chat import ChatFiles, load_chat
 from gptsmith.data.conversations import Counts, encode_conversations
 from gptsmith.data.documents import Reader
 from gptsmith.data.examples import Example, Examples
 from gptsmith.data.skills import skill_conversations
-from gptsmith.recipes import answers, finetune, options
-from gptsmith.recipes.answers import AnswersConfig
+from gptsmith.recipes import finetune, options, sft
+from gptsmith.recipes.sft import AnswersConfig
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train.loss import IGNORE
 
@@ -67,7 +67,7 @@ def chat(config: ChatConfig, started: float | None = None) -> int:
     T = finetune.row_length(config.context_length, begin)
     train, val, notes = load(config, template, tokenizer, T)
     asked = [first_question(example, template) for example in islice(val, SHOWN)]
-    return answers.tune(
+    return sft.tune(
         config, source, begin, template, T, train, val, asked, notes,
         fixed=("template", "special_tokens", "questions"), started=started,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from gptsmith.data.labelled import Labelled, LabelledConfig, load_labelled
 from gptsmith.data.labelled_rows import EncodedTexts, LabelledRows, encode_labelled
-from gptsmith.evaluate import classify as measure
+from gptsmith.evaluate import classification as measure
 from gptsmith.evaluate.classify_plots import draw_confusion, draw_history
 from gptsmith.files import write_json, write_text
 from gptsmith.model.classifier import GPTClassifier
@@ -45,7 +45,7 @@ class ClassifyConfig(FinetuneConfig, LabelledConfig):
     """Texts of one optimizer step; a multiple of train.batch_size, and more than it, because
     micro-batches of similar length need little padding."""
     train: TrainConfig = TrainConfig(batch_size=16, compile="off")
-    eval: EvalConfig = EvalConfig(every=50)
+    eval: EvalConfig = EvalConfig(interval=50)
 
 
 def main(argv: Sequence[str], started: float | None = None) -> int:
@@ -134,10 +134,10 @@ def _in_texts(config: ClassifyConfig, T: int) -> ClassifyConfig:
         raise ValueError(
             f"texts_per_step {texts} is not a multiple of train.batch_size {train.batch_size}"
         )
-    if train.tokens_per_step not in (None, texts * T) and not config.resume:
-        raise ValueError("train.tokens_per_step: say --texts-per-step here")
+    if train.total_batch_tokens not in (None, texts * T) and not config.resume:
+        raise ValueError("train.total_batch_tokens: say --texts-per-step here")
     compiled = "off" if train.compile == "auto" else train.compile
-    train = train.model_copy(update=dict(tokens_per_step=texts * T, compile=compiled))
+    train = train.model_copy(update=dict(total_batch_tokens=texts * T, compile=compiled))
     return config.model_copy(update=dict(train=train))
 
 

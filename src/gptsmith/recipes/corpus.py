@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-from gptsmith.data.batches import Windows, validation_batches
+from gptsmith.data.dataset import Windows, validation_batches
 from gptsmith.data.shards import Corpus
 from gptsmith.evaluate.perplexity import evaluate
 from gptsmith.generate.engine import generate_text
-from gptsmith.generate.sample import SamplingConfig
+from gptsmith.generate.sampling import SamplingConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.recipes import exam, loop
+from gptsmith.recipes import in_loop_eval, loop
 from gptsmith.recipes.options import Recipe
 from gptsmith.train import precision
-from gptsmith.train.loss import next_token_loss, score_from
+from gptsmith.train.loss import mask_targets_before, next_token_loss
 
 
 class CorpusConfig(Recipe):
@@ -39,7 +39,7 @@ def open_corpus(config: CorpusConfig) -> Corpus:
 
 
 def windows(config: CorpusConfig, corpus: Corpus, T: int, scored_from: int) -> Windows:
-    """Training rows of the corpus. scored_from: model/leakage.py."""
+    """Training rows of the corpus. scored_from: model/target_leakage.py."""
     eos = corpus.tokenizer.eos_id if config.document_mask else None
     return Windows(corpus.train, T, config.train.seed, eos, scored_from)
 
@@ -60,7 +60,7 @@ def task(
         batches = validation_batches(
             corpus.val, rows.T, 2 * config.train.batch_size, rows.eos_id, limit
         )
-        scored = (score_from(batch, rows.scored_from) for batch in batches)
+        scored = (mask_targets_before(batch, rows.scored_from) for batch in batches)
         return evaluate(model, scored, arithmetic, token_bytes).fields()
 
     def texts() -> Iterator[tuple[str, str]]:
@@ -69,6 +69,6 @@ def task(
             sampling, prompt = SamplingConfig(max_new_tokens=length), config.eval.prompt
             yield prompt, generate_text(model, corpus.tokenizer, [prompt], sampling)[0]
 
-    questions, remarks = exam.prepare(config.eval, model, corpus.tokenizer)
+    questions, remarks = in_loop_eval.prepare(config.eval, model, corpus.tokenizer)
     made = loop.Task(model, next_token_loss, rows, assess, corpus.val_tokens, texts, questions)
     return made, remarks

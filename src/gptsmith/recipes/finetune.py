@@ -13,11 +13,11 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from gptsmith.model import lora
-from gptsmith.model import weights as model_weights
+from gptsmith.model import state_dict as model_weights
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.gpt import GPTModel
-from gptsmith.model.leakage import first_scored
 from gptsmith.model.lora import LoraConfig
+from gptsmith.model.target_leakage import first_scored
 from gptsmith.model.tuning import Tuning
 from gptsmith.recipes import loop
 from gptsmith.recipes.options import Recipe
@@ -109,7 +109,7 @@ def start(
     torch.manual_seed(config.train.seed)
     if config.resume:
         ids = run.tuning.token_ids
-        if run.tuning.whole:  # the weights are those of the checkpoint
+        if run.tuning.is_full_finetune:  # the weights are those of the checkpoint
             kind = GPTClassifier if run.model_config.labels else GPTModel
             model: GPTModel = kind(run.model_config, mask_folder=run.path, trust_code=True)
         else:
@@ -121,21 +121,21 @@ def start(
         ids = tuple(tokenizer.special_tokens[name] for name in tokens)
         if tokenizer.vocab_size > used:
             size = max(model.config.vocab_size, tokenizer.vocab_size)
-            model = model_weights.grow_vocabulary(model, size, used)
+            model = model_weights.resize_token_embeddings(model, size, used)
         if config.dropout is not None:
             model = model_weights.with_dropout(model, config.dropout)
         if labels:
-            model = model_weights.as_classifier(model, labels)
+            model = model_weights.with_classification_head(model, labels)
     tuning = Tuning(lora=config.lora, freeze=config.freeze)
-    if not tuning.whole:
+    if not tuning.is_full_finetune:
         tuning = tuning.model_copy(update=dict(token_ids=ids))
-    base = {} if tuning.whole else {n: t.clone() for n, t in model.state_dict().items()}
+    base = {} if tuning.is_full_finetune else {n: t.clone() for n, t in model.state_dict().items()}
     tuning.wrap(model)
-    model.recompute_activations = config.train.recompute_activations
+    model.activation_checkpointing = config.train.activation_checkpointing
     return Start(model, tokenizer, tuning, base)
 
 
-def resolve(config: C, begin: Start, samples: loop.Samples) -> tuple[C, loop.Horizon, list[str]]:
+def resolve(config: C, begin: Start, samples: loop.Dataset) -> tuple[C, loop.Duration, list[str]]:
     """`loop.resolve` for a tuning; the model goes to its device."""
     config, plan, notes = loop.resolve(config, begin.model.config, samples)
     begin.model.to(config.train.device)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from gptsmith import files
-from gptsmith.conversation import ChatTemplate
+from gptsmith.chat_template import ChatTemplate
 from gptsmith.data.examples import Example, Examples
 from gptsmith.data.instructions import (
     CLASSIC,
@@ -28,10 +28,10 @@ from gptsmith.data.instructions import (
     split,
 )
 from gptsmith.generate.chat import BATCH, complete
-from gptsmith.generate.sample import SamplingConfig
-from gptsmith.recipes import answers, finetune, options
-from gptsmith.recipes.answers import AnswersConfig
+from gptsmith.generate.sampling import SamplingConfig
+from gptsmith.recipes import finetune, options, sft
 from gptsmith.recipes.report import number, write_report
+from gptsmith.recipes.sft import AnswersConfig
 from gptsmith.run import Run
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train.monitor import read_events
@@ -73,7 +73,7 @@ def instruct(config: InstructConfig, started: float | None = None) -> int:
     T = finetune.row_length(config.context_length, begin)
     data = load(config, prompt, template, T)
     asked = [template.prompt(prompt.messages(row)) for row in data.shown]
-    code = answers.tune(
+    code = sft.tune(
         config, source, begin, template, T, data.train, data.val, asked, data.notes,
         fixed=("mask_prompt", "split_seed", "val_fraction", "test_fraction"), started=started,
     )  # fmt: skip

@@ -14,32 +14,38 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from gptsmith.model import size
+from gptsmith.model import flops
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.recipes import exam, state
-from gptsmith.recipes.exam import Exam
+from gptsmith.recipes import in_loop_eval, state
+from gptsmith.recipes.in_loop_eval import Exam
 from gptsmith.recipes.options import Recipe, TrainConfig
 from gptsmith.recipes.report import write_report
 from gptsmith.run import Run
 from gptsmith.train import allocator, compiling, precision
 from gptsmith.train.distributed import rank, world_size
-from gptsmith.train.loop import Diverged, Guard, Loss, Step, train_steps
 from gptsmith.train.loss import Batch
 from gptsmith.train.monitor import Monitor
 from gptsmith.train.optim import Optimizer
 from gptsmith.train.schedule import multiplier
-from gptsmith.train.stopping import StopSignal
+from gptsmith.train.signals import StopSignal
+from gptsmith.train.step import Loss, LossSpikeGuard, Step, TrainingDiverged, train_steps
 
 STOPPED = 75  # exit code: stopped by a signal after saving (EX_TEMPFAIL: try again)
 
 # What a resumed run must leave as it was, to go on with the same samples and optimizer state.
-FIXED = ("optim.kind", "train.seed", "train.batch_size", "train.tokens_per_step", "train.precision")
+FIXED = (
+    "optim.kind",
+    "train.seed",
+    "train.batch_size",
+    "train.total_batch_tokens",
+    "train.precision",
+)
 
 R = TypeVar("R", bound=Recipe)
 
 
-class Samples(Protocol):
+class Dataset(Protocol):
     """Training rows of T tokens, in an order without end that depends on nothing but the index."""
 
     @property
@@ -63,7 +69,7 @@ class Task:
 
     model: GPTModel  # on its device, wrapped and frozen as wanted
     loss: Loss
-    samples: Samples
+    samples: Dataset
     assess: Callable[[int | None], Mapping[str, float | int | None]]
     """Measure on at most so many validation tokens (None: on all); `val_loss` is among it."""
     val_tokens: int
@@ -74,7 +80,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Horizon:
+class Duration:
     """Where the run ends: at `steps`, or at `seconds` on the clock."""
 
     steps: int | None
@@ -85,7 +91,7 @@ class Horizon:
         return step / self.steps if self.steps else seconds / (self.seconds or 1)
 
 
-def resolve(config: R, model: ModelConfig, samples: Samples) -> tuple[R, Horizon, list[str]]:
+def resolve(config: R, model: ModelConfig, samples: Dataset) -> tuple[R, Duration, list[str]]:
     """Fill in what depends on the machine and the data, once: a resumed run reuses the answers.
 
     Returns the complete configuration, where the run ends, and why each choice was made.
@@ -95,34 +101,36 @@ def resolve(config: R, model: ModelConfig, samples: Samples) -> tuple[R, Horizon
         device = precision.choose_device(train.device)
     except ValueError as error:
         raise ValueError(f"--train.device: {error}") from None
-    if train.threads:
-        torch.set_num_threads(train.threads)
+    if train.num_threads:
+        torch.set_num_threads(train.num_threads)
     arithmetic = precision.choose(train.precision, device)
-    if train.tokens_per_step and train.tokens_per_step % (train.batch_size * T * world_size()):
+    if train.total_batch_tokens and train.total_batch_tokens % (
+        train.batch_size * T * world_size()
+    ):
         raise ValueError(
-            f"train.tokens_per_step {train.tokens_per_step} is not a multiple of batch_size x "
-            f"context_length x processes = {train.batch_size * T * world_size()}"
+            f"train.total_batch_tokens {train.total_batch_tokens} is not a multiple of batch_size "
+            f"x context_length x processes = {train.batch_size * T * world_size()}"
         )
     per_step = rows_per_step(config, T)
     rows = (train.epochs or config.default_epochs) * samples.per_epoch
     if train.tokens:
         rows = train.tokens / T
     steps = train.steps or max(1, round(rows / per_step))
-    plan = Horizon(None if train.seconds else steps, train.seconds)
-    flops = size.flops_per_token(model) * steps * per_step * T
-    compiled, why = compiling.decide(train.compile, device, flops, train.seconds)
-    memory = size.training_memory(model, train.batch_size, T, config.optim.kind)
+    plan = Duration(None if train.seconds else steps, train.seconds)
+    work = flops.flops_per_token(model) * steps * per_step * T
+    compiled, why = compiling.decide(train.compile, device, work, train.seconds)
+    memory = flops.training_memory(model, train.batch_size, T, config.optim.kind)
     there = precision.memory_bytes(device)
     if there and memory.total > 1.5 * there:  # the formula is for fp32, and within a quarter
         raise ValueError(
             f"model and train.batch_size {train.batch_size} want about {memory.total / 2**30:,.0f} "
-            f"GiB, {device} has {there / 2**30:,.0f}: take a smaller batch_size (tokens_per_step "
-            "keeps the step as large), model or context"
+            f"GiB, {device} has {there / 2**30:,.0f}: take a smaller batch_size "
+            "(total_batch_tokens keeps the step as large), model or context"
         )
     mask = "" if model.mask == "causal()" else f", mask {model.mask}"
     notes = [
-        f"model: {size.parameters(model):,} parameters, context {model.context_length}, vocabulary "
-        f"{model.vocab_size}{mask}; about {memory.total / 2**20:,.0f} MiB to train",
+        f"model: {flops.parameters(model):,} parameters, context {model.context_length}, "
+        f"vocabulary {model.vocab_size}{mask}; about {memory.total / 2**20:,.0f} MiB to train",
         f"{f'{steps:,} steps' if plan.steps else f'{train.seconds:,.0f} s'} of {per_step * T:,} "
         f"tokens on {device} with {torch.get_num_threads()} threads",
         f"precision {arithmetic.name}: {arithmetic.reason}",
@@ -133,7 +141,7 @@ def resolve(config: R, model: ModelConfig, samples: Samples) -> tuple[R, Horizon
             device=str(device),
             precision=arithmetic.name,
             compile="on" if compiled else "off",
-            threads=torch.get_num_threads(),
+            num_threads=torch.get_num_threads(),
         )
     )
     return config.model_copy(update=dict(train=train)), plan, notes
@@ -141,11 +149,11 @@ def resolve(config: R, model: ModelConfig, samples: Samples) -> tuple[R, Horizon
 
 def rows_per_step(config: Recipe, T: int) -> int:
     """Rows that one optimizer step reads, over all ranks."""
-    return (config.train.tokens_per_step or config.train.batch_size * T) // T
+    return (config.train.total_batch_tokens or config.train.batch_size * T) // T
 
 
 def train(
-    run: Run, task: Task, config: Recipe, plan: Horizon, notes: list[str], started: float | None
+    run: Run, task: Task, config: Recipe, plan: Duration, notes: list[str], started: float | None
 ) -> int:
     """Train until the horizon, early stopping or a signal; the exit code, 0 or STOPPED.
 
@@ -167,7 +175,7 @@ def train(
             try:
                 for step in session.steps():
                     done, best = session.record(step), False
-                    if done or _due(config.eval.every, step.step):
+                    if done or _due(config.eval.interval, step.step):
                         best, enough = session.evaluate(done)
                         done = done or enough
                     if done or best or session.save_is_due():
@@ -178,7 +186,7 @@ def train(
                         session.save()
                         monitor.say(f"{stop.received}: saved at step {step.step}; --resume goes on")
                         return STOPPED
-            except Diverged:
+            except TrainingDiverged:
                 session.now.guard.in_a_row = 0  # a resumed run gets its patience back
                 session.save()
                 raise
@@ -193,12 +201,12 @@ class _Session:
 
     monitor: Monitor
 
-    def __init__(self, run: Run, task: Task, config: Recipe, plan: Horizon) -> None:
+    def __init__(self, run: Run, task: Task, config: Recipe, plan: Duration) -> None:
         self.run, self.task, self.config, self.plan = run, task, config, plan
         self.device = torch.device(config.train.device)
         self.optimizer = Optimizer(task.model, config.optim, self.device.type)
         self.now = state.Progress(
-            Guard(config.train.spike_sigmas, config.train.max_skips),
+            LossSpikeGuard(config.train.spike_sigmas, config.train.max_skips),
             torch.amp.GradScaler(self.device.type) if config.train.precision == "fp16" else None,
         )
         self.per_step = rows_per_step(config, task.samples.T)
@@ -231,7 +239,7 @@ class _Session:
             trackers=self.config.monitor.trackers,
             resume=(now.step, now.seconds) if self.config.resume else None,
             started=started,
-            drawn=exam.levels(self.config.eval.tasks),
+            drawn=in_loop_eval.levels(self.config.eval.tasks),
         )
         self.mark = self.monitor.seconds, now.tokens  # since when speed is measured
         self.first = now.step
@@ -239,7 +247,7 @@ class _Session:
 
     def begin(self) -> None:
         """The state before the first step."""
-        if self.config.eval.every:
+        if self.config.eval.interval:
             self.now.improves(self.measure(self.limit))
             self.show()
         self.save()
@@ -258,7 +266,7 @@ class _Session:
                 config, s, self.plan.done(s, self.monitor.seconds)
             ),
             precision=self.arithmetic,
-            clip=config.optim.clip,
+            max_grad_norm=config.optim.max_grad_norm,
             seed=config.train.seed,
             first_step=self.now.step,
             guard=self.now.guard,
@@ -278,7 +286,7 @@ class _Session:
         if step.skipped:
             monitor.log(now.step, "note", message=step.skipped)
         first = step.step == self.first + 1
-        if done or first or _due(self.config.monitor.log_every, step.step):
+        if done or first or _due(self.config.monitor.log_interval, step.step):
             seconds, tokens = self.mark
             speed = (now.tokens - tokens) / max(1e-9, now.seconds - seconds)
             self.mark = now.seconds, now.tokens
@@ -287,8 +295,8 @@ class _Session:
                 learning_rate=step.learning_rate, grad_norm=step.grad_norm,
                 tokens=now.tokens, tokens_per_second=round(speed, 1),
             )  # fmt: skip
-            flops = speed * size.flops_per_token(self.task.model.config)
-            mfu = precision.mfu(flops, self.device)
+            work = speed * flops.flops_per_token(self.task.model.config)
+            mfu = precision.mfu(work, self.device)
             shown = None if first else speed  # the first step may hold a minute of compiling
             monitor.progress(now.step, loss=step.loss, tokens_per_second=shown, mfu=mfu)
         return done
@@ -299,7 +307,7 @@ class _Session:
     def evaluate(self, done: bool) -> tuple[bool, bool]:
         """Measure and show. Whether this is the best so far, and whether to stop early."""
         config, now, before = self.config, self.now, self.monitor.seconds
-        alone = done and not config.eval.every  # then there is nothing to compare with
+        alone = done and not config.eval.interval  # then there is nothing to compare with
         best = now.improves(self.measure(self.last_limit if alone else self.limit))
         enough = self.stops_early()
         if (done or enough) and self.limit is not None and not alone:
@@ -332,7 +340,7 @@ class _Session:
 
     def save_is_due(self) -> bool:
         overdue = time.perf_counter() - self.now.saved_at > self.config.save.seconds
-        return overdue or _due(self.config.save.every, self.now.step)
+        return overdue or _due(self.config.save.interval, self.now.step)
 
     def save(self) -> None:
         """Write a checkpoint; the record up to it is durable first."""
@@ -360,7 +368,7 @@ def _due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def micro_batches(samples: Samples, first: int, count: int, train: TrainConfig) -> list[Batch]:
+def micro_batches(samples: Dataset, first: int, count: int, train: TrainConfig) -> list[Batch]:
     """This rank's share of rows first..first+count-1, in micro-batches of train.batch_size."""
     mine = count // world_size()
     first += rank() * mine
@@ -378,6 +386,6 @@ def learning_rate(config: Recipe, step: int, done: float) -> float:
         step,
         done,
         warmup_steps=optim.warmup_steps,
-        final=optim.final_rate,
+        final=optim.min_lr_ratio,
         decay_fraction=optim.decay_fraction,
     )

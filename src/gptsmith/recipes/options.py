@@ -34,7 +34,7 @@ class TrainConfig(Section):
     elsewhere than an uninterrupted one."""
     batch_size: int = Field(32, ge=1)
     """Sequences that go through the model at once (micro-batch)."""
-    tokens_per_step: int | None = Field(None, ge=1)
+    total_batch_tokens: int | None = Field(None, ge=1)
     """Tokens per optimizer step; micro-batches accumulate to it (default: one micro-batch)."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Of initial weights, sample order and dropout."""
@@ -44,9 +44,9 @@ class TrainConfig(Section):
     """torch.compile; auto compiles where it pays and says why."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
-    threads: int | None = Field(None, ge=1, le=4096)
+    num_threads: int | None = Field(None, ge=1, le=4096)
     """CPU threads (default: PyTorch's choice, which is then recorded)."""
-    recompute_activations: bool = False
+    activation_checkpointing: bool = False
     """Run each block again in the backward pass: less memory, a third more time."""
     spike_sigmas: float = Field(8.0, ge=0)
     """Skip a step whose loss jumps by so many standard deviations of the last 64; 0: never."""
@@ -67,7 +67,7 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     """What is measured and shown while the model trains."""
 
-    every: int = Field(100, ge=0)
+    interval: int = Field(100, ge=0)
     """Steps between evaluations; 0: at the end only."""
     tokens: int | None = Field(200_000, ge=1)
     """Validation tokens used while training, ten times as many at the end; none: all, always.
@@ -90,7 +90,7 @@ class EvalConfig(Section):
 class SaveConfig(Section):
     """Checkpoints: always at step 0, at a new best, on SIGTERM or SIGINT, and at the end."""
 
-    every: int = Field(0, ge=0)
+    interval: int = Field(0, ge=0)
     """Steps between checkpoints besides those; 0: by the clock only."""
     seconds: float = Field(60.0, gt=0)
     """At most so much work is lost."""
@@ -103,7 +103,7 @@ class MonitorConfig(Section):
 
     trackers: tuple[str, ...] = ("auto",)
     """auto (TensorBoard if it is installed), none, tensorboard, wandb, mlflow, trackio."""
-    log_every: int = Field(10, ge=1)
+    log_interval: int = Field(10, ge=1)
     """Steps between lines of metrics."""
 
 

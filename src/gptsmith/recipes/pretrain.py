@@ -11,7 +11,7 @@ from pydantic import Field
 from gptsmith.model import masks
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.model.leakage import first_scored
+from gptsmith.model.target_leakage import first_scored
 from gptsmith.recipes import corpus as corpora
 from gptsmith.recipes import loop, options
 from gptsmith.recipes.corpus import CorpusConfig
@@ -21,7 +21,7 @@ from gptsmith.run import Run
 class PretrainConfig(CorpusConfig):
     """Train a model from scratch on a prepared corpus."""
 
-    pad_vocab: int = Field(1, ge=1)
+    pad_vocab_multiple: int = Field(1, ge=1)
     """Round the model's vocabulary up to a multiple of this (64 is faster on GPUs)."""
     model: ModelConfig = ModelConfig.preset("fast")
 
@@ -41,7 +41,7 @@ def pretrain(config: PretrainConfig, started: float | None = None) -> int:
     configuration that cannot be trained, before anything is written.
     """
     corpus = corpora.open_corpus(config)
-    vocab = -(-corpus.tokenizer.vocab_size // config.pad_vocab) * config.pad_vocab
+    vocab = -(-corpus.tokenizer.vocab_size // config.pad_vocab_multiple) * config.pad_vocab_multiple
     config = config.model_copy(update=dict(model=config.model.change(vocab_size=vocab)))
     T = config.model.context_length
     mask_folder = config.out if config.resume else Path()  # a run keeps a copy of a mask's file
@@ -52,10 +52,10 @@ def pretrain(config: PretrainConfig, started: float | None = None) -> int:
     notes.insert(1, corpora.size_note(corpus))
     torch.manual_seed(config.train.seed)
     model = GPTModel(config.model, mask_folder=mask_folder, trust_code=True)
-    model.to(config.train.device).recompute_activations = config.train.recompute_activations
+    model.to(config.train.device).activation_checkpointing = config.train.activation_checkpointing
     task, remarks = corpora.task(config, corpus, rows, model)
     run = Run.create(
         config.out, config.model_dump(mode="json"), config.model, corpus.tokenizer, config.resume,
-        corpus=corpus.fingerprint, fixed=("document_mask", "pad_vocab", *loop.FIXED),
+        corpus=corpus.fingerprint, fixed=("document_mask", "pad_vocab_multiple", *loop.FIXED),
     )  # fmt: skip
     return loop.train(run, task, config, plan, [*notes, *remarks], started)

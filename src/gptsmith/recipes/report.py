@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gptsmith.files import write_text
-from gptsmith.model import size
+from gptsmith.model import flops
 from gptsmith.run import Run
 from gptsmith.train.monitor import read_events
 
@@ -42,7 +42,7 @@ def write_report(run: Run, sections: Sequence[str] = ()) -> None:
     lines = [
         f"# {run.path.resolve().name}",
         "",
-        f"{size.parameters(model):,} parameters: {model.n_layer} layers, {model.n_head} heads, "
+        f"{flops.parameters(model):,} parameters: {model.n_layer} layers, {model.n_head} heads, "
         f"{model.n_embd} wide, context {model.context_length}, vocabulary {model.vocab_size}.",
         "",
         "![loss and learning rate](curves.png)",

@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gptsmith.model.tuning import load_trained, trained
+from gptsmith.model.tuning import load_trainable_state_dict, trainable_state_dict
 from gptsmith.train import checkpoint
-from gptsmith.train.loop import Guard
 from gptsmith.train.optim import Optimizer
+from gptsmith.train.step import LossSpikeGuard
 
 
 @dataclass
 class Progress:
     """What changes while a run goes on, besides weights and optimizer."""
 
-    guard: Guard
+    guard: LossSpikeGuard
     scaler: torch.amp.GradScaler | None = None
     step: int = 0
     tokens: int = 0
@@ -59,7 +59,7 @@ def save(
     state.update(guard=progress.guard.state(), position=position)
     if progress.scaler is not None:
         state["scaler"] = progress.scaler.state_dict()
-    tensors = {"model": trained(model), "optimizer": optimizer.state_tensors()}
+    tensors = {"model": trainable_state_dict(model), "optimizer": optimizer.state_tensors()}
     checkpoint.save(folder, progress.step, tensors, state)
     best = {progress.best_step} if math.isfinite(progress.best_loss) else set()
     checkpoint.prune(folder, keep_last, best)
@@ -71,7 +71,7 @@ def restore(
 ) -> dict[str, int]:
     """Read a checkpoint into the arguments; newer ones go. Returns the position of the data."""
     state = found.state
-    load_trained(model, found.load("model"), found.path)
+    load_trainable_state_dict(model, found.load("model"), found.path)
     optimizer.load_state_tensors(found.load("optimizer"))
     for name in _PLAIN:
         setattr(progress, name, state[name])

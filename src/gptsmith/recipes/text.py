@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from gptsmith.model.leakage import first_scored
+from gptsmith.model.target_leakage import first_scored
 from gptsmith.recipes import corpus as corpora
 from gptsmith.recipes import finetune, loop, options
 from gptsmith.recipes.corpus import CorpusConfig

@@ -16,7 +16,7 @@ from torch import Tensor
 from gptsmith import files
 from gptsmith.differences import diff
 from gptsmith.model import adapter, lora, tuning
-from gptsmith.model import weights as model_weights
+from gptsmith.model import state_dict as model_weights
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.tuning import Tuning
@@ -28,7 +28,7 @@ from gptsmith.train import monitor, precision
 from gptsmith.train.trackers import flatten
 
 if TYPE_CHECKING:
-    from gptsmith.conversation import ChatTemplate
+    from gptsmith.chat_template import ChatTemplate
 
 _CODE = re.compile(r"(.+\.py):(\w+)")  # a mask that is Python code
 
@@ -84,7 +84,7 @@ class Run:
         path = self.path / layout.TEMPLATE
         if not path.is_file():
             return None
-        from gptsmith.conversation import ChatTemplate  # and with it Jinja, 20 ms, for them alone
+        from gptsmith.chat_template import ChatTemplate  # and with it Jinja, 20 ms, for them alone
 
         text = files.read_text(path)
         try:
@@ -189,7 +189,7 @@ class Run:
             tokenizer.save(path / layout.TOKENIZER)
             if template is not None:
                 files.write_text(path / layout.TEMPLATE, template)
-            if not tuned.whole and not resume:
+            if not tuned.is_full_finetune and not resume:
                 assert base is not None
                 with files.atomic_path(path / layout.BASE) as temporary:
                     checkpoints.save_tensors(temporary, base)
@@ -208,7 +208,7 @@ class Run:
         return run
 
     @classmethod
-    def adopt(
+    def from_weights(
         cls,
         path: str | Path,
         config: dict[str, Any],
@@ -231,7 +231,7 @@ class Run:
                 folder / layout.WEIGHTS,
                 model_weights.shapes(model_config),
                 dtype,
-                model_weights.fitting(model_config, tensors, config["import"]),
+                model_weights.validated(model_config, tensors, config["import"]),
             )
             files.write_json(folder / layout.ARCHITECTURE, model_config.model_dump(mode="json"))
             files.write_text(folder / layout.CONFIG, layout.yaml_text(config))
@@ -295,7 +295,7 @@ class Run:
         finite, and for a mask that is Python code unless trust_code is set.
         """
         tensors, origin = self._tensors(checkpoint)
-        whole = self.tuning.whole or origin == self.path / layout.WEIGHTS
+        whole = self.tuning.is_full_finetune or origin == self.path / layout.WEIGHTS
         model = self._model(tensors, origin, whole, trust_code)
         return model.to(precision.choose_device(str(device))).eval()
 
@@ -319,7 +319,7 @@ class Run:
             )
         model = self.base_model(trust_code)
         self.tuning.wrap(model)
-        tuning.load_trained(model, tensors, origin)
+        tuning.load_trainable_state_dict(model, tensors, origin)
         lora.merge(model)
         return model
 
@@ -377,7 +377,7 @@ class Run:
             )
             self.weights.parent.mkdir(exist_ok=True)
             files.write_json(self.weights.with_name(layout.ADAPTER_CONFIG), stored)
-        elif not self.tuning.whole:
+        elif not self.tuning.is_full_finetune:
             tensors = self._model(tensors, found.path, False, trust_code=True).state_dict()
         self.save_weights(tensors, header)
 

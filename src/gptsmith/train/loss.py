@@ -169,8 +169,8 @@ def classification_loss(model: Classifier, batch: Batch) -> tuple[Tensor, Tensor
     return summed, (targets != IGNORE).sum()
 
 
-def score_from(batch: Batch, start: int) -> Batch:
+def mask_targets_before(batch: Batch, start: int) -> Batch:
     """The batch with positions before `start` read but not scored, in place: under a prefix mask
-    they see their own target (model/leakage.py)."""
+    they see their own target (model/target_leakage.py)."""
     batch.targets[:, :start] = IGNORE
     return batch

@@ -37,7 +37,7 @@ class OptimConfig(BaseModel):
     """Muon for the matrices inside the blocks (AdamW for the rest), or AdamW for everything."""
     learning_rate: float = Field(3e-3, gt=0)
     """Peak learning rate."""
-    embedding_rate: float = Field(1.0, gt=0)
+    embedding_lr_scale: float = Field(1.0, gt=0)
     """Factor of the learning rate for what is not a matrix inside a block (embeddings, norms)."""
     weight_decay: float = Field(0.1, ge=0)
     """Decoupled, on matrices only."""
@@ -45,11 +45,11 @@ class OptimConfig(BaseModel):
     beta2: float = Field(0.95, ge=0, lt=1)
     momentum: float = Field(0.95, ge=0, lt=1)
     """Muon's Nesterov momentum."""
-    clip: float = Field(1.0, ge=0)
+    max_grad_norm: float = Field(1.0, ge=0)
     """Largest norm of the whole gradient; 0 switches clipping off."""
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     warmup_steps: int = Field(20, ge=0)
-    final_rate: float = Field(0.05, ge=0, le=1)
+    min_lr_ratio: float = Field(0.05, ge=0, le=1)
     """Share of the peak learning rate that is left at the end."""
     decay_fraction: float = Field(0.3, gt=0, le=1)
     """wsd: the last share of the run, over which the rate falls."""
@@ -141,7 +141,7 @@ class Optimizer:
             dict(params=[p for p in rest if p.dim() >= 2], weight_decay=config.weight_decay),
             dict(params=[p for p in rest if p.dim() < 2], weight_decay=0.0),
         ]
-        factor = config.embedding_rate if inside else 1.0
+        factor = config.embedding_lr_scale if inside else 1.0
         self.optimizers: list[torch.optim.Optimizer] = []
         if rest:
             adamw = torch.optim.AdamW(

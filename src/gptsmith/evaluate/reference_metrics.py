@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptsmith.data.rows import Row, check_unicode, listed, read_rows
-from gptsmith.evaluate.results import Result, mean
+from gptsmith.evaluate.report import Result, mean
 
 RESPONSES = "responses.json"  # what instruction tuning leaves in a run folder
 ROUGE = ("rouge1", "rouge2", "rougeL")

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from gptsmith.train.loss import IGNORE, Batch, score_from
+from gptsmith.train.loss import IGNORE, Batch, mask_targets_before
 
 
 def permutation(n: int, *key: int) -> np.ndarray:
@@ -88,7 +88,7 @@ class Windows:
         """Samples first..first+count-1 as one batch (count, T)."""
         rows = np.stack([self[i] for i in range(first, first + count)]).astype(np.int64)
         batch = make_batch(rows, self.eos_id, f"samples {first}..{first + count - 1}")
-        return score_from(batch, self.scored_from)
+        return mask_targets_before(batch, self.scored_from)
 
     def position(self, index: int) -> dict[str, int]:
         """Where the endless run stands before sample `index`: four numbers."""

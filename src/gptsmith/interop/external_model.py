@@ -13,7 +13,7 @@ from gptsmith.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Imported:
+class ExternalModel:
     """A foreign model in our terms. Its weights stay where they are until `tensors` is called."""
 
     config: ModelConfig
@@ -30,7 +30,7 @@ class Imported:
     """What the user should hear, one line each."""
 
 
-def unfit(path: Path, error: ValidationError, names: Mapping[str, str]) -> ValueError:
+def config_error(path: Path, error: ValidationError, names: Mapping[str, str]) -> ValueError:
     """What our configuration says of a value, in the words of the file that has it.
 
     names: our field -> what the file calls it, where that is another name.

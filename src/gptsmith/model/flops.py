@@ -21,7 +21,7 @@ def parameters(c: ModelConfig) -> int:
     mlp = c.n_embd * up + up * everywhere + c.F * c.n_embd + c.n_embd * everywhere
     positions = c.context_length * c.n_embd * (c.position == "learned")
     embedding = c.vocab_size * c.n_embd + positions
-    head = len(c.labels) if c.labels else c.vocab_size * (not c.tied)
+    head = len(c.labels) if c.labels else c.vocab_size * (not c.tie_embeddings)
     return embedding + c.n_layer * (2 * norm + attention + mlp) + norm + head * c.n_embd
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer as Reference
 
-from gptsmith import bpe, files
-from gptsmith.tokenizer_json import (
+from gptsmith import files
+from gptsmith.tokenizer import bpe
+from gptsmith.tokenizer.formats import (
     ENDOFTEXT,
     byte_level_text,
     document_text,

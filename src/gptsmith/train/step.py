@@ -22,7 +22,7 @@ from gptsmith.train.precision import Precision
 Loss = Callable[[Any, Batch], tuple[Tensor, Tensor]]  # (model, batch) -> sum, scored tokens
 
 
-class Diverged(ValueError):
+class TrainingDiverged(ValueError):
     """Too many steps in a row had to be skipped.
 
     The step that raises it leaves no trace: weights, optimizer, scaler and guard are as after the
@@ -46,7 +46,7 @@ class Step:
 
 
 @dataclass
-class Guard:
+class LossSpikeGuard:
     """Skips steps whose loss or gradient is not finite or jumps out of the recent losses.
 
     A jump is more than `sigmas` standard deviations above the mean of the last 64 losses, and by
@@ -75,7 +75,7 @@ class Guard:
             return ""
         reason = f"step {step:,} skipped: {reason} in {', '.join(names)}"
         if self.in_a_row + 1 >= self.patience:  # not counted: see Diverged
-            raise Diverged(
+            raise TrainingDiverged(
                 f"{reason}; {self.in_a_row + 1} steps in a row were skipped, so training stops: "
                 "lower --optim.learning-rate, look at these samples, or try --train.precision fp32"
             )
@@ -99,10 +99,10 @@ def train_steps(
     *,
     learning_rate: Callable[[int], float],
     precision: Precision,
-    clip: float,
+    max_grad_norm: float,
     seed: int,
     first_step: int = 0,
-    guard: Guard | None = None,
+    guard: LossSpikeGuard | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> Iterator[Step]:
     """Train for ever; the caller breaks out.
@@ -113,7 +113,7 @@ def train_steps(
     targets are masked. Random numbers (dropout) are a function of seed, step and micro-batch, so
     a resumed run draws the same. fp16 wants a scaler.
     """
-    guard = guard or Guard()
+    guard = guard or LossSpikeGuard()
     device = next(model.parameters()).device
     params = [p for p in model.parameters() if p.requires_grad]
     step = first_step
@@ -125,7 +125,7 @@ def train_steps(
         total = torch.zeros((), device=device)
         optimizer.zero_grad()
         for i, batch in enumerate(micro):
-            torch.manual_seed(mix(seed, step, i, distributed.rank()))
+            torch.manual_seed(derive_seed(seed, step, i, distributed.rank()))
             with precision.autocast():
                 summed, _ = loss(model, batch.to(device))
             value = summed / scored
@@ -137,7 +137,7 @@ def train_steps(
         if scaler:
             for each in optimizer.optimizers:
                 scaler.unscale_(each)
-        norm = nn.utils.clip_grad_norm_(params, clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(params, max_grad_norm or math.inf)
         mean = float(distributed.sum_over_ranks(total))
         rate = learning_rate(step)
         overflow = math.isfinite(mean) and not math.isfinite(float(norm))
@@ -165,7 +165,7 @@ def sum_tokens(micro: Sequence[Batch]) -> int:
     return sum(b.inputs.numel() if b.tokens is None else b.tokens for b in micro)
 
 
-def mix(*numbers: int) -> int:
+def derive_seed(*numbers: int) -> int:
     """One 63-bit seed from several numbers, different in any of them (splitmix64's finaliser)."""
     x = 0
     for n in numbers:

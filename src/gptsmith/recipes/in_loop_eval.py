@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from gptsmith.evaluate import choices, results, tasks
+from gptsmith.evaluate import choices, report, tasks
 from gptsmith.model.gpt import GPTModel
 from gptsmith.recipes.options import EvalConfig
 from gptsmith.tokenizer import Tokenizer
@@ -42,9 +42,7 @@ def prepare(
 def levels(names: Sequence[str]) -> dict[str, dict[str, float]]:
     """The score of each task that is drawn over the steps, with chance and GPT-2 124M beside it as
     far as they are known."""
-    return {
-        f"{name}_{_drawn(name)}": dict(results.references(name, _drawn(name))) for name in names
-    }
+    return {f"{name}_{_drawn(name)}": dict(report.references(name, _drawn(name))) for name in names}
 
 
 def _drawn(task: str) -> str:

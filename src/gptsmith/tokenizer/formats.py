@@ -10,7 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gptsmith import bpe, files
+from gptsmith import files
+from gptsmith.tokenizer import bpe
 
 ENDOFTEXT = "<|endoftext|>"
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from pydantic import Field
 
-from gptsmith.conversation import ChatTemplate
+from gptsmith.chat_template import ChatTemplate
 from gptsmith.data.examples import Examples
 from gptsmith.data.packing import PackedRows, PaddedRows
 from gptsmith.evaluate.perplexity import evaluate
 from gptsmith.generate.chat import complete
-from gptsmith.generate.sample import SamplingConfig
-from gptsmith.recipes import exam, finetune, loop
+from gptsmith.generate.sampling import SamplingConfig
+from gptsmith.recipes import finetune, in_loop_eval, loop
 from gptsmith.recipes.finetune import FinetuneConfig, Start
 from gptsmith.run import Run
 from gptsmith.train import precision
@@ -72,7 +72,7 @@ def tune(
             for ids, reply in zip(asked, replies, strict=True):
                 yield tokenizer.decode(ids), reply.text
 
-    questions, remarks = exam.prepare(config.eval, model, tokenizer)
+    questions, remarks = in_loop_eval.prepare(config.eval, model, tokenizer)
     run = finetune.create(
         config, begin, source, template=template.source,
         corpus=train.fingerprint[:32] + val.fingerprint[:32],

@@ -49,7 +49,7 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def check(there: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin: str | Path) -> None:
     """ValueError, as from `load`, unless `tensors` can take the place of those that are there."""
-    refuse_misfits(
+    check_state_dict(
         {name: tuple(tensor.shape) for name, tensor in there.items()},
         {name: tuple(tensor.shape) for name, tensor in tensors.items()},
         origin,
@@ -62,7 +62,7 @@ def check(there: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin: st
             )
 
 
-def refuse_misfits(
+def check_state_dict(
     expected: Mapping[str, tuple[int, ...]],
     given: Mapping[str, tuple[int, ...]],
     origin: str | Path,
@@ -80,7 +80,7 @@ def refuse_misfits(
         raise ValueError(f"{origin} does not fit the architecture: {', '.join(wrong[:3])}{more}")
 
 
-def fitting(
+def validated(
     config: ModelConfig, tensors: Iterable[tuple[str, Tensor]], origin: str | Path
 ) -> Iterator[tuple[str, Tensor]]:
     """The parameters of a model as they come, each held against the architecture before the next
@@ -90,14 +90,14 @@ def fitting(
         shape = expected.pop(name, None)
         if shape is None:
             raise ValueError(f"{origin} does not fit the architecture: {name} is not expected")
-        refuse_misfits({name: shape}, {name: tuple(tensor.shape)}, origin)
+        check_state_dict({name: shape}, {name: tuple(tensor.shape)}, origin)
         if not tensor.isfinite().all():
             raise ValueError(f"{origin} is unusable: {name} holds NaN or infinity")
         yield name, tensor
-    refuse_misfits(expected, {}, origin)
+    check_state_dict(expected, {}, origin)
 
 
-def as_classifier(model: GPTModel, labels: Sequence[str]) -> GPTClassifier:
+def with_classification_head(model: GPTModel, labels: Sequence[str]) -> GPTClassifier:
     """The body of `model` (shared, not copied) under a new, random head for `labels`.
 
     Its output head, or the head of another classification, is left behind.
@@ -125,7 +125,7 @@ def _remade(
 
 
 @torch.no_grad()
-def grow_vocabulary(model: GPTModel, new_size: int, used: int | None = None) -> GPTModel:
+def resize_token_embeddings(model: GPTModel, new_size: int, used: int | None = None) -> GPTModel:
     """Give `model` new_size token ids; returns it, changed in place.
 
     The rows of new ids, in the embedding and an untied head, are the mean of the old rows: n of

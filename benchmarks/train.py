@@ -25,11 +25,12 @@ from pathlib import Path
 import torch
 from benchmarks._machine import gemm_flops, peak_mib, sync
 
+from gptsmith.batch import Batch
 from gptsmith.model import flops
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.train import allocator, compiling, precision
-from gptsmith.train.loss import Batch, next_token_loss
+from gptsmith.train.loss import next_token_loss
 from gptsmith.train.optim import OptimConfig, Optimizer
 from gptsmith.train.step import train_steps
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.data.dataset import Windows, make_batch, permutation, validation_batches
-from gptsmith.train.loss import IGNORE, Batch
 
 few = settings(max_examples=25)
 lengths = st.lists(st.integers(0, 60), min_size=1, max_size=5)
@@ -171,7 +171,7 @@ def scored(batches: list[Batch]) -> list[int]:
     """The scored targets, each checked to be the successor of its input."""
     out = []
     for batch in batches:
-        where = batch.targets != IGNORE
+        where = batch.targets != IGNORE_INDEX
         assert (batch.targets[where] == batch.inputs[where] + 1).all()
         out += batch.targets[where].tolist()
     return out
@@ -186,7 +186,7 @@ def test_validation_scores_every_token_but_the_first_of_each_shard_once(
     batches = list(validation_batches(make_shards(lengths), T, B, None, None, stride))
     for batch in batches:  # a window that does not begin a shard shows T - stride tokens first
         for row, targets in zip(batch.inputs, batch.targets, strict=True):
-            assert row[0] % 1000 == 0 or (targets[: T - stride] == IGNORE).all()
+            assert row[0] % 1000 == 0 or (targets[: T - stride] == IGNORE_INDEX).all()
     expected = [1000 * s + i for s, n in enumerate(lengths) for i in range(1, n)]
     assert sorted(scored(batches)) == expected
     assert all(batch.inputs.shape[1] == T for batch in batches)
@@ -210,6 +210,6 @@ def test_validation_windows_know_their_documents() -> None:
     shard = np.array([7, 1, 2, 7, 3, 4, 5], dtype=np.uint32)
     (batch,) = validation_batches([shard], 4, 8, eos_id=7)
     assert batch.inputs.tolist() == [[7, 1, 2, 7], [3, 4, 5, 0]]
-    assert batch.targets.tolist() == [[1, 2, 7, 3], [4, 5, IGNORE, IGNORE]]
+    assert batch.targets.tolist() == [[1, 2, 7, 3], [4, 5, IGNORE_INDEX, IGNORE_INDEX]]
     assert batch.documents is not None
     assert batch.documents.tolist() == [[1, 1, 1, 2], [0, 0, 0, 0]]

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data.chat import Labels, load_chat, write_chat
 from gptsmith.data.conversations import Counts
 from gptsmith.data.documents import Reader
 from gptsmith.data.examples import Examples
 from gptsmith.tokenizer import Tokenizer
-from gptsmith.train.loss import IGNORE
 
 TOKENIZER = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
 T = 40
@@ -46,13 +46,13 @@ def unshifted(template: ChatTemplate) -> list[dict[str, list[int]]]:
     rows = []
     for talk in TALKS:
         ids, scored = template.encode(talk)  # type: ignore[arg-type]
-        labels = [i if s else IGNORE for i, s in zip(ids, scored, strict=True)]
+        labels = [i if s else IGNORE_INDEX for i, s in zip(ids, scored, strict=True)]
         rows.append({"input_ids": ids, "labels": labels})
     return rows
 
 
 def shifted(rows: list[dict[str, list[int]]]) -> list[dict[str, list[int]]]:
-    return [{"input_ids": r["input_ids"], "labels": [*r["labels"][1:], IGNORE]} for r in rows]
+    return [{"input_ids": r["input_ids"], "labels": [*r["labels"][1:], IGNORE_INDEX]} for r in rows]
 
 
 def shorter(rows: list[dict[str, list[int]]]) -> list[dict[str, list[int]]]:
@@ -64,7 +64,10 @@ def padded(rows: list[dict[str, list[int]]], mask: bool) -> list[dict[str, list[
     out = []
     for row in rows:
         n = 30 - len(row["input_ids"])
-        new = {"input_ids": row["input_ids"] + [0] * n, "labels": row["labels"] + [IGNORE] * n}
+        new = {
+            "input_ids": row["input_ids"] + [0] * n,
+            "labels": row["labels"] + [IGNORE_INDEX] * n,
+        }
         if mask:
             new["attention_mask"] = [1] * len(row["input_ids"]) + [0] * n
         out.append(new)
@@ -142,11 +145,11 @@ def test_what_would_teach_nothing_is_refused(
     tmp_path: Path, chat: Path, template: ChatTemplate
 ) -> None:
     rows = unshifted(template)
-    masked = [r | {"labels": [IGNORE] * len(r["labels"])} for r in rows]
+    masked = [r | {"labels": [IGNORE_INDEX] * len(r["labels"])} for r in rows]
     path = arrow(tmp_path / "a.parquet", masked)
     assert refused(path, template, labels="unshifted").startswith("a.parquet: every label is -100")
     end = TOKENIZER.special_tokens["<|end|>"]
-    endless = [r | {"labels": [IGNORE if i == end else i for i in r["labels"]]} for r in rows]
+    endless = [r | {"labels": [IGNORE_INDEX if i == end else i for i in r["labels"]]} for r in rows]
     said = refused(arrow(tmp_path / "b.parquet", endless), template)
     assert said.startswith("b.parquet, row 1: <|end|> after an answer is not learned")
     cut = [{k: v[:-1] for k, v in rows[0].items()}]
@@ -165,7 +168,7 @@ def test_long_token_rows_are_cut_behind_an_answer(tmp_path: Path, template: Chat
     assert counts.cut.first == [f"{path}, row 2"]
     assert examples[1].ids.tolist() == rows[1]["input_ids"][: len(examples[1].ids)]
     assert int(examples[1].ids[-1]) == TOKENIZER.special_tokens["<|end|>"]
-    assert (examples[1].labels != IGNORE).sum() == 3
+    assert (examples[1].labels != IGNORE_INDEX).sum() == 3
 
 
 # --- prepared files ------------------------------------------------------------------------------
@@ -238,6 +241,6 @@ def test_real_conversations_prepared_and_read(
     assert int(mapped.lengths.max()) <= 257
     for example in mapped:
         assert example.labels[-1] == example.ids[-1] == template.stop_ids[0]
-        scored = example.labels != IGNORE
+        scored = example.labels != IGNORE_INDEX
         assert (example.labels[scored] == example.ids[scored]).all()
         assert isinstance(example.ids, np.ndarray)

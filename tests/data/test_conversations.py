@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data.conversations import (
     Columns,
@@ -21,7 +22,6 @@ from gptsmith.data.conversations import (
 from gptsmith.data.documents import Reader
 from gptsmith.data.examples import Example
 from gptsmith.tokenizer import Tokenizer
-from gptsmith.train.loss import IGNORE
 
 TALK = [
     {"role": "user", "content": "Hi, I am Ann."},
@@ -160,7 +160,7 @@ def learned(example: Example, template: ChatTemplate) -> list[str]:
     decode = Tokenizer.byte().add_special_tokens(CHAT_TOKENS).decode
     out, run = [], []
     for i, label in zip([*example.ids.tolist(), -1], [*example.labels.tolist(), -100], strict=True):
-        if label != IGNORE:
+        if label != IGNORE_INDEX:
             assert label == i
             run.append(label)
         elif run:
@@ -226,7 +226,7 @@ def test_what_the_template_or_the_tokenizer_refuses_has_a_place(template: ChatTe
 def test_nothing_scored_is_dropped_and_counted() -> None:
     counts = Counts(8)
     ids = np.arange(4, dtype=np.int32)
-    assert fit(Example(ids, np.full(4, IGNORE, np.int32), "a:1"), counts) is None
+    assert fit(Example(ids, np.full(4, IGNORE_INDEX, np.int32), "a:1"), counts) is None
     assert (counts.unscored.count, counts.dropped, counts.read, counts.kept) == (1, 1, 1, 0)
 
 

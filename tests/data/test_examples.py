@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from gptsmith.batch import IGNORE_INDEX
 from gptsmith.data import examples as module
 from gptsmith.data.examples import Example, Examples, holds_examples, write_examples
-from gptsmith.train.loss import IGNORE
 
 
 def make(n: int, longest: int = 30) -> list[Example]:
@@ -17,7 +17,7 @@ def make(n: int, longest: int = 30) -> list[Example]:
     made = []
     for i in range(n):
         ids = random.integers(0, 50_000, random.integers(2, longest + 1)).astype(np.int32)
-        labels = np.where(random.random(len(ids)) < 0.5, ids, IGNORE).astype(np.int32)
+        labels = np.where(random.random(len(ids)) < 0.5, ids, IGNORE_INDEX).astype(np.int32)
         made.append(Example(ids, labels, f"chat.jsonl:{i + 1}"))
     return made
 
@@ -42,9 +42,9 @@ def test_file_and_memory_agree_however_they_are_cut(
         assert len(each) == 50
         assert all(same(a, b) and a.name == b.name for a, b in zip(each, made, strict=True))
         assert each.lengths.tolist() == [len(e.ids) for e in made]
-        assert each.scored_lengths.tolist() == [(e.labels[1:] != IGNORE).sum() for e in made]
+        assert each.scored_lengths.tolist() == [(e.labels[1:] != IGNORE_INDEX).sum() for e in made]
         assert each.tokens == sum(len(e.ids) for e in made)
-        assert each.scored == sum(int((e.labels[1:] != IGNORE).sum()) for e in made)
+        assert each.scored == sum(int((e.labels[1:] != IGNORE_INDEX).sum()) for e in made)
         assert each.fingerprint == memory.fingerprint
         assert each[3].ids.dtype == each[3].labels.dtype == np.int32
     with pytest.raises(IndexError):
@@ -57,7 +57,7 @@ def test_the_fingerprint_is_of_contents_and_borders() -> None:
     joined = Example(*(np.concatenate([a, b]) for a, b in zip(*(e[:2] for e in made[:2]))), "")  # type: ignore[arg-type]  # noqa: B905
     prints.add(Examples([joined, *made[2:]]).fingerprint)
     changed = made[0].labels.copy()
-    changed[1] = IGNORE if changed[1] != IGNORE else made[0].ids[1]
+    changed[1] = IGNORE_INDEX if changed[1] != IGNORE_INDEX else made[0].ids[1]
     prints.add(Examples([made[0]._replace(labels=changed), *made[1:]]).fingerprint)
     assert len(prints) == 4
     renamed = [e._replace(name="elsewhere") for e in made]

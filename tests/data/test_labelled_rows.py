@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from gptsmith.batch import IGNORE_INDEX
 from gptsmith.data.labelled_files import LabelledText
 from gptsmith.data.labelled_rows import (
     EncodedTexts,
@@ -14,7 +15,6 @@ from gptsmith.data.labelled_rows import (
     pad,
 )
 from gptsmith.tokenizer import Tokenizer
-from gptsmith.train.loss import IGNORE
 
 T, PAD = 40, 99
 LENGTHS = [int(n) for n in np.random.RandomState(0).randint(1, T + 1, size=23)]
@@ -42,7 +42,7 @@ def test_a_batch_holds_the_texts_and_their_classes_at_their_last_tokens() -> Non
     for ids, targets in zip(batch.inputs, batch.targets, strict=True):
         i = int(ids[0])
         assert ids.tolist() == TEXTS.ids[i].tolist() + [PAD] * (len(ids) - LENGTHS[i])
-        expected = torch.full_like(targets, IGNORE)
+        expected = torch.full_like(targets, IGNORE_INDEX)
         expected[LENGTHS[i] - 1] = i % 3
         assert targets.tolist() == expected.tolist()
     assert batch.tokens == sum(LENGTHS[i] for i in batch.inputs[:, 0].tolist())

@@ -10,11 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.data.examples import Example, Examples
 from gptsmith.data.packing import PackedRows, PaddedRows, pack
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.train.loss import IGNORE, Batch, next_token_loss
+from gptsmith.train.loss import next_token_loss
 
 few = settings(max_examples=30)
 some_lengths = st.lists(st.integers(2, 17), min_size=1, max_size=40)
@@ -26,8 +27,8 @@ def make(lengths: list[int]) -> Examples:
     made, at = [], 0
     for number, length in enumerate(lengths):
         ids = np.arange(at, at + length, dtype=np.int32)
-        labels = np.where(ids % 3 > 0, ids, IGNORE).astype(np.int32)
-        labels[0] = IGNORE
+        labels = np.where(ids % 3 > 0, ids, IGNORE_INDEX).astype(np.int32)
+        labels[0] = IGNORE_INDEX
         made.append(Example(ids, labels, f"chat.jsonl:{number + 1}"))
         at += length
     return Examples(made)
@@ -38,7 +39,7 @@ def pairs(batch: Batch) -> Counter[tuple[int, int]]:
     found: Counter[tuple[int, int]] = Counter()
     for x, y in zip(batch.inputs.flatten().tolist(), batch.targets.flatten().tolist(), strict=True):
         if x == PAD:
-            assert y == IGNORE
+            assert y == IGNORE_INDEX
         else:
             found[x, y] += 1
     return found
@@ -117,7 +118,7 @@ def test_each_conversation_of_a_row_stands_alone(lengths: list[int]) -> None:
                 if not padded.any():
                     ids, targets = x[here], y[here]
                     assert (ids == ids[0] + torch.arange(len(ids))).all()
-                    scored = targets != IGNORE
+                    scored = targets != IGNORE_INDEX
                     assert (targets[scored] == ids[scored] + 1).all()
 
 
@@ -193,10 +194,10 @@ def test_the_packed_loss_is_the_unpacked_one(position: str) -> None:
     def total(batches: list[Batch]) -> tuple[float, int, torch.Tensor]:
         model.zero_grad()
         results = [next_token_loss(model, batch) for batch in batches]
-        loss = torch.stack([summed for summed, _ in results]).sum()
+        loss = torch.stack(results).sum()
         loss.backward()
         grad = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-        return loss.item(), sum(int(count) for _, count in results), grad
+        return loss.item(), sum(batch.count for batch in batches), grad
 
     alone = [
         Batch(torch.tensor(e.ids[None, :-1]).long(), torch.tensor(e.labels[None, 1:]).long())
@@ -221,13 +222,13 @@ def test_labels_are_those_of_transformers() -> None:
     model = GPTModel(config)
     examples = make([20, 9, 31])
     (batch,) = PaddedRows(examples, 32, 0, 0).validation(3)
-    ids, labels = torch.zeros(3, 33, dtype=torch.long), torch.full((3, 33), IGNORE)
+    ids, labels = torch.zeros(3, 33, dtype=torch.long), torch.full((3, 33), IGNORE_INDEX)
     for row, example in enumerate(examples):
         ids[row, : len(example.ids)] = torch.from_numpy(example.ids.copy())
         labels[row, : len(example.ids)] = torch.from_numpy(example.labels.copy())
     stock = ForCausalLMLoss(model(ids), labels, 300)
-    summed, count = next_token_loss(model, batch)
-    assert (summed / count).item() == pytest.approx(stock.item(), abs=1e-5)
+    summed = next_token_loss(model, batch)
+    assert (summed / batch.count).item() == pytest.approx(stock.item(), abs=1e-5)
 
 
 def test_real_conversations_pack_well(real_data: Path) -> None:

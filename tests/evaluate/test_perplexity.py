@@ -6,11 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.data.dataset import validation_batches
 from gptsmith.evaluate.perplexity import Scores, evaluate
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.train.loss import CHUNK_BYTES, IGNORE, Batch
+from gptsmith.train.loss import CHUNK_BYTES
 from gptsmith.train.precision import Precision
 
 T, V = 16, 30
@@ -40,7 +41,7 @@ def naive(model: GPTModel, eos_id: int | None = None) -> tuple[float, float, flo
         with torch.no_grad():
             logits = model(batch.inputs, documents=batch.documents)[0]
         for row, target in zip(logits, batch.targets[0].tolist(), strict=True):
-            if target == IGNORE:
+            if target == IGNORE_INDEX:
                 continue
             losses.append(float(F.cross_entropy(row, torch.tensor(target))))
             best = row.topk(5).indices.tolist()
@@ -125,6 +126,6 @@ def test_the_model_is_left_as_it_was(model: GPTModel, training: bool) -> None:
 
 def test_nothing_to_score_is_refused(model: GPTModel) -> None:
     ids = torch.zeros(1, 4, dtype=torch.long)
-    for given in ([], [Batch(ids, torch.full_like(ids, IGNORE))]):
+    for given in ([], [Batch(ids, torch.full_like(ids, IGNORE_INDEX))]):
         with pytest.raises(ValueError, match="fewer than two tokens"):
             evaluate(model, given, FP32)

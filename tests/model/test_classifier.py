@@ -4,10 +4,11 @@ from typing import Any
 import pytest
 import torch
 
+from gptsmith.batch import Batch
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.train.loss import Batch, next_token_loss
+from gptsmith.train.loss import next_token_loss
 
 LABELS = ("ham", "spam", "other")
 SMALL = dict(n_layer=2, n_head=2, n_embd=16, context_length=16, vocab_size=97)

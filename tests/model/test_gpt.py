@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gptsmith.batch import Batch
 from gptsmith.model.config import PRESETS, ModelConfig
 from gptsmith.model.gpt import GPTModel, gelu
 from gptsmith.model.masks import causal, prefix, sliding_window
-from gptsmith.train.loss import Batch, next_token_loss
+from gptsmith.train.loss import next_token_loss
 
 B, T, H, V = 2, 12, 4, 50
 POSITIONS = ["learned", "rope"]
@@ -196,7 +197,7 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
         model = tiny(dropout=0.2).train()
         model.activation_checkpointing = recompute
         torch.manual_seed(3)
-        next_token_loss(model, Batch(ids(), ids()))[0].backward()
+        next_token_loss(model, Batch(ids(), ids())).backward()
         grads.append([p.grad for p in model.parameters()])
     for a, b in zip(*grads, strict=True):
         assert torch.equal(a, b)

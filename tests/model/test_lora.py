@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch import nn
 
+from gptsmith.batch import Batch
 from gptsmith.generate.engine import generate
 from gptsmith.generate.sampling import SamplingConfig
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.lora import LoraConfig, LoraLinear, attach, freeze, merge, train_rows, trainable
-from gptsmith.train.loss import Batch, next_token_loss
+from gptsmith.train.loss import next_token_loss
 
 V = 50
 SIZES = dict(n_layer=2, n_head=4, n_embd=32, d_ff=48, vocab_size=V, context_length=16)
@@ -75,9 +76,9 @@ def test_only_adapters_and_new_rows_learn_and_no_other_number_moves(config: Mode
     losses = []
     batch = Batch(torch.cat([IDS, torch.tensor([NEW]).T], dim=1)[:, :-1], IDS.clone())
     for _ in range(10):
-        loss, scored = next_token_loss(model, batch)
-        (loss / scored).backward()
-        losses.append(float((loss / scored).detach()))
+        loss = next_token_loss(model, batch)
+        (loss / batch.count).backward()
+        losses.append(float((loss / batch.count).detach()))
         for name in trained_names(model):
             assert model.get_parameter(name).grad.abs().max() > 0, name
         optimizer.step()
@@ -139,7 +140,7 @@ def test_generation_with_attached_adapters_is_that_of_the_merged_model(
     attach(model, LoraConfig(rank=4), NEW)
     randomize(model, 0.1)
     model.train()
-    loss, _ = next_token_loss(model, Batch(IDS[:, :-1], IDS[:, 1:]))
+    loss = next_token_loss(model, Batch(IDS[:, :-1], IDS[:, 1:]))
     sampling = SamplingConfig(max_new_tokens=6, temperature=0)
     attached = [g.ids for g in generate(model, [[1, 49], [2, 3, 4, 7]], sampling)]
     loss.backward()
@@ -154,10 +155,10 @@ def test_a_step_with_adapters_compiles_to_one_graph() -> None:
     attach(model, LoraConfig(rank=2), NEW)
     batch = Batch(IDS[:, :-1], IDS[:, 1:])
     compiled = torch.compile(next_token_loss, backend="aot_eager", fullgraph=True)
-    compiled(model, batch)[0].backward()
+    compiled(model, batch).backward()
     grads = {name: model.get_parameter(name).grad.clone() for name in trained_names(model)}
     model.zero_grad()
-    next_token_loss(model, batch)[0].backward()
+    next_token_loss(model, batch).backward()
     for name, grad in grads.items():
         torch.testing.assert_close(grad, model.get_parameter(name).grad, rtol=1e-4, atol=1e-5)
 

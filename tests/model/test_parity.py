@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gptsmith.train.loss import IGNORE, Batch, next_token_loss
+from gptsmith.batch import IGNORE_INDEX, Batch
+from gptsmith.train.loss import next_token_loss
 
 B, T, V = 3, 20, 97
 
@@ -25,7 +26,7 @@ def test_logits_and_gradients_equal_those_of_transformers(
     theirs, ours = pair.theirs, pair.ours
     ids = torch.randint(V, (B, T + 1), generator=torch.Generator().manual_seed(2))
     inputs, targets = ids[:, :-1], ids[:, 1:].clone()
-    targets[1, :7] = IGNORE
+    targets[1, :7] = IGNORE_INDEX
     expected = theirs(inputs).logits
     logits = ours(inputs)
     assert expected.std() > 0.5
@@ -33,9 +34,10 @@ def test_logits_and_gradients_equal_those_of_transformers(
 
     loss = F.cross_entropy(expected.flatten(0, 1), targets.flatten())
     loss.backward()
-    summed, scored = next_token_loss(ours, Batch(inputs, targets))
-    (summed / scored).backward()
-    torch.testing.assert_close(summed / scored, loss, rtol=1e-6, atol=1e-6)
+    batch = Batch(inputs, targets)
+    summed = next_token_loss(ours, batch)
+    (summed / batch.count).backward()
+    torch.testing.assert_close(summed / batch.count, loss, rtol=1e-6, atol=1e-6)
     grads = pair.move({n: p.grad for n, p in theirs.named_parameters()}, 2)
     for name, p in ours.named_parameters():
         assert grads[name].abs().max() > 1e-4, name

@@ -7,12 +7,13 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from gptsmith.batch import Batch
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import PRESETS, ModelConfig
 from gptsmith.model.flops import flops_per_token, kv_cache_bytes, parameters, training_memory
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.kv_cache import KVCache
-from gptsmith.train.loss import Batch, next_token_loss
+from gptsmith.train.loss import next_token_loss
 from gptsmith.train.optim import OptimConfig, Optimizer
 
 # The published numbers of the stock models; of ours, what was counted when they were made.
@@ -88,7 +89,7 @@ def test_the_formulas_hold_for_any_combination_of_axes(c: ModelConfig) -> None:
     batch = random_batch(c, B, T)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         # Of a classifier, all but its small head is counted.
-        loss = model.hidden(batch.inputs).sum() if c.labels else next_token_loss(model, batch)[0]
+        loss = model.hidden(batch.inputs).sum() if c.labels else next_token_loss(model, batch)
         loss.backward()
     assert flops_per_token(c, T) * B * T == counter.get_total_flops()
     assert flops_per_token(c) == flops_per_token(c, c.context_length)
@@ -106,7 +107,7 @@ def test_memory_of_weights_gradients_and_optimizer_is_exact(name: str, kind: str
     c = small(name, 8)
     model = GPTModel(c)
     optimizer = Optimizer(model, OptimConfig(kind=kind), "cpu")
-    next_token_loss(model, random_batch(c, 1, 8))[0].backward()
+    next_token_loss(model, random_batch(c, 1, 8)).backward()
     optimizer.step()
     memory = training_memory(c, 1, 8, kind)
     weights = list(model.parameters())

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from gptsmith import cli
+from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE
 from gptsmith.data.dataset import Windows
 from gptsmith.data.prepare import PrepareConfig, prepare
@@ -21,7 +22,6 @@ from gptsmith.recipes import corpus as recipe
 from gptsmith.run import Run
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint
-from gptsmith.train.loss import IGNORE
 
 COMMON = [
     "--train.steps", "40", "--train.batch-size", "4", "--train.num-threads", "1",
@@ -124,10 +124,10 @@ def test_positions_that_see_their_target_are_not_scored(tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "windows", windows)
     assert cli.main(argv(base, corpus, tmp_path / "run")) == 0
     [rows] = made_of  # of training; validation scores from the same position on
-    assert rows.scored_from == 7
+    assert rows.mask_targets_before == 7
     targets = rows.batch(0, 4).targets
-    assert (targets[:, :7] == IGNORE).all()
-    assert (targets[:, 7:] != IGNORE).all()
+    assert (targets[:, :7] == IGNORE_INDEX).all()
+    assert (targets[:, 7:] != IGNORE_INDEX).all()
 
 
 def test_refusals(base, corpus, tmp_path, capsys):

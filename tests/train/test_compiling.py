@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.train import compiling
 from gptsmith.train.compiling import decide
-from gptsmith.train.loss import IGNORE, Batch, next_token_loss
+from gptsmith.train.loss import next_token_loss
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 
@@ -77,7 +78,9 @@ def batches(of: str) -> list[Batch]:
             documents, positions = (
                 torch.stack(x) for x in zip(*(packed(*row) for row in lengths), strict=True)
             )
-            batch.targets[documents != documents.roll(-1, 1)] = IGNORE  # another document's token
+            batch.targets[documents != documents.roll(-1, 1)] = (
+                IGNORE_INDEX  # another document's token
+            )
             tokens = sum(map(sum, lengths))
             batch = replace(batch, documents=documents, positions=positions, tokens=tokens)
         made.append(batch)
@@ -109,9 +112,9 @@ def test_the_loss_is_one_graph_with_the_same_gradients(
         for loss in (next_token_loss, compiled):
             model.zero_grad()
             with torch._dynamo.config.patch(error_on_recompile=True):
-                summed, scored = loss(model, batch)
+                summed = loss(model, batch)
             summed.backward()
-            results.append([summed.detach(), scored, *(p.grad for p in model.parameters())])
+            results.append([summed.detach(), *(p.grad for p in model.parameters())])
         for a, b in zip(*results, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
@@ -132,7 +135,7 @@ def test_a_frozen_head_compiles_too(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = batches("whole rows")[0]
     trained = [p for p in model.parameters() if p.requires_grad]
     plain, graph = (
-        torch.autograd.grad(loss(model, batch)[0], trained)
+        torch.autograd.grad(loss(model, batch), trained)
         for loss in (next_token_loss, compiling.compiled(next_token_loss))
     )
     for a, b in zip(plain, graph, strict=True):

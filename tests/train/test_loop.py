@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.train.loss import IGNORE, Batch, next_token_loss
+from gptsmith.train.loss import next_token_loss
 from gptsmith.train.optim import OptimConfig, Optimizer
 from gptsmith.train.precision import Precision
 from gptsmith.train.step import (
@@ -17,7 +18,6 @@ from gptsmith.train.step import (
     Step,
     TrainingDiverged,
     derive_seed,
-    sum_targets,
     train_steps,
 )
 
@@ -41,7 +41,7 @@ def samples(first: int, count: int, seed: int = 0) -> Batch:
     ids = torch.stack(rows)
     targets = ids[:, 1:].clone()
     for n, target in enumerate(targets, first):
-        target[: (5 * n) % (T + 1)] = IGNORE  # some rows have no target at all
+        target[: (5 * n) % (T + 1)] = IGNORE_INDEX  # some rows have no target at all
     return Batch(ids[:, :-1], targets, name=f"samples {first}..{first + count - 1}")
 
 
@@ -96,10 +96,10 @@ def test_the_gradient_is_that_of_the_mean_over_scored_tokens() -> None:
     model, reference = small(), small()
     done = steps(model, 1, size=1, max_grad_norm=0.0)[0]
     batch = samples(0, 4)
-    summed, scored = next_token_loss(reference, batch)
-    (summed / scored).backward()
-    assert done.loss == pytest.approx(float((summed / scored).detach()), rel=1e-6)
-    assert int(scored) == int(sum_targets([batch])) == sum(T - (5 * i) % (T + 1) for i in range(4))
+    summed = next_token_loss(reference, batch)
+    (summed / batch.count).backward()
+    assert done.loss == pytest.approx(float((summed / batch.count).detach()), rel=1e-6)
+    assert batch.count == sum(T - (5 * i) % (T + 1) for i in range(4))
     for p, q in zip(model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=1e-7)
 
@@ -167,7 +167,7 @@ def test_dropout_differs_by_seed_step_and_micro_batch() -> None:
     batch = samples(1, 2)
     seen = []
 
-    def loss(model: GPTModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    def loss(model: GPTModel, batch: Batch) -> Tensor:
         seen.append(torch.rand(()).item())
         return next_token_loss(model, batch)
 
@@ -187,9 +187,9 @@ def test_seeds_are_spread_and_depend_on_every_number() -> None:
 def broken(name: str, factor: float) -> Callable:
     """next_token_loss, but the named batch's is multiplied."""
 
-    def loss(model: GPTModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        summed, scored = next_token_loss(model, batch)
-        return (summed * factor if batch.name == name else summed), scored
+    def loss(model: GPTModel, batch: Batch) -> Tensor:
+        summed = next_token_loss(model, batch)
+        return summed * factor if batch.name == name else summed
 
     return loss
 
@@ -250,7 +250,7 @@ def test_after_too_many_bad_steps_in_a_row_training_stops_naming_the_last() -> N
     with pytest.raises(
         TrainingDiverged, match=r"step 4 skipped: .*samples 12\.\.15; 3 steps in a row"
     ):
-        steps(small(), 9, loss=lambda m, b: (torch.nan * next_token_loss(m, b)[0], None),
+        steps(small(), 9, loss=lambda m, b: torch.nan * next_token_loss(m, b),
               first_step=1, guard=guard)  # fmt: skip
     guard = LossSpikeGuard(patience=2)
     for i in range(8):  # never two in a row
@@ -262,9 +262,9 @@ def test_after_too_many_bad_steps_in_a_row_training_stops_naming_the_last() -> N
 def test_what_diverged_can_be_saved_and_goes_on_as_if_it_had_been_more_patient(kind: str) -> None:
     bad = {f"samples {4 * s}..{4 * s + 3}" for s in (3, 4, 5)}
 
-    def loss(model: GPTModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        summed, scored = next_token_loss(model, batch)
-        return (summed * torch.nan if batch.name in bad else summed), scored
+    def loss(model: GPTModel, batch: Batch) -> Tensor:
+        summed = next_token_loss(model, batch)
+        return summed * torch.nan if batch.name in bad else summed
 
     config = OptimConfig(kind=kind)
     patient, guard = small(), LossSpikeGuard(patience=4)
@@ -338,10 +338,10 @@ def test_a_loss_scaler_changes_nothing_but_survives_overflow() -> None:
 
 
 def test_overflow_that_no_scale_cures_is_divergence() -> None:
-    def infinite_gradient(model: GPTModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        summed, scored = next_token_loss(model, batch)
+    def infinite_gradient(model: GPTModel, batch: Batch) -> Tensor:
+        summed = next_token_loss(model, batch)
         summed.register_hook(lambda g: g * torch.inf)
-        return summed, scored
+        return summed
 
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     with pytest.raises(
@@ -353,7 +353,7 @@ def test_overflow_that_no_scale_cures_is_divergence() -> None:
 def test_a_step_without_a_single_target_changes_no_weight_by_gradient() -> None:
     model = small()
     ids = torch.randint(V, (2, T))
-    batch = Batch(ids, torch.full_like(ids, IGNORE))
+    batch = Batch(ids, torch.full_like(ids, IGNORE_INDEX))
     done = steps(model, 1, batches=lambda s: [batch])[0]
     assert (done.loss, done.grad_norm, done.skipped) == (0.0, 0.0, "")
 
@@ -362,7 +362,7 @@ def test_the_model_trains_in_training_mode_at_the_scheduled_rate() -> None:
     model = small()
     rates = []
 
-    def loss(model: GPTModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    def loss(model: GPTModel, batch: Batch) -> Tensor:
         assert model.training
         return next_token_loss(model, batch)
 

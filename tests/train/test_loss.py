@@ -7,13 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.train import loss as loss_module
 from gptsmith.train.loss import (
     CHUNK_BYTES,
-    IGNORE,
-    Batch,
     LinearCrossEntropy,
     chunk_rows,
     classification_loss,
@@ -28,12 +27,12 @@ def case(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     hidden = (2 * torch.randn(N, C, generator=generator)).to(dtype).requires_grad_()
     weight = torch.randn(V, C, generator=generator).requires_grad_()
     targets = torch.randint(V, (N,), generator=generator)
-    targets[[0, 5, 6, 7, 22]] = IGNORE
+    targets[[0, 5, 6, 7, 22]] = IGNORE_INDEX
     return hidden, weight, targets
 
 
 def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(hidden @ weight.T, targets, ignore_index=IGNORE, reduction="sum")
+    return F.cross_entropy(hidden @ weight.T, targets, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 @pytest.mark.parametrize("rows", [1, 4, 22, 23, 1000])
@@ -46,7 +45,7 @@ def test_value_and_gradients_are_those_of_cross_entropy(rows: int) -> None:
     grads = torch.autograd.grad(ours * factor, (hidden, weight))
     for a, b in zip(grads, torch.autograd.grad(expected * factor, (hidden, weight)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    assert (grads[0][targets == IGNORE] == 0).all()
+    assert (grads[0][targets == IGNORE_INDEX] == 0).all()
 
 
 def test_without_gradients_and_without_targets() -> None:
@@ -55,7 +54,7 @@ def test_without_gradients_and_without_targets() -> None:
     with torch.no_grad():
         ours = LinearCrossEntropy.apply(hidden, weight, targets, torch.float32, 4)
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
-    nothing = torch.full_like(targets, IGNORE)
+    nothing = torch.full_like(targets, IGNORE_INDEX)
     none = LinearCrossEntropy.apply(hidden, weight, nothing, torch.float32, 4)
     assert float(none.detach()) == 0
     assert all((g == 0).all() for g in torch.autograd.grad(none, (hidden, weight)))
@@ -95,7 +94,7 @@ def test_next_token_loss_is_the_loss_of_the_logits(
         model.embedding.token.weight.mul_(20)
     ids = torch.randint(V, (3, 13))
     targets = ids[:, 1:].clone()
-    targets[1, 4:] = IGNORE
+    targets[1, 4:] = IGNORE_INDEX
     documents = (torch.arange(12) // 5).expand(3, 12)
     positions = (torch.arange(12) % 5).expand(3, 12)
 
@@ -108,14 +107,14 @@ def test_next_token_loss_is_the_loss_of_the_logits(
     logits = lambda: model(ids[:, :-1], documents=documents, positions=positions)  # noqa: E731
     expected = run(
         lambda: F.cross_entropy(
-            logits().flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum"
+            logits().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
         )
     )
     batch = Batch(ids[:, :-1], targets, documents=documents, positions=positions)
-    ours = run(lambda: next_token_loss(model, batch)[0])
+    ours = run(lambda: next_token_loss(model, batch))
     for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5)
-    assert int(next_token_loss(model, batch)[1]) == 3 * 12 - 8
+    assert batch.count == 3 * 12 - 8
 
 
 class Memory(TorchDispatchMode):
@@ -155,7 +154,7 @@ def test_the_logits_never_stand_whole_in_memory(monkeypatch: pytest.MonkeyPatch)
     model = GPTModel(ModelConfig(**sizes))
     ids = torch.randint(V, (B, T))
     with Memory() as used:
-        next_token_loss(model, Batch(ids, ids))[0].backward()
+        next_token_loss(model, Batch(ids, ids)).backward()
     assert used.largest == 8 * V
     with Memory() as used:
         model(ids)
@@ -285,7 +284,7 @@ def test_classification_loss_is_the_cross_entropy_at_the_last_real_tokens(autoca
     rows = [torch.randint(V, (n,)) for n in (12, 3, 7)]
     classes = [2, 0, 1]
     inputs = torch.zeros(4, 12, dtype=torch.long)  # the last row has no class
-    targets = torch.full((4, 12), IGNORE)
+    targets = torch.full((4, 12), IGNORE_INDEX)
     for i, row in enumerate(rows):
         inputs[i, : len(row)] = row
         targets[i, len(row) - 1] = classes[i]
@@ -295,11 +294,11 @@ def test_classification_loss_is_the_cross_entropy_at_the_last_real_tokens(autoca
         return [loss.detach(), *torch.autograd.grad(loss, used)]
 
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        summed, scored = classification_loss(model, Batch(inputs, targets))
+        summed = classification_loss(model, Batch(inputs, targets))
         alone = [model.score(model.hidden(row[None])[0, -1]) for row in rows]
     expected = sum(-F.log_softmax(x.float(), -1)[c] for x, c in zip(alone, classes, strict=True))
     assert summed.dtype == torch.float32
-    assert int(scored) == 3
+    assert Batch(inputs, targets).count == 3
     close = dict(rtol=0.05, atol=0.05) if autocast else dict(rtol=1e-5, atol=1e-5)
     for a, b in zip(gradients(summed), gradients(expected), strict=True):
         torch.testing.assert_close(a, b, **close)
@@ -311,14 +310,14 @@ def test_classification_loss_stays_inside_documents() -> None:
     sizes = dict(n_layer=1, n_head=2, n_embd=16, context_length=12, vocab_size=V)
     model = Scored(ModelConfig(**sizes, mask="bidirectional()"))
     inputs = torch.randint(V, (2, 12))
-    targets = torch.full((2, 12), IGNORE)
+    targets = torch.full((2, 12), IGNORE_INDEX)
     targets[:, 4] = 1
     documents = (torch.arange(12) > 4).long().expand(2, 12)
     other = inputs.clone()
     other[:, 5:] = 0
     a, b = (
-        classification_loss(model, Batch(ids, targets, documents=documents))[0]
+        classification_loss(model, Batch(ids, targets, documents=documents))
         for ids in (inputs, other)
     )
     torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
-    assert not torch.allclose(a, classification_loss(model, Batch(inputs, targets))[0])
+    assert not torch.allclose(a, classification_loss(model, Batch(inputs, targets)))

@@ -20,7 +20,6 @@ from gptsmith.evaluate.report import Result
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.target_leakage import first_scored
 from gptsmith.run import Run, is_run
-from gptsmith.train.loss import mask_targets_before
 from gptsmith.train.precision import Precision, choose
 from gptsmith.train.trackers import flatten
 
@@ -43,13 +42,11 @@ def prepare(
 
     def job() -> Result:
         start = first_scored(model().mask, T, c.n_head, c.n_layer)
-        batches = validation_batches(shards, T, B, eos, limit, stride)
+        batches = validation_batches(shards, T, B, eos, limit, stride, mask_targets_before=start)
         count = -(-len(validation_windows(shards, T, limit, stride)) // B)
-        scored = (
-            mask_targets_before(batch, start) for batch in progress(batches, "perplexity", count)
-        )
+        shown = progress(batches, "perplexity", count)
         token_bytes = torch.from_numpy(run.tokenizer.token_bytes())
-        scores = perplexity.evaluate(model(), scored, arithmetic, token_bytes)
+        scores = perplexity.evaluate(model(), shown, arithmetic, token_bytes)
         how = "" if stride == T else f", every {stride:,}"
         print(f"{run.path} on {what}, {scores.tokens:,} tokens, windows of {T:,}{how}")
         weights = model().head_weight.dtype

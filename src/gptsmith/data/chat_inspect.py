@@ -14,6 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import ChatTemplate
 from gptsmith.data.chat import load_chat
 from gptsmith.data.conversations import Columns, Counts, answer_ends
@@ -23,7 +24,6 @@ from gptsmith.data.inspect import bars, printable
 from gptsmith.data.packing import PackedRows
 from gptsmith.data.token_examples import Labels, ended
 from gptsmith.tokenizer import Tokenizer
-from gptsmith.train.loss import IGNORE
 
 _LONGEST = 600  # tokens of a conversation that are shown
 _LEARNED, _OTHER, _SPECIAL = "green", "dim", "magenta"
@@ -109,7 +109,7 @@ def _parts(report: ChatReport, first: int, plain: bool) -> Iterator[RenderableTy
 
 def marked(example: Example, tokenizer: Tokenizer, plain: bool) -> Text:
     """The text of an example, its learned parts in colour, or in brackets if `plain`."""
-    ids, scored = example.ids[:_LONGEST], example.labels[:_LONGEST] != IGNORE
+    ids, scored = example.ids[:_LONGEST], example.labels[:_LONGEST] != IGNORE_INDEX
     scored[:1] = False  # nothing stands before it from which to predict it
     special = np.isin(ids, list(tokenizer.special_tokens.values()))
     text = Text(overflow="fold")

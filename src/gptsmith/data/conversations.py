@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import ChatTemplate, Message
 from gptsmith.data.documents import Reader
 from gptsmith.data.examples import Example
 from gptsmith.data.rows import Row, listed, read_rows
-from gptsmith.train.loss import IGNORE
 
 # Where data sets keep the messages of a row (OpenAI, ShareGPT, Taskmaster), and in each message
 # who speaks and what.
@@ -240,7 +240,7 @@ def encode_conversations(
             reader.problem("conversation that the template refuses", place, str(error))
             continue
         ids = np.array(encoded.ids, np.int32)
-        labels = np.where(encoded.scored, ids, np.int32(IGNORE))
+        labels = np.where(encoded.scored, ids, np.int32(IGNORE_INDEX))
         if messages[-1]["role"] == "user":
             counts.unanswered.add(place)
         example = fit(Example(ids, labels, place), counts)
@@ -272,5 +272,5 @@ def fit(example: Example, counts: Counts) -> Example | None:
 
 def answer_ends(labels: np.ndarray) -> np.ndarray:
     """Where runs of scored tokens end, as the number of tokens up to there."""
-    scored = np.append(labels != IGNORE, False)
+    scored = np.append(labels != IGNORE_INDEX, False)
     return np.flatnonzero(scored[:-1] & ~scored[1:]) + 1

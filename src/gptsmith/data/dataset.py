@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from gptsmith.train.loss import IGNORE, Batch, mask_targets_before
+from gptsmith.batch import IGNORE_INDEX, Batch
 
 
 def permutation(n: int, *key: int) -> np.ndarray:
@@ -41,12 +41,13 @@ class Windows:
         T: int,
         seed: int,
         eos_id: int | None,
-        scored_from: int = 0,
+        mask_targets_before: int = 0,
     ) -> None:
-        """eos_id: where documents begin, if attention shall stay inside them. scored_from:
-        positions before it are read and not scored (train/loss.py: score_from)."""
+        """eos_id: id that begins a document, if attention is to stay within documents.
+        mask_targets_before: the first positions of each row, which are read and not predicted
+        (model/target_leakage.py)."""
         self.shards, self.T, self.seed, self.eos_id = shards, T, seed, eos_id
-        self.scored_from = scored_from
+        self.mask_targets_before = mask_targets_before
         self.counts = np.array([max(0, (len(s) - 1) // T) for s in shards])
         self.per_epoch = int(self.counts.sum())
         if not self.per_epoch:
@@ -87,8 +88,8 @@ class Windows:
     def batch(self, first: int, count: int) -> Batch:
         """Samples first..first+count-1 as one batch (count, T)."""
         rows = np.stack([self[i] for i in range(first, first + count)]).astype(np.int64)
-        batch = make_batch(rows, self.eos_id, f"samples {first}..{first + count - 1}")
-        return mask_targets_before(batch, self.scored_from)
+        name = f"samples {first}..{first + count - 1}"
+        return make_batch(rows, self.eos_id, name, self.mask_targets_before)
 
     def position(self, index: int) -> dict[str, int]:
         """Where the endless run stands before sample `index`: four numbers."""
@@ -96,10 +97,25 @@ class Windows:
         return {"seed": self.seed, "epoch": epoch, "index": at, "per_epoch": self.per_epoch}
 
 
-def make_batch(rows: np.ndarray, eos_id: int | None, name: str) -> Batch:
-    """rows (B, T + 1) of ids -> inputs and targets (B, T), with document numbers given eos_id."""
+def make_batch(
+    rows: np.ndarray,
+    eos_id: int | None,
+    name: str,
+    mask_targets_before: int | np.ndarray = 0,
+    mask_targets_from: int | np.ndarray | None = None,
+) -> Batch:
+    """rows (B, T + 1) of ids -> inputs and targets (B, T), with document numbers given eos_id.
+
+    mask_targets_before, mask_targets_from: positions outside them are not predicted, one number or
+    one for each row (B,).
+    """
     tokens = torch.from_numpy(rows)
     inputs, targets = tokens[:, :-1].clone(), tokens[:, 1:].clone()  # masking one spares the other
+    at = np.arange(inputs.shape[1])
+    masked = at < np.reshape(mask_targets_before, (-1, 1))
+    if mask_targets_from is not None:
+        masked = masked | (at >= np.reshape(mask_targets_from, (-1, 1)))
+    targets.masked_fill_(torch.from_numpy(masked), IGNORE_INDEX)
     # A document begins with <|endoftext|>: counting them numbers the documents of a row.
     documents = None if eos_id is None else (inputs == eos_id).cumsum(dim=1)
     return Batch(inputs, targets, documents=documents, name=name)
@@ -128,26 +144,26 @@ def validation_batches(
     eos_id: int | None,
     limit: int | None = None,
     stride: int | None = None,
+    mask_targets_before: int = 0,
 ) -> Iterator[Batch]:
     """Windows of T over each shard, so that every token but its first is scored once.
 
     stride: tokens from one window to the next (default T: they are disjoint). A shorter one scores
     each token behind at least T - stride others, at T / stride times the work. limit: stop after
-    about so many tokens, taken evenly from the whole (None: all of it).
+    about so many tokens, taken evenly from the whole (None: all of it). mask_targets_before: see
+    Windows.
     """
     stride = stride or T
     windows = validation_windows(shards, T, limit, stride)
     for first in range(0, len(windows), B):
         some = windows[first : first + B]
         rows = np.zeros((len(some), T + 1), dtype=np.int64)
-        lengths = []
+        before, end = [], []
         for row, (s, i) in zip(rows, some, strict=True):
             tokens = shards[s][i : i + T + 1]
             row[: len(tokens)] = tokens
-            lengths.append(len(tokens))
-        batch = make_batch(rows, eos_id, f"validation window {first}")
-        for target, n, (_, i) in zip(batch.targets, lengths, some, strict=True):
-            target[n - 1 :] = IGNORE
-            if i:
-                target[: T - stride] = IGNORE  # by the window before
-        yield batch
+            # The window before has predicted what both windows hold.
+            before.append(max(mask_targets_before, T - stride if i else 0))
+            end.append(len(tokens) - 1)
+        name = f"validation window {first}"
+        yield make_batch(rows, eos_id, name, np.array(before), np.array(end))

@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 
 from gptsmith import files
+from gptsmith.batch import IGNORE_INDEX
 from gptsmith.data.dataset import permutation
 from gptsmith.data.tables import table_schema
-from gptsmith.train.loss import IGNORE
 
 _TOKENS = 1 << 18  # of a record batch, about: 2 MB
 _ABOUT, _TOTALS = b"gptsmith", "gptsmith_totals"
@@ -181,7 +181,7 @@ def _batch(examples: list[Example]) -> pa.RecordBatch:
         lists([e.ids for e in examples]),
         lists([e.labels for e in examples]),
         # The first token follows nothing, so it is never predicted, whatever its label.
-        pa.array([int((e.labels[1:] != IGNORE).sum()) for e in examples], pa.int32()),
+        pa.array([int((e.labels[1:] != IGNORE_INDEX).sum()) for e in examples], pa.int32()),
         pa.array([e.name for e in examples], pa.string()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import ChatTemplate, Message
 from gptsmith.data.examples import Example
 from gptsmith.data.rows import Row, listed, read_rows
-from gptsmith.train.loss import IGNORE
 
 # Taori et al. 2023, "Stanford Alpaca", PROMPT_DICT in train.py; only the last line end is ours: it
 # keeps the tokens of the prompt from depending on how the answer begins.
@@ -282,5 +282,5 @@ def encode_instructions(
             left_out.add(f"longer than the context of {T} tokens", row.place)
             continue
         ids = ids.astype(np.int32)
-        labels = np.where(scored, ids, IGNORE).astype(np.int32) if mask_prompt else ids
+        labels = np.where(scored, ids, IGNORE_INDEX).astype(np.int32) if mask_prompt else ids
         yield row, Example(ids, labels, row.place)

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.data.dataset import permutation
 from gptsmith.data.labelled_files import LabelledText
 from gptsmith.tokenizer import Tokenizer
-from gptsmith.train.loss import IGNORE, Batch
 
 MULTIPLE = 8  # widths that matrix products like
 
@@ -133,7 +133,7 @@ class LabelledRows:
         classes = torch.tensor([self.texts.classes[i] for i in found]).unsqueeze(1)
         return Batch(
             inputs=ids,
-            targets=torch.where(at == last, classes, IGNORE),
+            targets=torch.where(at == last, classes, IGNORE_INDEX),
             documents=(at > last).long() if self.documents else None,
             name=f"samples {first}..{first + count - 1}",
             tokens=int(lengths.sum()),

@@ -14,9 +14,9 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.data.dataset import permutation
 from gptsmith.data.examples import Example, Examples
-from gptsmith.train.loss import IGNORE, Batch
 
 _MULTIPLE = 32  # padded lengths are rounded up to this: fewer shapes, whole vectors
 _KEY = 0x9AC7  # another stream of random numbers than the order of the epochs
@@ -167,7 +167,7 @@ class PaddedRows(_Rows):
 
 def _empty(B: int, T: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of padding, of which nothing is scored, (B, T) each."""
-    return np.full((B, T), pad_id, np.int64), np.full((B, T), IGNORE, np.int64)
+    return np.full((B, T), pad_id, np.int64), np.full((B, T), IGNORE_INDEX, np.int64)
 
 
 def _put(example: Example, inputs: np.ndarray, targets: np.ndarray, at: int) -> int:

@@ -12,13 +12,13 @@ from typing import Literal
 
 import numpy as np
 
+from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import ChatTemplate
 from gptsmith.data.conversations import answer_ends
 from gptsmith.data.documents import Reader
 from gptsmith.data.examples import Example
 from gptsmith.data.tokenized import LABELS, token_rows
 from gptsmith.tokenizer import Tokenizer
-from gptsmith.train.loss import IGNORE
 
 Labels = Literal["auto", "shifted", "unshifted"]
 
@@ -33,17 +33,17 @@ def token_examples(
     kind = _kind_of_labels(paths, reader) if labels == "auto" else labels
     for place, ids, targets in _labelled_rows(paths, reader):
         if kind == "shifted":  # the last label is a token more, unless it is no token
-            ids = np.append(ids, targets[-1:][targets[-1:] != IGNORE])
-            targets = np.concatenate([np.array([IGNORE]), targets])[: len(ids)]
+            ids = np.append(ids, targets[-1:][targets[-1:] != IGNORE_INDEX])
+            targets = np.concatenate([np.array([IGNORE_INDEX]), targets])[: len(ids)]
         if len(ids) and not (ids.min() >= 0 and ids.max() < vocab_size):
             bad = ids.min() if ids.min() < 0 else ids.max()
             raise ValueError(
                 f"{place}: token id {bad} is outside the tokenizer's 0..{vocab_size - 1}; give "
                 "the tokenizer that made these ids"
             )
-        if (targets != ids)[targets != IGNORE].any():
+        if (targets != ids)[targets != IGNORE_INDEX].any():
             raise ValueError(f"{place}: these labels are not {kind}, as --labels {labels} says")
-        targets[:1] = IGNORE  # the first token follows nothing
+        targets[:1] = IGNORE_INDEX  # the first token follows nothing
         yield Example(ids.astype(np.int32), targets.astype(np.int32), place)
 
 
@@ -51,7 +51,7 @@ def _kind_of_labels(paths: Sequence[Path], reader: Reader) -> Literal["shifted",
     """Whether labels equal input_ids or the ids one further on, found by comparing all rows."""
     rows = unshifted = shifted = 0
     for place, ids, labels in _labelled_rows(paths, reader):
-        scored = labels != IGNORE
+        scored = labels != IGNORE_INDEX
         same = bool((labels == ids)[scored].all())
         ahead = bool((labels[:-1] == ids[1:])[scored[:-1]].all())
         if not same and not ahead:

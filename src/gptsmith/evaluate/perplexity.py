@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.model.gpt import GPTModel
-from gptsmith.train.loss import IGNORE, Batch, chunk_rows
+from gptsmith.train.loss import chunk_rows
 from gptsmith.train.precision import Precision
 
 
@@ -58,7 +59,7 @@ def evaluate(
                     on_device.inputs, positions=on_device.positions, documents=on_device.documents
                 )
                 targets = on_device.targets.flatten()
-                scored = targets != IGNORE
+                scored = targets != IGNORE_INDEX
                 nats, hits1, hits5 = score(
                     hidden.flatten(0, 1)[scored], model.head_weight, targets[scored]
                 )

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from gptsmith import files
+from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import CHAT_TOKENS, ChatTemplate, Message, chat_tokenizer
 from gptsmith.data.chat import ChatFiles, load_chat
 from gptsmith.data.conversations import Counts, encode_conversations
@@ -19,7 +20,6 @@ from gptsmith.data.skills import skill_conversations
 from gptsmith.recipes import finetune, options, sft
 from gptsmith.recipes.sft import AnswersConfig
 from gptsmith.tokenizer import Tokenizer
-from gptsmith.train.loss import IGNORE
 
 BUILT_IN = "skills"  # the set that needs no file
 SHOWN = 3  # conversations answered at each evaluation
@@ -135,7 +135,7 @@ def first_question(example: Example, template: ChatTemplate) -> list[int]:
     """The tokens of a conversation up to where its first answer begins."""
     probe = [Message(role=role, content=template.word()) for role in ("user", "assistant")]
     header = len(template.prompt(probe[:1])) - template.encode(probe).scored.index(True)
-    answer = int(np.argmax(example.labels != IGNORE))
+    answer = int(np.argmax(example.labels != IGNORE_INDEX))
     if example.ids[answer] != template.prompt(probe[:1])[-header]:  # it is not scored in this set
         return example.ids[:answer].tolist()
     return example.ids[: answer + header].tolist()

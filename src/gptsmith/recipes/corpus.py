@@ -16,7 +16,7 @@ from gptsmith.model.gpt import GPTModel
 from gptsmith.recipes import in_loop_eval, loop
 from gptsmith.recipes.options import Recipe
 from gptsmith.train import precision
-from gptsmith.train.loss import mask_targets_before, next_token_loss
+from gptsmith.train.loss import next_token_loss
 
 
 class CorpusConfig(Recipe):
@@ -38,10 +38,10 @@ def open_corpus(config: CorpusConfig) -> Corpus:
         raise FileNotFoundError(f"{error}; or, if it was moved, give --data") from None
 
 
-def windows(config: CorpusConfig, corpus: Corpus, T: int, scored_from: int) -> Windows:
-    """Training rows of the corpus. scored_from: model/target_leakage.py."""
+def windows(config: CorpusConfig, corpus: Corpus, T: int, mask_targets_before: int) -> Windows:
+    """Training rows of the corpus. mask_targets_before: model/target_leakage.py."""
     eos = corpus.tokenizer.eos_id if config.document_mask else None
-    return Windows(corpus.train, T, config.train.seed, eos, scored_from)
+    return Windows(corpus.train, T, config.train.seed, eos, mask_targets_before)
 
 
 def size_note(corpus: Corpus) -> str:
@@ -58,10 +58,10 @@ def task(
 
     def assess(limit: int | None) -> Mapping[str, float | int | None]:
         batches = validation_batches(
-            corpus.val, rows.T, 2 * config.train.batch_size, rows.eos_id, limit
-        )
-        scored = (mask_targets_before(batch, rows.scored_from) for batch in batches)
-        return evaluate(model, scored, arithmetic, token_bytes).fields()
+            corpus.val, rows.T, 2 * config.train.batch_size, rows.eos_id, limit,
+            mask_targets_before=rows.mask_targets_before,
+        )  # fmt: skip
+        return evaluate(model, batches, arithmetic, token_bytes).fields()
 
     def texts() -> Iterator[tuple[str, str]]:
         """One continuation of the prompt, the same random stream each time."""

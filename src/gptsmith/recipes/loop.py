@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
+from gptsmith.batch import Batch
 from gptsmith.model import flops
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
@@ -24,7 +25,6 @@ from gptsmith.recipes.report import write_report
 from gptsmith.run import Run
 from gptsmith.train import allocator, compiling, precision
 from gptsmith.train.distributed import rank, world_size
-from gptsmith.train.loss import Batch
 from gptsmith.train.monitor import Monitor
 from gptsmith.train.optim import Optimizer
 from gptsmith.train.schedule import multiplier

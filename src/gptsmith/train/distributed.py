@@ -6,7 +6,11 @@ change this file alone.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from torch import Tensor
+
+Summable = TypeVar("Summable", Tensor, int)
 
 
 def rank() -> int:
@@ -17,6 +21,6 @@ def world_size() -> int:
     return 1
 
 
-def sum_over_ranks(x: Tensor) -> Tensor:
+def sum_over_ranks(x: Summable) -> Summable:
     """The sum of x over all ranks, on each of them."""
     return x

@@ -1,4 +1,4 @@
-"""What a step needs from a task: a batch, and loss(model, batch) -> (summed loss, scored tokens).
+"""Losses: loss(model, batch) -> the sum over the batch, which the step divides by `batch.count`.
 
 B batch, T time, N = B * T, C channels, V vocabulary.
 """
@@ -6,47 +6,18 @@ B batch, T time, N = B * T, C channels, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -100
+from gptsmith.batch import IGNORE_INDEX, Batch
+
 # Bytes of one chunk of fp32 logits; while its gradient is made, 2.4 times as many are in use.
 # Each chunk reads and writes the whole gradient of the head: small ones cost time, large ones
 # memory.
 CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}
-
-
-@dataclass(frozen=True)
-class Batch:
-    """inputs (B, T) int64; targets (B, T) int64, -100 = not scored.
-
-    documents (B, T): attention stays inside equal numbers. positions (B, T): where they restart.
-    name says which samples these are, for error messages. tokens: how many of the inputs are
-    tokens, not padding; None: all of them.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    documents: Tensor | None = None
-    positions: Tensor | None = None
-    name: str = "batch"
-    tokens: int | None = None
-
-    def to(self, device: torch.device) -> Batch:
-        def move(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.to(device, non_blocking=True)
-
-        return replace(
-            self,
-            inputs=self.inputs.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
-            documents=move(self.documents),
-            positions=move(self.positions),
-        )
 
 
 class Backbone(Protocol):
@@ -96,14 +67,14 @@ class LinearCrossEntropy(torch.autograd.Function):
         for h, y in zip(hidden.split(rows), targets.split(rows), strict=True):
             h = h.to(dtype)
             logits = (h @ w.T).float()  # (rows, V)
-            scored = y != IGNORE
+            is_target = y != IGNORE_INDEX
             label = y.clamp(min=0).unsqueeze(1)  # (rows, 1)
             lse = logits.logsumexp(dim=-1, keepdim=True)
-            loss = loss + ((lse - logits.gather(1, label)).squeeze(1) * scored).sum()
+            loss = loss + ((lse - logits.gather(1, label)).squeeze(1) * is_target).sum()
             if need_hidden or need_weight:
                 # softmax - one-hot, in the memory of the logits
                 logits.sub_(lse).exp_().sub_((columns == label).float())
-                g = logits.mul_(scored.unsqueeze(1)).to(dtype)
+                g = logits.mul_(is_target.unsqueeze(1)).to(dtype)
                 if need_hidden:
                     grads.append(g @ w)
                 if grad_weight is not None:
@@ -141,8 +112,8 @@ def chunk_rows(N: int, V: int, device: torch.device) -> int:
     return -(-N // chunks)
 
 
-def next_token_loss(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy of the next token, in nats, and the number of scored tokens."""
+def next_token_loss(model: LanguageModel, batch: Batch) -> Tensor:
+    """Summed cross-entropy of the next token, in nats, a scalar in fp32."""
     hidden = model.hidden(batch.inputs, positions=batch.positions, documents=batch.documents)
     hidden = hidden.flatten(0, 1)  # (N, C)
     weight = model.head_weight
@@ -152,11 +123,12 @@ def next_token_loss(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     rows = chunk_rows(hidden.shape[0], weight.shape[0], hidden.device)
     targets = batch.targets.flatten()
-    return LinearCrossEntropy.apply(hidden, weight, targets, dtype, rows), (targets != IGNORE).sum()
+    loss: Tensor = LinearCrossEntropy.apply(hidden, weight, targets, dtype, rows)
+    return loss
 
 
-def classification_loss(model: Classifier, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy of the classes, in nats, and the number of scored positions.
+def classification_loss(model: Classifier, batch: Batch) -> Tensor:
+    """Summed cross-entropy of the classes, in nats, a scalar in fp32.
 
     targets (B, T) are class numbers, as a rule one in a row: at its last token, -100 elsewhere.
     """
@@ -165,12 +137,4 @@ def classification_loss(model: Classifier, batch: Batch) -> tuple[Tensor, Tensor
     # wants that): the classes are few, it costs nothing beside the blocks.
     scores = model.score(hidden).flatten(0, 1).float()  # (N, classes)
     targets = batch.targets.flatten()
-    summed = F.cross_entropy(scores, targets, ignore_index=IGNORE, reduction="sum")
-    return summed, (targets != IGNORE).sum()
-
-
-def mask_targets_before(batch: Batch, start: int) -> Batch:
-    """The batch with positions before `start` read but not scored, in place: under a prefix mask
-    they see their own target (model/target_leakage.py)."""
-    batch.targets[:, :start] = IGNORE
-    return batch
+    return F.cross_entropy(scores, targets, ignore_index=IGNORE_INDEX, reduction="sum")

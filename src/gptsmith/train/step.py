@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gptsmith.batch import Batch
 from gptsmith.train import distributed
-from gptsmith.train.loss import IGNORE, Batch
 from gptsmith.train.optim import Optimizer
 from gptsmith.train.precision import Precision
 
-Loss = Callable[[Any, Batch], tuple[Tensor, Tensor]]  # (model, batch) -> sum, scored tokens
+Loss = Callable[[Any, Batch], Tensor]  # (model, batch) -> sum over the batch
 
 
 class TrainingDiverged(ValueError):
@@ -120,15 +120,14 @@ def train_steps(
     while True:
         model.train()
         micro = batches(step)
-        scored = distributed.sum_over_ranks(sum_targets(micro))
-        tokens = int(distributed.sum_over_ranks(torch.tensor(sum_tokens(micro))))
+        count = max(1, distributed.sum_over_ranks(sum(batch.count for batch in micro)))
+        tokens = distributed.sum_over_ranks(sum(batch.tokens for batch in micro))
         total = torch.zeros((), device=device)
         optimizer.zero_grad()
         for i, batch in enumerate(micro):
             torch.manual_seed(derive_seed(seed, step, i, distributed.rank()))
             with precision.autocast():
-                summed, _ = loss(model, batch.to(device))
-            value = summed / scored
+                value = loss(model, batch.to(device)) / count
             (scaler.scale(value) if scaler else value).backward()
             total += value.detach()
         for p in params:
@@ -153,16 +152,6 @@ def train_steps(
             scaler.update()
         step += 1
         yield Step(step, mean, float(norm), rate, tokens, bad)
-
-
-def sum_targets(micro: Sequence[Batch]) -> Tensor:
-    """Number of scored tokens of the micro-batches, at least 1."""
-    return sum(((b.targets != IGNORE).sum() for b in micro), torch.tensor(0)).clamp(min=1)
-
-
-def sum_tokens(micro: Sequence[Batch]) -> int:
-    """Number of tokens that the micro-batches read, padding not counted."""
-    return sum(b.inputs.numel() if b.tokens is None else b.tokens for b in micro)
 
 
 def derive_seed(*numbers: int) -> int:

@@ -1,0 +1,54 @@
+"""What data gives and a loss takes. B rows, T tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+"""The target of a position that is read but not predicted."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids and what each position should predict.
+
+    inputs     (B, T) int64
+    targets    (B, T) int64, IGNORE_INDEX where there is nothing to predict
+    documents  (B, T) int64: attention stays within equal numbers
+    positions  (B, T) int64: position of each token in its document; default 0..T-1
+    name       which samples these are, for error messages
+    count      what the loss is divided by, over all micro-batches and ranks of a step: the targets,
+               unless the data says otherwise (pairs, for preferences)
+    tokens     inputs that are not padding; default all of them
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    documents: Tensor | None = None
+    positions: Tensor | None = None
+    name: str = "batch"
+    count: int = -1
+    tokens: int = -1
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            object.__setattr__(self, "count", int((self.targets != IGNORE_INDEX).sum()))
+        if self.tokens < 0:
+            object.__setattr__(self, "tokens", self.inputs.numel())
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+
+        def move(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            inputs=self.inputs.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+            documents=move(self.documents),
+            positions=move(self.positions),
+        )

@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptsmith import settings
-from gptsmith.data.labelled import LabelledConfig, load_labelled
+from gptsmith.data.labelled import load_labelled
 from gptsmith.data.labelled_files import LabelledText
+from gptsmith.data.options import LabelledConfig
 from gptsmith.run import Run
 
 PENALTIES = tuple(10.0**e for e in (-7, -6.5, -6, -5.5, -5, -4.5, -4, -3.5))  # per text

@@ -11,10 +11,11 @@ import pytest
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
-from gptsmith.data.chat import Labels, load_chat, write_chat
+from gptsmith.data.chat import load_chat, write_chat
 from gptsmith.data.conversations import Counts
 from gptsmith.data.documents import Reader
 from gptsmith.data.examples import Examples
+from gptsmith.data.options import Labels
 from gptsmith.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)

@@ -12,7 +12,6 @@ import pytest
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data.conversations import (
-    Columns,
     Conversation,
     Counts,
     encode_conversations,
@@ -21,6 +20,7 @@ from gptsmith.data.conversations import (
 )
 from gptsmith.data.documents import Reader
 from gptsmith.data.examples import Example
+from gptsmith.data.options import ChatColumns
 from gptsmith.tokenizer import Tokenizer
 
 TALK = [
@@ -42,7 +42,7 @@ def lines(path: Path, *rows: object) -> Path:
     return path
 
 
-def read(path: Path, columns: Columns | None = None, skip: bool = False) -> list[Any]:
+def read(path: Path, columns: ChatColumns | None = None, skip: bool = False) -> list[Any]:
     return [c.messages for c in read_conversations([path], Reader(skip=skip), columns)]
 
 
@@ -94,14 +94,14 @@ def test_a_question_and_an_answer(tmp_path: Path, names: tuple[str, str]) -> Non
 def test_columns_that_somebody_names(tmp_path: Path) -> None:
     row = {"q": "Hi, I am Ann.", "a": "Hello Ann!", "talk": TALK, "prompt": "x", "response": "y"}
     path = lines(tmp_path / "a.jsonl", row)
-    assert read(path, Columns(prompt="q", response="a")) == [TALK[:2]]
-    assert read(path, Columns(messages="talk")) == [TALK]
+    assert read(path, ChatColumns(prompt="q", response="a")) == [TALK[:2]]
+    assert read(path, ChatColumns(messages="talk")) == [TALK]
     both = {"prompt": TALK[:3], "completion": TALK[3:]}
     assert read(lines(tmp_path / "b.jsonl", both)) == [TALK]
     alpaca = {"instruction": "Add.", "input": "2 3", "output": "5"}
     (messages,) = read(lines(tmp_path / "c.jsonl", alpaca))
     assert [m["content"] for m in messages] == ["Add.\n\n2 3", "5"]
-    for columns in (Columns(messages="none"), Columns(prompt="q", response="none")):
+    for columns in (ChatColumns(messages="none"), ChatColumns(prompt="q", response="none")):
         with pytest.raises(ValueError, match=r"a\.jsonl:1: where .* 'talk', .*--messages-column"):
             read(path, columns)
     twice = lines(tmp_path / "d.jsonl", {"prompt": "a", "response": "b", "completion": "c"})

@@ -13,15 +13,14 @@ import pytest
 from gptsmith.chat_template import ChatTemplate
 from gptsmith.data.instructions import (
     CLASSIC,
-    Columns,
     Instruction,
     LeftOut,
     Prompt,
-    SplitConfig,
     encode_instructions,
     read_instructions,
     split,
 )
+from gptsmith.data.options import InstructionColumns, SplitConfig
 from gptsmith.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 ROWS = [
@@ -61,7 +60,7 @@ def encoded(rows, tokenizer, text=CLASSIC, T=512, **options):
 
 def read(path: Path, **columns: str) -> tuple[list[Instruction], LeftOut]:
     left_out = LeftOut()
-    return list(read_instructions(path, Columns(**columns), left_out)), left_out
+    return list(read_instructions(path, InstructionColumns(**columns), left_out)), left_out
 
 
 # --- files ---------------------------------------------------------------------------------------

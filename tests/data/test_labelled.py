@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gptsmith.data.labelled import Labelled, LabelledConfig, load_labelled, sort_labels
+from gptsmith.data.labelled import Labelled, load_labelled, sort_labels
 from gptsmith.data.labelled_files import LabelledText
+from gptsmith.data.options import LabelledConfig
 
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "gorse", "heron")
 

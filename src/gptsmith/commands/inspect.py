@@ -9,7 +9,7 @@ from rich.console import Console
 from gptsmith import settings
 from gptsmith.chat_template import chat_tokenizer
 from gptsmith.data import inspect
-from gptsmith.data.chat import ChatFiles
+from gptsmith.data.options import ChatFiles
 from gptsmith.data.statistics import CorpusReport
 from gptsmith.run import Run
 

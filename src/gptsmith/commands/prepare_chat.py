@@ -7,7 +7,8 @@ from pydantic import Field
 
 from gptsmith import settings
 from gptsmith.chat_template import chat_tokenizer
-from gptsmith.data.chat import ChatFiles, write_chat
+from gptsmith.data.chat import write_chat
+from gptsmith.data.options import ChatFiles
 from gptsmith.run import Run
 
 

@@ -9,13 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, model_validator
 
 from gptsmith.chat_template import ChatTemplate
 from gptsmith.data.conversations import (
-    Columns,
     Counts,
     encode_conversations,
     fit,
@@ -23,43 +19,13 @@ from gptsmith.data.conversations import (
 )
 from gptsmith.data.documents import Reader
 from gptsmith.data.examples import Example, Examples, holds_examples, write_examples
+from gptsmith.data.options import ChatColumns, Labels
 from gptsmith.data.rows import row_files
-from gptsmith.data.token_examples import Labels, ended, token_examples
+from gptsmith.data.token_examples import ended, token_examples
 from gptsmith.data.tokenized import holds_ids
 from gptsmith.tokenizer import Tokenizer
 
 FORMAT = 1  # of the file that write_chat makes
-
-
-class ChatFiles(BaseModel):
-    """How files of conversations are read."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    messages_column: str | None = None
-    """Column of the messages, where its name is not a usual one."""
-    prompt_column: str | None = None
-    """Column of the questions, in a table of questions and answers."""
-    response_column: str | None = None
-    """Column of the answers."""
-    labels: Labels = "auto"
-    """Of token ids that come with labels: unshifted (label i is the id at i) or shifted."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """What is no conversation ends the command, or is left out and counted."""
-
-    @model_validator(mode="after")
-    def _one_form(self) -> ChatFiles:
-        if (self.prompt_column is None) != (self.response_column is None):
-            raise ValueError("--prompt-column and --response-column belong together: give both")
-        if self.messages_column is not None and self.prompt_column is not None:
-            raise ValueError("--messages-column and --prompt-column are two forms: give one")
-        return self
-
-    def reader(self) -> Reader:
-        return Reader(skip=self.on_error == "skip")
-
-    def columns(self) -> Columns:
-        return Columns(self.messages_column, self.prompt_column, self.response_column)
 
 
 def load_chat(
@@ -69,7 +35,7 @@ def load_chat(
     T: int,
     *,
     reader: Reader,
-    columns: Columns | None = None,
+    columns: ChatColumns | None = None,
     labels: Labels = "auto",
 ) -> tuple[Examples, Counts]:
     """The examples of a set for rows of T tokens: mapped if `write_chat` made the file, else read.
@@ -97,7 +63,7 @@ def write_chat(
     out: Path,
     *,
     reader: Reader,
-    columns: Columns | None = None,
+    columns: ChatColumns | None = None,
     labels: Labels = "auto",
     overwrite: bool = False,
 ) -> Counts:
@@ -130,7 +96,7 @@ def read_examples(
     reader: Reader,
     counts: Counts,
     *,
-    columns: Columns | None = None,
+    columns: ChatColumns | None = None,
     labels: Labels = "auto",
 ) -> Iterator[Example]:
     """Examples of conversations, or of tables of token ids and labels, in their order."""

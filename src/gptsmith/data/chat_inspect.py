@@ -17,12 +17,13 @@ from rich.text import Text
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import ChatTemplate
 from gptsmith.data.chat import load_chat
-from gptsmith.data.conversations import Columns, Counts, answer_ends
+from gptsmith.data.conversations import Counts, answer_ends
 from gptsmith.data.documents import Reader
 from gptsmith.data.examples import Example, Examples
 from gptsmith.data.inspect import bars, printable
+from gptsmith.data.options import ChatColumns, Labels
 from gptsmith.data.packing import PackedRows
-from gptsmith.data.token_examples import Labels, ended
+from gptsmith.data.token_examples import ended
 from gptsmith.tokenizer import Tokenizer
 
 _LONGEST = 600  # tokens of a conversation that are shown
@@ -50,7 +51,7 @@ def chat_report(
     T: int,
     *,
     reader: Reader,
-    columns: Columns | None = None,
+    columns: ChatColumns | None = None,
     labels: Labels = "auto",
 ) -> ChatReport:
     """The set as training in rows of T tokens would see it.

@@ -17,13 +17,14 @@ from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import ChatTemplate, Message
 from gptsmith.data.documents import Reader
 from gptsmith.data.examples import Example
+from gptsmith.data.options import ChatColumns
 from gptsmith.data.rows import Row, listed, read_rows
 
 # Where data sets keep the messages of a row (OpenAI, ShareGPT, Taskmaster), and in each message
 # who speaks and what.
 _MESSAGES = ("messages", "conversations", "conversation", "utterances")
 _ROLE, _CONTENT = ("role", "from", "speaker"), ("content", "value", "text")
-# Columns that are one question and one answer; a system message may stand beside either form.
+# ChatColumns that are one question and one answer; a system message may stand beside either form.
 _PAIRS = (
     ("prompt", "response"),
     ("prompt", "completion"),
@@ -46,14 +47,6 @@ _ROLES = {
 _PLACES = 3  # that a report names
 
 
-class Columns(NamedTuple):
-    """Names of the columns where they are not the usual ones."""
-
-    messages: str | None = None
-    prompt: str | None = None
-    response: str | None = None
-
-
 class Conversation(NamedTuple):
     messages: list[Message]
     place: str
@@ -63,7 +56,7 @@ class Conversation(NamedTuple):
 
 
 def read_conversations(
-    sources: Sequence[str | Path], reader: Reader, columns: Columns | None = None
+    sources: Sequence[str | Path], reader: Reader, columns: ChatColumns | None = None
 ) -> Iterator[Conversation]:
     """The conversations of files, folders and patterns, in order; rows.py says of which kinds.
 
@@ -73,7 +66,7 @@ def read_conversations(
     for source in sources:
         found = False
         for row in read_rows(source, reader):
-            turns = _turns(row, columns or Columns())
+            turns = _turns(row, columns or ChatColumns())
             if turns is None and not found:
                 raise ValueError(
                     f"{row.place}: where are the messages? There are {listed(row.values)}; say "
@@ -88,11 +81,11 @@ def read_conversations(
                 yield Conversation(messages, row.place)
 
 
-def _turns(row: Row, columns: Columns) -> list[Any] | None:
+def _turns(row: Row, columns: ChatColumns) -> list[Any] | None:
     """The messages of a row as they are written there, the system message first."""
     values = row.values
     turns = None
-    names = _MESSAGES if columns == Columns() else (columns.messages,)
+    names = _MESSAGES if columns == ChatColumns() else (columns.messages,)
     if name := next((name for name in names if name is not None and name in values), None):
         turns = values[name]
         turns = list(turns) if isinstance(turns, list) else [turns]
@@ -106,7 +99,7 @@ def _turns(row: Row, columns: Columns) -> list[Any] | None:
     return turns
 
 
-def _question_and_answer(row: Row, columns: Columns) -> list[Any] | None:
+def _question_and_answer(row: Row, columns: ChatColumns) -> list[Any] | None:
     values = row.values
     if columns.prompt is not None and columns.response is not None:
         pairs = [(columns.prompt, columns.response)]

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import ChatTemplate, Message
 from gptsmith.data.examples import Example
+from gptsmith.data.options import InstructionColumns, SplitConfig
 from gptsmith.data.rows import Row, listed, read_rows
 
 # Taori et al. 2023, "Stanford Alpaca", PROMPT_DICT in train.py; only the last line end is ours: it
@@ -31,32 +31,6 @@ CLASSIC = (
     + "\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 )
 _PAIRED = _TASK.format(", paired with an input that provides further context") + _ASK
-
-
-class Columns(BaseModel):
-    """Names of the columns in the file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    instruction: str = "instruction"
-    """What is asked."""
-    input: str = "input"
-    """What the instruction is about; rows may be without."""
-    output: str = "output"
-    """The answer."""
-
-
-class SplitConfig(BaseModel):
-    """Rows that are not trained on. The same prompt is always in the same part."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    val_fraction: float = Field(0.05, gt=0, lt=1)
-    """Share of the prompts on which the loss is measured while training."""
-    test_fraction: float = Field(0.05, ge=0, lt=1)
-    """Share of the prompts that are answered after training."""
-    split_seed: int = Field(0, ge=0, lt=2**63)
-    """Which prompts these are."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +150,7 @@ PLAIN = Prompt("", "", "", "\n\n", "")
 
 
 def read_instructions(
-    path: str | Path, columns: Columns, left_out: LeftOut
+    path: str | Path, columns: InstructionColumns, left_out: LeftOut
 ) -> Iterator[Instruction]:
     """The rows of a file (data/rows.py) that have an instruction and an answer.
 
@@ -195,11 +169,11 @@ def read_instructions(
             yield Instruction(instruction, found if found.strip() else "", output, place)
         else:
             left_out.add("no answer" if instruction.strip() else "no instruction", place)
-    if columns.input != Columns().input and not inputs:
+    if columns.input != InstructionColumns().input and not inputs:
         raise ValueError(f"{place}: no row up to here has the column {columns.input!r}")
 
 
-def _text(row: Row, what: str, columns: Columns) -> str:
+def _text(row: Row, what: str, columns: InstructionColumns) -> str:
     name = getattr(columns, what)
     value = row.values.get(name)
     if name not in row.values:

@@ -10,53 +10,11 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gptsmith.data.dataset import permutation
 from gptsmith.data.documents import Reader
 from gptsmith.data.labelled_files import LabelledFiles, LabelledText
-
-
-class LabelledConfig(BaseModel):
-    """Where the labelled texts are, and how they are split."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    data: Path
-    """Table (csv, tsv, json, jsonl, parquet, arrow), lines `label<TAB>text`, or a folder with a
-    sub-folder of .txt files per label."""
-    val: Path | None = None
-    """Texts for validation (default: a share of `data`)."""
-    test: Path | None = None
-    """Texts for the test at the end (default: a share of `data`)."""
-    text_column: str | None = None
-    """Column of the text, where it is not obvious."""
-    label_column: str | None = None
-    """Column of the label, where it is not obvious."""
-    val_fraction: float = Field(0.1, gt=0, lt=1)
-    """Share of each label for validation, where `val` is not given."""
-    test_fraction: float = Field(0.1, gt=0, lt=1)
-    """Share of each label for the test, where `test` is not given."""
-    split_seed: int = Field(0, ge=0, lt=2**63)
-    """Of the split and of the balancing."""
-    balance: bool = False
-    """Train on equally many texts per label: the rarest label's number. The other splits keep their
-    shares, so that their accuracy is that of the real world."""
-    deduplicate: bool = False
-    """Keep each text once. Without this, copies stay, but all in one split."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """What to do about rows without text or label: stop with an error, or leave out and count."""
-
-    @model_validator(mode="after")
-    def _leaves_something(self) -> LabelledConfig:
-        val = 0.0 if self.val else self.val_fraction
-        test = 0.0 if self.test else self.test_fraction
-        if val + test >= 1:
-            raise ValueError(f"val_fraction {val} and test_fraction {test} leave nothing to train")
-        return self
+from gptsmith.data.options import LabelledConfig
 
 
 @dataclass(frozen=True)

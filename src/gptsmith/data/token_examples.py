@@ -17,10 +17,9 @@ from gptsmith.chat_template import ChatTemplate
 from gptsmith.data.conversations import answer_ends
 from gptsmith.data.documents import Reader
 from gptsmith.data.examples import Example
+from gptsmith.data.options import Labels
 from gptsmith.data.tokenized import LABELS, token_rows
 from gptsmith.tokenizer import Tokenizer
-
-Labels = Literal["auto", "shifted", "unshifted"]
 
 
 def token_examples(

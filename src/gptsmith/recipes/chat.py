@@ -12,10 +12,11 @@ from pydantic import Field
 from gptsmith import files
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import CHAT_TOKENS, ChatTemplate, Message, chat_tokenizer
-from gptsmith.data.chat import ChatFiles, load_chat
+from gptsmith.data.chat import load_chat
 from gptsmith.data.conversations import Counts, encode_conversations
 from gptsmith.data.documents import Reader
 from gptsmith.data.examples import Example, Examples
+from gptsmith.data.options import ChatFiles
 from gptsmith.data.skills import skill_conversations
 from gptsmith.recipes import finetune, options, sft
 from gptsmith.recipes.sft import AnswersConfig

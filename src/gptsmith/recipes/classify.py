@@ -10,8 +10,9 @@ import numpy as np
 from pydantic import Field
 from rich.console import Console
 
-from gptsmith.data.labelled import Labelled, LabelledConfig, load_labelled
+from gptsmith.data.labelled import Labelled, load_labelled
 from gptsmith.data.labelled_rows import EncodedTexts, LabelledRows, encode_labelled
+from gptsmith.data.options import LabelledConfig
 from gptsmith.evaluate import classification as measure
 from gptsmith.evaluate.classify_plots import draw_confusion, draw_history
 from gptsmith.files import write_json, write_text

@@ -18,15 +18,14 @@ from gptsmith.data.examples import Example, Examples
 from gptsmith.data.instructions import (
     CLASSIC,
     PLAIN,
-    Columns,
     Instruction,
     LeftOut,
     Prompt,
-    SplitConfig,
     encode_instructions,
     read_instructions,
     split,
 )
+from gptsmith.data.options import InstructionColumns, SplitConfig
 from gptsmith.generate.chat import BATCH, complete
 from gptsmith.generate.sampling import SamplingConfig
 from gptsmith.recipes import finetune, options, sft
@@ -47,7 +46,7 @@ class InstructConfig(AnswersConfig, SplitConfig):
     data: Path
     """Rows with instruction, output and perhaps input: .json, .jsonl, .csv, .parquet ...; a folder
     or a pattern for several files."""
-    columns: Columns = Columns()
+    columns: InstructionColumns = InstructionColumns()
     prompt: str | None = None
     r"""How a question is put: a text with {instruction} and {input}, such as (in a shell)
     $'Q: {instruction}\n{input}\nA:\n' (default: the template of a model that has one, else the

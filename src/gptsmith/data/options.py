@@ -1,0 +1,124 @@
+"""What users configure about data: how files are read, which columns count, how sets are split.
+
+Plain pydantic classes; no torch and no pyarrow, so that `--help` and a misspelt flag are answered
+at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    from gptsmith.data.documents import Reader
+
+OnError = Literal["stop", "skip"]
+Labels = Literal["auto", "shifted", "unshifted"]
+
+
+class ChatColumns(NamedTuple):
+    """Columns of conversations, where their names are not among the usual ones."""
+
+    messages: str | None = None
+    prompt: str | None = None
+    response: str | None = None
+
+
+class ChatFiles(BaseModel):
+    """How files of conversations are read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    messages_column: str | None = None
+    """Column of the messages, if its name is not one of the usual ones."""
+    prompt_column: str | None = None
+    """Column of the questions, in a table of questions and answers."""
+    response_column: str | None = None
+    """Column of the answers."""
+    labels: Labels = "auto"
+    """Of token ids that come with labels: unshifted (label i is the id at i) or shifted."""
+    on_error: OnError = "stop"
+    """On a row that is not a conversation: stop with an error, or skip and count it."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> ChatFiles:
+        if (self.prompt_column is None) != (self.response_column is None):
+            raise ValueError("--prompt-column and --response-column belong together: give both")
+        if self.messages_column is not None and self.prompt_column is not None:
+            raise ValueError("--messages-column and --prompt-column exclude each other: give one")
+        return self
+
+    def reader(self) -> Reader:
+        from gptsmith.data.documents import Reader
+
+        return Reader(skip=self.on_error == "skip")
+
+    def columns(self) -> ChatColumns:
+        return ChatColumns(self.messages_column, self.prompt_column, self.response_column)
+
+
+class InstructionColumns(BaseModel):
+    """Names of the columns in the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    instruction: str = "instruction"
+    """The instruction."""
+    input: str = "input"
+    """What the instruction is about; a row may have none."""
+    output: str = "output"
+    """The answer."""
+
+
+class SplitConfig(BaseModel):
+    """Rows held out from training. Rows with the same prompt are always in the same split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    val_fraction: float = Field(0.05, gt=0, lt=1)
+    """Share of the prompts for the validation loss during training."""
+    test_fraction: float = Field(0.05, ge=0, lt=1)
+    """Share of the prompts to answer after training."""
+    split_seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of the split."""
+
+
+class LabelledConfig(BaseModel):
+    """Where the labelled texts are, and how they are split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Path
+    """Table (csv, tsv, json, jsonl, parquet, arrow), lines `label<TAB>text`, or a folder with a
+    sub-folder of .txt files per label."""
+    val: Path | None = None
+    """Texts for validation (default: a share of `data`)."""
+    test: Path | None = None
+    """Texts for the final test (default: a share of `data`)."""
+    text_column: str | None = None
+    """Column of the text, if it is not obvious."""
+    label_column: str | None = None
+    """Column of the label, if it is not obvious."""
+    val_fraction: float = Field(0.1, gt=0, lt=1)
+    """Share of each label for validation, without `val`."""
+    test_fraction: float = Field(0.1, gt=0, lt=1)
+    """Share of each label for the test, without `test`."""
+    split_seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of the split and of balancing."""
+    balance: bool = False
+    """Train on equally many texts per label: as many as the rarest label has. The other splits keep
+    their shares, so that their accuracy is what to expect in use."""
+    deduplicate: bool = False
+    """Keep each text once. Otherwise copies stay, but all of them in one split."""
+    on_error: OnError = "stop"
+    """On a row without text or label: stop with an error, or skip and count it."""
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> LabelledConfig:
+        val = 0.0 if self.val else self.val_fraction
+        test = 0.0 if self.test else self.test_fraction
+        if val + test >= 1:
+            raise ValueError(f"val_fraction {val} and test_fraction {test} leave nothing to train")
+        return self

@@ -29,11 +29,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real data sets; without one the test is skipped and says so."""
-    folder = Path(os.environ.get("GPTSMITH_DATA", ROOT.parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip("no real data: set GPTSMITH_DATA")
-    return folder
+    """Excerpts of public data sets, in the paths and formats of the complete ones, and GPT-2's
+    tokenizer. They are part of the repository; a test of a complete data set: data_sets.py."""
+    return ROOT / "tests" / "fixtures" / "data"
 
 
 @pytest.fixture

@@ -114,7 +114,9 @@ def test_a_novel_equals_tiktoken_itself(gpt2: Tokenizer, real_data: Path) -> Non
         mergeable_ranks=bpe.ranks(vocab, gpt2._merges),
         special_tokens={ENDOFTEXT: 50256},
     )
-    text = (real_data / "english_novels/Doyle_Hound_1902.txt").read_text("utf-8")
+    chapter = (real_data / "english_novels/Doyle_Hound_1902.txt").read_text("utf-8")
+    text = chapter * 10
+    assert len(text) > 2 * bpe._CHUNK
     code = Path(subprocess.__file__).read_text("utf-8")
     ids = gpt2.encode_arrays([text, code, ""])
     assert [part.tolist() for part in ids] == [theirs.encode_ordinary(t) for t in (text, code, "")]
@@ -253,12 +255,11 @@ def test_training_is_deterministic_and_counts_endoftext(trained: Tokenizer) -> N
 
 def test_our_bpe_equals_tokenizers_on_real_text(real_data: Path) -> None:
     text = (real_data / "tinyshakespeare/input.txt").read_text("utf-8")
-    ours = Tokenizer.train_bpe([text[:500_000]], 4096)
-    assert bpe.is_ranked({p: i for p, i in ours._vocab.items() if i < 4095}, ours._merges)
-    unseen = [
-        text[500_000:700_000],
-        (real_data / "wikitext-2/test.txt").read_text("utf-8")[:200_000],
-    ]
+    ours = Tokenizer.train_bpe([text[:70_000]], 2048)
+    assert ours.vocab_size == 2048
+    assert bpe.is_ranked({p: i for p, i in ours._vocab.items() if i < 2047}, ours._merges)
+    unseen = [text[70_000:] * 5, (real_data / "wikitext-2/test.txt").read_text("utf-8")]
+    assert len(unseen[0]) > bpe._CHUNK
     theirs = ours._encode_by_reference(unseen)
     assert all(map(np.array_equal, ours.encode_arrays(unseen), theirs))
 

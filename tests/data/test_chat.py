@@ -237,7 +237,7 @@ def test_real_conversations_prepared_and_read(
     write_chat([source], template, TOKENIZER, 256, tmp_path / "a.arrow", reader=Reader())
     mapped, _ = load(tmp_path / "a.arrow", template, T=256)
     assert mapped.fingerprint == examples.fingerprint
-    assert counts.kept + counts.dropped == counts.read == 210
+    assert counts.kept + counts.dropped == counts.read == 20
     assert counts.cut.count > 0
     assert int(mapped.lengths.max()) <= 257
     for example in mapped:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from data_sets import complete_data
 
 from gptsmith.chat_template import ChatTemplate
 from gptsmith.data.instructions import (
@@ -304,17 +305,33 @@ def test_prompts_that_cannot_work(text):
         Prompt.parse(text)
 
 
-def test_alpaca(real_data):
-    """All 52,002 rows: 28 have no answer, and the shares are exact."""
-    rows, left_out = read(real_data / "alpaca" / "alpaca_data.json")
-    assert len(rows) == 51_974
-    assert {reason: len(places) for reason, places in left_out.places.items()} == {"no answer": 28}
-    parts = split(rows, SplitConfig())
-    assert [len(p) for p in (parts.train, parts.val, parts.test)] == [46_776, 2_599, 2_599]
+def check_encoded(rows):
+    """Every row is encoded or left out with a reason, and its answer alone is scored."""
     byte = Tokenizer.byte()
-    found, left_out = encoded(parts.test[:200], byte, T=1024)
-    assert len(found) + sum(map(len, left_out.places.values())) == 200
+    found, left_out = encoded(rows, byte, T=1024)
+    assert len(found) + sum(map(len, left_out.places.values())) == len(rows)
     for kept, example in found:
         scored = example.ids[example.labels != -100]
         assert byte.decode(scored) == kept.output + "<|endoftext|>"
         assert example.ids.dtype == np.int32
+
+
+def test_real_instructions(real_data):
+    rows, left_out = read(real_data / "instruction_data" / "instruction-data.json")
+    assert len(rows) == 60
+    assert not left_out.places
+    assert 0 < sum(bool(row.input) for row in rows) < 60
+    parts = split(rows, SplitConfig())
+    assert [len(p) for p in (parts.train, parts.val, parts.test)] == [54, 3, 3]
+    check_encoded(rows)
+
+
+def test_alpaca():
+    """All 52,002 rows: 28 have no answer, and the shares are exact."""
+    name = "alpaca/alpaca_data.json"
+    rows, left_out = read(complete_data({name: 22_773_992}) / name)
+    assert len(rows) == 51_974
+    assert {reason: len(places) for reason, places in left_out.places.items()} == {"no answer": 28}
+    parts = split(rows, SplitConfig())
+    assert [len(p) for p in (parts.train, parts.val, parts.test)] == [46_776, 2_599, 2_599]
+    check_encoded(parts.test[:200])

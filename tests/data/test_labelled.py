@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from data_sets import complete_data
 
 from gptsmith.data.labelled import Labelled, load_labelled, sort_labels
 from gptsmith.data.labelled_files import LabelledText
@@ -331,17 +332,33 @@ def test_rare_labels(tmp_path: Path) -> None:
     assert "label 'r1' has 1 texts: too few for every split" in data.notes
 
 
-def test_real_files(real_data: Path) -> None:
-    sms = load(real_data / "sms_spam" / "SMSSpamCollection")
+@pytest.mark.parametrize(
+    ("rows", "repeated", "test"),
+    [(60, 8, {"ham": 5, "spam": 1}), (5574, 414, {"ham": 483, "spam": 75})],
+)
+def test_sms_spam(rows: int, repeated: int, test: dict[str, int], real_data: Path) -> None:
+    name, size = "sms_spam/SMSSpamCollection", 477_907
+    sms = load((real_data if rows == 60 else complete_data({name: size})) / name)
     assert sms.labels == ("ham", "spam")
-    assert len(everything(sms)) == 5574
-    assert Counter(row.label for row in sms.test) == {"ham": 483, "spam": 75}
-    assert "414 of 5,574 texts repeat another one: copies share a split" in sms.notes
-    stars = real_data / "sst2_sentences"
+    assert len(everything(sms)) == rows
+    assert Counter(row.label for row in sms.test) == test
+    assert f"{repeated} of {rows:,} texts repeat another one: copies share a split" in sms.notes
+
+
+def test_sst2() -> None:
+    sizes = {
+        "sst2_sentences/stsa.binary.train": 738_844,
+        "sst2_sentences/stsa.binary.dev": 94_400,
+        "sst2_sentences/stsa.binary.test": 193_562,
+        "sst2_glue/dev.tsv": 94_931,
+        "sst2_glue/test.tsv": 197_335,
+    }
+    folder = complete_data(sizes)
+    stars = folder / "sst2_sentences"
     files = {name: stars / f"stsa.binary.{name}" for name in ("train", "dev", "test")}
     sst = load(files["train"], val=files["dev"], test=files["test"])
     assert (len(sst.val), len(sst.test), sst.labels) == (872, 1821, ("0", "1"))
-    glue = real_data / "sst2_glue"
+    glue = folder / "sst2_glue"
     assert len(load(glue / "dev.tsv").train) == 698
     with pytest.raises(ValueError, match="which column holds the label"):  # index and sentence
         load(glue / "test.tsv")

@@ -2,11 +2,11 @@
 
 from collections import Counter
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from data_sets import complete_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -231,13 +231,17 @@ def test_labels_are_those_of_transformers() -> None:
     assert (summed / batch.count).item() == pytest.approx(stock.item(), abs=1e-5)
 
 
-def test_real_conversations_pack_well(real_data: Path) -> None:
+def test_real_conversations_pack_well() -> None:
     """Lengths in bytes over four stand for tokens: no tokenizer is needed for that."""
     from gptsmith.data.conversations import read_conversations
     from gptsmith.data.documents import Reader
 
+    folder = complete_data(
+        {"chat_taskmaster4/*.json.gz": 1_835_080, "chat_nanochat_identity/*.jsonl": 2_288_735}
+    )
+
     def filled(name: str, T: int) -> float:
-        read = read_conversations([real_data / name], Reader())
+        read = read_conversations([folder / name], Reader())
         sizes = [sum(len(m["content"]) // 4 + 3 for m in c.messages) for c in read]
         array = np.minimum(sizes, T)
         return float(array.sum() / (T * (len(pack(array, T, 0)[1]) - 1)))

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from data_sets import complete_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from local_web import Site
@@ -515,22 +516,27 @@ def test_wikitext_is_cut_into_articles() -> None:
     assert "".join(found) == lines
 
 
-def test_wikitext_2(real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GPTSMITH_DATA", str(real_data))
+@pytest.mark.parametrize(("articles", "of_validation"), [(4, 2), (601, 60)])
+def test_wikitext_2(
+    articles: int, of_validation: int, real_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"wikitext-2/train.txt": 10_797_148, "wikitext-2/valid.txt": 1_121_681}
+    folder = real_data if articles == 4 else complete_data(sizes)
+    monkeypatch.setenv("GPTSMITH_DATA", str(folder))
     source = open_source("wikitext", Reader())
     train = texts(source.documents())
     assert source.validation is not None
     val = texts(source.validation())
     assert source.used == "wikitext-2"
-    assert (len(train), len(val)) == (601, 60)  # the validation file has 60 articles
-    assert "".join(train) == (real_data / "wikitext-2" / "train.txt").read_text()
-    assert "".join(val) == (real_data / "wikitext-2" / "valid.txt").read_text()
+    assert (len(train), len(val)) == (articles, of_validation)
+    assert "".join(train) == (folder / "wikitext-2" / "train.txt").read_text()
+    assert "".join(val) == (folder / "wikitext-2" / "valid.txt").read_text()
 
 
 def test_tinystories(real_data: Path) -> None:
     path = real_data / "tinystories_sample" / "tinystories_10k.txt"
     stories = read(path, separator="<|endoftext|>")
-    assert len(stories) == 1728
+    assert len(stories) == 12
     assert "endoftext" not in "".join(stories)
     assert len(read(path)) == 1
 

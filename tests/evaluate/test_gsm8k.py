@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from data_sets import complete_data
 
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE
 from gptsmith.evaluate import gsm8k
@@ -86,9 +87,12 @@ def test_numbers(text, behind, last):
     assert flexible(text) == last
 
 
-def test_every_solution_is_its_own_right_answer(real_data):
-    problems, examples = load(real_data / "eval" / "gsm8k")
-    assert len(problems) == 1319
+@pytest.mark.parametrize("count", [60, 1319])
+def test_every_solution_is_its_own_right_answer(count, real_data):
+    sizes = {"eval/gsm8k/test.jsonl": 749_738, "eval/gsm8k/train.jsonl": 4_166_206}
+    folder = real_data if count == 60 else complete_data(sizes)
+    problems, examples = load(folder / "eval" / "gsm8k")
+    assert len(problems) == count
     assert len(examples) == 5
     for problem in problems:
         number = gsm8k._plain(problem.answer)
@@ -114,7 +118,7 @@ def test_judged_as_by_lm_evaluation_harness(real_data):
         f["name"]: RegexFilter(**{k: v for k, v in f["filter"][0].items() if k != "function"})
         for f in task["filter_list"]
     }
-    problems, _ = load(real_data / "eval" / "gsm8k", limit=120)
+    problems, _ = load(real_data / "eval" / "gsm8k")
     for n, problem in enumerate(problems):
         solution = problem.answer
         written = [

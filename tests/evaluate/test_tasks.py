@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_sets import complete_data
 
 from gptsmith.evaluate import tasks
+from gptsmith.evaluate.prompts import Question
 
 HELLASWAG = {
     "ind": 24,
@@ -141,22 +143,42 @@ def test_the_first_so_many(tmp_path: Path) -> None:
         tasks.load("piqa", path, 0)
 
 
+def subjects(questions: list[Question]) -> set[str]:
+    return {question.id.partition("_test.csv")[0] for question in questions}
+
+
 def test_real_files_are_found_by_their_names(
     real_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GPTSMITH_DATA", str(real_data))
     counts = {name: len(tasks.load(name)) for name in tasks.NAMES if name != "mmlu"}
+    assert counts == dict.fromkeys(counts, 30)
+    questions = tasks.load("mmlu")
+    assert len(questions) == 30 + 3 * 8 + 3
+    assert subjects(questions[:5]) == subjects(questions)
+    assert len(subjects(questions)) == 5
+    files = ("lambada/lambada_test.jsonl", "llm_foundry/lambada_openai.jsonl")  # in two forms
+    first, second = (tasks.load("lambada", real_data / "eval" / file) for file in files)
+    assert [question.choices for question in first] == [question.choices for question in second]
+
+
+def test_complete_sets_are_read_to_their_ends() -> None:
+    sizes = {
+        "hellaswag/hellaswag_val_1000.jsonl": 747_257,
+        "eval/arc/ARC-Challenge-Test.jsonl": 484_168,
+        "eval/lambada/lambada_test.jsonl": 1_819_752,
+        "eval/llm_foundry/arc_easy.jsonl": 636_665,
+        "eval/llm_foundry/piqa.jsonl": 533_992,
+        "eval/llm_foundry/winogrande.jsonl": 312_369,
+        "eval/mmlu/test/*.csv": 6_366_061,
+    }
+    folder = complete_data(sizes)
+    counts = {name: len(tasks.load(name, folder)) for name in tasks.NAMES}
     assert counts == {
         "hellaswag": 1000, "hellaswag_gpt2": 1000, "arc_easy": 2376, "arc_challenge": 1150,
-        "piqa": 1838, "winogrande": 1267, "lambada": 5153,
+        "piqa": 1838, "winogrande": 1267, "lambada": 5153, "mmlu": 14042,
     }  # fmt: skip
-    questions = tasks.load("mmlu")
-    assert len(questions) == 14042
-    subjects = {question.id.partition("_test.csv")[0] for question in questions[:57]}
-    assert len(subjects) == 57
-    files = ("lambada/lambada_test.jsonl", "llm_foundry/lambada_openai.jsonl")  # in two forms
-    first, second = (tasks.load("lambada", real_data / "eval" / file, 50) for file in files)
-    assert [question.choices for question in first] == [question.choices for question in second]
+    assert len(subjects(tasks.load("mmlu", folder, 57))) == 57
 
 
 def test_a_folder_with_the_file_itself(tmp_path: Path) -> None:

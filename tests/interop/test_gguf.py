@@ -20,7 +20,8 @@ from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE
 from gptsmith.interop import gguf
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig, RopeScaling
-from gptsmith.model.gpt import GPTModel, rotary_frequencies, rotate
+from gptsmith.model.gpt import GPTModel
+from gptsmith.model.rope import rotary_frequencies, rotate
 from gptsmith.run import Run
 from gptsmith.tokenizer import Tokenizer, bpe
 

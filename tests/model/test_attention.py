@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gptsmith.model import attention as attention_module
 from gptsmith.model.attention import CausalMask, attention, blocked_causal
 
 BF16 = torch.bfloat16
@@ -19,7 +20,7 @@ def inputs(T: int, K: int = H, dtype: torch.dtype = torch.float32) -> list[Tenso
 
 
 def by_hand(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Softmax attention as the formula says it, a blind row giving zeros."""
+    """Softmax attention by the formula; a query that may attend to nothing gives zeros."""
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     weights = (q @ k.transpose(-1, -2) / math.sqrt(D)).exp() * mask
@@ -35,7 +36,7 @@ def results(function: object, *args: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("K", [1, 2, 4])
 @pytest.mark.parametrize("kind", ["causal", "dense", "blind rows"])
-def test_attend_is_attention(K: int, kind: str) -> None:
+def test_attention_is_softmax_attention(K: int, kind: str) -> None:
     T = 13
     mask = torch.ones(T, T).tril().bool()
     if kind == "blind rows":
@@ -67,7 +68,7 @@ def test_the_blocked_form_equals_the_fused_kernel(T: int, dtype: torch.dtype) ->
 def test_training_in_bfloat16_takes_the_blocked_form(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
     monkeypatch.setattr(
-        attention,
+        attention_module,
         "blocked_causal",
         lambda q, k, v, mask: taken.append(q.shape[2]) or blocked_causal(q, k, v, mask),
     )

@@ -20,7 +20,8 @@ from gptsmith.chat_template import ChatTemplate
 from gptsmith.interop import gguf_tokenizer, modelfile
 from gptsmith.interop.gguf_tokenizer import Table
 from gptsmith.model.config import ModelConfig
-from gptsmith.model.gpt import GPTModel, rotary_frequencies
+from gptsmith.model.gpt import GPTModel
+from gptsmith.model.rope import rotary_frequencies
 from gptsmith.model.stock import stock_class
 from gptsmith.run import Run, Which
 

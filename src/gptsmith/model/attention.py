@@ -13,11 +13,24 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from gptsmith.model.masks import Mask
+
 
 class CausalMask(NamedTuple):
-    """Booleans (B|1, H|1, T, T) of a mask under which nobody looks ahead."""
+    """Booleans (B|1, H|1, T, T) of a mask under which no query attends to a later key."""
 
     allowed: Tensor
+
+
+def dense_bias(
+    mask: Mask, B: int, H: int, T: int, device: torch.device
+) -> Tensor | CausalMask | None:
+    """The mask over T tokens as `attention` takes it."""
+    if mask.is_plain_causal:
+        return None
+    at = torch.arange(T, device=device)
+    dense = mask.dense(B, H, at, at)  # (B|1, H|1, T, T)
+    return CausalMask(dense) if mask.facts.inside_causal else dense
 
 
 def attention(

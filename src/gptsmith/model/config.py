@@ -147,6 +147,29 @@ class ModelConfig(BaseModel):
         return config.change(**fields) if fields else config
 
 
+class LoraConfig(BaseModel):
+    """Low-rank adaptation: each target matrix W becomes W + alpha / rank * B @ A, W frozen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    rank: int = Field(0, ge=0)
+    """Height of A and width of B; 0: no LoRA."""
+    alpha: float = Field(16.0, gt=0)
+    """Weight of what is learned, relative to the rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability, on what goes into A."""
+    targets: tuple[str, ...] = ()
+    """Linear layers of the blocks that adapt (qkv, proj, up or gate_up, down); none: all."""
+
+    @model_validator(mode="after")
+    def _no_idle_fields(self) -> LoraConfig:
+        fields = type(self).model_fields
+        idle = [n for n in fields if n != "rank" and getattr(self, n) != fields[n].default]
+        if idle and not self.rank:
+            raise ValueError(f"{idle[0]} is given and rank is 0, which is no LoRA: give the rank")
+        return self
+
+
 _GPT2: dict[str, Any] = dict(
     norm="layernorm", mlp="gelu", position="learned", bias="all", context_length=1024
 )

@@ -1,6 +1,9 @@
 """The whole network: a decoder-only transformer whose variants are a few axes of `ModelConfig`.
 
-B batch, T time (S keys, when they differ from the queries), C channels, H query heads,
+Every part works on its own: `MultiHeadAttention(config)(x)` is causal, rotates queries and keys if
+the config says rope, and starts with the weights that it would have inside a `GPTModel`.
+
+B batch, T time (S keys, where they differ from the queries), C channels, H query heads,
 K key/value heads, D head size, F hidden width of the MLP, V vocabulary.
 
 Sources: GPT-2 (Radford et al. 2019), RoPE (Su et al. 2021), SwiGLU (Shazeer 2020), RMSNorm
@@ -13,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import assert_never
 
 import torch
 import torch.nn.functional as F
@@ -21,16 +25,18 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
 from gptsmith.model import masks
-from gptsmith.model.attention import CausalMask, attention
+from gptsmith.model.attention import CausalMask, attention, dense_bias
 from gptsmith.model.config import ModelConfig
+from gptsmith.model.init import initialized
 from gptsmith.model.kv_cache import KVCache
 from gptsmith.model.masks import Mask
+from gptsmith.model.rope import rotary_table, rotate
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension, no centring and no bias."""
+    """x / rms(x) * weight over the last dimension, without centring and without bias."""
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.size, self.eps = size, eps
         self.weight = nn.Parameter(torch.ones(size))
@@ -41,56 +47,47 @@ class RMSNorm(nn.Module):
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
-    if config.norm == "rmsnorm":
-        return RMSNorm(config.n_embd, config.norm_eps)
-    return nn.LayerNorm(config.n_embd, config.norm_eps, bias=config.bias == "all")
+    """The norm over C that the config names."""
+    match config.norm:
+        case "rmsnorm":
+            return RMSNorm(config.n_embd, config.norm_eps)
+        case "layernorm":
+            return nn.LayerNorm(config.n_embd, config.norm_eps, bias=config.bias == "all")
+        case unknown:
+            assert_never(unknown)
 
 
 class TokenEmbedding(nn.Module):
-    """Token vectors, plus learned position vectors where the model has no rotation."""
+    """Token vectors, plus learned position vectors where config.position is "learned"."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.token = nn.Embedding(config.vocab_size, config.n_embd)
-        self.position = (
-            nn.Embedding(config.context_length, config.n_embd)
-            if config.position == "learned"
-            else None
-        )
+        with initialized(self, config):
+            self.token = nn.Embedding(config.vocab_size, config.n_embd)
+            match config.position:
+                case "learned":
+                    self.position: nn.Embedding | None = nn.Embedding(
+                        config.context_length, config.n_embd
+                    )
+                case "rope":  # attention rotates queries and keys instead
+                    self.position = None
+                case unknown:
+                    assert_never(unknown)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Vectors (B, T, C) of ids (B, T). positions: (T,) or (B, T), default 0..T-1."""
         x = self.token(ids)  # (B, T, C)
         if self.position is not None:
+            if positions is None:
+                positions = torch.arange(ids.shape[-1], device=ids.device)
             x = x + self.position(positions)
         return self.dropout(x)
 
 
-def rotary_frequencies(config: ModelConfig) -> Tensor:
-    """Angle per position of each pair, (D/2,) fp32, with the config's scaling applied."""
-    pairs = torch.arange(0, config.D, 2, dtype=torch.float32)
-    frequencies = 1.0 / config.rope_theta ** (pairs / config.D)
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    if scaling.rope_type == "linear":
-        return frequencies / scaling.factor
-    # llama3: fast pairs (short wavelength) stay, slow ones are divided, a ramp lies between.
-    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
-    ramp = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    keep = ramp.clamp(0, 1)
-    return keep * frequencies + (1 - keep) * frequencies / scaling.factor
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + D/2) of every head: x (B, T, H, D), cos and sin (B|1, T, 1, D/2)."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
-
-
 class FusedLinear(nn.Linear):
     """Several matrices in one product, stacked by rows; `fused_rows` are their heights, for an
-    optimizer that treats each matrix alone."""
+    optimizer that treats each matrix by itself."""
 
     def __init__(self, inputs: int, fused_rows: tuple[int, ...], bias: bool) -> None:
         super().__init__(inputs, sum(fused_rows), bias=bias)
@@ -98,37 +95,55 @@ class FusedLinear(nn.Linear):
 
 
 class MultiHeadAttention(nn.Module):
-    """Self-attention with one fused projection: rows of `qkv` are H query, K key, K value heads."""
+    """Self-attention with one fused projection: rows of `qkv` are H query, K key, K value heads.
 
-    def __init__(self, config: ModelConfig) -> None:
+    layer: the layer of the KV cache that keys and values go to.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int = 0) -> None:
         super().__init__()
+        self.config, self.layer = config, layer
         self.H, self.K, self.D = config.n_head, config.K, config.D
         rows = (self.H * self.D, self.K * self.D, self.K * self.D)
-        self.qkv = FusedLinear(config.n_embd, rows, bias=config.bias != "none")
-        self.proj = nn.Linear(self.H * self.D, config.n_embd, bias=config.bias == "all")
-        self.q_norm = RMSNorm(self.D, config.norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(self.D, config.norm_eps) if config.qk_norm else None
+        with initialized(self, config):
+            self.qkv = FusedLinear(config.n_embd, rows, bias=config.bias != "none")
+            self.proj = nn.Linear(self.H * self.D, config.n_embd, bias=config.bias == "all")
+            self.q_norm = RMSNorm(self.D, config.norm_eps) if config.qk_norm else None
+            self.k_norm = RMSNorm(self.D, config.norm_eps) if config.qk_norm else None
         self.dropout = config.dropout
 
     def forward(
         self,
         x: Tensor,
-        rotation: tuple[Tensor, Tensor] | None,
-        mask: Tensor | CausalMask | BlockMask | None,
-        cache: KVCache | None,
-        layer: int,
+        mask: Mask | Tensor | CausalMask | BlockMask | None = None,
+        rotation: tuple[Tensor, Tensor] | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
+        """(B, T, C) of x (B, T, C).
+
+        mask: default config.mask; a Mask, or what `attention` takes. rotation: cosine and sine
+        ((B,) T, 1, D/2) in the dtype of x; default those of positions 0..T-1 where config.position
+        is "rope". cache: opened for these positions (KVCache.begin), which also gives the mask.
+        """
         B, T, _ = x.shape
         H, K, D = self.H, self.K, self.D
+        if mask is None and cache is None and self.config.mask != "causal()":
+            mask = masks.parse(self.config.mask)
+        if isinstance(mask, Mask):
+            mask = dense_bias(mask, B, H, T, x.device)
         qkv = self.qkv(x).view(B, T, H + 2 * K, D)
         q, k, v = qkv.split((H, K, K), dim=2)  # (B, T, H | K, D)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is None and self.config.position == "rope":
+            positions = torch.arange(T, device=x.device)
+            cos, sin = rotary_table(self.config, positions)  # (T, D/2)
+            rotation = (cos.unsqueeze(-2).to(q.dtype), sin.unsqueeze(-2).to(q.dtype))
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H | K, T, D)
         if cache is not None:
-            k, v = cache.update(layer, k, v)  # (B, K, S, D)
+            k, v = cache.update(self.layer, k, v)  # (B, K, S, D)
         y = attention(q, k, v, mask, self.dropout if self.training else 0.0)
         return self.proj(y.transpose(1, 2).reshape(B, T, H * D))
 
@@ -153,12 +168,18 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class FeedForward(nn.Module):
-    """Linear, an activation, linear."""
+    """Linear, the activation that config.mlp names, linear: down(activation(up(x)))."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.n_embd, config.F, bias=config.bias == "all")
-        self.down = nn.Linear(config.F, config.n_embd, bias=config.bias == "all")
+        if config.mlp not in ACTIVATIONS:
+            raise ValueError(
+                f"FeedForward has no activation {config.mlp!r}: choose mlp from "
+                f"{', '.join(ACTIVATIONS)}, or take SwiGLU for 'swiglu'"
+            )
+        with initialized(self, config):
+            self.up = nn.Linear(config.n_embd, config.F, bias=config.bias == "all")
+            self.down = nn.Linear(config.F, config.n_embd, bias=config.bias == "all")
         self.kind = config.mlp
 
     def forward(self, x: Tensor) -> Tensor:
@@ -170,43 +191,55 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_up = FusedLinear(config.n_embd, (config.F, config.F), bias=config.bias == "all")
-        self.down = nn.Linear(config.F, config.n_embd, bias=config.bias == "all")
+        bias = config.bias == "all"
+        with initialized(self, config):
+            self.gate_up = FusedLinear(config.n_embd, (config.F, config.F), bias=bias)
+            self.down = nn.Linear(config.F, config.n_embd, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)  # (B, T, F) each
         return self.down(F.silu(gate) * up)
 
 
-class TransformerBlock(nn.Module):
-    """Pre-norm residual block: attention, then MLP."""
+def make_mlp(config: ModelConfig) -> nn.Module:
+    """The MLP that config.mlp names."""
+    match config.mlp:
+        case "swiglu":
+            return SwiGLU(config)
+        case "gelu" | "gelu_erf" | "relu2":
+            return FeedForward(config)
+        case unknown:
+            assert_never(unknown)
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+
+class TransformerBlock(nn.Module):
+    """Pre-norm residual block: attention, then MLP. Arguments as in `MultiHeadAttention`."""
+
+    def __init__(self, config: ModelConfig, layer: int = 0) -> None:
         super().__init__()
-        self.layer = layer
-        self.attention_norm = make_norm(config)
-        self.attention = MultiHeadAttention(config)
-        self.mlp_norm = make_norm(config)
-        self.mlp = SwiGLU(config) if config.mlp == "swiglu" else FeedForward(config)
+        with initialized(self, config):
+            self.attention_norm = make_norm(config)
+            self.attention = MultiHeadAttention(config, layer)
+            self.mlp_norm = make_norm(config)
+            self.mlp = make_mlp(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
         self,
         x: Tensor,
-        rotation: tuple[Tensor, Tensor] | None,
-        mask: Tensor | CausalMask | BlockMask | None,
-        cache: KVCache | None,
+        mask: Mask | Tensor | CausalMask | BlockMask | None = None,
+        rotation: tuple[Tensor, Tensor] | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
-        h = self.attention(self.attention_norm(x), rotation, mask, cache, self.layer)
-        x = x + self.dropout(h)
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask, rotation, cache))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
 class GPTModel(nn.Module):
-    """Ids in, logits out.
+    """Token ids in, logits out.
 
-    `mask_folder` is where a `file.py:function` mask is looked for; it is imported, that is run,
-    only with `trust_code`. `mask`: what config.mask names, where that is loaded already.
+    mask_folder: where a `file.py:function` mask is looked up; the file is imported, that is its
+    code runs, only with trust_code. mask: what config.mask names, if it is loaded already.
     """
 
     def __init__(
@@ -220,39 +253,23 @@ class GPTModel(nn.Module):
         super().__init__()
         self.config = config
         self.mask = mask or masks.parse(config.mask, folder=mask_folder, trust_code=trust_code)
-        self.activation_checkpointing = False  # trade a second forward pass for memory
-        self.embedding = TokenEmbedding(config)
-        self.blocks = nn.ModuleList(TransformerBlock(config, i) for i in range(config.n_layer))
-        self.final_norm = make_norm(config)
-        headless = config.tie_embeddings or config.labels  # a classifier has a head of its own kind
-        self.head = None if headless else nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        if config.position == "rope":
-            angles = torch.outer(
-                torch.arange(config.context_length, dtype=torch.float32), rotary_frequencies(config)
+        self.activation_checkpointing = False  # trades a second forward pass for memory
+        with initialized(self, config):
+            self.embedding = TokenEmbedding(config)
+            self.blocks = nn.ModuleList(TransformerBlock(config, i) for i in range(config.n_layer))
+            self.final_norm = make_norm(config)
+            headless = config.tie_embeddings or config.labels  # a classifier has its own head
+            self.head = (
+                None if headless else nn.Linear(config.n_embd, config.vocab_size, bias=False)
             )
-            self.register_buffer("cos", angles.cos(), persistent=False)  # (context, D/2)
-            self.register_buffer("sin", angles.sin(), persistent=False)
+        if config.position == "rope":
+            cos, sin = rotary_table(config, torch.arange(config.context_length))
+            self.register_buffer("cos", cos, persistent=False)  # (context, D/2)
+            self.register_buffer("sin", sin, persistent=False)
         self._block_masks: dict[tuple[int, int, torch.device], BlockMask] = {}
-        self.init_weights()
 
     cos: Tensor
     sin: Tensor
-
-    @torch.no_grad()
-    def init_weights(self) -> None:
-        """Normal(0, 0.02), smaller where C > 768, so that untrained logits are near zero; biases 0.
-
-        Projections back into the residual stream are divided by sqrt(2 * n_layer), which keeps its
-        variance independent of depth (GPT-2, section 2.3).
-        """
-        std = 0.02 * min(1.0, math.sqrt(768 / self.config.n_embd))
-        for name, p in self.named_parameters():
-            if p.dim() == 1:
-                p.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
-            elif name.endswith(("proj.weight", "down.weight")):
-                p.normal_(0.0, std / math.sqrt(2 * self.config.n_layer))
-            else:
-                p.normal_(0.0, std)
 
     @property
     def head_weight(self) -> Tensor:
@@ -320,9 +337,9 @@ class GPTModel(nn.Module):
             rotation = (cos.to(dtype), sin.to(dtype))  # ((B,) T, 1, D/2)
         for block in self.blocks:
             if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, rotation, bias, None, use_reentrant=False)
+                x = checkpoint(block, x, bias, rotation, None, use_reentrant=False)
             else:
-                x = block(x, rotation, bias, cache)
+                x = block(x, bias, rotation, cache)
         return self.final_norm(x)
 
     @staticmethod
@@ -360,9 +377,7 @@ class GPTModel(nn.Module):
             if key not in self._block_masks:
                 self._block_masks[key] = mask.block_mask(B, H, T, device)
             return self._block_masks[key]
-        at = torch.arange(T, device=device)
-        dense = mask.dense(B, H, at, at)
-        return CausalMask(dense) if mask.facts.inside_causal else dense
+        return dense_bias(mask, B, H, T, device)
 
     def _cached_mask(
         self, mask: Mask, positions: Tensor, cache: KVCache, limit: int

@@ -12,34 +12,11 @@ from fnmatch import fnmatchcase
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from gptsmith.model.classifier import GPTClassifier
+from gptsmith.model.config import LoraConfig
 from gptsmith.model.gpt import GPTModel
-
-
-class LoraConfig(BaseModel):
-    """Low-rank adaptation: each target matrix W becomes W + alpha / rank * B @ A, W frozen."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    rank: int = Field(0, ge=0)
-    """Height of A and width of B; 0: no LoRA."""
-    alpha: float = Field(16.0, gt=0)
-    """Weight of what is learned, relative to the rank."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Probability, on what goes into A."""
-    targets: tuple[str, ...] = ()
-    """Linear layers of the blocks that adapt (qkv, proj, up or gate_up, down); none: all."""
-
-    @model_validator(mode="after")
-    def _no_idle_fields(self) -> LoraConfig:
-        fields = type(self).model_fields
-        idle = [n for n in fields if n != "rank" and getattr(self, n) != fields[n].default]
-        if idle and not self.rank:
-            raise ValueError(f"{idle[0]} is given and rank is 0, which is no LoRA: give the rank")
-        return self
 
 
 class LoraLinear(nn.Module):

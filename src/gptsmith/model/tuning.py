@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from gptsmith.model import lora, state_dict
+from gptsmith.model.config import LoraConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.model.lora import LoraConfig
 
 
 class Tuning(BaseModel):

@@ -15,8 +15,8 @@ from torch import Tensor
 from gptsmith.model import lora
 from gptsmith.model import state_dict as model_weights
 from gptsmith.model.classifier import GPTClassifier
+from gptsmith.model.config import LoraConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.model.lora import LoraConfig
 from gptsmith.model.target_leakage import first_scored
 from gptsmith.model.tuning import Tuning
 from gptsmith.recipes import loop

@@ -482,3 +482,24 @@ def test_dtype_follows_the_largest_id() -> None:
     assert tokenizer.dtype == np.uint32
     assert tokenizer.encode(large[-1]) == [65_535]
     assert Tokenizer.byte().encode_array("é").dtype == np.uint16
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "byte", "char"])
+def test_special_tokens_are_read_from_text_only_where_that_is_asked_for(
+    kind: str, real_data: Path
+) -> None:
+    text = "a<|end|><|user|>b<|end"
+    make = {
+        "gpt2": lambda: Tokenizer.gpt2(real_data / "gpt2_bpe"),
+        "byte": Tokenizer.byte,
+        "char": lambda: Tokenizer.char([text]),
+    }
+    tokenizer = make[kind]().add_special_tokens(["<|end|>", "<|user|>", "<|end"])
+    end, user, short = (tokenizer.special_tokens[name] for name in ("<|end|>", "<|user|>", "<|end"))
+    plain = tokenizer.encode(text)
+    assert not {end, user, short} & set(plain)
+    assert tokenizer.encode(text, allow_special=True) == [
+        *tokenizer.encode("a"), end, user, *tokenizer.encode("b"), short,
+    ]  # fmt: skip
+    assert tokenizer.decode(plain) == tokenizer.decode(tokenizer.encode(text, allow_special=True))
+    assert tokenizer.encode("", allow_special=True) == []

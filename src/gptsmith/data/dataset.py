@@ -26,11 +26,15 @@ def permutation(n: int, *key: int) -> np.ndarray:
 
 
 class Windows:
-    """Windows of T + 1 tokens over shards, shuffled anew in each epoch.
+    """Windows of T tokens and their targets over shards, in a new order in each epoch.
+
+    As a data set for `torch.utils.data.DataLoader`, it holds the windows of the first epoch:
+    `len(windows)` of them, each a pair (inputs, targets) of int64 tensors (T,). A training run
+    asks `batch` for samples of an endless sequence of epochs instead.
 
     An epoch takes the shards in a new order and, in each, its windows in a new order and from a
-    new phase: token 0 of the first window is one of the shard's first T tokens. A batch of an epoch
-    so reads one or two shards, which is what disks and page caches like.
+    new phase: token 0 of the first window is one of the shard's first `stride` tokens. A batch of
+    an epoch therefore reads one or two shards, which is what disks and page caches like.
 
     Raises ValueError when no shard holds T + 1 tokens.
     """
@@ -39,16 +43,19 @@ class Windows:
         self,
         shards: Sequence[np.ndarray],
         T: int,
-        seed: int,
-        eos_id: int | None,
+        seed: int = 0,
+        eos_id: int | None = None,
         mask_targets_before: int = 0,
+        stride: int | None = None,
     ) -> None:
         """eos_id: id that begins a document, if attention is to stay within documents.
         mask_targets_before: the first positions of each row, which are read and not predicted
-        (model/target_leakage.py)."""
+        (model/target_leakage.py). stride: tokens from one window to the next; default T, less
+        makes them overlap."""
         self.shards, self.T, self.seed, self.eos_id = shards, T, seed, eos_id
+        self.stride = stride or T
         self.mask_targets_before = mask_targets_before
-        self.counts = np.array([max(0, (len(s) - 1) // T) for s in shards])
+        self.counts = np.array([max(0, (len(s) - 1 - T) // self.stride + 1) for s in shards])
         self.per_epoch = int(self.counts.sum())
         if not self.per_epoch:
             whole = sum(map(len, shards))
@@ -65,7 +72,7 @@ class Windows:
 
     def _make_order(self, epoch: int, shard: int) -> tuple[int, np.ndarray]:
         key = (self.seed, epoch, shard)
-        phase = int(np.random.Philox(np.random.SeedSequence((*key, 1))).random_raw() % self.T)
+        phase = int(np.random.Philox(np.random.SeedSequence((*key, 1))).random_raw() % self.stride)
         return phase, permutation(int(self.counts[shard]), *key, 0)
 
     def _make_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -73,8 +80,18 @@ class Windows:
         order = permutation(len(self.shards), self.seed, epoch, 0, 2)
         return order, np.cumsum(self.counts[order])
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Sample `index` of the endless run, (T + 1,) in the shards' dtype."""
+    def __len__(self) -> int:
+        return self.per_epoch
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets (T,) int64 of a window of the first epoch; IndexError beyond it."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        batch = self.batch(index, 1)
+        return batch.inputs[0], batch.targets[0]
+
+    def row(self, index: int) -> np.ndarray:
+        """Sample `index` of the endless sequence, (T + 1,) in the shards' dtype."""
         epoch, index = divmod(index, self.per_epoch)
         order, ends = self._shards(epoch)
         at = int(np.searchsorted(ends, index, side="right"))
@@ -82,17 +99,17 @@ class Windows:
         phase, windows = self._order(epoch, shard)
         n = int(windows[index - (int(ends[at]) - int(self.counts[shard]))])
         # Shifted by the phase, the last window may overrun: it then overlaps its neighbour instead.
-        start = min(phase + n * self.T, len(self.shards[shard]) - 1 - self.T)
+        start = min(phase + n * self.stride, len(self.shards[shard]) - 1 - self.T)
         return self.shards[shard][start : start + self.T + 1]
 
     def batch(self, first: int, count: int) -> Batch:
         """Samples first..first+count-1 as one batch (count, T)."""
-        rows = np.stack([self[i] for i in range(first, first + count)]).astype(np.int64)
+        rows = np.stack([self.row(i) for i in range(first, first + count)]).astype(np.int64)
         name = f"samples {first}..{first + count - 1}"
         return make_batch(rows, self.eos_id, name, self.mask_targets_before)
 
     def position(self, index: int) -> dict[str, int]:
-        """Where the endless run stands before sample `index`: four numbers."""
+        """Where the endless sequence stands before sample `index`: four numbers."""
         epoch, at = divmod(index, self.per_epoch)
         return {"seed": self.seed, "epoch": epoch, "index": at, "per_epoch": self.per_epoch}
 

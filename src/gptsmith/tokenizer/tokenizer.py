@@ -8,6 +8,7 @@ never the special id (transformers says split_special_tokens=True). Templates wr
 import codecs
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -159,9 +160,22 @@ class Tokenizer:
             f"{list(self.special_tokens)}; append it with add_special_tokens"
         )
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text` as plain text; ValueError for a lone surrogate or an unknown character."""
-        return self.encode_array(text).tolist()
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """Ids of `text`; ValueError for a lone surrogate or an unknown character.
+
+        By default all of it is plain text. allow_special: the spelling of a special token becomes
+        its id. Use that for text of your own only, never for what a user or a corpus wrote: it
+        could end a message or begin one in another role.
+        """
+        if not allow_special or not self.special_tokens:
+            return self.encode_array(text).tolist()
+        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+        encoded = iter(self.encode_batch(parts[::2]))
+        ids = next(encoded)
+        for name, plain in zip(parts[1::2], encoded, strict=True):
+            ids += [self.special_tokens[name], *plain]
+        return ids
 
     def prompt(self, text: str) -> list[int]:
         """The ids of the beginning of a text: what the file puts before every text (Llama's

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.data.dataset import Windows, make_batch, permutation, validation_batches
@@ -21,7 +22,7 @@ def make_shards(lengths: list[int]) -> list[np.ndarray]:
 
 def epoch_of(windows: Windows, epoch: int) -> list[np.ndarray]:
     first = epoch * windows.per_epoch
-    return [windows[i] for i in range(first, first + windows.per_epoch)]
+    return [windows.row(i) for i in range(first, first + windows.per_epoch)]
 
 
 def starts_of(windows: Windows, epoch: int) -> list[int]:
@@ -69,11 +70,11 @@ def test_a_sample_is_a_pure_function_of_its_index(
 ) -> None:
     windows = Windows(make_shards(lengths), T, 3, None)
     indices = [*range(2 * windows.per_epoch), 7 * windows.per_epoch, 10**9]
-    in_order = {i: windows[i] for i in indices}
+    in_order = {i: windows.row(i) for i in indices}
     random.shuffle(indices)
     other = Windows(make_shards(lengths), T, 3, None)
     for i in indices:  # hops between epochs and shards, past what is remembered
-        assert (other[i] == in_order[i]).all()
+        assert (other.row(i) == in_order[i]).all()
 
 
 def test_epochs_and_seeds_differ_in_order_shards_and_phase() -> None:
@@ -213,3 +214,20 @@ def test_validation_windows_know_their_documents() -> None:
     assert batch.targets.tolist() == [[1, 2, 7, 3], [4, 5, IGNORE_INDEX, IGNORE_INDEX]]
     assert batch.documents is not None
     assert batch.documents.tolist() == [[1, 1, 1, 2], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("stride", [None, 3])
+def test_a_data_loader_gives_the_windows_of_one_epoch(stride: int | None) -> None:
+    text = np.arange(100, dtype=np.uint16)
+    windows = Windows([text], 8, 0, stride=stride)
+    starts = []
+    for inputs, targets in DataLoader(windows, batch_size=4, shuffle=True):
+        assert inputs.dtype == targets.dtype == torch.int64
+        assert inputs.shape[1] == 8
+        assert torch.equal(targets, inputs + 1)
+        starts += inputs[:, 0].tolist()
+    step = stride or 8
+    assert len(starts) == len(windows) == len(list(windows)) == (100 - 1 - 8) // step + 1
+    assert len(set(starts)) >= len(starts) - 1  # the last may be moved back onto its neighbour
+    gaps = np.diff(np.sort(starts))
+    assert set(gaps[:-1]) == {step}

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from gptsmith.train import precision
+from gptsmith.train import runtime
 
 
 def sync(device: torch.device) -> None:
@@ -17,7 +17,7 @@ def sync(device: torch.device) -> None:
 def gemm_flops(device: torch.device) -> float:
     """FLOP/s of the best of several large square matrix products, in the number format that
     `precision auto` takes here."""
-    dtype = precision.choose("auto", device).dtype
+    dtype = runtime.choose_precision("auto", device).dtype
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     best = float("inf")

@@ -32,9 +32,10 @@ from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.recipes.loop import Dataset
 from gptsmith.tokenizer import Tokenizer
-from gptsmith.train import compiling, precision
+from gptsmith.train import runtime
 from gptsmith.train.loss import next_token_loss
-from gptsmith.train.optim import OptimConfig, Optimizer
+from gptsmith.train.optim import Optimizer
+from gptsmith.train.options import OptimConfig
 from gptsmith.train.step import Step, train_steps
 
 DATA = Path(os.environ.get("GPTSMITH_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -56,11 +57,11 @@ def trainer(
     model = GPTModel(config).to(device)
     steps = train_steps(
         model,
-        compiling.compiled(next_token_loss) if compiled else next_token_loss,
+        runtime.compiled(next_token_loss) if compiled else next_token_loss,
         lambda step: [samples.batch(step * B, B)],
         Optimizer(model, OptimConfig(), device.type),
         learning_rate=lambda step: 1e-4,
-        precision=precision.choose("auto", device),
+        precision=runtime.choose_precision("auto", device),
         max_grad_norm=1.0,
         seed=0,
     )
@@ -68,7 +69,7 @@ def trainer(
 
 
 def measure(path: Path, arguments: argparse.Namespace) -> None:
-    device = precision.choose_device(arguments.device)
+    device = runtime.choose_device(arguments.device)
     T, B = arguments.context, arguments.batch_size
     reader = Reader(skip=True)
     texts = (m["content"] for c in read_conversations([path], reader) for m in c.messages)

@@ -29,9 +29,10 @@ from gptsmith.batch import Batch
 from gptsmith.model import flops
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.train import allocator, compiling, precision
+from gptsmith.train import runtime
 from gptsmith.train.loss import next_token_loss
-from gptsmith.train.optim import OptimConfig, Optimizer
+from gptsmith.train.optim import Optimizer
+from gptsmith.train.options import OptimConfig
 from gptsmith.train.step import train_steps
 
 RECIPE = Path(__file__).parents[1] / "configs" / "bench-gpt2-10m.yaml"
@@ -72,14 +73,14 @@ def contestants() -> list[Contestant]:
 def ours(who: Contestant, work: Work, batch: Batch) -> Callable[[], object]:
     model = GPTModel(work.config).to(work.device)
     if work.device.type == "cpu":
-        allocator.keep_freed_memory()  # as every recipe does
+        runtime.keep_freed_memory()  # as every recipe does
     steps = train_steps(
         model,
-        compiling.compiled(next_token_loss) if who.compiled else next_token_loss,
+        runtime.compiled(next_token_loss) if who.compiled else next_token_loss,
         lambda s: [batch],
         Optimizer(model, work.optim, work.device.type),
         learning_rate=lambda s: 1e-4,
-        precision=precision.choose("auto", work.device),
+        precision=runtime.choose_precision("auto", work.device),
         max_grad_norm=1.0,
         seed=0,
     )
@@ -109,7 +110,7 @@ def theirs(who: Contestant, work: Work, batch: Batch) -> Callable[[], object]:
     model.loss_type = "ForCausalLM"  # what it takes anyway, but after a warning
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
     ids = batch.inputs.to(device)
-    dtype = precision.choose("auto", device).dtype if who.low else torch.float32
+    dtype = runtime.choose_precision("auto", device).dtype if who.low else torch.float32
 
     def loss() -> torch.Tensor:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -224,19 +225,19 @@ def main(argv: Sequence[str] = ()) -> None:
     parser.add_argument("--eager", action="store_true", help="nobody compiles, which takes minutes")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     options = parser.parse_args(argv)
-    device = precision.choose_device(options.device)
+    device = runtime.choose_device(options.device)
     work = work_of(device, options.model, options.batch_size)
     steps = options.steps or (10 if device.type == "cuda" else 2)
     everyone = [who for who in contestants() if not (options.eager and who.compiled)]
     everyone, gemm = measure(work, everyone, options.rounds, steps)
 
-    c, peak = work.config, precision.peak(device)
+    c, peak = work.config, runtime.peak_flops(device)
     per_token = flops.flops_per_token(c)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     print(
         f"{flops.parameters(c):,} parameters, T={c.context_length}, batch {work.B}, "
         f"{per_token / 1e6:.1f} MFLOP/token, {name}, torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads, {precision.choose('auto', device).name}; "
+        f"{torch.get_num_threads()} threads, {runtime.choose_precision('auto', device).name}; "
         f"matrix product {gemm / 1e9:,.0f} GFLOP/s"
         + (f" of the {peak / 1e9:,.0f} that the vendor states" if peak else "")
     )

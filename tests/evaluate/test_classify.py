@@ -19,7 +19,7 @@ from gptsmith.evaluate.classification import (
 from gptsmith.evaluate.classify_plots import draw_confusion, draw_history
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig
-from gptsmith.train.precision import Precision
+from gptsmith.train.runtime import Precision
 
 FP32 = Precision("fp32", "cpu", "")
 # Worked by hand. Rows are true: a 5 + 1 + 0, b 2 + 2 + 1, c 0 + 0 + 4.

@@ -12,7 +12,7 @@ from gptsmith.evaluate.perplexity import Scores, evaluate
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.train.loss import CHUNK_BYTES
-from gptsmith.train.precision import Precision
+from gptsmith.train.runtime import Precision
 
 T, V = 16, 30
 FP32 = Precision("fp32", "cpu", "")

@@ -14,7 +14,8 @@ from gptsmith.model.flops import flops_per_token, kv_cache_bytes, parameters, tr
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.kv_cache import KVCache
 from gptsmith.train.loss import next_token_loss
-from gptsmith.train.optim import OptimConfig, Optimizer
+from gptsmith.train.optim import Optimizer
+from gptsmith.train.options import OptimConfig
 
 # The published numbers of the stock models; of ours, what was counted when they were made.
 PARAMETERS = {

@@ -21,7 +21,7 @@ from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.run import Run
 from gptsmith.tokenizer import Tokenizer
-from gptsmith.train import checkpoint, precision
+from gptsmith.train import checkpoint, runtime
 
 CPU = torch.device("cpu")
 COMMON = [
@@ -92,7 +92,7 @@ def loss(run: Path, data: Path) -> float:
     template = ChatTemplate(opened.template, tokenizer)
     examples, _ = load_chat([data], template, tokenizer, 96, reader=Reader())
     batches = PaddedRows(examples, 96, 0, 0).validation(8)
-    return evaluate(model, batches, precision.choose("fp32", CPU)).loss
+    return evaluate(model, batches, runtime.choose_precision("fp32", CPU)).loss
 
 
 def test_it_learns_and_leaves_a_chat_model(base: Path, data: Path, tuned) -> None:

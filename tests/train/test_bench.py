@@ -34,7 +34,7 @@ def test_the_gpu_benchmark_needs_torch_and_pydantic_only(tmp_path: Path) -> None
     done = subprocess.run(
         [sys.executable, *argv],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "src")])},
         capture_output=True,
         text=True,
     )

@@ -78,10 +78,10 @@ def test_replacing_a_step(folder: Path) -> None:
     assert names(folder) == ["step-000000", "step-000010", "step-000020"]
 
 
-def test_one_step_can_be_asked_for(folder: Path) -> None:
+def test_find_a_given_step(folder: Path) -> None:
     found, _ = checkpoint.find(folder, 10)
     assert found.step == 10
-    with pytest.raises(ValueError, match=r"no checkpoint of step 15 .* there is 0, 10, 20$"):
+    with pytest.raises(ValueError, match=r"no checkpoint of step 15 .* available are 0, 10, 20$"):
         checkpoint.find(folder, 15)
 
 
@@ -101,9 +101,9 @@ def renumber(path: Path) -> None:
 
 DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
     ("model.safetensors", truncate, "bytes instead of"),
-    ("model.safetensors", flip, "does not have the sha256"),
+    ("model.safetensors", flip, "does not have the recorded sha256"),
     ("optimizer.safetensors", Path.unlink, "is missing"),
-    ("state.json", flip, "does not have the sha256"),
+    ("state.json", flip, "does not have the recorded sha256"),
     ("state.json", Path.unlink, "is missing"),
     ("manifest.json", truncate, "is unreadable"),
     ("manifest.json", Path.unlink, "is missing"),
@@ -115,7 +115,7 @@ DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
 
 
 @pytest.mark.parametrize(("name", "damage", "message"), DAMAGE)
-def test_damage_is_named_and_the_next_older_used(
+def test_damage_is_reported_and_the_next_older_checkpoint_used(
     folder: Path, name: str, damage: Callable[[Path], None], message: str
 ) -> None:
     if damage is truncate and name == "manifest.json":
@@ -132,7 +132,7 @@ def test_damage_is_named_and_the_next_older_used(
         checkpoint.find(folder, 20)
 
 
-def test_every_byte_of_a_manifest_counts(folder: Path) -> None:
+def test_any_changed_byte_of_a_manifest_is_detected(folder: Path) -> None:
     """Any single flipped byte in any file is damage, or leaves the meaning as it was."""
     path = folder / "step-000020" / "manifest.json"
     good = path.read_bytes()
@@ -145,7 +145,7 @@ def test_every_byte_of_a_manifest_counts(folder: Path) -> None:
             assert changed["files"] == meaning["files"]
 
 
-def test_all_damaged_or_none(folder: Path, tmp_path: Path) -> None:
+def test_no_checkpoint_or_none_intact(folder: Path, tmp_path: Path) -> None:
     for name in names(folder):
         flip(folder / name / "model.safetensors")
     with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged: .*20.*; .*10.*; "):
@@ -157,7 +157,7 @@ def test_all_damaged_or_none(folder: Path, tmp_path: Path) -> None:
         checkpoint.find(tmp_path / "empty")
 
 
-def test_prune_keeps_the_newest_and_the_named(folder: Path) -> None:
+def test_prune_keeps_the_newest_and_listed_checkpoints(folder: Path) -> None:
     for step in (30, 40):
         checkpoint.save(folder, step, groups(step), {})
     checkpoint.prune(folder, 2, {10, 25})
@@ -165,7 +165,7 @@ def test_prune_keeps_the_newest_and_the_named(folder: Path) -> None:
     assert checkpoint.find(folder)[0].step == 40
 
 
-def test_clean_after_kills_and_after_a_resume(folder: Path) -> None:
+def test_clean_after_killed_saves_and_after_a_resume(folder: Path) -> None:
     shutil.copytree(folder / "step-000020", folder / "step-000020.tmp-00000000")
     half = folder / "step-000030.tmp-00000000"
     half.mkdir()
@@ -180,7 +180,7 @@ def test_clean_after_kills_and_after_a_resume(folder: Path) -> None:
     checkpoint.clean(folder / "absent")
 
 
-def test_full_disk_leaves_the_old_checkpoints(folder: Path) -> None:
+def test_full_disk_keeps_the_existing_checkpoints(folder: Path) -> None:
     """A limit on the size of files stands in for the full disk."""
     before = names(folder)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -193,7 +193,7 @@ def test_full_disk_leaves_the_old_checkpoints(folder: Path) -> None:
     assert names(folder) == before
 
 
-def test_two_names_for_one_tensor_are_refused(tmp_path: Path) -> None:
+def test_shared_tensors_are_rejected(tmp_path: Path) -> None:
     weight = torch.ones(3)
     with pytest.raises(RuntimeError, match="share memory"):
         checkpoint.save(tmp_path, 0, {"model": {"a": weight, "b": weight}}, {})

@@ -11,8 +11,9 @@ from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.train.loss import next_token_loss
-from gptsmith.train.optim import OptimConfig, Optimizer
-from gptsmith.train.precision import Precision
+from gptsmith.train.optim import Optimizer
+from gptsmith.train.options import OptimConfig
+from gptsmith.train.runtime import Precision
 from gptsmith.train.step import (
     LossSpikeGuard,
     Step,
@@ -92,7 +93,7 @@ def test_micro_batches_with_unequal_targets_equal_one_batch(kind: str) -> None:
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_the_gradient_is_that_of_the_mean_over_scored_tokens() -> None:
+def test_gradient_is_of_the_mean_over_target_tokens() -> None:
     model, reference = small(), small()
     done = steps(model, 1, size=1, max_grad_norm=0.0)[0]
     batch = samples(0, 4)
@@ -114,7 +115,7 @@ def test_padding_does_not_count_as_tokens() -> None:
     assert [s.tokens for s in done] == [5 + 2 * T] * 2
 
 
-def test_clipping_bounds_the_gradient_and_reports_its_true_norm() -> None:
+def test_clipping_bounds_the_gradient_and_reports_the_unclipped_norm() -> None:
     norms = {}
     for max_grad_norm in (0.0, 0.01):
         model = small()
@@ -125,7 +126,7 @@ def test_clipping_bounds_the_gradient_and_reports_its_true_norm() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_batch_is_learned_by_heart(kind: str) -> None:
+def test_one_batch_is_memorised(kind: str) -> None:
     model = small(n_embd=32)
     batch = samples(1, 4)
     done = steps(model, 60, kind=kind, learning_rate=lambda s: 0.02, batches=lambda s: [batch])
@@ -135,7 +136,7 @@ def test_one_batch_is_learned_by_heart(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cut", [1, 4])
-def test_a_run_that_goes_on_from_its_state_is_the_uninterrupted_run(kind: str, cut: int) -> None:
+def test_resume_is_bit_exact(kind: str, cut: int) -> None:
     """Bit for bit, with dropout: the random numbers depend on seed, step and micro-batch alone."""
     config = OptimConfig(kind=kind)
 
@@ -177,7 +178,7 @@ def test_dropout_differs_by_seed_step_and_micro_batch() -> None:
     assert seen[4:] == seen[2:4]
 
 
-def test_seeds_are_spread_and_depend_on_every_number() -> None:
+def test_derived_seeds_are_spread_and_depend_on_every_number() -> None:
     seen = {derive_seed(a, b, c, 0) for a in range(8) for b in range(8) for c in range(8)}
     assert len(seen) == 512
     assert all(0 <= x < 2**63 for x in seen)
@@ -219,7 +220,7 @@ def test_a_bad_batch_is_skipped_counted_and_named(kind: str, factor: float) -> N
     assert all(x.isfinite().all() for x in optimizer.state_tensors().values())
 
 
-def test_a_spike_is_skipped_and_does_not_count_as_recent() -> None:
+def test_a_loss_spike_is_skipped_and_not_added_to_recent_losses() -> None:
     model = small()
     guard = LossSpikeGuard()
     guard.recent.extend([3.0 + 0.01 * (i % 2) for i in range(64)])
@@ -231,7 +232,7 @@ def test_a_spike_is_skipped_and_does_not_count_as_recent() -> None:
     assert not same(before, weights(model))
 
 
-def test_what_is_no_spike() -> None:
+def test_ordinary_losses_are_no_spikes() -> None:
     quiet, noisy = LossSpikeGuard(), LossSpikeGuard(sigmas=4)
     for i in range(64):
         assert quiet.check(i, 50.0, 1.0, ["a"]) == ""  # nothing to compare with yet
@@ -245,7 +246,7 @@ def test_what_is_no_spike() -> None:
     assert never.check(0, 1e9, 1.0, ["a"]) == ""
 
 
-def test_after_too_many_bad_steps_in_a_row_training_stops_naming_the_last() -> None:
+def test_too_many_skipped_steps_in_a_row_stop_training() -> None:
     guard = LossSpikeGuard(patience=3)
     with pytest.raises(
         TrainingDiverged, match=r"step 4 skipped: .*samples 12\.\.15; 3 steps in a row"
@@ -259,7 +260,7 @@ def test_after_too_many_bad_steps_in_a_row_training_stops_naming_the_last() -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_diverged_can_be_saved_and_goes_on_as_if_it_had_been_more_patient(kind: str) -> None:
+def test_a_diverged_run_can_be_saved_and_resumed(kind: str) -> None:
     bad = {f"samples {4 * s}..{4 * s + 3}" for s in (3, 4, 5)}
 
     def loss(model: GPTModel, batch: Batch) -> Tensor:
@@ -305,7 +306,7 @@ def test_what_diverged_can_be_saved_and_goes_on_as_if_it_had_been_more_patient(k
     assert all(torch.equal(x, states[1][name]) for name, x in states[0].items())
 
 
-def test_the_guard_goes_on_where_it_stood() -> None:
+def test_guard_state_survives_a_resume() -> None:
     guard = LossSpikeGuard(patience=3)
     for i in range(70):
         guard.check(i, float(i % 3), 1.0, ["a"])
@@ -319,7 +320,7 @@ def test_the_guard_goes_on_where_it_stood() -> None:
         other.check(72, math.nan, 1.0, ["a"])
 
 
-def test_a_loss_scaler_changes_nothing_but_survives_overflow() -> None:
+def test_loss_scaler_survives_overflow_and_changes_nothing_else() -> None:
     model, plain = small(), small()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     scaled = steps(model, 3, scaler=scaler)
@@ -337,7 +338,7 @@ def test_a_loss_scaler_changes_nothing_but_survives_overflow() -> None:
     assert steps(model, 1, scaler=scaler, guard=guard)[0].skipped == ""
 
 
-def test_overflow_that_no_scale_cures_is_divergence() -> None:
+def test_overflow_at_scale_one_counts_as_divergence() -> None:
     def infinite_gradient(model: GPTModel, batch: Batch) -> Tensor:
         summed = next_token_loss(model, batch)
         summed.register_hook(lambda g: g * torch.inf)
@@ -350,7 +351,7 @@ def test_overflow_that_no_scale_cures_is_divergence() -> None:
         steps(small(), 9, loss=infinite_gradient, scaler=scaler, guard=LossSpikeGuard(patience=2))
 
 
-def test_a_step_without_a_single_target_changes_no_weight_by_gradient() -> None:
+def test_a_step_without_targets_has_zero_gradient() -> None:
     model = small()
     ids = torch.randint(V, (2, T))
     batch = Batch(ids, torch.full_like(ids, IGNORE_INDEX))
@@ -358,7 +359,7 @@ def test_a_step_without_a_single_target_changes_no_weight_by_gradient() -> None:
     assert (done.loss, done.grad_norm, done.skipped) == (0.0, 0.0, "")
 
 
-def test_the_model_trains_in_training_mode_at_the_scheduled_rate() -> None:
+def test_model_is_in_training_mode_and_uses_the_scheduled_rate() -> None:
     model = small()
     rates = []
 

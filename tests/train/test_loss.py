@@ -36,7 +36,7 @@ def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("rows", [1, 4, 22, 23, 1000])
-def test_value_and_gradients_are_those_of_cross_entropy(rows: int) -> None:
+def test_value_and_gradients_match_cross_entropy(rows: int) -> None:
     hidden, weight, targets = case()
     ours = LinearCrossEntropy.apply(hidden, weight, targets, torch.float32, rows)
     expected = plain(hidden, weight, targets)
@@ -68,7 +68,7 @@ def test_huge_logits_do_not_overflow() -> None:
     assert all(g.isfinite().all() for g in torch.autograd.grad(ours, (big, weight)))
 
 
-def test_bfloat16_is_close_and_gradients_have_their_owners_dtype() -> None:
+def test_bfloat16_is_close_and_gradients_have_the_dtype_of_their_tensor() -> None:
     hidden, weight, targets = case(torch.bfloat16)
     ours = LinearCrossEntropy.apply(hidden, weight, targets, torch.bfloat16, 4)
     exact = hidden.detach().float().requires_grad_()
@@ -83,7 +83,7 @@ def test_bfloat16_is_close_and_gradients_have_their_owners_dtype() -> None:
 
 @pytest.mark.parametrize("tie_embeddings", [True, False])
 @pytest.mark.parametrize("chunk_bytes", [1, 20 * V * 4, 2**27])
-def test_next_token_loss_is_the_loss_of_the_logits(
+def test_next_token_loss_matches_the_loss_of_the_logits(
     tie_embeddings: bool, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(CHUNK_BYTES, "cpu", chunk_bytes)
@@ -147,7 +147,7 @@ class Memory(TorchDispatchMode):
         self.now -= self.known.pop(key)
 
 
-def test_the_logits_never_stand_whole_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_logits_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     B, T, V = 4, 32, 2000
     monkeypatch.setitem(CHUNK_BYTES, "cpu", 8 * V * 4)  # eight rows
     sizes = dict(n_layer=1, n_head=1, n_embd=4, d_ff=8, context_length=T, vocab_size=V)
@@ -163,7 +163,7 @@ def test_the_logits_never_stand_whole_in_memory(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("gradients", [True, False])
-def test_about_two_chunks_of_logits_are_in_use_at_once(dtype: torch.dtype, gradients: bool) -> None:
+def test_memory_is_about_two_chunks_of_logits(dtype: torch.dtype, gradients: bool) -> None:
     N, C, V, rows = 400, 2, 1000, 50
     hidden = torch.randn(N, C, requires_grad=gradients)
     weight = torch.randn(V, C, requires_grad=gradients)
@@ -189,7 +189,7 @@ def products(hidden: Tensor, weight: Tensor, targets: Tensor) -> int:
     return count
 
 
-def test_only_the_gradients_that_are_wanted_are_made() -> None:
+def test_only_required_gradients_are_computed() -> None:
     """A frozen head (LoRA) saves a third of the work, an evaluation two thirds."""
     hidden, weight, targets = case()
     assert products(hidden, weight, targets) == 3
@@ -203,7 +203,7 @@ def test_only_the_gradients_that_are_wanted_are_made() -> None:
         torch.testing.assert_close(gradient, both[i], rtol=1e-5, atol=1e-6)
 
 
-def test_an_evaluation_makes_no_gradients() -> None:
+def test_no_gradients_are_computed_under_no_grad() -> None:
     model = GPTModel(
         ModelConfig(n_layer=1, n_head=1, n_embd=4, d_ff=8, context_length=8, vocab_size=V)
     )
@@ -223,7 +223,7 @@ def test_an_evaluation_makes_no_gradients() -> None:
     assert made == {0: (False, False), 1: (True, True)}
 
 
-def test_a_loss_scale_takes_fp16_out_of_range_only_where_the_result_must_stand_in_it() -> None:
+def test_loss_scale_overflows_fp16_only_in_fp16_results() -> None:
     hidden, weight, targets = case()
     exact = torch.autograd.grad(plain(hidden, weight, targets), (hidden, weight))
     scale = 2.0**20
@@ -237,7 +237,7 @@ def test_a_loss_scale_takes_fp16_out_of_range_only_where_the_result_must_stand_i
     assert not overflow.isfinite().all()  # which the scaler sees, and lowers the scale
 
 
-def test_sums_over_many_rows_stay_in_the_range_of_fp16() -> None:
+def test_sums_over_many_rows_do_not_overflow_fp16() -> None:
     rows = 4096
     hidden = torch.full((rows, 8), 60.0)
     weight = torch.zeros(3, 8, requires_grad=True)
@@ -259,7 +259,7 @@ def test_chunks_are_equal_and_within_the_budget(monkeypatch: pytest.MonkeyPatch)
     assert chunk_rows(100, 10, torch.device("meta")) == 25  # unknown devices as the CPU
 
 
-def test_a_batch_moves_with_all_its_parts() -> None:
+def test_batch_to_moves_every_tensor() -> None:
     ids = torch.zeros(1, 2, dtype=torch.long)
     there = Batch(ids, ids, documents=ids, name="samples 0..0", tokens=1).to(torch.device("meta"))
     assert {x.device.type for x in (there.inputs, there.targets, there.documents)} == {"meta"}
@@ -275,7 +275,7 @@ class Scored(GPTModel):
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_classification_loss_is_the_cross_entropy_at_the_last_real_tokens(autocast: bool) -> None:
+def test_classification_loss_is_the_cross_entropy_at_the_last_tokens(autocast: bool) -> None:
     torch.manual_seed(0)
     sizes = dict(n_layer=1, n_head=2, n_embd=16, context_length=12, vocab_size=V)
     model = Scored(ModelConfig(**sizes))

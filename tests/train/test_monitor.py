@@ -1,4 +1,4 @@
-"""monitor.py, progress.py, trackers.py, plots.py: the record of a run and what is made of it."""
+"""The record of a run and the files derived from it: monitor.py, trackers.py, plots.py."""
 
 import csv
 import importlib.util
@@ -18,7 +18,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from gptsmith.train import monitor, progress, trackers
+from gptsmith.train import monitor, trackers
 from gptsmith.train.monitor import Monitor, command_start, peak_memory_mb, read_events
 
 
@@ -42,7 +42,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(progress, "time", clock)
+    monkeypatch.setattr(monitor, "time", clock)
     return clock
 
 
@@ -88,7 +88,7 @@ def test_record_and_table(tmp_path: Path) -> None:
     assert rows[2]["train_loss"] == ""
 
 
-def test_resume_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+def test_resume_drops_events_after_the_checkpoint(tmp_path: Path) -> None:
     with quiet(tmp_path) as m:
         train_on(m, range(61))
         for step in (20, 40, 60):
@@ -119,14 +119,14 @@ def test_resume_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     assert samples.index("text of 20") < samples.index("text of 40") < samples.index("text of 60")
 
 
-def test_a_new_run_begins_an_empty_record(tmp_path: Path) -> None:
+def test_a_new_run_starts_with_an_empty_record(tmp_path: Path) -> None:
     for _ in range(2):  # the first was killed before its first checkpoint, say
         with quiet(tmp_path) as m:
             train_on(m, range(3))
     assert len(lines(tmp_path)) == 4
 
 
-def test_reading_stops_at_a_torn_end(tmp_path: Path) -> None:
+def test_reading_stops_at_a_corrupted_end(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     assert read_events(path) == []
     good = b'{"event": "train", "step": 1}\n'
@@ -150,7 +150,7 @@ while True:
 """
 
 
-def test_killed_while_logging_leaves_whole_lines(tmp_path: Path) -> None:
+def test_kill_while_logging_leaves_complete_lines(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", LOGGER, str(tmp_path)], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -164,7 +164,7 @@ def test_killed_while_logging_leaves_whole_lines(tmp_path: Path) -> None:
     assert steps == list(range(1, len(steps) + 1))
 
 
-def test_lines_without_a_terminal(tmp_path: Path, clock: Clock) -> None:
+def test_progress_lines_without_a_terminal(tmp_path: Path, clock: Clock) -> None:
     output = io.StringIO()
     m = quiet(tmp_path, total_steps=2000, console=Console(file=output, width=40), every=5)
     with m:
@@ -189,7 +189,7 @@ def test_lines_without_a_terminal(tmp_path: Path, clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("total", [2000, None])
-def test_bar_on_a_terminal(tmp_path: Path, clock: Clock, total: int | None) -> None:
+def test_progress_bar_on_a_terminal(tmp_path: Path, clock: Clock, total: int | None) -> None:
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, width=80)
     with quiet(tmp_path, total_steps=total, console=console) as m:
@@ -207,7 +207,7 @@ def test_bar_on_a_terminal(tmp_path: Path, clock: Clock, total: int | None) -> N
     assert "\x1b[?25h" in told, "the cursor is given back"
 
 
-def test_progress_costs_nothing_between_lines(tmp_path: Path, clock: Clock) -> None:
+def test_loss_is_not_read_between_progress_lines(tmp_path: Path, clock: Clock) -> None:
     class Unread(torch.Tensor):
         def __float__(self) -> float:
             raise AssertionError("read from the device although nothing is shown")
@@ -273,7 +273,7 @@ def test_peak_memory_rises(tmp_path: Path) -> None:
     del block
 
 
-def test_peak_memory_is_that_of_the_gpu_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_memory_of_the_gpu_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     held = [0, 3_000_000, 0]  # a run on cuda:1
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
@@ -284,7 +284,7 @@ def test_peak_memory_is_that_of_the_gpu_in_use(monkeypatch: pytest.MonkeyPatch) 
 
 def test_unknown_and_missing_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        ValueError, match=r"no tracker 'tensorbord': choose from auto, none, tensorboard"
+        ValueError, match=r"unknown tracker 'tensorbord': choose from auto, none, tensorboard"
     ):
         quiet(tmp_path, trackers=("tensorbord",))
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
@@ -390,19 +390,19 @@ def test_trackio_local(tmp_path: Path) -> None:
     assert set(losses) == set(range(1, 21))
 
 
-def test_tracker_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracker_that_fails_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> trackers.Tracker:
         raise RuntimeError("No API key configured.\nUse `wandb login`.")
 
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: True)
     monkeypatch.setitem(trackers.TRACKERS, "wandb", refuse)
     with pytest.raises(
-        ValueError, match=r"wandb does not start: No API.*\(WANDB_MODE=offline"
+        ValueError, match=r"wandb failed to start: No API.*\(WANDB_MODE=offline"
     ) as e:
         quiet(tmp_path, trackers=("wandb",))
     assert "\n" not in str(e.value)
 
 
-def test_notes_and_samples_are_no_rows() -> None:
+def test_notes_and_samples_are_not_in_the_table() -> None:
     rows = monitor.table([{"event": "sample", "step": 1}, {"event": "note", "step": 2}])
     assert rows == []

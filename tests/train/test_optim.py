@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.train.optim import Muon, OptimConfig, Optimizer, fused_rows, orthogonalize
+from gptsmith.train.optim import Muon, Optimizer, fused_rows, orthogonalize
+from gptsmith.train.options import OptimConfig
 
 
 def small(**fields: object) -> GPTModel:
@@ -42,7 +43,7 @@ def test_orthogonalize_pushes_singular_values_to_one(
         assert float((y - u @ vh).norm() / (u @ vh).norm()) < 0.2
 
 
-def test_orthogonalize_of_a_spread_spectrum_and_of_zero() -> None:
+def test_orthogonalize_of_a_wide_spectrum_and_of_zero() -> None:
     generator = torch.Generator().manual_seed(0)
     u, _, vh = torch.linalg.svd(torch.randn(32, 32, generator=generator))
     values = torch.linalg.svdvals(orthogonalize((u * torch.logspace(0, -2, 32)) @ vh[None])[0])
@@ -67,7 +68,7 @@ def test_two_muon_steps_by_hand() -> None:
         assert torch.equal(p.grad, grad)
 
 
-def test_muon_updates_have_the_size_of_adamws() -> None:
+def test_muon_updates_have_the_rms_of_adamw_updates() -> None:
     """RMS 0.2 per element, whatever the shape and the gradient (Liu et al. 2025)."""
     for shape in ((16, 64), (64, 16), (48, 48)):
         p = nn.Parameter(torch.zeros(shape))
@@ -76,7 +77,7 @@ def test_muon_updates_have_the_size_of_adamws() -> None:
         assert float(p.detach().square().mean().sqrt()) == pytest.approx(0.2, rel=0.15)
 
 
-def test_fused_matrices_are_updated_as_separate_ones() -> None:
+def test_fused_matrices_are_updated_separately() -> None:
     rows = (8, 4, 4)
     whole = nn.Parameter(torch.randn(16, 8, generator=torch.Generator().manual_seed(0)))
     parts = [nn.Parameter(x.clone()) for x in whole.detach().split(rows)]
@@ -92,7 +93,7 @@ def test_fused_matrices_are_updated_as_separate_ones() -> None:
     torch.testing.assert_close(whole.detach(), torch.cat([p.detach() for p in parts]))
 
 
-def test_which_rows_of_a_model_are_fused() -> None:
+def test_fused_rows_of_a_model() -> None:
     model = small(mlp="swiglu", d_ff=24)
     matrices = {name: p for name, p in model.named_parameters() if p.dim() == 2}
     found = {name: rows for name in matrices if (rows := fused_rows(model, name))}
@@ -104,7 +105,7 @@ def test_which_rows_of_a_model_are_fused() -> None:
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_every_parameter_is_trained_by_one_optimizer_and_matrices_decay(kind: str) -> None:
+def test_every_parameter_has_one_optimizer_and_only_matrices_decay(kind: str) -> None:
     model = small(
         bias="all", norm="layernorm", position="learned", mlp="gelu", tie_embeddings=False
     )
@@ -124,7 +125,7 @@ def test_every_parameter_is_trained_by_one_optimizer_and_matrices_decay(kind: st
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_without_a_gradient_matrices_shrink_and_the_rest_stays(kind: str) -> None:
+def test_without_gradient_only_weight_decay_acts(kind: str) -> None:
     model = small(bias="qkv")
     with torch.no_grad():
         for p in model.parameters():
@@ -140,7 +141,7 @@ def test_without_a_gradient_matrices_shrink_and_the_rest_stays(kind: str) -> Non
         torch.testing.assert_close(p.detach(), factor * before[name], msg=name)
 
 
-def test_the_learning_rate_reaches_every_group_times_its_factor() -> None:
+def test_learning_rate_is_scaled_per_group() -> None:
     optimizer = Optimizer(small(), OptimConfig(kind="muon", embedding_lr_scale=3.0), "cpu")
     optimizer.set_learning_rate(0.01)
     rates = {type(o).__name__: {g["lr"] for g in o.param_groups} for o in optimizer.optimizers}
@@ -151,7 +152,7 @@ def test_the_learning_rate_reaches_every_group_times_its_factor() -> None:
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_state_goes_out_and_comes_back_exactly(kind: str) -> None:
+def test_state_round_trip_is_exact(kind: str) -> None:
     config = OptimConfig(kind=kind)
     one = small()
     first = Optimizer(one, config, "cpu")
@@ -178,7 +179,7 @@ def test_state_goes_out_and_comes_back_exactly(kind: str) -> None:
         assert torch.equal(value, second.state_tensors()[key]), key
 
 
-def test_state_of_another_model_is_refused() -> None:
+def test_state_of_another_model_is_rejected() -> None:
     config = OptimConfig(kind="adamw")
     one = small()
     optimizer = Optimizer(one, config, "cpu")
@@ -186,14 +187,14 @@ def test_state_of_another_model_is_refused() -> None:
     optimizer.step()
     state = optimizer.state_tensors()
     wider = Optimizer(small(d_ff=32), config, "cpu")
-    with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.gate_up\.weight\|exp_avg' .* fits no"):
+.* does not fit"):
         wider.load_state_tensors(state)
     shallow = Optimizer(small(n_layer=1), config, "cpu")
-    with pytest.raises(ValueError, match=r"blocks\.1\..* fits no parameter of this model"):
+    with pytest.raises(ValueError, match=r"blocks\.1\..* does not fit this model"):
         shallow.load_state_tensors(state)
 
 
-def test_frozen_parameters_are_left_alone() -> None:
+def test_frozen_parameters_do_not_change() -> None:
     model = small()
     model.embedding.token.weight.requires_grad_(False)
     optimizer = Optimizer(model, OptimConfig(kind="muon"), "cpu")

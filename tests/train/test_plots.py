@@ -18,7 +18,7 @@ from gptsmith.train.plots import draw_curves
         ([float("inf"), None], None),
     ],
 )
-def test_words_hide_no_point(
+def test_labels_hide_no_point(
     val: list[float | None], label: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from matplotlib.backends.backend_agg import RendererAgg

@@ -29,7 +29,7 @@ with StopSignal() as stop:
 COMPILE = """
 import torch
 import torch._inductor.config
-from gptsmith.train.compiling import compiled
+from gptsmith.train.runtime import compiled
 from gptsmith.train.signals import StopSignal
 torch._inductor.config.cpp.vec_isa_ok = False  # no trials of the processor, which take seconds
 with StopSignal() as stop:
@@ -54,7 +54,7 @@ def start(program: str, **environment: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_to_the_group_spares_the_children(number: signal.Signals) -> None:
+def test_a_signal_to_the_process_group_spares_child_processes(number: signal.Signals) -> None:
     process = start(CHILD)
     assert process.stdout is not None
     assert process.stdout.readline() == "child\n"
@@ -80,7 +80,7 @@ def compiles(group: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the compiler by /proc")
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler (g++) to interrupt")
-def test_ctrl_c_while_torch_compiles_does_not_cost_the_step(tmp_path: Path) -> None:
+def test_ctrl_c_during_torch_compile_does_not_fail_the_step(tmp_path: Path) -> None:
     process = start(COMPILE, TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
     while process.poll() is None and not compiles(process.pid):
         time.sleep(0.005)
@@ -89,7 +89,7 @@ def test_ctrl_c_while_torch_compiles_does_not_cost_the_step(tmp_path: Path) -> N
     assert (told, process.returncode) == ("None True SIGINT\n", 0), errors[-2000:]
 
 
-def test_leaving_restores_everything() -> None:
+def test_exit_restores_handlers_and_mask() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     threads, mask = threading.active_count(), signal.pthread_sigmask(signal.SIG_BLOCK, ())
     with StopSignal() as stop:

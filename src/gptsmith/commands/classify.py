@@ -23,7 +23,8 @@ from gptsmith.files import atomic_path
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.run import Run
 from gptsmith.tokenizer import Tokenizer
-from gptsmith.train.precision import Name, choose
+from gptsmith.train.options import PrecisionName
+from gptsmith.train.runtime import choose_precision
 
 PIECE = 4096  # texts of a file that are in memory at once
 
@@ -42,7 +43,7 @@ class ClassifyOptions(WeightOptions):
     (default: JSON lines on standard output)."""
     batch_size: int = Field(32, ge=1)
     """Texts that go through the model at once."""
-    precision: Name = "fp32"
+    precision: PrecisionName = "fp32"
     """Number format of matrix products."""
 
 
@@ -96,7 +97,7 @@ def classify(
     if cut:
         limit = model.config.context_length
         print(f"{cut} of the texts cut at the end, to {limit} tokens", file=sys.stderr)
-    arithmetic = choose(options.precision, options.where())
+    arithmetic = choose_precision(options.precision, options.where())
     return np.exp(log_probabilities(model, ids, arithmetic, batch_size=options.batch_size))
 
 

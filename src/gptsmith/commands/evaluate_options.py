@@ -9,7 +9,7 @@ from gptsmith.commands.weights import WeightOptions
 from gptsmith.evaluate import tasks
 from gptsmith.evaluate.endpoint import JudgeOptions
 from gptsmith.flags import nearest
-from gptsmith.train.precision import Name
+from gptsmith.train.options import PrecisionName
 
 NAMES = ("perplexity", "skills", *tasks.NAMES, "gsm8k", "text", "judge")
 
@@ -40,7 +40,7 @@ class EvaluateOptions(WeightOptions):
     token is scored once, behind at least window - stride others."""
     batch_size: int | None = Field(None, ge=1)
     """perplexity: windows that go through the model at once (default: 8192 tokens)."""
-    precision: Name = "auto"
+    precision: PrecisionName = "auto"
     """perplexity: number format of matrix products; auto takes that of the run's training."""
     task_data: Path | None = None
     """File or folder of a task's questions (default: $GPTSMITH_DATA, else the Hub)."""

@@ -20,7 +20,7 @@ from gptsmith.evaluate.report import Result
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.target_leakage import first_scored
 from gptsmith.run import Run, is_run
-from gptsmith.train.precision import Precision, choose
+from gptsmith.train.runtime import Precision, choose_precision
 from gptsmith.train.trackers import flatten
 
 
@@ -101,10 +101,10 @@ def _arithmetic(options: EvaluateOptions, run: Run) -> tuple[Precision, str]:
     """The precision to measure in, and why that one."""
     device = options.where()
     if options.precision != "auto":
-        return choose(options.precision, device), "as asked for"
+        return choose_precision(options.precision, device), "as asked for"
     trained = flatten(run.config).get("train.precision")
     if trained is None:
-        return choose("fp32", device), "that of the weights"
+        return choose_precision("fp32", device), "that of the weights"
     if trained == "fp16" and device.type == "cpu":
-        return choose("fp32", device), "because the fp16 of its training is for GPUs"
-    return choose(trained, device), "as in training"
+        return choose_precision("fp32", device), "because the fp16 of its training is for GPUs"
+    return choose_precision(trained, device), "as in training"

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from gptsmith.model.gpt import GPTModel
 from gptsmith.run import Run, Which
-from gptsmith.train.precision import choose_device
+from gptsmith.train.runtime import choose_device
 
 
 class WeightOptions(BaseModel):

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from gptsmith.data.labelled_rows import pad
 from gptsmith.model.classifier import GPTClassifier
-from gptsmith.train.precision import Precision
+from gptsmith.train.runtime import Precision
 
 
 def log_probabilities(

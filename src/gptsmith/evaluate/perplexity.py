@@ -15,7 +15,7 @@ from torch import Tensor
 from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.model.gpt import GPTModel
 from gptsmith.train.loss import chunk_rows
-from gptsmith.train.precision import Precision
+from gptsmith.train.runtime import Precision
 
 
 @dataclass(frozen=True)

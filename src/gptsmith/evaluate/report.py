@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gptsmith.files import atomic_path
-from gptsmith.train.plots import GRID, INK, STEPS
+from gptsmith.train.plots import GRID, INK, TICK_STEPS
 
 # Axis and number format of the metrics that are no shares of one; the rest are, and share an axis.
 _PLAIN = {
@@ -218,7 +218,7 @@ def _panel(
     axes.set_ylim(places[-1] + 0.6, -0.6)
     axes.set_xlim(0, 1.13 * right or 1)
     axes.set_xlabel(unit, color=INK, fontsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=STEPS))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=TICK_STEPS))
     if unit == _SHARE[0]:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g}%"))
     axes.tick_params(colors=INK, labelsize=9, width=0.6)

@@ -22,7 +22,7 @@ from gptsmith.recipes.finetune import FinetuneConfig
 from gptsmith.recipes.options import EvalConfig, TrainConfig
 from gptsmith.recipes.report import write_report
 from gptsmith.run import Run
-from gptsmith.train import precision
+from gptsmith.train import runtime
 from gptsmith.train.loss import classification_loss
 from gptsmith.train.monitor import read_events
 
@@ -83,7 +83,7 @@ def classify(config: ClassifyConfig, started: float | None = None) -> int:
     notes[2:2] = data.notes
     if cut := train.cut + val.cut + held_out.cut:
         notes.insert(2, f"{cut:,} texts are longer than {context} tokens and were cut at the end")
-    arithmetic = precision.choose(config.train.precision, model.score.weight.device)
+    arithmetic = runtime.choose_precision(config.train.precision, model.score.weight.device)
 
     def scores(texts: EncodedTexts) -> measure.Scores:
         log_p = measure.log_probabilities(model, texts.ids, arithmetic, pad_id)
@@ -148,7 +148,7 @@ def test(
     """Measure the finished run on the test split: table, pictures, every prediction, report."""
     model = run.lock().load_model("last", config.train.device, trust_code=True)
     assert isinstance(model, GPTClassifier)
-    arithmetic = precision.choose(config.train.precision, model.score.weight.device)
+    arithmetic = runtime.choose_precision(config.train.precision, model.score.weight.device)
     log_p = measure.log_probabilities(model, texts.ids, arithmetic, pad_id)
     scores = measure.score(data.labels, log_p, texts.classes)
     name = run.path.resolve().name

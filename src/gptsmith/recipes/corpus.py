@@ -15,7 +15,7 @@ from gptsmith.generate.sampling import SamplingConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.recipes import in_loop_eval, loop
 from gptsmith.recipes.options import Recipe
-from gptsmith.train import precision
+from gptsmith.train import runtime
 from gptsmith.train.loss import next_token_loss
 
 
@@ -53,7 +53,7 @@ def task(
 ) -> tuple[loop.Task, list[str]]:
     """What the loop needs, and remarks on eval.tasks. config: resolved; model: on its device."""
     corpus.tokenizer.encode(config.eval.prompt)  # what it cannot write is told now
-    arithmetic = precision.choose(config.train.precision, torch.device(config.train.device))
+    arithmetic = runtime.choose_precision(config.train.precision, torch.device(config.train.device))
     token_bytes = torch.from_numpy(corpus.tokenizer.token_bytes())
 
     def assess(limit: int | None) -> Mapping[str, float | int | None]:

@@ -23,7 +23,7 @@ from gptsmith.recipes import loop
 from gptsmith.recipes.options import Recipe
 from gptsmith.run import Run, Which
 from gptsmith.tokenizer import Tokenizer
-from gptsmith.train.optim import OptimConfig
+from gptsmith.train.options import OptimConfig
 
 KINDS = {
     "text": "raw text: more pretraining, on another corpus",

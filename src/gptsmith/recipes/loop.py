@@ -23,11 +23,11 @@ from gptsmith.recipes.in_loop_eval import Exam
 from gptsmith.recipes.options import Recipe, TrainConfig
 from gptsmith.recipes.report import write_report
 from gptsmith.run import Run
-from gptsmith.train import allocator, compiling, precision
+from gptsmith.train import runtime
 from gptsmith.train.distributed import rank, world_size
 from gptsmith.train.monitor import Monitor
 from gptsmith.train.optim import Optimizer
-from gptsmith.train.schedule import multiplier
+from gptsmith.train.schedule import learning_rate
 from gptsmith.train.signals import StopSignal
 from gptsmith.train.step import Loss, LossSpikeGuard, Step, TrainingDiverged, train_steps
 
@@ -98,12 +98,12 @@ def resolve(config: R, model: ModelConfig, samples: Dataset) -> tuple[R, Duratio
     """
     train, T = config.train, samples.T
     try:
-        device = precision.choose_device(train.device)
+        device = runtime.choose_device(train.device)
     except ValueError as error:
         raise ValueError(f"--train.device: {error}") from None
     if train.num_threads:
         torch.set_num_threads(train.num_threads)
-    arithmetic = precision.choose(train.precision, device)
+    arithmetic = runtime.choose_precision(train.precision, device)
     if train.total_batch_tokens and train.total_batch_tokens % (
         train.batch_size * T * world_size()
     ):
@@ -118,9 +118,9 @@ def resolve(config: R, model: ModelConfig, samples: Dataset) -> tuple[R, Duratio
     steps = train.steps or max(1, round(rows / per_step))
     plan = Duration(None if train.seconds else steps, train.seconds)
     work = flops.flops_per_token(model) * steps * per_step * T
-    compiled, why = compiling.decide(train.compile, device, work, train.seconds)
+    compiled, why = runtime.choose_compile(train.compile, device, work, train.seconds)
     memory = flops.training_memory(model, train.batch_size, T, config.optim.kind)
-    there = precision.memory_bytes(device)
+    there = runtime.memory_bytes(device)
     if there and memory.total > 1.5 * there:  # the formula is for fp32, and within a quarter
         raise ValueError(
             f"model and train.batch_size {train.batch_size} want about {memory.total / 2**30:,.0f} "
@@ -163,7 +163,7 @@ def train(
     """
     with run, StopSignal() as stop:
         if config.train.device == "cpu":
-            allocator.keep_freed_memory()
+            runtime.keep_freed_memory()
         session = _Session(run, task, config, plan)
         if config.resume:
             notes = [*notes, *session.resume()]
@@ -239,7 +239,7 @@ class _Session:
             trackers=self.config.monitor.trackers,
             resume=(now.step, now.seconds) if self.config.resume else None,
             started=started,
-            drawn=in_loop_eval.levels(self.config.eval.tasks),
+            scores=in_loop_eval.levels(self.config.eval.tasks),
         )
         self.mark = self.monitor.seconds, now.tokens  # since when speed is measured
         self.first = now.step
@@ -259,11 +259,11 @@ class _Session:
         loss = self.task.loss
         return train_steps(
             model,
-            compiling.compiled(loss) if config.train.compile == "on" else loss,
+            runtime.compiled(loss) if config.train.compile == "on" else loss,
             lambda s: micro_batches(samples, s * self.per_step, self.per_step, config.train),
             self.optimizer,
             learning_rate=lambda s: learning_rate(
-                config, s, self.plan.done(s, self.monitor.seconds)
+                config.optim, s, self.plan.done(s, self.monitor.seconds)
             ),
             precision=self.arithmetic,
             max_grad_norm=config.optim.max_grad_norm,
@@ -274,8 +274,8 @@ class _Session:
         )
 
     @property
-    def arithmetic(self) -> precision.Precision:
-        return precision.choose(self.config.train.precision, self.device)
+    def arithmetic(self) -> runtime.Precision:
+        return runtime.choose_precision(self.config.train.precision, self.device)
 
     def record(self, step: Step) -> bool:
         """Take note of a step; whether the horizon is reached."""
@@ -296,7 +296,7 @@ class _Session:
                 tokens=now.tokens, tokens_per_second=round(speed, 1),
             )  # fmt: skip
             work = speed * flops.flops_per_token(self.task.model.config)
-            mfu = precision.mfu(work, self.device)
+            mfu = runtime.mfu(work, self.device)
             shown = None if first else speed  # the first step may hold a minute of compiling
             monitor.progress(now.step, loss=step.loss, tokens_per_second=shown, mfu=mfu)
         return done
@@ -377,15 +377,3 @@ def micro_batches(samples: Dataset, first: int, count: int, train: TrainConfig) 
         samples.batch(i, min(train.batch_size, last - i))
         for i in range(first, last, train.batch_size)
     ]
-
-
-def learning_rate(config: Recipe, step: int, done: float) -> float:
-    optim = config.optim
-    return optim.learning_rate * multiplier(
-        optim.schedule,
-        step,
-        done,
-        warmup_steps=optim.warmup_steps,
-        final=optim.min_lr_ratio,
-        decay_fraction=optim.decay_fraction,
-    )

@@ -11,8 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from gptsmith import settings
 from gptsmith.run import stored_recipe
 from gptsmith.train.monitor import command_start
-from gptsmith.train.optim import OptimConfig
-from gptsmith.train.precision import Name as PrecisionName
+from gptsmith.train.options import OptimConfig, PrecisionName
 
 
 class Section(BaseModel):

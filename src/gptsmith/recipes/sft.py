@@ -16,7 +16,7 @@ from gptsmith.generate.sampling import SamplingConfig
 from gptsmith.recipes import finetune, in_loop_eval, loop
 from gptsmith.recipes.finetune import FinetuneConfig, Start
 from gptsmith.run import Run
-from gptsmith.train import precision
+from gptsmith.train import runtime
 from gptsmith.train.loss import next_token_loss
 
 
@@ -58,7 +58,7 @@ def tune(
     config, plan, more = finetune.resolve(config, begin, samples)
     if isinstance(samples, PaddedRows):
         samples.fixed = config.train.compile == "on"  # one shape, one graph
-    arithmetic = precision.choose(config.train.precision, torch.device(config.train.device))
+    arithmetic = runtime.choose_precision(config.train.precision, torch.device(config.train.device))
     token_bytes = torch.from_numpy(tokenizer.token_bytes())
 
     def assess(limit: int | None) -> Mapping[str, float | int | None]:

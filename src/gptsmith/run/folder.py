@@ -24,7 +24,7 @@ from gptsmith.run import layout
 from gptsmith.run.layout import MASK
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint as checkpoints
-from gptsmith.train import monitor, precision
+from gptsmith.train import monitor, runtime
 from gptsmith.train.trackers import flatten
 
 if TYPE_CHECKING:
@@ -297,7 +297,7 @@ class Run:
         tensors, origin = self._tensors(checkpoint)
         whole = self.tuning.is_full_finetune or origin == self.path / layout.WEIGHTS
         model = self._model(tensors, origin, whole, trust_code)
-        return model.to(precision.choose_device(str(device))).eval()
+        return model.to(runtime.choose_device(str(device))).eval()
 
     def base_model(self, trust_code: bool = False) -> GPTModel:
         """A model with the weights that a partly trained run started from; nothing is attached."""

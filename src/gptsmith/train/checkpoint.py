@@ -1,12 +1,12 @@
-"""Resumable state on disk: a checkpoint is complete and verified, or it is not a candidate.
+"""Resumable state on disk: only complete, verified checkpoints are candidates for a resume.
 
     checkpoints/step-000500/
       model.safetensors  optimizer.safetensors ...   one file per group of tensors
-      state.json                                     everything that is no tensor
+      state.json                                     everything but tensors
       manifest.json                                  step, sizes and sha256; written last
 
-A save fills `step-000500.tmp-xxxxxxxx` and renames it. A folder that has its manifest is therefore
-complete even under its temporary name, so that replacing a checkpoint has no moment without one.
+A save fills `step-000500.tmp-xxxxxxxx` and renames it. A folder with a manifest is complete even
+under its temporary name, so that there is a checkpoint at every moment of a replacement.
 """
 
 import json
@@ -40,7 +40,7 @@ class Checkpoint:
     step: int
 
     def load(self, name: str) -> dict[str, Tensor]:
-        """The group of tensors saved under `name`, on the CPU."""
+        """The tensors of group `name`, on the CPU."""
         return load_tensors(self.path / f"{name}.safetensors")
 
     @property
@@ -51,13 +51,12 @@ class Checkpoint:
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file, not yet durable (see files.atomic_path).
+    """Write a safetensors file, not durably (see files.atomic_path).
 
-    `metadata` goes into its header. Two names for one tensor are refused by safetensors: pass
-    tied weights once.
+    metadata: for the header. safetensors rejects two names for one tensor: pass tied weights once.
     """
     path.touch()
-    mode = path.stat().st_mode  # what the umask says; safetensors would leave 0600
+    mode = path.stat().st_mode  # by the umask; safetensors would leave 0600
     try:
         owned = {name: _own(tensor) for name, tensor in tensors.items()}
         save_file(owned, path, {"format": "pt", **(metadata or {})})
@@ -75,8 +74,9 @@ def stream_tensors(
     tensors: Iterable[tuple[str, Tensor]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """`save_tensors` for tensors of one dtype that come one at a time, so that a model larger than
-    the memory left can be written. They must be those of `shapes`, once each, in any order.
+    """`save_tensors` for tensors of one dtype that arrive one at a time, in any order.
+
+    A model larger than the free memory can be written. shapes: name -> shape of every tensor.
     """
     width = dtype.itemsize
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
@@ -86,7 +86,7 @@ def stream_tensors(
         place = [offsets[name], end]
         header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": place}
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8, as the format wants
+    text += b" " * (-len(text) % 8)  # the format wants the data at a multiple of 8
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, tensor in tensors:
@@ -97,14 +97,14 @@ def stream_tensors(
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """On the CPU, contiguous, and with a storage of its own where it was a part of a larger one."""
+    """The tensor on the CPU, contiguous, and with a storage of its own."""
     tensor = tensor.detach().cpu().contiguous()
     whole = tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor if whole else tensor.clone()
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file. ValueError naming the file when it is damaged."""
+    """Read a safetensors file; ValueError if it is damaged."""
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -114,14 +114,14 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 def save(
     folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]
 ) -> Path:
-    """Write folder/step-NNNNNN durably and return it; one that stands there is replaced.
+    """Write folder/step-NNNNNN durably, replacing an existing one, and return it.
 
-    `tensors` maps a group ("model", "optimizer", "rng") to its named tensors; `state` is JSON.
-    Killed at any moment, the folder holds the checkpoints from before, or those and this one.
+    tensors: group ("model", "optimizer") -> named tensors. state: JSON. If the process is killed at
+    any moment, the folder holds the earlier checkpoints, or those and this one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     final = _path(folder, step)
-    temporary = _aside(final)
+    temporary = _temporary_path(final)
     temporary.mkdir()
     try:
         for group, named in tensors.items():
@@ -143,22 +143,22 @@ def save(
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps of which there is a checkpoint, good or damaged, ascending."""
+    """The steps that have a checkpoint, good or damaged, in ascending order."""
     return sorted({step for step, _ in _candidates(folder)})
 
 
 def find(folder: Path, which: Literal["last"] | int = "last") -> tuple[Checkpoint, list[str]]:
-    """The newest good checkpoint, or that of one step, and what is damaged in newer ones.
+    """The newest good checkpoint, or the one of a step, and the damage found in newer ones.
 
-    Raises FileNotFoundError when there is none at all, ValueError when every one is damaged or
-    the step asked for is damaged or absent; each names what is there.
+    Raises FileNotFoundError if there are none, ValueError if all are damaged or the requested step
+    is damaged or missing; the message lists the others.
     """
     candidates = _candidates(folder)
     if not candidates:
         raise FileNotFoundError(f"no checkpoint in {folder}")
     there = steps(folder)
     if which != "last" and which not in there:
-        raise ValueError(f"no checkpoint of step {which} in {folder}: there is {_list(there)}")
+        raise ValueError(f"no checkpoint of step {which} in {folder}: available are {_list(there)}")
     damage: list[str] = []
     for step, path in candidates:
         if which not in ("last", step):
@@ -174,7 +174,7 @@ def find(folder: Path, which: Literal["last"] | int = "last") -> tuple[Checkpoin
 
 
 def verify(path: Path, step: int) -> str | None:
-    """What is wrong with a checkpoint folder, naming the file; None when it is whole."""
+    """What is wrong with a checkpoint folder, naming the file; None if it is intact."""
     manifest = path / MANIFEST
     if not manifest.is_file():
         return f"{manifest} is missing"
@@ -198,7 +198,7 @@ def verify(path: Path, step: int) -> str | None:
             if found != size:
                 return f"{file} has {found:,} bytes instead of {size:,}"
             if sha256(file) != digest:
-                return f"{file} does not have the sha256 that was recorded"
+                return f"{file} does not have the recorded sha256"
         except FileNotFoundError:
             return f"{file} is missing"
         except OSError as error:
@@ -207,7 +207,7 @@ def verify(path: Path, step: int) -> str | None:
 
 
 def prune(folder: Path, keep_last: int, keep: set[int]) -> None:
-    """Remove all but the newest `keep_last` checkpoints and those of the steps in `keep`."""
+    """Remove all checkpoints but the newest `keep_last` and those of the steps in `keep`."""
     assert keep_last >= 1, keep_last
     for step in [step for step in steps(folder) if _path(folder, step).exists()][:-keep_last]:
         if step not in keep:
@@ -215,11 +215,11 @@ def prune(folder: Path, keep_last: int, keep: set[int]) -> None:
 
 
 def clean(folder: Path, after: int | None = None) -> None:
-    """Tidy up after killed saves; only under the run's lock.
+    """Clean up after killed saves. The caller holds the run's lock.
 
-    A save that was complete gets its name, others are removed. After a resume from step `after`,
-    later checkpoints (damaged, or of an abandoned course) go too: else `prune` would count them
-    as the newest.
+    A complete save gets its final name, others are removed. after: the step that the run resumes
+    from; later checkpoints are damaged or of an abandoned continuation and removed, or `prune`
+    would count them as the newest.
     """
     if not folder.is_dir():
         return
@@ -243,20 +243,23 @@ def _path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:06d}"
 
 
-def _aside(final: Path) -> Path:
+def _temporary_path(final: Path) -> Path:
     return final.with_name(f"{final.name}.tmp-{secrets.token_hex(4)}")
 
 
 def _remove(path: Path) -> None:
-    """Without a moment in which half of it stands under its name or passes for complete."""
+    """Remove a checkpoint folder so that a partly removed one never passes for complete."""
     if ".tmp-" not in path.name:
-        path = path.rename(_aside(path))
+        path = path.rename(_temporary_path(path))
     (path / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(path)
 
 
 def _candidates(folder: Path) -> list[tuple[int, Path]]:
-    """Newest first, final names before temporary ones; temporary ones only with a manifest."""
+    """(step, path), newest first, final names before temporary ones.
+
+    Temporary ones count only with a manifest.
+    """
 
     def named() -> Iterator[tuple[int, Path]]:
         for path in sorted(folder.iterdir()):

@@ -1,7 +1,7 @@
-"""The only door to torch.distributed. One process today: every function is exact for a world of 1.
+"""The only file that imports torch.distributed. Today: a single process, world size 1.
 
-Recipes and the step ask these functions and never the environment, so that several processes
-change this file alone.
+Recipes and the training step call these functions and never read the environment, so that
+multi-process training changes this file alone.
 """
 
 from __future__ import annotations
@@ -22,5 +22,5 @@ def world_size() -> int:
 
 
 def sum_over_ranks(x: Summable) -> Summable:
-    """The sum of x over all ranks, on each of them."""
+    """All-reduce: the sum of x over all ranks, on each of them."""
     return x

@@ -1,4 +1,4 @@
-"""Losses: loss(model, batch) -> the sum over the batch, which the step divides by `batch.count`.
+"""Losses: loss(model, batch) -> sum over the batch, which the step divides by `batch.count`.
 
 B batch, T time, N = B * T, C channels, V vocabulary.
 """
@@ -14,14 +14,13 @@ from torch import Tensor
 
 from gptsmith.batch import IGNORE_INDEX, Batch
 
-# Bytes of one chunk of fp32 logits; while its gradient is made, 2.4 times as many are in use.
-# Each chunk reads and writes the whole gradient of the head: small ones cost time, large ones
-# memory.
+# Bytes of one chunk of fp32 logits; computing its gradient takes 2.4 times as much. Each chunk
+# reads and writes the whole gradient of the head: small chunks cost time, large ones memory.
 CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}
 
 
 class Backbone(Protocol):
-    """What every loss needs of a model: vectors before the head."""
+    """What every loss needs of a model: the hidden states before the head."""
 
     def hidden(
         self, ids: Tensor, *, positions: Tensor | None = None, documents: Tensor | None = None
@@ -39,11 +38,11 @@ class Classifier(Backbone, Protocol):
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """Summed cross-entropy of hidden @ weight.T, chunk by chunk of rows, logits never whole.
+    """Summed cross-entropy of hidden @ weight.T in chunks of rows; the full logits never exist.
 
-    The gradients are made in the forward pass, while a chunk's probabilities are at hand, and
-    scaled in the backward pass: one pass over the logits instead of two, and no logits are saved
-    (the idea of Liger-Kernel and of Wijmans et al. 2024, "Cut your losses").
+    The gradients are computed in the forward pass, from each chunk's probabilities, and scaled in
+    the backward pass: one pass over the logits instead of two, and no logits are saved (the idea of
+    Liger-Kernel and of Wijmans et al. 2024, "Cut your losses").
     """
 
     @staticmethod
@@ -59,8 +58,8 @@ class LinearCrossEntropy(torch.autograd.Function):
         w = weight.to(dtype)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         columns = torch.arange(weight.shape[0], device=hidden.device)
-        # In fp16 a sum over thousands of rows may pass 65504, and no loss scale would help, as it
-        # comes later. Over h / sqrt(rows) it does not, and sums of random signs keep their digits.
+        # In fp16 a sum over thousands of rows may exceed 65504; the loss scale comes too late to
+        # prevent it. Summing h / sqrt(rows) does, and sums of random signs keep their precision.
         shrink = rows**0.5 if dtype == torch.float16 else 1.0
         grads = []
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
@@ -80,7 +79,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 if grad_weight is not None:
                     grad_weight.add_(g.T @ (h / shrink), alpha=shrink)
                 del g
-            del logits  # or it stands beside the next chunk's
+            del logits  # or it would coexist with the next chunk's
         grad_hidden = torch.cat(grads) if need_hidden else None
         ctx.save_for_backward(grad_hidden, grad_weight)  # type: ignore[arg-type]
         ctx.dtypes = hidden.dtype, weight.dtype  # type: ignore[attr-defined]
@@ -94,7 +93,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         hidden_dtype, weight_dtype = ctx.dtypes  # type: ignore[attr-defined]
 
         def scaled(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-            # in fp32: a loss scale of 65536 takes what was saved in fp16 out of its range
+            # in fp32: a loss scale of 65536 would overflow fp16
             return None if x is None else (x.float() * grad).to(dtype)
 
         return (
@@ -107,17 +106,17 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 def chunk_rows(N: int, V: int, device: torch.device) -> int:
-    """Rows of logits to hold at once: equal chunks of at most CHUNK_BYTES fp32."""
+    """Rows of logits per chunk: equal chunks of at most CHUNK_BYTES in fp32."""
     chunks = -(-N * V * 4 // CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"]))
     return -(-N // chunks)
 
 
 def next_token_loss(model: LanguageModel, batch: Batch) -> Tensor:
-    """Summed cross-entropy of the next token, in nats, a scalar in fp32."""
+    """Summed next-token cross-entropy in nats, an fp32 scalar."""
     hidden = model.hidden(batch.inputs, positions=batch.positions, documents=batch.documents)
     hidden = hidden.flatten(0, 1)  # (N, C)
     weight = model.head_weight
-    if not torch.is_grad_enabled():  # autograd asks the tensors, not the mode, what needs gradients
+    if not torch.is_grad_enabled():  # else needs_input_grad is true in the Function all the same
         hidden, weight = hidden.detach(), weight.detach()
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
@@ -128,13 +127,13 @@ def next_token_loss(model: LanguageModel, batch: Batch) -> Tensor:
 
 
 def classification_loss(model: Classifier, batch: Batch) -> Tensor:
-    """Summed cross-entropy of the classes, in nats, a scalar in fp32.
+    """Summed cross-entropy of the classes in nats, an fp32 scalar.
 
-    targets (B, T) are class numbers, as a rule one in a row: at its last token, -100 elsewhere.
+    targets (B, T): class numbers, usually one per row: at its last token, IGNORE_INDEX elsewhere.
     """
     hidden = model.hidden(batch.inputs, positions=batch.positions, documents=batch.documents)
-    # Every position is scored, so that the shapes do not depend on the targets (a compiled graph
-    # wants that): the classes are few, it costs nothing beside the blocks.
+    # Every position gets scores, so that shapes do not depend on the targets, as a compiled graph
+    # requires. With few classes this costs little compared to the blocks.
     scores = model.score(hidden).flatten(0, 1).float()  # (N, classes)
     targets = batch.targets.flatten()
     return F.cross_entropy(scores, targets, ignore_index=IGNORE_INDEX, reduction="sum")

@@ -1,9 +1,9 @@
-"""What a training run tells: a progress line, metrics.jsonl, and all that is derived from it.
+"""The output of a training run: a progress line, metrics.jsonl, and the files derived from it.
 
-metrics.jsonl is the record, one JSON object a line:
+metrics.jsonl is the record, one JSON object per line:
     {"event": "train", "step": 500, "train_loss": 1.93, ..., "seconds": 12.3}
-Events are train, val, tasks, note and sample; fields are free, those of the table keep its names.
-metrics.csv, curves.png and samples.txt are derived from it and can always be made again.
+Events are train, val, tasks, note and sample. Fields are free; those in COLUMNS are the table's.
+metrics.csv, curves.png and samples.txt are derived from the record and can always be rebuilt.
 """
 
 import csv
@@ -14,16 +14,17 @@ import os
 import resource
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from torch import Tensor
 
 from gptsmith.files import atomic_path, sync, write_text
-from gptsmith.train.progress import ProgressLine
 from gptsmith.train.trackers import open_trackers
 
 METRICS, TABLE, CURVES, SAMPLES = "metrics.jsonl", "metrics.csv", "curves.png", "samples.txt"
@@ -40,13 +41,13 @@ COLUMNS = (
 
 
 class Monitor:
-    """The one voice of a training run. A context manager: leaving it draws, flushes and closes.
+    """Records and shows a training run. A context manager: leaving it draws, flushes and closes.
 
-    folder: the run's. total_steps: None when unknown. trackers: see trackers.open_trackers.
-    resume: step and `seconds` of the checkpoint from which the run goes on; later events are
+    folder: of the run. total_steps: None if unknown. trackers: see trackers.open_trackers.
+    resume: step and `seconds` of the checkpoint that the run resumes from; later events are
     dropped. started: time.perf_counter() at which `seconds` begins (default now; a command passes
-    command_start()). every: seconds between lines where there is no terminal. drawn: fields of
-    tasks events that go below the loss, each with levels to hold it against:
+    command_start()). every: seconds between progress lines without a terminal. scores: fields of
+    tasks events to draw below the loss, each with reference values:
     {"hellaswag_acc_token": {"GPT-2 124M": 0.294}}.
     """
 
@@ -61,10 +62,10 @@ class Monitor:
         started: float | None = None,
         console: Console | None = None,
         every: float = 5.0,
-        drawn: Mapping[str, Mapping[str, float]] | None = None,
+        scores: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         now = time.perf_counter()
-        self._levels = drawn or {}
+        self._scores = scores or {}
         self.folder = folder
         self._began = now if started is None else started
         self._earlier = resume[1] if resume else 0.0
@@ -76,19 +77,21 @@ class Monitor:
             temporary.write_text("".join(map(_json, self.events)))
         write_text(folder / SAMPLES, "".join(map(_sample, self._of("sample"))))
         self._file: IO[str] = (folder / METRICS).open("a")
-        self._drawn, self._drawing = now, 0.5  # end and length of the last drawing, seconds
+        self._drawn, self._drawing = now, 0.5  # end and duration of the last drawing, seconds
 
-    # the record
+    # --- the record
 
     @property
     def seconds(self) -> float:
-        """Since the start of the command, and in the commands that this one resumes."""
+        """Since the start of the command, plus the time of the commands that it resumes."""
         return self._earlier + time.perf_counter() - self._began
 
     def log(self, step: int, event: str = "train", **fields: Any) -> None:
-        """Record an event. Fields are JSON values or one-element tensors; NaN and infinity become
-        null. `seconds` is added, and to "val" the peak memory. "val", "tasks" and "note" are also
-        shown: a note as its `message` stands, which names the step where that matters."""
+        """Record an event, and show "val", "tasks" and "note" events on the terminal.
+
+        fields: JSON values or one-element tensors; NaN and infinity become null. `seconds` is
+        added, and to "val" the peak memory. A note is shown as its `message`, without the step.
+        """
         values = {name: _plain(value) for name, value in fields.items()}
         values.setdefault("seconds", round(self.seconds, 3))
         if event == "val":
@@ -119,7 +122,7 @@ class Monitor:
             tracker.text(step, title, text)
 
     def sync(self) -> None:
-        """Make the record durable. Before each checkpoint: its step's events must not be lost."""
+        """Make the record durable. Before each checkpoint, which must not outlive its events."""
         os.fsync(self._file.fileno())
         for tracker in self.trackers:
             tracker.flush()
@@ -127,15 +130,15 @@ class Monitor:
     def _write(self, event: dict[str, Any]) -> None:
         self.events.append(event)
         self._file.write(_json(event))
-        self._file.flush()  # one short write: a killed process leaves whole lines
+        self._file.flush()  # one short write: a killed process leaves complete lines
 
     def _of(self, *kinds: str) -> list[dict[str, Any]]:
         return [event for event in self.events if event["event"] in kinds]
 
-    # the derived files
+    # --- the derived files
 
     def draw(self, force: bool = False) -> None:
-        """Write metrics.csv and curves.png; not so often that it would take 2% of the time."""
+        """Write metrics.csv and curves.png, unless that would take more than 2% of the run time."""
         if not force and time.perf_counter() - self._drawn < 50 * self._drawing:
             return
         from gptsmith.train.plots import draw_curves  # matplotlib: 0.3 s
@@ -148,11 +151,11 @@ class Monitor:
         writer.writeheader()
         writer.writerows(rows)
         write_text(self.folder / TABLE, text.getvalue())
-        draw_curves(self.folder / CURVES, rows, self.folder.resolve().name, self._levels)
+        draw_curves(self.folder / CURVES, rows, self.folder.resolve().name, self._scores)
         self._drawn = time.perf_counter()
         self._drawing = self._drawn - begin
 
-    # the terminal
+    # --- the terminal
 
     def progress(
         self,
@@ -162,17 +165,17 @@ class Monitor:
         tokens_per_second: float | None = None,
         mfu: float | None = None,
     ) -> None:
-        """Show where the run is (see progress.ProgressLine.show). Cheap to call at each step."""
+        """Show the progress of the run; cheap to call at each step (see ProgressLine.show)."""
         self._line.show(step, loss=loss, tokens_per_second=tokens_per_second, mfu=mfu)
 
     def say(self, text: str) -> None:
-        """A line of plain text on the terminal, above the progress bar; not recorded."""
+        """Print a line of plain text above the progress bar; it is not recorded."""
         self._line.say(text)
 
-    # the end
+    # --- the end
 
     def close(self) -> None:
-        """Stop the bar, draw, make everything durable, end the trackers. Twice does no harm."""
+        """Stop the bar, draw, make everything durable, close the trackers. Idempotent."""
         if self._file.closed:
             return
         self._line.stop()
@@ -192,11 +195,97 @@ class Monitor:
         self.close()
 
 
-def read_events(path: Path, until: int | None = None) -> list[dict[str, Any]]:
-    """The events of a metrics.jsonl, without those past step `until`.
+class ProgressLine:
+    """Progress for people: a live bar on a terminal, elsewhere a line every few seconds.
 
-    Reading ends at the first line that is no event: after a power cut the end of the file may be
-    torn, but what was synced before a checkpoint is not. A missing file has no events.
+    It draws within `show`: a refresh thread would take time from training. total_steps: None if
+    unknown. every: seconds between lines without a terminal.
+    """
+
+    def __init__(self, console: Console, total_steps: int | None, every: float) -> None:
+        self.console, self.total_steps = console, total_steps
+        self.every = 0.25 if console.is_terminal else every
+        self._shown = time.perf_counter()
+        self._shown_steps: deque[tuple[float, int]] = deque(maxlen=40)  # (time, step)
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def show(
+        self,
+        step: int,
+        *,
+        loss: float | Tensor,
+        tokens_per_second: float | None = None,
+        mfu: float | None = None,
+    ) -> None:
+        """Show the first step, the last, and those in between as often as `every` allows.
+
+        Cheap to call at each step: `loss` is read from the device only when it is shown. mfu: a
+        fraction (0.54).
+        """
+        now = time.perf_counter()
+        if self._shown_steps and now - self._shown < self.every and step != self.total_steps:
+            return
+        self._shown = now
+        self._shown_steps.append((now, step))  # from the end of step 1, after compilation
+        parts = [f"loss {float(loss):.4f}"]
+        if tokens_per_second is not None:
+            parts.append(f"{tokens_per_second:,.0f} tokens/s")
+        if mfu is not None:
+            parts.append(f"MFU {mfu:.1%}")
+        if left := self._seconds_left(step):
+            parts.append(f"{_clock(left)} left")
+        status = " · ".join(parts)
+        if self.console.is_terminal:
+            self._show_bar(step, status)
+        else:
+            of = "" if self.total_steps is None else f"/{self.total_steps:,}"
+            self.say(f"step {step:,}{of} · {status}")
+
+    def say(self, text: str) -> None:
+        """Print a line of plain text, above the bar if there is one."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        """Stop the bar and restore the terminal."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _seconds_left(self, step: int) -> float | None:
+        """Remaining seconds at the speed of the steps shown last."""
+        (t0, s0), (t1, s1) = self._shown_steps[0], self._shown_steps[-1]
+        if self.total_steps is None or s1 <= s0 or t1 <= t0:
+            return None
+        return (self.total_steps - step) * (t1 - t0) / (s1 - s0)
+
+    def _show_bar(self, step: int, status: str) -> None:
+        if self._bar is None:
+            of = "" if self.total_steps is None else "/{task.total:,}"
+            self._bar = Progress(
+                TextColumn(f"step {{task.completed:,}}{of}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[status]}", markup=False),
+                console=self.console,
+                auto_refresh=False,
+                redirect_stdout=sys.stdout.isatty(),  # piped output stays in the pipe
+                expand=True,
+            )
+            self._task = self._bar.add_task("", total=self.total_steps, status="")
+            self._bar.start()
+        self._bar.update(self._task, completed=step, status=status, refresh=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def read_events(path: Path, until: int | None = None) -> list[dict[str, Any]]:
+    """The events of a metrics.jsonl up to step `until`; none if the file is missing.
+
+    Reading ends at the first invalid line: a power failure may corrupt the end of the file, but not
+    what was synced before a checkpoint.
     """
     if not path.exists():
         return []
@@ -215,10 +304,10 @@ def read_events(path: Path, until: int | None = None) -> list[dict[str, Any]]:
 
 
 def table(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of metrics.csv: one per step at which train, val or tasks was logged, merged.
+    """Rows of metrics.csv: the train, val and tasks events of a step merged into one row.
 
-    Tokens and speed are those of training: an evaluation's own `tokens` are no progress. The fields
-    of tasks are further columns.
+    `tokens` and speed are those of training, not an evaluation's. Fields of tasks events become
+    additional columns.
     """
     rows: dict[int, dict[str, Any]] = {}
     for event in events:
@@ -233,16 +322,16 @@ def table(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def peak_memory_mb() -> float:
-    """Most memory held at once, in MB (10^6 bytes): of the GPU in use, else of the process."""
+    """Peak memory in MB (10^6 bytes): of the GPU in use, else of the process."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
-        # a run uses one GPU of those it sees, not always the first: the others stand at 0
+        # a run uses one of the visible GPUs, not always the first; the others report 0
         return max(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))) / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes there, KiB on Linux
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def command_start() -> float:
-    """time.perf_counter() at which this process began, interpreter and imports included."""
+    """time.perf_counter() at which this process started, before the interpreter and imports."""
     now = time.perf_counter()
     try:
         # proc(5): field 22 of stat, in clock ticks since boot; field 2 may contain spaces
@@ -254,7 +343,7 @@ def command_start() -> float:
 
 
 def _plain(value: Any) -> Any:
-    """A JSON value: tensors and NumPy scalars as Python numbers, NaN and infinity as None."""
+    """As a JSON value: tensors and NumPy scalars become numbers, NaN and infinity None."""
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,17 +8,17 @@ AdamW's, 0.2 * sqrt(max(rows, columns)), so that both share one learning rate an
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from gptsmith.train.precision import cpu_bf16
+from gptsmith.train.options import OptimConfig
+from gptsmith.train.runtime import cpu_bf16
 
 # Quintic iterations x <- a x + b (x x') x + c (x x')^2 x that push all singular values of a matrix
-# towards 1, the best polynomial at each step given the interval that the one before left, from
-# "The Polar Express" (Amsel et al. 2025), for l = 1e-3 and with their safety factor.
+# towards 1. Each is the optimal polynomial for the interval that the previous one leaves, from
+# "The Polar Express" (Amsel et al. 2025), with l = 1e-3 and their safety factor.
 _POLAR = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),
@@ -28,38 +28,11 @@ _POLAR = (
 )
 
 
-class OptimConfig(BaseModel):
-    """Optimizer and learning rate."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    kind: Literal["muon", "adamw"] = "muon"
-    """Muon for the matrices inside the blocks (AdamW for the rest), or AdamW for everything."""
-    learning_rate: float = Field(3e-3, gt=0)
-    """Peak learning rate."""
-    embedding_lr_scale: float = Field(1.0, gt=0)
-    """Factor of the learning rate for what is not a matrix inside a block (embeddings, norms)."""
-    weight_decay: float = Field(0.1, ge=0)
-    """Decoupled, on matrices only."""
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
-    momentum: float = Field(0.95, ge=0, lt=1)
-    """Muon's Nesterov momentum."""
-    max_grad_norm: float = Field(1.0, ge=0)
-    """Largest norm of the whole gradient; 0 switches clipping off."""
-    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
-    warmup_steps: int = Field(20, ge=0)
-    min_lr_ratio: float = Field(0.05, ge=0, le=1)
-    """Share of the peak learning rate that is left at the end."""
-    decay_fraction: float = Field(0.3, gt=0, le=1)
-    """wsd: the last share of the run, over which the rate falls."""
-
-
 @torch.no_grad()
 def orthogonalize(x: Tensor) -> Tensor:
-    """Nearest (semi-)orthogonal matrix of each matrix in x (N, rows, columns), approximately.
+    """The nearest (semi-)orthogonal matrix to each matrix in x (N, rows, columns), approximately.
 
-    bfloat16 where the device multiplies it fast; the iteration tolerates it (Jordan et al. 2024).
+    The iteration tolerates bfloat16 (Jordan et al. 2024).
     """
     wide = x.shape[-2] <= x.shape[-1]
     x = x if wide else x.mT
@@ -71,10 +44,10 @@ def orthogonalize(x: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised, for matrices (rows, columns).
+    """Orthogonalised momentum, for matrices (rows, columns).
 
-    splits: parameter -> row counts of the matrices fused in it (q, k and v are three matrices in
-    one); each is orthogonalised alone. Matrices of one shape go through the iteration together.
+    splits: parameter -> row counts of the matrices fused in it (q, k and v are fused into one);
+    each is orthogonalised separately. Matrices of equal shape go through the iteration as a batch.
     """
 
     def __init__(
@@ -124,7 +97,7 @@ _FIELDS: dict[type, tuple[str, ...]] = {
 
 
 class Optimizer:
-    """The optimizers of one model behind one step, with their state as named tensors."""
+    """The optimizers of one model behind a single interface, with their state as named tensors."""
 
     def __init__(self, model: nn.Module, config: OptimConfig, device_type: str) -> None:
         self.names = {p: name for name, p in model.named_parameters() if p.requires_grad}
@@ -134,7 +107,7 @@ class Optimizer:
             if config.kind == "muon"
             and p.dim() == 2
             and n.startswith("blocks.")
-            and ".lora_" not in n  # thin factors of a matrix learn better with AdamW (docs/log.md)
+            and ".lora_" not in n  # low-rank factors train better with AdamW (docs/log.md)
         }
         rest = [p for p in self.names if p not in inside]
         groups: list[dict[str, Any]] = [
@@ -176,7 +149,7 @@ class Optimizer:
             optimizer.zero_grad(set_to_none=True)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """`PARAMETER|FIELD` -> tensor, all that a resumed run needs."""
+        """The complete optimizer state: `PARAMETER|FIELD` -> tensor."""
         return {
             f"{name}|{field}": value
             for optimizer in self.optimizers
@@ -186,7 +159,7 @@ class Optimizer:
         }
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `state_tensors`; ValueError if a parameter's state has another shape."""
+        """The inverse of `state_tensors`; ValueError for state that does not fit the model."""
         by_name = {name: p for p, name in self.names.items()}
         owner = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
         for key, value in tensors.items():
@@ -195,17 +168,17 @@ class Optimizer:
             known = p is not None and field in _FIELDS[type(owner[p])]
             if p is None or not known or (value.dim() and value.shape != p.shape):
                 raise ValueError(
-                    f"optimizer state {key!r} {tuple(value.shape)} fits no parameter of this model "
-                    "under this optimizer: keep model and optim.kind as they were"
+                    f"optimizer state {key!r} {tuple(value.shape)} does not fit this model and "
+                    "optimizer: keep model and optim.kind unchanged"
                 )
-            # A step count stays where it is (AdamW keeps it on the CPU unless fused on a GPU).
+            # AdamW keeps its step count on the CPU unless it is fused.
             fused = owner[p].defaults.get("fused")
             device = p.device if value.dim() or fused else torch.device("cpu")
             owner[p].state[p][field] = value.to(device)
 
 
 def fused_rows(model: nn.Module, name: str) -> tuple[int, ...] | None:
-    """Row counts of the matrices that are fused in the parameter `name`, which its module tells."""
+    """Row counts of the matrices fused in parameter `name`, as its module declares them."""
     return getattr(model.get_submodule(name.rpartition(".")[0]), "fused_rows", None)
 
 

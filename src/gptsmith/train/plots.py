@@ -1,4 +1,4 @@
-"""curves.png: losses over steps (and tokens), scores of tasks if any, learning rate below."""
+"""curves.png: losses over steps (and tokens), task scores if any, learning rate below."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,9 +9,9 @@ import numpy as np
 from gptsmith.files import atomic_path
 
 INK, GRID, TRAIN, VAL, RATE = "#333333", "#e4e4e4", "#2f6db3", "#d9541e", "#3a8a5f"
-# Okabe and Ito 2008: told apart under every common kind of colour blindness.
+# Okabe and Ito 2008: distinguishable under every common kind of colour blindness.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-STEPS = [1, 2, 2.5, 5, 10]  # distances of the ticks, times a power of ten
+TICK_STEPS = [1, 2, 2.5, 5, 10]  # distances of the ticks, times a power of ten
 
 
 def draw_curves(
@@ -22,15 +22,15 @@ def draw_curves(
 ) -> None:
     """Draw rows of metrics.csv (dicts; absent or None where nothing was measured) as a PNG.
 
-    scores: columns with shares of right answers, each with levels to hold it against.
-    About 0.3 s, and as much again to import matplotlib on the first call. pyplot stays out: its
-    figures are global state, and it looks for a window system.
+    scores: columns with accuracies to draw, each with reference values by name.
+    Takes about 0.3 s, and as much again to import matplotlib on the first call. pyplot is not used:
+    its figures are global state, and it looks for a window system.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    shown = {name: levels for name, levels in (scores or {}).items() if len(_series(rows, name)[0])}
+    shown = {name: lines for name, lines in (scores or {}).items() if len(_series(rows, name)[0])}
     heights = (3, 2, 1) if shown else (3, 1)
     figure = Figure(figsize=(8, 1.35 * sum(heights)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -45,14 +45,14 @@ def draw_curves(
 
     steps, train = _series(rows, "train_loss")
     at, val = _series(rows, "val_loss")
-    if len(steps) >= 40:  # single batches are noisy: show them faintly, and their trend
+    if len(steps) >= 40:  # single batches are noisy: draw them faintly, and their trend
         losses.plot(steps, train, color=TRAIN, alpha=0.28, linewidth=0.8)
         trend = _smooth(train)
         losses.plot(steps, trend, color=TRAIN, linewidth=1.8, label="train (smoothed)")
     elif len(steps):
         losses.plot(steps, train, color=TRAIN, linewidth=1.8, marker=".", label="train")
     if len(at):
-        # In the legend, which finds itself a free place: beside the point it would hide others.
+        # In the legend, which is placed automatically: a label at the point would hide others.
         best = int(np.argmin(val))
         where = "" if best == len(val) - 1 else f", best at step {at[best]:,.0f}"
         label = f"val {val[best]:.3f}{where}"
@@ -73,7 +73,7 @@ def draw_curves(
     rates.set_ylabel("learning rate", color=INK, fontsize=9)
     rates.yaxis.set_major_locator(MaxNLocator(3))
     rates.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    rates.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=STEPS))
+    rates.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=TICK_STEPS))
     rates.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     rates.set_xlabel("step", color=INK, fontsize=9)
     end = max((row["step"] for row in rows), default=0) or 1
@@ -81,7 +81,7 @@ def draw_curves(
 
     steps, tokens = _series(rows, "tokens")
     if len(steps) > 1 and tokens[-1] > tokens[0] and (np.diff(tokens) > 0).all():
-        # Tokens over steps are a straight line or nearly so; beyond its ends it goes on as such.
+        # Tokens over steps are nearly a straight line; it is extrapolated beyond its ends.
         def to_tokens(x: np.ndarray) -> np.ndarray:
             return _line(x, steps, tokens)
 
@@ -91,7 +91,7 @@ def draw_curves(
         top = losses.secondary_xaxis("top", functions=(to_tokens, to_steps))
         top.spines["top"].set_visible(False)
         top.tick_params(colors="#777777", labelsize=8, length=0, pad=1)
-        top.xaxis.set_major_locator(MaxNLocator(6, steps=STEPS))
+        top.xaxis.set_major_locator(MaxNLocator(6, steps=TICK_STEPS))
         top.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
 
     with atomic_path(path) as temporary:
@@ -103,22 +103,22 @@ def _draw_scores(
 ) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    for i, (name, levels) in enumerate(scores.items()):
+    for i, (name, references) in enumerate(scores.items()):
         steps, values = _series(rows, name)
         colour = COLOURS[i % len(COLOURS)]
         label = f"{name.replace('_', ' ')} {values[-1]:.1%}"
         axes.plot(
             steps, values, color=colour, linewidth=1.8, marker="o", markersize=3.5, label=label
         )
-        for level, height in levels.items():
+        for reference, height in references.items():
             axes.axhline(height, color=colour, linewidth=1, linestyle=(0, (4, 2)))
             axes.annotate(
-                level, (1, height), (-2, 2), xycoords=("axes fraction", "data"), ha="right",
+                reference, (1, height), (-2, 2), xycoords=("axes fraction", "data"), ha="right",
                 textcoords="offset points", color=colour, fontsize=8,
             )  # fmt: skip
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     axes.margins(y=0.15)
-    axes.set_ylabel("right answers", color=INK, fontsize=9)
+    axes.set_ylabel("accuracy", color=INK, fontsize=9)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
@@ -131,8 +131,10 @@ def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, n
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Mean over a centred window of a fortieth of the points; narrower, and at the end one-sided,
-    where there are fewer."""
+    """Moving average over a centred window of a fortieth of the points.
+
+    The window shrinks at the start, and is one-sided at the end.
+    """
     half = max(1, len(values) // 80)
     total = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
@@ -142,8 +144,11 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:
-    """The whole range, unless the steep start would press the rest flat: then its upper part is
-    cut, at most a half, down to five times the spread of the later two thirds."""
+    """Limits of the loss axis: the whole range, unless a steep start would flatten the rest.
+
+    Then the upper part is cut off, at most half of the range, down to five times the spread of the
+    last two thirds.
+    """
     low, high = float(values.min()), float(values.max())
     late = values[len(values) // 3 :]
     spread = float(np.quantile(late, 0.98)) - low
@@ -153,7 +158,7 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
 
 
 def _line(x: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
-    """Linear interpolation that goes on with the mean slope outside."""
+    """Linear interpolation, extrapolated with the mean slope."""
     x = np.asarray(x, dtype=np.float64)
     slope = (ys[-1] - ys[0]) / (xs[-1] - xs[0])
     inside = np.interp(x, xs, ys)
@@ -161,7 +166,7 @@ def _line(x: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
 
 
 def _short(tokens: float) -> str:
-    """12,345,678 as 12.3M; 0 as "0 tokens", the axis has no other label."""
+    """12,345,678 as 12.3M; 0 as "0 tokens", because the axis has no other label."""
     if tokens <= 0:
         return "0 tokens" if tokens == 0 else ""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):

@@ -1,38 +1,33 @@
-"""Learning-rate schedules as one pure function of the step and of the share of the run done."""
+"""Learning-rate schedules: a pure function of the step and of the completed fraction of the run."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import assert_never
 
-Schedule = Literal["cosine", "linear", "wsd", "constant"]
+from gptsmith.train.options import OptimConfig
 
 
-def multiplier(
-    schedule: Schedule,
-    step: int,
-    progress: float,
-    *,
-    warmup_steps: int,
-    final: float = 0.0,
-    decay_fraction: float = 0.3,
-) -> float:
-    """Factor of the peak learning rate for the optimizer step `step` (counted from 0).
+def learning_rate(config: OptimConfig, step: int, progress: float) -> float:
+    """The learning rate of optimizer step `step` (from 0).
 
-    progress: share of the run that is done when the step begins, in [0, 1): steps, tokens or
-    seconds over their horizon, so that a run limited by the clock decays to its end too.
-    Warmup is linear over `warmup_steps` and multiplies the rest. `final` is the factor at the end.
-    wsd (warmup, stable, decay; Hu et al. 2024) is flat until the last `decay_fraction`, then
-    linear. cosine is Loshchilov & Hutter 2017 without restarts.
+    progress: completed fraction of the run when the step begins, in [0, 1): of its steps or of its
+    seconds, so that a run with a time limit decays to its end too. Warmup is linear and multiplies
+    the rest. cosine: Loshchilov & Hutter 2017, without restarts. wsd (warmup, stable, decay; Hu et
+    al. 2024): constant until the last `decay_fraction` of the run, then linear.
     """
     progress = min(max(progress, 0.0), 1.0)
-    if schedule == "cosine":
-        shape = 0.5 * (1 + math.cos(math.pi * progress))
-    elif schedule == "linear":
-        shape = 1 - progress
-    elif schedule == "wsd":
-        shape = min(1.0, (1 - progress) / decay_fraction)
-    else:
-        shape = 1.0
-    warmup = min(1.0, (step + 1) / (warmup_steps + 1))
-    return warmup * (final + (1 - final) * shape)
+    match config.schedule:
+        case "cosine":
+            shape = 0.5 * (1 + math.cos(math.pi * progress))
+        case "linear":
+            shape = 1 - progress
+        case "wsd":
+            shape = min(1.0, (1 - progress) / config.decay_fraction)
+        case "constant":
+            shape = 1.0
+        case _:
+            assert_never(config.schedule)
+    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    final = config.min_lr_ratio
+    return config.learning_rate * (warmup * (final + (1 - final) * shape))

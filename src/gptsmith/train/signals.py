@@ -1,4 +1,4 @@
-"""The signals that ask a run to stop, of which its child processes must not die."""
+"""SIGTERM and SIGINT as a request to stop that does not kill child processes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignal:
-    """While entered, SIGTERM and SIGINT set `received` and nothing else; a second one kills.
+    """A context manager: SIGTERM and SIGINT only set `received`; a second one interrupts.
 
-    Processes started meanwhile never see them. Ctrl-C goes to all processes of the terminal's
-    foreground, the SIGTERM of a batch system to all of a job, and torch.compile runs C++ compilers:
-    one that dies takes the step with it, or, if it was to try what the processor can do, leaves
-    slower kernels with other roundings. A process inherits what the thread that starts it blocks.
-    So the main thread blocks both signals, and a thread that does nothing else takes them; Python
-    runs the handler in the main thread all the same.
+    Child processes started within it do not receive them. Ctrl-C goes to every process in the
+    terminal's foreground group and a batch system's SIGTERM to every process of a job, while
+    torch.compile runs C++ compilers: a killed compiler fails the step, or, if it was probing the
+    processor's features, leaves slower kernels that round differently. A process inherits the
+    signal mask of the thread that starts it. So the main thread blocks both signals, and a thread
+    that does nothing else receives them; Python still runs the handler in the main thread.
     """
 
     def __init__(self) -> None:
@@ -25,9 +25,9 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
-        self._over = threading.Event()
-        self._taker = threading.Thread(target=self._over.wait, daemon=True)
-        self._taker.start()  # before the block, which it would inherit too
+        self._exited = threading.Event()
+        self._receiver = threading.Thread(target=self._exited.wait, daemon=True)
+        self._receiver.start()  # before the block, which it would inherit
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         return self
 
@@ -38,7 +38,7 @@ class StopSignal:
 
     def __exit__(self, *exception: object) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
-        self._over.set()
-        self._taker.join()
+        self._exited.set()
+        self._receiver.join()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)

@@ -1,6 +1,6 @@
-"""The training step, shared by every recipe: a generator that yields after each optimizer step.
+"""The training step of every recipe: a generator that yields after each optimizer step.
 
-A recipe is a `for` over it; what happens between steps (logging, evaluation, saving) is there.
+What happens between steps (logging, evaluation, checkpoints) is in recipes/loop.py.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from torch import Tensor, nn
 from gptsmith.batch import Batch
 from gptsmith.train import distributed
 from gptsmith.train.optim import Optimizer
-from gptsmith.train.precision import Precision
+from gptsmith.train.runtime import Precision
 
-Loss = Callable[[Any, Batch], Tensor]  # (model, batch) -> sum over the batch
+Loss = Callable[[Any, Batch], Tensor]  # (model, batch) -> sum over the batch, undivided
 
 
 class TrainingDiverged(ValueError):
-    """Too many steps in a row had to be skipped.
+    """Too many steps in a row were skipped.
 
-    The step that raises it leaves no trace: weights, optimizer, scaler and guard are as after the
-    step that was yielded last, so the weights as before the first of the skipped steps; only the
-    gradients are the bad batch's. A caller may evaluate, write a checkpoint of that last step and
-    stop. The generator has ended; a run that goes on from the checkpoint meets the same batch
-    again, and ends there again unless a setting has changed.
+    Weights, optimizer, scaler and guard are as after the step that was yielded last; only the
+    gradients are those of the bad batch. The caller may evaluate and save a checkpoint of that
+    step. The generator has ended. A run that resumes from the checkpoint meets the same batch
+    again, and diverges again unless a setting has changed.
     """
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step did. `step` counts from 1; `loss` is the mean per scored token."""
+    """What one optimizer step did. `step` counts from 1; `loss` is the mean over the step."""
 
     step: int
     loss: float
     grad_norm: float
     learning_rate: float
-    tokens: int  # that the step read, padding not counted, over all ranks
-    skipped: str = ""  # why the weights were left alone, naming the batch; empty: they moved
+    tokens: int  # inputs over all ranks, without padding
+    skipped: str = ""  # why the weights were not updated, naming the batch; empty: they were
 
 
 @dataclass
 class LossSpikeGuard:
-    """Skips steps whose loss or gradient is not finite or jumps out of the recent losses.
+    """Skips steps whose loss or gradient is not finite, or whose loss jumps.
 
-    A jump is more than `sigmas` standard deviations above the mean of the last 64 losses, and by
-    a nat at least. `patience` skipped steps in a row end the run: Diverged names the batch.
+    A jump is a loss more than `sigmas` standard deviations, and at least one nat, above the mean of
+    the last 64; sigmas 0 disables this check. `patience` skipped steps in a row raise
+    TrainingDiverged.
     """
 
     sigmas: float = 8.0
@@ -60,7 +60,10 @@ class LossSpikeGuard:
     in_a_row: int = 0
 
     def check(self, step: int, loss: float, grad_norm: float, names: Sequence[str]) -> str:
-        """Why this step (from 1) must be skipped, or an empty string."""
+        """Why this step (counted from 1) must be skipped; empty if it need not be.
+
+        names: of the batches. Raises TrainingDiverged.
+        """
         reason = ""
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
             reason = f"loss {loss:.4g}, gradient norm {grad_norm:.4g}"
@@ -74,10 +77,10 @@ class LossSpikeGuard:
             self.recent.append(loss)
             return ""
         reason = f"step {step:,} skipped: {reason} in {', '.join(names)}"
-        if self.in_a_row + 1 >= self.patience:  # not counted: see Diverged
+        if self.in_a_row + 1 >= self.patience:  # not counted: see TrainingDiverged
             raise TrainingDiverged(
                 f"{reason}; {self.in_a_row + 1} steps in a row were skipped, so training stops: "
-                "lower --optim.learning-rate, look at these samples, or try --train.precision fp32"
+                "lower --optim.learning-rate, inspect these samples, or try --train.precision fp32"
             )
         self.skipped += 1
         self.in_a_row += 1
@@ -105,13 +108,13 @@ def train_steps(
     guard: LossSpikeGuard | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> Iterator[Step]:
-    """Train for ever; the caller breaks out.
+    """Train without end; the caller breaks out of the loop.
 
-    batches(step) gives this rank's micro-batches of a step, as a pure function of the step; so
-    does learning_rate. The gradient is that of the mean over all scored tokens of the step, over
-    all micro-batches and ranks: a mean of per-micro-batch means is another number as soon as
-    targets are masked. Random numbers (dropout) are a function of seed, step and micro-batch, so
-    a resumed run draws the same. fp16 wants a scaler.
+    batches: step -> this rank's micro-batches, a pure function of the step, as is learning_rate.
+    The loss is divided by the `count` of the whole step, over all micro-batches and ranks: with
+    masked targets, a mean of the micro-batches' means would be a different number. Random numbers
+    (dropout) depend on seed, step and micro-batch only, so that a resumed run draws the same.
+    fp16 needs a scaler.
     """
     guard = guard or LossSpikeGuard()
     device = next(model.parameters()).device
@@ -141,7 +144,7 @@ def train_steps(
         rate = learning_rate(step)
         overflow = math.isfinite(mean) and not math.isfinite(float(norm))
         if scaler and overflow and scaler.get_scale() > 1:
-            # A scaler meets overflow by design and lowers its scale: that is no bad batch.
+            # A scaler provokes overflow by design and then lowers its scale: the batch is not bad.
             bad = f"step {step + 1:,} skipped: fp16 overflow at loss scale {scaler.get_scale():g}"
         else:
             bad = guard.check(step + 1, mean, float(norm), [b.name for b in micro])
@@ -155,7 +158,7 @@ def train_steps(
 
 
 def derive_seed(*numbers: int) -> int:
-    """One 63-bit seed from several numbers, different in any of them (splitmix64's finaliser)."""
+    """A 63-bit seed that depends on every one of the numbers (finaliser of splitmix64)."""
     x = 0
     for n in numbers:
         x = (x + n + 0x9E3779B97F4A7C15) & (2**64 - 1)

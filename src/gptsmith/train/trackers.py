@@ -1,20 +1,22 @@
-"""Where metrics go besides the run folder: TensorBoard, Weights & Biases, MLflow, trackio.
+"""Experiment trackers besides the run folder: TensorBoard, Weights & Biases, MLflow, trackio.
 
-Each is imported only when it is used. None of them is the record: metrics.jsonl is, and a run that
-is resumed continues the same W&B, MLflow or trackio run, whose ids stand in trackers.json.
+Each is imported only when it is used. metrics.jsonl remains the record. A resumed run continues the
+same W&B, MLflow or trackio run: trackers.json holds their ids.
 """
 
 import importlib.util
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
 from gptsmith.files import read_json, write_json
 
-IDS = "trackers.json"
+RUN_IDS = "trackers.json"
 
 
 class Tracker(Protocol):
@@ -36,12 +38,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class TensorBoard:
-    """Event files in FOLDER/tensorboard: `tensorboard --logdir RUN`."""
+    """Event files in FOLDER/tensorboard; `tensorboard --logdir RUN` shows them."""
 
     def __init__(self, folder: Path, config: dict[str, Any], resumed: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # purge_step: readers drop what a killed process logged past the checkpoint.
+        # purge_step: readers drop what a killed process logged after the checkpoint.
         self.writer = SummaryWriter(
             folder / "tensorboard", purge_step=0 if resumed is None else resumed + 1
         )
@@ -63,42 +65,57 @@ class TensorBoard:
         self.writer.close()
 
 
-class WeightsAndBiases:
-    """A W&B run, offline under WANDB_MODE=offline (then FOLDER/wandb, for `wandb sync`)."""
+class Wandb:
+    """A run in Weights & Biases, or in trackio, which has the same interface.
 
-    def __init__(self, folder: Path, config: dict[str, Any], resumed: int | None) -> None:
-        import wandb
+    W&B: with WANDB_MODE=offline, the run is stored in FOLDER/wandb for `wandb sync`.
+    trackio: the run is stored locally in TRACKIO_DIR; `trackio show --project gptsmith`.
+    """
 
-        self.wandb = wandb
-        self.run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "gptsmith"),
-            name=folder.name,
-            dir=folder,
-            config=config,
-            id=_identity(folder, "wandb", resumed, lambda: uuid4().hex[:8]),
-            resume="allow",
-            settings=wandb.Settings(console="off", silent=True),
+    def __init__(
+        self, module: str, folder: Path, config: dict[str, Any], resumed: int | None
+    ) -> None:
+        self.module = import_module(module)
+        self.is_wandb = module == "wandb"
+        options: dict[str, Any]
+        if self.is_wandb:
+            run_id = _run_id(folder, module, resumed, lambda: uuid4().hex[:8])
+            settings = self.module.Settings(console="off", silent=True)
+            options = dict(id=run_id, name=folder.name, dir=folder, settings=settings)
+        else:  # trackio knows a run by its name
+            run_id = _run_id(folder, module, resumed, lambda: f"{folder.name}-{uuid4().hex[:6]}")
+            options = dict(name=run_id)
+        project = os.environ.get("WANDB_PROJECT", "gptsmith")
+        self.run = self.module.init(
+            project=project, config=flatten(config), resume="allow", **options
         )
-        # Our own step as the axis: W&B's counter refuses to go back after a resume.
-        self.run.define_metric("step", hidden=True)
-        self.run.define_metric("*", step_metric="step")
+        if self.is_wandb:
+            # Our own step is the axis: W&B's counter does not go back after a resume.
+            self.run.define_metric("step", hidden=True)
+            self.run.define_metric("*", step_metric="step")
+
+    def _log(self, step: int, values: Mapping[str, Any]) -> None:
+        if self.is_wandb:
+            self.run.log({"step": step, **values})
+        else:
+            self.run.log(dict(values), step=step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self.run.log({"step": step, **values})
+        self._log(step, values)
 
     def text(self, step: int, title: str, text: str) -> None:
-        table = self.wandb.Table(columns=["step", "text"], data=[[step, text]])
-        self.run.log({"step": step, title: table})
+        table = self.module.Table(columns=["step", "text"], data=[[step, text]])
+        self._log(step, {title: table})
 
     def flush(self) -> None:
-        pass  # W&B writes from a process of its own
+        pass  # both write from a process or thread of their own
 
     def close(self) -> None:
         self.run.finish()
 
 
 class MLflow:
-    """A run in MLFLOW_TRACKING_URI, or else in FOLDER/mlflow.db (SQLite)."""
+    """A run at MLFLOW_TRACKING_URI, by default in FOLDER/mlflow.db (SQLite)."""
 
     def __init__(self, folder: Path, config: dict[str, Any], resumed: int | None) -> None:
         from mlflow import MlflowClient
@@ -124,7 +141,7 @@ class MLflow:
                 self.client.log_param(run, name, value)
             return run
 
-        self.run = _identity(folder, "mlflow", resumed, create)
+        self.run = _run_id(folder, "mlflow", resumed, create)
         self.client.update_run(self.run, status="RUNNING")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -144,46 +161,21 @@ class MLflow:
         self.client.set_terminated(self.run)
 
 
-class Trackio:
-    """A trackio run in its own store (TRACKIO_DIR): `trackio show --project gptsmith`."""
-
-    def __init__(self, folder: Path, config: dict[str, Any], resumed: int | None) -> None:
-        import trackio
-
-        name = _identity(folder, "trackio", resumed, lambda: f"{folder.name}-{uuid4().hex[:6]}")
-        self.trackio = trackio
-        self.run = trackio.init(
-            project="gptsmith", name=name, config=flatten(config), resume="allow"
-        )
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self.run.log(dict(values), step=step)
-
-    def text(self, step: int, title: str, text: str) -> None:
-        self.run.log({title: self.trackio.Markdown(text)}, step=step)
-
-    def flush(self) -> None:
-        pass  # a thread of trackio's writes within half a second
-
-    def close(self) -> None:
-        self.run.finish()
-
-
 TRACKERS: dict[str, Callable[[Path, dict[str, Any], int | None], Tracker]] = {
     "tensorboard": TensorBoard,
-    "wandb": WeightsAndBiases,
+    "wandb": partial(Wandb, "wandb"),
     "mlflow": MLflow,
-    "trackio": Trackio,
+    "trackio": partial(Wandb, "trackio"),
 }
 
 
 def open_trackers(
     names: Sequence[str], folder: Path, config: dict[str, Any], resumed: int | None
 ) -> list[Tracker]:
-    """The trackers named; "auto" is TensorBoard where it is installed, "none" is none.
+    """Start the named trackers: "auto" is TensorBoard if it is installed, "none" is none.
 
-    `resumed` is the step from which a run goes on, None for a new one. Raises ValueError for an
-    unknown name, one that is not installed, or one that does not start.
+    resumed: the step that the run resumes from, None for a new run. Raises ValueError for a tracker
+    that is unknown, not installed, or fails to start.
     """
     chosen: list[str] = []
     for name in names:
@@ -194,7 +186,9 @@ def open_trackers(
                 continue
             name = "tensorboard"
         if name not in TRACKERS:
-            raise ValueError(f"no tracker {name!r}: choose from auto, none, {', '.join(TRACKERS)}")
+            raise ValueError(
+                f"unknown tracker {name!r}: choose from auto, none, {', '.join(TRACKERS)}"
+            )
         if importlib.util.find_spec(name) is None:
             raise ValueError(f'tracker {name} is not installed: pip install "gptsmith[track]"')
         if name not in chosen:
@@ -207,15 +201,15 @@ def _start(name: str, folder: Path, config: dict[str, Any], resumed: int | None)
         return TRACKERS[name](folder, config, resumed)
     except OSError:
         raise
-    except Exception as error:  # each has errors of its own: no login, unreachable server, ...
+    except Exception as error:  # each raises its own errors: no login, unreachable server, ...
         reason = " ".join(str(error).split()) or type(error).__name__
         hint = " (WANDB_MODE=offline needs no account)" if name == "wandb" else ""
-        raise ValueError(f"tracker {name} does not start: {reason}{hint}") from error
+        raise ValueError(f"tracker {name} failed to start: {reason}{hint}") from error
 
 
-def _identity(folder: Path, name: str, resumed: int | None, create: Callable[[], str]) -> str:
-    """The tracker's id of this run: that of before when the run is resumed, else a new one."""
-    path = folder / IDS
+def _run_id(folder: Path, name: str, resumed: int | None, create: Callable[[], str]) -> str:
+    """The tracker's id of this run: the recorded one on resume, else a new one from `create`."""
+    path = folder / RUN_IDS
     ids: dict[str, str] = read_json(path) if path.exists() else {}
     if resumed is None or name not in ids:
         ids[name] = create()

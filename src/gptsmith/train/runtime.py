@@ -1,0 +1,212 @@
+"""How this machine computes: device, number format, torch.compile, memory allocator."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import re
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from gptsmith.train.options import CompileMode, PrecisionName
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Weights, gradients and optimizer state stay fp32; autocast runs matrix products in `dtype`.
+
+    reason: why it was chosen, for people.
+    """
+
+    name: str
+    device_type: str
+    reason: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return _DTYPES[self.name]
+
+    def autocast(self) -> AbstractContextManager[object]:
+        if self.name == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device_type, self.dtype)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Everything about the machine that a training run decides once, at its start."""
+
+    device: torch.device
+    precision: Precision
+    compile: bool
+
+
+# --- device --------------------------------------------------------------------------------------
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps` as a device; ValueError if it is not available."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"no device {name!r}: choose auto, cpu, cuda, cuda:N or mps") from None
+    missing = (device.type == "cuda" and not torch.cuda.is_available()) or (
+        device.type == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing or device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device {name!r} is not available here: choose cpu or auto")
+    return device
+
+
+def memory_bytes(device: torch.device) -> int | None:
+    """Total memory of the device; None if it cannot be determined."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+# Dense bf16 (fp16 before Ampere) TFLOP/s from the vendor's data sheets, by words of the name.
+_PEAK_TFLOPS = {
+    "H200 NVL": 835, "H200": 989, "H100 NVL": 835, "H100 PCIe": 756, "H100": 989, "A100": 312,
+    "L40S": 362, "L4": 121, "A10G": 70, "RTX 5090": 210, "RTX 4090": 165, "RTX 3090": 71,
+    "V100": 125, "T4": 65,
+}  # fmt: skip
+_OTHER_CHIPS = {"Laptop", "Ti", "D"}  # variants with the same number but another speed
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Peak FLOP/s of the device's matrix units by its data sheet; None if unknown.
+
+    A table entry matches if all its words occur in the device name as whole words ("L4" does not
+    match "L40" or "RTX 4090"); the first match counts.
+    """
+    if device.type != "cuda":
+        return None
+    words = set(re.findall(r"\w+", torch.cuda.get_device_name(device)))
+    if words & _OTHER_CHIPS:
+        return None
+    matches = (tflops for name, tflops in _PEAK_TFLOPS.items() if words.issuperset(name.split()))
+    return next((tflops * 1e12 for tflops in matches), None)
+
+
+def mfu(flops_per_second: float, device: torch.device) -> float | None:
+    """Model FLOPs utilisation: the fraction of the device's peak in use; None if unknown."""
+    peak = peak_flops(device)
+    return None if peak is None else flops_per_second / peak
+
+
+# --- number format -------------------------------------------------------------------------------
+
+
+def cpu_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (others emulate it, slower than fp32)."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
+    """The requested format; `auto` is the fastest that is safe on this device.
+
+    Raises ValueError for a format that the device does not support.
+    """
+    kind = device.type
+    if name == "auto":
+        if kind == "cuda":
+            if torch.cuda.get_device_capability(device) >= (8, 0):
+                return Precision("bf16", kind, "the GPU has bfloat16 tensor cores")
+            return Precision("fp16", kind, "the GPU has no bfloat16: fp16 with loss scaling")
+        if kind == "cpu" and cpu_bf16():
+            return Precision("bf16", kind, "the CPU multiplies bfloat16 in hardware")
+        reason = (
+            "the CPU has neither avx512_bf16 nor AMX"
+            if kind == "cpu"
+            else f"the safe choice on {kind}"
+        )
+        return Precision("fp32", kind, reason)
+    if name == "fp16" and kind == "cpu":
+        raise ValueError("precision fp16 is for GPUs: use fp32, bf16 or auto on a CPU")
+    reason = "as set"
+    if name == "bf16" and kind == "cpu" and not cpu_bf16():
+        reason += "; without avx512_bf16 or AMX this CPU emulates it, fp32 is faster"
+    return Precision(name, kind, reason)
+
+
+# --- torch.compile -------------------------------------------------------------------------------
+
+# Compiling takes 20 to 60 s on a CPU and then saves about a quarter of a step (docs/log.md).
+_MIN_SECONDS_TO_COMPILE = 300
+_FLOPS_PER_THREAD = 60e9  # of eager training, a cautious round number
+
+
+def choose_compile(
+    mode: CompileMode, device: torch.device, flops: float, seconds: float | None
+) -> tuple[bool, str]:
+    """Whether to use torch.compile, and why.
+
+    flops: of the whole run. seconds: its length, if it has a time limit. Raises ValueError for `on`
+    without a C++ compiler.
+    """
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if device.type == "cuda":  # Triton builds its launchers with a C compiler
+        has_triton = importlib.util.find_spec("triton") is not None
+        compiler = (compiler or shutil.which("gcc") or shutil.which("cc")) if has_triton else None
+    if mode == "off":
+        return False, "as set"
+    if mode == "on":
+        if not compiler:
+            raise ValueError(
+                "train.compile on needs a C++ compiler (g++; on a GPU also triton): install it or "
+                "use auto"
+            )
+        return True, "as set"
+    if device.type == "mps":
+        return False, "not tested on mps"
+    if not compiler:
+        return False, "no C++ compiler (g++; on a GPU also triton) found"
+    if device.type == "cuda":
+        return True, "kernels are fused on a GPU"
+    estimate = seconds or flops / (_FLOPS_PER_THREAD * torch.get_num_threads())
+    if estimate < _MIN_SECONDS_TO_COMPILE:
+        return False, f"about {estimate:,.0f} s of work: too short to repay compiling"
+    return True, f"about {estimate:,.0f} s of work: fused kernels repay the minute of compiling"
+
+
+def compiled(function: F) -> F:
+    """torch.compile with fixed shapes and without autotuning: a resumed run, in a new process,
+    must get exactly the same kernels."""
+    return torch.compile(function, dynamic=False)  # type: ignore[return-value]
+
+
+# --- allocator -----------------------------------------------------------------------------------
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_THRESHOLDS = 2**30, 2**25  # bytes; the C library may reject the first
+
+
+def keep_freed_memory() -> None:
+    """Make malloc keep freed memory in this process and reuse it for the next tensor of that size.
+
+    glibc maps each large tensor anew and returns it to the kernel when it is freed. In a training
+    step on a CPU that costs tens of thousands of page faults, a tenth of the time of a compiled
+    step (docs/log.md). Peak memory grows by a few per cent. Does nothing on other C libraries.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    # The trim threshold alone would only switch off glibc's adaptation of the mmap threshold.
+    if mallopt is not None and any(mallopt(_M_MMAP_THRESHOLD, size) for size in _THRESHOLDS):
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

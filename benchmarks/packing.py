@@ -25,8 +25,8 @@ from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data.chat import load_chat
 from gptsmith.data.conversations import read_conversations
 from gptsmith.data.dataset import Windows
-from gptsmith.data.documents import Reader
 from gptsmith.data.packing import PackedRows, PaddedRows
+from gptsmith.data.report import ReadReport
 from gptsmith.model import flops
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
@@ -71,11 +71,11 @@ def trainer(
 def measure(path: Path, arguments: argparse.Namespace) -> None:
     device = runtime.choose_device(arguments.device)
     T, B = arguments.context, arguments.batch_size
-    reader = Reader(skip=True)
-    texts = (m["content"] for c in read_conversations([path], reader) for m in c.messages)
+    report = ReadReport("skip")
+    texts = (m["content"] for c in read_conversations([path], report) for m in c.messages)
     tokenizer = Tokenizer.train_bpe(texts, 4096).add_special_tokens(CHAT_TOKENS)
     template = ChatTemplate(TEMPLATE, tokenizer)
-    examples, counts = load_chat([path], template, tokenizer, T, reader=reader)
+    examples, counts = load_chat([path], template, tokenizer, T, report=report)
     pad_id = tokenizer.special_tokens["<|pad|>"]
     packed = PackedRows(examples, T, 0, pad_id)
     padded = PaddedRows(examples, T, 0, pad_id, fixed=arguments.compile)

@@ -135,11 +135,11 @@ def tokenizing_part(data: Path, novels: list[Path]) -> tuple[float, str]:
 
 def pieces_of(text: str) -> list[str]:
     """Cut at safe borders, as the reader of text files does."""
-    from gptsmith.data.text_files import PIECE_BYTES, safe_cut
+    from gptsmith.data.text_files import CHUNK_BYTES, safe_cut
 
     pieces = []
-    while len(text) > PIECE_BYTES:
-        cut = safe_cut(text[:PIECE_BYTES])
+    while len(text) > CHUNK_BYTES:
+        cut = safe_cut(text[:CHUNK_BYTES])
         pieces.append(text[:cut])
         text = text[cut:]
     return [*pieces, text]

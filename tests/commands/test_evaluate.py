@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from gptsmith import cli
-from gptsmith.data.documents import Reader
-from gptsmith.data.stream import text_stream
+from gptsmith.data.options import ReadOptions
+from gptsmith.data.report import ReadReport
+from gptsmith.data.sources import encode_source
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.run import Run
@@ -61,7 +62,7 @@ def text(tmp_path) -> Path:
 def test_any_text_is_one_stream(text):
     eos = BYTES.eos_id
     expected = [token for t in TEXTS for token in (eos, *t.encode())]
-    assert text_stream(str(text), BYTES, Reader()).tolist() == expected
+    assert encode_source(str(text), BYTES, ReadOptions(), ReadReport()).tolist() == expected
 
 
 @pytest.mark.parametrize(("window", "stride"), [(T, T), (T, 5), (10, 3), (12, 1)])
@@ -74,7 +75,7 @@ def test_every_token_is_scored_once_behind_what_was_asked_for(
     assert (code, err) == (0, "")
     model, ids = (
         Run.open(runs[0]).load_model(),
-        text_stream(str(text), BYTES, Reader()).astype(np.int64),
+        encode_source(str(text), BYTES, ReadOptions(), ReadReport()).astype(np.int64),
     )
     nats = 0.0
     for target in range(1, len(ids)):  # token by token, with the window that it falls in

@@ -13,9 +13,9 @@ from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data.chat import load_chat, write_chat
 from gptsmith.data.conversations import Counts
-from gptsmith.data.documents import Reader
 from gptsmith.data.examples import Examples
 from gptsmith.data.options import Labels
+from gptsmith.data.report import ReadReport
 from gptsmith.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
@@ -40,7 +40,7 @@ def chat(tmp_path: Path) -> Path:
 
 
 def load(path: Path, template: ChatTemplate, T: int = T, **more: Any) -> tuple[Examples, Counts]:
-    return load_chat([path], template, TOKENIZER, T, reader=Reader(), **more)
+    return load_chat([path], template, TOKENIZER, T, report=ReadReport("stop"), **more)
 
 
 def unshifted(template: ChatTemplate) -> list[dict[str, list[int]]]:
@@ -124,11 +124,11 @@ def test_labels_that_cannot_be_told_are_asked_for(tmp_path: Path, template: Chat
     end = TOKENIZER.special_tokens["<|end|>"]
     both = arrow(tmp_path / "a.parquet", [{"input_ids": [7, end, end], "labels": [-100, end, end]}])
     said = refused(both, template)
-    assert said.startswith("a.parquet: cannot tell whether labels are shifted already (both")
+    assert said.startswith("a.parquet: cannot tell whether labels are shifted (both")
     assert "--labels unshifted" in said
     assert load(both, template, labels="unshifted")[0][0].labels.tolist() == [-100, end, end]
     mixed = unshifted(template)[:1] + shifted(unshifted(template))[1:]
-    assert "(some rows are" in refused(arrow(tmp_path / "b.parquet", mixed), template)
+    assert "(some rows fit" in refused(arrow(tmp_path / "b.parquet", mixed), template)
     wrong = [{"input_ids": [1, 2, 3], "labels": [3, 1, 2]}]
     path = arrow(tmp_path / "c.parquet", wrong)
     assert refused(path, template).startswith("c.parquet, row 1: labels are neither")
@@ -179,7 +179,7 @@ def test_a_prepared_file_is_the_set(tmp_path: Path, chat: Path, template: ChatTe
     out = tmp_path / "new" / "chat.arrow"
 
     def write(**more: Any) -> Counts:
-        return write_chat([chat], template, TOKENIZER, T, out, reader=Reader(), **more)
+        return write_chat([chat], template, TOKENIZER, T, out, report=ReadReport(), **more)
 
     assert write().kept == 2
     direct, _ = load(chat, template)
@@ -194,28 +194,28 @@ def test_a_prepared_file_is_the_set(tmp_path: Path, chat: Path, template: ChatTe
     write(overwrite=True)
     assert out.read_bytes() == first
     with pytest.raises(ValueError, match=r"ends in \.arrow"):
-        write_chat([chat], template, TOKENIZER, T, tmp_path / "x.json", reader=Reader())
+        write_chat([chat], template, TOKENIZER, T, tmp_path / "x.json", report=ReadReport())
 
 
 def test_a_prepared_file_belongs_to_a_tokenizer_and_a_template(
     tmp_path: Path, chat: Path, template: ChatTemplate
 ) -> None:
     out = tmp_path / "chat.arrow"
-    write_chat([chat], template, TOKENIZER, T, out, reader=Reader())
+    write_chat([chat], template, TOKENIZER, T, out, report=ReadReport())
     assert "is of 10 here" not in refused(out, template, T=10)
     assert "rows are of 10 here" in refused(out, template, T=10)
     other = ChatTemplate(TEMPLATE + " ", TOKENIZER)
     assert "another template" in refused(out, other)
     more = TOKENIZER.add_special_tokens(["<|more|>"])
     with pytest.raises(ValueError, match="another tokenizer"):
-        load_chat([out], ChatTemplate(TEMPLATE, more), more, T, reader=Reader())
+        load_chat([out], ChatTemplate(TEMPLATE, more), more, T, report=ReadReport())
 
 
 def test_a_set_that_teaches_nothing_leaves_no_file(
     tmp_path: Path, chat: Path, template: ChatTemplate
 ) -> None:
     with pytest.raises(ValueError, match="no conversation is left"):
-        write_chat([chat], template, TOKENIZER, 3, tmp_path / "chat.arrow", reader=Reader())
+        write_chat([chat], template, TOKENIZER, 3, tmp_path / "chat.arrow", report=ReadReport())
     assert [path.name for path in tmp_path.iterdir()] == ["chat.jsonl"]
 
 
@@ -225,7 +225,7 @@ def test_a_template_that_chats_otherwise_is_refused(tmp_path: Path, chat: Path) 
         load(chat, ChatTemplate(source, TOKENIZER))
     out = tmp_path / "chat.arrow"
     with pytest.raises(ValueError, match="differs between training and chatting"):
-        write_chat([chat], ChatTemplate(source, TOKENIZER), TOKENIZER, T, out, reader=Reader())
+        write_chat([chat], ChatTemplate(source, TOKENIZER), TOKENIZER, T, out, report=ReadReport())
     assert not out.exists()
 
 
@@ -234,7 +234,7 @@ def test_real_conversations_prepared_and_read(
 ) -> None:
     source = real_data / "chat_taskmaster4" / "data_07.json.gz"
     examples, counts = load(source, template, T=256)
-    write_chat([source], template, TOKENIZER, 256, tmp_path / "a.arrow", reader=Reader())
+    write_chat([source], template, TOKENIZER, 256, tmp_path / "a.arrow", report=ReadReport())
     mapped, _ = load(tmp_path / "a.arrow", template, T=256)
     assert mapped.fingerprint == examples.fingerprint
     assert counts.kept + counts.dropped == counts.read == 20

@@ -10,7 +10,7 @@ from rich.console import Console
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data.chat import write_chat
 from gptsmith.data.chat_inspect import ChatReport, chat_report, show
-from gptsmith.data.documents import Reader
+from gptsmith.data.report import ReadReport
 from gptsmith.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
@@ -29,8 +29,8 @@ def chat(tmp_path: Path) -> Path:
 
 
 def report(path: Path, T: int = T) -> ChatReport:
-    reader = Reader(skip=True)
-    return chat_report([path], ChatTemplate(TEMPLATE, TOKENIZER), TOKENIZER, T, reader=reader)
+    report = ReadReport("skip")
+    return chat_report([path], ChatTemplate(TEMPLATE, TOKENIZER), TOKENIZER, T, report=report)
 
 
 def shown(report: ChatReport, first: int = 3, colour: bool = False) -> str:
@@ -84,9 +84,9 @@ def test_long_conversations_are_abridged(tmp_path: Path) -> None:
 def test_prepared_files_and_refusals(chat: Path, tmp_path: Path) -> None:
     template = ChatTemplate(TEMPLATE, TOKENIZER)
     out = tmp_path / "chat.arrow"
-    write_chat([chat], template, TOKENIZER, T, out, reader=Reader(skip=True))
+    write_chat([chat], template, TOKENIZER, T, out, report=ReadReport("skip"))
     assert report(out).answers == report(chat).answers
     with pytest.raises(ValueError, match="no conversation is left"):
         report(chat, 5)
     with pytest.raises(ValueError, match=r":4: message 1 of 1: .*--on-error"):
-        chat_report([chat], template, TOKENIZER, T, reader=Reader())
+        chat_report([chat], template, TOKENIZER, T, report=ReadReport("stop"))

@@ -234,14 +234,14 @@ def test_labels_are_those_of_transformers() -> None:
 def test_real_conversations_pack_well() -> None:
     """Lengths in bytes over four stand for tokens: no tokenizer is needed for that."""
     from gptsmith.data.conversations import read_conversations
-    from gptsmith.data.documents import Reader
+    from gptsmith.data.report import ReadReport
 
     folder = complete_data(
         {"chat_taskmaster4/*.json.gz": 1_835_080, "chat_nanochat_identity/*.jsonl": 2_288_735}
     )
 
     def filled(name: str, T: int) -> float:
-        read = read_conversations([folder / name], Reader())
+        read = read_conversations([folder / name], ReadReport())
         sizes = [sum(len(m["content"]) // 4 + 3 for m in c.messages) for c in read]
         array = np.minimum(sizes, T)
         return float(array.sum() / (T * (len(pack(array, T, 0)[1]) - 1)))

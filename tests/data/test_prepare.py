@@ -195,7 +195,7 @@ def test_no_token_is_lost(
         (folder / "in" / f"{i:02}.txt").write_bytes(text.encode())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "FRAME", frame)
-        patch.setattr(text_files, "PIECE_BYTES", piece)
+        patch.setattr(text_files, "CHUNK_BYTES", piece)
         corpus = run(folder / "out", folder / "in", shard_tokens=shard_tokens, workers=workers)
     corpus.verify()
     shards = [corpus.train, corpus.val]
@@ -236,7 +236,7 @@ def test_a_foreign_tokenizer_gets_documents_whole(
     reference.add_special_tokens(["</s>"])
     reference.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "a.txt").write_text("some text in many pieces\n" * 20)
-    monkeypatch.setattr(text_files, "PIECE_BYTES", 30)
+    monkeypatch.setattr(text_files, "CHUNK_BYTES", 30)
     corpus = run(tmp_path / "out", tmp_path / "a.txt", tokenizer=str(tmp_path / "tokenizer.json"))
     assert corpus.tokenizer.kind == "other"
     assert np.concatenate(corpus.train).tolist() == [
@@ -539,7 +539,7 @@ import sys, time
 from pathlib import Path
 from gptsmith.data import build, text_files
 from gptsmith.data.prepare import PrepareConfig, prepare
-build.FRAME, text_files.PIECE_BYTES = 2000, 1000
+build.FRAME, text_files.CHUNK_BYTES = 2000, 1000
 build._JOURNAL_SECONDS = 0.01
 write = build.Build.write
 def slow_write(self, frame, encoded):
@@ -624,7 +624,7 @@ def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(build, "FRAME", 1000)
-        patch.setattr(text_files, "PIECE_BYTES", 500)
+        patch.setattr(text_files, "CHUNK_BYTES", 500)
         patch.setattr(build.Build, "write", fail)
         with pytest.raises(KeyboardInterrupt):
             run(out, source, shard_tokens=700)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from data_sets import complete_data
 
-from gptsmith.data.documents import Reader
+from gptsmith.data.report import ReadReport
 from gptsmith.data.rows import read_rows
 
 ROWS: list[dict[str, Any]] = [
@@ -114,8 +114,8 @@ def test_what_is_wrong_has_a_place(tmp_path: Path) -> None:
     good = as_lines(ROWS[:1])
     assert bad("a.jsonl", good + b'{"text": "x"\n').startswith("a.jsonl:2: not JSON (Expecting")
     assert "one list" in bad("b.json", b'{\n "rows": []}')
-    assert bad("c.jsonl", b'\n{"a": 1, "b": {"c": 1, "c": 2}}').startswith("c.jsonl:2: 'c' stands")
-    assert bad("c.json", b'[{"a": 1, "a": 2}]').startswith("c.json: 'a' stands twice")
+    assert bad("c.jsonl", b'\n{"a": 1, "b": {"c": 1, "c": 2}}').startswith("c.jsonl:2: 'c' occurs")
+    assert bad("c.json", b'[{"a": 1, "a": 2}]').startswith("c.json: 'a' occurs twice")
     assert bad("d.json", b'[{"a": 1},\n{"a": }]').startswith("d.json:2: not JSON")
     assert bad("d2.json", b"[1, 2]") == "d2.json, row 1: a row must be a JSON object, this is 1"
     assert bad("e.jsonl", good + b'{"text": "\xff"}\n').startswith("e.jsonl:2: not UTF-8")
@@ -123,7 +123,7 @@ def test_what_is_wrong_has_a_place(tmp_path: Path) -> None:
     assert bad("f.jsonl", b"[" * 100_000) == (
         "f.jsonl:1: not JSON (nested too deeply); a row is one line, or a .json file one list"
     )
-    assert bad("g.csv", b"a,b,a\n1,2,3\n").startswith("g.csv:1: the column 'a' stands twice")
+    assert bad("g.csv", b"a,b,a\n1,2,3\n").startswith("g.csv:1: two columns are called 'a'")
     assert bad("h.csv", b"a,b\n1,2\n1,2,3\n") == "h.csv:3: 3 fields where the header has 2"
     assert bad("i.csv", b'a,b\n1,"2\n').startswith("i.csv:2: cannot be read")
     assert bad("j.csv", b"a,b\n1,\xff\n").startswith("j.csv:2: not UTF-8")
@@ -135,9 +135,9 @@ def test_what_is_wrong_has_a_place(tmp_path: Path) -> None:
     twice = pa.table([[1], [2]], names=["a", "a"])
     with pa.ipc.new_file(str(tmp_path / "n.arrow"), twice.schema) as sink:
         sink.write_table(twice)
-    assert "'a' stands twice" in refused(tmp_path / "n.arrow")
+    assert "two columns are called 'a'" in refused(tmp_path / "n.arrow")
     assert "no such file" in refused(tmp_path / "none.csv")
-    assert "fits this pattern" in refused(tmp_path / "*.nothing")
+    assert "matches this pattern" in refused(tmp_path / "*.nothing")
     (tmp_path / "empty").mkdir()
     assert "in this folder" in refused(tmp_path / "empty")
     (tmp_path / "set" / "train").mkdir(parents=True)
@@ -147,14 +147,14 @@ def test_what_is_wrong_has_a_place(tmp_path: Path) -> None:
 
 def test_bad_rows_are_left_out_and_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", as_lines(ROWS[:1]) + b"{\n7\n" + as_lines(ROWS[2:]))
-    reader = Reader(skip=True)
-    assert values(path, reader=reader) == [ROWS[0], ROWS[2]]
-    assert {kind: len(found) for kind, found in reader.left_out.items()} == {"malformed line": 2}
-    assert reader.position == path.stat().st_size
+    report = ReadReport("skip")
+    assert values(path, report=report) == [ROWS[0], ROWS[2]]
+    assert report.skipped.counts() == {"malformed line": 2}
+    assert report.position == path.stat().st_size
     table = write(tmp_path / "b.csv", b"a,b\n1,2\n1\n1,\xff\n3,4\n")
-    assert values(table, reader=reader) == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
+    assert values(table, report=report) == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
     with pytest.raises(ValueError, match="--on-error skip"):
-        values(path, reader=Reader())
+        values(path, report=ReadReport("stop"))
 
 
 def test_real_tables(real_data: Path) -> None:

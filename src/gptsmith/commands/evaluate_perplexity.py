@@ -11,9 +11,10 @@ import torch
 
 from gptsmith.commands.evaluate_options import EvaluateOptions
 from gptsmith.data.dataset import validation_batches, validation_windows
-from gptsmith.data.documents import Reader
+from gptsmith.data.options import ReadOptions
+from gptsmith.data.report import ReadReport
 from gptsmith.data.shards import Corpus
-from gptsmith.data.stream import text_stream
+from gptsmith.data.sources import encode_source
 from gptsmith.evaluate import perplexity
 from gptsmith.evaluate.progress import progress
 from gptsmith.evaluate.report import Result
@@ -72,10 +73,12 @@ def _text(options: EvaluateOptions, run: Run) -> tuple[Sequence[np.ndarray], str
     if data is not None and not Corpus.is_at(data):
         if is_run(Path(data)):
             raise ValueError(f"--data {data} is a run: give a corpus or text")
-        reader = Reader(options.text_column, skip=True)
-        stream = text_stream(data, run.tokenizer, reader)
-        for kind, places in reader.left_out.items():
-            print(f"{data}: left out {len(places):,} x {kind}", file=sys.stderr)
+        report = ReadReport("skip")
+        stream = encode_source(
+            data, run.tokenizer, ReadOptions(text_column=options.text_column), report
+        )
+        for line in report.skipped.lines():
+            print(f"{data}: {line}", file=sys.stderr)
         return [stream], data
     data = data or run.config.get("data")
     # document_mask is what recipes have that take a prepared corpus (recipes/corpus.py).

@@ -10,6 +10,7 @@ from gptsmith import settings
 from gptsmith.chat_template import chat_tokenizer
 from gptsmith.data import inspect
 from gptsmith.data.options import ChatFiles
+from gptsmith.data.report import ReadReport
 from gptsmith.data.statistics import CorpusReport
 from gptsmith.run import Run
 
@@ -62,6 +63,6 @@ def _chat(options: InspectOptions, folder: Path, out: Console) -> None:
     report = chat_inspect.chat_report(
         [options.path], template, tokenizer,
         options.context_length or run.model_config.context_length,
-        reader=options.reader(), columns=options.columns(), labels=options.labels,
+        report=ReadReport(options.on_error), columns=options.columns(), labels=options.labels,
     )  # fmt: skip
     chat_inspect.show(report, out)

@@ -9,6 +9,7 @@ from gptsmith import settings
 from gptsmith.chat_template import chat_tokenizer
 from gptsmith.data.chat import write_chat
 from gptsmith.data.options import ChatFiles
+from gptsmith.data.report import ReadReport
 from gptsmith.run import Run
 
 
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> None:
     counts = write_chat(
         config.sources, template, tokenizer,
         config.context_length or run.model_config.context_length, config.out,
-        reader=config.reader(), columns=config.columns(), labels=config.labels,
+        report=ReadReport(config.on_error), columns=config.columns(), labels=config.labels,
         overwrite=config.overwrite,
     )  # fmt: skip
     print(f"{config.out}: {counts}")

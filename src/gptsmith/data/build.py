@@ -19,7 +19,7 @@ import numpy as np
 
 from gptsmith import files
 from gptsmith.data.destination import JOURNAL, Identity
-from gptsmith.data.documents import Piece
+from gptsmith.data.documents import Chunk
 from gptsmith.data.selection import Selected, Split
 from gptsmith.data.shards import SPLITS, ShardWriter
 from gptsmith.tokenizer import Tokenizer
@@ -30,11 +30,11 @@ FRAME = 1 << 20  # characters, or tokens where the source holds tokens
 
 @dataclass
 class Frame:
-    """Consecutive pieces of one split."""
+    """Consecutive chunks of one split."""
 
     split: Split
-    pieces: list[Piece] = field(default_factory=list)
-    begins: list[bool] = field(default_factory=list)  # <|endoftext|> goes before this piece
+    chunks: list[Chunk] = field(default_factory=list)
+    begins: list[bool] = field(default_factory=list)  # <|endoftext|> goes before this chunk
     places: list[str] = field(default_factory=list)
     documents: int = 0  # that begin here
     size: int = 0
@@ -46,8 +46,8 @@ def cut_frames(
 ) -> Iterator[Frame]:
     """Frames in the order in which they are to be written.
 
-    whole: a document's pieces must be joined, because the tokenizer is not known to give the same
-    ids for pieces. A validation frame comes before the training frame that was filled meanwhile,
+    whole: a document's chunks must be joined, because the tokenizer is not known to give the same
+    ids for chunks. A validation frame comes before the training frame that was filled meanwhile,
     so that a limit on training tokens stops both at about the same document.
     """
     filling: dict[Split, Frame] = {}
@@ -58,16 +58,16 @@ def cut_frames(
             yield frame
 
     for split, document in selected:
-        pieces: Iterable[Piece] = document.pieces
+        chunks: Iterable[Chunk] = document.chunks
         if whole or split == "first":
-            pieces = _joined(pieces)
-        for number, piece in enumerate(pieces):
+            chunks = _joined(chunks)
+        for number, chunk in enumerate(chunks):
             frame = filling.setdefault(split, Frame(split))
-            frame.pieces.append(piece)
+            frame.chunks.append(chunk)
             frame.begins.append(document.begins and number == 0)
             frame.places.append(document.place)
             frame.documents += number == 0
-            frame.size += len(piece)
+            frame.size += len(chunk)
             if frame.size >= FRAME:
                 if split != "val":
                     yield from take("val")
@@ -76,8 +76,8 @@ def cut_frames(
         yield from take(split)
 
 
-def _joined(pieces: Iterable[Piece]) -> list[Piece]:
-    parts = list(pieces)
+def _joined(chunks: Iterable[Chunk]) -> list[Chunk]:
+    parts = list(chunks)
     if isinstance(parts[0], str):
         return ["".join(map(str, parts))]
     return [np.concatenate(parts)]
@@ -85,7 +85,7 @@ def _joined(pieces: Iterable[Piece]) -> list[Piece]:
 
 @dataclass
 class Encoded:
-    """The tokens of a frame; `ends` and `text_bytes` go piece by piece."""
+    """The tokens of a frame; `ends` and `text_bytes` go chunk by chunk."""
 
     ids: np.ndarray
     ends: list[int]
@@ -94,13 +94,13 @@ class Encoded:
 
 def encode(frame: Frame, tokenizer: Tokenizer, token_bytes: np.ndarray) -> Encoded:
     """ValueError naming the place of a text that the tokenizer cannot encode."""
-    texts = [piece for piece in frame.pieces if isinstance(piece, str)]
+    texts = [chunk for chunk in frame.chunks if isinstance(chunk, str)]
     try:
         arrays = tokenizer.encode_arrays(texts) if texts else []
     except ValueError:
-        for place, piece in zip(frame.places, frame.pieces, strict=True):
+        for place, chunk in zip(frame.places, frame.chunks, strict=True):
             try:
-                tokenizer.encode_arrays([str(piece)])
+                tokenizer.encode_arrays([str(chunk)])
             except ValueError as error:
                 raise ValueError(f"{place}: {error}") from None
         raise
@@ -108,12 +108,12 @@ def encode(frame: Frame, tokenizer: Tokenizer, token_bytes: np.ndarray) -> Encod
     eos = np.array([tokenizer.eos_id], tokenizer.dtype)
     parts: list[np.ndarray] = []
     ends, text_bytes, total = [], [], 0
-    for piece, begins in zip(frame.pieces, frame.begins, strict=True):
-        if isinstance(piece, str):
+    for chunk, begins in zip(frame.chunks, frame.begins, strict=True):
+        if isinstance(chunk, str):
             ids = next(encoded)
-            text_bytes.append(len(piece) if piece.isascii() else len(piece.encode()))
+            text_bytes.append(len(chunk) if chunk.isascii() else len(chunk.encode()))
         else:
-            ids = piece.astype(tokenizer.dtype)
+            ids = chunk.astype(tokenizer.dtype)
             text_bytes.append(int(token_bytes[ids].sum(dtype=np.int64)))
         parts += [eos, ids] if begins else [ids]
         total += len(ids) + begins

@@ -17,9 +17,9 @@ from gptsmith.data.conversations import (
     fit,
     read_conversations,
 )
-from gptsmith.data.documents import Reader
 from gptsmith.data.examples import Example, Examples, holds_examples, write_examples
 from gptsmith.data.options import ChatColumns, Labels
+from gptsmith.data.report import ReadReport
 from gptsmith.data.rows import row_files
 from gptsmith.data.token_examples import ended, token_examples
 from gptsmith.data.tokenized import holds_ids
@@ -34,7 +34,7 @@ def load_chat(
     tokenizer: Tokenizer,
     T: int,
     *,
-    reader: Reader,
+    report: ReadReport,
     columns: ChatColumns | None = None,
     labels: Labels = "auto",
 ) -> tuple[Examples, Counts]:
@@ -49,9 +49,9 @@ def load_chat(
         counts.read = counts.kept = len(examples)
         return examples, counts
     examples = Examples(
-        read_examples(sources, template, tokenizer, reader, counts, columns=columns, labels=labels)
+        read_examples(sources, template, tokenizer, report, counts, columns=columns, labels=labels)
     )
-    _settle(sources, counts, reader)
+    _settle(sources, counts, report)
     return examples, counts
 
 
@@ -62,7 +62,7 @@ def write_chat(
     T: int,
     out: Path,
     *,
-    reader: Reader,
+    report: ReadReport,
     columns: ChatColumns | None = None,
     labels: Labels = "auto",
     overwrite: bool = False,
@@ -80,9 +80,9 @@ def write_chat(
 
     def examples() -> Iterator[Example]:
         yield from read_examples(
-            sources, template, tokenizer, reader, counts, columns=columns, labels=labels
+            sources, template, tokenizer, report, counts, columns=columns, labels=labels
         )
-        _settle(sources, counts, reader)
+        _settle(sources, counts, report)
 
     out.parent.mkdir(parents=True, exist_ok=True)
     write_examples(out, examples(), _about(template, tokenizer, T))
@@ -93,7 +93,7 @@ def read_examples(
     sources: Sequence[str | Path],
     template: ChatTemplate,
     tokenizer: Tokenizer,
-    reader: Reader,
+    report: ReadReport,
     counts: Counts,
     *,
     columns: ChatColumns | None = None,
@@ -106,13 +106,13 @@ def read_examples(
             raise ValueError(f"{prepared} is a prepared set: name it alone, or prepare all at once")
         ready = [p for p in paths if p.suffix.lower() in (".parquet", ".arrow") and holds_ids(p)]
         if not ready:
-            conversations = read_conversations([source], reader, columns)
-            yield from encode_conversations(conversations, template, reader, counts)
+            conversations = read_conversations([source], report, columns)
+            yield from encode_conversations(conversations, template, report, counts)
         elif len(ready) < len(paths):
             other = next(path for path in paths if path not in ready)
             raise ValueError(f"{ready[0]} holds token ids, {other} does not: name them apart")
         else:
-            examples = token_examples(ready, labels, tokenizer.vocab_size, reader)
+            examples = token_examples(ready, labels, tokenizer.vocab_size, report)
             for example in ended(examples, template, tokenizer):
                 if (fitted := fit(example, counts)) is not None:
                     yield fitted
@@ -148,9 +148,9 @@ def _open_prepared(path: Path, template: ChatTemplate, tokenizer: Tokenizer, T: 
     return examples
 
 
-def _settle(sources: Sequence[str | Path], counts: Counts, reader: Reader) -> None:
+def _settle(sources: Sequence[str | Path], counts: Counts, report: ReadReport) -> None:
     """Complete the counts; ValueError if nothing is left to learn from."""
-    counts.left_out = {kind: len(places) for kind, places in sorted(reader.left_out.items())}
+    counts.left_out = report.skipped.counts()
     if counts.kept:
         return
     where = " ".join(map(str, sources))

@@ -18,11 +18,11 @@ from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import ChatTemplate
 from gptsmith.data.chat import load_chat
 from gptsmith.data.conversations import Counts, answer_ends
-from gptsmith.data.documents import Reader
 from gptsmith.data.examples import Example, Examples
 from gptsmith.data.inspect import bars, printable
 from gptsmith.data.options import ChatColumns, Labels
 from gptsmith.data.packing import PackedRows
+from gptsmith.data.report import ReadReport
 from gptsmith.data.token_examples import ended
 from gptsmith.tokenizer import Tokenizer
 
@@ -50,7 +50,7 @@ def chat_report(
     tokenizer: Tokenizer,
     T: int,
     *,
-    reader: Reader,
+    report: ReadReport,
     columns: ChatColumns | None = None,
     labels: Labels = "auto",
 ) -> ChatReport:
@@ -60,7 +60,7 @@ def chat_report(
     loss, and for a template that differs between training and chatting.
     """
     examples, counts = load_chat(
-        sources, template, tokenizer, T, reader=reader, columns=columns, labels=labels
+        sources, template, tokenizer, T, report=report, columns=columns, labels=labels
     )
     answers = sum(len(answer_ends(e.labels)) for e in ended(examples, template, tokenizer))
     packed = PackedRows(examples, T, seed=0, pad_id=0)

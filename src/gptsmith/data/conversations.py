@@ -1,7 +1,7 @@
 """Conversations from the forms in which the field keeps them, and their examples for training.
 
 A conversation is an optional system message, then user and assistant in turns. What is none is an
-error that names its place, or is left out and counted: the user chooses (documents.Reader).
+error that names its place, or is left out and counted: the user chooses (report.ReadReport).
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import numpy as np
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import ChatTemplate, Message
-from gptsmith.data.documents import Reader
+from gptsmith.data.columns import listed
 from gptsmith.data.examples import Example
 from gptsmith.data.options import ChatColumns
-from gptsmith.data.rows import Row, listed, read_rows
+from gptsmith.data.report import ReadReport
+from gptsmith.data.rows import Row, read_rows
 
 # Where data sets keep the messages of a row (OpenAI, ShareGPT, Taskmaster), and in each message
 # who speaks and what.
@@ -56,7 +57,7 @@ class Conversation(NamedTuple):
 
 
 def read_conversations(
-    sources: Sequence[str | Path], reader: Reader, columns: ChatColumns | None = None
+    sources: Sequence[str | Path], report: ReadReport, columns: ChatColumns | None = None
 ) -> Iterator[Conversation]:
     """The conversations of files, folders and patterns, in order; rows.py says of which kinds.
 
@@ -65,7 +66,7 @@ def read_conversations(
     """
     for source in sources:
         found = False
-        for row in read_rows(source, reader):
+        for row in read_rows(source, report):
             turns = _turns(row, columns or ChatColumns())
             if turns is None and not found:
                 raise ValueError(
@@ -73,10 +74,10 @@ def read_conversations(
                     "--messages-column NAME, or --prompt-column NAME and --response-column NAME"
                 )
             if turns is None:
-                reader.problem("row without messages", row.place, "no messages like those before")
+                report.reject("row without messages", row.place, "no messages like those before")
                 continue
             found = True
-            messages = _messages(turns, row.place, reader)
+            messages = _messages(turns, row.place, report)
             if messages is not None:
                 yield Conversation(messages, row.place)
 
@@ -134,7 +135,7 @@ def _said(turn: Any) -> tuple[str | None, Any]:
     return _ROLES.get(role.lower()) if isinstance(role, str) else None, content
 
 
-def _messages(turns: list[Any], place: str, reader: Reader) -> list[Message] | None:
+def _messages(turns: list[Any], place: str, report: ReadReport) -> list[Message] | None:
     """The messages of a conversation, None if it is none and was counted as such."""
     messages: list[Message] = []
     for number, turn in enumerate(turns, 1):
@@ -155,12 +156,12 @@ def _messages(turns: list[Any], place: str, reader: Reader) -> list[Message] | N
         elif role == "assistant" and not content.strip():
             problem = "empty answer", f"{here}: an empty answer"
         if problem is not None:
-            reader.problem(problem[0], place, problem[1])
+            report.reject(problem[0], place, problem[1])
             return None
         assert role is not None
         messages.append({"role": role, "content": content})
     if not any(message["role"] == "assistant" for message in messages):
-        reader.problem("conversation without an answer", place, "no assistant message")
+        report.reject("conversation without an answer", place, "no assistant message")
         return None
     return messages
 
@@ -223,14 +224,17 @@ class Counts:
 
 
 def encode_conversations(
-    conversations: Iterable[Conversation], template: ChatTemplate, reader: Reader, counts: Counts
+    conversations: Iterable[Conversation],
+    template: ChatTemplate,
+    report: ReadReport,
+    counts: Counts,
 ) -> Iterator[Example]:
     """Their examples, of at most counts.T + 1 tokens; what is cut or dropped is counted."""
     for messages, place in conversations:
         try:
             encoded = template.encode(messages)
         except ValueError as error:
-            reader.problem("conversation that the template refuses", place, str(error))
+            report.reject("conversation that the template refuses", place, str(error))
             continue
         ids = np.array(encoded.ids, np.int32)
         labels = np.where(encoded.scored, ids, np.int32(IGNORE_INDEX))

@@ -11,9 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gptsmith.data.documents import Document, Reader, Source, UnavailableError, document
+from gptsmith.data.documents import Document, Source, document, row_documents
+from gptsmith.data.options import ReadOptions
+from gptsmith.data.paths import UnavailableError
+from gptsmith.data.report import ReadReport
+from gptsmith.data.rows import Row
 from gptsmith.data.stdlib import pycode, pydocs
-from gptsmith.data.tables import Row, row_documents
 from gptsmith.data.text_files import text_documents, text_lines
 
 _SHAKESPEARE = (
@@ -49,7 +52,9 @@ NAMES = ("pydocs", "pycode", "shakespeare", "wikitext", *_WIKITEXT, *_ON_HUB)
 FolderSource = Callable[[Path, str], Source]
 
 
-def open_named(name: str, reader: Reader, open_folder: FolderSource) -> Source:
+def open_named(
+    name: str, options: ReadOptions, report: ReadReport, open_folder: FolderSource
+) -> Source:
     """The corpus called `name`; `open_folder` reads a local folder of files."""
     if name in ("pydocs", "pycode"):
         import platform
@@ -58,15 +63,15 @@ def open_named(name: str, reader: Reader, open_folder: FolderSource) -> Source:
         return Source(f"{name} (Python {platform.python_version()})", corpus)
     if name == "shakespeare":
         path = _shakespeare()
-        return Source(name, partial(text_documents, path, reader), (path,))
+        return Source(name, partial(text_documents, path, options, report), (path,))
     if name == "wikitext" or name in _WIKITEXT:
-        return _wikitext("wikitext-2" if name == "wikitext" else name, reader)
+        return _wikitext("wikitext-2" if name == "wikitext" else name, options, report)
     folder = _data_folder(name)
     if folder is not None and folder.is_dir():
         source = open_folder(folder, name)
     else:
         remedy = _put(f"{name}/*.parquet (or .jsonl, .txt ...)")
-        source = open_hub(_ON_HUB[name], reader, remedy)
+        source = open_hub(_ON_HUB[name], options, report, remedy)
     if name == "fineweb-edu":
         return Source(source.used, source.documents, source.files, first_shard=True)
     return source
@@ -110,7 +115,7 @@ def _shakespeare() -> Path:
 _TITLE = re.compile(r" = (?!= ).*(?<! =) = \n?")
 
 
-def _wikitext(name: str, reader: Reader) -> Source:
+def _wikitext(name: str, options: ReadOptions, report: ReadReport) -> Source:
     """Merity et al. 2016 (arXiv:1609.07843); it validates on its own validation split."""
     folder = _data_folder(name)
     if folder is not None and (folder / "train.txt").is_file():
@@ -119,9 +124,9 @@ def _wikitext(name: str, reader: Reader) -> Source:
             raise UnavailableError(f"{valid}: missing beside {train}")
         return Source(
             name,
-            lambda: articles(text_lines(train, reader), str(train)),
+            lambda: articles(text_lines(train, report), str(train)),
             (train,),
-            validation=lambda: articles(text_lines(valid, reader), str(valid)),
+            validation=lambda: articles(text_lines(valid, report), str(valid)),
         )
     hub = _WIKITEXT[name]
     revision = hub_revision(hub, _put(f"{name}/train.txt and {name}/valid.txt"))
@@ -140,24 +145,24 @@ def _wikitext(name: str, reader: Reader) -> Source:
 
 def articles(lines: Iterable[str], place: str) -> Iterator[Document]:
     """Lines of a WikiText file joined to articles; together they are the whole file."""
-    reader, number = Reader(), 0
+    report, number = ReadReport(), 0
     article: list[str] = []
     blank = True  # a title stands between blank lines; a line of mathematics may look like one
     for line in lines:
         if blank and _TITLE.fullmatch(line) and any(one.strip() for one in article):
             number += 1
-            yield from document(f"{place}, article {number}", "".join(article), reader)
+            yield from document(f"{place}, article {number}", "".join(article), report)
             article = []
         article.append(line)
         blank = not line.strip()
     if any(one.strip() for one in article):
-        yield from document(f"{place}, article {number + 1}", "".join(article), reader)
+        yield from document(f"{place}, article {number + 1}", "".join(article), report)
 
 
 # --- the Hub -------------------------------------------------------------------------------------
 
 
-def open_hub(hub: HubName, reader: Reader, remedy: str) -> Source:
+def open_hub(hub: HubName, options: ReadOptions, report: ReadReport, remedy: str) -> Source:
     """A data set of the Hub, streamed; its state (commit) is recorded and read again.
 
     remedy: what to do where the Hub cannot be reached.
@@ -165,7 +170,7 @@ def open_hub(hub: HubName, reader: Reader, remedy: str) -> Source:
     revision = hub_revision(hub, remedy)
 
     def read() -> Iterator[Document]:
-        return row_documents(hub_rows(hub, revision), reader)
+        return row_documents(hub_rows(hub, revision), options, report)
 
     shown = ":".join(filter(None, hub))
     return Source(f"Hub {shown}@{revision}", read)
@@ -203,7 +208,7 @@ def hub_rows(hub: HubName, revision: str | None) -> Iterator[Row]:
     )
     try:
         for number, row in enumerate(rows, 1):
-            yield f"{hub.name}, row {number}", row
+            yield Row(f"{hub.name}, row {number}", row)
     except Exception as error:
         raise ConnectionError(
             f"{hub.name}: the Hub broke off ({error!r}); run the same command again, it goes on"

@@ -1,91 +1,51 @@
-"""What every source yields, and what happens to records that cannot be read.
+"""What every source of text yields: documents, and how rows of a table become documents."""
 
-A bad record is an error that names file and line (or row, or byte), or is left out and counted:
-the user chooses.
-"""
+from __future__ import annotations
 
-import glob
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-Piece = str | np.ndarray
+from gptsmith.data import columnar, columns
+from gptsmith.data.options import ReadOptions
+from gptsmith.data.paths import has_suffix
+from gptsmith.data.report import ReadReport
+from gptsmith.data.rows import Row, file_rows
+
+Chunk = str | np.ndarray
 
 
 class Document(NamedTuple):
-    """One document: text in pieces whose ids, joined, are the ids of the whole; or ids already.
+    """One document: text in chunks whose ids, joined, are the ids of the whole; or ids already.
 
     place     where it comes from, for messages: "notes.txt", "chat.jsonl:17"
-    pieces    str, or arrays of token ids; can be iterated more than once
-    begins    whether <|endoftext|> is to be put before it
+    chunks    str, or arrays of token ids; can be iterated more than once
+    begins    whether <|endoftext|> goes before it
     """
 
     place: str
-    pieces: Iterable[Piece]
+    chunks: Iterable[Chunk]
     begins: bool = True
 
 
-@dataclass
-class Reader:
-    """How the user wants files read, what was left out on the way, and how far reading has come."""
+class TokenLayout(NamedTuple):
+    """How the rows of files with token ids lie.
 
-    text_column: str | None = None
-    separator: str | None = None
-    skip: bool = False
-    left_out: dict[str, set[int]] = field(default_factory=dict)  # kind -> hashes of the places
-    hints: dict[str, None] = field(default_factory=dict)  # said once each, in this order
-    starts: dict[Path, int] = field(default_factory=dict)  # bytes of the files before this one
-    position: int = 0  # bytes of all files
+    labels   "none", "unshifted" or "shifted"
+    stream   the rows are consecutive blocks of one stream
+    """
 
-    def problem(self, kind: str, place: str, what: str) -> None:
-        """A record that cannot be used: ValueError, or counted under `kind`.
+    labels: str
+    stream: bool
+    rows: int
 
-        A set of places rather than a counter, because files are read more than once.
-        """
-        if not self.skip:
-            raise ValueError(f"{place}: {what}; --on-error skip leaves such records out")
-        self.left_out.setdefault(kind, set()).add(hash(place))
-
-    def reached(self, path: Path, offset: int) -> None:
-        self.position = self.starts.get(path, 0) + offset
-
-
-def document(place: str, text: str, reader: Reader) -> Iterator[Document]:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        what = f"not valid Unicode at character {error.start} ({error.reason})"
-        reader.problem("row that is not UTF-8", place, what)
-        return
-    if text.strip():
-        yield Document(place, (text,))
-    else:
-        reader.problem("empty document", place, "an empty document")
-
-
-class UnavailableError(FileNotFoundError):
-    """A source that is well named but not here: the next alternative may be tried."""
-
-
-def named_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
-    """The file of a path that is no folder, or the files of a pattern, sorted."""
-    if path.is_file():
-        found = [path]
-    elif path.exists():
-        raise ValueError(f"{path}: neither a file nor a folder; copy what it gives into a file")
-    elif glob.has_magic(str(path)):
-        found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
-        if not found:
-            raise UnavailableError(f"{path}: no file fits this pattern")
-    else:
-        raise UnavailableError(f"{path}: no such file or folder")
-    for file in found:
-        if not file.name.lower().endswith(tuple(suffixes)):
-            raise ValueError(f"{file}: not a file of {', '.join(suffixes)}; rename it if it is")
-    return found
+    def __str__(self) -> str:
+        rows = "consecutive blocks of one stream" if self.stream else "one document each"
+        return f"{self.rows} rows of token ids, {rows}, labels: {self.labels}"
 
 
 @dataclass(frozen=True)
@@ -98,7 +58,7 @@ class Source:
     validation     the source's own validation documents
     first_shard    the source validates on its first shard of tokens
     layout         of files that hold token ids instead of text
-    asked, passed  the user's words, and why alternatives to the left were not used
+    asked, passed  what the user wrote, and why alternatives to the left were not used
     """
 
     used: str
@@ -106,6 +66,72 @@ class Source:
     files: tuple[Path, ...] = ()
     validation: Callable[[], Iterator[Document]] | None = None
     first_shard: bool = False
-    layout: object | None = None
+    layout: TokenLayout | None = None
     asked: str = ""
     passed: tuple[str, ...] = ()
+
+
+def document(place: str, text: str, report: ReadReport) -> Iterator[Document]:
+    """The text as a document, unless it is blank or not Unicode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        problem = f"not valid Unicode at character {error.start} ({error.reason})"
+        report.reject("row that is not UTF-8", place, problem)
+        return
+    if text.strip():
+        yield Document(place, (text,))
+    else:
+        report.reject("empty document", place, "an empty document")
+
+
+def table_documents(path: Path, options: ReadOptions, report: ReadReport) -> Iterator[Document]:
+    """A document per row of a table: the text column."""
+    if has_suffix(path, *columnar.SUFFIXES):
+        schema = columnar.read_schema(path)
+        texts = [field.name for field in schema if columnar.is_text(field.type)]
+        column = _text_column(schema.names, texts, options, str(path))
+        if column not in texts:
+            kind = schema.field(column).type
+            raise ValueError(f"{path}: column {column!r} holds {kind}, not text")
+        return _texts(file_rows(path, report, columns=[column]), column, report)
+    # every value of a .csv is a string, so the only string column is no sign of text
+    typed = not has_suffix(path, ".csv", ".tsv", ".csv.gz", ".tsv.gz")
+    return row_documents(file_rows(path, report), options, report, typed=typed)
+
+
+def row_documents(
+    rows: Iterator[Row], options: ReadOptions, report: ReadReport, *, typed: bool = True
+) -> Iterator[Document]:
+    """A document per row. typed: whether strings are told from other values, as in JSON."""
+    first = next(rows, None)
+    if first is None:
+        return
+    texts = [name for name, value in first.values.items() if typed and isinstance(value, str)]
+    try:
+        column = _text_column(list(first.values), texts, options, first.place)
+    except ValueError as error:
+        raise (
+            error if typed else ValueError(f"{error} (the first line names the columns)")
+        ) from None
+    yield from _texts(chain([first], rows), column, report)
+
+
+def _text_column(names: list[str], texts: list[str], options: ReadOptions, place: str) -> str:
+    """The column of the text: as asked for, or of a known name, or the only one of strings."""
+    column = columns.choose_column(names, options.text_column, columns.TEXT, place)
+    if column is None and len(texts) == 1:
+        column = texts[0]
+    if column is None:
+        raise columns.unclear_column("text", names, place)
+    return column
+
+
+def _texts(rows: Iterable[Row], column: str, report: ReadReport) -> Iterator[Document]:
+    for place, values in rows:
+        text = values.get(column)
+        if isinstance(text, str):
+            yield from document(place, text, report)
+        else:
+            problem = f"{column!r} is missing" if text is None else f"{column!r} is not text"
+            report.reject("row without text", place, problem)

@@ -20,8 +20,8 @@ import pyarrow as pa
 
 from gptsmith import files
 from gptsmith.batch import IGNORE_INDEX
+from gptsmith.data.columnar import read_schema
 from gptsmith.data.dataset import permutation
-from gptsmith.data.tables import table_schema
 
 _TOKENS = 1 << 18  # of a record batch, about: 2 MB
 _ABOUT, _TOTALS = b"gptsmith", "gptsmith_totals"
@@ -226,4 +226,4 @@ def _open(path: Path) -> tuple[list[pa.RecordBatch], dict[str, Any], dict[str, A
 
 def holds_examples(path: Path) -> bool:
     """Whether `write_examples` made this .arrow file."""
-    return _ABOUT in (table_schema(path).metadata or {})
+    return _ABOUT in (read_schema(path).metadata or {})

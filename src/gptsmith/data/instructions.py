@@ -17,9 +17,10 @@ import numpy as np
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import ChatTemplate, Message
+from gptsmith.data.columns import listed
 from gptsmith.data.examples import Example
 from gptsmith.data.options import InstructionColumns, SplitConfig
-from gptsmith.data.rows import Row, listed, read_rows
+from gptsmith.data.rows import Row, read_rows
 
 # Taori et al. 2023, "Stanford Alpaca", PROMPT_DICT in train.py; only the last line end is ours: it
 # keeps the tokens of the prompt from depending on how the answer begins.

@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from gptsmith.data.dataset import permutation
-from gptsmith.data.documents import Reader
 from gptsmith.data.labelled_files import LabelledFiles, LabelledText
 from gptsmith.data.options import LabelledConfig
+from gptsmith.data.report import ReadReport
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ def load_labelled(config: LabelledConfig) -> Labelled:
     Raises ValueError or FileNotFoundError naming the place: columns that are not obvious, rows
     without text or label (unless skipped), labels that only a test knows, a single label.
     """
-    reader = Reader(skip=config.on_error == "skip")
-    files = LabelledFiles(config.text_column, config.label_column, reader)
+    report = ReadReport(config.on_error)
+    files = LabelledFiles(config.text_column, config.label_column, report)
     rows = files.read(config.data)
     val = files.read(config.val) if config.val else []
     test = files.read(config.test) if config.test else []
     notes = files.notes
-    notes += [f"{len(places):,} rows left out: {what}" for what, places in reader.left_out.items()]
+    notes += report.skipped.lines()
     labels = sort_labels({row.label for row in rows})
     if len(labels) < 2:
         raise ValueError(

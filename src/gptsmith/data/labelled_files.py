@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gptsmith.data.documents import Reader
-from gptsmith.data.rows import SUFFIXES, Row, listed, read_rows
+from gptsmith.data.columns import listed
+from gptsmith.data.report import ReadReport
+from gptsmith.data.rows import SUFFIXES, Row, read_rows
 
 # Names under which data sets keep these columns; the first of each wins over the others.
 TEXT_COLUMNS = ("text", "sentence", "review", "message", "sms", "content", "v2")
@@ -24,24 +25,24 @@ class LabelledText(NamedTuple):
 
 @dataclass
 class LabelledFiles:
-    """Reads sources alike. `reader` says what happens to bad rows, `notes` what was understood."""
+    """Reads sources alike. `report` says what happens to bad rows, `notes` what was understood."""
 
     text_column: str | None
     label_column: str | None
-    reader: Reader
+    report: ReadReport
     notes: list[str] = field(default_factory=list)
 
     def read(self, path: Path) -> list[LabelledText]:
         """The rows that have a text and a label.
 
-        ValueError naming the place: columns that are not obvious, bad rows unless the reader skips
+        ValueError naming the place: columns that are not obvious, bad rows unless the report skips
         them, no row at all.
         """
         found = []
         for place, text, label in self._pairs(path):
             row = LabelledText(_text(text), _label(label), place)
             if wrong := _wrong(row):
-                self.reader.problem(wrong, place, wrong)
+                self.report.reject(wrong, place, wrong)
             else:
                 found.append(row)
         if not found:
@@ -60,7 +61,7 @@ class LabelledFiles:
             yield from self._table_pairs(path)
 
     def _table_pairs(self, path: Path) -> Iterator[tuple[str, Any, Any]]:
-        rows = list(read_rows(path, self.reader))
+        rows = list(read_rows(path, self.report))
         names = list(rows[0].values) if rows else []
         asked = self.text_column or self.label_column
         if len(names) == 2 and not asked and not _known(names, TEXT_COLUMNS + LABEL_COLUMNS):
@@ -69,7 +70,7 @@ class LabelledFiles:
             at = _label_column(columns)
             if at is not None and names[at] in columns[at][1:]:
                 self.notes.append(f"{path}: no header line; column {at + 1} of 2 is the label")
-                rows = list(read_rows(path, self.reader, header=("1", "2")))
+                rows = list(read_rows(path, self.report, header=("1", "2")))
                 yield from _values(rows, str(2 - at), str(1 + at))
                 return
         yield from _values(rows, *self._columns(names, rows)) if rows else ()

@@ -7,15 +7,23 @@ at once.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-if TYPE_CHECKING:
-    from gptsmith.data.documents import Reader
-
 OnError = Literal["stop", "skip"]
 Labels = Literal["auto", "shifted", "unshifted"]
+
+
+class ReadOptions(BaseModel):
+    """How files of documents are read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text_column: str | None = None
+    """Column of the text in tables and .jsonl files, if it is not obvious."""
+    document_separator: str | None = Field(None, min_length=1)
+    """Text between the documents of a text file; without it a file is one document."""
 
 
 class ChatColumns(NamedTuple):
@@ -49,11 +57,6 @@ class ChatFiles(BaseModel):
         if self.messages_column is not None and self.prompt_column is not None:
             raise ValueError("--messages-column and --prompt-column exclude each other: give one")
         return self
-
-    def reader(self) -> Reader:
-        from gptsmith.data.documents import Reader
-
-        return Reader(skip=self.on_error == "skip")
 
     def columns(self) -> ChatColumns:
         return ChatColumns(self.messages_column, self.prompt_column, self.response_column)

@@ -26,13 +26,15 @@ from gptsmith.data.destination import (
     replace,
     replacement,
 )
-from gptsmith.data.documents import Document, Reader, Source
+from gptsmith.data.documents import Document, Source
+from gptsmith.data.options import ReadOptions
 from gptsmith.data.progress import PrepareProgress
+from gptsmith.data.report import ReadReport
 from gptsmith.data.selection import Selection
 from gptsmith.data.shards import FORMAT, fingerprint
 from gptsmith.data.sources import open_source
-from gptsmith.data.text_files import PIECE_BYTES
-from gptsmith.data.tokenized import Layout, tokenized_documents
+from gptsmith.data.text_files import CHUNK_BYTES
+from gptsmith.data.tokenized import tokenized_documents
 from gptsmith.data.vocabulary import given_tokenizer, learn
 from gptsmith.tokenizer import Tokenizer
 
@@ -90,19 +92,19 @@ def prepare(config: PrepareConfig) -> Path:
     """
     started = time.monotonic()
     separator = config.document_separator
-    reader = Reader(
+    options = ReadOptions(
         text_column=config.text_column,
-        separator=separator and separator.replace("\\n", "\n").replace("\\t", "\t"),
-        skip=config.on_error == "skip",
+        document_separator=separator and separator.replace("\\n", "\n").replace("\\t", "\t"),
     )
-    sources = [open_source(asked, reader) for asked in config.sources]
-    val = open_source(config.val, reader) if config.val is not None else None
+    report = ReadReport(config.on_error)
+    sources = [open_source(asked, options, report) for asked in config.sources]
+    val = open_source(config.val, options, report) if config.val is not None else None
     opened = [*sources, val] if val else sources
     given = given_tokenizer(config.tokenizer, config.vocab_size, opened)
     paths = [path for source in opened for path in source.files]
     total = 0
     for path in paths:
-        reader.starts[path] = total
+        report.starts[path] = total
         total += path.stat().st_size
     identity = _identity(config, opened, given)
     _tell(opened)
@@ -115,7 +117,7 @@ def prepare(config: PrepareConfig) -> Path:
     selection = Selection(
         sources,
         val,
-        lambda source: _documents(source, given, reader),
+        lambda source: _documents(source, given, report),
         val_fraction=config.val_fraction,
         max_documents=config.max_documents,
         deduplicate=config.deduplicate,
@@ -123,7 +125,7 @@ def prepare(config: PrepareConfig) -> Path:
     with files.lock(folder, "or choose another --out"):
         journal = open_journal(folder, identity)
         try:
-            manifest = _make(config, folder, selection, reader, total, given, identity, journal)
+            manifest = _make(config, folder, selection, report, total, given, identity, journal)
         except ValueError:
             clear(folder)
             raise
@@ -133,19 +135,18 @@ def prepare(config: PrepareConfig) -> Path:
     return config.out
 
 
-def _documents(source: Source, given: Tokenizer | None, reader: Reader) -> Iterator[Document]:
+def _documents(source: Source, given: Tokenizer | None, report: ReadReport) -> Iterator[Document]:
     if source.layout is None:
         return source.documents()
-    assert isinstance(source.layout, Layout)
     assert given is not None
-    return tokenized_documents(source.files, source.layout, given.eos_id, given.vocab_size, reader)
+    return tokenized_documents(source.files, source.layout, given.eos_id, given.vocab_size, report)
 
 
 def _make(
     config: PrepareConfig,
     folder: Path,
     selection: Selection,
-    reader: Reader,
+    report: ReadReport,
     total: int,
     given: Tokenizer | None,
     identity: Identity,
@@ -158,11 +159,12 @@ def _make(
     else:
         tokenizer = given or Tokenizer.load(folder)
     token_bytes = tokenizer.token_bytes()
-    reader.left_out.clear()
+    report.skipped.clear()
 
     def left_out() -> dict[str, int]:
-        counts = {kind: len(places) for kind, places in sorted(reader.left_out.items())}
-        return counts | ({"duplicate": selection.duplicates} if config.deduplicate else {})
+        return report.skipped.counts() | (
+            {"duplicate": selection.duplicates} if config.deduplicate else {}
+        )
 
     start_build = partial(
         Build,
@@ -194,11 +196,11 @@ def _make(
             if build.full:
                 break
             build.write(frame, tokens)
-            progress.update(reader.position, *build.totals)
+            progress.update(report.position, *build.totals)
         else:
             build.left_out = left_out()
-        progress.update(total or reader.position, *build.totals)
-        for hint in reader.hints:
+        progress.update(total or report.position, *build.totals)
+        for hint in report.hints:
             _say(hint)
         _check(config, build, selection)
         splits = build.finish()
@@ -264,7 +266,7 @@ def _identity(config: PrepareConfig, sources: list[Source], given: Tokenizer | N
     return {
         "settings": settings | {"given_tokenizer": given.fingerprint if given else None},
         "sources": [about(source) for source in sources],
-        "seen": hashlib.sha256(json.dumps([FRAME, PIECE_BYTES, times]).encode()).hexdigest(),
+        "seen": hashlib.sha256(json.dumps([FRAME, CHUNK_BYTES, times]).encode()).hexdigest(),
     }
 
 

@@ -1,8 +1,9 @@
 """Rows of any table: .json .jsonl .csv .tsv (each also .gz) .parquet .arrow, with their places.
 
-Tuning sets need all columns of a row, of whatever type; documents.py and tables.py make text for
-pretraining out of one column. Read in a stream, but for a .json file that holds one list.
+Everything is read as a stream, except a .json file that holds one list.
 """
+
+from __future__ import annotations
 
 import csv
 import gzip
@@ -10,79 +11,68 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from gptsmith.data.documents import Reader, named_files
-from gptsmith.data.tables import table_batches, table_schema
+from gptsmith.data import columnar
+from gptsmith.data.columns import listed
+from gptsmith.data.paths import find_files, has_suffix
+from gptsmith.data.report import ReadReport
 
 _TEXT = (".json", ".jsonl", ".csv", ".tsv")
-_TABLES = (".parquet", ".arrow")
-SUFFIXES = (*_TEXT, *(f"{suffix}.gz" for suffix in _TEXT), *_TABLES)
+SUFFIXES = (*_TEXT, *(f"{suffix}.gz" for suffix in _TEXT), *columnar.SUFFIXES)
 
-# What `datasets` keeps beside its .arrow files.
-_NOT_ROWS = ("dataset_dict.json", "dataset_info.json", "state.json")
-_PIECE = 512  # rows of a table turned into Python objects at a time
+_BOM = b"\xef\xbb\xbf"  # of UTF-8; some programs begin a file with it
 
 
 class Row(NamedTuple):
-    """place: "file:line", or "file, row n"; values: by column, None where a table is empty."""
+    """place: "file:line", or "file, row n"; values: by column, None where a table has null."""
 
     place: str
     values: dict[str, Any]
 
 
 def read_rows(
-    path: str | Path, reader: Reader | None = None, *, header: Sequence[str] | None = None
+    path: str | Path, report: ReadReport | None = None, *, header: Sequence[str] | None = None
 ) -> Iterator[Row]:
-    """The rows of a file, of all files in a folder, or of those that fit a pattern, in order.
+    """The rows of a file, of all files in a folder, or of those that match a pattern, in order.
 
     A line of JSON that is a bare list becomes a row with the one column `messages`.
-    reader: what to do with rows that cannot be read (None: ValueError), and its progress.
+    report: what to do with rows that cannot be read (default: ValueError).
     header: names of the columns where a .csv or .tsv has no header line.
-    ValueError naming file and line, for a column that stands twice too.
+    ValueError naming file and line, also for a column name that occurs twice.
     """
     for file in row_files(path):
-        if file.stat().st_size == 0:
-            raise ValueError(f"{file}: the file is empty")
-        if _is(file, *_TABLES):
-            yield from _table_rows(file, reader or Reader())
-        elif _is(file, ".csv", ".tsv", ".csv.gz", ".tsv.gz"):
-            yield from _csv_rows(file, reader, header)
-        else:
-            yield from _json_rows(file, reader)
+        yield from file_rows(file, report or ReadReport(), header=header)
 
 
 def row_files(path: str | Path) -> list[Path]:
-    """The files behind a path or pattern, sorted. FileNotFoundError if there are none."""
-    path = Path(path)
-    if path.is_dir():
-        if (path / "dataset_dict.json").is_file():
-            splits = sorted(p.name for p in path.iterdir() if p.is_dir())
-            raise ValueError(f"{path}: holds the splits {', '.join(splits)}; name one of them")
-        found = sorted(
-            p
-            for p in path.rglob("*")
-            if p.is_file()
-            and _is(p, *SUFFIXES)
-            and p.name not in _NOT_ROWS
-            and not any(part.startswith((".", "cache-")) for part in p.relative_to(path).parts)
-        )
-        if not found:
-            raise FileNotFoundError(f"{path}: no file of {', '.join(SUFFIXES)} in this folder")
-        return found
-    return named_files(path, SUFFIXES)
+    """The files of rows behind a path or pattern, sorted. FileNotFoundError if there are none."""
+    return find_files(path, SUFFIXES)
 
 
-def listed(names: Iterable[str]) -> str:
-    """Column names for a message."""
-    return ", ".join(repr(name) for name in names)
+def file_rows(
+    path: Path,
+    report: ReadReport,
+    *,
+    header: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+) -> Iterator[Row]:
+    """The rows of one file. columns: those to read, where the format allows a choice."""
+    if path.stat().st_size == 0:
+        report.reject("empty file", str(path), "the file is empty")
+    elif has_suffix(path, *columnar.SUFFIXES):
+        yield from _columnar_rows(path, report, columns)
+    elif has_suffix(path, ".csv", ".tsv", ".csv.gz", ".tsv.gz"):
+        yield from _csv_rows(path, report, header)
+    else:
+        yield from _json_rows(path, report)
 
 
 def check_unicode(row: Row, name: str, text: str) -> None:
-    """ValueError naming the place for a lone surrogate, which JSON can spell and UTF-8 cannot."""
+    """ValueError naming the place of a lone surrogate, which JSON can write and UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -90,21 +80,11 @@ def check_unicode(row: Row, name: str, text: str) -> None:
         raise ValueError(f"{row.place}: {name!r} is not Unicode at character {at}") from None
 
 
-def _is(path: Path, *suffixes: str) -> bool:
-    return path.name.lower().endswith(suffixes)
-
-
-def _problem(reader: Reader | None, kind: str, place: str, what: str) -> None:
-    if reader is None:
-        raise ValueError(f"{place}: {what}")
-    reader.problem(kind, place, what)
-
-
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """The file as it lies on disk and as it reads, which differ for .gz."""
+    """The file as stored, for its position, and its content; they differ for .gz."""
     with path.open("rb") as raw:
-        if not _is(path, ".gz"):
+        if not has_suffix(path, ".gz"):
             yield raw, raw
             return
         try:
@@ -117,38 +97,36 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
 # --- JSON ----------------------------------------------------------------------------------------
 
 
-def _json_rows(path: Path, reader: Reader | None) -> Iterator[Row]:
-    if _is(path, ".json", ".json.gz"):
+def _json_rows(path: Path, report: ReadReport) -> Iterator[Row]:
+    if has_suffix(path, ".json", ".json.gz"):
         with _opened(path) as (_, file):
-            start = file.read(1 << 12).removeprefix(b"\xef\xbb\xbf").lstrip()
-        if start.startswith(b"["):  # one list of all rows; else rows of lists, read line by line
-            rows = _whole_list(path)
-            if rows is not None:
-                for number, value in enumerate(rows, 1):
-                    yield from _json_row(value, f"{path}, row {number}", reader)
-                return
+            start = file.read(1 << 12).removeprefix(_BOM).lstrip()
+        # one list of all rows, or a list per line
+        if start.startswith(b"[") and (rows := _whole_list(path)) is not None:
+            for number, value in enumerate(rows, 1):
+                yield from _json_row(value, f"{path}, row {number}", report)
+            return
     with _opened(path) as (raw, file):
         for number, line in enumerate(file, 1):
-            if reader is not None:
-                reader.reached(path, raw.tell())
+            report.reached(path, raw.tell())
             if not line.strip():
                 continue
             place = f"{path}:{number}"
             try:
-                value = _parse(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+                value = _parse(line.removeprefix(_BOM) if number == 1 else line)
             except UnicodeDecodeError as error:
-                _problem(reader, "line that is not UTF-8", place, f"not UTF-8 ({error.reason})")
+                report.reject("line that is not UTF-8", place, f"not UTF-8 ({error.reason})")
             except (ValueError, RecursionError) as error:
                 hint = "; a row is one line, or a .json file one list" if number == 1 else ""
-                _problem(reader, "malformed line", place, _reason(error) + hint)
+                report.reject("malformed line", place, _reason(error) + hint)
             else:
-                yield from _json_row(value, place, reader)
+                yield from _json_row(value, place, report)
 
 
 def _whole_list(path: Path) -> list[Any] | None:
-    """The file's rows if it is one list; None if more follows, as where each line is a list."""
+    """The rows of a file that is one list; None if more follows, as where each line is a list."""
     with _opened(path) as (_, file):
-        data = file.read().removeprefix(b"\xef\xbb\xbf")
+        data = file.read().removeprefix(_BOM)
     try:
         rows: list[Any] = _parse(data)
     except UnicodeDecodeError as error:
@@ -162,14 +140,14 @@ def _whole_list(path: Path) -> list[Any] | None:
     return rows
 
 
-def _json_row(value: Any, place: str, reader: Reader | None) -> Iterator[Row]:
+def _json_row(value: Any, place: str, report: ReadReport) -> Iterator[Row]:
     if isinstance(value, dict):
         yield Row(place, value)
     elif isinstance(value, list):
         yield Row(place, {"messages": value})
     else:
-        what = f"a row must be a JSON object, this is {json.dumps(value)[:40]}"
-        _problem(reader, "malformed line", place, what)
+        problem = f"a row must be a JSON object, this is {json.dumps(value)[:40]}"
+        report.reject("malformed line", place, problem)
 
 
 def _parse(data: bytes) -> Any:
@@ -181,7 +159,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} stands twice in one object")
+        raise ValueError(f"{twice!r} occurs twice in one object")
     return values
 
 
@@ -191,16 +169,16 @@ def _reason(error: Exception) -> str:
     return "not JSON (nested too deeply)" if isinstance(error, RecursionError) else str(error)
 
 
-# --- tables --------------------------------------------------------------------------------------
+# --- CSV, Parquet, Arrow -------------------------------------------------------------------------
 
 
-def _csv_rows(path: Path, reader: Reader | None, header: Sequence[str] | None) -> Iterator[Row]:
-    """Bytes that are not UTF-8 come through as lone surrogates and are reported with their row:
+def _csv_rows(path: Path, report: ReadReport, header: Sequence[str] | None) -> Iterator[Row]:
+    """Bytes that are not UTF-8 are decoded as lone surrogates and reported with their row:
     decoding strictly would fail at a buffer's end, far from the row at fault."""
     csv.field_size_limit(sys.maxsize)
     # A .tsv has no quotes (IANA text/tab-separated-values): a lone " is just that.
     dialect: dict[str, Any] = {"strict": True}
-    if _is(path, ".tsv", ".tsv.gz"):
+    if has_suffix(path, ".tsv", ".tsv.gz"):
         dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     names = list(header) if header is not None else None
     with (
@@ -215,50 +193,53 @@ def _csv_rows(path: Path, reader: Reader | None, header: Sequence[str] | None) -
             except StopIteration:
                 return
             except csv.Error as error:
-                _problem(reader, "malformed row", place, f"cannot be read ({error})")
+                report.reject("malformed row", place, f"cannot be read ({error})")
                 continue
-            if reader is not None:
-                reader.reached(path, raw.tell())
+            report.reached(path, raw.tell())
             if not values:
                 continue
             if names is None:
                 names = values
-                _refuse_twice(names, place)
+                if not _is_unicode(names) or "\0" in "".join(names):  # UTF-16, for example
+                    raise ValueError(f"{place}: the header line is not UTF-8; save it as UTF-8")
+                _check_unique(names, place)
             elif len(values) != len(names):
-                what = f"{len(values)} fields where the header has {len(names)}"
-                _problem(reader, "malformed row", place, what)
-            elif not all(map(_is_unicode, values)):
-                _problem(reader, "row that is not UTF-8", place, "not UTF-8; save the file as that")
+                problem = f"{len(values)} fields where the header has {len(names)}"
+                report.reject("malformed row", place, problem)
+            elif not _is_unicode(values):
+                problem = "not UTF-8; save the file as UTF-8"
+                report.reject("row that is not UTF-8", place, problem)
             else:
                 yield Row(place, dict(zip(names, values, strict=True)))
 
 
-def _is_unicode(text: str) -> bool:
+def _is_unicode(texts: Sequence[str]) -> bool:
     try:
-        text.encode()
+        "".join(texts).encode()
     except UnicodeEncodeError:
         return False
     return True
 
 
-def _table_rows(path: Path, reader: Reader) -> Iterator[Row]:
-    names = table_schema(path).names
-    _refuse_twice(names, str(path))
+def _columnar_rows(path: Path, report: ReadReport, columns: Sequence[str] | None) -> Iterator[Row]:
+    names = columnar.read_schema(path).names
+    _check_unique(names, str(path))
     number = 0
-    for batch in table_batches(path, names, reader):
-        for start in range(0, len(batch), _PIECE):
-            try:
-                values = batch.slice(start, _PIECE).to_pylist()
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}, row {number + 1} or later: {error}") from None
-            for row in values:
-                number += 1
-                yield Row(f"{path}, row {number}", row)
+    for batch in columnar.read_batches(path, columns or names, report):
+        try:
+            values = batch.to_pylist()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, row {number + 1} or later: {error}") from None
+        for row in values:
+            number += 1
+            yield Row(f"{path}, row {number}", row)
 
 
-def _refuse_twice(names: Sequence[str], place: str) -> None:
+def _check_unique(names: Sequence[str], place: str) -> None:
+    """ValueError for two columns of one name, of which a row could hold only one. Columns without
+    a name, as of an index that pandas wrote, are not read and may be several."""
     for name in names:
-        if names.count(name) > 1:
+        if name and names.count(name) > 1:
             raise ValueError(
-                f"{place}: the column {name!r} stands twice; there are {listed(names)}"
+                f"{place}: two columns are called {name!r}; rename one of {listed(names)}"
             )

@@ -11,7 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
-from gptsmith.data.documents import Document, Piece, Source
+from gptsmith.data.documents import Chunk, Document, Source
 
 # "first" goes to validation until its first shard is full, and from then on to training.
 Split = Literal["train", "val", "first"]
@@ -99,7 +99,7 @@ class Selection:
     def _is_new(self, document: Document, seen: set[bytes]) -> bool:
         if not self.deduplicate:
             return True
-        digest = _digest(document.pieces)
+        digest = _digest(document.chunks)
         if digest in seen:
             self.duplicates += 1
             return False
@@ -119,7 +119,7 @@ class Selection:
         divided = [document for split, document in selected if split == "val"]
         if len(divided) == 1:
             (document,) = divided
-            total = sum(map(len, document.pieces))
+            total = sum(map(len, document.chunks))
             cut = int(total * (1 - self.val_fraction))
             unit = "tokens" if document.begins is False else "characters"
             if not 0 < cut < total:
@@ -128,8 +128,8 @@ class Selection:
                     "validation; give more text, or --val FILE"
                 )
             self._rule(f"the last {self.val_fraction:.4g} of one document's {unit}")
-            yield "val", Document(document.place, _Part(document.pieces, cut, total), begins=False)
-            head = document._replace(pieces=_Part(document.pieces, 0, cut))
+            yield "val", Document(document.place, _Part(document.chunks, cut, total), begins=False)
+            head = document._replace(chunks=_Part(document.chunks, 0, cut))
             selected = [("train", head) if s == "val" else (s, d) for s, d in selected]
         elif divided:
             count = min(max(1, round(self.val_fraction * len(divided))), len(divided) - 1)
@@ -150,39 +150,39 @@ def _same(path: Path) -> tuple[int, int]:
 
 
 class _Part:
-    """A range of a document's characters (or tokens), in pieces."""
+    """A range of a document's characters (or tokens), in chunks."""
 
-    def __init__(self, pieces: Iterable[Piece], start: int, stop: int) -> None:
-        self.pieces, self.start, self.stop = pieces, start, stop
+    def __init__(self, chunks: Iterable[Chunk], start: int, stop: int) -> None:
+        self.chunks, self.start, self.stop = chunks, start, stop
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[Chunk]:
         at = 0
-        for piece in self.pieces:
+        for chunk in self.chunks:
             if at >= self.stop:
                 return
-            part = piece[max(0, self.start - at) : self.stop - at]
-            at += len(piece)
+            part = chunk[max(0, self.start - at) : self.stop - at]
+            at += len(chunk)
             if len(part):
                 yield part
 
 
-def _bytes(piece: Piece) -> bytes:
-    return piece.encode() if isinstance(piece, str) else piece.astype("<i8").tobytes()
+def _bytes(chunk: Chunk) -> bytes:
+    return chunk.encode() if isinstance(chunk, str) else chunk.astype("<i8").tobytes()
 
 
-def _digest(pieces: Iterable[Piece]) -> bytes:
+def _digest(chunks: Iterable[Chunk]) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
-    for piece in pieces:
-        digest.update(_bytes(piece))
+    for chunk in chunks:
+        digest.update(_bytes(chunk))
     return digest.digest()
 
 
 def _order(document: Document) -> int:
     """A number below 2**64 that depends on the document's (beginning of the) text alone."""
-    head: list[Piece] = []
+    head: list[Chunk] = []
     missing = _HASHED
-    for piece in document.pieces:
-        head.append(piece[:missing])
+    for chunk in document.chunks:
+        head.append(chunk[:missing])
         missing -= len(head[-1])
         if not missing:
             break

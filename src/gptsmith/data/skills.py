@@ -315,4 +315,4 @@ def _facts() -> list[Exchange]:
 
 
 def _text(document: Document) -> str:
-    return "".join(map(str, document.pieces))
+    return "".join(map(str, document.chunks))

@@ -1,43 +1,47 @@
 """What the user names as text: corpora, files, folders, patterns, data sets of the Hub.
 
-What was asked for is what is used. An alternative is one that the user wrote, as in
+Only what was asked for is used. An alternative is one that the user wrote, as in
 `wikipedia|wikitext-2`: tried from left to right, and the choice is recorded with its reason.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import difflib
 import glob
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gptsmith.data import corpora
-from gptsmith.data.documents import Document, Reader, Source, UnavailableError, named_files
-from gptsmith.data.tables import table_documents
-from gptsmith.data.text_files import text_documents
-from gptsmith.data.tokenized import IDS, Layout, examine, holds_ids
+import numpy as np
 
-_TEXT = (".txt", ".md")
-_TABLES = (".parquet", ".arrow")
-SUFFIXES = (*_TEXT, ".jsonl", ".jsonl.gz", ".csv", ".tsv", *_TABLES)
+from gptsmith.data import columnar, corpora, rows, text_files
+from gptsmith.data.documents import Document, Source, TokenLayout, table_documents
+from gptsmith.data.options import ReadOptions
+from gptsmith.data.paths import UnavailableError, files_below, find_files, has_suffix
+from gptsmith.data.report import ReadReport
+from gptsmith.data.tokenized import IDS, find_layout, holds_ids
+from gptsmith.tokenizer import Tokenizer
+
+# A .json file in a folder of texts is hardly ever one of them.
+SUFFIXES = (*text_files.SUFFIXES, *(s for s in rows.SUFFIXES if s not in (".json", ".json.gz")))
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]*(:[\w.-]+)?)?")
 
 
-def open_source(asked: str, reader: Reader) -> Source:
-    """The source called `asked`, or the first of its alternatives that can be had.
+def open_source(asked: str, options: ReadOptions, report: ReadReport) -> Source:
+    """The source called `asked`, or the first of its alternatives that is available.
 
-    ValueError for a name that means nothing, FileNotFoundError for one that is not here.
+    ValueError for a name that means nothing, FileNotFoundError for one that is not available.
     """
-    # a file may have the sign in its name
+    # a file name may contain "|"
     names = [asked] if Path(asked).exists() else [name.strip() for name in asked.split("|")]
     for name in names:
         _check_name(name, asked)
     passed: list[str] = []
     for name in names:
         try:
-            source = _open(name, reader)
+            source = _open(name, options, report)
         except UnavailableError as error:
             passed.append(str(error))
         else:
@@ -45,9 +49,35 @@ def open_source(asked: str, reader: Reader) -> Source:
     raise FileNotFoundError("; ".join(passed))
 
 
+def encode_source(
+    asked: str, tokenizer: Tokenizer, options: ReadOptions, report: ReadReport
+) -> np.ndarray:
+    """The ids of all documents of a source in memory, each after <|endoftext|> (or what the
+    tokenizer has texts begin with), so that every token has one before it from which to predict it.
+
+    ValueError, FileNotFoundError as from open_source, and ValueError for a source without text or
+    with token ids.
+    """
+    source = open_source(asked, options, report)
+    if source.layout is not None:
+        raise ValueError(f"{source.used}: holds token ids; gptsmith prepare makes a corpus of it")
+    begin = np.array(tokenizer.prompt(""), tokenizer.dtype)
+    parts = []
+    for document in source.documents():
+        text = "".join(map(str, document.chunks))  # as a whole: chunks could cut a word
+        try:
+            ids = tokenizer.encode_array(text).astype(tokenizer.dtype)
+        except ValueError as error:
+            raise ValueError(f"{document.place}: {error}") from None
+        parts += [begin, ids] if document.begins else [ids]
+    if not parts:
+        raise ValueError(f"{asked}: no text in it")
+    return np.concatenate(parts)
+
+
 def _is_path(name: str) -> bool:
-    """A local path, there or not. `owner/name` is the Hub's unless it is there."""
-    looks = name.startswith(("/", "./", "../", "~")) or name.lower().endswith(SUFFIXES)
+    """Whether this is a local path. `owner/name` is a name of the Hub unless it exists here."""
+    looks = name.startswith(("/", "./", "../", "~")) or has_suffix(Path(name), *SUFFIXES)
     return looks or glob.has_magic(name) or Path(name).exists()
 
 
@@ -61,95 +91,61 @@ def _check_name(name: str, asked: str) -> None:
     raise ValueError(f"source {name!r}: no such file, folder or corpus; {hint}")
 
 
-def _open(name: str, reader: Reader) -> Source:
+def _open(name: str, options: ReadOptions, report: ReadReport) -> Source:
+    def open_path(path: Path, used: str) -> Source:
+        return _open_path(path, used, options, report)
+
     if name in corpora.NAMES:
         if Path(name).exists():
-            reader.hints[f"{name}: the corpus of that name is used; the file is ./{name}"] = None
-        return corpora.open_named(name, reader, lambda path, used: _open_path(path, used, reader))
+            report.hint(f"{name}: the corpus of that name is used; the file is ./{name}")
+        return corpora.open_named(name, options, report, open_path)
     if _is_path(name):
         try:
             path = Path(name).expanduser()
         except RuntimeError:
             raise ValueError(f"{name!r}: no such user's home folder; write the path out") from None
-        return _open_path(path, name, reader)
+        return open_path(path, name)
     dataset, _, rest = name.partition(":")
     config, _, split = rest.partition(":")
     hub = corpora.HubName(dataset, config or None, split or "train")
-    return corpora.open_hub(
-        hub, reader, "without network, fetch its files elsewhere and give their folder instead"
-    )
+    remedy = "without network, download its files elsewhere and give their folder instead"
+    return corpora.open_hub(hub, options, report, remedy)
 
 
-def _open_path(path: Path, name: str, reader: Reader) -> Source:
-    paths = _files(path, reader)
-    layout = _layout(paths, reader)
+def _open_path(path: Path, name: str, options: ReadOptions, report: ReadReport) -> Source:
+    paths = tuple(find_files(path, SUFFIXES))
+    if path.is_dir() and (others := len(files_below(path)) - len(paths)):
+        report.hint(f"{path}: {len(paths)} files are read, {others} of other kinds not")
+    layout = _layout(paths, options, report)
 
     def read() -> Iterator[Document]:
         for path in paths:
-            yield from _read(path, reader)
+            yield from _read(path, options, report)
 
     return Source(name, read, paths, layout=layout)
 
 
-def _files(path: Path, reader: Reader) -> tuple[Path, ...]:
-    """The files of a path, folder or pattern, in a fixed order."""
-    if path.is_dir():
-        if (path / "dataset_dict.json").is_file():
-            splits = sorted(p.name for p in path.iterdir() if p.is_dir())
-            raise ValueError(
-                f"{path}: holds the splits {', '.join(splits)}; name one, for example "
-                f"{path / splits[0] if splits else path}, and another with --val"
-            )
-        below = [
-            p
-            for p in sorted(path.rglob("*"))
-            if not any(s.startswith(".") for s in p.relative_to(path).parts)
-        ]
-        for p in (path, *below):  # rglob is silent about them
-            if p.is_dir() and not os.access(p, os.R_OK | os.X_OK):
-                raise PermissionError(f"{p}: you may not read this folder")
-        inside = [p for p in below if p.is_file()]
-        # `datasets` keeps results of its own beside the data
-        found = [p for p in inside if _known(p) and not p.name.startswith("cache-")]
-        if not found:
-            raise UnavailableError(f"{path}: no file of {', '.join(SUFFIXES)} in this folder")
-        if len(found) < len(inside):
-            others = len(inside) - len(found)
-            reader.hints[f"{path}: {len(found)} files are read, {others} of other kinds not"] = None
-        return tuple(found)
-    return tuple(named_files(path, SUFFIXES))
-
-
-def _known(path: Path) -> bool:
-    return path.name.lower().endswith(SUFFIXES)
-
-
-def _layout(paths: Sequence[Path], reader: Reader) -> Layout | None:
-    """How the files' token ids lie, if it is token ids that they hold."""
-    tables = [path for path in paths if path.name.lower().endswith(_TABLES) and holds_ids(path)]
-    if not tables or reader.text_column not in (None, IDS):
+def _layout(paths: Sequence[Path], options: ReadOptions, report: ReadReport) -> TokenLayout | None:
+    """The layout of files that hold token ids; None if they hold text."""
+    tables = [p for p in paths if has_suffix(p, *columnar.SUFFIXES) and holds_ids(p)]
+    if not tables or options.text_column not in (None, IDS):
         return None
     if len(tables) < len(paths):
         other = next(path for path in paths if path not in tables)
         raise ValueError(f"{tables[0]} holds token ids, {other} does not; prepare them apart")
-    if reader.text_column is None and (path := next(filter(_has_text, tables), None)):
+    both = (path for path in tables if "text" in columnar.read_schema(path).names)
+    if options.text_column is None and (path := next(both, None)):
         raise ValueError(
             f"{path}: holds text and token ids; say --text-column text or --text-column {IDS}"
         )
-    return examine(tables, reader)
+    return find_layout(tables, report)
 
 
-def _has_text(path: Path) -> bool:
-    from gptsmith.data.tables import table_schema
-
-    return "text" in table_schema(path).names
-
-
-def _read(path: Path, reader: Reader) -> Iterator[Document]:
+def _read(path: Path, options: ReadOptions, report: ReadReport) -> Iterator[Document]:
     """The documents of one file."""
     if path.stat().st_size == 0:
-        reader.problem("empty file", str(path), "the file is empty")
-    elif path.name.lower().endswith(_TEXT):
-        yield from text_documents(path, reader)
+        report.reject("empty file", str(path), "the file is empty")
+    elif has_suffix(path, *text_files.SUFFIXES):
+        yield from text_files.text_documents(path, options, report)
     else:
-        yield from table_documents(path, reader)
+        yield from table_documents(path, options, report)

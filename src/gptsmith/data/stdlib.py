@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from gptsmith.data.documents import Document, UnavailableError
+from gptsmith.data.documents import Document
+from gptsmith.data.paths import UnavailableError
 
 # Not the library itself, or no text that anyone wrote to be read.
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}

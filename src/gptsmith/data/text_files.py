@@ -4,14 +4,19 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from gptsmith.data.documents import Document, Reader, document
+from gptsmith.data.documents import Document, document
+from gptsmith.data.options import ReadOptions
+from gptsmith.data.report import ReadReport
 
-PIECE_BYTES = 1 << 18  # read at a time
+SUFFIXES = (".txt", ".md")
+
+CHUNK_BYTES = 1 << 18  # read at a time
 
 
-def text_documents(path: Path, reader: Reader) -> Iterator[Document]:
+def text_documents(path: Path, options: ReadOptions, report: ReadReport) -> Iterator[Document]:
     """The file as one document, or cut at the user's separator."""
-    return _separated(path, reader) if reader.separator else _whole(path, reader)
+    separator = options.document_separator
+    return _separated(path, separator, report) if separator else _whole(path, report)
 
 
 # A border between two of GPT-2's pieces whatever stands around it: white space begins (Python's \S
@@ -37,12 +42,12 @@ def safe_cut(text: str) -> int:
 class TextFile:
     """The pieces of a text file, read anew at each iteration."""
 
-    def __init__(self, path: Path, reader: Reader) -> None:
-        self.path, self.reader = path, reader
+    def __init__(self, path: Path, report: ReadReport) -> None:
+        self.path, self.report = path, report
 
     def __iter__(self) -> Iterator[str]:
         parts: list[str] = []  # what no border has ended yet
-        for text in _decoded(self.path, self.reader):
+        for text in _decoded(self.path, self.report):
             cut = safe_cut(text)
             if cut:
                 yield "".join([*parts, text[:cut]])
@@ -52,35 +57,33 @@ class TextFile:
             yield rest
 
 
-def text_lines(path: Path, reader: Reader) -> Iterator[str]:
+def text_lines(path: Path, report: ReadReport) -> Iterator[str]:
     """The file's lines with their ends."""
     rest = ""
-    for text in _decoded(path, reader):
+    for text in _decoded(path, report):
         *lines, rest = (rest + text).split("\n")
         yield from (f"{line}\n" for line in lines)
     if rest:
         yield rest
 
 
-def _whole(path: Path, reader: Reader) -> Iterator[Document]:
-    pieces = TextFile(path, reader)
+def _whole(path: Path, report: ReadReport) -> Iterator[Document]:
+    pieces = TextFile(path, report)
     for piece in pieces:
         if piece.strip():
             if "<|endoftext|>" in piece:
-                reader.hints[
+                report.hint(
                     f"{path}: holds <|endoftext|> as plain text; if it stands between documents, "
                     "say --document-separator '<|endoftext|>'"
-                ] = None
+                )
             yield Document(str(path), pieces)
             return
-    reader.problem("empty document", str(path), "nothing but white space")
+    report.reject("empty document", str(path), "nothing but white space")
 
 
-def _separated(path: Path, reader: Reader) -> Iterator[Document]:
-    separator = reader.separator
-    assert separator
+def _separated(path: Path, separator: str, report: ReadReport) -> Iterator[Document]:
     pending, number = "", 0
-    for text in _decoded(path, reader):
+    for text in _decoded(path, report):
         searched = max(0, len(pending) - len(separator) + 1)
         pending += text
         if pending.find(separator, searched) >= 0:
@@ -88,26 +91,26 @@ def _separated(path: Path, reader: Reader) -> Iterator[Document]:
             for one in whole:
                 if one := one.strip("\r\n"):
                     number += 1
-                    yield from document(f"{path}, document {number}", one, reader)
+                    yield from document(f"{path}, document {number}", one, report)
     if pending := pending.strip("\r\n"):
-        yield from document(f"{path}, document {number + 1}", pending, reader)
+        yield from document(f"{path}, document {number + 1}", pending, report)
 
 
-def _decoded(path: Path, reader: Reader) -> Iterator[str]:
+def _decoded(path: Path, report: ReadReport) -> Iterator[str]:
     """The file's text as it is, line ends and all, in blocks that end after a line if they can."""
     with path.open("rb") as file:
         pending, offset, line = file.read(3).removeprefix(b"\xef\xbb\xbf"), 0, 1
         offset = file.tell() - len(pending)
-        while block := file.read(PIECE_BYTES):
+        while block := file.read(CHUNK_BYTES):
             pending += block
             end = pending.rfind(b"\n") + 1
-            if not end and not reader.skip:  # a line longer than a block; skipping needs it whole
+            if not end and not report.skips:  # a line longer than a block; skipping needs it whole
                 end = _last_character(pending)
-            yield _decode(pending[:end], path, offset, line, reader)
+            yield _decode(pending[:end], path, offset, line, report)
             offset, line = offset + end, line + pending.count(b"\n", 0, end)
             pending = pending[end:]
-            reader.reached(path, offset)
-        yield _decode(pending, path, offset, line, reader)
+            report.reached(path, offset)
+        yield _decode(pending, path, offset, line, report)
 
 
 def _last_character(data: bytes) -> int:
@@ -118,11 +121,11 @@ def _last_character(data: bytes) -> int:
     return len(data)
 
 
-def _decode(data: bytes, path: Path, offset: int, line: int, reader: Reader) -> str:
+def _decode(data: bytes, path: Path, offset: int, line: int, report: ReadReport) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        if not reader.skip:
+        if not report.skips:
             line += data.count(b"\n", 0, error.start)
             place = f"{path}, line {line}, byte {offset + error.start}"
             raise ValueError(
@@ -134,5 +137,5 @@ def _decode(data: bytes, path: Path, offset: int, line: int, reader: Reader) -> 
         try:
             good.append(one.decode())
         except UnicodeDecodeError:
-            reader.problem("line that is not UTF-8", f"{path}:{number}", "")
+            report.reject("line that is not UTF-8", f"{path}:{number}", "")
     return "".join(good)

@@ -1,85 +1,63 @@
-"""Examples from tables that hold token ids and labels already, made by other tools.
-
-Labels equal input_ids (the model shifts) or are shifted already; which of the two is found by
-comparing all rows, or asked for.
-"""
+"""Examples of tables that hold token ids and labels already, made by other tools."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import ChatTemplate
 from gptsmith.data.conversations import answer_ends
-from gptsmith.data.documents import Reader
 from gptsmith.data.examples import Example
 from gptsmith.data.options import Labels
-from gptsmith.data.tokenized import LABELS, token_rows
+from gptsmith.data.report import ReadReport
+from gptsmith.data.tokenized import (
+    LABELS,
+    ShiftDetector,
+    TokenRow,
+    check_ids,
+    token_rows,
+    with_last_label,
+)
 from gptsmith.tokenizer import Tokenizer
 
 
 def token_examples(
-    paths: Sequence[Path], labels: Labels, vocab_size: int, reader: Reader
+    paths: Sequence[Path], labels: Labels, vocab_size: int, report: ReadReport
 ) -> Iterator[Example]:
-    """Rows of input_ids and labels as examples, whose labels stand at their own token.
+    """Rows of input_ids and labels as examples, whose labels are unshifted.
 
-    ValueError for ids outside the vocabulary, and if it cannot be told how the labels lie.
+    ValueError for ids outside the vocabulary, and if comparison cannot tell how the labels lie.
     """
-    kind = _kind_of_labels(paths, reader) if labels == "auto" else labels
-    for place, ids, targets in _labelled_rows(paths, reader):
-        if kind == "shifted":  # the last label is a token more, unless it is no token
-            ids = np.append(ids, targets[-1:][targets[-1:] != IGNORE_INDEX])
+    kind = labels
+    if kind == "auto":
+        detector = ShiftDetector(
+            "say --labels unshifted (each at its own token) or --labels shifted (one before it)"
+        )
+        for row in token_rows(paths, report):
+            detector.add(row.place, row.ids, _labels(row))
+        kind = detector.result(paths[0])
+    for row in token_rows(paths, report):
+        place, ids, targets = row.place, row.ids, _labels(row)
+        if kind == "shifted":
+            ids = with_last_label(ids, targets)
             targets = np.concatenate([np.array([IGNORE_INDEX]), targets])[: len(ids)]
-        if len(ids) and not (ids.min() >= 0 and ids.max() < vocab_size):
-            bad = ids.min() if ids.min() < 0 else ids.max()
-            raise ValueError(
-                f"{place}: token id {bad} is outside the tokenizer's 0..{vocab_size - 1}; give "
-                "the tokenizer that made these ids"
-            )
+        check_ids(TokenRow(place, ids, None), vocab_size)
         if (targets != ids)[targets != IGNORE_INDEX].any():
             raise ValueError(f"{place}: these labels are not {kind}, as --labels {labels} says")
-        targets[:1] = IGNORE_INDEX  # the first token follows nothing
+        targets[:1] = IGNORE_INDEX  # nothing comes before the first token to predict it from
         yield Example(ids.astype(np.int32), targets.astype(np.int32), place)
 
 
-def _kind_of_labels(paths: Sequence[Path], reader: Reader) -> Literal["shifted", "unshifted"]:
-    """Whether labels equal input_ids or the ids one further on, found by comparing all rows."""
-    rows = unshifted = shifted = 0
-    for place, ids, labels in _labelled_rows(paths, reader):
-        scored = labels != IGNORE_INDEX
-        same = bool((labels == ids)[scored].all())
-        ahead = bool((labels[:-1] == ids[1:])[scored[:-1]].all())
-        if not same and not ahead:
-            raise ValueError(f"{place}: labels are neither input_ids nor the ids one further on")
-        rows, unshifted, shifted = rows + 1, unshifted + same, shifted + ahead
-    if unshifted == rows and shifted < rows:
-        return "unshifted"
-    if shifted == rows and unshifted < rows:
-        return "shifted"
-    why = "both readings fit" if unshifted == rows else "some rows are, some are not"
-    raise ValueError(
-        f"{paths[0]}: cannot tell whether labels are shifted already ({why}); say --labels "
-        "unshifted (each stands at its own token) or --labels shifted (one before it)"
-    )
-
-
-def _labelled_rows(
-    paths: Sequence[Path], reader: Reader
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Place, ids and labels of every row, padding left out."""
-    for place, ids, labels in token_rows(paths, reader):
-        if labels is None:
-            raise ValueError(
-                f"{place}: no column {LABELS!r}, so it is not said which tokens are learned; add "
-                "one with -100 for the others, or give the conversations as text"
-            )
-        if len(labels) != len(ids):
-            raise ValueError(f"{place}: {len(labels)} labels for {len(ids)} input_ids")
-        yield place, ids, labels
+def _labels(row: TokenRow) -> np.ndarray:
+    if row.labels is None:
+        raise ValueError(
+            f"{row.place}: no column {LABELS!r} to say which tokens are learned; add one, with "
+            "-100 for all others, or give the conversations as text"
+        )
+    return row.labels
 
 
 def ended(

@@ -45,7 +45,7 @@ def learn(choice: str, vocab_size: int | None, selection: Selection, total: int)
     """A tokenizer from the documents themselves."""
     if choice == "char":
         # Validation too: a character that only it has would have no id.
-        return Tokenizer.char(str(p) for _, document in selection for p in document.pieces)
+        return Tokenizer.char(str(p) for _, document in selection for p in document.chunks)
     print("learning the vocabulary from the training documents", file=sys.stderr)
     return Tokenizer.train_bpe(_sample(selection, total), vocab_size or _DEFAULT_VOCABULARY)
 
@@ -55,8 +55,8 @@ def _sample(selection: Selection, total: int) -> Iterator[str]:
     share = _SAMPLE / total if total > _SAMPLE else 1.0
     room = _SAMPLE
     for split, document in selection:
-        for piece in document.pieces if split != "val" else ():
-            text = str(piece)
+        for chunk in document.chunks if split != "val" else ():
+            text = str(chunk)
             for start in range(0, len(text), _BLOCK):
                 block = text[start : start + min(_BLOCK, room)]
                 if share < 1 and not _chosen(block, share):

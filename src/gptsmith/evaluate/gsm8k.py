@@ -97,7 +97,7 @@ def _hub_rows(split: str) -> Iterator[Row]:
     hub = HubName("openai/gsm8k", "main", split)
     remedy = "without network, put eval/gsm8k/test.jsonl and train.jsonl into a folder and set"
     revision = hub_revision(hub, f"{remedy} GPTSMITH_DATA to it")
-    return (Row(place, values) for place, values in hub_rows(hub, revision))
+    return hub_rows(hub, revision)
 
 
 # --- score ---------------------------------------------------------------------------------------

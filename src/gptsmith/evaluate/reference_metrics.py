@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptsmith.data.rows import Row, check_unicode, listed, read_rows
+from gptsmith.data.columns import listed
+from gptsmith.data.rows import Row, check_unicode, read_rows
 from gptsmith.evaluate.report import Result, mean
 
 RESPONSES = "responses.json"  # what instruction tuning leaves in a run folder

@@ -32,8 +32,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gptsmith.data import corpora
+from gptsmith.data.columns import listed
 from gptsmith.data.corpora import HubName
-from gptsmith.data.rows import Row, listed, read_rows, row_files
+from gptsmith.data.rows import Row, read_rows, row_files
 from gptsmith.evaluate import prompts
 from gptsmith.evaluate.prompts import LETTERS, Made, Question
 
@@ -160,7 +161,7 @@ def _data_folder() -> Path | None:
 def _hub_rows(hub: HubName, local: str) -> Iterator[Row]:
     remedy = f"without network, put {local} into a folder and set GPTSMITH_DATA to it"
     revision = corpora.hub_revision(hub, remedy)
-    return (Row(place, values) for place, values in corpora.hub_rows(hub, revision))
+    return corpora.hub_rows(hub, revision)
 
 
 # --- MMLU ----------------------------------------------------------------------------------------

@@ -14,9 +14,9 @@ from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import CHAT_TOKENS, ChatTemplate, Message, chat_tokenizer
 from gptsmith.data.chat import load_chat
 from gptsmith.data.conversations import Counts, encode_conversations
-from gptsmith.data.documents import Reader
 from gptsmith.data.examples import Example, Examples
 from gptsmith.data.options import ChatFiles
+from gptsmith.data.report import ReadReport
 from gptsmith.data.skills import skill_conversations
 from gptsmith.recipes import finetune, options, sft
 from gptsmith.recipes.sft import AnswersConfig
@@ -104,11 +104,11 @@ def load(
             template.check()  # load_chat does it for files
             counts = Counts(T)
             made = skill_conversations(config.train.seed, config.questions)
-            encoded = encode_conversations(made, template, Reader(), counts)
+            encoded = encode_conversations(made, template, ReadReport(), counts)
             return Examples(encoded), str(counts)
         examples, counts = load_chat(
             sources, template, tokenizer, T,
-            reader=config.reader(), columns=config.columns(), labels=config.labels,
+            report=ReadReport(config.on_error), columns=config.columns(), labels=config.labels,
         )  # fmt: skip
         return examples, str(counts)
 

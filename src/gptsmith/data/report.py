@@ -1,0 +1,86 @@
+"""What reading files came across: records that were skipped, hints, and how far it has come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gptsmith.data.options import OnError
+
+_SHOWN = 3  # places that a line names
+
+
+class Tally:
+    """How many places there are of each kind, and the first of them.
+
+    A place counts once per kind, however often its file is read.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, set[int]] = {}  # hashes of the places
+        self._first: dict[str, list[str]] = {}
+
+    def add(self, kind: str, place: str) -> None:
+        """Count `place` under `kind`."""
+        seen, first = self._seen.setdefault(kind, set()), self._first.setdefault(kind, [])
+        if hash(place) not in seen:
+            seen.add(hash(place))
+            first += [place] if len(first) < _SHOWN else []
+
+    def __getitem__(self, kind: str) -> int:
+        return len(self._seen.get(kind, ()))
+
+    @property
+    def total(self) -> int:
+        return sum(map(len, self._seen.values()))
+
+    def counts(self) -> dict[str, int]:
+        """The number of places of each kind, sorted by kind."""
+        return {kind: len(self._seen[kind]) for kind in sorted(self._seen)}
+
+    def lines(self) -> list[str]:
+        """A line per kind, in order of appearance: count, kind and first places."""
+        return [
+            f"skipped {self[kind]:,} {'record' if self[kind] == 1 else 'records'}: {kind} "
+            f"({', '.join(first)}{', ...' if self[kind] > _SHOWN else ''})"
+            for kind, first in self._first.items()
+        ]
+
+    def clear(self) -> None:
+        self._seen.clear()
+        self._first.clear()
+
+
+class ReadReport:
+    """What happens to records that cannot be used, and what is worth telling about the others.
+
+    on_error   stop with a ValueError, or skip and count; None stops too, for commands that have no
+               such option to mention
+    skipped    records that were left out, by kind
+    hints      remarks for the user, each once, in order
+    position   bytes read so far, over all files of `starts`
+    """
+
+    def __init__(self, on_error: OnError | None = None) -> None:
+        self.on_error = on_error
+        self.skipped = Tally()
+        self.hints: dict[str, None] = {}
+        self.starts: dict[Path, int] = {}  # total bytes of the files before each file
+        self.position = 0
+
+    @property
+    def skips(self) -> bool:
+        return self.on_error == "skip"
+
+    def reject(self, kind: str, place: str, problem: str) -> None:
+        """A record that cannot be used: counted under `kind`, or a ValueError with the problem."""
+        if not self.skips:
+            remedy = "; --on-error skip skips such records" if self.on_error else ""
+            raise ValueError(f"{place}: {problem}{remedy}")
+        self.skipped.add(kind, place)
+
+    def hint(self, text: str) -> None:
+        self.hints[text] = None
+
+    def reached(self, path: Path, offset: int) -> None:
+        """Reading has come to byte `offset` of a file."""
+        self.position = self.starts.get(path, 0) + offset

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptsmith import settings
+from gptsmith.config import load_config
 from gptsmith.data.labelled import load_labelled
 from gptsmith.data.labelled_files import LabelledText
 from gptsmith.data.options import LabelledConfig
@@ -146,7 +146,7 @@ def compare(options: Options) -> None:
 
 def main(argv: list[str]) -> None:
     torch.set_num_threads(1)  # the pieces are small
-    options = settings.load(
+    options = load_config(
         Options, argv, prog="python -m benchmarks bag_of_words", description="Count words."
     )
     if options.data or options.run:

@@ -200,11 +200,11 @@ def measure(
 
 def work_of(device: torch.device, name: str | None, B: int | None) -> Work:
     if device.type != "cuda" and name is None:
-        from gptsmith import settings
+        from gptsmith.config import load_config
         from gptsmith.recipes.pretrain import PretrainConfig
 
         argv = [str(RECIPE), "--data", "-", "--out", "-"]
-        recipe = settings.load(PretrainConfig, argv, prog="bench", description="")
+        recipe = load_config(PretrainConfig, argv, prog="bench", description="")
         config = recipe.model.change(vocab_size=4096)
         return Work(config, recipe.optim, B or recipe.train.batch_size, device)
     config = ModelConfig.preset(name or "gpt2", vocab_size=50304)

@@ -12,31 +12,29 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "gptsmith"
 
 # The floors of the house, top first: a room imports only from the rooms named beside it (and from
 # itself). The face is `import gptsmith`, which hands names out of many rooms when they are used.
-GROUND = {"train", "model", "tokenizer"}
-DESK = {"files", "settings"}  # durable writes and configuration: anyone may lean on them
-MIDDLE = {"run", "differences", "conversation"} | GROUND | DESK
+GROUND = {"train", "model", "tokenizer", "batch"}
+DESK = {"files", "config", "flags"}  # durable writes and configuration: anyone may lean on them
+MIDDLE = {"run", "chat_template"} | GROUND | DESK
 FLOORS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli": {"face"},
-    "commands": {"evaluate", "interop", "generate", "data", "flags"} | MIDDLE,
     "demo": {"commands", "recipes", "evaluate", "generate", "data"} | MIDDLE,
+    "commands": {"recipes", "inspect", "evaluate", "interop", "generate", "data"} | MIDDLE,
     "recipes": {"evaluate", "generate", "data"} | MIDDLE,
+    "inspect": {"data"} | MIDDLE,
     "evaluate": {"generate", "data"} | MIDDLE,
-    "serve": {"generate", "data"} | MIDDLE,
-    "interop": {"face", "data", "fetch", "tokenizer_json", "bpe"} | MIDDLE,
+    "interop": {"face", "data", "download"} | MIDDLE,
     "generate": MIDDLE,
-    "data": {"fetch"} | MIDDLE,
-    "run": {"differences", "conversation"} | GROUND | DESK,
-    "differences": GROUND | DESK,
-    "conversation": GROUND | DESK,
-    "train": DESK,
-    "tokenizer": DESK | {"bpe", "tokenizer_json"},
-    "tokenizer_json": DESK | {"bpe"},
-    "bpe": DESK,
+    "data": {"download"} | MIDDLE,
+    "run": {"chat_template"} | GROUND | DESK,
+    "chat_template": GROUND | DESK,
+    "train": {"batch"} | DESK,
+    "tokenizer": DESK,
     "model": {"files"},
-    "settings": {"flags"},
+    "batch": set(),
+    "config": {"flags"},
+    "download": {"files"},
     "flags": set(),
-    "fetch": {"files"},
     "files": set(),
     "face": {"generate", "data"} | MIDDLE,
 }

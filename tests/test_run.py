@@ -14,10 +14,11 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from gptsmith.differences import diff, recipe_changes
+from gptsmith.config import diff
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.run import Run, stored_recipe
+from gptsmith.run.stored import recipe_changes
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint
 
@@ -239,7 +240,7 @@ def test_diff() -> None:
 def test_recipe_changes() -> None:
     stored = {
         "data": "data/x",
-        "model": ModelConfig.preset("tiny", vocab_size=300).model_dump(),
+        "model": ModelConfig.preset("tiny", vocab_size=300).model_dump(mode="json"),
         "train": {"steps": 500, "precision": "fp32", "num_threads": 2, "seed": 0},
         "optim": {"learning_rate": 0.0003},
     }
@@ -251,7 +252,9 @@ def test_recipe_changes() -> None:
     assert recipe_changes(recipe, stored, {"train.steps"}) == []
     assert recipe_changes(recipe, stored, set()) == ["train.steps: 500 -> 2000"]
     wider = {"model": {"preset": "tiny", "n_embd": 64}}
-    assert recipe_changes(wider, stored, set()) == ["model.n_embd: 128 -> 64"]
+    assert recipe_changes(wider, stored, {"train"}) == [
+        "model.n_embd: 128 -> 64", "model.head_dim: 32 -> 16", "model.d_ff: 512 -> 256",
+    ]  # fmt: skip
     assert recipe_changes(wider, stored, {"model"}) == []
 
 

@@ -11,13 +11,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from gptsmith import files, settings
+from gptsmith import files
 from gptsmith.chat_template import Message
 from gptsmith.commands import evaluate, generate, prepare
+from gptsmith.config import Section, load_config
 from gptsmith.evaluate import skills
 from gptsmith.generate.chat import generate_multi_turn_response
 from gptsmith.generate.sampling import SamplingConfig
@@ -36,10 +37,8 @@ CONVERSATIONS = (
 SKILLS = "skills.json"  # scores, left in each run folder
 
 
-class DemoConfig(BaseModel):
+class DemoConfig(Section):
     """Train a small GPT on the documentation of your own Python, teach it to answer, talk to it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: Path = Path()
     """Where data/ and runs/ are made."""
@@ -55,7 +54,7 @@ class DemoConfig(BaseModel):
 
 def main(argv: Sequence[str]) -> int:
     """`gptsmith demo [--folder DIR] [--seconds N]`: the stages below, one after the other."""
-    config = settings.load(
+    config = load_config(
         DemoConfig,
         argv,
         prog="gptsmith demo",

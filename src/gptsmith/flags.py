@@ -1,267 +1,249 @@
-"""A configuration class as command-line flags: the parser, its help, and what field types allow.
-
-argparse does the parsing and keeps silent about flags that were not given, which is what
-`settings.load` needs to lay the command line over a recipe.
-"""
+"""The options of a configuration class: what its fields accept, and the flags that set them."""
 
 import argparse
-import ast
 import difflib
-import inspect
 import re
-import textwrap
+import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+OptionPath = tuple[str, ...]  # ("train", "steps")
 
-class Setting(NamedTuple):
-    """One value that somebody wrote, where it goes, and where it was written."""
 
-    path: tuple[str, ...]
+@dataclass(frozen=True)
+class Setting:
+    """A value that the user wrote, in the type of its option, and where it was written.
+
+    The value of a section is the name of a preset, or None.
+    """
+
+    path: OptionPath
     value: Any
     place: str
 
 
-def read_flags(
-    config_class: type[BaseModel],
-    argv: Sequence[str],
-    *,
-    prog: str,
-    description: str,
-    positional: str | None,
-) -> tuple[list[Setting], list[str]]:
-    """The settings that the flags make, and the words that are no flags. `--help` prints and exits.
+@dataclass(frozen=True)
+class Option:
+    """A field of a configuration class or of a section below it."""
 
-    Underscores and hyphens are the same in flag names; `--` ends the flags.
+    field: FieldInfo
+    default: Any
+    section: type[BaseModel] | None  # the class of its value, if the field is a section
+
+    @property
+    def kinds(self) -> list[Any]:
+        return _kinds(self.field.annotation)
+
+    @property
+    def takes_none(self) -> bool:
+        return types.NoneType in get_args(self.field.annotation)
+
+    @property
+    def item(self) -> Any:
+        """X of `tuple[X, ...]` or `list[X]`; None for one value or a fixed number of values."""
+        for kind in self.kinds:
+            arguments = get_args(kind)
+            if get_origin(kind) is list or (get_origin(kind) is tuple and arguments[-1] is ...):
+                return arguments[0]
+        return None
+
+    @property
+    def help(self) -> str:
+        return " ".join((self.field.description or "").split())
+
+    def convert(self, value: Any, place: str) -> Any:
+        """What was written (text, a list of texts, None) as a valid value of the field."""
+        if self.section is not None:
+            return value
+        if isinstance(value, str) and value.lower() in ("none", "null") and self.takes_none:
+            return None
+        if isinstance(value, str) and int in self.kinds and float not in self.kinds:
+            exponent = re.fullmatch(r"\d+(\.\d*)?[eE]\+?\d+", value)
+            if exponent and float(value).is_integer():  # --tokens 1e6
+                value = int(float(value))
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and re.search("[\ud800-\udfff]", text):  # undecodable bytes
+                raise ValueError(f"{place}: should be UTF-8, got {text!r}")
+        kind: Any = self.field.annotation
+        if self.field.metadata:
+            kind = Annotated[(kind, *self.field.metadata)]
+        try:
+            return TypeAdapter(kind).validate_python(value)
+        except ValidationError as error:
+            reasons = " or ".join(dict.fromkeys(reason(e["msg"]) for e in error.errors()))
+            raise ValueError(f"{place}: {reasons}, got {value!r}") from None
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """The types and literal values that an annotation allows, except None."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return [kind for argument in arguments for kind in _kinds(argument)]
+    if origin is Annotated:
+        return _kinds(arguments[0])
+    if origin is Literal:
+        return list(arguments)
+    return [] if annotation in (None, types.NoneType) else [annotation]
+
+
+def reason(message: str) -> str:
+    """A message of pydantic's without its prefix."""
+    return re.sub(r"^(Value error, |Assertion failed, |Input (?=should))", "", message)
+
+
+def options_of(
+    config_class: type[BaseModel], above: OptionPath = (), base: BaseModel | None = None
+) -> dict[OptionPath, Option]:
+    """The options of a class and of the sections below it; `base` holds the defaults, if given.
+
+    Names are aliases where there are any: `source: Path = Field(alias="from")` is `from`.
     """
-    parser = _parser(config_class, prog, description, positional)
-    argv = list(argv)
-    stop = argv.index("--") if "--" in argv else len(argv)
-    hyphens = [re.sub(r"^--[^=]*", lambda m: m[0].replace("_", "-"), a) for a in argv[:stop]]
-    values, rest = parser.parse_known_args(_switches(parser, hyphens))
-    for word in rest:
-        if word.startswith("-") and word != "-":
-            name = word.partition("=")[0]
-            flags = [flag[2:] for a in parser._actions for flag in a.option_strings if flag != "-h"]
-            near = nearest(name.lstrip("-"), flags)
-            hint = f": did you mean --{near}?" if near else " (see --help)"
-            raise ValueError(f"unknown option {name}{hint}")
-    settings = [
-        Setting(tuple(dest.split(".")), value, flag_name(dest.removesuffix(".preset").split(".")))
-        for dest, value in vars(values).items()
-    ]
-    return settings, rest + argv[stop + 1 :]
+    options: dict[OptionPath, Option] = {}
+    for name, field in config_class.model_fields.items():
+        path = (*above, field.alias or name)
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        default = default if base is None else getattr(base, name)
+        classes = [kind for kind in _kinds(field.annotation) if isinstance(kind, type)]
+        section = next((kind for kind in classes if issubclass(kind, BaseModel)), None)
+        options[path] = Option(field, default, section)
+        if section is not None:
+            options |= options_of(section, path, default if isinstance(default, section) else None)
+    return options
 
 
-def _switches(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
-    """`--flag false` and `--flag=false`, as in YAML, become `--no-flag`."""
-    known = {
-        flag: action.option_strings
-        for action in parser._actions
-        if isinstance(action, argparse.BooleanOptionalAction)
-        for flag in action.option_strings
-    }
-    out: list[str] = []
-    for word in words:
-        flag, equals, value = word.partition("=")
-        if equals and flag in known and value.lower() in ("true", "false"):
-            out.append(known[flag][value.lower() == "false"])
-        elif out and out[-1] in known and word.lower() in ("true", "false"):
-            out[-1] = known[out[-1]][word.lower() == "false"]
-        else:
-            out.append(word)
-    return out
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """The name that was probably meant; the last part of a dotted name counts as well."""
+    names = list(names)
+    by_word = {name.rpartition(".")[2]: name for name in reversed(names)} | {n: n for n in names}
+    begun = [name for name in by_word if name.startswith(word)] if len(word) > 2 else []
+    # a cutoff below 0.7 suggests names that nobody meant
+    near = [word] if word in by_word else begun or difflib.get_close_matches(word, by_word, 1, 0.7)
+    return by_word[near[0]] if near else None
 
 
-def flag_name(path: Sequence[str]) -> str:
+def flag_name(path: Iterable[str]) -> str:
     return "--" + ".".join(path).replace("_", "-")
 
 
-def nearest(word: str, names: Sequence[str]) -> str | None:
-    """The name that was probably meant; of `section.field` the field alone counts as well."""
-    whole = {name.rpartition(".")[2]: name for name in reversed(names)} | {n: n for n in names}
-    begun = [name for name in whole if name.startswith(word)] if len(word) > 2 else []
-    # below 0.7, the suggestions are ones that nobody meant
-    near = [word] if word in whole else begun or difflib.get_close_matches(word, whole, 1, 0.7)
-    return whole[near[0]] if near else None
+class FlagParser(argparse.ArgumentParser):
+    """The flags of `options`, and their help. Words that are no flags are left to the caller."""
 
+    def __init__(
+        self,
+        options: Mapping[OptionPath, Option],
+        prog: str,
+        description: str,
+        positional: str | None,
+    ) -> None:
+        words = "[RECIPE.yaml]"
+        if positional is not None:
+            option = options[positional,]
+            words = positional.upper() + ("..." if option.item else "")
+            words = words if option.field.is_required() else f"[{words}]"
+            description += f" {words}: {option.help}" if option.help else ""
+        super().__init__(
+            prog=prog,
+            usage=f"{prog} {words} [options]",
+            description=description,
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,  # flags that are not given make no settings
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36),
+        )
+        self.options, self.names, self.switches = options, ["help"], set[str]()
+        groups: dict[OptionPath, Any] = {(): self}
+        for path, option in options.items():
+            if option.section is not None:
+                about = option.help or (option.section.__doc__ or "").strip().partition("\n")[0]
+                groups[path] = self.add_argument_group(".".join(path), about)
+            if path != (positional,) and (arguments := _arguments(option)):
+                group = groups.get(path) or groups[path[:-1]]
+                action = group.add_argument(flag_name(path), dest=".".join(path), **arguments)
+                self.names += [name[2:] for name in action.option_strings]
+                if isinstance(action, argparse.BooleanOptionalAction):
+                    self.switches.add(flag_name(path))
 
-class _Parser(argparse.ArgumentParser):
+    def read(
+        self, argv: Sequence[str], renamed: Mapping[str, str]
+    ) -> tuple[list[Setting], list[str]]:
+        """The settings of the flags, and the other words; `--` ends the flags.
+
+        renamed: former names of options and their present ones, to suggest these.
+        """
+        stop = list(argv).index("--") if "--" in argv else len(argv)
+        values, words = self.parse_known_args(self._normalize(argv[:stop]))
+        for word in words:
+            if word.startswith("-") and word != "-":
+                flag = word.partition("=")[0]
+                now = {flag_name([old]): flag_name([new]) for old, new in renamed.items()}
+                near = nearest(flag.lstrip("-"), self.names)
+                if now.get(flag, "")[2:] in self.names:
+                    near = now[flag][2:]
+                hint = f": did you mean --{near}?" if near else " (see --help)"
+                raise ValueError(f"unknown option {flag}{hint}")
+        settings = []
+        for dest, value in vars(values).items():
+            path = tuple(dest.split("."))
+            place = flag_name(path)
+            settings.append(Setting(path, self.options[path].convert(value, place), place))
+        return settings, [*words, *argv[stop + 1 :]]
+
+    def _normalize(self, argv: Sequence[str]) -> list[str]:
+        """Hyphens for underscores in flag names; `--flag false`, `--flag=false` as `--no-flag`."""
+        out: list[str] = []
+        for word in argv:
+            name, equals, value = word.partition("=")
+            if name.startswith("--"):
+                name = name.replace("_", "-")
+            elif out and out[-1] in self.switches and word.lower() in ("true", "false"):
+                name, equals, value = out.pop(), "=", word
+            if name in self.switches and value.lower() in ("true", "false"):
+                out.append(name if value.lower() == "true" else f"--no-{name[2:]}")
+            else:
+                out.append(name + equals + value)
+        return out
+
     def error(self, message: str) -> NoReturn:
         if message.endswith("expected one argument"):
             message += " (a value that starts with a dash is written --name=VALUE)"
         raise ValueError(message.removeprefix("argument "))
 
 
-def _parser(
-    config_class: type[BaseModel], prog: str, description: str, positional: str | None
-) -> argparse.ArgumentParser:
-    words = "[RECIPE.yaml]"
-    if positional is not None:
-        field = fields(config_class)[positional]
-        words = positional.upper() + ("..." if list_item(field.annotation) else "")
-        words = words if field.is_required() else f"[{words}]"
-        about = _field_docs(config_class).get(positional, "")
-        description += f" {words}: {about}" if about else ""
-    parser = _Parser(
-        prog=prog,
-        usage=f"{prog} {words} [options]",
-        description=description.replace("%", "%%"),
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36),
-    )
-    _add_flags(parser, parser, config_class, None, (), positional)
-    return parser
+def _arguments(option: Option) -> dict[str, Any]:
+    """The keyword arguments of `add_argument`; none for a section without presets."""
+    if option.section is not None:
+        names = ", ".join(getattr(sys.modules[option.section.__module__], "PRESETS", ()))
+        preset = {"metavar": "PRESET", "help": f"start from a preset: {names}"}
+        return preset if hasattr(option.section, "preset") else {}
+    about = option.help
+    if option.field.is_required():
+        about += " (required)"
+    elif "default:" not in about.lower():  # otherwise the text says what the default means
+        about += f" (default: {_show(option.default)})"
+    arguments: dict[str, Any] = {"help": about.strip().replace("%", "%%")}
+    if set(option.kinds) == {bool}:
+        return arguments | {"action": argparse.BooleanOptionalAction}
+    if option.item is not None:
+        return arguments | {"action": "append", "metavar": _metavar(option.item)}
+    if get_origin(option.field.annotation) is tuple:
+        kinds = get_args(option.field.annotation)
+        return arguments | {"nargs": len(kinds), "metavar": tuple(map(_metavar, kinds))}
+    return arguments | {"metavar": _metavar(option.field.annotation)}
 
 
-def _add_flags(
-    parser: argparse.ArgumentParser,
-    group: argparse._ActionsContainer,
-    config_class: type[BaseModel],
-    base: BaseModel | None,
-    above: tuple[str, ...],
-    positional: str | None,
-) -> None:
-    """Flags for the fields of one section; `base` holds its defaults where the class above does."""
-    docs = _field_docs(config_class)
-    sections: list[tuple[str, type[BaseModel], Any]] = []
-    for name, field in config_class.model_fields.items():
-        below = section(field.annotation)
-        default = _default(field) if base is None else getattr(base, name)
-        name = field.alias or name
-        if below is not None:
-            sections.append((name, below, default if isinstance(default, below) else None))
-        elif above or name != positional:
-            group.add_argument(
-                flag_name((*above, name)),
-                **_options(field, default, docs.get(name, "")),
-                dest=".".join((*above, name)),
-            )
-    for name, below, start in sections:
-        path = (*above, name)
-        text = docs.get(name) or (inspect.getdoc(below) or "").split("\n")[0]
-        titled = parser.add_argument_group(".".join(path), text.replace("%", "%%"))
-        if hasattr(below, "preset"):
-            titled.add_argument(
-                flag_name(path),
-                dest=".".join((*path, "preset")),
-                metavar="PRESET",
-                help=f"start from a preset: {', '.join(_presets(below))}",
-            )
-        _add_flags(parser, titled, below, start, path, None)
-
-
-def _presets(config_class: type[BaseModel]) -> list[str]:
-    """The names in the PRESETS table that stands beside a class with presets."""
-    return list(getattr(inspect.getmodule(config_class), "PRESETS", []))
-
-
-def _options(field: FieldInfo, default: Any, text: str) -> dict[str, Any]:
-    """How argparse is told about a plain field."""
-    if field.is_required():
-        text += " (required)"
-    elif "default:" not in text.lower():  # else the text says what None stands for
-        text += f" (default: {_show(default)})"
-    options: dict[str, Any] = {"help": text.strip().replace("%", "%%")}
-    if set(choices(field.annotation)) == {bool}:
-        return options | {"action": argparse.BooleanOptionalAction}
-    options["metavar"] = _metavar(field.annotation)
-    if list_item(field.annotation) is not None:
-        options["action"] = "append"
-    elif get_origin(field.annotation) is tuple:
-        options["nargs"] = len(get_args(field.annotation))
-    return options
-
-
-def _metavar(annotation: Any) -> Any:
-    if get_origin(annotation) is tuple and ... not in get_args(annotation):
-        return tuple(_metavar(kind) for kind in get_args(annotation))
+def _metavar(annotation: Any) -> str:
     words = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH", bool: "true|false"}
-    kinds = choices(list_item(annotation) or annotation)
-    return "|".join(words.get(kind, str(kind)) for kind in kinds)
-
-
-def _default(field: FieldInfo) -> Any:
-    return None if field.is_required() else field.get_default(call_default_factory=True)
+    return "|".join(words.get(kind, str(kind)) for kind in _kinds(annotation))
 
 
 def _show(default: Any) -> str:
+    if default is None or isinstance(default, bool):
+        return {None: "none", True: "yes", False: "no"}[default]
     if isinstance(default, tuple | list):
-        return " ".join(str(value) for value in default) or "none"
-    words = {None: "none", True: "yes", False: "no", "": "empty"}
-    return (
-        words.get(default, str(default)) if isinstance(default, bool | str | None) else str(default)
-    )
-
-
-def _field_docs(config_class: type[BaseModel]) -> dict[str, str]:
-    """Help text by written name: the description, or the string under the field in the source."""
-    docs: dict[str, str] = {}
-    for owner in reversed(config_class.__mro__):
-        if not issubclass(owner, BaseModel) or owner is BaseModel:
-            continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for field, below in zip(body.body, body.body[1:], strict=False):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(field.target, ast.Name)
-                and isinstance(below, ast.Expr)
-                and isinstance(below.value, ast.Constant)
-            ):
-                docs[field.target.id] = " ".join(str(below.value.value).split())
-    return {
-        field.alias or name: field.description or docs.get(name, "")
-        for name, field in config_class.model_fields.items()
-    }
-
-
-# --- what a class and an annotation allow --------------------------------------------------------
-
-
-def fields(config_class: type[BaseModel]) -> dict[str, FieldInfo]:
-    """Fields by the name that people write: its alias, where Python keeps a word for itself.
-
-    `base: Path = Field(alias="from")` is `--from` and, in a recipe, `from:`.
-    """
-    return {field.alias or name: field for name, field in config_class.model_fields.items()}
-
-
-def choices(annotation: Any) -> list[Any]:
-    """The types and literal values that an annotation allows, None left out."""
-    origin = get_origin(annotation)
-    if origin in (Union, types.UnionType):
-        return [kind for arg in get_args(annotation) for kind in choices(arg)]
-    if origin is Annotated:
-        return choices(get_args(annotation)[0])
-    if origin is Literal:
-        return list(get_args(annotation))
-    return [] if annotation in (None, types.NoneType) else [annotation]
-
-
-def takes_none(annotation: Any) -> bool:
-    union = get_origin(annotation) in (Union, types.UnionType)
-    return union and types.NoneType in get_args(annotation)
-
-
-def section(annotation: Any) -> type[BaseModel] | None:
-    """The configuration class of a nested section, None for a plain value."""
-    for kind in choices(annotation):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind
-    return None
-
-
-def list_item(annotation: Any) -> Any:
-    """X of `tuple[X, ...]` or `list[X]`, None for what holds one value or a fixed number."""
-    for kind in choices(annotation):
-        arguments = get_args(kind)
-        if get_origin(kind) is list or (get_origin(kind) is tuple and arguments[-1] is ...):
-            return arguments[0]
-    return None
+        return " ".join(map(str, default)) or "none"
+    return str(default) or "empty"

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptsmith import cli, settings
+from gptsmith import cli
+from gptsmith.config import load_config
 from gptsmith.data.prepare import PrepareConfig, prepare
 from gptsmith.model.stock import stock_class
 from gptsmith.recipes import pretrain
@@ -74,7 +75,7 @@ def test_every_recipe_has_a_stock_class():
     found = {}
     for path in CONFIGS.glob("*.yaml"):
         argv = [str(path), "--data", "-", "--out", "-"]
-        recipe = settings.load(PretrainConfig, argv, prog="pretrain", description="")
+        recipe = load_config(PretrainConfig, argv, prog="pretrain", description="")
         found[path.stem] = stock_class(recipe.model)
     assert found == expected
 

@@ -12,9 +12,10 @@ from typing import NoReturn
 
 from pydantic import Field
 
-from gptsmith import files, settings
+from gptsmith import files
 from gptsmith.chat_template import ChatTemplate, Message
 from gptsmith.commands.weights import WeightOptions
+from gptsmith.config import load_config
 from gptsmith.generate.chat import fit_history, reply
 from gptsmith.generate.sampling import SamplingConfig
 from gptsmith.model.gpt import GPTModel
@@ -45,7 +46,7 @@ class ChatOptions(SamplingConfig, WeightOptions):
 
 
 def main(argv: list[str]) -> None:
-    options = settings.load(
+    options = load_config(
         ChatOptions,
         argv,
         prog="gptsmith chat",

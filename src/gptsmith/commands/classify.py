@@ -13,8 +13,8 @@ from typing import IO, Any
 import numpy as np
 from pydantic import Field
 
-from gptsmith import settings
 from gptsmith.commands.weights import WeightOptions
+from gptsmith.config import load_config
 from gptsmith.data.labelled_files import read_texts
 from gptsmith.data.labelled_rows import encode_texts
 from gptsmith.data.rows import Row
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     words = list(argv)
     if words and not words[0].startswith("-"):  # the first word is the run, the others are texts
         words.insert(0, "--run")
-    options = settings.load(
+    options = load_config(
         ClassifyOptions,
         words,
         prog="gptsmith classify RUN",

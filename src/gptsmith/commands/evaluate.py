@@ -10,9 +10,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from gptsmith import files, settings
+from gptsmith import files
 from gptsmith.commands import evaluate_perplexity
 from gptsmith.commands.evaluate_options import EvaluateOptions
+from gptsmith.config import load_config
 from gptsmith.evaluate import choices, gsm8k, judge, reference_metrics, report, skills, tasks
 from gptsmith.evaluate.endpoint import Endpoint
 from gptsmith.evaluate.report import Result
@@ -25,7 +26,7 @@ Job = Callable[[], Result]
 
 
 def main(argv: list[str]) -> None:
-    options = settings.load(
+    options = load_config(
         EvaluateOptions,
         argv,
         prog="gptsmith evaluate",

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from gptsmith.commands.evaluate_options import EvaluateOptions
+from gptsmith.config import flatten
 from gptsmith.data.dataset import validation_batches, validation_windows
 from gptsmith.data.options import ReadOptions
 from gptsmith.data.report import ReadReport
@@ -22,7 +23,6 @@ from gptsmith.model.gpt import GPTModel
 from gptsmith.model.target_leakage import first_scored
 from gptsmith.run import Run, is_run
 from gptsmith.train.runtime import Precision, choose_precision
-from gptsmith.train.trackers import flatten
 
 
 def prepare(

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
-from gptsmith import settings
+from gptsmith.config import Section, load_config
 from gptsmith.run import Run, Which
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -17,10 +16,8 @@ _KINDS: dict[str, Literal["f32", "f16", "bf16", "q8_0"]] = {
 }  # fmt: skip
 
 
-class ExportOptions(BaseModel):
+class ExportOptions(Section):
     """What to export, and as what."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: Path
     """A run folder."""
@@ -38,7 +35,7 @@ class ExportOptions(BaseModel):
 
 
 def main(argv: list[str]) -> None:
-    options = settings.load(
+    options = load_config(
         ExportOptions,
         argv,
         prog="gptsmith export",

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from gptsmith import settings
 from gptsmith.commands.weights import WeightOptions
+from gptsmith.config import load_config
 from gptsmith.generate import engine
 from gptsmith.generate.sampling import SamplingConfig
 from gptsmith.run import Run
@@ -27,7 +27,7 @@ class GenerateOptions(SamplingConfig, WeightOptions):
 
 
 def main(argv: list[str]) -> None:
-    options = settings.load(
+    options = load_config(
         GenerateOptions,
         argv,
         prog="gptsmith generate",

@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from gptsmith import files, settings
+from gptsmith import files
+from gptsmith.config import Section, load_config
 from gptsmith.interop.external_model import ExternalModel
 from gptsmith.interop.sources import open_source
 from gptsmith.model.flops import parameters
@@ -20,10 +20,8 @@ from gptsmith.run import Run
 _PLAIN_SECONDS = 5.0
 
 
-class ImportOptions(BaseModel):
+class ImportOptions(Section):
     """What to import, and where to."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
     """A folder of transformers or of OpenAI's GPT-2, a nanoGPT .pt file, a size of GPT-2 (124M,
@@ -33,7 +31,7 @@ class ImportOptions(BaseModel):
 
 
 def main(argv: list[str]) -> None:
-    options = settings.load(
+    options = load_config(
         ImportOptions,
         argv,
         prog="gptsmith import",

@@ -6,8 +6,8 @@ from pathlib import Path
 from pydantic import Field
 from rich.console import Console
 
-from gptsmith import settings
 from gptsmith.chat_template import chat_tokenizer
+from gptsmith.config import load_config
 from gptsmith.data import inspect
 from gptsmith.data.options import ChatFiles
 from gptsmith.data.report import ReadReport
@@ -31,7 +31,7 @@ class InspectOptions(ChatFiles):
 
 
 def main(argv: list[str]) -> None:
-    options = settings.load(
+    options = load_config(
         InspectOptions,
         argv,
         prog="gptsmith inspect",

@@ -1,7 +1,7 @@
 """`gptsmith prepare SOURCE... --out data/NAME`: text to tokenizer and token shards, or
 conversations to a file of token ids and labels (`--format chat`)."""
 
-from gptsmith import settings
+from gptsmith.config import load_config
 from gptsmith.data.prepare import PrepareConfig, prepare
 
 
@@ -13,7 +13,7 @@ def main(argv: list[str]) -> None:
         return prepare_chat.main(argv)
     if form != "text":
         raise ValueError(f"--format {form}: there are text (the default) and chat")
-    config = settings.load(
+    config = load_config(
         PrepareConfig,
         argv,
         prog="gptsmith prepare",

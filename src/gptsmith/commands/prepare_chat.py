@@ -5,8 +5,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from gptsmith import settings
 from gptsmith.chat_template import chat_tokenizer
+from gptsmith.config import load_config
 from gptsmith.data.chat import write_chat
 from gptsmith.data.options import ChatFiles
 from gptsmith.data.report import ReadReport
@@ -29,7 +29,7 @@ class PrepareChatConfig(ChatFiles):
 
 
 def main(argv: list[str]) -> None:
-    config = settings.load(
+    config = load_config(
         PrepareChatConfig,
         argv,
         prog="gptsmith prepare --format chat",

@@ -4,17 +4,15 @@ import sys
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
+from gptsmith.config import Section
 from gptsmith.model.gpt import GPTModel
 from gptsmith.run import Run, Which
 from gptsmith.train.runtime import choose_device
 
 
-class WeightOptions(BaseModel):
+class WeightOptions(Section):
     """Which weights of which run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: Path
     """A run folder."""

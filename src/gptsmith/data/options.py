@@ -9,7 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from gptsmith.config import Section
 
 OnError = Literal["stop", "skip"]
 Labels = Literal["auto", "shifted", "unshifted"]
@@ -34,10 +36,8 @@ class ChatColumns(NamedTuple):
     response: str | None = None
 
 
-class ChatFiles(BaseModel):
+class ChatFiles(Section):
     """How files of conversations are read."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     messages_column: str | None = None
     """Column of the messages, if its name is not one of the usual ones."""
@@ -62,10 +62,8 @@ class ChatFiles(BaseModel):
         return ChatColumns(self.messages_column, self.prompt_column, self.response_column)
 
 
-class InstructionColumns(BaseModel):
+class InstructionColumns(Section):
     """Names of the columns in the file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     instruction: str = "instruction"
     """The instruction."""
@@ -75,10 +73,8 @@ class InstructionColumns(BaseModel):
     """The answer."""
 
 
-class SplitConfig(BaseModel):
+class SplitConfig(Section):
     """Rows held out from training. Rows with the same prompt are always in the same split."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     val_fraction: float = Field(0.05, gt=0, lt=1)
     """Share of the prompts for the validation loss during training."""
@@ -88,10 +84,8 @@ class SplitConfig(BaseModel):
     """Seed of the split."""
 
 
-class LabelledConfig(BaseModel):
+class LabelledConfig(Section):
     """Where the labelled texts are, and how they are split."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: Path
     """Table (csv, tsv, json, jsonl, parquet, arrow), lines `label<TAB>text`, or a folder with a

@@ -11,9 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from gptsmith import files
+from gptsmith.config import Section
 from gptsmith.data.build import FRAME, Build, cores, cut_frames, encode, encode_in_order
 from gptsmith.data.destination import (
     JOURNAL,
@@ -39,10 +40,8 @@ from gptsmith.data.vocabulary import given_tokenizer, learn
 from gptsmith.tokenizer import Tokenizer
 
 
-class PrepareConfig(BaseModel):
+class PrepareConfig(Section):
     """What to make a corpus from, and how."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     sources: tuple[str, ...] = Field(min_length=1)
     """Corpora by name (pydocs, pycode, shakespeare, wikitext-2, wikipedia, openwebtext,

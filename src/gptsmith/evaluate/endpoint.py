@@ -15,7 +15,9 @@ from types import TracebackType
 from typing import Any, Literal
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from gptsmith.config import Section
 
 SEED = 0
 FIRST_WAIT = 1.0  # seconds before the second attempt, doubled for each further one ...
@@ -26,10 +28,8 @@ _AGAIN = (408, 425, 429)  # and 5xx: what may go better the next time
 _SECRET = 8  # characters from which on a key is cut out of texts; "none" or "EMPTY" is no secret
 
 
-class JudgeOptions(BaseModel):
+class JudgeOptions(Section):
     """The model that judges, and where it is asked."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     url: str = "http://localhost:11434"
     """Of Ollama, or of anything that has OpenAI's chat completions (https://HOST/v1)."""

@@ -9,16 +9,16 @@ import math
 from collections.abc import Sequence
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
+
+from gptsmith.config import Section
 
 _CANDIDATES = 1024  # enough for most nuclei, and six times as fast as sorting 50,257 logits
 
 
-class SamplingConfig(BaseModel):
+class SamplingConfig(Section):
     """How text is drawn from a model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     max_new_tokens: int = Field(200, ge=1)
     """Stop after this many tokens."""

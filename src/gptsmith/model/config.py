@@ -14,7 +14,9 @@ class RopeScaling(BaseModel):
     smooth passage between the two wavelengths (Llama 3.1, `rope_type: llama3` in transformers).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     rope_type: Literal["linear", "llama3"]
     factor: float = Field(gt=0)
@@ -35,7 +37,9 @@ class RopeScaling(BaseModel):
 class ModelConfig(BaseModel):
     """Architecture of a GPT. GPT-2, Llama, Qwen3 and our own presets are points in this space."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     n_layer: int = Field(6, ge=1)
     """Transformer blocks."""
@@ -150,7 +154,9 @@ class ModelConfig(BaseModel):
 class LoraConfig(BaseModel):
     """Low-rank adaptation: each target matrix W becomes W + alpha / rank * B @ A, W frozen."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     rank: int = Field(0, ge=0)
     """Height of A and width of B; 0: no LoRA."""

@@ -333,7 +333,9 @@ class GPTModel(nn.Module):
         rotation = None
         if self.config.position == "rope":
             cos, sin = self.cos[where].unsqueeze(-2), self.sin[where].unsqueeze(-2)
-            dtype = torch.get_autocast_dtype(x.device.type) if self._autocast(x) else x.dtype
+            kind, dtype = x.device.type, x.dtype
+            if torch.is_autocast_enabled(kind):
+                dtype = torch.get_autocast_dtype(kind)
             rotation = (cos.to(dtype), sin.to(dtype))  # ((B,) T, 1, D/2)
         for block in self.blocks:
             if self.activation_checkpointing and self.training:
@@ -341,10 +343,6 @@ class GPTModel(nn.Module):
             else:
                 x = block(x, bias, rotation, cache)
         return self.final_norm(x)
-
-    @staticmethod
-    def _autocast(x: Tensor) -> bool:
-        return torch.is_autocast_enabled(x.device.type)
 
     def _mask(
         self,

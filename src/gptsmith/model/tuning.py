@@ -16,7 +16,7 @@ from gptsmith.model.gpt import GPTModel
 class Tuning(BaseModel):
     """What is trained: everything, or adapters (LoRA), or what no pattern freezes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     lora: LoraConfig = LoraConfig()
     freeze: tuple[str, ...] = ()

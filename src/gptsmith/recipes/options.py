@@ -6,16 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from gptsmith import settings
+from gptsmith.config import Section, load_config
 from gptsmith.run import stored_recipe
 from gptsmith.train.monitor import command_start
 from gptsmith.train.options import OptimConfig, PrecisionName
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TrainConfig(Section):
@@ -145,7 +141,7 @@ def command(
         known = {field.alias or name for name, field in kind.model_fields.items()}
         return stored_recipe(Path(flags["out"]), words, flags, known, verb)
 
-    config = settings.load(
+    config = load_config(
         kind, argv, prog=f"gptsmith {verb}", description=kind.__doc__ or "", recipe=stored
     )
     return recipe(config, command_start() if started is None else started)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gptsmith import files
-from gptsmith.differences import diff
+from gptsmith.config import diff, flatten, rename_keys
 from gptsmith.model import adapter, lora, tuning
 from gptsmith.model import state_dict as model_weights
 from gptsmith.model.config import ModelConfig
@@ -25,7 +25,6 @@ from gptsmith.run.layout import MASK
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint as checkpoints
 from gptsmith.train import monitor, runtime
-from gptsmith.train.trackers import flatten
 
 if TYPE_CHECKING:
     from gptsmith.chat_template import ChatTemplate
@@ -68,7 +67,7 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        return layout.read_yaml(self.path / layout.CONFIG)
+        return rename_keys(layout.read_yaml(self.path / layout.CONFIG))
 
     @cached_property
     def model_config(self) -> ModelConfig:

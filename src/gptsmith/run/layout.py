@@ -7,6 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from gptsmith import files
+from gptsmith.config import rename_keys
 from gptsmith.model.config import ModelConfig
 from gptsmith.train import checkpoint as checkpoints
 from gptsmith.train import monitor
@@ -98,7 +99,7 @@ def yaml_text(config: dict[str, Any]) -> str:
 
 
 def read_architecture(path: Path) -> ModelConfig:
-    content = files.mapping(files.read_json(path), path)
+    content = rename_keys(files.mapping(files.read_json(path), path), "model")
     try:
         return ModelConfig.model_validate(content)
     except ValidationError as error:

@@ -5,7 +5,6 @@ One class and one form on disk, `tokenizer.json` of Hugging Face `tokenizers`, f
 never the special id (transformers says split_special_tokens=True). Templates write special ids.
 """
 
-import codecs
 import hashlib
 import json
 import re
@@ -28,6 +27,7 @@ from gptsmith.tokenizer.formats import (
     special_token,
     tables_in,
 )
+from gptsmith.tokenizer.stream import TokenStream
 
 SPECIAL_TOKENS = (ENDOFTEXT, "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
@@ -219,7 +219,7 @@ class Tokenizer:
         pieces = self._pieces
         return b"".join([pieces[i] for i in self._checked(ids)])
 
-    def stream(self) -> "TokenStream":
+    def stream(self) -> TokenStream:
         return TokenStream(self)
 
     def add_special_tokens(self, names: Iterable[str]) -> "Tokenizer":
@@ -352,39 +352,6 @@ class Tokenizer:
         table = np.full(max(points) + 2, -1, np.int32)
         table[list(points)] = list(points.values())
         return table
-
-
-class TokenStream:
-    """Text of ids that come one at a time; no character is cut, and the sum equals decode(ids)."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._ids: list[int] = []
-        self._sent = ""
-
-    def push(self, token_id: int) -> str:
-        """The text that is certain after this id; may be empty."""
-        if self._tokenizer._exact:
-            return self._utf8.decode(self._tokenizer.decode_bytes([token_id]))
-        self._ids.append(token_id)
-        text = self._tokenizer.decode(self._ids)
-        return "" if text.endswith("\ufffd") else self._send(text)
-
-    def flush(self) -> str:
-        """What is still held back at the end; the stream is then new again."""
-        if self._tokenizer._exact:
-            rest = self._utf8.decode(b"", final=True)
-            self._utf8.reset()
-            return rest
-        rest = self._send(self._tokenizer.decode(self._ids))
-        self._ids, self._sent = [], ""
-        return rest
-
-    def _send(self, text: str) -> str:
-        new = text[len(self._sent) :]
-        self._sent = text
-        return new
 
 
 def _not_empty(texts: Iterable[str]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
+from gptsmith.config import flatten
 from gptsmith.files import read_json, write_json
 
 RUN_IDS = "trackers.json"
@@ -24,17 +25,6 @@ class Tracker(Protocol):
     def text(self, step: int, title: str, text: str) -> None: ...
     def flush(self) -> None: ...
     def close(self) -> None: ...
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one: {"model": {"n_layer": 4}} becomes {"model.n_layer": 4}."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 class TensorBoard:

@@ -1,26 +1,27 @@
-"""Layers of configuration, and what every mistake costs: one line that names its place."""
+"""Layers of configuration, and the one-line message that names the place of every mistake."""
 
 from pathlib import Path
 from typing import Literal
 
 import pytest
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gptsmith import settings
+from gptsmith import config as configuration
 from gptsmith.model.config import PRESETS, ModelConfig
 
 
 class Optimizer(BaseModel):
     """How weights move."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(3e-4, gt=0, description="Peak rate, 100% after warmup.")
     betas: tuple[float, float] = (0.9, 0.95)
 
 
 class Recipe(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     data: Path
     """Folder of a prepared corpus."""
     model: ModelConfig = ModelConfig.preset("tiny")
@@ -39,7 +40,7 @@ class Recipe(BaseModel):
 
 
 def load(*argv: str) -> Recipe:
-    return settings.load(Recipe, argv, prog="gptsmith test", description="A test.")
+    return configuration.load_config(Recipe, argv, prog="gptsmith test", description="A test.")
 
 
 def write(folder: Path, text: str) -> str:
@@ -113,9 +114,9 @@ def test_values_as_people_write_them(tmp_path: Path) -> None:
     assert load(write(tmp_path, "data: 2001-13-45")).data == Path("2001-13-45")
     assert load(write(tmp_path, "data: a\nstop: [no, 1.50]")).stop == ("no", "1.50")
     assert not load(recipe, "--resume", "--no-resume").resume
-    assert load(recipe, "--model.tie-embeddings", "false", "--resume", "true").resume
-    assert not load(recipe, "--model.tie-embeddings", "False").model.tie_embeddings
-    assert not load(recipe, "--model.tie-embeddings=false").model.tie_embeddings
+    assert load(recipe, "--model.tie_embeddings", "false", "--resume", "true").resume
+    assert not load(recipe, "--model.tie_embeddings", "False").model.tie_embeddings
+    assert not load(recipe, "--model.tie_embeddings=false").model.tie_embeddings
     assert load(recipe, "--tokens", "10_000", "--tokens", "none").tokens is None
     assert load(recipe, "--optimizer.betas", "0.5", "0.6").optimizer.betas == (0.5, 0.6)
     assert load(recipe, "--checkpoint", "500").checkpoint == 500
@@ -129,7 +130,7 @@ def test_words_go_to_the_positional_field() -> None:
         out: Path = Path("data")
 
     def words(*argv: str) -> Words:
-        return settings.load(
+        return configuration.load_config(
             Words, argv, prog="gptsmith test", description="", positional="sources"
         )
 
@@ -148,14 +149,14 @@ class Lora(BaseModel):
 class Tuning(BaseModel):
     """Python keeps `from` and `in` for itself."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     base: Path = Field(alias="from")
     """The run to begin with."""
     lora: Lora = Lora(on=("qkv",))
 
 
 def tuning(*argv: str) -> Tuning:
-    return settings.load(Tuning, argv, prog="gptsmith test", description="")
+    return configuration.load_config(Tuning, argv, prog="gptsmith test", description="")
 
 
 def test_a_field_goes_by_its_alias(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,7 +214,7 @@ def test_a_mistake_is_told_by_the_alias(
         ("model:\n  n_layer: yes\n", ":2: model.n_layer: should be a valid integer, unable"),
         (
             "model:\n  n_layer: 0\n",
-            ":2: model.n_layer: should be greater than or equal to 1, got 0",
+            ":2: model.n_layer: should be greater than or equal to 1, got '0'",
         ),
         ("model:\n  norm: batch\n", "should be 'layernorm' or 'rmsnorm', got 'batch'"),
         ("model: giant\n", ":1: model: no model preset 'giant': choose one of gpt2"),
@@ -263,6 +264,7 @@ def test_a_bad_recipe_costs_one_line(tmp_path: Path, text: str, message: str) ->
         ("--data a\udcff", r"--data: should be UTF-8, got 'a\udcff'"),  # bytes of another encoding
         ("--stop a --stop b\udcff", r"--stop: should be UTF-8, got 'b\udcff'"),
         ("--checkpoint first", "--checkpoint: should be 'last' or 'best' or should be a valid int"),
+        ("--data a --model tiny --model.labels b", "model: labels has one class, 'b'"),
         ("--model giant", "--model: no model preset 'giant': choose one of gpt2"),
         ("--data a --model.n-kv-head 3", "model: n_head 4 is not a multiple of n_kv_head 3"),
         ("", "--data is required"),
@@ -296,3 +298,150 @@ def test_help_shows_every_flag_with_its_words(capsys: pytest.CaptureFixture[str]
         "--resume, --no-resume",
     ):
         assert part in text
+
+
+def test_help_is_the_docstring_of_the_field_where_it_is_defined(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Base(configuration.Section):
+        size: int = 1
+        """Of which 50% are
+        used."""
+
+    class Derived(Base):
+        more: Base | None = None
+        """Further sizes: 10%."""
+
+    with pytest.raises(SystemExit):
+        configuration.load_config(Derived, ["--help"], prog="x", description="About 5%.")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "About 5%. options:" in text
+    assert "--size INT Of which 50% are used. (default: 1) more: Further sizes: 10%." in text
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("010", 10), ("1_000", 1000), ("1.5e3", 1500), ("~", None), ("", None)]
+)
+def test_the_field_decides_what_a_yaml_scalar_is(
+    tmp_path: Path, text: str, value: int | None
+) -> None:
+    assert load(write(tmp_path, f"data: a\ntokens: {text}\n")).tokens == value
+    assert load(write(tmp_path, f"data: a\nnote: '{text}'\n")).note == text
+    if value is not None:
+        assert load(write(tmp_path, f"data: a\nnote: {text}\n")).note == text
+
+
+@pytest.mark.parametrize("text", ["0x10", "1:30", "1.2.3e4", "1e999", "[" * 300 + "]" * 300])
+def test_what_is_no_number_is_refused_in_its_place(tmp_path: Path, text: str) -> None:
+    assert "recipe.yaml:2: tokens: " in refused(write(tmp_path, f"data: a\ntokens: {text}\n"))
+
+
+@pytest.mark.parametrize("text", ["yes", "on", "True", "1"])
+def test_booleans_as_yaml_has_them(tmp_path: Path, text: str) -> None:
+    recipe = write(tmp_path, f"data: a\nresume: {text}\n")
+    assert load(recipe).resume
+    assert not load(recipe, "--no-resume").resume
+
+
+def test_a_negated_flag_takes_no_value() -> None:
+    assert "unexpected argument 'true'" in refused("--data", "a", "--no-resume", "true")
+    assert "--no-resume" in refused("--data", "a", "--no-resume=true")
+
+
+@pytest.mark.parametrize(
+    "text", ["null", "~", "no", "1.50", "", " a ", "2001-01-01", "a\nb: é", "'"]
+)
+def test_a_written_configuration_reads_back(tmp_path: Path, text: str) -> None:
+    config = load("--data", "a", f"--note={text}", f"--stop={text}", "--tokens", "5")
+    dumped = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    assert load(write(tmp_path, dumped)) == config
+
+
+def test_read_recipe(tmp_path: Path) -> None:
+    path = write(tmp_path, "data: a\nmodel: tiny\noptimizer:\n  betas: [0, 1]\n")
+    assert configuration.read_recipe(Path(path), Recipe) == [
+        configuration.Setting(("data",), Path("a"), f"{path}:1: data"),
+        configuration.Setting(("model",), "tiny", f"{path}:2: model"),
+        configuration.Setting(("optimizer", "betas"), (0, 1), f"{path}:4: optimizer.betas"),
+    ]
+
+
+# renamed keys
+
+
+class Train(configuration.Section):
+    num_threads: int = Field(1, ge=1)
+    total_batch_tokens: int = 0
+
+
+class Renamed(configuration.Section):
+    pad_vocab_multiple: int = 1
+    train: Train = Train()
+
+
+def renamed(*argv: str) -> Renamed:
+    return configuration.load_config(Renamed, argv, prog="gptsmith test", description="")
+
+
+def test_a_recipe_may_use_the_names_of_earlier_versions(tmp_path: Path) -> None:
+    old = "pad_vocab: 64\ntrain: {threads: 2, tokens_per_step: 8}\n"
+    expected = Renamed(pad_vocab_multiple=64, train=Train(num_threads=2, total_batch_tokens=8))
+    assert renamed(write(tmp_path, old)) == expected
+    new = configuration.rename_keys(yaml.safe_load(old))
+    assert Renamed.model_validate(new) == expected
+    assert configuration.rename_keys(new) == new
+
+
+@pytest.mark.parametrize(
+    ("text", "argv", "message"),
+    [
+        ("train: {threads: 0}", (), ":1: train.threads: should be greater than or equal to 1"),
+        (
+            "train:\n  num_threads: 2\n  threads: 2\n",
+            (),
+            ":3: train.threads is written twice (first as num_threads in line 2)",
+        ),
+        (
+            "train:\n  threads: 2\n  num_threads: 2\n",
+            (),
+            ":3: train.num_threads is written twice (first in line 2)",
+        ),
+        ("threads: 2", (), ":1: unknown key 'threads': did you mean 'train.num_threads'?"),
+        ("", ("--train.tokens_per_step", "8"), "did you mean --train.total-batch-tokens?"),
+        ("", ("--optim.clip", "8"), "unknown option --optim.clip (see --help)"),
+    ],
+)
+def test_a_mistake_beside_a_renamed_key(
+    tmp_path: Path, text: str, argv: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ValueError) as caught:
+        renamed(write(tmp_path, text), *argv)
+    assert message in str(caught.value)
+
+
+def test_rename_keys() -> None:
+    stored = {"model": {"tied": True, "labels": []}, "eval": {"every": 5}, "every": 1, 2: "x"}
+    assert configuration.rename_keys(stored) == {
+        "model": {"tie_embeddings": True, "labels": []},
+        "eval": {"interval": 5},
+        "every": 1,
+        2: "x",
+    }
+    assert configuration.rename_keys({"tied": False}, "model") == {"tie_embeddings": False}
+    both = {"optim": {"clip": 1, "max_grad_norm": 2}}
+    assert configuration.rename_keys(both) == {"optim": {"max_grad_norm": 2}}
+    for old, new in configuration.RENAMED_KEYS.items():
+        assert old.rpartition(".")[0] == new.rpartition(".")[0], "a key stays in its section"
+        assert new not in configuration.RENAMED_KEYS
+
+
+# differences
+
+
+def test_diff() -> None:
+    old = {"model": {"n_layer": 4, "mask": "causal()"}, "seed": 1, "gone": None}
+    new = {"model": {"n_layer": 6, "mask": "causal()"}, "seed": 1, "train": {"steps": 5}}
+    assert configuration.diff(old, new) == [
+        "model.n_layer: 4 -> 6", "gone: None -> (absent)", "train.steps: (absent) -> 5"
+    ]  # fmt: skip
+    assert configuration.diff(old, old) == []

@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptsmith.config import load_config
-from gptsmith.data.labelled import load_labelled
-from gptsmith.data.labelled_files import LabelledText
+from gptsmith.data.classification import load_labelled
+from gptsmith.data.labelled import LabelledText
 from gptsmith.data.options import LabelledConfig
 from gptsmith.run import Run
 

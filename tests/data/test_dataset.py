@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from gptsmith.batch import IGNORE_INDEX, Batch
-from gptsmith.data.dataset import Windows, make_batch, permutation, validation_batches
+from gptsmith.data.dataset import Windows, make_batch, validation_batches
+from gptsmith.data.order import permutation
 
 few = settings(max_examples=25)
 lengths = st.lists(st.integers(0, 60), min_size=1, max_size=5)

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from data_sets import complete_data
 
-from gptsmith.data.labelled import Labelled, load_labelled, sort_labels
-from gptsmith.data.labelled_files import LabelledText
+from gptsmith.data.classification import LabelledSet, load_labelled, sort_labels
+from gptsmith.data.labelled import LabelledText
 from gptsmith.data.options import LabelledConfig
 
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "gorse", "heron")
@@ -31,15 +31,15 @@ def as_csv(path: Path, header: list[str] | None, rows: list[tuple[Any, ...]]) ->
     return path
 
 
-def load(path: Path, **options: Any) -> Labelled:
+def load(path: Path, **options: Any) -> LabelledSet:
     return load_labelled(LabelledConfig(data=path, **options))
 
 
-def everything(data: Labelled) -> list[LabelledText]:
+def everything(data: LabelledSet) -> list[LabelledText]:
     return [*data.train, *data.val, *data.test]
 
 
-def content(data: Labelled) -> list[tuple[str, str]]:
+def content(data: LabelledSet) -> list[tuple[str, str]]:
     return sorted((row.text, row.label) for row in everything(data))
 
 
@@ -288,7 +288,7 @@ def test_copies_of_a_text_stay_in_one_split(tmp_path: Path) -> None:
     assert "60 of 120 texts repeat another one: copies share a split" in data.notes
     unique = load(path, deduplicate=True)
     assert content(unique) == sorted(rows)
-    assert "60 repeated texts left out" in unique.notes
+    assert "60 repeated texts dropped" in unique.notes
 
 
 def test_texts_of_a_test_file_are_not_trained_on(tmp_path: Path) -> None:
@@ -299,8 +299,8 @@ def test_texts_of_a_test_file_are_not_trained_on(tmp_path: Path) -> None:
     assert len(data.test) == 11
     assert len(data.val) == 12 - 2
     assert len(data.train) == 60 - 20
-    assert "20 training texts left out, because they are in validation or test too" in data.notes
-    assert "2 validation texts left out, because they are in the test too" in data.notes
+    assert "20 training texts dropped, because they are in validation or test too" in data.notes
+    assert "2 validation texts dropped, because they are in the test too" in data.notes
 
 
 def test_one_text_with_two_labels_is_told(tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_balancing_touches_the_training_split_only(tmp_path: Path) -> None:
 
 
 def test_rare_labels(tmp_path: Path) -> None:
-    def split(*rare: int) -> Labelled:
+    def split(*rare: int) -> LabelledSet:
         rows = pairs(40) + [(f"rare {n} {i}", f"r{n}") for n in rare for i in range(n)]
         return load(as_csv(tmp_path / "rows.csv", ["text", "label"], rows))
 

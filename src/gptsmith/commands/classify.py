@@ -15,8 +15,8 @@ from pydantic import Field
 
 from gptsmith.commands.weights import WeightOptions
 from gptsmith.config import load_config
-from gptsmith.data.labelled_files import read_texts
-from gptsmith.data.labelled_rows import encode_texts
+from gptsmith.data.classification import encode_texts
+from gptsmith.data.labelled import read_texts
 from gptsmith.data.rows import Row
 from gptsmith.evaluate.classification import log_probabilities, named
 from gptsmith.files import atomic_path

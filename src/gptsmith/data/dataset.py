@@ -13,19 +13,10 @@ import numpy as np
 import torch
 
 from gptsmith.batch import IGNORE_INDEX, Batch
+from gptsmith.data.order import Epochs, permutation
 
 
-def permutation(n: int, *key: int) -> np.ndarray:
-    """A random order of 0..n-1 that depends on the key alone, (n,) int64.
-
-    Sorting raw Philox words rather than Generator.permutation: NumPy keeps the streams of bit
-    generators for ever, but not those of Generator's methods (NEP 19).
-    """
-    words = np.random.Philox(np.random.SeedSequence(key)).random_raw(n)
-    return np.argsort(words, kind="stable")
-
-
-class Windows:
+class Windows(Epochs):
     """Windows of T tokens and their targets over shards, in a new order in each epoch.
 
     As a data set for `torch.utils.data.DataLoader`, it holds the windows of the first epoch:
@@ -52,11 +43,11 @@ class Windows:
         mask_targets_before: the first positions of each row, which are read and not predicted
         (model/target_leakage.py). stride: tokens from one window to the next; default T, less
         makes them overlap."""
-        self.shards, self.T, self.seed, self.eos_id = shards, T, seed, eos_id
+        self.shards, self.T, self.eos_id = shards, T, eos_id
         self.stride = stride or T
         self.mask_targets_before = mask_targets_before
         self.counts = np.array([max(0, (len(s) - 1 - T) // self.stride + 1) for s in shards])
-        self.per_epoch = int(self.counts.sum())
+        super().__init__(int(self.counts.sum()), seed)
         if not self.per_epoch:
             whole = sum(map(len, shards))
             what, remedy = f"the training tokens ({whole:,})", "take more text"
@@ -107,11 +98,6 @@ class Windows:
         rows = np.stack([self.row(i) for i in range(first, first + count)]).astype(np.int64)
         name = f"samples {first}..{first + count - 1}"
         return make_batch(rows, self.eos_id, name, self.mask_targets_before)
-
-    def position(self, index: int) -> dict[str, int]:
-        """Where the endless sequence stands before sample `index`: four numbers."""
-        epoch, at = divmod(index, self.per_epoch)
-        return {"seed": self.seed, "epoch": epoch, "index": at, "per_epoch": self.per_epoch}
 
 
 def make_batch(

@@ -21,7 +21,8 @@ import pyarrow as pa
 from gptsmith import files
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.data.columnar import read_schema
-from gptsmith.data.dataset import permutation
+from gptsmith.data.order import permutation
+from gptsmith.data.split import fill
 
 _TOKENS = 1 << 18  # of a record batch, about: 2 MB
 _ABOUT, _TOTALS = b"gptsmith", "gptsmith_totals"
@@ -107,9 +108,10 @@ class Examples(Sequence[Example]):
         if n < parts:
             raise ValueError(f"{n} example(s) cannot be divided into {parts} parts")
         spare = n - parts  # beyond the one that each part gets
-        ends = [i + round(spare * sum(shares[:i]) / sum(shares)) for i in range(parts + 1)]
+        ends = [i + round(spare * sum(shares[:i]) / sum(shares)) for i in range(parts)]
         order = permutation(n, seed, 0, 0x5711)  # another key than those of the epochs
-        return [self.take(np.sort(order[a:b])) for a, b in pairwise(ends)]
+        room = [b - a for a, b in pairwise(ends)]
+        return [self.take(part) for part in fill(order.tolist(), room)]
 
     def __len__(self) -> int:
         return len(self._chosen)

@@ -7,9 +7,8 @@ the very ids that the model was trained on.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from gptsmith.data.columns import listed
 from gptsmith.data.examples import Example
 from gptsmith.data.options import InstructionColumns, SplitConfig
 from gptsmith.data.rows import Row, read_rows
+from gptsmith.data.split import fill, group, hash_order
 
 # Taori et al. 2023, "Stanford Alpaca", PROMPT_DICT in train.py; only the last line end is ours: it
 # keeps the tokens of the prompt from depending on how the answer begins.
@@ -210,28 +210,22 @@ def split(rows: Iterable[Instruction], config: SplitConfig) -> Split:
     a part that is wanted gets no prompt.
     """
     rows = list(rows)
-    by_prompt: dict[str, list[int]] = {}
-    for n, row in enumerate(rows):
-        text = f"{row.instruction}\n{row.input}"
-        by_prompt.setdefault(" ".join(text.casefold().split()), []).append(n)
-    ranked = sorted(
-        by_prompt, key=lambda p: hashlib.sha256(f"{config.split_seed}\n{p}".encode()).digest()
-    )
-    tests, vals = (
-        round(share * len(ranked)) for share in (config.test_fraction, config.val_fraction)
-    )
-    if not vals or (config.test_fraction and not tests) or tests + vals >= len(ranked):
+    prompts = group(" ".join(f"{row.instruction}\n{row.input}".casefold().split()) for row in rows)
+    n = len(prompts)
+    tests, vals = (round(share * n) for share in (config.test_fraction, config.val_fraction))
+    if not vals or (config.test_fraction and not tests) or tests + vals >= n:
         raise ValueError(
-            f"{len(ranked)} different prompts give {tests} for the test, {vals} for validation and "
-            f"{max(0, len(ranked) - tests - vals)} to train on: take more rows, or other shares "
+            f"{n} different prompts give {tests} for the test, {vals} for validation and "
+            f"{max(0, n - tests - vals)} to train on: take more rows, or other shares "
             f"than val_fraction {config.val_fraction} and test_fraction {config.test_fraction}"
         )
 
-    def part(prompts: Sequence[str]) -> list[Instruction]:
-        return [rows[n] for n in sorted(n for p in prompts for n in by_prompt[p])]
-
-    rest = ranked[tests:]
-    return Split(train=part(rest[vals:]), val=part(rest[:vals]), test=part(ranked[:tests]))
+    members = list(prompts.values())
+    test, val, train = (
+        [rows[i] for i in sorted(i for number in part for i in members[number])]
+        for part in fill(hash_order(list(prompts), config.split_seed), (tests, vals))
+    )
+    return Split(train, val, test)
 
 
 # --- ids -----------------------------------------------------------------------------------------

@@ -1,181 +1,190 @@
-"""Labelled texts for classification, in three splits.
-
-One text never stands in two splits: a model could then score by memory what it should judge.
-"""
+"""Texts with labels in files: tables, lines, folders. Which part is the label must be obvious."""
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from gptsmith.data.dataset import permutation
-from gptsmith.data.labelled_files import LabelledFiles, LabelledText
-from gptsmith.data.options import LabelledConfig
+from gptsmith.data.columns import LABEL, TEXT, choose_column, known_columns, unclear_column
+from gptsmith.data.paths import has_suffix
 from gptsmith.data.report import ReadReport
+from gptsmith.data.rows import SUFFIXES, Row, read_rows
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """A data set in three splits. `notes` say what was found, decided and left out."""
-
-    labels: tuple[str, ...]  # sorted: as numbers, if all of them are
-    train: list[LabelledText]
-    val: list[LabelledText]
-    test: list[LabelledText]
-    notes: list[str]
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 over the texts and labels of all splits, in order."""
-        digest = hashlib.sha256()
-        for name in ("train", "val", "test"):
-            for row in getattr(self, name):
-                digest.update(f"{name}\t{row.label}\t{row.text}\0".encode())
-        return digest.hexdigest()
+class LabelledText(NamedTuple):
+    text: str
+    label: str
+    place: str
 
 
-def load_labelled(config: LabelledConfig) -> Labelled:
-    """Read and split as the config says; everything is held in memory.
+def read_labelled(
+    path: Path, text_column: str | None, label_column: str | None, report: ReadReport
+) -> list[LabelledText]:
+    """The rows that have a text and a label.
 
-    Raises ValueError or FileNotFoundError naming the place: columns that are not obvious, rows
-    without text or label (unless skipped), labels that only a test knows, a single label.
+    ValueError naming the place for columns that are not obvious, for bad rows unless the report
+    skips them, and for no row at all.
     """
-    report = ReadReport(config.on_error)
-    files = LabelledFiles(config.text_column, config.label_column, report)
-    rows = files.read(config.data)
-    val = files.read(config.val) if config.val else []
-    test = files.read(config.test) if config.test else []
-    notes = files.notes
-    notes += report.skipped.lines()
-    labels = sort_labels({row.label for row in rows})
-    if len(labels) < 2:
-        raise ValueError(
-            f"{config.data}: all texts are labelled {labels[0]!r}: two labels at least"
-        )
-    for row in (*val, *test):
-        if row.label not in labels:
-            raise ValueError(f"{row.place}: label {row.label!r} is not in {config.data}")
-    contradictions = _contradictions(rows)
-    if contradictions:
-        notes.append(f"{contradictions:,} texts occur with different labels")
-    if config.deduplicate:
-        before = len(rows) + len(val) + len(test)
-        rows, val, test = _unique(rows), _unique(val), _unique(test)
-        left = before - len(rows) - len(val) - len(test)
-        notes.append(f"{left:,} repeated texts left out")
-    if val and test:
-        val = _without(val, test, "validation", "the test", notes)
-    if val or test:
-        rows = _without(rows, (*val, *test), "training", "validation or test", notes)
-    shares = (
-        0.0 if config.test else config.test_fraction,
-        0.0 if config.val else config.val_fraction,
-    )
-    train, more_val, more_test = _split(rows, labels, shares, config.split_seed, notes)
-    val, test = val or more_val, test or more_test
-    if config.balance:
-        train = _balance(train, labels, config.split_seed, notes)
-    missing = [label for label in labels if label not in {row.label for row in train}]
-    if missing or not val or not test:
-        what = f"label {missing[0]!r} is not in the training" if missing else "nothing is in a"
-        raise ValueError(f"{config.data}: too few texts, {what} split: give more, or larger shares")
-    for name, part in (("train", train), ("val", val), ("test", test)):
-        counts = Counter(row.label for row in part)
-        shown = ", ".join(f"{label} {counts[label]:,}" for label in labels[:10])
-        notes.append(f"{name}: {len(part):,} texts ({shown}{', ...' if len(labels) > 10 else ''})")
-    return Labelled(labels, train, val, test, notes)
+    found = []
+    for place, text, label in _pairs(path, text_column, label_column, report):
+        row = LabelledText(_text(text), _label(label), place)
+        if problem := _problem(row):
+            report.reject(problem, place, problem)
+        else:
+            found.append(row)
+    if not found:
+        raise ValueError(f"{path}: no row with a text and a label")
+    return found
 
 
-def sort_labels(labels: Collection[str]) -> tuple[str, ...]:
-    """In the order of their numbers, if all are numbers, else of their characters."""
-    numbers = all(re.fullmatch(r"-?\d+(\.\d+)?", label) for label in labels)
-    return tuple(sorted(labels, key=lambda label: (float(label) if numbers else 0, label)))
+def read_texts(path: Path, text_column: str | None) -> Iterator[tuple[str, Row]]:
+    """Texts without labels, each with its row: of a table, or the lines of another file.
 
-
-# --- splitting -----------------------------------------------------------------------------------
-
-
-def _key(row: LabelledText) -> str:
-    """Equal for texts that differ in white space only."""
-    return " ".join(row.text.split())
-
-
-def _contradictions(rows: Iterable[LabelledText]) -> int:
-    labels: dict[str, set[str]] = {}
+    ValueError naming the place for a column that is not obvious, and for a row without text.
+    """
+    if _is_lines(path):
+        lines = enumerate(_decoded(path).split("\n"), 1)
+        rows = iter([Row(f"{path}:{i}", {"text": line}) for i, line in lines if line.strip()])
+    else:
+        rows = read_rows(path)
+    column = text_column
     for row in rows:
-        labels.setdefault(_key(row), set()).add(row.label)
-    return sum(len(found) > 1 for found in labels.values())
+        names = list(row.values)
+        column = column or choose_column(names, None, TEXT, row.place)
+        column = column or (names[0] if len(names) == 1 else None)
+        if column is None:
+            raise unclear_column("text", names, row.place)
+        text = _text(row.values.get(column))
+        if problem := _problem(LabelledText(text, "any", row.place)):
+            raise ValueError(f"{row.place}: {problem} (column {column!r})")
+        yield text, row
 
 
-def _unique(rows: Sequence[LabelledText]) -> list[LabelledText]:
-    return list({_key(row): row for row in reversed(rows)}.values())[::-1]
+Pair = tuple[str, Any, Any]  # place, text, label
 
 
-def _without(
-    rows: list[LabelledText],
-    others: Sequence[LabelledText],
-    name: str,
-    where: str,
-    notes: list[str],
-) -> list[LabelledText]:
-    """`rows` without the texts of `others`."""
-    taken = {_key(row) for row in others}
-    kept = [row for row in rows if _key(row) not in taken]
-    if left := len(rows) - len(kept):
-        notes.append(f"{left:,} {name} texts left out, because they are in {where} too")
-    return kept
+def _pairs(
+    path: Path, text_column: str | None, label_column: str | None, report: ReadReport
+) -> Iterator[Pair]:
+    if folders := _class_folders(path):
+        for folder in folders:
+            for file in sorted(folder.glob("*.txt")):
+                yield str(file), _decoded(file), folder.name
+    elif _is_lines(path):
+        yield from _line_pairs(path)
+    else:
+        yield from _table_pairs(path, text_column, label_column, report)
 
 
-def _split(
-    rows: Sequence[LabelledText],
-    labels: Sequence[str],
-    shares: tuple[float, float],
-    seed: int,
-    notes: list[str],
-) -> tuple[list[LabelledText], list[LabelledText], list[LabelledText]]:
-    """Train, val and test: of each label the shares (test, val), copies of a text together.
-
-    Each text of a label goes, in random order, where there is room for all its copies. A label
-    with too few texts is in the training split first, then in the test, then in validation.
-    """
-    groups: dict[str, list[int]] = {}
-    for i, row in enumerate(rows):
-        groups.setdefault(_key(row), []).append(i)
-    by_label: dict[str, list[list[int]]] = {label: [] for label in labels}
-    for group in groups.values():
-        by_label[rows[group[0]].label].append(group)
-    parts: dict[int, list[int]] = {0: [], 1: []}
-    for number, label in enumerate(labels):
-        texts = by_label[label]
-        total = sum(map(len, texts))
-        room = [max(1, round(share * total)) if share else 0 for share in shares]
-        if len(texts) <= sum(share > 0 for share in shares):
-            notes.append(f"label {label!r} has {len(texts)} texts: too few for every split")
-            room = [len(texts) - 1, 0]
-        for at in permutation(len(texts), seed, number):
-            into = next((i for i in parts if len(texts[at]) <= room[i]), None)
-            if into is not None:
-                room[into] -= len(texts[at])
-                parts[into] += texts[at]
-    if copies := sum(len(group) - 1 for group in groups.values()):
-        notes.append(f"{copies:,} of {len(rows):,} texts repeat another one: copies share a split")
-    rest = sorted(set(range(len(rows))).difference(*parts.values()))
-    train, test, val = ([rows[i] for i in sorted(part)] for part in (rest, *parts.values()))
-    return train, val, test
+def _table_pairs(
+    path: Path, text_column: str | None, label_column: str | None, report: ReadReport
+) -> Iterator[Pair]:
+    rows = list(read_rows(path, report))
+    if not rows:
+        return
+    names = list(rows[0].values)
+    asked = text_column or label_column
+    if len(names) == 2 and not asked and not known_columns(names, TEXT + LABEL):
+        # A header line would not repeat in the rows: this may be a table without one.
+        columns = [[name, *(row.values.get(name) for row in rows)] for name in names]
+        at = _label_column(columns)
+        if at is not None and names[at] in columns[at][1:]:
+            report.hint(f"{path}: no header line; column {at + 1} of 2 is the label")
+            for row in read_rows(path, report, header=("0", "1")):
+                yield row.place, row.values[str(1 - at)], row.values[str(at)]
+            return
+    text, label = _text_and_label(names, rows, text_column, label_column)
+    for row in rows:
+        yield row.place, row.values.get(text), row.values.get(label)
 
 
-def _balance(
-    rows: list[LabelledText], labels: Sequence[str], seed: int, notes: list[str]
-) -> list[LabelledText]:
-    """As many rows of each label as the rarest has, drawn without replacement, in their order."""
-    places = {label: [i for i, row in enumerate(rows) if row.label == label] for label in labels}
-    least = min(map(len, places.values()))
-    kept: list[int] = []
-    for number, found in enumerate(places.values()):
-        order = permutation(len(found), seed, number, 1)
-        kept += [found[i] for i in order[:least]]
-    notes.append(f"balanced: {least:,} training texts of each label, {len(rows):,} before")
-    return [rows[i] for i in sorted(kept)]
+def _text_and_label(
+    names: list[str], rows: Sequence[Row], text_column: str | None, label_column: str | None
+) -> tuple[str, str]:
+    """Names of the two columns."""
+    place = rows[0].place
+    text = choose_column(names, text_column, TEXT, place)
+    label = choose_column(names, label_column, LABEL, place)
+    if len(names) == 2 and (text is None) != (label is None):  # the other one, if it can be
+        other = next(name for name in names if name not in (text, label))
+        columns = [[row.values.get(name) for row in rows] for name in (text or other, other)]
+        if label is not None:
+            text = other
+        elif _label_column(columns) == 1:
+            label = other
+    if text is None or label is None:
+        raise unclear_column("text" if text is None else "label", names, place)
+    if text == label:
+        raise ValueError(f"{place}: column {text!r} cannot be text and label at once")
+    return text, label
+
+
+def _line_pairs(path: Path) -> Iterator[Pair]:
+    """Lines `label<TAB>text` or `text<TAB>label`, told by the repetition of the labels; or
+    `0 text` and `__label__name text`."""
+    lines = [(i, line) for i, line in enumerate(_decoded(path).split("\n"), 1) if line.strip()]
+    first = lines[0][1] if lines else ""
+    tab = "\t" in first
+    pairs = [(i, line.strip().split("\t" if tab else None, 1)) for i, line in lines]
+    whole = [parts for _, parts in pairs if len(parts) == 2]
+    at = _label_column([[parts[0] for parts in whole], [parts[1] for parts in whole]])
+    if at is None or not (tab or re.match(r"(\d+|__label__\S+) ", first)):
+        raise ValueError(
+            f"{path}:1: which part of a line is the label? Write label, TAB, text, with labels "
+            "that repeat, or a .csv with the header line text,label"
+        )
+    for i, parts in pairs:
+        alone = len(parts) == 1
+        yield f"{path}:{i}", None if alone else parts[1 - at], parts[0] if alone else parts[at]
+
+
+def _is_lines(path: Path) -> bool:
+    """Whether this is a file of lines rather than a table."""
+    return path.is_file() and not has_suffix(path, *SUFFIXES)
+
+
+def _class_folders(path: Path) -> list[Path]:
+    """The sub-folders with .txt files, sorted; at least two, else none."""
+    if not path.is_dir():
+        return []
+    found = sorted(p for p in path.iterdir() if p.is_dir() and next(p.glob("*.txt"), None))
+    return found if len(found) > 1 else []
+
+
+def _decoded(path: Path) -> str:
+    """The file's text; bytes that are not UTF-8 become lone surrogates, which _problem reports."""
+    return path.read_bytes().decode("utf-8-sig", "surrogateescape")
+
+
+def _label_column(columns: Sequence[Sequence[Any]]) -> int | None:
+    """Which of two columns holds labels: they repeat, and there are fewer of them than texts."""
+    kinds = [len({str(value) for value in column}) for column in columns]
+    at = 0 if kinds[0] < kinds[1] else 1
+    return at if kinds[0] != kinds[1] and 2 * kinds[at] <= len(columns[at]) else None
+
+
+def _text(value: Any) -> str:
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _label(value: Any) -> str:
+    """A label as text; "" for one that is missing or of no suitable type."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):  # pandas makes floats of a column of integers with gaps
+        return "" if value != value else str(int(value) if value.is_integer() else value)
+    return str(value).strip() if isinstance(value, str | int) else ""
+
+
+def _problem(row: LabelledText) -> str:
+    if not row.text:
+        return "the text is missing"
+    if not row.label:
+        return "the label is missing"
+    try:
+        f"{row.text}{row.label}".encode()
+    except UnicodeEncodeError:
+        return "not UTF-8"
+    return ""

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
 
 from gptsmith.batch import IGNORE_INDEX, Batch
-from gptsmith.data.dataset import permutation
 from gptsmith.data.examples import Example, Examples
+from gptsmith.data.order import EpochOrder, permutation
 
 _MULTIPLE = 32  # padded lengths are rounded up to this: fewer shapes, whole vectors
 _KEY = 0x9AC7  # another stream of random numbers than the order of the epochs
@@ -55,11 +54,12 @@ def pack(sizes: np.ndarray, T: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.argsort(row_of, kind="stable"), starts
 
 
-class _Rows(ABC):
-    """Order of rows in the endless run, and batches of it; `_make` puts rows into tensors."""
+class _Rows(EpochOrder, ABC):
+    """Batches of rows in the order of the epochs; `_make` puts rows into tensors."""
 
     def __init__(self, examples: Examples, T: int, seed: int, pad_id: int) -> None:
-        self.examples, self.T, self.seed, self.pad_id = examples, T, seed, pad_id
+        super().__init__(len(examples), seed)
+        self.examples, self.T, self.pad_id = examples, T, pad_id
         if not len(examples):
             raise ValueError("no examples to train on")
         longest = int(np.argmax(examples.lengths))
@@ -68,22 +68,14 @@ class _Rows(ABC):
                 f"{examples[longest].name}: {examples.lengths[longest]} tokens do not fit into"
                 f" rows of {T} and one more: prepare the set for this context length"
             )
-        self.per_epoch = len(examples)
-        self._order = lru_cache(2)(lambda epoch: permutation(self.per_epoch, seed, epoch))
 
     @abstractmethod
     def _make(self, rows: Sequence[int]) -> Batch:
         """The rows of these numbers."""
 
     def batch(self, first: int, count: int) -> Batch:
-        """Rows first..first+count-1 of the endless run."""
-        places = (divmod(i, self.per_epoch) for i in range(first, first + count))
-        return self._make([int(self._order(epoch)[at]) for epoch, at in places])
-
-    def position(self, index: int) -> dict[str, int]:
-        """Where the endless run stands before row `index`: four numbers."""
-        epoch, at = divmod(index, self.per_epoch)
-        return {"seed": self.seed, "epoch": epoch, "index": at, "per_epoch": self.per_epoch}
+        """Rows first..first+count-1 of the endless sequence."""
+        return self._make([self.item(i) for i in range(first, first + count)])
 
     def validation(self, B: int, limit: int | None = None) -> Iterator[Batch]:
         """Every row once in fixed order; with a limit about so many tokens, evenly from the whole.

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from gptsmith.data.labelled_rows import pad
+from gptsmith.data.classification import pad
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.train.runtime import Precision
 

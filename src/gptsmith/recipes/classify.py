@@ -10,8 +10,13 @@ import numpy as np
 from pydantic import Field
 from rich.console import Console
 
-from gptsmith.data.labelled import Labelled, load_labelled
-from gptsmith.data.labelled_rows import EncodedTexts, LabelledRows, encode_labelled
+from gptsmith.data.classification import (
+    EncodedTexts,
+    LabelledRows,
+    LabelledSet,
+    encode_labelled,
+    load_labelled,
+)
 from gptsmith.data.options import LabelledConfig
 from gptsmith.evaluate import classification as measure
 from gptsmith.evaluate.classify_plots import draw_confusion, draw_history
@@ -143,7 +148,7 @@ def _in_texts(config: ClassifyConfig, T: int) -> ClassifyConfig:
 
 
 def test(
-    run: Run, data: Labelled, texts: EncodedTexts, config: ClassifyConfig, pad_id: int
+    run: Run, data: LabelledSet, texts: EncodedTexts, config: ClassifyConfig, pad_id: int
 ) -> None:
     """Measure the finished run on the test split: table, pictures, every prediction, report."""
     model = run.lock().load_model("last", config.train.device, trust_code=True)
@@ -171,7 +176,7 @@ def test(
     print(summary)
 
 
-def _predictions(data: Labelled, log_p: np.ndarray) -> Iterator[str]:
+def _predictions(data: LabelledSet, log_p: np.ndarray) -> Iterator[str]:
     """Lines of JSON, in the order of the test split."""
     for row, p in zip(data.test, np.exp(log_p), strict=True):
         found = measure.named(data.labels, p)

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from gptsmith.batch import IGNORE_INDEX
-from gptsmith.data.labelled_files import LabelledText
-from gptsmith.data.labelled_rows import (
+from gptsmith.data.classification import (
     EncodedTexts,
     LabelledRows,
     encode_labelled,
     encode_texts,
     pad,
 )
+from gptsmith.data.labelled import LabelledText
 from gptsmith.tokenizer import Tokenizer
 
 T, PAD = 40, 99

@@ -1,0 +1,301 @@
+"""Labelled texts for classification: three splits, encoded, in batches of padded rows.
+
+One text is never in two splits: a model could then answer from memory what it should judge.
+B batch, T time (of the longest row in the batch).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptsmith.batch import IGNORE_INDEX, Batch
+from gptsmith.data.labelled import LabelledText, read_labelled
+from gptsmith.data.options import LabelledConfig
+from gptsmith.data.order import EpochOrder, permutation
+from gptsmith.data.report import ReadReport
+from gptsmith.data.split import fill, group
+from gptsmith.tokenizer import Tokenizer
+
+_MULTIPLE = 8  # padded lengths are rounded up to this, which suits matrix products
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """A data set in three splits. notes: what was found, decided and skipped."""
+
+    labels: tuple[str, ...]  # sorted: as numbers, if all of them are
+    train: list[LabelledText]
+    val: list[LabelledText]
+    test: list[LabelledText]
+    notes: list[str]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the texts and labels of all splits, in order."""
+        digest = hashlib.sha256()
+        for name in ("train", "val", "test"):
+            for row in getattr(self, name):
+                digest.update(f"{name}\t{row.label}\t{row.text}\0".encode())
+        return digest.hexdigest()
+
+
+def load_labelled(config: LabelledConfig) -> LabelledSet:
+    """Read and split as configured; everything is held in memory.
+
+    ValueError or FileNotFoundError naming the place: columns that are not obvious, rows without
+    text or label (unless skipped), labels that are in the test only, a single label.
+    """
+    report = ReadReport(config.on_error)
+    rows, val, test = (
+        read_labelled(path, config.text_column, config.label_column, report) if path else []
+        for path in (config.data, config.val, config.test)
+    )
+    notes = [*report.hints, *report.skipped.lines()]
+    labels = sort_labels({row.label for row in rows})
+    if len(labels) < 2:
+        raise ValueError(
+            f"{config.data}: all texts are labelled {labels[0]!r}; give at least two labels"
+        )
+    for row in (*val, *test):
+        if row.label not in labels:
+            raise ValueError(f"{row.place}: label {row.label!r} is not in {config.data}")
+    if contradictions := _contradictions(rows):
+        notes.append(f"{contradictions:,} texts occur with different labels")
+    if config.deduplicate:
+        before = len(rows) + len(val) + len(test)
+        rows, val, test = _unique(rows), _unique(val), _unique(test)
+        dropped = before - len(rows) - len(val) - len(test)
+        notes.append(f"{dropped:,} repeated texts dropped")
+    if val and test:
+        val = _without(val, test, "validation", "the test", notes)
+    if val or test:
+        rows = _without(rows, (*val, *test), "training", "validation or test", notes)
+    shares = (
+        0.0 if config.test else config.test_fraction,
+        0.0 if config.val else config.val_fraction,
+    )
+    more_test, more_val, train = _split(rows, labels, shares, config.split_seed, notes)
+    val, test = val or more_val, test or more_test
+    if config.balance:
+        train = _balance(train, labels, config.split_seed, notes)
+    missing = [label for label in labels if label not in {row.label for row in train}]
+    if missing or not val or not test:
+        what = f"label {missing[0]!r} is not in the training" if missing else "nothing is in one"
+        raise ValueError(f"{config.data}: too few texts, {what} split: give more, or larger shares")
+    for name, part in (("train", train), ("val", val), ("test", test)):
+        counts = Counter(row.label for row in part)
+        shown = ", ".join(f"{label} {counts[label]:,}" for label in labels[:10])
+        notes.append(f"{name}: {len(part):,} texts ({shown}{', ...' if len(labels) > 10 else ''})")
+    return LabelledSet(labels, train, val, test, notes)
+
+
+def sort_labels(labels: Collection[str]) -> tuple[str, ...]:
+    """Sorted as numbers, if all are numbers, else as text."""
+    numbers = all(re.fullmatch(r"-?\d+(\.\d+)?", label) for label in labels)
+    return tuple(sorted(labels, key=lambda label: (float(label) if numbers else 0, label)))
+
+
+# --- splits --------------------------------------------------------------------------------------
+
+
+def _key(row: LabelledText) -> str:
+    """Equal for texts that differ in white space only."""
+    return " ".join(row.text.split())
+
+
+def _contradictions(rows: Iterable[LabelledText]) -> int:
+    labels: dict[str, set[str]] = {}
+    for row in rows:
+        labels.setdefault(_key(row), set()).add(row.label)
+    return sum(len(found) > 1 for found in labels.values())
+
+
+def _unique(rows: Sequence[LabelledText]) -> list[LabelledText]:
+    return list({_key(row): row for row in reversed(rows)}.values())[::-1]
+
+
+def _without(
+    rows: list[LabelledText],
+    others: Sequence[LabelledText],
+    name: str,
+    where: str,
+    notes: list[str],
+) -> list[LabelledText]:
+    """`rows` without the texts of `others`."""
+    taken = {_key(row) for row in others}
+    kept = [row for row in rows if _key(row) not in taken]
+    if dropped := len(rows) - len(kept):
+        notes.append(f"{dropped:,} {name} texts dropped, because they are in {where} too")
+    return kept
+
+
+def _split(
+    rows: Sequence[LabelledText],
+    labels: Sequence[str],
+    shares: tuple[float, float],
+    seed: int,
+    notes: list[str],
+) -> list[list[LabelledText]]:
+    """Test, val and train: of each label the shares (test, val), copies of a text together.
+
+    A label with too few texts goes first to the training split, then to the test, then to
+    validation.
+    """
+    groups = list(group(map(_key, rows)).values())
+    chosen: list[list[int]] = [[], [], []]
+    for number, label in enumerate(labels):
+        texts = [rows_of for rows_of in groups if rows[rows_of[0]].label == label]
+        total = sum(map(len, texts))
+        room = [max(1, round(share * total)) if share else 0 for share in shares]
+        if len(texts) <= sum(share > 0 for share in shares):
+            notes.append(f"label {label!r} has {len(texts)} texts: too few for every split")
+            room = [len(texts) - 1, 0]
+        order = permutation(len(texts), seed, number).tolist()
+        for into, found in zip(chosen, fill(order, room, list(map(len, texts))), strict=True):
+            into += [row for at in found for row in texts[at]]
+    if copies := len(rows) - len(groups):
+        notes.append(f"{copies:,} of {len(rows):,} texts repeat another one: copies share a split")
+    return [[rows[i] for i in sorted(part)] for part in chosen]
+
+
+def _balance(
+    rows: list[LabelledText], labels: Sequence[str], seed: int, notes: list[str]
+) -> list[LabelledText]:
+    """As many rows of each label as the rarest has, drawn without replacement, in their order."""
+    places = {label: [i for i, row in enumerate(rows) if row.label == label] for label in labels}
+    least = min(map(len, places.values()))
+    kept: list[int] = []
+    for number, found in enumerate(places.values()):
+        order = permutation(len(found), seed, number, 1)
+        kept += [found[i] for i in order[:least]]
+    notes.append(f"balanced: {least:,} training texts of each label, {len(rows):,} before")
+    return [rows[i] for i in sorted(kept)]
+
+
+# --- ids -----------------------------------------------------------------------------------------
+
+
+def encode_texts(
+    tokenizer: Tokenizer, texts: Sequence[str], T: int
+) -> tuple[list[np.ndarray], int]:
+    """Ids of each text without white space at its ends, truncated to T; and how many were.
+
+    ValueError for a text that has no token.
+    """
+    ids = tokenizer.encode_arrays([text.strip() for text in texts])
+    for text, row in zip(texts, ids, strict=True):
+        if not len(row):
+            raise ValueError(f"text {text[:40]!r} has no token: there is nothing to classify")
+    return [row[:T] for row in ids], sum(len(row) > T for row in ids)
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """Texts as ids, the class number of each, and how many texts were truncated."""
+
+    ids: list[np.ndarray]
+    classes: list[int]
+    cut: int
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.ids))
+
+    def take(self, count: int) -> EncodedTexts:
+        """`count` of them, evenly spread over the whole; at least one, at most all."""
+        n = len(self.ids)
+        count = max(1, min(count, n))
+        at = [i * n // count for i in range(count)]
+        return EncodedTexts([self.ids[i] for i in at], [self.classes[i] for i in at], self.cut)
+
+
+def encode_labelled(
+    tokenizer: Tokenizer, rows: Sequence[LabelledText], labels: Sequence[str], T: int
+) -> EncodedTexts:
+    """encode_texts of labelled texts; one that cannot be encoded is named by its place."""
+    number = {label: i for i, label in enumerate(labels)}
+    try:
+        ids, cut = encode_texts(tokenizer, [row.text for row in rows], T)
+    except ValueError:
+        for row in rows:
+            try:
+                encode_texts(tokenizer, [row.text], T)
+            except ValueError as error:
+                raise ValueError(f"{row.place}: {error}") from None
+        raise
+    return EncodedTexts(ids, [number[row.label] for row in rows], cut)
+
+
+# --- batches -------------------------------------------------------------------------------------
+
+
+def pad(rows: Sequence[np.ndarray], pad_id: int, limit: int) -> tuple[Tensor, Tensor]:
+    """Ids (B, T) with padding on the right, T a multiple of 8 up to limit, and lengths (B,)."""
+    lengths = torch.tensor([len(row) for row in rows])
+    T = min(limit, -(-int(lengths.max()) // _MULTIPLE) * _MULTIPLE)
+    ids = torch.full((len(rows), T), pad_id)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.from_numpy(row.astype(np.int64))
+    return ids, lengths
+
+
+class LabelledRows(EpochOrder):
+    """Samples of a classifier: an epoch takes each text once, in a new order.
+
+    T: at least the length of the longest text. step: samples of one optimizer step. Within it, rows
+    are sorted by length, so that micro-batches, which are consecutive samples, need little padding
+    while the step as a whole stays a random draw. (Sorting over more than a step would give steps
+    of one class where length and class correlate, as in spam.) documents: padding is marked as
+    another document, for masks that look ahead.
+    """
+
+    def __init__(
+        self,
+        texts: EncodedTexts,
+        T: int,
+        seed: int,
+        pad_id: int,
+        step: int = 1,
+        documents: bool = False,
+    ) -> None:
+        assert texts.ids
+        assert max(map(len, texts.ids)) <= T
+        super().__init__(len(texts.ids), seed)
+        self.texts, self.T, self.pad_id = texts, T, pad_id
+        self.step, self.documents = step, documents
+        self._sorted = lru_cache(2)(self._make_sorted)
+
+    def _make_sorted(self, first: int, end: int) -> list[int]:
+        """Rows of the samples first..end-1, which are in one epoch, by length."""
+        rows = [super(LabelledRows, self).item(i) for i in range(first, end)]
+        return sorted(rows, key=lambda i: len(self.texts.ids[i]))
+
+    def item(self, index: int) -> int:
+        """The row that is sample `index` of the endless sequence."""
+        step, epoch = index - index % self.step, index - index % self.per_epoch
+        first, end = max(step, epoch), min(step + self.step, epoch + self.per_epoch)
+        return self._sorted(first, end)[index - first]
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Samples first..first+count-1. targets hold the class number at each row's last token."""
+        found = [self.item(i) for i in range(first, first + count)]
+        ids, lengths = pad([self.texts.ids[i] for i in found], self.pad_id, self.T)
+        at = torch.arange(ids.shape[1])
+        last = (lengths - 1).unsqueeze(1)  # (B, 1)
+        classes = torch.tensor([self.texts.classes[i] for i in found]).unsqueeze(1)
+        return Batch(
+            inputs=ids,
+            targets=torch.where(at == last, classes, IGNORE_INDEX),
+            documents=(at > last).long() if self.documents else None,
+            name=f"samples {first}..{first + count - 1}",
+            tokens=int(lengths.sum()),
+        )

@@ -17,10 +17,8 @@ OnError = Literal["stop", "skip"]
 Labels = Literal["auto", "shifted", "unshifted"]
 
 
-class ReadOptions(BaseModel):
+class ReadOptions(Section):
     """How files of documents are read."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     text_column: str | None = None
     """Column of the text in tables and .jsonl files, if it is not obvious."""

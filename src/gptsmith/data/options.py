@@ -1,6 +1,6 @@
 """What users configure about data: how files are read, which columns count, how sets are split.
 
-Plain pydantic classes; no torch and no pyarrow, so that `--help` and a misspelt flag are answered
+No torch and no pyarrow, so that `--help` and a misspelt flag are answered
 at once.
 """
 

@@ -56,9 +56,16 @@ def test_help_waits_for_no_library() -> None:
     assert set(done.stdout.splitlines()[-1].split()) - sys.stdlib_module_names == {"gptsmith"}
 
 
-def test_preparing_text_does_not_wait_for_torch() -> None:
-    script = "import gptsmith.commands.prepare, sys; raise SystemExit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+@pytest.mark.parametrize(
+    "argv", ["prepare --help", "prepare --format chat --help", "prepare --worker 3", "inspect --to"]
+)
+def test_help_and_wrong_flags_do_not_import_torch(argv: str) -> None:
+    script = (
+        "import sys; from gptsmith import cli; cli.main(sys.argv[1:]); "
+        "raise SystemExit(sorted({'torch', 'pyarrow', 'matplotlib'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *argv.split()], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def test_version() -> None:

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 from gptsmith import files
 from gptsmith.data import build, text_files
-from gptsmith.data.prepare import PrepareConfig, prepare
+from gptsmith.data.options import PrepareConfig
+from gptsmith.data.prepare import prepare
 from gptsmith.data.shards import Corpus
 from gptsmith.tokenizer import Tokenizer
 
@@ -538,7 +539,8 @@ SLOW = """
 import sys, time
 from pathlib import Path
 from gptsmith.data import build, text_files
-from gptsmith.data.prepare import PrepareConfig, prepare
+from gptsmith.data.options import PrepareConfig
+from gptsmith.data.prepare import prepare
 build.FRAME, text_files.CHUNK_BYTES = 2000, 1000
 build._JOURNAL_SECONDS = 0.01
 write = build.Build.write
@@ -687,7 +689,8 @@ def test_a_full_disk_is_named_and_can_be_mended(tmp_path: Path) -> None:
 PEAK = r"""
 import re, sys
 from pathlib import Path
-from gptsmith.data.prepare import PrepareConfig, prepare
+from gptsmith.data.options import PrepareConfig
+from gptsmith.data.prepare import prepare
 prepare(PrepareConfig(sources=(sys.argv[1],), out=Path(sys.argv[2]), tokenizer=sys.argv[3]))
 print(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 """

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from gptsmith.data import shards
-from gptsmith.data.prepare import PrepareConfig, prepare
+from gptsmith.data.options import PrepareConfig
+from gptsmith.data.prepare import prepare
 from gptsmith.data.shards import Corpus, ShardWriter, fingerprint
 
 

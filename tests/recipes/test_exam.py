@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gptsmith import cli
-from gptsmith.data.prepare import PrepareConfig, prepare
+from gptsmith.data.options import PrepareConfig
+from gptsmith.data.prepare import prepare
 
 VOICES = {"cat": "meow", "dog": "woof", "cow": "moo", "sheep": "baa"}
 

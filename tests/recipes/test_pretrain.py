@@ -13,7 +13,8 @@ import torch
 
 from gptsmith import cli
 from gptsmith.config import load_config
-from gptsmith.data.prepare import PrepareConfig, prepare
+from gptsmith.data.options import PrepareConfig
+from gptsmith.data.prepare import prepare
 from gptsmith.model.stock import stock_class
 from gptsmith.recipes import pretrain
 from gptsmith.recipes.pretrain import PretrainConfig

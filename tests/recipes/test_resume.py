@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptsmith.data.prepare import PrepareConfig, prepare
+from gptsmith.data.options import PrepareConfig
+from gptsmith.data.prepare import prepare
 from gptsmith.train import checkpoint
 
 STEPS = 240

@@ -15,7 +15,8 @@ from gptsmith import cli
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE
 from gptsmith.data.dataset import Windows
-from gptsmith.data.prepare import PrepareConfig, prepare
+from gptsmith.data.options import PrepareConfig
+from gptsmith.data.prepare import prepare
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.recipes import corpus as recipe

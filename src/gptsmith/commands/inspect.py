@@ -1,33 +1,32 @@
-"""`gptsmith inspect PATH`: what a corpus, a run or a chat set holds."""
+"""`gptsmith inspect PATH`: show a prepared corpus, a run, or a chat data set."""
+
+from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
-from rich.console import Console
 
-from gptsmith.chat_template import chat_tokenizer
-from gptsmith.config import load_config
-from gptsmith.data import inspect
 from gptsmith.data.options import ChatFiles
-from gptsmith.data.report import ReadReport
-from gptsmith.data.statistics import CorpusReport
-from gptsmith.run import Run
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class InspectOptions(ChatFiles):
-    """What to look at."""
+    """What to show."""
 
     path: Path
     """A prepared corpus, a run folder, or a file or folder of conversations."""
     top: int = Field(20, ge=1)
-    """How many of the most frequent tokens of a corpus."""
+    """Corpus: how many of the most frequent tokens to list."""
     png: Path | None = None
-    """Also draw document lengths and token frequencies of a corpus into this file."""
+    """Corpus: also draw document lengths and token frequencies into this file."""
     tokenizer: Path | None = None
-    """Conversations: the run that is to be tuned, for its tokenizer and template."""
+    """Conversations: the run to be fine-tuned, whose tokenizer and chat template are used."""
     context_length: int | None = Field(None, ge=2)
-    """Conversations: tokens of a row (default: the run's context)."""
+    """Conversations: tokens per row (default: the run's context)."""
 
 
 def main(argv: list[str]) -> None:
@@ -35,34 +34,71 @@ def main(argv: list[str]) -> None:
         InspectOptions,
         argv,
         prog="gptsmith inspect",
-        description="Show what a corpus, a run or a chat set holds.",
+        description="Show a prepared corpus, a run, or a chat data set.",
         positional="path",
     )
-    # rich takes 80 columns where there is no terminal; in a file the tables may have their width
+    if options.tokenizer is None and options.path.is_file():
+        raise ValueError(
+            f"{options.path} is a file: give --tokenizer RUN to see its conversations as that run "
+            "would be fine-tuned on them; of a run or a corpus give the folder"
+        )
+
+    from rich.console import Console
+
+    # rich assumes 80 columns where there is no terminal; in a file the tables may be wider
     out = Console(width=None if sys.stdout.isatty() else 120)
     if options.tokenizer is not None:
-        return _chat(options, options.tokenizer, out)
-    if options.path.is_file():
-        raise ValueError(
-            f"{options.path} is a file: to see conversations say --tokenizer RUN, the run that is "
-            "to be tuned; of a run or a corpus give the folder"
-        )
-    report = inspect.inspect(options.path, Console(stderr=True))
+        _chat(options, options.tokenizer, out)
+    elif _holds_corpus(options.path):
+        _corpus(options, out)
+    else:
+        _run(options, out)
+
+
+def _holds_corpus(path: Path) -> bool:
+    """Whether `path` has the files of a corpus and not those of a checkpoint, which has a
+    manifest.json too."""
+    from gptsmith.data.shards import Corpus
+    from gptsmith.train import checkpoint
+
+    return Corpus.is_at(path) and not (path / checkpoint.STATE).is_file()
+
+
+def _corpus(options: InspectOptions, out: Console) -> None:
+    from rich.console import Console
+
+    from gptsmith.inspect import corpus, statistics
+
+    report = statistics.corpus_report(options.path, console=Console(stderr=True))
     if options.png is not None:
-        if not isinstance(report, CorpusReport):
-            raise ValueError(f"--png draws a corpus, and {options.path} is a run: see curves.png")
-        inspect.draw(report, options.png)
-    inspect.show(report, out, options.top)
+        corpus.draw_corpus(report, options.png)
+    corpus.show_corpus(report, out, options.top)
+
+
+def _run(options: InspectOptions, out: Console) -> None:
+    from gptsmith.inspect import run
+
+    report = run.run_report(options.path)
+    if options.png is not None:
+        raise ValueError(f"--png draws a corpus, and {options.path} is a run: see its curves.png")
+    run.show_run(report, out)
 
 
 def _chat(options: InspectOptions, folder: Path, out: Console) -> None:
-    from gptsmith.data import chat_inspect
+    from gptsmith.chat_template import chat_tokenizer
+    from gptsmith.data.report import ReadReport
+    from gptsmith.inspect import chat
+    from gptsmith.run import Run
 
     run = Run.open(folder)
     tokenizer, template = chat_tokenizer(run.tokenizer, run.template)
-    report = chat_inspect.chat_report(
-        [options.path], template, tokenizer,
+    report = chat.chat_report(
+        [options.path],
+        template,
+        tokenizer,
         options.context_length or run.model_config.context_length,
-        report=ReadReport(options.on_error), columns=options.columns(), labels=options.labels,
-    )  # fmt: skip
-    chat_inspect.show(report, out)
+        report=ReadReport(options.on_error),
+        columns=options.columns(),
+        labels=options.labels,
+    )
+    chat.show_chat(report, out)

@@ -1,18 +1,45 @@
-"""`gptsmith prepare SOURCE... --out data/NAME`: text to tokenizer and token shards, or
-conversations to a file of token ids and labels (`--format chat`)."""
+"""`gptsmith prepare SOURCE... --out data/NAME`: text to a tokenizer and token shards.
+
+With `--format chat --tokenizer RUN --out NAME.arrow`: conversations to token ids and labels, for
+`gptsmith finetune chat`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
 
 from gptsmith.config import load_config
-from gptsmith.data.prepare import PrepareConfig, prepare
+from gptsmith.data.options import ChatFiles, PrepareConfig
+
+
+class PrepareChatConfig(ChatFiles):
+    """Conversations, the run that is to be fine-tuned on them, and the file to write."""
+
+    sources: tuple[str, ...] = Field(min_length=1)
+    """Files, folders or patterns of conversations (.jsonl, .parquet, .arrow ...)."""
+    out: Path
+    """The file to write, NAME.arrow."""
+    tokenizer: Path
+    """Run to be fine-tuned: its tokenizer, its chat template if it has one, its context."""
+    context_length: int | None = Field(None, ge=2)
+    """Longest conversation in tokens (default: the run's context)."""
+    overwrite: bool = False
+    """Replace the file if it exists."""
 
 
 def main(argv: list[str]) -> None:
     form, argv = _format(argv)
-    if form == "chat":
-        from gptsmith.commands import prepare_chat  # imports torch, which takes seconds
+    if form == "text":
+        _prepare_text(argv)
+    elif form == "chat":
+        _prepare_chat(argv)
+    else:
+        raise ValueError(f"--format {form}: expected text (the default) or chat")
 
-        return prepare_chat.main(argv)
-    if form != "text":
-        raise ValueError(f"--format {form}: there are text (the default) and chat")
+
+def _prepare_text(argv: list[str]) -> None:
     config = load_config(
         PrepareConfig,
         argv,
@@ -21,13 +48,45 @@ def main(argv: list[str]) -> None:
         "conversations into token ids and labels instead, with options of its own.",
         positional="sources",
     )
+    from gptsmith.data.prepare import prepare
+
     path = prepare(config)
     print(f"next: gptsmith inspect {path}")
     print(f"      gptsmith pretrain --data {path} --out runs/{path.absolute().name}")
 
 
+def _prepare_chat(argv: list[str]) -> None:
+    config = load_config(
+        PrepareChatConfig,
+        argv,
+        prog="gptsmith prepare --format chat",
+        description="Turn conversations into a memory-mapped file of token ids and labels.",
+        positional="sources",
+    )
+    from gptsmith.chat_template import chat_tokenizer
+    from gptsmith.data.chat import write_chat
+    from gptsmith.data.report import ReadReport
+    from gptsmith.run import Run
+
+    run = Run.open(config.tokenizer)
+    tokenizer, template = chat_tokenizer(run.tokenizer, run.template)
+    counts = write_chat(
+        config.sources,
+        template,
+        tokenizer,
+        config.context_length or run.model_config.context_length,
+        config.out,
+        report=ReadReport(config.on_error),
+        columns=config.columns(),
+        labels=config.labels,
+        overwrite=config.overwrite,
+    )
+    print(f"{config.out}: {counts}")
+    print(f"next: gptsmith finetune chat --from {config.tokenizer} --data {config.out} --out RUN2")
+
+
 def _format(argv: list[str]) -> tuple[str, list[str]]:
-    """The value of --format, and the other words."""
+    """The value of --format, which decides the other options, and the remaining arguments."""
     flags = argv[: argv.index("--")] if "--" in argv else argv
     for i, word in enumerate(flags):
         if word.startswith("--format="):

@@ -117,3 +117,45 @@ class LabelledConfig(Section):
         if val + test >= 1:
             raise ValueError(f"val_fraction {val} and test_fraction {test} leave nothing to train")
         return self
+
+
+class PrepareConfig(Section):
+    """What to make a corpus of, and how."""
+
+    sources: tuple[str, ...] = Field(min_length=1)
+    """Corpora by name (pydocs, pycode, shakespeare, wikitext-2, wikipedia, openwebtext,
+    fineweb-edu), files, folders or patterns of .txt .md .jsonl(.gz) .csv .tsv .parquet .arrow, or
+    data sets of the Hub as OWNER/NAME[:CONFIG[:SPLIT]]. `a|b` takes b where a is not available."""
+    out: Path
+    """Folder of the corpus."""
+    tokenizer: str = "gpt2"
+    """gpt2, bpe (trained on the training documents), char, byte, or a tokenizer.json or the
+    folder of a run or corpus that holds one."""
+    vocab_size: int | None = Field(None, ge=257, le=1_000_000)
+    """Vocabulary size of --tokenizer bpe (default: 8192)."""
+    val: str | None = None
+    """A source of validation documents; all others are then for training."""
+    val_fraction: float = Field(0.1, gt=0, lt=1)
+    """Share for validation where the sources bring no validation split: of a single document its
+    last characters, of several those with the lowest hash."""
+    text_column: str | None = None
+    """Column of the text in tables and .jsonl files, where it is not obvious."""
+    document_separator: str | None = Field(None, min_length=1)
+    r"""Separator of the documents in a text file, for example '<|endoftext|>', or '\n\n' for blank
+    lines. Without it a text file is one document."""
+    max_documents: int | None = Field(None, ge=1)
+    """Stop after this many documents."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Stop after this many training tokens."""
+    deduplicate: bool = False
+    """Skip documents that are exact copies of an earlier one (about 100 MB of memory for a million
+    documents)."""
+    on_error: OnError = "stop"
+    """On a line that cannot be read, bytes that are not UTF-8, or an empty document: stop with an
+    error, or skip the line or document and count it."""
+    shard_tokens: int = Field(100_000_000, ge=1)
+    """Tokens per shard file."""
+    workers: int | None = Field(None, ge=1)
+    """Threads that encode (default: one per core). The result does not depend on it."""
+    overwrite: bool = False
+    """Replace the corpus in the folder once the new one is complete."""

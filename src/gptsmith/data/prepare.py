@@ -9,12 +9,9 @@ from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from gptsmith import files
-from gptsmith.config import Section
 from gptsmith.data.build import FRAME, Build, cores, cut_frames, encode, encode_in_order
 from gptsmith.data.destination import (
     JOURNAL,
@@ -28,7 +25,7 @@ from gptsmith.data.destination import (
     replacement,
 )
 from gptsmith.data.documents import Document, Source
-from gptsmith.data.options import ReadOptions
+from gptsmith.data.options import PrepareConfig, ReadOptions
 from gptsmith.data.progress import PrepareProgress
 from gptsmith.data.report import ReadReport
 from gptsmith.data.selection import Selection
@@ -38,48 +35,6 @@ from gptsmith.data.text_files import CHUNK_BYTES
 from gptsmith.data.tokenized import tokenized_documents
 from gptsmith.data.vocabulary import given_tokenizer, learn
 from gptsmith.tokenizer import Tokenizer
-
-
-class PrepareConfig(Section):
-    """What to make a corpus from, and how."""
-
-    sources: tuple[str, ...] = Field(min_length=1)
-    """Corpora by name (pydocs, pycode, shakespeare, wikitext-2, wikipedia, openwebtext,
-    fineweb-edu), files, folders or patterns of .txt .md .jsonl(.gz) .csv .tsv .parquet .arrow, or
-    data sets of the Hub as OWNER/NAME[:CONFIG[:SPLIT]]. `a|b` takes b where a cannot be had."""
-    out: Path
-    """Folder of the corpus."""
-    tokenizer: str = "gpt2"
-    """gpt2, bpe (learned from the training documents), char, byte, or a tokenizer.json or the
-    folder of a run or corpus that holds one."""
-    vocab_size: int | None = Field(None, ge=257, le=1_000_000)
-    """Size of a learned vocabulary (--tokenizer bpe; 8192 if not given)."""
-    val: str | None = None
-    """A source of validation documents; then all others are for training."""
-    val_fraction: float = Field(0.1, gt=0, lt=1)
-    """Share of validation where the sources bring none: of one document its last characters, of
-    several those with the lowest hash."""
-    text_column: str | None = None
-    """Column of the text in tables and .jsonl files, where it is not obvious."""
-    document_separator: str | None = Field(None, min_length=1)
-    r"""What stands between the documents of a text file, for example '<|endoftext|>', or '\n\n'
-    for blank lines. Without it a text file is one document."""
-    max_documents: int | None = Field(None, ge=1)
-    """Stop after this many documents."""
-    max_tokens: int | None = Field(None, ge=1)
-    """Stop after this many training tokens."""
-    deduplicate: bool = False
-    """Leave out documents that are exact copies of an earlier one (takes memory: about 100 MB for
-    a million documents)."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """What to do about lines that cannot be read, bytes that are not UTF-8 and empty documents:
-    stop with an error, or leave the line or document out and count it."""
-    shard_tokens: int = Field(100_000_000, ge=1)
-    """Tokens per shard file."""
-    workers: int | None = Field(None, ge=1)
-    """Threads that encode; all cores if not given. The result does not depend on it."""
-    overwrite: bool = False
-    """Replace a corpus that is in the folder already, once the new one is complete."""
 
 
 def prepare(config: PrepareConfig) -> Path:

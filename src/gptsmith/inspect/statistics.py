@@ -1,4 +1,4 @@
-"""What a prepared corpus holds, counted in one pass and in bounded memory (12 bytes a document)."""
+"""Statistics of a prepared corpus, in one pass and bounded memory (16 bytes a document)."""
 
 import hashlib
 from array import array
@@ -15,7 +15,7 @@ from rich.progress import track
 from gptsmith.data.shards import SPLITS, Corpus
 from gptsmith.tokenizer import Tokenizer
 
-_PIECE = 1 << 22  # tokens at a time: np.bincount widens them to 8 bytes each
+_CHUNK = 1 << 22  # tokens at a time: np.bincount widens them to 8 bytes each
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,16 @@ class SplitStatistics:
 
     @cached_property
     def duplicates(self) -> int:
-        """Documents that say, token for token, what an earlier one says."""
+        """Documents whose tokens are exactly those of an earlier one."""
         return self.documents - len(np.unique(self.digests))
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A training pair: y is x one token further on. `start` counts from the shard's first token."""
+class TrainingPair:
+    """Inputs x and targets y, which are x one token later. `start` counts from the first token of
+    the shard called `file`."""
 
-    place: str
+    file: str
     start: int
     x: list[int]
     y: list[int]
@@ -53,66 +54,64 @@ class Sample:
 
 @dataclass(frozen=True)
 class CorpusReport:
+    """What `gptsmith inspect` shows of a corpus."""
+
     path: Path
     manifest: dict[str, Any]
     tokenizer: Tokenizer
     splits: dict[str, SplitStatistics]
-    samples: list[Sample]
+    pairs: list[TrainingPair]
 
     @cached_property
     def counts(self) -> np.ndarray:
         """Occurrences of each id in all splits, (V,)."""
         return np.sum([split.counts for split in self.splits.values()], axis=0)
 
-    def top(self, n: int) -> list[tuple[int, int]]:
-        """The n most frequent (id, occurrences), special tokens left out."""
+    def most_frequent(self, n: int) -> list[tuple[int, int]]:
+        """The n most frequent (id, occurrences), special tokens excluded."""
         counts = self.counts.copy()
         counts[list(self.tokenizer.special_tokens.values())] = 0
         order = np.argsort(-counts, kind="stable")[:n]
         return [(int(i), int(counts[i])) for i in order if counts[i]]
 
     @property
-    def used(self) -> int:
+    def used_ids(self) -> int:
         """Ids that occur at all."""
         return int(np.count_nonzero(self.counts))
 
-    def needed(self, share: float) -> int:
-        """How many ids, taken by frequency, make up this share of all tokens."""
+    def ids_covering(self, share: float) -> int:
+        """How many ids, by falling frequency, make up this share of all tokens."""
         running = np.cumsum(np.sort(self.counts)[::-1])
         return int(np.searchsorted(running, share * running[-1])) + 1
 
     @property
-    def unseen(self) -> float:
+    def unseen_share(self) -> float:
         """Share of the validation tokens whose id never occurs in training."""
         train, val = self.splits["train"].counts, self.splits["val"].counts
         return float(val[train == 0].sum() / max(1, val.sum()))
 
     @property
-    def leaked(self) -> int:
-        """Validation documents that are, token for token, training documents too."""
+    def contaminated(self) -> int:
+        """Validation documents that are training documents too, token for token."""
         return int(np.isin(self.splits["val"].digests, self.splits["train"].digests).sum())
 
 
 def corpus_report(
-    path: str | Path, *, samples: int = 2, context: int = 32, console: Console | None = None
+    path: str | Path, *, pairs: int = 2, context: int = 32, console: Console | None = None
 ) -> CorpusReport:
-    """Everything `gptsmith inspect` tells of a corpus; reads all of it, with a bar on `console`.
+    """The statistics of the corpus at `path`; reads all of it, with a progress bar on `console`.
 
-    samples: training pairs of `context` tokens, at evenly spaced places. ValueError for a damaged
+    pairs: training pairs of `context` tokens, at evenly spaced places. ValueError for a damaged
     corpus and for ids that its tokenizer does not have.
     """
     corpus = Corpus.open(path)
-    tokenizer = corpus.tokenizer
-    splits = {}
-    for name in SPLITS:
-        shards = corpus.train if name == "train" else corpus.val
-        splits[name] = _count(corpus, name, shards, console)
+    shards = {"train": corpus.train, "val": corpus.val}
     return CorpusReport(
         path=corpus.path,
         manifest=corpus.manifest,
-        tokenizer=tokenizer,
-        splits=splits,
-        samples=_samples(corpus, samples, context),
+        tokenizer=corpus.tokenizer,
+        splits={name: _count(corpus, name, shards[name], console) for name in SPLITS},
+        pairs=_training_pairs(corpus, pairs, context),
     )
 
 
@@ -122,24 +121,24 @@ def _count(
     tokenizer = corpus.tokenizer
     V = tokenizer.vocab_size
     counts, documents = np.zeros(V, np.int64), _Documents(tokenizer.eos_id)
-    pieces = [
-        (shard, i) for shard in range(len(shards)) for i in range(0, len(shards[shard]), _PIECE)
+    chunks = [
+        (n, start) for n, shard in enumerate(shards) for start in range(0, len(shard), _CHUNK)
     ]
-    shown = console is not None and console.is_terminal
-    for shard, start in track(
-        pieces, f"reading {name}", console=console, transient=True, disable=not shown
+    interactive = console is not None and console.is_terminal
+    for n, start in track(
+        chunks, f"reading {name}", console=console, transient=True, disable=not interactive
     ):
-        ids = np.asarray(shards[shard][start : start + _PIECE])
+        ids = np.asarray(shards[n][start : start + _CHUNK])
         found = np.bincount(ids, minlength=V)
         if len(found) > V:
-            file = corpus.manifest["splits"][name]["shards"][shard]["file"]
+            file = corpus.manifest["splits"][name]["shards"][n]["file"]
             raise ValueError(
                 f"{corpus.path / file}: holds token id {len(found) - 1}, but its tokenizer ends at "
                 f"{V - 1}; prepare the corpus again"
             )
         counts += found
         documents.add(ids)
-    documents.close()
+    documents.end()
     return SplitStatistics(
         name=name,
         shards=len(shards),
@@ -152,9 +151,9 @@ def _count(
 
 
 class _Documents:
-    """Lengths and hashes of the documents in a stream that comes in pieces.
+    """Lengths and hashes of the documents in a stream of tokens that arrives in chunks.
 
-    A document begins at <|endoftext|>; one without it may stand at the beginning of the stream.
+    A document begins at <|endoftext|>; the first of a stream may begin without it.
     """
 
     def __init__(self, eos_id: int) -> None:
@@ -164,11 +163,10 @@ class _Documents:
         self._hash = hashlib.blake2b(digest_size=8)
 
     def add(self, ids: np.ndarray) -> None:
-        borders = np.flatnonzero(ids == self.eos_id).tolist()
         start = 0
-        for border in borders:
+        for border in np.flatnonzero(ids == self.eos_id).tolist():
             self._extend(ids[start:border])
-            self.close()
+            self.end()
             self._open, start = True, border + 1
         self._extend(ids[start:])
 
@@ -178,8 +176,8 @@ class _Documents:
             self._length += len(ids)
             self._hash.update(np.ascontiguousarray(ids).data)
 
-    def close(self) -> None:
-        """The document that is open, if any, ends here."""
+    def end(self) -> None:
+        """The current document, if there is one, ends here."""
         if self._open:
             self.lengths.append(self._length)
             self.digests.append(int.from_bytes(self._hash.digest(), "little"))
@@ -187,16 +185,17 @@ class _Documents:
             self._hash = hashlib.blake2b(digest_size=8)
 
 
-def _samples(corpus: Corpus, number: int, context: int) -> list[Sample]:
+def _training_pairs(corpus: Corpus, count: int, context: int) -> list[TrainingPair]:
+    """`count` pairs at evenly spaced places of the training tokens."""
     ends = np.cumsum([len(shard) for shard in corpus.train])
-    samples = []
-    for i in range(number if len(ends) else 0):
-        at = (2 * i + 1) * int(ends[-1]) // (2 * number)
-        number_of_shard = int(np.searchsorted(ends, at, side="right"))
-        shard = corpus.train[number_of_shard]
-        start = at - (int(ends[number_of_shard]) - len(shard))
+    pairs = []
+    for i in range(count if len(ends) else 0):
+        at = (2 * i + 1) * int(ends[-1]) // (2 * count)
+        n = int(np.searchsorted(ends, at, side="right"))
+        shard = corpus.train[n]
+        start = at - (int(ends[n]) - len(shard))
         start = max(0, min(start, len(shard) - context - 1))
-        window = shard[start : start + context + 1].tolist()
-        place = corpus.manifest["splits"]["train"]["shards"][number_of_shard]["file"]
-        samples.append(Sample(place, start, window[:-1], window[1:]))
-    return samples
+        ids = shard[start : start + context + 1].tolist()
+        file = corpus.manifest["splits"]["train"]["shards"][n]["file"]
+        pairs.append(TrainingPair(file, start, ids[:-1], ids[1:]))
+    return pairs

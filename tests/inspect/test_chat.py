@@ -1,4 +1,4 @@
-"""What `gptsmith inspect` says about a chat set: counts, and the learned tokens marked."""
+"""What `gptsmith inspect` says about a chat data set: counts, and its target tokens marked."""
 
 import io
 import json
@@ -9,8 +9,8 @@ from rich.console import Console
 
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data.chat import write_chat
-from gptsmith.data.chat_inspect import ChatReport, chat_report, show
 from gptsmith.data.report import ReadReport
+from gptsmith.inspect.chat import ChatReport, chat_report, show_chat
 from gptsmith.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
@@ -37,11 +37,11 @@ def shown(report: ChatReport, first: int = 3, colour: bool = False) -> str:
     file = io.StringIO()
     kind = "standard" if colour else None
     console = Console(file=file, width=100, force_terminal=colour, color_system=kind)  # type: ignore[arg-type]
-    show(report, console, first)
+    show_chat(report, console, first)
     return file.getvalue()
 
 
-def test_the_set_in_numbers(chat: Path) -> None:
+def test_counts(chat: Path) -> None:
     r = report(chat)
     assert (r.counts.kept, r.counts.cut.count, r.counts.unanswered.count) == (4, 1, 1)
     assert r.counts.left_out == {"answer without a question": 1}
@@ -51,8 +51,8 @@ def test_the_set_in_numbers(chat: Path) -> None:
     assert r.examples.scored == 4 * sum(turns)
     text = shown(r)
     for words in (
-        "4, 12 answers (3.0 each)", "144, 33.3% learned", "12 to 96, median 18",
-        "2 of 100 when packed, 70.0% filled; 4 when padded, 35.0% filled",
+        "4, 12 answers (3.0 each)", "144, 33.3% targets", "12 to 96, median 18",
+        "rows of 100 tokens 2 when packed, 70.0% filled; 4 when padded, 35.0% filled",
         "4 of 4 conversations are used; cut to 101 tokens: 1",
         "left out, answer without a question: 1",
         "64-127",
@@ -60,7 +60,7 @@ def test_the_set_in_numbers(chat: Path) -> None:
         assert words in " ".join(text.split())
 
 
-def test_learned_tokens_are_marked(chat: Path) -> None:
+def test_target_tokens_are_marked(chat: Path) -> None:
     r = report(chat)
     plain = shown(r, first=2)
     line = "<|user|>Hi\\x1b[2J<|end|>⟦<|assistant|>Yo<|end|>⟧"
@@ -74,14 +74,14 @@ def test_learned_tokens_are_marked(chat: Path) -> None:
     assert "\x1b[2m<|user|>\x1b[0m" in colours
 
 
-def test_long_conversations_are_abridged(tmp_path: Path) -> None:
+def test_long_conversations_are_truncated(tmp_path: Path) -> None:
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 900}]
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(talk))
     assert "... 305 more tokens" in shown(report(path, 1000))
 
 
-def test_prepared_files_and_refusals(chat: Path, tmp_path: Path) -> None:
+def test_prepared_files_and_sets_without_targets(chat: Path, tmp_path: Path) -> None:
     template = ChatTemplate(TEMPLATE, TOKENIZER)
     out = tmp_path / "chat.arrow"
     write_chat([chat], template, TOKENIZER, T, out, report=ReadReport("skip"))

@@ -1,0 +1,1 @@
+"""What a person looks at: a prepared corpus, a run folder, a chat data set (`gptsmith inspect`)."""

@@ -1,0 +1,134 @@
+"""The report on a chat data set: its size, and which tokens the model is trained to predict.
+
+A set that training would refuse is refused here with the same error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from gptsmith.batch import IGNORE_INDEX
+from gptsmith.chat_template import ChatTemplate
+from gptsmith.data.chat import load_chat
+from gptsmith.data.conversations import Counts, answer_ends
+from gptsmith.data.examples import Example, Examples
+from gptsmith.data.options import ChatColumns, Labels
+from gptsmith.data.packing import PackedRows
+from gptsmith.data.report import ReadReport
+from gptsmith.data.token_examples import ended
+from gptsmith.inspect.render import (
+    heading,
+    histogram_bars,
+    printable,
+    properties,
+    quantiles,
+    title,
+)
+from gptsmith.tokenizer import Tokenizer
+
+_MAX_TOKENS = 600  # of a conversation that is shown
+_TARGET, _CONTEXT, _SPECIAL = "green", "dim", "magenta"
+_OPEN, _CLOSE = "⟦", "⟧"  # around target tokens where there is no colour
+
+
+@dataclass(frozen=True)
+class ChatReport:
+    """answers: assistant turns. rows, filled: rows of counts.T tokens that the packed set takes,
+    and the share of them that is not padding."""
+
+    name: str
+    tokenizer: Tokenizer
+    examples: Examples
+    counts: Counts
+    answers: int
+    rows: int
+    filled: float
+
+
+def chat_report(
+    sources: Sequence[str | Path],
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    T: int,
+    *,
+    report: ReadReport,
+    columns: ChatColumns | None = None,
+    labels: Labels = "auto",
+) -> ChatReport:
+    """The report on the set as training in rows of T tokens would use it.
+
+    ValueError, as from load_chat, for a set without target tokens, for end tokens outside the
+    loss, and for a template that differs between training and chatting.
+    """
+    examples, counts = load_chat(
+        sources, template, tokenizer, T, report=report, columns=columns, labels=labels
+    )
+    answers = sum(len(answer_ends(e.labels)) for e in ended(examples, template, tokenizer))
+    packed = PackedRows(examples, T, seed=0, pad_id=0)
+    return ChatReport(
+        name=" ".join(map(str, sources)),
+        tokenizer=tokenizer,
+        examples=examples,
+        counts=counts,
+        answers=answers,
+        rows=packed.per_epoch,
+        filled=packed.filled,
+    )
+
+
+def show_chat(report: ChatReport, console: Console, first: int = 3) -> None:
+    """Print the report and the first conversations, target tokens in green, special tokens in
+    magenta; without colour, target tokens stand in ⟦ ⟧."""
+    plain = console.no_color or console.color_system is None
+    console.print(Group(*_parts(report, first, plain)))
+
+
+def _parts(report: ChatReport, first: int, plain: bool) -> Iterator[RenderableType]:
+    examples, counts = report.examples, report.counts
+    n = len(examples)
+    yield title("chat set", report.name)
+    yield properties(
+        {
+            "conversations": f"{n:,}, {report.answers:,} answers ({report.answers / n:.1f} each)",
+            "tokens": f"{examples.tokens:,}, {examples.scored / examples.tokens:.1%} targets",
+            "tokens per conversation": quantiles(examples.lengths),
+            f"rows of {counts.T:,} tokens": f"{report.rows:,} when packed, {report.filled:.1%} "
+            f"filled; {n:,} when padded, {(examples.lengths - 1).mean() / counts.T:.1%} filled",
+            "used": str(counts),
+        }
+    )
+    yield heading("lengths (tokens)")
+    yield histogram_bars(examples.lengths)
+    how = f"{_OPEN}in brackets{_CLOSE}" if plain else "in green"
+    yield heading(f"the first conversations; target tokens {how}")
+    for example in islice(examples, first):
+        yield Text(example.name, "dim")
+        yield Padding(_marked(example, report.tokenizer, plain), (0, 0, 1, 0))
+
+
+def _marked(example: Example, tokenizer: Tokenizer, plain: bool) -> Text:
+    """The text of an example, its target tokens in colour, or in brackets if `plain`."""
+    ids, target = example.ids[:_MAX_TOKENS], example.labels[:_MAX_TOKENS] != IGNORE_INDEX
+    target[:1] = False  # there is nothing before it to predict it from
+    special = np.isin(ids, list(tokenizer.special_tokens.values()))
+    text = Text(overflow="fold")
+    kinds = target * 2 + special
+    borders = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(ids)]
+    for start, end in pairwise(borders):
+        if plain and target[start] and not (start and target[start - 1]):
+            text.append(_OPEN)
+        style = (_SPECIAL if special[start] else _TARGET) if target[start] else _CONTEXT
+        text.append(printable(tokenizer.decode(ids[start:end]), {}, allowed="\n"), style)
+        if plain and target[start] and not (end < len(ids) and target[end]):
+            text.append(_CLOSE)
+    if len(example.ids) > _MAX_TOKENS:
+        text.append(f" ... {len(example.ids) - _MAX_TOKENS:,} more tokens", "italic")
+    return text

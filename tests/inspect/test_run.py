@@ -1,0 +1,66 @@
+"""What `gptsmith inspect` says about a run folder."""
+
+import io
+import json
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from gptsmith.inspect.run import RunReport, run_report, show_run
+from gptsmith.model.config import ModelConfig
+from gptsmith.model.gpt import GPTModel
+from gptsmith.run import Run
+from gptsmith.tokenizer import Tokenizer
+from gptsmith.train import checkpoint
+
+
+def shown(report: RunReport, width: int = 100) -> str:
+    console = Console(width=width, file=io.StringIO(), record=True)
+    show_run(report, console)
+    return console.export_text()
+
+
+def test_run_report(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.byte()
+    config = ModelConfig.preset("nano", vocab_size=tokenizer.vocab_size)
+    with Run.create(tmp_path / "run", {"data": {"path": "x"}}, config, tokenizer) as run:
+        pass
+    model = GPTModel(config)
+    assert "unfinished" in shown(run_report(run.path))
+    assert "none" in shown(run_report(run.path)).splitlines()[-1]
+
+    events = [
+        {"event": "train", "step": 5, "train_loss": 5.5, "tokens": 1280, "learning_rate": 1e-3},
+        {"event": "val", "step": 5, "val_loss": 5.25},
+        {"event": "train", "step": 10, "train_loss": 4.5, "tokens": 2560, "learning_rate": 5e-4},
+        {"event": "val", "step": 10, "val_loss": 5.75},
+    ]
+    run.metrics.write_text("".join(json.dumps(event) + "\n" for event in events))
+    groups = {"model": model.state_dict(), "optimizer": {"m": torch.zeros(4)}}
+    for step in (5, 10):
+        stored = checkpoint.save(run.checkpoints, step, groups, {})
+    (stored / "optimizer.safetensors").write_bytes(b"cut short")
+    (run.checkpoints / "step-000011").write_text("no checkpoint")
+    checkpoint.save_tensors(run.weights, model.state_dict())
+
+    report = run_report(run.path)
+    assert report.parameters == sum(p.numel() for p in model.parameters())
+    assert report.metrics["step"] == 10
+    assert report.metrics["train_loss"] == 4.5
+    assert report.best == (5.25, 5)
+    assert [(s.step, s.damage is None) for s in report.checkpoints] == [(5, True), (10, False)]
+    assert report.checkpoints[0].size > 4 * report.parameters
+    text = " ".join(shown(report, 200).split())
+    for part in (
+        "1 layers, 64 wide, 2 heads of 32",
+        "mask causal()",
+        f"{report.parameters:,}",
+        "train_loss 4.5",
+        "best val_loss 5.2500 at step 5",
+        "step 5",
+        "damaged",
+        "optimizer.safetensors",
+        "model.safetensors",
+    ):
+        assert part in text, part

@@ -24,8 +24,9 @@ from pathlib import Path
 
 import torch
 
-from gptsmith.evaluate import choices, tasks, tree
-from gptsmith.evaluate.prompts import Question
+from gptsmith.evaluate import accuracy, prefix_tree
+from gptsmith.evaluate.likelihood import encode_pairs
+from gptsmith.evaluate.multiple_choice import TASKS, Question, load
 from gptsmith.model import flops
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
@@ -50,7 +51,7 @@ def ours(folder: Path, questions: Sequence[Question]) -> Scorer:
     model, tokenizer = run.load_model(), run.tokenizer
 
     def score() -> list[float]:
-        items = choices.score(model, tokenizer, "questions", questions).items
+        items = accuracy.score(model, tokenizer, TASKS["hellaswag"], questions).items
         return [nats for item in items for nats in item["nats"]]
 
     return score
@@ -111,12 +112,12 @@ def prepare(folder: Path, config: ModelConfig) -> Run:
 def tokens_read(run: Run, questions: Sequence[Question]) -> tuple[int, int]:
     """Tokens that go through the network: of each choice as a text of its own, and of the trees."""
     pairs = [pair for question in questions for pair in question.choices]
-    requests = choices.encode_pairs(run.tokenizer, pairs)
+    requests = encode_pairs(run.tokenizer, pairs)
     texts = {(*context, *text)[:-1]: len(text) for context, text in requests}
     order = sorted(texts)
-    jobs = tree.plan(order, [texts[text] for text in order], run.model_config.n_embd, 0)
+    groups = prefix_tree.plan(order, [texts[text] for text in order], run.model_config.n_embd, 0)
     alone = sum(len(context) + len(text) - 1 for context, text in requests)
-    return alone, sum(len(job.stem) + tree.size(job.trees) for job in jobs)
+    return alone, sum(len(group.prefix) + prefix_tree.count_nodes(group.trees) for group in groups)
 
 
 def main(argv: Sequence[str] = ()) -> None:
@@ -125,7 +126,7 @@ def main(argv: Sequence[str] = ()) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--task", default="hellaswag", choices=tasks.NAMES)
+    parser.add_argument("--task", default="hellaswag", choices=list(TASKS))
     parser.add_argument("--items", type=int, default=40)
     parser.add_argument("--batch-sizes", default="1,4,8,16", help="of the harness, or auto")
     parser.add_argument("--rounds", type=int, default=5)
@@ -137,7 +138,7 @@ def main(argv: Sequence[str] = ()) -> None:
     except ModuleNotFoundError as error:
         print(f"left out: {error.name} is not installed")
         return
-    questions = tasks.load(options.task, DATA, options.items)
+    questions = load(options.task, DATA, options.items)
     me, *others = everyone = [
         Contestant("gptsmith", None),
         *(Contestant(f"lm-eval, batch size {n}", n) for n in options.batch_sizes.split(",")),

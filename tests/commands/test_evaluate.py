@@ -141,7 +141,7 @@ def test_a_question_that_is_cut_is_told_of(say, runs, tmp_path):
     (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"ctx": "short"}))
     code, _, err = say(runs[0], "--tasks", "hellaswag_gpt2", "--task-data", tmp_path / "q.jsonl")
     assert code == 0
-    assert "1 of 2 questions are asked without their beginning, more than 16 tokens" in err
+    assert "1 of 2 questions are asked without their beginning" in err
 
 
 def test_two_corpora_are_not_compared(say, tmp_path):

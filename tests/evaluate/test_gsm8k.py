@@ -1,4 +1,4 @@
-"""GSM8K: numbers as lm-evaluation-harness finds them, prompts that fit, answers that count."""
+"""GSM8K: answer extraction as in lm-evaluation-harness, prompts that fit, scores, files."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from gptsmith.tokenizer import Tokenizer
 TOKENIZER = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
 TRAIN = [Problem(f"{n} and 1?", f"So\n#### {n + 1}") for n in range(3)]
 TEST = [Problem("4 and 1?", "So\n#### 5"), Problem("5 and 1?", "So\n#### 6")]
-ANSWER = " So\n#### 5\n\n"  # to every question: right once
+ANSWER = " So\n#### 5\n\n"  # to every question: correct once
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,7 +54,7 @@ def tiny(context: int) -> GPTModel:
 
 @pytest.fixture(scope="module")
 def model() -> GPTModel:
-    """Writes ANSWER behind whatever is asked in the way of the prompts."""
+    """Trained to write ANSWER after every prompt."""
     model = tiny(160)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for n in range(80):
@@ -88,7 +88,7 @@ def test_numbers(text, behind, last):
 
 
 @pytest.mark.parametrize("count", [60, 1319])
-def test_every_solution_is_its_own_right_answer(count, real_data):
+def test_every_reference_solution_is_correct(count, real_data):
     sizes = {"eval/gsm8k/test.jsonl": 749_738, "eval/gsm8k/train.jsonl": 4_166_206}
     folder = real_data if count == 60 else complete_data(sizes)
     problems, examples = load(folder / "eval" / "gsm8k")
@@ -101,8 +101,8 @@ def test_every_solution_is_its_own_right_answer(count, real_data):
         assert gsm8k._plain(flexible(problem.answer)) == number
 
 
-def test_judged_as_by_lm_evaluation_harness(real_data):
-    """Real solutions, cut and changed, against answers of their own and of others."""
+def test_scoring_equals_lm_evaluation_harness(real_data):
+    """Real solutions, truncated and changed, against their own and other answers."""
     yaml = pytest.importorskip("yaml")
     import lm_eval
     from lm_eval.api.metrics import exact_match_hf_evaluate
@@ -140,7 +140,7 @@ def test_judged_as_by_lm_evaluation_harness(real_data):
 # --- answers -------------------------------------------------------------------------------------
 
 
-def test_a_base_model_reads_examples_and_stops_before_the_next_question(model):
+def test_base_model_reads_examples_and_stops_before_the_next_question(model):
     result = score(model, TOKENIZER, None, TEST, TRAIN, max_new_tokens=30)
     assert [item["generated"] for item in result.items] == [ANSWER] * 2
     assert dict(result.metrics) == {"strict": 0.5, "flexible": 0.5}
@@ -150,7 +150,7 @@ def test_a_base_model_reads_examples_and_stops_before_the_next_question(model):
     json.dumps(result.fields() | {"items": result.items}, allow_nan=False)
 
 
-def test_the_prompt_is_that_of_the_harness_with_the_same_examples_for_all():
+def test_prompt_is_that_of_the_harness_with_fixed_examples():
     [ids, _], shots = gsm8k._prompts(TOKENIZER, None, TEST, TRAIN[:2], 1000)
     assert shots == [2, 2]
     assert TOKENIZER.decode(ids) == (
@@ -159,14 +159,14 @@ def test_the_prompt_is_that_of_the_harness_with_the_same_examples_for_all():
     )
 
 
-def test_examples_that_do_not_fit_are_left_out_and_told_of():
+def test_examples_that_do_not_fit_are_left_out_with_a_note():
     # a question takes 27 bytes and an example 38: of 110 tokens, 30 are for the answer
     result = score(tiny(110), TOKENIZER, None, TEST, TRAIN, max_new_tokens=30)
     assert [item["shots"] for item in result.items] == [1, 1]
-    assert "2 of 2 questions had fewer than 3 examples before them (1 to 1)" in result.notes[0]
+    assert "2 of 2 questions were asked with fewer than 3 examples (1 to 1)" in result.notes[0]
 
 
-def test_a_question_that_does_not_fit_is_wrong_and_told_of():
+def test_question_that_does_not_fit_is_wrong_with_a_note():
     long = Problem("5" * 90, "#### 5")
     result = score(tiny(64), TOKENIZER, None, [TEST[0], long], max_new_tokens=8)
     assert result.items[1]["generated"] == ""
@@ -174,7 +174,7 @@ def test_a_question_that_does_not_fit_is_wrong_and_told_of():
     assert result.notes == ["1 questions do not fit into 64 tokens and count as wrong"]
 
 
-def test_a_chat_model_is_asked_by_a_message_and_examples_are_turns(model):
+def test_chat_model_gets_a_message_and_examples_as_turns(model):
     result = score(model, TOKENIZER, TEMPLATE, TEST, max_new_tokens=8)
     assert [item["shots"] for item in result.items] == [0, 0]
     assert not result.notes
@@ -198,22 +198,20 @@ def test_files_are_found_in_a_folder_and_in_the_data_folder(files, tmp_path, mon
     assert load(limit=1) == (TEST[:1], TRAIN)
 
 
-def test_without_files_and_network_it_says_which_files_to_put_where(monkeypatch):
+def test_without_files_and_network_the_error_names_the_files_to_provide(monkeypatch):
     monkeypatch.delenv("GPTSMITH_DATA", raising=False)
     with pytest.raises(OSError, match=r"eval/gsm8k/test.jsonl.*GPTSMITH_DATA") as caught:
         load()
     assert len(str(caught.value)) < 400
 
 
-def test_wrong_files(files, tmp_path):
+def test_missing_and_bad_files(files, tmp_path):
     (files / "train.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="--shots 0"):
         load(files)
     (files / "test.jsonl").write_text('{"question": "a", "answer": "5"}')
-    with pytest.raises(ValueError, match=r"test.jsonl:1: expected a question and an answer"):
+    with pytest.raises(ValueError, match=r"test.jsonl:1: the answer does not end in '#### NUMBER'"):
         load(files, shots=0)
-    with pytest.raises(ValueError, match="limit of 0"):
-        load(files, limit=0)
     with pytest.raises(FileNotFoundError, match="nowhere: no such file of problems"):
         load(tmp_path / "nowhere")
     (files / "test.jsonl").write_text("\n")

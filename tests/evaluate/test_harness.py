@@ -1,4 +1,4 @@
-"""Our scores are those of lm-evaluation-harness, item by item; and it drives our runs itself."""
+"""Parity with lm-evaluation-harness, item by item; and the harness evaluates our runs itself."""
 
 import json
 import sys
@@ -12,7 +12,11 @@ import torch
 pytest.importorskip("lm_eval")
 pytest.importorskip("transformers")
 
-from gptsmith.evaluate import choices, harness, tasks, tree
+from gptsmith.data.rows import read_rows
+from gptsmith.evaluate import accuracy, harness
+from gptsmith.evaluate.likelihood import encode_pairs
+from gptsmith.evaluate.multiple_choice import TASKS, load
+from gptsmith.evaluate.prefix_tree import common_prefix
 from gptsmith.interop import hf_export
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
@@ -30,7 +34,7 @@ def read(path: Path) -> Rows:
         return [json.loads(line) for line in file][:N]
 
 
-# --- what the Hub holds, made of the forms that lie here -----------------------------------------
+# --- rows in the form of the Hub, made from local files ------------------------------------------
 
 
 def hub_arc(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,7 +58,7 @@ def hub_piqa(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def hub_winogrande(row: Mapping[str, Any]) -> dict[str, Any]:
     one, two = row["context_options"]
-    start = one[: tree.shared(one, two)].rfind(" ") + 1
+    start = one[: common_prefix(one, two)].rfind(" ") + 1
     return {
         "sentence": f"{one[:start]}_ {row['continuation']}",
         "option1": one[start:],
@@ -64,7 +68,7 @@ def hub_winogrande(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def hub_mmlu(folder: Path, split: str) -> Rows:
-    rows = tasks.read_rows(
+    rows = read_rows(
         folder / split / f"{SUBJECT}_{split}.csv", header=("question", *"ABCD", "answer")
     )
     return [
@@ -78,7 +82,7 @@ def hub_mmlu(folder: Path, split: str) -> Rows:
 
 
 class Set(dict[str, Rows]):
-    """Rows by split, and the stock file that says how the harness asks them."""
+    """Rows by split, and the harness's own task file."""
 
     def __init__(self, stock: str, **splits: Rows) -> None:
         super().__init__(splits)
@@ -118,7 +122,7 @@ def sets(real_data: Path) -> dict[str, Set]:
 
 @pytest.fixture(scope="module")
 def local(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The files that lie here, as our tasks read them."""
+    """The local files that our tasks read."""
     common = real_data / "eval" / "llm_foundry"
     folder = tmp_path_factory.mktemp("mmlu")
     for split in ("test", "dev"):
@@ -140,7 +144,7 @@ def local(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 def made(folder: Path, tokenizer: Tokenizer, context_length: int) -> Run:
-    """Weights large enough that choices are told apart."""
+    """Weights large enough to tell choices apart."""
     torch.manual_seed(0)
     config = ModelConfig.preset(
         "nano", n_layer=2, vocab_size=tokenizer.vocab_size, context_length=context_length
@@ -178,7 +182,7 @@ Evaluate = Callable[..., dict[str, list[dict[str, Any]]]]
 
 @pytest.fixture(scope="module")
 def evaluate(sets: dict[str, Set], tmp_path_factory: pytest.TempPathFactory) -> Evaluate:
-    """Samples by task, of the harness's own tasks fed by local files."""
+    """Samples by task, of the harness's own tasks on local files."""
     import lm_eval
     from lm_eval.tasks import TaskManager
 
@@ -221,14 +225,14 @@ def nats_of(sample: Mapping[str, Any]) -> list[float]:
     return [float(one[0][0]) for one in sample["resps"]]
 
 
-def test_every_item_is_as_the_harness_has_it(
+def test_every_item_equals_the_harness(
     run: Run, peer: Any, evaluate: Evaluate, local: dict[str, Path]
 ) -> None:
     samples = evaluate(list(local), model=peer)
     model = run.load_model()
     for name, theirs in samples.items():
-        questions = tasks.load(name, local[name], N)
-        result = choices.score(model, run.tokenizer, name, questions)
+        questions = load(name, local[name], N)
+        result = accuracy.score(model, run.tokenizer, TASKS[name], questions)
         assert len(theirs) == len(questions) == result.n == N, name
         for sample, question, item in zip(theirs, questions, result.items, strict=True):
             asked = [tuple(pair) for pair in sample["arguments"]]
@@ -236,17 +240,17 @@ def test_every_item_is_as_the_harness_has_it(
             assert item["nats"] == pytest.approx(nats_of(sample), abs=1e-3), name
             for metric in ("acc", "acc_norm"):
                 assert item.get(metric) == sample.get(metric, item.get(metric)), name
-    # not because all were right or wrong
+    # and not because all are correct or all wrong
     assert {item["acc"] for item in result.items} == {0.0, 1.0}
 
 
-def test_the_harness_drives_our_run(run: Run, evaluate: Evaluate, local: dict[str, Path]) -> None:
+def test_harness_evaluates_our_run(run: Run, evaluate: Evaluate, local: dict[str, Path]) -> None:
     harness.register()
     names = ["hellaswag", "winogrande", "lambada"]
     samples = evaluate(names, model="gptsmith", model_args=f"run={run.path},device=cpu")
     for name in names:
-        result = choices.score(
-            run.load_model(), run.tokenizer, name, tasks.load(name, local[name], N)
+        result = accuracy.score(
+            run.load_model(), run.tokenizer, TASKS[name], load(name, local[name], N)
         )
         for sample, item in zip(samples[name], result.items, strict=True):
             assert nats_of(sample) == pytest.approx(item["nats"], abs=1e-3)
@@ -254,9 +258,7 @@ def test_the_harness_drives_our_run(run: Run, evaluate: Evaluate, local: dict[st
             assert sample.get("acc_norm") == item.get("acc_norm")
 
 
-def test_other_requests_are_answered_as_by_the_stock_model(
-    run: Run, peer: Any, real_data: Path
-) -> None:
+def test_other_request_types_equal_the_stock_model(run: Run, peer: Any, real_data: Path) -> None:
     from lm_eval.api.instance import Instance
 
     ours = harness.lm(run, device="cpu")
@@ -280,22 +282,24 @@ def test_other_requests_are_answered_as_by_the_stock_model(
     assert mine == theirs
 
 
-def test_a_text_longer_than_the_context_loses_its_beginning(
+def test_text_longer_than_the_context_loses_its_beginning(
     run: Run, real_data: Path, tmp_path: Path
 ) -> None:
     from lm_eval.api.instance import Instance
 
     short = made(tmp_path / "run", run.tokenizer, 48)
-    pairs = [pair for q in tasks.load("hellaswag", real_data, 6) for pair in q.choices]
-    requests = choices.encode_pairs(run.tokenizer, pairs)
+    pairs = [pair for q in load("hellaswag", real_data, 6) for pair in q.choices]
+    requests = encode_pairs(run.tokenizer, pairs)
     assert any(len(context) + len(text) > 49 for context, text in requests)
-    kept = [i for i, (_, text) in enumerate(requests) if len(text) <= 48]  # what it can ask at all
+    kept = [
+        i for i, (_, text) in enumerate(requests) if len(text) <= 48
+    ]  # the harness cannot score longer ones
     asked = [Instance("loglikelihood", {}, pairs[i], i) for i in kept]
     mine, theirs = (lm.loglikelihood(asked) for lm in (harness.lm(short), stock_lm(short)))
     assert [m[0] for m in mine] == pytest.approx([t[0] for t in theirs], abs=1e-3)
 
 
-def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
     with pytest.raises(ValueError, match=r"pip install 'gptsmith\[eval\]'"):
         harness._model_class.__wrapped__()

@@ -1,4 +1,4 @@
-"""Likelihoods of many continuations at once are those of each alone, under every mask."""
+"""A continuation scored among many has the likelihood that it has alone, under every mask."""
 
 import random
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from gptsmith.evaluate import likelihood, tree
+from gptsmith.evaluate import likelihood, prefix_tree
 from gptsmith.evaluate.likelihood import Request, log_likelihoods
 from gptsmith.model import masks
 from gptsmith.model.config import ModelConfig
@@ -23,12 +23,12 @@ def model_of(preset: str, mask: str, **fields: int) -> GPTModel:
     model = GPTModel(config.change(**fields))
     for p in model.parameters():
         if p.dim() > 1:
-            p.data *= 4  # so that tokens tell apart what they see
+            p.data *= 4  # so that outputs depend on the context
     return model.eval()
 
 
 def alone(model: GPTModel, request: Request) -> tuple[float, bool]:
-    """By one plain forward pass over this text, cut as lm-evaluation-harness cuts it."""
+    """By one plain forward pass over the text, truncated as lm-evaluation-harness does."""
     text = torch.tensor([[*request.context, *request.continuation][-(LIMIT + 1) :]])
     n = len(request.continuation)
     with torch.no_grad():
@@ -39,7 +39,7 @@ def alone(model: GPTModel, request: Request) -> tuple[float, bool]:
 
 
 def some_requests() -> list[Request]:
-    """Questions with endings, texts that are cut, worked examples before many, letters."""
+    """Questions with endings, truncated texts, shared worked examples, single letters."""
     dice = random.Random(1)
 
     def tokens(low: int, high: int) -> list[int]:
@@ -51,9 +51,9 @@ def some_requests() -> list[Request]:
         requests += [Request(context, tokens(1, 30)) for _ in range(4)]
     context = tokens(90, 90)
     requests += [Request(context, tokens(3, 20)) for _ in range(3)]
-    stem = tokens(70, 70)
+    prefix = tokens(70, 70)
     for _ in range(12):
-        context = stem + tokens(0, 20)
+        context = prefix + tokens(0, 20)
         requests += [Request(context, [letter]) for letter in (1, 2, 3, 4)]
     context = tokens(30, 30)
     requests += [Request([*context, option], [5, 6, 7]) for option in (8, 9)]
@@ -80,34 +80,36 @@ def check(model: GPTModel, requests: Sequence[Request]) -> None:
         "bidirectional()",
     ],
 )
-def test_together_as_alone(preset: str, mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_likelihoods_of_a_batch_equal_those_of_each_request_alone(
+    preset: str, mask: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(likelihood.BUDGET, "cpu", 256)
     monkeypatch.setattr(likelihood, "BLOCK", 25)  # the last block of the vocabulary is smaller
-    monkeypatch.setattr(tree, "LARGEST", 120)
+    monkeypatch.setattr(prefix_tree, "MAX_NODES", 120)
     check(model_of(preset, mask), some_requests())
 
 
-def test_grouped_queries_and_heads_that_see_differently(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tree, "LARGEST", 120)
+def test_grouped_queries_and_masks_that_differ_by_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_tree, "MAX_NODES", 120)
     model = model_of("fast", "causal()", n_head=4, n_kv_head=2)
     check(model, some_requests())
     model.mask = masks.causal() & masks.Mask(lambda b, h, q, k: (q - k < 9) | (h < 2))
     check(model, some_requests())
 
 
-def test_a_stem_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_prefix_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """By counting the tokens that go through the network."""
-    monkeypatch.setattr(tree, "LARGEST", 120)
+    monkeypatch.setattr(prefix_tree, "MAX_NODES", 120)
     model = model_of("tiny", "causal()")
     read = []
     model.embedding.register_forward_hook(lambda module, given, x: read.append(x[..., 0].numel()))
-    stem = [random.Random(2).randrange(V) for _ in range(70)]
-    contexts = [[*stem, i, i + 1, i + 2] for i in range(40)]
+    prefix = [random.Random(2).randrange(V) for _ in range(70)]
+    contexts = [[*prefix, i, i + 1, i + 2] for i in range(40)]
     log_likelihoods(model, [Request(c, [letter]) for c in contexts for letter in range(4)])
     assert sum(read) == 70 + 40 * 3
 
 
-def test_greedy_is_what_decoding_would_write() -> None:
+def test_greedy_is_true_for_what_greedy_decoding_writes() -> None:
     model = model_of("tiny", "causal()")
     ids = [1, 2, 3]
     for _ in range(4):
@@ -117,7 +119,7 @@ def test_greedy_is_what_decoding_would_write() -> None:
     assert [f.greedy for f in log_likelihoods(model, [right, wrong])] == [True, False]
 
 
-def test_padding_of_the_vocabulary_gets_no_probability() -> None:
+def test_padded_vocabulary_gets_no_probability() -> None:
     model = model_of("tiny", "causal()")
     requests = [Request([1, 2], [3, 4])]
     (whole,), (cut,) = log_likelihoods(model, requests), log_likelihoods(model, requests, V - 20)
@@ -127,7 +129,7 @@ def test_padding_of_the_vocabulary_gets_no_probability() -> None:
     assert cut.nats == pytest.approx(float(scores[0, 3] + scores[1, 4]), abs=1e-5)
 
 
-def test_bfloat16_and_the_callers_autocast_and_mode() -> None:
+def test_bfloat16_weights_and_independence_of_autocast_and_mode() -> None:
     model = model_of("tiny", "causal()")
     requests = some_requests()
     exact = log_likelihoods(model, requests)
@@ -155,17 +157,17 @@ def test_bfloat16_and_the_callers_autocast_and_mode() -> None:
         (Request([1], [V]), f"the id {V}, outside the vocabulary 0..{V - 1}"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(request_: Request, message: str) -> None:
+def test_invalid_requests_are_refused(request_: Request, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         log_likelihoods(model_of("tiny", "causal()"), [Request([1], [1]), request_])
 
 
-def test_a_mask_that_depends_on_the_row_is_refused() -> None:
+def test_mask_that_depends_on_the_batch_row_is_refused() -> None:
     model = model_of("tiny", "causal()")
     model.mask = masks.causal() & masks.documents(torch.zeros(4, LIMIT, dtype=torch.long))
     with pytest.raises(ValueError, match="depends on the row of the batch"):
         log_likelihoods(model, [Request([1], [1])])
 
 
-def test_no_request_is_no_answer() -> None:
+def test_no_requests_no_likelihoods() -> None:
     assert log_likelihoods(model_of("tiny", "causal()"), []) == []

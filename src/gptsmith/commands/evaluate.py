@@ -14,8 +14,9 @@ from gptsmith import files
 from gptsmith.commands import evaluate_perplexity
 from gptsmith.commands.evaluate_options import EvaluateOptions
 from gptsmith.config import load_config
-from gptsmith.evaluate import choices, gsm8k, judge, reference_metrics, report, skills, tasks
+from gptsmith.evaluate import accuracy, gsm8k, judge, reference_metrics, report, skills
 from gptsmith.evaluate.endpoint import Endpoint
+from gptsmith.evaluate.multiple_choice import TASKS, load
 from gptsmith.evaluate.report import Result
 from gptsmith.model.gpt import GPTModel
 from gptsmith.run import Run
@@ -145,8 +146,8 @@ def _job(name: str, options: EvaluateOptions, run: Run, model: Callable[[], GPTM
         )
         problems, examples = gsm8k.load(options.task_data, options.limit, shots)
         return lambda: gsm8k.score(model(), run.tokenizer, run.template, problems, examples)
-    questions = tasks.load(name, options.task_data, options.limit, options.shots)
-    return lambda: choices.score(model(), run.tokenizer, name, questions, progress=True)
+    questions = load(name, options.task_data, options.limit, options.shots)
+    return lambda: accuracy.score(model(), run.tokenizer, TASKS[name], questions, progress=True)
 
 
 def write(out: Path | None, stem: Path, found: Mapping[str, Sequence[Result]]) -> None:

@@ -6,12 +6,12 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from gptsmith.commands.weights import WeightOptions
-from gptsmith.evaluate import tasks
 from gptsmith.evaluate.endpoint import JudgeOptions
+from gptsmith.evaluate.multiple_choice import TASKS
 from gptsmith.flags import nearest
 from gptsmith.train.options import PrecisionName
 
-NAMES = ("perplexity", "skills", *tasks.NAMES, "gsm8k", "text", "judge")
+NAMES = ("perplexity", "skills", *TASKS, "gsm8k", "text", "judge")
 
 
 class EvaluateOptions(WeightOptions):

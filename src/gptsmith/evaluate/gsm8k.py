@@ -1,13 +1,12 @@
-"""GSM8K (Cobbe et al. 2021): word problems, of whose written solution the last number counts.
+"""GSM8K (Cobbe et al. 2021): word problems; the last number of the written solution counts.
 
-Prompts, stop strings and what is taken for the answer are those of lm-evaluation-harness 0.4
-(tasks/gsm8k/gsm8k.yaml), but for the examples: the harness draws other ones for each question,
-here all questions have the same, the first of the training split.
+Prompts, stop strings and answer extraction are those of lm-evaluation-harness 0.4
+(tasks/gsm8k/gsm8k.yaml), except for the worked examples: the harness draws new ones for each
+question, here all questions have the first ones of the training split.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from gptsmith.chat_template import ChatTemplate, Message
-from gptsmith.data.corpora import HubName, hub_revision, hub_rows
-from gptsmith.data.rows import Row, check_unicode, read_rows
+from gptsmith.data.rows import Row, read_rows
 from gptsmith.evaluate.progress import progress
 from gptsmith.evaluate.report import Result, mean
+from gptsmith.evaluate.task_data import data_folder, hub_rows, text
 from gptsmith.generate.chat import BATCH, complete
 from gptsmith.generate.engine import generate
 from gptsmith.generate.sampling import SamplingConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.tokenizer import Tokenizer
 
-SHOTS = 5  # worked examples before a question that a base model is asked
-ANSWER_TOKENS = 256  # longest answer
+SHOTS = 5  # worked examples before a question, for a base model
+ANSWER_TOKENS = 256  # maximum length of an answer
 STOP = ("Question:", "</s>", "<|im_end|>")
 INVALID = "[invalid]"
 
@@ -40,7 +39,7 @@ _IGNORED = (re.compile(","), re.compile(r"\$"), re.compile(r"(?s).*#### "), re.c
 class Problem:
     question: str
     answer: str
-    """The solution in words and, behind `#### `, the number."""
+    """The solution in words, then `#### ` and the number."""
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -49,28 +48,27 @@ class Problem:
 def load(
     where: Path | None = None, limit: int | None = None, shots: int = SHOTS
 ) -> tuple[list[Problem], list[Problem]]:
-    """The first `limit` test problems (None: all), and `shots` training problems for examples.
+    """The first `limit` test problems (None: all), and `shots` training problems as examples.
 
-    where: a file of test problems, beside which train.jsonl stands, or a folder with test.jsonl and
-    train.jsonl in it, in gsm8k/ or in eval/gsm8k/; rows of question and answer, as in OpenAI's
+    where: a file of test problems, with train.jsonl in the same folder, or a folder with test.jsonl
+    and train.jsonl in it, in gsm8k/ or in eval/gsm8k/; rows of question and answer, as in OpenAI's
     files. Default: $GPTSMITH_DATA if it has them, else openai/gsm8k from the Hub.
     ValueError naming the row for one without question, answer or `#### `.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"a limit of {limit} questions: give 1 or more, or none for all")
-    test = where or Path(os.environ.get("GPTSMITH_DATA") or os.devnull)
-    if test.is_dir():
-        found = (test / below / "test.jsonl" for below in (".", "gsm8k", "eval/gsm8k"))
+    test = where or data_folder()
+    if test is not None and test.is_dir():
+        found = (test / folder / "test.jsonl" for folder in (".", "gsm8k", "eval/gsm8k"))
         test = next(filter(Path.is_file, found), test / "test.jsonl")
-    if where is None and not test.is_file():
+    if where is None and (test is None or not test.is_file()):
         examples = _problems(_hub_rows("train"), shots) if shots else []
         return _problems(_hub_rows("test"), limit), examples
+    assert test is not None
     if not test.is_file():
         raise FileNotFoundError(f"{test}: no such file of problems")
     train = test.with_name("train.jsonl")
     if shots and (train == test or not train.is_file()):
         raise FileNotFoundError(
-            f"{train}: missing beside {test.name}, it has the examples; or ask without, --shots 0"
+            f"{train}: not found, and the worked examples are in it; --shots 0 asks without"
         )
     examples = _problems(read_rows(train), shots) if shots else []
     problems = _problems(read_rows(test), limit)
@@ -82,22 +80,15 @@ def load(
 def _problems(rows: Iterator[Row], limit: int | None) -> list[Problem]:
     problems = []
     for row in islice(rows, limit):
-        question, answer = row.values.get("question"), row.values.get("answer")
-        if not isinstance(question, str) or not isinstance(answer, str) or "#### " not in answer:
-            raise ValueError(
-                f"{row.place}: expected a question and an answer that ends in '#### NUMBER'"
-            )
-        check_unicode(row, "question", question)
-        check_unicode(row, "answer", answer)
-        problems.append(Problem(question, answer))
+        problem = Problem(text(row, "question"), text(row, "answer"))
+        if "#### " not in problem.answer:
+            raise ValueError(f"{row.place}: the answer does not end in '#### NUMBER'")
+        problems.append(problem)
     return problems
 
 
 def _hub_rows(split: str) -> Iterator[Row]:
-    hub = HubName("openai/gsm8k", "main", split)
-    remedy = "without network, put eval/gsm8k/test.jsonl and train.jsonl into a folder and set"
-    revision = hub_revision(hub, f"{remedy} GPTSMITH_DATA to it")
-    return hub_rows(hub, revision)
+    return hub_rows(("openai/gsm8k", "main", split), "eval/gsm8k/test.jsonl and train.jsonl")
 
 
 # --- score ---------------------------------------------------------------------------------------
@@ -111,22 +102,21 @@ def score(
     examples: Sequence[Problem] = (),
     max_new_tokens: int = ANSWER_TOKENS,
 ) -> Result:
-    """Share of problems whose number is right; the answers are generated greedily.
+    """Share of problems with the correct number; the solutions are generated greedily.
 
-    A base model (template None) reads the examples in front of each question, a chat model is asked
-    by a user message, the examples being earlier turns. strict: the number behind `#### `;
-    flexible: the last in the text. Where the context is too short for all examples, later ones are
-    left out; a question that does not fit at all counts as wrong. Both are told of in the notes.
-    ValueError without problems.
+    strict: the number after `#### `; flexible: the last number of the text. A base model (template
+    None) reads the examples before each question; a chat model gets a user message, with the
+    examples as earlier turns. Examples that do not fit into the context are left out; a question
+    that does not fit counts as wrong. Notes say how many. ValueError without problems.
     """
     chat = None if template is None else ChatTemplate(template, tokenizer)
     C = model.config.context_length
     config = SamplingConfig(temperature=0, max_new_tokens=max_new_tokens)
     room = max(C - max_new_tokens, C // 2)
-    prompts, before = _prompts(tokenizer, chat, problems, examples, room)
+    prompts, shots = _prompts(tokenizer, chat, problems, examples, room)
     fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
     fitting.sort(key=lambda i: len(prompts[i]))  # little padding
-    texts = [""] * len(problems)
+    solutions = [""] * len(problems)
     starts = range(0, len(fitting), BATCH)
     for start in progress(starts, "answering GSM8K", len(starts)):
         batch = fitting[start : start + BATCH]
@@ -137,18 +127,18 @@ def score(
         else:
             made = complete(model, tokenizer, chat, asked, config)
         for i, generation in zip(batch, made, strict=True):
-            texts[i] = generation.text
+            solutions[i] = generation.text
     items: list[dict[str, Any]] = []
-    for number, (problem, text) in enumerate(zip(problems, texts, strict=True)):
-        right = _plain(problem.answer)
-        found = {"strict": strict(text), "flexible": flexible(text)}
+    for number, (problem, solution) in enumerate(zip(problems, solutions, strict=True)):
+        correct = _plain(problem.answer)
+        found = {"strict": strict(solution), "flexible": flexible(solution)}
         items.append({
             "id": str(number + 1),
             "question": problem.question,
-            "answer": right,
-            "generated": text,
-            "shots": before[number],
-            **{name: _plain(value) == right for name, value in found.items()},
+            "answer": correct,
+            "generated": solution,
+            "shots": shots[number],
+            **{name: _plain(value) == correct for name, value in found.items()},
         })  # fmt: skip
     names = ("strict", "flexible")
     means = {name: mean([float(item[name]) for item in items]) for name in names}
@@ -159,7 +149,7 @@ def score(
         {name: means[name][1] for name in names},
         items,
         {"shots": len(examples), "max_new_tokens": max_new_tokens},
-        _notes(before, len(examples), len(problems) - len(fitting), C),
+        _notes(shots, len(examples), len(problems) - len(fitting), C),
     )
 
 
@@ -170,7 +160,7 @@ def _prompts(
     examples: Sequence[Problem],
     room: int,
 ) -> tuple[list[list[int]], list[int]]:
-    """The ids of each question behind as many examples as fit into `room`, and how many do."""
+    """Token ids of each question after as many examples as fit into `room`, and their number."""
 
     def ids(problem: Problem, k: int) -> list[int]:
         if template is None:
@@ -196,7 +186,7 @@ def _notes(shots: Sequence[int], wanted: int, too_long: int, C: int) -> list[str
     notes = []
     if fewer := sum(k < wanted for k in shots):
         notes.append(
-            f"{fewer:,} of {len(shots):,} questions had fewer than {wanted} examples before them "
+            f"{fewer:,} of {len(shots):,} questions were asked with fewer than {wanted} examples "
             f"({min(shots)} to {max(shots)}): more do not fit into {C:,} tokens with an answer"
         )
     if too_long:
@@ -208,19 +198,19 @@ def _notes(shots: Sequence[int], wanted: int, too_long: int, C: int) -> list[str
 
 
 def strict(text: str) -> str:
-    """The first number behind `#### `, as it stands there; INVALID if there is none."""
+    """The first number after `#### `, as written; INVALID if there is none."""
     found = _STRICT.search(text)
     return found[1] if found else INVALID
 
 
 def flexible(text: str) -> str:
-    """The last number of a text, as it stands there; INVALID if there is none."""
+    """The last number of a text, as written; INVALID if there is none."""
     found = _FLEXIBLE.findall(text)
     return next(part for part in found[-1] if part) if found else INVALID
 
 
 def _plain(text: str) -> str:
-    """A number without what is no part of it; of a whole solution, the number behind `#### `."""
+    """A number without separators and currency; of a whole solution, the number after `#### `."""
     for pattern in _IGNORED:
         text = pattern.sub("", text)
     return text.lower()

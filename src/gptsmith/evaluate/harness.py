@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gptsmith.evaluate.choices import encode_pairs
-from gptsmith.evaluate.likelihood import Request, log_likelihoods
+from gptsmith.evaluate.likelihood import Request, encode_pairs, log_likelihoods
 from gptsmith.generate.engine import generate
 from gptsmith.generate.sampling import SamplingConfig
 from gptsmith.run import Run, Which

@@ -1,4 +1,4 @@
-"""What a measurement found: one form for every task, as JSON, as a table, as a bar chart."""
+"""Results of evaluation tasks, and their presentation: as JSON, as a table, as a bar chart."""
 
 from __future__ import annotations
 
@@ -15,57 +15,40 @@ from rich.table import Table
 from gptsmith.files import atomic_path
 from gptsmith.train.plots import GRID, INK, TICK_STEPS
 
-# Axis and number format of the metrics that are no shares of one; the rest are, and share an axis.
+# Axis and number format of metrics that are not shares. Shares (0 to 1) have one axis in common.
 _PLAIN = {
-    "val_loss": ("loss (nats per token, less is better)", ",.4f"),
-    "perplexity": ("perplexity (less is better)", ",.2f"),
-    "bits_per_byte": ("bits per byte (less is better)", ",.4f"),
+    "val_loss": ("loss (nats per token, lower is better)", ",.4f"),
+    "perplexity": ("perplexity (lower is better)", ",.2f"),
+    "bits_per_byte": ("bits per byte (lower is better)", ",.4f"),
     "bleu": ("BLEU (0 to 100)", ",.2f"),
     "score": ("the judge's score (0 to 100)", ",.1f"),
 }
 _SHARE = ("share of the items", ".1%")
 
-# Share of right answers by chance: one over the number of choices (a few ARC questions have three
-# or five).
-CHANCE = {
-    "hellaswag": 0.25,
-    "hellaswag_gpt2": 0.25,
-    "arc_easy": 0.25,
-    "arc_challenge": 0.25,
-    "piqa": 0.5,
-    "winogrande": 0.5,
-    "mmlu": 0.25,
-}
-# GPT-2 124M on the 10,042 validation questions: acc, acc_norm by lm-evaluation-harness; acc_token
-# by Karpathy's build-nanogpt, which asks as hellaswag_gpt2 does.
-GPT2 = {
-    ("hellaswag", "acc"): 0.2892,
-    ("hellaswag", "acc_norm"): 0.3114,
-    ("hellaswag_gpt2", "acc_token"): 0.294,
-}
-
-# Okabe and Ito 2008: told apart under every common kind of colour blindness.
+# Okabe and Ito 2008: distinguishable with every common kind of colour blindness.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
 @dataclass(frozen=True)
 class Result:
-    """One task: means over n items, and the items themselves."""
+    """Metrics of one task over n items, and the items themselves."""
 
     task: str
     n: int
     metrics: Mapping[str, float]
-    """Shares lie in 0..1. NaN and infinity may stand here; in JSON they are null."""
+    """Shares are in 0..1. NaN and infinity are allowed; in JSON they are null."""
     stderr: Mapping[str, float]
-    """Standard errors of the metrics that have one, by the same names."""
+    """Standard errors, by metric, of those that have one."""
     items: Sequence[Mapping[str, Any]] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
-    """What else belongs into the JSON: settings, intervals, counts."""
+    """More for the JSON: settings, intervals, counts."""
     notes: Sequence[str] = ()
-    """What the reader must know to read the figures right, one line each."""
+    """What the reader must know to interpret the metrics, one line each."""
+    references: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Scores to compare with, by metric and name: chance, GPT-2 124M."""
 
     def fields(self) -> dict[str, Any]:
-        """As JSON, without the items: n, each metric and its NAME_stderr, details, notes."""
+        """For JSON, without the items: n, each metric and its NAME_stderr, details, notes."""
         fields: dict[str, Any] = {"n": self.n}
         for name, value in self.metrics.items():
             fields[name] = value if math.isfinite(value) else None
@@ -75,9 +58,9 @@ class Result:
 
 
 def mean(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error: sample standard deviation / sqrt(n), NaN of a single value.
+    """Mean and its standard error: sample standard deviation / sqrt(n), NaN for a single value.
 
-    ValueError of none.
+    ValueError for none.
     """
     n = len(values)
     if not n:
@@ -90,31 +73,28 @@ def mean(values: Sequence[float]) -> tuple[float, float]:
 
 
 def show(metric: str, value: float, error: float = math.nan) -> str:
-    """A value for people, with its standard error if there is one: `29.4% ± 0.5`."""
+    """A value as text, with its standard error if there is one: `29.4% ± 0.5`."""
     form = _PLAIN.get(metric, _SHARE)[1]
-    if abs(value) >= 1e7:  # the perplexity of a model that knows nothing
+    if abs(value) >= 1e7:  # the perplexity of an untrained model
         form = ".3g"
     text = format(value, form)
     return f"{text} ± {format(error, form).rstrip('%')}" if math.isfinite(error) else text
 
 
 def table(results: Sequence[Result]) -> Table:
-    """A row for each metric; see `comparison` for several runs."""
+    """One row per metric; for several runs see `comparison`."""
     return comparison({"value ± standard error": results})
 
 
 def comparison(runs: Mapping[str, Sequence[Result]]) -> Table:
-    """A row for each metric, a column for each run, and what the figures may be held against."""
+    """One row per metric, one column per run, and known scores to compare with."""
     rows = _rows(runs)
-    known = any(references(task, metric) for task, metric in rows)
-    made = Table(
-        "task", "items", "metric", *map(escape, runs), *(["for reference"] if known else [])
-    )
+    known = any(_references(runs, *row) for row in rows)
+    made = Table("task", "items", "metric", *map(escape, runs), *(["reference"] if known else []))
     for column in made.columns:
-        column.overflow = "fold"  # a narrow terminal must not eat figures
-    for column in made.columns[3 : 3 + len(runs)]:
+        column.overflow = "fold"  # a narrow terminal must not cut figures
+    for column in (made.columns[1], *made.columns[3 : 3 + len(runs)]):
         column.justify = "right"
-    made.columns[1].justify = "right"
     before = None
     for task, metric in rows:
         if before not in (None, task):
@@ -125,28 +105,29 @@ def comparison(runs: Mapping[str, Sequence[Result]]) -> Table:
             show(metric, r.metrics[metric], r.stderr.get(metric, math.nan)) if r else ""
             for r in found
         ]
-        against = [f"{name} {show(metric, x)}" for name, x in references(task, metric)]
+        references = _references(runs, task, metric)
+        compared = [f"{name} {show(metric, x)}" for name, x in references.items()]
         first = [task, " / ".join(counts)] if before != task else ["", ""]
-        made.add_row(*first, metric, *shown, *([", ".join(against)] if known else []))
+        made.add_row(*first, metric, *shown, *([", ".join(compared)] if known else []))
         before = task
     return made
 
 
 def draw(stem: Path, runs: Mapping[str, Sequence[Result]]) -> None:
-    """Bars with standard errors as STEM.png and STEM.pdf: a colour for each run, an axis for each
-    unit, lines where chance and GPT-2 124M stand as far as they are known.
+    """A bar chart with standard errors as STEM.png and STEM.pdf.
 
-    ValueError without a metric to draw, and for more runs than there are colours.
+    One colour per run, one axis per unit, lines at chance and GPT-2 124M as far as they are known.
+    ValueError without a metric, and for more runs than there are colours.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     if len(runs) > len(COLOURS):
-        raise ValueError(f"{len(runs)} runs in one chart: at most {len(COLOURS)} can be told apart")
+        raise ValueError(f"{len(runs)} runs in one chart: at most {len(COLOURS)} have a colour")
     panels = _panels(runs)
     if not panels:
-        raise ValueError("no results: there is nothing to draw")
+        raise ValueError("no results: nothing to draw")
     heights = [
         _places(rows)[-1] * (0.2 + 0.24 * len(runs)) + 0.5 + 0.24 * len(runs)
         for rows in panels.values()
@@ -165,7 +146,7 @@ def draw(stem: Path, runs: Mapping[str, Sequence[Result]]) -> None:
     )  # fmt: skip
     for suffix in (".png", ".pdf"):
         with atomic_path(stem.with_name(stem.name + suffix)) as temporary:
-            # A date inside would make each drawing another file.
+            # Without a date inside, equal charts are equal files.
             figure.savefig(temporary, metadata={"CreationDate": None} if suffix == ".pdf" else None)
 
 
@@ -175,13 +156,13 @@ def _panel(
     rows: Sequence[tuple[str, str]],
     runs: Mapping[str, Sequence[Result]],
 ) -> dict[str, Any]:
-    """Horizontal bars: names of any length have room. Returns what the legend is to explain."""
+    """Horizontal bars, which leave room for long names. Returns the handles of the legend."""
     from matplotlib.patheffects import withStroke
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     places, height, right = _places(rows), 0.8 / len(runs), 0.0
     handles: dict[str, Any] = {}
-    edge = [withStroke(linewidth=3, foreground="white")]  # lines and figures show on any colour
+    edge = [withStroke(linewidth=3, foreground="white")]  # legible on any colour
     for r, (name, results) in enumerate(runs.items()):
         for y, (task, metric) in zip(places, rows, strict=True):
             result = _find(results, task, metric)
@@ -203,7 +184,7 @@ def _panel(
             right = max(right, width + spread)
     lines = {"chance": ("#777777", (0, (2, 1.2))), "GPT-2 124M": (INK, "solid")}
     for y, (task, metric) in zip(places, rows, strict=True):
-        for name, x in references(task, metric):
+        for name, x in _references(runs, task, metric).items():
             colour, style = lines[name]
             handles[name] = axes.plot(
                 (x, x), (y - 0.48, y + 0.48), color=colour, linestyle=style, linewidth=1.4,
@@ -231,7 +212,7 @@ def _panel(
 
 
 def _panels(runs: Mapping[str, Sequence[Result]]) -> dict[str, list[tuple[str, str]]]:
-    """Rows by their unit: each has an axis of its own."""
+    """Rows by unit: each unit has its own axis."""
     panels: dict[str, list[tuple[str, str]]] = {}
     for task, metric in _rows(runs):
         panels.setdefault(_PLAIN.get(metric, _SHARE)[0], []).append((task, metric))
@@ -239,7 +220,7 @@ def _panels(runs: Mapping[str, Sequence[Result]]) -> dict[str, list[tuple[str, s
 
 
 def _places(rows: Sequence[tuple[str, str]]) -> list[float]:
-    """Where each row stands, 0 and down: one apart, and a little more between tasks."""
+    """Vertical positions of the rows, from 0 down: 1 apart, and 1.3 between tasks."""
     places = [0.0]
     for (above, _), (task, _) in pairwise(rows):
         places.append(places[-1] + (1 if task == above else 1.3))
@@ -247,7 +228,7 @@ def _places(rows: Sequence[tuple[str, str]]) -> list[float]:
 
 
 def _rows(runs: Mapping[str, Sequence[Result]]) -> list[tuple[str, str]]:
-    """(task, metric) of all runs, each once, those of a task together."""
+    """(task, metric) of all runs, without duplicates, grouped by task."""
     tasks: dict[str, dict[str, None]] = {}
     for results in runs.values():
         for result in results:
@@ -259,11 +240,8 @@ def _find(results: Sequence[Result], task: str, metric: str) -> Result | None:
     return next((r for r in results if r.task == task and metric in r.metrics), None)
 
 
-def references(task: str, metric: str) -> list[tuple[str, float]]:
-    """What a score may be held against, by name: chance, GPT-2 124M, as far as they are known."""
-    found = []
-    if metric.startswith("acc") and task in CHANCE:
-        found.append(("chance", CHANCE[task]))
-    if (task, metric) in GPT2:
-        found.append(("GPT-2 124M", GPT2[task, metric]))
-    return found
+def _references(
+    runs: Mapping[str, Sequence[Result]], task: str, metric: str
+) -> Mapping[str, float]:
+    found = (_find(results, task, metric) for results in runs.values())
+    return next((r.references[metric] for r in found if r and metric in r.references), {})

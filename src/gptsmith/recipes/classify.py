@@ -19,7 +19,7 @@ from gptsmith.data.classification import (
 )
 from gptsmith.data.options import LabelledConfig
 from gptsmith.evaluate import classification as measure
-from gptsmith.evaluate.classify_plots import draw_confusion, draw_history
+from gptsmith.evaluate.classification_plots import draw_confusion, draw_history
 from gptsmith.files import write_json, write_text
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.recipes import finetune, loop, options

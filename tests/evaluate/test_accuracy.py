@@ -1,4 +1,4 @@
-"""What is made of the likelihoods of the choices: tokens, normalisation, means and errors."""
+"""Multiple-choice scores: tokens of the choices, normalisation, means and standard errors."""
 
 import math
 from collections.abc import Sequence
@@ -10,10 +10,9 @@ import tokenizers
 import torch
 from tokenizers import processors
 
-from gptsmith.evaluate import choices, tasks
-from gptsmith.evaluate.choices import encode_pairs
-from gptsmith.evaluate.likelihood import Likelihood, Request
-from gptsmith.evaluate.prompts import Question
+from gptsmith.evaluate import accuracy
+from gptsmith.evaluate.likelihood import Likelihood, Request, encode_pairs
+from gptsmith.evaluate.multiple_choice import TASKS, Question, load
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.tokenizer import Tokenizer
@@ -21,7 +20,7 @@ from gptsmith.tokenizer import Tokenizer
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train_bpe([Path(choices.__file__).read_text("utf-8")], 400)
+    return Tokenizer.train_bpe([Path(accuracy.__file__).read_text("utf-8")], 400)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def model(tokenizer: Tokenizer) -> GPTModel:
     return made
 
 
-def test_tokens_are_those_of_the_whole_text(tokenizer: Tokenizer) -> None:
+def test_context_and_continuation_have_the_tokens_of_the_whole_text(tokenizer: Tokenizer) -> None:
     pairs = [("the mean", " over tokens"), ("a space at its end  ", "word"), ("cut", "ting")]
     for (context, text), request in zip(pairs, encode_pairs(tokenizer, pairs), strict=True):
         begun = tokenizer.encode(context.rstrip())
@@ -44,78 +43,82 @@ def test_tokens_are_those_of_the_whole_text(tokenizer: Tokenizer) -> None:
         assert tokenizer.decode([*request.context, *request.continuation]) == context + text
 
 
-def test_halves_encoded_apart_are_the_whole(tokenizer: Tokenizer, real_data: Path) -> None:
-    """With a tokenizer of another kind nothing is known, and every whole text is encoded."""
+def test_separate_encoding_of_continuations_equals_joint_encoding(
+    tokenizer: Tokenizer, real_data: Path
+) -> None:
+    """Of a tokenizer of unknown kind nothing is assumed: each text is encoded as a whole."""
     foreign = Tokenizer(tokenizer.to_json())
     foreign.kind = "other"
     for name in ("hellaswag", "piqa", "winogrande", "lambada", "mmlu"):
-        pairs = [pair for q in tasks.load(name, real_data, 20, shots=1) for pair in q.choices]
+        pairs = [pair for q in load(name, real_data, 20, shots=1) for pair in q.choices]
         assert encode_pairs(tokenizer, pairs) == encode_pairs(foreign, pairs)
 
 
-def test_an_empty_context_is_the_end_of_a_text(tokenizer: Tokenizer) -> None:
+def test_empty_context_becomes_endoftext(tokenizer: Tokenizer) -> None:
     (request,) = encode_pairs(tokenizer, [("", "mean")])
     assert request == Request([tokenizer.eos_id], tokenizer.encode("mean"))
 
 
-def answered(
+def result_for(
     monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer, name: str, nats: Sequence[float]
 ) -> Any:
-    """The result of one question with choices of 1, 4 and 10 characters, right is the last."""
+    """The result of one question with choices of 1, 4 and 10 characters; the last is correct."""
     found = [Likelihood(x, x > -1) for x in nats]
-    monkeypatch.setattr(choices, "log_likelihoods", lambda *_, **__: found)
+    monkeypatch.setattr(accuracy, "log_likelihoods", lambda *_, **__: found)
     texts = (" a", " mean", " characters")
     question = Question("q", tuple(("context", text) for text in texts[: len(nats)]), len(nats) - 1)
     config = ModelConfig.preset("nano", vocab_size=tokenizer.vocab_size)
-    return choices.score(GPTModel(config), tokenizer, name, [question])
+    return accuracy.score(GPTModel(config), tokenizer, TASKS[name], [question])
 
 
-def test_what_the_sums_are_divided_by(
+def test_normalisation_by_characters_and_by_tokens(
     monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer
 ) -> None:
-    result = answered(monkeypatch, tokenizer, "piqa", (-2.0, -5.0, -11.0))
+    result = result_for(monkeypatch, tokenizer, "piqa", (-2.0, -5.0, -11.0))
     (item,) = result.items
     assert item["tokens"] == [len(tokenizer.encode(f" {t}")) for t in ("a", "mean", "characters")]
     assert item["nats"] == [-2.0, -5.0, -11.0]
     per_token = [n / size for n, size in zip(item["nats"], item["tokens"], strict=True)]
     right = float(max(per_token) == per_token[2])
-    # per character -2, -1.25, -1.1: only there the last is the likeliest
+    # per character -2, -1.25, -1.1: the last is the likeliest by this measure alone
     assert result.metrics == {"acc": 0.0, "acc_norm": 1.0, "acc_token": right}
-    assert set(answered(monkeypatch, tokenizer, "mmlu", (-2.0, -5.0)).metrics) == {"acc"}
+    assert set(result_for(monkeypatch, tokenizer, "mmlu", (-2.0, -5.0)).metrics) == {"acc"}
 
 
-def test_of_equals_the_first_is_taken_and_nan_is_no_answer(
+def test_ties_go_to_the_first_choice_and_nan_is_never_correct(
     monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer
 ) -> None:
-    assert answered(monkeypatch, tokenizer, "winogrande", (-2.0, -2.0)).metrics == {"acc": 0.0}
-    assert answered(monkeypatch, tokenizer, "winogrande", (-9.0, math.nan)).metrics["acc"] == 0.0
-    assert answered(monkeypatch, tokenizer, "winogrande", (math.nan, -9.0)).metrics["acc"] == 0.0
+    assert result_for(monkeypatch, tokenizer, "winogrande", (-2.0, -2.0)).metrics == {"acc": 0.0}
+    assert result_for(monkeypatch, tokenizer, "winogrande", (-9.0, math.nan)).metrics["acc"] == 0.0
+    assert result_for(monkeypatch, tokenizer, "winogrande", (math.nan, -9.0)).metrics["acc"] == 0.0
 
 
-def test_the_last_word_has_an_accuracy_and_a_perplexity(
+def test_single_continuation_has_greedy_accuracy_and_perplexity(
     monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer
 ) -> None:
-    result = answered(monkeypatch, tokenizer, "lambada", (-0.5,))
+    result = result_for(monkeypatch, tokenizer, "lambada", (-0.5,))
     assert result.metrics == {"acc": 1.0, "perplexity": pytest.approx(math.exp(0.5))}
 
 
-def test_an_empty_choice_is_never_taken_by_length(model: GPTModel, tokenizer: Tokenizer) -> None:
+def test_empty_choice_is_never_taken_by_length_normalisation(
+    model: GPTModel, tokenizer: Tokenizer
+) -> None:
     question = Question(
         "q", (("Question: why?\nAnswer:", " "), ("Question: why?\nAnswer:", " no")), 0
     )
-    (item,) = choices.score(model, tokenizer, "piqa", [question]).items
+    (item,) = accuracy.score(model, tokenizer, TASKS["piqa"], [question]).items
     assert item["acc_norm"] == 0.0
 
 
-def test_real_questions_together_as_one_by_one(
+def test_scores_of_real_questions_are_independent_of_batching(
     model: GPTModel, tokenizer: Tokenizer, real_data: Path
 ) -> None:
     for name in ("hellaswag", "winogrande", "lambada", "mmlu"):
-        questions = tasks.load(name, real_data, 8, shots=1)
-        together = choices.score(model, tokenizer, name, questions)
+        questions = load(name, real_data, 8, shots=1)
+        together = accuracy.score(model, tokenizer, TASKS[name], questions)
         assert together.n == len(together.items) == 8
         for question, item in zip(questions, together.items, strict=True):
-            (one,) = choices.score(model, tokenizer, name, [question]).items
+            (one,) = accuracy.score(model, tokenizer, TASKS[name], [question]).items
             assert one["id"] == item["id"] == question.id
             assert one["nats"] == pytest.approx(item["nats"], abs=1e-4)
             assert one["acc"] == item["acc"]
@@ -128,20 +131,20 @@ def test_real_questions_together_as_one_by_one(
     assert together.fields().keys() - {"notes"} == {"n", "acc", "acc_stderr"}
 
 
-def test_questions_that_do_not_fit_are_left_out_with_a_note(tokenizer: Tokenizer) -> None:
+def test_questions_with_too_long_choices_are_left_out_with_a_note(tokenizer: Tokenizer) -> None:
     small = GPTModel(ModelConfig.preset("nano", vocab_size=tokenizer.vocab_size, context_length=16))
     fits = Question("short", (("a", " b"), ("a", " c")), 0)
     longer = Question("train.jsonl:7", (("a", " b"), ("a", " mean of" * 20)), 0)
-    result = choices.score(small, tokenizer, "piqa", [longer, fits])
+    result = accuracy.score(small, tokenizer, TASKS["piqa"], [longer, fits])
     assert (result.n, [item["id"] for item in result.items]) == (1, ["short"])
-    assert result.items == choices.score(small, tokenizer, "piqa", [fits]).items
+    assert result.items == accuracy.score(small, tokenizer, TASKS["piqa"], [fits]).items
     assert "1 of 2 questions are left out" in result.notes[0]
-    with pytest.raises(ValueError, match=r"1 of 1 .* left out, .* context of 16 tokens"):
-        choices.score(small, tokenizer, "piqa", [longer])
+    with pytest.raises(ValueError, match=r"1 of 1 .* left out: .* context of 16 tokens"):
+        accuracy.score(small, tokenizer, TASKS["piqa"], [longer])
 
 
-def test_texts_begin_as_their_tokenizer_says(tokenizer: Tokenizer) -> None:
-    """As Llama's, whose post-processor puts a token before every text."""
+def test_tokenizer_prefix_starts_every_context(tokenizer: Tokenizer) -> None:
+    """Like Llama's, whose post-processor puts a token before every text."""
     made = tokenizers.Tokenizer.from_str(tokenizer.to_json())
     made.add_special_tokens(["<s>"])
     begin = made.token_to_id("<s>")
@@ -154,8 +157,8 @@ def test_texts_begin_as_their_tokenizer_says(tokenizer: Tokenizer) -> None:
         assert [*request.context, *request.continuation] == made.encode(context + text).ids
 
 
-def test_an_answer_that_the_mask_gives_away_is_not_scored(tokenizer: Tokenizer) -> None:
-    """prefix(n): so many tokens see each other, and the answer must not be one of them."""
+def test_answer_that_the_mask_reveals_is_not_scored(tokenizer: Tokenizer) -> None:
+    """prefix(n): n tokens see each other, and the answer must not be one of them."""
     torch.manual_seed(0)
     config = ModelConfig(
         n_layer=1, n_head=2, n_embd=16, context_length=64, vocab_size=400, mask="prefix(4)"
@@ -165,7 +168,7 @@ def test_an_answer_that_the_mask_gives_away_is_not_scored(tokenizer: Tokenizer) 
         Question("short", (("a", " b"), ("a", " c")), 0),
         Question("long", ((context, " b"), (context, " c")), 0),
     ]
-    result = choices.score(GPTModel(config), tokenizer, "piqa", questions)
+    result = accuracy.score(GPTModel(config), tokenizer, TASKS["piqa"], questions)
     assert [item["id"] for item in result.items] == ["long"]
     assert "1 of 2 questions are left out" in result.notes[0]
-    assert "less than 4 tokens before them, which the mask needs" in result.notes[0]
+    assert "fewer than 4 tokens before them, which the mask needs" in result.notes[0]

@@ -16,7 +16,7 @@ from gptsmith.evaluate.classification import (
     score,
     table,
 )
-from gptsmith.evaluate.classify_plots import draw_confusion, draw_history
+from gptsmith.evaluate.classification_plots import draw_confusion, draw_history
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig
 from gptsmith.train.runtime import Precision

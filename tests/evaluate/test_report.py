@@ -1,4 +1,4 @@
-"""Results: means and their errors, JSON without NaN, tables, charts."""
+"""Results: means and standard errors, JSON without NaN, tables, charts."""
 
 import io
 import json
@@ -12,7 +12,13 @@ from gptsmith.evaluate import report
 from gptsmith.evaluate.report import COLOURS, Result
 
 RUN = [
-    Result("hellaswag", 200, {"acc": 0.29, "acc_token": 0.3}, {"acc": 0.032, "acc_token": 0.03}),
+    Result(
+        "hellaswag",
+        200,
+        {"acc": 0.29, "acc_token": 0.3},
+        {"acc": 0.032, "acc_token": 0.03},
+        references={"acc": {"chance": 0.25, "GPT-2 124M": 0.2892}, "acc_token": {"chance": 0.25}},
+    ),
     Result("lambada", 1200, {"acc": 0.32, "perplexity": 1234.5}, {"acc": 0.013}),
     Result("text", 50, {"rouge1": 0.25, "bleu": 5.25}, {"rouge1": 0.02}),
     Result("judge", 1, {"score": 40.0}, {"score": math.nan}),
@@ -27,7 +33,7 @@ def shown(table) -> str:
     return capture.get()
 
 
-def test_the_standard_error_is_that_of_a_sample():
+def test_standard_error_is_that_of_a_sample():
     values = [1.0, 0.0, 0.0, 1.0, 1.0]
     mean, error = report.mean(values)
     assert mean == 0.6
@@ -50,7 +56,7 @@ def test_fields_are_json_without_nan():
     json.dumps(fields, allow_nan=False)
 
 
-def test_a_table_says_what_each_figure_is_and_what_to_hold_it_against():
+def test_table_shows_metrics_and_reference_scores():
     text = shown(report.table(RUN))
     for part in ("29.0% ± 3.2", "1,234.50", "5.25", "25.0% ± 2.0", "chance 25.0%", "1,200"):
         assert part in text
@@ -59,7 +65,7 @@ def test_a_table_says_what_each_figure_is_and_what_to_hold_it_against():
     assert "reference" not in shown(report.table(RUN[1:]))
 
 
-def test_two_runs_stand_beside_each_other():
+def test_comparison_has_a_column_per_run():
     text = shown(report.comparison({"runs/a": RUN, "runs/b": OTHER}))
     line = next(line for line in text.splitlines() if "hellaswag" in line)
     assert "200 / 100" in line
@@ -68,7 +74,7 @@ def test_two_runs_stand_beside_each_other():
     assert "runs/b" in text
 
 
-def test_accuracies_share_an_axis_and_nothing_else_does():
+def test_only_shares_have_an_axis_in_common():
     panels = report._panels({"a": RUN, "b": OTHER})
     shares = [("hellaswag", "acc"), ("hellaswag", "acc_token"), ("lambada", "acc")]
     assert list(panels.values()) == [
@@ -77,7 +83,7 @@ def test_accuracies_share_an_axis_and_nothing_else_does():
     ]  # fmt: skip
 
 
-def test_a_chart_is_drawn_as_png_and_pdf_and_again_the_same(tmp_path):
+def test_chart_is_png_and_pdf_and_reproducible(tmp_path):
     stem = tmp_path / "runs.v2"  # a stem, not a suffix
     report.draw(stem, {"runs/a": RUN, "runs/b": OTHER})
     first = [(tmp_path / f"runs.v2{suffix}").read_bytes() for suffix in (".png", ".pdf")]
@@ -88,7 +94,7 @@ def test_a_chart_is_drawn_as_png_and_pdf_and_again_the_same(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_what_cannot_be_drawn(tmp_path):
+def test_charts_of_infinity_of_nothing_and_of_too_many_runs(tmp_path):
     report.draw(tmp_path / "inf", {"a": [Result("p", 1, {"perplexity": math.inf}, {})]})
     with pytest.raises(ValueError, match="nothing to draw"):
         report.draw(tmp_path / "none", {"a": []})
@@ -97,11 +103,11 @@ def test_what_cannot_be_drawn(tmp_path):
         report.draw(tmp_path / "many", runs)
 
 
-def test_a_narrow_terminal_eats_no_figures():
+def test_narrow_terminal_cuts_no_figures():
     console = Console(width=40, file=io.StringIO())
     console.print(report.table([Result("lambada", 10, {"perplexity": 113355.25}, {})]))
     assert "…" not in console.file.getvalue()
 
 
-def test_a_perplexity_beyond_all_bounds_has_three_digits():
+def test_huge_perplexity_has_three_digits():
     assert report.show("perplexity", 5.79e16, 2.5e17) == "5.79e+16 ± 2.5e+17"

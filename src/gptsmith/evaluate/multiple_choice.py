@@ -1,0 +1,323 @@
+"""Multiple-choice tasks: one record each, with prompts worded as in lm-evaluation-harness 0.4.13.
+
+To add a task, add a record to TASKS. Its `question` function reads a row in the form that the
+Hugging Face Hub has, given here above each function; some tasks also exist in llm-foundry's form.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptsmith.evaluate.task_data import data_folder, hub_rows, label, text, texts
+
+if TYPE_CHECKING:
+    from gptsmith.data.rows import Row
+
+Choices = tuple[tuple[str, str], ...]
+LETTERS = ("A", "B", "C", "D")
+
+
+@dataclass(frozen=True)
+class Question:
+    """The choice whose continuation is the likeliest is the model's answer.
+
+    id: the row's own, else file:line. choices: pairs of context and continuation; a continuation
+    starts with the space between the two. answer: index of the correct choice.
+    """
+
+    id: str
+    choices: Choices
+    answer: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """A multiple-choice task: where its questions are, how they are asked, what is reported."""
+
+    name: str
+    question: Callable[[Row], tuple[Choices, int]]
+    """Choices and the index of the correct one. ValueError naming file and line for a bad row."""
+    files: tuple[str, ...]
+    """Below a data folder, as patterns: the first that matches is read. With `shots`, folders."""
+    hub: tuple[str, str | None, str]
+    """Name, configuration and split on the Hugging Face Hub."""
+    metrics: tuple[str, ...] = ("acc", "acc_norm", "acc_token")
+    main_metric: str = "acc_norm"
+    """The metric by which the task is known: plotted during training."""
+    chance: float | None = 0.25
+    """Accuracy of guessing: one over the number of choices (a few ARC questions have 3 or 5)."""
+    gpt2: Mapping[str, float] = field(default_factory=dict)
+    """Published scores of GPT-2 124M, by metric."""
+    shots: int = 0
+    """Worked examples before each question, from the split `dev` of the same subject."""
+    preamble: str = ""
+    """Before the worked examples; {subject} is replaced."""
+
+    def references(self, metric: str) -> dict[str, float]:
+        """Scores to compare with, by name, as far as they are known."""
+        known = {}
+        if metric.startswith("acc") and self.chance is not None:
+            known["chance"] = self.chance
+        if metric in self.gpt2:
+            known["GPT-2 124M"] = self.gpt2[metric]
+        return known
+
+
+# --- rows to questions ---------------------------------------------------------------------------
+
+
+def _hellaswag(row: Row) -> tuple[Choices, int]:
+    """ctx_a, ctx_b, activity_label, endings (list), label (0 to 3)."""
+    sentences = f"{text(row, 'ctx_a')} {text(row, 'ctx_b').capitalize()}"
+    context = _without_markup(f"{text(row, 'activity_label')}: {sentences}")
+    endings = map(_without_markup, texts(row, "endings"))
+    return _same_context(context, endings), label(row, "label")
+
+
+def _without_markup(wikihow: str) -> str:
+    wikihow = wikihow.strip().replace(" [title]", ". ")
+    return re.sub(r"\[.*?\]", "", wikihow).replace("  ", " ")
+
+
+def _hellaswag_gpt2(row: Row) -> tuple[Choices, int]:
+    """ctx, endings, label: the same files, asked as in Karpathy's build-nanogpt."""
+    return _same_context(text(row, "ctx"), texts(row, "endings")), label(row, "label")
+
+
+def _arc(row: Row) -> tuple[Choices, int]:
+    """question, choices {text: [...], label: [...]}, answerKey."""
+    if "query" in row.values:
+        return _llm_foundry(row)
+    question, choices = row.values, row.values.get("choices")
+    if isinstance(nested := row.values.get("question"), dict):  # the original files of AI2
+        question = {"question": nested.get("stem")}
+        rows = [one for one in nested.get("choices") or () if isinstance(one, dict)]
+        choices = {key: [one.get(key) for one in rows] for key in ("text", "label")}
+    if not isinstance(choices, dict):
+        raise ValueError(f"{row.place}: 'choices' is {choices!r:.40}, not texts and labels")
+    labels, key = texts(row, "label", choices), text(row, "answerKey")
+    context = f"Question: {text(row, 'question', question)}\nAnswer:"
+    answer = labels.index(key) if key in labels else -1
+    return _same_context(context, texts(row, "text", choices)), answer
+
+
+def _piqa(row: Row) -> tuple[Choices, int]:
+    """goal, sol1, sol2, label (0 or 1)."""
+    if "query" in row.values:
+        return _llm_foundry(row)
+    context = f"Question: {text(row, 'goal')}\nAnswer:"
+    return _same_context(context, (text(row, "sol1"), text(row, "sol2"))), label(row, "label")
+
+
+def _llm_foundry(row: Row) -> tuple[Choices, int]:
+    """llm-foundry's query ("Question: ..."), choices (list), gold (0 for the first)."""
+    context = text(row, "query").removesuffix("\n") + "\nAnswer:"  # PIQA's end in a line feed
+    return _same_context(context, texts(row, "choices")), label(row, "gold")
+
+
+def _winogrande(row: Row) -> tuple[Choices, int]:
+    """sentence (with a _ for the choice), option1, option2, answer (1 or 2).
+
+    The choices end the contexts and share the continuation (Trinh and Le 2018).
+    llm-foundry's form: context_options (list), continuation, gold (0 or 1).
+    """
+    if "context_options" in row.values:
+        contexts = texts(row, "context_options")
+        rest, answer = text(row, "continuation"), label(row, "gold")
+    else:
+        before, gap, rest = text(row, "sentence").partition("_")
+        if not gap:
+            raise ValueError(f"{row.place}: 'sentence' has no _ in the place of the choice")
+        contexts = [before + text(row, name) for name in ("option1", "option2")]
+        rest, answer = rest.strip(), label(row, "answer") - 1
+    return tuple((context, f" {rest}") for context in contexts), answer
+
+
+def _lambada(row: Row) -> tuple[Choices, int]:
+    """text, whose last word is to be predicted; llm-foundry's form: context, continuation."""
+    if "continuation" in row.values:
+        context, word = text(row, "context"), text(row, "continuation")
+    else:
+        context, _, word = text(row, "text").rpartition(" ")
+    if not (context.strip() and word.strip()):
+        raise ValueError(f"{row.place}: no last word after a text")
+    return _same_context(context, (word,)), 0
+
+
+def _mmlu(row: Row) -> tuple[Choices, int]:
+    """question, choices (list of four), answer (0 to 3); or a row of the original csv files."""
+    if "choices" in row.values:
+        choices, answer = texts(row, "choices"), label(row, "answer")
+    else:
+        choices, letter = [text(row, name) for name in LETTERS], text(row, "answer")
+        answer = LETTERS.index(letter) if letter in LETTERS else -1
+    letters = LETTERS[: len(choices)]
+    options = "".join(f"{a}. {b}\n" for a, b in zip(letters, choices, strict=False))
+    return _same_context(f"{text(row, 'question').strip()}\n{options}Answer:", letters), answer
+
+
+def _same_context(context: str, continuations: Iterable[str]) -> Choices:
+    return tuple((context, f" {continuation}") for continuation in continuations)
+
+
+# --- the tasks -----------------------------------------------------------------------------------
+
+_HELLASWAG_FILES = ("hellaswag/hellaswag_val*.jsonl",)
+_HELLASWAG_HUB = ("Rowan/hellaswag", None, "validation")
+
+TASKS = {
+    task.name: task
+    for task in (
+        # GPT-2 124M on the 10,042 validation questions: acc and acc_norm by lm-evaluation-harness,
+        # acc_token by Karpathy's build-nanogpt.
+        Task(
+            "hellaswag", _hellaswag, _HELLASWAG_FILES, _HELLASWAG_HUB,
+            gpt2={"acc": 0.2892, "acc_norm": 0.3114},
+        ),
+        Task(
+            "hellaswag_gpt2", _hellaswag_gpt2, _HELLASWAG_FILES, _HELLASWAG_HUB,
+            main_metric="acc_token", gpt2={"acc_token": 0.294},
+        ),
+        Task(
+            "arc_easy", _arc,
+            ("eval/arc/ARC-Easy-Test.jsonl", "eval/llm_foundry/arc_easy.jsonl"),
+            ("allenai/ai2_arc", "ARC-Easy", "test"),
+        ),
+        Task(
+            "arc_challenge", _arc,
+            ("eval/arc/ARC-Challenge-Test.jsonl", "eval/llm_foundry/arc_challenge.jsonl"),
+            ("allenai/ai2_arc", "ARC-Challenge", "test"),
+        ),
+        Task(
+            "piqa", _piqa, ("eval/llm_foundry/piqa.jsonl",), ("baber/piqa", None, "validation"),
+            chance=0.5,
+        ),
+        # Where all choices have one text or one letter, no normalisation changes the answer.
+        Task(
+            "winogrande", _winogrande, ("eval/llm_foundry/winogrande.jsonl",),
+            ("allenai/winogrande", "winogrande_xl", "validation"),
+            metrics=("acc",), main_metric="acc", chance=0.5,
+        ),
+        Task(
+            "lambada", _lambada,
+            ("eval/lambada/lambada_test.jsonl", "eval/llm_foundry/lambada_openai.jsonl"),
+            ("EleutherAI/lambada_openai", "default", "test"),
+            metrics=("acc", "perplexity"), main_metric="acc", chance=None,
+        ),
+        Task(
+            "mmlu", _mmlu, ("eval/mmlu", "mmlu"), ("cais/mmlu", "all", "test"),
+            metrics=("acc",), main_metric="acc", shots=5,
+            preamble="The following are multiple choice questions (with answers) about {subject}."
+            "\n\n",
+        ),
+    )
+}  # fmt: skip
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def load(
+    name: str, where: Path | None = None, limit: int | None = None, shots: int | None = None
+) -> list[Question]:
+    """The first `limit` questions of a task (None: all); of MMLU, the subjects take turns.
+
+    where: a file (.jsonl .json .csv .tsv, each also .gz, .parquet, .arrow), or a folder that has
+    the task's file under its usual name. Default: $GPTSMITH_DATA, else the Hugging Face Hub.
+    shots: worked examples, for tasks that show some (default: the task's own number).
+    ValueError naming file and line for a bad row; FileNotFoundError says where to put which file.
+    """
+    if name not in TASKS:
+        raise ValueError(f"no task {name!r}: choose among {', '.join(TASKS)}")
+    task = TASKS[name]
+    if task.shots:
+        found = _with_examples(task, where, task.shots if shots is None else shots)
+    else:
+        found = (_question(task, row) for row in _rows(task, where))
+    questions = list(islice(found, limit))
+    if not questions:
+        raise ValueError(f"{name}: no questions in {where or 'its files'}")
+    return questions
+
+
+def _question(task: Task, row: Row) -> Question:
+    choices, answer = task.question(row)
+    if not 0 <= answer < len(choices):
+        raise ValueError(f"{row.place}: the answer is none of the {len(choices)} choices")
+    own_id = row.values.get("id", row.values.get("ind"))
+    return Question(Path(row.place).name if own_id is None else str(own_id), choices, answer)
+
+
+def _rows(task: Task, where: Path | None) -> Iterator[Row]:
+    from gptsmith.data.rows import read_rows
+
+    folder = where or data_folder()
+    if folder is not None and not folder.is_dir():
+        return read_rows(folder)
+    if folder is not None:
+        for pattern in (*task.files, *(Path(pattern).name for pattern in task.files)):
+            if found := sorted(folder.glob(pattern)):
+                return read_rows(found[0])
+    if where is not None:
+        raise FileNotFoundError(
+            f"{where}: {task.name} is not here as {' or '.join(task.files)}; give its file"
+        )
+    return hub_rows(task.hub, task.files[0])
+
+
+def _with_examples(task: Task, where: Path | None, shots: int) -> Iterator[Question]:
+    """Each question after `shots` worked examples of its subject.
+
+    The first question of each subject, then the second of each, ...: the first n questions are a
+    fair sample for any n.
+    """
+    examples = _by_subject(task, where, "dev") if shots else {}
+    subjects = []
+    for subject, questions in _by_subject(task, where, "test").items():
+        shown = examples.get(subject, [])[:shots]
+        if len(shown) < shots:
+            raise ValueError(
+                f"{task.name}: {len(shown)} worked examples of {subject} in dev, {shots} wanted"
+            )
+        solved = ["".join(example.choices[example.answer]) + "\n\n" for example in shown]
+        prefix = task.preamble.format(subject=subject) + "".join(solved)
+        subjects.append([_prefixed(prefix, question) for question in questions])
+    return (q for questions in zip_longest(*subjects) for q in questions if q is not None)
+
+
+def _prefixed(prefix: str, question: Question) -> Question:
+    choices = tuple((prefix + context, continuation) for context, continuation in question.choices)
+    return Question(question.id, choices, question.answer)
+
+
+def _by_subject(task: Task, where: Path | None, split: str) -> dict[str, list[Question]]:
+    subjects = defaultdict(list)
+    for file_subject, row in _subject_rows(task, where, split):
+        subject = str(row.values.get("subject", file_subject)).replace("_", " ")
+        subjects[subject].append(_question(task, row))
+    return subjects
+
+
+def _subject_rows(task: Task, where: Path | None, split: str) -> Iterator[tuple[str, Row]]:
+    """Rows of a split, with the subject that their file is named after: anatomy_test.csv."""
+    from gptsmith.data.rows import read_rows, row_files
+
+    folder = where or data_folder()
+    for place in (folder, *(folder / name for name in task.files)) if folder else ():
+        if (place / split).is_dir():
+            for file in row_files(place / split):
+                subject = file.name.partition(".")[0].removesuffix(f"_{split}")
+                rows = read_rows(file, header=("question", *LETTERS, "answer"))
+                yield from ((subject, row) for row in rows)
+            return
+    if where is not None:
+        raise FileNotFoundError(f"{where}: no folder {split} with the files of {task.name}")
+    name, config, _ = task.hub
+    local = f"{task.files[0]}/{split}/SUBJECT_{split}.csv"
+    yield from (("", row) for row in hub_rows((name, config, split), local))

@@ -1,0 +1,70 @@
+"""Files of evaluation tasks: where they are found, and checked access to the columns of a row.
+
+The readers are imported inside the functions: the names of the tasks are part of the help, which
+must not wait for them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gptsmith.data.rows import Row
+
+
+def data_folder() -> Path | None:
+    """The folder that $GPTSMITH_DATA names, if it exists."""
+    root = os.environ.get("GPTSMITH_DATA")
+    return Path(root) if root and Path(root).is_dir() else None
+
+
+def hub_rows(hub: tuple[str, str | None, str], local: str) -> Iterator[Row]:
+    """The rows of a data set (name, configuration, split) on the Hugging Face Hub, as a stream.
+
+    local: the file to provide instead, for the error message when the Hub cannot be reached.
+    """
+    from gptsmith.data import corpora
+
+    remedy = f"without network, put {local} into a folder and set GPTSMITH_DATA to it"
+    data_set = corpora.HubName(*hub)
+    revision = corpora.hub_revision(data_set, remedy)
+    return corpora.hub_rows(data_set, revision)
+
+
+def text(row: Row, name: str, values: Mapping[str, Any] | None = None) -> str:
+    """The text in column `name` (of `values`, if they are nested). ValueError if it is none."""
+    from gptsmith.data.columns import listed
+    from gptsmith.data.rows import check_unicode
+
+    values = row.values if values is None else values
+    if name not in values:
+        raise ValueError(f"{row.place}: no column {name!r}; it has {listed(values)}")
+    value = values[name]
+    if not isinstance(value, str):
+        raise ValueError(f"{row.place}: {name!r} is {value!r:.40}, not text")
+    check_unicode(row, name, value)
+    return value
+
+
+def texts(row: Row, name: str, values: Mapping[str, Any] | None = None) -> list[str]:
+    """The list of two or more texts in column `name`. ValueError if it is none."""
+    values = row.values if values is None else values
+    value = values.get(name)
+    if not isinstance(value, list) or len(value) < 2:
+        raise ValueError(f"{row.place}: {name!r} is {value!r:.40}, not a list of two or more texts")
+    return [text(row, name, {name: item}) for item in value]
+
+
+def label(row: Row, name: str) -> int:
+    """The index of the correct choice in column `name`; some files spell it as text."""
+    value = row.values.get(name)
+    if isinstance(value, bool) or not re.fullmatch(r"\d{1,3}", str(value)):
+        raise ValueError(
+            f"{row.place}: {name!r} is {value!r:.40}, not the number of a choice; a test set"
+            " without answers cannot be scored: use the validation set"
+        )
+    return int(str(value))

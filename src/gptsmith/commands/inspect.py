@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from gptsmith.config import load_config
 from gptsmith.data.options import ChatFiles
 
 if TYPE_CHECKING:

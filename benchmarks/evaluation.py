@@ -96,7 +96,8 @@ def turn(who: Contestant, pipe: Connection) -> float:
 
 def prepare(folder: Path, config: ModelConfig) -> Run:
     """The same random weights in both forms."""
-    from gptsmith.interop import hf_export
+    from gptsmith.commands.export import exportable
+    from gptsmith.interop import hf
 
     torch.manual_seed(0)
     tensors = GPTModel(config).state_dict()
@@ -105,7 +106,7 @@ def prepare(folder: Path, config: ModelConfig) -> Run:
     run = Run.from_weights(
         folder / "run", origin, config, tokenizer, tensors.items(), torch.float32
     )
-    hf_export.export(run, folder / "hf")
+    hf.export(exportable(run), folder / "hf")
     return run
 
 

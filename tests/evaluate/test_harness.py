@@ -12,12 +12,13 @@ import torch
 pytest.importorskip("lm_eval")
 pytest.importorskip("transformers")
 
+from gptsmith.commands.export import exportable
 from gptsmith.data.rows import read_rows
 from gptsmith.evaluate import accuracy, harness
 from gptsmith.evaluate.likelihood import encode_pairs
 from gptsmith.evaluate.multiple_choice import TASKS, load
 from gptsmith.evaluate.prefix_tree import common_prefix
-from gptsmith.interop import hf_export
+from gptsmith.interop import hf
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.run import Run
@@ -168,7 +169,7 @@ def stock_lm(run: Run) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     folder = run.path.parent / "hf"
-    hf_export.export(run, folder)
+    hf.export(exportable(run), folder)
     return HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=8)
 
 

@@ -1,4 +1,4 @@
-"""What stock transformers and peft make of an exported run is what we make of the run."""
+"""Exported runs compute the same in transformers and peft, without custom code."""
 
 import json
 import os
@@ -23,18 +23,21 @@ from transformers import (
 )
 
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE
+from gptsmith.commands.export import ExportOptions, exportable
+from gptsmith.commands.export import export as export_run
 from gptsmith.generate import engine
 from gptsmith.generate.sampling import SamplingConfig
-from gptsmith.interop.hf_export import export
-from gptsmith.interop.hf_import import open_folder
-from gptsmith.model.adapter import from_peft, to_peft
+from gptsmith.interop import hf
+from gptsmith.interop import peft as adapters
+from gptsmith.interop.hf import open_folder
+from gptsmith.interop.hf_mapping import transformers_class
+from gptsmith.interop.peft import Adapter
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import PRESETS, ModelConfig, RopeScaling
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.lora import LoraConfig, attach
-from gptsmith.model.stock import stock_class
 from gptsmith.model.tuning import Tuning, trainable_state_dict
-from gptsmith.run import Run, layout
+from gptsmith.run import Run, Which, layout
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint as checkpoints
 
@@ -84,6 +87,14 @@ def from_weights(
     )
 
 
+def export(run: Run, out: Path, dtype: torch.dtype | None = None) -> list[str]:
+    return hf.export(exportable(run), out, dtype)
+
+
+def export_adapter(run: Run, out: Path, checkpoint: Which = "last") -> None:
+    hf.export_adapter(exportable(run, base=True), run.load_adapter(checkpoint), out)
+
+
 @torch.no_grad()
 def logits(model: Any, ids: Tensor = IDS) -> Tensor:
     return getattr(out := model(ids), "logits", out)
@@ -97,14 +108,14 @@ def quiet() -> Iterator[None]:
 
 
 def opened(folder: Path, auto: Any = AutoModelForCausalLM) -> Any:
-    """The stock model, which must not have missed anything."""
+    """The model of transformers; every tensor must have been used."""
     model, info = auto.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
     return model.eval()
 
 
 @pytest.mark.parametrize("name", AXES)
-def test_logits_are_ours(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_logits_equal_ours(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = from_weights(tmp_path / "run", ModelConfig(**SMALL, **AXES[name]))
     export(run, tmp_path / "out")
     theirs = opened(tmp_path / "out")
@@ -112,7 +123,7 @@ def test_logits_are_ours(name: str, tmp_path: Path, capfd: pytest.CaptureFixture
     assert wanted.std() > 0.1
     torch.testing.assert_close(logits(theirs), wanted, rtol=0, atol=1e-4)
     if name != "qwen2":
-        assert type(theirs).__name__ == stock_class(run.model_config)
+        assert type(theirs).__name__ == transformers_class(run.model_config)
     said = capfd.readouterr()
     assert not (said.out + said.err).strip()
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
@@ -121,7 +132,7 @@ def test_logits_are_ours(name: str, tmp_path: Path, capfd: pytest.CaptureFixture
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_exports(preset: str, tmp_path: Path) -> None:
-    assert stock_class(ModelConfig.preset(preset))
+    assert transformers_class(ModelConfig.preset(preset))
     small = {**SMALL, "n_kv_head": 2 if "n_kv_head" in PRESETS[preset] else 4, "head_dim": 8}
     run = from_weights(tmp_path / "run", ModelConfig.preset(preset).change(**small, d_ff=48))
     export(run, tmp_path / "out")
@@ -131,7 +142,7 @@ def test_every_preset_exports(preset: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "arcee", "llama3", "classifier"])
-def test_an_import_of_the_export_is_the_run(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_reimported_export_equals_the_run(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     config = ModelConfig(**SMALL, **AXES.get(name, {}))
     tokenizer = TOKENIZER.add_special_tokens(CHAT_TOKENS)
     config = config.change(vocab_size=tokenizer.vocab_size, dropout=0.1)
@@ -153,7 +164,7 @@ def test_an_import_of_the_export_is_the_run(name: str, dtype: torch.dtype, tmp_p
     assert again.weights.read_bytes() == run.weights.read_bytes()
 
 
-def test_number_formats(tmp_path: Path) -> None:
+def test_dtype_option(tmp_path: Path) -> None:
     config = ModelConfig(**SMALL)
     run = from_weights(tmp_path / "run", config)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -164,7 +175,7 @@ def test_number_formats(tmp_path: Path) -> None:
     large = run.load_model().state_dict()
     large["blocks.0.mlp.down.weight"][0, 0] = 1e6
     run.save_weights(large, {})
-    with pytest.raises(ValueError, match=r"mlp.down.weight has numbers that float16 cannot hold"):
+    with pytest.raises(ValueError, match=r"mlp.down.weight has values that float16 cannot hold"):
         export(run, tmp_path / "overflow", dtype=torch.float16)
     assert not [path for path in tmp_path.iterdir() if "overflow" in path.name]
 
@@ -172,16 +183,16 @@ def test_number_formats(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(norm="layernorm"), "has norm 'layernorm' beside the rest: Llama"),
-        (dict(mlp="gelu"), "has mlp 'gelu'"),
-        (dict(mlp="relu2", qk_norm=True), "has qk_norm True"),
-        (dict(qk_norm=True, bias="all"), "has bias 'all' beside the rest: Qwen3"),
-        (dict(mask="causal() & sliding_window(8)"), "has mask 'causal"),
-        (dict(position="learned"), "has norm 'rmsnorm' beside the rest: GPT2"),
-        (dict(n_embd=30, head_dim=8), "has n_embd 30 beside n_head 4"),
+        (dict(norm="layernorm"), "with norm 'layernorm' .*: Llama, the nearest, has 'rmsnorm'"),
+        (dict(mlp="gelu"), "with mlp 'gelu'"),
+        (dict(mlp="relu2", qk_norm=True), "with qk_norm True .* Arcee"),
+        (dict(qk_norm=True, bias="all"), "with bias 'all' .* Qwen3"),
+        (dict(mask="causal() & sliding_window(8)"), "with mask 'causal"),
+        (dict(position="learned"), "with position 'learned' .* Llama, the nearest, has 'rope'"),
+        (dict(n_embd=30, head_dim=8), "with n_embd 30 .* Llama, the nearest, has 28"),
     ],
 )
-def test_axes_without_a_stock_class_are_refused(
+def test_architecture_without_transformers_class_is_refused(
     fields: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     run = from_weights(tmp_path / "run", ModelConfig(**{**SMALL, **fields}))
@@ -190,21 +201,21 @@ def test_axes_without_a_stock_class_are_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_padded_rows_are_cut(tmp_path: Path) -> None:
+def test_vocabulary_padding_is_cut(tmp_path: Path) -> None:
     run = from_weights(
         tmp_path / "run", ModelConfig(**SMALL | dict(vocab_size=V + 40), tie_embeddings=False)
     )
-    assert export(run, tmp_path / "out") == ["40 rows that padded the vocabulary are left out"]
+    assert export(run, tmp_path / "out") == ["40 rows that pad the vocabulary are left out"]
     theirs = opened(tmp_path / "out")
     assert theirs.config.vocab_size == V
     wanted = logits(run.load_model())[..., :V]
     torch.testing.assert_close(logits(theirs), wanted, rtol=0, atol=1e-4)
     few = from_weights(tmp_path / "few", ModelConfig(**SMALL | dict(vocab_size=V - 1)))
-    with pytest.raises(ValueError, match=f"{V} tokens, but the model has vectors for {V - 1}"):
+    with pytest.raises(ValueError, match=f"tokenizer has {V} ids, the model vectors for {V - 1}"):
         export(few, tmp_path / "none")
 
 
-def test_qwen2_keeps_its_class_with_its_tokenizer(tmp_path: Path) -> None:
+def test_qwen2_with_qwen2_tokenizer_stays_qwen2(tmp_path: Path) -> None:
     document = json.loads(TOKENIZER.to_json())
     split = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
@@ -245,7 +256,7 @@ def chat_run(tmp_path: Path) -> Run:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
-def test_greedy_continuations_are_the_same(name: str, tmp_path: Path) -> None:
+def test_greedy_continuations_match(name: str, tmp_path: Path) -> None:
     run = from_weights(tmp_path / "run", ModelConfig(**SMALL, **AXES[name]))
     export(run, tmp_path / "out")
     theirs, tokenizer = opened(tmp_path / "out"), AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -262,7 +273,7 @@ def test_greedy_continuations_are_the_same(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2", "qwen3", "arcee"])
 @pytest.mark.parametrize("pads", [False, True])
-def test_classifiers_read_the_last_real_token(name: str, pads: bool, tmp_path: Path) -> None:
+def test_classifier_reads_last_token_before_padding(name: str, pads: bool, tmp_path: Path) -> None:
     tokenizer = TOKENIZER.add_special_tokens(["<|pad|>"]) if pads else TOKENIZER
     config = ModelConfig(**SMALL | dict(vocab_size=tokenizer.vocab_size), **AXES[name])
     labels = ("ham", "spam", "eggs")
@@ -284,7 +295,7 @@ def test_classifiers_read_the_last_real_token(name: str, pads: bool, tmp_path: P
 
 
 @pytest.mark.parametrize("kind", ["base", "chat", "classes", "adapter"])
-def test_the_card_says_how_it_opens(
+def test_model_card_code_runs(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = TOKENIZER.add_special_tokens(CHAT_TOKENS if kind == "chat" else [])
@@ -296,7 +307,7 @@ def test_the_card_says_how_it_opens(
         run = from_weights(
             tmp_path / "run", config, tokenizer, TEMPLATE if kind == "chat" else None
         )
-    export(run, tmp_path / "out", adapter=kind == "adapter")
+    (export_adapter if kind == "adapter" else export)(run, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     code = card.split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path / "out")
@@ -305,6 +316,13 @@ def test_the_card_says_how_it_opens(
 
 
 # Adapters
+
+
+def save_adapter(run: Run, tensors: dict[str, Tensor], step: int) -> None:
+    folder, header = run.path / layout.ADAPTER, {"which": "last", "step": str(step)}
+    folder.mkdir(exist_ok=True)
+    adapter = Adapter(run.tuning.lora, tensors, run.tuning.token_ids)
+    adapters.save(folder, run.model_config, adapter, header)
 
 
 def lora_run(path: Path, config: ModelConfig, new: list[str]) -> Run:
@@ -322,22 +340,19 @@ def lora_run(path: Path, config: ModelConfig, new: list[str]) -> Run:
         for p in base.parameters():
             if p.requires_grad:
                 p.add_(0.2 * torch.randn_like(p))
-    saved, stored = to_peft(config, tuned.lora, trainable_state_dict(base), ids)
-    (path / layout.ADAPTER).mkdir()
-    (path / layout.ADAPTER / layout.ADAPTER_CONFIG).write_text(json.dumps(stored))
-    run.save_weights(saved, {"which": "last", "step": "1"})
+    save_adapter(run, trainable_state_dict(base), step=1)
     run.close()
     return run
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2", "qwen3"])
-def test_an_adapter_opens_in_peft(name: str, tmp_path: Path) -> None:
+def test_adapter_opens_in_peft(name: str, tmp_path: Path) -> None:
     run = lora_run(tmp_path / "run", ModelConfig(**SMALL, **AXES[name]), list(CHAT_TOKENS))
     real = run.tokenizer.vocab_size
     ids = torch.cat([IDS, torch.arange(real - 5, real).expand(3, 5)], dim=1)  # new tokens as well
     wanted = logits(run.load_model(), ids)[..., :real]
     export(run, tmp_path / "merged")
-    export(run, tmp_path / "out", adapter=True)
+    export_adapter(run, tmp_path / "out")
     plain = logits(opened(tmp_path / "out" / "base"), ids)
     assert (plain - wanted).abs().max() > 0.5
     for theirs in (
@@ -351,10 +366,10 @@ def test_an_adapter_opens_in_peft(name: str, tmp_path: Path) -> None:
     assert tokenizer.chat_template == TEMPLATE
 
 
-def test_an_adapter_of_a_classifier_opens_in_peft(tmp_path: Path) -> None:
+def test_classifier_adapter_opens_in_peft(tmp_path: Path) -> None:
     labels = ("ham", "spam")
     run = lora_run(tmp_path / "run", ModelConfig(**SMALL, **AXES["gpt2"], labels=labels), [])
-    export(run, tmp_path / "out", adapter=True)
+    export_adapter(run, tmp_path / "out")
     theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(
         tmp_path / "out", num_labels=2
     ).eval()
@@ -365,22 +380,23 @@ def test_an_adapter_of_a_classifier_opens_in_peft(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(theirs), wanted, rtol=0, atol=1e-4)
 
 
-def test_an_adapter_of_a_checkpoint(tmp_path: Path) -> None:
+def test_adapter_of_a_checkpoint(tmp_path: Path) -> None:
     run = lora_run(tmp_path / "run", ModelConfig(**SMALL), [])
-    ours = from_peft(run.model_config, *run.load_adapter())[1]
+    ours = dict(run.load_adapter().tensors)
     earlier = {name: tensor / 2 for name, tensor in ours.items()}
     checkpoints.save(run.checkpoints, 1, {"model": earlier}, {})
+    save_adapter(run, ours, step=2)  # after that checkpoint
     last = load_file(run.weights)
-    run.save_weights(last, {"which": "last", "step": "2"})  # behind that checkpoint
-    export(run, tmp_path / "last", adapter=True)
-    export(run, tmp_path / "one", adapter=True, checkpoint=1)
+    export_adapter(run, tmp_path / "last")
+    export_adapter(run, tmp_path / "one", checkpoint=1)
     wanted = {"last": last, "one": {name: tensor / 2 for name, tensor in last.items()}}
     for name, tensors in wanted.items():
-        stored = load_file(tmp_path / name / layout.ADAPTER_WEIGHTS)
+        stored = load_file(tmp_path / name / adapters.WEIGHTS)
         assert stored.keys() == tensors.keys()
         assert all(torch.equal(stored[key], tensors[key]) for key in stored)
     run.weights.unlink()  # stopped in training
-    assert "is unfinished: this is its step 1" in export(run, tmp_path / "un", adapter=True)[0]
+    options = ExportOptions(run=run.path, out=tmp_path / "un", format="hf", adapter=True)
+    assert "is unfinished: this is its step 1" in export_run(run, options)[0]
 
 
 # All or nothing
@@ -389,12 +405,12 @@ KILLED = """
 import os, signal, sys
 from gptsmith.commands import export
 from gptsmith.interop import model_card
-model_card.text = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # when the weights are written
+model_card.text = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # after the weights
 export.main(sys.argv[1:])
 """
 
 
-def test_a_killed_export_leaves_no_half_folder(chat_run: Run, tmp_path: Path) -> None:
+def test_killed_export_leaves_no_partial_folder(chat_run: Run, tmp_path: Path) -> None:
     out = tmp_path / "exports" / "out"
     words = [str(chat_run.path), "--format", "hf", "--out", str(out)]
     killed = subprocess.run([sys.executable, "-c", KILLED, *words], check=False)

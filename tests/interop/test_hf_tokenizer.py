@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
-from gptsmith.interop.hf_export import export
+from gptsmith.commands.export import exportable
+from gptsmith.interop import hf
 from gptsmith.interop.hf_tokenizer import read, read_template
 from gptsmith.model.config import ModelConfig, RopeScaling
 from gptsmith.model.gpt import GPTModel
@@ -27,7 +28,7 @@ BPE = Tokenizer.train_bpe(
 # What is read
 
 
-def test_tables(tmp_path: Path) -> None:
+def test_vocab_and_merges_of_gpt2(tmp_path: Path) -> None:
     bpe = Tokenizer.train_bpe(["aaaa bbbb aaaa bb"], 260)
     document = json.loads(bpe.to_json())
     with pytest.raises(FileNotFoundError, match="has no tokenizer"):
@@ -42,14 +43,14 @@ def test_tables(tmp_path: Path) -> None:
     found = read(tmp_path, "gpt2")
     assert found.encode("aaaa bb cc") == bpe.encode("aaaa bb cc")
     assert found.special_tokens["<|pad|>"] == bpe.vocab_size == 260
-    with pytest.raises(ValueError, match="of a llama, which do not tell how it splits"):
+    with pytest.raises(ValueError, match="of a llama, which do not say how text is split"):
         read(tmp_path, "llama")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CTRLTokenizer"}')
-    with pytest.raises(ValueError, match="do not tell how it splits"):
+    with pytest.raises(ValueError, match="do not say how text is split"):
         read(tmp_path, "gpt2")
 
 
-def test_special_tokens_of_the_files_beside(tmp_path: Path) -> None:
+def test_special_tokens_of_other_tokenizer_files(tmp_path: Path) -> None:
     CHAR.save(tmp_path / "tokenizer.json")
     config: dict[str, Any] = {
         "eos_token": {"content": "a", "special": True},
@@ -67,7 +68,7 @@ def test_special_tokens_of_the_files_beside(tmp_path: Path) -> None:
     ("file", "text", "message"),
     [
         ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, '
-         '"added_tokens": [5]}', r"tokenizer\.json: not as `tokenizers` writes it"),
+         '"added_tokens": [5]}', r"tokenizer\.json is not in the format of `tokenizers`"),
         ("tokenizer.json", '{"model": ' + "[" * 100_000, r"tokenizer\.json: nested too deeply"),
         ("tokenizer_config.json", "[]", r"tokenizer_config\.json: expected a JSON object"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "<y>", '
@@ -95,7 +96,7 @@ def test_forged_files_are_refused(file: str, text: str, message: str, tmp_path: 
         {"bos_token": 5, "chat_template": [{"name": [1], "template": "x"}, 5]},
     ],
 )
-def test_fields_of_no_meaning_are_passed_over(config: dict[str, Any], tmp_path: Path) -> None:
+def test_meaningless_fields_are_ignored(config: dict[str, Any], tmp_path: Path) -> None:
     CHAR.save(tmp_path / "tokenizer.json")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     assert read(tmp_path, "llama").to_json() == CHAR.to_json()
@@ -123,14 +124,14 @@ def test_chat_templates(tmp_path: Path) -> None:
     assert given({"chat_template": "other"}, jinja=template)[0] == template
     unusable, (note,) = given({"chat_template": "{{ messages.nothing() }}"})
     assert unusable is None
-    assert "its chat template is left out" in note
+    assert "the chat template is left out" in note
     asks = template.replace("<|end|>", "{{ eos_token }}")
     assert given({"chat_template": asks, "eos_token": "<|endoftext|>"})[0] == asks
     told, _ = given({"chat_template": asks, "eos_token": "<|end|>"})
     assert told == f'{{% set eos_token = "<|end|>" %}}\n{asks}'
 
 
-def test_our_template_is_taken(tmp_path: Path) -> None:
+def test_our_template_is_read(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
     assert read_template(tmp_path, CHAR.add_special_tokens(CHAT_TOKENS)) == (TEMPLATE, [])
     (note,) = read_template(tmp_path, CHAR)[1]
@@ -149,7 +150,7 @@ def exported(folder: Path, tokenizer: Tokenizer, template: str | None = None, **
     run = Run.from_weights(
         folder / "run", {"import": "random"}, config, tokenizer, tensors, torch.float32, template
     )
-    export(run, folder / "out")
+    hf.export(exportable(run), folder / "out")
     return folder / "out"
 
 
@@ -172,7 +173,7 @@ PAIRS = [(kind, family) for kind in KINDS for family in FAMILIES]
 
 
 @pytest.mark.parametrize(("kind", "family"), [*PAIRS, ("gpt2", "gpt2"), ("gpt2", "qwen3")])
-def test_tokenizers_are_the_same(
+def test_tokenizers_agree(
     kind: str, family: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     if kind == "gpt2":
@@ -206,7 +207,7 @@ def test_tokenizers_are_the_same(
     assert theirs.model_max_length == 64
 
 
-def test_a_beginning_of_texts_is_kept(tmp_path: Path) -> None:
+def test_bos_token_is_kept(tmp_path: Path) -> None:
     """As in Llama 3: the tokenizer puts a token before each text, the template its own."""
     names = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]
     document = json.loads(BPE.add_special_tokens(names).to_json())
@@ -240,7 +241,7 @@ def test_a_beginning_of_texts_is_kept(tmp_path: Path) -> None:
     assert read_template(out, ours) == (template, [])
 
 
-def test_chat_templates_write_the_same(tmp_path: Path) -> None:
+def test_chat_templates_render_the_same(tmp_path: Path) -> None:
     tokenizer = BPE.add_special_tokens(CHAT_TOKENS)
     out, ours = exported(tmp_path, tokenizer, TEMPLATE), ChatTemplate(TEMPLATE, tokenizer)
     theirs = AutoTokenizer.from_pretrained(out)

@@ -20,6 +20,7 @@ import torch
 
 from gptsmith import cli
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
+from gptsmith.commands.export import exportable
 from gptsmith.generate.engine import generate
 from gptsmith.generate.sampling import SamplingConfig
 from gptsmith.interop import gguf
@@ -77,7 +78,7 @@ def random_run(path: Path, fields: dict[str, Any]) -> Run:
 @contextmanager
 def opened(run: Run, folder: Path, kind: gguf.Kind = "f32") -> Iterator[Any]:
     """The exported run in llama.cpp, keys and values in f32, so that only weights are rounded."""
-    gguf.export(run, folder, kind=kind)
+    gguf.export(exportable(run), folder, kind=kind)
     (path,) = folder.glob("*.gguf")
     f32 = llama_cpp.GGML_TYPE_F32
     llama = llama_cpp.Llama(
@@ -187,7 +188,7 @@ def strings(alphabet: str | None = None, count: int = 400) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["byte", "bpe", "char", "gpt2", "llama-bpe", "qwen2", "smollm"])
-def test_plain_text_gets_the_same_tokens(name: str, tmp_path: Path, request: Any) -> None:
+def test_plain_text_has_the_same_tokens(name: str, tmp_path: Path, request: Any) -> None:
     alphabet = "".join(dict.fromkeys(TEXT)) if name == "char" else None
     if name == "byte":
         tokenizer = Tokenizer.byte()
@@ -205,7 +206,7 @@ def test_plain_text_gets_the_same_tokens(name: str, tmp_path: Path, request: Any
     run = Run.from_weights(
         tmp_path / "run", {"import": "x"}, config, tokenizer, tensors, torch.float32
     )
-    gguf.export(run, tmp_path / "out", kind="f16")
+    gguf.export(exportable(run), tmp_path / "out", kind="f16")
     (path,) = (tmp_path / "out").glob("*.gguf")
     llama = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
     try:
@@ -252,7 +253,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [base, chat, *([Path(given)] if given else [])]
 
 
-def test_a_trained_model_goes_on_with_the_same_tokens(trained: list[Path], tmp_path: Path) -> None:
+def test_trained_model_continues_with_the_same_tokens(trained: list[Path], tmp_path: Path) -> None:
     for path in trained:
         run = Run.open(path)
         model, ids = run.load_model(), run.tokenizer.prompt("12 plus 12 ")
@@ -264,7 +265,7 @@ def test_a_trained_model_goes_on_with_the_same_tokens(trained: list[Path], tmp_p
             assert kind != "f32" or margin < 1e-3
 
 
-def test_a_chat_model_answers_as_ours(trained: list[Path], tmp_path: Path) -> None:
+def test_chat_model_gives_the_same_answers(trained: list[Path], tmp_path: Path) -> None:
     """By the template in the file: the same prompt, and the same answer to its end."""
     run = Run.open(trained[1])
     assert run.template is not None
@@ -285,7 +286,7 @@ def test_a_chat_model_answers_as_ours(trained: list[Path], tmp_path: Path) -> No
             assert answer["usage"]["prompt_tokens"] == len(ids)
 
 
-def test_what_a_user_types_is_plain_text_if_llama_cpp_is_told_so(tmp_path: Path) -> None:
+def test_user_text_is_plain_without_parse_special(tmp_path: Path) -> None:
     tokenizer = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
     config = ModelConfig(n_layer=1, n_head=1, n_embd=32, vocab_size=tokenizer.vocab_size)
     tensors = GPTModel(config).state_dict().items()

@@ -19,7 +19,7 @@ CHATML = (
 )
 
 
-def test_a_foreign_template_with_an_opening_of_its_own() -> None:
+def test_foreign_template_with_default_system_message() -> None:
     go = modelfile.go_template(chat(CHATML, "<|im_start|>", "<|im_end|>"), None)
     assert go is not None
     opening = '<|im_start|>system\nUse {{ "{{" }}.<|im_end|>\n'
@@ -28,7 +28,7 @@ def test_a_foreign_template_with_an_opening_of_its_own() -> None:
     assert go.endswith('(ne .Role "assistant") }}<|im_start|>assistant\n{{ end }}{{ end }}')
 
 
-def test_a_token_that_llama_cpp_writes_is_not_written_twice() -> None:
+def test_bos_is_not_repeated() -> None:
     begun = chat("<s>" + CHATML, "<s>", "<|im_start|>", "<|im_end|>")
     whole, cut = modelfile.go_template(begun, None), modelfile.go_template(begun, "<s>")
     assert whole is not None
@@ -47,5 +47,5 @@ QUOTES = "{% for m in messages %}{{ m.role + '\"\"\"' + m.content + '</s>' }}{% 
 
 
 @pytest.mark.parametrize("template", [NO_SYSTEM, FIRST, QUOTES])
-def test_a_template_of_another_form_is_not_forced_into_it(template: str) -> None:
+def test_template_of_another_form_has_no_go_template(template: str) -> None:
     assert modelfile.go_template(chat(template, "</s>"), None) is None

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from gptsmith.interop import openai_tf
-from gptsmith.interop.crc32c import crc32c
 from gptsmith.interop.external_model import ExternalModel
 from gptsmith.model import state_dict
 from gptsmith.model.gpt import GPTModel
@@ -49,7 +49,7 @@ def message(*fields: tuple[int, int | bytes | float]) -> bytes:
 
 
 def masked(data: bytes) -> int:
-    checksum = crc32c(data)
+    checksum = google_crc32c.value(data)
     return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -128,7 +128,7 @@ SIZES = {"n_vocab": V, "n_ctx": T, "n_embd": C, "n_head": H, "n_layer": L}
 
 
 @pytest.fixture(scope="module")
-def stock() -> Any:
+def reference() -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
@@ -141,10 +141,10 @@ def stock() -> Any:
 
 
 @pytest.fixture(scope="module")
-def tensors(stock: Any) -> dict[str, np.ndarray]:
-    """The stock model's weights under OpenAI's names and in their shapes."""
+def tensors(reference: Any) -> dict[str, np.ndarray]:
+    """The reference's weights under OpenAI's names and in their shapes."""
     found = {}
-    for name, tensor in stock.transformer.state_dict().items():
+    for name, tensor in reference.transformer.state_dict().items():
         array = tensor.numpy()
         parts = name.removeprefix("h.").split(".")
         if name.startswith("h."):
@@ -163,7 +163,7 @@ def tensors(stock: Any) -> dict[str, np.ndarray]:
 # --- what is read --------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_of_real_tensorflow() -> None:
+def test_checkpoint_written_by_tensorflow() -> None:
     """Three data files, an optimizer's variables between; expected logits by NumPy (make.py)."""
     imported = openai_tf.open_folder(FIXTURE)
     expected = json.loads((FIXTURE / "logits.json").read_text())
@@ -179,16 +179,16 @@ def test_a_checkpoint_of_real_tensorflow() -> None:
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_logits_are_those_of_transformers(
-    tmp_path: Path, stock: Any, tensors: dict[str, np.ndarray], shards: int
+def test_logits_equal_transformers(
+    tmp_path: Path, reference: Any, tensors: dict[str, np.ndarray], shards: int
 ) -> None:
     model = model_of(openai_tf.open_folder(write(tmp_path, tensors, SIZES, shards=shards)))
     ids = torch.randint(0, V, (2, T))
     with torch.no_grad():
-        torch.testing.assert_close(model(ids), stock(ids).logits, atol=1e-4, rtol=0)
+        torch.testing.assert_close(model(ids), reference(ids).logits, atol=1e-4, rtol=0)
 
 
-def test_weights_in_half_precision_stay_so(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
+def test_half_precision_is_kept(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
     half = {name: array.astype(np.float16) for name, array in tensors.items()}
     changes = {name: {"dtype": (1, 19)} for name in half}
     imported = openai_tf.open_folder(write(tmp_path, half, SIZES, changes=changes))
@@ -196,7 +196,7 @@ def test_weights_in_half_precision_stay_so(tmp_path: Path, tensors: dict[str, np
     assert {tensor.dtype for _, tensor in imported.tensors()} == {torch.float16}
 
 
-def test_which_checkpoint_of_a_folder(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
+def test_newest_checkpoint_is_chosen(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
     write(tmp_path, tensors, SIZES)
     assert openai_tf.open_folder(tmp_path).origin["checkpoint"] == "model-7"
     shutil.copy(tmp_path / "model-7.index", tmp_path / "model-8.index")
@@ -209,9 +209,7 @@ def test_which_checkpoint_of_a_folder(tmp_path: Path, tensors: dict[str, np.ndar
         openai_tf.open_folder(tmp_path)
 
 
-def test_tensors_are_read_when_they_are_reached(
-    tmp_path: Path, tensors: dict[str, np.ndarray]
-) -> None:
+def test_tensors_are_read_lazily(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
     write(tmp_path, tensors, SIZES)
     data = tmp_path / "model-7.data-00000-of-00001"
     content = bytearray(data.read_bytes())
@@ -219,7 +217,7 @@ def test_tensors_are_read_when_they_are_reached(
     data.write_bytes(content)
     imported = openai_tf.open_folder(tmp_path)
     reading = imported.tensors()
-    with pytest.raises(ValueError, match="model/wte does not have its checksum"):
+    with pytest.raises(ValueError, match="wrong checksum of model/wte"):
         next(reading)
 
 
@@ -239,10 +237,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda t: {"sizes": {**SIZES, "n_layer": 1}},
         "model/h1/.* does not account for",
     ),
-    "a variable of integers": (lambda t: {"changes": {W: {"dtype": (1, 3)}}}, "no matrix"),
+    "a variable of integers": (lambda t: {"changes": {W: {"dtype": (1, 3)}}}, "not a matrix"),
     "a variable in slices": (
         lambda t: {"changes": {W: {"slices": (7, message((1, 1)))}}},
-        "cut into slices",
+        "partitioned into slices",
     ),
     "a shape that its bytes do not fill": (
         lambda t: {
@@ -250,7 +248,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
         },
         "in 4,611,686",
     ),
-    "bytes behind the end": (lambda t: {"changes": {W: {"offset": (4, HUGE)}}}, "was cut short"),
+    "bytes behind the end": (lambda t: {"changes": {W: {"offset": (4, HUGE)}}}, "is truncated"),
     "a data file that is not there": (
         lambda t: {"changes": {W: {"shard": (3, 9)}}},
         "in data file 9 of 1",
@@ -260,7 +258,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "compression": (lambda t: {"compression": 1}, "compressed"),
     "a field that should be a message": (
         lambda t: {"changes": {W: {"shape": (2, 5)}}},
-        "field 2 is no message",
+        "field 2 is not a message",
     ),
     "a tokenizer of another model": (
         lambda t: {
@@ -272,7 +270,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "n_layer beyond all bounds": (lambda t: {"sizes": {**SIZES, "n_layer": HUGE}}, "variables"),
     "n_vocab beyond all bounds": (
         lambda t: {"sizes": {**SIZES, "n_vocab": HUGE}},
-        r"model/wte .*it is \(300, 8\)",
+        r"model/wte .*but is \(300, 8\)",
     ),
     "n_head that does not divide": (lambda t: {"sizes": {**SIZES, "n_head": 3}}, "multiple of"),
     "sizes that are no numbers": (lambda t: {"sizes": {**SIZES, "n_ctx": "16"}}, "n_ctx is '16'"),
@@ -281,7 +279,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused(tmp_path: Path, tensors: dict[str, np.ndarray], name: str) -> None:
+def test_unsupported_is_refused(tmp_path: Path, tensors: dict[str, np.ndarray], name: str) -> None:
     change, words = REFUSED[name]
     arguments: dict[str, Any] = {"tensors": tensors, "sizes": SIZES, **change(tensors)}
     write(tmp_path, **arguments)
@@ -291,32 +289,32 @@ def test_refused(tmp_path: Path, tensors: dict[str, np.ndarray], name: str) -> N
     assert len(str(error.value)) < 400
 
 
-def test_damaged_files(tmp_path: Path) -> None:
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "it"
     shutil.copytree(FIXTURE, folder)
     index, data = folder / "model.ckpt.index", folder / "model.ckpt.data-00001-of-00003"
     good = index.read_bytes()
     for broken, words in (
-        (good[:-1], "last bytes"),
+        (good[:-1], "footer"),
         (good[:-60] + good[-48:], "block"),
-        (bytes(len(good)), "last bytes"),
+        (bytes(len(good)), "footer"),
         (good[:40] + bytes([good[40] ^ 4]) + good[41:], "checksum of the block"),
         (good + bytes(1 << 20), "too many"),
-        (b"", "last bytes"),
+        (b"", "footer"),
     ):
         index.write_bytes(broken)
         with pytest.raises(ValueError, match=words):
             openai_tf.open_folder(folder)
     index.write_bytes(good)
     data.write_bytes(data.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="was cut short, fetch it again"):
+    with pytest.raises(ValueError, match="is truncated, download it again"):
         openai_tf.open_folder(folder)
     data.unlink()
-    with pytest.raises(FileNotFoundError, match="missing beside"):
+    with pytest.raises(FileNotFoundError, match="is missing"):
         openai_tf.open_folder(folder)
 
 
-def test_tables_with_good_checksums_and_bad_content(tmp_path: Path) -> None:
+def test_bad_content_under_good_checksums_is_refused(tmp_path: Path) -> None:
     prefix = tmp_path / "m"
     index = tmp_path / "m.index"
     header = (b"", message((1, 0)))

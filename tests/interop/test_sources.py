@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from gptsmith.interop import hf_import, hub, nanogpt, openai_files, openai_tf
+from gptsmith.interop import hf, hub, nanogpt, openai_files, openai_tf
 from gptsmith.interop.sources import open_source
 from gptsmith.run import Run
 
 TF = Path(__file__).parent / "fixtures" / "tf_gpt2"
 
 
-def test_a_run_of_openais_files(tmp_path: Path) -> None:
-    """From real TensorFlow's files to a run that computes the same."""
+def test_openai_files_become_a_run(tmp_path: Path) -> None:
+    """From a checkpoint by TensorFlow to a run that computes the same."""
     imported = open_source(str(TF))
     run = Run.from_weights(
         tmp_path / "run", dict(imported.origin), imported.config, imported.tokenizer,
@@ -33,13 +33,13 @@ def test_a_run_of_openais_files(tmp_path: Path) -> None:
         open_source(str(tmp_path / "run"))
 
 
-def test_a_damaged_source_leaves_no_run(tmp_path: Path) -> None:
+def test_damaged_source_leaves_no_run(tmp_path: Path) -> None:
     broken = tmp_path / "tf"
     shutil.copytree(TF, broken)
     data = broken / "model.ckpt.data-00001-of-00003"
     data.write_bytes(bytes(data.stat().st_size))
     imported = open_source(str(broken))
-    with pytest.raises(ValueError, match="does not have its checksum"):
+    with pytest.raises(ValueError, match="wrong checksum"):
         Run.from_weights(
             tmp_path / "run", dict(imported.origin), imported.config, imported.tokenizer,
             imported.tensors(), imported.dtype,
@@ -56,7 +56,7 @@ def readers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return lambda where: asked.append((name, where)) or answer
 
     monkeypatch.setattr(openai_tf, "open_folder", record("openai", imported))
-    monkeypatch.setattr(hf_import, "open_folder", record("huggingface", imported))
+    monkeypatch.setattr(hf, "open_folder", record("huggingface", imported))
     monkeypatch.setattr(nanogpt, "open_file", record("nanogpt", imported))
     monkeypatch.setattr(openai_files, "gpt2", record("fetch", Path("cache")))
     noted = replace(imported, notes=["a note"])
@@ -64,7 +64,7 @@ def readers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return asked
 
 
-def test_who_reads_what(
+def test_source_selects_its_reader(
     tmp_path: Path, readers: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -80,7 +80,7 @@ def test_who_reads_what(
     assert from_hub.notes[0] == "a note"
     Path("smith/small").mkdir(parents=True)
     Path("smith/small/config.json").touch()
-    open_source("smith/small")  # what is here comes first
+    open_source("smith/small")  # an existing path comes first
     assert readers == [
         ("openai", Path("tf")),
         ("huggingface", Path("hf")),
@@ -102,18 +102,18 @@ def test_who_reads_what(
         (["here/note.txt"], "here", "holds no model"),
         (["here/manifest.json"], "here", "is a prepared corpus"),
         (["here/adapter_config.json"], "here", "is an adapter.*merge_and_unload"),
-        (["here/ckpt.pt"], "here", "if it is nanoGPT's, give here/ckpt.pt"),
+        (["here/ckpt.pt"], "here", "for a nanoGPT checkpoint, give here/ckpt.pt"),
         (["here/model.gguf"], "here", "model.gguf is an export for llama.cpp"),
         (["here/model.gguf"], "here/model.gguf", "is an export for llama.cpp"),
         (["here/pytorch_model.bin"], "here", "can run code"),
-        (["here/model.safetensors"], "here", "config.json has to lie beside it"),
-        (["here/m.index", "here/m.data-00000-of-00001"], "here", "hparams.json .* beside it"),
+        (["here/model.safetensors"], "here", "put its config.json"),
+        (["here/m.index", "here/m.data-00000-of-00001"], "here", "hparams.json .* same folder"),
         (["here/config.json", "here/model.safetensors"], "here/model.safetensors", "its folder"),
         (["here/hparams.json", "here/model.ckpt.index"], "here/model.ckpt.index", "its folder"),
         (["here/corpus.txt"], "here/corpus.txt", "is no model"),
     ],
 )
-def test_what_is_said_of_everything_else(
+def test_other_sources_are_refused_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], given: str, words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -127,7 +127,7 @@ def test_what_is_said_of_everything_else(
 
 
 @pytest.mark.parametrize("name", ["ckpt.pt", "config.json", "hparams.json"])
-def test_a_pipe_is_not_waited_for(name: str, tmp_path: Path) -> None:
+def test_pipe_does_not_block(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / name)
     for source in (tmp_path, tmp_path / name):
         with pytest.raises(ValueError, match="no model: expected"):

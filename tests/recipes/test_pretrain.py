@@ -15,7 +15,7 @@ from gptsmith import cli
 from gptsmith.config import load_config
 from gptsmith.data.options import PrepareConfig
 from gptsmith.data.prepare import prepare
-from gptsmith.model.stock import stock_class
+from gptsmith.interop.hf_mapping import transformers_class
 from gptsmith.recipes import pretrain
 from gptsmith.recipes.pretrain import PretrainConfig
 from gptsmith.run import Run
@@ -77,7 +77,7 @@ def test_every_recipe_has_a_stock_class():
     for path in CONFIGS.glob("*.yaml"):
         argv = [str(path), "--data", "-", "--out", "-"]
         recipe = load_config(PretrainConfig, argv, prog="pretrain", description="")
-        found[path.stem] = stock_class(recipe.model)
+        found[path.stem] = transformers_class(recipe.model)
     assert found == expected
 
 

@@ -1,37 +1,41 @@
 """`gptsmith export RUN --format hf|gguf --out DIR`: a run in a form that other programs open."""
 
+from __future__ import annotations
+
 import shlex
 import sys
 from pathlib import Path
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from gptsmith.config import Section, load_config
-from gptsmith.run import Run, Which
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_KINDS: dict[str, Literal["f32", "f16", "bf16", "q8_0"]] = {
+if TYPE_CHECKING:
+    from gptsmith.interop.external_model import ExportableModel
+    from gptsmith.run import Run, Which
+
+# Number format of an option -> the name of it in torch, in a GGUF.
+_TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_GGUF_KINDS: dict[str, Literal["f32", "f16", "bf16", "q8_0"]] = {
     "fp32": "f32", "bf16": "bf16", "fp16": "f16", "q8_0": "q8_0",
 }  # fmt: skip
 
 
 class ExportOptions(Section):
-    """What to export, and as what."""
+    """What to export, and in which format."""
 
     run: Path
     """A run folder."""
     out: Path
-    """The folder to make: a new or empty one."""
+    """The folder to create: a new or empty one."""
     format: Literal["hf", "gguf"]
-    """hf: for transformers, vLLM and what else reads its folders; gguf: for llama.cpp, Ollama."""
+    """hf: a folder for transformers, vLLM and others; gguf: a file for llama.cpp and Ollama."""
     dtype: Literal["keep", "fp32", "bf16", "fp16", "q8_0"] | None = None
-    """Number format of the weights. hf: keep (that of the run), fp32, bf16 or fp16; without this
-    option, keep. gguf: fp32, bf16, fp16 or q8_0 (8 bits); without this option, fp16."""
-    checkpoint: Which = "last"
-    """Which weights: of the last step, of the best validation loss, or of a step that was kept."""
+    """Number format of the weights. hf: keep (as in the run, the default), fp32, bf16 or fp16.
+    gguf: fp32, bf16, fp16 (the default) or q8_0 (8 bits)."""
+    checkpoint: Literal["last", "best"] | int = "last"
+    """Which weights: of the last step, of the best validation loss, or of a kept step."""
     adapter: bool = False
-    """hf: a LoRA run as peft's adapter, its base model beside it, instead of the two merged."""
+    """hf: export a LoRA run as peft's adapter with its base model, instead of the merged model."""
 
 
 def main(argv: list[str]) -> None:
@@ -42,32 +46,60 @@ def main(argv: list[str]) -> None:
         description="Write a run in a form that other programs open.",
         positional="run",
     )
-    allowed = ("keep", *_DTYPES) if options.format == "hf" else tuple(_KINDS)
+    allowed = ("keep", *_TORCH_DTYPES) if options.format == "hf" else tuple(_GGUF_KINDS)
     if options.dtype not in (None, *allowed):
         raise ValueError(
             f"--dtype {options.dtype}: --format {options.format} takes {', '.join(allowed)}"
         )
     if options.adapter and options.format == "gguf":
-        raise ValueError("--adapter: a gguf holds the merged model; leave it away")
-    run = Run.open(options.run)
-    if options.format == "hf":
-        from gptsmith.interop import hf_export
+        raise ValueError("--adapter: a gguf holds the merged model; omit --adapter")
 
-        notes = hf_export.export(
-            run,
-            options.out,
-            dtype=_DTYPES.get(options.dtype or ""),
-            checkpoint=options.checkpoint,
-            adapter=options.adapter,
-        )
-    else:
+    from gptsmith.run import Run
+
+    run = Run.open(options.run)
+    for note in export(run, options):
+        print(f"note: {note}", file=sys.stderr)
+    print(f"{options.out}: {_size(options.out)}; {_how_to_open(options, run)}")
+
+
+def export(run: Run, options: ExportOptions) -> list[str]:
+    """Write `options.out`; returns notes for the user."""
+    if options.format == "gguf":
         from gptsmith.interop import gguf
 
-        kind = _KINDS[options.dtype or "fp16"]
-        notes = gguf.export(run, options.out, kind=kind, checkpoint=options.checkpoint)
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-    print(f"{options.out}: {_size(options.out)}; {_opens(options, run)}")
+        kind = _GGUF_KINDS[options.dtype or "fp16"]
+        notes = gguf.export(exportable(run, options.checkpoint), options.out, kind)
+    else:
+        import torch
+
+        from gptsmith.interop import hf
+
+        name = _TORCH_DTYPES.get(options.dtype or "keep")
+        dtype = getattr(torch, name) if name else None
+        if options.adapter:
+            if not run.tuning.lora.rank:
+                raise ValueError(f"{run.path} has no adapter, it was not trained with LoRA")
+            base, adapter = exportable(run, base=True), run.load_adapter(options.checkpoint)
+            notes = hf.export_adapter(base, adapter, options.out, dtype)
+        else:
+            notes = hf.export(exportable(run, options.checkpoint), options.out, dtype)
+    return [*([run.notice] if run.notice else []), *notes]
+
+
+def exportable(run: Run, checkpoint: Which = "last", base: bool = False) -> ExportableModel:
+    """A run as exporters take it. base: with the weights that a LoRA run started from."""
+    from gptsmith.interop.external_model import ExportableModel
+
+    source = str(run.config.get("import", ""))
+    return ExportableModel(
+        name=run.path.resolve().name,
+        config=run.model_config,
+        tensors=lambda: (run.base_model() if base else run.load_model(checkpoint)).state_dict(),
+        tokenizer=run.tokenizer,
+        chat_template=run.chat_template,
+        # of a path on this machine, its last part only
+        imported_from=source if "revision" in run.config else Path(source).name,
+    )
 
 
 def _size(folder: Path) -> str:
@@ -75,7 +107,7 @@ def _size(folder: Path) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def _opens(options: ExportOptions, run: Run) -> str:
+def _how_to_open(options: ExportOptions, run: Run) -> str:
     if options.format == "gguf":
         modelfile = shlex.quote(str(options.out / "Modelfile"))
         return f"ollama create NAME -f {modelfile}, or llama.cpp with the .gguf"

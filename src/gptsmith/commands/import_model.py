@@ -1,33 +1,34 @@
 """`gptsmith import SOURCE --out RUN`: a model from elsewhere becomes a run."""
 
+from __future__ import annotations
+
 import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from gptsmith import files
 from gptsmith.config import Section, load_config
-from gptsmith.interop.external_model import ExternalModel
-from gptsmith.interop.sources import open_source
-from gptsmith.model.flops import parameters
-from gptsmith.run import Run
 
-_PLAIN_SECONDS = 5.0
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gptsmith.interop.external_model import ExternalModel
+    from gptsmith.run import Run
+
+_LINE_INTERVAL = 5.0  # seconds between lines of progress where there is no terminal
 
 
 class ImportOptions(Section):
-    """What to import, and where to."""
+    """What to import, and where to write it."""
 
     source: str
-    """A folder of transformers or of OpenAI's GPT-2, a nanoGPT .pt file, a size of GPT-2 (124M,
-    355M, 774M, 1558M), or OWNER/NAME of the Hugging Face Hub."""
+    """A model folder of transformers or OpenAI's GPT-2, a nanoGPT .pt file, a size of GPT-2 (124M,
+    355M, 774M, 1558M), or OWNER/NAME on the Hugging Face Hub."""
     out: Path
-    """The run to make: a new or empty folder."""
+    """The run to create: a new or empty folder."""
 
 
 def main(argv: list[str]) -> None:
@@ -35,43 +36,48 @@ def main(argv: list[str]) -> None:
         ImportOptions,
         argv,
         prog="gptsmith import",
-        description="Make a run of a model from elsewhere.",
+        description="Import a model from elsewhere as a run.",
         positional="source",
     )
     files.refuse_occupied(options.out)  # before a download, not after
-    imported = open_source(options.source)
-    _describe(imported)
-    total = parameters(imported.config) * imported.dtype.itemsize
+
+    from gptsmith.interop.sources import open_source
+    from gptsmith.model.flops import parameters
+    from gptsmith.run import Run
+
+    model = open_source(options.source)
+    _describe(model, parameters(model.config))
+    total = parameters(model.config) * model.dtype.itemsize
     run = Run.from_weights(
         options.out,
-        dict(imported.origin),
-        imported.config,
-        imported.tokenizer,
-        _shown(imported.tensors(), total),
-        imported.dtype,
-        imported.template,
+        dict(model.origin),
+        model.config,
+        model.tokenizer,
+        _with_progress(model.tensors(), total),
+        model.dtype,
+        model.template,
     )
-    for note in imported.notes:
+    for note in model.notes:
         print(f"note: {note}", file=sys.stderr)
-    print(f"{run.path} is a run now: {_next(run)}")
+    print(f"{run.path} is a run now: {_next_command(run)}")
 
 
-def _describe(imported: ExternalModel) -> None:
-    config, tokenizer = imported.config, imported.tokenizer
-    name = imported.origin.get("class", imported.origin["format"])
-    dtype = str(imported.dtype).removeprefix("torch.")
+def _describe(model: ExternalModel, parameters: int) -> None:
+    config, tokenizer = model.config, model.tokenizer
+    name = model.origin.get("class", model.origin["format"])
+    dtype = str(model.dtype).removeprefix("torch.")
     padding = config.vocab_size - tokenizer.vocab_size
     unused = f", {padding:,} rows of the model unused" if padding else ""
-    print(f"  model      {name}, {parameters(config):,} parameters in {dtype}")
+    print(f"  model      {name}, {parameters:,} parameters in {dtype}")
     print(f"  context    {config.context_length:,} tokens")
     print(f"  tokenizer  {tokenizer.kind}, {tokenizer.vocab_size:,} tokens{unused}")
     if config.labels:
         print(f"  classes    {', '.join(config.labels)}")
     else:
-        print(f"  template   {'for chat, included' if imported.template else 'none'}")
+        print(f"  template   {'for chat, included' if model.template else 'none'}")
 
 
-def _next(run: Run) -> str:
+def _next_command(run: Run) -> str:
     path = shlex.quote(str(run.path))
     if run.model_config.labels:
         return f"gptsmith classify {path} TEXT"
@@ -80,8 +86,13 @@ def _next(run: Run) -> str:
     return f'gptsmith generate {path} --prompt "..."'
 
 
-def _shown(tensors: Iterable[tuple[str, Tensor]], total: int) -> Iterator[tuple[str, Tensor]]:
-    """The tensors as they come, with a bar on a terminal, elsewhere a line now and then."""
+def _with_progress(
+    tensors: Iterable[tuple[str, Tensor]], total: int
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors, with a progress bar on a terminal, elsewhere a line now and then."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True, highlight=False)
     done, last = 0, time.monotonic()
     columns = (TextColumn("importing"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
@@ -91,6 +102,6 @@ def _shown(tensors: Iterable[tuple[str, Tensor]], total: int) -> Iterator[tuple[
             done += tensor.nbytes
             yield name, tensor
             bar.update(task, completed=done)
-            if not console.is_terminal and time.monotonic() - last >= _PLAIN_SECONDS:
+            if not console.is_terminal and time.monotonic() - last >= _LINE_INTERVAL:
                 last = time.monotonic()
                 console.print(f"importing: {done / total:.0%}, {name}")

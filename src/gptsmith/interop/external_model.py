@@ -1,39 +1,74 @@
-"""A model from elsewhere, understood but not yet read: what every reader of a format gives."""
+"""Models between a run and a foreign format: what importers give and exporters take."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from gptsmith.chat_template import ChatTemplate
 from gptsmith.model.config import ModelConfig
 from gptsmith.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class ExternalModel:
-    """A foreign model in our terms. Its weights stay where they are until `tensors` is called."""
+    """A foreign model in our terms. Its weights are not read until `tensors` is called."""
 
     config: ModelConfig
     tensors: Callable[[], Iterator[tuple[str, Tensor]]]
-    """By our names, in any order, each read when it is reached; a tied head comes once."""
+    """By our names, in any order, one at a time; a tied head comes once."""
     dtype: torch.dtype
-    """Of every tensor; where the source mixes several, the widest."""
+    """Of every tensor: the widest of the source's."""
     tokenizer: Tokenizer
     template: str | None
     """Chat template, Jinja."""
     origin: dict[str, str | int]
-    """What config.yaml says of it: `import` (the source as the user named it), `format`, ..."""
+    """For config.yaml: `import` (the source as the user named it), `format`, ..."""
     notes: list[str]
-    """What the user should hear, one line each."""
+    """For the user, one line each."""
+
+
+@dataclass(frozen=True)
+class ExportableModel:
+    """A model of ours as exporters take it."""
+
+    name: str
+    config: ModelConfig
+    tensors: Callable[[], Mapping[str, Tensor]]
+    """The whole state dict, adapters merged."""
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None = None
+    imported_from: str = ""
+    """For the model card: the Hub's name of what the run was imported from, or a file name."""
+
+
+def config_from(
+    sizes: Mapping[str, Any], names: Mapping[str, str], path: Path, **fields: Any
+) -> ModelConfig:
+    """GPT-2's preset with the `sizes` of a file. names: the file's name of each size -> ours.
+
+    Raises ValueError naming `path` and the size that is missing or invalid.
+    """
+    values = {}
+    for theirs, ours in names.items():
+        value = sizes.get(theirs)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{path}: {theirs} is {value!r}, expected a number above 0")
+        values[ours] = value
+    try:
+        return ModelConfig.preset("gpt2", **values, **fields)
+    except ValidationError as error:
+        raise config_error(path, error, {ours: theirs for theirs, ours in names.items()}) from None
 
 
 def config_error(path: Path, error: ValidationError, names: Mapping[str, str]) -> ValueError:
-    """What our configuration says of a value, in the words of the file that has it.
+    """A validation error of ModelConfig in terms of the foreign file.
 
-    names: our field -> what the file calls it, where that is another name.
+    names: our field -> the file's name, where they differ.
     """
     first = error.errors()[0]
     why = first["msg"].removeprefix("Value error, ").removeprefix("Input ")

@@ -1,8 +1,8 @@
-"""Our tokenizers in the terms of llama.cpp: tokens, their types, merges, and a named split.
+"""A tokenizer in the terms of llama.cpp: tokens, their types, merges, and a named split.
 
-llama.cpp has one byte-level BPE and knows the regular expressions in front of it by name
-(src/llama-vocab.cpp); a split that has no name there cannot be exported. It reads the bytes of a
-text through GPT-2's printable alphabet, joins them by the merges, and looks the results up.
+llama.cpp has one byte-level BPE and a fixed list of named regular expressions that split text
+before it (src/llama-vocab.cpp); any other split cannot be exported. It maps the bytes of a text to
+GPT-2's printable alphabet, joins them by the merges, and looks the results up.
 """
 
 import json
@@ -23,14 +23,14 @@ _SPLITS = {
     _LETTERS + r"\p{N}{1,3}" + _REST: "llama-bpe",
     _LETTERS + r"\p{N}" + _REST: "qwen2",
 }
-# A reader without any merge is refused; no UTF-8 has the byte 0xFF, which is written as this.
+# llama.cpp requires at least one merge: this one, of the byte 0xFF, never occurs in UTF-8.
 _NO_MERGE = ["ÿ ÿ"]
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a GGUF stores of a tokenizer. Texts of tokens are in GPT-2's alphabet of bytes, those
-    of control and user-defined tokens as they are."""
+    """What a GGUF stores of a tokenizer. Tokens are in GPT-2's alphabet of bytes, control and
+    user-defined tokens in plain text."""
 
     pre: str
     tokens: list[str]
@@ -44,7 +44,7 @@ class Table:
 
 
 def table(tokenizer: Tokenizer) -> Table:
-    """ValueError for a tokenizer that llama.cpp cannot compute, naming what is in the way."""
+    """ValueError with the reason for a tokenizer that llama.cpp cannot compute."""
     document = json.loads(tokenizer.to_json())
     pre = "gpt-2" if tokenizer.kind == "char" else _split_name(document)
     added = {token["content"]: token for token in document.get("added_tokens") or []}
@@ -53,14 +53,14 @@ def table(tokenizer: Tokenizer) -> Table:
     notes: list[str] = []
     if tokenizer.kind == "char":
         merges = _character_merges(vocab.keys() - added.keys())
-        notes.append("llama.cpp drops characters that the tokenizer does not have, silently")
+        notes.append("llama.cpp silently drops characters that are not in the vocabulary")
     if document.get("normalizer"):
-        notes.append("llama.cpp does not bring text to the form NFC, as the tokenizer does")
+        notes.append("llama.cpp does not normalize text to NFC, as the tokenizer does")
     greedy = [name for name, token in added.items() if token.get("lstrip") or token.get("rstrip")]
     if greedy:
-        notes.append(f"in llama.cpp {greedy[0]} takes no white space with it, as it does here")
+        notes.append(f"llama.cpp keeps white space around {greedy[0]}, which the tokenizer strips")
     if len(tokenizer.prefix) > 1:
-        raise _refusal(f"begins a text with {len(tokenizer.prefix)} tokens")
+        raise _refusal(f"puts {len(tokenizer.prefix)} tokens before a text")
     tokens = [f"[PAD{i}]" for i in range(tokenizer.vocab_size)]  # ids without a token
     types = [UNUSED] * tokenizer.vocab_size
     for text, i in vocab.items():
@@ -76,7 +76,7 @@ def table(tokenizer: Tokenizer) -> Table:
         tokens,
         types,
         merges or _NO_MERGE,
-        # A reader would take a number of its own (11) for what is not given.
+        # llama.cpp defaults to 11 if none is given.
         bos=begins[0] if begins else tokenizer.eos_id,
         eos=tokenizer.eos_id,
         pad=next((vocab[name] for name in PADS if name in added), None),
@@ -104,19 +104,19 @@ def _character_merges(characters: Iterable[str]) -> list[str]:
 
 
 def _split_name(document: dict[str, Any]) -> str:
-    """What llama.cpp calls the way in which this tokenizer.json cuts a text before the merges."""
+    """llama.cpp's name of the way this tokenizer.json splits text before the merges."""
     model, normalizer = document["model"], document.get("normalizer")
     odd = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
     found = next((key for key in (*odd, "byte_fallback") if model.get(key)), None)
     if model.get("type") != "BPE" or found:
-        raise _refusal(f"is no plain byte-level BPE ({found or model.get('type')})")
+        raise _refusal(f"is not plain byte-level BPE ({found or model.get('type')})")
     if normalizer and normalizer.get("type") != "NFC":
         raise _refusal(f"normalizes text ({normalizer.get('type')})")
     pre = document.get("pre_tokenizer") or {}
     steps = pre["pretokenizers"] if pre.get("type") == "Sequence" else [pre]
     *before, last = steps
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
-        raise _refusal(f"cuts text by {_kinds(steps)}")
+        raise _refusal(f"splits text by {_kinds(steps)}")
     words = last.get("use_regex", True)  # GPT-2's own regular expression
     name = None
     if not before:
@@ -128,9 +128,9 @@ def _split_name(document: dict[str, Any]) -> str:
         isolated = before[0].get("behavior") == "Isolated" and not before[0].get("invert")
         pattern = (before[0].get("pattern") or {}).get("Regex", "")
         name = _SPLITS.get(pattern) if isolated else None
-    # With "llama-bpe", llama.cpp takes a word that is a token as it is, whatever the merges say.
+    # With "llama-bpe", llama.cpp does not apply merges to a word that is itself a token.
     if name is None or bool(model.get("ignore_merges")) != (name == "llama-bpe"):
-        raise _refusal(f"cuts text by {_kinds(steps)}, with an expression it does not have")
+        raise _refusal(f"splits text by {_kinds(steps)}, with an unknown expression")
     return name
 
 
@@ -140,6 +140,6 @@ def _kinds(steps: list[dict[str, Any]]) -> str:
 
 def _refusal(what: str) -> ValueError:
     return ValueError(
-        f"llama.cpp cannot compute this tokenizer, which {what}: a GGUF can have the tokenizers of "
-        "gptsmith, GPT-2, Llama 3, Qwen and SmolLM; --format hf keeps any"
+        f"llama.cpp cannot compute this tokenizer, which {what}: GGUF export supports those of "
+        "gptsmith, GPT-2, Llama 3, Qwen and SmolLM; --format hf supports any"
     )

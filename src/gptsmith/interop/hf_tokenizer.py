@@ -1,4 +1,4 @@
-"""Tokenizer and chat template in a folder of transformers: reading and writing its files."""
+"""Tokenizer and chat template in a model folder of transformers, read and written."""
 
 import json
 import re
@@ -9,12 +9,12 @@ from typing import Any
 
 from gptsmith import files
 from gptsmith.chat_template import ChatTemplate
-from gptsmith.interop.weight_files import read_json, refuse_links_out
+from gptsmith.interop.hf_files import read_json, refuse_outside_link
 from gptsmith.tokenizer import BEGINNINGS, PADS, Tokenizer
 from gptsmith.tokenizer.formats import special_token
 
 _CONFIG, _JSON, _TEMPLATE = "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"
-_LONGEST = 256 << 20  # bytes of a tokenizer.json; Gemma's has 33 million
+_MAX_BYTES = 256 << 20  # of a tokenizer.json; Gemma's has 33 million
 _NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -24,34 +24,35 @@ _QWEN2_SPLIT = (
 
 def read(folder: Path, model_type: str) -> Tokenizer:
     """The tokenizer in a folder: tokenizer.json, or GPT-2's vocab.json and merges.txt, with the
-    special tokens that the files beside it name.
+    special tokens that the other tokenizer files name.
 
-    Raises ValueError or FileNotFoundError saying what is there instead, and the remedy.
+    Raises ValueError or FileNotFoundError saying what was found instead, and the remedy.
     """
     config = _optional(folder / _CONFIG)
-    remedy = "with transformers, AutoTokenizer.from_pretrained(F).save_pretrained(F) makes one"
+    remedy = "in transformers, AutoTokenizer.from_pretrained(F).save_pretrained(F) makes one"
     if (path := folder / _JSON).is_file():
-        refuse_links_out(path)
-        if path.stat().st_size > _LONGEST:
+        refuse_outside_link(path)
+        if path.stat().st_size > _MAX_BYTES:
             raise ValueError(
-                f"{path} has {path.stat().st_size:,} bytes: no tokenizer needs so many"
+                f"{path} has {path.stat().st_size:,} bytes, more than the {_MAX_BYTES:,} allowed"
             )
         try:
             tokenizer = Tokenizer.load(path)
         except RecursionError:
             raise ValueError(f"{path}: nested too deeply") from None
         except (AttributeError, KeyError, TypeError):  # a number where a list should be, say
-            raise ValueError(f"{path}: not as `tokenizers` writes it, {remedy}") from None
+            raise ValueError(f"{path} is not in the format of `tokenizers`: {remedy}") from None
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         kind = str(config.get("tokenizer_class", "GPT2Tokenizer"))
         if model_type != "gpt2" or kind.removesuffix("Fast") != "GPT2Tokenizer":
             raise ValueError(
-                f"{folder} has vocab.json and merges.txt of a {model_type}, which do not tell how "
-                f"it splits a text; its tokenizer.json would: {remedy}"
+                f"{folder} has vocab.json and merges.txt of a {model_type}, which do not say how "
+                f"text is split; a tokenizer.json does: {remedy}"
             )
         if config.get("add_prefix_space") or config.get("add_bos_token"):
             raise ValueError(
-                f"{folder / _CONFIG} adds to the text; a tokenizer.json says how: {remedy}"
+                f"{folder / _CONFIG} adds a space or token to texts; a tokenizer.json says how: "
+                f"{remedy}"
             )
         tokenizer = Tokenizer.load(folder)
     elif found := sorted(path.name for path in folder.glob("*.model")):
@@ -66,14 +67,14 @@ def read(folder: Path, model_type: str) -> Tokenizer:
 
 
 def _with_special(tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer with those special tokens that the files beside tokenizer.json alone name."""
+    """The tokenizer, plus the special tokens that only the other tokenizer files name."""
     wanted: dict[str, int | None] = dict(_named(config))
     wanted |= _named(_optional(folder / "special_tokens_map.json"))
     for name, i in (*_added(config), *_optional(folder / "added_tokens.json").items()):
         if not str(i).isdecimal():
             raise ValueError(
-                f"{folder}: its tokenizer files give {name!r:.40} the id {i!r:.40}: save it with "
-                "transformers again"
+                f"{folder}: its tokenizer files give {name!r:.40} the id {i!r:.40}: save the "
+                "tokenizer with transformers again"
             )
         wanted[name] = int(i)
     wanted = {name: i for name, i in wanted.items() if name not in tokenizer.special_tokens}
@@ -95,7 +96,7 @@ def _with_special(tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any])
         if i is not None and changed.special_tokens.get(name) != i:
             raise ValueError(
                 f"{folder}: its tokenizer files disagree about {name!r}, {i} or "
-                f"{changed.special_tokens.get(name)}: save it with transformers again"
+                f"{changed.special_tokens.get(name)}: save the tokenizer with transformers again"
             )
     return changed
 
@@ -116,22 +117,22 @@ def _added(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _content(value: Any) -> str | None:
-    """A special token is written as its text, or as an object that has it."""
+    """A special token is given as its text, or as an object with it."""
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) and text else None
 
 
 def read_template(folder: Path, tokenizer: Tokenizer) -> tuple[str | None, list[str]]:
-    """The chat template of a folder, and what is to be said about it.
+    """The chat template of a folder, and notes for the user.
 
-    None if there is none, or, with a note, if it is not one that we can use (ChatTemplate).
+    None if there is none, or, with a note, if it cannot be used here (see ChatTemplate).
     """
     config = _optional(folder / _CONFIG)
     source = _template_in(folder, config)
     if source is None:
         return None, []
-    # Templates may ask for tokens by role. Ours are found by name; where tokenizer_config.json says
-    # otherwise, the template is told first. The line break behind a block is not printed.
+    # Templates may refer to tokens by role. We find those by name; where tokenizer_config.json says
+    # otherwise, the template sets them first. The line break after a block is not printed.
     ours = roles(tokenizer)
     for role in _NAMES:
         token = _content(config.get(role))
@@ -141,14 +142,14 @@ def read_template(folder: Path, tokenizer: Tokenizer) -> tuple[str | None, list[
         ChatTemplate(source, tokenizer)
     except ValueError as error:
         why = " ".join(str(error).split())[:160]
-        return None, [f"its chat template is left out, it cannot be used here: {why}"]
+        return None, [f"the chat template is left out, it cannot be used here: {why}"]
     return source, []
 
 
 def _template_in(folder: Path, config: Mapping[str, Any]) -> str | None:
     path = folder / _TEMPLATE
     if path.is_file():
-        refuse_links_out(path)
+        refuse_outside_link(path)
         try:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -166,9 +167,9 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def roles(tokenizer: Tokenizer) -> dict[str, str]:
-    """Special tokens by what transformers calls them: bos_token, eos_token, pad_token.
+    """Special tokens by their role in transformers: bos_token, eos_token, pad_token.
 
-    Where no token is known to pad, the end of a text does. Nothing for a tokenizer without any.
+    Without a known padding token, end of text pads. Empty for a tokenizer without special tokens.
     """
     names = {i: name for name, i in tokenizer.special_tokens.items()}
     found = {}
@@ -181,7 +182,7 @@ def roles(tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def splits_as_qwen2(tokenizer: Tokenizer) -> bool:
-    """Whether it is cut as Qwen2Tokenizer cuts, which transformers 5 takes for every Qwen2,
+    """Whether it splits text as Qwen2Tokenizer does, which transformers 5 uses for every Qwen2,
     whatever tokenizer.json and tokenizer_config.json say (models/auto/tokenization_auto.py)."""
     before = json.loads(tokenizer.to_json()).get("pre_tokenizer") or {}
     steps = before.get("pretokenizers") or [before]

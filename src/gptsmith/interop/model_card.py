@@ -1,22 +1,20 @@
-"""README.md of an exported model: what it is and how it opens, no more than is known."""
-
-from pathlib import Path
+"""README.md of an exported model: what it is and how to open it."""
 
 import torch
 
 from gptsmith import __version__
+from gptsmith.interop.external_model import ExportableModel
+from gptsmith.interop.hf_mapping import transformers_class
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.flops import parameters
-from gptsmith.model.stock import stock_class
-from gptsmith.run import Run
+from gptsmith.model.lora import LoraConfig
 
 
-def text(run: Run, config: ModelConfig, dtype: torch.dtype) -> str:
-    """The card of a whole model, exported from `run` as `config`."""
-    cls = stock_class(config)
+def text(model: ExportableModel, config: ModelConfig, dtype: torch.dtype) -> str:
+    """The card of a whole model, exported as `config`."""
+    cls = transformers_class(config)
     auto = "AutoModelForSequenceClassification" if config.labels else "AutoModelForCausalLM"
-    source = str(run.config.get("import", ""))  # of a path on this machine, only its end
-    source = source if "revision" in run.config else Path(source).name
+    source = model.imported_from
     facts = {
         "class": f"`{cls}` of transformers, no custom code",
         "parameters": f"{parameters(config):,} in {str(dtype).removeprefix('torch.')}",
@@ -24,13 +22,13 @@ def text(run: Run, config: ModelConfig, dtype: torch.dtype) -> str:
         "vocabulary": f"{config.vocab_size:,} tokens",
         **({"classes": ", ".join(config.labels)} if config.labels else {}),
         **({"origin": f"imported from `{source}`"} if source else {}),
-        "chat": "chat template included" if run.template else "none: it continues text",
+        "chat": "chat template included" if model.chat_template else "none: it continues text",
     }
     if config.labels:
         del facts["chat"]
     rows = "\n".join(f"- {name}: {value}" for name, value in facts.items())
     task = "text-classification" if config.labels else "text-generation"
-    use = _USE_CLASSES if config.labels else _USE_CHAT if run.template else _USE
+    use = _USE_CLASSES if config.labels else _USE_CHAT if model.chat_template else _USE
     return f"""\
 ---
 library_name: transformers
@@ -38,7 +36,7 @@ pipeline_tag: {task}
 tags: [gptsmith]
 ---
 
-# {run.path.resolve().name}
+# {model.name}
 
 Exported with gptsmith {__version__}.
 
@@ -47,41 +45,37 @@ Exported with gptsmith {__version__}.
 ```python
 from transformers import {auto}, AutoTokenizer
 
-folder = "."  # where this file lies
+folder = "."  # of this file
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = {auto}.from_pretrained(folder)
 {use}```
 
-{_HONEST}"""
+{_DISCLAIMER}"""
 
 
-def adapter_text(run: Run) -> str:
-    """The card of a LoRA adapter that lies beside its base model."""
-    lora = run.tuning.lora
-    auto = (
-        "AutoPeftModelForSequenceClassification"
-        if run.model_config.labels
-        else "AutoPeftModelForCausalLM"
-    )
+def adapter_text(base: ExportableModel, lora: LoraConfig) -> str:
+    """The card of a LoRA adapter, exported together with its base model."""
+    kind = "SequenceClassification" if base.config.labels else "CausalLM"
+    auto = f"AutoPeftModelFor{kind}"
     return f"""\
 ---
 library_name: peft
 tags: [gptsmith, lora]
 ---
 
-# {run.path.resolve().name}
+# {base.name}
 
 A LoRA adapter of rank {lora.rank} (alpha {lora.alpha:g}), exported with gptsmith {__version__}.
-The model that it changes lies in `base`. `base_model_name_or_path` in `adapter_config.json` says
-where that is: change it when you move the folder.
+Its base model is in `base`. `base_model_name_or_path` in `adapter_config.json` has the absolute
+path of that folder: change it when you move the folder.
 
 ```python
 from peft import {auto}
 
-model = {auto}.from_pretrained(".")  # where this file lies
+model = {auto}.from_pretrained(".")  # the folder of this file
 ```
 
-{_HONEST}"""
+{_DISCLAIMER}"""
 
 
 _USE = """\
@@ -99,6 +93,6 @@ _USE_CLASSES = """\
 ids = tokenizer("some text", return_tensors="pt")
 print(model.config.id2label[model(**ids).logits.argmax().item()])
 """
-_HONEST = """\
-Nothing is said here of data, quality, safety or licence: they follow from what it was trained on.
+_DISCLAIMER = """\
+Training data, quality, safety and licence are not described here: add them before publishing.
 """

@@ -1,7 +1,7 @@
-"""The Modelfile that tells Ollama how to talk with a GGUF.
+"""The Modelfile with which Ollama serves a GGUF.
 
-Ollama does not run the Jinja template inside a GGUF: it has templates of its own, in Go's
-text/template (https://docs.ollama.com/template), so ours is written anew in that language.
+Ollama does not run the Jinja template inside a GGUF: its templates are in Go's text/template
+(https://docs.ollama.com/template), so ours is translated into that language.
 """
 
 import re
@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 from gptsmith.chat_template import ChatTemplate
 
-_CONTENT = "\ufdd0"  # where a message's content stands; in no text, says Unicode
+_CONTENT = "\ufdd0"  # stands for a message's content; a Unicode noncharacter
 _MARK = re.compile("\ufdd0\\d+\ufdd1")
 
 
 def text(name: str, context: int, stops: Sequence[str], template: str | None) -> str:
-    """The Modelfile of NAME.gguf beside it; template None leaves the choice to Ollama."""
+    """The Modelfile for NAME.gguf in the same folder; without a template Ollama chooses one."""
     lines = [f"# ollama create {name} -f Modelfile", f"FROM ./{name}.gguf"]
     if template is not None:
         lines.append(f'TEMPLATE """{template}"""')
@@ -23,15 +23,15 @@ def text(name: str, context: int, stops: Sequence[str], template: str | None) ->
 
 
 def go_template(chat: ChatTemplate, beginning: str | None) -> str | None:
-    """What renders conversations in Ollama as `chat` does; None if `chat` is of no such form.
+    """A template in Go that renders conversations as `chat` does; None if it has another form.
 
-    That form: an opening if there is no system message, one block for each message that depends on
-    its role alone, and the generation prompt behind a last message that is not the assistant's.
-    beginning: a token that llama.cpp itself puts before every text, not to be written twice.
+    The form: an opening if there is no system message, one block for each message that depends only
+    on its role, and the generation prompt after a last message that is not the assistant's.
+    beginning: a token that llama.cpp itself puts before every text and that is not repeated.
     """
     try:
         blocks, opening, prompt = _pieces(chat)
-    except ValueError:  # no system messages, say
+    except ValueError:  # for example, no system messages
         return None
     if beginning:
         opening = opening.removeprefix(beginning)
@@ -39,7 +39,7 @@ def go_template(chat: ChatTemplate, beginning: str | None) -> str | None:
     branches = []
     for role, block in blocks.items():
         before, after = map(_literal, block.split(_CONTENT))
-        if role == "assistant":  # one that comes last is to be continued
+        if role == "assistant":  # the last one is to be continued
             after = f"{{{{ if not $last }}}}{after}{{{{ end }}}}"
         branches.append(f'if eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}')
     written = (

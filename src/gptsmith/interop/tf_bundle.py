@@ -4,7 +4,7 @@ NAME.index is a sorted table as LevelDB writes it (github.com/google/leveldb, do
 blocks of keys that share prefixes, an index of the blocks, a footer. Its values are small protocol
 buffers (tensorflow/core/protobuf/tensor_bundle.proto): under "" how many data files there are, and
 under each variable's name its type, shape, place in NAME.data-0000i-of-0000n, and checksum.
-A file is taken for hostile: nothing is read or allocated that the sizes of the files do not cover.
+Files are not trusted: nothing is read or allocated beyond the sizes of the files.
 """
 
 import math
@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import google_crc32c
 import torch
 from torch import Tensor
-
-from gptsmith.interop.crc32c import crc32c
 
 _MAGIC = bytes.fromhex("57fb808b247547db")
 _FOOTER = 48
@@ -29,7 +28,7 @@ Fields = dict[int, list[int | bytes]]
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a variable lies. dtype is None for one that is no floating-point tensor."""
+    """Where a variable is stored. dtype is None for one that is not a floating-point tensor."""
 
     name: str
     dtype: torch.dtype | None
@@ -48,38 +47,38 @@ def read_index(prefix: Path) -> dict[str, Entry]:
     path = prefix.with_name(f"{prefix.name}.index")
     size = path.stat().st_size
     if size > _LARGEST_INDEX:
-        raise ValueError(f"{path} has {size:,} bytes: too many for the index of a GPT-2")
+        raise ValueError(f"{path} has {size:,} bytes, too many for the index of a GPT-2")
     try:
         table = dict(_table(path.read_bytes()))
         header = _fields(table.pop(b"", b""))
         shards = _integer(header, 1)
         _require(shards <= len(table) + 1, f"{shards} data files")
         if _integer(header, 2):
-            raise ValueError("big-endian numbers, which only TensorFlow itself reads")
+            raise ValueError("big-endian numbers, which are not supported")
         files = [
             prefix.with_name(f"{prefix.name}.data-{i:05d}-of-{shards:05d}") for i in range(shards)
         ]
         entries = [_entry(key.decode(), value, files) for key, value in table.items()]
     except (ValueError, IndexError) as error:
         raise ValueError(
-            f"{path} is no index of a TensorFlow checkpoint (V2), or damaged: {error}"
+            f"{path} is not the index of a TensorFlow checkpoint (V2), or damaged: {error}"
         ) from None
     sizes = {}
     for file in files:
         if not file.is_file():
-            raise FileNotFoundError(f"{file}: missing beside {path}")
+            raise FileNotFoundError(f"{file} is missing, {path.name} needs it")
         sizes[file] = file.stat().st_size
     for entry in entries:
         if entry.offset + entry.size > sizes[entry.file]:
             raise ValueError(
                 f"{entry.file} has {sizes[entry.file]:,} bytes, {entry.name} ends at "
-                f"{entry.offset + entry.size:,}: the download was cut short, fetch it again"
+                f"{entry.offset + entry.size:,}: the file is truncated, download it again"
             )
     return {entry.name: entry for entry in entries}
 
 
 def read_tensor(entry: Entry) -> Tensor:
-    """The variable, in its own type. ValueError if its bytes do not have their checksum."""
+    """The variable, in its own type. ValueError if its checksum is wrong."""
     assert entry.dtype is not None
     tensor = torch.empty(entry.shape, dtype=entry.dtype)
     raw = tensor.view(-1).view(torch.uint8).numpy()
@@ -88,10 +87,9 @@ def read_tensor(entry: Entry) -> Tensor:
         done = 0
         while done < entry.size and (count := file.readinto(raw.data[done:])):
             done += count
-    if done < entry.size or _mask(crc32c(raw)) != entry.checksum:
+    if done < entry.size or _mask(google_crc32c.value(raw)) != entry.checksum:
         raise ValueError(
-            f"{entry.file}: {entry.name} does not have its checksum, the file is damaged: "
-            "fetch it again"
+            f"{entry.file}: wrong checksum of {entry.name}, the file is damaged: download it again"
         )
     return tensor
 
@@ -99,9 +97,9 @@ def read_tensor(entry: Entry) -> Tensor:
 def _entry(name: str, value: bytes, files: list[Path]) -> Entry:
     """A BundleEntryProto."""
     fields = _fields(value)
-    _require(name.isprintable(), f"a name like {name!r}")
+    _require(name.isprintable(), f"invalid name {name!r}")
     if fields.get(7):
-        raise ValueError(f"{name} is cut into slices, which only TensorFlow itself puts together")
+        raise ValueError(f"{name} is partitioned into slices, which are not supported")
     code, shard = _integer(fields, 1), _integer(fields, 3)
     dims = _fields(_bytes(fields, 2)).get(2, [])
     shape = tuple(_integer(_fields(dim), 1) for dim in dims if isinstance(dim, bytes))
@@ -115,15 +113,15 @@ def _entry(name: str, value: bytes, files: list[Path]) -> Entry:
 
 
 def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The keys, strictly rising, and values of a whole table."""
-    _require(len(data) >= _FOOTER and data.endswith(_MAGIC), "its last bytes are not a table's")
+    """The keys, strictly increasing, and values of a whole table."""
+    _require(len(data) >= _FOOTER and data.endswith(_MAGIC), "the footer is not a table's")
     footer = data[-_FOOTER:]
     _, at = _handle(footer, 0)  # of the block of filters
     blocks, _ = _handle(footer, at)
     last, end = None, 0
     for _, value in _block(data, *blocks):
         (offset, size), _ = _handle(value, 0)
-        _require(offset >= end, f"the block at {offset} begins within another")
+        _require(offset >= end, f"the block at {offset} overlaps another")
         end = offset + size
         for key, content in _block(data, offset, size):
             _require(last is None or key > last, f"the key {key!r} is out of order")
@@ -136,10 +134,13 @@ def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
     trailer = data[offset + size : offset + size + 5]  # type of compression, checksum
     _require(len(trailer) == 5, f"a block of {size} bytes at {offset}")
     if trailer[0]:
-        raise ValueError("it is compressed, which TensorFlow's own checkpoints never are")
+        raise ValueError("it is compressed, which TensorFlow never does to checkpoints")
     block = data[offset : offset + size]
     checksum = int.from_bytes(trailer[1:], "little")
-    _require(_mask(crc32c(block + trailer[:1])) == checksum, f"checksum of the block at {offset}")
+    _require(
+        _mask(google_crc32c.value(block + trailer[:1])) == checksum,
+        f"checksum of the block at {offset}",
+    )
     restarts = int.from_bytes(block[-4:], "little")
     end = len(block) - 4 * (restarts + 1)
     _require(end >= 0, f"{restarts} restart points in {size} bytes")
@@ -186,14 +187,14 @@ def _fields(data: bytes) -> Fields:
 
 def _integer(fields: Fields, number: int) -> int:
     value = fields.get(number, [0])[-1]
-    _require(isinstance(value, int), f"field {number} is no number")
+    _require(isinstance(value, int), f"field {number} is not a number")
     assert isinstance(value, int)
     return value
 
 
 def _bytes(fields: Fields, number: int) -> bytes:
     value = fields.get(number, [b""])[-1]
-    _require(isinstance(value, bytes), f"field {number} is no message")
+    _require(isinstance(value, bytes), f"field {number} is not a message")
     assert isinstance(value, bytes)
     return value
 
@@ -210,7 +211,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _mask(checksum: int) -> int:
-    """How LevelDB stores a checksum, so that data with checksums in it keep good ones."""
+    """The form in which LevelDB stores a checksum of data that may contain checksums."""
     rotated = (checksum >> 15 | checksum << 17) & 0xFFFFFFFF
     return (rotated + 0xA282EAD8) & 0xFFFFFFFF
 

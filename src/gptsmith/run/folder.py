@@ -15,7 +15,9 @@ from torch import Tensor
 
 from gptsmith import files
 from gptsmith.config import diff, flatten, rename_keys
-from gptsmith.model import adapter, lora, tuning
+from gptsmith.interop import peft
+from gptsmith.interop.peft import Adapter
+from gptsmith.model import lora, tuning
 from gptsmith.model import state_dict as model_weights
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
@@ -303,11 +305,10 @@ class Run:
         origin = self.path / layout.BASE
         return self._model(checkpoints.load_tensors(origin), origin, True, trust_code)
 
-    def load_adapter(self, checkpoint: Which = "last") -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """A LoRA run's adapter as peft has it: tensors and adapter_config.json. `notice` and errors
-        as of `load_model`."""
+    def load_adapter(self, checkpoint: Which = "last") -> Adapter:
+        """A LoRA run's adapter. `notice` and errors as of `load_model`."""
         tensors, _ = self._tensors(checkpoint)
-        return adapter.to_peft(self.model_config, self.tuning.lora, tensors, self.tuning.token_ids)
+        return Adapter(self.tuning.lora, tensors, self.tuning.token_ids)
 
     def _model(
         self, tensors: dict[str, Tensor], origin: Path, whole: bool, trust_code: bool
@@ -346,13 +347,10 @@ class Run:
         return found.load("model"), found.path
 
     def _final_tensors(self) -> dict[str, Tensor]:
-        tensors = checkpoints.load_tensors(self.weights)
         if not self.tuning.lora.rank:
-            return tensors
-        path = self.weights.with_name(layout.ADAPTER_CONFIG)
+            return checkpoints.load_tensors(self.weights)
         try:
-            stored = files.mapping(files.read_json(path), path)
-            return adapter.from_peft(self.model_config, tensors, stored)[1]
+            return dict(peft.load(self.weights.parent, self.model_config).tensors)
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
 
@@ -371,12 +369,11 @@ class Run:
         found, _ = checkpoints.find(self.checkpoints, self._best_step(which))
         tensors, header = found.load("model"), {"which": which, "step": str(newest.step)}
         if self.tuning.lora.rank:
-            tensors, stored = adapter.to_peft(
-                self.model_config, self.tuning.lora, tensors, self.tuning.token_ids
-            )
             self.weights.parent.mkdir(exist_ok=True)
-            files.write_json(self.weights.with_name(layout.ADAPTER_CONFIG), stored)
-        elif not self.tuning.is_full_finetune:
+            found_adapter = Adapter(self.tuning.lora, tensors, self.tuning.token_ids)
+            peft.save(self.weights.parent, self.model_config, found_adapter, header)
+            return
+        if not self.tuning.is_full_finetune:
             tensors = self._model(tensors, found.path, False, trust_code=True).state_dict()
         self.save_weights(tensors, header)
 

@@ -8,13 +8,13 @@ from pydantic import ValidationError
 
 from gptsmith import files
 from gptsmith.config import rename_keys
+from gptsmith.interop.peft import WEIGHTS as ADAPTER_WEIGHTS
 from gptsmith.model.config import ModelConfig
 from gptsmith.train import checkpoint as checkpoints
 from gptsmith.train import monitor
 
 CONFIG, ARCHITECTURE, MASK, TUNING = "config.yaml", "model.json", "mask.py", "tuning.json"
 WEIGHTS, BASE, ADAPTER = "model.safetensors", "base.safetensors", "adapter"
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TOKENIZER, TEMPLATE, CORPUS, REPORT = (
     "tokenizer.json", "chat_template.jinja", "corpus.json", "report.md",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Safetensors files of strangers: broken and forged ones are refused."""
+"""Files of a foreign model folder: damaged and forged ones are refused."""
 
 import json
 import struct
@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gptsmith.interop.weight_files import read_index, widest
+from gptsmith.interop.hf_files import read_index, widest
 
 NORM = "model.norm.weight"
+DAMAGED = "is damaged or no safetensors file"
 
 
 @pytest.fixture
@@ -42,19 +43,17 @@ def set_field(name: str, **values: Any) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_field(NORM, data_offsets=[0, 128]), "overlaps another tensor"),
-        (set_field(NORM, data_offsets=[1 << 30, (1 << 30) + 128]), "leaves a gap"),
-        (set_field(NORM, data_offsets=[-128, 0]), "no dtype, shape and data_offsets"),
-        (set_field(NORM, shape=[1 << 40, 1 << 40]), "has 128 bytes"),
-        (set_field(NORM, shape=[31]), "F32 .31. has 128 bytes"),
-        (set_field(NORM, shape="x"), "no dtype, shape and data_offsets"),
-        (set_field(NORM, dtype="F8_X"), "is F8_X, not one of"),
-        (set_field(NORM, dtype="I32"), "is I32, and weights are"),
-        (lambda fields: b"{" * 100_000, "not JSON|nested too deeply"),
-        (lambda fields: b'{"\\u001b[2J": {}}', "a tensor of an impossible name"),
-        (lambda fields: b'{"a":{},"a":{}}', "'a' is there twice"),
-        (lambda fields: b"[" * 100_000, "nested too deeply"),
-        (lambda fields: b"\xff\xfe{}", "not JSON"),
+        (set_field(NORM, data_offsets=[0, 128]), DAMAGED),
+        (set_field(NORM, data_offsets=[1 << 30, (1 << 30) + 128]), DAMAGED),
+        (set_field(NORM, data_offsets=[-128, 0]), DAMAGED),
+        (set_field(NORM, shape=[1 << 40, 1 << 40]), DAMAGED),
+        (set_field(NORM, shape=[31]), DAMAGED),
+        (set_field(NORM, shape="x"), DAMAGED),
+        (set_field(NORM, dtype="F8_X"), DAMAGED),
+        (set_field(NORM, dtype="I32"), "is I32, expected F32"),
+        (lambda fields: fields.update({"\x1b[2J": fields.pop(NORM)}), "an invalid name"),
+        (lambda fields: b"[" * 100_000, DAMAGED),
+        (lambda fields: b"\xff\xfe{}", DAMAGED),
     ],
 )
 def test_forged_headers_are_refused(
@@ -67,30 +66,20 @@ def test_forged_headers_are_refused(
     assert len(str(error.value)) < 400
 
 
-def test_damaged_files_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_damaged_files_are_refused(folder: Path) -> None:
     path = folder / "model.safetensors"
     data = path.read_bytes()
-    for content, message in [
-        (data[:-100], "is truncated: .* bytes, its header tells of"),
-        (data + b"x", "goes on behind its last tensor"),
-        (data[:100], "is truncated"),
-        (b"", "is truncated"),
-        (struct.pack("<Q", 1 << 60) + data[8:], "is truncated or no safetensors"),
-        (b"\x80\x04pickle of something", "is truncated or no safetensors"),
-    ]:
+    for content in (
+        data[:-100],
+        data + b"x",
+        data[:100],
+        b"",
+        struct.pack("<Q", 1 << 60) + data[8:],
+        b"\x80\x04pickle of something",
+    ):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=DAMAGED):
             read_index(folder)
-    with path.open("wb") as file:  # a hole of 64 MiB that says it is a header
-        file.write(struct.pack("<Q", 64 << 20))
-        file.truncate((64 << 20) + 8)
-    with pytest.raises(ValueError, match="has a header of 67,108,864 bytes"):
-        read_index(folder)
-    path.write_bytes(data)
-    entries = read_index(folder)
-    path.write_bytes(data[:-100])  # cut off while it is read
-    with pytest.raises(ValueError, match="is truncated"):
-        [entry.read() for entry in entries.values()]
 
 
 def shards(folder: Path, names: dict[str, str], files: dict[str, dict[str, Tensor]]) -> Path:
@@ -102,7 +91,7 @@ def shards(folder: Path, names: dict[str, str], files: dict[str, dict[str, Tenso
     return folder
 
 
-def test_shards_stay_in_their_folder(folder: Path, tmp_path: Path) -> None:
+def test_shards_outside_the_folder_are_refused(folder: Path, tmp_path: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors, tmp_path / "x.safetensors")
     index = folder / "model.safetensors.index.json"
@@ -110,19 +99,19 @@ def test_shards_stay_in_their_folder(folder: Path, tmp_path: Path) -> None:
     for name in ("../x.safetensors", str(tmp_path / "x.safetensors"), "a/x.safetensors",
                  "..\\x.safetensors", "..", "", "x.bin"):  # fmt: skip
         index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, name)}))
-        with pytest.raises(ValueError, match=r"a shard is a \.safetensors beside it"):
+        with pytest.raises(ValueError, match=r"expected a \.safetensors file in its folder"):
             read_index(folder)
     (folder / "x.safetensors").symlink_to(tmp_path / "x.safetensors")
     index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "x.safetensors")}))
-    with pytest.raises(ValueError, match=r"is a link to .* outside of its folder"):
+    with pytest.raises(ValueError, match=r"is a link to .* outside its folder"):
         read_index(folder)
-    for broken in ('{"weight_map": []}', '{"weight_map": {"a": 1}}', "{}", "[]", '{"a":1,"a":2}'):
+    for broken in ('{"weight_map": []}', '{"weight_map": {"a": 1}}', "{}", "[]"):
         index.write_text(broken)
         with pytest.raises(ValueError, match=r"index\.json: "):
             read_index(folder)
 
 
-def test_the_cache_of_the_hub_is_made_of_links(folder: Path, tmp_path: Path) -> None:
+def test_links_of_the_hub_cache_are_followed(folder: Path, tmp_path: Path) -> None:
     snapshot, blobs = tmp_path / "m" / "snapshots" / "abc", tmp_path / "m" / "blobs"
     snapshot.mkdir(parents=True)
     blobs.mkdir()
@@ -132,7 +121,7 @@ def test_the_cache_of_the_hub_is_made_of_links(folder: Path, tmp_path: Path) -> 
     assert len(read_index(snapshot)) == 4
 
 
-def test_shards_must_be_what_the_index_says(folder: Path) -> None:
+def test_shards_must_match_the_index(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     names = list(tensors)
     half = {name: "a.safetensors" if i < 2 else "b.safetensors" for i, name in enumerate(names)}
@@ -141,10 +130,10 @@ def test_shards_must_be_what_the_index_says(folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"b\.safetensors is missing"):
         read_index(folder)
     save_file({**b, names[0]: a[names[0]]}, folder / "b.safetensors")
-    with pytest.raises(ValueError, match=r"is in a\.safetensors and in .*b\.safetensors"):
+    with pytest.raises(ValueError, match=r"b\.safetensors has .*, contrary to"):
         read_index(folder)
     save_file({n: b[n] for n in list(b)[1:]}, folder / "b.safetensors")
-    with pytest.raises(ValueError, match=r"b\.safetensors has no model"):
+    with pytest.raises(ValueError, match=r"b\.safetensors lacks model"):
         read_index(folder)
     save_file(b, folder / "b.safetensors")
     assert len(read_index(folder)) == 4

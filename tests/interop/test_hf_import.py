@@ -1,4 +1,4 @@
-"""Folders of transformers become runs that compute the same; broken and forged ones are refused."""
+"""Folders of transformers become runs that compute the same; unsupported ones are refused."""
 
 import json
 from collections.abc import Callable
@@ -7,47 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
+from hf_models import CASES, TOKENIZER, T, V, save, transformers_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gptsmith.interop.hf_import import open_folder
+from gptsmith.interop.hf import open_folder
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.run import Run
 from gptsmith.tokenizer import Tokenizer
 
-V, T = 64, 32
 IDS = torch.randint(0, V - 1, (3, 12), generator=torch.Generator().manual_seed(1))
 LENGTHS = torch.tensor([12, 12, 12])
-TOKENIZER = Tokenizer.char(["".join(map(chr, range(48, 48 + V - 1)))])  # V with <|endoftext|>
-
-GPT2 = dict(n_layer=2, n_head=4, n_embd=32, n_positions=T, vocab_size=V)
-LLAMA = dict(
-    num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, hidden_size=32,
-    intermediate_size=48, vocab_size=V, max_position_embeddings=T, pad_token_id=None,
-    bos_token_id=None, eos_token_id=None,
-)  # fmt: skip
-STRETCH = dict(rope_type="llama3", rope_theta=100.0, factor=4.0, low_freq_factor=1.0,
-               high_freq_factor=4.0, original_max_position_embeddings=16)  # fmt: skip
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "gpt2": ("GPT2", GPT2),
-    "distilgpt2": ("GPT2", dict(GPT2, n_layer=1, n_inner=48)),
-    "gpt2 untied": ("GPT2", dict(GPT2, tie_word_embeddings=False)),
-    "llama": ("Llama", LLAMA),
-    "llama tied": ("Llama", dict(LLAMA, num_key_value_heads=4, tie_word_embeddings=True)),
-    "llama wide heads": ("Llama", dict(LLAMA, head_dim=16)),
-    "llama biased": ("Llama", dict(LLAMA, attention_bias=True, mlp_bias=True)),
-    "llama attention biased": ("Llama", dict(LLAMA, attention_bias=True)),
-    "llama mlp biased": ("Llama", dict(LLAMA, mlp_bias=True)),
-    "llama linear": ("Llama", dict(LLAMA, rope_parameters=dict(
-        rope_type="linear", factor=4.0, rope_theta=500.0))),
-    "llama3": ("Llama", dict(LLAMA, rope_parameters=STRETCH)),
-    "qwen2": ("Qwen2", dict(LLAMA, tie_word_embeddings=True)),
-    "qwen3": ("Qwen3", dict(LLAMA, head_dim=16)),
-    "arcee": ("Arcee", LLAMA),
-}  # fmt: skip
-
-Save = Callable[..., Path]
 
 
 def logits(model: Any) -> Tensor:
@@ -65,38 +35,13 @@ def from_weights(folder: Path, path: Path) -> Run:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def make() -> Callable[..., Any]:
-    def make(case: str, labels: int = 0) -> Any:
-        """A stock model in eval mode, its weights random and of a size that makes all matter."""
-        family, fields = CASES[case]
-        kind = "LMHeadModel" if family == "GPT2" else "ForCausalLM"
-        cls = getattr(transformers, family + ("ForSequenceClassification" if labels else kind))
-        more = dict(num_labels=labels, pad_token_id=V - 1) if labels else {}
-        model = cls(cls.config_class(**{**fields, **more})).eval()
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for name, p in model.named_parameters():
-                noise = 0.25 * torch.randn(p.shape, generator=generator)
-                p.copy_(noise + (p.dim() == 1 and name.endswith("weight")))
-        return model
-
-    return make
-
-
-def save(model: Any, folder: Path, **options: Any) -> Path:
-    model.save_pretrained(folder, **options)
-    TOKENIZER.save(folder / "tokenizer.json")
-    return folder
-
-
 @pytest.fixture
-def folder(make: Callable[..., Any], tmp_path: Path) -> Path:
-    return save(make("llama"), tmp_path / "model")
+def folder(tmp_path: Path) -> Path:
+    return save(transformers_model("llama"), tmp_path / "model")
 
 
 def edit(folder: Path, **fields: Any) -> Path:
-    """Change config.json; a value of None takes the field away."""
+    """Change config.json; None removes a field."""
     path = folder / "config.json"
     raw = {**json.loads(path.read_text()), **fields}
     path.write_text(json.dumps({name: value for name, value in raw.items() if value is not None}))
@@ -112,10 +57,8 @@ def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> Path
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("labels", [0, 2])
-def test_logits_are_theirs(
-    case: str, labels: int, make: Callable[..., Any], tmp_path: Path
-) -> None:
-    theirs = make(case, labels)
+def test_logits_equal_theirs(case: str, labels: int, tmp_path: Path) -> None:
+    theirs = transformers_model(case, labels)
     expected = logits(theirs)
     assert expected.std() > 0.1
     run = from_weights(save(theirs, tmp_path / "model"), tmp_path / "run")
@@ -125,9 +68,9 @@ def test_logits_are_theirs(
     assert run.tokenizer.to_json() == TOKENIZER.to_json()
 
 
-def test_layouts_of_files(make: Callable[..., Any], tmp_path: Path) -> None:
-    """With and without the prefix, buffers of old, a tied head written twice, shards."""
-    theirs = make("gpt2")
+def test_file_layouts(tmp_path: Path) -> None:
+    """With and without the prefix, old buffers, a tied head stored twice, shards."""
+    theirs = transformers_model("gpt2")
     plain = save(theirs, tmp_path / "plain")
     expected = logits(theirs)
 
@@ -148,17 +91,17 @@ def test_layouts_of_files(make: Callable[..., Any], tmp_path: Path) -> None:
         torch.testing.assert_close(logits(run.load_model()), expected, rtol=0, atol=1e-4)
 
 
-def test_a_tied_head_that_is_another_is_refused(make: Callable[..., Any], tmp_path: Path) -> None:
-    folder = save(make("gpt2"), tmp_path / "model")
+def test_tied_head_must_equal_embedding(tmp_path: Path) -> None:
+    folder = save(transformers_model("gpt2"), tmp_path / "model")
     rewrite(folder, lambda t: t.update({"lm_head.weight": torch.ones(V, 32)}))
-    with pytest.raises(ValueError, match=r"lm_head\.weight is not the embedding"):
+    with pytest.raises(ValueError, match=r"lm_head\.weight differs from the embedding"):
         from_weights(folder, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("case", ["llama3", "llama linear"])
-def test_old_spelling_of_rope(case: str, make: Callable[..., Any], tmp_path: Path) -> None:
-    theirs = make(case)
+def test_rope_of_transformers_4(case: str, tmp_path: Path) -> None:
+    theirs = transformers_model(case)
     folder = save(theirs, tmp_path / "model")
     new = open_folder(folder).config
     rope = dict(CASES[case][1]["rope_parameters"])
@@ -171,10 +114,8 @@ def test_old_spelling_of_rope(case: str, make: Callable[..., Any], tmp_path: Pat
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_dtype_is_that_of_the_source(
-    dtype: torch.dtype, make: Callable[..., Any], tmp_path: Path
-) -> None:
-    theirs = make("llama").to(dtype)
+def test_dtype_is_kept(dtype: torch.dtype, tmp_path: Path) -> None:
+    theirs = transformers_model("llama").to(dtype)
     folder = save(theirs, tmp_path / "model")
     run = from_weights(folder, tmp_path / "run")
     stored = load_file(run.weights)
@@ -185,7 +126,7 @@ def test_dtype_is_that_of_the_source(
     assert open_folder(folder).dtype == torch.float32
 
 
-def test_vocabulary_rows_beyond_the_tokenizer_stay(folder: Path, tmp_path: Path) -> None:
+def test_vocabulary_padding_is_kept(folder: Path, tmp_path: Path) -> None:
     fewer = Tokenizer.char(["abc"])
     fewer.save(folder / "tokenizer.json")
     run = from_weights(folder, tmp_path / "run")
@@ -212,8 +153,8 @@ def test_vocabulary_rows_beyond_the_tokenizer_stay(folder: Path, tmp_path: Path)
         (dict(num_hidden_layers="two"), "num_hidden_layers is 'two': "),
         (dict(num_hidden_layers=10**9), "1,000,000,000 layers, its weights 21 tensors"),
         (dict(max_position_embeddings=1 << 40), "a context of 1099511627776"),
-        (dict(hidden_size=10**15, vocab_size=10**15), "sizes that no model has"),
-        (dict(hidden_size=10**30), "sizes that no model has"),
+        (dict(hidden_size=10**15, vocab_size=10**15), "impossible sizes"),
+        (dict(hidden_size=10**30), "impossible sizes"),
         (dict(architectures=["LlamaForSequenceClassification"],
               id2label={str(i): str(i) for i in range(20_000)}), "20,000 classes"),
         (dict(hidden_size=64), r"embed_tokens.weight is \(64, 32\) instead of \(64, 64\)"),
@@ -239,14 +180,14 @@ def test_vocabulary_rows_beyond_the_tokenizer_stay(folder: Path, tmp_path: Path)
         (dict(model_type="gpt2", architectures=None, add_cross_attention=True), "cross_attention"),
     ],
 )  # fmt: skip
-def test_other_computations_are_refused(fields: dict[str, Any], message: str, folder: Path) -> None:
+def test_unsupported_config_is_refused(fields: dict[str, Any], message: str, folder: Path) -> None:
     with pytest.raises(ValueError, match=message) as error:
         open_folder(edit(folder, **fields))
     assert str(folder) in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_code_of_the_model_is_left_alone(folder: Path, tmp_path: Path) -> None:
+def test_custom_code_is_not_run(folder: Path, tmp_path: Path) -> None:
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     edit(folder, auto_map={"AutoModelForCausalLM": "evil.Evil"}, attention_dropout=0.1)
     found = open_folder(folder)
@@ -257,9 +198,7 @@ def test_code_of_the_model_is_left_alone(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_weights_that_are_no_numbers_are_refused(
-    value: float, folder: Path, tmp_path: Path
-) -> None:
+def test_nan_and_infinity_are_refused(value: float, folder: Path, tmp_path: Path) -> None:
     rewrite(folder, lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"][3].fill_(value))
     with pytest.raises(ValueError, match=r"blocks\.1\.mlp\.gate_up\.weight holds NaN or infinity"):
         from_weights(folder, tmp_path / "run")

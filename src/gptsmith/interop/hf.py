@@ -1,0 +1,253 @@
+"""Model folders of transformers: import and export. No custom code is needed or run."""
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptsmith import files
+from gptsmith.interop import hf_config, hf_files, hf_tokenizer, model_card, peft
+from gptsmith.interop.external_model import ExportableModel, ExternalModel
+from gptsmith.interop.hf_files import Entry
+from gptsmith.interop.hf_mapping import (
+    Stored,
+    stored_in_transformers,
+    tensor_shapes,
+    transformers_class,
+)
+from gptsmith.interop.peft import Adapter
+from gptsmith.model import state_dict
+from gptsmith.model.config import ModelConfig
+from gptsmith.tokenizer import Tokenizer
+from gptsmith.train import checkpoint as checkpoints
+
+# Buffers that old checkpoints hold and the model computes: causal masks, rotary frequencies.
+_BUFFERS = re.compile(r"(.*\.)?(attn\.(masked_)?bias|rotary_emb\.inv_freq)")
+_MIN_TENSORS_PER_BLOCK = 8  # Arcee's
+_NO_END = "the tokenizer has no known end-of-text token: generate and chat will refuse this model"
+_BASE = "base"
+
+
+# --- import --------------------------------------------------------------------------------------
+
+
+def open_folder(folder: Path) -> ExternalModel:
+    """The model in `folder`, as transformers' save_pretrained writes it.
+
+    Raises ValueError or FileNotFoundError naming the file that is missing, damaged, or asks for
+    something that our models cannot compute. No code of the folder is run, no pickle opened.
+    """
+    path = folder / "config.json"
+    raw = hf_files.read_json(path)
+    config, cls = hf_config.model_config(raw, path), hf_config.class_name(raw, path)
+    entries = {
+        name: entry
+        for name, entry in hf_files.read_index(folder).items()
+        if not _BUFFERS.fullmatch(name)
+    }
+    # Checked first, because the model below is laid out with as many blocks as the file says.
+    if config.n_layer * _MIN_TENSORS_PER_BLOCK > len(entries):
+        raise ValueError(
+            f"{path} has {config.n_layer:,} layers, its weights {len(entries)} tensors"
+        )
+    weights = _Weights(folder, config, entries, _absent_biases(raw))
+    tokenizer = hf_tokenizer.read(folder, str(raw["model_type"]))
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} ids, the model vectors for "
+            f"{config.vocab_size:,}: call resize_token_embeddings in transformers first"
+        )
+    ends = [] if "eos_token" in hf_tokenizer.roles(tokenizer) else [_NO_END]
+    template, unusable = hf_tokenizer.read_template(folder, tokenizer)
+    return ExternalModel(
+        config=config,
+        tensors=weights.tensors,
+        dtype=weights.dtype,
+        tokenizer=tokenizer,
+        template=template,
+        origin={"import": str(folder), "format": "huggingface", "class": cls},
+        notes=[*hf_config.notes(raw, path), *ends, *unusable],
+    )
+
+
+def _absent_biases(raw: Mapping[str, Any]) -> re.Pattern[str]:
+    """Biases that a Llama with only some of them lacks: ours has all of them or none."""
+    attention, mlp = raw.get("attention_bias"), raw.get("mlp_bias")
+    if bool(attention) == bool(mlp):
+        return re.compile("(?!)")
+    return re.compile(rf"model\.layers\.\d+\.{'mlp' if attention else 'self_attn'}\..*\.bias")
+
+
+class _Weights:
+    """The weights of a folder by our names; all of them are checked before one is read."""
+
+    def __init__(
+        self, folder: Path, config: ModelConfig, entries: dict[str, Entry], zero: re.Pattern[str]
+    ) -> None:
+        self.dtype = hf_files.widest(entries)
+        self._config = config
+        try:
+            expected = tensor_shapes(config)
+        except (RuntimeError, OverflowError, TypeError):  # torch's, of products above 2**63
+            raise ValueError(f"{folder / 'config.json'} has impossible sizes") from None
+        # A base model saved alone (GPT2Model) has no prefix in its names.
+        prefix = next(iter(expected)).partition(".")[0] + "."
+        if not any(name.startswith(prefix) for name in entries):
+            heads = ("lm_head.", "score.")
+            entries = {n if n.startswith(heads) else prefix + n: e for n, e in entries.items()}
+        tie_embeddings = "lm_head.weight" not in expected and not config.labels
+        self._tied_head = entries.pop("lm_head.weight", None) if tie_embeddings else None
+        self._entries = entries
+        self._zero = {name for name in expected if zero.fullmatch(name) and name not in entries}
+        given = {name: entry.shape for name, entry in entries.items()}
+        given |= {name: expected[name] for name in self._zero}
+        state_dict.check_state_dict(expected, given, f"{folder} (its config.json)")
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Ours, one by one, all of one dtype."""
+        for ours, shape in state_dict.shapes(self._config).items():
+            tensor = self._read(stored_in_transformers(self._config, ours, shape))
+            if ours == "embedding.token.weight" and self._tied_head is not None:
+                self._check_tied_head(tensor)
+            yield ours, tensor
+
+    def _read(self, there: Stored) -> Tensor:
+        named = zip(there.names, there.rows, strict=True)
+        parts = [self._part(name, rows, there.transposed) for name, rows in named]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _part(self, name: str, rows: int, transposed: bool) -> Tensor:
+        if name in self._zero:
+            return torch.zeros(rows, dtype=self.dtype)
+        tensor = self._entries[name].read().to(self.dtype)
+        return tensor.T.contiguous() if transposed else tensor
+
+    def _check_tied_head(self, embedding: Tensor) -> None:
+        """Files converted from pickles hold a tied head twice; it must equal the embedding."""
+        assert self._tied_head is not None
+        entry = self._tied_head
+        same = entry.shape == embedding.shape and torch.equal(
+            entry.read().to(embedding.dtype), embedding
+        )
+        if not same:
+            raise ValueError(
+                f"{entry.path}: lm_head.weight differs from the embedding, though config.json ties "
+                "them: set its tie_word_embeddings to false"
+            )
+
+
+# --- export --------------------------------------------------------------------------------------
+
+
+def export(model: ExportableModel, out: Path, dtype: torch.dtype | None = None) -> list[str]:
+    """Write the folder `out`, whole or not at all; returns notes for the user.
+
+    dtype: of the weights, by default their own. Raises ValueError for an architecture that no
+    class of transformers computes, naming the axis, and for weights that `dtype` cannot hold;
+    FileExistsError if `out` is occupied.
+    """
+    notes = _check(model)
+    files.refuse_occupied(out)
+    with files.atomic_folder(out) as folder:
+        _write_model(folder, model, dtype)
+    return notes
+
+
+def export_adapter(
+    base: ExportableModel, adapter: Adapter, out: Path, dtype: torch.dtype | None = None
+) -> list[str]:
+    """Write a LoRA adapter in peft's form to `out` and the model that it changes to OUT/base.
+
+    dtype: of the base model's weights. Returns and raises as `export` does.
+    """
+    notes = _check(base)
+    files.refuse_occupied(out)
+    with files.atomic_folder(out) as folder:
+        (folder / _BASE).mkdir()
+        _write_model(folder / _BASE, base, dtype)
+        _write_tokenizer(folder, base)
+        # absolute, because peft resolves it against the working directory
+        peft.save(folder, base.config, adapter, base_model=str(out.resolve() / _BASE))
+        files.write_text(folder / "README.md", model_card.adapter_text(base, adapter.lora))
+    return notes
+
+
+def _check(model: ExportableModel) -> list[str]:
+    """Whether the model can be exported, before its weights are read; notes for the user."""
+    config, tokenizer = model.config, model.tokenizer
+    cls, notes = transformers_class(config), []
+    if _opens_as_llama(config, tokenizer):
+        other = transformers_class(config.change(bias="all"))
+        notes.append(
+            f"written as {other} with zero biases: transformers gives every {cls} Qwen's tokenizer"
+        )
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{model.name}: the tokenizer has {tokenizer.vocab_size:,} ids, the model vectors for "
+            f"{config.vocab_size:,}: they do not belong together"
+        )
+    if padding := config.vocab_size - tokenizer.vocab_size:
+        notes.append(f"{padding:,} rows that pad the vocabulary are left out")
+    return notes
+
+
+def _opens_as_llama(config: ModelConfig, tokenizer: Tokenizer) -> bool:
+    """Whether a Qwen2 is written as a Llama with zero biases, which computes the same: as a Qwen2,
+    transformers would open it with another tokenizer."""
+    return config.bias == "qkv" and not hf_tokenizer.splits_as_qwen2(tokenizer)
+
+
+def _write_model(folder: Path, model: ExportableModel, dtype: torch.dtype | None) -> None:
+    tokenizer, tensors = model.tokenizer, model.tensors()
+    config = model.config.change(vocab_size=tokenizer.vocab_size)
+    if _opens_as_llama(config, tokenizer):
+        config = config.change(bias="all")
+    if dtype is None:
+        dtype = reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values()})
+    names = hf_tokenizer.roles(tokenizer)
+    tokens = {role: tokenizer.special_tokens[name] for role, name in names.items()}
+    ids = {f"{role}_id": tokens.get(role) for role in ("bos_token", "eos_token", "pad_token")}
+    files.write_json(folder / "config.json", hf_config.config_json(config, dtype, ids))
+    if not config.labels:
+        generation: dict[str, Any] = dict(ids)
+        if model.chat_template is not None:
+            generation["eos_token_id"] = [*model.chat_template.stop_ids]
+        if "bos_token" not in tokens:  # without a prompt, generation starts after an end of text
+            generation["bos_token_id"] = ids["eos_token_id"]
+        files.write_json(folder / "generation_config.json", generation)
+    _write_tokenizer(folder, model)
+    checkpoints.stream_tensors(
+        folder / hf_files.SINGLE,
+        tensor_shapes(config),
+        dtype,
+        _theirs(config, tensors, dtype),
+    )
+    files.write_text(folder / "README.md", model_card.text(model, config, dtype))
+
+
+def _write_tokenizer(folder: Path, model: ExportableModel) -> None:
+    template = None if model.chat_template is None else model.chat_template.source
+    hf_tokenizer.write(folder, model.tokenizer, template, model.config.context_length)
+
+
+def _theirs(
+    config: ModelConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of the class of `config`; biases that ours lacks are zero, and rows that pad our
+    vocabulary are cut."""
+    for ours, shape in state_dict.shapes(config).items():
+        tensor = tensors[ours] if ours in tensors else torch.zeros(shape)
+        there = stored_in_transformers(config, ours, shape)
+        rows = tensor[: shape[0]].split(there.rows)
+        for name, part in zip(there.names, rows, strict=True):
+            part = part.to(dtype)
+            if not part.isfinite().all():
+                raise ValueError(
+                    f"{ours} has values that {str(dtype).removeprefix('torch.')} cannot hold: "
+                    "export it with --dtype bf16 or fp32"
+                )
+            yield name, (part.T if there.transposed else part).contiguous()

@@ -1,0 +1,223 @@
+"""config.json of transformers as a ModelConfig and back, by the records of hf_mapping.py.
+
+A field that config.json leaves out has the default of its class.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, assert_never
+
+import torch
+from pydantic import ValidationError
+
+from gptsmith.interop.external_model import config_error
+from gptsmith.interop.hf_mapping import FAMILIES, Family, family_of
+from gptsmith.model.config import ModelConfig, RopeScaling
+
+_MAX_CONTEXT = 1 << 24  # rotary tables are made for all of it, 8 GB for heads of 128
+_MAX_LABELS = 10_000
+_NOTHING: tuple[Any, ...] = (None, {}, [], False)
+# Fields of every family that change what is computed, with the values that we can express.
+_FIXED: Mapping[str, tuple[Any, ...]] = {
+    "quantization_config": _NOTHING,
+    "per_layer_config": _NOTHING,
+    "pruned_heads": _NOTHING,
+    "is_encoder_decoder": _NOTHING,
+    "add_cross_attention": _NOTHING,
+    "is_causal": (True, None),
+    "partial_rotary_factor": (1, None),
+}
+_DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # GPT-2's; others have attention_dropout
+
+
+# --- config.json -> ModelConfig ------------------------------------------------------------------
+
+
+def family_in(raw: Mapping[str, Any], path: Path) -> Family:
+    """The family of a config.json. ValueError if it is none of ours, or another kind of class."""
+    kind, named = str(raw.get("model_type")), raw.get("architectures")
+    family = next((family for family in FAMILIES if family.model_type == kind), None)
+    if family is None:
+        raise ValueError(
+            f"{path}: model_type {kind[:40]!r} cannot be imported: expected one of "
+            f"{', '.join(family.model_type for family in FAMILIES)}"
+        )
+    classes = [family.class_name(), family.class_name(classifier=True)]
+    if named and named not in ([name] for name in classes):
+        raise ValueError(
+            f"{path}: architectures {str(named)[:60]} cannot be imported: expected "
+            f"{' or '.join(classes)}"
+        )
+    return family
+
+
+def class_name(raw: Mapping[str, Any], path: Path) -> str:
+    """The class that a config.json is of; ValueError as of family_in."""
+    family = family_in(raw, path)
+    return str((raw.get("architectures") or [family.class_name()])[0])
+
+
+def model_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
+    """The architecture that a config.json describes.
+
+    Raises ValueError naming `path`, the field and its value if our axes cannot express it.
+    """
+    family = family_in(raw, path)
+    for name, expressed in (*_FIXED.items(), *family.fixed.items()):
+        if name in raw and raw[name] not in expressed:
+            raise _unsupported(path, name, raw[name])
+    fields: dict[str, Any] = {axis: values[0] for axis, values in family.axes.items()}
+    fields |= {ours: raw.get(there, default) for there, (ours, default) in family.sizes.items()}
+    fields["tie_embeddings"] = raw.get("tie_word_embeddings", family.gpt2)
+    name, activations = family.activation
+    activation = raw.get(name, next(iter(activations)))
+    if activation not in activations:
+        raise _unsupported(path, name, activation)
+    fields["mlp"] = activations[activation]
+    if family.gpt2:
+        fields["d_ff"] = raw.get("n_inner")
+    else:
+        _refuse_sliding_window(raw, path)
+        fields["rope_theta"], fields["rope_scaling"] = _rope(raw, path)
+    if "all" in family.axes["bias"] and (raw.get("attention_bias") or raw.get("mlp_bias")):
+        fields["bias"] = "all"
+    dropouts = _dropouts(raw, path)
+    highest = max(dropouts, key=lambda name: dropouts[name])
+    fields["dropout"] = dropouts[highest]
+    if class_name(raw, path) == family.class_name(classifier=True):
+        fields["labels"] = _labels(raw, path)
+    try:
+        config = ModelConfig(**fields)
+    except ValidationError as error:
+        names = {ours: there for there, (ours, _) in family.sizes.items()}
+        names |= {"tie_embeddings": "tie_word_embeddings", "dropout": highest}
+        raise config_error(path, error, names) from None
+    if config.context_length > _MAX_CONTEXT:
+        raise _unsupported(path, "a context of", config.context_length)
+    return config
+
+
+def notes(raw: Mapping[str, Any], path: Path) -> list[str]:
+    """What the user should know of a config.json that can be imported."""
+    found = []
+    if raw.get("auto_map"):
+        found.append("the model's own code (auto_map) is ignored: it is not needed")
+    dropouts = _dropouts(raw, path)
+    highest = max(dropouts.values())
+    if highest and (len(dropouts) == 1 or min(dropouts.values()) < highest):
+        written = ", ".join(f"{name} {value}" for name, value in dropouts.items())
+        found.append(f"training applies dropout {highest} everywhere: config.json has {written}")
+    return found
+
+
+def _dropouts(raw: Mapping[str, Any], path: Path) -> dict[str, float]:
+    gpt2 = raw.get("model_type") == "gpt2"
+    names, default = (_DROPOUTS, 0.1) if gpt2 else (("attention_dropout",), 0.0)
+    dropouts = {name: raw.get(name, default) for name in names}
+    for name, value in dropouts.items():
+        if not isinstance(value, int | float):
+            raise _unsupported(path, name, value)
+    return dropouts
+
+
+def _rope(raw: Mapping[str, Any], path: Path) -> tuple[Any, RopeScaling | None]:
+    """Base and scaling, from `rope_parameters` (transformers 5) or `rope_scaling`."""
+    name = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+    rope = raw.get(name) or {}
+    if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+        raise _unsupported(path, name, rope)
+    theta = rope.get("rope_theta", raw.get("rope_theta", 10_000.0))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    whole = rope.get("partial_rotary_factor") in (1, None)
+    if kind not in ("default", "linear", "llama3") or not whole:
+        raise _unsupported(path, name, rope)
+    if kind == "default":
+        return theta, None
+    given = {key: rope[key] for key in RopeScaling.model_fields if key in rope}
+    if kind == "llama3":
+        given.setdefault("original_max_position_embeddings", raw.get("max_position_embeddings"))
+    try:
+        return theta, RopeScaling(**{**given, "rope_type": kind})
+    except ValidationError as error:
+        names = {key: f"{name}.{key}" for key in RopeScaling.model_fields}
+        raise config_error(path, error, names) from None
+
+
+def _refuse_sliding_window(raw: Mapping[str, Any], path: Path) -> None:
+    """ValueError for a Qwen whose sliding windows are in use (other classes have none)."""
+    kinds = raw.get("layer_types") or []
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        raise _unsupported(path, "layer_types", kinds)
+    window, first = raw.get("sliding_window", 4096), raw.get("max_window_layers", 28)
+    layers = raw.get("num_hidden_layers", 32)
+    none = isinstance(first, int) and isinstance(layers, int) and first >= layers
+    if raw.get("use_sliding_window") and window is not None and not kinds and not none:
+        raise _unsupported(path, "sliding_window", window)
+
+
+def _labels(raw: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    problem = raw.get("problem_type")
+    if problem not in (None, "single_label_classification"):
+        raise _unsupported(path, "problem_type", problem)
+    names = raw.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}  # the default: two classes
+    labels = {str(i): name for i, name in names.items()} if isinstance(names, dict) else {}
+    if not labels or labels.keys() != {str(i) for i in range(len(labels))}:
+        raise ValueError(f'{path}: id2label {str(names)[:60]}: expected {{"0": name, "1": ...}}')
+    if len(labels) > _MAX_LABELS:
+        raise ValueError(f"{path}: id2label has {len(labels):,} classes: at most {_MAX_LABELS:,}")
+    return tuple(str(labels[str(i)]) for i in range(len(labels)))
+
+
+def _unsupported(path: Path, name: str, value: Any) -> ValueError:
+    return ValueError(f"{path} has {name} {str(value)[:100]}, which gptsmith does not support")
+
+
+# --- ModelConfig -> config.json ------------------------------------------------------------------
+
+
+def config_json(
+    c: ModelConfig, dtype: torch.dtype, tokens: Mapping[str, int | None]
+) -> dict[str, Any]:
+    """config.json of the transformers class of `c`, readable by transformers 4 and 5.
+
+    tokens: bos_token_id, eos_token_id, pad_token_id. Raises ValueError as of family_of.
+    """
+    family = family_of(c)
+    name, activations = family.activation
+    raw: dict[str, Any] = {
+        "architectures": [family.class_name(bool(c.labels))],
+        "model_type": family.model_type,
+        **{there: getattr(c, ours) for there, (ours, _) in family.sizes.items()},
+        **{there: values[0] for there, values in family.fixed.items()},
+        name: next(there for there, ours in activations.items() if ours == c.mlp),
+    }
+    if family.gpt2:
+        raw |= {"n_ctx": c.context_length, "n_inner": c.F, **dict.fromkeys(_DROPOUTS, c.dropout)}
+    else:
+        raw |= {"attention_dropout": c.dropout, **_rope_json(c)}
+        if family.model_type.startswith("qwen"):
+            raw["use_sliding_window"] = False
+        if "all" in family.axes["bias"]:
+            raw |= dict.fromkeys(("attention_bias", "mlp_bias"), c.bias == "all")
+    if c.labels:
+        raw["id2label"] = {str(i): label for i, label in enumerate(c.labels)}
+        raw["label2id"] = {label: i for i, label in enumerate(c.labels)}
+        raw["problem_type"] = "single_label_classification"
+    numbers = str(dtype).removeprefix("torch.")
+    ties = {"tie_word_embeddings": c.tie_embeddings}
+    return {**raw, **ties, **tokens, "dtype": numbers, "torch_dtype": numbers}
+
+
+def _rope_json(c: ModelConfig) -> dict[str, Any]:
+    """The rotation in the spellings of transformers 4 (rope_scaling) and 5 (rope_parameters)."""
+    scaling: dict[str, Any] | None = None
+    if c.rope_scaling is not None:
+        match c.rope_scaling.rope_type:
+            case "linear":
+                scaling = {"rope_type": "linear", "factor": c.rope_scaling.factor}
+            case "llama3":
+                scaling = c.rope_scaling.model_dump()
+            case _:
+                assert_never(c.rope_scaling.rope_type)
+    rope = {"rope_theta": c.rope_theta, **(scaling or {"rope_type": "default"})}
+    return {"rope_theta": c.rope_theta, "rope_scaling": scaling, "rope_parameters": rope}

@@ -1,0 +1,248 @@
+"""Which classes of transformers compute a ModelConfig, and what they call its fields and tensors.
+
+One record per family of classes (`Family`) holds all that distinguishes it; a new architecture is
+a new record. hf_config.py reads and writes config.json by it. Sources: the configuration and
+modeling files of GPT-2, Llama, Qwen2, Qwen3 and Arcee in transformers.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gptsmith.model import state_dict
+from gptsmith.model.config import ModelConfig
+
+# Our module -> the modules elsewhere that hold it. Several are stacked, in this order, to the rows
+# of our fused matrix. `*` is the number of the block.
+Names = Mapping[str, tuple[str, ...]]
+
+GPT2_NAMES: Names = {
+    "embedding.token": ("transformer.wte",),
+    "embedding.position": ("transformer.wpe",),
+    "blocks.*.attention_norm": ("transformer.h.*.ln_1",),
+    "blocks.*.attention.qkv": ("transformer.h.*.attn.c_attn",),
+    "blocks.*.attention.proj": ("transformer.h.*.attn.c_proj",),
+    "blocks.*.mlp_norm": ("transformer.h.*.ln_2",),
+    "blocks.*.mlp.up": ("transformer.h.*.mlp.c_fc",),
+    "blocks.*.mlp.down": ("transformer.h.*.mlp.c_proj",),
+    "final_norm": ("transformer.ln_f",),
+    "head": ("lm_head",),
+    "score": ("score",),
+}
+LLAMA_NAMES: Names = {  # Qwen and Arcee as well
+    "embedding.token": ("model.embed_tokens",),
+    "blocks.*.attention_norm": ("model.layers.*.input_layernorm",),
+    "blocks.*.attention.qkv": (
+        "model.layers.*.self_attn.q_proj",
+        "model.layers.*.self_attn.k_proj",
+        "model.layers.*.self_attn.v_proj",
+    ),
+    "blocks.*.attention.q_norm": ("model.layers.*.self_attn.q_norm",),
+    "blocks.*.attention.k_norm": ("model.layers.*.self_attn.k_norm",),
+    "blocks.*.attention.proj": ("model.layers.*.self_attn.o_proj",),
+    "blocks.*.mlp_norm": ("model.layers.*.post_attention_layernorm",),
+    "blocks.*.mlp.gate_up": ("model.layers.*.mlp.gate_proj", "model.layers.*.mlp.up_proj"),
+    "blocks.*.mlp.up": ("model.layers.*.mlp.up_proj",),
+    "blocks.*.mlp.down": ("model.layers.*.mlp.down_proj",),
+    "final_norm": ("model.norm",),
+    "head": ("lm_head",),
+    "score": ("score",),
+}
+
+# Sizes: field of config.json -> our field, and the default of the class.
+Sizes = Mapping[str, tuple[str, Any]]
+
+_GPT2_SIZES: Sizes = {
+    "n_layer": ("n_layer", 12),
+    "n_head": ("n_head", 12),
+    "n_embd": ("n_embd", 768),
+    "n_positions": ("context_length", 1024),
+    "vocab_size": ("vocab_size", 50257),
+    "layer_norm_epsilon": ("norm_eps", 1e-5),
+}
+_LLAMA_SIZES: Sizes = {
+    "num_hidden_layers": ("n_layer", 32),
+    "num_attention_heads": ("n_head", 32),
+    "num_key_value_heads": ("n_kv_head", None),
+    "hidden_size": ("n_embd", 4096),
+    "intermediate_size": ("d_ff", 11008),
+    "head_dim": ("head_dim", None),
+    "max_position_embeddings": ("context_length", 2048),
+    "vocab_size": ("vocab_size", 32000),
+    "rms_norm_eps": ("norm_eps", 1e-6),
+}
+_QWEN2_SIZES: Sizes = {
+    **_LLAMA_SIZES,
+    "num_key_value_heads": ("n_kv_head", 32),
+    "intermediate_size": ("d_ff", 22016),
+    "max_position_embeddings": ("context_length", 32768),
+    "vocab_size": ("vocab_size", 151936),
+}
+_ARCEE_SIZES: Sizes = {
+    **_LLAMA_SIZES,
+    "hidden_size": ("n_embd", 2560),
+    "intermediate_size": ("d_ff", 18432),
+    "max_position_embeddings": ("context_length", 4096),
+    "rms_norm_eps": ("norm_eps", 1e-5),
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """The classes of transformers that share a model_type.
+
+    axes: the values of our axes that they compute; a config with any other value is not theirs.
+    activation: the field of config.json that names the activation, and its values as our `mlp`;
+    the first is the default. fixed: fields that change what is computed, with the values that we
+    can express. gpt2: learned positions, equal numbers of heads, and GPT-2's spellings. square:
+    heads are n_embd / n_head wide. divisible: n_embd is a multiple of n_head.
+    """
+
+    model_type: str
+    prefix: str
+    axes: Mapping[str, tuple[Any, ...]]
+    sizes: Sizes
+    activation: tuple[str, Mapping[str, str]]
+    fixed: Mapping[str, tuple[Any, ...]]
+    names: Names = field(default_factory=lambda: LLAMA_NAMES)
+    gpt2: bool = False
+    square: bool = False
+    divisible: bool = True
+
+    def class_name(self, classifier: bool = False) -> str:
+        if classifier:
+            return f"{self.prefix}ForSequenceClassification"
+        return f"{self.prefix}{'LMHeadModel' if self.gpt2 else 'ForCausalLM'}"
+
+
+def _axes(**changed: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:
+    return {
+        "position": ("rope",), "norm": ("rmsnorm",), "mlp": ("swiglu",), "bias": ("none",),
+        "qk_norm": (False,), "mask": ("causal()",), **changed,
+    }  # fmt: skip
+
+
+_SILU = ("hidden_act", {"silu": "swiglu", "swish": "swiglu"})
+
+# Where several are equally near to a config that none computes, the first is named to the user.
+FAMILIES = (
+    Family(
+        "gpt2",
+        "GPT2",
+        _axes(position=("learned",), norm=("layernorm",), mlp=("gelu", "gelu_erf"), bias=("all",)),
+        _GPT2_SIZES,
+        (
+            "activation_function",
+            {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf"},
+        ),
+        {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)},
+        names=GPT2_NAMES,
+        gpt2=True,
+        square=True,
+    ),
+    Family(
+        "arcee",
+        "Arcee",
+        _axes(mlp=("relu2",)),
+        _ARCEE_SIZES,
+        ("hidden_act", {"relu2": "relu2"}),
+        {"attention_bias": (False,), "mlp_bias": (False,)},
+    ),
+    Family(
+        "qwen3",
+        "Qwen3",
+        _axes(qk_norm=(True,)),
+        {**_QWEN2_SIZES, "head_dim": ("head_dim", 128)},
+        _SILU,
+        {"attention_bias": (False,)},
+        divisible=False,
+    ),
+    Family("qwen2", "Qwen2", _axes(bias=("qkv",)), _QWEN2_SIZES, _SILU, {}, square=True),
+    Family("llama", "Llama", _axes(bias=("none", "all")), _LLAMA_SIZES, _SILU, {}),
+)
+
+
+# --- classes -------------------------------------------------------------------------------------
+
+
+def family_of(c: ModelConfig) -> Family:
+    """The family whose classes compute this architecture.
+
+    Raises ValueError naming the axis on which the nearest family differs.
+    """
+
+    def differences(family: Family) -> dict[str, Any]:
+        """Our field -> what the family has instead."""
+        fields = dict(family.axes)
+        if family.divisible:
+            fields["n_embd"] = (c.n_embd // c.n_head * c.n_head,)
+        if family.square:
+            fields["head_dim"] = (c.n_embd // c.n_head,)
+        if family.gpt2:
+            fields["n_kv_head"] = (c.n_head,)
+        return {axis: v for axis, v in fields.items() if getattr(c, axis) not in v}
+
+    def distance(family: Family) -> tuple[int, int]:
+        """Axes first, sizes second."""
+        axes = len(differences(family).keys() & family.axes.keys())
+        return axes, len(differences(family)) - axes
+
+    nearest = min(FAMILIES, key=distance)
+    for axis, values in differences(nearest).items():
+        raise ValueError(
+            f"transformers has no model class with {axis} {getattr(c, axis)!r} and the other "
+            f"settings of this model: {nearest.prefix}, the nearest, has "
+            f"{' or '.join(map(repr, values))}"
+        )
+    return nearest
+
+
+def transformers_class(c: ModelConfig) -> str:
+    """The class of transformers that computes this architecture; ValueError as of family_of."""
+    return family_of(c).class_name(bool(c.labels))
+
+
+# --- tensors -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How a tensor of ours is stored elsewhere: parts by name, whose rows together are its rows."""
+
+    names: tuple[str, ...]
+    rows: tuple[int, ...]
+    transposed: bool = False  # each part is (columns, rows)
+
+
+def stored(c: ModelConfig, names: Names, ours: str, rows: int) -> Stored:
+    """How the tensor `ours` of a state_dict, of `rows` rows, is stored under the table `names`."""
+    module, _, kind = ours.rpartition(".")  # weight, bias, lora_A, ...
+    block = re.match(r"blocks\.(\d+)\.", module)
+    key = module.replace(block[0], "blocks.*.") if block else module
+    parts = tuple(name.replace("*", block[1] if block else "") for name in names[key])
+    heights: tuple[int, ...] = (rows,)
+    if len(parts) > 1:
+        fused = {"qkv": (c.n_head * c.D, c.K * c.D, c.K * c.D), "gate_up": (c.F, c.F)}
+        heights = fused[key.rpartition(".")[2]]
+    return Stored(tuple(f"{part}.{kind}" for part in parts), heights)
+
+
+def stored_in_transformers(c: ModelConfig, ours: str, shape: tuple[int, ...]) -> Stored:
+    """`stored` for the transformers class of `c`."""
+    family = family_of(c)
+    found = stored(c, family.names, ours, shape[0])
+    # GPT-2's linear layers are convolutions of width 1, with matrices (in, out)
+    transposed = family.gpt2 and ours.startswith("blocks.") and len(shape) == 2
+    return Stored(found.names, found.rows, transposed)
+
+
+def tensor_shapes(c: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The parameters of the transformers class of `c`, by its names."""
+    shapes = {}
+    for ours, shape in state_dict.shapes(c).items():
+        there = stored_in_transformers(c, ours, shape)
+        for name, rows in zip(there.names, there.rows, strict=True):
+            whole = (rows, *shape[1:])
+            shapes[name] = whole[::-1] if there.transposed else whole
+    return shapes

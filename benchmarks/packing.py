@@ -25,6 +25,7 @@ from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data.chat import load_chat
 from gptsmith.data.conversations import read_conversations
 from gptsmith.data.dataset import Windows
+from gptsmith.data.options import ChatFiles
 from gptsmith.data.packing import PackedRows, PaddedRows
 from gptsmith.data.report import ReadReport
 from gptsmith.model import flops
@@ -71,11 +72,12 @@ def trainer(
 def measure(path: Path, arguments: argparse.Namespace) -> None:
     device = runtime.choose_device(arguments.device)
     T, B = arguments.context, arguments.batch_size
-    report = ReadReport("skip")
-    texts = (m["content"] for c in read_conversations([path], report) for m in c.messages)
+    files = ChatFiles(on_error="skip")
+    read = read_conversations([path], files, ReadReport("skip"))
+    texts = (m["content"] for c in read for m in c.messages)
     tokenizer = Tokenizer.train_bpe(texts, 4096).add_special_tokens(CHAT_TOKENS)
     template = ChatTemplate(TEMPLATE, tokenizer)
-    examples, counts = load_chat([path], template, tokenizer, T, report=report)
+    examples, counts = load_chat([path], files, template, tokenizer, T)
     pad_id = tokenizer.special_tokens["<|pad|>"]
     packed = PackedRows(examples, T, 0, pad_id)
     padded = PaddedRows(examples, T, 0, pad_id, fixed=arguments.compile)

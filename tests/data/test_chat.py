@@ -11,11 +11,9 @@ import pytest
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
-from gptsmith.data.chat import load_chat, write_chat
-from gptsmith.data.conversations import Counts
+from gptsmith.data.chat import ChatCounts, load_chat, write_chat
 from gptsmith.data.examples import Examples
-from gptsmith.data.options import Labels
-from gptsmith.data.report import ReadReport
+from gptsmith.data.options import ChatFiles, Labels
 from gptsmith.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
@@ -39,8 +37,10 @@ def chat(tmp_path: Path) -> Path:
     return path
 
 
-def load(path: Path, template: ChatTemplate, T: int = T, **more: Any) -> tuple[Examples, Counts]:
-    return load_chat([path], template, TOKENIZER, T, report=ReadReport("stop"), **more)
+def load(
+    path: Path, template: ChatTemplate, T: int = T, **more: Any
+) -> tuple[Examples, ChatCounts]:
+    return load_chat([path], ChatFiles(**more), template, TOKENIZER, T)
 
 
 def unshifted(template: ChatTemplate) -> list[dict[str, list[int]]]:
@@ -98,7 +98,7 @@ def test_token_ids_are_the_same_examples(
     examples, counts = load(path, template, labels=kind)
     assert examples.fingerprint == expected.fingerprint
     assert [e.name for e in examples] == [f"{path}, row 1", f"{path}, row 2"]
-    assert (counts.kept, counts.cut.count) == (2, 0)
+    assert (counts.kept, counts.truncated.total) == (2, 0)
 
 
 def test_a_dataset_saved_by_datasets(tmp_path: Path, chat: Path, template: ChatTemplate) -> None:
@@ -166,7 +166,7 @@ def test_long_token_rows_are_cut_behind_an_answer(tmp_path: Path, template: Chat
     path = arrow(tmp_path / "a.parquet", rows)
     lengths = [len(r["input_ids"]) for r in rows]
     examples, counts = load(path, template, T=lengths[1] - 2)
-    assert counts.cut.first == [f"{path}, row 2"]
+    assert counts.truncated.lines() == [f"cut to {lengths[1] - 1} tokens: 1 ({path}, row 2)"]
     assert examples[1].ids.tolist() == rows[1]["input_ids"][: len(examples[1].ids)]
     assert int(examples[1].ids[-1]) == TOKENIZER.special_tokens["<|end|>"]
     assert (examples[1].labels != IGNORE_INDEX).sum() == 3
@@ -178,8 +178,8 @@ def test_long_token_rows_are_cut_behind_an_answer(tmp_path: Path, template: Chat
 def test_a_prepared_file_is_the_set(tmp_path: Path, chat: Path, template: ChatTemplate) -> None:
     out = tmp_path / "new" / "chat.arrow"
 
-    def write(**more: Any) -> Counts:
-        return write_chat([chat], template, TOKENIZER, T, out, report=ReadReport(), **more)
+    def write(**more: Any) -> ChatCounts:
+        return write_chat([chat], ChatFiles(), template, TOKENIZER, T, out, **more)
 
     assert write().kept == 2
     direct, _ = load(chat, template)
@@ -194,28 +194,28 @@ def test_a_prepared_file_is_the_set(tmp_path: Path, chat: Path, template: ChatTe
     write(overwrite=True)
     assert out.read_bytes() == first
     with pytest.raises(ValueError, match=r"ends in \.arrow"):
-        write_chat([chat], template, TOKENIZER, T, tmp_path / "x.json", report=ReadReport())
+        write_chat([chat], ChatFiles(), template, TOKENIZER, T, tmp_path / "x.json")
 
 
 def test_a_prepared_file_belongs_to_a_tokenizer_and_a_template(
     tmp_path: Path, chat: Path, template: ChatTemplate
 ) -> None:
     out = tmp_path / "chat.arrow"
-    write_chat([chat], template, TOKENIZER, T, out, report=ReadReport())
+    write_chat([chat], ChatFiles(), template, TOKENIZER, T, out)
     assert "is of 10 here" not in refused(out, template, T=10)
     assert "rows are of 10 here" in refused(out, template, T=10)
     other = ChatTemplate(TEMPLATE + " ", TOKENIZER)
     assert "another template" in refused(out, other)
     more = TOKENIZER.add_special_tokens(["<|more|>"])
     with pytest.raises(ValueError, match="another tokenizer"):
-        load_chat([out], ChatTemplate(TEMPLATE, more), more, T, report=ReadReport())
+        load_chat([out], ChatFiles(), ChatTemplate(TEMPLATE, more), more, T)
 
 
 def test_a_set_that_teaches_nothing_leaves_no_file(
     tmp_path: Path, chat: Path, template: ChatTemplate
 ) -> None:
     with pytest.raises(ValueError, match="no conversation is left"):
-        write_chat([chat], template, TOKENIZER, 3, tmp_path / "chat.arrow", report=ReadReport())
+        write_chat([chat], ChatFiles(), template, TOKENIZER, 3, tmp_path / "chat.arrow")
     assert [path.name for path in tmp_path.iterdir()] == ["chat.jsonl"]
 
 
@@ -225,7 +225,7 @@ def test_a_template_that_chats_otherwise_is_refused(tmp_path: Path, chat: Path) 
         load(chat, ChatTemplate(source, TOKENIZER))
     out = tmp_path / "chat.arrow"
     with pytest.raises(ValueError, match="differs between training and chatting"):
-        write_chat([chat], ChatTemplate(source, TOKENIZER), TOKENIZER, T, out, report=ReadReport())
+        write_chat([chat], ChatFiles(), ChatTemplate(source, TOKENIZER), TOKENIZER, T, out)
     assert not out.exists()
 
 
@@ -234,11 +234,11 @@ def test_real_conversations_prepared_and_read(
 ) -> None:
     source = real_data / "chat_taskmaster4" / "data_07.json.gz"
     examples, counts = load(source, template, T=256)
-    write_chat([source], template, TOKENIZER, 256, tmp_path / "a.arrow", report=ReadReport())
+    write_chat([source], ChatFiles(), template, TOKENIZER, 256, tmp_path / "a.arrow")
     mapped, _ = load(tmp_path / "a.arrow", template, T=256)
     assert mapped.fingerprint == examples.fingerprint
     assert counts.kept + counts.dropped == counts.read == 20
-    assert counts.cut.count > 0
+    assert counts.truncated.total > 0
     assert int(mapped.lengths.max()) <= 257
     for example in mapped:
         assert example.labels[-1] == example.ids[-1] == template.stop_ids[0]

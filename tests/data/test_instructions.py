@@ -15,13 +15,13 @@ from gptsmith.chat_template import ChatTemplate
 from gptsmith.data.instructions import (
     CLASSIC,
     Instruction,
-    LeftOut,
     Prompt,
     encode_instructions,
     read_instructions,
     split,
 )
 from gptsmith.data.options import InstructionColumns, SplitConfig
+from gptsmith.data.report import ReadReport
 from gptsmith.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 ROWS = [
@@ -54,14 +54,14 @@ def encoded(rows, tokenizer, text=CLASSIC, T=512, **options):
     prompt = Prompt.parse(text)
     template = ChatTemplate(prompt.template("<|endoftext|>"), tokenizer)
     template.check()
-    left_out = LeftOut()
-    found = list(encode_instructions(rows, prompt, template, T, left_out, **options))
-    return found, left_out
+    report = ReadReport()
+    found = list(encode_instructions(rows, prompt, template, T, report, **options))
+    return found, report
 
 
-def read(path: Path, **columns: str) -> tuple[list[Instruction], LeftOut]:
-    left_out = LeftOut()
-    return list(read_instructions(path, InstructionColumns(**columns), left_out)), left_out
+def read(path: Path, **columns: str) -> tuple[list[Instruction], ReadReport]:
+    report = ReadReport()
+    return list(read_instructions(path, InstructionColumns(**columns), report)), report
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -82,10 +82,10 @@ def test_files(tmp_path, name):
         path.write_text("instruction,input,output\n" + cells)
     else:
         pq.write_table(pa.Table.from_pylist(ROWS), path)
-    rows, left_out = read(path)
+    rows, report = read(path)
     assert [(r.instruction, r.input, r.output) for r in rows] == [tuple(r.values()) for r in ROWS]
     assert all(r.place.startswith(str(path)) for r in rows)
-    assert not left_out.places
+    assert not report.skipped.total
 
 
 def test_other_names_of_columns(tmp_path):
@@ -106,13 +106,12 @@ def test_blank_rows_are_counted_with_their_places(tmp_path):
         {"instruction": "Do.", "input": " ", "output": "y"},
     ]
     path.write_text("".join(json.dumps(r) + "\n" for r in bad))
-    rows, left_out = read(path)
+    rows, report = read(path)
     assert [r.input for r in rows] == [""]
-    assert left_out.places == {
-        "no answer": [f"{path}:1", f"{path}:3"],
-        "no instruction": [f"{path}:2"],
-    }
-    assert left_out.lines()[0] == f"left out 2 rows: no answer ({path}:1, {path}:3)"
+    assert report.lines() == [
+        f"skipped, no answer: 2 ({path}:1, {path}:3)",
+        f"skipped, no instruction: 1 ({path}:2)",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -270,9 +269,9 @@ def test_what_does_not_fit_is_counted_not_cut(bpe):
     rows = [row(), row(output="word " * 100), row(given="word " * 100)]
     ((_, example),) = encoded(rows[:1], bpe)[0]
     n = len(example.ids)
-    found, left_out = encoded(rows, bpe, T=n - 1)
+    found, report = encoded(rows, bpe, T=n - 1)
     assert [kept for kept, _ in found] == rows[:1]
-    assert left_out.places == {f"longer than the context of {n - 1} tokens": ["here:1", "here:1"]}
+    assert report.skipped.counts() == {f"longer than the context of {n - 1} tokens": 1}
     assert encoded(rows[:1], bpe, T=n - 2)[0] == []
 
 
@@ -308,8 +307,8 @@ def test_prompts_that_cannot_work(text):
 def check_encoded(rows):
     """Every row is encoded or left out with a reason, and its answer alone is scored."""
     byte = Tokenizer.byte()
-    found, left_out = encoded(rows, byte, T=1024)
-    assert len(found) + sum(map(len, left_out.places.values())) == len(rows)
+    found, report = encoded(rows, byte, T=1024)
+    assert len(found) + report.skipped.total == len(rows)
     for kept, example in found:
         scored = example.ids[example.labels != -100]
         assert byte.decode(scored) == kept.output + "<|endoftext|>"
@@ -317,9 +316,9 @@ def check_encoded(rows):
 
 
 def test_real_instructions(real_data):
-    rows, left_out = read(real_data / "instruction_data" / "instruction-data.json")
+    rows, report = read(real_data / "instruction_data" / "instruction-data.json")
     assert len(rows) == 60
-    assert not left_out.places
+    assert not report.skipped.total
     assert 0 < sum(bool(row.input) for row in rows) < 60
     parts = split(rows, SplitConfig())
     assert [len(p) for p in (parts.train, parts.val, parts.test)] == [54, 3, 3]
@@ -329,9 +328,9 @@ def test_real_instructions(real_data):
 def test_alpaca():
     """All 52,002 rows: 28 have no answer, and the shares are exact."""
     name = "alpaca/alpaca_data.json"
-    rows, left_out = read(complete_data({name: 22_773_992}) / name)
+    rows, report = read(complete_data({name: 22_773_992}) / name)
     assert len(rows) == 51_974
-    assert {reason: len(places) for reason, places in left_out.places.items()} == {"no answer": 28}
+    assert report.skipped.counts() == {"no answer": 28}
     parts = split(rows, SplitConfig())
     assert [len(p) for p in (parts.train, parts.val, parts.test)] == [46_776, 2_599, 2_599]
     check_encoded(parts.test[:200])

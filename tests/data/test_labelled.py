@@ -203,7 +203,7 @@ def test_bad_rows_stop_or_are_left_out(tmp_path: Path, bad: dict[str, Any], what
         load(path)
     data = load(path, on_error="skip")
     assert content(data) == sorted(pairs())
-    assert f"skipped 1 record: {what} ({path}:6)" in data.notes
+    assert f"skipped, {what}: 1 ({path}:6)" in data.notes
 
 
 def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:

@@ -234,6 +234,7 @@ def test_labels_are_those_of_transformers() -> None:
 def test_real_conversations_pack_well() -> None:
     """Lengths in bytes over four stand for tokens: no tokenizer is needed for that."""
     from gptsmith.data.conversations import read_conversations
+    from gptsmith.data.options import ChatFiles
     from gptsmith.data.report import ReadReport
 
     folder = complete_data(
@@ -241,7 +242,7 @@ def test_real_conversations_pack_well() -> None:
     )
 
     def filled(name: str, T: int) -> float:
-        read = read_conversations([folder / name], ReadReport())
+        read = read_conversations([folder / name], ChatFiles(), ReadReport())
         sizes = [sum(len(m["content"]) // 4 + 3 for m in c.messages) for c in read]
         array = np.minimum(sizes, T)
         return float(array.sum() / (T * (len(pack(array, T, 0)[1]) - 1)))

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data.chat import write_chat
-from gptsmith.data.report import ReadReport
+from gptsmith.data.options import ChatFiles
 from gptsmith.inspect.chat import ChatReport, chat_report, show_chat
 from gptsmith.tokenizer import Tokenizer
 
@@ -29,8 +29,8 @@ def chat(tmp_path: Path) -> Path:
 
 
 def report(path: Path, T: int = T) -> ChatReport:
-    report = ReadReport("skip")
-    return chat_report([path], ChatTemplate(TEMPLATE, TOKENIZER), TOKENIZER, T, report=report)
+    template = ChatTemplate(TEMPLATE, TOKENIZER)
+    return chat_report([path], ChatFiles(on_error="skip"), template, TOKENIZER, T)
 
 
 def shown(report: ChatReport, first: int = 3, colour: bool = False) -> str:
@@ -43,8 +43,8 @@ def shown(report: ChatReport, first: int = 3, colour: bool = False) -> str:
 
 def test_counts(chat: Path) -> None:
     r = report(chat)
-    assert (r.counts.kept, r.counts.cut.count, r.counts.unanswered.count) == (4, 1, 1)
-    assert r.counts.left_out == {"answer without a question": 1}
+    assert (r.counts.kept, r.counts.truncated.total, r.counts.unanswered.total) == (4, 1, 1)
+    assert r.counts.skipped.counts() == {"answer without a question": 1}
     turns = [1, 1, 8, 2]
     assert r.answers == sum(turns)
     assert r.examples.tokens == 12 * sum(turns)  # four special tokens, six bytes and two
@@ -54,7 +54,7 @@ def test_counts(chat: Path) -> None:
         "4, 12 answers (3.0 each)", "144, 33.3% targets", "12 to 96, median 18",
         "rows of 100 tokens 2 when packed, 70.0% filled; 4 when padded, 35.0% filled",
         "4 of 4 conversations are used; cut to 101 tokens: 1",
-        "left out, answer without a question: 1",
+        "skipped, answer without a question: 1",
         "64-127",
     ):  # fmt: skip
         assert words in " ".join(text.split())
@@ -84,9 +84,9 @@ def test_long_conversations_are_truncated(tmp_path: Path) -> None:
 def test_prepared_files_and_sets_without_targets(chat: Path, tmp_path: Path) -> None:
     template = ChatTemplate(TEMPLATE, TOKENIZER)
     out = tmp_path / "chat.arrow"
-    write_chat([chat], template, TOKENIZER, T, out, report=ReadReport("skip"))
+    write_chat([chat], ChatFiles(on_error="skip"), template, TOKENIZER, T, out)
     assert report(out).answers == report(chat).answers
     with pytest.raises(ValueError, match="no conversation is left"):
         report(chat, 5)
     with pytest.raises(ValueError, match=r":4: message 1 of 1: .*--on-error"):
-        chat_report([chat], template, TOKENIZER, T, report=ReadReport("stop"))
+        chat_report([chat], ChatFiles(), template, TOKENIZER, T)

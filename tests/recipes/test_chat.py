@@ -14,8 +14,8 @@ import torch
 from gptsmith import cli
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data.chat import load_chat
+from gptsmith.data.options import ChatFiles
 from gptsmith.data.packing import PaddedRows
-from gptsmith.data.report import ReadReport
 from gptsmith.evaluate.perplexity import evaluate
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
@@ -90,7 +90,7 @@ def loss(run: Path, data: Path) -> float:
     model, tokenizer = opened.load_model(), opened.tokenizer
     assert opened.template is not None
     template = ChatTemplate(opened.template, tokenizer)
-    examples, _ = load_chat([data], template, tokenizer, 96, report=ReadReport())
+    examples, _ = load_chat([data], ChatFiles(), template, tokenizer, 96)
     batches = PaddedRows(examples, 96, 0, 0).validation(8)
     return evaluate(model, batches, runtime.choose_precision("fp32", CPU)).loss
 

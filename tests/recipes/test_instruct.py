@@ -157,7 +157,7 @@ def test_recipes(recipe, base, data, tmp_path):
     assert len(json.loads((tmp_path / "run" / "responses.json").read_text())) == 4
 
 
-def test_what_is_left_out_is_told(base, tmp_path):
+def test_skipped_rows_are_listed_in_the_notes(base, tmp_path):
     """Also under other names of the columns."""
     rows = [{"q": r["instruction"], "input": r["input"], "a": r["output"]} for r in ROWS]
     rows += [{"q": "Say it", "a": "x" * 80}, {"q": "Hm", "a": ""}]
@@ -167,8 +167,8 @@ def test_what_is_left_out_is_told(base, tmp_path):
     argv = words(base, path, out, "--train.steps", "1", "--responses", "0")
     assert cli.main([*argv, "--columns.instruction", "q", "--columns.output", "a"]) == 0
     notes = [e["message"] for e in events(out, "note")]
-    assert f"left out 1 row: longer than the context of 64 tokens ({path}:{len(rows) - 1})" in notes
-    assert f"left out 1 row: no answer ({path}:{len(rows)})" in notes
+    assert f"skipped, longer than the context of 64 tokens: 1 ({path}:{len(rows) - 1})" in notes
+    assert f"skipped, no answer: 1 ({path}:{len(rows)})" in notes
     assert not (out / "responses.json").exists()
 
 

@@ -87,7 +87,6 @@ def _run(options: InspectOptions, out: Console) -> None:
 
 def _chat(options: InspectOptions, folder: Path, out: Console) -> None:
     from gptsmith.chat_template import chat_tokenizer
-    from gptsmith.data.report import ReadReport
     from gptsmith.inspect import chat
     from gptsmith.run import Run
 
@@ -95,11 +94,9 @@ def _chat(options: InspectOptions, folder: Path, out: Console) -> None:
     tokenizer, template = chat_tokenizer(run.tokenizer, run.template)
     report = chat.chat_report(
         [options.path],
+        options,
         template,
         tokenizer,
         options.context_length or run.model_config.context_length,
-        report=ReadReport(options.on_error),
-        columns=options.columns(),
-        labels=options.labels,
     )
     chat.show_chat(report, out)

@@ -65,20 +65,17 @@ def _prepare_chat(argv: list[str]) -> None:
     )
     from gptsmith.chat_template import chat_tokenizer
     from gptsmith.data.chat import write_chat
-    from gptsmith.data.report import ReadReport
     from gptsmith.run import Run
 
     run = Run.open(config.tokenizer)
     tokenizer, template = chat_tokenizer(run.tokenizer, run.template)
     counts = write_chat(
         config.sources,
+        config,
         template,
         tokenizer,
         config.context_length or run.model_config.context_length,
         config.out,
-        report=ReadReport(config.on_error),
-        columns=config.columns(),
-        labels=config.labels,
         overwrite=config.overwrite,
     )
     print(f"{config.out}: {counts}")

@@ -59,7 +59,7 @@ def load_labelled(config: LabelledConfig) -> LabelledSet:
         read_labelled(path, config.text_column, config.label_column, report) if path else []
         for path in (config.data, config.val, config.test)
     )
-    notes = [*report.hints, *report.skipped.lines()]
+    notes = [*report.hints, *report.lines()]
     labels = sort_labels({row.label for row in rows})
     if len(labels) < 2:
         raise ValueError(

@@ -44,6 +44,12 @@ class Example(NamedTuple):
     name: str
 
 
+def answer_ends(labels: np.ndarray) -> np.ndarray:
+    """Where runs of labels other than -100 end, as the number of tokens up to there."""
+    target = np.append(labels != IGNORE_INDEX, False)
+    return np.flatnonzero(target[:-1] & ~target[1:]) + 1
+
+
 def write_examples(path: Path, examples: Iterable[Example], about: Mapping[str, Any]) -> None:
     """Write them durably, one record batch at a time.
 

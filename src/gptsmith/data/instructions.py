@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from gptsmith.chat_template import ChatTemplate, Message
 from gptsmith.data.columns import listed
 from gptsmith.data.examples import Example
 from gptsmith.data.options import InstructionColumns, SplitConfig
+from gptsmith.data.report import ReadReport
 from gptsmith.data.rows import Row, read_rows
 from gptsmith.data.split import fill, group, hash_order
 
@@ -42,24 +43,6 @@ class Instruction:
     input: str
     output: str
     place: str
-
-
-@dataclass
-class LeftOut:
-    """Rows that are not used, by the reason, so that none is lost unnoticed."""
-
-    places: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, reason: str, place: str) -> None:
-        self.places.setdefault(reason, []).append(place)
-
-    def lines(self) -> list[str]:
-        """For people: how many, and the first of them."""
-        return [
-            f"left out {len(places):,} {'row' if len(places) == 1 else 'rows'}: {reason} "
-            f"({', '.join(places[:3])}{', ...' if len(places) > 3 else ''})"
-            for reason, places in self.places.items()
-        ]
 
 
 @dataclass(frozen=True)
@@ -151,11 +134,11 @@ PLAIN = Prompt("", "", "", "\n\n", "")
 
 
 def read_instructions(
-    path: str | Path, columns: InstructionColumns, left_out: LeftOut
+    path: str | Path, columns: InstructionColumns, report: ReadReport
 ) -> Iterator[Instruction]:
     """The rows of a file (data/rows.py) that have an instruction and an answer.
 
-    Rows in which either is blank are counted in left_out. ValueError naming the place for a column
+    Rows in which either is blank are counted as skipped. ValueError naming the place for a column
     that is missing or holds something else than text.
     """
     inputs, place = 0, ""
@@ -169,7 +152,8 @@ def read_instructions(
         if instruction.strip() and output.strip():
             yield Instruction(instruction, found if found.strip() else "", output, place)
         else:
-            left_out.add("no answer" if instruction.strip() else "no instruction", place)
+            kind = "no answer" if instruction.strip() else "no instruction"
+            report.skipped.add(kind, place)
     if columns.input != InstructionColumns().input and not inputs:
         raise ValueError(f"{place}: no row up to here has the column {columns.input!r}")
 
@@ -236,19 +220,19 @@ def encode_instructions(
     prompt: Prompt,
     template: ChatTemplate,
     T: int,
-    left_out: LeftOut,
+    report: ReadReport,
     mask_prompt: bool = True,
 ) -> Iterator[tuple[Instruction, Example]]:
     """Each row with its ids, which begin with those of its prompt and end with <|endoftext|>.
 
     mask_prompt: only the answer and its end are scored. A row that does not fit into T tokens is
-    counted in left_out: cut anywhere, it would teach an answer without its question or its end.
+    counted as skipped: cut anywhere, it would teach an answer without its question or its end.
     """
     for row in rows:
         answer: Message = {"role": "assistant", "content": row.output}
         ids, scored = map(np.array, template.encode([*prompt.messages(row), answer]))
         if len(ids) > T + 1:  # the last token is predicted, not read
-            left_out.add(f"longer than the context of {T} tokens", row.place)
+            report.skipped.add(f"longer than the context of {T} tokens", row.place)
             continue
         ids = ids.astype(np.int32)
         labels = np.where(scored, ids, IGNORE_INDEX).astype(np.int32) if mask_prompt else ids

@@ -7,7 +7,7 @@ at once.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -24,14 +24,6 @@ class ReadOptions(Section):
     """Column of the text in tables and .jsonl files, if it is not obvious."""
     document_separator: str | None = Field(None, min_length=1)
     """Text between the documents of a text file; without it a file is one document."""
-
-
-class ChatColumns(NamedTuple):
-    """Columns of conversations, where their names are not among the usual ones."""
-
-    messages: str | None = None
-    prompt: str | None = None
-    response: str | None = None
 
 
 class ChatFiles(Section):
@@ -55,9 +47,6 @@ class ChatFiles(Section):
         if self.messages_column is not None and self.prompt_column is not None:
             raise ValueError("--messages-column and --prompt-column exclude each other: give one")
         return self
-
-    def columns(self) -> ChatColumns:
-        return ChatColumns(self.messages_column, self.prompt_column, self.response_column)
 
 
 class InstructionColumns(Section):

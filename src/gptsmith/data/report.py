@@ -38,10 +38,9 @@ class Tally:
         return {kind: len(self._seen[kind]) for kind in sorted(self._seen)}
 
     def lines(self) -> list[str]:
-        """A line per kind, in order of appearance: count, kind and first places."""
+        """Kind, count and first places, a line per kind in order of appearance."""
         return [
-            f"skipped {self[kind]:,} {'record' if self[kind] == 1 else 'records'}: {kind} "
-            f"({', '.join(first)}{', ...' if self[kind] > _SHOWN else ''})"
+            f"{kind}: {self[kind]:,} ({', '.join(first)}{', ...' if self[kind] > _SHOWN else ''})"
             for kind, first in self._first.items()
         ]
 
@@ -77,6 +76,10 @@ class ReadReport:
             remedy = "; --on-error skip skips such records" if self.on_error else ""
             raise ValueError(f"{place}: {problem}{remedy}")
         self.skipped.add(kind, place)
+
+    def lines(self) -> list[str]:
+        """What was skipped, for people."""
+        return [f"skipped, {line}" for line in self.skipped.lines()]
 
     def hint(self, text: str) -> None:
         self.hints[text] = None

@@ -9,8 +9,7 @@ import numpy as np
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import ChatTemplate
-from gptsmith.data.conversations import answer_ends
-from gptsmith.data.examples import Example
+from gptsmith.data.examples import Example, answer_ends
 from gptsmith.data.options import Labels
 from gptsmith.data.report import ReadReport
 from gptsmith.data.tokenized import (
@@ -60,31 +59,31 @@ def _labels(row: TokenRow) -> np.ndarray:
     return row.labels
 
 
-def ended(
+def check_stop_token_trained(
     examples: Iterable[Example], template: ChatTemplate, tokenizer: Tokenizer
 ) -> Iterator[Example]:
-    """The examples as they are, after a look at where their answers end.
+    """The examples as they are, with a check of where their answers end.
 
-    ValueError if an answer's end token is outside the loss, at once, and if no answer at all ends
-    with one: a model trained on these would not stop.
+    ValueError at once if the end token after an answer is not a target, and at the end if no answer
+    of the set has one: a model trained on these would not stop.
     """
     stops = np.array(template.stop_ids)
     name = tokenizer.decode(template.stop_ids[:1])
-    place, answers, stopped = "", 0, 0
+    first, answers, stopped = "", 0, 0
     for example in examples:
-        ids, labels, here = example
+        ids, labels, place = example
         ends = answer_ends(labels)
         last = np.isin(ids[ends - 1], stops)
         following = np.isin(np.append(ids, -1)[ends], stops)
         if (following & ~last).any():
             raise ValueError(
-                f"{here}: {name} after an answer is not learned (its label is -100): the model "
-                "would never stop; score the end token, or give the conversations as text"
+                f"{place}: {name} after an answer is not learned (its label is -100): the model "
+                "would never stop; give it a label, or give the conversations as text"
             )
-        place, answers, stopped = place or here, answers + len(ends), stopped + int(last.sum())
+        first, answers, stopped = first or place, answers + len(ends), stopped + int(last.sum())
         yield example
     if answers and not stopped:
         raise ValueError(
-            f"{place}: none of the {answers:,} answers of this set ends with {name}: it was made "
+            f"{first}: none of the {answers:,} answers of this set ends with {name}: it was made "
             "with another chat template or tokenizer"
         )

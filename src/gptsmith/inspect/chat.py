@@ -17,13 +17,11 @@ from rich.text import Text
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import ChatTemplate
-from gptsmith.data.chat import load_chat
-from gptsmith.data.conversations import Counts, answer_ends
-from gptsmith.data.examples import Example, Examples
-from gptsmith.data.options import ChatColumns, Labels
+from gptsmith.data.chat import ChatCounts, load_chat
+from gptsmith.data.examples import Example, Examples, answer_ends
+from gptsmith.data.options import ChatFiles
 from gptsmith.data.packing import PackedRows
-from gptsmith.data.report import ReadReport
-from gptsmith.data.token_examples import ended
+from gptsmith.data.token_examples import check_stop_token_trained
 from gptsmith.inspect.render import (
     heading,
     histogram_bars,
@@ -47,7 +45,7 @@ class ChatReport:
     name: str
     tokenizer: Tokenizer
     examples: Examples
-    counts: Counts
+    counts: ChatCounts
     answers: int
     rows: int
     filled: float
@@ -55,23 +53,19 @@ class ChatReport:
 
 def chat_report(
     sources: Sequence[str | Path],
+    files: ChatFiles,
     template: ChatTemplate,
     tokenizer: Tokenizer,
     T: int,
-    *,
-    report: ReadReport,
-    columns: ChatColumns | None = None,
-    labels: Labels = "auto",
 ) -> ChatReport:
     """The report on the set as training in rows of T tokens would use it.
 
     ValueError, as from load_chat, for a set without target tokens, for end tokens outside the
     loss, and for a template that differs between training and chatting.
     """
-    examples, counts = load_chat(
-        sources, template, tokenizer, T, report=report, columns=columns, labels=labels
-    )
-    answers = sum(len(answer_ends(e.labels)) for e in ended(examples, template, tokenizer))
+    examples, counts = load_chat(sources, files, template, tokenizer, T)
+    checked = check_stop_token_trained(examples, template, tokenizer)
+    answers = sum(len(answer_ends(example.labels)) for example in checked)
     packed = PackedRows(examples, T, seed=0, pad_id=0)
     return ChatReport(
         name=" ".join(map(str, sources)),

@@ -12,8 +12,7 @@ from pydantic import Field
 from gptsmith import files
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import CHAT_TOKENS, ChatTemplate, Message, chat_tokenizer
-from gptsmith.data.chat import load_chat
-from gptsmith.data.conversations import Counts, encode_conversations
+from gptsmith.data.chat import ChatCounts, encode_conversations, load_chat
 from gptsmith.data.examples import Example, Examples
 from gptsmith.data.options import ChatFiles
 from gptsmith.data.report import ReadReport
@@ -102,14 +101,11 @@ def load(
             if len(sources) > 1:
                 raise ValueError(f"--data {BUILT_IN} is the built-in set: name it alone")
             template.check()  # load_chat does it for files
-            counts = Counts(T)
+            counts = ChatCounts(T)
             made = skill_conversations(config.train.seed, config.questions)
             encoded = encode_conversations(made, template, ReadReport(), counts)
             return Examples(encoded), str(counts)
-        examples, counts = load_chat(
-            sources, template, tokenizer, T,
-            report=ReadReport(config.on_error), columns=config.columns(), labels=config.labels,
-        )  # fmt: skip
+        examples, counts = load_chat(sources, config, template, tokenizer, T)
         return examples, str(counts)
 
     if BUILT_IN in config.val:

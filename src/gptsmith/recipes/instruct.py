@@ -19,13 +19,13 @@ from gptsmith.data.instructions import (
     CLASSIC,
     PLAIN,
     Instruction,
-    LeftOut,
     Prompt,
     encode_instructions,
     read_instructions,
     split,
 )
 from gptsmith.data.options import InstructionColumns, SplitConfig
+from gptsmith.data.report import ReadReport
 from gptsmith.generate.chat import BATCH, complete
 from gptsmith.generate.sampling import SamplingConfig
 from gptsmith.recipes import finetune, options, sft
@@ -110,14 +110,14 @@ class Data:
 
 def load(config: InstructConfig, prompt: Prompt, template: ChatTemplate, T: int) -> Data:
     """Read, split and encode; every row that is not used is told of in the notes."""
-    left_out = LeftOut()
-    parts = split(read_instructions(config.data, config.columns, left_out), config)
+    report = ReadReport()
+    parts = split(read_instructions(config.data, config.columns, report), config)
 
     def encode(rows: list[Instruction], mask: bool = True) -> tuple[Examples, list[Instruction]]:
         kept: list[Instruction] = []
 
         def examples() -> Iterator[Example]:
-            for row, example in encode_instructions(rows, prompt, template, T, left_out, mask):
+            for row, example in encode_instructions(rows, prompt, template, T, report, mask):
                 kept.append(row)
                 yield example
 
@@ -127,12 +127,12 @@ def load(config: InstructConfig, prompt: Prompt, template: ChatTemplate, T: int)
     val, shown = encode(parts.val)
     test, asked = encode(parts.test)
     if not len(train) or not len(val):
-        raise ValueError(f"{config.data}: {'; '.join(left_out.lines())}: nothing is left to train")
+        raise ValueError(f"{config.data}: {'; '.join(report.lines())}: nothing is left to train")
     share = train.scored / train.tokens
     notes = [
         f"data: {len(train):,} instructions of {train.tokens:,} tokens to train on, {share:.0%} of "
         f"them scored; {len(val):,} to validate on, {len(test):,} for the test",
-        *left_out.lines(),
+        *report.lines(),
     ]
     return Data(train, val, _evenly(shown, SHOWN), _evenly(asked, config.responses), notes)
 

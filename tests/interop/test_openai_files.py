@@ -1,4 +1,4 @@
-"""OpenAI's files, from a small server that stands for theirs."""
+"""OpenAI's files, from a local server in place of theirs."""
 
 import hashlib
 import re
@@ -33,7 +33,7 @@ def openai(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "gptsmith" / "gpt2" / "124M"
 
 
-def test_a_whole_model(site: Site, openai: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_download_of_a_model(site: Site, openai: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert openai_files.gpt2("124M") == openai
     assert (openai / "weights").read_bytes() == CONTENT
     assert "fetching weights: 0.5 of 0.5 MB" in re.sub(r"0\.[0-4]", "0.5", capsys.readouterr().err)
@@ -42,7 +42,7 @@ def test_a_whole_model(site: Site, openai: Path, capsys: pytest.CaptureFixture[s
     assert not site.asked
 
 
-def test_files_that_were_put_there_are_verified_and_used(site: Site, openai: Path) -> None:
+def test_existing_files_are_verified_and_used(site: Site, openai: Path) -> None:
     openai.mkdir(parents=True)
     (openai / "weights").write_bytes(CONTENT)
     openai_files.gpt2("124M")
@@ -64,10 +64,10 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def test_without_network(
+def test_missing_network_names_files_and_folder(
     openai: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(download, "_PAUSES", (60.0,))  # which it does not wait for
+    monkeypatch.setattr(download, "_PAUSES", (60.0,))  # must not be waited for
     monkeypatch.setattr(openai_files, "_OPENAI", f"http://127.0.0.1:{free_port()}/models")
     openai.mkdir(parents=True)
     (openai / "hparams.json").write_bytes(b"{}")
@@ -82,14 +82,14 @@ def test_without_network(
     assert "\n" not in str(error.value)
 
 
-def test_one_process_at_a_time(openai: Path) -> None:
+def test_download_folder_is_locked(openai: Path) -> None:
     openai.mkdir(parents=True)
     with files.lock(openai, ""), pytest.raises(ValueError, match="is in use by another process"):
         openai_files.gpt2("124M")
 
 
-def test_what_is_known_of_openais_files(real_data: Path) -> None:
-    """The BPE tables are at hand; the data files are four bytes per parameter."""
+def test_published_sizes_and_digests(real_data: Path) -> None:
+    """The BPE tables match; the data files have four bytes per parameter."""
     for size, preset in (("124M", "gpt2"), ("355M", "gpt2-medium")):
         known = {wanted.name: wanted for wanted in openai_files.GPT2[size]}
         for name in ("encoder.json", "vocab.bpe"):

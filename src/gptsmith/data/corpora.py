@@ -96,7 +96,7 @@ def _shakespeare() -> Path:
     try:
         with download.cache("tinyshakespeare") as (folder, report):
             path = folder / "input.txt"
-            download.have(_SHAKESPEARE, path, wanted, report)
+            download.fetch(_SHAKESPEARE, path, wanted, report)
     except ConnectionError as error:
         raise UnavailableError(
             f"shakespeare: cannot be fetched ({error}); put {_SHAKESPEARE} into "

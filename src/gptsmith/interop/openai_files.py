@@ -1,4 +1,4 @@
-"""The files of OpenAI's GPT-2, fetched from where they were published."""
+"""The files of OpenAI's GPT-2, downloaded from where they were published."""
 
 from pathlib import Path
 
@@ -19,8 +19,7 @@ _TABLES = (
         "vocab.bpe", 456_318, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
     ),
 )
-# Where no sha256 is known, a damaged transfer shows in the size, in the server's MD5, and, for the
-# weights, in the checksum that the index holds of every tensor.
+# Where no sha256 is known, damage to the weights is found by the checksums of the index.
 GPT2: dict[str, tuple[Wanted, ...]] = {
     "124M": (
         *_TABLES,
@@ -50,18 +49,18 @@ GPT2: dict[str, tuple[Wanted, ...]] = {
 def gpt2(size: str) -> Path:
     """The folder of OpenAI's GPT-2 of this size (a key of GPT2), complete and verified.
 
-    Raises FileNotFoundError, saying which files to put where, if they cannot be fetched, and
-    ValueError if a file is not what it should be.
+    Raises FileNotFoundError, saying which files to put where, if they cannot be downloaded, and
+    ValueError for a file that is not the published one.
     """
     with download.cache("gpt2", size) as (folder, report):
         for wanted in GPT2[size]:
             url = f"{_OPENAI}/{size}/{wanted.name}"
             try:
-                download.have(url, folder / wanted.name, wanted, report)
+                download.fetch(url, folder / wanted.name, wanted, report)
             except ConnectionError as error:
                 missing = [w.name for w in GPT2[size] if not (folder / w.name).is_file()]
                 raise FileNotFoundError(
-                    f"GPT-2 {size} cannot be fetched ({error}): put {', '.join(missing)} of "
+                    f"GPT-2 {size} cannot be downloaded ({error}): put {', '.join(missing)} of "
                     f"{_OPENAI}/{size} into {folder} and run this again"
                 ) from None
     return folder

@@ -493,7 +493,7 @@ def test_shakespeare_is_fetched_once_and_checked(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("GPTSMITH_DATA", raising=False)
     site.files["/input.txt"] = b"Third Citizen"
-    with pytest.raises(ValueError, match=r"^shakespeare: .* what came is deleted"):
+    with pytest.raises(ValueError, match=r"^shakespeare: .* it is deleted, run this again"):
         read("shakespeare")
     site.files["/input.txt"] = text
     site.asked.clear()

@@ -1,9 +1,9 @@
 """Models of the Hugging Face Hub, downloaded into the cache of its own library."""
 
-import re
 from pathlib import Path
 
-_TEXTS = (
+# Never code, never a pickle.
+_PATTERNS = (
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -14,6 +14,9 @@ _TEXTS = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
 )
 _REMEDY = (
     "put its config.json, tokenizer.json (with tokenizer_config.json and chat_template.jinja if it "
@@ -33,21 +36,22 @@ def fetch(name: str) -> tuple[Path, str, list[str]]:
         raise ValueError(
             f"{name}: the Hub needs pip install 'gptsmith[hub]'; or {_REMEDY}"
         ) from None
+    patterns = list(_PATTERNS)
     try:
         # asked first, because a download would retry for half a minute without network
         info = HfApi().model_info(name, timeout=10)
     except Exception as error:  # of requests, httpx or the library: versions differ
         try:
-            folder = Path(snapshot_download(name, local_files_only=True))
+            folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
         except Exception:
             raise FileNotFoundError(
                 f"{name} is no folder here and not available from the Hub ({_first_line(error)}): "
                 f"{_REMEDY}"
             ) from None
         return folder, folder.name, [f"the Hub is unreachable: using the cached {name}"]
-    needed = _needed(name, [sibling.rfilename for sibling in info.siblings or ()])
+    _check(name, [sibling.rfilename for sibling in info.siblings or ()])
     try:
-        folder = Path(snapshot_download(name, allow_patterns=needed))
+        folder = Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:
         raise FileNotFoundError(
             f"{name} cannot be downloaded ({_first_line(error)}): run this again to resume, or "
@@ -56,20 +60,15 @@ def fetch(name: str) -> tuple[Path, str, list[str]]:
     return folder, folder.name, []
 
 
-def _needed(name: str, available: list[str]) -> list[str]:
-    """The files to download; never code, never a pickle."""
+def _check(name: str, available: list[str]) -> None:
+    """ValueError, before the download, unless there is a model in safetensors."""
     if "config.json" not in available:
         raise ValueError(f"{name} on the Hub has no config.json: it is no model of transformers")
-    weights = [f for f in available if f == "model.safetensors"]
-    if not weights:
-        shards = [f for f in available if re.fullmatch(r"model-\d+-of-\d+\.safetensors", f)]
-        weights = [*shards, "model.safetensors.index.json"] if shards else []
-    if not weights:
+    if not {"model.safetensors", "model.safetensors.index.json"} & set(available):
         raise ValueError(
             f"{name} on the Hub has no model.safetensors, and pickled weights are not opened: "
             "convert it with transformers' save_pretrained and import the folder"
         )
-    return [*weights, *(file for file in _TEXTS if file in available)]
 
 
 def _first_line(error: Exception) -> str:

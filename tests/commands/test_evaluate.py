@@ -167,7 +167,7 @@ def test_a_column_of_a_table(say, runs, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("--data TEXT --tasks perplexity,judge --responses ANSWERS", "no model that judges"),
+        ("--data TEXT --tasks perplexity,judge --responses ANSWERS", "no judge: name a model"),
         ("--data TEXT --tasks perplexity,text", "finetune instruct"),
         ("--data TEXT --tasks perplexity,piqa --task-data nowhere", "nowhere"),
         ("--data TEXT --out out.png", "--out out.png: name a file that ends in .json"),

@@ -137,8 +137,7 @@ def _job(name: str, options: EvaluateOptions, run: Run, model: Callable[[], GPTM
         return partial(reference_metrics.score, _responses(options, run))
     if name == "judge":
         entries = _responses(options, run)
-        with Endpoint(options.judge):  # its settings are checked, nothing is sent
-            pass
+        Endpoint(options.judge).close()  # checks the options; nothing is sent
         return partial(judge.score, entries, options.judge, cache=_verdicts(options))
     if name == "gsm8k":
         shots = (

@@ -6,8 +6,8 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from gptsmith.commands.weights import WeightOptions
-from gptsmith.evaluate.endpoint import JudgeOptions
 from gptsmith.evaluate.multiple_choice import TASKS
+from gptsmith.evaluate.options import JudgeOptions
 from gptsmith.flags import nearest
 from gptsmith.train.options import PrecisionName
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, HttpUrl, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 OptionPath = tuple[str, ...]  # ("train", "steps")
@@ -237,7 +237,9 @@ def _arguments(option: Option) -> dict[str, Any]:
 
 
 def _metavar(annotation: Any) -> str:
-    words = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH", bool: "true|false"}
+    words = {
+        int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH", HttpUrl: "URL", bool: "true|false",
+    }  # fmt: skip
     return "|".join(words.get(kind, str(kind)) for kind in _kinds(annotation))
 
 

@@ -56,7 +56,7 @@ def test_the_run_holds_the_very_bits(tmp_path: Path, dtype: torch.dtype) -> None
         ),
         (
             lambda t: t["embedding.token.weight"][3].fill_(torch.nan),
-            "embedding.token.weight holds NaN",
+            "embedding.token.weight contains NaN",
         ),
     ],
 )  # fmt: skip

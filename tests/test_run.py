@@ -389,9 +389,9 @@ def test_weights_must_fit(stopped: Path) -> None:
     name = "embedding.token.weight"
     for changed, message in (
         ({name: None}, rf"model\.safetensors does not fit the architecture: {name} is missing$"),
-        ({"extra": torch.ones(1)}, "extra does not belong there"),
+        ({"extra": torch.ones(1)}, "extra is unexpected"),
         ({name: torch.ones(5, 16)}, rf"{name} is \(5, 16\) instead of \(257, 16\)"),
-        ({name: torch.full((257, 16), torch.nan)}, rf"{name} holds NaN or infinity: .*diverged"),
+        ({name: torch.full((257, 16), torch.nan)}, rf"{name} contains NaN or infinity: .*diverged"),
     ):
         run.weights.write_bytes(good)
         rewrite(run, **changed)

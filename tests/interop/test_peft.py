@@ -224,7 +224,7 @@ def test_unexpected_tensors_are_refused(adapter: Files) -> None:
         (name.format("B").replace(".1.", ".2."), torch.ones(16, 2), "to a model of 2 layers"),
         (name.format("A"), torch.ones(2, 15), f"{here}: A is (2, 15) and B (16, 2)"),
         (name.format("A"), torch.ones(3, 16), f"{here}: A is (3, 16)"),
-        (name.format("A"), torch.full((2, 16), torch.nan), "q_proj.lora_A.weight holds NaN"),
+        (name.format("A"), torch.full((2, 16), torch.nan), "q_proj.lora_A.weight contains NaN"),
     ]:
         with pytest.raises(ValueError, match=re.escape(words)):
             from_peft(QWEN3, {**tensors, key: tensor}, config)

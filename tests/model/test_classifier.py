@@ -23,7 +23,7 @@ def texts(B: int, T: int, pad: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("case", ["gpt2", "llama", "qwen3"])
-def test_it_computes_what_the_stock_class_computes(case: str, stock: Callable[..., Any]) -> None:
+def test_logits_equal_those_of_transformers(case: str, stock: Callable[..., Any]) -> None:
     pair = stock(case, LABELS)
     ids, lengths = texts(4, 12)
     expected = pair.theirs(ids, attention_mask=(ids != 0).long()).logits
@@ -52,14 +52,14 @@ def test_a_batched_row_equals_the_row_alone_under_any_mask(mask: str, position: 
 
 
 @pytest.mark.parametrize("length", [0, 13])
-def test_a_length_that_cannot_be_is_refused(length: int) -> None:
+def test_invalid_length_is_refused(length: int) -> None:
     model = GPTClassifier(ModelConfig(**SMALL, labels=LABELS))
     with pytest.raises(ValueError, match=rf"lengths \[12, {length}\] of rows of 12 tokens"):
         model.logits(texts(2, 12)[0], torch.tensor([12, length]))
 
 
 @pytest.mark.parametrize("tie_embeddings", [True, False])
-def test_it_is_a_gpt_with_another_head(tie_embeddings: bool) -> None:
+def test_classifier_is_a_gpt_with_another_head(tie_embeddings: bool) -> None:
     plain = GPTModel(ModelConfig(**SMALL, tie_embeddings=tie_embeddings))
     model = GPTClassifier(ModelConfig(**SMALL, tie_embeddings=tie_embeddings, labels=LABELS))
     body = [name for name in plain.state_dict() if name != "head.weight"]
@@ -74,6 +74,6 @@ def test_it_is_a_gpt_with_another_head(tie_embeddings: bool) -> None:
         next_token_loss(model, Batch(ids[:, :-1], ids[:, 1:]))
 
 
-def test_without_classes_there_is_no_classifier() -> None:
-    with pytest.raises(ValueError, match=r"give model\.labels"):
+def test_classifier_needs_class_names() -> None:
+    with pytest.raises(ValueError, match=r"set model\.labels"):
         GPTClassifier(ModelConfig(**SMALL))

@@ -4,7 +4,7 @@ from pydantic import ValidationError
 from gptsmith.model.config import PRESETS, ModelConfig, RopeScaling
 
 
-def test_sizes_that_are_left_out_follow_from_the_others() -> None:
+def test_omitted_sizes_are_derived() -> None:
     c = ModelConfig(n_head=4, n_embd=96)
     assert (c.K, c.D, c.F) == (4, 24, 256)  # 8/3 * 96 = 256, a multiple of 64 already
     assert ModelConfig(n_head=4, n_embd=128).F == 384  # 341.3 rounded up to 64
@@ -36,16 +36,16 @@ def test_sizes_that_are_left_out_follow_from_the_others() -> None:
         (dict(labels=["a", "b", "a"]), "labels has 'a' twice"),
     ],
 )
-def test_impossible_values_are_refused_by_name(fields: dict, words: str) -> None:
+def test_invalid_values_are_refused_by_field(fields: dict, words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         ModelConfig(**fields)
 
 
-def test_odd_heads_are_fine_without_rotation() -> None:
+def test_odd_head_size_is_allowed_without_rope() -> None:
     assert ModelConfig(n_embd=30, n_head=6, position="learned").D == 5
 
 
-def test_change_refills_what_depends_and_keeps_the_rest() -> None:
+def test_change_derives_dependent_sizes_again_and_keeps_the_rest() -> None:
     c = ModelConfig(n_head=4, n_embd=128, n_kv_head=2, dropout=0.1)
     assert (c.change(n_layer=3).K, c.change(n_layer=3).dropout) == (2, 0.1)
     wider = c.change(n_embd=256)

@@ -31,7 +31,7 @@ def ids(B: int = B, T: int = T, V: int = V) -> Tensor:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_untrained_loss_of_every_preset_is_that_of_guessing(name: str) -> None:
+def test_untrained_loss_of_every_preset_is_ln_v(name: str) -> None:
     """At its own width and vocabulary; the deep ones with two layers (depth is the next test)."""
     torch.manual_seed(0)
     c = ModelConfig.preset(name)
@@ -106,7 +106,7 @@ def test_the_future_does_not_reach_back() -> None:
     assert not torch.allclose(model(a)[:, 7:], model(b)[:, 7:], atol=1e-2)
 
 
-def test_one_token_alone_is_the_first_of_many() -> None:
+def test_first_token_does_not_depend_on_later_ones() -> None:
     model = tiny()
     torch.testing.assert_close(model(ids()[:1, :1]), model(ids())[:1, :1])
 
@@ -140,7 +140,7 @@ def test_a_mask_may_differ_by_row_and_head() -> None:
     assert not torch.allclose(mixed, model(ids(), mask=wide), atol=1e-2)
 
 
-def test_scores_to_be_added_and_wrong_shapes_are_no_masks() -> None:
+def test_additive_masks_and_wrong_shapes_are_refused() -> None:
     model = tiny()
     scores = torch.zeros(T, T).masked_fill(torch.ones(T, T).triu(1).bool(), float("-inf"))
     for bad in (scores, torch.full((T, T), 0.5), torch.full((T, T), 2), scores.nan_to_num(-1e9)):
@@ -152,7 +152,7 @@ def test_scores_to_be_added_and_wrong_shapes_are_no_masks() -> None:
 
 
 @pytest.mark.parametrize("position", POSITIONS)
-def test_a_row_that_sees_nothing_trains_without_nan(position: str) -> None:
+def test_query_without_keys_gives_no_nan_in_training(position: str) -> None:
     model = tiny(position=position).train()
     table = torch.ones(T, T).tril().bool()
     table[3] = table[:, 3] = False  # position 3 sees nothing and nobody sees it
@@ -183,7 +183,7 @@ def test_documents_in_one_row_equal_documents_apart(position: str, dense: bool) 
         torch.testing.assert_close(together[row], apart, rtol=1e-4, atol=1e-4)
 
 
-def test_documents_narrow_a_mask_of_the_users() -> None:
+def test_documents_are_combined_with_a_given_mask() -> None:
     model = tiny(mask="causal() & sliding_window(3)")
     documents = torch.tensor([[0] * 5 + [1] * 7] * B)
     at = torch.arange(T)
@@ -231,7 +231,7 @@ def test_the_compiled_gelu_is_the_same_function(monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(gelu(x), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_mask_from_a_file_needs_trust(tmp_path: object) -> None:
+def test_mask_from_a_file_needs_trust_code(tmp_path: object) -> None:
     (tmp_path / "mine.py").write_text(
         "def narrow(b, h, q, k):\n    return (q >= k) & (q - k < 3)\n"
     )

@@ -1,4 +1,4 @@
-"""A GPT that names the class of a text instead of its next token.
+"""A GPT that predicts the class of a text instead of its next token.
 
 B batch, T time, C channels.
 """
@@ -16,10 +16,11 @@ from gptsmith.model.masks import Mask
 
 
 class GPTClassifier(GPTModel):
-    """A GPT with a head of one row per class (`config.labels`), read off the last real token.
+    """A GPT with a head of one row per class (`config.labels`), applied to the last real token.
 
-    The head has no bias and stands on the final norm, as in transformers' ...ForSequence-
-    Classification classes. There is no output head over the vocabulary, so `forward` refuses.
+    The head has no bias and follows the final norm, as in transformers' ...ForSequence-
+    Classification classes. Without an output head over the vocabulary, `forward`
+    raises ValueError.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class GPTClassifier(GPTModel):
         mask: Mask | None = None,
     ) -> None:
         if not config.labels:
-            raise ValueError("a classifier needs the names of its classes: give model.labels")
+            raise ValueError("a classifier needs class names: set model.labels")
         super().__init__(config, mask_folder=mask_folder, trust_code=trust_code, mask=mask)
         self.score = nn.Linear(config.n_embd, len(config.labels), bias=False)
         with torch.no_grad():
@@ -40,22 +41,22 @@ class GPTClassifier(GPTModel):
     @property
     def head_weight(self) -> Tensor:
         raise ValueError(
-            f"this model is a classifier ({', '.join(self.config.labels)[:80]}) and has no next "
-            "token to give: gptsmith classify asks it"
+            f"this model is a classifier ({', '.join(self.config.labels)[:80]}) and predicts no "
+            "next token: use gptsmith classify"
         )
 
     def logits(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Scores (B, n_labels) of texts ids (B, T), padded on the right to T.
 
-        lengths (B,): real tokens of each row, whose last one is read; what the padding holds is
+        lengths (B,): real tokens of each row, the last of which is used; padding is
         invisible under any mask. Raises ValueError for a length outside 1..T.
         """
         B, T = ids.shape
         at = torch.arange(T, device=ids.device)
         if int(lengths.min()) < 1 or int(lengths.max()) > T:
             raise ValueError(f"lengths {lengths.tolist()} of rows of {T} tokens: give 1 to {T}")
-        # Inside causal no real token sees what follows it. Another mask may: then padding is
-        # a document of its own.
+        # Under a causal mask no real token attends to padding. Under others it might: there,
+        # padding is a document of its own.
         causal = self.mask.facts.inside_causal
         documents = None if causal else (at >= lengths[:, None]).long()  # (B, T)
         hidden = self.hidden(ids, documents=documents)  # (B, T, C)

@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class RopeScaling(BaseModel):
-    """How rotary frequencies are stretched beyond the context they were trained for.
+    """How rotary frequencies are scaled beyond the context the model was trained with.
 
-    `linear` divides every frequency by `factor`. `llama3` divides only the slow ones, with a
-    smooth passage between the two wavelengths (Llama 3.1, `rope_type: llama3` in transformers).
+    `linear` divides every frequency by `factor`. `llama3` divides only the low ones, with a
+    smooth transition between the two wavelengths (Llama 3.1, `rope_type: llama3` in transformers).
     """
 
     model_config = ConfigDict(
@@ -54,20 +54,20 @@ class ModelConfig(BaseModel):
     d_ff: int | None = Field(None, ge=1)
     """Hidden width of the MLP. Default: 4 * n_embd, or 8/3 of it rounded up to 64 for swiglu."""
     context_length: int = Field(1024, ge=1)
-    """Longest sequence (T)."""
+    """Maximum sequence length (T)."""
     vocab_size: int = Field(50257, ge=1)
-    """Token ids (V)."""
+    """Number of token ids (V)."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Probability, on embeddings, attention weights and both residual branches."""
     norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
     norm_eps: float = Field(1e-5, gt=0)
     mlp: Literal["gelu", "gelu_erf", "swiglu", "relu2"] = "swiglu"
-    """gelu: the tanh form of GPT-2; gelu_erf: the exact one, which nanoGPT has."""
+    """gelu: GPT-2's tanh approximation; gelu_erf: the exact function, as in nanoGPT."""
     position: Literal["learned", "rope"] = "rope"
     rope_theta: float = Field(10_000.0, gt=0)
     rope_scaling: RopeScaling | None = None
     bias: Literal["none", "qkv", "all"] = "none"
-    """Biases in no linear layer, in the q/k/v projection (Qwen2), or everywhere (GPT-2)."""
+    """Biases in no linear layer, in the q/k/v projection only (Qwen2), or in all (GPT-2)."""
     qk_norm: bool = False
     """RMSNorm over each query and key head before the rotation (Qwen3)."""
     tie_embeddings: bool = True
@@ -75,7 +75,7 @@ class ModelConfig(BaseModel):
     mask: str = "causal()"
     """Attention mask: an expression (`causal() & sliding_window(128)`) or `file.py:function`."""
     labels: tuple[str, ...] = ()
-    """Names of the classes of a classifier, in the order of its outputs; none: a language model."""
+    """Class names of a classifier, in the order of its outputs; empty: a language model."""
 
     @model_validator(mode="before")
     @classmethod
@@ -85,7 +85,7 @@ class ModelConfig(BaseModel):
         values = dict(values)
         n_head, n_embd = values.get("n_head", 6), values.get("n_embd", 384)
         if not (isinstance(n_head, int) and isinstance(n_embd, int) and n_head > 0):
-            return values  # the field checks say it better
+            return values  # the checks of the fields have the better message
         if values.get("n_kv_head") is None:
             values["n_kv_head"] = n_head
         if values.get("head_dim") is None:
@@ -114,7 +114,7 @@ class ModelConfig(BaseModel):
             raise ValueError(f"labels has {repeated[0]!r} twice: give each class once")
         return self
 
-    # The three sizes that may be left out, as plain integers.
+    # The three sizes with derived defaults, as plain integers.
     @property
     def K(self) -> int:  # noqa: N802
         assert self.n_kv_head is not None
@@ -131,7 +131,7 @@ class ModelConfig(BaseModel):
         return self.d_ff
 
     def change(self, **fields: Any) -> ModelConfig:
-        """A copy with other values, validated. Sizes that depend on a changed one are refilled."""
+        """A validated copy with other values; sizes that depend on a changed one are derived."""
         values = self.model_dump()
         if {"n_head", "n_embd"} & fields.keys():
             values.update(n_kv_head=None, head_dim=None, d_ff=None)
@@ -143,7 +143,7 @@ class ModelConfig(BaseModel):
     def preset(cls, name: str, **fields: Any) -> ModelConfig:
         """The named preset, with some fields replaced.
 
-        Raises ValueError for an unknown name, listing those there are.
+        Raises ValueError for an unknown name, listing the known ones.
         """
         if name not in PRESETS:
             raise ValueError(f"no model preset {name!r}: choose one of {', '.join(PRESETS)}")
@@ -159,20 +159,20 @@ class LoraConfig(BaseModel):
     )
 
     rank: int = Field(0, ge=0)
-    """Height of A and width of B; 0: no LoRA."""
+    """Rows of A and columns of B; 0: no LoRA."""
     alpha: float = Field(16.0, gt=0)
-    """Weight of what is learned, relative to the rank."""
+    """Scale of the update, divided by the rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Probability, on what goes into A."""
+    """Dropout probability on the input of A."""
     targets: tuple[str, ...] = ()
-    """Linear layers of the blocks that adapt (qkv, proj, up or gate_up, down); none: all."""
+    """Linear layers to adapt (qkv, proj, up or gate_up, down); default: all in the blocks."""
 
     @model_validator(mode="after")
     def _no_idle_fields(self) -> LoraConfig:
         fields = type(self).model_fields
         idle = [n for n in fields if n != "rank" and getattr(self, n) != fields[n].default]
         if idle and not self.rank:
-            raise ValueError(f"{idle[0]} is given and rank is 0, which is no LoRA: give the rank")
+            raise ValueError(f"{idle[0]} has no effect with rank 0: give a rank, or omit it")
         return self
 
 
@@ -181,7 +181,7 @@ _GPT2: dict[str, Any] = dict(
 )
 _LLAMA: dict[str, Any] = dict(norm="rmsnorm", mlp="swiglu", position="rope", bias="none")
 
-# name -> fields. The comment names the stock transformers class that the preset exports to.
+# name -> fields. The comments name the transformers class that a preset exports to.
 PRESETS: dict[str, dict[str, Any]] = {
     # GPT2LMHeadModel (Radford et al. 2019; Sanh et al. 2019 for distilgpt2)
     "gpt2": dict(_GPT2, n_layer=12, n_head=12, n_embd=768),
@@ -219,7 +219,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         rope_theta=1_000_000.0,
         qk_norm=True,
     ),
-    # Qwen3ForCausalLM: ours, for CPUs and small corpora (docs/log.md has what was tried)
+    # Qwen3ForCausalLM: gptsmith's own, for CPUs and small corpora (experiments: docs/log.md)
     "fast": dict(
         _LLAMA, n_layer=6, n_head=6, n_embd=384, context_length=256, norm_eps=1e-6, qk_norm=True
     ),

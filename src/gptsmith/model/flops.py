@@ -1,4 +1,4 @@
-"""What an architecture costs, by closed formulas: parameters, FLOPs, memory.
+"""Parameters, FLOPs and memory of an architecture, by closed formulas.
 
 B batch, T time, C channels, H heads, K key/value heads, D head size, F hidden width, V vocabulary.
 """
@@ -11,7 +11,7 @@ from gptsmith.model.config import ModelConfig
 
 
 def parameters(c: ModelConfig) -> int:
-    """Trainable numbers, shared ones counted once."""
+    """Number of parameters, shared ones counted once."""
     everywhere, qkv_bias = c.bias == "all", c.bias != "none"
     norm = c.n_embd * (2 if c.norm == "layernorm" and everywhere else 1)
     qkv = (c.n_head + 2 * c.K) * c.D
@@ -26,7 +26,7 @@ def parameters(c: ModelConfig) -> int:
 
 
 def block_matrices(c: ModelConfig) -> int:
-    """Numbers in the matrices of all blocks: what Muon trains and every token is multiplied by."""
+    """Parameters of the matrices in all blocks: those that Muon trains and every token passes."""
     attention = (c.n_head + 2 * c.K) * c.D + c.n_head * c.D
     return c.n_layer * c.n_embd * (attention + c.F * (3 if c.mlp == "swiglu" else 2))
 
@@ -36,9 +36,9 @@ def flops_per_token(c: ModelConfig, T: int | None = None) -> int:
 
     N counts the matrices that a token is multiplied by, the head among them, and no embedding
     look-up. Attention is counted without causality (Chowdhery et al. 2022, appendix B), as the
-    field does when it states MFU. Products only: what norms, softmax and activations do is left
-    out, as is a second forward pass under activation recomputing. A classifier's head, which only
-    the last token of a text meets, is left out too.
+    field does when it states MFU. Matrix products only: norms, softmax and activations are
+    ignored, and so are the second forward pass of activation checkpointing and a classifier's
+    head, which sees only the last token of a text.
     """
     N = block_matrices(c) + c.vocab_size * c.n_embd * (not c.labels)
     return 6 * N + 12 * c.n_layer * c.n_head * c.D * (T or c.context_length)
@@ -51,7 +51,7 @@ def kv_cache_bytes(c: ModelConfig, B: int, S: int, bytes_per_number: int = 4) ->
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes that training holds at its peak, between the forward and the backward pass."""
+    """Peak bytes of a training step, between the forward and the backward pass."""
 
     weights: int
     gradients: int
@@ -64,7 +64,7 @@ class TrainingMemory:
 
 
 def training_memory(c: ModelConfig, B: int, T: int, optimizer: str = "adamw") -> TrainingMemory:
-    """Memory of one fp32 training step on a micro-batch (B, T), without activation recomputing.
+    """Memory of one fp32 training step on a micro-batch (B, T), without activation checkpointing.
 
     Weights, gradients and the optimizer's moments (two for AdamW; Muon keeps one for the matrices
     of the blocks) are exact. Activations are what autograd saves in eager fp32 on a CPU under the

@@ -1,7 +1,7 @@
-"""Training a part of a model: low-rank adapters, rows of new tokens, frozen parameters.
+"""Train a part of a model: low-rank adapters, rows of new tokens, unfrozen parameters.
 
-Each wraps the finished model from outside; `merge` unwraps it. LoRA: Hu et al. 2021.
-B batch, T time, C channels, V vocabulary, r rank, n trained rows.
+Each wraps modules of an existing model; `merge` unwraps them. LoRA: Hu et al. 2021.
+B batch, T time, C channels, V vocabulary, r rank, n trainable rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gptsmith.model.gpt import GPTModel
 class LoraLinear(nn.Module):
     """A frozen linear layer plus a product of two thin matrices, A (r, in) and B (out, r).
 
-    B starts at zero and A as peft fills it, so that the layer is at first what it was.
+    B starts at zero and A as in peft, so the layer initially computes what it did before.
     """
 
     def __init__(self, base: nn.Linear, config: LoraConfig) -> None:
@@ -46,9 +46,9 @@ class LoraLinear(nn.Module):
 
 
 class TrainableTokens(nn.Module):
-    """A frozen table (V, C), embedding or output head, of which the rows `ids` are trained.
+    """A frozen table (V, C), embedding or output head, whose rows `ids` are trained.
 
-    They are a parameter of their own: neither gradients nor checkpoints hold the other rows.
+    They are a separate parameter, so gradients and checkpoints contain no other rows.
     """
 
     def __init__(self, base: nn.Embedding | nn.Linear, ids: Sequence[int]) -> None:
@@ -58,7 +58,7 @@ class TrainableTokens(nn.Module):
         self.register_buffer("ids", torch.tensor(ids, device=device), persistent=False)  # (n,)
         slot = torch.full((V,), -1, device=device)
         slot[self.ids] = torch.arange(len(ids), device=device)
-        self.register_buffer("slot", slot, persistent=False)  # (V,): which row an id is, or -1
+        self.register_buffer("slot", slot, persistent=False)  # (V,): index into rows, or -1
         self.rows = nn.Parameter(base.weight.detach()[self.ids].clone())  # (n, C)
 
     ids: Tensor
@@ -66,8 +66,8 @@ class TrainableTokens(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The whole table (V, C). Where no gradient is wanted, as in generation, it is the frozen
-        one with the rows written into it, which costs nothing; otherwise a copy."""
+        """The whole table (V, C). Without gradients, as in generation, the rows are written into
+        the frozen table, which costs nothing; otherwise it is a copy."""
         if torch.is_grad_enabled():
             return self.base.weight.index_copy(0, self.ids, self.rows)
         return self.merged().weight
@@ -86,7 +86,7 @@ class TrainableTokens(nn.Module):
 def attach(model: GPTModel, config: LoraConfig, token_ids: Sequence[int] = ()) -> None:
     """Wrap the target layers of `model` in place and freeze everything else.
 
-    What has nothing to start from stays trained: the head of a classifier, and the rows
+    Parameters without pretrained values stay trainable: the head of a classifier, and the rows
     `token_ids` of the embedding and of an untied head (see train_rows). Parameters get the names
     `blocks.0.attention.qkv.lora_A`, `.lora_B` and `.base.weight`, until `merge`.
     Raises ValueError for a target that the blocks do not have.
@@ -111,14 +111,14 @@ def attach(model: GPTModel, config: LoraConfig, token_ids: Sequence[int] = ()) -
 
 
 def train_rows(model: GPTModel, token_ids: Sequence[int]) -> None:
-    """Train the rows `token_ids` of the embedding and of an untied head, where those are frozen.
+    """Train the rows `token_ids` of the embedding and of an untied head if these are frozen.
 
     Freeze first. The rows are the parameters `embedding.token.rows` and `head.rows` (n, C), in the
-    order of token_ids. Raises ValueError for an id that is not in the vocabulary, or there twice.
+    order of token_ids. Raises ValueError for an id outside the vocabulary or given twice.
     """
     V = model.config.vocab_size
     if len(set(token_ids)) < len(token_ids) or not all(0 <= i < V for i in token_ids):
-        raise ValueError(f"token ids {list(token_ids)} to train: give each once, from 0 to {V - 1}")
+        raise ValueError(f"token ids {list(token_ids)} to train: give each once, in 0..{V - 1}")
     tables = {"embedding.token": model.embedding.token, "head": model.head}
     for name, table in tables.items():
         if table is not None and token_ids and not table.weight.requires_grad:
@@ -126,8 +126,8 @@ def train_rows(model: GPTModel, token_ids: Sequence[int]) -> None:
 
 
 def merge(model: GPTModel) -> None:
-    """Fold adapters and trained rows into the weights, in place: the plain architecture again,
-    with its plain names, all of it trainable. Nothing happens to a model without them."""
+    """Fold adapters and trained rows into the weights, in place: afterwards the model has its plain
+    modules and names, and all of it is trainable. Without adapters nothing changes."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLinear | TrainableTokens):
             model.set_submodule(name, module.merged())
@@ -144,17 +144,16 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
         found = [name for name in names if fnmatchcase(name, pattern)]
         if not found:
             raise ValueError(
-                f"freeze pattern {pattern!r} matches no parameter; there are "
-                f"{', '.join(names)[:160]}, ..."
+                f"freeze pattern {pattern!r} matches no parameter of {', '.join(names)[:160]}, ..."
             )
         for name in found:
             names[name].requires_grad_(False)
     if not any(p.requires_grad for p in names.values()):
-        raise ValueError(f"freeze {list(patterns)} leaves nothing to train: take a pattern away")
+        raise ValueError(f"freeze {list(patterns)} leaves nothing to train: remove a pattern")
 
 
 def trainable(model: nn.Module) -> str:
-    """How much of a model is trained, in words."""
+    """How much of a model is trained, as text."""
     total = sum(p.numel() for p in model.parameters())
     some = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return f"{some:,} of {total:,} parameters are trained ({some / total:.1%})"

@@ -35,7 +35,7 @@ _LOOKAHEAD_BLOCK = 1 << 22  # mask entries looked at in one go
 
 
 class Facts(NamedTuple):
-    """What the algebra knows of a mask without evaluating it."""
+    """What is known about a mask without evaluating it."""
 
     window: int | None = None
     plain_causal: bool = False
@@ -62,7 +62,7 @@ class Mask:
         facts: Facts | None = None,
     ) -> None:
         self.expression = expression or str(getattr(rule, "__name__", type(rule).__name__))
-        if facts is None:  # somebody's own function: nothing is known, everything is checked
+        if facts is None:  # a user's function: nothing is known, everything is checked
             self.rule = _checked(rule, self.expression)
             facts = _probe(self.rule, self.expression)
         else:
@@ -72,7 +72,7 @@ class Mask:
 
     @property
     def window(self) -> int | None:
-        """Keys further back than window - 1 are never visible, the KV cache forgets them."""
+        """Keys more than window - 1 positions back are never visible; the KV cache drops them."""
         return self.facts.window
 
     @property
@@ -125,7 +125,7 @@ class Mask:
         """The mask as a bool tensor for scaled_dot_product_attention, True: may attend.
 
         q_positions (Tq,) or (B, Tq), k_positions (Tk,) or (B, Tk): int; negative positions are
-        empty: they see nothing and nobody sees them.
+        empty: they attend to nothing and nothing attends to them.
         Returns (B or 1, H or 1, Tq, Tk), 1 where the mask does not depend on the row or head.
         """
         q = q_positions.view(-1, 1, q_positions.size(-1), 1)  # (B or 1, 1, Tq, 1)
@@ -136,11 +136,11 @@ class Mask:
         return visible & (q >= 0) & (k >= 0)  # (B or 1, H or 1, Tq, Tk)
 
     def lookahead(self, T: int, H: int, B: int = 1) -> int:
-        """1 + the last of T positions that some earlier position sees; 0: inside causal.
+        """1 + the last of T positions that an earlier position attends to; 0 for causal masks.
 
         Keys once cached are never computed again, so a KV cache is exact if, and only if, the
         prompt is prefilled in one pass at least this long. Measured over all T x T pairs of every
-        head and row, so that a rule of the user's is as safe as ours.
+        head and row, so it holds for user-defined rules too.
         """
         if self.facts.inside_causal or T <= 1:
             return 0
@@ -161,18 +161,18 @@ class Mask:
     def block_mask(self, B: int, H: int, T: int, device: torch.device | str) -> "BlockMask":
         """The mask as FlexAttention's BlockMask, (T, T) per row and head where it depends on them.
 
-        Building it costs about T x T evaluations: keep it as long as B, H, T stay the same.
+        Building it costs about T x T evaluations: reuse it while B, H and T stay the same.
         """
         from torch.nn.attention.flex_attention import create_block_mask
 
         rows, heads = B if self.facts.uses_b else None, H if self.facts.uses_h else None
-        if torch.is_inference_mode_enabled():  # kept until training, it must not stop a backward
+        if torch.is_inference_mode_enabled():  # it is cached, and training needs it too
             with torch.inference_mode(False):
                 return create_block_mask(self.rule, rows, heads, T, T, device=device)
         return create_block_mask(self.rule, rows, heads, T, T, device=device)
 
     def show(self, T: int = 32, H: int = 1) -> str:
-        """The mask as text: a line for each query, a column for each key, per head if it differs.
+        """The mask as text: a row per query, a column per key; a table per head if they differ.
 
         For the first T positions and, of a mask over documents, the first row of the batch.
         """
@@ -205,30 +205,30 @@ class Mask:
 
 
 def causal() -> Mask:
-    """Every position sees itself and what came before."""
+    """Every position attends to itself and to all earlier ones."""
     facts = Facts(plain_causal=True, inside_causal=True)
     return Mask(lambda b, h, q, k: q >= k, "causal()", facts=facts)
 
 
 def sliding_window(n: int) -> Mask:
-    """The n - 1 positions before, itself, and all that follows: intersect it with causal()."""
+    """The n - 1 previous positions, itself, and all later ones: intersect it with causal()."""
     n = _whole("sliding_window", n, 1)
     return Mask(lambda b, h, q, k: q - k < n, f"sliding_window({n})", facts=Facts(window=n))
 
 
 def prefix(n: int) -> Mask:
-    """The first n positions are seen by all, what follows is causal (prefix-LM, as in T5)."""
+    """Every position attends to the first n; the rest is causal (prefix LM, as in T5)."""
     n = _whole("prefix", n, 0)
     return Mask(lambda b, h, q, k: (k < n) | (q >= k), f"prefix({n})", facts=Facts())
 
 
 def bidirectional() -> Mask:
-    """Every position sees every other."""
+    """Every position attends to every position."""
     return Mask(lambda b, h, q, k: (q >= 0) & (k >= 0), "bidirectional()", facts=Facts())
 
 
 def documents(ids: Tensor) -> Mask:
-    """Positions see only positions of the same document.
+    """Positions attend to positions of the same document only.
 
     ids: (B, T) integers, the same for all positions of a document.
     """
@@ -245,7 +245,7 @@ def dense_mask(tensor: Tensor, B: int, H: int, T: int) -> Tensor:
     """Check a mask given as a tensor and return it as bool, (B or 1, H or 1, T, T).
 
     tensor: (T, T), (B, T, T) or (B, H, T, T), bool or the numbers 0 (blocked) and 1 of any dtype.
-    Other values raise ValueError: a float mask that was meant to be added is caught here.
+    Other values raise ValueError, which catches additive float masks.
     """
     if tensor.dim() == 2:
         tensor = tensor[None]
@@ -264,17 +264,18 @@ def dense_mask(tensor: Tensor, B: int, H: int, T: int) -> Tensor:
         if not ((tensor == 0) | (tensor == 1)).all():
             raise ValueError(
                 f"mask of {tensor.dtype} holds values other than 0 and 1: give booleans"
-                " (True: may attend); scores to be added are not masks"
+                " (True: may attend); additive masks are not supported"
             )
         tensor = tensor == 1
     return tensor
 
 
 def parse(expression: str, folder: Path | None = None, trust_code: bool = False) -> Mask:
-    """The mask that a configuration names: an expression of the algebra, or `file.py:function`.
+    """The mask that a configuration names: an expression, or `file.py:function`.
 
-    A file is looked up from `folder` (default: here) and imported only if trust_code is set.
-    ValueError names the expression, the part at fault and what may be written instead.
+    A file is looked up in `folder` (default: the working directory) and imported only with
+    trust_code.
+    ValueError names the expression, the invalid part and the valid forms.
     """
     text = expression.strip()
     if found := re.fullmatch(r"([^\n]+\.py):(\w+)", text):
@@ -290,7 +291,7 @@ def parse(expression: str, folder: Path | None = None, trust_code: bool = False)
 
 
 def _build(node: ast.AST, text: str) -> Mask:
-    """The whitelist of `parse`: whatever is not listed here does not exist."""
+    """The allow-list of `parse`."""
     match node:
         case ast.BinOp(left, ast.BitAnd(), right):
             return _build(left, text) & _build(right, text)
@@ -315,11 +316,11 @@ def _build(node: ast.AST, text: str) -> Mask:
 def _from_file(text: str, path: Path, name: str, trust_code: bool) -> Mask:
     if not trust_code:
         raise ValueError(
-            f"mask {text!r} runs the Python code of {path}: read it, then allow it"
-            " by trust_code (--trust-code)"
+            f"mask {text!r} runs the Python code in {path}: review it, then pass"
+            " --trust-code (trust_code=True)"
         )
     if not path.is_file():
-        raise FileNotFoundError(f"mask {text!r}: there is no file {path}")
+        raise FileNotFoundError(f"mask {text!r}: {path} does not exist")
     spec = importlib.util.spec_from_file_location(f"gptsmith_mask_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -327,7 +328,7 @@ def _from_file(text: str, path: Path, name: str, trust_code: bool) -> Mask:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ValueError(f"mask {text!r}: {path} fails with {error!r}") from error
+        raise ValueError(f"mask {text!r}: {path} raises {error!r}") from error
     found = getattr(module, name, None)
     if isinstance(found, Mask):
         return Mask(found.rule, text, facts=found.facts)
@@ -337,7 +338,7 @@ def _from_file(text: str, path: Path, name: str, trust_code: bool) -> Mask:
 
 
 def _checked(rule: Callable[..., Tensor | bool], expression: str) -> Rule:
-    """The user's rule, held to its promises, with errors that name it."""
+    """A user's rule with its requirements checked at each call; errors name it."""
 
     def checked(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         try:
@@ -362,8 +363,8 @@ def _checked(rule: Callable[..., Tensor | bool], expression: str) -> Rule:
 def _probe(rule: Rule, expression: str) -> Facts:
     """Call the rule once with all-zero indices of size two.
 
-    Any table can be indexed by them, an `if` on them fails, and the shape of what returns betrays
-    which of b and h the rule looks at.
+    Any table can be indexed by them, an `if` on them fails, and the shape of the result shows
+    whether the rule depends on b and h.
     """
     zeros = torch.zeros(2, dtype=torch.long)
     b, h, q, k = (zeros.view([2 if i == j else 1 for j in range(4)]) for i in range(4))

@@ -1,6 +1,6 @@
-"""A model from its stored weights, or from another model's.
+"""Build a model from stored weights or from another model, checked strictly.
 
-Strictly those that belong to it, and not filled at random first. C channels, V vocabulary.
+C channels, V vocabulary.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,13 +26,13 @@ def load(
     mask_folder: Path | None = None,
     trust_code: bool = False,
 ) -> GPTModel:
-    """The model whose parameters are `tensors` (taken over, not copied; in their own dtype): a
-    GPTClassifier if config has labels.
+    """A model with `tensors` as its parameters (not copied, dtypes kept): a GPTClassifier if
+    config has labels.
 
     Raises ValueError naming `origin` and the parameters that are missing, unexpected, of another
     shape, or not finite. mask_folder, trust_code: see GPTModel.
     """
-    with _Unfilled():
+    with skip_init():
         kind = GPTClassifier if config.labels else GPTModel
         model = kind(config, mask_folder=mask_folder, trust_code=trust_code)
     check(model.state_dict(), tensors, origin)
@@ -41,14 +41,14 @@ def load(
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The parameters of a model of this architecture, its own names; nothing is allocated."""
-    with torch.device("meta"), _Unfilled():
+    """Parameter names and shapes of a model of this architecture; nothing is allocated."""
+    with torch.device("meta"), skip_init():
         model = (GPTClassifier if config.labels else GPTModel)(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def check(there: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin: str | Path) -> None:
-    """ValueError, as from `load`, unless `tensors` can take the place of those that are there."""
+    """ValueError, as from `load`, unless `tensors` fits the parameters `there`."""
     check_state_dict(
         {name: tuple(tensor.shape) for name, tensor in there.items()},
         {name: tuple(tensor.shape) for name, tensor in tensors.items()},
@@ -57,7 +57,7 @@ def check(there: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin: st
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(
-                f"{origin} is unusable, {name} holds NaN or infinity: the training diverged;"
+                f"{origin}: {name} contains NaN or infinity, so training diverged;"
                 " --checkpoint STEP opens an earlier state"
             )
 
@@ -69,9 +69,9 @@ def check_state_dict(
 ) -> None:
     """ValueError naming the parameters that are missing, unexpected, or of another shape."""
     wrong = [f"{name} is missing" for name in expected if name not in given]
-    wrong += [f"{name} does not belong there" for name in given if name not in expected]
+    wrong += [f"{name} is unexpected" for name in given if name not in expected]
     wrong += [
-        f"{name} is {given[name]} instead of {shape}"
+        f"{name} has shape {given[name]}, expected {shape}"
         for name, shape in expected.items()
         if name in given and given[name] != shape
     ]
@@ -83,16 +83,18 @@ def check_state_dict(
 def validated(
     config: ModelConfig, tensors: Iterable[tuple[str, Tensor]], origin: str | Path
 ) -> Iterator[tuple[str, Tensor]]:
-    """The parameters of a model as they come, each held against the architecture before the next
-    is asked for. ValueError as from `load`."""
+    """Yield the parameters one at a time, each checked against the architecture.
+
+    ValueError as from `load`.
+    """
     expected = shapes(config)
     for name, tensor in tensors:
         shape = expected.pop(name, None)
         if shape is None:
-            raise ValueError(f"{origin} does not fit the architecture: {name} is not expected")
+            raise ValueError(f"{origin} does not fit the architecture: {name} is unexpected")
         check_state_dict({name: shape}, {name: tuple(tensor.shape)}, origin)
         if not tensor.isfinite().all():
-            raise ValueError(f"{origin} is unusable: {name} holds NaN or infinity")
+            raise ValueError(f"{origin}: {name} contains NaN or infinity")
         yield name, tensor
     check_state_dict(expected, {}, origin)
 
@@ -100,25 +102,25 @@ def validated(
 def with_classification_head(model: GPTModel, labels: Sequence[str]) -> GPTClassifier:
     """The body of `model` (shared, not copied) under a new, random head for `labels`.
 
-    Its output head, or the head of another classification, is left behind.
+    The output head, or an earlier classification head, is dropped.
     """
     tensors = {n: t for n, t in model.state_dict().items() if not n.startswith(("head.", "score."))}
     device = model.embedding.token.weight.device
     score = torch.empty(len(labels), model.config.n_embd).normal_(0.0, 0.02)
     config = model.config.change(labels=tuple(labels))
-    return _remade(model, GPTClassifier, config, {**tensors, "score.weight": score}).to(device)
+    return _rebuild(model, GPTClassifier, config, {**tensors, "score.weight": score}).to(device)
 
 
 def with_dropout(model: GPTModel, dropout: float) -> GPTModel:
-    """The same model (parameters shared, not copied) with another probability of dropout."""
-    return _remade(model, type(model), model.config.change(dropout=dropout), model.state_dict())
+    """The same model (parameters shared, not copied) with another dropout probability."""
+    return _rebuild(model, type(model), model.config.change(dropout=dropout), model.state_dict())
 
 
-def _remade(
+def _rebuild(
     model: GPTModel, kind: type[M], config: ModelConfig, tensors: Mapping[str, Tensor]
 ) -> M:
-    """A model of another kind or configuration, of these tensors, with the mask of `model`."""
-    with _Unfilled():
+    """A model of another class or configuration with these tensors and the mask of `model`."""
+    with skip_init():
         new = kind(config, mask=model.mask)
     new.load_state_dict(tensors, assign=True)
     return new.train(model.training)
@@ -126,20 +128,17 @@ def _remade(
 
 @torch.no_grad()
 def resize_token_embeddings(model: GPTModel, new_size: int, used: int | None = None) -> GPTModel:
-    """Give `model` new_size token ids; returns it, changed in place.
+    """Resize the vocabulary of `model` to new_size, in place; returns the model.
 
     The rows of new ids, in the embedding and an untied head, are the mean of the old rows: n of
     them take at most n / V of the old ids' probability (Hewitt 2021, "Initializing new word
-    embeddings"). used: ids that mean something, by default all there are; a model padded to a
-    round size holds rows beyond its tokenizer's vocabulary, and those become the mean as well.
-    Raises ValueError if new_size is smaller than what there is.
+    embeddings"). used: ids that the tokenizer has, by default all; the rows of a padded vocabulary
+    beyond them become the mean as well. Raises ValueError if new_size is smaller than now.
     """
     old = model.config.vocab_size
     used = old if used is None else used
     if new_size < old or not 0 < used <= old:
-        raise ValueError(
-            f"a vocabulary of {old} ({used} in use) cannot become one of {new_size}: it only grows"
-        )
+        raise ValueError(f"a vocabulary of {old} ({used} used) cannot shrink to {new_size}")
     for table in (model.embedding.token, model.head):
         if table is not None:
             mean = table.weight[:used].float().mean(dim=0).to(table.weight.dtype)  # (C,)
@@ -152,10 +151,11 @@ def resize_token_embeddings(model: GPTModel, new_size: int, used: int | None = N
     return model
 
 
-class _Unfilled(TorchFunctionMode):
-    """Leaves new parameters uninitialised and the random streams alone: 10 ms for GPT-2, not 1.5 s.
+class skip_init(TorchFunctionMode):  # noqa: N801 - a context, named like torch.no_grad
+    """Context in which new parameters stay uninitialised: 10 ms for GPT-2 instead of 1.5 s.
 
-    torch's meta device would do, but the first random fill on it imports 800 modules (0.9 s).
+    Random generators are not advanced. torch's meta device would do, but its first random fill
+    imports 800 modules (0.9 s).
     """
 
     def __torch_function__(

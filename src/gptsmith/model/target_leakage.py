@@ -1,4 +1,4 @@
-"""May a position be scored on its next token, or can it see that token through the mask?
+"""Can a position see its own target through the attention mask?
 
 T time, H heads, L layers.
 """
@@ -27,8 +27,8 @@ def first_scored(mask: Mask, T: int, H: int, n_layer: int) -> int:
             f"mask {mask.expression!r} depends on the row of the batch, so a text would be trained "
             "differently from row to row; use h, q and k only"
         )
-    # Positions from `ahead` on are seen by none before them, so no path leads there from below:
-    # the first `ahead` positions decide among themselves.
+    # No earlier position attends to positions from `ahead` on, so only paths among the first
+    # `ahead` positions matter.
     ahead = mask.lookahead(T, H)
     if ahead == 0:
         return 0

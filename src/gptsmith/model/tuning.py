@@ -1,4 +1,4 @@
-"""Which weights of a model are trained, when it is not all of them."""
+"""Which weights of a model are trained."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from gptsmith.model.gpt import GPTModel
 
 
 class Tuning(BaseModel):
-    """What is trained: everything, or adapters (LoRA), or what no pattern freezes."""
+    """What is trained: all weights, adapters (LoRA), or the parameters that no pattern freezes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     lora: LoraConfig = LoraConfig()
     freeze: tuple[str, ...] = ()
-    """Patterns of parameter names that stay as they are (`blocks.0.*`)."""
+    """Patterns of parameter names that are not trained (`blocks.0.*`)."""
     token_ids: tuple[int, ...] = ()
-    """New tokens, whose vectors are trained even so."""
+    """New tokens, whose embeddings are trained in any case."""
 
     @property
     def is_full_finetune(self) -> bool:
@@ -30,7 +30,7 @@ class Tuning(BaseModel):
         return not self.lora.rank and not self.freeze
 
     def wrap(self, model: GPTModel) -> None:
-        """Prepare the model for this training, in place; `lora.merge` makes it plain again."""
+        """Prepare the model for training, in place; `lora.merge` undoes it."""
         if self.lora.rank:
             lora.attach(model, self.lora, self.token_ids)
         elif self.freeze:
@@ -39,14 +39,14 @@ class Tuning(BaseModel):
 
 
 def trainable_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters that are trained, by name: what a checkpoint of a tuned model holds."""
+    """The trained parameters by name: what a checkpoint of a fine-tuned model contains."""
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def load_trainable_state_dict(
     model: nn.Module, tensors: Mapping[str, Tensor], origin: str | Path
 ) -> None:
-    """Copy `tensors` into the parameters of `model` that are trained: all of these, no others.
+    """Copy `tensors` into the trained parameters of `model`; the names must be the same.
 
     Raises ValueError as state_dict.load does.
     """

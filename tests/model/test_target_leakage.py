@@ -13,19 +13,19 @@ T, H = 8, 2
 
 
 @pytest.mark.parametrize("mask", [causal(), causal() & sliding_window(3), causal() & prefix(4)])
-def test_inside_causal_everything_is_scored(mask: Mask) -> None:
+def test_causal_masks_leak_no_target(mask: Mask) -> None:
     assert first_scored(mask, T, H, n_layer=12) == 0
     assert first_scored(mask, 1, H, n_layer=12) == 0
 
 
 @pytest.mark.parametrize(("n", "first"), [(0, 0), (1, 0), (2, 1), (5, 4), (7, 6)])
-def test_a_prefix_is_scored_from_its_last_position(n: int, first: int) -> None:
+def test_prefix_targets_count_from_its_last_position(n: int, first: int) -> None:
     for n_layer in (1, 2, 12):
         assert first_scored(prefix(n), T, H, n_layer) == first
 
 
 @pytest.mark.parametrize("mask", [bidirectional(), prefix(T), prefix(2 * T), sliding_window(3)])
-def test_masks_under_which_all_targets_are_visible_are_refused(mask: Mask) -> None:
+def test_masks_that_show_all_targets_are_refused(mask: Mask) -> None:
     with pytest.raises(ValueError, match=r"position 0 can see token 1, .* prefix\(n\)"):
         first_scored(mask, T, H, n_layer=1)
 
@@ -56,7 +56,7 @@ def test_a_target_seen_through_another_position_is_found_at_the_depth_that_carri
     assert first_scored(Mask(first_sees_fifth), T, H, n_layer=3) == 5
 
 
-def test_long_contexts_cost_no_square_of_memory() -> None:
+def test_memory_is_not_quadratic_in_the_context() -> None:
     T = 8192
     assert first_scored(prefix(100), T, H, n_layer=28) == 99
     assert first_scored(prefix(T - 1), T, H, n_layer=28) == T - 2
@@ -74,7 +74,7 @@ def test_long_contexts_cost_no_square_of_memory() -> None:
 
 @given(st.lists(st.booleans(), min_size=36, max_size=36), st.integers(1, 3))
 @settings(max_examples=25)
-def test_it_agrees_with_what_a_real_model_can_know(bits: list[bool], n_layer: int) -> None:
+def test_leakage_agrees_with_a_real_model(bits: list[bool], n_layer: int) -> None:
     """The target's embedding has a gradient at a position's output exactly where it is reached."""
     n = 6
     table = torch.tensor(bits).view(n, n) & (torch.rand(n, n, generator=_seeded()) < 0.3)

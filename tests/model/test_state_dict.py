@@ -19,7 +19,7 @@ LABELS = ("no", "yes")
 IDS = torch.arange(12).view(2, 6)
 
 
-def test_labels_make_a_classifier_of_the_tensors() -> None:
+def test_labels_select_a_classifier() -> None:
     for labels in ((), LABELS):
         config = ModelConfig(**SMALL, labels=labels)
         model = (GPTClassifier if labels else GPTModel)(config)
@@ -80,7 +80,7 @@ def test_new_tokens_start_as_the_mean_of_the_old(tie_embeddings: bool) -> None:
 
 
 @pytest.mark.parametrize("labels", [(), LABELS])
-def test_dropout_is_another_and_the_weights_are_the_same(labels: tuple[str, ...]) -> None:
+def test_with_dropout_shares_the_weights(labels: tuple[str, ...]) -> None:
     config = ModelConfig(**SMALL, labels=labels, tie_embeddings=not labels)
     model = (GPTClassifier if labels else GPTModel)(config)
     new = with_dropout(model, 0.5)
@@ -92,7 +92,7 @@ def test_dropout_is_another_and_the_weights_are_the_same(labels: tuple[str, ...]
     assert len(list(new.parameters())) == len(list(model.parameters()))
 
 
-def test_rows_that_padding_left_unused_become_the_mean_as_well() -> None:
+def test_unused_padding_rows_become_the_mean() -> None:
     model = GPTModel(ModelConfig(**SMALL))
     mean = model.embedding.token.weight[:30].mean(dim=0).detach()
     for size in (40, 41):
@@ -103,5 +103,5 @@ def test_rows_that_padding_left_unused_become_the_mean_as_well() -> None:
 
 @pytest.mark.parametrize(("size", "used"), [(39, None), (40, 41), (40, 0)])
 def test_a_vocabulary_does_not_shrink(size: int, used: int | None) -> None:
-    with pytest.raises(ValueError, match="it only grows"):
+    with pytest.raises(ValueError, match="cannot shrink"):
         resize_token_embeddings(GPTModel(ModelConfig(**SMALL)), size, used)

@@ -96,7 +96,7 @@ def test_the_formulas_hold_for_any_combination_of_axes(c: ModelConfig) -> None:
     assert flops_per_token(c) == flops_per_token(c, c.context_length)
 
 
-def test_flops_of_gpt2_are_the_number_that_papers_state() -> None:
+def test_flops_of_gpt2_match_the_literature() -> None:
     c = ModelConfig.preset("gpt2")
     N, T = 124_439_808 - 1024 * 768, 1024  # position look-ups are no products
     assert flops_per_token(c) == pytest.approx(6 * N + 12 * 12 * 768 * T, rel=1e-3)
@@ -150,7 +150,7 @@ def test_memory_of_activations_is_close_for_any_combination_of_axes(c: ModelConf
     assert estimate == pytest.approx(saved_bytes(c, 4, 8), rel=0.25)
 
 
-def test_the_cache_has_the_size_it_is_said_to_have() -> None:
+def test_kv_cache_size_matches_the_formula() -> None:
     for name in ("gpt2", "smollm2-135m"):
         c = small(name, 16)
         cache = KVCache.for_model(c, GPTModel(c).mask, batch=3)

@@ -157,7 +157,7 @@ def test_vocabulary_padding_is_kept(folder: Path, tmp_path: Path) -> None:
         (dict(hidden_size=10**30), "impossible sizes"),
         (dict(architectures=["LlamaForSequenceClassification"],
               id2label={str(i): str(i) for i in range(20_000)}), "20,000 classes"),
-        (dict(hidden_size=64), r"embed_tokens.weight is \(64, 32\) instead of \(64, 64\)"),
+        (dict(hidden_size=64), r"embed_tokens.weight has shape \(64, 32\), expected \(64, 64\)"),
         (dict(attention_bias=True), "self_attn.q_proj.bias is missing"),
         (dict(num_hidden_layers=0), "num_hidden_layers is 0: should be greater"),
         (dict(num_key_value_heads=3), r"config\.json: n_head 4 is not a multiple"),
@@ -214,7 +214,7 @@ def test_nan_and_infinity_are_refused(value: float, folder: Path, tmp_path: Path
         (lambda t: t.update(more=torch.ones(1)), "more is unexpected"),
         (
             lambda t: t.update({"model.norm.weight": torch.ones(33)}),
-            r"is \(33,\) instead of \(32,\)",
+            r"has shape \(33,\), expected \(32,\)",
         ),
     ],
 )

@@ -231,7 +231,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "a variable is missing": (lambda t: {"tensors": {n: t[n] for n in t if n != W}}, W),
     "a variable of another shape": (
         lambda t: {"tensors": {**t, "model/ln_f/g": np.ones(C + 1, np.float32)}},
-        r"final_norm.weight is \(9,\) instead of \(8,\)",
+        r"final_norm.weight has shape \(9,\), expected \(8,\)",
     ),
     "a layer that hparams.json does not count": (
         lambda t: {"sizes": {**SIZES, "n_layer": 1}},

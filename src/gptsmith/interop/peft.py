@@ -181,7 +181,9 @@ def from_peft(
     ours: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
-            raise ValueError(f"adapter tensor {key} contains NaN or infinity: its training diverged")
+            raise ValueError(
+                f"adapter tensor {key} contains NaN or infinity: its training diverged"
+            )
         name = key.removeprefix(_PREFIX)
         if name in tables:
             ours[tables[name]] = tensor

@@ -112,37 +112,42 @@ def whole_command(data: Path, novels: list[Path]) -> tuple[float, str]:
 
 
 def tokenizing_part(data: Path, novels: list[Path]) -> tuple[float, str]:
-    """Frames of documents to tokens, on all cores, the text being in memory."""
+    """Batches of documents to tokens, on all cores, with the text in memory."""
     from functools import partial
 
-    from gptsmith.data.build import cores, cut_frames, encode, encode_in_order
+    import numpy as np
+
     from gptsmith.data.documents import Document
-    from gptsmith.data.selection import Selected
+    from gptsmith.data.encode import available_cores, encode, encode_in_order, make_batches
+    from gptsmith.data.split import SplitDocument
     from gptsmith.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.gpt2(data / "gpt2_bpe")
     tokenizer.encode("warm")
     encode_one = partial(encode, tokenizer=tokenizer, token_bytes=tokenizer.token_bytes())
-    texts = read(novels)
-    selected: list[Selected] = [
-        ("train", Document(str(i), pieces_of(text))) for i, text in enumerate(texts)
+    documents: list[SplitDocument] = [
+        ("train", Document(str(i), chunks_of(text))) for i, text in enumerate(read(novels))
     ]
+    eos = np.array([tokenizer.eos_id], tokenizer.dtype)
     start = time.perf_counter()
-    frames = cut_frames(selected, whole=False, left_out=dict)
-    ids = [encoded.ids for _, encoded in encode_in_order(frames, encode_one, cores())]
+    batches = make_batches(documents, whole=False, left_out=dict)
+    ids = [
+        np.concatenate([a for p in parts for a in ((eos, p.ids) if p.part.eos else (p.ids,))])
+        for _, parts in encode_in_order(batches, encode_one, available_cores())
+    ]
     return time.perf_counter() - start, digest_of(ids)
 
 
-def pieces_of(text: str) -> list[str]:
+def chunks_of(text: str) -> list[str]:
     """Cut at safe borders, as the reader of text files does."""
     from gptsmith.data.text_files import CHUNK_BYTES, safe_cut
 
-    pieces = []
+    chunks = []
     while len(text) > CHUNK_BYTES:
         cut = safe_cut(text[:CHUNK_BYTES])
-        pieces.append(text[:cut])
+        chunks.append(text[:cut])
         text = text[cut:]
-    return [*pieces, text]
+    return [*chunks, text]
 
 
 def peer(way: str, data: Path, novels: list[Path]) -> tuple[float, str]:

@@ -4,10 +4,15 @@ import json
 import os
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +22,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from gptsmith import files
-from gptsmith.data import build, text_files
+from gptsmith.data import corpus_writer, encode, text_files
+from gptsmith.data.corpus_writer import CorpusWriter
+from gptsmith.data.encode import EncodedPart
 from gptsmith.data.options import PrepareConfig
 from gptsmith.data.prepare import prepare
 from gptsmith.data.shards import Corpus
@@ -44,7 +51,7 @@ def lines(path: Path, texts: list[str]) -> Path:
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 # --- splits --------------------------------------------------------------------------------------
@@ -74,8 +81,8 @@ def test_tiny_shakespeare(real_data: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_wikitext_2_validates_on_its_own_split(
     real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_files, "PIECE_BYTES", 700)
-    monkeypatch.setattr(build, "FRAME", 1000)
+    monkeypatch.setattr(text_files, "CHUNK_BYTES", 700)
+    monkeypatch.setattr(encode, "BATCH_SIZE", 1000)
     monkeypatch.setenv("GPTSMITH_DATA", str(real_data))
     corpus = run(tmp_path / "out", "wikipedia|wikitext-2", tokenizer="gpt2", workers=2)
     (source,) = corpus.manifest["sources"]
@@ -94,8 +101,8 @@ def test_wikitext_2_validates_on_its_own_split(
 def test_a_novel_in_pieces_has_the_ids_of_the_whole(
     real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_files, "PIECE_BYTES", 700)
-    monkeypatch.setattr(build, "FRAME", 1000)
+    monkeypatch.setattr(text_files, "CHUNK_BYTES", 700)
+    monkeypatch.setattr(encode, "BATCH_SIZE", 1000)
     path = real_data / "english_novels" / "Doyle_Hound_1902.txt"
     tokenizer = Tokenizer.gpt2(real_data / "gpt2_bpe")
     tokenizer.save(tmp_path / "tokenizer.json")
@@ -151,7 +158,7 @@ def test_fineweb_validates_on_its_first_shard(
 ) -> None:
     """Whole documents, up to the first that the shard cannot hold."""
     monkeypatch.setenv("GPTSMITH_DATA", str(tmp_path))
-    monkeypatch.setattr(build, "FRAME", 100)
+    monkeypatch.setattr(encode, "BATCH_SIZE", 100)
     (tmp_path / "fineweb-edu").mkdir()
     texts = [f"document {i:03} " + "x" * (i % 7) for i in range(200)]
     lines(tmp_path / "fineweb-edu" / "a.jsonl", texts)
@@ -195,7 +202,7 @@ def test_no_token_is_lost(
     for i, text in enumerate(kept):
         (folder / "in" / f"{i:02}.txt").write_bytes(text.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "FRAME", frame)
+        patch.setattr(encode, "BATCH_SIZE", frame)
         patch.setattr(text_files, "CHUNK_BYTES", piece)
         corpus = run(folder / "out", folder / "in", shard_tokens=shard_tokens, workers=workers)
     corpus.verify()
@@ -352,7 +359,7 @@ def test_limits(tmp_path: Path) -> None:
 def test_a_limit_does_not_depend_on_the_number_of_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "FRAME", 50)
+    monkeypatch.setattr(encode, "BATCH_SIZE", 50)
     texts = [f"{i:09}" if i % 5 else "" for i in range(500)]
     source = lines(tmp_path / "a.jsonl", texts)
     made = []
@@ -379,7 +386,7 @@ def test_skipping_is_counted_and_recorded(
         "malformed line": 2,
     }
     assert corpus.manifest["settings"]["on_error"] == "skip"
-    assert "left out 1 empty document, 1 line that is not UTF-8, 2 malformed line" in (
+    assert "skipped 1 empty document, 1 line that is not UTF-8, 2 malformed line" in (
         capsys.readouterr().err
     )
 
@@ -388,7 +395,7 @@ def test_skipping_is_counted_and_recorded(
     ("texts", "options", "message"),
     [
         ([], {}, "is empty"),
-        (["", " "], {"on_error": "skip"}, r"no documents \(left out: 2 empty document\)"),
+        (["", " "], {"on_error": "skip"}, r"no documents \(skipped: 2 empty document\)"),
         (["x"], {}, "1 characters leave nothing for training or nothing for validation"),
         (["s"] * 5, {"deduplicate": True}, "1 characters leave nothing"),
         ([f"{i}" for i in range(200)], {"val_fraction": 1e-6}, "nothing is left for validation"),
@@ -420,7 +427,7 @@ def test_the_same_again_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixtu
     run(tmp_path / "out", source)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     run(tmp_path / "out", source, workers=1)
-    assert "there already" in capsys.readouterr().err
+    assert "this corpus is complete" in capsys.readouterr().err
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
 
 
@@ -431,13 +438,13 @@ def test_another_corpus_is_refused_or_replaced_whole(tmp_path: Path) -> None:
     (out / "notes.txt").write_text("mine")
     before = snapshot(out)
     with pytest.raises(
-        FileExistsError, match=r"shard_tokens: 3 there, 100000000 now\); .*--overwrite"
+        FileExistsError, match=r"shard_tokens: 3 before, 100000000 now\); .*--overwrite"
     ):
         run(out, source)
-    with pytest.raises(FileExistsError, match="tokenizer: 'byte' there, 'char' now"):
+    with pytest.raises(FileExistsError, match="tokenizer: 'byte' before, 'char' now"):
         run(out, source, shard_tokens=3, tokenizer="char")
     lines(source, ["one", "two", "three", "four"])
-    with pytest.raises(FileExistsError, match=r"a\.jsonl: bytes 50 there, 67 now\)"):
+    with pytest.raises(FileExistsError, match=r"a\.jsonl: bytes 50 before, 67 now\)"):
         run(out, source, shard_tokens=3)
     source.write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
@@ -475,38 +482,33 @@ def test_out_may_be_a_link_or_here(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "a.jsonl", "here", "link", "real", "tokenizer.json"
     ]  # fmt: skip
-    with pytest.raises(ValueError, match="--out /: name a new folder"):
+    with pytest.raises(FileExistsError, match="--out /: holds other files and no corpus"):
         run(Path("/"), source)
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(FileExistsError, match=r"File exists: .*dangling"):
+        run(tmp_path / "dangling", source)
 
 
-@pytest.mark.parametrize("link", [False, True])
-def test_a_kill_while_replacing_leaves_one_of_the_two(
-    tmp_path: Path, link: bool, capsys: pytest.CaptureFixture[str]
+def test_unfinished_replacement_does_not_change_the_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = lines(tmp_path / "a.jsonl", ["one", "two", "three"])
-    place, old, new = tmp_path / "out", tmp_path / ".out.old", tmp_path / ".out.new"
-    out = place
-    if link:
-        out = tmp_path / "elsewhere" / "link"
-        out.parent.mkdir()
-        out.symlink_to(place)
-        with pytest.raises(FileExistsError, match=r"link: is a link to what is not there"):
-            run(out, source)
-        place.mkdir()
+    out = tmp_path / "out"
     run(out, source)
-    run(tmp_path / "other", source, shard_tokens=2)
-    expected = snapshot(out)
-    os.replace(place, old)  # killed before the new one, here without manifest, was moved
-    new.mkdir()
+    before = snapshot(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(CorpusWriter, "finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(out, source, shard_tokens=2, overwrite=True)
     run(out, source)
-    assert f"{new} would have replaced it" in capsys.readouterr().err
-    assert snapshot(out) == expected
-    os.replace(place, old)
-    new.rmdir()
-    os.replace(tmp_path / "other", new)  # killed before the new one, complete, was moved
-    assert len(run(out, source, shard_tokens=2).train) > 1
-    assert not old.exists()
-    assert not new.exists()
+    assert f"{out / 'unfinished'}: left by --overwrite" in capsys.readouterr().err
+    assert snapshot(out) == before
+    assert len(run(out, source, shard_tokens=2, overwrite=True).train) > 1
+    assert not (out / "unfinished").exists()
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_other_peoples_folders_are_left_alone(tmp_path: Path) -> None:
@@ -517,7 +519,7 @@ def test_other_peoples_folders_are_left_alone(tmp_path: Path) -> None:
     for overwrite in (False, True):
         with pytest.raises(FileExistsError, match="holds other files and no corpus"):
             run(out, source, overwrite=overwrite)
-    with pytest.raises(FileExistsError, match="is a file"):
+    with pytest.raises(FileExistsError, match=r"File exists: .*thesis\.txt"):
         run(out / "thesis.txt", source)
     assert snapshot(out) == {"thesis.txt": b"mine"}
 
@@ -534,20 +536,20 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
 
 # --- killed --------------------------------------------------------------------------------------
 
-# The command with small frames and a pause after each, so that there is something to interrupt.
+# The command with small batches and a pause after each, so that there is something to interrupt.
 SLOW = """
 import sys, time
 from pathlib import Path
-from gptsmith.data import build, text_files
+from gptsmith.data import corpus_writer, encode, text_files
 from gptsmith.data.options import PrepareConfig
 from gptsmith.data.prepare import prepare
-build.FRAME, text_files.CHUNK_BYTES = 2000, 1000
-build._JOURNAL_SECONDS = 0.01
-write = build.Build.write
-def slow_write(self, frame, encoded):
-    write(self, frame, encoded)
+encode.BATCH_SIZE, text_files.CHUNK_BYTES = 2000, 1000
+corpus_writer._JOURNAL_SECONDS = 0.01
+write = corpus_writer.CorpusWriter.write
+def slow_write(self, parts, left_out):
+    write(self, parts, left_out)
     time.sleep(float(sys.argv[3]))
-build.Build.write = slow_write
+corpus_writer.CorpusWriter.write = slow_write
 source, out = Path(sys.argv[1]), Path(sys.argv[2])
 prepare(PrepareConfig(
     sources=(str(source),), out=out, tokenizer="bpe", vocab_size=400, shard_tokens=5000,
@@ -585,52 +587,111 @@ def test_killed_and_run_again_it_ends_the_same(tmp_path: Path, kind: str) -> Non
     expected = snapshot(whole)
     assert len([name for name in expected if name.startswith("train-")]) > 3
 
+    work = out / "unfinished"
     finished: dict[Path, tuple[int, int]] = {}
-    for shards in (0, 0, 1, 3):  # how many are to be there when it is killed
+    for shards in (0, 0, 1, 3):  # finished ones to wait for before the kill
         process = start(source, out, 0.02)
         while process.poll() is None:
-            done = sorted(out.glob("train-*.npy")) if out.exists() else []
-            if (out / "progress.json").exists() and len(done) >= shards:
+            if len(shards_of(journal(work))) >= shards and journal(work):
                 break
             time.sleep(0.002)
         time.sleep(words.random() * 0.1)
         process.kill()
         process.communicate()
         assert not (out / "manifest.json").exists()
-        for path, (inode, modified) in finished.items():
-            assert (path.stat().st_ino, path.stat().st_mtime_ns) == (inode, modified)
-        record = json.loads((out / "progress.json").read_text()).get("state", {}).get("splits", {})
-        finished = {
-            (path := out / shard["file"]): (path.stat().st_ino, path.stat().st_mtime_ns)
-            for split, _ in record.values()
-            for shard in split["shards"]
-        }
-    assert len(finished) >= 2  # the third file may not be on record yet
-    (out / ".progress.tmp-0a1b2c3d.json").touch()  # as a kill while it is written leaves it
-    assert "going on after" in finish(start(source, out, 0))
-    for path, (inode, modified) in finished.items():
-        assert (path.stat().st_ino, path.stat().st_mtime_ns) == (inode, modified)
+        assert stamps(finished) == finished
+        finished = stamps(work / name for name in shards_of(journal(work)))
+    assert len(finished) >= 3
+    (work / ".progress.tmp-0a1b2c3d.json").touch()  # as a kill while it is written leaves it
+    assert "resuming after" in finish(start(source, out, 0))
+    finished = {out / path.name: stamp for path, stamp in finished.items()}
+    assert stamps(finished) == finished
     assert snapshot(out) == expected
+
+
+def journal(work: Path) -> dict[str, Any]:
+    """The state in the journal of an unfinished corpus."""
+    path = work / "progress.json"
+    return json.loads(path.read_text())["state"] or {} if path.exists() else {}
+
+
+def shards_of(state: dict[str, Any]) -> list[str]:
+    records = state.get("splits", {}).values()
+    return [shard["file"] for record in records for shard in record["shards"]]
+
+
+def stamps(paths: Iterable[Path]) -> dict[Path, tuple[int, int]]:
+    """What a file that is written again would not keep."""
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
+
+
+@pytest.mark.parametrize("kills", [1, 2])
+def test_replacement_can_be_killed_at_any_file_operation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int
+) -> None:
+    """The old corpus stays whole until the new one is, and the next call completes the move."""
+    old, new = lines(tmp_path / "a.jsonl", ["one", "two", "three"]), tmp_path / "b.txt"
+    new.write_text("four five six seven eight nine")
+    options = {"shard_tokens": 9, "overwrite": True}
+    run(tmp_path / "old" / "c", old, shard_tokens=3)
+    run(tmp_path / "new" / "c", new, **options)
+    before, after = snapshot(tmp_path / "old" / "c"), snapshot(tmp_path / "new" / "c")
+    replace, unlink = os.replace, Path.unlink
+
+    def prepare_with_kill(out: Path, at: int) -> bool:
+        """Kill a call before its file operation number `at`; whether it came to that."""
+        number = count()
+
+        def operation(function: Any) -> Any:
+            def call(*args: Any, **keywords: Any) -> Any:
+                if next(number) >= at:
+                    raise KeyboardInterrupt
+                return function(*args, **keywords)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", operation(replace))
+            patch.setattr(Path, "unlink", operation(unlink))
+            with suppress(KeyboardInterrupt):
+                run(out, new, **options)
+                return False
+        return True
+
+    for at in range(100):
+        out = tmp_path / str(at) / "c"
+        shutil.copytree(tmp_path / "old" / "c", out)
+        killed = [prepare_with_kill(out, at) for _ in range(kills)]
+        if (out / "manifest.json").exists():
+            assert snapshot(out) in (before, after)
+        else:
+            assert (out / "unfinished" / "manifest.json").exists()
+        run(out, new, **options)
+        assert snapshot(out) == after
+        if not any(killed):
+            break
+    assert at > 10
 
 
 def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """A source and its unfinished corpus of some shards."""
     source, out = tmp_path / "a.txt", tmp_path / "out"
     source.write_text("some words\n" * 500)
-    write = build.Build.write
+    write = CorpusWriter.write
 
-    def fail(self: build.Build, frame: build.Frame, encoded: build.Encoded) -> None:
-        if self.frames == 3:
+    def fail(self: CorpusWriter, parts: Sequence[EncodedPart], left_out: dict[str, int]) -> None:
+        if self.batches == 3:
             raise KeyboardInterrupt
-        write(self, frame, encoded)
+        write(self, parts, left_out)
 
     with monkeypatch.context() as patch:
-        patch.setattr(build, "FRAME", 1000)
+        patch.setattr(encode, "BATCH_SIZE", 1000)
         patch.setattr(text_files, "CHUNK_BYTES", 500)
-        patch.setattr(build.Build, "write", fail)
+        patch.setattr(CorpusWriter, "write", fail)
+        patch.setattr(corpus_writer, "_JOURNAL_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             run(out, source, shard_tokens=700)
-    assert (out / "train-00000.npy").exists()
+    assert (out / "unfinished" / "train-00000.npy").exists()
     return source, out
 
 
@@ -641,10 +702,10 @@ def test_an_unfinished_corpus_of_other_settings_is_not_gone_on_with(
     with pytest.raises(FileNotFoundError, match="unfinished"):
         Corpus.open(out)
     with pytest.raises(
-        FileExistsError, match=r"unfinished corpus made otherwise \(shard_tokens: 700"
+        FileExistsError, match=r"another corpus, unfinished \(shard_tokens: 700 before"
     ):
         run(out, source)
-    assert (out / "train-00000.npy").exists()
+    assert (out / "unfinished" / "train-00000.npy").exists()
     assert len(run(out, source, overwrite=True).train) == 1
 
 
@@ -654,7 +715,7 @@ def test_a_changed_source_is_not_gone_on_with(
     source, out = interrupted(tmp_path, monkeypatch)
     source.write_text("more words\n" * 500)
     os.utime(source, ns=(0, time.time_ns() + 10**9))
-    with pytest.raises(FileExistsError, match="was changed since"):
+    with pytest.raises(FileExistsError, match="has changed since"):
         run(out, source, shard_tokens=700)
 
 
@@ -662,10 +723,10 @@ def test_a_damaged_finished_shard_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, out = interrupted(tmp_path, monkeypatch)
-    (out / "train-00000.npy").write_bytes(b"short")
-    monkeypatch.setattr(build, "FRAME", 1000)
+    (out / "unfinished" / "train-00000.npy").write_bytes(b"short")
+    monkeypatch.setattr(encode, "BATCH_SIZE", 1000)
     corpus = run(out, source, shard_tokens=700)
-    assert "beginning anew" in capsys.readouterr().err
+    assert "starting over" in capsys.readouterr().err
     corpus.verify()
     assert "".join(decoded(corpus, "train") + decoded(corpus, "val")) == "some words\n" * 500
 
@@ -676,7 +737,7 @@ def test_a_full_disk_is_named_and_can_be_mended(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises(OSError, match=r"File too large.*train-00000\.npy\.partial"):
+        with pytest.raises(OSError, match=r"File too large.*unfinished/train-00000\.npy"):
             run(out, source)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -716,8 +777,8 @@ def test_progress_in_plain_lines(
 ) -> None:
     from gptsmith.data import progress
 
-    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.0)
-    monkeypatch.setattr(build, "FRAME", 1000)
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
+    monkeypatch.setattr(encode, "BATCH_SIZE", 1000)
     (tmp_path / "a.txt").write_text("words and more words\n" * 1000)
     run(tmp_path / "out", tmp_path / "a.txt")
     said = capsys.readouterr().err.splitlines()

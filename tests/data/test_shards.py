@@ -6,10 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gptsmith import files
 from gptsmith.data import shards
+from gptsmith.data.dataset import Windows
 from gptsmith.data.options import PrepareConfig
 from gptsmith.data.prepare import prepare
 from gptsmith.data.shards import Corpus, ShardWriter, fingerprint
+from gptsmith.model.config import ModelConfig
+from gptsmith.model.gpt import GPTModel
+from gptsmith.train.loss import next_token_loss
 
 
 @pytest.fixture
@@ -36,10 +41,38 @@ def test_a_corpus_is_read_back(corpus: Path) -> None:
     opened.verify()
 
 
+def test_shards_of_unequal_length_are_read_and_trained_on(corpus: Path) -> None:
+    """As when the parts of a corpus were made on different machines."""
+    manifest = json.loads((corpus / "manifest.json").read_text())
+    tokens = np.concatenate(Corpus.open(corpus).train)
+    shards = []
+    for number, part in enumerate(np.split(tokens, [700, 710, 1500])):
+        path = corpus / f"train-part-{number}.npy"
+        np.save(path, part)
+        shards.append({"file": path.name, "tokens": len(part), "sha256": files.sha256(path)})
+    manifest["splits"]["train"]["shards"] = shards
+    manifest["fingerprint"] = fingerprint(manifest)
+    files.write_json(corpus / "manifest.json", manifest)
+    opened = Corpus.open(corpus)
+    opened.verify()
+    assert [len(shard) for shard in opened.train] == [700, 10, 790, 481]
+    assert (np.concatenate(opened.train) == tokens).all()
+    windows = Windows(opened.train, T=32)
+    assert windows.per_epoch == 699 // 32 + 0 + 789 // 32 + 480 // 32
+    batch = windows.batch(0, windows.per_epoch)
+    assert batch.count == 32 * windows.per_epoch
+    config = ModelConfig(
+        vocab_size=257, context_length=32, n_layer=1, n_head=1, n_embd=8, dropout=0.0
+    )
+    loss = next_token_loss(GPTModel(config), batch) / batch.count
+    assert loss.item() == pytest.approx(np.log(257), rel=0.1)
+
+
 def test_a_missing_corpus_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gptsmith prepare SOURCE --out .*nowhere"):
         Corpus.open(tmp_path / "nowhere")
-    (tmp_path / "progress.json").write_text("{}")
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "progress.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="unfinished"):
         Corpus.open(tmp_path)
 
@@ -98,7 +131,7 @@ def test_another_tokenizer_is_refused(corpus: Path, tmp_path: Path) -> None:
         ({"splits": []}, "not a corpus manifest"),
         ({"splits": {"train": {"tokens": 1, "shards": []}}}, "not a corpus manifest"),
         ({"tokenizer": "byte"}, "not a corpus manifest"),
-        ({"fingerprint": "0"}, "contradicts itself"),
+        ({"fingerprint": "0"}, "inconsistent"),
     ],
 )
 def test_an_edited_manifest_is_refused(corpus: Path, change: dict, message: str) -> None:
@@ -115,7 +148,7 @@ def test_another_manifest_is_refused_and_kept(corpus: Path, content: str, tmp_pa
     with pytest.raises(ValueError, match=r"manifest\.json: not a corpus manifest"):
         Corpus.open(corpus)
     for overwrite in (False, True):  # it may be anything's
-        with pytest.raises(FileExistsError, match=r"manifest\.json: not that of a corpus; choose"):
+        with pytest.raises(FileExistsError, match=r"manifest\.json: not part of a corpus; choose"):
             prepare(
                 PrepareConfig(
                     sources=(str(tmp_path / "text.txt"),),
@@ -130,7 +163,7 @@ def test_another_manifest_is_refused_and_kept(corpus: Path, content: str, tmp_pa
 def test_a_writer_makes_no_more_files_than_can_be_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "_MOST_SHARDS", 3)
+    monkeypatch.setattr(shards, "_MAX_SHARDS", 3)
     writer = ShardWriter(tmp_path, "train", np.dtype(np.uint16), 2)
     with pytest.raises(ValueError, match="more than 3 shards of 2 tokens: give a larger --shard"):
         writer.append(np.arange(8), documents=1, text_bytes=8)
@@ -159,10 +192,10 @@ def test_a_writer_goes_on_where_it_was_cut_off(tmp_path: Path, dtype: type) -> N
         writer = ShardWriter(folder, "train", kind, 300)
         add(writer, 0, journaled)
         writer.sync()
-        record, partial = json.loads(json.dumps(writer.record)), writer.partial
+        record = json.loads(json.dumps(writer.record))
         add(writer, journaled, 950)  # finishes further shards, then the process dies
         writer.close()
-        writer = ShardWriter(folder, "train", kind, 300, record, partial)
+        writer = ShardWriter(folder, "train", kind, 300, record)
         add(writer, journaled, 1000)
         writer.finish()
         assert sorted(p.name for p in folder.iterdir()) == [f"train-0000{i}.npy" for i in range(4)]
@@ -176,7 +209,7 @@ def test_a_writer_refuses_a_partial_shard_that_lost_data(tmp_path: Path) -> None
     writer = ShardWriter(tmp_path, "train", np.dtype(np.uint16), 300)
     writer.append(np.zeros(100), documents=1, text_bytes=100)
     writer.close()
-    path = tmp_path / "train-00000.npy.partial"
+    path = tmp_path / "train-00000.npy"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match="shorter than the 328 bytes written before"):
-        ShardWriter(tmp_path, "train", np.dtype(np.uint16), 300, writer.record, 100)
+    with pytest.raises(ValueError, match="200 bytes, 328 were written before"):
+        ShardWriter(tmp_path, "train", np.dtype(np.uint16), 300, writer.record)

@@ -1,4 +1,9 @@
-"""Raw text to token shards: `gptsmith prepare SOURCE... --out data/NAME`."""
+"""Raw text to token shards: `gptsmith prepare SOURCE... --out data/NAME`.
+
+Documents are divided into training and validation (split), encoded (encode) and appended to shards
+(shards). Every few seconds a journal records how many batches the shards hold; resuming cuts the
+shards back to that, reads the sources up to that batch without encoding them, and continues.
+"""
 
 import hashlib
 import json
@@ -12,37 +17,35 @@ from pathlib import Path
 from typing import Any
 
 from gptsmith import files
-from gptsmith.data.build import FRAME, Build, cores, cut_frames, encode, encode_in_order
-from gptsmith.data.destination import (
-    JOURNAL,
-    MANIFEST,
-    Identity,
-    begin_journal,
-    choose_folder,
-    clear,
-    open_journal,
-    replace,
-    replacement,
-)
+from gptsmith.data import output_dir
+from gptsmith.data.corpus_writer import CorpusWriter
 from gptsmith.data.documents import Document, Source
+from gptsmith.data.encode import (
+    BATCH_SIZE,
+    available_cores,
+    encode,
+    encode_in_order,
+    make_batches,
+)
 from gptsmith.data.options import PrepareConfig, ReadOptions
+from gptsmith.data.output_dir import Identity
 from gptsmith.data.progress import PrepareProgress
 from gptsmith.data.report import ReadReport
-from gptsmith.data.selection import Selection
-from gptsmith.data.shards import FORMAT, fingerprint
+from gptsmith.data.shards import FORMAT, MANIFEST, UNFINISHED, fingerprint
 from gptsmith.data.sources import open_source
+from gptsmith.data.split import DocumentSplit
 from gptsmith.data.text_files import CHUNK_BYTES
 from gptsmith.data.tokenized import tokenized_documents
-from gptsmith.data.vocabulary import given_tokenizer, learn
+from gptsmith.data.vocabulary import given_tokenizer, train_tokenizer
 from gptsmith.tokenizer import Tokenizer
 
 
 def prepare(config: PrepareConfig) -> Path:
     """Make the corpus that `config` describes; its folder.
 
-    Killed and called again, it goes on, and the files become the same byte for byte. ValueError,
-    FileNotFoundError or FileExistsError, in one line, for what the user can mend; a corpus that is
-    in the folder already is then untouched, and nothing of the new one is left.
+    Called again after a kill it resumes, and the files are the same byte for byte. ValueError,
+    FileNotFoundError or FileExistsError, in one line, for user errors; a corpus that is in the
+    folder already is then unchanged, and nothing of the new one is left.
     """
     started = time.monotonic()
     separator = config.document_separator
@@ -55,20 +58,14 @@ def prepare(config: PrepareConfig) -> Path:
     val = open_source(config.val, options, report) if config.val is not None else None
     opened = [*sources, val] if val else sources
     given = given_tokenizer(config.tokenizer, config.vocab_size, opened)
+    identity = _identity(config, opened, given)
+    _print_choices(opened)
     paths = [path for source in opened for path in source.files]
     total = 0
     for path in paths:
         report.starts[path] = total
         total += path.stat().st_size
-    identity = _identity(config, opened, given)
-    _tell(opened)
-    folder = choose_folder(config.out, identity, paths, overwrite=config.overwrite)
-    if folder is None:
-        _say(f"{config.out}: this corpus is there already; nothing to do")
-        if left := replacement(config.out):
-            _say(f"{left} would have replaced it: --overwrite goes on with that, or remove it")
-        return config.out
-    selection = Selection(
+    documents = DocumentSplit(
         sources,
         val,
         lambda source: _documents(source, given, report),
@@ -76,17 +73,22 @@ def prepare(config: PrepareConfig) -> Path:
         max_documents=config.max_documents,
         deduplicate=config.deduplicate,
     )
-    with files.lock(folder, "or choose another --out"):
-        journal = open_journal(folder, identity)
+    out = config.out
+    out.mkdir(parents=True, exist_ok=True)
+    with files.lock(out, "or choose another --out"):
+        if output_dir.holds_corpus(out, identity, paths, overwrite=config.overwrite):
+            _print(f"{out}: this corpus is complete; nothing to do")
+            if (out / UNFINISHED).is_dir():
+                _print(f"{out / UNFINISHED}: left by --overwrite; resume with that, or remove it")
+            return out
         try:
-            manifest = _make(config, folder, selection, report, total, given, identity, journal)
+            manifest = _make(config, documents, report, total, given, identity)
         except ValueError:
-            clear(folder)
+            output_dir.discard(out)
             raise
-        if folder != config.out:
-            replace(config.out, folder)
-    _say(_summary(config.out, manifest, time.monotonic() - started))
-    return config.out
+        output_dir.publish(out)
+    _print(_summary(out, manifest, time.monotonic() - started))
+    return out
 
 
 def _documents(source: Source, given: Tokenizer | None, report: ReadReport) -> Iterator[Document]:
@@ -98,66 +100,53 @@ def _documents(source: Source, given: Tokenizer | None, report: ReadReport) -> I
 
 def _make(
     config: PrepareConfig,
-    folder: Path,
-    selection: Selection,
+    documents: DocumentSplit,
     report: ReadReport,
     total: int,
     given: Tokenizer | None,
     identity: Identity,
-    journal: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Tokenizer, shards and manifest in `folder`, from the beginning or as the journal says."""
-    if journal is None:
-        tokenizer = given or learn(config.tokenizer, config.vocab_size, selection, total)
-        tokenizer.save(folder)
-    else:
-        tokenizer = given or Tokenizer.load(folder)
-    token_bytes = tokenizer.token_bytes()
-    report.skipped.clear()
+    """Tokenizer, shards and manifest in `unfinished`, from the start or as the journal says.
+
+    total: bytes of the source files.
+    """
+    writer = _resume(config, given, identity)
+    if writer is None:
+        output_dir.start_over(config.out, identity)
+        tokenizer = given or train_tokenizer(config.tokenizer, config.vocab_size, documents, total)
+        tokenizer.save(config.out / UNFINISHED)
+        writer = CorpusWriter(config, tokenizer, identity)
+    if writer.batches:
+        _print(f"resuming after {writer.totals[1]:,} tokens")
+    tokenizer = writer.tokenizer
+    report.skipped.clear()  # of the pass that trained the tokenizer
 
     def left_out() -> dict[str, int]:
-        return report.skipped.counts() | (
-            {"duplicate": selection.duplicates} if config.deduplicate else {}
-        )
+        duplicates = {"duplicate": documents.duplicates} if config.deduplicate else {}
+        return report.skipped.counts() | duplicates
 
-    start_build = partial(
-        Build,
-        folder,
-        tokenizer,
-        token_bytes,
-        shard_tokens=config.shard_tokens,
-        max_tokens=config.max_tokens,
-        identity=identity,
-    )
-    try:
-        build = start_build(state=(journal or {}).get("state"))
-    except (ValueError, FileNotFoundError) as error:  # a finished part was damaged or removed
-        _say(f"{error}; beginning anew")
-        begin_journal(folder, identity)
-        tokenizer.save(folder)
-        build = start_build(state=None)
-    if build.frames:
-        _say(f"going on after {build.totals[1]:,} tokens")
-    frames = cut_frames(selection, whole=tokenizer.kind == "other", left_out=left_out)
-    todo = islice(frames, build.frames, None)
-    encode_one = partial(encode, tokenizer=tokenizer, token_bytes=token_bytes)
+    batches = make_batches(documents, whole=tokenizer.kind == "other", left_out=left_out)
+    encode_one = partial(encode, tokenizer=tokenizer, token_bytes=writer.token_bytes)
+    threads = config.workers or available_cores()
     with (
-        closing(build),
-        closing(encode_in_order(todo, encode_one, config.workers or cores())) as encoded,
+        closing(writer),
+        closing(
+            encode_in_order(islice(batches, writer.batches, None), encode_one, threads)
+        ) as encoded,
         PrepareProgress(total) as progress,
     ):
-        for frame, tokens in encoded:
-            if build.full:
+        for batch, parts in encoded:
+            if writer.full:
                 break
-            build.write(frame, tokens)
-            progress.update(report.position, *build.totals)
+            writer.write(parts, batch.left_out)
+            progress.update(report.position, *writer.totals)
         else:
-            build.left_out = left_out()
-        progress.update(total or report.position, *build.totals)
+            writer.left_out = left_out()
+        progress.update(total or report.position, *writer.totals)
         for hint in report.hints:
-            _say(hint)
-        _check(config, build, selection)
-        splits = build.finish()
+            _print(hint)
+        _check_splits(config, writer, documents)
+        splits = writer.finish()
     manifest = {
         "format": FORMAT,
         "name": config.out.absolute().name,
@@ -170,40 +159,57 @@ def _make(
             "fingerprint": tokenizer.fingerprint,
         },
         "splits": splits,
-        "validation": "; ".join(selection.rules),
-        "left_out": build.left_out,
-        "settings": identity["settings"],
-        "sources": identity["sources"],
+        "validation": "; ".join(documents.rules),
+        "left_out": writer.left_out,
+        "settings": writer.identity["settings"],
+        "sources": writer.identity["sources"],
     }
     manifest["fingerprint"] = fingerprint(manifest)
-    files.write_json(folder / MANIFEST, manifest)
-    (folder / JOURNAL).unlink()
+    files.write_json(config.out / UNFINISHED / MANIFEST, manifest)
     return manifest
 
 
-def _check(config: PrepareConfig, build: Build, selection: Selection) -> None:
+def _resume(
+    config: PrepareConfig, given: Tokenizer | None, identity: Identity
+) -> CorpusWriter | None:
+    """The writer of an interrupted run; None if there is none, or its files were damaged."""
+    journal = output_dir.read_journal(config.out, identity)
+    if journal is None:
+        return None
+    tokenizer = given or Tokenizer.load(config.out / UNFINISHED)
+    state = journal.pop("state")
+    files.sweep(config.out / UNFINISHED)
+    try:
+        # with the journal's reasons why alternatives were passed over: the manifest keeps them
+        return CorpusWriter(config, tokenizer, journal, state)
+    except (ValueError, FileNotFoundError) as error:
+        _print(f"{error}; starting over")
+        return None
+
+
+def _check_splits(config: PrepareConfig, writer: CorpusWriter, documents: DocumentSplit) -> None:
     """ValueError if a split is empty."""
-    train, val = build.tokens("train"), build.tokens("val")
-    where = " ".join(config.sources)
-    dropped = ", ".join(f"{count} {kind}" for kind, count in build.left_out.items() if count)
+    train, val = writer.tokens("train"), writer.tokens("val")
+    where, rules = " ".join(config.sources), "; ".join(documents.rules)
     if not train and not val:
-        raise ValueError(f"{where}: no documents" + (f" (left out: {dropped})" if dropped else ""))
+        skipped = ", ".join(f"{count} {kind}" for kind, count in writer.left_out.items() if count)
+        raise ValueError(f"{where}: no documents" + (f" (skipped: {skipped})" if skipped else ""))
     if not val:
         raise ValueError(
-            f"{where}: nothing is left for validation, which gets {'; '.join(selection.rules)}; "
+            f"{where}: nothing is left for validation, which gets {rules}; "
             "give more text, a larger --val-fraction, or --val FILE"
         )
     if not train:
         raise ValueError(
-            f"{where}: nothing is left for training, validation gets {'; '.join(selection.rules)}; "
+            f"{where}: nothing is left for training, validation gets {rules}; "
             "give more text, or smaller --shard-tokens"
         )
 
 
 def _identity(config: PrepareConfig, sources: list[Source], given: Tokenizer | None) -> Identity:
-    """What must be equal for an unfinished corpus to be gone on with, or a finished one to do."""
+    """What must be unchanged for an unfinished corpus to be resumed, or a complete one to do."""
 
-    def about(source: Source) -> dict[str, Any]:
+    def facts(source: Source) -> dict[str, Any]:
         sizes = [(path.name, path.stat().st_size) for path in source.files]
         return {
             "asked": source.asked,
@@ -219,25 +225,26 @@ def _identity(config: PrepareConfig, sources: list[Source], given: Tokenizer | N
     times = [(str(path), path.stat().st_mtime_ns) for source in sources for path in source.files]
     return {
         "settings": settings | {"given_tokenizer": given.fingerprint if given else None},
-        "sources": [about(source) for source in sources],
-        "seen": hashlib.sha256(json.dumps([FRAME, CHUNK_BYTES, times]).encode()).hexdigest(),
+        "sources": [facts(source) for source in sources],
+        "seen": hashlib.sha256(json.dumps([BATCH_SIZE, CHUNK_BYTES, times]).encode()).hexdigest(),
     }
 
 
-# --- words ---------------------------------------------------------------------------------------
+# --- messages ------------------------------------------------------------------------------------
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _tell(sources: list[Source]) -> None:
+def _print_choices(sources: list[Source]) -> None:
+    """Which alternatives are used, and why others are not."""
     for source in sources:
         for reason in source.passed:
-            _say(f"not used: {reason}")
+            _print(f"not used: {reason}")
         if source.passed or source.layout is not None:
             layout = f" ({source.layout})" if source.layout is not None else ""
-            _say(f"{source.asked}: {source.used}{layout} is used")
+            _print(f"{source.asked}: {source.used}{layout} is used")
 
 
 def _summary(out: Path, manifest: dict[str, Any], seconds: float) -> str:
@@ -246,13 +253,13 @@ def _summary(out: Path, manifest: dict[str, Any], seconds: float) -> str:
         f"{r['documents']:,} document(s), {r['bytes'] / 1e6:,.1f} MB"
         for split, r in manifest["splits"].items()
     ]
-    text = sum(r["bytes"] for r in manifest["splits"].values())
+    text_bytes = sum(r["bytes"] for r in manifest["splits"].values())
     tokens = sum(r["tokens"] for r in manifest["splits"].values())
     lines.append(
         f"{out}: vocabulary {manifest['tokenizer']['vocab_size']:,}, "
-        f"{text / tokens:.2f} bytes per token; validation: {manifest['validation']}"
+        f"{text_bytes / tokens:.2f} bytes per token; validation: {manifest['validation']}"
     )
-    dropped = [f"{count} {kind}" for kind, count in manifest["left_out"].items() if count]
-    if dropped:
-        lines.append(f"{out}: left out {', '.join(dropped)}")
+    skipped = [f"{count} {kind}" for kind, count in manifest["left_out"].items() if count]
+    if skipped:
+        lines.append(f"{out}: skipped {', '.join(skipped)}")
     return "\n".join([*lines, f"{out}: done in {seconds:.1f} s"])

@@ -1,54 +1,49 @@
-"""How far `prepare` has come: a bar on a terminal, a plain line now and then elsewhere."""
+"""The progress of `prepare`: a bar on a terminal, elsewhere a line every few seconds."""
 
 import time
-from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-_PLAIN_SECONDS = 5.0
+_LINE_SECONDS = 5.0
 
 
 class PrepareProgress:
-    """Use as a context; `total` is the number of source bytes, 0 where that is not known."""
+    """A context manager; `total` is the number of source bytes, 0 where that is unknown."""
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.console = Console(stderr=True, highlight=False)
-        self.started = self._last = time.monotonic()
-        self._before: int | None = None
+        self.started = self._shown = time.monotonic()
+        self._resumed_at: int | None = None  # text bytes that an interrupted run had written
         self._bar = Progress(
             TextColumn("preparing"),
             BarColumn(),
             TaskProgressColumn(),
-            TextColumn("{task.fields[what]}"),
+            TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(),
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=total or None, what="")
+        self._task = self._bar.add_task("", total=total or None, status="")
 
-    def __enter__(self) -> "PrepareProgress":
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._bar.stop()
 
     def update(self, position: int, text_bytes: int, tokens: int) -> None:
-        """position: source bytes read; text_bytes and tokens: written in all."""
+        """position: source bytes read; text_bytes and tokens: written in total."""
         now = time.monotonic()
-        if self._before is None:
-            self._before = text_bytes  # what an interrupted run had done is not our speed
-        speed = (text_bytes - self._before) / 1e6 / max(now - self.started, 1e-6)
-        what = f"{tokens:,} tokens, {text_bytes / 1e6:,.0f} MB, {speed:.1f} MB/s"
-        self._bar.update(self._task, completed=position, what=what)
-        if not self.console.is_terminal and now - self._last >= _PLAIN_SECONDS:
-            self._last = now
+        if self._resumed_at is None:
+            self._resumed_at = text_bytes
+        speed = (text_bytes - self._resumed_at) / 1e6 / max(now - self.started, 1e-6)
+        status = f"{tokens:,} tokens, {text_bytes / 1e6:,.0f} MB, {speed:.1f} MB/s"
+        self._bar.update(self._task, completed=position, status=status)
+        if not self.console.is_terminal and now - self._shown >= _LINE_SECONDS:
+            self._shown = now
             done = f"{min(1.0, position / self.total):.0%}, " if self.total else ""
-            self.console.print(f"preparing: {done}{what}")
+            self.console.print(f"preparing: {done}{status}")

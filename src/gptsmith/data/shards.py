@@ -6,8 +6,11 @@
       train-00000.npy ... val-00000.npy ...    uint16 or uint32, one dimension
 
 A split is one stream of tokens. A document is <|endoftext|> followed by its tokens, so that its
-first token has a context too; the stream is cut into shards of equal length wherever they are
-full, and a document that does not fit goes on in the next shard.
+first token has a context too. `prepare` cuts the stream into shards of equal length, and a document
+that does not fit continues in the next one; readers take shards of any lengths, which the manifest
+gives.
+
+While a corpus is made, its files and a journal (progress.json) are in the folder `unfinished`.
 """
 
 import hashlib
@@ -17,7 +20,7 @@ import os
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -26,11 +29,12 @@ from gptsmith.tokenizer import Tokenizer
 
 FORMAT = 1
 SPLITS = ("train", "val")
+MANIFEST, JOURNAL, UNFINISHED = "manifest.json", "progress.json", "unfinished"
 _COUNTS = ("tokens", "documents", "bytes")
 # numpy pads its header to a multiple of 64 bytes; ours has this size whatever the length says,
 # so that tokens can be appended before their number is known.
 _HEADER_BYTES = 128
-_MOST_SHARDS = 500  # of a split: each is an open file of whoever uses the corpus
+_MAX_SHARDS = 500  # per split: each is an open file in a process that uses the corpus
 
 
 class Corpus:
@@ -50,7 +54,8 @@ class Corpus:
     @staticmethod
     def is_at(path: str | Path) -> bool:
         """Whether there is a corpus, perhaps an unfinished one."""
-        return any((Path(path) / name).is_file() for name in ("manifest.json", "progress.json"))
+        path = Path(path)
+        return (path / MANIFEST).is_file() or (path / UNFINISHED / JOURNAL).is_file()
 
     @classmethod
     def open(cls, path: str | Path) -> "Corpus":
@@ -59,17 +64,17 @@ class Corpus:
         FileNotFoundError if there is none or a shard is missing, ValueError naming a damaged one.
         """
         path = Path(path)
-        if not (path / "manifest.json").is_file():
-            if (path / "progress.json").is_file():
+        if not (path / MANIFEST).is_file():
+            if cls.is_at(path):
                 raise FileNotFoundError(
-                    f"{path}: this corpus is unfinished; run the same `gptsmith prepare` again, "
-                    "it goes on where it was stopped"
+                    f"{path}: this corpus is unfinished; run the same `gptsmith prepare` again to "
+                    "resume it"
                 )
             raise FileNotFoundError(
                 f"{path}: no prepared corpus here (no manifest.json); "
                 f"`gptsmith prepare SOURCE --out {path}` makes one"
             )
-        manifest = files.read_json(path / "manifest.json")
+        manifest = files.read_json(path / MANIFEST)
         try:
             if manifest["format"] != FORMAT:
                 raise ValueError(
@@ -85,25 +90,25 @@ class Corpus:
                 split: {name: operator.index(record[name]) for name in _COUNTS}
                 for split, record in manifest["splits"].items()
             }
-            whole = all(sum(map(len, arrays[s])) == counts[s]["tokens"] for s in SPLITS)
+            complete = all(sum(map(len, arrays[s])) == counts[s]["tokens"] for s in SPLITS)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path}/manifest.json: not a corpus manifest ({error!r}); prepare the corpus again"
             ) from None
-        if not intact or not whole:
+        if not intact or not complete:
             raise ValueError(
-                f"{path}/manifest.json: contradicts itself (edited?); prepare the corpus again"
+                f"{path}/manifest.json: inconsistent (edited?); prepare the corpus again"
             )
         return cls(path, manifest, arrays)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """ValueError if tokenizer.json is another one than the tokens were made with."""
+        """The tokenizer that made the tokens; ValueError if tokenizer.json is another one."""
         tokenizer = Tokenizer.load(self.path)
         if tokenizer.fingerprint != self.manifest["tokenizer"]["fingerprint"]:
             raise ValueError(
                 f"{self.path}/tokenizer.json: not the tokenizer that made this corpus; "
-                "put that one back or prepare the corpus again"
+                "restore that one or prepare the corpus again"
             )
         return tokenizer
 
@@ -138,7 +143,7 @@ class Corpus:
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:
-    """sha256 over what a training run sees of a corpus: tokenizer, splits and their tokens."""
+    """sha256 over what training depends on: the tokenizer, and the tokens of each split."""
     seen = {
         "tokenizer": manifest["tokenizer"]["fingerprint"],
         "splits": {
@@ -174,9 +179,9 @@ def _open_shard(folder: Path, shard: dict[str, Any], dtype: str) -> np.ndarray:
 class ShardWriter:
     """Appends tokens to one split of a corpus that is being made.
 
-    The shard being filled has the name train-00000.npy.partial; it gets its header and its own
-    name when it is full. `record` is what the manifest will say of this split. Together with
-    `partial`, the number of tokens in the partial file, it is enough to go on after a kill.
+    `record` is the manifest's entry for this split. What it says of tokens also tells how many of
+    them are in the last file, which is not yet in its list of shards: together with the files it is
+    enough to resume. That file gets its header when it is full.
     """
 
     def __init__(
@@ -186,30 +191,19 @@ class ShardWriter:
         dtype: np.dtype,
         shard_tokens: int,
         record: dict[str, Any] | None = None,
-        partial: int = 0,
-    ):
+    ) -> None:
+        """record: of an interrupted run. Tokens that were written after it are dropped; ValueError
+        or FileNotFoundError if tokens that it counts are missing."""
         self.folder, self.split, self.dtype, self.shard_tokens = folder, split, dtype, shard_tokens
         self.record = record or {"tokens": 0, "documents": 0, "bytes": 0, "shards": []}
-        self.partial = partial
-        path, growing = self._path, self._growing
         for shard in self.record["shards"]:
             _open_shard(folder, shard, dtype.name)
-        if path.exists() and partial and not growing.exists():
-            os.replace(path, growing)  # killed between this shard's renaming and the journal
-        expected = _HEADER_BYTES + partial * dtype.itemsize
-        if partial and growing.stat().st_size < expected:
-            raise ValueError(f"{growing}: shorter than the {expected} bytes written before")
-        self._file = growing.open("r+b" if partial else "wb")
-        self._file.truncate(expected)
-        self._file.seek(expected)
+        self._filled = self.tokens - sum(shard["tokens"] for shard in self.record["shards"])
+        self._file = self._resume_shard() if self._filled else None
 
     @property
     def _path(self) -> Path:
         return self.folder / f"{self.split}-{len(self.record['shards']):05d}.npy"
-
-    @property
-    def _growing(self) -> Path:
-        return self._path.with_name(self._path.name + ".partial")
 
     @property
     def tokens(self) -> int:
@@ -222,59 +216,71 @@ class ShardWriter:
         self.record["bytes"] += text_bytes
         ids = np.ascontiguousarray(ids, self.dtype)
         while len(ids):
-            now = ids[: self.shard_tokens - self.partial]
+            self._file = self._file or self._start_shard()
+            now = ids[: self.shard_tokens - self._filled]
             try:
                 self._file.write(now.data)
             except OSError as error:  # no space, or over a limit
-                raise OSError(error.errno, error.strerror, str(self._growing)) from None
-            self.partial += len(now)
+                raise OSError(error.errno, error.strerror, str(self._path)) from None
+            self._filled += len(now)
             ids = ids[len(now) :]
-            if self.partial == self.shard_tokens:
+            if self._filled == self.shard_tokens:
                 self._finish_shard()
-                self._file = self._growing.open("wb")
-                self._file.truncate(_HEADER_BYTES)
-                self._file.seek(_HEADER_BYTES)
 
     def sync(self) -> None:
-        """What was appended is on the disk when this returns."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """What was appended is on disk when this returns."""
+        if self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def finish(self) -> None:
         """Complete the last shard."""
-        if self.partial:
+        if self._file:
             self._finish_shard()
-        else:
-            self._file.close()
-            self._growing.unlink()
 
     def close(self) -> None:
-        """Let go of the file, as it is."""
-        with suppress(OSError):  # what could not be written once is not written now either
-            self._file.close()
+        """Close the file, as it is."""
+        if self._file:
+            with suppress(OSError):  # what could not be written before cannot be written now
+                self._file.close()
 
-    def _finish_shard(self) -> None:
-        if len(self.record["shards"]) == _MOST_SHARDS:
+    def _start_shard(self) -> BinaryIO:
+        if len(self.record["shards"]) == _MAX_SHARDS:
             raise ValueError(
-                f"more than {_MOST_SHARDS:,} shards of {self.shard_tokens:,} tokens: "
+                f"more than {_MAX_SHARDS:,} shards of {self.shard_tokens:,} tokens: "
                 "give a larger --shard-tokens"
             )
+        file = self._path.open("wb")
+        file.truncate(_HEADER_BYTES)
+        file.seek(_HEADER_BYTES)
+        return file
+
+    def _resume_shard(self) -> BinaryIO:
+        expected = _HEADER_BYTES + self._filled * self.dtype.itemsize
+        size = self._path.stat().st_size
+        if size < expected:
+            raise ValueError(f"{self._path}: {size} bytes, {expected} were written before")
+        file = self._path.open("r+b")
+        file.truncate(expected)
+        file.seek(expected)
+        return file
+
+    def _finish_shard(self) -> None:
+        assert self._file
         self._file.seek(0)
-        self._file.write(_header(self.dtype, self.partial))
+        self._file.write(_header(self.dtype, self._filled))
         self.sync()
         self._file.close()
-        path = self._path
-        digest = files.sha256(self._growing)
-        os.replace(self._growing, path)
         files.sync(self.folder)
-        shard = {"file": path.name, "tokens": self.partial, "sha256": digest}
+        path, digest = self._path, files.sha256(self._path)
+        shard = {"file": path.name, "tokens": self._filled, "sha256": digest}
         self.record["shards"].append(shard)
-        self.partial = 0
+        self._file, self._filled = None, 0
 
 
 def _header(dtype: np.dtype, tokens: int) -> bytes:
     """Version 1.0 of the .npy format (numpy.lib.format), padded to a fixed size."""
-    about = {"descr": dtype.newbyteorder("<").str, "fortran_order": False, "shape": (tokens,)}
-    text = str(about).encode()
+    fields = {"descr": dtype.newbyteorder("<").str, "fortran_order": False, "shape": (tokens,)}
     length = _HEADER_BYTES - 10
-    return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + text.ljust(length - 1) + b"\n"
+    text = str(fields).encode().ljust(length - 1) + b"\n"
+    return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + text

@@ -7,7 +7,14 @@ known to it from training.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import Literal
+
+from gptsmith.data.documents import Chunk, Document, Source
+
+# --- rows ----------------------------------------------------------------------------------------
 
 
 def group(keys: Iterable[str]) -> dict[str, list[int]]:
@@ -45,3 +52,189 @@ def fill(
             left[into] -= size
         splits[into].append(number)
     return [sorted(split) for split in splits]
+
+
+# --- documents -----------------------------------------------------------------------------------
+
+# "first_shard": to validation until its first shard is full, and to training from then on.
+Split = Literal["train", "val", "first_shard"]
+SplitDocument = tuple[Split, Document]
+
+_FEW = 100  # fewer documents than this are counted before they are divided
+_HASHED = 1 << 16  # characters of a document that its hash depends on
+
+
+class DocumentSplit:
+    """The documents of a corpus with their split, in one order; can be iterated more than once.
+
+    A single document validates on its last characters. Of several, those with a low hash do, so
+    that neither their order nor a further document moves one to another split. Sources that bring
+    their own validation documents, or validate on their first shard, do that instead. Validation
+    documents come first where they are known from the start.
+
+    duplicates   documents left out as exact copies, so far in this iteration
+    rules        how validation documents are chosen, in words, so far in this iteration
+    """
+
+    def __init__(
+        self,
+        sources: Iterable[Source],
+        val: Source | None,
+        read: Callable[[Source], Iterator[Document]],
+        *,
+        val_fraction: float,
+        max_documents: int | None,
+        deduplicate: bool,
+    ) -> None:
+        """val: a source of validation documents; all `sources` are then for training."""
+        self.sources, self.val, self.read = tuple(sources), val, read
+        self.val_fraction, self.max_documents = val_fraction, max_documents
+        self.deduplicate = deduplicate
+        self.duplicates = 0
+        self.rules: list[str] = []
+
+    def __iter__(self) -> Iterator[SplitDocument]:
+        self.duplicates = 0
+        self.rules = []
+        seen: set[bytes] = set()
+        for document in self._validation():
+            if self._is_new(document, seen):
+                yield "val", document
+        rest = islice(self._candidates(seen), self.max_documents)
+        first = list(islice(rest, _FEW))
+        if len(first) == _FEW:
+            yield from self._by_hash(chain(first, rest))
+        else:
+            yield from self._few(first)
+
+    def _rule(self, rule: str) -> None:
+        if rule not in self.rules:
+            self.rules.append(rule)
+
+    def _validation(self) -> Iterator[Document]:
+        if self.val is not None:
+            self._rule(f"the documents of {self.val.used}{self._overlap(self.val)}")
+            yield from self.read(self.val)
+            return
+        for source in self.sources:
+            if source.validation is not None:
+                self._rule(f"the validation split of {source.used}")
+                yield from source.validation()
+
+    def _overlap(self, val: Source) -> str:
+        """What of the validation source is training data too: its loss will look too good."""
+        if self.deduplicate:
+            return ""
+        if any(val.used == source.used for source in self.sources):
+            return ", which are trained on too"
+        train = {_file_id(path) for source in self.sources for path in source.files}
+        shared = [path for path in val.files if _file_id(path) in train]
+        return f", of whose files {len(shared)} are trained on too" if shared else ""
+
+    def _candidates(self, seen: set[bytes]) -> Iterator[SplitDocument]:
+        """Documents in reading order; "val" means here: to be divided."""
+        for source in self.sources:
+            split: Split = "val"
+            if self.val is not None or source.validation is not None:
+                split = "train"
+            elif source.first_shard:
+                split = "first_shard"
+                self._rule(f"the first shard of {source.used}")
+            for document in self.read(source):
+                if self._is_new(document, seen):
+                    yield split, document
+
+    def _is_new(self, document: Document, seen: set[bytes]) -> bool:
+        if not self.deduplicate:
+            return True
+        digest = _digest(document.chunks)
+        if digest in seen:
+            self.duplicates += 1
+            return False
+        seen.add(digest)
+        return True
+
+    def _by_hash(self, documents: Iterable[SplitDocument]) -> Iterator[SplitDocument]:
+        limit = int(self.val_fraction * 2**64)
+        for split, document in documents:
+            if split == "val":
+                self._rule(f"documents whose hash is among the lowest {self.val_fraction:.4g}")
+                split = "val" if _hash(document) < limit else "train"
+            yield split, document
+
+    def _few(self, documents: list[SplitDocument]) -> Iterator[SplitDocument]:
+        """An exact share of so few documents that they fit into memory, and at least one."""
+        divided = [i for i, (split, _) in enumerate(documents) if split == "val"]
+        val: list[int] = []
+        if len(divided) == 1:
+            head, tail = self._cut(documents[divided[0]][1])
+            yield "val", tail
+            documents[divided[0]] = "train", head
+        elif divided:
+            count = min(max(1, round(self.val_fraction * len(divided))), len(divided) - 1)
+            self._rule(f"the {count} of {len(divided)} documents with the lowest hash")
+            val, _ = fill(sorted(divided, key=lambda i: (_hash(documents[i][1]), i)), [count])
+        yield from (documents[i] for i in val)
+        for i, (split, document) in enumerate(documents):
+            if i not in val:
+                yield "train" if split == "val" else split, document
+
+    def _cut(self, document: Document) -> tuple[Document, Document]:
+        """A document for training and its last part for validation."""
+        total = sum(map(len, document.chunks))
+        cut = int(total * (1 - self.val_fraction))
+        unit = "tokens" if document.begins is False else "characters"
+        if not 0 < cut < total:
+            raise ValueError(
+                f"{document.place}: {total} {unit} leave nothing for training or nothing for "
+                "validation; give more text, or --val FILE"
+            )
+        self._rule(f"the last {self.val_fraction:.4g} of one document's {unit}")
+        tail = Document(document.place, _Slice(document.chunks, cut, total), begins=False)
+        return document._replace(chunks=_Slice(document.chunks, 0, cut)), tail
+
+
+class _Slice:
+    """A range of a document's characters (or tokens), in chunks."""
+
+    def __init__(self, chunks: Iterable[Chunk], start: int, stop: int) -> None:
+        self.chunks, self.start, self.stop = chunks, start, stop
+
+    def __iter__(self) -> Iterator[Chunk]:
+        at = 0
+        for chunk in self.chunks:
+            if at >= self.stop:
+                return
+            part = chunk[max(0, self.start - at) : self.stop - at]
+            at += len(chunk)
+            if len(part):
+                yield part
+
+
+def _file_id(path: Path) -> tuple[int, int]:
+    """Equal for all names of one file."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _bytes(chunk: Chunk) -> bytes:
+    return chunk.encode() if isinstance(chunk, str) else chunk.astype("<i8").tobytes()
+
+
+def _digest(chunks: Iterable[Chunk]) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for chunk in chunks:
+        digest.update(_bytes(chunk))
+    return digest.digest()
+
+
+def _hash(document: Document) -> int:
+    """A number below 2**64 that depends on the (beginning of the) document's text alone."""
+    head: list[Chunk] = []
+    missing = _HASHED
+    for chunk in document.chunks:
+        head.append(chunk[:missing])
+        missing -= len(head[-1])
+        if not missing:
+            break
+    return int.from_bytes(hashlib.blake2b(b"".join(map(_bytes, head)), digest_size=8).digest())

@@ -1,4 +1,4 @@
-"""The tokenizer of a corpus: one that is given, or one learned from the documents themselves."""
+"""The tokenizer of a corpus: given, or trained on the documents themselves."""
 
 import hashlib
 import sys
@@ -6,18 +6,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gptsmith.data.documents import Source
-from gptsmith.data.selection import Selection
+from gptsmith.data.split import DocumentSplit
 from gptsmith.tokenizer import Tokenizer
 
-_SAMPLE = 32 << 20  # characters from which a vocabulary is learned: about four seconds
+_SAMPLE = 32 << 20  # characters to train BPE on: about four seconds
 _BLOCK = 1 << 16
-_DEFAULT_VOCABULARY = 8192
+_DEFAULT_VOCAB_SIZE = 8192
 
 
 def given_tokenizer(
     choice: str, vocab_size: int | None, sources: Sequence[Source]
 ) -> Tokenizer | None:
-    """The tokenizer that is there before any text is read; None if it is learned from it."""
+    """The tokenizer that exists before any text is read; None if it is trained on the text."""
     if vocab_size is not None and choice != "bpe":
         raise ValueError(
             f"--vocab-size {vocab_size} is for --tokenizer bpe; {choice} has its own size"
@@ -41,20 +41,22 @@ def given_tokenizer(
     return Tokenizer.load(choice)
 
 
-def learn(choice: str, vocab_size: int | None, selection: Selection, total: int) -> Tokenizer:
-    """A tokenizer from the documents themselves."""
+def train_tokenizer(
+    choice: str, vocab_size: int | None, documents: DocumentSplit, total: int
+) -> Tokenizer:
+    """A char or bpe tokenizer of the documents; total: bytes of the source files."""
     if choice == "char":
-        # Validation too: a character that only it has would have no id.
-        return Tokenizer.char(str(p) for _, document in selection for p in document.chunks)
-    print("learning the vocabulary from the training documents", file=sys.stderr)
-    return Tokenizer.train_bpe(_sample(selection, total), vocab_size or _DEFAULT_VOCABULARY)
+        # Validation too: a character that is only there would have no id.
+        return Tokenizer.char(str(c) for _, document in documents for c in document.chunks)
+    print("training the tokenizer on the training documents", file=sys.stderr)
+    return Tokenizer.train_bpe(_sample(documents, total), vocab_size or _DEFAULT_VOCAB_SIZE)
 
 
-def _sample(selection: Selection, total: int) -> Iterator[str]:
+def _sample(documents: DocumentSplit, total: int) -> Iterator[str]:
     """Training text, all of it if it is short; else blocks chosen by hash, from everywhere."""
     share = _SAMPLE / total if total > _SAMPLE else 1.0
     room = _SAMPLE
-    for split, document in selection:
+    for split, document in documents:
         for chunk in document.chunks if split != "val" else ():
             text = str(chunk)
             for start in range(0, len(text), _BLOCK):
@@ -68,6 +70,6 @@ def _sample(selection: Selection, total: int) -> Iterator[str]:
 
 
 def _chosen(block: str, share: float) -> bool:
-    # `person`: this must not be the hash that divides training from validation
+    # `person`: a hash other than that which divides training from validation
     digest = hashlib.blake2b(block.encode(), digest_size=8, person=b"vocabulary")
     return int.from_bytes(digest.digest()) < share * 2**64

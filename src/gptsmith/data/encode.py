@@ -1,0 +1,140 @@
+"""Documents to token ids, in batches of about a megabyte of text, encoded on all cores, in order.
+
+A batch's ids depend on its text alone and batches come back in order, so neither the number of
+threads nor an interruption changes a byte of the corpus.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from gptsmith.data.documents import Chunk
+from gptsmith.data.split import Split, SplitDocument
+from gptsmith.tokenizer import Tokenizer
+
+BATCH_SIZE = 1 << 20  # characters, or tokens where the source holds tokens
+
+
+class Part(NamedTuple):
+    """A chunk of a document.
+
+    first   whether the document begins here
+    eos     whether <|endoftext|> goes before it
+    place   of the document, for messages
+    """
+
+    split: Split
+    chunk: Chunk
+    first: bool
+    eos: bool
+    place: str
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Consecutive parts. left_out: documents skipped since the beginning, by reason."""
+
+    parts: list[Part]
+    left_out: dict[str, int]
+
+
+class EncodedPart(NamedTuple):
+    """The ids of a part, without the <|endoftext|> before it, and the UTF-8 bytes of its text."""
+
+    part: Part
+    ids: np.ndarray
+    text_bytes: int
+
+
+def make_batches(
+    documents: Iterable[SplitDocument], *, whole: bool, left_out: Callable[[], dict[str, int]]
+) -> Iterator[TextBatch]:
+    """The documents in batches.
+
+    whole: join the chunks of each document, because the tokenizer is not known to give the same ids
+    for chunks. left_out: documents skipped so far.
+    """
+    parts: list[Part] = []
+    train_size = val_size = 0
+    for split, document in documents:
+        chunks = document.chunks
+        if whole or split == "first_shard":
+            chunks = [_join(chunks)]
+        for number, chunk in enumerate(chunks):
+            first = number == 0
+            parts.append(Part(split, chunk, first, first and document.begins, document.place))
+            if split == "val":
+                val_size += len(chunk)
+            else:
+                train_size += len(chunk)
+            # Validation text alone fills a batch only where all of it comes first. A limit on
+            # training tokens then stops validation at about the same document.
+            if train_size >= BATCH_SIZE or (not train_size and val_size >= BATCH_SIZE):
+                yield TextBatch(parts, left_out())
+                parts, train_size, val_size = [], 0, 0
+    if parts:
+        yield TextBatch(parts, left_out())
+
+
+def _join(chunks: Iterable[Chunk]) -> Chunk:
+    parts = list(chunks)
+    return "".join(map(str, parts)) if isinstance(parts[0], str) else np.concatenate(parts)
+
+
+def encode(batch: TextBatch, tokenizer: Tokenizer, token_bytes: np.ndarray) -> list[EncodedPart]:
+    """ValueError naming the place of a text that the tokenizer cannot encode."""
+    texts = [part.chunk for part in batch.parts if isinstance(part.chunk, str)]
+    try:
+        arrays = iter(tokenizer.encode_arrays(texts))
+    except ValueError:
+        for part in batch.parts:
+            try:
+                tokenizer.encode_arrays([str(part.chunk)])
+            except ValueError as error:
+                raise ValueError(f"{part.place}: {error}") from None
+        raise
+    encoded = []
+    for part in batch.parts:
+        if isinstance(part.chunk, str):
+            ids = next(arrays)
+            text_bytes = len(part.chunk) if part.chunk.isascii() else len(part.chunk.encode())
+        else:
+            ids = part.chunk.astype(tokenizer.dtype)
+            text_bytes = int(token_bytes[ids].sum(dtype=np.int64))
+        encoded.append(EncodedPart(part, ids, text_bytes))
+    return encoded
+
+
+def encode_in_order(
+    batches: Iterable[TextBatch],
+    encode_one: Callable[[TextBatch], list[EncodedPart]],
+    threads: int,
+) -> Generator[tuple[TextBatch, list[EncodedPart]]]:
+    """Batches with their encoded parts, in order, a few at a time.
+
+    Threads, because the encoder releases the interpreter lock: on two cores 56 MB/s of English,
+    where worker processes would only add copies and start-up time.
+    """
+    pool = ThreadPoolExecutor(threads)
+    pending: deque[tuple[TextBatch, Future[list[EncodedPart]]]] = deque()
+    try:
+        for batch in batches:
+            pending.append((batch, pool.submit(encode_one, batch)))
+            if len(pending) > 2 * threads:
+                oldest, future = pending.popleft()
+                yield oldest, future.result()
+        while pending:
+            oldest, future = pending.popleft()
+            yield oldest, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

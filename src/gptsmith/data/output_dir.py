@@ -1,0 +1,163 @@
+"""The output directory of `prepare`: what may be written to it, resumed in it, or replaced.
+
+A corpus is made in the folder `unfinished` inside it and moved out of there when it is complete, so
+that a corpus that is to be replaced stays whole until then. What is made, and of what, is recorded
+in a journal: an unfinished corpus is resumed only if nothing of that has changed.
+"""
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from gptsmith import files
+from gptsmith.data.shards import JOURNAL, MANIFEST, UNFINISHED
+
+TOKENIZER = "tokenizer.json"
+
+# What a corpus is made of and how: {"settings": ..., "sources": [...], "seen": ...}. "seen" is a
+# digest of what can change the bytes of an unfinished corpus but not those of a complete one: the
+# times of the source files and the way that work is divided.
+Identity = dict[str, Any]
+_COMPARED = ("used", "rows", "files", "bytes")  # facts about a source that a message names
+
+
+def holds_corpus(
+    out: Path, identity: Identity, sources: Iterable[Path], *, overwrite: bool
+) -> bool:
+    """Whether `out` holds the corpus of this identity already; False: it may be made there.
+
+    FileExistsError, with the difference, for another corpus or other files. Only under its lock.
+    """
+    work = out / UNFINISHED
+    if interrupted := (work / MANIFEST).is_file():  # killed while it was published
+        publish(out)
+    if (out / MANIFEST).is_file():
+        made = _read(out / MANIFEST)
+        difference = _difference(made, identity) or _newer(out / MANIFEST, sources)
+        if overwrite and (difference or not interrupted):
+            return False
+        if difference:
+            raise FileExistsError(
+                f"{out}: holds another corpus ({difference}); "
+                "choose another --out, or --overwrite to replace it"
+            )
+        return True
+    if (work / JOURNAL).is_file():
+        difference = _changed(_read(work / JOURNAL), identity)
+        if difference and not overwrite:
+            raise FileExistsError(
+                f"{out}: holds another corpus, unfinished ({difference}); "
+                "choose another --out, or --overwrite to start over"
+            )
+    elif any(path.name != UNFINISHED and path.name[0] != "." for path in out.iterdir()):
+        raise FileExistsError(f"--out {out}: holds other files and no corpus; name a new folder")
+    return False
+
+
+def read_journal(out: Path, identity: Identity) -> Identity | None:
+    """The journal of an interrupted run with this identity, if it came as far as its tokenizer."""
+    work = out / UNFINISHED
+    if not (work / JOURNAL).is_file() or not (work / TOKENIZER).is_file():
+        return None
+    journal = _read(work / JOURNAL)
+    return None if _changed(journal, identity) else journal
+
+
+def write_journal(out: Path, identity: Identity, state: dict[str, Any] | None = None) -> None:
+    """Record that the corpus has come as far as `state`."""
+    files.write_json(out / UNFINISHED / JOURNAL, {**identity, "state": state})
+
+
+def start_over(out: Path, identity: Identity) -> None:
+    """An unfinished corpus with nothing but a journal."""
+    discard(out)
+    (out / UNFINISHED).mkdir(parents=True)
+    write_journal(out, identity)
+
+
+def discard(out: Path) -> None:
+    """Remove an unfinished corpus, and `out` if there was nothing else in it."""
+    work = out / UNFINISHED
+    if work.is_dir():
+        files.sweep(work)
+        for path in (*_shards(work), work / TOKENIZER, work / JOURNAL):
+            path.unlink(missing_ok=True)
+        work.rmdir()
+    with suppress(OSError):  # not empty, or the working directory
+        out.rmdir()
+
+
+def publish(out: Path) -> None:
+    """Move the complete corpus in `unfinished` to `out`, in place of the one there.
+
+    The manifest goes last: without it there is no corpus in `out`, and as long as it is in
+    `unfinished`, calling this again completes the move.
+    """
+    work = out / UNFINISHED
+    splits = files.read_json(work / MANIFEST)["splits"].values()
+    names = {shard["file"] for split in splits for shard in split["shards"]}
+    files.sweep(work)
+    (work / JOURNAL).unlink(missing_ok=True)
+    (out / MANIFEST).unlink(missing_ok=True)
+    for name in (*names, TOKENIZER):
+        with suppress(FileNotFoundError):  # moved before a kill
+            os.replace(work / name, out / name)
+    for path in _shards(out):
+        if path.name not in names:  # of the corpus that is replaced
+            path.unlink()
+    files.sync(out)
+    os.replace(work / MANIFEST, out / MANIFEST)
+    files.sync(out)
+    work.rmdir()
+
+
+def _shards(folder: Path) -> list[Path]:
+    return [*folder.glob("train-*.npy"), *folder.glob("val-*.npy")]
+
+
+def _read(path: Path) -> Identity:
+    """A manifest or journal of a corpus. FileExistsError for another file of that name."""
+    try:
+        identity: Identity = files.read_json(path)
+        valid = isinstance(identity["settings"], dict) and all(
+            {"asked", "passed", "listing", *_COMPARED} <= source.keys()
+            for source in identity["sources"]
+        )
+    except (ValueError, LookupError, TypeError, AttributeError):
+        valid = False
+    if not valid:
+        raise FileExistsError(
+            f"{path}: not part of a corpus; choose another --out, or remove the folder"
+        )
+    return identity
+
+
+def _difference(old: Identity, new: Identity) -> str:
+    """What differs between two identities, for a message; empty if nothing does."""
+    found = [
+        f"{name}: {old['settings'].get(name)!r} before, {value!r} now"
+        for name, value in new["settings"].items()
+        if old["settings"].get(name) != value
+    ]
+    for before, now in zip(old["sources"], new["sources"], strict=False):
+        names = [name for name in _COMPARED if before[name] != now[name]]
+        found += [f"{now['asked']}: {n} {before[n]!r} before, {now[n]!r} now" for n in names]
+        if not names and before["listing"] != now["listing"]:
+            found.append(f"{now['asked']}: other names or sizes of files")
+    return "; ".join(found)
+
+
+def _changed(journal: Identity, identity: Identity) -> str:
+    difference = _difference(journal, identity)
+    if not difference and journal.get("seen") != identity["seen"]:
+        return "a source file or gptsmith itself has changed since"
+    return difference
+
+
+def _newer(manifest: Path, sources: Iterable[Path]) -> str:
+    """A source file that was written after the corpus was made, for a message; or nothing."""
+    made = manifest.stat().st_mtime_ns
+    path = next((path for path in sources if path.stat().st_mtime_ns > made), None)
+    return f"{path} has changed since" if path else ""

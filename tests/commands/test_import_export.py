@@ -1,4 +1,4 @@
-"""gptsmith import and gptsmith export, as a user types them."""
+"""gptsmith import and gptsmith export from the command line."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def from_weights(path: Path, config: ModelConfig = CONFIG, template: str | None 
     return Run.from_weights(path, origin, config, TOKENIZER, tensors, torch.float32, template)
 
 
-def test_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_and_reimport(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = from_weights(tmp_path / "run")
     export.main([str(run.path), "--format", "hf", "--out", str(tmp_path / "hf"), "--dtype", "bf16"])
     said = capsys.readouterr().out
@@ -54,7 +54,7 @@ def test_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert torch.equal(stored[name], tensor.bfloat16()), name
 
 
-def test_what_to_do_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_next_command_fits_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from_weights(tmp_path / "base", template=None)
     from_weights(tmp_path / "classes", CONFIG.change(labels=("ham", "spam")), None)
     for name, wanted in (("base", "gptsmith generate"), ("classes", "gptsmith classify")):
@@ -64,7 +64,7 @@ def test_what_to_do_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert wanted in capsys.readouterr().out
 
 
-def test_what_is_said_can_be_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_printed_commands_are_quoted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = from_weights(tmp_path / "my run", template=None)
     export.main([str(run.path), "--format", "gguf", "--out", str(tmp_path / "my gguf")])
     assert f"-f '{tmp_path}/my gguf/Modelfile'," in capsys.readouterr().out
@@ -84,7 +84,7 @@ def test_what_is_said_can_be_typed(tmp_path: Path, capsys: pytest.CaptureFixture
         ([], "--format is required"),
     ],
 )
-def test_refusals(words: list[str], message: str, tmp_path: Path) -> None:
+def test_invalid_options_are_refused(words: list[str], message: str, tmp_path: Path) -> None:
     run = from_weights(tmp_path / "run")
     with pytest.raises(ValueError, match=message):
         export.main([str(run.path), "--out", str(tmp_path / "out"), *words])
@@ -99,19 +99,19 @@ def test_gguf(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "ollama create" in capsys.readouterr().out
 
 
-def test_an_occupied_folder_is_left_alone(tmp_path: Path) -> None:
+def test_occupied_folder_is_untouched(tmp_path: Path) -> None:
     from_weights(tmp_path / "run")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("x")
     with pytest.raises(FileExistsError, match="is not empty: choose another --out"):
-        import_model.main(["nobody/nothing", "--out", str(tmp_path / "out")])  # nothing is fetched
+        import_model.main(["nobody/nothing", "--out", str(tmp_path / "out")])  # before any download
     for kind in ("hf", "gguf"):
         with pytest.raises(FileExistsError, match="is not empty: choose another --out"):
             export.main([str(tmp_path / "run"), "--format", kind, "--out", str(tmp_path / "out")])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
-def test_a_failed_import_leaves_nothing(tmp_path: Path) -> None:
+def test_failed_import_leaves_nothing(tmp_path: Path) -> None:
     from_weights(tmp_path / "run")
     hf = tmp_path / "hf"
     export.main([str(tmp_path / "run"), "--format", "hf", "--out", str(hf)])
@@ -126,8 +126,8 @@ def test_a_failed_import_leaves_nothing(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "run"]
 
 
-def test_a_foreign_model_is_tuned_like_ours(tmp_path: Path) -> None:
-    """A Llama with a tokenizer of its own make, saved by transformers, becomes a chat model."""
+def test_imported_model_can_be_finetuned(tmp_path: Path) -> None:
+    """A Llama with an unusual tokenizer, saved by transformers, becomes a chat model."""
     transformers = pytest.importorskip("transformers")
     table = tokenizers.Tokenizer.from_str(Tokenizer.train_bpe(["Hello there. " * 9], 270).to_json())
     digits = pre_tokenizers.Digits(individual_digits=True)

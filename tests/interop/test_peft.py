@@ -14,12 +14,12 @@ from hf_models import save as save_model
 from torch import Tensor, nn
 
 from gptsmith.interop.hf import open_folder
-from gptsmith.interop.peft import Adapter, from_peft, load, save, to_peft
+from gptsmith.interop.peft import Adapter, attach_adapter, from_peft, load, save, to_peft
 from gptsmith.model import state_dict
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.lora import LoraConfig, attach, merge
-from gptsmith.model.tuning import load_trainable_state_dict, trainable_state_dict
+from gptsmith.model.tuning import trainable_state_dict
 
 # of peft in transformers, and of peft with GPT-2's transposed weights
 pytestmark = pytest.mark.filterwarnings(
@@ -52,13 +52,6 @@ def randomize(model: nn.Module) -> None:
 
 def outputs(model: GPTModel) -> Tensor:
     return model.logits(IDS, LENGTHS) if model.config.labels else model(IDS)  # type: ignore
-
-
-def attach_adapter(model: GPTModel, adapter: Adapter) -> None:
-    attach(model, adapter.lora, adapter.token_ids)
-    # peft may train new rows in one of the two tables only: the other stays as it is.
-    rows = {n: t for n, t in trainable_state_dict(model).items() if n.endswith(".rows")}
-    load_trainable_state_dict(model, {**rows, **adapter.tensors}, "there")
 
 
 def by_peft(theirs: Any, folder: Path, targets: list[str], **fields: Any) -> Tensor:
@@ -136,7 +129,7 @@ def test_we_open_adapters_of_peft(
     expected = by_peft(theirs, tmp_path, targets, task_type="CAUSAL_LM", **fields)
     assert (expected - plain).abs().max() > 0.5
     adapter = load(tmp_path, ours.config)
-    attach_adapter(ours, adapter)
+    attach_adapter(ours, adapter, "there")
     assert (adapter.lora.rank, adapter.lora.alpha) == (rank, 2 * rank)  # the scale is still 6 / 3
     assert adapter.token_ids == (NEW if "trainable_token_indices" in fields else [])
     torch.testing.assert_close(outputs(ours), expected, rtol=1e-4, atol=1e-4)
@@ -149,7 +142,7 @@ def test_we_open_a_classifier_adapter_of_peft(case: str, tmp_path: Path) -> None
     theirs, ours = pair(case, tmp_path, labels=2)
     targets = ["c_attn"] if case == "gpt2" else QV
     expected = by_peft(theirs, tmp_path, targets, task_type="SEQ_CLS")
-    attach_adapter(ours, load(tmp_path, ours.config))
+    attach_adapter(ours, load(tmp_path, ours.config), "there")
     torch.testing.assert_close(outputs(ours), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -176,7 +169,7 @@ def test_without_transformers_class_our_names_are_used(
         torch.testing.assert_close(theirs(IDS), model(IDS), rtol=1e-5, atol=1e-5)
     again = load(tmp_path, config)
     assert (again.lora, again.token_ids) == (lora, token_ids)
-    attach_adapter(base, again)
+    attach_adapter(base, again, "there")
     assert torch.equal(base(IDS), model(IDS))
 
 
@@ -236,7 +229,7 @@ def test_unexpected_tensors_are_refused(adapter: Files) -> None:
     rows = "base_model.model.{}.token_adapter.trainable_tokens_delta"  # of a head that is tied
     other = {**tensors, rows.format("lm_head"): tensors[rows.format("model.embed_tokens")]}
     with pytest.raises(ValueError, match=r"there does not fit .*: head\.rows does not belong"):
-        attach_adapter(GPTModel(QWEN3), from_peft(QWEN3, other, config))
+        attach_adapter(GPTModel(QWEN3), from_peft(QWEN3, other, config), "there")
 
 
 @pytest.mark.parametrize("ids", [[1, 2], {"embed_tokens": [1, 2, 3], "lm_head": [1, 2, 4]}, None])

@@ -46,6 +46,20 @@ class ExportableModel:
     """For the model card: the Hub's name of what the run was imported from, or a file name."""
 
 
+def check_vocabulary(
+    origin: str | Path,
+    tokenizer: Tokenizer,
+    config: ModelConfig,
+    remedy: str = "they do not belong together",
+) -> None:
+    """ValueError for a tokenizer with more ids than the model has vectors."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{origin}: the tokenizer has {tokenizer.vocab_size:,} ids, the model vectors for "
+            f"{config.vocab_size:,}: {remedy}"
+        )
+
+
 def config_from(
     sizes: Mapping[str, Any], names: Mapping[str, str], path: Path, **fields: Any
 ) -> ModelConfig:

@@ -18,7 +18,7 @@ from torch import Tensor
 from gptsmith import files
 from gptsmith.chat_template import ChatTemplate
 from gptsmith.interop import gguf_tokenizer, modelfile
-from gptsmith.interop.external_model import ExportableModel
+from gptsmith.interop.external_model import ExportableModel, check_vocabulary
 from gptsmith.interop.gguf_tokenizer import Table
 from gptsmith.interop.hf_mapping import Names, family_of, stored
 from gptsmith.model.config import ModelConfig
@@ -70,12 +70,8 @@ def export(model: ExportableModel, out: Path, kind: Kind = "f16") -> list[str]:
     files.refuse_occupied(out)
     config, chat = model.config, model.chat_template
     architecture, table = _architecture(config), gguf_tokenizer.table(model.tokenizer)
+    check_vocabulary(model.name, model.tokenizer, config)
     V = len(table.tokens)
-    if V > config.vocab_size:
-        raise ValueError(
-            f"{model.name}: the tokenizer has {V:,} ids, the model vectors for "
-            f"{config.vocab_size:,}: they do not belong together"
-        )
     go: str | None = "{{ .Prompt }}"  # the text as it is
     if chat is not None:
         go = modelfile.go_template(chat, table.tokens[table.bos] if table.add_bos else None)
@@ -84,7 +80,7 @@ def export(model: ExportableModel, out: Path, kind: Kind = "f16") -> list[str]:
     if wide := [p for p in parts if kind != "f16" and p.kind(kind) == "f16"]:
         notes.append(f"{len(wide)} tensors are f16: their rows are not a multiple of {_BLOCK}")
     if go is None:
-        notes.append("Modelfile without TEMPLATE: Ollama's language cannot express this chat one")
+        notes.append("Modelfile without TEMPLATE: Ollama cannot express the chat template")
     stem = f"{model.name}-{kind}"
     with files.atomic_folder(out) as folder:
         writer = GGUFWriter(folder / f"{stem}.gguf", architecture)
@@ -109,7 +105,7 @@ def _architecture(config: ModelConfig) -> str:
         )
     architecture = family_of(config).model_type
     if architecture not in _ARCHITECTURES:
-        raise ValueError(f"llama.cpp export of {architecture}: use --format hf")
+        raise ValueError(f"{architecture} models cannot be exported to GGUF: use --format hf")
     if config.mlp == "gelu_erf":
         raise ValueError(
             "mlp 'gelu_erf': llama.cpp computes GPT-2 with the tanh form of GELU; to accept that "

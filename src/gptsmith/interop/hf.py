@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gptsmith import files
 from gptsmith.interop import hf_config, hf_files, hf_tokenizer, model_card, peft
-from gptsmith.interop.external_model import ExportableModel, ExternalModel
+from gptsmith.interop.external_model import ExportableModel, ExternalModel, check_vocabulary
 from gptsmith.interop.hf_files import Entry
 from gptsmith.interop.hf_mapping import (
     Stored,
@@ -56,11 +56,9 @@ def open_folder(folder: Path) -> ExternalModel:
         )
     weights = _Weights(folder, config, entries, _absent_biases(raw))
     tokenizer = hf_tokenizer.read(folder, str(raw["model_type"]))
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} ids, the model vectors for "
-            f"{config.vocab_size:,}: call resize_token_embeddings in transformers first"
-        )
+    check_vocabulary(
+        folder, tokenizer, config, "call resize_token_embeddings in transformers first"
+    )
     ends = [] if "eos_token" in hf_tokenizer.roles(tokenizer) else [_NO_END]
     template, unusable = hf_tokenizer.read_template(folder, tokenizer)
     return ExternalModel(
@@ -185,11 +183,7 @@ def _check(model: ExportableModel) -> list[str]:
         notes.append(
             f"written as {other} with zero biases: transformers gives every {cls} Qwen's tokenizer"
         )
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(
-            f"{model.name}: the tokenizer has {tokenizer.vocab_size:,} ids, the model vectors for "
-            f"{config.vocab_size:,}: they do not belong together"
-        )
+    check_vocabulary(model.name, tokenizer, config)
     if padding := config.vocab_size - tokenizer.vocab_size:
         notes.append(f"{padding:,} rows that pad the vocabulary are left out")
     return notes

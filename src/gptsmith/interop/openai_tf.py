@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gptsmith import files
 from gptsmith.interop import tf_bundle
-from gptsmith.interop.external_model import ExternalModel, config_from
+from gptsmith.interop.external_model import ExternalModel, check_vocabulary, config_from
 from gptsmith.interop.hf_mapping import GPT2_NAMES, stored
 from gptsmith.interop.tf_bundle import Entry
 from gptsmith.model import state_dict
@@ -53,11 +53,7 @@ def open_folder(folder: Path) -> ExternalModel:
     }
     state_dict.check_state_dict(state_dict.shapes(config), given, prefix)
     tokenizer = Tokenizer.load(folder)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, hparams.json n_vocab "
-            f"{config.vocab_size}: these files do not belong together"
-        )
+    check_vocabulary(folder, tokenizer, config)
     dtype = reduce(torch.promote_types, (_dtype(entry) for entry in wanted.values()))
 
     def tensors() -> Iterator[tuple[str, Tensor]]:

@@ -21,7 +21,9 @@ from gptsmith import files
 from gptsmith.interop.hf_mapping import GPT2_NAMES, LLAMA_NAMES, Names, family_of, stored
 from gptsmith.model import state_dict
 from gptsmith.model.config import ModelConfig
-from gptsmith.model.lora import LoraConfig
+from gptsmith.model.gpt import GPTModel
+from gptsmith.model.lora import LoraConfig, attach
+from gptsmith.model.tuning import load_trainable_state_dict, trainable_state_dict
 from gptsmith.train import checkpoint as checkpoints
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -249,6 +251,17 @@ def _join(
     for top, left, b in blocks:
         joined_b[top : top + len(b), left : left + r] = b
     return joined_a, joined_b
+
+
+def attach_adapter(model: GPTModel, adapter: Adapter, origin: str | Path) -> None:
+    """Attach an adapter to `model` in place; `lora.merge` then folds it in.
+
+    Raises ValueError naming `origin` for tensors that are missing or do not fit.
+    """
+    attach(model, adapter.lora, adapter.token_ids)
+    # peft may train new rows in one of the two tables only: the other stays as it is.
+    rows = {n: t for n, t in trainable_state_dict(model).items() if n.endswith(".rows")}
+    load_trainable_state_dict(model, {**rows, **adapter.tensors}, origin)
 
 
 def _refuse_other_kinds(config: ModelConfig, fields: Mapping[str, Any]) -> None:

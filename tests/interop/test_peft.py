@@ -228,7 +228,7 @@ def test_unexpected_tensors_are_refused(adapter: Files) -> None:
         from_peft(QWEN3, {}, config)
     rows = "base_model.model.{}.token_adapter.trainable_tokens_delta"  # of a head that is tied
     other = {**tensors, rows.format("lm_head"): tensors[rows.format("model.embed_tokens")]}
-    with pytest.raises(ValueError, match=r"there does not fit .*: head\.rows does not belong"):
+    with pytest.raises(ValueError, match=r"there does not fit .*: head\.rows is unexpected"):
         attach_adapter(GPTModel(QWEN3), from_peft(QWEN3, other, config), "there")
 
 

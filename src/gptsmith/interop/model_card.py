@@ -1,8 +1,9 @@
 """README.md of an exported model: what it is and how to open it."""
 
+from importlib.metadata import version
+
 import torch
 
-from gptsmith import __version__
 from gptsmith.interop.external_model import ExportableModel
 from gptsmith.interop.hf_mapping import transformers_class
 from gptsmith.model.config import ModelConfig
@@ -38,7 +39,7 @@ tags: [gptsmith]
 
 # {model.name}
 
-Exported with gptsmith {__version__}.
+Exported with gptsmith {version("gptsmith")}.
 
 {rows}
 
@@ -65,7 +66,8 @@ tags: [gptsmith, lora]
 
 # {base.name}
 
-A LoRA adapter of rank {lora.rank} (alpha {lora.alpha:g}), exported with gptsmith {__version__}.
+A LoRA adapter of rank {lora.rank} (alpha {lora.alpha:g}).
+Exported with gptsmith {version("gptsmith")}.
 Its base model is in `base`. `base_model_name_or_path` in `adapter_config.json` has the absolute
 path of that folder: change it when you move the folder.
 

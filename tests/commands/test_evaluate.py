@@ -151,7 +151,7 @@ def test_two_corpora_are_not_compared(say, tmp_path):
             file.write(f"data: data/{name}\n")
     code, out, err = say(tmp_path / "a", "--compare", tmp_path / "b")
     assert (code, out) == (2, "")
-    assert "data/a and data/b: say with --data what both are measured on" in err
+    assert "data/a and data/b: give the text for both with --data" in err
 
 
 def test_a_column_of_a_table(say, runs, tmp_path):

@@ -12,7 +12,7 @@ from gptsmith.evaluate.classification import (
     Scores,
     log_probabilities,
     markdown,
-    named,
+    prediction,
     score,
     table,
 )
@@ -97,7 +97,7 @@ def test_scores_and_predictions_are_json() -> None:
     assert fields["confusion"] == {"labels": ["a", "b", "c"], "counts": COUNTS.tolist()}
     assert fields["classes"]["c"] == {"precision": 0.8, "recall": 1.0, "f1": 8 / 9, "support": 4}
     assert fields["texts"] == 15
-    found = json.loads(json.dumps(named(("a", "b"), np.array([0.25, 0.75]))))
+    found = json.loads(json.dumps(prediction(("a", "b"), np.array([0.25, 0.75]))))
     assert found == {"predicted": "b", "probabilities": {"a": 0.25, "b": 0.75}}
 
 

@@ -236,7 +236,7 @@ def test_several_texts_show_their_likeliest_class(tuned, capsys, monkeypatch):
     assert [line.split()[0] for line in lines[:2]] == ["bird", "fish"]
     assert lines[1].endswith("%  the perch 3")
     assert lines[2].endswith("…")
-    assert "1 of the texts cut at the end, to 32 tokens" in said.err
+    assert "1 of the texts truncated to 32 tokens" in said.err
 
 
 def test_files_of_texts(tuned, data, tmp_path, capsys):
@@ -261,15 +261,15 @@ def test_files_of_texts(tuned, data, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["RUN"], "give texts"),
-        (["RUN", "a text", "--file", "x.csv"], "one of it"),
+        (["RUN"], "give either texts"),
+        (["RUN", "a text", "--file", "x.csv"], "give either texts"),
         (["RUN", "a text", "--out", "x.csv"], "for the predictions of a --file"),
         (["RUN", "--file", "x.csv", "--out", "x.xlsx"], "as .csv or .jsonl"),
         (["RUN", "--file", "nowhere.csv"], "nowhere.csv"),
         (["RUN", "--file", "taken.csv"], "taken.csv:2: has a column 'predicted' already"),
         (["RUN", "--file", "bad.csv"], "bad.csv:3: the text is missing (column 'text')"),
         (["RUN", " "], "' ' has no token"),
-        (["BASE", "a text"], "is a language model and knows no classes: gptsmith finetune"),
+        (["BASE", "a text"], "is a language model without classes: gptsmith finetune"),
         (["nowhere", "a text"], "there is no run folder nowhere"),
         ([], "--run is required"),
     ],

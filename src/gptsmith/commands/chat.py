@@ -14,12 +14,12 @@ from pydantic import Field
 
 from gptsmith import files
 from gptsmith.chat_template import ChatTemplate, Message
-from gptsmith.commands.weights import WeightOptions
 from gptsmith.config import load_config
 from gptsmith.generate.chat import fit_history, reply
 from gptsmith.generate.sampling import SamplingConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.run import Run
+from gptsmith.run.options import WeightOptions
 from gptsmith.tokenizer import Tokenizer
 
 HELP = """\

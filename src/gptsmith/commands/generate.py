@@ -6,11 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from gptsmith.commands.weights import WeightOptions
 from gptsmith.config import load_config
 from gptsmith.generate import engine
 from gptsmith.generate.sampling import SamplingConfig
 from gptsmith.run import Run
+from gptsmith.run.options import WeightOptions
 from gptsmith.tokenizer import Tokenizer
 
 

@@ -1,4 +1,4 @@
-"""How well a classifier names the classes of texts: accuracy, F1, and what it takes for what.
+"""Predictions of a classifier and their quality: accuracy, precision, recall, F1, confusion.
 
 B batch, T time, N texts, L classes.
 """
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from gptsmith.data.classification import pad
+from gptsmith.data.classification import encode_texts, pad
 from gptsmith.model.classifier import GPTClassifier
+from gptsmith.tokenizer import Tokenizer
 from gptsmith.train.runtime import Precision
 
 
@@ -27,8 +28,8 @@ def log_probabilities(
 ) -> np.ndarray:
     """ln p of each class for token sequences, (N, L) fp64, in the order of `rows`.
 
-    Texts of similar length go through the model together. The model is left in the mode (train or
-    eval) it was found in.
+    Texts of similar length share a batch. The model is left in the mode (train or eval) it was
+    found in.
     """
     device, training = model.score.weight.device, model.training
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -46,11 +47,32 @@ def log_probabilities(
     return found
 
 
+def predict(
+    model: GPTClassifier,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    precision: Precision,
+    batch_size: int = 32,
+) -> tuple[list[dict[str, Any]], int]:
+    """A prediction per text, and how many texts were truncated to the model's context."""
+    ids, truncated = encode_texts(tokenizer, texts, model.config.context_length)
+    p = np.exp(log_probabilities(model, ids, precision, batch_size=batch_size))
+    return [prediction(model.config.labels, row) for row in p], truncated
+
+
+def prediction(labels: Sequence[str], p: np.ndarray) -> dict[str, Any]:
+    """The likeliest class of one text, and the probabilities (L,) of all classes by name."""
+    return {
+        "predicted": labels[int(p.argmax())],
+        "probabilities": {label: round(float(x), 6) for label, x in zip(labels, p, strict=True)},
+    }
+
+
 @dataclass(frozen=True)
 class Scores:
-    """What a classifier did to N labelled texts.
+    """Scores of a classifier on N labelled texts.
 
-    counts (L, L): texts of class i (row) that were taken for class j (column).
+    counts (L, L): texts of class i (row) that were predicted as class j (column).
     """
 
     labels: tuple[str, ...]
@@ -63,32 +85,32 @@ class Scores:
 
     @property
     def majority(self) -> float:
-        """Accuracy of always naming the most frequent class."""
+        """Accuracy of always predicting the most frequent class."""
         return float(self.support.max() / self.counts.sum())
 
     @property
     def support(self) -> np.ndarray:
-        """Texts of each class, (L,)."""
+        """Number of texts of each class, (L,)."""
         return self.counts.sum(axis=1)
 
     @property
     def precision(self) -> np.ndarray:
-        """Of the texts that were taken for a class, the share that are of it, (L,); 0 of none."""
+        """Share of the texts predicted as a class that belong to it, (L,); 0 if there are none."""
         return _share(self.counts.diagonal(), self.counts.sum(axis=0))
 
     @property
     def recall(self) -> np.ndarray:
-        """Of the texts of a class, the share that were taken for it, (L,); 0 of none."""
+        """Share of the texts of a class that were predicted as it, (L,); 0 if there are none."""
         return _share(self.counts.diagonal(), self.support)
 
     @property
     def f1(self) -> np.ndarray:
-        """Harmonic mean of precision and recall, (L,); 0 where both are."""
+        """Harmonic mean of precision and recall, (L,); 0 where both are 0."""
         return _share(2 * self.counts.diagonal(), self.counts.sum(axis=0) + self.support)
 
     @property
     def macro_f1(self) -> float:
-        """Mean of F1 over the classes that occur, as truth or as guess: rare ones count alike."""
+        """Mean F1 of the classes that occur as truth or prediction; each class counts the same."""
         occurs = self.counts.sum(axis=0) + self.support > 0
         return float(self.f1[occurs].mean())
 
@@ -112,7 +134,7 @@ class Scores:
 
 
 def score(labels: Sequence[str], log_p: np.ndarray, classes: Sequence[int]) -> Scores:
-    """Scores of ln p (N, L) against the true class numbers (N,). Of equals the first is the guess.
+    """Scores of ln p (N, L) against the true class numbers (N,); ties predict the first class.
 
     ValueError without texts.
     """
@@ -122,14 +144,6 @@ def score(labels: Sequence[str], log_p: np.ndarray, classes: Sequence[int]) -> S
     L = len(labels)
     counts = np.bincount(truth * L + log_p.argmax(axis=1), minlength=L * L).reshape(L, L)
     return Scores(tuple(labels), counts, float(-log_p[np.arange(len(truth)), truth].mean()))
-
-
-def named(labels: Sequence[str], p: np.ndarray) -> dict[str, Any]:
-    """One text's probabilities (L,) in words: the class that is predicted, and p of each."""
-    return {
-        "predicted": labels[int(p.argmax())],
-        "probabilities": {label: round(float(x), 6) for label, x in zip(labels, p, strict=True)},
-    }
 
 
 def table(scores: Scores) -> Table:

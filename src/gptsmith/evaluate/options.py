@@ -1,12 +1,20 @@
-"""Options of evaluation. Nothing here needs torch: help and option errors must be immediate."""
+"""Options of evaluation and classification. Nothing here needs torch, so that help and option
+errors are immediate."""
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import Field, HttpUrl
+from pydantic import Field, HttpUrl, field_validator
 
 from gptsmith.config import Section
+from gptsmith.evaluate.multiple_choice import TASKS as MULTIPLE_CHOICE
+from gptsmith.flags import nearest
+from gptsmith.run.options import WeightOptions
+from gptsmith.train.options import PrecisionName
+
+TASKS = ("perplexity", "skills", *MULTIPLE_CHOICE, "gsm8k", "text", "judge")
 
 
 class JudgeOptions(Section):
@@ -28,3 +36,74 @@ class JudgeOptions(Section):
     """Further attempts when the server is busy, fails or is not reachable."""
     num_ctx: int = Field(8192, ge=512)
     """Ollama: context in tokens; longer prompts are not judged."""
+
+
+class EvaluateOptions(WeightOptions):
+    """What to measure, and on what."""
+
+    tasks: tuple[str, ...] = Field(
+        ("perplexity",),
+        description="perplexity on a corpus or text; skills: held-out items of the built-in chat "
+        f"set; multiple choice: {', '.join(MULTIPLE_CHOICE)}; gsm8k; text and judge: the responses "
+        "that `finetune instruct` wrote. Separated by commas, or repeated.",
+    )
+    limit: int | None = Field(None, ge=1)
+    """Use only the first LIMIT questions of a task (mmlu: of all subjects in turn); perplexity:
+    LIMIT windows, evenly spaced."""
+    compare: Path | None = None
+    """Another run, measured in the same way; the chart shows both."""
+    out: Path | None = None
+    """Write the results to this .json file, with every item (.items.jsonl) and a chart."""
+    data: str | None = None
+    """perplexity: a prepared corpus (its validation split is used), or any text that `prepare`
+    reads (all of it is used). Default: the corpus that the run was trained on."""
+    text_column: str | None = None
+    """perplexity: column of a table that contains the text (default: text, or the only one)."""
+    window: int | None = Field(None, ge=2)
+    """perplexity: tokens of a window (default: the model's context, at most 2048)."""
+    stride: int | None = Field(None, ge=1)
+    """perplexity: tokens from one window to the next (default: a whole window). Each token is
+    predicted once, from at least window - stride tokens before it."""
+    batch_size: int | None = Field(None, ge=1)
+    """perplexity: windows per batch (default: 8192 tokens)."""
+    precision: PrecisionName = "auto"
+    """perplexity: number format of matrix products; auto uses that of the run's training."""
+    task_data: Path | None = None
+    """File or folder with a task's questions (default: $GPTSMITH_DATA, else the Hub)."""
+    shots: int | None = Field(None, ge=0)
+    """mmlu, gsm8k: worked examples before a question (default: 5; gsm8k of a chat model: 0)."""
+    per_skill: int = Field(50, ge=1)
+    """skills: questions per skill."""
+    responses: Path | None = None
+    """text, judge: file of responses with references (default: the run's responses.json)."""
+    judge: JudgeOptions = JudgeOptions()
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        parts = [value] if isinstance(value, str) else value
+        names = [name.strip() for part in parts for name in str(part).split(",")]
+        for name in names:
+            if name not in TASKS:
+                near = nearest(name, TASKS)
+                hint = f"did you mean {near!r}?" if near else f"choose from {', '.join(TASKS)}"
+                raise ValueError(f"no task {name!r}: {hint}")
+        return tuple(dict.fromkeys(names))
+
+
+class ClassifyOptions(WeightOptions):
+    """What to classify, and with which model."""
+
+    text: tuple[str, ...] = ()
+    """Texts to classify; `-` reads one from standard input."""
+    file: Path | None = None
+    """Texts in a table (csv, tsv, json, jsonl, parquet, arrow), or the lines of any other file."""
+    text_column: str | None = None
+    """Column of the text, if it is not obvious."""
+    out: Path | None = None
+    """Predictions for `file`, as .csv or .jsonl: its columns, the class, and each probability
+    (default: JSON lines on standard output)."""
+    batch_size: int = Field(32, ge=1)
+    """Texts per batch."""
+    precision: PrecisionName = "fp32"
+    """Number format of matrix products."""

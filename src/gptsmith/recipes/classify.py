@@ -179,5 +179,5 @@ def test(
 def _predictions(data: LabelledSet, log_p: np.ndarray) -> Iterator[str]:
     """Lines of JSON, in the order of the test split."""
     for row, p in zip(data.test, np.exp(log_p), strict=True):
-        found = measure.named(data.labels, p)
+        found = measure.prediction(data.labels, p)
         yield json.dumps({**row._asdict(), **found}, ensure_ascii=False) + "\n"

@@ -1,0 +1,183 @@
+"""The tasks of EvaluateOptions as jobs: prepared before the model is loaded, then run on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gptsmith.config import flatten
+from gptsmith.data.dataset import validation_batches, validation_windows
+from gptsmith.data.options import ReadOptions
+from gptsmith.data.report import ReadReport
+from gptsmith.data.shards import Corpus
+from gptsmith.data.sources import encode_source
+from gptsmith.evaluate import (
+    accuracy,
+    gsm8k,
+    judge,
+    multiple_choice,
+    perplexity,
+    reference_metrics,
+    skills,
+)
+from gptsmith.evaluate.endpoint import Endpoint
+from gptsmith.evaluate.options import EvaluateOptions
+from gptsmith.evaluate.progress import progress
+from gptsmith.evaluate.report import Result
+from gptsmith.model.gpt import GPTModel
+from gptsmith.model.target_leakage import first_scored
+from gptsmith.run import Run, is_run
+from gptsmith.train.runtime import Precision, choose_precision
+
+SEED = 0  # of the questions on skills: the same ones each time
+
+Job = Callable[[], Result]
+
+
+def prepare(options: EvaluateOptions, run: Run) -> list[Job]:
+    """A job for each task, in the order of the options.
+
+    Questions and texts are read now, so that wrong input is an error before hours of measuring; the
+    model is loaded when the first job needs it.
+    """
+    if run.model_config.labels:
+        raise ValueError(f"{run.path} is a classifier: gptsmith classify {run.path} --file TEXTS")
+    model = cache(lambda: options.load(run))
+    return [_job(name, options, run, model) for name in options.tasks]
+
+
+def compare_responses(options: EvaluateOptions, runs: Sequence[Run]) -> Result:
+    """The judge's comparison of the responses of two runs."""
+    first, second = (_responses(options, run) for run in runs)
+    return judge.compare(first, second, options.judge, cache=_verdicts(options))
+
+
+def _job(name: str, options: EvaluateOptions, run: Run, model: Callable[[], GPTModel]) -> Job:
+    match name:
+        case "perplexity":
+            return _perplexity(options, run, model)
+        case "skills":
+            return lambda: _skills(options, run, model())
+        case "text":
+            return partial(reference_metrics.score, _responses(options, run))
+        case "judge":
+            entries = _responses(options, run)
+            Endpoint(options.judge).close()  # checks the options; nothing is sent
+            return partial(judge.score, entries, options.judge, cache=_verdicts(options))
+        case "gsm8k":
+            default = gsm8k.SHOTS if run.template is None else 0
+            shots = default if options.shots is None else options.shots
+            problems, examples = gsm8k.load(options.task_data, options.limit, shots)
+            return lambda: gsm8k.score(model(), run.tokenizer, run.template, problems, examples)
+        case _:
+            task = multiple_choice.TASKS[name]
+            questions = multiple_choice.load(name, options.task_data, options.limit, options.shots)
+            return lambda: accuracy.score(model(), run.tokenizer, task, questions, progress=True)
+
+
+def _responses(options: EvaluateOptions, run: Run) -> list[reference_metrics.Entry]:
+    return reference_metrics.read_responses(options.responses or run.path)[: options.limit]
+
+
+def _verdicts(options: EvaluateOptions) -> Path:
+    """Where the judge's verdicts are stored, so that a rerun asks nothing twice."""
+    return options.run / "verdicts"
+
+
+def _skills(options: EvaluateOptions, run: Run, model: GPTModel) -> Result:
+    if run.chat_template is None:
+        scores = skills.score_base(model, run.tokenizer, SEED, options.per_skill)
+    else:
+        scores = skills.score_chat(model, run.tokenizer, run.chat_template, SEED, options.per_skill)
+    means = {name: skills.mean(column) for name, column in scores.items()}
+    return Result("skills", options.per_skill, means, {}, details={"by_skill": scores})
+
+
+# --- perplexity ----------------------------------------------------------------------------------
+
+
+def _perplexity(options: EvaluateOptions, run: Run, model: Callable[[], GPTModel]) -> Job:
+    precision, why = _precision(options, run)
+    c = run.model_config
+    T = options.window or min(c.context_length, 2048)
+    if T > c.context_length:
+        raise ValueError(f"--window {T} is more than the model's context of {c.context_length}")
+    stride = options.stride or T
+    if stride > T:
+        raise ValueError(f"--stride {stride} is more than the window of {T}: it would skip tokens")
+    streams, source, notes = _token_streams(options, run)
+    eos = run.tokenizer.eos_id if run.config.get("document_mask") else None
+    B, limit = options.batch_size or max(1, 8192 // T), options.limit and options.limit * stride
+
+    def job() -> Result:
+        start = first_scored(model().mask, T, c.n_head, c.n_layer)
+        batches = validation_batches(streams, T, B, eos, limit, stride, mask_targets_before=start)
+        count = -(-len(validation_windows(streams, T, limit, stride)) // B)
+        token_bytes = torch.from_numpy(run.tokenizer.token_bytes())
+        shown = progress(batches, "perplexity", count)
+        scores = perplexity.evaluate(model(), shown, precision, token_bytes)
+        weights = model().head_weight.dtype
+        name, because = precision.name, why
+        if weights != torch.float32 and name == "fp32":  # half-precision weights stay as they are
+            name, because = str(weights).removeprefix("torch."), "that of the weights"
+        values = {metric: value for metric, value in scores.fields().items() if value is not None}
+        details = {
+            "on": source,
+            "window": T,
+            "stride": stride,
+            "precision": name,
+            "precision_reason": because,
+        }
+        n = int(values.pop("tokens"))
+        return Result("perplexity", n, values, {}, details=details, notes=notes)
+
+    return job
+
+
+def _token_streams(
+    options: EvaluateOptions, run: Run
+) -> tuple[Sequence[np.ndarray], str, list[str]]:
+    """The token streams to predict, what they are, and notes."""
+    data = options.data
+    if data is not None and not Corpus.is_at(data):
+        if is_run(Path(data)):
+            raise ValueError(f"--data {data} is a run: give a corpus or text")
+        report = ReadReport("skip")
+        read_options = ReadOptions(text_column=options.text_column)
+        stream = encode_source(data, run.tokenizer, read_options, report)
+        return [stream], data, [f"{data}: {line}" for line in report.skipped.lines()]
+    data = data or run.config.get("data")
+    # document_mask is what recipes have that take a prepared corpus (recipes/corpus.py).
+    if not isinstance(data, str) or (options.data is None and "document_mask" not in run.config):
+        raise ValueError(
+            f"{run.path} was not trained on a prepared corpus: give --data, or other --tasks"
+        )
+    try:
+        corpus = Corpus.open(data)
+    except FileNotFoundError as error:
+        if options.data is not None:
+            raise
+        raise FileNotFoundError(f"{run.path} was trained on {error}; or give --data") from None
+    if corpus.tokenizer.fingerprint != run.tokenizer.fingerprint:
+        raise ValueError(
+            f"{corpus.path} was made with another tokenizer than {run.path}: give the text itself "
+            f"as --data, or prepare it with --tokenizer {run.path / 'tokenizer.json'}"
+        )
+    return corpus.val, f"the validation split of {corpus.path}", []
+
+
+def _precision(options: EvaluateOptions, run: Run) -> tuple[Precision, str]:
+    """The precision of the measurement, and why this one."""
+    device = options.torch_device()
+    if options.precision != "auto":
+        return choose_precision(options.precision, device), "as asked for"
+    trained = flatten(run.config).get("train.precision")
+    if trained is None:
+        return choose_precision("fp32", device), "that of the weights"
+    if trained == "fp16" and device.type == "cpu":
+        return choose_precision("fp32", device), "because the fp16 of its training is for GPUs"
+    return choose_precision(trained, device), "as in training"

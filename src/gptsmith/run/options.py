@@ -1,0 +1,44 @@
+"""Options of commands that use the weights of a run. Reading them needs no torch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptsmith.config import Section
+from gptsmith.run import Which
+
+if TYPE_CHECKING:
+    import torch
+
+    from gptsmith.model.gpt import GPTModel
+    from gptsmith.run import Run
+
+
+class WeightOptions(Section):
+    """Which weights of which run, and the device they are used on."""
+
+    run: Path
+    """A run folder."""
+    checkpoint: Which = "last"
+    """Which weights: of the last step, of the best validation loss, or of a kept step."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    trust_code: bool = False
+    """Allow a mask that is Python code in the run folder."""
+
+    def torch_device(self) -> torch.device:
+        from gptsmith.train.runtime import choose_device
+
+        try:
+            return choose_device(self.device)
+        except ValueError as error:
+            raise ValueError(f"--device: {error}") from None
+
+    def load(self, run: Run) -> GPTModel:
+        """The model. Anything unusual about its weights is reported on stderr."""
+        model = run.load_model(self.checkpoint, self.torch_device(), self.trust_code)
+        if run.notice:
+            print(run.notice, file=sys.stderr)
+        return model

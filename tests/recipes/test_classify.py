@@ -266,7 +266,7 @@ def test_files_of_texts(tuned, data, tmp_path, capsys):
         (["RUN", "a text", "--out", "x.csv"], "for the predictions of a --file"),
         (["RUN", "--file", "x.csv", "--out", "x.xlsx"], "as .csv or .jsonl"),
         (["RUN", "--file", "nowhere.csv"], "nowhere.csv"),
-        (["RUN", "--file", "taken.csv"], "taken.csv:2: has a column 'predicted' already"),
+        (["RUN", "--file", "taken.csv"], "taken.csv:2: there is a column 'predicted' already"),
         (["RUN", "--file", "bad.csv"], "bad.csv:3: the text is missing (column 'text')"),
         (["RUN", " "], "' ' has no token"),
         (["BASE", "a text"], "is a language model without classes: gptsmith finetune"),

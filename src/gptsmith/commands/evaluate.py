@@ -128,8 +128,8 @@ def _report(
     tokenizers = {run.tokenizer.fingerprint for run in runs.values()}
     if len(tokenizers) > 1 and "perplexity" in options.tasks:
         print(
-            "the tokenizers differ, so losses and perplexities per token cannot be compared: "
-            "only bits_per_byte can",
+            "the tokenizers differ, and so do the tokens: of the perplexity task, only"
+            " bits_per_byte can be compared",
             file=sys.stderr,
         )
     if stem is None:

@@ -120,7 +120,7 @@ def refused(path: Path, template: ChatTemplate, **more: Any) -> str:
     return text.replace(str(path), path.name)
 
 
-def test_labels_that_cannot_be_told_are_asked_for(tmp_path: Path, template: ChatTemplate) -> None:
+def test_ambiguous_labels_are_refused(tmp_path: Path, template: ChatTemplate) -> None:
     end = TOKENIZER.special_tokens["<|end|>"]
     both = arrow(tmp_path / "a.parquet", [{"input_ids": [7, end, end], "labels": [-100, end, end]}])
     said = refused(both, template)
@@ -142,7 +142,7 @@ def test_labels_that_cannot_be_told_are_asked_for(tmp_path: Path, template: Chat
     assert "row 1: token id 999 is outside the tokenizer's 0..261" in refused(large, template)
 
 
-def test_what_would_teach_nothing_is_refused(
+def test_sets_that_teach_nothing_are_refused(
     tmp_path: Path, chat: Path, template: ChatTemplate
 ) -> None:
     rows = unshifted(template)
@@ -161,7 +161,9 @@ def test_what_would_teach_nothing_is_refused(
         load(arrow(tmp_path / "d.parquet", [{"messages": None}]), template)
 
 
-def test_long_token_rows_are_cut_behind_an_answer(tmp_path: Path, template: ChatTemplate) -> None:
+def test_long_token_rows_are_truncated_after_an_answer(
+    tmp_path: Path, template: ChatTemplate
+) -> None:
     rows = unshifted(template)
     path = arrow(tmp_path / "a.parquet", rows)
     lengths = [len(r["input_ids"]) for r in rows]
@@ -175,7 +177,9 @@ def test_long_token_rows_are_cut_behind_an_answer(tmp_path: Path, template: Chat
 # --- prepared files ------------------------------------------------------------------------------
 
 
-def test_a_prepared_file_is_the_set(tmp_path: Path, chat: Path, template: ChatTemplate) -> None:
+def test_prepared_file_gives_the_same_examples(
+    tmp_path: Path, chat: Path, template: ChatTemplate
+) -> None:
     out = tmp_path / "new" / "chat.arrow"
 
     def write(**more: Any) -> ChatCounts:
@@ -197,7 +201,7 @@ def test_a_prepared_file_is_the_set(tmp_path: Path, chat: Path, template: ChatTe
         write_chat([chat], ChatFiles(), template, TOKENIZER, T, tmp_path / "x.json")
 
 
-def test_a_prepared_file_belongs_to_a_tokenizer_and_a_template(
+def test_prepared_file_of_another_tokenizer_or_template_is_refused(
     tmp_path: Path, chat: Path, template: ChatTemplate
 ) -> None:
     out = tmp_path / "chat.arrow"
@@ -211,15 +215,13 @@ def test_a_prepared_file_belongs_to_a_tokenizer_and_a_template(
         load_chat([out], ChatFiles(), ChatTemplate(TEMPLATE, more), more, T)
 
 
-def test_a_set_that_teaches_nothing_leaves_no_file(
-    tmp_path: Path, chat: Path, template: ChatTemplate
-) -> None:
+def test_refused_set_leaves_no_file(tmp_path: Path, chat: Path, template: ChatTemplate) -> None:
     with pytest.raises(ValueError, match="no conversation is left"):
         write_chat([chat], ChatFiles(), template, TOKENIZER, 3, tmp_path / "chat.arrow")
     assert [path.name for path in tmp_path.iterdir()] == ["chat.jsonl"]
 
 
-def test_a_template_that_chats_otherwise_is_refused(tmp_path: Path, chat: Path) -> None:
+def test_template_that_differs_when_chatting_is_refused(tmp_path: Path, chat: Path) -> None:
     source = TEMPLATE.replace("{{- '<|assistant|>' -}}", "{{- '<|assistant|>Well, ' -}}")
     with pytest.raises(ValueError, match="differs between training and chatting"):
         load(chat, ChatTemplate(source, TOKENIZER))

@@ -35,7 +35,7 @@ def numbers(samples: LabelledRows, first: int, count: int) -> list[int]:
     return list(ids)
 
 
-def test_a_batch_holds_the_texts_and_their_classes_at_their_last_tokens() -> None:
+def test_target_is_the_class_at_the_last_token() -> None:
     batch = rows().batch(3, 6)
     assert batch.inputs.dtype == batch.targets.dtype == torch.int64
     assert batch.inputs.shape == batch.targets.shape
@@ -50,7 +50,7 @@ def test_a_batch_holds_the_texts_and_their_classes_at_their_last_tokens() -> Non
     assert batch.name == "samples 3..8"
 
 
-def test_padding_is_a_document_of_its_own_where_a_mask_looks_ahead() -> None:
+def test_padding_is_a_document_of_its_own_on_request() -> None:
     batch = rows(documents=True).batch(0, 6)
     assert batch.documents is not None
     for ids, documents in zip(batch.inputs, batch.documents, strict=True):
@@ -58,7 +58,7 @@ def test_padding_is_a_document_of_its_own_where_a_mask_looks_ahead() -> None:
         assert documents.tolist() == [0] * n + [1] * (len(ids) - n)
 
 
-def test_batches_are_no_wider_than_they_must_be() -> None:
+def test_batches_are_padded_to_a_multiple_of_eight() -> None:
     longest = max(LENGTHS[i] for i in numbers(rows(), 0, 2))
     assert rows().batch(0, 2).inputs.shape[1] == min(T, -(-longest // 8) * 8)
     ids, lengths = pad([np.array([1, 2, 3])], 0, limit=3)
@@ -82,7 +82,7 @@ def test_the_order_is_a_function_of_the_index() -> None:
         assert numbers(rows(), first, count) == whole[first : first + count]
 
 
-def test_a_step_is_a_random_draw_sorted_by_length() -> None:
+def test_each_step_is_a_random_draw_sorted_by_length() -> None:
     shuffled, by_length = numbers(rows(step=1), 0, 69), numbers(rows(step=8), 0, 69)
     for first in range(0, 69, 8):
         step = by_length[first : first + 8]
@@ -97,7 +97,7 @@ def test_position_names_the_place_in_the_order() -> None:
     assert rows(seed=5).position(50) == expected
 
 
-def test_texts_are_stripped_and_cut() -> None:
+def test_texts_are_stripped_and_truncated() -> None:
     tokenizer = Tokenizer.byte()
     ids, cut = encode_texts(tokenizer, [" ab\n", "abcdef", "abcd"], 4)
     assert [bytes(row.tolist()) for row in ids] == [b"ab", b"abcd", b"abcd"]
@@ -106,7 +106,7 @@ def test_texts_are_stripped_and_cut() -> None:
         encode_texts(tokenizer, ["a", " "], 4)
 
 
-def test_a_text_that_the_tokenizer_cannot_write_is_named() -> None:
+def test_text_that_cannot_be_encoded_is_named() -> None:
     tokenizer = Tokenizer.char(["abc"])
     texts = [LabelledText("ab", "y", "x.csv:2"), LabelledText("abd", "x", "x.csv:3")]
     with pytest.raises(ValueError, match=r"x\.csv:3: character 'd' at offset 2"):
@@ -115,7 +115,7 @@ def test_a_text_that_the_tokenizer_cannot_write_is_named() -> None:
     assert (len(found.ids), found.classes, found.cut, found.tokens) == (1, [1], 0, 2)
 
 
-def test_a_part_is_taken_evenly() -> None:
+def test_take_is_spread_evenly() -> None:
     part = TEXTS.take(5)
     assert [int(ids[0]) for ids in part.ids] == [0, 4, 9, 13, 18]
     assert part.classes == [0, 1, 0, 1, 0]

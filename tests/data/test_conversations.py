@@ -54,7 +54,7 @@ def messages(path: Path, files: ChatFiles = DEFAULT) -> list[Any]:
     return [conversation.messages for conversation in read(path, files=files)]
 
 
-def test_forms_of_many_turns(tmp_path: Path) -> None:
+def test_forms_of_multi_turn_conversations(tmp_path: Path) -> None:
     share = [{"from": {"user": "human", "assistant": "gpt"}[m["role"]], "value": m["content"]}
              for m in TALK]  # fmt: skip
     spoken = [{"index": i, "speaker": m["role"], "text": m["content"]} for i, m in enumerate(TALK)]
@@ -89,7 +89,7 @@ def test_forms_of_many_turns(tmp_path: Path) -> None:
     [("prompt", "response"), ("prompt", "completion"), ("question", "answer"),
      ("instruction", "output")],
 )  # fmt: skip
-def test_a_question_and_an_answer(tmp_path: Path, names: tuple[str, str]) -> None:
+def test_question_and_answer_columns(tmp_path: Path, names: tuple[str, str]) -> None:
     first = [m["content"] for m in TALK[:2]]
     row = dict(zip(names, first, strict=True))
     path = lines(tmp_path / "a.jsonl", row, row | {"system_prompt": "Be brief.", "id": 3})
@@ -99,7 +99,7 @@ def test_a_question_and_an_answer(tmp_path: Path, names: tuple[str, str]) -> Non
     assert messages(table) == [TALK[:2]]
 
 
-def test_columns_that_somebody_names(tmp_path: Path) -> None:
+def test_configured_columns(tmp_path: Path) -> None:
     row = {"q": "Hi, I am Ann.", "a": "Hello Ann!", "talk": TALK, "prompt": "x", "response": "y"}
     path = lines(tmp_path / "a.jsonl", row)
     assert messages(path, ChatFiles(prompt_column="q", response_column="a")) == [TALK[:2]]
@@ -133,7 +133,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_is_no_conversation(tmp_path: Path, kind: str) -> None:
+def test_invalid_conversations_are_an_error_or_skipped(tmp_path: Path, kind: str) -> None:
     path = lines(tmp_path / "a.jsonl", TALK, BAD[kind], TALK)
     with pytest.raises(ValueError, match=r"a\.jsonl:2: .*--on-error skip") as caught:
         read(path)
@@ -144,7 +144,7 @@ def test_what_is_no_conversation(tmp_path: Path, kind: str) -> None:
     assert report.skipped.counts() == {kind: 1}
 
 
-def test_rows_of_other_kinds(tmp_path: Path) -> None:
+def test_rows_of_other_forms_are_skipped(tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", TALK, {"text": "x"}, {"messages": []}, {"messages": "x"})
     report = ReadReport("skip")
     assert len(read(path, report=report)) == 1
@@ -182,7 +182,7 @@ def learned(example: Example, template: ChatTemplate) -> list[str]:
     return out
 
 
-def test_only_answers_are_learned(template: ChatTemplate) -> None:
+def test_only_answers_are_targets(template: ChatTemplate) -> None:
     (example,), counts = encode(template, [[BRIEF, *TALK]], 200)
     assert example.ids.tolist() == template.encode([BRIEF, *TALK]).ids  # type: ignore[list-item]
     assert learned(example, template) == [
@@ -200,7 +200,7 @@ def test_the_reference_case(real_data: Path) -> None:
     assert example.labels.tolist() == [-100] * 4 + [50260, 17250, 612, 0, 50261]
 
 
-def test_long_ones_are_cut_behind_an_answer(template: ChatTemplate) -> None:
+def test_long_conversations_are_truncated_after_an_answer(template: ChatTemplate) -> None:
     whole = len(template.encode(TALK).ids)  # type: ignore[arg-type]
     first = len(template.encode(TALK[:2]).ids)  # type: ignore[arg-type]
     for T in range(first - 3, whole + 2):
@@ -222,13 +222,13 @@ def test_long_ones_are_cut_behind_an_answer(template: ChatTemplate) -> None:
     )
 
 
-def test_a_question_at_the_end_is_taken_off(template: ChatTemplate) -> None:
+def test_question_at_the_end_is_removed(template: ChatTemplate) -> None:
     (example,), counts = encode(template, [TALK[:3]], 200)
     assert example.ids.tolist() == template.encode(TALK[:2]).ids  # type: ignore[arg-type]
     assert (counts.unanswered.total, counts.kept, counts.truncated.total) == (1, 1, 0)
 
 
-def test_what_the_template_or_the_tokenizer_refuses_has_a_place(template: ChatTemplate) -> None:
+def test_conversation_that_cannot_be_encoded_is_named(template: ChatTemplate) -> None:
     talk = [USER, {"role": "assistant", "content": "\ud800"}]
     with pytest.raises(ValueError, match=r"chat\.jsonl:2: .*surrogate"):
         encode(template, [TALK, talk], 200)
@@ -236,7 +236,7 @@ def test_what_the_template_or_the_tokenizer_refuses_has_a_place(template: ChatTe
     assert (len(made), counts.kept) == (1, 1)
 
 
-def test_nothing_scored_is_dropped_and_counted() -> None:
+def test_example_without_targets_is_dropped_and_counted() -> None:
     counts = ChatCounts(8)
     ids = np.arange(4, dtype=np.int32)
     assert list(truncate(Example(ids, np.full(4, IGNORE_INDEX, np.int32), "a:1"), counts)) == []
@@ -257,7 +257,7 @@ def test_real_sets(real_data: Path, template: ChatTemplate) -> None:
     assert sum(example.ids >= 256) == 4  # of the template's own alone
 
 
-def test_complete_sets_are_read_to_their_ends() -> None:
+def test_complete_sets_are_read_to_the_end() -> None:
     tools = "chat_llamafactory/glaive_toolcall_en_demo.json"
     sizes = {
         "chat_taskmaster4/*.json.gz": 1_835_080,

@@ -27,7 +27,7 @@ def same(a: Example, b: Example) -> bool:
 
 
 @pytest.mark.parametrize("tokens", [1, 40, 1 << 18])
-def test_file_and_memory_agree_however_they_are_cut(
+def test_file_and_memory_agree_for_any_batch_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: int
 ) -> None:
     made = make(50)
@@ -42,16 +42,16 @@ def test_file_and_memory_agree_however_they_are_cut(
         assert len(each) == 50
         assert all(same(a, b) and a.name == b.name for a, b in zip(each, made, strict=True))
         assert each.lengths.tolist() == [len(e.ids) for e in made]
-        assert each.scored_lengths.tolist() == [(e.labels[1:] != IGNORE_INDEX).sum() for e in made]
+        assert each.target_lengths.tolist() == [(e.labels[1:] != IGNORE_INDEX).sum() for e in made]
         assert each.tokens == sum(len(e.ids) for e in made)
-        assert each.scored == sum(int((e.labels[1:] != IGNORE_INDEX).sum()) for e in made)
+        assert each.targets == sum(int((e.labels[1:] != IGNORE_INDEX).sum()) for e in made)
         assert each.fingerprint == memory.fingerprint
         assert each[3].ids.dtype == each[3].labels.dtype == np.int32
     with pytest.raises(IndexError):
         mapped[50]
 
 
-def test_the_fingerprint_is_of_contents_and_borders() -> None:
+def test_fingerprint_depends_on_contents_and_boundaries() -> None:
     made = make(5)
     prints = {Examples(made).fingerprint, Examples(made[::-1]).fingerprint}
     joined = Example(*(np.concatenate([a, b]) for a, b in zip(*(e[:2] for e in made[:2]))), "")  # type: ignore[arg-type]  # noqa: B905
@@ -64,7 +64,7 @@ def test_the_fingerprint_is_of_contents_and_borders() -> None:
     assert Examples(renamed).fingerprint == Examples(made).fingerprint
 
 
-def test_parts(tmp_path: Path) -> None:
+def test_take_and_split(tmp_path: Path) -> None:
     made = make(20)
     write_examples(tmp_path / "a.arrow", made, {})
     for whole in (Examples(made), Examples(tmp_path / "a.arrow")):
@@ -88,14 +88,14 @@ def test_parts(tmp_path: Path) -> None:
     assert (len(Examples([])), Examples([]).tokens) == (0, 0)
 
 
-def test_a_file_is_mapped_and_not_read(tmp_path: Path) -> None:
+def test_file_is_memory_mapped(tmp_path: Path) -> None:
     long = np.zeros(50_000, np.int32)
     path = tmp_path / "big.arrow"
     write_examples(path, (Example(long, long, "x") for _ in range(200)), {})
     assert path.stat().st_size > 80_000_000
     before = pa.total_allocated_bytes()
     mapped = Examples(path)
-    assert (mapped.tokens, mapped.scored) == (10_000_000, 200 * 49_999)
+    assert (mapped.tokens, mapped.targets) == (10_000_000, 200 * 49_999)
     assert mapped[150].ids.sum() == 0
     assert pa.total_allocated_bytes() - before < 100_000
 

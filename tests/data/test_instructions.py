@@ -68,7 +68,7 @@ def read(path: Path, **columns: str) -> tuple[list[Instruction], ReadReport]:
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.jsonl.gz", "a.csv", "a.parquet"])
-def test_files(tmp_path, name):
+def test_file_formats(tmp_path, name):
     path = tmp_path / name
     lines = "".join(json.dumps(r) + "\n" for r in ROWS)
     if name == "a.json":
@@ -88,7 +88,7 @@ def test_files(tmp_path, name):
     assert not report.skipped.total
 
 
-def test_other_names_of_columns(tmp_path):
+def test_configured_columns(tmp_path):
     path = tmp_path / "qa.jsonl"
     path.write_text('{"question": "Why?", "answer": "So.", "context": "c"}\n')
     rows, _ = read(path, instruction="question", output="answer")
@@ -126,7 +126,7 @@ def test_blank_rows_are_counted_with_their_places(tmp_path):
         ("[1, 2", {}, "not JSON"),
     ],
 )
-def test_bad_rows_name_their_place(tmp_path, line, columns, says):
+def test_errors_name_the_row(tmp_path, line, columns, says):
     path = tmp_path / "a.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(ValueError, match=r"a\.jsonl:1: ") as error:
@@ -137,7 +137,7 @@ def test_bad_rows_name_their_place(tmp_path, line, columns, says):
 # --- split ---------------------------------------------------------------------------------------
 
 
-def test_split_parts_the_prompts():
+def test_split_has_exact_shares_of_prompts():
     rows = [row(f"Question {n % 100}", output=f"answer {n}") for n in range(300)]
     parts = split(rows, SplitConfig(val_fraction=0.2, test_fraction=0.1))
     assert [len(p) for p in (parts.train, parts.val, parts.test)] == [210, 60, 30]
@@ -181,7 +181,7 @@ def test_split_without_test_rows():
     ("rows", "shares"), [(3, {}), (10, {"val_fraction": 0.5, "test_fraction": 0.5}), (0, {})]
 )
 def test_split_of_too_few_rows(rows, shares):
-    with pytest.raises(ValueError, match=f"^{rows} different prompts .* take more rows"):
+    with pytest.raises(ValueError, match=f"^{rows} different prompts .* give more rows"):
         split([row(str(n)) for n in range(rows)], SplitConfig(**shares))
 
 
@@ -198,7 +198,7 @@ def test_the_classic_prompt(bpe):
 
 
 @pytest.mark.parametrize("kind", ["bpe", "byte", "gpt2"])
-def test_the_prompt_is_where_generation_begins(kind, bpe, request):
+def test_prompt_ids_begin_the_example_and_are_masked(kind, bpe, request):
     """The ids of the prompt alone begin the example, and exactly they are masked."""
     if kind == "gpt2":
         tokenizer = Tokenizer.gpt2(request.getfixturevalue("real_data") / "gpt2_bpe")
@@ -265,7 +265,7 @@ def test_special_tokens_in_the_data_are_plain_text():
         assert example.ids[-1] == tokenizer.eos_id
 
 
-def test_what_does_not_fit_is_counted_not_cut(bpe):
+def test_rows_that_do_not_fit_are_skipped_not_truncated(bpe):
     rows = [row(), row(output="word " * 100), row(given="word " * 100)]
     ((_, example),) = encoded(rows[:1], bpe)[0]
     n = len(example.ids)
@@ -275,7 +275,7 @@ def test_what_does_not_fit_is_counted_not_cut(bpe):
     assert encoded(rows[:1], bpe, T=n - 2)[0] == []
 
 
-def test_own_prompt():
+def test_custom_prompts():
     byte = Tokenizer.byte()
     rows = [row("Add", "1 + 2", "3"), row("Hi", "", "Ho")]
 
@@ -299,8 +299,8 @@ def test_own_prompt():
      "Q: {instruction}", "{instruction} {input} ", "{instruction}\n{input}{input}:",
      "{instruction} A: ", r"Q: {instruction}\nA:"],
 )  # fmt: skip
-def test_prompts_that_cannot_work(text):
-    with pytest.raises(ValueError, match=r"^the prompt .* (must hold|must end|holds a backslash)"):
+def test_invalid_prompts_are_refused(text):
+    with pytest.raises(ValueError, match=r"^the prompt .* (must contain|must end|contains a)"):
         Prompt.parse(text)
 
 

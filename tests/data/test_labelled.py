@@ -170,7 +170,7 @@ def test_labels_are_sorted_as_numbers_only_if_all_are() -> None:
         (["text", "label"], {"label_column": "text"}, "cannot be text and label at once"),
     ],
 )
-def test_columns_that_are_not_obvious(
+def test_unclear_columns_are_an_error(
     tmp_path: Path, header: list[str], options: dict[str, str], message: str
 ) -> None:
     rows = [(text, i, label)[: len(header)] for i, (text, label) in enumerate(pairs())]
@@ -194,7 +194,7 @@ def test_columns_that_are_not_obvious(
         ({"text": "\ud800", "label": "no"}, "not UTF-8"),
     ],
 )
-def test_bad_rows_stop_or_are_left_out(tmp_path: Path, bad: dict[str, Any], what: str) -> None:
+def test_bad_rows_are_an_error_or_skipped(tmp_path: Path, bad: dict[str, Any], what: str) -> None:
     path = tmp_path / "rows.jsonl"
     records: list[dict[str, Any]] = [{"text": text, "label": label} for text, label in pairs()]
     records[5:5] = [bad]
@@ -222,14 +222,14 @@ def test_a_line_without_label(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "Call me\nIshmael\n", "one two\nthree four\n"])
-def test_a_file_that_is_something_else(tmp_path: Path, text: str) -> None:
+def test_text_without_labels_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "novel.txt"
     path.write_text(text)
     with pytest.raises(ValueError, match="which part of a line is the label"):
         load(path)
 
 
-def test_other_mistakes(tmp_path: Path) -> None:
+def test_unusable_sets_are_refused(tmp_path: Path) -> None:
     path = as_csv(tmp_path / "rows.csv", ["text", "label"], pairs())
     same = as_csv(tmp_path / "same.csv", ["text", "label"], [(t, "x") for t, _ in pairs()])
     with pytest.raises(ValueError, match="all texts are labelled 'x'"):
@@ -267,7 +267,7 @@ def test_the_split_depends_on_the_seed_alone(tmp_path: Path) -> None:
     assert {row.text for row in one.test} != {row.text for row in other.test}
 
 
-def test_the_fingerprint_sees_every_change(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_every_text(tmp_path: Path) -> None:
     path = as_csv(tmp_path / "rows.csv", ["text", "label"], pairs(200))
     before = load(path).fingerprint
     path.write_text(path.read_text().replace("amber amber 0,", "amber amber 0!,"))
@@ -303,13 +303,13 @@ def test_texts_of_a_test_file_are_not_trained_on(tmp_path: Path) -> None:
     assert "2 validation texts dropped, because they are in the test too" in data.notes
 
 
-def test_one_text_with_two_labels_is_told(tmp_path: Path) -> None:
+def test_contradicting_labels_are_noted(tmp_path: Path) -> None:
     rows = [*pairs(), (pairs()[0][0], "yes")]
     data = load(as_csv(tmp_path / "rows.csv", ["text", "label"], rows))
     assert "1 texts occur with different labels" in data.notes
 
 
-def test_balancing_touches_the_training_split_only(tmp_path: Path) -> None:
+def test_balancing_changes_the_training_split_only(tmp_path: Path) -> None:
     labels = ("a",) * 8 + ("b",) * 2
     path = as_csv(tmp_path / "rows.csv", ["text", "label"], pairs(200, labels))
     plain, data = load(path), load(path, balance=True)

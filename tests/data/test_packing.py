@@ -55,7 +55,7 @@ def expected(examples: Examples) -> Counter[tuple[int, int]]:
 
 @given(st.lists(st.integers(1, 16), max_size=60), st.integers(0, 99))
 @few
-def test_rows_hold_every_example_once_and_are_full(sizes: list[int], seed: int) -> None:
+def test_rows_hold_every_example_once_and_are_well_filled(sizes: list[int], seed: int) -> None:
     array = np.array(sizes, np.int64)
     members, starts = pack(array, T, seed)
     assert sorted(members.tolist()) == list(range(len(sizes)))
@@ -68,7 +68,7 @@ def test_rows_hold_every_example_once_and_are_full(sizes: list[int], seed: int) 
     assert (again[1] == starts).all()
 
 
-def test_packing_is_random_among_equals_and_quick() -> None:
+def test_packing_is_random_among_equal_sizes() -> None:
     sizes = np.full(600, 5)
     rows = [pack(sizes, T, seed)[0].tolist() for seed in (0, 1)]
     assert rows[0] != rows[1]
@@ -79,7 +79,7 @@ def test_packing_is_random_among_equals_and_quick() -> None:
 
 @given(some_lengths, st.integers(0, 99), st.integers(1, 5))
 @few
-def test_an_epoch_scores_every_target_once(lengths: list[int], seed: int, count: int) -> None:
+def test_epoch_has_every_target_once(lengths: list[int], seed: int, count: int) -> None:
     examples = make(lengths)
     for rows in (PackedRows(examples, T, seed, PAD), PaddedRows(examples, T, seed, PAD)):
         for epoch in (0, 3):
@@ -98,7 +98,7 @@ def test_an_epoch_scores_every_target_once(lengths: list[int], seed: int, count:
 
 @given(some_lengths)
 @few
-def test_each_conversation_of_a_row_stands_alone(lengths: list[int]) -> None:
+def test_examples_of_a_row_are_separate_documents(lengths: list[int]) -> None:
     rows = PackedRows(make(lengths), T, 0, PAD)
     for batch in rows.validation(3):
         assert batch.documents is not None
@@ -139,7 +139,7 @@ def test_order_is_a_function_of_the_index() -> None:
         assert rows.position(2 * n + 7) == expected
 
 
-def test_padding_reaches_to_the_longest_of_the_batch() -> None:
+def test_rows_are_padded_to_the_longest_of_the_batch() -> None:
     examples = make([5, 40, 200])
     rows = PaddedRows(examples, 200, 0, PAD)
     widths = [batch.inputs.shape[1] for batch in rows.validation(1)]
@@ -152,7 +152,7 @@ def test_padding_reaches_to_the_longest_of_the_batch() -> None:
     assert {batch.inputs.shape for batch in fixed.validation(1)} == {(1, 200)}
 
 
-def test_a_limit_takes_rows_evenly() -> None:
+def test_limit_spreads_validation_rows_evenly() -> None:
     rows = PaddedRows(make([10] * 40), T, 0, PAD)
     batches = list(rows.validation(4, limit=100))
     firsts = torch.cat([batch.inputs[:, 0] for batch in batches]).tolist()
@@ -161,7 +161,7 @@ def test_a_limit_takes_rows_evenly() -> None:
     assert sum(len(batch.inputs) for batch in rows.validation(4, limit=10**9)) == 40
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_examples_longer_than_a_row_are_refused() -> None:
     examples = make([3, 18, 4])
     for kind in (PackedRows, PaddedRows):
         with pytest.raises(ValueError, match=r"chat\.jsonl:2: 18 tokens .* rows of 16"):
@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 @pytest.mark.parametrize("position", ["rope", "learned"])
-def test_the_packed_loss_is_the_unpacked_one(position: str) -> None:
+def test_packed_loss_equals_unpacked_loss(position: str) -> None:
     torch.manual_seed(0)
     config = ModelConfig(
         n_layer=2, n_head=2, n_embd=32, context_length=64, vocab_size=600, position=position,
@@ -204,7 +204,7 @@ def test_the_packed_loss_is_the_unpacked_one(position: str) -> None:
         for e in examples
     ]
     loss, count, grad = total(alone)
-    assert count == examples.scored
+    assert count == examples.targets
     for rows in (packed, padded):
         other, same_count, same_grad = total(list(rows.validation(4)))
         assert same_count == count
@@ -214,7 +214,7 @@ def test_the_packed_loss_is_the_unpacked_one(position: str) -> None:
     assert abs(total(loosened)[0] - loss) > 1  # without the document mask it would be another
 
 
-def test_labels_are_those_of_transformers() -> None:
+def test_loss_equals_that_of_transformers() -> None:
     from transformers.loss.loss_utils import ForCausalLMLoss
 
     torch.manual_seed(0)

@@ -58,7 +58,7 @@ def test_text_forms_hold_the_same_rows(tmp_path: Path, zipped: str, mark: bytes)
     assert values(tabs) == [{"text": 'a "lone quote', "label": "x"}]
 
 
-def test_tables_in_pieces(tmp_path: Path) -> None:
+def test_columnar_files_of_many_batches(tmp_path: Path) -> None:
     rows = [{"n": n, "list": [{"role": "user", "content": str(n)}]} for n in range(1500)]
     table = pa.Table.from_pylist([*rows, {"n": None, "list": None}])
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=700)
@@ -78,7 +78,7 @@ def test_a_bare_list_is_a_row_of_messages(tmp_path: Path) -> None:
     assert values(write(tmp_path / "c.json", json.dumps(chats).encode())) == expected
 
 
-def test_names_for_a_file_without_a_header(tmp_path: Path) -> None:
+def test_column_names_for_a_file_without_header_line(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", b"ham\thello\nspam\tbuy\n")
     rows = list(read_rows(path, header=("label", "text")))
     assert rows[0] == (f"{path}:1", {"label": "ham", "text": "hello"})
@@ -107,7 +107,7 @@ def refused(path: Path, **options: Any) -> str:
     return text.replace(str(path), path.name)
 
 
-def test_what_is_wrong_has_a_place(tmp_path: Path) -> None:
+def test_errors_name_file_and_place(tmp_path: Path) -> None:
     def bad(name: str, data: bytes) -> str:
         return refused(write(tmp_path / name, data))
 
@@ -145,7 +145,7 @@ def test_what_is_wrong_has_a_place(tmp_path: Path) -> None:
     assert "splits train" in refused(tmp_path / "set")
 
 
-def test_bad_rows_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_bad_rows_are_skipped_and_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", as_lines(ROWS[:1]) + b"{\n7\n" + as_lines(ROWS[2:]))
     report = ReadReport("skip")
     assert values(path, report=report) == [ROWS[0], ROWS[2]]

@@ -74,7 +74,7 @@ def test_answers_are_right(kind):
             assert item.answer == right_answer(item.skill, item.messages[-1]["content"])
 
 
-def test_no_held_out_argument_is_ever_trained_on(training):
+def test_held_out_arguments_are_never_in_training(training):
     asked = [q for q in questions(training) if not re.search(r"\w\.\w", q)]  # on shutil.move
     words = {word for question in asked for word in re.findall(r"\w+", question)}
     pairs = {tuple(sorted(re.findall(r"\d+", question))) for question in asked}
@@ -98,7 +98,7 @@ def test_other_phrasings_and_lengths_are_not_in_training(training):
             assert len(word) in skills.OTHER_LENGTHS
 
 
-def test_all_numbers_of_letters_are_asked_for_equally():
+def test_letter_counts_are_equally_frequent():
     answers = [i.answer for i in skills.held_out(0, 400) if i.skill == "count"]
     for number in "0123":
         assert 0.15 < sum(a[3:] == number for a in answers) / len(answers) < 0.35

@@ -54,7 +54,9 @@ def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     assert read(path) == ["no mark"]
 
 
-def test_a_separator_makes_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_separator_divides_a_file_into_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "stories.txt"
     path.write_text("one\n<|endoftext|>\ntwo\nlines\n<|endoftext|>\n\n<|endoftext|>three")
     for size in (1, 2, 3, 5, 7, 1000):  # wherever the blocks end
@@ -64,7 +66,7 @@ def test_a_separator_makes_several(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert read(path, document_separator="\n\n") == ["one\nmore", "two", "three"]
 
 
-def test_a_separator_in_plain_text_is_hinted_at(tmp_path: Path) -> None:
+def test_unused_separator_in_a_text_gives_a_hint(tmp_path: Path) -> None:
     path = tmp_path / "stories.txt"
     path.write_text("one\n<|endoftext|>\ntwo")
     report = ReadReport()
@@ -74,7 +76,7 @@ def test_a_separator_in_plain_text_is_hinted_at(tmp_path: Path) -> None:
 
 @settings(max_examples=150)
 @given(text=st.text(max_size=60), size=st.integers(1, 20))
-def test_pieces_of_a_text_file_join_to_it(
+def test_chunks_of_a_text_file_join_to_its_text(
     tmp_path_factory: pytest.TempPathFactory, text: str, size: int
 ) -> None:
     path = tmp_path_factory.mktemp("t") / "a.txt"
@@ -98,14 +100,14 @@ ALPHABET = st.sampled_from("ab'std relv1² \t\n\r\x0b\x1c\x85\xa0\u2003\u3000é�
 
 @settings(max_examples=400)
 @given(text=st.text(ALPHABET, max_size=30) | st.text(max_size=30))
-def test_ids_of_safely_cut_pieces_are_the_ids_of_the_whole(bpe: Tokenizer, text: str) -> None:
+def test_safe_cut_does_not_change_the_ids(bpe: Tokenizer, text: str) -> None:
     cut = safe_cut(text)
     assert bpe.encode(text[:cut]) + bpe.encode(text[cut:]) == bpe.encode(text)
 
 
 @settings(max_examples=150)
 @given(text=st.text(ALPHABET, max_size=80), size=st.integers(1, 9))
-def test_ids_of_a_files_pieces_are_the_ids_of_the_whole(
+def test_ids_of_chunks_are_the_ids_of_the_whole_text(
     bpe: Tokenizer, tmp_path_factory: pytest.TempPathFactory, text: str, size: int
 ) -> None:
     path = tmp_path_factory.mktemp("t") / "a.txt"
@@ -116,13 +118,13 @@ def test_ids_of_a_files_pieces_are_the_ids_of_the_whole(
     assert ids == bpe.encode(text)
 
 
-def test_text_without_a_space_is_cut_too() -> None:
+def test_safe_cut_of_text_without_spaces() -> None:
     assert safe_cut("x" * 5000 + "," + "y" * 5000) == 5000
     assert safe_cut("x" * 5000) == 0
     assert safe_cut("one two  ") == len("one two")
 
 
-def test_invalid_utf8_is_named_by_line_and_byte(tmp_path: Path) -> None:
+def test_invalid_utf8_error_names_line_and_byte(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"fine\nalso fine\nnot \xff fine\nfine again\n")
     with pytest.raises(ValueError, match=r"a\.txt, line 3, byte 19: not UTF-8"):
@@ -134,7 +136,7 @@ def test_invalid_utf8_is_named_by_line_and_byte(tmp_path: Path) -> None:
     assert report.skipped.counts() == {"line that is not UTF-8": 1}
 
 
-def test_a_late_invalid_byte_is_counted_right(
+def test_invalid_utf8_error_is_independent_of_block_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.txt"
@@ -205,11 +207,11 @@ def test_a_tsv_has_no_quotes(tmp_path: Path) -> None:
         ({"id": 7, "utterance": "y"}, "utterance"),
     ],
 )
-def test_an_obvious_column_is_found(tmp_path: Path, row: dict, column: str) -> None:
+def test_obvious_text_column_is_found(tmp_path: Path, row: dict, column: str) -> None:
     assert read(jsonl(tmp_path / "a.jsonl", [row])) == [row[column]]
 
 
-def test_a_column_that_is_not_obvious_is_asked_for(tmp_path: Path) -> None:
+def test_unclear_text_column_is_an_error(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"question": "x", "answer": "y"}])
     with pytest.raises(ValueError, match=r"a\.jsonl:1: .*'question', 'answer'; say --text-column"):
         read(path)
@@ -236,7 +238,7 @@ def test_a_csv_without_a_header_line_loses_no_row(tmp_path: Path) -> None:
         (b'{"text": " "}', "empty document", "an empty document"),
     ],
 )
-def test_a_bad_line_is_named_or_left_out(
+def test_bad_line_is_an_error_or_skipped(
     tmp_path: Path, line: bytes, kind: str, message: str
 ) -> None:
     path = tmp_path / "a.jsonl"
@@ -257,7 +259,7 @@ def test_a_bad_line_is_named_or_left_out(
         (b"1,", "empty document"),
     ],
 )
-def test_a_bad_csv_row_is_named_or_left_out(tmp_path: Path, row: bytes, message: str) -> None:
+def test_bad_csv_row_is_an_error_or_skipped(tmp_path: Path, row: bytes, message: str) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b'id,text\n0,"a\nb"\n' + row + b"\n2,last\n")
     with pytest.raises(ValueError, match=rf"a\.csv:4: .*{message}"):
@@ -267,7 +269,7 @@ def test_a_bad_csv_row_is_named_or_left_out(tmp_path: Path, row: bytes, message:
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet"])
 @pytest.mark.parametrize("text_column", ["text", None])
-def test_two_columns_of_one_name_are_refused(
+def test_duplicate_column_names_are_refused(
     tmp_path: Path, name: str, text_column: str | None
 ) -> None:
     path = tmp_path / name
@@ -280,18 +282,18 @@ def test_two_columns_of_one_name_are_refused(
         read(path, text_column=text_column)
 
 
-def test_unnamed_columns_may_be_several(tmp_path: Path) -> None:
+def test_several_unnamed_columns_are_allowed(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(",text,,\n0,a,,\n")
     assert read(tmp_path / "a.csv") == ["a"]
 
 
-def test_a_category_and_a_view_are_text(tmp_path: Path) -> None:
+def test_dictionary_and_view_columns_are_text(tmp_path: Path) -> None:
     for kind in (pa.dictionary(pa.int32(), pa.string()), pa.string_view()):
         pq.write_table(pa.table({"text": pa.array(ROWS).cast(kind)}), tmp_path / "a.parquet")
         assert read(tmp_path / "a.parquet") == ROWS
 
 
-def test_a_table_in_another_encoding_is_told_so(tmp_path: Path) -> None:
+def test_csv_in_another_encoding_is_refused(tmp_path: Path) -> None:
     for encoding in ("utf-16", "utf-16-le"):
         (tmp_path / "a.csv").write_bytes("id,text\n1,x\n".encode(encoding))
         with pytest.raises(ValueError, match=r"a\.csv:1: the header line is not UTF-8; save"):
@@ -300,7 +302,7 @@ def test_a_table_in_another_encoding_is_told_so(tmp_path: Path) -> None:
     assert read(tmp_path / "a.csv") == ["y"]
 
 
-def test_null_in_a_table_is_named(tmp_path: Path) -> None:
+def test_null_in_a_table_is_an_error_or_skipped(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["a", None, "c"]}), path)
     with pytest.raises(ValueError, match=r"a\.parquet, row 2: 'text' is missing"):
@@ -309,7 +311,7 @@ def test_null_in_a_table_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.jsonl.gz"])
-def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+def test_damaged_file_error_names_the_file(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, ["some text " * 1000] * 50)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
@@ -320,7 +322,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
         read(path)
 
 
-def test_a_column_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_text_column_of_another_type_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": [1, 2]}), path)
     with pytest.raises(ValueError, match="'text' holds int64, not text"):
@@ -346,7 +348,7 @@ def test_folders_and_patterns_are_read_in_order(tmp_path: Path) -> None:
     assert read(f"{tmp_path}/**/*.md") == ["deep/c.md"]
 
 
-def test_a_closed_folder_is_not_passed_over(
+def test_folder_without_read_permission_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "closed").mkdir()
@@ -368,7 +370,7 @@ def test_a_closed_folder_is_not_passed_over(
         ("splits", ValueError, "holds the splits test, train; name one"),
     ],
 )
-def test_what_is_not_there_is_named(
+def test_missing_or_unsuitable_path_is_named(
     tmp_path: Path, name: str, error: type[Exception], message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -381,7 +383,7 @@ def test_what_is_not_there_is_named(
         read(tmp_path / name)
 
 
-def test_a_misspelt_corpus_gets_a_suggestion() -> None:
+def test_misspelt_corpus_name_gets_a_suggestion() -> None:
     with pytest.raises(ValueError, match=r"'pydoc': no such .* did you mean 'pydocs'"):
         open_source("pydoc", ReadOptions(), ReadReport())
     with pytest.raises(ValueError, match=r"'zzz': no such .* corpora are pydocs, "):
@@ -390,7 +392,9 @@ def test_a_misspelt_corpus_gets_a_suggestion() -> None:
         open_source("pydocs|", ReadOptions(), ReadReport())
 
 
-def test_names_with_signs_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_names_with_special_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("a|b.txt", "c*.txt", "d[e].txt", "f\ng.txt", " h.txt"):
         (tmp_path / name).write_text("text")
         assert read(tmp_path / name) == ["text"]
@@ -398,7 +402,7 @@ def test_names_with_signs_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert read(" h.txt") == ["text"]
 
 
-def test_an_alternative_is_taken_and_its_reason_kept(tmp_path: Path) -> None:
+def test_alternative_source_is_used_and_the_reason_recorded(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("text")
     asked = f"{tmp_path}/a.txt|{tmp_path}/b.txt|pydocs"
     source = open_source(asked, ReadOptions(), ReadReport())
@@ -429,7 +433,7 @@ def test_pycode_is_source() -> None:
 
 
 @pytest.mark.parametrize("name", ["wikipedia", "openwebtext", "fineweb-edu", "wikitext-103"])
-def test_without_network_a_corpus_says_which_files_to_put_where(
+def test_corpus_without_network_says_where_to_put_files(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("GPTSMITH_DATA", raising=False)
@@ -437,12 +441,12 @@ def test_without_network_a_corpus_says_which_files_to_put_where(
         open_source(name, ReadOptions(), ReadReport())
 
 
-def test_without_network_a_name_of_the_hub_is_to_be_fetched_elsewhere() -> None:
+def test_hub_name_without_network_is_an_error_with_a_remedy() -> None:
     with pytest.raises(FileNotFoundError, match=r"^owner/name: not to be had .* their folder inst"):
         open_source("owner/name", ReadOptions(), ReadReport())
 
 
-def test_without_network_shakespeare_says_so(
+def test_shakespeare_without_network_says_where_to_put_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(corpora, "_SHAKESPEARE", "http://127.0.0.1:9/input.txt")  # nobody listens
@@ -453,7 +457,7 @@ def test_without_network_shakespeare_says_so(
         open_source("shakespeare", ReadOptions(), ReadReport())
 
 
-def test_shakespeare_needs_a_place_to_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shakespeare_needs_a_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     def nobody() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -468,7 +472,7 @@ def test_shakespeare_needs_a_place_to_be_kept(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("name", ["tinyshakespeare/input.txt", "wikitext-2/train.txt"])
-def test_a_damaged_copy_of_a_named_corpus(
+def test_invalid_utf8_in_a_named_corpus(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / name
@@ -483,7 +487,7 @@ def test_a_damaged_copy_of_a_named_corpus(
     assert "".join("".join(map(str, d.chunks)) for d in kept) == " = A = \n\n one \n\n = B = \n"
 
 
-def test_shakespeare_is_fetched_once_and_checked(
+def test_shakespeare_is_downloaded_once_and_verified(
     site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     text = b"First Citizen"
@@ -501,7 +505,7 @@ def test_shakespeare_is_fetched_once_and_checked(
     assert len(site.asked) == 1
 
 
-def test_a_named_corpus_is_found_among_the_users_files(
+def test_named_corpus_is_found_in_the_data_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("GPTSMITH_DATA", str(tmp_path))
@@ -583,13 +587,13 @@ def test_rows_of_equal_length_are_a_stream(tmp_path: Path) -> None:
     assert found == [[5, 6, 7, 8, 0, 9, 1]]
 
 
-def test_an_id_that_no_tokenizer_has_is_named(tmp_path: Path) -> None:
+def test_id_outside_the_vocabulary_is_named(tmp_path: Path) -> None:
     for bad in (-2, 100):
         with pytest.raises(ValueError, match=rf"row 2: token id {bad} is outside .* 0\.\.99"):
             ids_of(tmp_path, input_ids=[[5, 6], [99, bad, 7]])
 
 
-def test_labels_are_compared(tmp_path: Path) -> None:
+def test_shift_of_labels_is_detected(tmp_path: Path) -> None:
     ids = [[5, 6, 7], [8, 9, 1]]
     layout, found = ids_of(tmp_path, input_ids=ids, labels=[[5, 6, 7], [-100, 9, 1]])
     assert "one stream, labels: unshifted" in layout
@@ -602,7 +606,7 @@ def test_labels_are_compared(tmp_path: Path) -> None:
     assert found == [[5, 6, 7, 4], [8, 9, 1]]
 
 
-def test_padding_is_left_out(tmp_path: Path) -> None:
+def test_padding_is_removed(tmp_path: Path) -> None:
     mask = [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
     _, found = ids_of(tmp_path, input_ids=[[5, 6, 0], [7, 0, 0], [8, 9, 1]], attention_mask=mask)
     assert found == [[5, 6], [7], [8, 9, 1]]
@@ -617,7 +621,7 @@ def test_padding_is_left_out(tmp_path: Path) -> None:
         ([[5, 6], [8, 9]], "2 labels for 3 input_ids"),
     ],
 )
-def test_labels_that_tell_nothing_are_refused(
+def test_ambiguous_labels_are_refused(
     tmp_path: Path, labels: list[list[int]], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -629,7 +633,7 @@ def test_ids_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:
         ids_of(tmp_path, input_ids=[[5, 6, 7], [8, 100]])
 
 
-def test_text_beside_ids_is_asked_about(tmp_path: Path) -> None:
+def test_text_next_to_ids_needs_a_choice(tmp_path: Path) -> None:
     path = tmp_path / "both.parquet"
     pq.write_table(pa.table({"text": ["ab"], "input_ids": [[1, 2]]}), path)
     with pytest.raises(ValueError, match="--text-column text or --text-column input_ids"):

@@ -48,7 +48,7 @@ def test_counts(chat: Path) -> None:
     turns = [1, 1, 8, 2]
     assert r.answers == sum(turns)
     assert r.examples.tokens == 12 * sum(turns)  # four special tokens, six bytes and two
-    assert r.examples.scored == 4 * sum(turns)
+    assert r.examples.targets == 4 * sum(turns)
     text = shown(r)
     for words in (
         "4, 12 answers (3.0 each)", "144, 33.3% targets", "12 to 96, median 18",

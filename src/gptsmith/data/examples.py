@@ -1,8 +1,8 @@
-"""Examples for tuning, a token sequence with labels each, in memory or in a memory-mapped file.
+"""Examples for tuning, token sequences with labels, in memory or in a memory-mapped file.
 
-The file is Arrow IPC with the columns that the field knows, `input_ids` and `labels` (unshifted:
-label i is the id at i, or -100 where nothing is learned), `scored` (how many labels count) and
-`name` (where the example comes from). A last, empty record batch carries the totals.
+The file is Arrow IPC with the usual columns `input_ids` and `labels` (unshifted: label i is the id
+at i, or -100 where nothing is learned), and `scored` (the number of targets) and `name` (where the
+example comes from). A last, empty record batch carries the totals.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SCHEMA = pa.schema(
 
 
 class Example(NamedTuple):
-    """ids (n,) int32; labels (n,) int32, each the id at its place or -100; where it comes from."""
+    """ids (n,) int32; labels (n,) int32, the id at each position or -100; name: its place."""
 
     ids: np.ndarray
     labels: np.ndarray
@@ -53,7 +53,7 @@ def answer_ends(labels: np.ndarray) -> np.ndarray:
 def write_examples(path: Path, examples: Iterable[Example], about: Mapping[str, Any]) -> None:
     """Write them durably, one record batch at a time.
 
-    about: what the reader must know, as JSON: what made the ids, how long an example may be.
+    about: facts for the reader, stored as JSON: what made the ids, how long an example may be.
     """
     schema = _SCHEMA.with_metadata({_ABOUT: json.dumps(dict(about))})
     totals = _Totals()
@@ -66,16 +66,16 @@ def write_examples(path: Path, examples: Iterable[Example], about: Mapping[str, 
 
 
 class Examples(Sequence[Example]):
-    """Examples by number. Of a file, only what is asked for is read from disk.
+    """Examples by number. Of a file, only the examples that are used are read from disk.
 
     lengths          tokens of each example, (n,) int64
-    scored_lengths   scored tokens of each, (n,) int64
+    target_lengths   targets of each, (n,) int64
     fingerprint      sha256 over ids and labels, in their order
-    about            what `write_examples` was told; empty for examples in memory
+    about            the facts given to `write_examples`; empty for examples in memory
     """
 
     def __init__(self, source: str | Path | Iterable[Example]) -> None:
-        """A file written by `write_examples` (ValueError if it is another), or the examples."""
+        """A file written by `write_examples` (ValueError for any other), or the examples."""
         self.about: dict[str, Any] = {}
         if isinstance(source, str | Path):
             batches, self.about, summary = _open(Path(source))
@@ -88,25 +88,25 @@ class Examples(Sequence[Example]):
         self._views = [_View.of(batch) for batch in batches]
         self._starts = np.cumsum([0, *map(len, batches)])
         if int(self._starts[-1]) != summary["examples"]:
-            raise ValueError(f"{source}: damaged, {self._starts[-1]} of its examples are there")
+            raise ValueError(f"{source}: damaged, it holds {self._starts[-1]} of its examples")
         self._chosen = np.arange(self._starts[-1])
         nothing = np.empty(0, np.int64)
         self.lengths = np.concatenate([nothing, *(np.diff(view.offsets) for view in self._views)])
-        self.scored_lengths = np.concatenate([nothing, *(view.scored for view in self._views)])
+        self.target_lengths = np.concatenate([nothing, *(view.scored for view in self._views)])
         self.fingerprint: str = summary["fingerprint"]
 
     def take(self, numbers: Sequence[int] | np.ndarray) -> Examples:
-        """Those of the given numbers, in that order; no tokens are copied."""
+        """The examples of the given numbers, in that order; no tokens are copied."""
         numbers = np.asarray(numbers, dtype=np.int64)
         part = copy.copy(self)
         part._chosen = self._chosen[numbers]
-        part.lengths, part.scored_lengths = self.lengths[numbers], self.scored_lengths[numbers]
+        part.lengths, part.target_lengths = self.lengths[numbers], self.target_lengths[numbers]
         digest = hashlib.sha256(bytes.fromhex(self.fingerprint) + numbers.astype("<i8").tobytes())
         part.fingerprint = digest.hexdigest()
         return part
 
     def split(self, shares: Sequence[float], seed: int) -> list[Examples]:
-        """Disjoint parts of about these shares, one example at least, drawn by the seed.
+        """Disjoint parts of about these shares, at least one example each, drawn by the seed.
 
         ValueError if there are fewer examples than parts.
         """
@@ -134,12 +134,12 @@ class Examples(Sequence[Example]):
         return int(self.lengths.sum())
 
     @property
-    def scored(self) -> int:
-        return int(self.scored_lengths.sum())
+    def targets(self) -> int:
+        return int(self.target_lengths.sum())
 
 
 class _View(NamedTuple):
-    """The arrays of a record batch, where they lie."""
+    """The arrays of a record batch, without a copy."""
 
     offsets: np.ndarray
     ids: np.ndarray
@@ -188,7 +188,7 @@ def _batch(examples: list[Example]) -> pa.RecordBatch:
     columns = [
         lists([e.ids for e in examples]),
         lists([e.labels for e in examples]),
-        # The first token follows nothing, so it is never predicted, whatever its label.
+        # Nothing comes before the first token to predict it from, whatever its label.
         pa.array([int((e.labels[1:] != IGNORE_INDEX).sum()) for e in examples], pa.int32()),
         pa.array([e.name for e in examples], pa.string()),
     ]
@@ -215,7 +215,7 @@ class _Totals:
 
 
 def _open(path: Path) -> tuple[list[pa.RecordBatch], dict[str, Any], dict[str, Any]]:
-    """Record batches over the mapped file, what it says about itself, and its totals."""
+    """Record batches over the mapped file, the facts stored in it, and its totals."""
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         count = reader.num_record_batches

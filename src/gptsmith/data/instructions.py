@@ -1,8 +1,8 @@
-"""Instructions with their answers (Alpaca's form): rows -> splits -> examples with masked prompts.
+"""Instructions with answers (Alpaca's form): rows -> splits -> examples with masked prompts.
 
 The prompt is a chat template, in which the instruction is the user's message and the answer the
-assistant's. It goes into the run, so that whatever talks to the model later puts its questions in
-the very ids that the model was trained on.
+assistant's. It is stored in the run, so that later questions reach the model in the same ids as in
+training.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gptsmith.data.columns import listed
 from gptsmith.data.examples import Example
 from gptsmith.data.options import InstructionColumns, SplitConfig
 from gptsmith.data.report import ReadReport
-from gptsmith.data.rows import Row, read_rows
+from gptsmith.data.rows import Row, check_unicode, read_rows
 from gptsmith.data.split import fill, group, hash_order
 
 # Taori et al. 2023, "Stanford Alpaca", PROMPT_DICT in train.py; only the last line end is ours: it
@@ -37,7 +37,7 @@ _PAIRED = _TASK.format(", paired with an input that provides further context") +
 
 @dataclass(frozen=True)
 class Instruction:
-    """A row of the file; place says where it stands."""
+    """A row of the file; place: where it is, for messages."""
 
     instruction: str
     input: str
@@ -47,7 +47,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Prompt:
-    """How an instruction is put to the model. See `parse`."""
+    """How an instruction becomes a prompt. See `parse`."""
 
     opening: str
     opening_with_input: str
@@ -57,12 +57,12 @@ class Prompt:
 
     @classmethod
     def parse(cls, text: str = CLASSIC) -> Prompt:
-        """From a text with {instruction} and, where rows have one, {input} behind it.
+        """From a text with {instruction} and, after it, {input} for rows that have one.
 
-        Without an input, the text between the two is left out. What stands before the last blank
-        line is the opening: said once in a conversation, or replaced by a system message; that of
+        Without an input, the text between the two is omitted. The text before the last blank line
+        is the opening: it comes once in a conversation, or is replaced by a system message; that of
         the classic prompt mentions the input if there is one. ValueError for a text without
-        {instruction}, and for one in which nothing parts the question from the answer.
+        {instruction}, and for one in which nothing separates the question from the answer.
         """
         head, found, rest = text.partition("{instruction}")
         between, has_input, after = rest.partition("{input}")
@@ -70,17 +70,17 @@ class Prompt:
             between, after = "\n", rest
         if not found or "{instruction}" in rest or "{input}" in head + after:
             raise ValueError(
-                f"the prompt {text!r} must hold {{instruction}} once and, if at all, {{input}} "
-                "once behind it"
+                f"the prompt {text!r} must contain {{instruction}} once and may contain "
+                "{{input}} once after it"
             )
         if not after.strip() or after[-1] in " \t":  # a space would become part of the next word
             raise ValueError(
-                f"the prompt {text!r} must end in what announces the answer, such as "
-                r"'\nAnswer:\n', and not in a space"
+                f"the prompt {text!r} must end with text that announces the answer, such "
+                r"as '\nAnswer:\n', and not with a space"
             )
         if r"\n" in text:
             raise ValueError(
-                f"the prompt {text!r} holds a backslash and an n instead of a line end: in a shell "
+                f"the prompt {text!r} contains a backslash and an n, not a line end: in a shell "
                 "write --prompt $'...', in YAML double quotes"
             )
         opening, blank, before = head.rpartition("\n\n")
@@ -100,8 +100,8 @@ class Prompt:
     def template(self, eos: str) -> str:
         """As a chat template (Jinja): an answer ends with `eos`, the literal of that token.
 
-        Texts stand in quotes, with JSON's escapes, which Jinja reads: bare ones would lose white
-        space at their ends. The hyphens drop the line ends between the tags.
+        Texts are quoted, with JSON's escapes, which Jinja reads: bare ones would lose white space
+        at their ends. The hyphens remove the line ends between the tags.
         """
         opening, before, after, end = (
             json.dumps(text, ensure_ascii=False)
@@ -126,7 +126,7 @@ class Prompt:
 """
 
 
-# For models that have a template of their own: nothing is added to the words of the data.
+# For models with a template of their own: nothing is added to the text of the data.
 PLAIN = Prompt("", "", "", "\n\n", "")
 
 
@@ -139,7 +139,7 @@ def read_instructions(
     """The rows of a file (data/rows.py) that have an instruction and an answer.
 
     Rows in which either is blank are counted as skipped. ValueError naming the place for a column
-    that is missing or holds something else than text.
+    that is missing or holds anything but text.
     """
     inputs, place = 0, ""
     for row in read_rows(path):
@@ -155,7 +155,7 @@ def read_instructions(
             kind = "no answer" if instruction.strip() else "no instruction"
             report.skipped.add(kind, place)
     if columns.input != InstructionColumns().input and not inputs:
-        raise ValueError(f"{place}: no row up to here has the column {columns.input!r}")
+        raise ValueError(f"{place}: no row up to here has a column {columns.input!r}")
 
 
 def _text(row: Row, what: str, columns: InstructionColumns) -> str:
@@ -169,16 +169,12 @@ def _text(row: Row, what: str, columns: InstructionColumns) -> str:
     if value is not None and not isinstance(value, str):
         kind = type(value).__name__
         raise ValueError(f"{row.place}: the column {name!r} holds {kind} {value!r:.40}, not text")
-    try:
-        (value or "").encode()
-    except UnicodeEncodeError as error:
-        at = error.start
-        raise ValueError(f"{row.place}: {name!r} is not Unicode at character {at}") from None
+    check_unicode(row, name, value or "")
     return value or ""
 
 
 @dataclass(frozen=True)
-class Split:
+class InstructionSplit:
     """Training, validation and test rows, each in the order of the file."""
 
     train: list[Instruction]
@@ -186,12 +182,12 @@ class Split:
     test: list[Instruction]
 
 
-def split(rows: Iterable[Instruction], config: SplitConfig) -> Split:
-    """Part the rows by their prompts: equal ones, but for case and white space, stay together.
+def split(rows: Iterable[Instruction], config: SplitConfig) -> InstructionSplit:
+    """Divide the rows by a hash of their prompts; prompts that differ in case and white space only
+    stay together.
 
-    Prompts are ranked by a digest of seed and text, so that neither the order of the file nor the
-    tokenizer decides, and of a file that grows most prompts stay where they were. ValueError when
-    a part that is wanted gets no prompt.
+    Neither the order of the file nor the tokenizer decides, and when a file grows, most prompts
+    stay in their split. ValueError if a split that is asked for gets no prompt.
     """
     rows = list(rows)
     prompts = group(" ".join(f"{row.instruction}\n{row.input}".casefold().split()) for row in rows)
@@ -200,7 +196,7 @@ def split(rows: Iterable[Instruction], config: SplitConfig) -> Split:
     if not vals or (config.test_fraction and not tests) or tests + vals >= n:
         raise ValueError(
             f"{n} different prompts give {tests} for the test, {vals} for validation and "
-            f"{max(0, n - tests - vals)} to train on: take more rows, or other shares "
+            f"{max(0, n - tests - vals)} to train on: give more rows, or other shares "
             f"than val_fraction {config.val_fraction} and test_fraction {config.test_fraction}"
         )
 
@@ -209,7 +205,7 @@ def split(rows: Iterable[Instruction], config: SplitConfig) -> Split:
         [rows[i] for i in sorted(i for number in part for i in members[number])]
         for part in fill(hash_order(list(prompts), config.split_seed), (tests, vals))
     )
-    return Split(train, val, test)
+    return InstructionSplit(train, val, test)
 
 
 # --- ids -----------------------------------------------------------------------------------------
@@ -225,8 +221,8 @@ def encode_instructions(
 ) -> Iterator[tuple[Instruction, Example]]:
     """Each row with its ids, which begin with those of its prompt and end with <|endoftext|>.
 
-    mask_prompt: only the answer and its end are scored. A row that does not fit into T tokens is
-    counted as skipped: cut anywhere, it would teach an answer without its question or its end.
+    mask_prompt: only the answer and its end are targets. A row that does not fit into T tokens is
+    skipped and counted: truncated, it would teach an answer without its question or its end.
     """
     for row in rows:
         answer: Message = {"role": "assistant", "content": row.output}

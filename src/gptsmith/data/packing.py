@@ -1,8 +1,8 @@
-"""Rows of examples for training: several per row, or one per row with padding behind it.
+"""Rows of examples for training: several per row, or one per row and padding after it.
 
-An example of n tokens takes n - 1 places: its last token is a target only. B rows, T places.
-Both classes keep the contract of batches.Windows: which examples a row of the endless run holds is
-a pure function of (seed, epoch, index), without replacement.
+An example of n tokens takes n - 1 positions: its last token is a target only. B rows, T positions.
+As in dataset.Windows, which examples a row of the endless sequence holds is a pure function of
+(seed, epoch, index), without replacement.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def pack(sizes: np.ndarray, T: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     sizes = sizes.astype(np.int64)
     order = permutation(len(sizes), seed, 0, _KEY)
     order = order[np.argsort(-sizes[order], kind="stable")]
-    left: list[list[int]] = [[] for _ in range(T + 1)]  # rows by the places they have left
-    some = 0  # bit r: a row has r places left
+    left: list[list[int]] = [[] for _ in range(T + 1)]  # rows by their free positions
+    some = 0  # bit r: a row has r free positions
     rows = 0
     row_of = np.empty(len(sizes), np.int64)
     for number, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
@@ -66,7 +66,7 @@ class _Rows(EpochOrder, ABC):
         if examples.lengths[longest] > T + 1:
             raise ValueError(
                 f"{examples[longest].name}: {examples.lengths[longest]} tokens do not fit into"
-                f" rows of {T} and one more: prepare the set for this context length"
+                f" rows of {T} and one target more: prepare the set for this context length"
             )
 
     @abstractmethod
@@ -78,8 +78,8 @@ class _Rows(EpochOrder, ABC):
         return self._make([self.item(i) for i in range(first, first + count)])
 
     def validation(self, B: int, limit: int | None = None) -> Iterator[Batch]:
-        """Every row once in fixed order; with a limit about so many tokens, evenly from the whole.
-        The last batch may have fewer than B rows."""
+        """Every row once in fixed order; with a limit, rows of about that many tokens, spread
+        evenly over the set. The last batch may have fewer than B rows."""
         n, tokens = self.per_epoch, self.examples.tokens
         keep = n if limit is None or limit >= tokens else max(1, n * limit // tokens)
         rows = [i * n // keep for i in range(keep)]
@@ -88,11 +88,11 @@ class _Rows(EpochOrder, ABC):
 
 
 class PackedRows(_Rows):
-    """Several examples per row of T, each seeing itself only and counting its own positions.
+    """Several examples per row of T, each of which attends to itself only, from position 0.
 
-    Which examples share a row is settled once; the order of the rows is new in each epoch. What is
-    left of a row is padding, a document of its own. A mask that counts from the beginning of the
-    row, as prefix(n) does, means something else here: it wants PaddedRows.
+    Which examples share a row is decided once; the order of the rows is new in each epoch. The rest
+    of a row is padding, a document of its own. A mask that counts from the beginning of the row, as
+    prefix(n) does, would mean something else here: it needs PaddedRows.
     """
 
     def __init__(self, examples: Examples, T: int, seed: int, pad_id: int) -> None:
@@ -103,7 +103,7 @@ class PackedRows(_Rows):
 
     @property
     def filled(self) -> float:
-        """Share of the places that hold a token."""
+        """Share of the positions that hold a token."""
         return float((self.examples.lengths - 1).sum()) / (self.per_epoch * self.T)
 
     def _make(self, rows: Sequence[int]) -> Batch:
@@ -132,8 +132,8 @@ class PackedRows(_Rows):
 
 
 class PaddedRows(_Rows):
-    """One example per row, padded behind to the longest of its batch, or to T if `fixed`, as
-    compiled graphs want one shape. A mask that looks ahead would see the padding.
+    """One example per row, padded on the right to the longest of its batch, or to T if `fixed`,
+    because a compiled graph is for one shape. A mask that looks ahead would see the padding.
     """
 
     def __init__(
@@ -158,12 +158,12 @@ class PaddedRows(_Rows):
 
 
 def _empty(B: int, T: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of padding, of which nothing is scored, (B, T) each."""
+    """Rows of padding without targets, (B, T) each."""
     return np.full((B, T), pad_id, np.int64), np.full((B, T), IGNORE_INDEX, np.int64)
 
 
 def _put(example: Example, inputs: np.ndarray, targets: np.ndarray, at: int) -> int:
-    """Write one example into a row (T,) from `at`; labels are shifted within it. The end."""
+    """Write one example into a row (T,) from `at`, its labels shifted; where it ends."""
     end = at + len(example.ids) - 1
     inputs[at:end] = example.ids[:-1]
     targets[at:end] = example.labels[1:]

@@ -1,9 +1,9 @@
 """The built-in chat set: small skills with checkable answers, and questions about Python itself.
 
-It is made when it is asked for, of words from the documentation of the user's own Python and of
-random letters and numbers; nothing is fetched. A skill is asked in several phrasings about an
-argument: a word, a pair of numbers, a name. Arguments are divided once and for all into those that
-training may use and those it never sees, so that no answer to a held-out item can be remembered.
+It is generated on demand from words of the documentation of the user's own Python and from random
+letters and numbers; nothing is downloaded. A skill is asked for in several phrasings about an
+argument: a word, a pair of numbers, a name. A hash divides arguments into those that training may
+use and those it never sees, so that no answer to a held-out item can be memorized.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Exchange = tuple[str, str]  # what the user says, what the assistant answers
 LENGTHS = range(3, 8)  # letters of a word in training
 OTHER_LENGTHS = (2, 8, 9, 10)
 NUMBERS = range(100)
-FACTS = 120  # functions that training tells about
+FACTS = 120  # functions that training explains
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _PEOPLE = (
@@ -44,7 +44,7 @@ _NAMES = _PEOPLE.split()
 
 
 class Phrasings(NamedTuple):
-    """Ways to say a thing: those of training, and those that only tests use."""
+    """Ways to ask or say something: those of training, and those that only tests use."""
 
     seen: tuple[str, ...]
     unseen: tuple[str, ...]
@@ -111,7 +111,7 @@ PHRASINGS = {
 }
 # fmt: on
 
-# How often each skill is asked in training: the hard ones more.
+# How often training asks for each skill: the hard ones more.
 _SHARES = {
     "copy": 1, "reverse": 2, "uppercase": 1, "count": 3, "length": 1, "add": 4, "compare": 2,
 }  # fmt: skip
@@ -122,7 +122,7 @@ WORD_SKILLS = ("copy", "reverse", "uppercase", "count", "length")
 
 
 class Item(NamedTuple):
-    """Messages that end with the user's question, and the one answer that is right."""
+    """Messages that end with the user's question, and the only correct answer."""
 
     skill: str
     messages: list[Message]
@@ -130,7 +130,7 @@ class Item(NamedTuple):
 
 
 def skill_conversations(seed: int, count: int) -> Iterator[Conversation]:
-    """Conversations to train on, the same for the same seed and the same Python."""
+    """Training conversations, the same for the same seed and the same version of Python."""
     author = _Author(Random(f"train {seed}"), held_out=False, kind="seen")
     for i in range(count):
         yield Conversation(_messages(author.conversation()), f"skills {i}")
@@ -139,7 +139,7 @@ def skill_conversations(seed: int, count: int) -> Iterator[Conversation]:
 def held_out(seed: int, per_skill: int, kind: Kind = "seen") -> list[Item]:
     """Items of every skill whose arguments training never uses.
 
-    kind: seen, in phrasings and with word lengths that training uses; phrasings, in others;
+    kind: seen, with phrasings and word lengths of training; phrasings, with other phrasings;
     lengths, with words of other lengths, for the skills that are about words.
     """
     author = _Author(Random(f"{kind} {seed}"), held_out=True, kind=kind)
@@ -148,14 +148,14 @@ def held_out(seed: int, per_skill: int, kind: Kind = "seen") -> list[Item]:
 
 
 def worked_examples(seed: int, per_skill: int) -> list[Item]:
-    """Items with arguments and phrasings of training, to be shown to a model in its prompt."""
+    """Items with arguments and phrasings of training, for few-shot prompts."""
     author = _Author(Random(f"examples {seed}"), held_out=False, kind="seen")
     return [author.item(skill) for skill in SKILLS for _ in range(per_skill)]
 
 
 def fact_items(seed: int, per_kind: int) -> list[Item]:
     """Questions about Python in phrasings that training does not use: on functions that training
-    tells about, and on functions that it does not. This is memory, not skill."""
+    explains, and on functions that it does not. They test memory, not skill."""
     author = _Author(Random(f"facts {seed}"), held_out=True, kind="phrasings")
     items = []
     for skill, facts in (("facts told", _facts()[:FACTS]), ("facts not told", _facts()[FACTS:])):
@@ -166,7 +166,7 @@ def fact_items(seed: int, per_kind: int) -> list[Item]:
 
 
 def is_held_out(argument: str) -> bool:
-    """Whether this word, name or `a b` (numbers in order) is left out of training: one in eight."""
+    """Whether training never uses this word, name or `a b` (numbers in order): one in eight."""
     return zlib.crc32(argument.encode()) % 8 == 0
 
 
@@ -179,20 +179,20 @@ def _messages(exchanges: list[Exchange]) -> list[Message]:
 
 
 class _Author:
-    """Writes exchanges out of a random stream, with arguments of training or the held-out ones."""
+    """Writes exchanges from a random stream, with arguments of training or held-out ones."""
 
     def __init__(self, random: Random, held_out: bool, kind: Kind) -> None:
         self.random, self.held_out, self.kind = random, held_out, kind
         self.lengths = OTHER_LENGTHS if kind == "lengths" else tuple(LENGTHS)
 
     def conversation(self) -> list[Exchange]:
-        """One to three exchanges, or a name that is told and asked for later."""
+        """One to three exchanges, or a name that is given and asked for later."""
         if self.random.random() < _NAME_SHARE:
             return self.exchanges("name", self.random.choice((0, 1, 1, 2)))
         return [self.exchange() for _ in range(self.random.randint(1, 3))]
 
     def exchanges(self, skill: str, between: int | None = None) -> list[Exchange]:
-        """What it takes to ask for a skill; for the name, with other talk in between."""
+        """The exchanges that ask for a skill; for the name, with others in between."""
         if skill != "name":
             return [self.ask(skill)]
         name = self.name()
@@ -225,8 +225,9 @@ class _Author:
             return self.phrase(which, a=a, b=b), str(answer)
         if skill == "count":
             word, letter = self.word_and_letter()
-            # The letter again, so that what finds its like in the word sits beside the answer: with
-            # the bare number a small model counts only by luck of its seed (docs/log.md).
+            # The letter is repeated, so that attention from it to its likes in the word is next to
+            # the answer: with the bare number a small model learns to count only with some seeds
+            # (docs/log.md).
             return self.phrase("count", x=word, c=letter), f"{letter}: {word.count(letter)}"
         word = self.word()
         if skill == "copy" and random.random() < 0.3:
@@ -235,7 +236,7 @@ class _Author:
         return self.phrase(skill, x=word), answers.get(skill, str(len(word)))
 
     def phrase(self, thing: str, **arguments: object) -> str:
-        """A way to say it; in training every fourth time a careless one."""
+        """A phrasing; in training every fourth is written carelessly."""
         phrasings = PHRASINGS[thing]
         choices = phrasings.unseen if self.kind == "phrasings" else phrasings.seen
         text = self.random.choice(choices).format(**arguments)
@@ -255,11 +256,11 @@ class _Author:
                 return word
 
     def word_and_letter(self) -> tuple[str, str]:
-        """A letter that occurs none to three times in the word, each number about as often."""
+        """A word and a letter that occurs 0 to 3 times in it, each number about equally often."""
         wanted = self.random.randrange(4)
         while True:
             word, letter = self.word(), self.random.choice(_LETTERS)
-            if self.random.random() < 0.5:  # real words hardly ever have a letter three times
+            if self.random.random() < 0.5:  # real words rarely have a letter three times
                 letters = list(word)
                 for i in self.random.sample(range(len(word)), min(wanted, len(word))):
                     letters[i] = letter
@@ -276,7 +277,7 @@ class _Author:
                 return a, b
 
     def name(self) -> str:
-        """The name of a person, half of the time an invented one, so that names are copied."""
+        """A person's name, half of the time an invented one, so that copying is learned."""
         while True:
             name = self.random.choice(_NAMES)
             if self.random.random() < 0.5:
@@ -290,7 +291,7 @@ class _Author:
 
 @cache
 def _words() -> dict[int, list[str]]:
-    """Words that at least two documents hold, by their length."""
+    """Words that occur in at least two documents, by length."""
     documents = Counter(
         word
         for document in pydocs()
@@ -303,7 +304,7 @@ def _words() -> dict[int, list[str]]:
 
 @cache
 def _facts() -> list[Exchange]:
-    """Functions and the first lines of their docstrings, in an order without meaning."""
+    """Functions and the first lines of their docstrings, in the order of a hash."""
     found = []
     for document in pydocs():
         module = document.place

@@ -14,39 +14,40 @@ CHUNK_BYTES = 1 << 18  # read at a time
 
 
 def text_documents(path: Path, options: ReadOptions, report: ReadReport) -> Iterator[Document]:
-    """The file as one document, or cut at the user's separator."""
+    """The file as one document, or several between separators."""
     separator = options.document_separator
     return _separated(path, separator, report) if separator else _whole(path, report)
 
 
-# A border between two of GPT-2's pieces whatever stands around it: white space begins (Python's \S
-# is a subset of "not White_Space"), or an ASCII letter meets ASCII that is none.
-_BORDER = re.compile(r"\S(?=[ \t\r\n])|[A-Za-z](?=[!-@\[-`{-~])")
+# A boundary between two pre-tokens of GPT-2 in any context: white space begins (Python's \S is a
+# subset of "not White_Space"), or an ASCII letter is followed by ASCII that is not a letter.
+_BOUNDARY = re.compile(r"\S(?=[ \t\r\n])|[A-Za-z](?=[!-@\[-`{-~])")
 
 
 def safe_cut(text: str) -> int:
-    """The last place where `text` may be cut without a change of ids; 0 if there is none.
+    """The last index where `text` may be cut without a change of ids; 0 if there is none.
 
-    Holds for GPT-2's split pattern (no piece spans such a border, and none looks behind itself)
-    and trivially for characters and bytes. A foreign tokenizer gets its documents whole.
+    True for GPT-2's split pattern (no pre-token spans such a boundary, and none depends on what
+    comes before it) and trivially for characters and bytes. A tokenizer of another kind gets whole
+    documents.
     """
     window = 256
     while True:
         start = max(0, len(text) - window)
-        ends = [match.end() for match in _BORDER.finditer(text, start)]
+        ends = [match.end() for match in _BOUNDARY.finditer(text, start)]
         if ends or not start:
             return ends[-1] if ends else 0
         window *= 16
 
 
 class TextFile:
-    """The pieces of a text file, read anew at each iteration."""
+    """The chunks of a text file, read again at each iteration."""
 
     def __init__(self, path: Path, report: ReadReport) -> None:
         self.path, self.report = path, report
 
     def __iter__(self) -> Iterator[str]:
-        parts: list[str] = []  # what no border has ended yet
+        parts: list[str] = []  # text after the last safe cut
         for text in _decoded(self.path, self.report):
             cut = safe_cut(text)
             if cut:
@@ -58,7 +59,7 @@ class TextFile:
 
 
 def text_lines(path: Path, report: ReadReport) -> Iterator[str]:
-    """The file's lines with their ends."""
+    """The file's lines with their line ends."""
     rest = ""
     for text in _decoded(path, report):
         *lines, rest = (rest + text).split("\n")
@@ -68,15 +69,15 @@ def text_lines(path: Path, report: ReadReport) -> Iterator[str]:
 
 
 def _whole(path: Path, report: ReadReport) -> Iterator[Document]:
-    pieces = TextFile(path, report)
-    for piece in pieces:
-        if piece.strip():
-            if "<|endoftext|>" in piece:
+    chunks = TextFile(path, report)
+    for chunk in chunks:
+        if chunk.strip():
+            if "<|endoftext|>" in chunk:
                 report.hint(
-                    f"{path}: holds <|endoftext|> as plain text; if it stands between documents, "
+                    f"{path}: holds <|endoftext|> as plain text; if it separates documents, "
                     "say --document-separator '<|endoftext|>'"
                 )
-            yield Document(str(path), pieces)
+            yield Document(str(path), chunks)
             return
     report.reject("empty document", str(path), "nothing but white space")
 
@@ -97,14 +98,15 @@ def _separated(path: Path, separator: str, report: ReadReport) -> Iterator[Docum
 
 
 def _decoded(path: Path, report: ReadReport) -> Iterator[str]:
-    """The file's text as it is, line ends and all, in blocks that end after a line if they can."""
+    """The file's text, line ends unchanged, in blocks that end after a line where possible."""
     with path.open("rb") as file:
         pending, offset, line = file.read(3).removeprefix(b"\xef\xbb\xbf"), 0, 1
         offset = file.tell() - len(pending)
         while block := file.read(CHUNK_BYTES):
             pending += block
             end = pending.rfind(b"\n") + 1
-            if not end and not report.skips:  # a line longer than a block; skipping needs it whole
+            # a line longer than a block is cut, unless it may have to be skipped as a whole
+            if not end and not report.skips:
                 end = _last_character(pending)
             yield _decode(pending[:end], path, offset, line, report)
             offset, line = offset + end, line + pending.count(b"\n", 0, end)
@@ -114,7 +116,7 @@ def _decoded(path: Path, report: ReadReport) -> Iterator[str]:
 
 
 def _last_character(data: bytes) -> int:
-    """Where the last UTF-8 character begins, if it may be cut off there."""
+    """Where the last UTF-8 character begins, which may be incomplete."""
     for back in range(1, min(4, len(data)) + 1):
         if data[-back] & 0xC0 != 0x80:
             return len(data) - back
@@ -130,7 +132,7 @@ def _decode(data: bytes, path: Path, offset: int, line: int, report: ReadReport)
             place = f"{path}, line {line}, byte {offset + error.start}"
             raise ValueError(
                 f"{place}: not UTF-8 ({error.reason}); save the file as UTF-8, "
-                "or leave such lines out with --on-error skip"
+                "or skip such lines with --on-error skip"
             ) from None
     good = []
     for number, one in enumerate(data.splitlines(keepends=True), line):

@@ -92,7 +92,7 @@ def _parts(report: ChatReport, first: int, plain: bool) -> Iterator[RenderableTy
     yield properties(
         {
             "conversations": f"{n:,}, {report.answers:,} answers ({report.answers / n:.1f} each)",
-            "tokens": f"{examples.tokens:,}, {examples.scored / examples.tokens:.1%} targets",
+            "tokens": f"{examples.tokens:,}, {examples.targets / examples.tokens:.1%} targets",
             "tokens per conversation": quantiles(examples.lengths),
             f"rows of {counts.T:,} tokens": f"{report.rows:,} when packed, {report.filled:.1%} "
             f"filled; {n:,} when padded, {(examples.lengths - 1).mean() / counts.T:.1%} filled",

@@ -120,7 +120,7 @@ def load(
             train, val = train.split(shares, config.train.seed)
         except ValueError as error:
             raise ValueError(f"{' '.join(config.data)}: {error}: give more, or --val") from None
-    share = train.scored / max(1, train.tokens)
+    share = train.targets / max(1, train.tokens)
     sizes = (
         f"{len(train):,} conversations of {train.tokens:,} tokens to train on, {share:.0%} of them"
         f" the assistant's; {len(val):,} to validate on"

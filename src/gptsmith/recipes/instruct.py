@@ -128,7 +128,7 @@ def load(config: InstructConfig, prompt: Prompt, template: ChatTemplate, T: int)
     test, asked = encode(parts.test)
     if not len(train) or not len(val):
         raise ValueError(f"{config.data}: {'; '.join(report.lines())}: nothing is left to train")
-    share = train.scored / train.tokens
+    share = train.targets / train.tokens
     notes = [
         f"data: {len(train):,} instructions of {train.tokens:,} tokens to train on, {share:.0%} of "
         f"them scored; {len(val):,} to validate on, {len(test):,} for the test",

@@ -88,27 +88,27 @@ _ARCEE_SIZES: Sizes = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
-    """The classes of transformers that share a model_type.
-
-    axes: the values of our axes that they compute; a config with any other value is not theirs.
-    activation: the field of config.json that names the activation, and its values as our `mlp`;
-    the first is the default. fixed: fields that change what is computed, with the values that we
-    can express. gpt2: learned positions, equal numbers of heads, and GPT-2's spellings. square:
-    heads are n_embd / n_head wide. divisible: n_embd is a multiple of n_head.
-    """
+    """The classes of transformers that share a model_type."""
 
     model_type: str
     prefix: str
+    """Of the names of its classes."""
     axes: Mapping[str, tuple[Any, ...]]
-    sizes: Sizes
+    """The values of our axes that its classes compute."""
     activation: tuple[str, Mapping[str, str]]
+    """Field of config.json for the activation; its values as our `mlp`, the default first."""
     fixed: Mapping[str, tuple[Any, ...]]
+    """Fields of config.json that change what is computed, with the values that we can express."""
+    sizes: Sizes
     names: Names = field(default_factory=lambda: LLAMA_NAMES)
     gpt2: bool = False
-    square: bool = False
+    """Learned positions, as many key/value heads as query heads, and GPT-2's other fields."""
+    head_dim_is_free: bool = True
+    """Otherwise heads are n_embd / n_head wide."""
     divisible: bool = True
+    """n_embd must be a multiple of n_head."""
 
     def class_name(self, classifier: bool = False) -> str:
         if classifier:
@@ -124,42 +124,60 @@ def _axes(**changed: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:
 
 
 _SILU = ("hidden_act", {"silu": "swiglu", "swish": "swiglu"})
+_GELU = (
+    "activation_function",
+    {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf"},
+)
 
-# Where several are equally near to a config that none computes, the first is named to the user.
+# If several are equally close to a config that none computes, the error names the first.
 FAMILIES = (
     Family(
-        "gpt2",
-        "GPT2",
-        _axes(position=("learned",), norm=("layernorm",), mlp=("gelu", "gelu_erf"), bias=("all",)),
-        _GPT2_SIZES,
-        (
-            "activation_function",
-            {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf"},
+        model_type="gpt2",
+        prefix="GPT2",
+        axes=_axes(
+            position=("learned",), norm=("layernorm",), mlp=("gelu", "gelu_erf"), bias=("all",)
         ),
-        {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)},
+        activation=_GELU,
+        fixed={"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)},
+        sizes=_GPT2_SIZES,
         names=GPT2_NAMES,
         gpt2=True,
-        square=True,
+        head_dim_is_free=False,
     ),
     Family(
-        "arcee",
-        "Arcee",
-        _axes(mlp=("relu2",)),
-        _ARCEE_SIZES,
-        ("hidden_act", {"relu2": "relu2"}),
-        {"attention_bias": (False,), "mlp_bias": (False,)},
+        model_type="arcee",
+        prefix="Arcee",
+        axes=_axes(mlp=("relu2",)),
+        activation=("hidden_act", {"relu2": "relu2"}),
+        fixed={"attention_bias": (False,), "mlp_bias": (False,)},
+        sizes=_ARCEE_SIZES,
     ),
     Family(
-        "qwen3",
-        "Qwen3",
-        _axes(qk_norm=(True,)),
-        {**_QWEN2_SIZES, "head_dim": ("head_dim", 128)},
-        _SILU,
-        {"attention_bias": (False,)},
+        model_type="qwen3",
+        prefix="Qwen3",
+        axes=_axes(qk_norm=(True,)),
+        activation=_SILU,
+        fixed={"attention_bias": (False,)},
+        sizes={**_QWEN2_SIZES, "head_dim": ("head_dim", 128)},
         divisible=False,
     ),
-    Family("qwen2", "Qwen2", _axes(bias=("qkv",)), _QWEN2_SIZES, _SILU, {}, square=True),
-    Family("llama", "Llama", _axes(bias=("none", "all")), _LLAMA_SIZES, _SILU, {}),
+    Family(
+        model_type="qwen2",
+        prefix="Qwen2",
+        axes=_axes(bias=("qkv",)),
+        activation=_SILU,
+        fixed={},
+        sizes=_QWEN2_SIZES,
+        head_dim_is_free=False,
+    ),
+    Family(
+        model_type="llama",
+        prefix="Llama",
+        axes=_axes(bias=("none", "all")),
+        activation=_SILU,
+        fixed={},
+        sizes=_LLAMA_SIZES,
+    ),
 )
 
 
@@ -177,7 +195,7 @@ def family_of(c: ModelConfig) -> Family:
         fields = dict(family.axes)
         if family.divisible:
             fields["n_embd"] = (c.n_embd // c.n_head * c.n_head,)
-        if family.square:
+        if not family.head_dim_is_free:
             fields["head_dim"] = (c.n_embd // c.n_head,)
         if family.gpt2:
             fields["n_kv_head"] = (c.n_head,)

@@ -1,0 +1,107 @@
+"""Tables of token ids: documents or one stream, and whether labels are shifted."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from text_sources import read
+
+from gptsmith.data.options import ReadOptions
+from gptsmith.data.report import ReadReport
+from gptsmith.data.sources import open_source
+
+
+def ids_of(tmp_path: Path, **columns: list[list[int]]) -> tuple[str, list[list[int]]]:
+    """What is found in a table of ids: its layout, and the documents."""
+    from gptsmith.data.tokenized import tokenized_documents
+
+    path = tmp_path / "ids.parquet"
+    pq.write_table(pa.table(columns), path)
+    report = ReadReport()
+    layout = open_source(str(path), ReadOptions(), report).layout
+    assert layout is not None
+    found = tokenized_documents([path], layout, eos_id=0, vocab_size=100, report=report)
+    return str(layout), [np.concatenate(list(d.chunks)).tolist() for d in found]
+
+
+def test_rows_of_ids_are_documents(tmp_path: Path) -> None:
+    layout, found = ids_of(tmp_path, input_ids=[[5, 6, 7], [8, 9], [0, 1, 2, 3], [4, 0]])
+    assert "one document each, labels: none" in layout
+    assert found == [[5, 6, 7], [8, 9], [0, 1, 2, 3], [4]]
+
+
+def test_rows_of_equal_length_are_a_stream(tmp_path: Path) -> None:
+    layout, found = ids_of(tmp_path, input_ids=[[5, 6, 7], [8, 0, 9], [1]])
+    assert "one stream" in layout
+    assert found == [[5, 6, 7, 8, 0, 9, 1]]
+
+
+def test_id_outside_the_vocabulary_is_named(tmp_path: Path) -> None:
+    for bad in (-2, 100):
+        with pytest.raises(ValueError, match=rf"row 2: token id {bad} is outside .* 0\.\.99"):
+            ids_of(tmp_path, input_ids=[[5, 6], [99, bad, 7]])
+
+
+def test_shift_of_labels_is_detected(tmp_path: Path) -> None:
+    ids = [[5, 6, 7], [8, 9, 1]]
+    layout, found = ids_of(tmp_path, input_ids=ids, labels=[[5, 6, 7], [-100, 9, 1]])
+    assert "one stream, labels: unshifted" in layout
+    assert found == [[5, 6, 7, 8, 9, 1]]
+    layout, found = ids_of(tmp_path, input_ids=ids, labels=[[6, 7, 8], [9, 1, 2]])
+    assert "one stream, labels: shifted" in layout
+    assert found == [[5, 6, 7, 8, 9, 1, 2]]
+    layout, found = ids_of(tmp_path, input_ids=ids, labels=[[6, 7, 4], [9, 1, -100]])
+    assert "one document each, labels: shifted" in layout
+    assert found == [[5, 6, 7, 4], [8, 9, 1]]
+
+
+def test_padding_is_removed(tmp_path: Path) -> None:
+    mask = [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
+    _, found = ids_of(tmp_path, input_ids=[[5, 6, 0], [7, 0, 0], [8, 9, 1]], attention_mask=mask)
+    assert found == [[5, 6], [7], [8, 9, 1]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([[1, 1, 1], [8, 9, 1]], "row 1: labels are neither"),
+        ([[5, 6, 7], [9, 1, 2]], "some rows fit one reading, some the other"),
+        ([[-100, -100, -100]] * 2, "both readings fit"),
+        ([[5, 6], [8, 9]], "2 labels for 3 input_ids"),
+    ],
+)
+def test_ambiguous_labels_are_refused(
+    tmp_path: Path, labels: list[list[int]], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        ids_of(tmp_path, input_ids=[[5, 6, 7], [8, 9, 1]], labels=labels)
+
+
+def test_ids_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"row 2: token id 100 is outside .* 0\.\.99"):
+        ids_of(tmp_path, input_ids=[[5, 6, 7], [8, 100]])
+
+
+def test_text_next_to_ids_needs_a_choice(tmp_path: Path) -> None:
+    path = tmp_path / "both.parquet"
+    pq.write_table(pa.table({"text": ["ab"], "input_ids": [[1, 2]]}), path)
+    with pytest.raises(ValueError, match="--text-column text or --text-column input_ids"):
+        open_source(str(path), ReadOptions(), ReadReport())
+    assert read(path, text_column="text") == ["ab"]
+    assert (
+        open_source(str(path), ReadOptions(text_column="input_ids"), ReadReport()).layout
+        is not None
+    )
+    (tmp_path / "a.txt").write_text("text")
+    pq.write_table(pa.table({"input_ids": [[1, 2]]}), path)
+    with pytest.raises(ValueError, match=r"both\.parquet holds token ids, .*a\.txt does not"):
+        open_source(str(tmp_path), ReadOptions(), ReadReport())
+
+
+def test_ids_of_a_wrong_type_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ids.parquet"
+    pq.write_table(pa.table({"input_ids": ["1 2"]}), path)
+    with pytest.raises(ValueError, match="'input_ids' holds string, not lists of token ids"):
+        open_source(str(path), ReadOptions(), ReadReport())

@@ -1,12 +1,12 @@
-"""Scoring multiple choice side by side with lm-evaluation-harness on transformers.
+"""Multiple-choice scoring compared with lm-evaluation-harness on transformers.
 
     python -m benchmarks evaluation [--task hellaswag] [--items 40] [--batch-sizes 1,4,8,16]
 
-One model of GPT-2's size with random weights in fp32, ours as a run folder, theirs as the folder
-that `gptsmith export` makes of it; the same questions, texts in, log-likelihoods out. Each
-contestant lives in a process of its own, and they take turns. The harness first shows which batch
-size it does best with (`auto` may be among them: it measures before it starts), and that one is
-compared: medians over the rounds, and whether the answers are the same.
+A model of GPT-2's size with random weights in fp32, as a run folder for us and exported by
+`gptsmith export` for the harness; the same questions, from text to log-likelihoods. Each contestant
+has its own process, and they take turns. The harness first runs once with each batch size (also
+`auto`, which measures before it starts); its fastest one is compared: medians over the rounds, and
+the largest difference of the log-likelihoods.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Scorer = Callable[[], list[float]]  # the log-likelihood of every choice, in ord
 @dataclass
 class Contestant:
     name: str
-    batch_size: str | None  # of the harness; None: ours
+    batch_size: str | None  # of the harness; None for ours
     seconds: list[float] = field(default_factory=list)  # of each round
     nats: list[float] = field(default_factory=list)
 
@@ -70,7 +70,7 @@ def theirs(folder: Path, questions: Sequence[Question], batch_size: str) -> Scor
 def serve(
     parent: Connection, batch_size: str | None, folder: Path, questions: Sequence[Question]
 ) -> None:
-    """A contestant's process: scores a few questions, then all of them for every True it gets."""
+    """A contestant's process: warms up, then scores all questions for every True it receives."""
     os.environ.update(
         HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false"
     )
@@ -95,7 +95,7 @@ def turn(who: Contestant, pipe: Connection) -> float:
 
 
 def prepare(folder: Path, config: ModelConfig) -> Run:
-    """The same random weights in both forms."""
+    """The same random weights as a run and as a folder for transformers."""
     from gptsmith.commands.export import exportable
     from gptsmith.interop import hf
 
@@ -111,7 +111,7 @@ def prepare(folder: Path, config: ModelConfig) -> Run:
 
 
 def tokens_read(run: Run, questions: Sequence[Question]) -> tuple[int, int]:
-    """Tokens that go through the network: of each choice as a text of its own, and of the trees."""
+    """Tokens that the network reads with each choice as a text of its own, and in prefix trees."""
     pairs = [pair for question in questions for pair in question.choices]
     requests = encode_pairs(run.tokenizer, pairs)
     texts = {(*context, *text)[:-1]: len(text) for context, text in requests}
@@ -137,14 +137,14 @@ def main(argv: Sequence[str] = ()) -> None:
         import lm_eval  # noqa: F401
         import transformers  # noqa: F401
     except ModuleNotFoundError as error:
-        print(f"left out: {error.name} is not installed")
+        print(f"skipped: {error.name} is not installed")
         return
     questions = load(options.task, DATA, options.items)
     me, *others = everyone = [
         Contestant("gptsmith", None),
         *(Contestant(f"lm-eval, batch size {n}", n) for n in options.batch_sizes.split(",")),
     ]
-    context = multiprocessing.get_context("spawn")  # nothing of one contestant is in another
+    context = multiprocessing.get_context("spawn")  # no shared state
     with tempfile.TemporaryDirectory() as name:
         run = prepare(Path(name), ModelConfig.preset(options.model))
         pipes, processes = {}, []

@@ -1,4 +1,4 @@
-"""`gptsmith evaluate`: any text, strided windows, tasks, answers, two runs side by side."""
+"""`gptsmith evaluate`: any text, strided windows, tasks, responses, two runs compared."""
 
 import json
 import math
@@ -59,14 +59,14 @@ def text(tmp_path) -> Path:
     return tmp_path / "text.jsonl"
 
 
-def test_any_text_is_one_stream(text):
+def test_text_becomes_one_stream(text):
     eos = BYTES.eos_id
     expected = [token for t in TEXTS for token in (eos, *t.encode())]
     assert encode_source(str(text), BYTES, ReadOptions(), ReadReport()).tolist() == expected
 
 
 @pytest.mark.parametrize(("window", "stride"), [(T, T), (T, 5), (10, 3), (12, 1)])
-def test_every_token_is_scored_once_behind_what_was_asked_for(
+def test_every_token_is_a_target_once_with_the_context_of_its_window(
     say, runs, text, tmp_path, window, stride
 ):
     out = tmp_path / "out.json"
@@ -90,7 +90,7 @@ def test_every_token_is_scored_once_behind_what_was_asked_for(
     assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
 
 
-def test_tasks_beside_another_run(say, runs, tmp_path):
+def test_tasks_of_two_runs(say, runs, tmp_path):
     rows = [
         {"ctx": f"{n} and", "endings": [f"{n + i}" for i in range(4)], "label": n % 4}
         for n in range(12)
@@ -117,8 +117,7 @@ def test_tasks_beside_another_run(say, runs, tmp_path):
     assert (tmp_path / "out.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_what_a_picture_of_two_runs_must_say(say, runs, text, tmp_path, monkeypatch):
-    """Runs of one name, names that look like markup, tokenizers that differ."""
+def test_runs_with_equal_names_markup_and_other_tokenizers(say, runs, text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     one = make(tmp_path / "sub" / "x[b]", 1)
     tokenizer = BYTES.add_special_tokens(["<|user|>"])
@@ -136,7 +135,7 @@ def test_what_a_picture_of_two_runs_must_say(say, runs, text, tmp_path, monkeypa
     assert found["compare"]["perplexity"]["val_loss"] != found["perplexity"]["val_loss"]
 
 
-def test_a_question_that_is_cut_is_told_of(say, runs, tmp_path):
+def test_truncated_question_has_a_note(say, runs, tmp_path):
     row = {"ctx": "much longer than the context", "endings": ["a", "b"], "label": 0}
     (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"ctx": "short"}))
     code, _, err = say(runs[0], "--tasks", "hellaswag_gpt2", "--task-data", tmp_path / "q.jsonl")
@@ -144,7 +143,7 @@ def test_a_question_that_is_cut_is_told_of(say, runs, tmp_path):
     assert "1 of 2 questions are asked without their beginning" in err
 
 
-def test_two_corpora_are_not_compared(say, tmp_path):
+def test_runs_of_different_corpora_need_data(say, tmp_path):
     for name in ("a", "b"):
         make(tmp_path / name, 1)
         with (tmp_path / name / "config.yaml").open("a") as file:
@@ -154,7 +153,7 @@ def test_two_corpora_are_not_compared(say, tmp_path):
     assert "data/a and data/b: give the text for both with --data" in err
 
 
-def test_a_column_of_a_table(say, runs, tmp_path):
+def test_text_column_of_a_table(say, runs, tmp_path):
     (tmp_path / "t.csv").write_text("one,two\na,The smith forged a ring\n")
     code, _, err = say(runs[0], "--data", tmp_path / "t.csv")
     assert code == 2
@@ -183,7 +182,7 @@ def test_a_column_of_a_table(say, runs, tmp_path):
         ("", "was not trained on a prepared corpus: give --data"),
     ],
 )
-def test_wrong_input(say, runs, text, tmp_path, argv, message):
+def test_wrong_input_is_one_line(say, runs, text, tmp_path, argv, message):
     (tmp_path / "empty.txt").touch()
     (tmp_path / "folder.json").mkdir()
     names = {"TEXT": text, "EMPTY": tmp_path / "empty.txt", "RUN": runs[0]}
@@ -196,11 +195,11 @@ def test_wrong_input(say, runs, text, tmp_path, argv, message):
     assert out == ""
 
 
-def test_what_was_measured_before_a_judge_fails_is_kept(say, runs, tmp_path):
+def test_results_before_a_failing_judge_are_kept(say, runs, tmp_path):
     rows = [{"instruction": "say a", "output": "a", "response": r} for r in ("a", "b")]
     (tmp_path / "r.json").write_text(json.dumps(rows))
     out = tmp_path / "out.json"
-    with socket.socket() as taken:  # bound, but nobody listens
+    with socket.socket() as taken:  # bound, but not listening
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         code, shown, err = say(
@@ -213,7 +212,7 @@ def test_what_was_measured_before_a_judge_fails_is_kept(say, runs, tmp_path):
     assert json.loads(out.read_text())["text"]["exact_match"] == 0.5
 
 
-def test_weights_of_half_precision_are_measured_as_they_are(say, runs, text, tmp_path):
+def test_half_precision_weights_are_not_converted(say, runs, text, tmp_path):
     halves = ((n, t.bfloat16()) for n, t in Run.open(runs[0]).load_model().state_dict().items())
     half = tmp_path / "half"
     Run.from_weights(half, {"import": "test"}, CONFIG, BYTES, halves, torch.bfloat16)

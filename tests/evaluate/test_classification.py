@@ -22,19 +22,19 @@ from gptsmith.model.config import ModelConfig
 from gptsmith.train.runtime import Precision
 
 FP32 = Precision("fp32", "cpu", "")
-# Worked by hand. Rows are true: a 5 + 1 + 0, b 2 + 2 + 1, c 0 + 0 + 4.
+# Rows are the true classes: a 5 + 1 + 0, b 2 + 2 + 1, c 0 + 0 + 4.
 COUNTS = np.array([[5, 1, 0], [2, 2, 1], [0, 0, 4]])
 HAND = Scores(("a", "b", "c"), COUNTS, 0.5)
 
 
-def certain(truth: list[int], guess: list[int], L: int) -> np.ndarray:
-    """ln p with 0.9 on the guesses."""
+def certain(truth: list[int], predicted: list[int], L: int) -> np.ndarray:
+    """ln p with 0.9 on the predicted classes."""
     p = np.full((len(truth), L), 0.1 / (L - 1))
-    p[np.arange(len(truth)), guess] = 0.9
+    p[np.arange(len(truth)), predicted] = 0.9
     return np.log(p)
 
 
-def test_a_case_worked_by_hand() -> None:
+def test_scores_computed_by_hand() -> None:
     assert HAND.accuracy == pytest.approx(11 / 15)
     assert HAND.support.tolist() == [6, 5, 4]
     assert HAND.majority == pytest.approx(6 / 15)
@@ -45,7 +45,7 @@ def test_a_case_worked_by_hand() -> None:
     assert HAND.macro_f1 == pytest.approx(sum(f1) / 3)
 
 
-def test_counts_and_loss_come_from_the_probabilities() -> None:
+def test_counts_and_loss_of_probabilities() -> None:
     truth, guess = [0, 0, 1, 2, 2, 2], [0, 1, 1, 2, 0, 2]
     found = score(("x", "y", "z"), certain(truth, guess, 3), truth)
     assert found.counts.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 2]]
@@ -54,7 +54,7 @@ def test_counts_and_loss_come_from_the_probabilities() -> None:
         score(("x", "y"), np.empty((0, 2)), [])
 
 
-def test_scores_are_their_definitions_on_many_texts() -> None:
+def test_scores_equal_their_definitions_on_many_texts() -> None:
     rng = np.random.RandomState(0)
     L, N = 7, 500
     truth = rng.choice(L, size=N, p=[0.4, 0.3, 0.1, 0.1, 0.05, 0.04, 0.01])
@@ -80,7 +80,7 @@ def test_classes_that_do_not_occur() -> None:
     assert found.macro_f1 == pytest.approx((0.8 + 0) / 2)
 
 
-def test_the_table_says_it_all() -> None:
+def test_table_and_markdown() -> None:
     file = io.StringIO()
     Console(width=60, file=file).print(table(HAND))
     text = file.getvalue()
@@ -123,10 +123,10 @@ def test_batched_probabilities_equal_those_of_each_text_alone(mask: str, batch_s
             alone = model.score(hidden).log_softmax(-1)
         assert log_p.tolist() == pytest.approx(alone.tolist(), abs=1e-4)
     assert np.exp(found).sum(axis=1).tolist() == pytest.approx([1] * 7)
-    assert np.abs(found - found[0]).max() > 0.1  # the texts do differ
+    assert np.abs(found - found[0]).max() > 0.1  # the texts differ
 
 
-def test_pictures_are_drawn_as_png_and_pdf(tmp_path: Path) -> None:
+def test_charts_are_png_and_pdf_and_reproducible(tmp_path: Path) -> None:
     draw_confusion(tmp_path / "confusion", HAND, "three, test split")
     labels = tuple(f"a topic of number {i}" for i in range(60))
     draw_confusion(tmp_path / "many", Scores(labels, np.eye(60, dtype=int), 0.1), "many")
@@ -134,7 +134,7 @@ def test_pictures_are_drawn_as_png_and_pdf(tmp_path: Path) -> None:
     events = [
         {**event, "step": 0},
         {**event, "step": 50, "sample_loss": 0.5, "sample_accuracy": 0.9},
-        {**event, "step": 60, "val_loss": None, "accuracy": None},  # NaN in the record
+        {**event, "step": 60, "val_loss": None, "accuracy": None},  # NaN in metrics.jsonl
         {"event": "train", "step": 70},
     ]
     draw_history(tmp_path / "history", events, "three")

@@ -35,7 +35,7 @@ def batches(B: int = 4, eos_id: int | None = None) -> list[Batch]:
 
 
 def naive(model: GPTModel, eos_id: int | None = None) -> tuple[float, float, float, list[int]]:
-    """Loss, top-1 and top-5 position by position, as their definitions say."""
+    """Loss, top-1 and top-5, position by position."""
     losses, top1, top5, targets = [], [], [], []
     for batch in batches(1, eos_id):
         with torch.no_grad():
@@ -53,8 +53,8 @@ def naive(model: GPTModel, eos_id: int | None = None) -> tuple[float, float, flo
 
 
 @pytest.mark.parametrize("eos_id", [None, 3])
-def test_scores_are_what_their_names_say(model: GPTModel, eos_id: int | None) -> None:
-    sizes = torch.arange(V, dtype=torch.int32) % 4  # bytes that each id stands for, 0 for some
+def test_scores_equal_their_definitions(model: GPTModel, eos_id: int | None) -> None:
+    sizes = torch.arange(V, dtype=torch.int32) % 4  # bytes of each id, 0 for some
     found = evaluate(model, batches(4, eos_id), FP32, sizes)
     loss, top1, top5, targets = naive(model, eos_id)
     assert found.tokens == len(targets) == 150 - 1 + 77 - 1
@@ -70,7 +70,7 @@ def test_scores_are_what_their_names_say(model: GPTModel, eos_id: int | None) ->
     assert found.fields()["val_loss"] == found.loss
 
 
-def test_neither_batch_size_nor_chunks_matter(
+def test_scores_are_independent_of_batch_size_and_chunks(
     model: GPTModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = evaluate(model, batches(1), FP32)
@@ -92,8 +92,8 @@ def test_huge_losses_stay_finite(model: GPTModel) -> None:
     assert all(math.isfinite(x) for x in (found.loss, found.perplexity, found.top1, found.top5))
 
 
-def test_a_model_that_knows_nothing_has_the_scores_of_chance(model: GPTModel) -> None:
-    """All logits equal: the guess is id 0, the first five are ids 0 to 4."""
+def test_equal_logits_have_the_scores_of_chance(model: GPTModel) -> None:
+    """With equal logits the prediction is id 0, and the five highest are ids 0 to 4."""
     with torch.no_grad():
         model.final_norm.weight.zero_()
     found = evaluate(model, batches(), FP32)
@@ -103,14 +103,14 @@ def test_a_model_that_knows_nothing_has_the_scores_of_chance(model: GPTModel) ->
     assert found.top5 == pytest.approx((targets < 5).mean())
 
 
-def test_bfloat16_is_close(model: GPTModel) -> None:
+def test_bfloat16_is_close_to_fp32(model: GPTModel) -> None:
     exact = evaluate(model, batches(), FP32)
     half = evaluate(model, batches(), Precision("bf16", "cpu", ""))
     assert half.loss == pytest.approx(exact.loss, rel=0.01)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_model_is_left_as_it_was(model: GPTModel, training: bool) -> None:
+def test_model_keeps_its_mode(model: GPTModel, training: bool) -> None:
     model.train(training)
     model.embedding.dropout.p = 0.5
     first, second = evaluate(model, batches(), FP32), evaluate(model, batches(), FP32)
@@ -124,7 +124,7 @@ def test_the_model_is_left_as_it_was(model: GPTModel, training: bool) -> None:
     assert model.training is training
 
 
-def test_nothing_to_score_is_refused(model: GPTModel) -> None:
+def test_batches_without_targets_are_refused(model: GPTModel) -> None:
     ids = torch.zeros(1, 4, dtype=torch.long)
     for given in ([], [Batch(ids, torch.full_like(ids, IGNORE_INDEX))]):
         with pytest.raises(ValueError, match="fewer than two tokens"):

@@ -1,4 +1,4 @@
-"""Answers beside their references: the files that hold them, exact match, ROUGE, BLEU."""
+"""Responses against references: the files that contain them, exact match, ROUGE, BLEU."""
 
 import json
 import sys
@@ -21,11 +21,11 @@ def write(path, rows):
 # --- scores --------------------------------------------------------------------------------------
 
 
-def test_known_scores():
+def test_scores_computed_by_hand():
     result = score(entries(("the cat sat", " the cat sat\n"), ("the cat sat", "the cat")))
-    assert result.metrics["exact_match"] == 0.5  # white space around does not count
+    assert result.metrics["exact_match"] == 0.5  # white space at the ends does not count
     assert [item["exact_match"] for item in result.items] == [1.0, 0.0]
-    # of the second: precision 1; recall 2/3 of the words and 1/2 of the pairs
+    # the second response: precision 1, recall 2/3 of the words and 1/2 of the bigrams
     second = result.items[1]
     assert second["rouge1"] == second["rougeL"] == pytest.approx(0.8)
     assert second["rouge2"] == pytest.approx(2 / 3)
@@ -36,19 +36,19 @@ def test_known_scores():
     json.dumps(result.fields() | {"items": result.items}, allow_nan=False)
 
 
-def test_bleu_is_of_the_corpus():
-    # 4-grams 3/3 + 1/1, all precisions 1, and 10 words for 11: the brevity penalty alone is left
+def test_bleu_is_computed_over_the_corpus():
+    # all n-gram precisions are 1, with 10 words for 11: only the brevity penalty remains
     pairs = [("a b c d e f", "a b c d e f"), ("g h i j k", "g h i j")]
     assert score(entries(*pairs)).metrics["bleu"] == pytest.approx(
         90.4837, abs=1e-3
     )  # exp(1-11/10)
 
 
-def test_rouge_says_what_it_cannot_read():
+def test_references_without_latin_letters_get_a_note():
     result = score(entries(("привет", "привет"), ("hello", "hello")))
     assert result.metrics["exact_match"] == 1
     assert result.metrics["rouge1"] == 0.5
-    assert "1 references hold none" in result.notes[0]
+    assert "1 references have none" in result.notes[0]
 
 
 def test_exact_match_needs_no_extra(monkeypatch):
@@ -59,7 +59,7 @@ def test_exact_match_needs_no_extra(monkeypatch):
     assert "gptsmith[eval]" in result.notes[0]
 
 
-def test_nothing_to_score():
+def test_no_entries_are_refused():
     with pytest.raises(ValueError, match="nothing to score"):
         score([])
 
@@ -67,7 +67,7 @@ def test_nothing_to_score():
 # --- files ---------------------------------------------------------------------------------------
 
 
-def test_the_file_that_instruction_tuning_writes(tmp_path):
+def test_reads_the_file_of_instruction_tuning(tmp_path):
     row = {"instruction": "Add.", "input": "1 2", "output": "3", "response": "4", "stopped": True}
     write(tmp_path / "responses.json", [row, row | {"input": "", "response": ""}])
     (tmp_path / "model.json").write_text("{}")
@@ -76,13 +76,13 @@ def test_the_file_that_instruction_tuning_writes(tmp_path):
     assert read_responses(tmp_path / "responses.json") == found
 
 
-def test_a_run_without_answers_says_who_writes_them(tmp_path):
+def test_run_without_responses_names_the_command_that_writes_them(tmp_path):
     (tmp_path / "model.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="finetune instruct"):
         read_responses(tmp_path)
 
 
-def test_other_names_and_forms(tmp_path):
+def test_other_column_names(tmp_path):
     lines = tmp_path / "rows.jsonl"
     lines.write_text('{"id": 7, "prompt": "Q", "target": "T", "prediction": "P"}\n')
     assert read_responses(lines) == [Entry("7", "Q", "T", "P")]
@@ -94,20 +94,20 @@ def test_other_names_and_forms(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "no answers in it"),
-        ([{"output": "a"}], "row 1: no column holds the model's answer.*'output'"),
-        ([{"response": "a"}], "row 1: no column holds the reference answer"),
+        ([], "no responses in it"),
+        ([{"output": "a"}], "row 1: no column for the model's response.*'output'"),
+        ([{"response": "a"}], "row 1: no column for the reference"),
         (
             [{"output": "a", "response": "b"}, {"output": "a"}],
-            "row 2: no column 'response'; there are 'output'",
+            "row 2: no column 'response'; it has 'output'",
         ),
-        ([{"output": "a", "response": None}], "row 1: the column 'response' holds NoneType"),
+        ([{"output": "a", "response": None}], "row 1: 'response' is None, not text"),
         ([{"output": " ", "response": "a"}], "row 1: the reference 'output' is blank"),
         ([{"output": "a", "response": "\ud800"}], "row 1: 'response' is not Unicode"),
         ([1], "row 1: a row must be a JSON object"),
     ],
 )
-def test_files_that_are_wrong_are_refused_with_their_place(tmp_path, rows, message):
+def test_bad_files_are_refused_with_their_place(tmp_path, rows, message):
     path = write(tmp_path / "rows.json", rows)
     with pytest.raises(ValueError, match=message) as caught:
         read_responses(path)
@@ -115,5 +115,5 @@ def test_files_that_are_wrong_are_refused_with_their_place(tmp_path, rows, messa
     assert len(str(caught.value)) < 300
 
 
-def test_rouge_agrees_with_itself_on_the_names():
+def test_every_rouge_metric_is_reported():
     assert set(reference_metrics.ROUGE) < set(score(entries(("a", "a"))).metrics)

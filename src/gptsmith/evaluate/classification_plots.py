@@ -1,4 +1,4 @@
-"""Pictures of a classifier: what it takes for what, and how it learned. As PNG and PDF alike."""
+"""Charts of a classifier, as PNG and PDF: its confusion matrix and its learning curves."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from gptsmith.files import atomic_path
 from gptsmith.train.plots import GRID, INK, TRAIN, VAL
 
 FORMATS = (".png", ".pdf")
-MOST_NUMBERS = 20  # classes up to which each cell of the confusion matrix shows its count
+MAX_COUNTS_SHOWN = 20  # classes; a confusion matrix of more shows no counts
 
 
 def draw_confusion(path: Path, scores: Scores, title: str) -> None:
-    """The confusion matrix as path.png and path.pdf: counts, coloured by the share of the row."""
+    """The confusion matrix as path.png and path.pdf: counts, coloured by their share of the row."""
     figure = _figure(max(4.6, min(11.0, 3 + 0.55 * len(scores.labels))), 0.82)
     axes = figure.subplots()
     share = scores.counts / np.maximum(1, scores.support)[:, None]
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     names = [label if len(label) <= 16 else f"{label[:15]}…" for label in scores.labels]
     L = len(names)
-    apart = -(-L // 40)  # of more classes not every name finds room
-    turned = 90 if L > MOST_NUMBERS else 45 if max(map(len, names)) * L > 40 else 0
+    apart = -(-L // 40)  # with more classes, some names are left out
+    turned = 90 if L > MAX_COUNTS_SHOWN else 45 if max(map(len, names)) * L > 40 else 0
     ends = {} if turned in (0, 90) else dict(ha="right", rotation_mode="anchor")
     axes.set_xticks(range(0, L, apart), names[::apart], rotation=turned, **ends)
     axes.set_yticks(range(0, L, apart), names[::apart])
-    if L <= MOST_NUMBERS:
+    if L <= MAX_COUNTS_SHOWN:
         for i, row in enumerate(scores.counts):
             for j, count in enumerate(row):
                 colour = "white" if share[i, j] > 0.55 else INK
@@ -39,7 +39,7 @@ def draw_confusion(path: Path, scores: Scores, title: str) -> None:
                 )  # fmt: skip
     axes.set_xlabel("predicted", color=INK, fontsize=9)
     axes.set_ylabel("true", color=INK, fontsize=9)
-    axes.tick_params(colors=INK, labelsize=9 if L <= MOST_NUMBERS else 6, length=0)
+    axes.tick_params(colors=INK, labelsize=9 if L <= MAX_COUNTS_SHOWN else 6, length=0)
     axes.spines[:].set_visible(False)
     axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold", pad=22)
     what = f"accuracy {scores.accuracy:.1%}, macro-F1 {scores.macro_f1:.3f}"
@@ -57,7 +57,7 @@ def draw_confusion(path: Path, scores: Scores, title: str) -> None:
 def draw_history(path: Path, events: Sequence[Mapping[str, Any]], title: str) -> None:
     """Loss and accuracy over steps as path.png and path.pdf, on training and validation texts.
 
-    events: those of metrics.jsonl; "val" ones that have a `val_loss` are shown.
+    events: those of metrics.jsonl; "val" events with a `val_loss` are plotted.
     """
     from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
@@ -110,5 +110,5 @@ def _figure(width: float, shape: float) -> Any:
 def _save(figure: Any, path: Path) -> None:
     for suffix in FORMATS:
         with atomic_path(path.with_suffix(suffix)) as temporary:
-            # A date inside would make each drawing another file.
+            # Without a date inside, equal charts are equal files.
             figure.savefig(temporary, metadata={"CreationDate": None} if suffix == ".pdf" else None)

@@ -1,9 +1,9 @@
-"""Our runs as models of EleutherAI's lm-evaluation-harness (pip extra `eval`), with all its tasks.
+"""Our runs as models of EleutherAI's lm-evaluation-harness (extra `eval`), for all its tasks.
 
     lm_eval.simple_evaluate(model=harness.lm("runs/mine"), tasks=["hellaswag", "boolq"])
     python -m gptsmith.evaluate.harness --model gptsmith --model_args run=runs/mine --tasks boolq
 
-The second line is the harness's own command, which has no other way to learn of a model.
+The second line is the harness's own command, with our model registered.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import LM
 
-_BATCH = 32  # texts that are written at the same time
-_TOKENS = 256  # that are written where a task sets no bound, as the harness's own models do
+_BATCH = 32  # texts that are generated together
+_TOKENS = 256  # generated where a task sets no limit, as in the harness's own models
 
 
 def lm(
@@ -37,7 +37,7 @@ def lm(
     device: str = "auto",
     trust_code: bool = False,
 ) -> LM:
-    """The run as what `simple_evaluate(model=...)` takes. The arguments are those of load_model.
+    """The run as an LM for `simple_evaluate(model=...)`; the arguments are those of load_model.
 
     ValueError where lm-eval is not installed.
     """
@@ -46,7 +46,7 @@ def lm(
 
 @cache
 def _model_class() -> type[LM]:
-    """Made when it is asked for, because its base class is in an optional package."""
+    """The class, made on demand because its base class is in an optional package."""
     try:
         from lm_eval.api.model import LM
         from lm_eval.models.utils import normalize_gen_kwargs
@@ -57,8 +57,7 @@ def _model_class() -> type[LM]:
         ) from None
 
     class GPTSmithLM(LM):
-        """batch_size and max_batch_size, which the harness passes, mean nothing here: a batch is a
-        number of tokens."""
+        """The harness's batch_size and max_batch_size are ignored: batches are sized by tokens."""
 
         def __init__(
             self,
@@ -72,7 +71,7 @@ def _model_class() -> type[LM]:
             super().__init__()
             run = run if isinstance(run, Run) else Run.open(run)
             if device == "cuda:0" and not torch.cuda.is_available():
-                device = "auto"  # the harness's command says cuda:0 where the user said nothing
+                device = "auto"  # the default of the harness's command is cuda:0
             self.tokenizer = run.tokenizer
             self.model = run.load_model(checkpoint, device, trust_code)
 
@@ -89,7 +88,8 @@ def _model_class() -> type[LM]:
             return [(likelihood.nats, likelihood.greedy) for likelihood in found]
 
         def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-            """Texts of any length in windows of the model's context, each token scored once."""
+            """Texts of any length, in windows of the model's context; each token is predicted
+            once."""
             windows: list[Request] = []
             owners: list[int] = []
             for i, request in enumerate(requests):
@@ -113,8 +113,7 @@ def _model_class() -> type[LM]:
             return sums
 
         def generate_until(self, requests: list[Instance]) -> list[str]:
-            """Requests with equal settings are written together, a long context without its
-            beginning."""
+            """Requests with equal settings share a batch; long contexts lose their beginning."""
             groups: dict[str, list[int]] = defaultdict(list)
             for i, request in enumerate(requests):
                 groups[json.dumps(request.args[1], sort_keys=True)].append(i)
@@ -156,7 +155,7 @@ def _model_class() -> type[LM]:
 
 
 def register() -> None:
-    """Make `gptsmith` a model of simple_evaluate(model="gptsmith", model_args="run=...")."""
+    """Register the model for simple_evaluate(model="gptsmith", model_args="run=...")."""
     made = _model_class()
     from lm_eval.api.registry import model_registry
 
@@ -164,7 +163,7 @@ def register() -> None:
 
 
 def main() -> None:
-    """The harness's command with one model more."""
+    """The harness's command with our model registered."""
     try:
         register()
     except ValueError as error:

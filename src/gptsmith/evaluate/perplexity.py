@@ -1,6 +1,6 @@
 """How well a model predicts text: loss, perplexity, bits per byte, next-token accuracy.
 
-N tokens, C channels, V vocabulary.
+N target tokens, C channels, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from gptsmith.train.runtime import Precision
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over the scored tokens of a text."""
+    """Means over the target tokens of a text."""
 
     loss: float  # nats per token
     perplexity: float  # exp(loss)
-    bits_per_byte: float | None  # independent of the tokenizer; None without byte counts
-    top1: float  # share of tokens that were the model's first guess
-    top5: float  # share that were among its first five
+    bits_per_byte: float | None  # comparable between tokenizers; None without byte counts
+    top1: float  # share of tokens that had the highest logit
+    top5: float  # share among the five highest
     tokens: int
 
     def fields(self) -> dict[str, float | int | None]:
-        """As metrics: val_loss and the rest by their names."""
+        """Metrics by name; the loss is val_loss."""
         values = asdict(self)
         return {"val_loss": values.pop("loss"), **values}
 
@@ -41,7 +41,7 @@ def evaluate(
     precision: Precision,
     token_bytes: Tensor | None = None,
 ) -> Scores:
-    """Score the targets of all batches. token_bytes: (V,) UTF-8 bytes that each id stands for.
+    """Scores over the targets of all batches. token_bytes: (V,) UTF-8 bytes of each id.
 
     The model is left in the mode (train or eval) it was found in. ValueError without targets.
     """
@@ -51,7 +51,7 @@ def evaluate(
     total = torch.zeros(4, dtype=torch.float64)  # nats, top-1 hits, top-5 hits, bytes
     tokens = 0
     try:
-        # Not inference_mode: a BlockMask that the model caches here must serve training too.
+        # Not inference_mode: a BlockMask that the model caches here is used in training too.
         with torch.no_grad(), precision.autocast():
             for batch in batches:
                 on_device = batch.to(device)
@@ -59,19 +59,19 @@ def evaluate(
                     on_device.inputs, positions=on_device.positions, documents=on_device.documents
                 )
                 targets = on_device.targets.flatten()
-                scored = targets != IGNORE_INDEX
+                is_target = targets != IGNORE_INDEX
                 nats, hits1, hits5 = score(
-                    hidden.flatten(0, 1)[scored], model.head_weight, targets[scored]
+                    hidden.flatten(0, 1)[is_target], model.head_weight, targets[is_target]
                 )
                 size = 0.0
                 if token_bytes is not None:
-                    size = float(token_bytes[targets[scored].cpu()].sum())
+                    size = float(token_bytes[targets[is_target].cpu()].sum())
                 total += torch.tensor([nats, hits1, hits5, size], dtype=torch.float64)
-                tokens += int(scored.sum())
+                tokens += int(is_target.sum())
     finally:
         model.train(training)
     if not tokens:
-        raise ValueError("nothing to score: the validation text holds fewer than two tokens")
+        raise ValueError("nothing to score: the validation text has fewer than two tokens")
     nats, top1, top5, size = total.tolist()
     loss = nats / tokens
     bits = nats / math.log(2) / size if size else None
@@ -87,10 +87,10 @@ def score(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[float, float
         logits = (h @ weight.to(h.dtype).T).float()  # (rows, V)
         label = logits.gather(1, y.unsqueeze(1))  # (rows, 1)
         nats += (logits.logsumexp(dim=-1, keepdim=True) - label).cpu().double().sum()
-        # Tokens that the model preferred; of equals the lowest id, as argmax has it.
+        # Number of tokens that the model prefers; ties go to the lower id, as in argmax.
         earlier = torch.arange(logits.shape[1], device=y.device) < y.unsqueeze(1)
         rank = ((logits > label) | ((logits == label) & earlier)).sum(dim=-1)
-        rank = rank.masked_fill(label.isnan().squeeze(1), logits.shape[1])  # NaN guesses nothing
+        rank = rank.masked_fill(label.isnan().squeeze(1), logits.shape[1])  # NaN predicts nothing
         hits1 += int((rank == 0).sum())
         hits5 += int((rank < 5).sum())
     return float(nats), hits1, hits5

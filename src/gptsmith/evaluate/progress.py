@@ -1,4 +1,4 @@
-"""How far a measurement has come: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of an evaluation: a bar on a terminal, a plain line every 10 s elsewhere."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -12,15 +12,15 @@ _PLAIN_SECONDS = 10.0
 Step = TypeVar("Step")
 
 
-def progress(steps: Iterable[Step], doing: str, total: int) -> Iterator[Step]:
-    """The steps, of which there are `total`; on stderr, how many are done."""
+def progress(steps: Iterable[Step], title: str, total: int) -> Iterator[Step]:
+    """Iterate over the steps, and report on stderr how many of `total` are done."""
     console = Console(stderr=True, highlight=False)
     if console.is_terminal:
-        yield from track(steps, doing, total=total, console=console, transient=True)
+        yield from track(steps, title, total=total, console=console, transient=True)
         return
     last = time.monotonic()
     for done, step in enumerate(steps, 1):
         yield step
         if time.monotonic() - last >= _PLAIN_SECONDS:
             last = time.monotonic()
-            console.print(f"{doing}: {done:,} of {total:,}", markup=False, soft_wrap=True)
+            console.print(f"{title}: {done:,} of {total:,}", markup=False, soft_wrap=True)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gptsmith.data.shards import Corpus
-    from gptsmith.generate.chat import generate_chat_response, generate_multi_turn_response
-    from gptsmith.generate.sampling import SamplingConfig
+    from gptsmith.generate.chat import Chat
+    from gptsmith.generate.engine import Engine
+    from gptsmith.generate.options import SamplingConfig
+    from gptsmith.generate.request import Generation, Request
     from gptsmith.model.config import ModelConfig
     from gptsmith.model.gpt import GPTModel
     from gptsmith.model.kv_cache import KVCache
@@ -20,30 +22,34 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Chat",
     "Corpus",
+    "Engine",
     "GPTModel",
+    "Generation",
     "KVCache",
     "Mask",
     "ModelConfig",
+    "Request",
     "Run",
     "SamplingConfig",
     "Tokenizer",
     "__version__",
-    "generate_chat_response",
-    "generate_multi_turn_response",
 ]
 
 _HOMES = {
+    "Chat": "gptsmith.generate.chat",
     "Corpus": "gptsmith.data.shards",
+    "Engine": "gptsmith.generate.engine",
     "GPTModel": "gptsmith.model.gpt",
+    "Generation": "gptsmith.generate.request",
     "KVCache": "gptsmith.model.kv_cache",
     "Mask": "gptsmith.model.masks",
     "ModelConfig": "gptsmith.model.config",
+    "Request": "gptsmith.generate.request",
     "Run": "gptsmith.run",
-    "SamplingConfig": "gptsmith.generate.sampling",
+    "SamplingConfig": "gptsmith.generate.options",
     "Tokenizer": "gptsmith.tokenizer",
-    "generate_chat_response": "gptsmith.generate.chat",
-    "generate_multi_turn_response": "gptsmith.generate.chat",
 }
 
 

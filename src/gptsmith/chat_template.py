@@ -53,6 +53,13 @@ class Encoded(NamedTuple):
     scored: list[bool]
 
 
+class ChatPrompt(NamedTuple):
+    """What a model reads before it replies, and the messages that it is made of."""
+
+    ids: list[int]
+    messages: list[Message]
+
+
 class ChatTemplate:
     """A Jinja chat template with the tokenizer that its special tokens belong to.
 
@@ -137,25 +144,26 @@ class ChatTemplate:
         layout = self.layout(tuple(message["role"] for message in messages), generate=True)
         return self._ids(layout, self._contents(layout, messages, generate=True), True)
 
-    def fit(self, messages: Sequence[Message], limit: int) -> list[Message]:
-        """The newest turns whose prompt has at most `limit` tokens, behind the system message.
+    def truncate(self, messages: Sequence[Message], limit: int) -> ChatPrompt:
+        """The prompt of the newest turns that take at most `limit` tokens, system message included.
 
-        A turn is a user's message and what follows it. ValueError if the last does not fit alone.
+        A turn is a user message and what follows it. ValueError if the last one is too long.
         """
         messages = _checked(messages)
         first = next((i for i, m in enumerate(messages) if m["role"] != "system"), 0)
         system, rest = messages[:first], messages[first:]
         turns = [i for i, message in enumerate(rest) if i == 0 or message["role"] == "user"]
         for i in turns:
-            length = len(self.prompt(system + rest[i:]))
-            if length <= limit:
-                return system + rest[i:]
+            kept = system + rest[i:]
+            ids = self.prompt(kept)
+            if len(ids) <= limit:
+                return ChatPrompt(ids, kept)
         raise ValueError(
-            f"the last message takes {length} tokens, with what the template adds"
-            f"{' and the system message' if system else ''}, and only {limit} fit: shorten it"
+            f"the last message takes {len(ids)} tokens, including what the template adds"
+            f"{' and the system message' if system else ''}, but only {limit} fit: shorten it"
         )
 
-    def check(self) -> None:
+    def check_prefix_preserving(self) -> None:
         """ValueError if a model trained on this template would meet another one when chatting:
         the prompt for an answer must be the beginning of the conversation it was trained on."""
         word = self.word()

@@ -20,8 +20,8 @@ from gptsmith.chat_template import Message
 from gptsmith.commands import evaluate, generate, prepare
 from gptsmith.config import Section, load_config
 from gptsmith.evaluate import skills
-from gptsmith.generate.chat import generate_multi_turn_response
-from gptsmith.generate.sampling import SamplingConfig
+from gptsmith.generate.chat import Chat
+from gptsmith.generate.options import SamplingConfig
 from gptsmith.recipes import chat, pretrain
 from gptsmith.recipes.report import number
 from gptsmith.run import Run
@@ -141,15 +141,15 @@ def _show(run: Path | None, words: Sequence[str | Path]) -> int:
 
 def _talk(run: Run) -> None:
     """Three conversations, the user's part given. The likeliest answers, so that they repeat."""
-    model, greedy = run.load_model(), SamplingConfig(temperature=0, max_new_tokens=60)
+    assert run.chat_template is not None
+    chat = Chat(run.load_model(), run.tokenizer, run.chat_template)
+    greedy = SamplingConfig(temperature=0, max_new_tokens=60)
     print(f"$ gptsmith chat {run.path} --temperature 0")
     for questions in CONVERSATIONS:
         messages: list[Message] = []
         for question in questions:
             messages.append({"role": "user", "content": question})
-            answer = generate_multi_turn_response(
-                model, run.tokenizer, messages, run.template, greedy
-            )
+            answer = chat.reply(messages, greedy).text
             messages.append({"role": "assistant", "content": answer})
             print(f"> {question}\n{answer}")
         print()

@@ -17,8 +17,8 @@ import torch
 from gptsmith import cli
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
 from gptsmith.commands.chat import save
-from gptsmith.generate.chat import generate_multi_turn_response
-from gptsmith.generate.sampling import SamplingConfig
+from gptsmith.generate.chat import Chat
+from gptsmith.generate.options import SamplingConfig
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.run import Run
@@ -64,9 +64,9 @@ def pipe(text: str, *argv: object) -> subprocess.CompletedProcess[str]:
 def expected(run: Path, messages: list[Message], **sampling: Any) -> str:
     opened = Run.open(run)
     config = SamplingConfig(**{"temperature": 0.6, **sampling})
-    return generate_multi_turn_response(
-        opened.load_model(), opened.tokenizer, messages, opened.template, config
-    )
+    assert opened.chat_template is not None
+    chat = Chat(opened.load_model(), opened.tokenizer, opened.chat_template)
+    return chat.reply(messages, config).text
 
 
 def user(text: str) -> Message:
@@ -161,7 +161,7 @@ def test_saving_again_replaces_the_beginning(say, run: Path, tmp_path: Path) -> 
         ("/tempo 1", "there is no /tempo: /help lists the commands"),
         ("/save", "/save wants the name of a file"),
         ("/save x.jsonl", "nothing was said yet"),
-        ("x" * 100, "tokens, with what the template adds, and only 56 fit: shorten it"),
+        ("x" * 100, "tokens, including what the template adds, but only 56 fit: shorten it"),
     ],
 )
 def test_a_mistake_ends_a_pipe(say, run: Path, line: str, message: str) -> None:

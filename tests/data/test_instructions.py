@@ -53,7 +53,7 @@ def row(instruction: str = "Do.", given: str = "", output: str = "Done.") -> Ins
 def encoded(rows, tokenizer, text=CLASSIC, T=512, **options):
     prompt = Prompt.parse(text)
     template = ChatTemplate(prompt.template("<|endoftext|>"), tokenizer)
-    template.check()
+    template.check_prefix_preserving()
     report = ReadReport()
     found = list(encode_instructions(rows, prompt, template, T, report, **options))
     return found, report

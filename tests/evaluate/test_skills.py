@@ -7,6 +7,8 @@ from rich.console import Console
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data import skills
 from gptsmith.evaluate import skills as scoring
+from gptsmith.generate.engine import Engine
+from gptsmith.generate.request import Generation
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.tokenizer import Tokenizer
@@ -61,11 +63,11 @@ def test_the_prompt_shows_worked_examples_of_the_same_skill(base, monkeypatch):
     model, tokenizer = base
     prompts = []
 
-    def write(model, tokenizer, given, config, *, stop):
+    def generate(engine, given, sampling, *, stop):
         prompts.extend(given)
-        return ["x"] * len(given)
+        return [Generation([], "x")] * len(given)
 
-    monkeypatch.setattr(scoring, "generate_text", write)
+    monkeypatch.setattr(Engine, "generate", generate)
     items = skills.held_out(0, 3)
     scoring.few_shot(model, tokenizer, items, seed=0)
     limit = model.config.context_length - scoring.GREEDY.max_new_tokens

@@ -1,27 +1,18 @@
-"""Answers: one turn, a history, many at once; where they end, and what is left out before them."""
-
-from collections.abc import Iterator
+"""Replies: one turn, a history, many at once; where they end, and what is truncated before them."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
-from gptsmith.generate.chat import (
-    answers,
-    fit_history,
-    generate_chat_response,
-    generate_multi_turn_response,
-    replies,
-    reply,
-)
-from gptsmith.generate.sampling import SamplingConfig
+from gptsmith.generate.chat import Chat
+from gptsmith.generate.options import SamplingConfig
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
-CHAT = ChatTemplate(TEMPLATE, TOKENIZER)
+CHAT_TEMPLATE = ChatTemplate(TEMPLATE, TOKENIZER)
 CONTEXT = 48
 CONFIG = ModelConfig(
     n_layer=2, n_head=2, n_embd=32, context_length=CONTEXT, vocab_size=TOKENIZER.vocab_size
@@ -44,22 +35,13 @@ LESSONS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """So small a model is no work to share."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def model() -> GPTModel:
+def tuned() -> GPTModel:
     """Knows its lessons by heart."""
     torch.manual_seed(0)
     model = GPTModel(CONFIG)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    encoded = [CHAT.encode(lesson) for lesson in LESSONS]
+    encoded = [CHAT_TEMPLATE.encode(lesson) for lesson in LESSONS]
     for _ in range(60):
         loss = torch.zeros(())
         for ids, scored in encoded:
@@ -73,8 +55,8 @@ def model() -> GPTModel:
 
 
 @pytest.fixture(scope="module")
-def noise() -> GPTModel:
-    """Has learned nothing, so it seldom stops."""
+def untrained() -> GPTModel:
+    """Random weights, so it seldom stops."""
     torch.manual_seed(1)
     model = GPTModel(CONFIG)
     for p in model.parameters():
@@ -82,66 +64,90 @@ def noise() -> GPTModel:
     return model.eval()
 
 
-def test_one_turn(model: GPTModel) -> None:
-    assert generate_chat_response(model, TOKENIZER, "Red?", config=GREEDY) == "Rot."
-    french = generate_chat_response(model, TOKENIZER, "Red?", system="French", config=GREEDY)
-    assert french == "Rouge."
+@pytest.fixture
+def chat(tuned: GPTModel) -> Chat:
+    return Chat(tuned, TOKENIZER, CHAT_TEMPLATE)
+
+
+@pytest.fixture
+def endless(untrained: GPTModel) -> Chat:
+    return Chat(untrained, TOKENIZER, CHAT_TEMPLATE)
 
 
 @pytest.mark.parametrize("lesson", LESSONS)
-def test_a_history(model: GPTModel, lesson: list[Message]) -> None:
+def test_a_reply_is_streamed(chat: Chat, lesson: list[Message]) -> None:
     shown: list[str] = []
-    text = generate_multi_turn_response(
-        model, TOKENIZER, lesson[:-1], TEMPLATE, GREEDY, shown.append
-    )
-    assert text == lesson[-1]["content"] == "".join(shown)
+    generation = chat.reply(lesson[:-1], GREEDY, shown.append)
+    assert generation.text == lesson[-1]["content"] == "".join(shown)
     assert len(shown) > 1
 
 
-def test_many_at_once_are_as_each_alone(model: GPTModel, noise: GPTModel) -> None:
-    asked = [lesson[:-1] for lesson in LESSONS] * 8  # more than a batch
-    assert (
-        answers(model, TOKENIZER, CHAT, asked, GREEDY)
-        == [lesson[-1]["content"] for lesson in LESSONS] * 8
-    )
-    # long and short ones together, up to and over the end of the context
-    asked = [talk("x" * n) for n in (1, 40, 20, 30, 45, 33)]
-    config = SamplingConfig(temperature=1.5, max_new_tokens=24, seed=3)
-    asked = [m for m in asked if len(CHAT.prompt(m)) <= CONTEXT - 24] + [talk("y" * 20)] * 2
-    together = replies(noise, TOKENIZER, CHAT, asked, config)
-    for i, (messages, made) in enumerate(zip(asked, together, strict=True)):
-        own = config.model_copy(update={"seed": 3 + i})
-        assert made == reply(noise, TOKENIZER, CHAT, messages, own)
-    assert answers(model, TOKENIZER, CHAT, [], GREEDY) == []
+def test_the_next_turn_reads_only_what_is_new(chat: Chat, tuned: GPTModel) -> None:
+    shapes: list[tuple[int, ...]] = []
+    hook = tuned.embedding.token.register_forward_hook(lambda m, a, o: shapes.append(a[0].shape))
+    lesson = LESSONS[2]
+    first = chat.reply(lesson[:1], GREEDY)
+    shapes.clear()
+    assert chat.reply(lesson[:3], GREEDY).text == lesson[3]["content"]
+    hook.remove()
+    cached = len(CHAT_TEMPLATE.prompt(lesson[:1])) + len(first.ids)
+    assert shapes[0] == (1, len(CHAT_TEMPLATE.prompt(lesson[:3])) - cached)
 
 
-def test_an_answer_never_outgrows_the_context(noise: GPTModel) -> None:
-    config = SamplingConfig(temperature=0, max_new_tokens=1000)
-    room = [fit_history(noise, CHAT, talk("x" * n), config) for n in (1, 21)]
-    for messages, made in zip(room, replies(noise, TOKENIZER, CHAT, room, config), strict=True):
-        assert made == reply(noise, TOKENIZER, CHAT, messages, config)
-        assert len(made.ids) + len(CHAT.prompt(messages)) <= CONTEXT
-        assert made.forgotten == 0
+def test_many_replies_equal_each_alone(chat: Chat, endless: Chat) -> None:
+    conversations = [lesson[:-1] for lesson in LESSONS] * 8  # more than a batch
+    prompts = [chat.encode(messages, GREEDY).ids for messages in conversations]
+    texts = [generation.text for generation in chat.reply_all(prompts, GREEDY)]
+    assert texts == [lesson[-1]["content"] for lesson in LESSONS] * 8
+    # long and short ones together, up to the end of the context
+    conversations = [talk("x" * n) for n in (1, 40, 20, 30, 44, 33)] + [talk("y" * 20)] * 2
+    prompts = [CHAT_TEMPLATE.prompt(messages) for messages in conversations]
+    sampling = SamplingConfig(temperature=1.5, max_new_tokens=24, seed=3)
+    together = endless.reply_all(prompts, sampling)
+    for i, generation in enumerate(together):
+        prompt = CHAT_TEMPLATE.truncate(conversations[i], CONTEXT)
+        alone = endless.reply(prompt, sampling.with_seed(3 + i))
+        assert (generation.ids, generation.text) == (alone.ids, alone.text)
+        assert generation.finish_reason == alone.finish_reason
+    assert chat.reply_all([], GREEDY) == []
 
 
-def test_old_turns_make_room_for_the_answer(model: GPTModel) -> None:
+def test_a_reply_never_outgrows_the_context(endless: Chat) -> None:
+    sampling = SamplingConfig(temperature=0, max_new_tokens=1000)
+    for n in (1, 21):
+        prompt = endless.encode(talk("x" * n), sampling)
+        generation = endless.reply(prompt, sampling)
+        assert len(generation.ids) + len(prompt.ids) <= CONTEXT
+        assert generation.dropped_tokens == 0
+
+
+def test_old_turns_make_room_for_the_reply(chat: Chat) -> None:
     history = talk("Blue?", "Blau.", *("Red?", "Rot.") * 3, "Again?")
-    kept = fit_history(model, CHAT, history, GREEDY)
+    ids, kept = chat.encode(history, GREEDY)
     assert kept == history[-len(kept) :]
     assert 1 < len(kept) < len(history)
     assert kept[0]["role"] == "user"
-    assert len(CHAT.prompt(kept)) <= CONTEXT - 12
-    assert generate_multi_turn_response(model, TOKENIZER, history, config=GREEDY) == (
-        generate_multi_turn_response(model, TOKENIZER, kept, config=GREEDY)
-    )
-    # an answer that could fill the context leaves half of it to the history
-    endless = GREEDY.model_copy(update={"max_new_tokens": 10 * CONTEXT})
-    assert 12 < len(CHAT.prompt(fit_history(model, CHAT, history, endless))) <= CONTEXT // 2
-    with pytest.raises(ValueError, match="and only 36 fit: shorten it"):
-        generate_chat_response(model, TOKENIZER, "x" * 40, config=GREEDY)
+    assert ids == CHAT_TEMPLATE.prompt(kept)
+    assert len(ids) <= CONTEXT - 12
+    assert chat.reply(history, GREEDY).ids == chat.reply(kept, GREEDY).ids
+    # a reply that could fill the context leaves half of it to the history
+    long = GREEDY.model_copy(update={"max_new_tokens": 10 * CONTEXT})
+    assert 12 < len(chat.encode(history, long).ids) <= CONTEXT // 2
+    with pytest.raises(ValueError, match="but only 36 fit: shorten it"):
+        chat.reply(talk("x" * 40), GREEDY)
 
 
-def test_special_tokens_end_an_answer_and_are_not_shown() -> None:
+def test_ctrl_c_ends_a_reply_and_not_the_chat(chat: Chat) -> None:
+    def interrupt(piece: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        chat.reply(LESSONS[0][:1], GREEDY, interrupt)
+    assert not chat.engine.busy
+    assert chat.reply(LESSONS[1][:1], GREEDY).text == LESSONS[1][1]["content"]
+
+
+def test_special_tokens_end_a_reply_and_are_not_shown() -> None:
     """Whatever a model says next, only text comes out."""
     torch.manual_seed(0)
     model = GPTModel(CONFIG).eval()
@@ -150,20 +156,10 @@ def test_special_tokens_end_an_answer_and_are_not_shown() -> None:
         for p in model.parameters():
             torch.nn.init.normal_(p, std=0.5)
         model.head_weight[special] *= 3  # so that they are likely
-    config = SamplingConfig(temperature=1.0, max_new_tokens=30)
-    asked = [talk(chr(97 + i)) for i in range(26)]
-    made = replies(model, TOKENIZER, CHAT, asked, config)
-    assert {generation.finish for generation in made} == {"stop"}
-    for generation in made:
+    sampling = SamplingConfig(temperature=1.0, max_new_tokens=30)
+    prompts = [CHAT_TEMPLATE.prompt(talk(chr(97 + i))) for i in range(26)]
+    generations = Chat(model, TOKENIZER, CHAT_TEMPLATE).reply_all(prompts, sampling)
+    assert {generation.finish_reason for generation in generations} == {"stop"}
+    for generation in generations:
         assert not set(generation.ids) & set(special)
         assert "<|" not in generation.text
-
-
-def test_a_foreign_template(model: GPTModel) -> None:
-    source = (
-        "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
-    )
-    told = generate_chat_response(model, TOKENIZER, "Red?", template=source, config=GREEDY)
-    chat = ChatTemplate(source, TOKENIZER)
-    assert told == reply(model, TOKENIZER, chat, talk("Red?"), GREEDY).text

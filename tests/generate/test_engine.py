@@ -1,3 +1,5 @@
+"""The engine: batched = alone, cached = full forward; requests come and go; prefixes are reused."""
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gptsmith.generate.engine import Generation, _Text, generate, generate_text
-from gptsmith.generate.sampling import SamplingConfig, sample
+from gptsmith.generate.engine import Engine
+from gptsmith.generate.options import SamplingConfig
+from gptsmith.generate.request import Generation, Request
+from gptsmith.generate.sampling import sample
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.masks import Mask
@@ -43,8 +47,10 @@ def make(config: ModelConfig) -> GPTModel:
 
 
 @torch.no_grad()
-def alone(model: GPTModel, prompt: list[int], config: SamplingConfig, seed: int) -> list[int]:
-    """The definition: one row, the full forward for every token."""
+def full_forward(
+    model: GPTModel, prompt: list[int], config: SamplingConfig, seed: int
+) -> list[int]:
+    """The definition: one row, the full forward pass for every token."""
     generator = torch.Generator().manual_seed(seed)
     limit = model.config.context_length
     context, new = list(prompt), []
@@ -54,20 +60,29 @@ def alone(model: GPTModel, prompt: list[int], config: SamplingConfig, seed: int)
         if len(context) > limit:
             context = context[-max(1, limit // 2) :]
         logits = model(torch.tensor([context]))[:, -1]
-        token = int(sample(logits, config, [generator], seen))
+        token = int(sample(logits, [config], [generator], seen))
         seen[0, token] = True
         context.append(token)
         new.append(token)
     return new
 
 
-def ids_of(results: list[Generation]) -> list[list[int]]:
-    return [result.ids for result in results]
+def ids_of(generations: list[Generation]) -> list[list[int]]:
+    return [generation.ids for generation in generations]
 
 
-prompts = st.lists(
-    st.lists(st.integers(0, V - 1), min_size=1, max_size=CONTEXT + 4), min_size=1, max_size=4
-)
+@contextmanager
+def shapes_read(model: GPTModel) -> Iterator[list[tuple[int, ...]]]:
+    """The shapes (B, T) of all ids that the model reads."""
+    shapes: list[tuple[int, ...]] = []
+    hook = model.embedding.token.register_forward_hook(lambda m, a, o: shapes.append(a[0].shape))
+    try:
+        yield shapes
+    finally:
+        hook.remove()
+
+
+prompt_lists = st.lists(st.integers(0, V - 1), min_size=1, max_size=CONTEXT + 4)
 samplings = st.builds(
     SamplingConfig,
     max_new_tokens=st.integers(1, 2 * CONTEXT),
@@ -82,106 +97,269 @@ samplings = st.builds(
 
 @pytest.mark.parametrize("model", [make(c) for c in MODELS.values()], ids=MODELS)
 @settings(max_examples=12)
-@given(prompts=prompts, config=samplings, stop=st.integers(0, V - 1))
-def test_a_row_of_a_batch_is_the_row_alone(
+@given(
+    prompts=st.lists(prompt_lists, min_size=1, max_size=4),
+    config=samplings,
+    stop=st.integers(0, V - 1),
+)
+def test_batched_rows_equal_the_full_forward_of_each(
     model: GPTModel, prompts: list[list[int]], config: SamplingConfig, stop: int
 ) -> None:
-    results = generate(model, prompts, config)
-    expected = [alone(model, p, config, config.seed + i) for i, p in enumerate(prompts)]
-    assert ids_of(results) == expected
-    assert all(result.finish == "length" for result in results)
+    generations = Engine(model).generate(prompts, config)
+    expected = [full_forward(model, p, config, config.seed + i) for i, p in enumerate(prompts)]
+    assert ids_of(generations) == expected
+    assert all(generation.finish_reason == "length" for generation in generations)
 
-    stopped = generate(model, prompts, config, stop_ids=[stop])
-    for result, full in zip(stopped, expected, strict=True):
-        assert result.ids == (full[: full.index(stop)] if stop in full else full)
-        assert result.finish == ("stop" if stop in full else "length")
+    stopped = Engine(model).generate(prompts, config, stop_ids=[stop])
+    for generation, full in zip(stopped, expected, strict=True):
+        assert generation.ids == (full[: full.index(stop)] if stop in full else full)
+        assert generation.finish_reason == ("stop" if stop in full else "length")
 
-    seeds = [config.seed + i for i in range(len(prompts))]
-    turned = generate(model, prompts[::-1], config, seeds=seeds[::-1])
-    assert ids_of(turned) == expected[::-1]
+
+@pytest.mark.parametrize("model", [make(c) for c in MODELS.values()], ids=MODELS)
+@settings(max_examples=12)
+@given(data=st.data())
+def test_requests_join_and_leave_between_steps(model: GPTModel, data: st.DataObject) -> None:
+    """Requests with settings of their own, prompts with shared beginnings, a small batch: every
+    text is that of its request alone. Some are cancelled, and the weights are refreshed."""
+    engine = Engine(model, max_batch_size=data.draw(st.integers(1, 3)))
+    start = data.draw(prompt_lists)
+    requests: list[tuple[Request, Generation]] = []
+    cancelled = []
+    for _ in range(data.draw(st.integers(1, 6))):
+        prompt = start[: data.draw(st.integers(0, len(start)))] + data.draw(prompt_lists)
+        request = Request(prompt, data.draw(samplings), stop_ids=())
+        requests.append((request, engine.add(request)))
+        for _ in range(data.draw(st.integers(0, 20))):
+            engine.step()
+        match data.draw(st.integers(0, 5)):
+            case 0:
+                engine.refresh()
+            case 1:
+                cancelled.append(data.draw(st.sampled_from(requests))[1])
+                engine.cancel(cancelled[-1])
+    while engine.busy:
+        for generation in engine.step():
+            assert generation.finish_reason == "length"
+    assert engine.step() == []
+    for request, generation in requests:
+        expected = full_forward(
+            model, list(request.prompt), request.sampling, request.sampling.seed
+        )
+        if generation.finish_reason == "cancelled":
+            assert any(generation is one for one in cancelled)
+            assert expected[: len(generation.ids)] == generation.ids
+        else:
+            assert generation.ids == expected
 
 
 @torch.no_grad()
-def test_single_precision_rows_agree_within_rounding() -> None:
+def test_float32_rows_agree_within_rounding() -> None:
     model = make(LLAMA).float()
     prompts = [[1, 2, 3, 4, 5, 6, 7], [8], [9, 10, 11]]
     config = SamplingConfig(max_new_tokens=40)
-    for i, result in enumerate(generate(model, prompts, config)):
-        assert result.ids == alone(model, prompts[i], config, i)
-        assert result.ids == generate(model, prompts[i : i + 1], config, seeds=[i])[0].ids
+    for i, generation in enumerate(Engine(model).generate(prompts, config)):
+        assert generation.ids == full_forward(model, prompts[i], config, i)
+        alone = Engine(model).generate(prompts[i : i + 1], config.with_seed(i))
+        assert generation.ids == alone[0].ids
 
 
 def test_a_bfloat16_model_generates() -> None:
     model = make(LLAMA).bfloat16()
-    results = generate(model, [[1, 2, 3], [4]], SamplingConfig(max_new_tokens=30))
-    assert [len(r.ids) for r in results] == [30, 30]
+    generations = Engine(model).generate([[1, 2, 3], [4]], SamplingConfig(max_new_tokens=30))
+    assert [len(g.ids) for g in generations] == [30, 30]
 
 
-def test_the_work_is_one_position_per_token_and_finished_rows_leave() -> None:
+def test_a_step_reads_one_position_per_row_and_finished_rows_leave() -> None:
     model = make(GPT2)
-    shapes: list[tuple[int, ...]] = []
-    model.embedding.token.register_forward_hook(lambda m, args, out: shapes.append(args[0].shape))
     config = SamplingConfig(max_new_tokens=10, temperature=1.5)
-    [long, short] = generate(model, [[1, 2, 3], [4]], config)
+    with shapes_read(model) as shapes:
+        [long, short] = Engine(model).generate([[1, 2, 3], [4]], config)
     assert shapes == [(2, 3)] + [(2, 1)] * 9
-    shapes.clear()
     stop = next(t for t in long.ids if t not in short.ids)
     at = long.ids.index(stop)
-    generate(model, [[1, 2, 3], [4]], config, stop_ids=[stop])
+    with shapes_read(model) as shapes:
+        Engine(model).generate([[1, 2, 3], [4]], config, stop_ids=[stop])
     assert shapes == [(2, 3)] + [(2, 1)] * at + [(1, 1)] * (9 - at)
 
 
-def test_past_the_context_the_row_alone_is_read_again() -> None:
+def test_waiting_requests_join_when_others_finish() -> None:
     model = make(GPT2)
-    shapes: list[tuple[int, ...]] = []
-    model.embedding.token.register_forward_hook(lambda m, args, out: shapes.append(args[0].shape))
+    engine = Engine(model, max_batch_size=2)
+    lengths = (3, 5, 4)
+    generations = [
+        engine.add(Request([i], SamplingConfig(max_new_tokens=n))) for i, n in enumerate(lengths)
+    ]
+    with shapes_read(model) as shapes:
+        finished = list(engine.as_completed(generations))
+    assert shapes == [(2, 1)] * 3 + [(1, 1), (1, 1), (2, 1)] + [(1, 1)] * 2
+    assert finished == generations
+    assert list(engine.as_completed(generations)) == generations
+
+
+def test_past_the_context_only_that_row_is_read_again() -> None:
+    model = make(GPT2)
     prompts = [[1] * 15, [2] * 3]
-    results = generate(model, prompts, SamplingConfig(max_new_tokens=6))
-    assert shapes == [(2, 15), (2, 1), (2, 1), (1, 8), (2, 1), (2, 1), (2, 1)]
-    assert [r.forgotten for r in results] == [9, 0]
-    assert [r.notice for r in results] == [None, None]
-    [cut] = generate(model, [[3] * 40], SamplingConfig(max_new_tokens=1))
-    assert cut.forgotten == 32
+    with shapes_read(model) as shapes:
+        generations = Engine(model).generate(prompts, SamplingConfig(max_new_tokens=6))
+    assert shapes == [(2, 15), (2, 1), (1, 1), (1, 8), (2, 1), (2, 1), (2, 1)]
+    assert [g.dropped_tokens for g in generations] == [9, 0]
+    assert [g.notice for g in generations] == [None, None]
+    [cut] = Engine(model).generate([[3] * 40], SamplingConfig(max_new_tokens=1))
+    assert cut.dropped_tokens == 32
 
 
-def test_masks_that_look_ahead_say_why_they_are_slow() -> None:
+def test_without_context_shift_a_text_ends_with_the_context() -> None:
+    engine = Engine(make(GPT2))
+    prompts = [[1] * 10, [2] * 15, [3] * 16]
+    config = SamplingConfig(max_new_tokens=40)
+    shifted = engine.generate(prompts, config)
+    ended = engine.generate(prompts, config, context_shift=False)
+    for prompt, short, long in zip(prompts, ended, shifted, strict=True):
+        assert short.ids == long.ids[: CONTEXT - len(prompt)]
+        assert (short.finish_reason, short.dropped_tokens) == ("length", 0)
+    with pytest.raises(ValueError, match="17 tokens do not fit into the model's context of 16"):
+        engine.generate([[1] * 17], config, context_shift=False)
+
+
+def test_a_mask_that_looks_ahead_is_noted() -> None:
     config = SamplingConfig(max_new_tokens=6)
-    short, long = generate(make(MODELS["prefix"]), [[1], [1, 2, 3, 4, 5]], config)
+    engine = Engine(make(MODELS["prefix"]))
+    short, long = engine.generate([[1], [1, 2, 3, 4, 5]], config)
     assert short.notice is not None
     assert "prefix(4)" in short.notice
     assert long.notice is None
     by_row = make(GPT2)
     by_row.mask = Mask(lambda b, h, q, k: (q >= k) & (b >= 0), "rows")
     with pytest.raises(ValueError, match="mask rows depends on the row"):
-        generate(by_row, [[1]], config)
+        Engine(by_row)
 
 
-def test_the_models_mode_and_the_global_random_state_stay() -> None:
+# --- the cache between requests ------------------------------------------------------------------
+
+
+def test_a_prompt_that_continues_a_finished_text_reads_only_what_is_new() -> None:
+    model = make(GPT2.change(context_length=32))
+    engine = Engine(model)
+    config = SamplingConfig(max_new_tokens=4)
+    [first] = engine.generate([[1, 2, 3]], config)
+    turn = [1, 2, 3, *first.ids, 5, 6]
+    with shapes_read(model) as shapes:
+        [second] = engine.generate([turn], config)
+    assert shapes == [(1, 3), (1, 1), (1, 1), (1, 1)]  # the last token of a text is never read
+    assert second.ids == Engine(model).generate([turn], config)[0].ids
+    other = [*turn[:5], (turn[5] + 1) % V, 9]  # a turn that goes on differently
+    with shapes_read(model) as shapes:
+        [third] = engine.generate([other], config)
+    assert shapes[0] == (1, 2)
+    assert third.ids == Engine(model).generate([other], config)[0].ids
+
+
+def test_running_requests_share_their_prefix() -> None:
+    model = make(GPT2)
+    engine = Engine(model)
+    config = SamplingConfig(max_new_tokens=5)
+    generations = [engine.add(Request([1, 2, 3, 4, 5, 6], config))]
+    engine.step()
+    generations += [engine.add(Request([1, 2, 3, 4, 7, i], config)) for i in range(2)]
+    with shapes_read(model) as shapes:
+        engine.step()
+    assert shapes == [(1, 1), (2, 2)]
+    list(engine.as_completed(generations))
+    assert generations[2].ids == full_forward(model, [1, 2, 3, 4, 7, 1], config, 0)
+
+
+def test_overwritten_keys_of_a_window_are_not_reused() -> None:
+    model = make(MODELS["rope, 1 kv head, window"])
+    engine = Engine(model)
+    config = SamplingConfig(max_new_tokens=4)
+    [first] = engine.generate([[*range(8)]], config)
+    with shapes_read(model) as shapes:
+        engine.generate([[*range(8), *first.ids, 1]], config)
+        engine.generate([[*range(6), 9]], config)
+    assert shapes == [(1, 2), (1, 1), (1, 1), (1, 1), (1, 7), (1, 1), (1, 1), (1, 1)]
+
+
+@torch.no_grad()
+def test_refresh_forgets_the_keys_of_old_weights() -> None:
+    model = make(LLAMA)
+    engine = Engine(model)
+    config = SamplingConfig(max_new_tokens=6)
+    engine.generate([[1, 2, 3, 4]], config)
+    running = engine.add(Request([1, 2, 3], config))
+    engine.step()
+    before = list(running.ids)
+    for p in model.parameters():  # a step of training
+        p.add_(torch.randn_like(p) * 0.1)
+    engine.refresh()
+    [generation] = engine.generate([[1, 2, 3, 4]], config)
+    assert generation.ids == full_forward(model, [1, 2, 3, 4], config, 0)
+    assert running.ids[: len(before)] == before
+    assert len(running.ids) == 6
+
+
+def test_an_interrupted_step_cancels_everything_and_leaves_a_working_engine() -> None:
+    model = make(GPT2)
+    engine = Engine(model)
+    config = SamplingConfig(max_new_tokens=6)
+    expected = ids_of(Engine(model).generate([[1, 2], [3]], config))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    generations = [engine.add(Request([1, 2], config)), engine.add(Request([1, 2, 3], config))]
+    engine.step()
+    hook = model.blocks[1].register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    hook.remove()
+    assert [g.finish_reason for g in generations] == ["cancelled"] * 2
+    assert not engine.busy
+    assert ids_of(engine.generate([[1, 2], [3]], config)) == expected
+
+
+def test_on_text_may_cancel_its_request() -> None:
+    model, tokenizer = make(GPT2.change(vocab_size=257)), Tokenizer.byte()
+    engine = Engine(model, tokenizer)
+    generations: list[Generation] = []
+    config = SamplingConfig(max_new_tokens=6)
+    for prompt in ([1, 2], [3]):
+        cancel = lambda _: [engine.cancel(g) for g in generations]  # noqa: E731
+        request = Request(prompt, config, stop_ids=(), on_text=cancel)
+        generations.append(engine.add(request))
+    list(engine.as_completed(generations))
+    assert {g.finish_reason for g in generations} == {"cancelled"}
+    assert not engine.busy
+
+
+def test_training_mode_and_global_random_state_are_kept() -> None:
     model = make(GPT2.change(dropout=0.5)).train()
     state = torch.get_rng_state()
     config = SamplingConfig(max_new_tokens=20)
-    first = generate(model, [[1, 2]], config)
+    first = ids_of(Engine(model).generate([[1, 2]], config))
     assert model.training
     assert model.blocks[0].training
     with torch.autocast("cpu", torch.bfloat16):
-        assert generate(model, [[1, 2]], config) == first
+        assert ids_of(Engine(model).generate([[1, 2]], config)) == first
     assert torch.get_rng_state().equal(state)
-    assert generate(model, [], config) == []
+    assert Engine(model).generate([], config) == []
 
 
-def test_wrong_input_is_refused_by_name() -> None:
-    model, config = make(GPT2), SamplingConfig(max_new_tokens=2)
-    with pytest.raises(ValueError, match=r"prompt 1 is empty: start a text with <\|endoftext\|>"):
-        generate(model, [[1], []], config)
+def test_invalid_requests_are_refused() -> None:
+    config = SamplingConfig(max_new_tokens=2)
+    engine = Engine(make(GPT2))
+    with pytest.raises(ValueError, match=r"prompt 1: an empty prompt: .* <\|endoftext\|>"):
+        engine.generate([[1], []], config)
+    assert not engine.busy
     for bad in (-1, V):
-        with pytest.raises(ValueError, match=rf"prompt 0 holds the id {bad}, outside .* 0\.\.22"):
-            generate(model, [[1, bad]], config)
-    with pytest.raises(ValueError, match="1 seeds for 2 prompts"):
-        generate(model, [[1], [2]], config, seeds=[1])
+        with pytest.raises(ValueError, match=rf"prompt 0: id {bad} is outside .* 0\.\.22"):
+            engine.generate([[1, bad]], config)
     with pytest.raises(ValueError, match="need a tokenizer"):
-        generate(model, [[1]], config, stop=["x"])
+        engine.generate([[1]], config, stop=["x"])
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        engine.generate("x", config)
     with pytest.raises(ValueError, match="empty string"):
-        generate(model, [[1]], config, tokenizer=Tokenizer.byte(), stop=["x", ""])
+        Engine(make(GPT2), Tokenizer.byte()).generate([[1]], config, stop=["x", ""])
 
 
 # --- text ----------------------------------------------------------------------------------------
@@ -216,6 +394,7 @@ GREEDY = SamplingConfig(max_new_tokens=len(TEXT.encode()), temperature=0)
 
 def test_stop_strings_are_found_across_tokens_and_never_shown(byte_model: GPTModel) -> None:
     tokenizer = Tokenizer.byte()
+    engine = Engine(byte_model, tokenizer)
     for stop, expected in [
         ((), TEXT),
         (("STOP",), "Grüße, 世界! She said: "),
@@ -226,73 +405,42 @@ def test_stop_strings_are_found_across_tokens_and_never_shown(byte_model: GPTMod
     ]:
         pieces: list[str] = []
         with saying(byte_model, tokenizer.encode(TEXT)):
-            [result] = generate(
-                byte_model,
-                [[1]],
-                GREEDY,
-                tokenizer=tokenizer,
-                stop=stop,
-                on_token=lambda row, piece, pieces=pieces: pieces.append(piece),
-            )
-        assert result.text == expected == "".join(pieces)
-        assert result.finish == ("length" if expected == TEXT else "stop")
-        assert "\ufffd" not in result.text
-        assert tokenizer.decode(result.ids).startswith(expected)
+            generation = engine.add(Request([1], GREEDY, stop, on_text=pieces.append))
+            list(engine.as_completed([generation]))
+        assert generation.text == expected == "".join(pieces)
+        assert generation.finish_reason == ("length" if expected == TEXT else "stop")
+        assert "\ufffd" not in generation.text
+        assert tokenizer.decode(generation.ids).startswith(expected)
 
 
-def test_a_character_cut_by_the_length_shows_as_replacement(byte_model: GPTModel) -> None:
-    tokenizer = Tokenizer.byte()
+def test_a_character_cut_by_max_new_tokens_becomes_a_replacement(byte_model: GPTModel) -> None:
     with saying(byte_model, "ab世".encode()):
         config = SamplingConfig(max_new_tokens=4, temperature=0)
-        [result] = generate(byte_model, [[1]], config, tokenizer=tokenizer)
-    assert result.text == "ab\ufffd"
+        [generation] = Engine(byte_model, Tokenizer.byte()).generate([[1]], config)
+    assert generation.text == "ab\ufffd"
 
 
-@settings(max_examples=300)
-@given(
-    st.lists(st.text("ab ", max_size=4), max_size=12),
-    st.lists(st.text("ab ", min_size=1, max_size=4), max_size=3),
-)
-def test_pieces_do_not_matter_to_stop_strings(pieces: list[str], stop: list[str]) -> None:
-    whole = "".join(pieces)
-    ends = [(whole.find(s) + len(s), whole.find(s)) for s in stop if s in whole]
-    expected = whole[: min(ends)[1]] if ends else whole
-    text = _Text(stop)
-    shown = ""
-    for i, piece in enumerate(pieces):
-        shown += text.push(piece)
-        so_far = "".join(pieces[: i + 1])
-        assert expected.startswith(shown)
-        assert len(so_far) - len(shown) < max(map(len, stop), default=1) or text.stopped
-    shown += text.push("", last=True)
-    assert shown == expected
-    assert text.stopped == bool(ends)
-
-
-def test_ids_beyond_the_tokenizer_are_never_drawn(byte_model: GPTModel) -> None:
+def test_ids_beyond_the_tokenizer_are_never_sampled(byte_model: GPTModel) -> None:
     tokenizer = Tokenizer.byte()  # 257 ids, the model has 300
     config = SamplingConfig(max_new_tokens=200, temperature=100.0)
-    [padded] = generate(byte_model, [[1]], config, tokenizer=tokenizer)
+    [padded] = Engine(byte_model, tokenizer).generate([[1]], config, stop_ids=[])
     assert max(padded.ids) < tokenizer.vocab_size
-    [whole] = generate(byte_model, [[1]], config)
+    [whole] = Engine(byte_model).generate([[1]], config)
     assert max(whole.ids) >= tokenizer.vocab_size
-    with pytest.raises(ValueError, match=r"id 257, outside the vocabulary 0\.\.256"):
-        generate(byte_model, [[257]], config, tokenizer=tokenizer)
+    with pytest.raises(ValueError, match=r"id 257 is outside the vocabulary 0\.\.256"):
+        Engine(byte_model, tokenizer).generate([[257]], config)
 
 
-def test_generate_text(byte_model: GPTModel) -> None:
+def test_prompts_may_be_text(byte_model: GPTModel) -> None:
     tokenizer = Tokenizer.byte()
+    engine = Engine(byte_model, tokenizer)
     config = SamplingConfig(max_new_tokens=50, seed=3)
-    pieces: dict[int, str] = {0: "", 1: "", 2: ""}
-
-    def show(row: int, piece: str) -> None:
-        pieces[row] += piece
-
-    texts = generate_text(byte_model, tokenizer, ["", "Once", "世"], config, on_token=show)
-    assert texts == list(pieces.values())
-    again = generate_text(byte_model, tokenizer, ["<|endoftext|>"], config)
-    assert again != texts[:1]  # what is typed is plain text ...
-    [start] = generate(byte_model, [[tokenizer.eos_id]], config, tokenizer=tokenizer)
-    assert start.text.startswith(texts[0])  # ... and no prompt at all is the special token
+    texts = [g.text for g in engine.generate(["", "Once", "世"], config)]
+    [alone] = engine.generate("Once", config.with_seed(4))  # a string is one prompt
+    assert alone.text == texts[1]
+    again = engine.generate("<|endoftext|>", config)
+    assert again[0].text != texts[0]  # what is typed is plain text ...
+    [start] = engine.generate([[tokenizer.eos_id]], config)
+    assert start.text == texts[0]  # ... and an empty prompt is the special token
     with saying(byte_model, [*b"end", tokenizer.eos_id]):
-        assert generate_text(byte_model, tokenizer, ["x"], GREEDY) == ["end"]
+        assert engine.generate("x", GREEDY)[0].text == "end"

@@ -25,8 +25,8 @@ from transformers import (
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE
 from gptsmith.commands.export import ExportOptions, exportable
 from gptsmith.commands.export import export as export_run
-from gptsmith.generate import engine
-from gptsmith.generate.sampling import SamplingConfig
+from gptsmith.generate.engine import Engine
+from gptsmith.generate.options import SamplingConfig
 from gptsmith.interop import hf
 from gptsmith.interop import peft as adapters
 from gptsmith.interop.hf import open_folder
@@ -262,11 +262,9 @@ def test_greedy_continuations_match(name: str, tmp_path: Path) -> None:
     theirs, tokenizer = opened(tmp_path / "out"), AutoTokenizer.from_pretrained(tmp_path / "out")
     prompt = tokenizer("The quick brown", return_tensors="pt")
     there = theirs.generate(**prompt, max_new_tokens=16)[0].tolist()
-    here = engine.generate(
-        run.load_model(), [run.tokenizer.prompt("The quick brown")],
-        SamplingConfig(temperature=0, max_new_tokens=16), tokenizer=run.tokenizer,
-        stop_ids=[run.tokenizer.eos_id],
-    )[0]  # fmt: skip
+    [here] = Engine(run.load_model(), run.tokenizer).generate(
+        "The quick brown", SamplingConfig(temperature=0, max_new_tokens=16)
+    )
     assert there[prompt["input_ids"].shape[1] :] == list(here.ids)
     assert len(here.ids) == 16
 

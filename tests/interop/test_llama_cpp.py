@@ -21,8 +21,8 @@ import torch
 from gptsmith import cli
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
 from gptsmith.commands.export import exportable
-from gptsmith.generate.engine import generate
-from gptsmith.generate.sampling import SamplingConfig
+from gptsmith.generate.engine import Engine
+from gptsmith.generate.options import SamplingConfig
 from gptsmith.interop import gguf
 from gptsmith.model.config import ModelConfig, RopeScaling
 from gptsmith.model.gpt import ACTIVATIONS, GPTModel
@@ -278,7 +278,7 @@ def test_chat_model_gives_the_same_answers(trained: list[Path], tmp_path: Path) 
             text = f"<|user|>{question}<|end|><|assistant|>"
             assert llama.tokenize(text.encode(), special=True) == ids
             config = SamplingConfig(temperature=0, max_new_tokens=24)
-            [ours] = generate(run.load_model(), [ids], config, stop_ids=chat.stop_ids)
+            [ours] = Engine(run.load_model()).generate([ids], config, stop_ids=chat.stop_ids)
             answer = llama.create_chat_completion(messages, temperature=0, max_tokens=24)
             [choice] = answer["choices"]
             assert choice["message"]["content"] == run.tokenizer.decode(ours.ids)

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from gptsmith.batch import Batch
-from gptsmith.generate.engine import generate
-from gptsmith.generate.sampling import SamplingConfig
+from gptsmith.generate.engine import Engine
+from gptsmith.generate.options import SamplingConfig
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
@@ -142,10 +142,11 @@ def test_generation_with_attached_adapters_is_that_of_the_merged_model(
     model.train()
     loss = next_token_loss(model, Batch(IDS[:, :-1], IDS[:, 1:]))
     sampling = SamplingConfig(max_new_tokens=6, temperature=0)
-    attached = [g.ids for g in generate(model, [[1, 49], [2, 3, 4, 7]], sampling)]
+    prompts = [[1, 49], [2, 3, 4, 7]]
+    attached = [g.ids for g in Engine(model).generate(prompts, sampling)]
     loss.backward()
     merge(model)
-    assert [g.ids for g in generate(model, [[1, 49], [2, 3, 4, 7]], sampling)] == attached
+    assert [g.ids for g in Engine(model).generate(prompts, sampling)] == attached
 
 
 # torch makes such an object itself when it traces one of ours

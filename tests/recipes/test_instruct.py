@@ -14,8 +14,8 @@ import torch
 from gptsmith import cli
 from gptsmith.chat_template import ChatTemplate
 from gptsmith.data.instructions import Prompt
-from gptsmith.generate.engine import generate
-from gptsmith.generate.sampling import SamplingConfig
+from gptsmith.generate.engine import Engine
+from gptsmith.generate.options import SamplingConfig
 from gptsmith.recipes.instruct import instruct_section
 from gptsmith.run import Run
 
@@ -90,11 +90,9 @@ def test_learns_to_answer_and_to_stop(base, data, tmp_path, capsys):
     template = ChatTemplate(run.template, run.tokenizer)
     assert run.template == Prompt.parse(PROMPT).template("<|endoftext|>")
     asked = [{"role": "user", "content": f"{r[0]} {r[1]}"} for r in rows]
-    answers = generate(
-        run.load_model(),
+    answers = Engine(run.load_model(), run.tokenizer).generate(
         [template.prompt([message]) for message in asked],
         SamplingConfig(max_new_tokens=12, temperature=0),
-        tokenizer=run.tokenizer,
         stop_ids=template.stop_ids,
     )
     assert [a.text for a in answers] == [r["response"] for r in responses]

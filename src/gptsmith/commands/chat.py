@@ -13,14 +13,12 @@ from typing import NoReturn
 from pydantic import Field
 
 from gptsmith import files
-from gptsmith.chat_template import ChatTemplate, Message
+from gptsmith.chat_template import Message
 from gptsmith.config import load_config
-from gptsmith.generate.chat import fit_history, reply
-from gptsmith.generate.sampling import SamplingConfig
-from gptsmith.model.gpt import GPTModel
+from gptsmith.generate.chat import Chat
+from gptsmith.generate.options import SamplingConfig
 from gptsmith.run import Run
 from gptsmith.run.options import WeightOptions
-from gptsmith.tokenizer import Tokenizer
 
 HELP = """\
 /reset           begin a new conversation
@@ -61,7 +59,7 @@ def main(argv: list[str]) -> None:
             f"{run.path} was not tuned for talking: make a chat model of it with gptsmith finetune "
             f"chat --from {run.path} --data FILE --out RUN2"
         )
-    session = Session(options.load(run), run.tokenizer, run.chat_template, options)
+    session = Session(Chat(options.load(run), run.tokenizer, run.chat_template), options)
     if options.system is not None:
         session.instruct(options.system)
     if sys.stdin.isatty() and sys.stdout.isatty():
@@ -76,14 +74,8 @@ def main(argv: list[str]) -> None:
 class Session:
     """A conversation with a model. All of it is kept, although the model reads what fits."""
 
-    def __init__(
-        self,
-        model: GPTModel,
-        tokenizer: Tokenizer,
-        template: ChatTemplate,
-        sampling: SamplingConfig,
-    ) -> None:
-        self.model, self.tokenizer, self.template = model, tokenizer, template
+    def __init__(self, chat: Chat, sampling: SamplingConfig) -> None:
+        self.chat = chat
         self.sampling = sampling
         self.messages: list[Message] = []
         self.unread = 0  # messages that no longer fit
@@ -138,7 +130,8 @@ class Session:
         """Change the system message; what was said stays."""
         said = [message for message in self.messages if message["role"] != "system"]
         system = [Message(role="system", content=text)] if text else []
-        self.template.prompt([*system, Message(role="user", content=text)])  # does it take one?
+        # Not every template accepts a system message: find out now.
+        self.chat.template.prompt([*system, Message(role="user", content=text)])
         self.messages = system + said
 
     def set_temperature(self, text: str) -> None:
@@ -153,16 +146,16 @@ class Session:
     def answer(self, text: str) -> None:
         """Ask the model, show what it says, and remember both."""
         asked = [*self.messages, Message(role="user", content=text)]
-        fitting = fit_history(self.model, self.template, asked, self.sampling)
-        if len(asked) - len(fitting) > self.unread:
-            self.unread = len(asked) - len(fitting)
-            context = self.model.config.context_length
+        prompt = self.chat.encode(asked, self.sampling)
+        if len(asked) - len(prompt.messages) > self.unread:
+            self.unread = len(asked) - len(prompt.messages)
+            context = self.chat.engine.model.config.context_length
             _remark(
                 f"the oldest {self.unread} messages no longer fit into the model's context of "
                 f"{context} tokens"
             )
         turn = sum(message["role"] == "user" for message in self.messages)
-        sampling = self.sampling.model_copy(update={"seed": self.sampling.seed + turn})
+        sampling = self.sampling.with_seed(self.sampling.seed + turn)
         pieces: list[str] = []
 
         def show(piece: str) -> None:
@@ -173,8 +166,8 @@ class Session:
         with _one_interrupt():
             stopped, length = False, 0
             try:
-                made = reply(self.model, self.tokenizer, self.template, fitting, sampling, show)
-                length = len(made.ids) if made.finish == "length" else 0
+                generation = self.chat.reply(prompt, sampling, show)
+                length = len(generation.ids) if generation.finish_reason == "length" else 0
             except KeyboardInterrupt:
                 if not self.live:
                     raise

@@ -7,23 +7,24 @@ from typing import Annotated
 from pydantic import Field
 
 from gptsmith.config import load_config
-from gptsmith.generate import engine
-from gptsmith.generate.sampling import SamplingConfig
+from gptsmith.generate.engine import Engine
+from gptsmith.generate.options import SamplingConfig
+from gptsmith.generate.request import Request
 from gptsmith.run import Run
 from gptsmith.run.options import WeightOptions
 from gptsmith.tokenizer import Tokenizer
 
 
 class GenerateOptions(SamplingConfig, WeightOptions):
-    """What to continue, with which model, and how to draw."""
+    """What to continue, with which model, and how to sample."""
 
     prompt: tuple[str, ...] = ()
-    """Text to continue, repeatable; `-` reads it from standard input, without its last line end
-    (default: a new text)."""
+    """Text to continue, repeatable; `-` reads it from standard input, without its final newline
+    (default: start a new text)."""
     num_samples: int = Field(1, ge=1)
     """Continuations of each prompt; sample i has the seed SEED + i."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """End at this text and leave it out, repeatable."""
+    """Stop at this text and leave it out, repeatable."""
 
 
 def main(argv: list[str]) -> None:
@@ -35,40 +36,42 @@ def main(argv: list[str]) -> None:
         positional="run",
     )
     run = Run.open(options.run)
-    tokenizer = run.tokenizer
     prompts = [(_standard_input() if p == "-" else p) for p in options.prompt] or [""]
-    encoded = [_encode(tokenizer, prompt) for prompt in prompts]
-    rows = [(p, options.seed + i) for p in prompts for i in range(options.num_samples)]
-    ids = [ids for ids in encoded for _ in range(options.num_samples)]
+    encoded = [_encode(run.tokenizer, prompt) for prompt in prompts]
     model = options.load(run)
     limit = model.config.context_length
     if (longest := max(map(len, encoded))) > limit:
         print(
-            f"a prompt has {longest:,} tokens, the model reads {limit:,}: it begins with the "
-            f"newest {max(1, limit // 2):,}",
+            f"a prompt has {longest:,} tokens and the model reads {limit:,}: it continues from the "
+            f"last {max(1, limit // 2):,}",
             file=sys.stderr,
         )
-    live = len(rows) == 1 and sys.stdout.isatty()
-    if live:
-        print(rows[0][0], end="", flush=True)
-    results = engine.generate(
-        model,
-        ids,
-        options,
-        tokenizer=tokenizer,
-        stop_ids=[tokenizer.eos_id],
-        stop=options.stop,
-        seeds=[seed for _, seed in rows],
-        on_token=(lambda row, piece: print(piece, end="", flush=True)) if live else None,
-    )
-    if live:
+    streams = len(prompts) * options.num_samples == 1 and sys.stdout.isatty()
+    if streams:
+        print(prompts[0], end="", flush=True)
+
+    def show(piece: str) -> None:
+        print(piece, end="", flush=True)
+
+    engine = Engine(model, run.tokenizer)
+    samples = [
+        (prompt, seed, engine.add(
+            Request(ids, options.with_seed(seed), options.stop, on_text=show if streams else None)
+        ))
+        for prompt, ids in zip(prompts, encoded, strict=True)
+        for seed in range(options.seed, options.seed + options.num_samples)
+    ]  # fmt: skip
+    generations = [generation for _, _, generation in samples]
+    for _ in engine.as_completed(generations):
+        pass
+    if streams:
         print()
-    for (prompt, seed), result in zip(rows, results, strict=True):
-        if len(rows) > 1:
+    for prompt, seed, generation in samples:
+        if len(samples) > 1:
             print(f"--- seed {seed}{f', prompt {prompt!r}' if len(prompts) > 1 else ''}")
-        if not live:
-            print(prompt + result.text)
-    for notice in dict.fromkeys(result.notice for result in results if result.notice):
+        if not streams:
+            print(prompt + generation.text)
+    for notice in dict.fromkeys(g.notice for g in generations if g.notice):
         print(notice, file=sys.stderr)
 
 

@@ -71,7 +71,7 @@ def load_chat(
 
     ValueError, with place and remedy, for a set that would teach nothing.
     """
-    template.check()
+    template.check_prefix_preserving()
     if len(sources) == 1 and _is_prepared(Path(sources[0])):
         examples = _open_prepared(Path(sources[0]), template, tokenizer, T)
         return examples, ChatCounts(T, read=len(examples), kept=len(examples))
@@ -99,7 +99,7 @@ def write_chat(
         raise ValueError(f"--out {out}: give it a name that ends in .arrow")
     if out.exists() and not overwrite:
         raise FileExistsError(f"--out {out}: already exists; --overwrite replaces it")
-    template.check()
+    template.check_prefix_preserving()
     report = ReadReport(files.on_error)
     counts = ChatCounts(T, skipped=report.skipped)
     out.parent.mkdir(parents=True, exist_ok=True)

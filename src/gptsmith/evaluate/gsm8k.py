@@ -19,9 +19,9 @@ from gptsmith.data.rows import Row, read_rows
 from gptsmith.evaluate.progress import progress
 from gptsmith.evaluate.report import Result, mean
 from gptsmith.evaluate.task_data import data_folder, hub_rows, text
-from gptsmith.generate.chat import BATCH, complete
-from gptsmith.generate.engine import generate
-from gptsmith.generate.sampling import SamplingConfig
+from gptsmith.generate.chat import Chat
+from gptsmith.generate.engine import MAX_BATCH_SIZE, Engine
+from gptsmith.generate.options import SamplingConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.tokenizer import Tokenizer
 
@@ -109,23 +109,25 @@ def score(
     examples as earlier turns. Examples that do not fit into the context are left out; a question
     that does not fit counts as wrong. Notes say how many. ValueError without problems.
     """
-    chat = None if template is None else ChatTemplate(template, tokenizer)
+    parsed = None if template is None else ChatTemplate(template, tokenizer)
+    chat = None if parsed is None else Chat(model, tokenizer, parsed)
+    engine = Engine(model, tokenizer)
     C = model.config.context_length
     config = SamplingConfig(temperature=0, max_new_tokens=max_new_tokens)
     room = max(C - max_new_tokens, C // 2)
-    prompts, shots = _prompts(tokenizer, chat, problems, examples, room)
+    prompts, shots = _prompts(tokenizer, parsed, problems, examples, room)
     fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
     fitting.sort(key=lambda i: len(prompts[i]))  # little padding
     solutions = [""] * len(problems)
-    starts = range(0, len(fitting), BATCH)
+    starts = range(0, len(fitting), MAX_BATCH_SIZE)
     for start in progress(starts, "answering GSM8K", len(starts)):
-        batch = fitting[start : start + BATCH]
+        batch = fitting[start : start + MAX_BATCH_SIZE]
         asked = [prompts[i] for i in batch]
         if chat is None:
             ends = list(tokenizer.special_tokens.values())
-            made = generate(model, asked, config, tokenizer=tokenizer, stop_ids=ends, stop=STOP)
+            made = engine.generate(asked, config, stop_ids=ends, stop=STOP)
         else:
-            made = complete(model, tokenizer, chat, asked, config)
+            made = chat.reply_all(asked, config)
         for i, generation in zip(batch, made, strict=True):
             solutions[i] = generation.text
     items: list[dict[str, Any]] = []

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gptsmith.evaluate.likelihood import Request, encode_pairs, log_likelihoods
-from gptsmith.generate.engine import generate
-from gptsmith.generate.sampling import SamplingConfig
+from gptsmith.generate.engine import Engine
+from gptsmith.generate.options import SamplingConfig
 from gptsmith.run import Run, Which
 
 if TYPE_CHECKING:
@@ -141,14 +141,8 @@ def _model_class() -> type[LM]:
                 temperature=settings.get("temperature", 1.0 if settings["do_sample"] else 0.0),
                 **{name: settings[name] for name in drawn if name in settings},
             )
-            results = generate(
-                self.model,
-                prompts,
-                config,
-                tokenizer=self.tokenizer,
-                stop_ids=[self.tokenizer.eos_id],
-                stop=[text for text in settings["until"] if text],
-            )
+            stop = [text for text in settings["until"] if text]
+            results = Engine(self.model, self.tokenizer).generate(prompts, config, stop=stop)
             return [result.text for result in results]
 
     return GPTSmithLM

@@ -173,7 +173,7 @@ class _TreeCache(KVCache):
         self.prefix = prefix
         self.allowed = allowed  # (B, H or 1, T, S + T)
 
-    def begin(self, positions: Tensor, mask: Mask, H: int, limit: int) -> Tensor:
+    def prepare(self, positions: Tensor, mask: Mask, H: int, limit: int) -> Tensor:
         return self.allowed
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,9 @@ from rich.table import Table
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
 from gptsmith.data import skills
 from gptsmith.data.skills import Item
-from gptsmith.generate.chat import BATCH, answers
-from gptsmith.generate.engine import generate_text
-from gptsmith.generate.sampling import SamplingConfig
+from gptsmith.generate.chat import Chat
+from gptsmith.generate.engine import Engine
+from gptsmith.generate.options import SamplingConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.state_dict import resize_token_embeddings
 from gptsmith.tokenizer import Tokenizer
@@ -38,8 +38,10 @@ def score_chat(
     """A chat model on what training never showed it, by what is new: the arguments alone, the
     phrasing too, or the length of the words. Facts about Python stand apart: they are memory."""
 
+    chat = Chat(model, tokenizer, template)
+
     def answer(conversations: list[list[Message]]) -> list[str]:
-        return answers(model, tokenizer, template, conversations, GREEDY)
+        return _replies(chat, conversations)
 
     return {
         "held-out": score_skills(answer, skills.held_out(seed, per_skill)),
@@ -58,9 +60,9 @@ def score_base(
     grown = tokenizer.add_special_tokens(CHAT_TOKENS)
     size = max(model.config.vocab_size, grown.vocab_size)
     chat = resize_token_embeddings(copy.deepcopy(model), size, tokenizer.vocab_size)
-    template = ChatTemplate(TEMPLATE, grown)
+    untuned = Chat(chat, grown, ChatTemplate(TEMPLATE, grown))
     return {
-        "untuned": score_skills(lambda c: answers(chat, grown, template, c, GREEDY), items),
+        "untuned": score_skills(lambda c: _replies(untuned, c), items),
         "with examples": _count(few_shot(model, tokenizer, items, seed), items),
     }
 
@@ -79,10 +81,13 @@ def few_shot(model: GPTModel, tokenizer: Tokenizer, items: Sequence[Item], seed:
                 break
             prompt = longer
         prompts.append(prompt)
-    written: list[str] = []
-    for i in range(0, len(prompts), BATCH):
-        written += generate_text(model, tokenizer, prompts[i : i + BATCH], GREEDY, stop=["\n"])
-    return written
+    generations = Engine(model, tokenizer).generate(prompts, GREEDY, stop=["\n"])
+    return [generation.text for generation in generations]
+
+
+def _replies(chat: Chat, conversations: list[list[Message]]) -> list[str]:
+    prompts = [chat.encode(messages, GREEDY).ids for messages in conversations]
+    return [reply.text for reply in chat.reply_all(prompts, GREEDY)]
 
 
 def transcript(messages: Sequence[Message], answer: str = "") -> str:

@@ -1,304 +1,331 @@
-"""Text from a model: many prompts at once, each row as if it were alone.
+"""The engine: requests for text in, tokens out, many requests at once with one KV cache.
+
+A request joins and leaves between steps, and every step adds one token to each running request.
 
 B rows, T tokens, C channels, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptsmith.generate.sampling import SamplingConfig, sample
-from gptsmith.model.kv_cache import KVCache
+from gptsmith.generate.detokenizer import Detokenizer
+from gptsmith.generate.options import DEFAULT_SAMPLING, SamplingConfig
+from gptsmith.generate.prefix_cache import PrefixCache
+from gptsmith.generate.request import Generation, Request, Row
+from gptsmith.generate.sampling import sample
 
 if TYPE_CHECKING:
     from gptsmith.model.gpt import GPTModel
     from gptsmith.tokenizer import Tokenizer
 
-OnToken = Callable[[int, str], None]
+MAX_BATCH_SIZE = 32  # requests that run at the same time
 
 
-@dataclass(frozen=True)
-class Generation:
-    """What became of one prompt."""
+class Engine:
+    """Generates text for any number of requests with one model.
 
-    ids: list[int]
-    """The new tokens, without a stop id, but with those that a stop string was made of."""
-    text: str
-    """The new text, cut before the stop string; empty if there was no tokenizer."""
-    finish: Literal["stop", "length"]
-    """Ended by a stop id or stop string, or by max_new_tokens."""
-    forgotten: int
-    """Oldest tokens that were dropped because the text outgrew the model's context."""
-    notice: str | None
-    """Why this row could not use the KV cache, for people; None if it could."""
+        engine = Engine(model, tokenizer)
+        [generation] = engine.generate("Once upon a time", SamplingConfig(temperature=0))
 
+    or, one token at a time, while other requests come and go:
 
-def generate(
-    model: GPTModel,
-    prompts: Sequence[Sequence[int]],
-    config: SamplingConfig,
-    *,
-    tokenizer: Tokenizer | None = None,
-    stop_ids: Sequence[int] = (),
-    stop: Sequence[str] = (),
-    seeds: Sequence[int] | None = None,
-    on_token: OnToken | None = None,
-) -> list[Generation]:
-    """Continue every prompt until a stop id, a stop string or max_new_tokens.
+        generation = engine.add(Request(tokenizer.prompt("Once"), on_text=print))
+        while engine.busy:
+            engine.step()
 
-    A row depends on its prompt and its seed alone (default: config.seed, config.seed + 1, ...): it
-    gets the same tokens in any batch, up to rounding. A row that reaches the model's context length
-    keeps its newest half and is read again. stop, on_token(row, piece of text) and text need a
-    tokenizer; pieces never end within a character or within what may become a stop string. No id
-    beyond the tokenizer's vocabulary is drawn from a model that is padded to a larger one.
-
-    Raises ValueError for an empty prompt, an id outside the vocabulary, an empty stop string.
+    The text of a request depends on its prompt, settings and seed alone: it gets the same tokens in
+    any company, up to rounding. No id beyond the tokenizer's vocabulary is sampled from a model
+    that is padded to a larger one. Keep the engine as long as prompts share beginnings, as the
+    turns of a chat do: the longest prefix that the cache holds is not read again.
+    tokenizer: needed for prompts that are text, stop strings and the text of the results.
+    ValueError for a mask that depends on the row of the batch.
     """
-    V = model.config.vocab_size
-    if tokenizer is not None:
-        V = min(V, tokenizer.vocab_size)
-    elif stop or on_token:
-        raise ValueError("stop strings and on_token need a tokenizer: give tokenizer=")
-    if "" in stop:
-        raise ValueError("stop holds an empty string, which is in every text: leave it out")
-    if seeds is None:
-        seeds = range(config.seed, config.seed + len(prompts))
-    if len(seeds) != len(prompts):
-        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one for each")
-    for i, prompt in enumerate(prompts):
-        if len(prompt) == 0:
-            raise ValueError(f"prompt {i} is empty: start a text with <|endoftext|>")
-        if not (min(prompt) >= 0 and max(prompt) < V):
-            bad = next(t for t in prompt if not 0 <= t < V)
-            raise ValueError(
-                f"prompt {i} holds the id {bad}, outside the vocabulary 0..{V - 1}:"
-                " encode it with the model's own tokenizer"
-            )
-    if model.mask.facts.uses_b:
-        raise ValueError(
-            f"the mask {model.mask.expression} depends on the row of the batch: generated rows"
-            " must not depend on their neighbours; take a mask without b"
-        )
-    rows = [
-        _Row(i, prompt, seed, tokenizer, stop, on_token)
-        for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
-    ]
-    training = model.training
-    model.eval()
-    try:
-        # The weights' own dtype decides, whatever autocast the caller is in.
-        with torch.inference_mode(), torch.autocast(model.head_weight.device.type, enabled=False):
-            _decode(model, rows, config, V, frozenset(stop_ids))
-    finally:
-        model.train(training)
-    return [row.result() for row in rows]
-
-
-def generate_text(
-    model: GPTModel,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
-    config: SamplingConfig,
-    *,
-    stop: Sequence[str] = (),
-    seeds: Sequence[int] | None = None,
-    on_token: OnToken | None = None,
-) -> list[str]:
-    """The continuation of every prompt as text, to its end (<|endoftext|>) or max_new_tokens.
-
-    An empty prompt starts a new text. The arguments and errors are those of `generate`.
-    """
-    eos = tokenizer.eos_id
-    results = generate(
-        model,
-        [tokenizer.prompt(prompt) for prompt in prompts],
-        config,
-        tokenizer=tokenizer,
-        stop_ids=[eos],
-        stop=stop,
-        seeds=seeds,
-        on_token=on_token,
-    )
-    return [result.text for result in results]
-
-
-class _Text:
-    """Text as it comes, held back while its end may be the beginning of a stop string."""
-
-    def __init__(self, stop: Sequence[str]) -> None:
-        self.stop = stop
-        self.stopped = False
-        self.held = ""
-
-    def push(self, piece: str, last: bool = False) -> str:
-        """What may be shown after this piece. The stop string that is complete first ends it."""
-        if self.stopped:
-            return ""
-        text = self.held + piece
-        found = [(at + len(s), at) for s in self.stop if (at := text.find(s)) >= 0]
-        if found:
-            self.stopped = True
-            return text[: min(found)[1]]
-        longest = 0 if last else min(len(text), max(map(len, self.stop), default=1) - 1)
-        keep = next(
-            (n for n in range(longest, 0, -1) if any(s.startswith(text[-n:]) for s in self.stop)), 0
-        )
-        self.held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-
-class _Row:
-    """One text in the making."""
 
     def __init__(
         self,
-        index: int,
-        prompt: Sequence[int],
-        seed: int,
-        tokenizer: Tokenizer | None,
-        stop: Sequence[str],
-        on_token: OnToken | None,
+        model: GPTModel,
+        tokenizer: Tokenizer | None = None,
+        max_batch_size: int = MAX_BATCH_SIZE,
     ) -> None:
-        self.index = index
-        self.context = list(prompt)  # what the model reads
-        self.ids: list[int] = []
-        self.forgotten = 0
-        self.cached = False
-        self.notice: str | None = None
-        self.finish: Literal["stop", "length"] | None = None
-        self.generator = torch.Generator().manual_seed(seed)
-        self._stream = None if tokenizer is None else tokenizer.stream()
-        self._text = _Text(stop)
-        self._shown: list[str] = []
-        self._on_token = on_token
+        if model.mask.facts.uses_b:
+            raise ValueError(
+                f"the mask {model.mask.expression} depends on the row of the batch: generated texts"
+                " must not depend on their neighbours; use a mask without b"
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_batch_size = max_batch_size
+        self._limit = model.config.context_length
+        sizes = [model.config.vocab_size] + ([] if tokenizer is None else [tokenizer.vocab_size])
+        self._V = min(sizes)
+        # A text shorter than this cannot be cached, as later tokens change what earlier ones see.
+        self._lookahead = model.mask.lookahead(self._limit, model.config.n_head)
+        self._waiting: deque[Row] = deque()  # to be read before their next token
+        self._uncached: list[Row] = []  # shorter than the lookahead, read again in every step
+        self._running: list[Row] = []  # row i is row i of the cache
+        self._cache = PrefixCache(model, self._lookahead)
 
-    def outgrows(self, limit: int) -> bool:
-        """Whether the context was longer than the model's; its newest half is then kept."""
-        if len(self.context) <= limit:
-            return False
-        dropped = len(self.context) - max(1, limit // 2)
-        del self.context[:dropped]
-        self.forgotten += dropped
-        self.cached = False
-        return True
+    # Requests
 
-    def push(self, token: int, stop_ids: frozenset[int], most: int) -> None:
-        """Take a token; sets `finish` when it is the last."""
-        if token in stop_ids:
-            self.finish = "stop"
+    @property
+    def busy(self) -> bool:
+        """Whether any request is unfinished."""
+        return bool(self._waiting or self._uncached or self._running)
+
+    def add(self, request: Request) -> Generation:
+        """Queue a request; `step` advances what is returned.
+
+        ValueError for an empty prompt, an id outside the vocabulary, an empty stop string, stop
+        strings or on_text without a tokenizer, and a prompt longer than a context that must not
+        shift.
+        """
+        self._check(request)
+        stop_ids = request.stop_ids
+        if stop_ids is None:
+            stop_ids = [] if self.tokenizer is None else [self.tokenizer.eos_id]
+        row = Row(request, frozenset(stop_ids), self._limit)
+        if self.tokenizer is not None:
+            row.detokenizer = Detokenizer(self.tokenizer, request.stop)
+        if request.sampling.repetition_penalty != 1:
+            row.seen = torch.zeros(self._V, dtype=torch.bool, device=self._device)
+            row.seen[row.context] = True
+        if row.remaining:
+            self._waiting.append(row)
         else:
-            self.ids.append(token)
-            self.context.append(token)
-            if self._stream is not None:
-                self._show(self._text.push(self._stream.push(token)))
-            if self._text.stopped:
-                self.finish = "stop"
-            elif len(self.ids) >= most:
-                self.finish = "length"
-        if self.finish is not None and self._stream is not None:
-            self._show(self._text.push(self._stream.flush(), last=True))
+            row.generation.finish_reason = "length"
+        return row.generation
 
-    def _show(self, piece: str) -> None:
-        if piece:
-            self._shown.append(piece)
-            if self._on_token is not None:
-                self._on_token(self.index, piece)
+    def cancel(self, generation: Generation) -> None:
+        """Finish a request now; its text is what was certain so far."""
+        for row in [*self._waiting, *self._uncached, *self._running]:
+            if row.generation is generation and generation.finish_reason is None:
+                generation.finish_reason = "cancelled"
+                self._remove(row)
 
-    def result(self) -> Generation:
-        assert self.finish is not None
-        return Generation(self.ids, "".join(self._shown), self.finish, self.forgotten, self.notice)
+    def refresh(self) -> None:
+        """Forget all cached keys and values: call it when the model's weights have changed.
+        Unfinished requests continue with the new weights."""
+        self._waiting.extendleft(reversed(self._running))
+        self._running = []
+        self._cache.clear()
 
+    def generate(
+        self,
+        prompts: str | Sequence[str | Sequence[int]],
+        sampling: SamplingConfig = DEFAULT_SAMPLING,
+        *,
+        stop: Sequence[str] = (),
+        stop_ids: Sequence[int] | None = None,
+        context_shift: bool = True,
+    ) -> list[Generation]:
+        """Continue every prompt to its end: one text, or several texts or token ids.
 
-def _decode(
-    model: GPTModel, rows: Sequence[_Row], config: SamplingConfig, V: int, stop_ids: frozenset[int]
-) -> None:
-    limit, device = model.config.context_length, model.head_weight.device
-    seen = None  # (B, V)
-    if config.repetition_penalty != 1:
-        seen = torch.zeros(len(rows), V, dtype=torch.bool, device=device)
-        for row in rows:
-            seen[row.index, row.context] = True
-    for row in rows:
-        row.outgrows(limit)
-    longest = max((len(row.context) for row in rows), default=0) + config.max_new_tokens
-    cache = _new_cache(model, len(rows), longest)
-    active = list(rows)  # row active[i] has place i in the cache
-    while active:
-        for i, row in enumerate(active):
-            if row.outgrows(limit):
-                cache.reset(i)
-        x = _last_vectors(model, active, cache)  # (B, C)
-        logits = F.linear(x, model.head_weight)[:, :V]
-        at = [row.index for row in active]
-        tokens = sample(
-            logits, config, [row.generator for row in active], None if seen is None else seen[at]
-        )
-        if seen is not None:
-            seen[at, tokens] = True
-        for row, token in zip(active, tokens.tolist(), strict=True):
-            row.push(token, stop_ids, config.max_new_tokens)
-        for i in reversed(range(len(active))):
-            if active[i].finish is not None:
-                cache.drop(i)
-                active[i] = active[-1]
-                active.pop()
+        Prompt i has the seed sampling.seed + i. An empty text starts a new document. The other
+        arguments are those of Request, the errors those of `add`.
+        """
+        encoded = [self._encode(p) for p in ([prompts] if isinstance(prompts, str) else prompts)]
+        generations: dict[int, Generation] = {}
+        # Texts of similar length run together: little padding.
+        for i in sorted(range(len(encoded)), key=lambda i: len(encoded[i])):
+            request = Request(
+                encoded[i],
+                sampling.with_seed(sampling.seed + i),
+                stop,
+                stop_ids,
+                context_shift=context_shift,
+            )
+            try:
+                generations[i] = self.add(request)
+            except ValueError as error:
+                for generation in generations.values():
+                    self.cancel(generation)
+                raise ValueError(f"prompt {i}: {error}") from None
+        for _ in self.as_completed(generations.values()):
+            pass
+        return [generations[i] for i in range(len(encoded))]
 
+    def as_completed(self, generations: Iterable[Generation]) -> Iterator[Generation]:
+        """Step until all of these have finished; yields each one when it does."""
+        pending = {id(generation): generation for generation in generations}
+        finished = [g for g in pending.values() if g.finish_reason is not None]
+        while pending:
+            for generation in finished:
+                if pending.pop(id(generation), None):
+                    yield generation
+            finished = self.step() if self.busy else list(pending.values())
 
-def _last_vectors(model: GPTModel, active: Sequence[_Row], cache: KVCache) -> Tensor:
-    """The vector (B, C) behind the newest token of every row, read in the cheapest exact way."""
-    limit, device = model.config.context_length, model.head_weight.device
-    ahead = model.mask.lookahead(limit, model.config.n_head)
-    steps = [i for i, row in enumerate(active) if row.cached]
-    reads = [i for i, row in enumerate(active) if not row.cached and len(row.context) >= ahead]
-    whole = [i for i, row in enumerate(active) if len(row.context) < ahead]
-    if len(reads) == len(active):  # the first pass
-        x = _read(model, active, cache)
-    elif steps:
-        ids = torch.tensor([row.context[-1:] for row in active], device=device)  # (B, 1)
-        positions = cache.next_positions(1)
-        idle = reads + whole
-        if idle:
-            positions[idle] = -1
-        x = model.hidden(ids, positions=positions, cache=cache)[:, 0]
-    else:
-        x = model.head_weight.new_empty(len(active), model.config.n_embd)
-    if reads and len(reads) < len(active):
-        own = _new_cache(model, len(reads), cache.capacity)
-        x[reads] = _read(model, [active[i] for i in reads], own)
-        cache.put(reads, own)
-    if whole:
-        x[whole] = _read(model, [active[i] for i in whole], None)
-    for i in reads:
-        active[i].cached = True
-    for i in whole:
-        active[i].notice = (
-            f"under the mask {model.mask.expression} tokens see later ones, up to position"
-            f" {ahead - 1}: no KV cache before that, each new token reads the whole text again"
-        )
-    return x
+    # A step
 
+    def step(self) -> list[Generation]:
+        """Add one token to every running request; waiting ones join as far as there is room.
+        Returns the generations that this finished.
 
-def _read(model: GPTModel, rows: Sequence[_Row], cache: KVCache | None) -> Tensor:
-    """The last vectors (B, C) of whole contexts, read in one pass, padded on the right."""
-    device = model.head_weight.device
-    lengths = torch.tensor([len(row.context) for row in rows], device=device)  # (B,)
-    T = int(lengths.max())
-    ids = torch.tensor([row.context + [0] * (T - len(row.context)) for row in rows], device=device)
-    at = torch.arange(T, device=device)
-    padding = at >= lengths[:, None]  # (B, T)
-    if cache is not None:
-        x = model.hidden(ids, positions=at.where(~padding, -1), cache=cache)  # (B, T, C)
-    else:  # padding is a document of its own, which the text cannot see
-        x = model.hidden(ids, documents=padding.long() if len(rows) > 1 else None)
-    return x[torch.arange(len(rows), device=device), lengths - 1]
+        An exception (Ctrl-C, an error in on_text) cancels all requests.
+        """
+        training = self.model.training
+        if training:
+            self.model.eval()
+        try:
+            # The weights' own dtype decides, whatever autocast the caller is in.
+            with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
+                return self._step()
+        except BaseException:
+            for row in [*self._waiting, *self._uncached, *self._running]:
+                row.generation.finish_reason = "cancelled"
+            self._waiting.clear()
+            self._uncached, self._running = [], []
+            self.refresh()  # the pass may have stopped halfway
+            raise
+        finally:
+            if training:
+                self.model.train()
 
+    def _step(self) -> list[Generation]:
+        for row in [row for row in self._running if len(row.context) > self._limit]:
+            self._remove(row, keep=False)
+            self._waiting.appendleft(row)
+        decoding = len(self._running)
+        self._admit()
+        rows = self._running + self._uncached
+        if not rows:
+            return []
+        parts = []  # of (B, C)
+        if decoding:
+            parts.append(self._decode(decoding))
+        if decoding < len(self._running):
+            parts.append(self._prefill(decoding, len(self._running)))
+        if self._uncached:
+            parts.append(self._read_again())
+        x = torch.cat(parts) if len(parts) > 1 else parts[0]
+        logits = F.linear(x, self.model.head_weight)[:, : self._V]
+        settings = [row.request.sampling for row in rows]
+        tokens = sample(logits, settings, [row.generator for row in rows], self._seen(rows))
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            if row.generation.finish_reason is None:  # else the on_text of another cancelled it
+                row.push(token)
+        running = self._running + self._uncached
+        finished = [row for row in running if row.generation.finish_reason is not None]
+        for row in reversed(finished):
+            self._remove(row)
+        return [row.generation for row in finished]
 
-def _new_cache(model: GPTModel, batch: int, longest: int) -> KVCache:
-    weight = model.head_weight
-    return KVCache.for_model(model.config, model.mask, batch, longest, weight.dtype, weight.device)
+    def _admit(self) -> None:
+        """Give waiting rows their place, as far as the batch has room."""
+        grown = [row for row in self._uncached if len(row.context) >= self._lookahead]
+        self._uncached = [row for row in self._uncached if len(row.context) < self._lookahead]
+        room = self.max_batch_size - len(self._running) - len(self._uncached) - len(grown)
+        joining = grown + [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+        for row in joining:
+            if len(row.context) > self._limit:
+                row.shift()
+        self._uncached += [row for row in joining if len(row.context) < self._lookahead]
+        joining = [row for row in joining if len(row.context) >= self._lookahead]
+        if joining:
+            longest = max(len(row.context) + row.remaining for row in [*joining, *self._waiting])
+            self._cache.reserve(len(self._running) + len(joining), longest)
+        for row in joining:
+            self._cache.join(row.context)
+        self._running += joining
+
+    def _remove(self, row: Row, keep: bool = True) -> None:
+        """Take a row out. keep: the cache still holds its tokens for later prompts."""
+        if row in self._waiting:
+            self._waiting.remove(row)
+        elif row in self._uncached:
+            self._uncached.remove(row)
+        else:
+            i = self._running.index(row)
+            self._cache.leave(i, keep)
+            self._running[i] = self._running[-1]
+            self._running.pop()
+
+    # Forward passes; each returns the vectors (B, C) of the newest tokens
+
+    def _decode(self, count: int) -> Tensor:
+        """Read one token of each of the first `count` running rows."""
+        ids = torch.tensor([row.context[-1:] for row in self._running[:count]], device=self._device)
+        self._cache.kv.use_rows(0, count)
+        return self.model.hidden(ids, cache=self._cache.kv)[:, 0]
+
+    def _prefill(self, start: int, stop: int) -> Tensor:
+        """Read in one pass what the cache lacks of the running rows start..stop - 1."""
+        cache = self._cache.kv
+        held = cache.lengths[start:stop]
+        rows = self._running[start:stop]
+        ids, padding = self._pad([row.context[n:] for row, n in zip(rows, held, strict=True)])
+        cache.use_rows(start, stop)
+        positions = cache.next_positions(ids.shape[1]).masked_fill(padding, -1)
+        return self._newest(self.model.hidden(ids, positions=positions, cache=cache), padding)
+
+    def _read_again(self) -> Tensor:
+        """Read the whole texts that the cache cannot serve."""
+        ids, padding = self._pad([row.context for row in self._uncached])
+        # Padding is a document of its own, which the texts cannot see.
+        documents = padding.long() if len(self._uncached) > 1 else None
+        mask = self.model.mask.expression
+        for row in self._uncached:
+            row.generation.notice = (
+                f"under the mask {mask} tokens see later ones, up to position"
+                f" {self._lookahead - 1}: until the text is that long, there is no KV cache and"
+                " every new token reads all of it again"
+            )
+        return self._newest(self.model.hidden(ids, documents=documents), padding)
+
+    def _pad(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Ids (B, T), padded on the right, and where the padding is: bools (B, T)."""
+        T = max(map(len, texts))
+        ids = torch.tensor([[*text, *[0] * (T - len(text))] for text in texts], device=self._device)
+        lengths = torch.tensor([len(text) for text in texts], device=self._device)
+        return ids, torch.arange(T, device=self._device) >= lengths[:, None]
+
+    def _newest(self, x: Tensor, padding: Tensor) -> Tensor:
+        """Of vectors (B, T, C), those (B, C) of the last tokens before the padding."""
+        last = (~padding).sum(dim=1) - 1
+        return x[torch.arange(len(x), device=x.device), last]
+
+    def _seen(self, rows: Sequence[Row]) -> Tensor | None:
+        """The tokens of every text, bools (B, V), if a repetition penalty needs them."""
+        if all(row.seen is None for row in rows):
+            return None
+        unused = torch.zeros(self._V, dtype=torch.bool, device=self._device)
+        return torch.stack([unused if row.seen is None else row.seen for row in rows])
+
+    # Checks
+
+    @property
+    def _device(self) -> torch.device:
+        return self.model.head_weight.device
+
+    def _encode(self, prompt: str | Sequence[int]) -> Sequence[int]:
+        if not isinstance(prompt, str):
+            return prompt
+        if self.tokenizer is None:
+            raise ValueError("a prompt that is text needs a tokenizer: Engine(model, tokenizer)")
+        return self.tokenizer.prompt(prompt)
+
+    def _check(self, request: Request) -> None:
+        prompt = request.prompt
+        if self.tokenizer is None and (request.stop or request.on_text):
+            raise ValueError("stop strings and on_text need a tokenizer: Engine(model, tokenizer)")
+        if "" in request.stop:
+            raise ValueError("stop contains an empty string, which every text contains: omit it")
+        if len(prompt) == 0:
+            raise ValueError("an empty prompt: start a text with <|endoftext|>")
+        if not (min(prompt) >= 0 and max(prompt) < self._V):
+            bad = next(t for t in prompt if not 0 <= t < self._V)
+            raise ValueError(
+                f"id {bad} is outside the vocabulary 0..{self._V - 1}:"
+                " encode the prompt with the model's own tokenizer"
+            )
+        if not request.context_shift and len(prompt) > self._limit:
+            raise ValueError(
+                f"{len(prompt)} tokens do not fit into the model's context of {self._limit}:"
+                " shorten the prompt"
+            )

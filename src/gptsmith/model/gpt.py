@@ -387,7 +387,7 @@ class GPTModel(nn.Module):
                 f"position {last} is outside context_length {limit}: keep the newest tokens only "
                 "and fill the cache again"
             )
-        return cache.begin(positions, mask, self.config.n_head, limit)
+        return cache.prepare(positions, mask, self.config.n_head, limit)
 
 
 def _check_positions(positions: Tensor, limit: int) -> None:

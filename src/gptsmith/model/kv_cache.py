@@ -1,6 +1,6 @@
-"""Keys and values of the tokens a model has read, so that each new token costs one position.
+"""The KV cache: keys and values of the tokens a model has read, so a new token costs one position.
 
-B batch, T new tokens, K key/value heads, S slots, D head size.
+B batch (rows), T new tokens, K key/value heads, S slots of a row, D head size.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from gptsmith.model.masks import Mask
 
 
 class KVCache:
-    """Pre-allocated keys and values of every layer, with their own length in every row.
+    """Pre-allocated keys and values of every layer; each row has its own length.
 
-    The token at position p of a row lies in slot p % S. Where the mask is a sliding window, S may
-    be as small as the window: older tokens are overwritten when nobody can see them any more.
+    The token at position p of a row is stored in slot p % S. Under a sliding window, S may be as
+    small as the window: a token is overwritten only when no later token can see it.
 
-    A forward pass calls `begin` once and `update` in every layer. Rows of different lengths are
-    padded on the right with position -1: padding is neither stored nor seen.
+    A forward pass calls `prepare` once and `update` in every layer, for the rows that `use_rows`
+    has selected (at first all of them). Rows with fewer new tokens than others are padded on the
+    right with position -1; padding is neither stored nor seen. Between forward passes, rows can be
+    truncated, copied and swapped, and the cache can grow.
     """
 
     def __init__(
@@ -37,13 +39,14 @@ class KVCache:
         self.v = torch.zeros(shape, dtype=dtype, device=device)
         self.positions = torch.full((batch, capacity), -1, device=device)  # (B, S), -1: empty
         self.lengths = [0] * batch
-        """Tokens read so far, that is the next position, of every row."""
+        """Number of tokens read in each row, which is its next position."""
+        self._rows = slice(0, batch)
         self._mask: Mask | None = None
-        # What `begin` decides for the `update` of every layer:
-        self._old = 0  # slots 0.._old - 1 were in use before
+        # Set by `prepare` for the `update` of every layer:
+        self._before = 0  # slots 0.._before - 1 were in use before this pass
         self._used = 0  # slots 0.._used - 1 are in use now
-        self._slot: int | None = None  # the one slot that the token of every row goes to, or else
-        self._index: tuple[Tensor, Tensor, Tensor] | None = None  # where from (row, token), to slot
+        self._slot: int | None = None  # where all rows store their single token, or else
+        self._index: tuple[Tensor, Tensor, Tensor] | None = None  # (row, token) -> slot
 
     @classmethod
     def for_model(
@@ -51,15 +54,18 @@ class KVCache:
         config: ModelConfig,
         mask: Mask,
         batch: int,
-        longest: int | None = None,
+        max_length: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> KVCache:
-        """A cache for sequences of up to `longest` tokens (default: the model's whole context)."""
-        capacity = min(longest or config.context_length, config.context_length)
-        if mask.window is not None:
-            capacity = min(capacity, mask.window)
+        """A cache for texts of up to `max_length` tokens (default: the model's whole context)."""
+        capacity = cls.capacity_for(config, mask, max_length or config.context_length)
         return cls(config.n_layer, batch, config.K, config.D, capacity, dtype, device)
+
+    @staticmethod
+    def capacity_for(config: ModelConfig, mask: Mask, max_length: int) -> int:
+        """Slots that texts of up to `max_length` tokens need in each row."""
+        return min(max_length, config.context_length, mask.window or config.context_length)
 
     @property
     def batch(self) -> int:
@@ -70,50 +76,69 @@ class KVCache:
         return self.positions.shape[1]
 
     def next_positions(self, T: int) -> Tensor:
-        """Positions (B, T) of T more tokens in every row."""
+        """Positions (B, T) of T more tokens in every selected row."""
         device = self.positions.device
-        start = torch.tensor(self.lengths, device=device)[:, None]
+        start = torch.tensor(self.lengths[self._rows], device=device)[:, None]
         return start + torch.arange(T, device=device)
 
-    def begin(self, positions: Tensor, mask: Mask, H: int, limit: int) -> Tensor | None:
-        """Make room for tokens at `positions`, (B, T) or (T,), and say which keys they see.
+    # A forward pass
 
-        Returns bools (B or 1, H or 1, T, S') that fit the keys `update` will return, or None: all
-        of them if T is 1, else causal. `limit` is the context length up to which the mask must be
-        exact. ValueError if the cache cannot give what the full forward pass gives: the mask
-        depends on the row, tokens that were read before others see these later ones, a token that
-        is still visible would be overwritten, or positions do not follow those stored.
+    def use_rows(self, start: int, stop: int) -> None:
+        """Select rows start..stop - 1 for the following forward passes: row i of their input is row
+        start + i of the cache."""
+        self._rows = slice(start, stop)
+
+    def prepare(self, positions: Tensor, mask: Mask, H: int, limit: int) -> Tensor | None:
+        """Make room for tokens at `positions`, (B, T) or (T,), and return the keys they may see.
+
+        Returns bools (B or 1, H or 1, T, S') that match the keys returned by `update`, or None: all
+        keys if T is 1, causal otherwise. `limit`: the context length up to which the mask must be
+        exact. ValueError if the cache cannot reproduce the full forward pass: the mask depends on
+        the row, earlier tokens would have seen these later ones, a token that is still visible
+        would be overwritten, or the positions do not continue the stored ones.
         """
-        B, S = self.positions.shape
+        stored = self.positions[self._rows]  # (B, S)
+        B, S = stored.shape
         T = positions.shape[-1]
         positions = positions.expand(B, T)
         added = (positions >= 0).sum(dim=1).tolist()
-        self._check(positions, added, mask, H, limit)
+        before = self.lengths[self._rows]
+        self._check(positions, before, added, mask, H, limit)
         self._mask = mask
-        before = self.positions[:, : self._used].clone()  # (B, used)
-        self._old = self._used
-        self.lengths = [n + m for n, m in zip(self.lengths, added, strict=True)]
-        self._used = min(max(self.lengths), S)
-        self._place(positions, added)
+        self._before = min(max(before), S)
+        previous = stored[:, : self._before].clone()  # (B, before)
+        lengths = [n + m for n, m in zip(before, added, strict=True)]
+        self.lengths[self._rows] = lengths
+        self._used = min(max(lengths), S)
+        self._place(positions, lengths, added)
+        aligned = min(lengths) == max(lengths)
         if T == 1:
-            if mask.is_plain_causal and min(self.lengths) == max(self.lengths):
+            if mask.is_plain_causal and aligned:
                 return None
-            return mask.dense(B, H, positions, self.positions[:, : self._used])
-        if self._old == 0 and mask.is_plain_causal:
+            return mask.dense(B, H, positions, stored[:, : self._used])
+        if self._before == 0 and mask.is_plain_causal:
             return None
-        return mask.dense(B, H, positions, torch.cat([before, positions], dim=1))
+        return mask.dense(B, H, positions, torch.cat([previous, positions], dim=1))
 
-    def _check(self, positions: Tensor, added: list[int], mask: Mask, H: int, limit: int) -> None:
+    def _check(
+        self,
+        positions: Tensor,
+        lengths: list[int],
+        added: list[int],
+        mask: Mask,
+        H: int,
+        limit: int,
+    ) -> None:
         next_positions = self.next_positions(positions.shape[1])
         if not positions.equal(next_positions.where(positions >= 0, -1)):
             raise ValueError(
-                f"a cache that holds {self.lengths} tokens cannot go on at positions"
-                f" {positions.tolist()}: give each row its next ones, then -1 for padding"
+                f"a cache of {lengths} tokens cannot continue at positions {positions.tolist()}:"
+                " give each row its next positions, then -1 for padding"
             )
         if self._mask is not None and mask is not self._mask and any(self.lengths):
             raise ValueError(
                 f"the cache was filled under the mask {self._mask.expression}, not under"
-                f" {mask.expression}: take a new cache"
+                f" {mask.expression}: create a new cache"
             )
         if mask.facts.uses_b:
             raise ValueError(
@@ -121,47 +146,51 @@ class KVCache:
                 " use the full forward pass"
             )
         ahead = mask.lookahead(limit, H)
-        for length, new in zip(self.lengths, added, strict=True):
+        for length, new in zip(lengths, added, strict=True):
             if length == 0 and 0 < new < ahead:
                 raise ValueError(
-                    f"no exact cache under the mask {mask.expression}: up to position {ahead - 1}"
-                    f" tokens are seen by earlier ones, so the first {ahead} must be read in one"
-                    f" pass, and {new} were; read more or use the full forward pass"
+                    f"no exact cache under the mask {mask.expression}: tokens up to position"
+                    f" {ahead - 1} are seen by earlier ones, so the first {ahead} must be read in"
+                    f" one pass, and {new} were; read more or use the full forward pass"
                 )
             enough = mask.window or limit
             if length + new > self.capacity and self.capacity < enough:
                 raise ValueError(
                     f"a cache of {self.capacity} tokens is too small for {length + new} under the"
-                    f" mask {mask.expression}: {enough} suffice for any text"
+                    f" mask {mask.expression}: {enough} are enough for any text"
                 )
 
-    def _place(self, positions: Tensor, added: list[int]) -> None:
-        """Note where the new tokens go; of more than a ring holds, the newest stay."""
+    def _place(self, positions: Tensor, lengths: list[int], added: list[int]) -> None:
+        """Choose the slots of the new tokens; the newest S tokens of a row are kept."""
         S = self.capacity
+        stored = self.positions[self._rows]
         self._slot = self._index = None
-        if positions.shape[1] == 1 and min(self.lengths) == max(self.lengths) and all(added):
-            self._slot = (self.lengths[0] - 1) % S
-            self.positions[:, self._slot] = positions[:, 0]
+        if positions.shape[1] == 1 and min(lengths) == max(lengths) and all(added):
+            self._slot = (lengths[0] - 1) % S
+            stored[:, self._slot] = positions[:, 0]
             return
-        oldest = torch.tensor(self.lengths, device=positions.device)[:, None] - S
+        oldest = torch.tensor(lengths, device=positions.device)[:, None] - S
         row, token = ((positions >= 0) & (positions >= oldest)).nonzero(as_tuple=True)
         kept = positions[row, token]
         self._index = row, token, kept % S
-        self.positions[row, kept % S] = kept
+        stored[row, kept % S] = kept
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v (B, K, T, D) of one layer; returns those that `begin` promised.
+        """Store k and v (B, K, T, D) of one layer; returns the keys and values to attend to.
 
-        Returns k and v (B, K, S', D). One token: what is stored, itself included. More: what was
-        stored before, then themselves, because a ring may be shorter than they are.
+        Returns k and v (B, K, S', D) that match the mask of `prepare`. One token: everything stored
+        including itself. More: what was stored before and then the new ones, because a window may
+        be shorter than they are.
         """
         if k.dtype != self.k.dtype:
-            raise ValueError(f"a cache of {self.k.dtype} got keys of {k.dtype}: make it of those")
-        stored_k, stored_v = self.k[layer], self.v[layer]  # (B, K, S, D)
+            raise ValueError(
+                f"a cache of {self.k.dtype} got keys of {k.dtype}: create it with dtype={k.dtype}"
+            )
+        stored_k, stored_v = self.k[layer, self._rows], self.v[layer, self._rows]  # (B, K, S, D)
         one = k.shape[2] == 1
-        if not one and self._old:
-            all_k = torch.cat([stored_k[:, :, : self._old], k], dim=2)
-            all_v = torch.cat([stored_v[:, :, : self._old], v], dim=2)
+        if not one and self._before:
+            all_k = torch.cat([stored_k[:, :, : self._before], k], dim=2)
+            all_v = torch.cat([stored_v[:, :, : self._before], v], dim=2)
         else:
             all_k, all_v = k, v
         if self._slot is not None:
@@ -176,28 +205,55 @@ class KVCache:
             return stored_k[:, :, : self._used], stored_v[:, :, : self._used]
         return all_k, all_v
 
-    def put(self, rows: list[int], other: KVCache) -> None:
-        """Replace some rows by those of another cache of the same capacity."""
-        assert other.capacity == self.capacity
-        self.k[:, rows], self.v[:, rows] = other.k, other.v
-        self.positions[rows] = other.positions
-        for row, length in zip(rows, other.lengths, strict=True):
-            self.lengths[row] = length
-        self._mask = other._mask
-        self._used = min(max(self.lengths), self.capacity)
+    # Between forward passes
 
-    def reset(self, row: int) -> None:
-        """Forget what a row has read."""
-        self.positions[row] = -1
-        self.lengths[row] = 0
-        self._used = min(max(self.lengths), self.capacity)
+    def reusable_length(self, row: int, length: int) -> int:
+        """How many of the first `length` tokens of a row another continuation can build on: all of
+        them, or 0 if some that it would see have been overwritten."""
+        read = self.lengths[row]
+        overwritten = read > self.capacity and length < read - 1
+        return 0 if overwritten else min(length, read)
 
-    def drop(self, row: int) -> None:
-        """Take a row out of the batch; the last row moves into its place."""
-        last = self.batch - 1
-        if row != last:
-            self.k[:, row], self.v[:, row] = self.k[:, last], self.v[:, last]
-            self.positions[row], self.lengths[row] = self.positions[last], self.lengths[last]
-        self.k, self.v, self.positions = self.k[:, :last], self.v[:, :last], self.positions[:last]
-        self.lengths.pop()
-        self._used = min(max(self.lengths, default=0), self.capacity)
+    def truncate(self, row: int, length: int) -> None:
+        """Forget all but the first `length` tokens of a row."""
+        assert length == 0 or length == self.reusable_length(row, length)
+        positions = self.positions[row]
+        positions[positions >= length] = -1
+        self.lengths[row] = length
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Replace row `target` by the first `length` tokens of row `source`."""
+        wrapped = self.lengths[source] > self.capacity
+        slots = slice(0, self.capacity if wrapped else length)
+        self.k[:, target, :, slots] = self.k[:, source, :, slots]
+        self.v[:, target, :, slots] = self.v[:, source, :, slots]
+        self.positions[target] = self.positions[source]
+        self.lengths[target] = self.lengths[source]
+        self.truncate(target, length)
+
+    def swap_rows(self, a: int, b: int) -> None:
+        """Exchange two rows."""
+        if a == b:
+            return
+        slots = slice(0, min(max(self.lengths[a], self.lengths[b]), self.capacity))
+        for tensor in (self.k, self.v):
+            tensor[:, [a, b], :, slots] = tensor[:, [b, a], :, slots]
+        self.positions[[a, b]] = self.positions[[b, a]]
+        self.lengths[a], self.lengths[b] = self.lengths[b], self.lengths[a]
+
+    def grow(self, batch: int, capacity: int) -> None:
+        """Make room for at least `batch` rows of `capacity` slots; the stored tokens stay."""
+        B, S = self.batch, self.capacity
+        batch, capacity = max(batch, B), max(capacity, S)
+        if (batch, capacity) == (B, S):
+            return
+        assert capacity == S or max(self.lengths, default=0) <= S  # else tokens would change slots
+        n_layer, _, K, _, D = self.k.shape
+        shape = (n_layer, batch, K, capacity, D)
+        k, v, positions = self.k, self.v, self.positions
+        self.k, self.v = k.new_zeros(shape), v.new_zeros(shape)
+        self.k[:, :B, :, :S], self.v[:, :B, :, :S] = k, v
+        self.positions = positions.new_full((batch, capacity), -1)
+        self.positions[:B, :S] = positions
+        self.lengths += [0] * (batch - B)
+        self._rows = slice(0, batch)

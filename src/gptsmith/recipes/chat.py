@@ -100,7 +100,7 @@ def load(
         if BUILT_IN in sources:
             if len(sources) > 1:
                 raise ValueError(f"--data {BUILT_IN} is the built-in set: name it alone")
-            template.check()  # load_chat does it for files
+            template.check_prefix_preserving()  # load_chat does it for files
             counts = ChatCounts(T)
             made = skill_conversations(config.train.seed, config.questions)
             encoded = encode_conversations(made, template, ReadReport(), counts)

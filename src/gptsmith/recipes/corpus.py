@@ -10,8 +10,8 @@ import torch
 from gptsmith.data.dataset import Windows, validation_batches
 from gptsmith.data.shards import Corpus
 from gptsmith.evaluate.perplexity import evaluate
-from gptsmith.generate.engine import generate_text
-from gptsmith.generate.sampling import SamplingConfig
+from gptsmith.generate.engine import Engine
+from gptsmith.generate.options import SamplingConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.recipes import in_loop_eval, loop
 from gptsmith.recipes.options import Recipe
@@ -67,7 +67,8 @@ def task(
         """One continuation of the prompt, the same random stream each time."""
         if length := config.eval.sample_tokens:
             sampling, prompt = SamplingConfig(max_new_tokens=length), config.eval.prompt
-            yield prompt, generate_text(model, corpus.tokenizer, [prompt], sampling)[0]
+            [generation] = Engine(model, corpus.tokenizer).generate(prompt, sampling)
+            yield prompt, generation.text
 
     questions, remarks = in_loop_eval.prepare(config.eval, model, corpus.tokenizer)
     made = loop.Task(model, next_token_loss, rows, assess, corpus.val_tokens, texts, questions)

@@ -26,8 +26,9 @@ from gptsmith.data.instructions import (
 )
 from gptsmith.data.options import InstructionColumns, SplitConfig
 from gptsmith.data.report import ReadReport
-from gptsmith.generate.chat import BATCH, complete
-from gptsmith.generate.sampling import SamplingConfig
+from gptsmith.generate.chat import Chat
+from gptsmith.generate.engine import MAX_BATCH_SIZE
+from gptsmith.generate.options import SamplingConfig
 from gptsmith.recipes import finetune, options, sft
 from gptsmith.recipes.report import number, write_report
 from gptsmith.recipes.sft import AnswersConfig
@@ -95,7 +96,7 @@ def choose_prompt(
     if text is None and own not in (None, source):
         prompt, source = PLAIN, str(own)
     template = ChatTemplate(source, tokenizer)
-    template.check()
+    template.check_prefix_preserving()
     return prompt, template
 
 
@@ -149,24 +150,25 @@ def respond(config: InstructConfig, prompt: Prompt, rows: Sequence[Instruction])
         template = run.chat_template
         assert template is not None
         model = run.load_model(device=config.train.device, trust_code=True)
+        chat = Chat(model, run.tokenizer, template)
         greedy = SamplingConfig(max_new_tokens=config.response_tokens, temperature=0)
         console = Console(stderr=True, highlight=False)
         responses: list[dict[str, Any]] = []
         starts = track(
-            range(0, len(rows), BATCH), "answering the test instructions",
+            range(0, len(rows), MAX_BATCH_SIZE), "answering the test instructions",
             console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
         for start in starts:
-            batch = rows[start : start + BATCH]
+            batch = rows[start : start + MAX_BATCH_SIZE]
             asked = [template.prompt(prompt.messages(row)) for row in batch]
-            replies = complete(model, run.tokenizer, template, asked, greedy)
+            replies = chat.reply_all(asked, greedy)
             responses += [
                 {
                     "instruction": row.instruction,
                     "input": row.input,
                     "output": row.output,
                     "response": reply.text,
-                    "stopped": reply.finish == "stop",
+                    "stopped": reply.finish_reason == "stop",
                 }
                 for row, reply in zip(batch, replies, strict=True)
             ]

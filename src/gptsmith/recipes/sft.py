@@ -11,8 +11,8 @@ from gptsmith.chat_template import ChatTemplate
 from gptsmith.data.examples import Examples
 from gptsmith.data.packing import PackedRows, PaddedRows
 from gptsmith.evaluate.perplexity import evaluate
-from gptsmith.generate.chat import complete
-from gptsmith.generate.sampling import SamplingConfig
+from gptsmith.generate.chat import Chat
+from gptsmith.generate.options import SamplingConfig
 from gptsmith.recipes import finetune, in_loop_eval, loop
 from gptsmith.recipes.finetune import FinetuneConfig, Start
 from gptsmith.run import Run
@@ -68,7 +68,7 @@ def tune(
     def texts() -> Iterator[tuple[str, str]]:
         if length := config.eval.sample_tokens:
             greedy = SamplingConfig(max_new_tokens=length, temperature=0)
-            replies = complete(model, tokenizer, template, asked, greedy)
+            replies = Chat(model, tokenizer, template).reply_all(asked, greedy)
             for ids, reply in zip(asked, replies, strict=True):
                 yield tokenizer.decode(ids), reply.text
 

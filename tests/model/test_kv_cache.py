@@ -63,7 +63,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 @torch.no_grad()
-def test_one_token_at_a_time_is_the_full_forward(config: ModelConfig, mask: str) -> None:
+def test_decoding_token_by_token_equals_the_full_forward(config: ModelConfig, mask: str) -> None:
     model = make(config.change(mask=mask))
     ids = ids_of(model, 3, 24)
     full = model(ids)
@@ -78,7 +78,7 @@ def test_one_token_at_a_time_is_the_full_forward(config: ModelConfig, mask: str)
 @settings(max_examples=60)
 @given(st.data())
 @torch.no_grad()
-def test_any_chunks_of_ragged_rows_are_the_full_forward(data: st.DataObject) -> None:
+def test_chunks_of_ragged_rows_equal_the_full_forward(data: st.DataObject) -> None:
     config = data.draw(st.sampled_from(list(MODELS.values())))
     model = make(config.change(mask=data.draw(st.sampled_from(MASKS))))
     ids = ids_of(model, 3, 24)
@@ -106,40 +106,67 @@ def test_any_chunks_of_ragged_rows_are_the_full_forward(data: st.DataObject) -> 
 
 
 @torch.no_grad()
-def test_rows_leave_start_anew_and_come_from_another_cache() -> None:
+def test_rows_are_selected_swapped_copied_and_truncated() -> None:
     model = make(MODELS["llama, 2 kv heads"])
     ids = ids_of(model, 4, 24)
     full = model(ids)
     cache = cache_for(model, 4)
-    model(ids[:, :7], cache=cache)
-    cache.drop(1)  # row 3 moves there
-    now = ids[[0, 3, 2]]
-    close(model(now[:, 7:8], cache=cache), full[[0, 3, 2], 7:8])
-    cache.drop(2)
-    close(model(now[:2, 8:9], cache=cache), full[[0, 3], 8:9])
+    cache.use_rows(0, 3)
+    model(ids[:3, :7], cache=cache)
+    cache.use_rows(3, 4)
+    model(ids[3:, :2], cache=cache)  # joins between steps
+    assert cache.lengths == [7, 7, 7, 2]
+    cache.swap_rows(1, 2)  # row 1 leaves the first two
+    cache.use_rows(0, 2)
+    close(model(ids[[0, 2], 7:8], cache=cache), full[[0, 2], 7:8])
+    assert cache.lengths == [8, 8, 7, 2]
 
-    cache.reset(0)
-    assert cache.lengths == [0, 9]
-    positions = torch.tensor([[0, 1, 2], [9, -1, -1]])
-    chunk = torch.stack([ids[2, :3], ids[3, 9:12]])
+    cache.copy_row(2, 3, 5)  # another continuation of the first five tokens of text 1
+    cache.truncate(0, 0)
+    cache.truncate(1, 6)
+    assert cache.lengths == [0, 6, 7, 5]
+    cache.use_rows(0, 4)
+    positions = torch.tensor([[0, 1, 2], [6, 7, -1], [7, -1, -1], [5, 6, 7]])
+    chunk = torch.stack([ids[3, :3], ids[2, 6:9], ids[1, 7:10], ids[1, 5:8]])
     logits = model(chunk, positions=positions, cache=cache)
-    close(logits[0], full[2, :3])
-    close(logits[1, 0], full[3, 9])
+    close(logits[0], full[3, :3])
+    close(logits[1, :2], full[2, 6:8])
+    close(logits[2, 0], full[1, 7])
+    close(logits[3], full[1, 5:8])
 
-    other = KVCache.for_model(model.config, model.mask, 1)
-    model(ids[1:2, :20], cache=other)
-    cache.put([1], other)
-    assert cache.lengths == [3, 20]
-    logits = model(torch.stack([ids[2, 3:4], ids[1, 20:21]]), cache=cache)
-    close(logits[:, 0], torch.stack([full[2, 3], full[1, 20]]))
-    cache.drop(0)
-    cache.drop(0)
-    assert (cache.batch, cache.lengths) == (0, [])
+
+@torch.no_grad()
+def test_a_cache_grows_and_keeps_its_tokens() -> None:
+    model = make(MODELS["gpt2"])
+    ids = ids_of(model, 3, 24)
+    full = model(ids)
+    cache = KVCache.for_model(model.config, model.mask, 1, max_length=5)
+    model(ids[:1, :5], cache=cache)
+    cache.grow(3, 10)
+    cache.grow(2, 4)  # never shrinks
+    assert (cache.batch, cache.capacity, cache.lengths) == (3, 10, [5, 0, 0])
+    cache.use_rows(1, 3)
+    model(ids[1:, :5], cache=cache)
+    cache.use_rows(0, 3)
+    close(model(ids[:, 5:10], cache=cache), full[:, 5:10])
+
+
+@torch.no_grad()
+def test_a_window_that_wrapped_is_reusable_only_near_its_end() -> None:
+    model = make(GPT2.change(mask="causal() & sliding_window(5)"))
+    ids = ids_of(model, 1, 24)
+    cache = cache_for(model, 1)
+    model(ids[:, :5], cache=cache)
+    assert [cache.reusable_length(0, n) for n in range(7)] == [0, 1, 2, 3, 4, 5, 5]
+    model(ids[:, 5:9], cache=cache)
+    assert [cache.reusable_length(0, n) for n in (0, 5, 7, 8, 9, 10)] == [0, 0, 0, 8, 9, 9]
+    cache.truncate(0, 8)
+    close(model(ids[:, 8:12], cache=cache), model(ids)[:, 8:12])
 
 
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 @torch.no_grad()
-def test_a_function_mask_inside_causal_is_served_exactly(config: ModelConfig) -> None:
+def test_function_mask_inside_causal_equals_the_full_forward(config: ModelConfig) -> None:
     model = make(config)
     rule = Mask(per_head)
     ids = ids_of(model, 2, 24)
@@ -151,7 +178,7 @@ def test_a_function_mask_inside_causal_is_served_exactly(config: ModelConfig) ->
 
 @pytest.mark.parametrize("K", [1, 2, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_single_query_is_the_fused_kernel(K: int, dtype: torch.dtype) -> None:
+def test_decode_attention_equals_the_fused_kernel(K: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(3, 4, 1, 8, generator=generator).to(dtype)
     k, v = torch.randn(2, 3, K, 11, 8, generator=generator).to(dtype)
@@ -167,7 +194,7 @@ def test_a_single_query_is_the_fused_kernel(K: int, dtype: torch.dtype) -> None:
 
 
 @torch.no_grad()
-def test_masks_that_look_ahead_are_refused_unless_read_in_one_pass() -> None:
+def test_masks_that_look_ahead_need_one_pass() -> None:
     model = make(GPT2)
     ids = ids_of(model, 2, 24)
     for expression, ahead in [("prefix(6)", 6), ("bidirectional()", 24), ("~causal()", 24)]:
@@ -187,7 +214,7 @@ def test_masks_that_look_ahead_are_refused_unless_read_in_one_pass() -> None:
 
 
 @torch.no_grad()
-def test_wrong_use_is_refused_by_name() -> None:
+def test_misuse_is_refused() -> None:
     model = make(GPT2)
     ids = ids_of(model, 2, 24)
     cache = cache_for(model, 2)
@@ -198,9 +225,9 @@ def test_wrong_use_is_refused_by_name() -> None:
         cache = cache_for(model, 2)
         model(ids[:, :4], cache=cache)
         at = torch.tensor(positions)
-        with pytest.raises(ValueError, match=r"holds \[4, 4\] tokens cannot go on"):
+        with pytest.raises(ValueError, match=r"cache of \[4, 4\] tokens cannot continue"):
             model(ids[:, :1], positions=at, cache=cache)
-    small = KVCache.for_model(model.config, model.mask, 2, longest=8)
+    small = KVCache.for_model(model.config, model.mask, 2, max_length=8)
     assert small.capacity == 8
     model(ids[:, :8], cache=small)
     with pytest.raises(ValueError, match="cache of 8 tokens is too small for 9"):

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from gptsmith.generate.sampling import SamplingConfig, sample
+from gptsmith.generate.options import SamplingConfig
+from gptsmith.generate.sampling import sample
 
 
 def generators(n: int, seed: int = 0) -> list[torch.Generator]:
@@ -18,7 +19,7 @@ def draw(logits: Tensor, n: int = 20_000, **fields: object) -> Tensor:
     """Relative frequencies (V,) of n draws, in rows and in steps, from the same logits (V,)."""
     config, rows = SamplingConfig(**fields), generators(100)
     batch = logits.expand(100, -1)
-    ids = torch.cat([sample(batch, config, rows) for _ in range(n // 100)])
+    ids = torch.cat([sample(batch, [config] * 100, rows) for _ in range(n // 100)])
     return torch.bincount(ids, minlength=len(logits)) / n
 
 
@@ -37,15 +38,15 @@ LOGITS = torch.tensor([2.0, -1.0, 0.5, 0.5, 3.0, -4.0, 1.0, 0.0])
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
-def test_frequencies_are_the_softmax_at_that_temperature(temperature: float) -> None:
+def test_frequencies_follow_the_softmax_at_the_temperature(temperature: float) -> None:
     frequencies = draw(LOGITS, temperature=temperature)
     assert fits(frequencies, (LOGITS / temperature).softmax(0))
     assert not fits(frequencies, (LOGITS / temperature / 1.2).softmax(0))  # the test can fail
 
 
-def test_the_first_number_of_neighbouring_seeds_is_uniform() -> None:
+def test_first_tokens_of_consecutive_seeds_are_uniform() -> None:
     logits = torch.zeros(20_000, 10)
-    ids = sample(logits, SamplingConfig(temperature=1.0), generators(20_000))
+    ids = sample(logits, [SamplingConfig(temperature=1.0)] * 20_000, generators(20_000))
     assert fits(torch.bincount(ids, minlength=10) / 20_000, torch.full((10,), 0.1))
 
 
@@ -71,7 +72,7 @@ def test_top_k_top_p_and_min_p_keep_the_right_tokens() -> None:
     assert fits(draw(LOGITS, temperature=1.0, top_k=3, top_p=0.92), only(4, 0, 6))
 
 
-def test_ties_go_to_the_smaller_ids_and_never_make_more_than_k() -> None:
+def test_ties_are_broken_by_the_smaller_id_and_never_keep_more_than_k() -> None:
     flat = torch.zeros(50)
     for k in (1, 2, 7, 50):
         kept = draw(flat, n=10_000, temperature=1.0, top_k=k) > 0
@@ -84,7 +85,7 @@ def test_ties_go_to_the_smaller_ids_and_never_make_more_than_k() -> None:
     assert not kept[10:].any()
 
 
-def test_a_nucleus_larger_than_the_candidates_is_found_by_sorting() -> None:
+def test_nucleus_larger_than_the_candidates_is_found_by_sorting() -> None:
     logits = torch.randn(5000, generator=torch.Generator().manual_seed(0)) * 0.1
     p, order = logits.double().softmax(0).sort(descending=True)
     size = int((p.cumsum(0) < 0.9).sum()) + 1
@@ -105,58 +106,59 @@ configs = st.builds(
 )
 
 
-@given(logit_rows, configs, st.integers(0, 1000))
-def test_a_token_is_always_drawn_and_a_row_does_not_see_its_neighbours(
-    logits: Tensor, config: SamplingConfig, seed: int
+@given(logit_rows, configs, st.lists(configs, min_size=2, max_size=2), st.integers(0, 1000))
+def test_sample_is_independent_of_neighbouring_rows_and_their_settings(
+    logits: Tensor, config: SamplingConfig, others: list[SamplingConfig], seed: int
 ) -> None:
-    others = torch.stack([logits.flip(0), logits, -logits])
+    rows = torch.stack([logits.flip(0), logits, -logits])
     seen = torch.zeros(3, len(logits), dtype=torch.bool)
     seen[1, 0] = True
-    alone = sample(logits[None], config, generators(1, seed + 1), seen[1:2])
-    together = sample(others, config, generators(3, seed), seen)
-    assert together[1] == alone[0]
+    alone = sample(logits[None], [config], generators(1, seed + 1), seen[1:2])
+    for neighbours in ([config, config], others):
+        settings = [neighbours[0], config, neighbours[1]]
+        assert sample(rows, settings, generators(3, seed), seen)[1] == alone[0]
     assert 0 <= alone[0] < len(logits)
     narrow = config.model_copy(update={"top_k": 1, "repetition_penalty": 1.0, "temperature": 1.0})
-    assert sample(logits[None], narrow, generators(1, seed)) == logits.argmax()
+    assert sample(logits[None], [narrow], generators(1, seed)) == logits.argmax()
 
 
-def test_greedy_takes_the_best_and_tiny_temperatures_do_not_overflow() -> None:
+def test_greedy_takes_the_argmax_and_tiny_temperatures_do_not_overflow() -> None:
     rows = torch.stack([LOGITS, -LOGITS, LOGITS * 1e4])
     for temperature in (0.0, 1e-310, 1e-40, 1e-6):
-        ids = sample(rows, SamplingConfig(temperature=temperature), generators(3))
+        ids = sample(rows, [SamplingConfig(temperature=temperature)] * 3, generators(3))
         assert ids.tolist() == [4, 5, 4]
 
 
-def test_the_least_number_a_generator_can_give_draws_no_impossible_token(
+def test_a_random_number_of_zero_never_selects_an_excluded_token(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch, "rand", lambda n, **_: torch.zeros(n, dtype=torch.double))
     for config in (SamplingConfig(top_k=1), SamplingConfig(top_p=0.5), SamplingConfig(min_p=0.9)):
-        assert sample(LOGITS[None], config, generators(1)) == 4
+        assert sample(LOGITS[None], [config], generators(1)) == 4
 
 
-def test_repetition_penalty_makes_seen_tokens_less_likely_whatever_their_sign() -> None:
+def test_repetition_penalty_lowers_seen_tokens_for_either_sign_of_the_logit() -> None:
     seen = torch.tensor([[True, True, False]])
     config = SamplingConfig(temperature=0, repetition_penalty=2.0)
-    assert sample(torch.tensor([[3.0, -1.0, 1.6]]), config, [], seen) == 2
-    assert sample(torch.tensor([[-2.0, -1.0, -1.9]]), config, [], seen) == 2
-    assert sample(torch.tensor([[-2.0, -1.0, -2.1]]), config, [], seen) == 1
+    assert sample(torch.tensor([[3.0, -1.0, 1.6]]), [config], [], seen) == 2
+    assert sample(torch.tensor([[-2.0, -1.0, -1.9]]), [config], [], seen) == 2
+    assert sample(torch.tensor([[-2.0, -1.0, -2.1]]), [config], [], seen) == 1
     p = torch.tensor([1.5, -2.0, 1.0]).softmax(0)
     config = SamplingConfig(temperature=1, repetition_penalty=2.0)
     rows = torch.tensor([[3.0, -1.0, 1.0]]).expand(20_000, 3)
-    ids = sample(rows, config, generators(20_000), seen.expand(20_000, 3))
+    ids = sample(rows, [config] * 20_000, generators(20_000), seen.expand(20_000, 3))
     assert fits(torch.bincount(ids, minlength=3) / 20_000, p)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_logits_that_are_no_numbers_are_refused(bad: float) -> None:
+def test_logits_without_a_finite_maximum_are_refused(bad: float) -> None:
     for config in (SamplingConfig(), SamplingConfig(temperature=0)):
         with pytest.raises(
             ValueError, match=r"logits reach (nan|inf|-inf): its weights are damaged"
         ):
-            sample(torch.stack([LOGITS, torch.full((8,), bad)]), config, generators(2))
-    padded = torch.where(torch.arange(8) < 4, LOGITS, -math.inf)  # single ones are fine
-    assert sample(padded[None], SamplingConfig(top_p=0.9), generators(1)) < 4
+            sample(torch.stack([LOGITS, torch.full((8,), bad)]), [config] * 2, generators(2))
+    padded = torch.where(torch.arange(8) < 4, LOGITS, -math.inf)  # excluded tokens are fine
+    assert sample(padded[None], [SamplingConfig(top_p=0.9)], generators(1)) < 4
 
 
 @pytest.mark.parametrize(
@@ -179,7 +181,7 @@ def test_logits_that_are_no_numbers_are_refused(bad: float) -> None:
         ("temprature", 1, "Extra inputs"),
     ],
 )
-def test_impossible_values_are_refused(field: str, value: float, words: str) -> None:
+def test_invalid_settings_are_refused(field: str, value: float, words: str) -> None:
     with pytest.raises(ValidationError, match=words) as caught:
         SamplingConfig(**{field: value})  # type: ignore[arg-type]
     assert field in str(caught.value)

@@ -89,7 +89,7 @@ def test_our_template_is_the_same_in_transformers(kind: str, messages: list[Mess
     wanted = [f"<|assistant|>{answer}<|end|>" for answer in answers]
     assert learned(template, tokenizer, messages) == wanted
     assert len(scored) == len(ids)
-    template.check()
+    template.check_prefix_preserving()
 
 
 def strange_texts(count: int) -> list[str]:
@@ -223,7 +223,7 @@ def test_foreign_templates_give_the_ids_of_transformers(name: str) -> None:
             continue
         assert template.encode(messages).ids == ids_of(theirs, messages)
         assert template.prompt(messages[:-1]) == ids_of(theirs, messages[:-1], prompt=True)
-    template.check()
+    template.check_prefix_preserving()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -355,7 +355,7 @@ def test_a_template_that_differs_between_training_and_chatting_is_refused(prompt
     source = LOOP + "{% if add_generation_prompt %}" + prompt.replace("\n", "{{ '\n' }}")
     template = ChatTemplate(source + "{% endif %}", BYTES)
     with pytest.raises(ValueError, match="differs between training and chatting"):
-        template.check()
+        template.check_prefix_preserving()
     with pytest.raises(ValueError, match="differs between training and chatting"):
         template.encode(talk("Hi", "Ho"))
 
@@ -368,33 +368,33 @@ def test_a_prompt_that_ends_within_a_token_is_refused() -> None:
     )
     template = ChatTemplate(source, tokenizer)
     with pytest.raises(ValueError, match="'assistant: ', which is cut into other tokens"):
-        template.check()
+        template.check_prefix_preserving()
     # the answer's first token begins with the space that should end the prompt, and is scored
     assert learned(template, tokenizer, talk("Any", "Ask")) == ["assistant: Ask<|endoftext|>"]
     source = source.replace("'assistant: '", "'assistant:'")
     template = ChatTemplate(source, tokenizer)
-    template.check()
+    template.check_prefix_preserving()
     assert learned(template, tokenizer, talk("Any", "Ask")) == ["assistant: Ask<|endoftext|>"]
 
 
-def test_fit_drops_the_oldest_turns() -> None:
+def test_truncate_drops_the_oldest_turns() -> None:
     template = ChatTemplate(TEMPLATE, BYTES)
     messages = talk("one", "eins", "two", "zwei", "three", system="count")
     length = len(template.prompt(messages))
-    assert template.fit(messages, length) == messages
-    shorter = template.fit(messages, length - 1)
+    assert template.truncate(messages, length).messages == messages
+    shorter = template.truncate(messages, length - 1).messages
     assert shorter == [messages[0], *messages[3:]]
     least = len(template.prompt([messages[0], messages[-1]]))
-    assert template.fit(messages, least) == [messages[0], messages[-1]]
-    with pytest.raises(ValueError, match=f"takes {least} tokens, .* and only {least - 1} fit"):
-        template.fit(messages, least - 1)
+    assert template.truncate(messages, least).messages == [messages[0], messages[-1]]
+    with pytest.raises(ValueError, match=f"takes {least} tokens, .* but only {least - 1} fit"):
+        template.truncate(messages, least - 1)
 
 
-def test_fit_never_splits_a_turn() -> None:
+def test_truncate_never_splits_a_turn() -> None:
     template = ChatTemplate(TEMPLATE, BYTES)
     greeting = Message(role="assistant", content="Good morning")
     messages = [greeting, *talk("one", "eins", "two", "zwei", "three")]
-    kept = [template.fit(messages, limit) for limit in range(10, 70)]
+    kept = [template.truncate(messages, limit).messages for limit in range(10, 70)]
     assert [len(a) <= len(b) for a, b in pairwise(kept)]
     assert {len(k) for k in kept} == {1, 3, 5, 6}
     assert all(messages[-len(k) :] == k for k in kept)

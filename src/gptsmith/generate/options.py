@@ -1,0 +1,31 @@
+"""Settings of text generation, in a file without torch, so that `--help` answers at once."""
+
+from pydantic import Field
+
+from gptsmith.config import Section
+
+
+class SamplingConfig(Section):
+    """How the next token is chosen."""
+
+    max_new_tokens: int = Field(200, ge=1)
+    """Stop after this many tokens."""
+    temperature: float = Field(0.8, ge=0)
+    """Divides the logits: lower is more predictable, higher more varied, 0 is greedy decoding."""
+    top_k: int | None = Field(None, ge=1)
+    """Sample from the k most likely tokens only."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Sample from the smallest set of most likely tokens that reaches this total probability."""
+    min_p: float | None = Field(None, ge=0, le=1)
+    """Sample from tokens that have at least this fraction of the highest probability."""
+    repetition_penalty: float = Field(1.0, gt=0)
+    """Above 1, tokens that already occur in the text become less likely."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of the first text; text i has SEED + i. The same seed gives the same text."""
+
+    def with_seed(self, seed: int) -> "SamplingConfig":
+        """The same settings with another seed."""
+        return self.model_copy(update={"seed": seed})
+
+
+DEFAULT_SAMPLING = SamplingConfig()

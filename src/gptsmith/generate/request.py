@@ -1,0 +1,101 @@
+"""A request for text, the text it has got so far, and what the engine keeps for it meanwhile.
+
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gptsmith.generate.detokenizer import Detokenizer
+from gptsmith.generate.options import DEFAULT_SAMPLING, SamplingConfig
+
+OnText = Callable[[str], None]
+
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt and how to continue it."""
+
+    prompt: Sequence[int]
+    sampling: SamplingConfig = DEFAULT_SAMPLING
+    """Its seed is the seed of this text."""
+    stop: Sequence[str] = ()
+    """Strings that end the text and are not part of it."""
+    stop_ids: Sequence[int] | None = None
+    """Tokens that end the text and are not part of it (default: the tokenizer's end of text)."""
+    on_text: OnText | None = None
+    """Called with each piece of text as soon as it is certain."""
+    context_shift: bool = True
+    """When the text reaches the model's context length: continue from the newest half of it, or
+    else finish."""
+
+
+@dataclass(eq=False)
+class Generation:
+    """The continuation of one prompt; it grows with each step of the engine until it finishes."""
+
+    ids: list[int]
+    """The new tokens, without a stop id, but including those of a stop string."""
+    text: str = ""
+    """The new text, without the stop string; empty if the engine has no tokenizer."""
+    finish_reason: Literal["stop", "length", "cancelled"] | None = None
+    """A stop id or stop string, max_new_tokens or the end of the context, or None: not finished."""
+    dropped_tokens: int = 0
+    """Oldest tokens that were dropped because the text outgrew the model's context."""
+    notice: str | None = None
+    """Why the KV cache could not be used at first, for people; None if it could."""
+
+
+class Row:
+    """A request in progress."""
+
+    def __init__(self, request: Request, stop_ids: frozenset[int], limit: int) -> None:
+        self.request = request
+        self.generation = Generation([])
+        self.context = list(request.prompt)  # what the model reads
+        self.generator = torch.Generator().manual_seed(request.sampling.seed)
+        self.detokenizer: Detokenizer | None = None
+        self.seen: Tensor | None = None  # (V,) tokens of prompt and text, for repetition_penalty
+        self._stop_ids = stop_ids
+        self._limit = limit
+        self.remaining = request.sampling.max_new_tokens
+        """Tokens that may still follow."""
+        if not request.context_shift:
+            self.remaining = min(self.remaining, limit - len(self.context))
+
+    def shift(self) -> None:
+        """Keep the newest half of the context, to be read again."""
+        dropped = len(self.context) - max(1, self._limit // 2)
+        del self.context[:dropped]
+        self.generation.dropped_tokens += dropped
+
+    def push(self, token: int) -> None:
+        """Take the next token; the last one sets finish_reason."""
+        generation, detokenizer = self.generation, self.detokenizer
+        piece = ""
+        if token in self._stop_ids:
+            generation.finish_reason = "stop"
+        else:
+            generation.ids.append(token)
+            self.context.append(token)
+            self.remaining -= 1
+            if self.seen is not None:
+                self.seen[token] = True
+            if detokenizer is not None:
+                piece = detokenizer.push(token)
+            if detokenizer is not None and detokenizer.stopped:
+                generation.finish_reason = "stop"
+            elif self.remaining == 0:
+                generation.finish_reason = "length"
+        if generation.finish_reason is not None and detokenizer is not None:
+            piece += detokenizer.flush()
+        generation.text += piece
+        if piece and self.request.on_text is not None:
+            self.request.on_text(piece)

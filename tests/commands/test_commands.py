@@ -154,7 +154,8 @@ def test_generate_says_what_it_does_not_read(say, run: Path) -> None:
     argv = ("generate", run, "--max-new-tokens", "2", "--prompt")
     text = "The line of words, " * 5
     _, whole, remark = say(*argv, text)
-    assert remark == "a prompt has 95 tokens, the model reads 32: it begins with the newest 16\n"
+    expected = "a prompt has 95 tokens and the model reads 32: it continues from the last 16\n"
+    assert remark == expected
     _, end, nothing = say(*argv, text[-16:])
     assert whole == text[:-16] + end
     assert nothing == ""

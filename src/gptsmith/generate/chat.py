@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from gptsmith.tokenizer import Tokenizer
 
 
-
 class Chat:
     """A chat model that can be talked to.
 

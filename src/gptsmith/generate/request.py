@@ -18,7 +18,6 @@ from gptsmith.generate.options import DEFAULT_SAMPLING, SamplingConfig
 OnText = Callable[[str], None]
 
 
-
 @dataclass(frozen=True)
 class Request:
     """A prompt and how to continue it."""

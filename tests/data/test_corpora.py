@@ -9,7 +9,7 @@ from data_sets import complete_data
 from local_web import Site
 from text_sources import ROWS, jsonl, read, texts, write_rows
 
-from gptsmith.data import corpora
+from gptsmith.data import corpora, hub
 from gptsmith.data.documents import row_documents
 from gptsmith.data.options import ReadOptions
 from gptsmith.data.report import ReadReport
@@ -43,7 +43,7 @@ def test_corpus_without_network_says_where_to_put_files(
 
 
 def test_hub_name_without_network_is_an_error_with_a_remedy() -> None:
-    with pytest.raises(FileNotFoundError, match=r"^owner/name: not to be had .* their folder inst"):
+    with pytest.raises(FileNotFoundError, match=r"^owner/name: not available .* their folder inst"):
         open_source("owner/name", ReadOptions(), ReadReport())
 
 
@@ -156,5 +156,5 @@ def test_rows_of_the_hub_are_streamed(tmp_path: Path) -> None:
     """`datasets` reads a folder as it reads the Hub, which no test may reach."""
     pytest.importorskip("datasets")
     jsonl(tmp_path / "train.jsonl", [{"id": i, "text": row} for i, row in enumerate(ROWS)])
-    rows = corpora.hub_rows(corpora.HubName(str(tmp_path)), None)
+    rows = hub.hub_rows(hub.HubName(str(tmp_path)), None)
     assert texts(row_documents(rows, ReadOptions(), ReadReport())) == ROWS

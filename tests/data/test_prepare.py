@@ -1,176 +1,22 @@
-"""From text to shards: nothing lost, nothing double, a fixed validation split, safe to kill."""
+"""From text to shards: nothing lost, nothing double; tokenizers, limits, skipped records."""
 
 import json
 import os
-import random
-import resource
-import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prepared import decoded, run, snapshot, write_jsonl
 from pydantic import ValidationError
 
-from gptsmith import files
-from gptsmith.data import corpus_writer, encode, text_files
-from gptsmith.data.corpus_writer import CorpusWriter
-from gptsmith.data.encode import EncodedPart
+from gptsmith.data import encode, text_files
 from gptsmith.data.options import PrepareConfig
-from gptsmith.data.prepare import prepare
-from gptsmith.data.shards import Corpus
 from gptsmith.tokenizer import Tokenizer
-
-
-def run(out: Path, *sources: str | Path, **options: object) -> Corpus:
-    """A prepared corpus; characters as bytes unless told otherwise."""
-    config = {"tokenizer": "byte", **options}
-    return Corpus.open(
-        prepare(PrepareConfig(sources=tuple(map(str, sources)), out=out, **config))  # type: ignore[arg-type]
-    )
-
-
-def decoded(corpus: Corpus, split: str) -> list[str]:
-    """The documents of a split, the first of which may have begun elsewhere."""
-    ids = np.concatenate(getattr(corpus, split))
-    return corpus.tokenizer.decode(ids).split("<|endoftext|>")
-
-
-def lines(path: Path, texts: list[str]) -> Path:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return path
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-
-
-# --- splits --------------------------------------------------------------------------------------
-
-
-def test_one_document_validates_on_its_last_tenth(tmp_path: Path) -> None:
-    text = "".join(random.Random(0).choices("abcdé \n", k=1003))
-    (tmp_path / "a.txt").write_text(text)
-    corpus = run(tmp_path / "out", tmp_path / "a.txt", tokenizer="char")
-    assert decoded(corpus, "train") == ["", text[:902]]
-    assert decoded(corpus, "val") == [text[902:]]
-    assert corpus.manifest["validation"] == "the last 0.1 of one document's characters"
-    assert corpus.manifest["splits"]["train"]["documents"] == 1
-    assert corpus.manifest["splits"]["train"]["bytes"] == len(text[:902].encode())
-    assert corpus.manifest["splits"]["val"]["bytes"] == len(text[902:].encode())
-
-
-def test_tiny_shakespeare(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GPTSMITH_DATA", str(real_data))
-    corpus = run(tmp_path / "out", "shakespeare", tokenizer="char")
-    text = (real_data / "tinyshakespeare" / "input.txt").read_text()
-    assert (corpus.train_tokens, corpus.val_tokens) == (1 + 89_991, 10_000)
-    assert corpus.tokenizer.vocab_size == 61 + 1
-    assert decoded(corpus, "val") == [text[89_991:]]
-
-
-def test_wikitext_2_validates_on_its_own_split(
-    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(text_files, "CHUNK_BYTES", 700)
-    monkeypatch.setattr(encode, "BATCH_SIZE", 1000)
-    monkeypatch.setenv("GPTSMITH_DATA", str(real_data))
-    corpus = run(tmp_path / "out", "wikipedia|wikitext-2", tokenizer="gpt2", workers=2)
-    (source,) = corpus.manifest["sources"]
-    assert (source["asked"], source["used"]) == ("wikipedia|wikitext-2", "wikitext-2")
-    assert "wikimedia/wikipedia: not to be had from the Hub" in source["passed"][0]
-    text = (real_data / "wikitext-2" / "valid.txt").read_text()
-    assert "".join(decoded(corpus, "val")) == text
-    # one encoder for the whole file knows nothing of frames, pieces and threads
-    val = np.concatenate(corpus.val)
-    articles = np.split(val, np.flatnonzero(val == corpus.tokenizer.eos_id))[1:]
-    assert len(articles) == corpus.manifest["splits"]["val"]["documents"] == 2
-    for ids in articles:
-        assert corpus.tokenizer.encode(corpus.tokenizer.decode(ids[1:])) == ids[1:].tolist()
-
-
-def test_a_novel_in_pieces_has_the_ids_of_the_whole(
-    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(text_files, "CHUNK_BYTES", 700)
-    monkeypatch.setattr(encode, "BATCH_SIZE", 1000)
-    path = real_data / "english_novels" / "Doyle_Hound_1902.txt"
-    tokenizer = Tokenizer.gpt2(real_data / "gpt2_bpe")
-    tokenizer.save(tmp_path / "tokenizer.json")
-    corpus = run(tmp_path / "out", path, tokenizer=str(tmp_path / "tokenizer.json"))
-    text = path.read_bytes().decode("utf-8-sig")
-    cut = int(len(text) * 0.9)
-    whole = [tokenizer.eos_id, *tokenizer.encode(text[:cut])]
-    assert np.concatenate(corpus.train).tolist() == whole
-    assert np.concatenate(corpus.val).tolist() == tokenizer.encode(text[cut:])
-
-
-@pytest.mark.parametrize("count", [2, 9, 99, 100, 300])
-def test_several_documents_are_divided_by_hash(tmp_path: Path, count: int) -> None:
-    texts = [f"document {i}" for i in range(count)]
-    corpus = run(tmp_path / "a", lines(tmp_path / "a.jsonl", texts))
-    train, val = decoded(corpus, "train")[1:], decoded(corpus, "val")[1:]
-    assert sorted(train + val) == sorted(texts)
-    assert train == [text for text in texts if text in set(train)]  # in their order
-    assert 0 < len(val) <= max(1, 0.2 * count)
-    if count < 100:
-        assert len(val) == max(1, round(count / 10))
-    other = run(tmp_path / "b", lines(tmp_path / "b.jsonl", texts[::-1]))
-    assert set(decoded(other, "val")) == set(decoded(corpus, "val"))
-
-
-def test_validation_from_a_file(tmp_path: Path) -> None:
-    train, val = lines(tmp_path / "a.jsonl", ["a", "b"]), tmp_path / "val.txt"
-    val.write_text("v")
-    corpus = run(tmp_path / "out", train, val=str(val))
-    assert (decoded(corpus, "train"), decoded(corpus, "val")) == (["", "a", "b"], ["", "v"])
-    assert [source["asked"] for source in corpus.manifest["sources"]] == [str(train), str(val)]
-
-
-def test_validation_that_is_trained_on_too_is_remarked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "in").mkdir()
-    a = lines(tmp_path / "in" / "a.jsonl", ["one", "two"])
-    link = tmp_path / "link.jsonl"
-    link.symlink_to(a)
-    for number, val in enumerate((link, a, tmp_path / "in")):
-        corpus = run(tmp_path / f"out{number}", tmp_path / "in", val=str(val))
-        assert corpus.manifest["validation"].endswith("are trained on too")
-        assert "trained on too" in capsys.readouterr().err
-    lines(tmp_path / "in" / "b.jsonl", ["three"])
-    corpus = run(tmp_path / "apart", tmp_path / "in", val=str(a), deduplicate=True)
-    assert corpus.manifest["validation"] == f"the documents of {a}"
-    assert decoded(corpus, "train") == ["", "three"]
-
-
-def test_fineweb_validates_on_its_first_shard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whole documents, up to the first that the shard cannot hold."""
-    monkeypatch.setenv("GPTSMITH_DATA", str(tmp_path))
-    monkeypatch.setattr(encode, "BATCH_SIZE", 100)
-    (tmp_path / "fineweb-edu").mkdir()
-    texts = [f"document {i:03} " + "x" * (i % 7) for i in range(200)]
-    lines(tmp_path / "fineweb-edu" / "a.jsonl", texts)
-    corpus = run(tmp_path / "out", "fineweb-edu", shard_tokens=300)
-    val = decoded(corpus, "val")[1:]
-    assert decoded(corpus, "train")[1:] == texts[len(val) :]
-    assert len(corpus.val) == 1
-    assert 300 - 20 < corpus.val_tokens <= 300
-    splits = corpus.manifest["splits"]
-    assert [splits[name]["documents"] for name in ("train", "val")] == [200 - len(val), len(val)]
-    assert splits["val"]["bytes"] == len("".join(val))
-
 
 # --- nothing lost --------------------------------------------------------------------------------
 
@@ -220,7 +66,7 @@ def test_no_token_is_lost(
     assert sum(r["bytes"] for r in records) == sum(len(text.encode()) for text in kept)
 
 
-def test_a_large_vocabulary_takes_four_bytes(tmp_path: Path) -> None:
+def test_large_vocabulary_is_stored_in_four_bytes(tmp_path: Path) -> None:
     large = Tokenizer.byte().add_special_tokens([f"<{i}>" for i in range(1 << 16)])
     large.save(tmp_path / "tokenizer.json")
     (tmp_path / "a.txt").write_text("some text to be split")
@@ -230,7 +76,7 @@ def test_a_large_vocabulary_takes_four_bytes(tmp_path: Path) -> None:
     assert small.train[0].dtype == np.uint16
 
 
-def test_a_foreign_tokenizer_gets_documents_whole(
+def test_foreign_tokenizer_encodes_whole_documents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that puts a space before each text would put one before each piece."""
@@ -272,12 +118,12 @@ def test_token_ids_are_stored_as_they_are(tmp_path: Path) -> None:
 # --- vocabulary ----------------------------------------------------------------------------------
 
 
-def test_bpe_learns_from_the_training_documents_only(tmp_path: Path) -> None:
+def test_bpe_is_trained_on_training_documents_only(tmp_path: Path) -> None:
     texts = [f"word{i % 7} " * 30 for i in range(20)]
     (tmp_path / "val.txt").write_text("qqzzqqzz " * 500)
     corpus = run(
         tmp_path / "out",
-        lines(tmp_path / "a.jsonl", texts),
+        write_jsonl(tmp_path / "a.jsonl", texts),
         val=str(tmp_path / "val.txt"),
         tokenizer="bpe",
         vocab_size=300,
@@ -288,28 +134,28 @@ def test_bpe_learns_from_the_training_documents_only(tmp_path: Path) -> None:
     assert len(corpus.tokenizer.encode("qqzz")) == 4
 
 
-def test_a_large_corpus_is_sampled_for_its_vocabulary(
+def test_bpe_is_trained_on_a_sample_of_a_large_corpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gptsmith.data import vocabulary
 
     monkeypatch.setattr(vocabulary, "_SAMPLE", 20_000)
     texts = [f"common common rare{i:05}" * 4 for i in range(2000)]
-    source = lines(tmp_path / "a.jsonl", texts)
+    source = write_jsonl(tmp_path / "a.jsonl", texts)
     corpora = [run(tmp_path / name, source, tokenizer="bpe", vocab_size=500) for name in ("a", "b")]
     assert corpora[0].fingerprint == corpora[1].fingerprint
     assert len(corpora[0].tokenizer.encode("common")) == 1
 
 
-def test_a_character_unknown_to_a_given_tokenizer_is_named(tmp_path: Path) -> None:
+def test_character_missing_from_a_given_tokenizer_is_an_error(tmp_path: Path) -> None:
     Tokenizer.char(["abc "]).save(tmp_path / "tokenizer.json")
-    source = lines(tmp_path / "a.jsonl", ["abc", "abd", "cab"])
+    source = write_jsonl(tmp_path / "a.jsonl", ["abc", "abd", "cab"])
     with pytest.raises(ValueError, match=r"a\.jsonl:2: character 'd' at offset 2"):
         run(tmp_path / "out", source, tokenizer=str(tmp_path / "tokenizer.json"))
     assert not (tmp_path / "out").exists()
 
 
-def test_options_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+def test_invalid_options(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text " * 20)
     with pytest.raises(ValueError, match="--vocab-size 500 is for --tokenizer bpe; byte has"):
         run(tmp_path / "out", tmp_path / "a.txt", vocab_size=500)
@@ -331,9 +177,9 @@ def test_options_that_make_no_sense_are_refused(tmp_path: Path) -> None:
 # --- choices and policies ------------------------------------------------------------------------
 
 
-def test_exact_duplicates_are_left_out_on_request(tmp_path: Path) -> None:
+def test_exact_duplicates_are_skipped_on_request(tmp_path: Path) -> None:
     texts = ["one", "two", "one", "three", "two", "one "]
-    source = lines(tmp_path / "a.jsonl", texts)
+    source = write_jsonl(tmp_path / "a.jsonl", texts)
     (tmp_path / "val.txt").write_text("three")
     corpus = run(tmp_path / "out", source, val=str(tmp_path / "val.txt"), deduplicate=True)
     assert decoded(corpus, "train") == ["", "one", "two", "one "]  # "three" is in validation
@@ -342,9 +188,9 @@ def test_exact_duplicates_are_left_out_on_request(tmp_path: Path) -> None:
     assert decoded(corpus, "train")[1:] == texts
 
 
-def test_limits(tmp_path: Path) -> None:
+def test_limits_on_documents_and_tokens(tmp_path: Path) -> None:
     texts = [f"{i:09}" for i in range(500)]
-    source = lines(tmp_path / "a.jsonl", texts)
+    source = write_jsonl(tmp_path / "a.jsonl", texts)
     corpus = run(tmp_path / "d", source, max_documents=20)
     assert sorted(decoded(corpus, "train")[1:] + decoded(corpus, "val")[1:]) == texts[:20]
     corpus = run(tmp_path / "t", source, max_tokens=123, val_fraction=0.3)
@@ -356,12 +202,12 @@ def test_limits(tmp_path: Path) -> None:
     assert (corpus.train_tokens, corpus.val_tokens) == (10, 100)
 
 
-def test_a_limit_does_not_depend_on_the_number_of_threads(
+def test_limit_does_not_depend_on_the_number_of_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encode, "BATCH_SIZE", 50)
     texts = [f"{i:09}" if i % 5 else "" for i in range(500)]
-    source = lines(tmp_path / "a.jsonl", texts)
+    source = write_jsonl(tmp_path / "a.jsonl", texts)
     made = []
     for workers in (1, 2, 5):
         run(tmp_path / f"{workers}/c", source, max_tokens=1000, on_error="skip", workers=workers)
@@ -370,9 +216,7 @@ def test_a_limit_does_not_depend_on_the_number_of_threads(
     assert 0 < json.loads(made[0]["manifest.json"])["left_out"]["empty document"] < 100
 
 
-def test_skipping_is_counted_and_recorded(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_skipped_records_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.jsonl"
     rows = [b'{"text": "%03d"}' % i for i in range(50)]
     path.write_bytes(b"\n".join([*rows, b"{", b"}", b'{"text": ""}', b'{"text": "\xff"}']))
@@ -401,348 +245,22 @@ def test_skipping_is_counted_and_recorded(
         ([f"{i}" for i in range(200)], {"val_fraction": 1e-6}, "nothing is left for validation"),
     ],
 )
-def test_a_corpus_with_nothing_in_a_split_is_an_error(
+def test_empty_split_is_an_error(
     tmp_path: Path, texts: list[str], options: dict, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        run(tmp_path / "out", lines(tmp_path / "a.jsonl", texts), **options)
+        run(tmp_path / "out", write_jsonl(tmp_path / "a.jsonl", texts), **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_first_shard_that_takes_everything_is_an_error(
+def test_first_shard_that_takes_all_documents_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GPTSMITH_DATA", str(tmp_path))
     (tmp_path / "fineweb-edu").mkdir()
-    lines(tmp_path / "fineweb-edu" / "a.jsonl", ["one", "two"])
+    write_jsonl(tmp_path / "fineweb-edu" / "a.jsonl", ["one", "two"])
     with pytest.raises(ValueError, match=r"nothing is left for training.*smaller --shard-tokens"):
         run(tmp_path / "out", "fineweb-edu")
-
-
-# --- the folder ----------------------------------------------------------------------------------
-
-
-def test_the_same_again_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = lines(tmp_path / "a.jsonl", ["one", "two"])
-    run(tmp_path / "out", source)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
-    run(tmp_path / "out", source, workers=1)
-    assert "this corpus is complete" in capsys.readouterr().err
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
-
-
-def test_another_corpus_is_refused_or_replaced_whole(tmp_path: Path) -> None:
-    source = lines(tmp_path / "a.jsonl", ["one", "two", "three"])
-    out = tmp_path / "out"
-    run(out, source, shard_tokens=3)
-    (out / "notes.txt").write_text("mine")
-    before = snapshot(out)
-    with pytest.raises(
-        FileExistsError, match=r"shard_tokens: 3 before, 100000000 now\); .*--overwrite"
-    ):
-        run(out, source)
-    with pytest.raises(FileExistsError, match="tokenizer: 'byte' before, 'char' now"):
-        run(out, source, shard_tokens=3, tokenizer="char")
-    lines(source, ["one", "two", "three", "four"])
-    with pytest.raises(FileExistsError, match=r"a\.jsonl: bytes 50 before, 67 now\)"):
-        run(out, source, shard_tokens=3)
-    source.write_text("{")
-    with pytest.raises(ValueError, match="not JSON"):
-        run(out, source, overwrite=True)
-    assert snapshot(out) == before
-    lines(source, ["one", "two", "four"])
-    os.utime(source, ns=(0, time.time_ns() + 10**9))
-    with pytest.raises(FileExistsError, match=r"a\.jsonl"):
-        run(out, source, shard_tokens=3)
-    corpus = run(out, source, overwrite=True)
-    assert sorted(decoded(corpus, "train") + decoded(corpus, "val"))[2:] == ["four", "one", "two"]
-    assert sorted(p.name for p in out.iterdir()) == [
-        "manifest.json",
-        "notes.txt",
-        "tokenizer.json",
-        "train-00000.npy",
-        "val-00000.npy",
-    ]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "out"]
-
-
-def test_out_may_be_a_link_or_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = lines(tmp_path / "a.jsonl", ["one", "two", "three"])
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to("real")
-    run(tmp_path / "link", source)
-    assert len(run(tmp_path / "link", source, shard_tokens=2, overwrite=True).train) > 1
-    assert len(Corpus.open(tmp_path / "real").train) > 1
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    Tokenizer.char("ot").save(tmp_path / "tokenizer.json")
-    with pytest.raises(ValueError, match="is not among the 2 of this tokenizer"):
-        run(Path(), source, tokenizer=str(tmp_path / "tokenizer.json"))
-    assert run(Path(), source).manifest["name"] == "here"
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "a.jsonl", "here", "link", "real", "tokenizer.json"
-    ]  # fmt: skip
-    with pytest.raises(FileExistsError, match="--out /: holds other files and no corpus"):
-        run(Path("/"), source)
-    (tmp_path / "dangling").symlink_to("nowhere")
-    with pytest.raises(FileExistsError, match=r"File exists: .*dangling"):
-        run(tmp_path / "dangling", source)
-
-
-def test_unfinished_replacement_does_not_change_the_corpus(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = lines(tmp_path / "a.jsonl", ["one", "two", "three"])
-    out = tmp_path / "out"
-    run(out, source)
-    before = snapshot(out)
-    with monkeypatch.context() as patch:
-        patch.setattr(CorpusWriter, "finish", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run(out, source, shard_tokens=2, overwrite=True)
-    run(out, source)
-    assert f"{out / 'unfinished'}: left by --overwrite" in capsys.readouterr().err
-    assert snapshot(out) == before
-    assert len(run(out, source, shard_tokens=2, overwrite=True).train) > 1
-    assert not (out / "unfinished").exists()
-
-
-def interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def test_other_peoples_folders_are_left_alone(tmp_path: Path) -> None:
-    source = lines(tmp_path / "a.jsonl", ["one", "two"])
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "thesis.txt").write_text("mine")
-    for overwrite in (False, True):
-        with pytest.raises(FileExistsError, match="holds other files and no corpus"):
-            run(out, source, overwrite=overwrite)
-    with pytest.raises(FileExistsError, match=r"File exists: .*thesis\.txt"):
-        run(out / "thesis.txt", source)
-    assert snapshot(out) == {"thesis.txt": b"mine"}
-
-
-def test_two_at_once_are_refused(tmp_path: Path) -> None:
-    source = lines(tmp_path / "a.jsonl", ["one", "two"])
-    (tmp_path / "out").mkdir()
-    with (
-        files.lock(tmp_path / "out", "or not"),
-        pytest.raises(ValueError, match=r"out is in use by another process: .* --out"),
-    ):
-        run(tmp_path / "out", source)
-
-
-# --- killed --------------------------------------------------------------------------------------
-
-# The command with small batches and a pause after each, so that there is something to interrupt.
-SLOW = """
-import sys, time
-from pathlib import Path
-from gptsmith.data import corpus_writer, encode, text_files
-from gptsmith.data.options import PrepareConfig
-from gptsmith.data.prepare import prepare
-encode.BATCH_SIZE, text_files.CHUNK_BYTES = 2000, 1000
-corpus_writer._JOURNAL_SECONDS = 0.01
-write = corpus_writer.CorpusWriter.write
-def slow_write(self, parts, left_out):
-    write(self, parts, left_out)
-    time.sleep(float(sys.argv[3]))
-corpus_writer.CorpusWriter.write = slow_write
-source, out = Path(sys.argv[1]), Path(sys.argv[2])
-prepare(PrepareConfig(
-    sources=(str(source),), out=out, tokenizer="bpe", vocab_size=400, shard_tokens=5000,
-    deduplicate=True, on_error="skip",
-))
-"""
-
-
-def start(source: Path, out: Path, pause: float) -> subprocess.Popen[bytes]:
-    words = [sys.executable, "-W", "error", "-c", SLOW, str(source), str(out), str(pause)]
-    return subprocess.Popen(words, stderr=subprocess.PIPE)
-
-
-def finish(process: subprocess.Popen[bytes]) -> str:
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors.decode()
-    return errors.decode()
-
-
-@pytest.mark.parametrize("kind", ["one.txt", "many.jsonl"])
-def test_killed_and_run_again_it_ends_the_same(tmp_path: Path, kind: str) -> None:
-    """SIGKILL at several moments of one corpus; finished shards are not written again."""
-    words = random.Random(1)
-    texts = [
-        " ".join(words.choices(["alpha", "beta", "gamma", "delta ", "ε"], k=words.randrange(0, 80)))
-        for _ in range(600)
-    ]
-    source = tmp_path / kind
-    if kind == "one.txt":
-        source.write_text("\n".join(texts))
-    else:
-        lines(source, [*texts, *texts[:50]])
-    whole, out = tmp_path / "whole" / "c", tmp_path / "killed" / "c"
-    finish(start(source, whole, 0))
-    expected = snapshot(whole)
-    assert len([name for name in expected if name.startswith("train-")]) > 3
-
-    work = out / "unfinished"
-    finished: dict[Path, tuple[int, int]] = {}
-    for shards in (0, 0, 1, 3):  # finished ones to wait for before the kill
-        process = start(source, out, 0.02)
-        while process.poll() is None:
-            if len(shards_of(journal(work))) >= shards and journal(work):
-                break
-            time.sleep(0.002)
-        time.sleep(words.random() * 0.1)
-        process.kill()
-        process.communicate()
-        assert not (out / "manifest.json").exists()
-        assert stamps(finished) == finished
-        finished = stamps(work / name for name in shards_of(journal(work)))
-    assert len(finished) >= 3
-    (work / ".progress.tmp-0a1b2c3d.json").touch()  # as a kill while it is written leaves it
-    assert "resuming after" in finish(start(source, out, 0))
-    finished = {out / path.name: stamp for path, stamp in finished.items()}
-    assert stamps(finished) == finished
-    assert snapshot(out) == expected
-
-
-def journal(work: Path) -> dict[str, Any]:
-    """The state in the journal of an unfinished corpus."""
-    path = work / "progress.json"
-    return json.loads(path.read_text())["state"] or {} if path.exists() else {}
-
-
-def shards_of(state: dict[str, Any]) -> list[str]:
-    records = state.get("splits", {}).values()
-    return [shard["file"] for record in records for shard in record["shards"]]
-
-
-def stamps(paths: Iterable[Path]) -> dict[Path, tuple[int, int]]:
-    """What a file that is written again would not keep."""
-    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
-
-
-@pytest.mark.parametrize("kills", [1, 2])
-def test_replacement_can_be_killed_at_any_file_operation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int
-) -> None:
-    """The old corpus stays whole until the new one is, and the next call completes the move."""
-    old, new = lines(tmp_path / "a.jsonl", ["one", "two", "three"]), tmp_path / "b.txt"
-    new.write_text("four five six seven eight nine")
-    options = {"shard_tokens": 9, "overwrite": True}
-    run(tmp_path / "old" / "c", old, shard_tokens=3)
-    run(tmp_path / "new" / "c", new, **options)
-    before, after = snapshot(tmp_path / "old" / "c"), snapshot(tmp_path / "new" / "c")
-    replace, unlink = os.replace, Path.unlink
-
-    def prepare_with_kill(out: Path, at: int) -> bool:
-        """Kill a call before its file operation number `at`; whether it came to that."""
-        number = count()
-
-        def operation(function: Any) -> Any:
-            def call(*args: Any, **keywords: Any) -> Any:
-                if next(number) >= at:
-                    raise KeyboardInterrupt
-                return function(*args, **keywords)
-
-            return call
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", operation(replace))
-            patch.setattr(Path, "unlink", operation(unlink))
-            with suppress(KeyboardInterrupt):
-                run(out, new, **options)
-                return False
-        return True
-
-    for at in range(100):
-        out = tmp_path / str(at) / "c"
-        shutil.copytree(tmp_path / "old" / "c", out)
-        killed = [prepare_with_kill(out, at) for _ in range(kills)]
-        if (out / "manifest.json").exists():
-            assert snapshot(out) in (before, after)
-        else:
-            assert (out / "unfinished" / "manifest.json").exists()
-        run(out, new, **options)
-        assert snapshot(out) == after
-        if not any(killed):
-            break
-    assert at > 10
-
-
-def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """A source and its unfinished corpus of some shards."""
-    source, out = tmp_path / "a.txt", tmp_path / "out"
-    source.write_text("some words\n" * 500)
-    write = CorpusWriter.write
-
-    def fail(self: CorpusWriter, parts: Sequence[EncodedPart], left_out: dict[str, int]) -> None:
-        if self.batches == 3:
-            raise KeyboardInterrupt
-        write(self, parts, left_out)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(encode, "BATCH_SIZE", 1000)
-        patch.setattr(text_files, "CHUNK_BYTES", 500)
-        patch.setattr(CorpusWriter, "write", fail)
-        patch.setattr(corpus_writer, "_JOURNAL_SECONDS", 0.0)
-        with pytest.raises(KeyboardInterrupt):
-            run(out, source, shard_tokens=700)
-    assert (out / "unfinished" / "train-00000.npy").exists()
-    return source, out
-
-
-def test_an_unfinished_corpus_of_other_settings_is_not_gone_on_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, out = interrupted(tmp_path, monkeypatch)
-    with pytest.raises(FileNotFoundError, match="unfinished"):
-        Corpus.open(out)
-    with pytest.raises(
-        FileExistsError, match=r"another corpus, unfinished \(shard_tokens: 700 before"
-    ):
-        run(out, source)
-    assert (out / "unfinished" / "train-00000.npy").exists()
-    assert len(run(out, source, overwrite=True).train) == 1
-
-
-def test_a_changed_source_is_not_gone_on_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, out = interrupted(tmp_path, monkeypatch)
-    source.write_text("more words\n" * 500)
-    os.utime(source, ns=(0, time.time_ns() + 10**9))
-    with pytest.raises(FileExistsError, match="has changed since"):
-        run(out, source, shard_tokens=700)
-
-
-def test_a_damaged_finished_shard_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source, out = interrupted(tmp_path, monkeypatch)
-    (out / "unfinished" / "train-00000.npy").write_bytes(b"short")
-    monkeypatch.setattr(encode, "BATCH_SIZE", 1000)
-    corpus = run(out, source, shard_tokens=700)
-    assert "starting over" in capsys.readouterr().err
-    corpus.verify()
-    assert "".join(decoded(corpus, "train") + decoded(corpus, "val")) == "some words\n" * 500
-
-
-def test_a_full_disk_is_named_and_can_be_mended(tmp_path: Path) -> None:
-    source, out = tmp_path / "a.txt", tmp_path / "out"
-    source.write_text("some words\n" * 5000)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    try:
-        with pytest.raises(OSError, match=r"File too large.*unfinished/train-00000\.npy"):
-            run(out, source)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    corpus = run(out, source)
-    assert "".join(decoded(corpus, "train") + decoded(corpus, "val")) == "some words\n" * 5000
 
 
 # --- size ----------------------------------------------------------------------------------------
@@ -772,7 +290,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     assert peaks[1] < peaks[0] + 24_000, peaks
 
 
-def test_progress_in_plain_lines(
+def test_progress_without_a_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from gptsmith.data import progress

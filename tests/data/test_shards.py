@@ -27,7 +27,7 @@ def corpus(tmp_path: Path) -> Path:
     return prepare(config)
 
 
-def test_a_corpus_is_read_back(corpus: Path) -> None:
+def test_corpus_is_read_back(corpus: Path) -> None:
     opened = Corpus.open(corpus)
     text = (corpus.parent / "text.txt").read_bytes()
     assert [len(shard) for shard in opened.train] == [500, 500, 500, 481]
@@ -68,7 +68,7 @@ def test_shards_of_unequal_length_are_read_and_trained_on(corpus: Path) -> None:
     assert loss.item() == pytest.approx(np.log(257), rel=0.1)
 
 
-def test_a_missing_corpus_says_how_to_make_one(tmp_path: Path) -> None:
+def test_missing_corpus_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gptsmith prepare SOURCE --out .*nowhere"):
         Corpus.open(tmp_path / "nowhere")
     (tmp_path / "unfinished").mkdir()
@@ -77,27 +77,27 @@ def test_a_missing_corpus_says_how_to_make_one(tmp_path: Path) -> None:
         Corpus.open(tmp_path)
 
 
-def test_a_missing_shard_is_named(corpus: Path) -> None:
+def test_missing_shard_is_named(corpus: Path) -> None:
     (corpus / "train-00001.npy").unlink()
     with pytest.raises(FileNotFoundError, match=r"train-00001\.npy: this shard is missing"):
         Corpus.open(corpus)
 
 
-def test_a_cut_shard_is_named(corpus: Path) -> None:
+def test_truncated_shard_is_named(corpus: Path) -> None:
     path = corpus / "train-00002.npy"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ValueError, match=r"train-00002\.npy: 1118 bytes instead of 1128"):
         Corpus.open(corpus)
 
 
-def test_a_shard_with_a_broken_header_is_named(corpus: Path) -> None:
+def test_shard_with_a_damaged_header_is_named(corpus: Path) -> None:
     path = corpus / "val-00000.npy"
     path.write_bytes(b"rubbish" + path.read_bytes()[7:])
     with pytest.raises(ValueError, match=r"val-00000\.npy: not a readable \.npy file"):
         Corpus.open(corpus)
 
 
-def test_a_shard_of_another_type_is_named(corpus: Path) -> None:
+def test_shard_of_another_dtype_is_named(corpus: Path) -> None:
     path = corpus / "val-00000.npy"
     data = path.read_bytes()
     path.write_bytes(data[:128].replace(b"<u2", b"<i2") + data[128:])
@@ -114,7 +114,7 @@ def test_verify_finds_a_changed_token(corpus: Path) -> None:
         Corpus.open(corpus).verify()
 
 
-def test_another_tokenizer_is_refused(corpus: Path, tmp_path: Path) -> None:
+def test_tokenizer_of_another_corpus_is_refused(corpus: Path, tmp_path: Path) -> None:
     from gptsmith.tokenizer import Tokenizer
 
     Tokenizer.char(["abc"]).save(corpus)
@@ -134,7 +134,7 @@ def test_another_tokenizer_is_refused(corpus: Path, tmp_path: Path) -> None:
         ({"fingerprint": "0"}, "inconsistent"),
     ],
 )
-def test_an_edited_manifest_is_refused(corpus: Path, change: dict, message: str) -> None:
+def test_edited_manifest_is_refused(corpus: Path, change: dict, message: str) -> None:
     path = corpus / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=message):
@@ -142,7 +142,9 @@ def test_an_edited_manifest_is_refused(corpus: Path, change: dict, message: str)
 
 
 @pytest.mark.parametrize("content", ["[]", "null", "3", "{}", '{"format": 1}'])
-def test_another_manifest_is_refused_and_kept(corpus: Path, content: str, tmp_path: Path) -> None:
+def test_manifest_of_another_kind_is_refused_and_kept(
+    corpus: Path, content: str, tmp_path: Path
+) -> None:
     path = corpus / "manifest.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=r"manifest\.json: not a corpus manifest"):
@@ -160,9 +162,7 @@ def test_another_manifest_is_refused_and_kept(corpus: Path, content: str, tmp_pa
     assert path.read_text() == content
 
 
-def test_a_writer_makes_no_more_files_than_can_be_open(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_number_of_shards_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "_MAX_SHARDS", 3)
     writer = ShardWriter(tmp_path, "train", np.dtype(np.uint16), 2)
     with pytest.raises(ValueError, match="more than 3 shards of 2 tokens: give a larger --shard"):
@@ -170,7 +170,7 @@ def test_a_writer_makes_no_more_files_than_can_be_open(
     writer.close()
 
 
-def test_a_torn_manifest_is_named_with_its_line(corpus: Path) -> None:
+def test_truncated_manifest_is_named_with_its_line(corpus: Path) -> None:
     path = corpus / "manifest.json"
     path.write_text(path.read_text()[:100])
     with pytest.raises(ValueError, match=r"manifest\.json, line \d+"):
@@ -178,7 +178,7 @@ def test_a_torn_manifest_is_named_with_its_line(corpus: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
-def test_a_writer_goes_on_where_it_was_cut_off(tmp_path: Path, dtype: type) -> None:
+def test_writer_resumes_at_any_recorded_state(tmp_path: Path, dtype: type) -> None:
     """At every prefix of what was journaled, whatever was written behind it."""
     ids = np.arange(70_000 if dtype is np.uint32 else 60_000, dtype=dtype)[-1000:]
     kind = np.dtype(dtype)
@@ -205,7 +205,7 @@ def test_a_writer_goes_on_where_it_was_cut_off(tmp_path: Path, dtype: type) -> N
         assert writer.record["tokens"] == writer.record["bytes"] == 1000
 
 
-def test_a_writer_refuses_a_partial_shard_that_lost_data(tmp_path: Path) -> None:
+def test_writer_refuses_a_shard_that_lost_data(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, "train", np.dtype(np.uint16), 300)
     writer.append(np.zeros(100), documents=1, text_bytes=100)
     writer.close()

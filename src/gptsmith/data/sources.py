@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gptsmith.data import columnar, corpora, rows, text_files
+from gptsmith.data import columnar, corpora, hub, rows, text_files
 from gptsmith.data.documents import Document, Source, TokenLayout, table_documents
 from gptsmith.data.options import ReadOptions
 from gptsmith.data.paths import UnavailableError, files_below, find_files, has_suffix
@@ -107,9 +107,9 @@ def _open(name: str, options: ReadOptions, report: ReadReport) -> Source:
         return open_path(path, name)
     dataset, _, rest = name.partition(":")
     config, _, split = rest.partition(":")
-    hub = corpora.HubName(dataset, config or None, split or "train")
+    data_set = hub.HubName(dataset, config or None, split or "train")
     remedy = "without network, download its files elsewhere and give their folder instead"
-    return corpora.open_hub(hub, options, report, remedy)
+    return hub.open_hub(data_set, options, report, remedy)
 
 
 def _open_path(path: Path, name: str, options: ReadOptions, report: ReadReport) -> Source:

@@ -1,6 +1,6 @@
-"""Two corpora that every machine holds: the docs and the source of Python's standard library.
+"""Two corpora on every machine: the documentation and the source of Python's standard library.
 
-Nothing is imported: the source files are parsed. The same installation gives the same text.
+Its source files are parsed, not imported. The same installation gives the same text.
 """
 
 import ast
@@ -14,7 +14,7 @@ from pathlib import Path
 from gptsmith.data.documents import Document
 from gptsmith.data.paths import UnavailableError
 
-# Not the library itself, or no text that anyone wrote to be read.
+# Not part of the library, or not written to be read.
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _TOPICS = Path("pydoc_data", "topics.py")
 
@@ -29,7 +29,7 @@ def pycode() -> Iterator[Document]:
     """The source files of the standard library, one document each."""
     for path, name in _modules():
         if name != _TOPICS:
-            with tokenize.open(path) as file:  # knows the encoding line
+            with tokenize.open(path) as file:  # reads the encoding line
                 text = file.read()
             if text.strip():
                 yield Document(str(name), (text,))
@@ -41,7 +41,7 @@ def _modules() -> list[tuple[Path, Path]]:
     found = [(root / name, name) for name in names if not _LEFT_OUT & set(name.parts)]
     if not found:
         raise UnavailableError(
-            f"{root}: this Python comes without the source of its standard library; "
+            f"{root}: this Python has no source files of its standard library; "
             "use another corpus or another Python"
         )
     return found
@@ -49,7 +49,7 @@ def _modules() -> list[tuple[Path, Path]]:
 
 @cache
 def _documentation() -> list[tuple[str, str]]:
-    """(module, text) pairs; parsing takes seconds, so it is done once."""
+    """(module, text) pairs, parsed once, which takes seconds."""
     found = []
     for path, name in _modules():
         with warnings.catch_warnings():
@@ -64,7 +64,7 @@ def _documentation() -> list[tuple[str, str]]:
 
 
 def _topics(tree: ast.Module) -> list[tuple[str, str]]:
-    """The texts of `help('if')` and its kin: chapters of the language reference."""
+    """(title, text) pairs of `help('if')` and the like: chapters of the language reference."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "topics":
             return sorted(ast.literal_eval(node.value).items())
@@ -72,7 +72,7 @@ def _topics(tree: ast.Module) -> list[tuple[str, str]]:
 
 
 def _described(node: ast.AST, name: str, indent: str = "") -> Iterator[str]:
-    """Lines of documentation for a module, class or function, and for what is public in it."""
+    """Lines of documentation for a module, class or function, and for its public members."""
     assert isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
     own = ast.get_docstring(node)
     if own:

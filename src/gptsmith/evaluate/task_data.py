@@ -27,12 +27,11 @@ def hub_rows(hub: tuple[str, str | None, str], local: str) -> Iterator[Row]:
 
     local: the file to provide instead, for the error message when the Hub cannot be reached.
     """
-    from gptsmith.data import corpora
+    from gptsmith.data import hub as data_hub
 
     remedy = f"without network, put {local} into a folder and set GPTSMITH_DATA to it"
-    data_set = corpora.HubName(*hub)
-    revision = corpora.hub_revision(data_set, remedy)
-    return corpora.hub_rows(data_set, revision)
+    data_set = data_hub.HubName(*hub)
+    return data_hub.hub_rows(data_set, data_hub.hub_revision(data_set, remedy))
 
 
 def text(row: Row, name: str, values: Mapping[str, Any] | None = None) -> str:

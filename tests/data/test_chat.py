@@ -1,4 +1,4 @@
-"""Chat sets on their way to training: token ids with labels, prepared files, and refusals."""
+"""Chat sets: token ids with labels, prepared files, and what is refused."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,7 @@ def shifted(rows: list[dict[str, list[int]]]) -> list[dict[str, list[int]]]:
 
 
 def shorter(rows: list[dict[str, list[int]]]) -> list[dict[str, list[int]]]:
-    """Shifted, where the last token stands in the labels only."""
+    """Shifted, with the last token in the labels only."""
     return [{"input_ids": r["input_ids"][:-1], "labels": r["labels"][1:]} for r in rows]
 
 

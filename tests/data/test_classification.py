@@ -18,7 +18,7 @@ from gptsmith.tokenizer import Tokenizer
 
 T, PAD = 40, 99
 LENGTHS = [int(n) for n in np.random.RandomState(0).randint(1, T + 1, size=23)]
-# The first id of a text is its number: rows of a batch can be told apart.
+# The first id of a text is its number: rows of a batch can be identified.
 TEXTS = EncodedTexts(
     [np.array([i] + [50] * (n - 1), np.uint16) for i, n in enumerate(LENGTHS)],
     [i % 3 for i in range(len(LENGTHS))],

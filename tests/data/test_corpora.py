@@ -50,7 +50,7 @@ def test_hub_name_without_network_is_an_error_with_a_remedy() -> None:
 def test_shakespeare_without_network_says_where_to_put_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(corpora, "_SHAKESPEARE", "http://127.0.0.1:9/input.txt")  # nobody listens
+    monkeypatch.setattr(corpora, "_SHAKESPEARE", "http://127.0.0.1:9/input.txt")  # no server
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("GPTSMITH_DATA", str(tmp_path))
     monkeypatch.setenv("NO_PROXY", "*")

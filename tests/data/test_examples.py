@@ -1,4 +1,4 @@
-"""Examples are the same in memory and in a mapped file, whole or in part."""
+"""Examples in memory and in a mapped file are the same, as a whole and in parts."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -29,7 +29,7 @@ ROWS = [
     {"instruction": "Add the numbers.", "input": "2 and 3", "output": "5"},
     {"instruction": "Spell cat.", "input": "", "output": "c-a-t"},
 ]
-# As everybody who trained on this form wrote it (Stanford Alpaca, prompt_dict), a line end added.
+# As in Stanford Alpaca (PROMPT_DICT), with a line end added.
 ALONE = (
     "Below is an instruction that describes a task. Write a response that appropriately "
     "completes the request.\n\n### Instruction:\nName a colour.\n\n### Response:\n"
@@ -165,7 +165,7 @@ def test_split_depends_on_seed_and_text_alone():
         r.instruction
         for r in split(rows, SplitConfig(val_fraction=0.2, test_fraction=0.2, split_seed=1)).test
     } != tests
-    # a file that grows keeps most of its parts
+    # when a file grows, most prompts stay in their split
     grown = {r.instruction for r in split([*rows, row("another")], config).test}
     assert len(grown & tests) >= 9
 
@@ -199,7 +199,7 @@ def test_the_classic_prompt(bpe):
 
 @pytest.mark.parametrize("kind", ["bpe", "byte", "gpt2"])
 def test_prompt_ids_begin_the_example_and_are_masked(kind, bpe, request):
-    """The ids of the prompt alone begin the example, and exactly they are masked."""
+    """The example begins with the ids of the prompt, and exactly these are masked."""
     if kind == "gpt2":
         tokenizer = Tokenizer.gpt2(request.getfixturevalue("real_data") / "gpt2_bpe")
     else:
@@ -221,7 +221,7 @@ def test_prompt_ids_begin_the_example_and_are_masked(kind, bpe, request):
 
 
 def test_template_agrees_with_transformers(bpe, tmp_path):
-    """The stock library reads the same file as the same text, white space and all."""
+    """transformers renders the same template to the same text, including white space."""
     from transformers import PreTrainedTokenizerFast
 
     bpe.save(tmp_path / "tokenizer.json")
@@ -241,7 +241,7 @@ def test_template_agrees_with_transformers(bpe, tmp_path):
 
 
 def test_several_turns(bpe):
-    """What chatting makes of it: the opening once, then question and answer in turn."""
+    """A chat has the opening once, then alternating questions and answers."""
     template = ChatTemplate(Prompt.parse().template("<|endoftext|>"), bpe)
     turns = [("user", "Hi"), ("assistant", "Ho"), ("user", "What?")]
     text = bpe.decode(template.prompt([{"role": r, "content": c} for r, c in turns]))
@@ -305,7 +305,7 @@ def test_invalid_prompts_are_refused(text):
 
 
 def check_encoded(rows):
-    """Every row is encoded or left out with a reason, and its answer alone is scored."""
+    """Every row is encoded or skipped with a reason, and only its answer is a target."""
     byte = Tokenizer.byte()
     found, report = encoded(rows, byte, T=1024)
     assert len(found) + report.skipped.total == len(rows)

@@ -18,7 +18,7 @@ WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "gorse", "heron")
 
 
 def pairs(n: int = 40, labels: tuple[str, ...] = ("no", "yes")) -> list[tuple[str, str]]:
-    """Different texts, each with its label, labels taking turns."""
+    """Different texts with alternating labels."""
     return [(f"{WORDS[i % 8]} {WORDS[i // 8 % 8]} {i}", labels[i % len(labels)]) for i in range(n)]
 
 

@@ -1,4 +1,4 @@
-"""Packing loses no token and no label, changes no loss, and its order is a function."""
+"""Packing keeps every token and label and the loss; its order is a function of the index."""
 
 from collections import Counter
 from itertools import pairwise
@@ -23,7 +23,7 @@ T, PAD = 16, 9_999
 
 
 def make(lengths: list[int]) -> Examples:
-    """Examples whose ids say where they lie, all different; about half of them scored."""
+    """Examples of consecutive ids, all different; about two thirds are targets."""
     made, at = [], 0
     for number, length in enumerate(lengths):
         ids = np.arange(at, at + length, dtype=np.int32)
@@ -35,7 +35,7 @@ def make(lengths: list[int]) -> Examples:
 
 
 def pairs(batch: Batch) -> Counter[tuple[int, int]]:
-    """(input, target) of every place that holds a token; all others must be bare padding."""
+    """(input, target) of every position with a token; all others must be padding."""
     found: Counter[tuple[int, int]] = Counter()
     for x, y in zip(batch.inputs.flatten().tolist(), batch.targets.flatten().tolist(), strict=True):
         if x == PAD:
@@ -62,7 +62,7 @@ def test_rows_hold_every_example_once_and_are_well_filled(sizes: list[int], seed
     totals = [int(array[members[a:b]].sum()) for a, b in pairwise(starts)]
     assert all(0 < total <= T for total in totals)
     assert sum(total <= T / 2 for total in totals) <= 1  # two such would have shared a row
-    assert len(totals) <= 11 / 9 * -(-sum(sizes) // T) * 2  # never worse than twice the least
+    assert len(totals) <= 11 / 9 * -(-sum(sizes) // T) * 2  # at most twice the minimum
     again = pack(array, T, seed)
     assert (again[0] == members).all()
     assert (again[1] == starts).all()
@@ -127,7 +127,7 @@ def test_order_is_a_function_of_the_index() -> None:
     for kind in (PackedRows, PaddedRows):
         rows = kind(examples, T, 5, PAD)
         n = rows.per_epoch
-        whole = rows.batch(n - 4, 8)  # across the border of two epochs
+        whole = rows.batch(n - 4, 8)  # across the boundary of two epochs
         parts = [kind(examples, T, 5, PAD).batch(n - 4 + i, 2) for i in (6, 0, 4, 2)]
         mine = pairs(whole)
         assert mine == sum((pairs(part) for part in parts), Counter())
@@ -211,7 +211,7 @@ def test_packed_loss_equals_unpacked_loss(position: str) -> None:
         assert other == pytest.approx(loss, rel=1e-6)
         assert (same_grad - grad).abs().max() < 1e-4 * grad.abs().max()
     loosened = [Batch(b.inputs, b.targets, positions=b.positions) for b in packed.validation(4)]
-    assert abs(total(loosened)[0] - loss) > 1  # without the document mask it would be another
+    assert abs(total(loosened)[0] - loss) > 1  # it depends on the document mask
 
 
 def test_loss_equals_that_of_transformers() -> None:
@@ -232,7 +232,7 @@ def test_loss_equals_that_of_transformers() -> None:
 
 
 def test_real_conversations_pack_well() -> None:
-    """Lengths in bytes over four stand for tokens: no tokenizer is needed for that."""
+    """A quarter of the length in bytes approximates the number of tokens."""
     from gptsmith.data.conversations import read_conversations
     from gptsmith.data.options import ChatFiles
     from gptsmith.data.report import ReadReport

@@ -1,4 +1,4 @@
-"""Every form of table gives the same rows, with the place of each; bad ones are named."""
+"""Every table format gives the same rows with their places; errors name the place."""
 
 import gzip
 import json

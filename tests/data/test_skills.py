@@ -1,4 +1,4 @@
-"""The built-in chat set: right answers, and nothing held out that training has seen."""
+"""The built-in chat set: its answers are correct, and held-out arguments are not in training."""
 
 import re
 import shutil
@@ -32,7 +32,7 @@ def test_roles_take_turns(training):
 
 
 def arguments(skill: str, question: str) -> list[str]:
-    """The words of a question: what is left when the phrasing is taken away."""
+    """The arguments of a question: its words without the phrasing."""
     known = PHRASINGS[skill]
     for phrasing in sorted((*known.seen, *known.unseen), key=len, reverse=True):
         pattern = re.escape(phrasing)
@@ -44,7 +44,7 @@ def arguments(skill: str, question: str) -> list[str]:
 
 
 def right_answer(skill: str, question: str) -> str:
-    """Worked out from the question alone, by other means than those that wrote it."""
+    """Computed from the question alone, independently of the code under test."""
     numbers = [int(n) for n in re.findall(r"\d+", question)]
     if skill == "add":
         return str(sum(numbers))
@@ -69,7 +69,7 @@ def test_answers_are_right(kind):
             told = re.search(r"(\w+)\.$", item.messages[0]["content"])
             assert told
             assert item.answer == f"Your name is {told[1]}."
-            assert len(item.messages) >= 5  # something stands between
+            assert len(item.messages) >= 5  # other exchanges in between
         else:
             assert item.answer == right_answer(item.skill, item.messages[-1]["content"])
 

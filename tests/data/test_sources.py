@@ -32,7 +32,7 @@ def test_folder_without_read_permission_is_an_error(
 ) -> None:
     (tmp_path / "closed").mkdir()
     (tmp_path / "a.txt").write_text("text")
-    access = os.access  # as of somebody who is not root
+    access = os.access  # as for a user who is not root
     monkeypatch.setattr(os, "access", lambda p, mode: access(p, mode) and p.name != "closed")
     with pytest.raises(PermissionError, match="closed: no permission to read this folder"):
         read(tmp_path)

@@ -63,7 +63,7 @@ def bpe() -> Tokenizer:
     return Tokenizer.train_bpe([words * 9, "ééé 日本 — “quoted”  text" * 9], 300)
 
 
-# Characters about which the split pattern cares, and some about which it does not.
+# Characters that the split pattern distinguishes, and some that it does not.
 ALPHABET = st.sampled_from("ab'std relv1² \t\n\r\x0b\x1c\x85\xa0\u2003\u3000é日\u0301_!-<|…🙂")
 
 

@@ -14,7 +14,7 @@ from gptsmith.data.sources import open_source
 
 
 def ids_of(tmp_path: Path, **columns: list[list[int]]) -> tuple[str, list[list[int]]]:
-    """What is found in a table of ids: its layout, and the documents."""
+    """The layout of a table of ids, and its documents."""
     from gptsmith.data.tokenized import tokenized_documents
 
     path = tmp_path / "ids.parquet"

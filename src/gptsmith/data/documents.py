@@ -33,7 +33,7 @@ class Document(NamedTuple):
 
 
 class TokenLayout(NamedTuple):
-    """How the rows of files with token ids lie.
+    """How files of token ids are arranged.
 
     labels   "none", "unshifted" or "shifted"
     stream   the rows are consecutive blocks of one stream
@@ -95,7 +95,7 @@ def table_documents(path: Path, options: ReadOptions, report: ReadReport) -> Ite
             kind = schema.field(column).type
             raise ValueError(f"{path}: column {column!r} holds {kind}, not text")
         return _texts(file_rows(path, report, columns=[column]), column, report)
-    # every value of a .csv is a string, so the only string column is no sign of text
+    # every value of a .csv is a string: an only column of strings need not be the text
     typed = not has_suffix(path, ".csv", ".tsv", ".csv.gz", ".tsv.gz")
     return row_documents(file_rows(path, report), options, report, typed=typed)
 
@@ -103,7 +103,7 @@ def table_documents(path: Path, options: ReadOptions, report: ReadReport) -> Ite
 def row_documents(
     rows: Iterator[Row], options: ReadOptions, report: ReadReport, *, typed: bool = True
 ) -> Iterator[Document]:
-    """A document per row. typed: whether strings are told from other values, as in JSON."""
+    """A document per row. typed: values have types, as in JSON; in a .csv all are strings."""
     first = next(rows, None)
     if first is None:
         return

@@ -122,8 +122,8 @@ def _text_and_label(
 
 
 def _line_pairs(path: Path) -> Iterator[Pair]:
-    """Lines `label<TAB>text` or `text<TAB>label`, told by the repetition of the labels; or
-    `0 text` and `__label__name text`."""
+    """Lines `label<TAB>text` or `text<TAB>label`, where the labels are what repeats; or `0 text`
+    and `__label__name text`."""
     lines = [(i, line) for i, line in enumerate(_decoded(path).split("\n"), 1) if line.strip()]
     first = lines[0][1] if lines else ""
     tab = "\t" in first

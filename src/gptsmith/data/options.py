@@ -1,7 +1,6 @@
 """What users configure about data: how files are read, which columns count, how sets are split.
 
-No torch and no pyarrow, so that `--help` and a misspelt flag are answered
-at once.
+No torch and no pyarrow, so that `--help` and a misspelt flag are answered at once.
 """
 
 from __future__ import annotations
@@ -113,8 +112,9 @@ class PrepareConfig(Section):
 
     sources: tuple[str, ...] = Field(min_length=1)
     """Corpora by name (pydocs, pycode, shakespeare, wikitext-2, wikipedia, openwebtext,
-    fineweb-edu), files, folders or patterns of .txt .md .jsonl(.gz) .csv .tsv .parquet .arrow, or
-    data sets of the Hub as OWNER/NAME[:CONFIG[:SPLIT]]. `a|b` takes b where a is not available."""
+    fineweb-edu), files, folders or patterns of .txt .md .jsonl .csv .tsv (or .gz of these
+    three) .parquet .arrow, or data sets of the Hub as OWNER/NAME[:CONFIG[:SPLIT]]. `a|b` takes b
+    where a is not available."""
     out: Path
     """Folder of the corpus."""
     tokenizer: str = "gpt2"

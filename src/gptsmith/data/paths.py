@@ -1,4 +1,4 @@
-"""The files behind a path, a folder or a pattern, in a fixed order."""
+"""The files of a path, a folder or a pattern, in a fixed order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class UnavailableError(FileNotFoundError):
 def find_files(path: str | Path, suffixes: Sequence[str]) -> list[Path]:
     """The file of a path, or all files of a folder or pattern that have one of the suffixes.
 
-    Hidden files and what `datasets` adds are left out of a folder. UnavailableError (a
+    In a folder, hidden files and what `datasets` adds are skipped. UnavailableError (a
     FileNotFoundError) if there is no file, PermissionError for a folder that cannot be read,
     ValueError for a file of another kind and for a folder with several splits.
     """

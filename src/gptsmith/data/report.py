@@ -54,7 +54,7 @@ class ReadReport:
 
     on_error   stop with a ValueError, or skip and count; None stops too, for commands that have no
                such option to mention
-    skipped    records that were left out, by kind
+    skipped    skipped records, by kind
     hints      remarks for the user, each once, in order
     position   bytes read so far, over all files of `starts`
     """

@@ -49,7 +49,7 @@ def read_rows(
 
 
 def row_files(path: str | Path) -> list[Path]:
-    """The files of rows behind a path or pattern, sorted. FileNotFoundError if there are none."""
+    """The files of rows of a path or pattern, sorted. FileNotFoundError if there are none."""
     return find_files(path, SUFFIXES)
 
 

@@ -28,7 +28,8 @@ def token_examples(
 ) -> Iterator[Example]:
     """Rows of input_ids and labels as examples, whose labels are unshifted.
 
-    ValueError for ids outside the vocabulary, and if comparison cannot tell how the labels lie.
+    ValueError for ids outside the vocabulary, and if comparison cannot tell whether labels are
+    shifted.
     """
     kind = labels
     if kind == "auto":

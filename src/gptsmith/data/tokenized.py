@@ -74,7 +74,7 @@ def _lists(path: Path, name: str, column: pa.Array) -> list[np.ndarray]:
     return np.split(flat, np.cumsum(lengths)[:-1])
 
 
-# --- how labels and rows lie ---------------------------------------------------------------------
+# --- layout of labels and rows ------------------------------------------------------------------
 
 
 class ShiftDetector:

@@ -55,7 +55,9 @@ def open_file(path: Path) -> ExternalModel:
     config = _config(content["model_args"], state, path)
     tokenizer, notes = _tokenizer(path, config)
     shapes = state_dict.shapes(config)
-    names = {ours: stored(config, GPT2_NAMES, ours, 0).names[0] for ours in shapes}
+    names = {
+        ours: stored(config, GPT2_NAMES, ours, shape[0]).names[0] for ours, shape in shapes.items()
+    }
     state_dict.check_state_dict(
         {names[ours]: shape for ours, shape in shapes.items()},
         {name: tuple(tensor.shape) for name, tensor in state.items()},

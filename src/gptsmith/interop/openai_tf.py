@@ -41,9 +41,10 @@ def open_folder(folder: Path) -> ExternalModel:
     prefix = _newest(folder)
     entries = tf_bundle.read_index(prefix)
     config = _config(folder / "hparams.json", entries)
+    shapes = state_dict.shapes(config)
     names = {
-        ours: _variable(stored(config, GPT2_NAMES, ours, 0).names[0])
-        for ours in state_dict.shapes(config)
+        ours: _variable(stored(config, GPT2_NAMES, ours, shape[0]).names[0])
+        for ours, shape in shapes.items()
     }
     wanted = {ours: _find(entries, name, prefix) for ours, name in names.items()}
     _refuse_others(entries, set(names.values()), prefix, folder / "hparams.json")
@@ -51,7 +52,7 @@ def open_folder(folder: Path) -> ExternalModel:
         ours: entry.shape[:0:-1] if len(entry.shape) == 3 else entry.shape
         for ours, entry in wanted.items()
     }
-    state_dict.check_state_dict(state_dict.shapes(config), given, prefix)
+    state_dict.check_state_dict(shapes, given, prefix)
     tokenizer = Tokenizer.load(folder)
     check_vocabulary(folder, tokenizer, config)
     dtype = reduce(torch.promote_types, (_dtype(entry) for entry in wanted.values()))

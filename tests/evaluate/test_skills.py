@@ -1,4 +1,4 @@
-"""Scores per skill: counting, worked examples in a prompt, and models that know nothing."""
+"""Accuracy per skill: counting, worked examples in a prompt, untrained models."""
 
 import pytest
 import torch
@@ -24,14 +24,11 @@ def base() -> tuple[GPTModel, Tokenizer]:
     return GPTModel(config), tokenizer
 
 
-def test_right_answers_are_counted_by_skill():
+def test_correct_responses_are_counted_per_skill():
     items = skills.held_out(0, 4)
 
-    def all_but_reverse(conversations):
-        assert conversations == [item.messages for item in items]
-        return ["?" if item.skill == "reverse" else f" {item.answer}\n" for item in items]
-
-    scores = scoring.score_skills(all_but_reverse, items)
+    responses = ["?" if item.skill == "reverse" else f" {item.answer}\n" for item in items]
+    scores = scoring.score(responses, items)
     assert scores["reverse"] == (0, 4)
     assert {s for s, (right, total) in scores.items() if right == total == 4} == (
         set(skills.SKILLS) - {"reverse"}
@@ -39,7 +36,7 @@ def test_right_answers_are_counted_by_skill():
     assert scoring.mean(scores) == 1 - 1 / len(skills.SKILLS)
 
 
-def test_a_model_that_knows_nothing_scores_nothing(base):
+def test_untrained_model_scores_zero(base):
     model, tokenizer = base
     before = scoring.score_base(model, tokenizer, seed=0, per_skill=1)
     assert model.config.vocab_size == tokenizer.vocab_size  # as it was
@@ -59,7 +56,7 @@ def test_a_model_that_knows_nothing_scores_nothing(base):
     assert "facts not told" in said.get()
 
 
-def test_the_prompt_shows_worked_examples_of_the_same_skill(base, monkeypatch):
+def test_prompt_shows_worked_examples_of_the_same_skill(base, monkeypatch):
     model, tokenizer = base
     prompts = []
 

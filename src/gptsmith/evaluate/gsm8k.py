@@ -19,9 +19,9 @@ from gptsmith.data.rows import Row, read_rows
 from gptsmith.evaluate.progress import progress
 from gptsmith.evaluate.report import Result, mean
 from gptsmith.evaluate.task_data import data_folder, hub_rows, text
-from gptsmith.generate.chat import Chat
-from gptsmith.generate.engine import MAX_BATCH_SIZE, Engine
+from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import SamplingConfig
+from gptsmith.generate.request import Request
 from gptsmith.model.gpt import GPTModel
 from gptsmith.tokenizer import Tokenizer
 
@@ -109,27 +109,24 @@ def score(
     examples as earlier turns. Examples that do not fit into the context are left out; a question
     that does not fit counts as wrong. Notes say how many. ValueError without problems.
     """
-    parsed = None if template is None else ChatTemplate(template, tokenizer)
-    chat = None if parsed is None else Chat(model, tokenizer, parsed)
-    engine = Engine(model, tokenizer)
+    chat = None if template is None else ChatTemplate(template, tokenizer)
     C = model.config.context_length
     config = SamplingConfig(temperature=0, max_new_tokens=max_new_tokens)
     room = max(C - max_new_tokens, C // 2)
-    prompts, shots = _prompts(tokenizer, parsed, problems, examples, room)
+    prompts, shots = _prompts(tokenizer, chat, problems, examples, room)
     fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
     fitting.sort(key=lambda i: len(prompts[i]))  # little padding
-    solutions = [""] * len(problems)
-    starts = range(0, len(fitting), MAX_BATCH_SIZE)
-    for start in progress(starts, "answering GSM8K", len(starts)):
-        batch = fitting[start : start + MAX_BATCH_SIZE]
-        asked = [prompts[i] for i in batch]
-        if chat is None:
-            ends = list(tokenizer.special_tokens.values())
-            made = engine.generate(asked, config, stop_ids=ends, stop=STOP)
-        else:
-            made = chat.reply_all(asked, config)
-        for i, generation in zip(batch, made, strict=True):
-            solutions[i] = generation.text
+    engine = Engine(model, tokenizer)
+    stop_ids = [*tokenizer.special_tokens.values(), *(chat.stop_ids if chat else ())]
+    stop = () if chat else STOP
+    generations = {
+        i: engine.add(Request(prompts[i], config, stop, stop_ids, context_shift=chat is None))
+        for i in fitting
+    }
+    finished = engine.as_completed(generations.values())
+    for _ in progress(finished, "answering GSM8K", len(generations)):
+        pass
+    solutions = [generations[i].text if i in generations else "" for i in range(len(problems))]
     items: list[dict[str, Any]] = []
     for number, (problem, solution) in enumerate(zip(problems, solutions, strict=True)):
         correct = _plain(problem.answer)

@@ -1,12 +1,12 @@
-"""How many answers are right, skill by skill: of a chat model, and of a model that is none yet.
+"""Accuracy per skill of the built-in chat set, for chat models and for base models.
 
-An answer counts when it is the expected one, character by character, but for white space around it.
+A response is correct if it equals the expected answer, except for white space at the ends.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
@@ -20,61 +20,73 @@ from gptsmith.model.gpt import GPTModel
 from gptsmith.model.state_dict import resize_token_embeddings
 from gptsmith.tokenizer import Tokenizer
 
-Answer = Callable[[list[list[Message]]], list[str]]
-Scores = dict[str, tuple[int, int]]  # skill -> right answers, of so many
+Scores = dict[str, tuple[int, int]]  # skill -> correct responses, all responses
 
-EXAMPLES = 5  # that a prompt shows, if they fit
+EXAMPLES = 5  # worked examples in a prompt, if they fit
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=80)
 
 
-def score_skills(answer: Answer, items: Sequence[Item]) -> Scores:
-    """Right answers per skill; `answer` gets all conversations at once."""
-    return _count(answer([item.messages for item in items]), items)
+def score(responses: Sequence[str], items: Sequence[Item]) -> Scores:
+    """Correct responses per skill."""
+    scores: Scores = {}
+    for response, item in zip(responses, items, strict=True):
+        correct, total = scores.get(item.skill, (0, 0))
+        scores[item.skill] = correct + (response.strip() == item.answer), total + 1
+    return scores
 
 
 def score_chat(
     model: GPTModel, tokenizer: Tokenizer, template: ChatTemplate, seed: int, per_skill: int
 ) -> dict[str, Scores]:
-    """A chat model on what training never showed it, by what is new: the arguments alone, the
-    phrasing too, or the length of the words. Facts about Python stand apart: they are memory."""
+    """A chat model on held-out items: with new arguments, also new phrasings, or new word lengths.
 
+    Facts about Python are separate, because they can only be memorised.
+    """
     chat = Chat(model, tokenizer, template)
-
-    def answer(conversations: list[list[Message]]) -> list[str]:
-        return _replies(chat, conversations)
-
-    return {
-        "held-out": score_skills(answer, skills.held_out(seed, per_skill)),
-        "other phrasings": score_skills(answer, skills.held_out(seed, per_skill, "phrasings")),
-        "other lengths": score_skills(answer, skills.held_out(seed, per_skill, "lengths")),
-        "facts": score_skills(answer, skills.fact_items(seed, per_skill)),
+    columns = {
+        "held-out": skills.held_out(seed, per_skill),
+        "other phrasings": skills.held_out(seed, per_skill, "phrasings"),
+        "other lengths": skills.held_out(seed, per_skill, "lengths"),
+        "facts": skills.fact_items(seed, per_skill),
     }
+    return {name: score(_replies(chat, items), items) for name, items in columns.items()}
 
 
 def score_base(
     model: GPTModel, tokenizer: Tokenizer, seed: int, per_skill: int
 ) -> dict[str, Scores]:
-    """A model before chat tuning: asked as a chat model is, with the vectors of the new tokens as
-    tuning finds them, and in plain text behind a few worked examples."""
+    """A base model on held-out items, in two ways.
+
+    untuned: as a chat model, with the embeddings of the chat tokens that tuning starts from. with
+    examples: in plain text, after a few worked examples.
+    """
     items = skills.held_out(seed, per_skill)
-    grown = tokenizer.add_special_tokens(CHAT_TOKENS)
-    size = max(model.config.vocab_size, grown.vocab_size)
-    chat = resize_token_embeddings(copy.deepcopy(model), size, tokenizer.vocab_size)
-    untuned = Chat(chat, grown, ChatTemplate(TEMPLATE, grown))
+    with_chat_tokens = tokenizer.add_special_tokens(CHAT_TOKENS)
+    V = max(model.config.vocab_size, with_chat_tokens.vocab_size)
+    resized = resize_token_embeddings(copy.deepcopy(model), V, tokenizer.vocab_size)
+    chat = Chat(resized, with_chat_tokens, ChatTemplate(TEMPLATE, with_chat_tokens))
     return {
-        "untuned": score_skills(lambda c: _replies(untuned, c), items),
-        "with examples": _count(few_shot(model, tokenizer, items, seed), items),
+        "untuned": score(_replies(chat, items), items),
+        "with examples": score(few_shot(model, tokenizer, items, seed), items),
     }
 
 
+def _replies(chat: Chat, items: Sequence[Item]) -> list[str]:
+    prompts = [chat.encode(item.messages, GREEDY).ids for item in items]
+    return [reply.text for reply in chat.reply_all(prompts, GREEDY)]
+
+
 def few_shot(model: GPTModel, tokenizer: Tokenizer, items: Sequence[Item], seed: int) -> list[str]:
-    """The first line that the model writes after each question, worked examples of the same skill
-    before it: as many, up to EXAMPLES, as leave room for an answer in the context."""
+    """The first line that the model writes after each question.
+
+    The prompt starts with up to EXAMPLES worked examples of the same skill, as many as leave room
+    for an answer in the context.
+    """
     room = model.config.context_length - GREEDY.max_new_tokens
-    shown = skills.worked_examples(seed, EXAMPLES)
+    examples = skills.worked_examples(seed, EXAMPLES)
     prompts = []
     for item in items:
-        solved = [transcript(s.messages, s.answer) for s in shown if s.skill == item.skill]
+        solved = [transcript(e.messages, e.answer) for e in examples if e.skill == item.skill]
         prompt = transcript(item.messages)
         for text in solved:
             if len(tokenizer.encode(longer := f"{text}\n\n{prompt}")) > room:
@@ -85,25 +97,20 @@ def few_shot(model: GPTModel, tokenizer: Tokenizer, items: Sequence[Item], seed:
     return [generation.text for generation in generations]
 
 
-def _replies(chat: Chat, conversations: list[list[Message]]) -> list[str]:
-    prompts = [chat.encode(messages, GREEDY).ids for messages in conversations]
-    return [reply.text for reply in chat.reply_all(prompts, GREEDY)]
-
-
 def transcript(messages: Sequence[Message], answer: str = "") -> str:
-    """A conversation in plain text, `Q: ...` and `A: ...` by turns, up to where the answer goes."""
-    signs = {"user": "Q:", "assistant": "A:"}
-    lines = [f"{signs[message['role']]} {message['content']}" for message in messages]
+    """A conversation as plain text, alternating `Q: ...` and `A: ...`, up to the answer."""
+    speakers = {"user": "Q:", "assistant": "A:"}
+    lines = [f"{speakers[message['role']]} {message['content']}" for message in messages]
     return "\n".join([*lines, f"A: {answer}".rstrip()])
 
 
 def mean(scores: Scores) -> float:
-    """Share of right answers, every skill counting the same."""
-    return sum(right / total for right, total in scores.values()) / len(scores)
+    """Mean accuracy over the skills; each skill counts the same."""
+    return sum(correct / total for correct, total in scores.values()) / len(scores)
 
 
 def table(columns: Mapping[str, Scores]) -> Table:
-    """Skills downwards, measurements beside each other, in per cent."""
+    """Accuracy in per cent, a row per skill, a column per measurement."""
     shown = Table("skill", *columns)
     for column in shown.columns[1:]:
         column.justify = "right"
@@ -113,11 +120,3 @@ def table(columns: Mapping[str, Scores]) -> Table:
     shown.add_section()
     shown.add_row("mean", *(f"{mean(scores):.0%}" for scores in columns.values()))
     return shown
-
-
-def _count(given: Sequence[str], items: Sequence[Item]) -> Scores:
-    scores: Scores = {}
-    for answer, item in zip(given, items, strict=True):
-        right, total = scores.get(item.skill, (0, 0))
-        scores[item.skill] = right + (answer.strip() == item.answer), total + 1
-    return scores

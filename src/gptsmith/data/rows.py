@@ -42,7 +42,7 @@ def read_rows(
     A line of JSON that is a bare list becomes a row with the one column `messages`.
     report: what to do with rows that cannot be read (default: ValueError).
     header: names of the columns where a .csv or .tsv has no header line.
-    ValueError naming file and line, also for a column name that occurs twice.
+    ValueError naming file and line.
     """
     for file in row_files(path):
         yield from file_rows(file, report or ReadReport(), header=header)
@@ -104,7 +104,8 @@ def _json_rows(path: Path, report: ReadReport) -> Iterator[Row]:
         # one list of all rows, or a list per line
         if start.startswith(b"[") and (rows := _whole_list(path)) is not None:
             for number, value in enumerate(rows, 1):
-                yield from _json_row(value, f"{path}, row {number}", report)
+                if row := _json_row(value, f"{path}, row {number}", report):
+                    yield row
             return
     with _opened(path) as (raw, file):
         for number, line in enumerate(file, 1):
@@ -113,14 +114,15 @@ def _json_rows(path: Path, report: ReadReport) -> Iterator[Row]:
                 continue
             place = f"{path}:{number}"
             try:
-                value = _parse(line.removeprefix(_BOM) if number == 1 else line)
+                value = json.loads(line.removeprefix(_BOM) if number == 1 else line)
             except UnicodeDecodeError as error:
                 report.reject("line that is not UTF-8", place, f"not UTF-8 ({error.reason})")
             except (ValueError, RecursionError) as error:
                 hint = "; a row is one line, or a .json file one list" if number == 1 else ""
                 report.reject("malformed line", place, _reason(error) + hint)
             else:
-                yield from _json_row(value, place, report)
+                if row := _json_row(value, place, report):
+                    yield row
 
 
 def _whole_list(path: Path) -> list[Any] | None:
@@ -128,7 +130,7 @@ def _whole_list(path: Path) -> list[Any] | None:
     with _opened(path) as (_, file):
         data = file.read().removeprefix(_BOM)
     try:
-        rows: list[Any] = _parse(data)
+        rows: list[Any] = json.loads(data)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}, byte {error.start}: not UTF-8 ({error.reason})") from None
     except json.JSONDecodeError as error:
@@ -140,27 +142,15 @@ def _whole_list(path: Path) -> list[Any] | None:
     return rows
 
 
-def _json_row(value: Any, place: str, report: ReadReport) -> Iterator[Row]:
+def _json_row(value: Any, place: str, report: ReadReport) -> Row | None:
+    """The row that a JSON value is; None if it is not one and was counted as such."""
     if isinstance(value, dict):
-        yield Row(place, value)
-    elif isinstance(value, list):
-        yield Row(place, {"messages": value})
-    else:
-        problem = f"a row must be a JSON object, this is {json.dumps(value)[:40]}"
-        report.reject("malformed line", place, problem)
-
-
-def _parse(data: bytes) -> Any:
-    return json.loads(data, object_pairs_hook=_object)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} occurs twice in one object")
-    return values
+        return Row(place, value)
+    if isinstance(value, list):
+        return Row(place, {"messages": value})
+    problem = f"a row must be a JSON object, this is {json.dumps(value)[:40]}"
+    report.reject("malformed line", place, problem)
+    return None
 
 
 def _reason(error: Exception) -> str:

@@ -64,7 +64,7 @@ def test_a_csv_without_a_header_line_loses_no_row(tmp_path: Path) -> None:
         (b'{"body": "x"}', "row without text", "'text' is missing"),
         (b'{"text": 3}', "row without text", "'text' is not text"),
         (b'{"text": "\xff"}', "line that is not UTF-8", "not UTF-8"),
-        (rb'{"text": "\ud800"}', "row that is not UTF-8", "not valid Unicode at character 0"),
+        (rb'{"text": "\ud800"}', "row that is not UTF-8", "not Unicode at character 0"),
         (b'{"text": " "}', "empty document", "an empty document"),
     ],
 )

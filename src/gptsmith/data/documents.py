@@ -14,7 +14,7 @@ from gptsmith.data import columnar, columns
 from gptsmith.data.options import ReadOptions
 from gptsmith.data.paths import has_suffix
 from gptsmith.data.report import ReadReport
-from gptsmith.data.rows import Row, file_rows
+from gptsmith.data.rows import Row, file_rows, unicode_problem
 
 Chunk = str | np.ndarray
 
@@ -73,13 +73,9 @@ class Source:
 
 def document(place: str, text: str, report: ReadReport) -> Iterator[Document]:
     """The text as a document, unless it is blank or not Unicode."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        problem = f"not valid Unicode at character {error.start} ({error.reason})"
+    if problem := unicode_problem(text):
         report.reject("row that is not UTF-8", place, problem)
-        return
-    if text.strip():
+    elif text.strip():
         yield Document(place, (text,))
     else:
         report.reject("empty document", place, "an empty document")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from gptsmith.data.columns import LABEL, TEXT, choose_column, known_columns, unclear_column
 from gptsmith.data.paths import has_suffix
 from gptsmith.data.report import ReadReport
-from gptsmith.data.rows import SUFFIXES, Row, read_rows
+from gptsmith.data.rows import SUFFIXES, Row, read_rows, unicode_problem
 
 
 class LabelledText(NamedTuple):
@@ -183,8 +183,4 @@ def _problem(row: LabelledText) -> str:
         return "the text is missing"
     if not row.label:
         return "the label is missing"
-    try:
-        f"{row.text}{row.label}".encode()
-    except UnicodeEncodeError:
-        return "not UTF-8"
-    return ""
+    return "not UTF-8" if unicode_problem(row.text + row.label) else ""

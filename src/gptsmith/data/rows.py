@@ -72,12 +72,18 @@ def file_rows(
 
 
 def check_unicode(row: Row, name: str, text: str) -> None:
-    """ValueError naming the place of a lone surrogate, which JSON can write and UTF-8 cannot."""
+    """ValueError naming place and column of a text that is not Unicode."""
+    if problem := unicode_problem(text):
+        raise ValueError(f"{row.place}: {name!r} is {problem}")
+
+
+def unicode_problem(text: str) -> str:
+    """Where a text has a lone surrogate, which JSON can write and UTF-8 cannot; "" if nowhere."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        at = error.start
-        raise ValueError(f"{row.place}: {name!r} is not Unicode at character {at}") from None
+        return f"not Unicode at character {error.start}"
+    return ""
 
 
 @contextmanager
@@ -190,25 +196,17 @@ def _csv_rows(path: Path, report: ReadReport, header: Sequence[str] | None) -> I
                 continue
             if names is None:
                 names = values
-                if not _is_unicode(names) or "\0" in "".join(names):  # UTF-16, for example
+                if unicode_problem("".join(names)) or "\0" in "".join(names):  # UTF-16, for example
                     raise ValueError(f"{place}: the header line is not UTF-8; save it as UTF-8")
                 _check_unique(names, place)
             elif len(values) != len(names):
                 problem = f"{len(values)} fields where the header has {len(names)}"
                 report.reject("malformed row", place, problem)
-            elif not _is_unicode(values):
+            elif unicode_problem("".join(values)):
                 problem = "not UTF-8; save the file as UTF-8"
                 report.reject("row that is not UTF-8", place, problem)
             else:
                 yield Row(place, dict(zip(names, values, strict=True)))
-
-
-def _is_unicode(texts: Sequence[str]) -> bool:
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _columnar_rows(path: Path, report: ReadReport, columns: Sequence[str] | None) -> Iterator[Row]:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import LM
 
-_BATCH = 32  # texts that are generated together
 _TOKENS = 256  # generated where a task sets no limit, as in the harness's own models
 
 
@@ -113,20 +112,17 @@ def _model_class() -> type[LM]:
             return sums
 
         def generate_until(self, requests: list[Instance]) -> list[str]:
-            """Requests with equal settings share a batch; long contexts lose their beginning."""
+            """Requests with equal settings run together; long contexts lose their beginning."""
             groups: dict[str, list[int]] = defaultdict(list)
             for i, request in enumerate(requests):
                 groups[json.dumps(request.args[1], sort_keys=True)].append(i)
             written = [""] * len(requests)
             for members in groups.values():
                 settings = normalize_gen_kwargs(requests[members[0]].args[1], _TOKENS)
-                members.sort(key=lambda i: len(requests[i].args[0]))
-                for start in range(0, len(members), _BATCH):
-                    batch = members[start : start + _BATCH]
-                    texts = self._write([requests[i].args[0] for i in batch], settings)
-                    for i, text in zip(batch, texts, strict=True):
-                        written[i] = text
-                        self.cache_hook.add_partial("generate_until", requests[i].args, text)
+                texts = self._write([requests[i].args[0] for i in members], settings)
+                for i, text in zip(members, texts, strict=True):
+                    written[i] = text
+                    self.cache_hook.add_partial("generate_until", requests[i].args, text)
             return written
 
         def _write(self, contexts: Sequence[str], settings: dict[str, Any]) -> list[str]:

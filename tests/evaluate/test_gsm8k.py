@@ -71,7 +71,7 @@ def model() -> GPTModel:
 
 
 @pytest.mark.parametrize(
-    ("text", "behind", "last"),
+    ("text", "after_hashes", "last"),
     [
         ("so 3 and 4.\n#### 7", "7", "7"),
         ("#### 1,234.50 dollars, or 9", "1,234.50", "9"),
@@ -82,8 +82,8 @@ def model() -> GPTModel:
         ("", gsm8k.INVALID, gsm8k.INVALID),
     ],
 )
-def test_numbers(text, behind, last):
-    assert strict(text) == behind
+def test_numbers(text, after_hashes, last):
+    assert strict(text) == after_hashes
     assert flexible(text) == last
 
 

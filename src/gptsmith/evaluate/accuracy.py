@@ -34,7 +34,7 @@ def score(
     *,
     progress: bool = False,
 ) -> Result:
-    """Score the questions. Items hold the nats and tokens of every choice, and what was correct.
+    """Score the questions. The items contain the nats and tokens of every choice and its scores.
 
     The model is left in the mode (train or eval) it was found in. progress: show it on stderr.
     Notes and errors are those of `select`.

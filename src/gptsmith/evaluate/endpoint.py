@@ -23,7 +23,7 @@ FIRST_WAIT = 1.0  # seconds before the second attempt, doubled for each further 
 MAX_WAIT = 60.0  # ... up to this, even if the server asks for more
 
 _RETRY = (408, 425, 429)  # and 5xx
-_MASKED = 8  # length from which on a key is masked in texts; "none" or "EMPTY" is no secret
+_MASKED = 8  # length from which on a key is masked in texts; "none" or "EMPTY" are not secrets
 
 
 class EndpointError(Exception):
@@ -47,7 +47,7 @@ class Endpoint:
 
     @property
     def host(self) -> str:
-        """Scheme, host and port: the part of the address that holds no secrets."""
+        """Scheme, host and port: the part of the address without secrets."""
         return f"{self.address.scheme}://{self.address.netloc.decode()}"
 
     @property
@@ -138,7 +138,7 @@ def _key(variable: str | None) -> str:
     key = os.environ.get(variable, "").strip()
     if not re.fullmatch(r"[!-~]+", key):
         raise ValueError(
-            "--judge.key-variable: no environment variable of this name holds an API key (give the"
-            " name of a variable, never the key itself)"
+            "--judge.key-variable: no environment variable of this name contains an API key (give"
+            " the name of a variable, never the key itself)"
         )
     return key

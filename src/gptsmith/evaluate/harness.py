@@ -131,11 +131,11 @@ def _model_class() -> type[LM]:
             prompts = [
                 self.tokenizer.encode(text)[-room:] or [self.tokenizer.eos_id] for text in contexts
             ]
-            drawn = ("top_k", "top_p", "min_p", "repetition_penalty")
+            sampling = ("top_k", "top_p", "min_p", "repetition_penalty")
             config = SamplingConfig(
                 max_new_tokens=settings["max_gen_toks"],
                 temperature=settings.get("temperature", 1.0 if settings["do_sample"] else 0.0),
-                **{name: settings[name] for name in drawn if name in settings},
+                **{name: settings[name] for name in sampling if name in settings},
             )
             stop = [text for text in settings["until"] if text]
             results = Engine(self.model, self.tokenizer).generate(prompts, config, stop=stop)

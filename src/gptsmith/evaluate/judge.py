@@ -63,7 +63,7 @@ _REMINDER = "That is not the JSON object that was asked for. Reply with it alone
 
 
 class Verdict(BaseModel):
-    """What the judge replies."""
+    """The judge's reply, as JSON."""
 
     model_config = ConfigDict(strict=True)
 

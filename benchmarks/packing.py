@@ -31,7 +31,7 @@ from gptsmith.data.report import ReadReport
 from gptsmith.model import flops
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.recipes.loop import Dataset
+from gptsmith.recipes.plan import Dataset
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import runtime
 from gptsmith.train.loss import next_token_loss

@@ -201,7 +201,7 @@ def measure(
 def work_of(device: torch.device, name: str | None, B: int | None) -> Work:
     if device.type != "cuda" and name is None:
         from gptsmith.config import load_config
-        from gptsmith.recipes.pretrain import PretrainConfig
+        from gptsmith.recipes.options import PretrainConfig
 
         argv = [str(RECIPE), "--data", "-", "--out", "-"]
         recipe = load_config(PretrainConfig, argv, prog="bench", description="")

@@ -17,8 +17,8 @@ from gptsmith import __version__
 VERBS = {
     "demo": ("gptsmith.demo:main", "the whole life on embedded data: minutes, no network"),
     "prepare": ("gptsmith.commands.prepare:main", "make a tokenizer and token shards from text"),
-    "pretrain": ("gptsmith.recipes.pretrain:main", "train a model from scratch on a corpus"),
-    "finetune": ("gptsmith.recipes.finetune:main", "tune a model: text, chat, instruct, classify"),
+    "pretrain": ("gptsmith.commands.pretrain:main", "train a model from scratch on a corpus"),
+    "finetune": ("gptsmith.commands.finetune:main", "tune a model: text, chat, instruct, classify"),
     "chat": ("gptsmith.commands.chat:main", "talk with a tuned model"),
     "classify": ("gptsmith.commands.classify:main", "name the class of texts"),
     "evaluate": ("gptsmith.commands.evaluate:main", "measure a model: text, questions, answers"),

@@ -17,12 +17,11 @@ from rich.table import Table
 
 from gptsmith import files
 from gptsmith.chat_template import Message
-from gptsmith.commands import evaluate, generate, prepare
+from gptsmith.commands import evaluate, finetune, generate, prepare, pretrain
 from gptsmith.config import Section, load_config
 from gptsmith.evaluate import skills
 from gptsmith.generate.chat import Chat
 from gptsmith.generate.options import SamplingConfig
-from gptsmith.recipes import chat, pretrain
 from gptsmith.recipes.report import number
 from gptsmith.run import Run
 from gptsmith.train import checkpoint
@@ -134,7 +133,7 @@ def _show(run: Path | None, words: Sequence[str | Path]) -> int:
     if verb == "pretrain":  # its clock starts now, not when the demo started
         return pretrain.main(argv, time.perf_counter())
     if verb == "finetune":
-        return chat.main(argv[1:], time.perf_counter())
+        return finetune.main(argv, time.perf_counter())
     commands = {"prepare": prepare.main, "generate": generate.main, "evaluate": evaluate.main}
     return commands[verb](argv) or 0
 

@@ -215,11 +215,13 @@ class FlagParser(argparse.ArgumentParser):
 
 
 def _arguments(option: Option) -> dict[str, Any]:
-    """The keyword arguments of `add_argument`; none for a section without presets."""
+    """The keyword arguments of `add_argument`; none for a section without presets or a constant."""
     if option.section is not None:
         names = ", ".join(getattr(sys.modules[option.section.__module__], "PRESETS", ()))
         preset = {"metavar": "PRESET", "help": f"start from a preset: {names}"}
         return preset if hasattr(option.section, "preset") else {}
+    if get_origin(option.field.annotation) is Literal and len(option.kinds) == 1:
+        return {}  # a constant, such as the `stage` in a config.yaml, is no option
     about = option.help
     if option.field.is_required():
         about += " (required)"

@@ -1,4 +1,4 @@
-"""Models made from tensors and from other models. Damaged files: tests/test_run.py."""
+"""Models made from tensors and from other models. Damaged files: tests/run/test_run.py."""
 
 import pytest
 import torch

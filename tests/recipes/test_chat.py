@@ -95,7 +95,7 @@ def loss(run: Path, data: Path) -> float:
     return evaluate(model, batches, runtime.choose_precision("fp32", CPU)).loss
 
 
-def test_it_learns_and_leaves_a_chat_model(base: Path, data: Path, tuned) -> None:
+def test_learns_and_produces_a_chat_model(base: Path, data: Path, tuned) -> None:
     kind, path = tuned
     run = Run.open(path)
     assert run.template == TEMPLATE
@@ -113,7 +113,7 @@ def test_it_learns_and_leaves_a_chat_model(base: Path, data: Path, tuned) -> Non
     assert "of them the assistant's" in report
 
 
-def test_what_is_frozen_stays(base: Path, tuned) -> None:
+def test_frozen_parameters_do_not_change(base: Path, tuned) -> None:
     kind, path = tuned
     before, after = Run.open(base).load_model(), Run.open(path).load_model()
     old, new = before.embedding.token.weight, after.embedding.token.weight
@@ -154,7 +154,7 @@ def test_killed_and_resumed_without_its_base(base: Path, data: Path, tuned, tmp_
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_template_with_tokens_of_its_own(base: Path, data: Path, tmp_path: Path) -> None:
+def test_template_with_own_special_tokens(base: Path, data: Path, tmp_path: Path) -> None:
     """ChatML on a model that never saw it: its tokens are single ids, and end answers."""
     template = tmp_path / "chatml.jinja"
     template.write_text(
@@ -173,7 +173,7 @@ def test_a_template_with_tokens_of_its_own(base: Path, data: Path, tmp_path: Pat
     assert last < 0.8 * first
 
 
-def test_a_checkpoint_of_a_part_is_small(base: Path, tuned) -> None:
+def test_checkpoint_contains_trained_parameters_only(base: Path, tuned) -> None:
     kind, path = tuned
     step = checkpoint.find(path / "checkpoints")[0]
     size = (step.path / "model.safetensors").stat().st_size
@@ -181,7 +181,7 @@ def test_a_checkpoint_of_a_part_is_small(base: Path, tuned) -> None:
     assert (size < 0.5 * whole) == (kind != "all")
 
 
-def test_refusals(base: Path, data: Path, tuned, tmp_path: Path, capsys) -> None:
+def test_user_errors(base: Path, data: Path, tuned, tmp_path: Path, capsys) -> None:
     _, path = tuned
 
     def refused(*argv: object) -> str:
@@ -191,7 +191,7 @@ def test_refusals(base: Path, data: Path, tuned, tmp_path: Path, capsys) -> None
 
     out = tmp_path / "out"
     start = ("--from", base, "--data", data, "--out", out)
-    assert "holds a run: --resume" in refused("--from", base, "--data", data, "--out", path)
+    assert "contains a run: --resume" in refused("--from", base, "--data", data, "--out", path)
     assert "no run folder" in refused("--from", tmp_path / "x", "--data", data, "--out", out)
     assert "more than the model's 96" in refused(*start, "--context-length", "97")
     assert "lora.targets has 'q'" in refused(*start, "--lora.rank", "2", "--lora.targets", "q")
@@ -199,14 +199,16 @@ def test_refusals(base: Path, data: Path, tuned, tmp_path: Path, capsys) -> None
     assert "matches no parameter" in refused(*start, "--freeze", "block.*")
     assert "leaves nothing to train" in refused(*start, "--freeze", "*")
     assert "nothing to resume" in refused(*start, "--resume")
-    assert "give it too" in refused(*start, "--special-tokens", "<|x|>")
+    assert "give both" in refused(*start, "--special-tokens", "<|x|>")
     odd = tmp_path / "odd.jinja"
     odd.write_bytes(b"\xb0")
     assert f"{odd}, byte 0: not UTF-8" in refused(*start, "--template", odd)
     odd.write_text("")
     assert f"--template {odd}: " in refused(*start, "--template", odd)
     odd.write_text("{{ messages[0].content }} ")
-    assert "does not write it" in refused(*start, "--template", odd, "--special-tokens", "<|x|>")
+    assert "does not contain this token" in refused(
+        *start, "--template", odd, "--special-tokens", "<|x|>"
+    )
     assert f"--template {odd}: " in refused(*start, "--template", odd)
     assert "no such file" in refused(*start, "--template", tmp_path / "none.jinja")
     assert "--from is required" in refused("--data", data, "--out", out)
@@ -216,7 +218,7 @@ def test_refusals(base: Path, data: Path, tuned, tmp_path: Path, capsys) -> None
     assert "--train.steps none" in refused(*more, "--train.seconds", "3")
     assert "a.yaml" not in refused(*more, "--eval.prompt", "a.yaml", "--dropout", "0.3")
     assert cli.main(["finetune", "text", "--out", str(path), "--resume"]) == 2
-    assert "was not made by gptsmith finetune text" in capsys.readouterr().err
+    assert "was made by gptsmith finetune chat" in capsys.readouterr().err
     for flag, value in (
         ("--dropout", "0.3"),
         ("--template", odd),

@@ -71,7 +71,7 @@ def tuned(base, data, tmp_path_factory) -> Path:
     return out
 
 
-def test_learns_the_classes_and_says_how_well(tuned, data):
+def test_learns_and_reports_the_test_split(tuned, data):
     result = json.loads((tuned / "test.json").read_text())
     assert result["accuracy"] >= 0.9
     assert result["majority_accuracy"] == pytest.approx(1 / 3)
@@ -122,7 +122,7 @@ def run_of(base: Path, data: Path, out: Path, *more: str) -> Run:
     ],
     ids=["head", "default", "all", "pattern", "lora"],
 )  # fmt: skip
-def test_what_is_trained(base, data, tmp_path, capsys, more, trained):
+def test_trained_parameters(base, data, tmp_path, capsys, more, trained):
     run = run_of(base, data, tmp_path / "run", *more)
     before, after = Run.open(base).load_model().state_dict(), run.load_model().state_dict()
     assert set(after) == {*before, "score.weight"}
@@ -134,7 +134,7 @@ def test_what_is_trained(base, data, tmp_path, capsys, more, trained):
     assert "accuracy" in capsys.readouterr().out
 
 
-def test_killed_and_resumed_ends_the_same(base, data, tmp_path):
+def test_killed_and_resumed_run_is_bit_exact(base, data, tmp_path):
     argv = words(base, data, tmp_path / "straight", "--train.steps", "40", "--lora.rank", "2")
     argv += ["--save.interval", "5", "--save.keep-last", "99", "--eval.interval", "20"]
     assert cli.main(argv) == 0
@@ -154,7 +154,7 @@ def test_killed_and_resumed_ends_the_same(base, data, tmp_path):
     assert tests[0] == tests[1]
 
 
-def test_resume_refuses_other_texts(base, data, tmp_path, capsys):
+def test_resume_rejects_other_texts(base, data, tmp_path, capsys):
     path = tmp_path / "rows.csv"
     path.write_text(data.read_text())
     run_of(base, path, tmp_path / "run")
@@ -163,7 +163,7 @@ def test_resume_refuses_other_texts(base, data, tmp_path, capsys):
     assert "corpus" in capsys.readouterr().err
 
 
-def test_a_classifier_can_be_tuned_to_other_classes(tuned, tmp_path):
+def test_classifier_can_be_fine_tuned_to_other_classes(tuned, tmp_path):
     path = tmp_path / "rows.tsv"
     path.write_text("".join(f"{len(text) % 2}\t{text}\n" for text, _ in ROWS))
     run = run_of(tuned, path, tmp_path / "run")
@@ -173,14 +173,14 @@ def test_a_classifier_can_be_tuned_to_other_classes(tuned, tmp_path):
     assert model.score.weight.shape == (2, 32)
 
 
-def test_long_texts_are_cut_and_counted(base, tmp_path):
+def test_long_texts_are_truncated_and_counted(base, tmp_path):
     path = tmp_path / "rows.csv"
     rows = [(f"{text} {'and so on ' * (i % 2 * 9)}", kind) for i, (text, kind) in enumerate(ROWS)]
     path.write_text("text,label\n" + "".join(f"{text},{kind}\n" for text, kind in rows))
     run_of(base, path, tmp_path / "run", "--context-length", "12")
     notes = [e["message"] for e in events(tmp_path / "run", "note")]
     cut = sum(len(text.strip()) > 12 for text, _ in rows)
-    assert f"{cut} texts are longer than 12 tokens and were cut at the end" in notes
+    assert f"data: {cut} texts are longer than 12 tokens and were truncated" in notes
 
 
 @pytest.mark.parametrize("recipe", ["sms-spam", "sentiment", "movie-reviews", "topics"])
@@ -204,7 +204,7 @@ def test_recipes(recipe, base, data, tmp_path):
         (["--from", "nowhere"], "there is no run folder nowhere"),
     ],
 )
-def test_bad_input(base, data, tmp_path, capsys, more, says):
+def test_user_errors(base, data, tmp_path, capsys, more, says):
     assert cli.main(words(base, data, tmp_path / "run", *more)) == 2
     error = capsys.readouterr().err.strip()
     assert says in error
@@ -227,7 +227,7 @@ def test_one_text_shows_every_class(tuned, capsys):
     assert shown == pytest.approx(recorded["probabilities"], abs=2e-3)
 
 
-def test_several_texts_show_their_likeliest_class(tuned, capsys, monkeypatch):
+def test_several_texts_show_their_most_probable_class(tuned, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("the perch 3\n"))
     texts = ["the wren 5", "-", "a cedar " * 40]
     assert cli.main(["classify", str(tuned), *texts]) == 0
@@ -274,7 +274,7 @@ def test_files_of_texts(tuned, data, tmp_path, capsys):
         ([], "--run is required"),
     ],
 )
-def test_bad_questions(tuned, base, tmp_path, capsys, monkeypatch, argv, says):
+def test_user_errors_of_classify(tuned, base, tmp_path, capsys, monkeypatch, argv, says):
     monkeypatch.chdir(tmp_path)
     Path("bad.csv").write_text("text,n\nabc,1\n,2\n")
     Path("taken.csv").write_text("text,predicted\nabc,ham\n")

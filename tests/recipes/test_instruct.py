@@ -80,7 +80,7 @@ def test_learns_to_answer_and_to_stop(base, data, tmp_path, capsys):
     rows = [(r["instruction"], r["input"], r["output"]) for r in responses]
     assert all(dict(zip(("instruction", "input", "output"), r, strict=True)) in ROWS for r in rows)
     said = capsys.readouterr().err
-    assert "4 of 4 answers to test instructions ended by themselves" in said
+    assert "4 of 4 answers to test instructions ended with the stop token" in said
     report = (out / "report.md").read_text()
     assert "\n".join(instruct_section(Run.open(out))) in report
     assert f"Instruction: {responses[0]['instruction']}" in report
@@ -100,7 +100,7 @@ def test_learns_to_answer_and_to_stop(base, data, tmp_path, capsys):
     assert [run.config[name] for name in names] == [0.1, 0.2, 0]
 
 
-def test_the_same_test_rows_whatever_is_trained(base, data, tmp_path):
+def test_test_split_is_independent_of_the_training_settings(base, data, tmp_path):
     """Split by seed and text: LoRA, an unmasked prompt, another order of training."""
     asked = []
     for n, more in enumerate(
@@ -118,7 +118,7 @@ def test_the_same_test_rows_whatever_is_trained(base, data, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # the answers alone, mask or no mask
 
 
-def test_killed_and_resumed_ends_the_same(base, data, tmp_path):
+def test_killed_and_resumed_run_is_bit_exact(base, data, tmp_path):
     argv = words(base, data, tmp_path / "straight", "--train.steps", "40", "--lora.rank", "2")
     argv += ["--save.interval", "5", "--save.keep-last", "99"]
     assert cli.main(argv) == 0
@@ -137,7 +137,7 @@ def test_killed_and_resumed_ends_the_same(base, data, tmp_path):
     assert texts[0] == texts[1]
 
 
-def test_a_model_keeps_its_own_template(base, data, tmp_path):
+def test_chat_model_keeps_its_template(base, data, tmp_path):
     """Tuned again without --prompt, the run asks as it was taught, not as Alpaca does."""
     first, second = tmp_path / "first", tmp_path / "second"
     assert cli.main(words(base, data, first, "--train.steps", "1")) == 0
@@ -165,8 +165,10 @@ def test_skipped_rows_are_listed_in_the_notes(base, tmp_path):
     argv = words(base, path, out, "--train.steps", "1", "--responses", "0")
     assert cli.main([*argv, "--columns.instruction", "q", "--columns.output", "a"]) == 0
     notes = [e["message"] for e in events(out, "note")]
-    assert f"skipped, longer than the context of 64 tokens: 1 ({path}:{len(rows) - 1})" in notes
-    assert f"skipped, no answer: 1 ({path}:{len(rows)})" in notes
+    assert (
+        f"data: skipped, longer than the context of 64 tokens: 1 ({path}:{len(rows) - 1})" in notes
+    )
+    assert f"data: skipped, no answer: 1 ({path}:{len(rows)})" in notes
     assert not (out / "responses.json").exists()
 
 
@@ -176,12 +178,12 @@ def test_skipped_rows_are_listed_in_the_notes(base, tmp_path):
         (["--columns.output", "reply"], "no column 'reply'; there are 'instruction'"),
         (["--prompt", "Say something:\n"], "{instruction}"),
         (["--val-fraction", "0.001"], "take more rows"),
-        (["--context-length", "8"], "nothing is left to train"),
+        (["--context-length", "8"], "no rows left for training"),
         (["--context-length", "65"], "more than the model's 64"),
         (["--data", "nowhere.json"], "nowhere.json"),
     ],
 )
-def test_bad_input(base, data, tmp_path, capsys, more, says):
+def test_user_errors(base, data, tmp_path, capsys, more, says):
     assert cli.main(words(base, data, tmp_path / "run", *more)) == 2
     error = capsys.readouterr().err.strip()
     assert says in error

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from gptsmith import cli
+from gptsmith.commands import pretrain
 from gptsmith.config import load_config
 from gptsmith.data.options import PrepareConfig
 from gptsmith.data.prepare import prepare
 from gptsmith.interop.hf_mapping import transformers_class
-from gptsmith.recipes import pretrain
-from gptsmith.recipes.pretrain import PretrainConfig
+from gptsmith.recipes.options import PretrainConfig
 from gptsmith.run import Run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -63,7 +63,7 @@ def test_every_recipe_trains(recipe, corpus, tmp_path):
     assert opened.load_model().config == opened.model_config
 
 
-def test_every_recipe_has_a_stock_class():
+def test_every_recipe_has_a_transformers_class():
     """A recipe that leaves an axis to the default preset is another model than its name says."""
     expected = {
         "bench-gpt2-10m": "GPT2LMHeadModel",
@@ -98,7 +98,7 @@ def test_run_folder_is_complete(corpus, tmp_path):
     )
 
 
-def test_the_end_is_measured_on_ten_times_as_much(corpus, tmp_path):
+def test_final_evaluation_uses_ten_times_the_tokens(corpus, tmp_path):
     run = tmp_path / "run"
     more = ("--train.steps", "4", "--eval.interval", "2", "--eval.tokens", "64")
     assert train(corpus, run, *more) == 0
@@ -121,12 +121,12 @@ def test_learns(corpus, tmp_path):
         (["--train.steps", "7"], 7),
     ],
 )
-def test_horizons(corpus, tmp_path, horizon, steps):
+def test_run_length(corpus, tmp_path, horizon, steps):
     assert train(corpus, tmp_path / "run", *horizon) == 0
     assert events(tmp_path / "run", "val")[-1]["step"] == steps
 
 
-def test_wall_clock_horizon(corpus, tmp_path):
+def test_run_length_in_seconds(corpus, tmp_path):
     """The schedule follows the clock, whatever the speed: each rate is that of its moment."""
     run, words = tmp_path / "run", ["--monitor.log-interval", "1", "--optim.warmup-steps", "0"]
     argv = ["--data", str(corpus), "--out", str(run), *SMALL, *words, "--train.seconds", "3"]
@@ -138,7 +138,7 @@ def test_wall_clock_horizon(corpus, tmp_path):
         assert at[0] - 1e-5 <= step["learning_rate"] <= at[1] + 1e-5
 
 
-def test_the_clock_runs_from_the_start_of_the_command(corpus, tmp_path):
+def test_seconds_count_from_the_start_of_the_command(corpus, tmp_path):
     run = tmp_path / "run"
     argv = ["pretrain", "--data", str(corpus), "--out", str(run), *SMALL, "--train.seconds", "1"]
     program = "import sys, time; time.sleep(1); from gptsmith.cli import main; main(sys.argv[1:])"
@@ -168,7 +168,7 @@ def test_early_stopping_keeps_the_best(corpus, tmp_path):
 @pytest.mark.parametrize(
     "mask", ["causal() & sliding_window(8)", "prefix(5)", "causal() & ~(prefix(3) & causal())"]
 )
-def test_masks_train(corpus, tmp_path, mask):
+def test_training_with_masks(corpus, tmp_path, mask):
     run = tmp_path / "run"
     assert train(corpus, run, "--model.mask", mask, "--train.steps", "3") == 0
     opened = Run.open(run)
@@ -190,7 +190,7 @@ def test_mask_from_a_file(corpus, tmp_path, capsys, monkeypatch):
     assert events(run, "val")[-1]["step"] == 8
 
 
-def test_mask_that_sees_its_target_is_refused(corpus, tmp_path, capsys):
+def test_mask_that_sees_its_target_is_rejected(corpus, tmp_path, capsys):
     assert train(corpus, tmp_path / "run", "--model.mask", "bidirectional()") == 2
     message = capsys.readouterr().err
     assert "can see token 1" in message
@@ -200,7 +200,7 @@ def test_mask_that_sees_its_target_is_refused(corpus, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--train.steps", "5", "--train.epochs", "1"], "one horizon"),
+        (["--train.steps", "5", "--train.epochs", "1"], "give one length of the run"),
         (["--train.total-batch-tokens", "100"], "not a multiple"),
         (["--model.context-length", "1000000"], "fewer than context_length"),
         (["--model.n-head", "5"], "n_embd 32"),
@@ -211,7 +211,7 @@ def test_mask_that_sees_its_target_is_refused(corpus, tmp_path, capsys):
         (["--model.mask", "causal() &"], "causal() &"),
     ],
 )
-def test_bad_input(corpus, tmp_path, capsys, words, says):
+def test_user_errors(corpus, tmp_path, capsys, words, says):
     assert train(corpus, tmp_path / "run", *words) == 2
     error = capsys.readouterr().err.strip()
     assert says in error

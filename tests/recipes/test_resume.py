@@ -153,7 +153,7 @@ def test_resuming_a_finished_run_changes_nothing(corpus, whole, tmp_path):
     same_state(whole, run)
 
 
-def test_damaged_newest_checkpoint(corpus, whole, tmp_path):
+def test_damaged_newest_checkpoint_is_reported_and_the_next_used(corpus, whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     newest, _ = checkpoint.find(run / "checkpoints")
@@ -175,7 +175,7 @@ def test_damaged_newest_checkpoint(corpus, whole, tmp_path):
         (["--train.total-batch-tokens", "256"], "train.total_batch_tokens: 512 -> 256"),
     ],
 )
-def test_changed_runs_are_refused(corpus, whole, change, says):
+def test_resume_rejects_changed_settings(corpus, whole, change, says):
     files = stored(whole)
     done = subprocess.run(
         command(corpus, whole, "--resume", *change), capture_output=True, text=True, check=False
@@ -186,7 +186,7 @@ def test_changed_runs_are_refused(corpus, whole, change, says):
     assert "Traceback" not in done.stderr
 
 
-def test_two_runs_in_one_folder(corpus, tmp_path):
+def test_second_process_in_one_folder_is_rejected(corpus, tmp_path):
     run = tmp_path / "run"
     first = start(command(corpus, run, "--train.steps", "1000000"))
     while not (run / "metrics.jsonl").exists():

@@ -151,8 +151,8 @@ def _token_streams(
         stream = encode_source(data, run.tokenizer, read_options, report)
         return [stream], data, [f"{data}: {line}" for line in report.skipped.lines()]
     data = data or run.config.get("data")
-    # document_mask is what recipes have that take a prepared corpus (recipes/corpus.py).
-    if not isinstance(data, str) or (options.data is None and "document_mask" not in run.config):
+    on_corpus = run.stage in ("pretrain", "text")  # the stages that train on a prepared corpus
+    if not isinstance(data, str) or (options.data is None and not on_corpus):
         raise ValueError(
             f"{run.path} was not trained on a prepared corpus: give --data, or other --tasks"
         )

@@ -1,13 +1,11 @@
-"""Tuning a trained model to tell classes of text apart; `classify` is the recipe."""
+"""Fine-tuning a model to classify texts, and its test."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Iterator, Mapping
 
 import numpy as np
-from pydantic import Field
 from rich.console import Console
 
 from gptsmith.data.classification import (
@@ -17,106 +15,84 @@ from gptsmith.data.classification import (
     encode_labelled,
     load_labelled,
 )
-from gptsmith.data.options import LabelledConfig
 from gptsmith.evaluate import classification as measure
 from gptsmith.evaluate.classification_plots import draw_confusion, draw_history
 from gptsmith.files import write_json, write_text
 from gptsmith.model.classifier import GPTClassifier
-from gptsmith.recipes import finetune, loop, options
-from gptsmith.recipes.finetune import FinetuneConfig
-from gptsmith.recipes.options import EvalConfig, TrainConfig
+from gptsmith.recipes import finetune, loop
+from gptsmith.recipes.loop import TrainingJob
+from gptsmith.recipes.options import ClassifyConfig
+from gptsmith.recipes.plan import Note
 from gptsmith.recipes.report import write_report
 from gptsmith.run import Run
-from gptsmith.train import runtime
 from gptsmith.train.loss import classification_loss
 from gptsmith.train.monitor import read_events
+from gptsmith.train.runtime import Runtime
 
-# Left in the run folder by the test at the end; pictures as .png and .pdf.
+# Files that the test writes to the run folder; pictures as .png and .pdf.
 RESULTS, PREDICTIONS = "test.json", "test-predictions.jsonl"
 CONFUSION, HISTORY = "confusion", "history"
-SEEN = 256  # training texts that are measured beside the validation texts, to show over-fitting
-
-
-class ClassifyConfig(FinetuneConfig, LabelledConfig):
-    """Tune a trained model to name the class of a text."""
-
-    default_epochs: ClassVar[float] = 4
-
-    trained: Literal["head", "last-block", "all"] | None = None
-    """What is trained: the new head, head + last block + final norm (default), or all weights; with
-    --lora.rank, head and adapters."""
-    context_length: int | None = Field(None, ge=1)
-    """Tokens of a text; what is longer is cut at its end (default: the model's context)."""
-    texts_per_step: int = Field(32, ge=1)
-    """Texts of one optimizer step; a multiple of train.batch_size, and more than it, because
-    micro-batches of similar length need little padding."""
-    train: TrainConfig = TrainConfig(batch_size=16, compile="off")
-    eval: EvalConfig = EvalConfig(interval=50)
-
-
-def main(argv: Sequence[str], started: float | None = None) -> int:
-    """`gptsmith finetune classify [RECIPE.yaml] --from RUN --data FILE --out RUN2`."""
-    return options.command("finetune classify", ClassifyConfig, classify, argv, started)
+NUM_TRAIN_TEXTS = 256  # training texts to evaluate as well, to show overfitting
 
 
 def classify(config: ClassifyConfig, started: float | None = None) -> int:
-    """Tune as the config says, then test; returns the exit code, 0 or loop.STOPPED.
+    """`gptsmith finetune classify`: train, then test; the exit code, 0 or loop.STOPPED.
 
-    started: time.perf_counter() from which `seconds` counts. Raises ValueError for data, a run or a
+    started: time.perf_counter() at which `seconds` begins. Raises ValueError for data, a run or a
     configuration that cannot be used, before anything is written.
     """
     if config.eval.tasks:
-        raise ValueError("--eval.tasks asks a language model; a classifier answers no questions")
+        raise ValueError("--eval.tasks needs a language model; a classifier answers no questions")
     data = load_labelled(config)
-    source = finetune.origin(config)
-    config = choose_trained(config, source.model_config.n_layer)
-    begin = finetune.start(config, source, labels=data.labels)
-    model, tokenizer = begin.model, begin.tokenizer
+    base = finetune.base_run(config)
+    config = freeze_untrained(config, base.model_config.n_layer)
+    prepared = finetune.prepare(config, base, labels=data.labels)
+    model, tokenizer, pad_id = prepared.model, prepared.tokenizer, prepared.pad_id
     assert isinstance(model, GPTClassifier)
-    labels, context = data.labels, finetune.longest(config.context_length, begin)
-    pad_id = begin.pad_id
-    train, val, held_out = (
-        encode_labelled(tokenizer, part, labels, context)
+    context = finetune.max_length(config.context_length, prepared)
+    train, val, test_texts = (
+        encode_labelled(tokenizer, part, data.labels, context)
         for part in (data.train, data.val, data.test)
     )
     T = max(map(len, train.ids))
-    samples = LabelledRows(
+    rows = LabelledRows(
         train, T, config.train.seed, pad_id,
         step=config.texts_per_step, documents=not model.mask.facts.inside_causal,
     )  # fmt: skip
-    config, plan, notes = finetune.resolve(_in_texts(config, T), begin, samples)
-    notes[2:2] = data.notes
-    if cut := train.cut + val.cut + held_out.cut:
-        notes.insert(2, f"{cut:,} texts are longer than {context} tokens and were cut at the end")
-    arithmetic = runtime.choose_precision(config.train.precision, model.score.weight.device)
+    plan = finetune.resolve(_with_total_batch_tokens(config, T), prepared, rows)
+    notes = list(data.notes)
+    if cut := train.cut + val.cut + test_texts.cut:
+        notes.append(f"{cut:,} texts are longer than {context} tokens and were truncated")
 
     def scores(texts: EncodedTexts) -> measure.Scores:
-        log_p = measure.log_probabilities(model, texts.ids, arithmetic, pad_id)
-        return measure.score(labels, log_p, texts.classes)
+        log_p = measure.log_probabilities(model, texts.ids, plan.runtime.precision, pad_id)
+        return measure.score(data.labels, log_p, texts.classes)
 
-    def assess(tokens: int | None) -> Mapping[str, float | int | None]:
+    def evaluate(tokens: int | None) -> Mapping[str, float | int | None]:
         share = 1.0 if tokens is None else tokens / val.tokens
-        unseen, seen = scores(val.take(round(share * len(val.ids)))), scores(train.take(SEEN))
+        unseen = scores(val.take(round(share * len(val.ids))))
+        seen = scores(train.take(NUM_TRAIN_TEXTS))
         return {
             "val_loss": unseen.loss, "accuracy": unseen.accuracy, "macro_f1": unseen.macro_f1,
             "sample_loss": seen.loss, "sample_accuracy": seen.accuracy,
         }  # fmt: skip
 
-    run = finetune.create(
-        config, begin, source, corpus=data.fingerprint,
+    run = finetune.create_run(
+        plan.config, prepared, corpus=data.fingerprint,
         fixed=("context_length", "trained", "texts_per_step"),
     )  # fmt: skip
-    task = loop.Task(model, classification_loss, samples, assess, val.tokens)
-    code = loop.train(run, task, config, plan, notes, started)
+    job = TrainingJob(model, classification_loss, rows, evaluate, val.tokens)
+    plan = plan.with_notes(Note("data", text) for text in notes)
+    code = loop.train(run, job, plan, started)
     if code == 0:
-        test(run, data, held_out, config, pad_id)
+        test(run, data, test_texts, plan.runtime, pad_id)
     return code
 
 
-def choose_trained(config: ClassifyConfig, n_layer: int) -> ClassifyConfig:
-    """Turn `trained` into patterns of what is frozen, beside those that are given.
+def freeze_untrained(config: ClassifyConfig, n_layer: int) -> ClassifyConfig:
+    """Add the parameters that `trained` excludes to the patterns in `freeze`.
 
-    ValueError when LoRA and a part are both asked for.
+    ValueError if `trained` is given with LoRA.
     """
     if config.lora.rank:
         if config.trained:
@@ -128,33 +104,32 @@ def choose_trained(config: ClassifyConfig, n_layer: int) -> ClassifyConfig:
     body = ("embedding.*", *(f"blocks.{i}.*" for i in range(n_layer)), "final_norm.*")
     frozen = {"head": body, "last-block": body[:-2], "all": ()}[config.trained or "last-block"]
     if config.trained is None and config.freeze:
-        frozen = ()  # the patterns alone say it
+        frozen = ()  # the given patterns suffice
     return config.model_copy(update=dict(freeze=tuple(dict.fromkeys((*config.freeze, *frozen)))))
 
 
-def _in_texts(config: ClassifyConfig, T: int) -> ClassifyConfig:
-    """The step's size, which the loop wants in tokens; and no compiling by `auto`, which pays for
-    batches of one shape only."""
+def _with_total_batch_tokens(config: ClassifyConfig, T: int) -> ClassifyConfig:
+    """The configuration with the size of a step in tokens, as the loop needs it.
+
+    Compiling pays for batches of equal shape only, so `auto` is off here.
+    """
     train, texts = config.train, config.texts_per_step
     if texts % train.batch_size:
         raise ValueError(
             f"texts_per_step {texts} is not a multiple of train.batch_size {train.batch_size}"
         )
     if train.total_batch_tokens not in (None, texts * T) and not config.resume:
-        raise ValueError("train.total_batch_tokens: say --texts-per-step here")
+        raise ValueError("train.total_batch_tokens: use --texts-per-step for classification")
     compiled = "off" if train.compile == "auto" else train.compile
     train = train.model_copy(update=dict(total_batch_tokens=texts * T, compile=compiled))
     return config.model_copy(update=dict(train=train))
 
 
-def test(
-    run: Run, data: LabelledSet, texts: EncodedTexts, config: ClassifyConfig, pad_id: int
-) -> None:
-    """Measure the finished run on the test split: table, pictures, every prediction, report."""
-    model = run.lock().load_model("last", config.train.device, trust_code=True)
+def test(run: Run, data: LabelledSet, texts: EncodedTexts, runtime: Runtime, pad_id: int) -> None:
+    """Evaluate the finished run on the test split: table, pictures, all predictions, report."""
+    model = run.lock().load_model("last", runtime.device, trust_code=True)
     assert isinstance(model, GPTClassifier)
-    arithmetic = runtime.choose_precision(config.train.precision, model.score.weight.device)
-    log_p = measure.log_probabilities(model, texts.ids, arithmetic, pad_id)
+    log_p = measure.log_probabilities(model, texts.ids, runtime.precision, pad_id)
     scores = measure.score(data.labels, log_p, texts.classes)
     name = run.path.resolve().name
     write_json(run.path / RESULTS, scores.fields())
@@ -163,7 +138,7 @@ def test(
     draw_history(run.path / HISTORY, read_events(run.metrics), name)
     summary = (
         f"Test split: accuracy {scores.accuracy:.2%}, macro-F1 {scores.macro_f1:.3f} over "
-        f"{len(data.test):,} texts (always the most frequent class: {scores.majority:.2%})"
+        f"{len(data.test):,} texts (majority class: {scores.majority:.2%})"
     )
     lines = [
         "## Test", "", f"{summary}.", "", *measure.markdown(scores), "",
@@ -177,7 +152,7 @@ def test(
 
 
 def _predictions(data: LabelledSet, log_p: np.ndarray) -> Iterator[str]:
-    """Lines of JSON, in the order of the test split."""
+    """JSON lines, in the order of the test split."""
     for row, p in zip(data.test, np.exp(log_p), strict=True):
         found = measure.prediction(data.labels, p)
         yield json.dumps({**row._asdict(), **found}, ensure_ascii=False) + "\n"

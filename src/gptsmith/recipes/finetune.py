@@ -1,115 +1,82 @@
-"""What every tuning of a trained model shares: where it starts from, and what of it is trained."""
+"""What every kind of fine-tuning shares: the base model, what of it is trained, and SFT."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import torch
-from pydantic import ConfigDict, Field
 from torch import Tensor
 
+from gptsmith.chat_template import ChatTemplate
+from gptsmith.data.examples import Examples
+from gptsmith.data.packing import PackedRows, PaddedRows
+from gptsmith.evaluate import perplexity
+from gptsmith.generate.chat import Chat
+from gptsmith.generate.options import SamplingConfig
 from gptsmith.model import lora
 from gptsmith.model import state_dict as model_weights
 from gptsmith.model.classifier import GPTClassifier
-from gptsmith.model.config import LoraConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.target_leakage import first_scored
 from gptsmith.model.tuning import Tuning
-from gptsmith.recipes import loop
-from gptsmith.recipes.options import Recipe
-from gptsmith.run import Run, Which
+from gptsmith.recipes import in_loop_eval, loop, plan
+from gptsmith.recipes.loop import TrainingJob
+from gptsmith.recipes.options import FinetuneConfig, SFTConfig
+from gptsmith.recipes.plan import Dataset, Note, Plan
+from gptsmith.run import Run
 from gptsmith.tokenizer import Tokenizer
-from gptsmith.train.options import OptimConfig
-
-KINDS = {
-    "text": "raw text: more pretraining, on another corpus",
-    "chat": "conversations: answers to what a user says",
-    "instruct": "instruction, input and output (Alpaca)",
-    "classify": "text and label",
-}
-
-
-def main(argv: Sequence[str]) -> int:
-    """`gptsmith finetune KIND [RECIPE.yaml] --from RUN --data FILE --out RUN2`."""
-    kind = argv[0] if argv else "--help"
-    if kind in ("-h", "--help"):
-        print("usage: gptsmith finetune KIND [RECIPE.yaml] --from RUN --data FILE --out RUN2 ...")
-        print("       (gptsmith finetune KIND --help tells the rest)\n")
-        for name, text in KINDS.items():
-            print(f"  {name:<10} {text}")
-        return 0
-    if kind not in KINDS:
-        raise ValueError(f"finetune {kind!r}: there are {', '.join(KINDS)}")
-    code: int = import_module(f"gptsmith.recipes.{kind}").main(argv[1:])
-    return code
-
-
-class FinetuneConfig(Recipe):
-    """Options of every tuning."""
-
-    model_config = ConfigDict(populate_by_name=True)
-    default_epochs: ClassVar[float] = 3
-
-    base: Path = Field(alias="from")
-    """Run to start from."""
-    checkpoint: Which = "last"
-    """Its weights: last, best, or a step."""
-    trust_code: bool = False
-    """Allow a mask that is Python code in the run that is tuned."""
-    dropout: float | None = Field(None, ge=0, lt=1)
-    """Probability with which an activation is dropped (default: as in the run that is tuned)."""
-    freeze: tuple[str, ...] = ()
-    """Parameters to leave as they are, by pattern (`blocks.[0-3].*`), repeatable."""
-    lora: LoraConfig = LoraConfig()
-    """Adapters (LoRA). They want about ten times the learning rate of weights: 0.01."""
-    optim: OptimConfig = OptimConfig(learning_rate=1e-3, schedule="linear")
-
+from gptsmith.train.loss import next_token_loss
 
 C = TypeVar("C", bound=FinetuneConfig)
 
 
 @dataclass(frozen=True)
-class Start:
-    """What a tuning begins with."""
+class PreparedModel:
+    """A model ready for fine-tuning.
 
-    model: GPTModel  # on the CPU in fp32, wrapped and frozen as the configuration says
+    model         fp32, with adapters attached and parameters frozen as configured; on the CPU until
+                  `resolve`
+    base_weights  all weights before the first step, by their plain names; empty if all are trained
+    run           the run that model and tokenizer are from (see `base_run`)
+    """
+
+    model: GPTModel
     tokenizer: Tokenizer
     tuning: Tuning
-    base: Mapping[str, Tensor]  # all weights before the first step, by their plain names
+    base_weights: Mapping[str, Tensor]
+    run: Run
 
     @property
     def pad_id(self) -> int:
-        """What fills rows; nothing that is scored sees it, so any id serves."""
+        """Padding of rows; padding is never a target nor attended to, so any id will do."""
         return self.tokenizer.special_tokens.get("<|pad|>", 0)
 
 
-def origin(config: FinetuneConfig) -> Run:
-    """The run that gives model, tokenizer and template: the base, or on resume the run itself,
-    which needs its base no more."""
+def base_run(config: FinetuneConfig) -> Run:
+    """The run that provides model, tokenizer and template: the base, or on resume the run itself,
+    which no longer needs its base."""
     return Run.open(config.out if config.resume else config.base)
 
 
-def start(
+def prepare(
     config: FinetuneConfig, run: Run, tokens: Sequence[str] = (), labels: Sequence[str] = ()
-) -> Start:
-    """The model of `run`, ready to be tuned.
+) -> PreparedModel:
+    """The model of `run`, ready for fine-tuning.
 
-    tokens: special tokens to append, with vectors that are the mean of the others; they are trained
-    whatever else is frozen. labels: classes, for a model that shall tell them apart by a new head.
+    tokens: special tokens to add; their vectors start as the mean of the others and are trained
+    whatever else is frozen. labels: classes, for a model with a new classification head.
     """
     if run.model_config.labels and not labels:
         raise ValueError(
-            f"--from {run.path} is a classifier, its output head is gone: start from the run that "
-            "it was made of"
+            f"--from {run.path} is a classifier without an output head: start from the run that "
+            "it was fine-tuned from"
         )
     torch.manual_seed(config.train.seed)
     if config.resume:
         ids = run.tuning.token_ids
-        if run.tuning.is_full_finetune:  # the weights are those of the checkpoint
+        if run.tuning.is_full_finetune:  # the weights are in the checkpoint
             kind = GPTClassifier if run.model_config.labels else GPTModel
             model: GPTModel = kind(run.model_config, mask_folder=run.path, trust_code=True)
         else:
@@ -132,54 +99,114 @@ def start(
     base = {} if tuning.is_full_finetune else {n: t.clone() for n, t in model.state_dict().items()}
     tuning.wrap(model)
     model.activation_checkpointing = config.train.activation_checkpointing
-    return Start(model, tokenizer, tuning, base)
+    return PreparedModel(model, tokenizer, tuning, base, run)
 
 
-def resolve(config: C, begin: Start, samples: loop.Dataset) -> tuple[C, loop.Duration, list[str]]:
-    """`loop.resolve` for a tuning; the model goes to its device."""
-    config, plan, notes = loop.resolve(config, begin.model.config, samples)
-    begin.model.to(config.train.device)
-    notes.insert(1, f"from {config.base}: {lora.trainable(begin.model)}")
-    return config, plan, notes
+def resolve(config: C, prepared: PreparedModel, dataset: Dataset) -> Plan[C]:
+    """`plan.resolve` for fine-tuning; moves the model to its device."""
+    resolved = plan.resolve(config, prepared.model.config, dataset)
+    prepared.model.to(resolved.runtime.device)
+    return resolved.with_notes([Note("base", f"{config.base}, {lora.trainable(prepared.model)}")])
 
 
-def create(
+def create_run(
     config: FinetuneConfig,
-    begin: Start,
-    source: Run,
+    prepared: PreparedModel,
     *,
     corpus: str,
     template: str | None = None,
     fixed: Sequence[str] = (),
 ) -> Run:
-    """The run folder of a tuning, locked. corpus, fixed: see Run.create. source: see `origin`."""
-    architecture = begin.model.config
+    """The run folder, locked. corpus, fixed: see Run.create."""
+    architecture = prepared.model.config
     file, _, function = architecture.mask.rpartition(":")
     if file == "mask.py":  # the new run gets its own copy
-        architecture = architecture.change(mask=f"{source.path / file}:{function}")
+        architecture = architecture.change(mask=f"{prepared.run.path / file}:{function}")
     return Run.create(
-        config.out, config.model_dump(mode="json", by_alias=True), architecture, begin.tokenizer,
-        config.resume, corpus=corpus, fixed=("from", "checkpoint", "dropout", *fixed, *loop.FIXED),
-        template=template, tuned=begin.tuning, base=begin.base,
+        config.out, config.model_dump(mode="json", by_alias=True), architecture,
+        prepared.tokenizer, config.resume, corpus=corpus,
+        fixed=("from", "checkpoint", "dropout", *fixed, *loop.FIXED),
+        template=template, tuned=prepared.tuning, base=prepared.base_weights,
     )  # fmt: skip
 
 
-def longest(wanted: int | None, begin: Start) -> int:
-    """Tokens of the longest text. ValueError if the model cannot read so many."""
-    limit = begin.model.config.context_length
-    if wanted is not None and wanted > limit:
-        raise ValueError(f"--context-length {wanted} is more than the model's {limit}")
-    return wanted or limit
+def max_length(context_length: int | None, prepared: PreparedModel) -> int:
+    """Maximum tokens of a text: the configured ones, else the model's context."""
+    limit = prepared.model.config.context_length
+    if context_length is not None and context_length > limit:
+        raise ValueError(f"--context-length {context_length} is more than the model's {limit}")
+    return context_length or limit
 
 
-def row_length(wanted: int | None, begin: Start) -> int:
-    """`longest`, for next-token loss. ValueError also if the mask lets tokens see their own
-    target."""
-    config, mask = begin.model.config, begin.model.mask
-    T = longest(wanted, begin)
+def row_length(context_length: int | None, prepared: PreparedModel) -> int:
+    """`max_length` of rows for SFT; ValueError if the mask lets tokens see their own target."""
+    config, mask = prepared.model.config, prepared.model.mask
+    T = max_length(context_length, prepared)
     if start := first_scored(mask, T, config.n_head, config.n_layer):
         raise ValueError(
-            f"the mask {mask.expression} shows the first {start} tokens their own targets: an "
-            "answer there teaches nothing; tune a model with a mask inside causal()"
+            f"the mask {mask.expression} shows the first {start} tokens their own targets: answers "
+            "there cannot be learned; fine-tune a model with a mask inside causal()"
         )
     return T
+
+
+# --- supervised fine-tuning on examples ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SFTData:
+    """Examples for training and validation, and prompts (ids) to answer at each evaluation."""
+
+    train: Examples
+    val: Examples
+    prompts: Sequence[Sequence[int]]
+    notes: Sequence[Note]
+
+
+def train_on_examples(
+    config: SFTConfig,
+    prepared: PreparedModel,
+    template: ChatTemplate,
+    T: int,
+    data: SFTData,
+    *,
+    fixed: Sequence[str],
+    started: float | None,
+) -> int:
+    """Supervised fine-tuning; returns the exit code, 0 or loop.STOPPED.
+
+    T: tokens per row (see `row_length`). fixed: see Run.create. started: see loop.train.
+    """
+    model, tokenizer = prepared.model, prepared.tokenizer
+    seed, pad_id = config.train.seed, prepared.pad_id
+    rows, val_rows = (
+        PackedRows(part, T, seed, pad_id) if config.pack else PaddedRows(part, T, seed, pad_id)
+        for part in (data.train, data.val)
+    )
+    resolved = resolve(config, prepared, rows)
+    config, runtime = resolved.config, resolved.runtime
+    if isinstance(rows, PaddedRows):
+        rows.fixed = runtime.compile  # a single shape, a single graph
+    token_bytes = torch.from_numpy(tokenizer.token_bytes())
+
+    def evaluate(limit: int | None) -> Mapping[str, float | int | None]:
+        batches = val_rows.validation(2 * config.train.batch_size, limit)
+        return perplexity.evaluate(model, batches, runtime.precision, token_bytes).fields()
+
+    def samples() -> Iterator[tuple[str, str]]:
+        if length := config.eval.sample_tokens:
+            greedy = SamplingConfig(max_new_tokens=length, temperature=0)
+            replies = Chat(model, tokenizer, template).reply_all(data.prompts, greedy)
+            for ids, reply in zip(data.prompts, replies, strict=True):
+                yield tokenizer.decode(ids), reply.text
+
+    evaluate_tasks, task_notes = in_loop_eval.prepare(config.eval, model, tokenizer)
+    run = create_run(
+        config, prepared, template=template.source,
+        corpus=data.train.fingerprint[:32] + data.val.fingerprint[:32],
+        fixed=("pack", "context_length", *fixed),
+    )  # fmt: skip
+    job = TrainingJob(
+        model, next_token_loss, rows, evaluate, data.val.tokens, samples, evaluate_tasks
+    )
+    return loop.train(run, job, resolved.with_notes([*data.notes, *task_notes]), started)

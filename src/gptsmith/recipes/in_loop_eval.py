@@ -1,4 +1,4 @@
-"""Questions of multiple choice that a model is asked while it trains."""
+"""Multiple-choice tasks that are evaluated during training."""
 
 from __future__ import annotations
 
@@ -8,39 +8,42 @@ from gptsmith.evaluate import accuracy
 from gptsmith.evaluate.multiple_choice import TASKS, load
 from gptsmith.model.gpt import GPTModel
 from gptsmith.recipes.options import EvalConfig
+from gptsmith.recipes.plan import Note
 from gptsmith.tokenizer import Tokenizer
 
-Exam = Callable[[], Mapping[str, float]]
+TaskEvaluation = Callable[[], Mapping[str, float]]
 
 
 def prepare(
     config: EvalConfig, model: GPTModel, tokenizer: Tokenizer
-) -> tuple[Exam | None, list[str]]:
-    """A function that asks the questions of eval.tasks and returns all scores by name
-    (hellaswag_acc_token ...), and what there is to say about them; None if there are none.
+) -> tuple[TaskEvaluation | None, list[Note]]:
+    """A function that evaluates eval.tasks and returns all scores by name (hellaswag_acc_token),
+    None without tasks, and notes about the questions.
 
-    The questions are read now. ValueError, FileNotFoundError if they cannot be, or do not fit.
+    The questions are read now: ValueError or FileNotFoundError if they cannot be, or do not fit.
     """
-    asked = {
+    questions = {
         name: load(name, config.task_data, config.task_items)
         for name in dict.fromkeys(config.tasks)
     }
     notes = [
-        note
-        for name, questions in asked.items()
-        for note in accuracy.select(model, tokenizer, name, questions)[1]
+        Note("evaluation", text)
+        for name, items in questions.items()
+        for text in accuracy.select(model, tokenizer, name, items)[1]
     ]
-    if not asked:
+    if not questions:
         return None, []
 
-    def exam() -> Mapping[str, float]:
-        found = [accuracy.score(model, tokenizer, TASKS[name], asked[name]) for name in asked]
-        return {f"{r.task}_{metric}": value for r in found for metric, value in r.metrics.items()}
+    def evaluate() -> Mapping[str, float]:
+        results = [
+            accuracy.score(model, tokenizer, TASKS[name], questions[name]) for name in questions
+        ]
+        return {f"{r.task}_{metric}": value for r in results for metric, value in r.metrics.items()}
 
-    return exam, notes
+    return evaluate, notes
 
 
-def levels(names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """The metric of each task that is plotted over the steps, with scores to compare with."""
+def references(names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The metric of each task to draw over the steps, with reference values: chance and others."""
     tasks = [TASKS[name] for name in names]
     return {f"{t.name}_{t.main_metric}": t.references(t.main_metric) for t in tasks}

@@ -1,14 +1,11 @@
-"""Instruction tuning: a trained model and instructions with answers in, a model that follows them
-out, and its answers to instructions that it has not seen."""
+"""Instruction fine-tuning, and the tuned model's answers to held-out instructions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
 from rich.console import Console
 from rich.progress import track
 
@@ -24,71 +21,47 @@ from gptsmith.data.instructions import (
     read_instructions,
     split,
 )
-from gptsmith.data.options import InstructionColumns, SplitConfig
 from gptsmith.data.report import ReadReport
 from gptsmith.generate.chat import Chat
 from gptsmith.generate.engine import MAX_BATCH_SIZE
 from gptsmith.generate.options import SamplingConfig
-from gptsmith.recipes import finetune, options, sft
+from gptsmith.recipes import finetune
+from gptsmith.recipes.finetune import SFTData
+from gptsmith.recipes.options import InstructConfig
+from gptsmith.recipes.plan import Note
 from gptsmith.recipes.report import number, write_report
-from gptsmith.recipes.sft import AnswersConfig
 from gptsmith.run import Run
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train.monitor import read_events
 
 RESPONSES = "responses.json"
-SHOWN = 3  # validation instructions answered at each evaluation
-REPORTED = 5  # test instructions whose answers are in the report
-
-
-class InstructConfig(AnswersConfig, SplitConfig):
-    """Tune a model on instructions and their answers."""
-
-    data: Path
-    """Rows with instruction, output and perhaps input: .json, .jsonl, .csv, .parquet ...; a folder
-    or a pattern for several files."""
-    columns: InstructionColumns = InstructionColumns()
-    prompt: str | None = None
-    r"""How a question is put: a text with {instruction} and {input}, such as (in a shell)
-    $'Q: {instruction}\n{input}\nA:\n' (default: the template of a model that has one, else the
-    classic Alpaca prompt)."""
-    mask_prompt: bool = True
-    """Learn the answers only; else the questions too. Validation always scores the answers."""
-    responses: int = Field(100, ge=0)
-    """Test instructions that are answered after training, for judging (responses.json)."""
-    response_tokens: int = Field(256, ge=1)
-    """Longest answer."""
-
-
-def main(argv: Sequence[str], started: float | None = None) -> int:
-    """`gptsmith finetune instruct [RECIPE.yaml] --from RUN --data FILE --out RUN2`."""
-    return options.command("finetune instruct", InstructConfig, instruct, argv, started)
+NUM_PROMPTS = 3  # validation instructions to answer at each evaluation
+REPORTED = 5  # answers in the report
 
 
 def instruct(config: InstructConfig, started: float | None = None) -> int:
-    """Tune as the config says; returns the exit code, 0 or loop.STOPPED."""
-    source = finetune.origin(config)
-    begin = finetune.start(config, source)
-    prompt, template = choose_prompt(config.prompt, source.template, begin.tokenizer)
-    T = finetune.row_length(config.context_length, begin)
-    data = load(config, prompt, template, T)
-    asked = [template.prompt(prompt.messages(row)) for row in data.shown]
-    code = sft.tune(
-        config, source, begin, template, T, data.train, data.val, asked, data.notes,
+    """`gptsmith finetune instruct`; returns the exit code, 0 or loop.STOPPED."""
+    base = finetune.base_run(config)
+    prepared = finetune.prepare(config, base)
+    prompt, template = choose_prompt(config.prompt, base.template, prepared.tokenizer)
+    T = finetune.row_length(config.context_length, prepared)
+    data, test = load(config, prompt, template, T)
+    code = finetune.train_on_examples(
+        config, prepared, template, T, data,
         fixed=("mask_prompt", "split_seed", "val_fraction", "test_fraction"), started=started,
     )  # fmt: skip
-    if code == 0 and data.test:
-        respond(config, prompt, data.test)
+    if code == 0 and test:
+        answer_test_instructions(config.out, prompt, test, config.response_tokens)
     return code
 
 
 def choose_prompt(
     text: str | None, own: str | None, tokenizer: Tokenizer
 ) -> tuple[Prompt, ChatTemplate]:
-    """How rows become messages, and messages ids. text: what the user wants; own: the template
-    that the model has.
+    """How rows become messages, and messages become ids.
 
-    ValueError for a prompt of which the answer's first tokens would depend.
+    text: --prompt. own: the model's chat template. ValueError if the tokens of the prompt would
+    depend on the answer.
     """
     eos = {i: name for name, i in tokenizer.special_tokens.items()}[tokenizer.eos_id]
     prompt = Prompt.parse(text or CLASSIC)
@@ -100,17 +73,13 @@ def choose_prompt(
     return prompt, template
 
 
-@dataclass(frozen=True)
-class Data:
-    train: Examples
-    val: Examples
-    shown: list[Instruction]  # of validation
-    test: list[Instruction]  # to be answered
-    notes: list[str]
+def load(
+    config: InstructConfig, prompt: Prompt, template: ChatTemplate, T: int
+) -> tuple[SFTData, list[Instruction]]:
+    """The examples, and the test instructions to answer after training.
 
-
-def load(config: InstructConfig, prompt: Prompt, template: ChatTemplate, T: int) -> Data:
-    """Read, split and encode; every row that is not used is told of in the notes."""
+    The notes count every row that is left out.
+    """
     report = ReadReport()
     parts = split(read_instructions(config.data, config.columns, report), config)
 
@@ -128,30 +97,33 @@ def load(config: InstructConfig, prompt: Prompt, template: ChatTemplate, T: int)
     val, shown = encode(parts.val)
     test, asked = encode(parts.test)
     if not len(train) or not len(val):
-        raise ValueError(f"{config.data}: {'; '.join(report.lines())}: nothing is left to train")
+        raise ValueError(f"{config.data}: no rows left for training: {'; '.join(report.lines())}")
     share = train.targets / train.tokens
-    notes = [
-        f"data: {len(train):,} instructions of {train.tokens:,} tokens to train on, {share:.0%} of "
-        f"them scored; {len(val):,} to validate on, {len(test):,} for the test",
-        *report.lines(),
-    ]
-    return Data(train, val, _evenly(shown, SHOWN), _evenly(asked, config.responses), notes)
+    sizes = (
+        f"{len(train):,} training instructions of {train.tokens:,} tokens, {share:.0%} of them "
+        f"targets; {len(val):,} for validation, {len(test):,} for the test"
+    )
+    notes = [Note("data", text) for text in (sizes, *report.lines())]
+    prompts = [template.prompt(prompt.messages(row)) for row in _evenly(shown, NUM_PROMPTS)]
+    return SFTData(train, val, prompts, notes), _evenly(asked, config.responses)
 
 
 def _evenly(rows: list[Instruction], count: int) -> list[Instruction]:
-    """`count` of the rows, or all, spread over the whole."""
+    """At most `count` rows, evenly spaced."""
     count = min(count, len(rows))
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
-def respond(config: InstructConfig, prompt: Prompt, rows: Sequence[Instruction]) -> None:
-    """Answer the test instructions with what the run leaves; write responses.json and report."""
-    with Run.open(config.out).lock() as run:
+def answer_test_instructions(
+    path: Path, prompt: Prompt, rows: Sequence[Instruction], max_new_tokens: int
+) -> None:
+    """Answer the test instructions with the final weights; write responses.json and the report."""
+    with Run.open(path).lock() as run:
         template = run.chat_template
         assert template is not None
-        model = run.load_model(device=config.train.device, trust_code=True)
+        model = run.load_model(device=run.config["train"]["device"], trust_code=True)
         chat = Chat(model, run.tokenizer, template)
-        greedy = SamplingConfig(max_new_tokens=config.response_tokens, temperature=0)
+        greedy = SamplingConfig(max_new_tokens=max_new_tokens, temperature=0)
         console = Console(stderr=True, highlight=False)
         responses: list[dict[str, Any]] = []
         starts = track(
@@ -178,7 +150,7 @@ def respond(config: InstructConfig, prompt: Prompt, rows: Sequence[Instruction])
 
 
 def instruct_section(run: Run) -> list[str]:
-    """Lines of the report (Markdown): what tuning did, and some answers beside their references."""
+    """Lines of the report (Markdown): the result of training, and answers with their references."""
     responses = files.read_json(run.path / RESPONSES)
     lines = ["## Answers to test instructions", "", _summary(run, responses), ""]
     for n in range(min(REPORTED, len(responses))):
@@ -198,6 +170,6 @@ def _summary(run: Run, responses: Sequence[Mapping[str, Any]]) -> str:
     stopped, count = sum(row["stopped"] for row in responses), len(responses)
     return (
         f"Validation loss of the answers: {before}{number(events[-1]['val_loss'], '.4f')}. "
-        f"{stopped} of {count} answers to test instructions ended by themselves "
+        f"{stopped} of {count} answers to test instructions ended with the stop token "
         f"({stopped / count:.0%}); all are in {RESPONSES}."
     )

@@ -1,7 +1,7 @@
-"""The training loop that every recipe shares: steps, metrics, evaluations, checkpoints, stopping.
+"""The training loop of every recipe: steps, metrics, evaluations, checkpoints, stopping.
 
-A recipe brings a `Task`: a model, a loss, samples in an order that is a function of their index,
-and how to measure and show the model. Everything else is here, once.
+A recipe brings a `TrainingJob`: a model, a loss, a dataset, and how to evaluate and show the model.
+Everything else is here.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any
 
 import torch
 
 from gptsmith.batch import Batch
 from gptsmith.model import flops
-from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.recipes import in_loop_eval, state
-from gptsmith.recipes.in_loop_eval import Exam
-from gptsmith.recipes.options import Recipe, TrainConfig
+from gptsmith.model.tuning import load_trainable_state_dict, trainable_state_dict
+from gptsmith.recipes import in_loop_eval
+from gptsmith.recipes.options import RecipeConfig
+from gptsmith.recipes.plan import Dataset, Note, Plan
 from gptsmith.recipes.report import write_report
 from gptsmith.run import Run
-from gptsmith.train import runtime
+from gptsmith.train import checkpoint, runtime
 from gptsmith.train.distributed import rank, world_size
 from gptsmith.train.monitor import Monitor
 from gptsmith.train.optim import Optimizer
@@ -33,7 +33,7 @@ from gptsmith.train.step import Loss, LossSpikeGuard, Step, TrainingDiverged, tr
 
 STOPPED = 75  # exit code: stopped by a signal after saving (EX_TEMPFAIL: try again)
 
-# What a resumed run must leave as it was, to go on with the same samples and optimizer state.
+# What a resumed run must not change, to continue with the same samples and optimizer state.
 FIXED = (
     "optim.kind",
     "train.seed",
@@ -42,338 +42,301 @@ FIXED = (
     "train.precision",
 )
 
-R = TypeVar("R", bound=Recipe)
-
-
-class Dataset(Protocol):
-    """Training rows of T tokens, in an order without end that depends on nothing but the index."""
-
-    @property
-    def T(self) -> int: ...  # noqa: N802
-
-    @property
-    def per_epoch(self) -> int: ...
-
-    def batch(self, first: int, count: int) -> Batch:
-        """Rows first..first+count-1."""
-        ...
-
-    def position(self, index: int) -> dict[str, int]:
-        """Where the order stands before row `index`, to be compared on resume."""
-        ...
-
 
 @dataclass(frozen=True)
-class Task:
-    """What one kind of training brings to the loop."""
+class TrainingJob:
+    """What a recipe brings to the loop.
 
-    model: GPTModel  # on its device, wrapped and frozen as wanted
+    model          on its device, adapters attached and parameters frozen as configured
+    evaluate       measures on at most that many validation tokens (None: all); `val_loss` is one
+                   of the scores
+    val_tokens     size of the validation split
+    samples        texts that the model writes: (prompt, text)
+    evaluate_tasks scores of eval.tasks
+    """
+
+    model: GPTModel
     loss: Loss
-    samples: Dataset
-    assess: Callable[[int | None], Mapping[str, float | int | None]]
-    """Measure on at most so many validation tokens (None: on all); `val_loss` is among it."""
+    dataset: Dataset
+    evaluate: Callable[[int | None], Mapping[str, float | int | None]]
     val_tokens: int
-    texts: Callable[[], Iterator[tuple[str, str]]] = lambda: iter(())
-    """Samples of what the model writes: (prompt, text)."""
-    exam: Exam | None = None
-    """Scores in the tasks of eval.tasks."""
+    samples: Callable[[], Iterator[tuple[str, str]]] = lambda: iter(())
+    evaluate_tasks: Callable[[], Mapping[str, float]] | None = None
 
 
-@dataclass(frozen=True)
-class Duration:
-    """Where the run ends: at `steps`, or at `seconds` on the clock."""
+def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float | None) -> int:
+    """Train until the planned end, early stopping or a signal; the exit code, 0 or STOPPED.
 
-    steps: int | None
-    seconds: float | None
-
-    def done(self, step: int, seconds: float) -> float:
-        """Share of the run that is behind us."""
-        return step / self.steps if self.steps else seconds / (self.seconds or 1)
-
-
-def resolve(config: R, model: ModelConfig, samples: Dataset) -> tuple[R, Duration, list[str]]:
-    """Fill in what depends on the machine and the data, once: a resumed run reuses the answers.
-
-    Returns the complete configuration, where the run ends, and why each choice was made.
+    run: locked, and released by this function; with exit code 0 it has its final weights and its
+    report. started: time.perf_counter() at which `seconds` begins (None: now). Raises
+    TrainingDiverged, after saving, if too many steps in a row were skipped.
     """
-    train, T = config.train, samples.T
-    try:
-        device = runtime.choose_device(train.device)
-    except ValueError as error:
-        raise ValueError(f"--train.device: {error}") from None
-    if train.num_threads:
-        torch.set_num_threads(train.num_threads)
-    arithmetic = runtime.choose_precision(train.precision, device)
-    if train.total_batch_tokens and train.total_batch_tokens % (
-        train.batch_size * T * world_size()
-    ):
-        raise ValueError(
-            f"train.total_batch_tokens {train.total_batch_tokens} is not a multiple of batch_size "
-            f"x context_length x processes = {train.batch_size * T * world_size()}"
-        )
-    per_step = rows_per_step(config, T)
-    rows = (train.epochs or config.default_epochs) * samples.per_epoch
-    if train.tokens:
-        rows = train.tokens / T
-    steps = train.steps or max(1, round(rows / per_step))
-    plan = Duration(None if train.seconds else steps, train.seconds)
-    work = flops.flops_per_token(model) * steps * per_step * T
-    compiled, why = runtime.choose_compile(train.compile, device, work, train.seconds)
-    memory = flops.training_memory(model, train.batch_size, T, config.optim.kind)
-    there = runtime.memory_bytes(device)
-    if there and memory.total > 1.5 * there:  # the formula is for fp32, and within a quarter
-        raise ValueError(
-            f"model and train.batch_size {train.batch_size} want about {memory.total / 2**30:,.0f} "
-            f"GiB, {device} has {there / 2**30:,.0f}: take a smaller batch_size "
-            "(total_batch_tokens keeps the step as large), model or context"
-        )
-    mask = "" if model.mask == "causal()" else f", mask {model.mask}"
-    notes = [
-        f"model: {flops.parameters(model):,} parameters, context {model.context_length}, "
-        f"vocabulary {model.vocab_size}{mask}; about {memory.total / 2**20:,.0f} MiB to train",
-        f"{f'{steps:,} steps' if plan.steps else f'{train.seconds:,.0f} s'} of {per_step * T:,} "
-        f"tokens on {device} with {torch.get_num_threads()} threads",
-        f"precision {arithmetic.name}: {arithmetic.reason}",
-        f"torch.compile {'on' if compiled else 'off'}: {why}",
-    ]
-    train = train.model_copy(
-        update=dict(
-            device=str(device),
-            precision=arithmetic.name,
-            compile="on" if compiled else "off",
-            num_threads=torch.get_num_threads(),
-        )
-    )
-    return config.model_copy(update=dict(train=train)), plan, notes
-
-
-def rows_per_step(config: Recipe, T: int) -> int:
-    """Rows that one optimizer step reads, over all ranks."""
-    return (config.train.total_batch_tokens or config.train.batch_size * T) // T
-
-
-def train(
-    run: Run, task: Task, config: Recipe, plan: Duration, notes: list[str], started: float | None
-) -> int:
-    """Train until the horizon, early stopping or a signal; the exit code, 0 or STOPPED.
-
-    run: locked until this returns; at 0 it is finished, with its weights and its report. notes:
-    what its record begins with. started: time.perf_counter() from which `seconds` counts (None:
-    now). Raises Diverged, after saving, when too many steps in a row had to be skipped.
-    """
+    config = plan.config
     with run, StopSignal() as stop:
-        if config.train.device == "cpu":
+        if plan.runtime.device.type == "cpu":
             runtime.keep_freed_memory()
-        session = _Session(run, task, config, plan)
-        if config.resume:
-            notes = [*notes, *session.resume()]
+        session = _Session(run, job, plan)
+        notes = [*plan.notes, *(session.resume() if config.resume else [])]
         with session.open_monitor(started) as monitor:
             for note in notes:
-                monitor.log(session.now.step, "note", message=note)
+                monitor.log(session.state.step, "note", message=str(note))
             if not config.resume:
                 session.begin()
             try:
                 for step in session.steps():
                     done, best = session.record(step), False
                     if done or _due(config.eval.interval, step.step):
-                        best, enough = session.evaluate(done)
-                        done = done or enough
+                        best, stops_early = session.evaluate(done)
+                        done = done or stops_early
                     if done or best or session.save_is_due():
                         session.save()
                     if done:
                         break
                     if stop.received:
                         session.save()
-                        monitor.say(f"{stop.received}: saved at step {step.step}; --resume goes on")
+                        saved = f"{stop.received}: saved at step {step.step}"
+                        monitor.say(f"{saved}; --resume continues")
                         return STOPPED
             except TrainingDiverged:
-                session.now.guard.in_a_row = 0  # a resumed run gets its patience back
+                session.state.guard.in_a_row = 0  # a resumed run has its full patience again
                 session.save()
                 raise
             session.end()
         run.finish("best" if config.eval.patience else "last")
         write_report(run)
-    return STOPPED if stop.received else 0  # what follows is for another start
+    return STOPPED if stop.received else 0  # 0 would let the recipe go on after a stop signal
+
+
+@dataclass
+class RunState:
+    """What changes during a run, besides weights and optimizer."""
+
+    guard: LossSpikeGuard
+    scaler: torch.amp.GradScaler | None = None
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_step: int = 0
+    best_loss: float = math.inf
+    evals_since_best: int = 0
+
+    def improves(self, loss: float) -> bool:
+        """Take an evaluation into account; whether it is the best so far."""
+        if loss < self.best_loss:
+            self.best_loss, self.best_step, self.evals_since_best = loss, self.step, 0
+            return True
+        self.evals_since_best += 1
+        return False
+
+    def to_json(self) -> dict[str, object]:
+        state = {name: getattr(self, name) for name in _JSON_FIELDS}
+        state["best_loss"] = self.best_loss if math.isfinite(self.best_loss) else None
+        state["guard"] = self.guard.state()
+        if self.scaler is not None:
+            state["scaler"] = self.scaler.state_dict()
+        return state
+
+    def load_json(self, state: Mapping[str, Any]) -> None:
+        for name in _JSON_FIELDS:
+            setattr(self, name, state[name])
+        if self.best_loss is None:
+            self.best_loss = math.inf
+        self.guard.load(state["guard"])
+        if self.scaler is not None and "scaler" in state:
+            self.scaler.load_state_dict(state["scaler"])
+
+
+_JSON_FIELDS = ("step", "tokens", "seconds", "best_step", "best_loss", "evals_since_best")
 
 
 class _Session:
-    """The part of a run that this process does."""
+    """The part of a run that this process executes."""
 
     monitor: Monitor
 
-    def __init__(self, run: Run, task: Task, config: Recipe, plan: Duration) -> None:
-        self.run, self.task, self.config, self.plan = run, task, config, plan
-        self.device = torch.device(config.train.device)
-        self.optimizer = Optimizer(task.model, config.optim, self.device.type)
-        self.now = state.Progress(
-            LossSpikeGuard(config.train.spike_sigmas, config.train.max_skips),
-            torch.amp.GradScaler(self.device.type) if config.train.precision == "fp16" else None,
+    def __init__(self, run: Run, job: TrainingJob, plan: Plan[RecipeConfig]) -> None:
+        self.run, self.job, self.plan, self.config = run, job, plan, plan.config
+        device, train = plan.runtime.device, plan.config.train
+        self.optimizer = Optimizer(job.model, self.config.optim, device.type)
+        self.state = RunState(
+            LossSpikeGuard(train.spike_sigmas, train.max_skips),
+            torch.amp.GradScaler(device.type) if plan.runtime.precision.name == "fp16" else None,
         )
-        self.per_step = rows_per_step(config, task.samples.T)
+        self.saved_at = time.perf_counter()
         # The best is judged on the same text each time; the end is measured on more of it.
-        tokens = config.eval.tokens
+        tokens = self.config.eval.tokens
         self.limit, self.last_limit = (
-            None if tokens is None or times * tokens >= task.val_tokens else times * tokens
+            None if tokens is None or times * tokens >= job.val_tokens else times * tokens
             for times in (1, 10)
         )
 
-    def resume(self) -> list[str]:
-        """Continue from the newest good checkpoint; returns what there is to say about it."""
+    def resume(self) -> list[Note]:
+        """Restore the newest good checkpoint and remove newer ones; what to tell about it."""
         assert self.run.resumed is not None
-        now, (found, damage) = self.now, self.run.resumed
-        position = state.restore(found, now, self.task.model, self.optimizer)
-        expected = self.task.samples.position(now.step * self.per_step)
-        if position != expected:
+        state, (found, damage) = self.state, self.run.resumed
+        saved = found.state
+        expected = self.job.dataset.position(found.step * self.plan.rows_per_step)
+        if saved["position"] != expected:
             raise ValueError(
-                f"{self.run.path}: the checkpoint stands at {position} of the data, this "
-                f"configuration at {expected}: seed, context and batch must stay as they were"
+                f"{self.run.path}: the checkpoint is at {saved['position']} in the data, this "
+                f"configuration at {expected}: keep seed, context and batch unchanged"
             )
-        return [*damage, f"resumed at step {now.step:,}"]
+        load_trainable_state_dict(self.job.model, found.load("model"), found.path)
+        self.optimizer.load_state_tensors(found.load("optimizer"))
+        state.load_json(saved)
+        checkpoint.clean(found.path.parent, after=found.step)
+        return [Note("resume", text) for text in (*damage, f"continues at step {state.step:,}")]
 
     def open_monitor(self, started: float | None) -> Monitor:
-        now = self.now
+        state = self.state
         self.monitor = Monitor(
             self.run.path,
-            total_steps=self.plan.steps,
+            total_steps=self.plan.duration.steps,
             config=self.run.config,
             trackers=self.config.monitor.trackers,
-            resume=(now.step, now.seconds) if self.config.resume else None,
+            resume=(state.step, state.seconds) if self.config.resume else None,
             started=started,
-            scores=in_loop_eval.levels(self.config.eval.tasks),
+            scores=in_loop_eval.references(self.config.eval.tasks),
         )
-        self.mark = self.monitor.seconds, now.tokens  # since when speed is measured
-        self.first = now.step
+        self.mark = self.monitor.seconds, state.tokens  # where the measurement of speed began
+        self.first = state.step
         return self.monitor
 
     def begin(self) -> None:
-        """The state before the first step."""
+        """Evaluate and save the state before the first step."""
         if self.config.eval.interval:
-            self.now.improves(self.measure(self.limit))
+            self.state.improves(self.measure(self.limit))
             self.show()
         self.save()
 
     def steps(self) -> Iterator[Step]:
-        config, samples, model = self.config, self.task.samples, self.task.model
-        if self.plan.done(self.now.step, self.now.seconds) >= 1 or self.stops_early():
+        config, dataset, plan = self.config, self.job.dataset, self.plan
+        if self.progress() >= 1 or self.stops_early():
             return iter(())
-        loss = self.task.loss
+        loss = self.job.loss
         return train_steps(
-            model,
-            runtime.compiled(loss) if config.train.compile == "on" else loss,
-            lambda s: micro_batches(samples, s * self.per_step, self.per_step, config.train),
+            self.job.model,
+            runtime.compiled(loss) if plan.runtime.compile else loss,
+            lambda s: micro_batches(
+                dataset, s * plan.rows_per_step, plan.rows_per_step, config.train.batch_size
+            ),
             self.optimizer,
             learning_rate=lambda s: learning_rate(
-                config.optim, s, self.plan.done(s, self.monitor.seconds)
+                config.optim, s, plan.duration.progress(s, self.monitor.seconds)
             ),
-            precision=self.arithmetic,
+            precision=plan.runtime.precision,
             max_grad_norm=config.optim.max_grad_norm,
             seed=config.train.seed,
-            first_step=self.now.step,
-            guard=self.now.guard,
-            scaler=self.now.scaler,
+            first_step=self.state.step,
+            guard=self.state.guard,
+            scaler=self.state.scaler,
         )
 
-    @property
-    def arithmetic(self) -> runtime.Precision:
-        return runtime.choose_precision(self.config.train.precision, self.device)
+    def progress(self) -> float:
+        return self.plan.duration.progress(self.state.step, self.state.seconds)
 
     def record(self, step: Step) -> bool:
-        """Take note of a step; whether the horizon is reached."""
-        now, monitor = self.now, self.monitor
-        now.step, now.seconds = step.step, monitor.seconds
-        now.tokens += step.tokens
-        done = self.plan.done(now.step, now.seconds) >= 1
+        """Take a step into account; whether the run is complete."""
+        state, monitor = self.state, self.monitor
+        state.step, state.seconds = step.step, monitor.seconds
+        state.tokens += step.tokens
+        done = self.progress() >= 1
         if step.skipped:
-            monitor.log(now.step, "note", message=step.skipped)
+            monitor.log(state.step, "note", message=step.skipped)
         first = step.step == self.first + 1
         if done or first or _due(self.config.monitor.log_interval, step.step):
             seconds, tokens = self.mark
-            speed = (now.tokens - tokens) / max(1e-9, now.seconds - seconds)
-            self.mark = now.seconds, now.tokens
+            speed = (state.tokens - tokens) / max(1e-9, state.seconds - seconds)
+            self.mark = state.seconds, state.tokens
             monitor.log(
-                now.step, "train", epoch=self.epoch(), train_loss=step.loss,
+                state.step, "train", epoch=self.epoch(), train_loss=step.loss,
                 learning_rate=step.learning_rate, grad_norm=step.grad_norm,
-                tokens=now.tokens, tokens_per_second=round(speed, 1),
+                tokens=state.tokens, tokens_per_second=round(speed, 1),
             )  # fmt: skip
-            work = speed * flops.flops_per_token(self.task.model.config)
-            mfu = runtime.mfu(work, self.device)
-            shown = None if first else speed  # the first step may hold a minute of compiling
-            monitor.progress(now.step, loss=step.loss, tokens_per_second=shown, mfu=mfu)
+            work = speed * flops.flops_per_token(self.job.model.config)
+            mfu = runtime.mfu(work, self.plan.runtime.device)
+            shown = None if first else speed  # the first step may include a minute of compiling
+            monitor.progress(state.step, loss=step.loss, tokens_per_second=shown, mfu=mfu)
         return done
 
     def epoch(self) -> float:
-        return round(self.now.step * self.per_step / self.task.samples.per_epoch, 4)
+        rows = self.state.step * self.plan.rows_per_step
+        return round(rows / self.job.dataset.per_epoch, 4)
 
     def evaluate(self, done: bool) -> tuple[bool, bool]:
-        """Measure and show. Whether this is the best so far, and whether to stop early."""
-        config, now, before = self.config, self.now, self.monitor.seconds
-        alone = done and not config.eval.interval  # then there is nothing to compare with
-        best = now.improves(self.measure(self.last_limit if alone else self.limit))
-        enough = self.stops_early()
-        if (done or enough) and self.limit is not None and not alone:
+        """Evaluate and show; whether this is the best so far, and whether to stop early."""
+        config, state, before = self.config, self.state, self.monitor.seconds
+        only = done and not config.eval.interval  # a single evaluation, nothing to compare with
+        best = state.improves(self.measure(self.last_limit if only else self.limit))
+        stops_early = self.stops_early()
+        if (done or stops_early) and self.limit is not None and not only:
             self.measure(self.last_limit)
         self.show()
-        if enough:
-            message = f"stopped early: best was step {now.best_step}"
-            self.monitor.log(now.step, "note", message=message)
+        if stops_early:
+            message = f"stopped early: best was step {state.best_step}"
+            self.monitor.log(state.step, "note", message=message)
         seconds, tokens = self.mark  # evaluation is not training time
         self.mark = seconds + self.monitor.seconds - before, tokens
-        return best, enough
+        return best, stops_early
 
     def measure(self, limit: int | None) -> float:
-        """Measure on `limit` validation tokens; returns the loss."""
-        scores = self.task.assess(limit)
-        self.monitor.log(self.now.step, "val", epoch=self.epoch(), **scores)
+        """Evaluate on `limit` validation tokens; returns the loss."""
+        scores = self.job.evaluate(limit)
+        self.monitor.log(self.state.step, "val", epoch=self.epoch(), **scores)
         loss = scores["val_loss"]
         return math.nan if loss is None else float(loss)
 
     def show(self) -> None:
-        """Let the model answer and write, and draw."""
-        if self.task.exam is not None:
-            self.monitor.log(self.now.step, "tasks", **self.task.exam())
-        for prompt, text in self.task.texts():
-            self.monitor.text(self.now.step, prompt, text)
+        """Evaluate tasks, let the model write samples, and draw."""
+        if self.job.evaluate_tasks is not None:
+            self.monitor.log(self.state.step, "tasks", **self.job.evaluate_tasks())
+        for prompt, text in self.job.samples():
+            self.monitor.text(self.state.step, prompt, text)
         self.monitor.draw()
 
     def stops_early(self) -> bool:
-        return 0 < self.config.eval.patience <= self.now.evals_since_best
+        return 0 < self.config.eval.patience <= self.state.evals_since_best
 
     def save_is_due(self) -> bool:
-        overdue = time.perf_counter() - self.now.saved_at > self.config.save.seconds
-        return overdue or _due(self.config.save.interval, self.now.step)
+        overdue = time.perf_counter() - self.saved_at > self.config.save.seconds
+        return overdue or _due(self.config.save.interval, self.state.step)
 
     def save(self) -> None:
-        """Write a checkpoint; the record up to it is durable first."""
-        now, samples = self.now, self.task.samples
-        now.seconds = self.monitor.seconds
+        """Write a checkpoint, after making the record up to it durable; remove old ones."""
+        state, folder = self.state, self.run.checkpoints
+        state.seconds = self.monitor.seconds
         self.monitor.sync()
-        position = samples.position(now.step * self.per_step)
-        keep = self.config.save.keep_last
-        state.save(self.run.checkpoints, now, self.task.model, self.optimizer, position, keep)
+        position = self.job.dataset.position(state.step * self.plan.rows_per_step)
+        tensors = {
+            "model": trainable_state_dict(self.job.model),
+            "optimizer": self.optimizer.state_tensors(),
+        }
+        checkpoint.save(folder, state.step, tensors, {**state.to_json(), "position": position})
+        best = {state.best_step} if math.isfinite(state.best_loss) else set[int]()
+        checkpoint.prune(folder, self.config.save.keep_last, best)
+        self.saved_at = time.perf_counter()
 
     def end(self) -> None:
-        """What the record should say at last."""
-        now, monitor = self.now, self.monitor
-        if skipped := now.guard.skipped:
-            monitor.log(now.step, "note", message=f"{skipped} of {now.step:,} steps were skipped")
-        if now.best_step == 0 and now.evals_since_best:
+        """Add the last notes to the record."""
+        state, monitor = self.state, self.monitor
+        if skipped := state.guard.skipped:
+            message = f"{skipped} of {state.step:,} steps were skipped"
+            monitor.log(state.step, "note", message=message)
+        if state.best_step == 0 and state.evals_since_best:
             message = (
-                f"no evaluation was better than the one before training ({now.best_loss:.4g}): "
-                "look at the learning rate and at the data"
+                f"no evaluation was better than the one before training ({state.best_loss:.4g}): "
+                "check the learning rate and the data"
             )
-            monitor.log(now.step, "note", message=message)
+            monitor.log(state.step, "note", message=message)
 
 
-def _due(every: int, step: int) -> bool:
-    return every > 0 and step % every == 0
+def _due(interval: int, step: int) -> bool:
+    return interval > 0 and step % interval == 0
 
 
-def micro_batches(samples: Dataset, first: int, count: int, train: TrainConfig) -> list[Batch]:
-    """This rank's share of rows first..first+count-1, in micro-batches of train.batch_size."""
-    mine = count // world_size()
-    first += rank() * mine
-    last = first + mine
-    return [
-        samples.batch(i, min(train.batch_size, last - i))
-        for i in range(first, last, train.batch_size)
-    ]
+def micro_batches(dataset: Dataset, first: int, count: int, batch_size: int) -> list[Batch]:
+    """This rank's share of rows first..first+count-1, in micro-batches of batch_size."""
+    share = count // world_size()
+    first += rank() * share
+    last = first + share
+    return [dataset.batch(i, min(batch_size, last - i)) for i in range(first, last, batch_size)]

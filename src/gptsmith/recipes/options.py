@@ -1,116 +1,123 @@
-"""The sections of a configuration that every recipe shares, and how a command reads them."""
+"""Configuration of all recipes; torch is not needed to read it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from gptsmith.config import Section, load_config
-from gptsmith.run import stored_recipe
-from gptsmith.train.monitor import command_start
-from gptsmith.train.options import OptimConfig, PrecisionName
+from gptsmith.config import Section
+from gptsmith.data.options import ChatFiles, InstructionColumns, LabelledConfig, SplitConfig
+from gptsmith.model.config import LoraConfig, ModelConfig
+from gptsmith.run.layout import Which
+from gptsmith.train.options import CompileMode, OptimConfig, PrecisionName
+
+# --- sections ------------------------------------------------------------------------------------
 
 
 class TrainConfig(Section):
-    """Horizon, batch and arithmetic."""
+    """Length of the run, batch, and how the machine computes."""
 
     steps: int | None = Field(None, ge=1)
-    """Horizon in optimizer steps. One of steps, tokens, epochs, seconds (default: 1 epoch; 3
-    when tuning, 4 for classes)."""
+    """Length in optimizer steps. Give one of steps, tokens, epochs and seconds (default: 1 epoch;
+    3 for fine-tuning, 4 for classification)."""
     tokens: int | None = Field(None, ge=1)
-    """Horizon in training tokens, padding counted."""
+    """Length in training tokens, padding included."""
     epochs: float | None = Field(None, gt=0, le=1e6)
-    """Horizon in passes over the data."""
+    """Length in passes over the data."""
     seconds: float | None = Field(None, gt=0)
-    """Horizon in wall-clock seconds from the start of the command; a resumed run then ends
-    elsewhere than an uninterrupted one."""
+    """Length in wall-clock seconds from the start of the command; a resumed run then ends at
+    another step than an uninterrupted one."""
     batch_size: int = Field(32, ge=1)
-    """Sequences that go through the model at once (micro-batch)."""
+    """Sequences per forward pass (micro-batch)."""
     total_batch_tokens: int | None = Field(None, ge=1)
-    """Tokens per optimizer step; micro-batches accumulate to it (default: one micro-batch)."""
+    """Tokens per optimizer step, accumulated over micro-batches (default: one micro-batch)."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Of initial weights, sample order and dropout."""
+    """Seed of initial weights, sample order and dropout."""
     precision: PrecisionName = "auto"
-    """Number format of matrix products; auto takes what this machine does well and says why."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile; auto compiles where it pays and says why."""
+    """Number format of matrix products; auto chooses what this machine does well and says why."""
+    compile: CompileMode = "auto"
+    """torch.compile; auto compiles if it saves time and says why."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     num_threads: int | None = Field(None, ge=1, le=4096)
-    """CPU threads (default: PyTorch's choice, which is then recorded)."""
+    """CPU threads (default: PyTorch's choice, which is recorded)."""
     activation_checkpointing: bool = False
-    """Run each block again in the backward pass: less memory, a third more time."""
+    """Recompute each block in the backward pass: less memory, a third more time."""
     spike_sigmas: float = Field(8.0, ge=0)
-    """Skip a step whose loss jumps by so many standard deviations of the last 64; 0: never."""
+    """Skip a step whose loss exceeds the mean of the last 64 by this many standard deviations; 0:
+    never."""
     max_skips: int = Field(10, ge=1)
-    """Stop after so many skipped steps in a row."""
+    """Stop after this many skipped steps in a row."""
 
     @model_validator(mode="after")
-    def _one_horizon(self) -> TrainConfig:
+    def _one_length(self) -> TrainConfig:
         given = [n for n in ("steps", "tokens", "epochs", "seconds") if getattr(self, n)]
         if len(given) > 1:
             raise ValueError(
-                f"{' and '.join(given)} are both given: a run has one horizon; "
-                f"--train.{given[0]} none takes that one back"
+                f"{' and '.join(given)} are both given: give one length of the run; "
+                f"--train.{given[0]} none unsets the first"
             )
         return self
 
 
 class EvalConfig(Section):
-    """What is measured and shown while the model trains."""
+    """What is measured and shown during training."""
 
     interval: int = Field(100, ge=0)
     """Steps between evaluations; 0: at the end only."""
     tokens: int | None = Field(200_000, ge=1)
-    """Validation tokens used while training, ten times as many at the end; none: all, always.
-    `gptsmith evaluate` takes all."""
+    """Validation tokens per evaluation, ten times as many at the end; none: always all.
+    `gptsmith evaluate` uses all."""
     patience: int = Field(0, ge=0)
-    """Stop early after so many evaluations without a new best; 0: never."""
+    """Stop early after this many evaluations without improvement; 0: never."""
     prompt: str = ""
-    """Beginning of the samples."""
+    """Prompt of the samples."""
     sample_tokens: int = Field(120, ge=0)
     """Length of the sample at each evaluation; 0: none."""
     tasks: tuple[str, ...] = ()
-    """Questions of multiple choice to ask as well (hellaswag_gpt2, piqa ...), repeatable; drawn
-    below the loss."""
+    """Multiple-choice tasks to evaluate as well (hellaswag_gpt2, piqa ...), repeatable; drawn below
+    the loss."""
     task_data: Path | None = None
-    """Their files (default: $GPTSMITH_DATA, else the Hub)."""
+    """Files of the tasks (default: $GPTSMITH_DATA, else the Hub)."""
     task_items: int = Field(200, ge=1)
-    """Questions of each task, the first ones: the standard error of 200 is 3%."""
+    """Number of questions per task, the first ones; the standard error with 200 is 3%."""
 
 
 class SaveConfig(Section):
     """Checkpoints: always at step 0, at a new best, on SIGTERM or SIGINT, and at the end."""
 
     interval: int = Field(0, ge=0)
-    """Steps between checkpoints besides those; 0: by the clock only."""
+    """Steps between additional checkpoints; 0: by time only."""
     seconds: float = Field(60.0, gt=0)
-    """At most so much work is lost."""
+    """Seconds between checkpoints: the most work that a crash can lose."""
     keep_last: int = Field(2, ge=1)
-    """Newest checkpoints kept, besides the best."""
+    """Newest checkpoints to keep, besides the best."""
 
 
 class MonitorConfig(Section):
-    """Where the metrics go besides metrics.jsonl, metrics.csv and curves.png."""
+    """Metrics besides metrics.jsonl, metrics.csv and curves.png."""
 
     trackers: tuple[str, ...] = ("auto",)
     """auto (TensorBoard if it is installed), none, tensorboard, wandb, mlflow, trackio."""
     log_interval: int = Field(10, ge=1)
-    """Steps between lines of metrics."""
+    """Steps between metrics."""
 
 
-class Recipe(Section):
-    """What every recipe asks for."""
+# --- recipes -------------------------------------------------------------------------------------
 
-    default_epochs: ClassVar[float] = 1  # without a horizon
 
+class RecipeConfig(Section):
+    """Options of every recipe."""
+
+    default_epochs: ClassVar[float] = 1  # without another length
+
+    stage: str
     out: Path
     """Run folder to write."""
     resume: bool = False
-    """Go on from the newest good checkpoint of the run folder."""
+    """Resume from the newest good checkpoint of the run folder."""
     train: TrainConfig = TrainConfig()
     optim: OptimConfig = OptimConfig()
     eval: EvalConfig = EvalConfig()
@@ -118,30 +125,131 @@ class Recipe(Section):
     monitor: MonitorConfig = MonitorConfig()
 
 
-R = TypeVar("R", bound=Recipe)
+class CorpusConfig(RecipeConfig):
+    """Options of training on a prepared corpus."""
+
+    data: Path
+    """Corpus made by `gptsmith prepare`."""
+    document_mask: bool = False
+    """Restrict attention to the token's own document."""
 
 
-def command(
-    verb: str,
-    kind: type[R],
-    recipe: Callable[[R, float | None], int],
-    argv: Sequence[str],
-    started: float | None,
-) -> int:
-    """`gptsmith VERB [RECIPE.yaml] [--section.field VALUE]`: the exit code of the recipe.
+class PretrainConfig(CorpusConfig):
+    """Train a model from scratch on a prepared corpus."""
 
-    kind: its configuration, whose docstring is the description. started: see loop.train; default
-    the start of the command.
-    """
+    stage: Literal["pretrain"] = "pretrain"
+    pad_vocab_multiple: int = Field(1, ge=1)
+    """Round the model's vocabulary up to a multiple of this (64 is faster on GPUs)."""
+    model: ModelConfig = ModelConfig.preset("fast")
 
-    def stored(flags: Mapping[str, Any], words: list[str]) -> list[str]:
-        """On --resume, the run's own recipe."""
-        if not flags.get("resume") or "out" not in flags:
-            return words
-        known = {field.alias or name for name, field in kind.model_fields.items()}
-        return stored_recipe(Path(flags["out"]), words, flags, known, verb)
 
-    config = load_config(
-        kind, argv, prog=f"gptsmith {verb}", description=kind.__doc__ or "", recipe=stored
-    )
-    return recipe(config, command_start() if started is None else started)
+class FinetuneConfig(RecipeConfig):
+    """Options of every kind of fine-tuning."""
+
+    model_config = ConfigDict(populate_by_name=True)
+    default_epochs: ClassVar[float] = 3
+
+    base: Path = Field(alias="from")
+    """Run to start from."""
+    checkpoint: Which = "last"
+    """Its weights: last, best, or a step."""
+    trust_code: bool = False
+    """Allow a mask that is Python code in the base run."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Dropout probability of activations (default: as in the base run)."""
+    freeze: tuple[str, ...] = ()
+    """Parameters to freeze, by pattern (`blocks.[0-3].*`), repeatable."""
+    lora: LoraConfig = LoraConfig()
+    """Low-rank adapters (LoRA); they need about ten times the learning rate of full fine-tuning:
+    0.01."""
+    optim: OptimConfig = OptimConfig(learning_rate=1e-3, schedule="linear")
+
+
+class TextConfig(FinetuneConfig, CorpusConfig):
+    """Continue the pretraining of a model on another corpus."""
+
+    default_epochs: ClassVar[float] = 1
+
+    stage: Literal["text"] = "text"
+    data: Path
+    """Corpus made by `gptsmith prepare --tokenizer RUN`."""
+    context_length: int | None = Field(None, ge=2)
+    """Tokens per row (default: the model's context)."""
+
+
+class SFTConfig(FinetuneConfig):
+    """Options of fine-tuning on examples: prompts and the answers to learn."""
+
+    context_length: int | None = Field(None, ge=2)
+    """Tokens per row (default: the model's context)."""
+    pack: bool = True
+    """Pack several examples into a row, each attending to itself only; else one example per row and
+    padding."""
+
+
+class ChatConfig(SFTConfig, ChatFiles):
+    """Fine-tune a model on conversations."""
+
+    stage: Literal["chat"] = "chat"
+    data: tuple[str, ...] = Field(min_length=1)
+    """Conversations: files, folders or patterns (.jsonl, .parquet, .arrow ...), the output of
+    `gptsmith prepare --format chat`, or `skills`, the built-in set. Repeatable."""
+    val: tuple[str, ...] = ()
+    """Conversations for validation, repeatable (default: a share of the data)."""
+    val_fraction: float = Field(0.05, gt=0, lt=1)
+    """Share of the conversations for validation, without --val."""
+    template: Path | None = None
+    """Chat template, a Jinja file (default: the model's own, else that of gptsmith)."""
+    special_tokens: tuple[str, ...] = ()
+    """Special tokens that --template writes (`<|im_start|>`), repeatable (default: those of
+    gptsmith for a model without a template, else none)."""
+    questions: int = Field(20_000, ge=1)
+    """Number of conversations to generate for the built-in set."""
+
+
+class InstructConfig(SFTConfig, SplitConfig):
+    """Fine-tune a model on instructions and their answers."""
+
+    stage: Literal["instruct"] = "instruct"
+    data: Path
+    """Rows with instruction, output and optionally input: .json, .jsonl, .csv, .parquet ...; a
+    folder or a pattern for several files."""
+    columns: InstructionColumns = InstructionColumns()
+    prompt: str | None = None
+    r"""Prompt format: a text with {instruction} and {input}, such as (in a shell)
+    $'Q: {instruction}\n{input}\nA:\n' (default: the model's chat template if it has one, else the
+    classic Alpaca prompt)."""
+    mask_prompt: bool = True
+    """Compute the training loss on the answers only, not on the prompts. The validation loss is
+    always that of the answers."""
+    responses: int = Field(100, ge=0)
+    """Number of test instructions to answer after training, for judging (responses.json)."""
+    response_tokens: int = Field(256, ge=1)
+    """Maximum length of an answer."""
+
+
+class ClassifyConfig(FinetuneConfig, LabelledConfig):
+    """Fine-tune a model to classify texts."""
+
+    default_epochs: ClassVar[float] = 4
+
+    stage: Literal["classify"] = "classify"
+    trained: Literal["head", "last-block", "all"] | None = None
+    """What to train: the new head, head + last block + final norm (default), or all weights; with
+    --lora.rank, head and adapters."""
+    context_length: int | None = Field(None, ge=1)
+    """Tokens per text; longer texts are truncated at the end (default: the model's context)."""
+    texts_per_step: int = Field(32, ge=1)
+    """Texts per optimizer step, a multiple of train.batch_size; with several micro-batches, each
+    gets texts of similar length and little padding."""
+    train: TrainConfig = TrainConfig(batch_size=16, compile="off")
+    eval: EvalConfig = EvalConfig(interval=50)
+
+
+FINETUNE: dict[str, tuple[type[FinetuneConfig], str]] = {
+    "text": (TextConfig, "gptsmith.recipes.pretrain:continue_pretraining"),
+    "chat": (ChatConfig, "gptsmith.recipes.chat:chat"),
+    "instruct": (InstructConfig, "gptsmith.recipes.instruct:instruct"),
+    "classify": (ClassifyConfig, "gptsmith.recipes.classify:classify"),
+}
+"""Kind of fine-tuning -> its configuration and its recipe, a function of (config, started)."""

@@ -1,61 +1,122 @@
-"""Pretraining: a corpus and an architecture in, a run folder out."""
+"""Training on a prepared corpus: pretraining, and its continuation from an existing model.
+
+A model that has read general text and continues on a domain's raw text before it is fine-tuned does
+the task better (Howard & Ruder 2018, "ULMFiT"; Gururangan et al. 2020, "Don't stop pretraining").
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from pydantic import Field
 
+from gptsmith.data.dataset import Windows, validation_batches
+from gptsmith.data.shards import Corpus
+from gptsmith.evaluate import perplexity
+from gptsmith.generate.engine import Engine
+from gptsmith.generate.options import SamplingConfig
 from gptsmith.model import masks
-from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.target_leakage import first_scored
-from gptsmith.recipes import corpus as corpora
-from gptsmith.recipes import loop, options
-from gptsmith.recipes.corpus import CorpusConfig
+from gptsmith.recipes import finetune, in_loop_eval, loop, plan
+from gptsmith.recipes.loop import TrainingJob
+from gptsmith.recipes.options import CorpusConfig, PretrainConfig, TextConfig
+from gptsmith.recipes.plan import Note, Plan
 from gptsmith.run import Run
-
-
-class PretrainConfig(CorpusConfig):
-    """Train a model from scratch on a prepared corpus."""
-
-    pad_vocab_multiple: int = Field(1, ge=1)
-    """Round the model's vocabulary up to a multiple of this (64 is faster on GPUs)."""
-    model: ModelConfig = ModelConfig.preset("fast")
-
-
-def main(argv: Sequence[str], started: float | None = None) -> int:
-    """`gptsmith pretrain [RECIPE.yaml] --data CORPUS --out RUN [--section.field VALUE]`.
-
-    started: see `pretrain`; default the start of the command.
-    """
-    return options.command("pretrain", PretrainConfig, pretrain, argv, started)
+from gptsmith.train.loss import next_token_loss
 
 
 def pretrain(config: PretrainConfig, started: float | None = None) -> int:
-    """Train as the config says; returns the exit code, 0 or STOPPED.
+    """Train from scratch; returns the exit code, 0 or loop.STOPPED.
 
-    started: time.perf_counter() from which `seconds` counts. Raises ValueError for a corpus or a
+    started: time.perf_counter() at which `seconds` begins. Raises ValueError for a corpus or a
     configuration that cannot be trained, before anything is written.
     """
-    corpus = corpora.open_corpus(config)
+    corpus = _open_corpus(config)
     vocab = -(-corpus.tokenizer.vocab_size // config.pad_vocab_multiple) * config.pad_vocab_multiple
     config = config.model_copy(update=dict(model=config.model.change(vocab_size=vocab)))
     T = config.model.context_length
-    mask_folder = config.out if config.resume else Path()  # a run keeps a copy of a mask's file
+    mask_folder = config.out if config.resume else Path()  # a run has a copy of the mask's file
     mask = masks.parse(config.model.mask, folder=mask_folder, trust_code=True)
     start = first_scored(mask, T, config.model.n_head, config.model.n_layer)
-    rows = corpora.windows(config, corpus, T, start)
-    config, plan, notes = loop.resolve(config, config.model, rows)
-    notes.insert(1, corpora.size_note(corpus))
+    windows = _windows(config, corpus, T, start)
+    resolved = plan.resolve(config, config.model, windows)
+    config = resolved.config
     torch.manual_seed(config.train.seed)
     model = GPTModel(config.model, mask_folder=mask_folder, trust_code=True)
-    model.to(config.train.device).activation_checkpointing = config.train.activation_checkpointing
-    task, remarks = corpora.task(config, corpus, rows, model)
+    model.to(resolved.runtime.device)
+    model.activation_checkpointing = config.train.activation_checkpointing
+    job, notes = _job(resolved, corpus, windows, model)
     run = Run.create(
         config.out, config.model_dump(mode="json"), config.model, corpus.tokenizer, config.resume,
         corpus=corpus.fingerprint, fixed=("document_mask", "pad_vocab_multiple", *loop.FIXED),
     )  # fmt: skip
-    return loop.train(run, task, config, plan, [*notes, *remarks], started)
+    return loop.train(run, job, resolved.with_notes(notes), started)
+
+
+def continue_pretraining(config: TextConfig, started: float | None = None) -> int:
+    """`gptsmith finetune text`: continue on another corpus; the exit code as of `pretrain`."""
+    corpus = _open_corpus(config)
+    base = finetune.base_run(config)
+    if corpus.tokenizer.fingerprint != base.tokenizer.fingerprint:
+        raise ValueError(
+            f"{config.data} was not made with the tokenizer of {base.path}: prepare it again "
+            f"with --tokenizer {base.path}"
+        )
+    prepared = finetune.prepare(config, base)
+    model, shape = prepared.model, prepared.model.config
+    T = finetune.max_length(config.context_length, prepared)
+    windows = _windows(config, corpus, T, first_scored(model.mask, T, shape.n_head, shape.n_layer))
+    resolved = finetune.resolve(config, prepared, windows)
+    job, notes = _job(resolved, corpus, windows, model)
+    run = finetune.create_run(
+        resolved.config, prepared, corpus=corpus.fingerprint, template=base.template,
+        fixed=("document_mask", "context_length"),
+    )  # fmt: skip
+    return loop.train(run, job, resolved.with_notes(notes), started)
+
+
+def _open_corpus(config: CorpusConfig) -> Corpus:
+    try:
+        return Corpus.open(config.data)
+    except FileNotFoundError as error:
+        if not config.resume:
+            raise
+        raise FileNotFoundError(f"{error}; or, if it was moved, give --data") from None
+
+
+def _windows(config: CorpusConfig, corpus: Corpus, T: int, mask_targets_before: int) -> Windows:
+    """Training rows of the corpus. mask_targets_before: see model/target_leakage.py."""
+    eos_id = corpus.tokenizer.eos_id if config.document_mask else None
+    return Windows(corpus.train, T, config.train.seed, eos_id, mask_targets_before)
+
+
+def _job(
+    resolved: Plan[CorpusConfig], corpus: Corpus, windows: Windows, model: GPTModel
+) -> tuple[TrainingJob, list[Note]]:
+    """The training job, and notes about its data. model: on its device."""
+    config = resolved.config
+    corpus.tokenizer.encode(config.eval.prompt)  # raises now if it cannot be encoded
+    token_bytes = torch.from_numpy(corpus.tokenizer.token_bytes())
+
+    def evaluate(limit: int | None) -> Mapping[str, float | int | None]:
+        batches = validation_batches(
+            corpus.val, windows.T, 2 * config.train.batch_size, windows.eos_id, limit,
+            mask_targets_before=windows.mask_targets_before,
+        )  # fmt: skip
+        return perplexity.evaluate(model, batches, resolved.runtime.precision, token_bytes).fields()
+
+    def samples() -> Iterator[tuple[str, str]]:
+        """One continuation of the prompt, with the same random numbers each time."""
+        if length := config.eval.sample_tokens:
+            sampling, prompt = SamplingConfig(max_new_tokens=length), config.eval.prompt
+            [generation] = Engine(model, corpus.tokenizer).generate(prompt, sampling)
+            yield prompt, generation.text
+
+    evaluate_tasks, task_notes = in_loop_eval.prepare(config.eval, model, corpus.tokenizer)
+    sizes = f"{corpus.train_tokens:,} training tokens, {corpus.val_tokens:,} for validation"
+    job = TrainingJob(
+        model, next_token_loss, windows, evaluate, corpus.val_tokens, samples, evaluate_tasks
+    )
+    return job, [Note("data", sizes), *task_notes]

@@ -1,4 +1,4 @@
-"""report.md: what a run was, how it went, what it says, and what to do with it."""
+"""report.md: the model, how training went, its samples, and commands to try next."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _NAMES = {"val_loss": "validation loss", "top1": "top-1", "top5": "top-5", "macr
 
 
 def number(value: float | None, form: str) -> str:
-    """A measurement in words; NaN and infinity are null in the record and a dash here."""
+    """A formatted measurement; "-" for NaN and infinity, which are null in the record."""
     return "-" if value is None else format(value, form)
 
 
 def write_report(run: Run, sections: Sequence[str] = ()) -> None:
-    """Write the run's report.md from its own files, durably.
+    """Write the run's report.md durably, from its own files.
 
-    sections: lines of Markdown that a recipe has to add, before what to type next.
+    sections: lines of Markdown that a recipe adds before the next commands.
     """
     events = read_events(run.metrics)
     validations = [e for e in events if e["event"] == "val"]
@@ -65,7 +65,7 @@ def write_report(run: Run, sections: Sequence[str] = ()) -> None:
 
 
 def next_commands(run: Run) -> list[str]:
-    """What one may type after this run."""
+    """Commands to try after this run."""
     if run.model_config.labels:
         return [f'gptsmith classify {run.path} "some text"', f"gptsmith inspect {run.path}"]
     if run.template is not None:

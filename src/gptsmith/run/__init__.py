@@ -1,26 +1,37 @@
-"""The run folder: what every stage takes and leaves. The only room that knows its layout.
+"""The run folder, which every stage reads or writes. Only this room knows its layout.
 
 runs/NAME/
   config.yaml            resolved configuration of the stage that wrote it
-  model.json             architecture (ModelConfig); mask.py beside it if the mask is code
-  tokenizer.json         chat_template.jinja: how a tuned model is talked to
-  corpus.json            fingerprint of the data that it is trained on
-  model.safetensors      weights at the end of training; its header says which and of what step
-  checkpoints/           resumable state (train/checkpoint.py): what is trained, not what is frozen
-  metrics.jsonl ...      the record of training and what is drawn from it (train/monitor.py)
-  report.md              recipes leave results beside it: responses.json (instruct), test.json,
+  model.json             architecture (ModelConfig); also mask.py if the mask is Python code
+  tokenizer.json         chat_template.jinja: chat format of a fine-tuned model
+  corpus.json            fingerprint of the training data
+  model.safetensors      final weights; the header says which ("last" or "best") and the last step
+  checkpoints/           resumable state (train/checkpoint.py), without frozen parameters
+  metrics.jsonl ...      the record of training and the files derived from it (train/monitor.py)
+  report.md              and results of recipes: responses.json (instruct), test.json,
                          test-predictions.jsonl, confusion.*, history.* (classify); verdicts/ of
                          a judge
-  .lock                  flock of the process that trains here; its id inside
+  .lock                  flock of the process that trains here; contains its id
 
-A run that trains a part of its weights has two more, and with LoRA no model.safetensors:
+A run that trains only a part of the weights has two more, and with LoRA no model.safetensors:
   tuning.json            which part (model/tuning.py)
-  base.safetensors       the weights that it started from
-  adapter/               LoRA: adapter_config.json, adapter_model.safetensors, as peft has them
+  base.safetensors       the weights it started from
+  adapter/               LoRA: adapter_config.json, adapter_model.safetensors, in the format of peft
 """
 
-from gptsmith.run.folder import Run, Which
-from gptsmith.run.layout import is_run
-from gptsmith.run.stored import stored_recipe
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Run", "Which", "is_run", "stored_recipe"]
+from gptsmith.run.layout import Which, is_run
+
+if TYPE_CHECKING:
+    from gptsmith.run.folder import Run
+
+__all__ = ["Run", "Which", "is_run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Run":  # needs torch, which configuration and --help must not import
+        from gptsmith.run.folder import Run
+
+        return Run
+    raise AttributeError(f"module 'gptsmith.run' has no attribute {name!r}")

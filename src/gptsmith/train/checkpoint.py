@@ -9,6 +9,8 @@ A save fills `step-000500.tmp-xxxxxxxx` and renames it. A folder with a manifest
 under its temporary name, so that there is a checkpoint at every moment of a replacement.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import os
@@ -18,17 +20,17 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from gptsmith.files import read_json, sha256, sync, write_json
 
+if TYPE_CHECKING:  # torch is imported where tensors are handled, not to list checkpoints
+    import torch
+    from torch import Tensor
+
 MANIFEST, STATE = "manifest.json", "state.json"
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _NAME = re.compile(r"step-(\d{6,})(\.tmp-[0-9a-f]{8})?")
 
 
@@ -55,6 +57,8 @@ def save_tensors(
 
     metadata: for the header. safetensors rejects two names for one tensor: pass tied weights once.
     """
+    from safetensors.torch import save_file
+
     path.touch()
     mode = path.stat().st_mode  # by the umask; safetensors would leave 0600
     try:
@@ -78,13 +82,16 @@ def stream_tensors(
 
     A model larger than the free memory can be written. shapes: name -> shape of every tensor.
     """
+    import torch
+
+    dtypes = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
     width = dtype.itemsize
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offsets, end = {}, 0
     for name, shape in shapes.items():
         offsets[name], end = end, end + math.prod(shape) * width
         place = [offsets[name], end]
-        header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": place}
+        header[name] = {"dtype": dtypes[dtype], "shape": list(shape), "data_offsets": place}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the format wants the data at a multiple of 8
     with path.open("wb") as file:
@@ -105,6 +112,8 @@ def _own(tensor: Tensor) -> Tensor:
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file; ValueError if it is damaged."""
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except SafetensorError as error:

@@ -6,6 +6,8 @@ Events are train, val, tasks, note and sample. Fields are free; those in COLUMNS
 metrics.csv, curves.png and samples.txt are derived from the record and can always be rebuilt.
 """
 
+from __future__ import annotations
+
 import csv
 import io
 import json
@@ -17,15 +19,16 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from torch import Tensor
 
 from gptsmith.files import atomic_path, sync, write_text
 from gptsmith.train.trackers import open_trackers
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 METRICS, TABLE, CURVES, SAMPLES = "metrics.jsonl", "metrics.csv", "curves.png", "samples.txt"
 COLUMNS = (
@@ -188,7 +191,7 @@ class Monitor:
             for tracker in self.trackers:
                 tracker.close()
 
-    def __enter__(self) -> "Monitor":
+    def __enter__(self) -> Monitor:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -323,6 +326,8 @@ def table(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def peak_memory_mb() -> float:
     """Peak memory in MB (10^6 bytes): of the GPU in use, else of the process."""
+    import torch  # here, so that reading a record does not import it
+
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         # a run uses one of the visible GPUs, not always the first; the others report 0
         return max(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))) / 1e6

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from gptsmith.config import Section
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 CompileMode = Literal["auto", "on", "off"]
 Schedule = Literal["cosine", "linear", "wsd", "constant"]
 
 
-class OptimConfig(BaseModel):
+class OptimConfig(Section):
     """Optimizer and learning rate."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
     kind: Literal["muon", "adamw"] = "muon"
     """Muon for the matrices inside the blocks (AdamW for the rest), or AdamW for everything."""

@@ -19,7 +19,7 @@ from gptsmith.data.options import PrepareConfig
 from gptsmith.data.prepare import prepare
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.recipes import corpus as recipe
+from gptsmith.recipes import pretrain as recipe
 from gptsmith.run import Run
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint
@@ -76,7 +76,7 @@ def losses(run: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_goes_on_and_ends_the_same_when_killed(kind, base, corpus, tmp_path):
+def test_continues_and_resumes_bit_exactly(kind, base, corpus, tmp_path):
     """Another corpus is learned; a run that was killed ends as one that was not."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert cli.main(argv(base, corpus, whole, *KINDS[kind])) == 0
@@ -104,7 +104,7 @@ def test_it_goes_on_and_ends_the_same_when_killed(kind, base, corpus, tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_chat_model_stays_one(tmp_path):
+def test_chat_model_keeps_its_template(tmp_path):
     tokenizer = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
     base = made(tmp_path / "base", tokenizer, TEMPLATE)
     corpus = prepared(base, tmp_path)
@@ -112,7 +112,7 @@ def test_a_chat_model_stays_one(tmp_path):
     assert Run.open(tmp_path / "run").template == TEMPLATE
 
 
-def test_positions_that_see_their_target_are_not_scored(tmp_path, monkeypatch):
+def test_positions_that_see_their_target_are_masked(tmp_path, monkeypatch):
     base = made(tmp_path / "base", Tokenizer.byte(), None, mask="prefix(8)")
     corpus = prepared(base, tmp_path)
     made_of: list[Windows] = []
@@ -121,8 +121,8 @@ def test_positions_that_see_their_target_are_not_scored(tmp_path, monkeypatch):
         made_of.append(make_windows(*args))
         return made_of[-1]
 
-    make_windows = recipe.windows
-    monkeypatch.setattr(recipe, "windows", windows)
+    make_windows = recipe._windows
+    monkeypatch.setattr(recipe, "_windows", windows)
     assert cli.main(argv(base, corpus, tmp_path / "run")) == 0
     [rows] = made_of  # of training; validation scores from the same position on
     assert rows.mask_targets_before == 7
@@ -131,7 +131,7 @@ def test_positions_that_see_their_target_are_not_scored(tmp_path, monkeypatch):
     assert (targets[:, 7:] != IGNORE_INDEX).all()
 
 
-def test_refusals(base, corpus, tmp_path, capsys):
+def test_user_errors(base, corpus, tmp_path, capsys):
     def refused(*words: object) -> str:
         assert cli.main(["finetune", "text", *map(str, words), *COMMON]) == 2
         return capsys.readouterr().err

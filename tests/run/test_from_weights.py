@@ -32,7 +32,7 @@ def from_weights(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_run_holds_the_very_bits(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_weights_are_stored_bit_exactly(tmp_path: Path, dtype: torch.dtype) -> None:
     given = tensors(dtype)
     run = from_weights(tmp_path / "run", reversed(given.items()), dtype)
     stored, model = load_file(run.weights), run.load_model()
@@ -60,7 +60,7 @@ def test_the_run_holds_the_very_bits(tmp_path: Path, dtype: torch.dtype) -> None
         ),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_leaves_no_folder(tmp_path: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_unfitting_weights_leave_no_folder(tmp_path: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
     parts = tensors()
     change(parts)
     with pytest.raises(ValueError, match=f"^somebody/model.*{message}"):

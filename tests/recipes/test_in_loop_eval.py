@@ -44,7 +44,7 @@ def pretrain(world: Path, out: Path, *more: str) -> int:
     )  # fmt: skip
 
 
-def test_answers_are_recorded_and_drawn_beside_the_loss(world, tmp_path, capsys):
+def test_scores_are_recorded_and_drawn_with_the_loss(world, tmp_path, capsys):
     assert pretrain(world, tmp_path / "run", "--train.steps", "100") == 0
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     found = [event for event in map(json.loads, lines) if event["event"] == "tasks"]
@@ -75,9 +75,7 @@ def test_answers_are_recorded_and_drawn_beside_the_loss(world, tmp_path, capsys)
         (("--model.context-length", "4"), "4 of 4 questions are left out"),
     ],
 )
-def test_questions_that_cannot_be_read_stop_it_before_it_begins(
-    world, tmp_path, capsys, more, says
-):
+def test_unreadable_questions_fail_before_training(world, tmp_path, capsys, more, says):
     assert pretrain(world, tmp_path / "run", *more) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

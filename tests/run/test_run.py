@@ -17,14 +17,15 @@ from safetensors.torch import load_file, save_file
 from gptsmith.config import diff
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.run import Run, stored_recipe
-from gptsmith.run.stored import recipe_changes
+from gptsmith.run import Run, layout
+from gptsmith.run.resume import recipe_changes, stored_recipe
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint
 
 SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=16, context_length=32, vocab_size=257)
 CONFIG: dict[str, Any] = {
-    "data": "data/corpus", "resume": False, "title": "naïve: yes", "train": {"steps": 20, "seed": 1}
+    "stage": "pretrain", "data": "data/corpus", "resume": False, "title": "naïve: yes",
+    "train": {"steps": 20, "seed": 1},
 }  # fmt: skip
 TOKENIZER = Tokenizer.byte()
 
@@ -79,12 +80,12 @@ def test_create_and_open(tmp_path: Path) -> None:
     assert "naïve" in (run.path / "config.yaml").read_text()
 
 
-def test_a_resumed_config_does_not_say_resume(stopped: Path) -> None:
+def test_config_of_a_resumed_run_does_not_contain_resume(stopped: Path) -> None:
     Run.create(stopped, {**CONFIG, "resume": True}, SMALL, TOKENIZER, True, corpus="c0ffee").close()
     assert Run.open(stopped).config["resume"] is False
 
 
-def test_what_is_no_run(tmp_path: Path, stopped: Path) -> None:
+def test_opening_something_else_than_a_run(tmp_path: Path, stopped: Path) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     (corpus / "manifest.json").write_text("{}")
@@ -103,10 +104,10 @@ def test_what_is_no_run(tmp_path: Path, stopped: Path) -> None:
         Run.open(stopped / "checkpoints" / "step-000010")
     with pytest.raises(ValueError, match=r"theirs is a Hugging Face model, not a run"):
         Run.open(theirs)
-    with pytest.raises(ValueError, match=r"is no run, but holds some: run$"):
+    with pytest.raises(ValueError, match=r"is not a run, but contains runs: run$"):
         Run.open(tmp_path)
     (stopped / "model.json").unlink()
-    with pytest.raises(ValueError, match=r"is no run folder: it has no model\.json$"):
+    with pytest.raises(ValueError, match=r"is not a run folder: it has no model\.json$"):
         Run.open(stopped)
 
 
@@ -127,20 +128,20 @@ def test_damaged_configuration(stopped: Path, name: str, content: str, message: 
     assert "\n" not in str(caught.value)
 
 
-def test_folders_that_hold_something_are_left_alone(tmp_path: Path, stopped: Path) -> None:
-    with pytest.raises(FileExistsError, match=r"run holds a run: --resume to go on .* --out"):
+def test_occupied_folders_are_rejected_and_unchanged(tmp_path: Path, stopped: Path) -> None:
+    with pytest.raises(FileExistsError, match=r"run contains a run: --resume it, .* --out"):
         create(stopped)
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "config.yaml").write_text("my: own")
-    with pytest.raises(FileExistsError, match=r"mine is not empty and holds no run"):
+    with pytest.raises(FileExistsError, match=r"mine is not empty and contains no run"):
         create(mine)
     assert (mine / "config.yaml").read_text() == "my: own"
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"file is a file: choose a folder"):
         create(tmp_path / "file")
     (tmp_path / "link").symlink_to("nowhere")
-    with pytest.raises(ValueError, match=r"link is a link to what is not there: choose another"):
+    with pytest.raises(ValueError, match=r"link is a broken link: choose another"):
         create(tmp_path / "link")
     (tmp_path / "empty").mkdir()
     create(tmp_path / "empty").close()
@@ -151,9 +152,7 @@ def test_stopped_before_the_first_checkpoint(tmp_path: Path) -> None:
     create(path).close()
     with pytest.raises(ValueError, match=r"has no weights yet, .* start it again"):
         Run.open(path).load_model()
-    with pytest.raises(
-        ValueError, match="stopped before its first checkpoint; leave --resume away"
-    ):
+    with pytest.raises(ValueError, match="stopped before its first checkpoint; omit --resume"):
         create(path, resume=True)
     (path / "config.yaml").unlink()  # killed even before that
     (path / ".model.tmp-0123abcd.json").touch()
@@ -161,38 +160,38 @@ def test_stopped_before_the_first_checkpoint(tmp_path: Path) -> None:
         assert Run.open(path).model_config.n_layer == 3
         assert not list(path.glob(".model*"))
         save(run, 0)
-    with pytest.raises(FileExistsError, match="holds a run"):
+    with pytest.raises(FileExistsError, match="contains a run"):
         create(path)
 
 
 # resuming
 
 
-def test_resume_refuses_what_is_not_there(tmp_path: Path, stopped: Path) -> None:
+def test_resume_without_a_run_or_checkpoint(tmp_path: Path, stopped: Path) -> None:
     with pytest.raises(ValueError, match=r"nothing to resume: there is no run folder .*absent"):
         create(tmp_path / "absent", resume=True)
     assert not (tmp_path / "absent").exists()
-    with pytest.raises(ValueError, match=r"nothing to resume: .* is no run, but holds some"):
+    with pytest.raises(ValueError, match=r"nothing to resume: .* is not a run, but contains runs"):
         create(tmp_path, resume=True)
     shutil.rmtree(stopped / "checkpoints")
     (stopped / "metrics.jsonl").write_text('{"event": "train", "step": 10}\n')
     with pytest.raises(ValueError, match=r"nothing to resume: .* has no checkpoints; .* --from"):
         create(stopped, resume=True)
-    with pytest.raises(FileExistsError, match="holds a run"):
+    with pytest.raises(FileExistsError, match="contains a run"):
         create(stopped)
 
 
-def test_resume_refuses_changes_with_a_diff(stopped: Path) -> None:
+def test_resume_rejects_changes_with_a_diff(stopped: Path) -> None:
     before = (stopped / "config.yaml").read_bytes()
-    with pytest.raises(ValueError, match=r"otherwise: model\.n_layer: 2 -> 6; take the old") as e:
+    with pytest.raises(ValueError, match=r"settings: model\.n_layer: 2 -> 6; use the old") as e:
         create(stopped, SMALL.change(n_layer=6), resume=True)
     assert "\n" not in str(e.value)
-    with pytest.raises(ValueError, match=r"otherwise: corpus: c0ffee -> beef"):
+    with pytest.raises(ValueError, match=r"settings: corpus: c0ffee -> beef"):
         create(stopped, resume=True, corpus="beef")
-    with pytest.raises(ValueError, match=r"otherwise: tokenizer: [0-9a-f]{12} -> [0-9a-f]{12}"):
+    with pytest.raises(ValueError, match=r"settings: tokenizer: [0-9a-f]{12} -> [0-9a-f]{12}"):
         create(stopped, resume=True, tokenizer=Tokenizer.char(["abc"]))
     (stopped / "corpus.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"otherwise: corpus: None -> c0ffee"):
+    with pytest.raises(ValueError, match=r"settings: corpus: None -> c0ffee"):
         create(stopped, resume=True)
     (stopped / "corpus.json").unlink()
     for step in (0, 10, 20):
@@ -216,13 +215,13 @@ def test_resume_refuses_changes_with_a_diff(stopped: Path) -> None:
         (b"", r"is unusable: the chat template writes the content of message 1 of 4"),
     ],
 )
-def test_a_damaged_template_is_named(stopped: Path, content: bytes, message: str) -> None:
+def test_damaged_template(stopped: Path, content: bytes, message: str) -> None:
     (stopped / "chat_template.jinja").write_bytes(content)
     with pytest.raises(ValueError, match=rf"run/chat_template\.jinja.* {message}"):
         _ = Run.open(stopped).template
 
 
-def test_a_part_of_a_tuned_run_is_missing(stopped: Path) -> None:
+def test_missing_file_of_a_partly_trained_run(stopped: Path) -> None:
     (stopped / "base.safetensors").touch()
     with pytest.raises(ValueError, match=r"run is incomplete: tuning\.json is missing"):
         Run.open(stopped).load_model()
@@ -259,15 +258,17 @@ def test_recipe_changes() -> None:
 
 
 def test_stored_recipe(tmp_path: Path, stopped: Path) -> None:
-    own, known = str(stopped / "config.yaml"), list(CONFIG)
+    own = str(stopped / "config.yaml")
 
-    def words(*given: str, flags: Sequence[str] = (), out: Path = stopped) -> list[str]:
-        return stored_recipe(out, given, {"resume", "out", *flags}, known, "pretrain")
+    def words(
+        *given: str, flags: Sequence[str] = (), out: Path = stopped, stage: str = "pretrain"
+    ) -> list[str]:
+        return stored_recipe(out, given, {"resume", "out", *flags}, stage)
 
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"train": {"steps": 20}}))
     assert words(str(recipe), flags=["train.seed"]) == words() == [own]
-    assert words("a.yaml", "b.yaml") == ["a.yaml", "b.yaml"], "for settings.load to refuse"
+    assert words("a.yaml", "b.yaml") == ["a.yaml", "b.yaml"], "for load_config to reject"
     assert words("oops") == ["oops"]
     with pytest.raises(ValueError, match=r"nothing to resume: there is no run folder"):
         words(out=tmp_path / "absent")
@@ -275,9 +276,25 @@ def test_stored_recipe(tmp_path: Path, stopped: Path) -> None:
     with pytest.raises(ValueError, match=r"recipe\.yaml is not what .* train\.steps: 20 -> 40; "):
         words(str(recipe))
     assert words(str(recipe), flags=["train.steps"]) == [own]
-    known.remove("title")
-    with pytest.raises(ValueError, match=r"not made by gptsmith pretrain, which knows no 'title'"):
-        words()
+    with pytest.raises(ValueError, match=r"was made by gptsmith pretrain: resume it with that"):
+        words(stage="chat")
+
+
+@pytest.mark.parametrize(
+    ("config", "stage"),
+    [
+        ({"stage": "chat"}, "chat"),
+        ({"import": "gpt2"}, "import"),
+        # runs made before `stage` was recorded
+        ({"data": "x", "document_mask": False, "pad_vocab_multiple": 1, "model": {}}, "pretrain"),
+        ({"from": "run", "data": "x", "document_mask": False}, "text"),
+        ({"from": "run", "data": ["x"], "questions": 3}, "chat"),
+        ({"from": "run", "data": "x", "mask_prompt": True}, "instruct"),
+        ({"from": "run", "data": "x", "texts_per_step": 32}, "classify"),
+    ],
+)
+def test_stage_of_a_run(config: dict[str, Any], stage: str) -> None:
+    assert layout.stage_of(config) == stage
 
 
 # the lock
@@ -293,7 +310,7 @@ time.sleep(60)
 """
 
 
-def test_one_process_at_a_time(stopped: Path) -> None:
+def test_only_one_process_trains_in_a_folder(stopped: Path) -> None:
     here = str(Path(__file__).parent)
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(stopped), here], stdout=subprocess.PIPE, text=True
@@ -314,7 +331,7 @@ def test_one_process_at_a_time(stopped: Path) -> None:
 # weights
 
 
-def test_a_stopped_run_opens_at_its_newest_good_checkpoint(stopped: Path) -> None:
+def test_unfinished_run_loads_its_newest_good_checkpoint(stopped: Path) -> None:
     run = Run.open(stopped)
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -327,7 +344,7 @@ def test_a_stopped_run_opens_at_its_newest_good_checkpoint(stopped: Path) -> Non
     assert same(run.load_model("best"), 10)
     assert run.notice == ""
     assert same(run.load_model(0), 0)
-    with pytest.raises(ValueError, match=r"no checkpoint of step 5 .* there is 0, 10, 20"):
+    with pytest.raises(ValueError, match=r"no checkpoint of step 5 .* available are 0, 10, 20"):
         run.load_model(5)
     flip(stopped / "checkpoints" / "step-000020" / "model.safetensors")
     assert same(run.load_model(), 10)
@@ -339,7 +356,7 @@ def test_a_stopped_run_opens_at_its_newest_good_checkpoint(stopped: Path) -> Non
         run.load_model()
 
 
-def test_a_finished_run(stopped: Path) -> None:
+def test_finished_run_loads_its_final_weights(stopped: Path) -> None:
     run = Run.open(stopped)
     run.finish()
     assert same(run.load_model(), 20)
@@ -352,7 +369,7 @@ def test_a_finished_run(stopped: Path) -> None:
         run.load_model("best")
 
 
-def test_a_run_that_ends_with_its_best(stopped: Path) -> None:
+def test_run_finished_with_its_best_weights(stopped: Path) -> None:
     run = Run.open(stopped)
     run.finish("best")
     shutil.rmtree(run.checkpoints)
@@ -360,7 +377,7 @@ def test_a_run_that_ends_with_its_best(stopped: Path) -> None:
     assert same(run.load_model("best"), 10)
 
 
-def test_a_finished_run_that_trains_on(stopped: Path) -> None:
+def test_finished_run_that_is_trained_further(stopped: Path) -> None:
     Run.open(stopped).finish()
     with create(stopped, resume=True) as run:
         save(run, 30, best_step=30)
@@ -370,7 +387,7 @@ def test_a_finished_run_that_trains_on(stopped: Path) -> None:
     assert same(run.load_model("best"), 30)
 
 
-def test_nothing_was_evaluated(tmp_path: Path) -> None:
+def test_best_without_an_evaluation(tmp_path: Path) -> None:
     with create(tmp_path / "run") as run:
         save(run, 0)
     with pytest.raises(ValueError, match="has no best checkpoint: nothing was evaluated yet"):
@@ -382,7 +399,7 @@ def rewrite(run: Run, **changed: torch.Tensor | None) -> None:
     save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, run.weights)
 
 
-def test_weights_must_fit(stopped: Path) -> None:
+def test_weights_must_fit_the_model(stopped: Path) -> None:
     run = Run.open(stopped)
     run.finish()
     good = run.weights.read_bytes()
@@ -390,7 +407,7 @@ def test_weights_must_fit(stopped: Path) -> None:
     for changed, message in (
         ({name: None}, rf"model\.safetensors does not fit the architecture: {name} is missing$"),
         ({"extra": torch.ones(1)}, "extra is unexpected"),
-        ({name: torch.ones(5, 16)}, rf"{name} is \(5, 16\) instead of \(257, 16\)"),
+        ({name: torch.ones(5, 16)}, rf"{name} has shape \(5, 16\), expected \(257, 16\)"),
         ({name: torch.full((257, 16), torch.nan)}, rf"{name} contains NaN or infinity: .*diverged"),
     ):
         run.weights.write_bytes(good)
@@ -435,7 +452,7 @@ def test_mask_file(tmp_path: Path) -> None:
     assert torch.equal(run.load_model(trust_code=True)(ids), model.eval()(ids))
     create(path, config, resume=True).close()
     source.write_text(MASK.replace("4", "8"))
-    with pytest.raises(ValueError, match=r"otherwise: mask\.py: [0-9a-f]{12} -> [0-9a-f]{12};"):
+    with pytest.raises(ValueError, match=r"settings: mask\.py: [0-9a-f]{12} -> [0-9a-f]{12};"):
         create(path, config, resume=True)
     source.unlink()
     create(path, config, resume=True).close()  # the copy is enough

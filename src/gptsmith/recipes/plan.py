@@ -1,0 +1,148 @@
+"""What a run decides once, at its start, from configuration, machine and data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, get_args
+
+import torch
+
+from gptsmith.batch import Batch
+from gptsmith.model import flops
+from gptsmith.model.config import ModelConfig
+from gptsmith.recipes.options import RecipeConfig
+from gptsmith.train import runtime
+from gptsmith.train.distributed import world_size
+from gptsmith.train.runtime import Runtime
+
+R = TypeVar("R", bound=RecipeConfig)
+R_co = TypeVar("R_co", bound=RecipeConfig, covariant=True)
+Section = Literal[
+    "model", "base", "data", "training", "precision", "torch.compile", "evaluation", "resume"
+]
+
+
+class Dataset(Protocol):
+    """Training rows of T tokens, in an endless order that depends on the index alone."""
+
+    @property
+    def T(self) -> int: ...  # noqa: N802
+
+    @property
+    def per_epoch(self) -> int: ...
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Rows first..first+count-1."""
+        ...
+
+    def position(self, index: int) -> dict[str, int]:
+        """Identifies the order and the place before row `index`; compared on resume."""
+        ...
+
+
+class Note(NamedTuple):
+    """A remark for the record and the report of a run."""
+
+    section: Section
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.section}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Where the run ends: at `steps`, or at `seconds`."""
+
+    steps: int | None
+    seconds: float | None
+
+    def progress(self, step: int, seconds: float) -> float:
+        """The completed fraction of the run."""
+        return step / self.steps if self.steps else seconds / (self.seconds or 1)
+
+
+@dataclass(frozen=True)
+class Plan(Generic[R_co]):
+    """A configuration with everything resolved that depends on machine and data.
+
+    config: complete, as it goes into config.yaml; a resumed run reuses its values. rows_per_step:
+    rows of an optimizer step, over all ranks.
+    """
+
+    config: R_co
+    runtime: Runtime
+    duration: Duration
+    rows_per_step: int
+    notes: tuple[Note, ...]
+
+    def with_notes(self, notes: Iterable[Note]) -> Plan[R_co]:
+        """The same plan with more notes, in the order of `Section`."""
+        order = get_args(Section).index
+        every = sorted((*self.notes, *notes), key=lambda note: order(note.section))
+        return replace(self, notes=tuple(every))
+
+
+def resolve(config: R, model: ModelConfig, dataset: Dataset) -> Plan[R]:
+    """Resolve what depends on machine and data; ValueError for what this machine cannot do."""
+    train, T = config.train, dataset.T
+    try:
+        device = runtime.choose_device(train.device)
+    except ValueError as error:
+        raise ValueError(f"--train.device: {error}") from None
+    if train.num_threads:
+        torch.set_num_threads(train.num_threads)
+    precision = runtime.choose_precision(train.precision, device)
+    multiple = train.batch_size * T * world_size()
+    if train.total_batch_tokens and train.total_batch_tokens % multiple:
+        raise ValueError(
+            f"train.total_batch_tokens {train.total_batch_tokens} is not a multiple of batch_size "
+            f"x context_length x processes = {multiple}"
+        )
+    rows_per_step = (train.total_batch_tokens or train.batch_size * T) // T
+    rows = (train.epochs or config.default_epochs) * dataset.per_epoch
+    if train.tokens:
+        rows = train.tokens / T
+    steps = train.steps or max(1, round(rows / rows_per_step))
+    duration = Duration(None if train.seconds else steps, train.seconds)
+    work = flops.flops_per_token(model) * steps * rows_per_step * T
+    compiled, reason = runtime.choose_compile(train.compile, device, work, train.seconds)
+    memory = flops.training_memory(model, train.batch_size, T, config.optim.kind)
+    available = runtime.memory_bytes(device)
+    if available and memory.total > 1.5 * available:  # the formula assumes fp32, accurate to 25%
+        raise ValueError(
+            f"model and train.batch_size {train.batch_size} need about "
+            f"{memory.total / 2**30:,.0f} GiB, {device} has {available / 2**30:,.0f}: use a "
+            "smaller batch_size (total_batch_tokens keeps the step as large), model or context"
+        )
+    mask = "" if model.mask == "causal()" else f", mask {model.mask}"
+    notes = (
+        Note(
+            "model",
+            f"{flops.parameters(model):,} parameters, context {model.context_length}, vocabulary "
+            f"{model.vocab_size}{mask}; about {memory.total / 2**20:,.0f} MiB to train",
+        ),
+        Note(
+            "training",
+            f"{f'{steps:,} steps' if duration.steps else f'{train.seconds:,.0f} s'} of "
+            f"{rows_per_step * T:,} tokens on {device} with {torch.get_num_threads()} threads",
+        ),
+        Note("precision", f"{precision.name}, {precision.reason}"),
+        Note("torch.compile", f"{'on' if compiled else 'off'}, {reason}"),
+    )
+    train = train.model_copy(
+        update=dict(
+            device=str(device),
+            precision=precision.name,
+            compile="on" if compiled else "off",
+            num_threads=torch.get_num_threads(),
+        )
+    )
+    return Plan(
+        config.model_copy(update=dict(train=train)),
+        Runtime(device, precision, compiled),
+        duration,
+        rows_per_step,
+        notes,
+    )

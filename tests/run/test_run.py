@@ -408,7 +408,7 @@ def test_weights_must_fit_the_model(stopped: Path) -> None:
         ({name: None}, rf"model\.safetensors does not fit the architecture: {name} is missing$"),
         ({"extra": torch.ones(1)}, "extra is unexpected"),
         ({name: torch.ones(5, 16)}, rf"{name} has shape \(5, 16\), expected \(257, 16\)"),
-        ({name: torch.full((257, 16), torch.nan)}, rf"{name} contains NaN or infinity: .*diverged"),
+        ({name: torch.full((257, 16), torch.nan)}, "contains NaN or infinity, so training"),
     ):
         run.weights.write_bytes(good)
         rewrite(run, **changed)
@@ -446,7 +446,7 @@ def test_mask_file(tmp_path: Path) -> None:
         model = GPTModel(run.model_config, mask_folder=run.path, trust_code=True)
         checkpoint.save(run.checkpoints, 0, {"model": model.state_dict()}, {})
     run = Run.open(path)
-    with pytest.raises(ValueError, match=r"mask\.py: read it, .*--trust-code"):
+    with pytest.raises(ValueError, match=r"mask\.py: review it, .*--trust-code"):
         run.load_model()
     ids = torch.arange(20)[None]
     assert torch.equal(run.load_model(trust_code=True)(ids), model.eval()(ids))

@@ -18,7 +18,7 @@ from gptsmith.data.instructions import (
     Prompt,
     encode_instructions,
     read_instructions,
-    split,
+    split_instructions,
 )
 from gptsmith.data.options import InstructionColumns, SplitConfig
 from gptsmith.data.report import ReadReport
@@ -139,7 +139,7 @@ def test_errors_name_the_row(tmp_path, line, columns, says):
 
 def test_split_has_exact_shares_of_prompts():
     rows = [row(f"Question {n % 100}", output=f"answer {n}") for n in range(300)]
-    parts = split(rows, SplitConfig(val_fraction=0.2, test_fraction=0.1))
+    parts = split_instructions(rows, SplitConfig(val_fraction=0.2, test_fraction=0.1))
     assert [len(p) for p in (parts.train, parts.val, parts.test)] == [210, 60, 30]
     prompts = [{r.instruction for r in p} for p in (parts.train, parts.val, parts.test)]
     assert len(set.union(*prompts)) == sum(map(len, prompts)) == 100
@@ -150,7 +150,9 @@ def test_split_ignores_case_and_white_space():
     same = [row("Name a  colour. "), row("name a colour."), row("Name a\ncolour.")]
     for seed in range(8):
         rows = [row(f"Question {n}") for n in range(9)] + same
-        parts = split(rows, SplitConfig(val_fraction=0.3, test_fraction=0.3, split_seed=seed))
+        parts = split_instructions(
+            rows, SplitConfig(val_fraction=0.3, test_fraction=0.3, split_seed=seed)
+        )
         counts = [sum(r in same for r in p) for p in (parts.train, parts.val, parts.test)]
         assert sorted(counts) == [0, 0, 3]
 
@@ -159,20 +161,24 @@ def test_split_depends_on_seed_and_text_alone():
     rows = [row(f"Question {n}") for n in range(50)]
     config = SplitConfig(val_fraction=0.2, test_fraction=0.2)
     shuffled = random.Random(1).sample(rows, len(rows))
-    tests = {r.instruction for r in split(rows, config).test}
-    assert {r.instruction for r in split(shuffled, config).test} == tests
+    tests = {r.instruction for r in split_instructions(rows, config).test}
+    assert {r.instruction for r in split_instructions(shuffled, config).test} == tests
     assert {
         r.instruction
-        for r in split(rows, SplitConfig(val_fraction=0.2, test_fraction=0.2, split_seed=1)).test
+        for r in split_instructions(
+            rows, SplitConfig(val_fraction=0.2, test_fraction=0.2, split_seed=1)
+        ).test
     } != tests
     # when a file grows, most prompts stay in their split
-    grown = {r.instruction for r in split([*rows, row("another")], config).test}
+    grown = {r.instruction for r in split_instructions([*rows, row("another")], config).test}
     assert len(grown & tests) >= 9
 
 
 def test_split_without_test_rows():
     assert (
-        split([row(str(n)) for n in range(10)], SplitConfig(val_fraction=0.1, test_fraction=0)).test
+        split_instructions(
+            [row(str(n)) for n in range(10)], SplitConfig(val_fraction=0.1, test_fraction=0)
+        ).test
         == []
     )
 
@@ -182,7 +188,7 @@ def test_split_without_test_rows():
 )
 def test_split_of_too_few_rows(rows, shares):
     with pytest.raises(ValueError, match=f"^{rows} different prompts .* give more rows"):
-        split([row(str(n)) for n in range(rows)], SplitConfig(**shares))
+        split_instructions([row(str(n)) for n in range(rows)], SplitConfig(**shares))
 
 
 # --- ids -----------------------------------------------------------------------------------------
@@ -320,7 +326,7 @@ def test_real_instructions(real_data):
     assert len(rows) == 60
     assert not report.skipped.total
     assert 0 < sum(bool(row.input) for row in rows) < 60
-    parts = split(rows, SplitConfig())
+    parts = split_instructions(rows, SplitConfig())
     assert [len(p) for p in (parts.train, parts.val, parts.test)] == [54, 3, 3]
     check_encoded(rows)
 
@@ -331,6 +337,6 @@ def test_alpaca():
     rows, report = read(complete_data({name: 22_773_992}) / name)
     assert len(rows) == 51_974
     assert report.skipped.counts() == {"no answer": 28}
-    parts = split(rows, SplitConfig())
+    parts = split_instructions(rows, SplitConfig())
     assert [len(p) for p in (parts.train, parts.val, parts.test)] == [46_776, 2_599, 2_599]
     check_encoded(parts.test[:200])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptsmith.data.examples import Example, Examples
-from gptsmith.data.instructions import Instruction, split
+from gptsmith.data.instructions import Instruction, split_instructions
 from gptsmith.data.options import SplitConfig
 from gptsmith.data.split import fill, group, hash_order
 
@@ -45,7 +45,7 @@ def test_splits_of_runs_made_before_stay_the_same() -> None:
         Instruction(f"Q {i % 60} {words[i % 5]}", words[i % 3] if i % 2 else "", str(i), f"x:{i}")
         for i in range(150)
     ]
-    parts = split(rows, SplitConfig(split_seed=5, val_fraction=0.2, test_fraction=0.1))
+    parts = split_instructions(rows, SplitConfig(split_seed=5, val_fraction=0.2, test_fraction=0.1))
     places = [[row.place for row in part] for part in (parts.train, parts.val, parts.test)]
     assert hashlib.sha256(repr(places).encode()).hexdigest()[:16] == "73a5e05fc722bcab"
     examples = Examples(

@@ -19,6 +19,8 @@ from gptsmith.data.rows import Row, read_rows
 
 
 class Conversation(NamedTuple):
+    """Messages, checked; place: where they are, for messages to the user."""
+
     messages: list[Message]
     place: str
 

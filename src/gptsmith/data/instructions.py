@@ -182,7 +182,7 @@ class InstructionSplit:
     test: list[Instruction]
 
 
-def split(rows: Iterable[Instruction], config: SplitConfig) -> InstructionSplit:
+def split_instructions(rows: Iterable[Instruction], config: SplitConfig) -> InstructionSplit:
     """Divide the rows by a hash of their prompts; prompts that differ in case and white space only
     stay together.
 

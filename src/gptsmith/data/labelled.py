@@ -14,6 +14,8 @@ from gptsmith.data.rows import SUFFIXES, Row, read_rows, unicode_problem
 
 
 class LabelledText(NamedTuple):
+    """A text and its label; place: where it is, for messages."""
+
     text: str
     label: str
     place: str

@@ -24,7 +24,8 @@ class Tally:
         seen, first = self._seen.setdefault(kind, set()), self._first.setdefault(kind, [])
         if hash(place) not in seen:
             seen.add(hash(place))
-            first += [place] if len(first) < _SHOWN else []
+            if len(first) < _SHOWN:
+                first.append(place)
 
     def __getitem__(self, kind: str) -> int:
         return len(self._seen.get(kind, ()))

@@ -19,7 +19,7 @@ from gptsmith.data.instructions import (
     Prompt,
     encode_instructions,
     read_instructions,
-    split,
+    split_instructions,
 )
 from gptsmith.data.report import ReadReport
 from gptsmith.generate.chat import Chat
@@ -81,7 +81,7 @@ def load(
     The notes count every row that is left out.
     """
     report = ReadReport()
-    parts = split(read_instructions(config.data, config.columns, report), config)
+    parts = split_instructions(read_instructions(config.data, config.columns, report), config)
 
     def encode(rows: list[Instruction], mask: bool = True) -> tuple[Examples, list[Instruction]]:
         kept: list[Instruction] = []

@@ -1,7 +1,7 @@
-"""Durable writes: a file is either the old one or the new one, whole, whatever kills the process.
+"""Durable writes: after a kill or a power cut a file is the old one or the new one, whole.
 
-The recipe everywhere: a temporary name in the same folder, fsync, os.replace, fsync of the folder
-(without the last, a power cut may forget the rename although the data is on disk).
+Always the same steps: a temporary name in the same folder, fsync, os.replace, fsync of the folder
+(without the last, a power cut may lose the rename although the data is on disk).
 """
 
 import fcntl
@@ -46,10 +46,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A temporary folder beside `path` to fill; fsynced and renamed to `path` on success, else
-    removed. What a killed process left of an earlier attempt goes as well. A write that fails, for
+    removed. Remains of an earlier attempt that was killed are removed. A write that fails, for
     want of space or permission, names `path`.
 
-    FileExistsError if there is something at `path`, unless it is an empty folder.
+    FileExistsError if `path` exists, unless it is an empty folder.
     """
     path = Path(path)
     refuse_occupied(path)
@@ -79,15 +79,17 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def refuse_occupied(path: Path) -> None:
-    """FileExistsError unless a folder can be put at `path` without loss."""
+    """FileExistsError unless a folder can be created at `path` without losing anything."""
     above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not above.is_dir():
-        raise FileExistsError(f"{above} is a file, {path} cannot be in it: choose another --out")
+        raise FileExistsError(
+            f"{above} is a file, so {path} cannot be created: choose another --out"
+        )
     if path.is_dir() and not path.is_symlink():
         if any(path.iterdir()):
             raise FileExistsError(f"{path} is not empty: choose another --out")
     elif path.exists() or path.is_symlink():
-        raise FileExistsError(f"{path} is there already and no folder: choose another --out")
+        raise FileExistsError(f"{path} exists and is not a folder: choose another --out")
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -105,7 +107,7 @@ def write_json(path: str | Path, obj: Any) -> None:
 
 
 def read_text(path: str | Path) -> str:
-    """UTF-8, line ends as they are. ValueError naming file and byte when it is not that."""
+    """UTF-8, line ends unchanged. ValueError naming file and byte if it is not UTF-8."""
     try:
         return Path(path).read_bytes().decode()
     except UnicodeDecodeError as error:
@@ -113,7 +115,7 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: str | Path) -> Any:
-    """The parsed file. ValueError naming file, line and column when it is not JSON."""
+    """The parsed file. ValueError naming file, line and column if it is not JSON."""
     try:
         return json.loads(Path(path).read_bytes())
     except json.JSONDecodeError as error:
@@ -129,20 +131,20 @@ def _not_utf8(path: str | Path, error: UnicodeDecodeError) -> ValueError:
 
 
 def mapping(content: Any, path: str | Path) -> dict[str, Any]:
-    """What was read from a file that shall hold names and values. ValueError naming the file."""
+    """`content`, checked to be a mapping. ValueError naming the file."""
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is unreadable: no mapping of names to values")
+        raise ValueError(f"{path}: expected a mapping of names to values")
     return content
 
 
 def sha256(path: str | Path) -> str:
-    """Hexadecimal digest of the file's bytes, read in pieces."""
+    """Hexadecimal digest of the file's bytes, read in chunks."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: str | Path) -> None:
-    """fsync of a file's contents, or of a folder's list of names."""
+    """fsync a file or a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -151,18 +153,18 @@ def sync(path: str | Path) -> None:
 
 
 def sweep(folder: str | Path) -> None:
-    """Remove the temporary files that killed writes left in `folder`. Only under its lock."""
+    """Remove temporary files of killed writes from `folder`. Hold its lock."""
     for path in Path(folder).iterdir():
         if _TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
 
 
 def lock(path: Path, remedy: str) -> ExitStack:
-    """An exclusive flock on a file or folder, held until `close`, the end of a `with`, or that of
-    the process, however it comes.
+    """An exclusive flock on a file or folder, held until `close`, the end of a `with`, or the end
+    of the process.
 
-    Our process id is written into a file, which is made if need be. ValueError naming the process
-    that has the lock, as far as that is known.
+    A file is created if needed and contains our process id. ValueError naming the process that
+    holds the lock, if it is known.
     """
     folder = path.is_dir()
     descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT, 0o666)

@@ -75,7 +75,7 @@ def test_output_dir_may_be_a_link_or_the_working_directory(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     Tokenizer.char("ot").save(tmp_path / "tokenizer.json")
-    with pytest.raises(ValueError, match="is not among the 2 of this tokenizer"):
+    with pytest.raises(ValueError, match="is not one of the 2 of this tokenizer"):
         run(Path(), source, tokenizer=str(tmp_path / "tokenizer.json"))
     assert run(Path(), source).manifest["name"] == "here"
     assert sorted(p.name for p in tmp_path.iterdir()) == [

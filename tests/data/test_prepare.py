@@ -163,7 +163,7 @@ def test_invalid_options(tmp_path: Path) -> None:
         run(tmp_path / "out", tmp_path / "a.txt", tokenizer="bpee")
     os.mkfifo(tmp_path / "pipe")
     for special in ("/dev/zero", tmp_path / "pipe"):
-        with pytest.raises(ValueError, match=f"{special}: no regular file"):
+        with pytest.raises(ValueError, match=f"{special}: not a regular file"):
             run(tmp_path / "out", tmp_path / "a.txt", tokenizer=str(special))
     with pytest.raises(ValidationError):
         PrepareConfig(sources=(), out=tmp_path)

@@ -15,18 +15,18 @@ import tiktoken
 from tokenizers import Tokenizer as Reference
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-# Written into the text before it is split, and taken out of the ids again: see FastEncoder.
+# Inserted into the text before the split and removed from the ids: see FastEncoder.
 _CUT, _END = "\0", "\1"
 # GPT-2's pattern ends in `\s+(?!\S)|\s+`: a run of white space leaves its last character to the
-# word behind it. That look-ahead costs a backtracking regex engine, half of the whole encoding
-# time, and its stack on a long run. FastEncoder marks those places itself, so that what is left
-# is a regular expression in the strict sense, for which the engine is linear.
+# next word. This look-ahead needs a backtracking regex engine, which takes half of the encoding
+# time and overflows its stack on a long run. FastEncoder marks those places itself; what remains
+# is a regular expression in the strict sense, which the engine matches in linear time.
 _SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}\x00\x01]+|\s+|[\x00\x01]"
 # Unicode's White_Space, all of it in the first plane. (Python's own \s has four more.)
 _SPACES = [*range(9, 14), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B)]
 _SPACES += [0x2028, 0x2029, 0x202F, 0x205F, 0x3000]
 _CHUNK = 1 << 17  # characters per call: the buffers stay in the cache (30 MB/s against 27)
-_CHUNK_END = re.compile(r"\S(?=[ \n])")  # always a border between two pieces
+_CHUNK_END = re.compile(r"\S(?=[ \n])")  # always a boundary between pieces
 
 
 @cache
@@ -54,7 +54,7 @@ def to_bytes(piece: str) -> bytes:
 def train(texts: Iterable[str], entries: int) -> tuple[dict[str, int], list[str]]:
     """Vocabulary of at most `entries` >= 256 ids (256 bytes, then one per merge) and its merges.
 
-    Fewer when the text has no further pair that occurs twice. Deterministic.
+    Fewer if no further pair occurs twice. Deterministic.
     """
     learner = Reference(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -78,7 +78,7 @@ def ranks(vocab: dict[str, int], merges: Sequence[str]) -> dict[bytes, int]:
 
 
 def is_ranked(vocab: dict[str, int], merges: Sequence[str]) -> bool:
-    """Whether tiktoken, which knows no merges, gives the ids that the merges give.
+    """Whether tiktoken, which has no merges, gives the same ids as the merges.
 
     It joins the two neighbours whose union has the lowest id. That is the same when (1) each
     token comes from one merge, (2) ids rise with the merges, and (3) each token's own bytes
@@ -98,10 +98,10 @@ class FastEncoder:
     """tiktoken behind GPT-2's split, without its look-ahead (see _SPLIT).
 
     28 MB/s of English novels on one core and 56 on two threads, where tiktoken's own
-    encode_ordinary does 13. Pieces of a megabyte are linear work from tiktoken 0.13 on.
+    encode_ordinary does 13. From tiktoken 0.13 on, pieces of a megabyte take linear time.
 
     The ids are those of `tokenizers` on any text (a test compares all of Unicode). Texts that
-    hold U+0000 or U+0001, which serve here as marks, are for the caller to encode otherwise.
+    contain U+0000 or U+0001, which are used as marks, must be encoded by other means.
     """
 
     def __init__(self, ranks: dict[bytes, int]) -> None:

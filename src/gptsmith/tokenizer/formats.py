@@ -1,7 +1,7 @@
-"""The form of a tokenizer on disk: writing and recognizing tokenizer.json, finding GPT-2's tables.
+"""The file format of tokenizers: writing and recognizing tokenizer.json, finding GPT-2's files.
 
-Every kind is a "BPE" model of Hugging Face `tokenizers`, so that the stock libraries open it:
-characters and bytes are BPE without a single merge.
+Every kind is a "BPE" model of Hugging Face `tokenizers`, so other libraries open it: characters
+and bytes are BPE without merges.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": T
 
 
 def recognize(document: dict[str, Any]) -> tuple[str, list[str]]:
-    """The kind and, for byte-level BPE, its merges as "left right". Judged by content alone."""
+    """The kind and, for byte-level BPE, its merges as "left right". Decided by content alone."""
     model, added = document["model"], document.get("added_tokens") or []
     vocab, rules = model.get("vocab"), model.get("merges")
     odd = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
@@ -69,7 +69,7 @@ def document_text(
     pre_tokenizer: dict[str, Any] | None,
     decoder: dict[str, Any],
 ) -> str:
-    """The text of tokenizer.json, written here so that no library version can change it."""
+    """The text of tokenizer.json, written here so that it does not depend on a library version."""
     model = {
         "type": "BPE",
         "dropout": None,
@@ -123,7 +123,7 @@ def find_gpt2() -> tuple[Path, Path]:
 
         paths = [try_to_load_from_cache(_GPT2, name) for name in _TABLES[1]]
         if not all(isinstance(path, str) for path in paths):
-            # without network this fails at once, where hf_hub_download would try for 24 seconds
+            # without a network this fails at once; hf_hub_download would retry for 24 seconds
             HfApi().model_info(_GPT2, timeout=10)
             paths = [hf_hub_download(_GPT2, name) for name in _TABLES[1]]
     except Exception as error:  # not installed, no network, no account, a full disk ...

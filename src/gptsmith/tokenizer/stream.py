@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class TokenStream:
-    """Text of ids that come one at a time; no character is cut, and the sum equals decode(ids)."""
+    """Decodes ids one at a time; no character is split, and the pieces add up to decode(ids)."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -19,7 +19,7 @@ class TokenStream:
         self._sent = ""
 
     def push(self, token_id: int) -> str:
-        """The text that is certain after this id; may be empty."""
+        """The text that is complete after this id; may be empty."""
         if self._tokenizer._exact:
             return self._utf8.decode(self._tokenizer.decode_bytes([token_id]))
         self._ids.append(token_id)
@@ -27,7 +27,7 @@ class TokenStream:
         return "" if text.endswith("\ufffd") else self._send(text)
 
     def flush(self) -> str:
-        """What is still held back at the end; the stream is then new again."""
+        """The text held back so far; afterwards the stream starts anew."""
         if self._tokenizer._exact:
             rest = self._utf8.decode(b"", final=True)
             self._utf8.reset()

@@ -1,8 +1,8 @@
-"""Text to token ids and back: GPT-2's table, BPE trained here, characters, bytes, other files.
+"""Text to token ids and back: GPT-2's vocabulary, trained BPE, characters, bytes, other files.
 
-One class and one form on disk, `tokenizer.json` of Hugging Face `tokenizers`, for every kind.
-`encode` treats its text as plain text, always: "<|end|>" typed by a user is seven characters and
-never the special id (transformers says split_special_tokens=True). Templates write special ids.
+One class and one file format, `tokenizer.json` of Hugging Face `tokenizers`, for every kind.
+`encode` treats its text as plain text: "<|end|>" typed by a user is seven characters and not the
+special token (split_special_tokens=True in transformers). Chat templates write special ids.
 """
 
 import hashlib
@@ -31,8 +31,8 @@ from gptsmith.tokenizer.stream import TokenStream
 
 SPECIAL_TOKENS = (ENDOFTEXT, "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
-# What tokenizers call the end of a document (ours, GPT-2, Qwen; Llama 3; Llama 2 and Mistral;
-# Gemma; DeepSeek), its beginning, and padding: tokenizer.json does not say which ones they are.
+# Names of the end of a document (gptsmith, GPT-2, Qwen; Llama 3; Llama 2 and Mistral; Gemma;
+# DeepSeek), of its beginning, and of padding: tokenizer.json does not say which tokens they are.
 ENDS = (ENDOFTEXT, "<|end_of_text|>", "</s>", "<eos>", "<｜end▁of▁sentence｜>")
 BEGINNINGS = ("<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>", "<｜begin▁of▁sentence｜>")
 PADS = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
@@ -41,17 +41,17 @@ Encoder = Callable[[Sequence[str]], list[np.ndarray]]
 
 
 class Tokenizer:
-    """An immutable tokenizer, made of the text of its tokenizer.json and pickled as that text.
+    """An immutable tokenizer, defined by the text of its tokenizer.json.
 
     kind            "gpt2", "bpe" (byte-level with GPT-2's split), "char", "byte" or "other"
-    vocab_size      ids are 0..vocab_size-1, special tokens included
+    vocab_size      ids are 0..vocab_size-1, including special tokens
     special_tokens  {literal: id}
     fingerprint     sha256 of the text of tokenizer.json
-    dtype           the smallest of uint16, uint32 that holds every id
+    dtype           the smaller of uint16 and uint32 that holds every id
     """
 
     def __init__(self, text: str, origin: str | Path = "tokenizer.json") -> None:
-        """ValueError naming `origin` if `text` is no tokenizer.json."""
+        """ValueError naming `origin` if `text` is not a tokenizer.json."""
         try:
             document = json.loads(text)
         except json.JSONDecodeError as error:
@@ -71,7 +71,7 @@ class Tokenizer:
             special = {token["content"]: token["id"] for token in document["added_tokens"]}
             self._vocab = document["model"]["vocab"] | special
         if not self._vocab:
-            raise ValueError(f"{origin}: a tokenizer without any token")
+            raise ValueError(f"{origin}: the tokenizer has no tokens")
         self.special_tokens: dict[str, int] = dict(sorted(special.items(), key=lambda t: t[1]))
         self.vocab_size = max(self._vocab.values()) + 1
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
@@ -96,22 +96,22 @@ class Tokenizer:
     def train_bpe(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
         """Byte-level BPE with GPT-2's split; <|endoftext|> is the last of at most vocab_size ids.
 
-        Fewer ids when the text has no further pair that occurs twice.
+        Fewer ids if no further pair occurs twice in the text.
         """
         if vocab_size < 257:
-            raise ValueError(f"vocab_size {vocab_size} is below 257: 256 bytes and {ENDOFTEXT}")
+            raise ValueError(f"vocab_size {vocab_size} is less than 257: 256 bytes and {ENDOFTEXT}")
         vocab, merges = bpe.train(_not_empty(texts), vocab_size - 1)
         return cls(byte_level_text(vocab | {ENDOFTEXT: len(vocab)}, merges))
 
     @classmethod
     def char(cls, texts: Iterable[str]) -> "Tokenizer":
-        """One id per character seen, in code point order, then <|endoftext|>."""
+        """One id per character of the texts, in code point order, then <|endoftext|>."""
         seen: set[str] = set()
         for text in _not_empty(texts):
             seen.update(text)
         vocab = {character: i for i, character in enumerate(sorted(seen))}
-        # BPE without merges and without a split: `tokenizers` then cuts the text into characters
-        # and joins them again with nothing between, white space and all.
+        # BPE without merges and without a split: `tokenizers` then splits text into characters and
+        # joins them without separators, so white space is kept.
         return cls(document_text(vocab, [], [(ENDOFTEXT, len(vocab))], None, {"type": "Fuse"}))
 
     @classmethod
@@ -129,7 +129,7 @@ class Tokenizer:
             return cls(byte_level_text(*read_tables(vocab_path, merges_path)), vocab_path)
         path = path / "tokenizer.json" if path.is_dir() else path
         if path.exists() and not path.is_file():
-            raise ValueError(f"{path}: no regular file; expected a tokenizer.json")
+            raise ValueError(f"{path}: not a regular file; expected a tokenizer.json")
         try:
             return cls(path.read_bytes().decode(), path)
         except FileNotFoundError:
@@ -140,7 +140,7 @@ class Tokenizer:
             raise ValueError(f"{path}, byte {error.start}: not UTF-8 ({error.reason})") from None
 
     def save(self, path: str | Path) -> Path:
-        """Write tokenizer.json durably: to `path`, or into it if it is a folder."""
+        """Write tokenizer.json durably to `path`, or into it if it is a folder."""
         path = Path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
         files.write_text(path, self._text)
@@ -151,13 +151,13 @@ class Tokenizer:
 
     @property
     def eos_id(self) -> int:
-        """The id of <|endoftext|>, or of what a foreign tokenizer has in its place."""
+        """The id of <|endoftext|>, or of its equivalent in a foreign tokenizer."""
         for name in ENDS:
             if name in self.special_tokens:
                 return self.special_tokens[name]
         raise ValueError(
-            f"{self._origin}: no {ENDOFTEXT} among its special tokens "
-            f"{list(self.special_tokens)}; append it with add_special_tokens"
+            f"{self._origin}: no {ENDOFTEXT} among the special tokens "
+            f"{list(self.special_tokens)}; add it with add_special_tokens"
         )
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
@@ -178,13 +178,13 @@ class Tokenizer:
         return ids
 
     def prompt(self, text: str) -> list[int]:
-        """The ids of the beginning of a text: what the file puts before every text (Llama's
-        <|begin_of_text|>, nothing in our kinds) and the text; <|endoftext|> if that is nothing."""
+        """Ids to generate from: the prefix that the file adds to every text (Llama's
+        <|begin_of_text|>; none in our own kinds) and the text; <|endoftext|> if both are empty."""
         return [*self.prefix, *self.encode(text)] or [self.eos_id]
 
     @cached_property
     def prefix(self) -> tuple[int, ...]:
-        """Ids that the post-processor of the file puts before a text."""
+        """Ids that the post-processor of the file adds before a text."""
         if not json.loads(self._text).get("post_processor"):
             return ()
         bare, whole = (self._reference.encode("a", add_special_tokens=x).ids for x in (False, True))
@@ -198,7 +198,7 @@ class Tokenizer:
         return [ids.tolist() for ids in self.encode_arrays(texts)]
 
     def encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """One array of `dtype` per text. The quickest way: short texts share one call."""
+        """One array of `dtype` per text; the fastest way, because short texts share one call."""
         try:
             return [ids.astype(self.dtype, copy=False) for ids in self._encoder(texts)]
         except UnicodeEncodeError:
@@ -206,7 +206,7 @@ class Tokenizer:
             raise
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of any ids, specials as their literals; bytes that are no UTF-8 become U+FFFD."""
+        """Text of any ids; special tokens as spelled, invalid UTF-8 as U+FFFD."""
         if self._exact:
             return self.decode_bytes(ids).decode("utf-8", errors="replace")
         checked = self._checked(ids)
@@ -223,25 +223,25 @@ class Tokenizer:
         return TokenStream(self)
 
     def add_special_tokens(self, names: Iterable[str]) -> "Tokenizer":
-        """A new tokenizer with `names` behind the present ids; those it has keep theirs."""
+        """A new tokenizer with `names` added after the existing ids; existing ones keep theirs."""
         document = json.loads(self._text)
         added, next_id = document.setdefault("added_tokens", []), self.vocab_size
         for name in dict.fromkeys(names):
             if not name or (name in self._vocab and name not in self.special_tokens):
-                raise ValueError(f"special token {name!r} is empty or an ordinary token already")
+                raise ValueError(f"special token {name!r} is empty or already an ordinary token")
             if name not in self.special_tokens:
                 added.append(special_token(name, next_id))
                 next_id += 1
         tokenizer = Tokenizer(json.dumps(document, ensure_ascii=False), self._origin)
         if tokenizer.vocab_size != next_id:
             raise ValueError(
-                f"{self._origin}: its ids have gaps, so `tokenizers` would number new tokens from "
-                f"within; they cannot be appended at {self.vocab_size}"
+                f"{self._origin}: its ids have gaps, which `tokenizers` would fill; "
+                f"new tokens cannot be added at {self.vocab_size}"
             )
         return tokenizer
 
     def token_bytes(self) -> np.ndarray:
-        """Bytes of text behind each id, int32 (V,); 0 for specials. For bits per byte."""
+        """Bytes of text of each id, int32 (V,), 0 for special tokens; for bits per byte."""
         lengths = np.array([len(piece) for piece in self._pieces], np.int32)
         lengths[list(self.special_tokens.values())] = 0
         return lengths
@@ -254,7 +254,7 @@ class Tokenizer:
 
     @cached_property
     def _reference(self) -> Reference:
-        """The stock library's own reading of the file: slower, and right for every file."""
+        """The file as `tokenizers` reads it: slower, and right for every file."""
         try:
             reference = Reference.from_str(self._text)
         except Exception as error:  # the Rust side raises a bare Exception
@@ -266,8 +266,8 @@ class Tokenizer:
 
     @cached_property
     def _exact(self) -> bool:
-        """Whether each id stands for fixed bytes. Not so in foreign files that, for example,
-        drop the first space of a text (SentencePiece) or put spaces between words (BERT)."""
+        """Whether each id stands for fixed bytes. False for foreign files that, for example,
+        drop the first space of a text (SentencePiece) or insert spaces between words (BERT)."""
         if self.kind != "other":
             return True
         return (json.loads(self._text).get("decoder") or {}).get("type") == "ByteLevel"
@@ -339,15 +339,15 @@ class Tokenizer:
         if len(ids) and ids.min() < 0:
             offset = int(np.argmin(ids))
             raise ValueError(
-                f"character {text[offset]!r} at offset {offset} is not among the "
+                f"character {text[offset]!r} at offset {offset} is not one of the "
                 f"{len(self._vocab) - len(self.special_tokens)} of this tokenizer: make it from "
-                "a text that has it, or use a byte or bpe tokenizer"
+                "text that contains it, or use a byte or bpe tokenizer"
             )
         return ids
 
     @cached_property
     def _id_of_point(self) -> np.ndarray:
-        """Id by code point, -1 for unseen ones; its last entry stands for all points above."""
+        """Id by code point, -1 for unseen ones; its last entry is for all higher code points."""
         points = {ord(c): i for c, i in self._vocab.items() if c not in self.special_tokens}
         table = np.full(max(points) + 2, -1, np.int32)
         table[list(points)] = list(points.values())
@@ -361,7 +361,7 @@ def _not_empty(texts: Iterable[str]) -> Iterator[str]:
         empty = empty and not text
         yield text
     if empty:
-        raise ValueError("no text to make a tokenizer from: the sources are empty")
+        raise ValueError("no text to train a tokenizer on: the sources are empty")
 
 
 def _refuse_surrogates(texts: Sequence[str]) -> None:
@@ -371,5 +371,5 @@ def _refuse_surrogates(texts: Sequence[str]) -> None:
         except UnicodeEncodeError as error:
             raise ValueError(
                 f"text has a lone surrogate U+{ord(text[error.start]):04X} at offset "
-                f"{error.start}, which no UTF-8 can hold: it was not UTF-8 where it came from"
+                f"{error.start}, which UTF-8 cannot represent: its source was not UTF-8"
             ) from None

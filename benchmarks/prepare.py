@@ -132,8 +132,10 @@ def tokenizing_part(data: Path, novels: list[Path]) -> tuple[float, str]:
     start = time.perf_counter()
     batches = make_batches(documents, whole=False, left_out=dict)
     ids = [
-        np.concatenate([a for p in parts for a in ((eos, p.ids) if p.part.eos else (p.ids,))])
-        for _, parts in encode_in_order(batches, encode_one, available_cores())
+        array
+        for batch, encoded in encode_in_order(batches, encode_one, available_cores())
+        for part, of_part in zip(batch.parts, encoded.ids, strict=True)
+        for array in ((eos, of_part) if part.eos else (of_part,))
     ]
     return time.perf_counter() - start, digest_of(ids)
 

@@ -7,7 +7,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from prepared import decoded, run, snapshot, write_jsonl
 
 from gptsmith.data import corpus_writer, encode, text_files
 from gptsmith.data.corpus_writer import CorpusWriter
-from gptsmith.data.encode import EncodedPart
+from gptsmith.data.encode import Encoded, TextBatch
 from gptsmith.data.shards import Corpus
 
 # The command with small batches and a pause after each, so that there is something to interrupt.
@@ -29,8 +29,8 @@ from gptsmith.data.prepare import prepare
 encode.BATCH_SIZE, text_files.CHUNK_BYTES = 2000, 1000
 corpus_writer._JOURNAL_SECONDS = 0.01
 write = corpus_writer.CorpusWriter.write
-def slow_write(self, parts, left_out):
-    write(self, parts, left_out)
+def slow_write(self, batch, encoded):
+    write(self, batch, encoded)
     time.sleep(float(sys.argv[3]))
 corpus_writer.CorpusWriter.write = slow_write
 source, out = Path(sys.argv[1]), Path(sys.argv[2])
@@ -114,10 +114,10 @@ def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, 
     source.write_text("some words\n" * 500)
     write = CorpusWriter.write
 
-    def fail(self: CorpusWriter, parts: Sequence[EncodedPart], left_out: dict[str, int]) -> None:
+    def fail(self: CorpusWriter, batch: TextBatch, encoded: Encoded) -> None:
         if self.batches == 3:
             raise KeyboardInterrupt
-        write(self, parts, left_out)
+        write(self, batch, encoded)
 
     with monkeypatch.context() as patch:
         patch.setattr(encode, "BATCH_SIZE", 1000)

@@ -5,19 +5,28 @@ journal's state cuts the shards back to that.
 """
 
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from gptsmith.data import output_dir
-from gptsmith.data.encode import EncodedPart
+from gptsmith.data.encode import Encoded, TextBatch
 from gptsmith.data.options import PrepareConfig
 from gptsmith.data.output_dir import Identity
 from gptsmith.data.shards import SPLITS, UNFINISHED, ShardWriter
 from gptsmith.tokenizer import Tokenizer
 
 _JOURNAL_SECONDS = 5.0  # what a kill may cost
+
+
+@dataclass
+class _Addition:
+    """What a batch adds to a split."""
+
+    ids: list[np.ndarray] = field(default_factory=list)
+    documents: int = 0
+    text_bytes: int = 0
 
 
 class CorpusWriter:
@@ -69,13 +78,13 @@ class CorpusWriter:
         records = [writer.record for writer in self.writers.values()]
         return sum(r["bytes"] for r in records), sum(r["tokens"] for r in records)
 
-    def write(self, parts: Sequence[EncodedPart], left_out: dict[str, int]) -> None:
+    def write(self, batch: TextBatch, encoded: Encoded) -> None:
         """Append a batch; now and then, bring the journal up to date."""
-        for split, of_split in self._assign(parts).items():
-            if of_split:
-                self._append(split, of_split)
+        for split, addition in self._divide(batch, encoded).items():
+            if addition.ids:
+                self._append(split, addition)
         self.batches += 1
-        self.left_out = left_out
+        self.left_out = batch.left_out
         if time.monotonic() - self._journalled > _JOURNAL_SECONDS:
             self.journal()
 
@@ -103,28 +112,30 @@ class CorpusWriter:
         for writer in self.writers.values():
             writer.close()
 
-    def _assign(self, parts: Sequence[EncodedPart]) -> dict[str, list[EncodedPart]]:
-        """The parts of each split. "first_shard": whole documents to validation until the next
+    def _divide(self, batch: TextBatch, encoded: Encoded) -> dict[str, _Addition]:
+        """What each split gets. Documents of "first_shard" go to validation, whole, until the next
         would not fit into its first shard."""
-        assigned: dict[str, list[EncodedPart]] = {split: [] for split in SPLITS}
+        additions = {split: _Addition() for split in SPLITS}
         val_tokens = self.tokens("val")
-        for part in parts:
-            split: str = part.part.split
-            size = len(part.ids) + part.part.eos
+        for part, ids, text_bytes in zip(batch.parts, *encoded, strict=True):
+            split: str = part.split
+            size = len(ids) + part.eos
             if split == "first_shard":
                 self.first_shard_full |= val_tokens + size > self.shard_tokens
                 split = "train" if self.first_shard_full else "val"
             if split == "val":
                 val_tokens += size
-            assigned[split].append(part)
-        return assigned
+            addition = additions[split]
+            if part.eos:
+                addition.ids.append(self._eos)
+            addition.ids.append(ids)
+            addition.documents += part.first
+            addition.text_bytes += text_bytes
+        return additions
 
-    def _append(self, split: str, parts: Sequence[EncodedPart]) -> None:
-        ids = np.concatenate(
-            [array for p in parts for array in ((self._eos, p.ids) if p.part.eos else (p.ids,))]
-        )
-        documents = sum(p.part.first for p in parts)
-        text_bytes = sum(p.text_bytes for p in parts)
+    def _append(self, split: str, addition: _Addition) -> None:
+        ids = np.concatenate(addition.ids)
+        documents, text_bytes = addition.documents, addition.text_bytes
         if split == "train" and self.max_tokens is not None:
             room = self.max_tokens - self.tokens("train")
             if room < len(ids):

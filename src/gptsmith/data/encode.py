@@ -43,12 +43,11 @@ class TextBatch:
     left_out: dict[str, int]
 
 
-class EncodedPart(NamedTuple):
-    """The ids of a part, without the <|endoftext|> before it, and the UTF-8 bytes of its text."""
+class Encoded(NamedTuple):
+    """Of each part: its ids, without the <|endoftext|> before it, and its text in UTF-8 bytes."""
 
-    part: Part
-    ids: np.ndarray
-    text_bytes: int
+    ids: list[np.ndarray]
+    text_bytes: list[int]
 
 
 def make_batches(
@@ -86,7 +85,7 @@ def _join(chunks: Iterable[Chunk]) -> Chunk:
     return "".join(map(str, parts)) if isinstance(parts[0], str) else np.concatenate(parts)
 
 
-def encode(batch: TextBatch, tokenizer: Tokenizer, token_bytes: np.ndarray) -> list[EncodedPart]:
+def encode(batch: TextBatch, tokenizer: Tokenizer, token_bytes: np.ndarray) -> Encoded:
     """ValueError naming the place of a text that the tokenizer cannot encode."""
     texts = [part.chunk for part in batch.parts if isinstance(part.chunk, str)]
     try:
@@ -98,30 +97,32 @@ def encode(batch: TextBatch, tokenizer: Tokenizer, token_bytes: np.ndarray) -> l
             except ValueError as error:
                 raise ValueError(f"{part.place}: {error}") from None
         raise
-    encoded = []
+    encoded = Encoded([], [])
     for part in batch.parts:
-        if isinstance(part.chunk, str):
+        chunk = part.chunk
+        if isinstance(chunk, str):
             ids = next(arrays)
-            text_bytes = len(part.chunk) if part.chunk.isascii() else len(part.chunk.encode())
+            text_bytes = len(chunk) if chunk.isascii() else len(chunk.encode())
         else:
-            ids = part.chunk.astype(tokenizer.dtype)
+            ids = chunk.astype(tokenizer.dtype)
             text_bytes = int(token_bytes[ids].sum(dtype=np.int64))
-        encoded.append(EncodedPart(part, ids, text_bytes))
+        encoded.ids.append(ids)
+        encoded.text_bytes.append(text_bytes)
     return encoded
 
 
 def encode_in_order(
     batches: Iterable[TextBatch],
-    encode_one: Callable[[TextBatch], list[EncodedPart]],
+    encode_one: Callable[[TextBatch], Encoded],
     threads: int,
-) -> Generator[tuple[TextBatch, list[EncodedPart]]]:
-    """Batches with their encoded parts, in order, a few at a time.
+) -> Generator[tuple[TextBatch, Encoded]]:
+    """Batches with their ids, in order, a few at a time.
 
     Threads, because the encoder releases the interpreter lock: on two cores 56 MB/s of English,
     where worker processes would only add copies and start-up time.
     """
     pool = ThreadPoolExecutor(threads)
-    pending: deque[tuple[TextBatch, Future[list[EncodedPart]]]] = deque()
+    pending: deque[tuple[TextBatch, Future[Encoded]]] = deque()
     try:
         for batch in batches:
             pending.append((batch, pool.submit(encode_one, batch)))

@@ -126,27 +126,35 @@ def _make(
         return report.skipped.counts() | duplicates
 
     batches = make_batches(documents, whole=tokenizer.kind == "other", left_out=left_out)
+    remaining = islice(batches, writer.batches, None)
     encode_one = partial(encode, tokenizer=tokenizer, token_bytes=writer.token_bytes)
     threads = config.workers or available_cores()
     with (
         closing(writer),
-        closing(
-            encode_in_order(islice(batches, writer.batches, None), encode_one, threads)
-        ) as encoded,
+        closing(encode_in_order(remaining, encode_one, threads)) as stream,
         PrepareProgress(total) as progress,
     ):
-        for batch, parts in encoded:
+        for batch, encoded in stream:
             if writer.full:
                 break
-            writer.write(parts, batch.left_out)
+            writer.write(batch, encoded)
             progress.update(report.position, *writer.totals)
         else:
-            writer.left_out = left_out()
+            writer.left_out = left_out()  # with what was skipped after the last batch
         progress.update(total or report.position, *writer.totals)
         for hint in report.hints:
             _print(hint)
         _check_splits(config, writer, documents)
         splits = writer.finish()
+    manifest = _manifest(config, writer, splits, documents.rules)
+    files.write_json(config.out / UNFINISHED / MANIFEST, manifest)
+    return manifest
+
+
+def _manifest(
+    config: PrepareConfig, writer: CorpusWriter, splits: dict[str, Any], rules: list[str]
+) -> dict[str, Any]:
+    tokenizer = writer.tokenizer
     manifest = {
         "format": FORMAT,
         "name": config.out.absolute().name,
@@ -159,13 +167,12 @@ def _make(
             "fingerprint": tokenizer.fingerprint,
         },
         "splits": splits,
-        "validation": "; ".join(documents.rules),
+        "validation": "; ".join(rules),
         "left_out": writer.left_out,
         "settings": writer.identity["settings"],
         "sources": writer.identity["sources"],
     }
     manifest["fingerprint"] = fingerprint(manifest)
-    files.write_json(config.out / UNFINISHED / MANIFEST, manifest)
     return manifest
 
 

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from gptsmith.evaluate.classification import Scores
-from gptsmith.files import atomic_path
+from gptsmith.evaluate.report import save_figure
 from gptsmith.train.plots import GRID, INK, TRAIN, VAL
 
-FORMATS = (".png", ".pdf")
 MAX_COUNTS_SHOWN = 20  # classes; a confusion matrix of more shows no counts
 
 
@@ -24,11 +23,11 @@ def draw_confusion(path: Path, scores: Scores, title: str) -> None:
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     names = [label if len(label) <= 16 else f"{label[:15]}…" for label in scores.labels]
     L = len(names)
-    apart = -(-L // 40)  # with more classes, some names are left out
-    turned = 90 if L > MAX_COUNTS_SHOWN else 45 if max(map(len, names)) * L > 40 else 0
-    ends = {} if turned in (0, 90) else dict(ha="right", rotation_mode="anchor")
-    axes.set_xticks(range(0, L, apart), names[::apart], rotation=turned, **ends)
-    axes.set_yticks(range(0, L, apart), names[::apart])
+    step = -(-L // 40)  # with more classes, some names are left out
+    rotation = 90 if L > MAX_COUNTS_SHOWN else 45 if max(map(len, names)) * L > 40 else 0
+    alignment = {} if rotation in (0, 90) else dict(ha="right", rotation_mode="anchor")
+    axes.set_xticks(range(0, L, step), names[::step], rotation=rotation, **alignment)
+    axes.set_yticks(range(0, L, step), names[::step])
     if L <= MAX_COUNTS_SHOWN:
         for i, row in enumerate(scores.counts):
             for j, count in enumerate(row):
@@ -51,7 +50,7 @@ def draw_confusion(path: Path, scores: Scores, title: str) -> None:
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=INK, labelsize=8, length=0)
     bar.set_ticks([0, 0.5, 1], labels=["0%", "50%", "100% of a row"])
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_history(path: Path, events: Sequence[Mapping[str, Any]], title: str) -> None:
@@ -94,7 +93,7 @@ def draw_history(path: Path, events: Sequence[Mapping[str, Any]], title: str) ->
     accuracies.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     accuracies.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     accuracies.set_xlabel("step", color=INK, fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _figure(width: float, shape: float) -> Any:
@@ -105,10 +104,3 @@ def _figure(width: float, shape: float) -> Any:
     figure = Figure(figsize=(width, shape * width), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
-
-
-def _save(figure: Any, path: Path) -> None:
-    for suffix in FORMATS:
-        with atomic_path(path.with_suffix(suffix)) as temporary:
-            # Without a date inside, equal charts are equal files.
-            figure.savefig(temporary, metadata={"CreationDate": None} if suffix == ".pdf" else None)

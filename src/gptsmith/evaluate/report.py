@@ -13,10 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from gptsmith.files import atomic_path
-from gptsmith.train.plots import GRID, INK, TICK_STEPS
+from gptsmith.train.plots import COLOURS, GRID, INK, TICK_STEPS
 
 # Axis and number format of metrics that are not shares. Shares (0 to 1) have one axis in common.
-_PLAIN = {
+_UNITS = {
     "val_loss": ("loss (nats per token, lower is better)", ",.4f"),
     "perplexity": ("perplexity (lower is better)", ",.2f"),
     "bits_per_byte": ("bits per byte (lower is better)", ",.4f"),
@@ -24,9 +24,6 @@ _PLAIN = {
     "score": ("the judge's score (0 to 100)", ",.1f"),
 }
 _SHARE = ("share of the items", ".1%")
-
-# Okabe and Ito 2008: distinguishable with every common kind of colour blindness.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ def mean(values: Sequence[float]) -> tuple[float, float]:
 
 def show(metric: str, value: float, error: float = math.nan) -> str:
     """A value as text, with its standard error if there is one: `29.4% ± 0.5`."""
-    form = _PLAIN.get(metric, _SHARE)[1]
+    form = _UNITS.get(metric, _SHARE)[1]
     if abs(value) >= 1e7:  # the perplexity of an untrained model
         form = ".3g"
     text = format(value, form)
@@ -90,27 +87,27 @@ def comparison(runs: Mapping[str, Sequence[Result]]) -> Table:
     """One row per metric, one column per run, and known scores to compare with."""
     rows = _rows(runs)
     known = any(_references(runs, *row) for row in rows)
-    made = Table("task", "items", "metric", *map(escape, runs), *(["reference"] if known else []))
-    for column in made.columns:
+    shown = Table("task", "items", "metric", *map(escape, runs), *(["reference"] if known else []))
+    for column in shown.columns:
         column.overflow = "fold"  # a narrow terminal must not cut figures
-    for column in (made.columns[1], *made.columns[3 : 3 + len(runs)]):
+    for column in (shown.columns[1], *shown.columns[3 : 3 + len(runs)]):
         column.justify = "right"
     before = None
     for task, metric in rows:
         if before not in (None, task):
-            made.add_section()
+            shown.add_section()
         found = [_find(results, task, metric) for results in runs.values()]
         counts = dict.fromkeys(f"{result.n:,}" for result in found if result)
-        shown = [
+        values = [
             show(metric, r.metrics[metric], r.stderr.get(metric, math.nan)) if r else ""
             for r in found
         ]
         references = _references(runs, task, metric)
         compared = [f"{name} {show(metric, x)}" for name, x in references.items()]
         first = [task, " / ".join(counts)] if before != task else ["", ""]
-        made.add_row(*first, metric, *shown, *([", ".join(compared)] if known else []))
+        shown.add_row(*first, metric, *values, *([", ".join(compared)] if known else []))
         before = task
-    return made
+    return shown
 
 
 def draw(stem: Path, runs: Mapping[str, Sequence[Result]]) -> None:
@@ -129,7 +126,7 @@ def draw(stem: Path, runs: Mapping[str, Sequence[Result]]) -> None:
     if not panels:
         raise ValueError("no results: nothing to draw")
     heights = [
-        _places(rows)[-1] * (0.2 + 0.24 * len(runs)) + 0.5 + 0.24 * len(runs)
+        _positions(rows)[-1] * (0.2 + 0.24 * len(runs)) + 0.5 + 0.24 * len(runs)
         for rows in panels.values()
     ]
     layout = ConstrainedLayoutEngine(h_pad=0.08, hspace=0.03)
@@ -144,9 +141,13 @@ def draw(stem: Path, runs: Mapping[str, Sequence[Result]]) -> None:
         [handles[name] for name in order], order, loc="outside upper left", frameon=False,
         ncols=min(4, len(order)), fontsize=9, labelcolor=INK, handlelength=1.2,
     )  # fmt: skip
+    save_figure(figure, stem)
+
+
+def save_figure(figure: Any, stem: Path) -> None:
+    """Save a matplotlib figure as STEM.png and STEM.pdf; equal figures are equal files."""
     for suffix in (".png", ".pdf"):
         with atomic_path(stem.with_name(stem.name + suffix)) as temporary:
-            # Without a date inside, equal charts are equal files.
             figure.savefig(temporary, metadata={"CreationDate": None} if suffix == ".pdf" else None)
 
 
@@ -160,11 +161,11 @@ def _panel(
     from matplotlib.patheffects import withStroke
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    places, height, right = _places(rows), 0.8 / len(runs), 0.0
+    positions, height, right = _positions(rows), 0.8 / len(runs), 0.0
     handles: dict[str, Any] = {}
     edge = [withStroke(linewidth=3, foreground="white")]  # legible on any colour
     for r, (name, results) in enumerate(runs.items()):
-        for y, (task, metric) in zip(places, rows, strict=True):
+        for y, (task, metric) in zip(positions, rows, strict=True):
             result = _find(results, task, metric)
             if result is None:
                 continue
@@ -183,7 +184,7 @@ def _panel(
             )  # fmt: skip
             right = max(right, width + spread)
     lines = {"chance": ("#777777", (0, (2, 1.2))), "GPT-2 124M": (INK, "solid")}
-    for y, (task, metric) in zip(places, rows, strict=True):
+    for y, (task, metric) in zip(positions, rows, strict=True):
         for name, x in _references(runs, task, metric).items():
             colour, style = lines[name]
             handles[name] = axes.plot(
@@ -195,8 +196,8 @@ def _panel(
     names = [
         f"{row[0]}  {row[1]}" if new else row[1] for row, new in zip(rows, starts, strict=True)
     ]
-    axes.set_yticks(places, names)
-    axes.set_ylim(places[-1] + 0.6, -0.6)
+    axes.set_yticks(positions, names)
+    axes.set_ylim(positions[-1] + 0.6, -0.6)
     axes.set_xlim(0, 1.13 * right or 1)
     axes.set_xlabel(unit, color=INK, fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=TICK_STEPS))
@@ -215,16 +216,16 @@ def _panels(runs: Mapping[str, Sequence[Result]]) -> dict[str, list[tuple[str, s
     """Rows by unit: each unit has its own axis."""
     panels: dict[str, list[tuple[str, str]]] = {}
     for task, metric in _rows(runs):
-        panels.setdefault(_PLAIN.get(metric, _SHARE)[0], []).append((task, metric))
+        panels.setdefault(_UNITS.get(metric, _SHARE)[0], []).append((task, metric))
     return panels
 
 
-def _places(rows: Sequence[tuple[str, str]]) -> list[float]:
+def _positions(rows: Sequence[tuple[str, str]]) -> list[float]:
     """Vertical positions of the rows, from 0 down: 1 apart, and 1.3 between tasks."""
-    places = [0.0]
+    positions = [0.0]
     for (above, _), (task, _) in pairwise(rows):
-        places.append(places[-1] + (1 if task == above else 1.3))
-    return places
+        positions.append(positions[-1] + (1 if task == above else 1.3))
+    return positions
 
 
 def _rows(runs: Mapping[str, Sequence[Result]]) -> list[tuple[str, str]]:

@@ -219,7 +219,7 @@ def test_generate_streams_to_a_terminal(say, run: Path) -> None:
         ("evaluate {run} --data nowhere", "'nowhere': no such file, folder or corpus"),
         ("inspect {run} --png x.png", "--png draws a corpus"),
         ("inspect nowhere", "nowhere"),
-        ("inspect .", "no run folder"),
+        ("inspect .", "is not a run folder"),
         ("prepare", "prepare: SOURCES is required"),
         ("prepare nowhere.txt --out x", "nowhere.txt: no such file or folder"),
         ("prepare pydoc --out x", "did you mean 'pydocs'?"),
@@ -232,7 +232,7 @@ def test_generate_streams_to_a_terminal(say, run: Path) -> None:
             "pretrain --data {corpus} --out x --model.context-length 100000",
             "a shorter context",
         ),
-        ("pretrain --data {corpus} --out x --train.steps 1 --train.tokens 5", "one horizon"),
+        ("pretrain --data {corpus} --out x --train.steps 1 --train.tokens 5", "give one length"),
     ],
 )
 def test_wrong_input_costs_one_line(

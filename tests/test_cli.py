@@ -57,7 +57,16 @@ def test_help_waits_for_no_library() -> None:
 
 
 @pytest.mark.parametrize(
-    "argv", ["prepare --help", "prepare --format chat --help", "prepare --worker 3", "inspect --to"]
+    "argv",
+    [
+        "prepare --help",
+        "prepare --format chat --help",
+        "prepare --worker 3",
+        "inspect --to",
+        "evaluate --help",
+        "evaluate x --tasks helaswag",
+        "classify --help",
+    ],
 )
 def test_help_and_wrong_flags_do_not_import_torch(argv: str) -> None:
     script = (

@@ -466,7 +466,9 @@ def test_other_files_go_through_tokenizers(kind: str, tmp_path: Path) -> None:
 
 def test_special_tokens_are_refused_where_they_would_change_ids(trained: Tokenizer) -> None:
     for name in ("", "e", "he"):
-        with pytest.raises(ValueError, match=f"special token '{name}' is empty or already an ordinary"):
+        with pytest.raises(
+            ValueError, match=f"special token '{name}' is empty or already an ordinary"
+        ):
             trained.add_special_tokens([name])
     document = json.loads(foreign("wordpiece").to_str())
     document["model"]["vocab"]["gap"] = 40

@@ -74,8 +74,7 @@ class Verdict(BaseModel):
 def parse(text: str, highest: int) -> Verdict | None:
     """The verdict in a reply, with a value of 0 to `highest`; None if there is none.
 
-    Accepted: the JSON object, also in a Markdown fence, and the number alone, a score also as
-    85/100.
+    Accepted: the JSON object, also in a Markdown fence; or just the number, also as 85/100.
     """
     text = text.strip()
     if fenced := re.fullmatch(r"```(?:json)?\s*(\{.*\})\s*```", text, re.DOTALL):

@@ -1,7 +1,8 @@
 """Multiple-choice tasks: one record each, with prompts worded as in lm-evaluation-harness 0.4.13.
 
-To add a task, add a record to TASKS. Its `question` function reads a row in the form that the
-Hugging Face Hub has, given here above each function; some tasks also exist in llm-foundry's form.
+To add a task, add a record to TASKS. Its `question` function turns a row into a question. The
+docstrings name the columns, which are those of the Hugging Face Hub; some functions also accept the
+rows of llm-foundry or of the original release.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LETTERS = ("A", "B", "C", "D")
 
 @dataclass(frozen=True)
 class Question:
-    """The choice whose continuation is the likeliest is the model's answer.
+    """A question; the model's answer is the choice with the likeliest continuation.
 
     id: the row's own, else file:line. choices: pairs of context and continuation; a continuation
     starts with the space between the two. answer: index of the correct choice.
@@ -48,6 +49,7 @@ class Task:
     hub: tuple[str, str | None, str]
     """Name, configuration and split on the Hugging Face Hub."""
     metrics: tuple[str, ...] = ("acc", "acc_norm", "acc_token")
+    """What is reported: accuracies by different normalisations, perplexity (see accuracy.py)."""
     main_metric: str = "acc_norm"
     """The metric by which the task is known: plotted during training."""
     chance: float | None = 0.25

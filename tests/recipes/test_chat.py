@@ -195,7 +195,7 @@ def test_user_errors(base: Path, data: Path, tuned, tmp_path: Path, capsys) -> N
     assert "no run folder" in refused("--from", tmp_path / "x", "--data", data, "--out", out)
     assert "more than the model's 96" in refused(*start, "--context-length", "97")
     assert "lora.targets has 'q'" in refused(*start, "--lora.rank", "2", "--lora.targets", "q")
-    assert "rank is 0" in refused(*start, "--lora.targets", "qkv")
+    assert "no effect with rank 0" in refused(*start, "--lora.targets", "qkv")
     assert "matches no parameter" in refused(*start, "--freeze", "block.*")
     assert "leaves nothing to train" in refused(*start, "--freeze", "*")
     assert "nothing to resume" in refused(*start, "--resume")

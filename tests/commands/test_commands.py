@@ -103,6 +103,20 @@ def test_inspect_shows_corpus_and_run(say, run: Path, corpus: Path, tmp_path: Pa
     assert "prefix(3)" in out
 
 
+def test_prepare_and_inspect_conversations(say, run: Path, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "The line"}, {"role": "assistant", "content": "so on"}]
+    chat, out = tmp_path / "chat.jsonl", tmp_path / "chat.arrow"
+    chat.write_text(json.dumps({"messages": turns}) + "\n")
+    code, text, _ = say("prepare", chat, "--format", "chat", "--tokenizer", run, "--out", out)
+    assert code == 0
+    assert f"gptsmith finetune chat --from {run} --data {out}" in text
+    for path in (chat, out):
+        code, text, _ = say("inspect", path, "--tokenizer", run)
+        assert code == 0
+        assert "1, 1 answers (1.0 each)" in text
+    assert say("prepare", chat, "--format", "arrow")[0] == 2
+
+
 def samples(text: str) -> dict[str, str]:
     parts = re.split(r"^--- (.*)\n", text, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))

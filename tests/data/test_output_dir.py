@@ -174,6 +174,8 @@ def test_replacement_can_be_killed_at_any_file_operation(
             assert snapshot(out) in (before, after)
         else:
             assert (out / "unfinished" / "manifest.json").exists()
+            with pytest.raises(FileNotFoundError, match="unfinished"):
+                Corpus.open(out)
         run(out, new, **options)
         assert snapshot(out) == after
         if not any(killed):

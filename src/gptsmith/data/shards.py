@@ -54,8 +54,8 @@ class Corpus:
     @staticmethod
     def is_at(path: str | Path) -> bool:
         """Whether there is a corpus, perhaps an unfinished one."""
-        path = Path(path)
-        return (path / MANIFEST).is_file() or (path / UNFINISHED / JOURNAL).is_file()
+        names = (MANIFEST, f"{UNFINISHED}/{JOURNAL}", f"{UNFINISHED}/{MANIFEST}")
+        return any((Path(path) / name).is_file() for name in names)
 
     @classmethod
     def open(cls, path: str | Path) -> "Corpus":

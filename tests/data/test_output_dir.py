@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from prepared import decoded, run, snapshot, write_jsonl
 
-from gptsmith import files
 from gptsmith.data.corpus_writer import CorpusWriter
 from gptsmith.data.shards import Corpus
 from gptsmith.tokenizer import Tokenizer
@@ -123,14 +122,20 @@ def test_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     assert snapshot(out) == {"thesis.txt": b"mine"}
 
 
-def test_second_process_is_refused(tmp_path: Path) -> None:
+def test_second_process_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", ["one", "two"])
-    (tmp_path / "out").mkdir()
-    with (
-        files.lock(tmp_path / "out", "or not"),
-        pytest.raises(ValueError, match=r"out is in use by another process: .* --out"),
-    ):
-        run(tmp_path / "out", source)
+    finish = CorpusWriter.finish
+    refused = []
+
+    def try_again(self: CorpusWriter) -> dict[str, Any]:
+        with pytest.raises(ValueError, match=r"out is in use by another process: .* --out"):
+            run(tmp_path / "out", source)
+        refused.append(True)
+        return finish(self)
+
+    monkeypatch.setattr(CorpusWriter, "finish", try_again)
+    run(tmp_path / "out", source).verify()
+    assert refused == [True]
 
 
 @pytest.mark.parametrize("kills", [1, 2])

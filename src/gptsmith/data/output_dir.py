@@ -72,19 +72,14 @@ def write_journal(out: Path, identity: Identity, state: dict[str, Any] | None = 
 
 def start_over(out: Path, identity: Identity) -> None:
     """An unfinished corpus with nothing but a journal."""
-    discard(out)
-    (out / UNFINISHED).mkdir(parents=True)
+    _clear(out / UNFINISHED)
+    (out / UNFINISHED).mkdir()
     write_journal(out, identity)
 
 
 def discard(out: Path) -> None:
     """Remove an unfinished corpus, and `out` if there was nothing else in it."""
-    work = out / UNFINISHED
-    if work.is_dir():
-        files.sweep(work)
-        for path in (*_shards(work), work / TOKENIZER, work / JOURNAL):
-            path.unlink(missing_ok=True)
-        work.rmdir()
+    _clear(out / UNFINISHED)
     with suppress(OSError):  # not empty, or the working directory
         out.rmdir()
 
@@ -111,6 +106,15 @@ def publish(out: Path) -> None:
     os.replace(work / MANIFEST, out / MANIFEST)
     files.sync(out)
     work.rmdir()
+
+
+def _clear(work: Path) -> None:
+    """Remove the folder `unfinished`, if it exists."""
+    if work.is_dir():
+        files.sweep(work)
+        for path in (*_shards(work), work / TOKENIZER, work / JOURNAL):
+            path.unlink(missing_ok=True)
+        work.rmdir()
 
 
 def _shards(folder: Path) -> list[Path]:

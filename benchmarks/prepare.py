@@ -1,11 +1,11 @@
-"""(c) MB/s from text to token shards with GPT-2's vocabulary, beside tiktoken and tokenizers.
+"""(c) MB/s from text to token shards with the GPT-2 vocabulary; tiktoken and tokenizers compared.
 
     python -m benchmarks prepare [--data FOLDER] [--rounds 5]
 
-The text is the folder's english_novels, 74 MB in 93 files. All ways give the same ids (checked).
-They take turns, each in a process of its own; the figures are medians. Encoding is bound neither by
-products nor by memory (how fast that is copied is printed): as the machine's limit counts tiktoken,
-the fastest encoder there was, at the speed of its one thread on every core. The share is of that.
+The text is the folder's english_novels, 74 MB in 93 files. All methods give the same ids, which is
+checked. They alternate, each in a process of its own; the figures are medians. Encoding is limited
+neither by arithmetic nor by memory bandwidth (which is printed), so the machine's limit is taken to
+be tiktoken, the fastest encoder found, at the speed of one thread on each core (`share`).
 """
 
 import argparse
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-WAYS = (
+METHODS = (
     "gptsmith prepare, whole command",
     "gptsmith prepare, tokenizing",
     "tiktoken, 1 thread",
@@ -30,36 +30,36 @@ WAYS = (
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints a table; exits with a line of explanation when the text is not there."""
+    """Print a table, or one line if there is no text."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks prepare")
     parser.add_argument(
         "--data", default=os.environ.get("GPTSMITH_DATA", ROOT.parent / "shared/data")
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--way", help=argparse.SUPPRESS)
+    parser.add_argument("--method", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     data = Path(options.data)
     novels = sorted((data / "english_novels").glob("*.txt"))
     if not novels:
-        print(f"{data}/english_novels: no text to measure with; name a folder with --data")
+        print(f"{data}/english_novels: no text to measure with; give its folder with --data")
         return
-    if options.way:
-        print(*measure(options.way, data, novels))
+    if options.method:
+        print(*measure(options.method, data, novels))
         return
     megabytes = sum(path.stat().st_size for path in novels) / 1e6
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    seconds: dict[str, list[float]] = {method: [] for method in METHODS}
     digests: dict[str, str] = {}
     for number in range(options.rounds):
-        for way in WAYS:
-            words = ["--data", str(data), "--way", way]
+        for method in METHODS:
+            words = ["--data", str(data), "--method", method]
             code = "import sys; from benchmarks.prepare import main; main(sys.argv[1:])"
             command = [sys.executable, "-c", code, *words]
             answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
             if answer.returncode:
                 raise SystemExit(answer.stderr)
             taken, digest = answer.stdout.split()
-            seconds[way].append(float(taken))
-            digests[way] = digest
+            seconds[method].append(float(taken))
+            digests[method] = digest
         print(f"round {number + 1} of {options.rounds} done", file=sys.stderr, flush=True)
     assert len(set(digests.values())) == 1, digests
     from benchmarks._machine import copy_bytes
@@ -74,29 +74,29 @@ def main(argv: Sequence[str]) -> None:
         f"{cores} cores at tiktoken's one thread; memory copies {copy_bytes() / 1e6:,.0f} MB/s\n"
     )
     print(f"{'':34}{'seconds':>9}{'MB/s':>8}{'x tiktoken':>12}{'share':>7}")
-    for way, times in seconds.items():
+    for method, times in seconds.items():
         median = statistics.median(times)
         speed = megabytes / median
-        print(f"{way:34}{median:9.2f}{speed:8.1f}{base / median:12.2f}{speed / limit:7.0%}")
+        print(f"{method:34}{median:9.2f}{speed:8.1f}{base / median:12.2f}{speed / limit:7.0%}")
 
 
-def measure(way: str, data: Path, novels: list[Path]) -> tuple[float, str]:
+def measure(method: str, data: Path, novels: list[Path]) -> tuple[float, str]:
     """Seconds, and sha256 of the ids of all novels, each begun by <|endoftext|>."""
-    if way == WAYS[0]:
+    if method == METHODS[0]:
         return whole_command(data, novels)
-    if way == WAYS[1]:
+    if method == METHODS[1]:
         return tokenizing_part(data, novels)
-    return peer(way, data, novels)
+    return other_encoder(method, data, novels)
 
 
 def whole_command(data: Path, novels: list[Path]) -> tuple[float, str]:
-    """From start-up to the closed manifest, the way a user types it."""
+    """The command as a user runs it, from start-up to the manifest."""
     import numpy as np
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "novels")
         words = [str(novels[0].parent), "--out", str(out), "--tokenizer", "gpt2"]
-        # the last novel validates, so that the training stream comes in the order of the peers
+        # the last novel validates, so that the training stream is in the order of the others
         command = [sys.executable, "-m", "gptsmith", "prepare", *words]
         command += ["--val", str(novels[-1])]
         start = time.perf_counter()
@@ -152,14 +152,14 @@ def chunks_of(text: str) -> list[str]:
     return [*chunks, text]
 
 
-def peer(way: str, data: Path, novels: list[Path]) -> tuple[float, str]:
+def other_encoder(method: str, data: Path, novels: list[Path]) -> tuple[float, str]:
     """The encoder alone: text in memory to lists of ids in memory."""
     texts = read(novels)
     run: Callable[[], Iterable[list[int]]]
-    if way.startswith("tiktoken"):
+    if method.startswith("tiktoken"):
         encoding = tiktoken_gpt2(data / "gpt2_bpe")
         encoding.encode_ordinary("warm")
-        if "1 thread" in way:
+        if "1 thread" in method:
             run = lambda: [encoding.encode_ordinary(text) for text in texts]  # noqa: E731
         else:
             run = lambda: encoding.encode_ordinary_batch(texts, num_threads=2)  # noqa: E731

@@ -1,4 +1,4 @@
-"""Which documents validate, and what is told about it."""
+"""Which documents validate, and how the manifest describes it."""
 
 import random
 from pathlib import Path

@@ -76,7 +76,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether any request is unfinished."""
+        """Whether a request is unfinished."""
         return bool(self._waiting or self._uncached or self._running)
 
     def add(self, request: Request) -> Generation:
@@ -90,9 +90,8 @@ class Engine:
         stop_ids = request.stop_ids
         if stop_ids is None:
             stop_ids = [] if self.tokenizer is None else [self.tokenizer.eos_id]
-        row = Row(request, frozenset(stop_ids), self._limit)
-        if self.tokenizer is not None:
-            row.detokenizer = Detokenizer(self.tokenizer, request.stop)
+        text = None if self.tokenizer is None else Detokenizer(self.tokenizer, request.stop)
+        row = Row(request, frozenset(stop_ids), self._limit, text)
         if request.sampling.repetition_penalty != 1:
             row.seen = torch.zeros(self._V, dtype=torch.bool, device=self._device)
             row.seen[row.context] = True
@@ -228,7 +227,7 @@ class Engine:
         self._uncached += [row for row in joining if len(row.context) < self._lookahead]
         joining = [row for row in joining if len(row.context) >= self._lookahead]
         if joining:
-            longest = max(len(row.context) + row.remaining for row in [*joining, *self._waiting])
+            longest = max(len(row.context) + row.remaining for row in joining)
             self._cache.reserve(len(self._running) + len(joining), longest)
         for row in joining:
             self._cache.join(row.context)
@@ -236,15 +235,15 @@ class Engine:
 
     def _remove(self, row: Row, keep: bool = True) -> None:
         """Take a row out. keep: the cache still holds its tokens for later prompts."""
-        if row in self._waiting:
-            self._waiting.remove(row)
-        elif row in self._uncached:
-            self._uncached.remove(row)
-        else:
+        if row in self._running:
             i = self._running.index(row)
             self._cache.leave(i, keep)
             self._running[i] = self._running[-1]
             self._running.pop()
+        elif row in self._uncached:
+            self._uncached.remove(row)
+        else:
+            self._waiting.remove(row)
 
     # Forward passes; each returns the vectors (B, C) of the newest tokens
 

@@ -38,14 +38,15 @@ class PrefixCache:
 
     def reserve(self, rows: int, length: int) -> None:
         """Make room for this many running rows, and for texts of this many tokens."""
-        model = self._model
+        config, mask, weight = self._model.config, self._model.mask, self._model.head_weight
         if self._kv is None:
-            weight = model.head_weight
-            self._kv = KVCache.for_model(
-                model.config, model.mask, rows, length, weight.dtype, weight.device
-            )
+            self._kv = KVCache.for_model(config, mask, rows, length, weight.dtype, weight.device)
         else:
-            self._kv.grow(rows, KVCache.capacity_for(model.config, model.mask, length))
+            capacity = KVCache.capacity_for(config, mask, length)
+            if capacity > self._kv.capacity:  # double it, so that growing step by step stays cheap
+                length = max(length, 2 * self._kv.capacity)
+                capacity = KVCache.capacity_for(config, mask, length)
+            self._kv.grow(rows, capacity)
         self._texts += [()] * (self._kv.batch - len(self._texts))
 
     def join(self, text: Sequence[int]) -> None:

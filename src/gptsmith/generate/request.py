@@ -32,8 +32,8 @@ class Request:
     on_text: OnText | None = None
     """Called with each piece of text as soon as it is certain."""
     context_shift: bool = True
-    """When the text reaches the model's context length: continue from the newest half of it, or
-    else finish."""
+    """At the end of the model's context, continue from the newest half of the text; if False,
+    finish there."""
 
 
 @dataclass(eq=False)
@@ -45,7 +45,8 @@ class Generation:
     text: str = ""
     """The new text, without the stop string; empty if the engine has no tokenizer."""
     finish_reason: Literal["stop", "length", "cancelled"] | None = None
-    """A stop id or stop string, max_new_tokens or the end of the context, or None: not finished."""
+    """stop: a stop id or stop string; length: max_new_tokens or the end of the context; None: not
+    finished yet."""
     dropped_tokens: int = 0
     """Oldest tokens that were dropped because the text outgrew the model's context."""
     notice: str | None = None
@@ -55,13 +56,19 @@ class Generation:
 class Row:
     """A request in progress."""
 
-    def __init__(self, request: Request, stop_ids: frozenset[int], limit: int) -> None:
+    def __init__(
+        self,
+        request: Request,
+        stop_ids: frozenset[int],
+        limit: int,
+        detokenizer: Detokenizer | None,
+    ) -> None:
         self.request = request
         self.generation = Generation([])
         self.context = list(request.prompt)  # what the model reads
         self.generator = torch.Generator().manual_seed(request.sampling.seed)
-        self.detokenizer: Detokenizer | None = None
         self.seen: Tensor | None = None  # (V,) tokens of prompt and text, for repetition_penalty
+        self._detokenizer = detokenizer
         self._stop_ids = stop_ids
         self._limit = limit
         self.remaining = request.sampling.max_new_tokens
@@ -77,7 +84,7 @@ class Row:
 
     def push(self, token: int) -> None:
         """Take the next token; the last one sets finish_reason."""
-        generation, detokenizer = self.generation, self.detokenizer
+        generation, detokenizer = self.generation, self._detokenizer
         piece = ""
         if token in self._stop_ids:
             generation.finish_reason = "stop"

@@ -106,7 +106,9 @@ class KVCache:
         self._check(positions, before, added, mask, H, limit)
         self._mask = mask
         self._before = min(max(before), S)
-        previous = stored[:, : self._before].clone()  # (B, before)
+        previous = stored[:, : self._before]
+        if T > 1:  # the new tokens may overwrite some that are still to be seen
+            previous = previous.clone()  # (B, before)
         lengths = [n + m for n, m in zip(before, added, strict=True)]
         self.lengths[self._rows] = lengths
         self._used = min(max(lengths), S)

@@ -65,7 +65,7 @@ def learned(template: ChatTemplate, tokenizer: Tokenizer, messages: list[Message
     return [tokenizer.decode(run) for run in runs]
 
 
-def test_the_reference_case(real_data: Path) -> None:
+def test_reference_conversation_has_the_expected_ids_and_targets(real_data: Path) -> None:
     gpt2 = Tokenizer.gpt2(real_data / "gpt2_bpe").add_special_tokens(CHAT_TOKENS)
     assert [gpt2.special_tokens[name] for name in CHAT_TOKENS] == list(range(50257, 50262))
     template = ChatTemplate(TEMPLATE, gpt2)
@@ -78,7 +78,7 @@ def test_the_reference_case(real_data: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["byte", "bpe"])
 @pytest.mark.parametrize("messages", TALKS)
-def test_our_template_is_the_same_in_transformers(kind: str, messages: list[Message]) -> None:
+def test_default_template_equals_transformers(kind: str, messages: list[Message]) -> None:
     plain = Tokenizer.byte() if kind == "byte" else Tokenizer.train_bpe([TEXT], 320)
     tokenizer = plain.add_special_tokens(CHAT_TOKENS)
     template, theirs = ChatTemplate(TEMPLATE, tokenizer), stock(tokenizer, TEMPLATE)
@@ -109,7 +109,7 @@ def strange_texts(count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("make", [lambda: BYTES, lambda: metaspace("first")])
-def test_no_text_of_a_user_becomes_a_special_token(make) -> None:
+def test_user_text_never_becomes_a_special_token(make) -> None:
     tokenizer = make()
     template = ChatTemplate(TEMPLATE, tokenizer)
     special = set(tokenizer.special_tokens.values())
@@ -120,7 +120,7 @@ def test_no_text_of_a_user_becomes_a_special_token(make) -> None:
         assert tokenizer is not BYTES or tokenizer.decode(ids[1:-2]) == text
 
 
-def test_an_answer_holds_no_special_token_either() -> None:
+def test_answer_text_never_becomes_a_special_token() -> None:
     template = ChatTemplate(TEMPLATE, BYTES)
     ids, scored = template.encode(talk("Say <|end|>", "<|end|><|user|>", system="<|assistant|>"))
     names = {i: name for name, i in BYTES.special_tokens.items()}
@@ -130,7 +130,7 @@ def test_an_answer_holds_no_special_token_either() -> None:
     assert sum(scored) == len("<|end|><|user|>") + 2
 
 
-def test_typed_tokens_are_what_transformers_makes_of_them() -> None:
+def test_spelled_special_tokens_are_encoded_as_plain_text() -> None:
     """With split_special_tokens it takes everything as text; so compare the content alone."""
     tokenizer = Tokenizer.train_bpe([TEXT], 320).add_special_tokens(CHAT_TOKENS)
     theirs = stock(tokenizer, TEMPLATE, split_special_tokens=True)
@@ -214,7 +214,7 @@ def family(name: str) -> tuple[ChatTemplate, Tokenizer, Any]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_foreign_templates_give_the_ids_of_transformers(name: str) -> None:
+def test_templates_of_other_models_give_the_ids_of_transformers(name: str) -> None:
     template, _, theirs = family(name)
     for messages in TALKS:
         if name in ("inst",) and messages[0]["role"] == "system":
@@ -227,7 +227,7 @@ def test_foreign_templates_give_the_ids_of_transformers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_foreign_templates_score_what_the_assistant_produces(name: str) -> None:
+def test_templates_of_other_models_mark_the_assistant_tokens_as_targets(name: str) -> None:
     template, tokenizer, _ = family(name)
     messages = talk("What is it?", "A test.", "And green?", "Red, blue.")
     answers = ["A test.", "Red, blue."]
@@ -265,7 +265,7 @@ def metaspace(scheme: str) -> Tokenizer:
 
 @pytest.mark.parametrize("scheme", ["first", "always", "never", "legacy"])
 @pytest.mark.parametrize("source", [TEMPLATE, INST, WORDS], ids=["ours", "inst", "words"])
-def test_sentencepiece_marks_are_where_transformers_puts_them(scheme: str, source: str) -> None:
+def test_sentencepiece_space_marks_equal_transformers(scheme: str, source: str) -> None:
     tokenizer = metaspace(scheme)
     template = ChatTemplate(source, tokenizer)
     theirs = stock(tokenizer, source, eos_token="</s>", bos_token="<s>")
@@ -274,7 +274,7 @@ def test_sentencepiece_marks_are_where_transformers_puts_them(scheme: str, sourc
         assert template.prompt(messages[:-1]) == ids_of(theirs, messages[:-1], prompt=True)
 
 
-def test_parts_of_text_are_joined() -> None:
+def test_content_parts_are_joined() -> None:
     template = ChatTemplate(TEMPLATE, BYTES)
     parts: Any = [{"type": "text", "text": "Red"}, {"type": "text", "text": ", blue"}]
     assert template.prompt([{"role": "user", "content": parts}]) == template.prompt(
@@ -292,20 +292,23 @@ NO_ROLE: Any = [{"from": "human", "value": "Hi"}]
     [
         ([], "the conversation has no messages"),
         (talk("Hi"), "no assistant message: nothing to learn"),
-        ([Message(role="tool", content="Hi")], "message 1 of 1: unknown role 'tool'; system, user"),
-        (PICTURE, "message 1 of 1: its content has parts that are no text"),
-        (NOTHING, "message 1 of 1: its content is no text but NoneType None"),
+        (
+            [Message(role="tool", content="Hi")],
+            "message 1 of 1: unknown role 'tool'; use system, user",
+        ),
+        (PICTURE, "message 1 of 1: its content has parts that are not text"),
+        (NOTHING, "message 1 of 1: its content is not text but NoneType None"),
         (NO_ROLE, 'message 1 of 1: expected {"role"'),
         (talk("a\ud800", "b"), "lone surrogate"),
     ],
 )
-def test_what_is_no_conversation_is_refused(messages: list[Message], message: str) -> None:
+def test_invalid_conversations_are_refused(messages: list[Message], message: str) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]{1,300}$") as caught:
         ChatTemplate(TEMPLATE, BYTES).encode(messages)
     assert message in str(caught.value)
 
 
-def test_a_prompt_ends_with_the_user() -> None:
+def test_prompt_must_end_with_a_user_message() -> None:
     template = ChatTemplate(TEMPLATE, BYTES)
     with pytest.raises(ValueError, match="last message is the assistant's"):
         template.prompt(talk("Hi", "Ho"))
@@ -321,7 +324,7 @@ LOOP = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }
     [
         ("{% for m in messages %}", "chat template, line 1: Unexpected end of template"),
         (LOOP.replace("<|end|>", ""), "no special token ends an answer"),
-        (LOOP.replace("<|end|>", "</s>"), "but '</s>"),  # no token of this tokenizer
+        (LOOP.replace("<|end|>", "</s>"), r"\('</s>' does\)"),  # no token of this tokenizer
         (LOOP.replace("m.content", "m.content + m.content"), r"message 1 of 4 \(user\) 2 times"),
         ("{{ messages[0].content }}<|end|>", r"message 2 of 4 \(assistant\) 0 times"),
         (LOOP.replace("'<|' +", "''.__class__.__mro__[1] +"), "refuses this conversation: "),
@@ -331,14 +334,14 @@ LOOP = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }
         (LOOP + "{{ 9 ** 99999999 }}", "is more than a template needs"),
     ],
 )
-def test_unusable_templates_are_refused_when_they_are_made(source: str, message: str) -> None:
+def test_unusable_templates_are_refused_at_construction(source: str, message: str) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]{1,300}$") as caught:
         ChatTemplate(source, BYTES)
     caught.match(message)
 
 
 @pytest.mark.parametrize("change", ["m.content | upper", "m.content[:5]", "m.content | tojson"])
-def test_a_template_that_changes_contents_is_refused(change: str) -> None:
+def test_template_that_changes_contents_is_refused(change: str) -> None:
     template = ChatTemplate(LOOP.replace("m.content", f"({change})"), BYTES)
     with pytest.raises(ValueError, match="changes the contents of messages"):
         template.encode(talk("Red and\nblue", "Green and\nblue"))
@@ -351,7 +354,7 @@ def test_a_template_that_changes_contents_is_refused(change: str) -> None:
         "<|user|>",
     ],
 )
-def test_a_template_that_differs_between_training_and_chatting_is_refused(prompt: str) -> None:
+def test_template_that_is_not_prefix_preserving_is_refused(prompt: str) -> None:
     source = LOOP + "{% if add_generation_prompt %}" + prompt.replace("\n", "{{ '\n' }}")
     template = ChatTemplate(source + "{% endif %}", BYTES)
     with pytest.raises(ValueError, match="differs between training and chatting"):
@@ -360,14 +363,14 @@ def test_a_template_that_differs_between_training_and_chatting_is_refused(prompt
         template.encode(talk("Hi", "Ho"))
 
 
-def test_a_prompt_that_ends_within_a_token_is_refused() -> None:
+def test_prompt_that_ends_inside_a_token_is_refused() -> None:
     tokenizer = Tokenizer.train_bpe(["Assistant: Ask Again Any Assistant: Ask"] * 9, 300)
     source = (
         "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
     template = ChatTemplate(source, tokenizer)
-    with pytest.raises(ValueError, match="'assistant: ', which is cut into other tokens"):
+    with pytest.raises(ValueError, match="'assistant: ', which becomes other tokens"):
         template.check_prefix_preserving()
     # the answer's first token begins with the space that should end the prompt, and is scored
     assert learned(template, tokenizer, talk("Any", "Ask")) == ["assistant: Ask<|endoftext|>"]
@@ -400,7 +403,7 @@ def test_truncate_never_splits_a_turn() -> None:
     assert all(messages[-len(k) :] == k for k in kept)
 
 
-def test_templates_know_the_date() -> None:
+def test_templates_can_use_the_date() -> None:
     source = "{{ strftime_now('%Y') }}" + LOOP
     from datetime import datetime
 

@@ -1,9 +1,9 @@
-"""Messages to token ids, and which of them are learned: one template for a chat model's life.
+"""From messages to token ids and loss mask: one template for training and chatting.
 
-The template (Jinja, `chat_template.jinja` in the run, the form that transformers reads) says what
-stands around the contents of the messages. What the template writes may become special tokens;
-what a message holds never does. The two are told apart by rendering the conversation once with a
-placeholder for each content: all other text is the template's own.
+The template (Jinja, `chat_template.jinja` in the run folder, in the form that transformers reads)
+defines the text around the contents of the messages. What the template writes may become special
+tokens; the content of a message never does. To tell the two apart, the conversation is rendered
+once with a placeholder for each content: all other text is the template's own.
 """
 
 import json
@@ -36,7 +36,7 @@ TEMPLATE = """\
 {%- endif -%}
 """
 
-_MARK = re.compile("\ufdd0(\\d+)\ufdd1")  # a placeholder; these two are in no text, says Unicode
+_MARK = re.compile("\ufdd0(\\d+)\ufdd1")  # a placeholder; Unicode reserves both characters
 
 
 class Message(TypedDict):
@@ -47,27 +47,27 @@ class Message(TypedDict):
 
 
 class Encoded(NamedTuple):
-    """A conversation as tokens, and which of them the assistant must learn to produce."""
+    """A conversation as token ids, and which of them are training targets: the answers."""
 
     ids: list[int]
-    scored: list[bool]
+    is_target: list[bool]
 
 
 class ChatPrompt(NamedTuple):
-    """What a model reads before it replies, and the messages that it is made of."""
+    """What the model reads before it replies, and the messages it was made from."""
 
     ids: list[int]
     messages: list[Message]
 
 
 class ChatTemplate:
-    """A Jinja chat template with the tokenizer that its special tokens belong to.
+    """A Jinja chat template with the tokenizer that has its special tokens.
 
-    stop_ids   what ends an answer: the special token behind its content, and the end of a text
+    stop_ids   what ends an answer: the special token after its content, and the end of text
 
-    Templates come from strangers: they run in Jinja's sandbox and see plain strings only. The
+    Templates may come from anyone: they run in Jinja's sandbox and see plain strings only. The
     environment is that of transformers (utils/chat_template_utils.py).
-    ValueError for a template that is no Jinja, or that ends no answer with a special token.
+    ValueError for invalid Jinja, and for a template without a special token at the end of answers.
     """
 
     def __init__(self, source: str, tokenizer: Tokenizer) -> None:
@@ -98,12 +98,12 @@ class ChatTemplate:
         self.stop_ids = tuple(dict.fromkeys([*ends, *([] if eos is None else [eos])]))
 
     def encode(self, messages: Sequence[Message]) -> Encoded:
-        """The whole conversation, answers scored: the generation prompt, content and end token.
+        """The whole conversation; each answer is a target with its generation prompt and its end.
 
-        Text of the template and content that touch are encoded as one text, as transformers does.
-        Where an answer begins within such a text, the tokens are scored from the first that the
-        text before the answer alone would not have: each token with a character of the answer.
-        ValueError for messages without an answer, and for what `prompt` refuses.
+        Adjacent text of template and content is encoded as one text, as transformers does. Where
+        an answer begins inside such a text, every token with a character of the answer is a target:
+        from the first one that differs from the encoding of the text before the answer alone.
+        ValueError for messages without an answer, and for whatever `prompt` refuses.
         """
         messages = _checked(messages)
         roles = tuple(message["role"] for message in messages)
@@ -112,7 +112,7 @@ class ChatTemplate:
         layout = self.layout(roles)
         contents = self._contents(layout, messages, generate=False)
         ids: list[int] = []
-        scored: list[bool] = []
+        is_target: list[bool] = []
         at, ends = 0, []
         for start, end in self._answers(roles):
             before = self._ids(layout[at:start], contents, at == 0)
@@ -123,19 +123,19 @@ class ChatTemplate:
                 pairs = enumerate(zip(before, new, strict=False))
                 known = next((i for i, (a, b) in pairs if a != b), min(len(before), len(new)))
             ids += new
-            scored += [False] * known + [True] * (len(new) - known)
+            is_target += [False] * known + [True] * (len(new) - known)
             ends.append(len(ids))  # the end token comes first in what follows
             at = end
         ids += self._ids(layout[at:], contents)
-        scored += [False] * (len(ids) - len(scored))
+        is_target += [False] * (len(ids) - len(is_target))
         for i in ends:
-            scored[i] = True
-        return Encoded(ids, scored)
+            is_target[i] = True
+        return Encoded(ids, is_target)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """What the model reads before it answers the last message, which must be the user's.
+        """The ids that the model reads before it answers the last message, which is the user's.
 
-        ValueError for no messages, unknown roles, contents that are no text, and a template that
+        ValueError for no messages, unknown roles, contents that are not text, and a template that
         refuses the conversation or changes contents by more than trimming white space.
         """
         messages = _checked(messages)
@@ -164,8 +164,8 @@ class ChatTemplate:
         )
 
     def check_prefix_preserving(self) -> None:
-        """ValueError if a model trained on this template would meet another one when chatting:
-        the prompt for an answer must be the beginning of the conversation it was trained on."""
+        """ValueError if chatting would give the model other tokens than training did: the prompt
+        for an answer must be a prefix of the conversation that ends with that answer."""
         word = self.word()
         messages = [Message(role=role, content=word) for role in ("user", "assistant") * 2]
         ids = self.encode(messages).ids
@@ -174,18 +174,18 @@ class ChatTemplate:
             if ids[: len(prompt)] != prompt:
                 raise ValueError(
                     f"the chat template differs between training and chatting: its prompt ends "
-                    f"with {self._tokenizer.decode(prompt[-5:])!r}, which is cut into other tokens"
+                    f"with {self._tokenizer.decode(prompt[-5:])!r}, which becomes other tokens"
                     " once an answer follows; end the generation prompt with a special token"
                 )
 
-    # Rendering. A layout is the rendered conversation with placeholders for the contents, so it
+    # Rendering. A layout is the rendered conversation with placeholders for the contents; it
     # depends on the roles alone.
 
     def layout(self, roles: tuple[str, ...], generate: bool = False) -> str:
-        """The conversation with U+FDD0, number, U+FDD1 where the content of each message goes.
+        """The conversation with U+FDD0, number, U+FDD1 in place of each message's content.
 
-        generate: with what asks for an answer at its end. ValueError for a template that writes a
-        content not once.
+        generate: with the generation prompt at its end. ValueError for a template that does not
+        write every content exactly once.
         """
         if (roles, generate) not in self._layouts:
             marked = [Message(role=r, content=f"\ufdd0{i}\ufdd1") for i, r in enumerate(roles)]
@@ -209,12 +209,12 @@ class ChatTemplate:
                 documents=None,
                 **self._tokens,
             )
-        except Exception as error:  # TemplateError, or whatever the template's own code runs into
+        except Exception as error:  # TemplateError, or any error of the template's own code
             why = " ".join(str(error).split())[:200]
             raise ValueError(f"the chat template refuses this conversation: {why}") from None
 
     def _answers(self, roles: tuple[str, ...]) -> list[tuple[int, int]]:
-        """Where each answer stands in the layout: its generation prompt, and its end token."""
+        """Where each answer is in the layout: from its generation prompt to its end token."""
         if roles not in self._spans:
             layout, spans = self.layout(roles), []
             for i in (i for i, role in enumerate(roles) if role == "assistant"):
@@ -222,18 +222,18 @@ class ChatTemplate:
                 if not layout.startswith(prompt):
                     raise ValueError(
                         "the chat template differs between training and chatting: the prompt for "
-                        f"message {i + 1} of {len(roles)} is not what stands before it in the "
+                        f"message {i + 1} of {len(roles)} differs from the text before it in the "
                         "whole conversation"
                     )
                 start = len(before)
-                if not prompt.startswith(before):  # it says at the end that this is the end
+                if not prompt.startswith(before):  # the template closes a conversation
                     start = self._common(before, prompt)
                 spans.append((start, self._end(layout, i)[0]))
             self._spans[roles] = spans
         return self._spans[roles]
 
     def _common(self, a: str, b: str) -> int:
-        """Length of the common beginning of two layouts, in whole special tokens and texts."""
+        """Length of the common prefix of two layouts, in whole special tokens and texts."""
         length = 0
         for x, y in zip(self._special.split(a), self._special.split(b), strict=False):
             if x != y:
@@ -242,7 +242,7 @@ class ChatTemplate:
         return length
 
     def _end(self, layout: str, i: int) -> tuple[int, int]:
-        """Where the special token stands that ends answer i, and its id."""
+        """Position in the layout of the special token that ends answer i, and its id."""
         content = next(mark for mark in _MARK.finditer(layout) if int(mark[1]) == i)
         following = _MARK.search(layout, content.end())
         limit = following.start() if following else len(layout)
@@ -250,13 +250,13 @@ class ChatTemplate:
         if end is None:
             text = layout[content.end() : limit]
             raise ValueError(
-                f"no special token ends an answer under this chat template, but {text[:40]!r}: a "
-                "model would never learn to stop; the tokenizer must know the template's tokens"
+                f"no special token ends an answer under this chat template ({text[:40]!r} does): a "
+                "model would never learn to stop; add the template's tokens to the tokenizer"
             )
         return end.start(), self._tokenizer.special_tokens[end[0]]
 
     def _contents(self, layout: str, messages: Sequence[Message], generate: bool) -> list[str]:
-        """The contents as the template writes them: as they are, or without outer white space."""
+        """The contents as the template writes them: unchanged, or trimmed."""
         text = self._render(messages, generate)
         contents = [message["content"] for message in messages]
         first, *rest = _MARK.split(layout)  # text, then number, text, number, text ...
@@ -277,14 +277,14 @@ class ChatTemplate:
     # Tokens
 
     def _ids(self, layout: str, contents: Sequence[str], first: bool = False) -> list[int]:
-        """Ids of a part of a layout. first: it is the beginning of the conversation."""
+        """Ids of a part of a layout. first: it starts the conversation."""
         pieces = self._special.split(layout)  # text, special token, text, special token, text ...
         texts = [_MARK.sub(lambda mark: contents[int(mark[1])], text) for text in pieces[::2]]
-        for i, name in enumerate(pieces[1::2]):  # some tokenizers let them eat white space
+        for i, name in enumerate(pieces[1::2]):  # special tokens that absorb white space
             texts[i] = texts[i].rstrip() if name in self._eats_left else texts[i]
             texts[i + 1] = texts[i + 1].lstrip() if name in self._eats_right else texts[i + 1]
         encoded = self._tokenizer.encode_batch(texts)
-        if self._marks_first:  # encode as transformers does: behind a line end, then without it
+        if self._marks_first:  # as transformers does: encode after a newline, then remove it
             newline = self._tokenizer.encode("\n")
             behind = self._tokenizer.encode_batch([f"\n{text}" for text in texts])
             for i in range(1 if first else 0, len(texts)):
@@ -296,23 +296,24 @@ class ChatTemplate:
         return ids
 
     def word(self) -> str:
-        """Something that every tokenizer can encode, a character one of other letters too."""
+        """A word of the vocabulary: unlike fixed text, any tokenizer can encode it."""
         for i in range(self._tokenizer.vocab_size):
             text = self._tokenizer.decode([i])
             if text.isalpha() and "\ufffd" not in text:
                 return text
-        raise ValueError("the tokenizer knows no letter")
+        raise ValueError("the tokenizer has no token made of letters")
 
 
 def chat_tokenizer(tokenizer: Tokenizer, source: str | None) -> tuple[Tokenizer, ChatTemplate]:
-    """What a model is tuned for chat with: its own template (source), or ours with its tokens."""
+    """Tokenizer and template for chat tuning: the given template, or the default one with its
+    special tokens added to the tokenizer."""
     if source is None:
         source, tokenizer = TEMPLATE, tokenizer.add_special_tokens(CHAT_TOKENS)
     return tokenizer, ChatTemplate(source, tokenizer)
 
 
 def _checked(messages: Sequence[Message]) -> list[Message]:
-    """The messages with their contents as plain strings. ValueError for what is no conversation."""
+    """The messages with their contents as plain strings. ValueError for invalid messages."""
     if not messages:
         raise ValueError("the conversation has no messages")
     plain = []
@@ -322,14 +323,14 @@ def _checked(messages: Sequence[Message]) -> list[Message]:
             raise ValueError(f'{place}: expected {{"role": ..., "content": ...}}')
         role, content = message["role"], message["content"]
         if role not in ROLES:
-            raise ValueError(f"{place}: unknown role {str(role)[:40]!r}; {', '.join(ROLES)} exist")
+            raise ValueError(f"{place}: unknown role {str(role)[:40]!r}; use {', '.join(ROLES)}")
         if isinstance(content, list):
             if not all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
-                raise ValueError(f"{place}: its content has parts that are no text")
+                raise ValueError(f"{place}: its content has parts that are not text")
             content = "".join(part["text"] for part in content)
         if not isinstance(content, str):
             kind = type(content).__name__
-            raise ValueError(f"{place}: its content is no text but {kind} {str(content)[:40]}")
+            raise ValueError(f"{place}: its content is not text but {kind} {str(content)[:40]}")
         plain.append(Message(role=role, content=content))
     return plain
 
@@ -337,7 +338,7 @@ def _checked(messages: Sequence[Message]) -> list[Message]:
 def _refuse_changes(i: int, messages: Sequence[Message]) -> NoReturn:
     raise ValueError(
         f"the chat template changes the contents of messages (message {i + 1} of {len(messages)}, "
-        f"{messages[i]['content'][:40]!r}): what it makes of them cannot be told from its own text"
+        f"{messages[i]['content'][:40]!r}) so that they cannot be told from its own text"
     )
 
 
@@ -349,7 +350,7 @@ def _eos_id(tokenizer: Tokenizer) -> int | None:
 
 
 class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}`: in transformers marks answers, here only text."""
+    """`{% generation %}...{% endgeneration %}`: marks answers in transformers, ignored here."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -359,7 +360,7 @@ class _Generation(Extension):
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's, which bounds loops but not what `'a' * 10000000000` takes."""
+    """Jinja's sandbox bounds loops; this one also bounds the memory of `'a' * 10000000000`."""
 
     intercepted_binops = frozenset(("*", "**"))
 
@@ -371,7 +372,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    now = datetime.now()  # one for all renderings, or two of them could differ
+    now = datetime.now()  # the same for all renderings, so that they cannot differ
 
     def refuse(message: str) -> NoReturn:
         raise TemplateError(message)

@@ -77,7 +77,7 @@ def assistant(text: str) -> Message:
     return Message(role="assistant", content=text)
 
 
-def test_lines_of_a_pipe_are_a_conversation(run: Path, tmp_path: Path) -> None:
+def test_piped_lines_are_one_conversation(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "talk.jsonl"
     done = pipe(
         f"Hello\n\nTwo\\\nlines\n/save {file}\n/reset\nHello\n/save {file}\n/quit\nno more\n",
@@ -118,7 +118,7 @@ def say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     return say
 
 
-def test_history_is_trimmed_with_a_remark(say, run: Path) -> None:
+def test_truncated_history_is_reported(say, run: Path) -> None:
     lines = [f"Message number {i}" for i in range(6)]
     code, out, err = say(run, *lines)
     assert code == 0
@@ -127,7 +127,7 @@ def test_history_is_trimmed_with_a_remark(say, run: Path) -> None:
     assert remarks == ["2", "4", "6", "8"]
 
 
-def test_the_system_message_can_change(say, run: Path, tmp_path: Path) -> None:
+def test_system_message_can_change(say, run: Path, tmp_path: Path) -> None:
     file = tmp_path / "s.jsonl"
     code, _, err = say(
         run, "/system Be brief", "Hi", f"/save {file}", "/system", "Ho", f"/save {file}"
@@ -145,7 +145,7 @@ def test_temperature(say, run: Path) -> None:
     assert say(run, "Hi", options="--temperature 9")[1] != greedy[1]
 
 
-def test_saving_again_replaces_the_beginning(say, run: Path, tmp_path: Path) -> None:
+def test_saving_again_replaces_the_earlier_part(say, run: Path, tmp_path: Path) -> None:
     file = tmp_path / "s.jsonl"
     assert say(run, "Hi", f"/save {file}", "Ho", f"/save {file}")[0] == 0
     assert say(run, "Other", f"/save {file}")[0] == 0
@@ -156,47 +156,47 @@ def test_saving_again_replaces_the_beginning(say, run: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("/temperature hot", "/temperature wants a number from 0 up, not 'hot'"),
-        ("/temperature nan", "/temperature wants a number from 0 up, not 'nan'"),
-        ("/tempo 1", "there is no /tempo: /help lists the commands"),
-        ("/save", "/save wants the name of a file"),
-        ("/save x.jsonl", "nothing was said yet"),
+        ("/temperature hot", "/temperature needs a number of at least 0, got 'hot'"),
+        ("/temperature nan", "/temperature needs a number of at least 0, got 'nan'"),
+        ("/tempo 1", "unknown command /tempo: /help lists the commands"),
+        ("/save", "/save needs a file name"),
+        ("/save x.jsonl", "no reply yet"),
         ("x" * 100, "tokens, including what the template adds, but only 56 fit: shorten it"),
     ],
 )
-def test_a_mistake_ends_a_pipe(say, run: Path, line: str, message: str) -> None:
+def test_an_error_ends_piped_input(say, run: Path, line: str, message: str) -> None:
     code, out, err = say(run, line, "Hi")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert message in err
 
 
-def test_save_keeps_what_is_not_its_own(say, run: Path, tmp_path: Path) -> None:
+def test_save_refuses_files_without_conversations(say, run: Path, tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("my notes\n")
     code, _, err = say(run, "Hi", f"/save {file}")
     assert code == 2
-    assert "holds something else than conversations (line 1): take another name" in err
+    assert "notes.txt, line 1: not a conversation; save to another file" in err
     assert file.read_text() == "my notes\n"
     code, _, err = say(run, "Hi", f"/save {tmp_path}/nowhere/x.jsonl")
     assert code == 2
-    assert f"there is no folder {tmp_path}/nowhere" in err
+    assert f"{tmp_path}/nowhere: no such folder" in err
 
 
-def test_save_leaves_silence_out(tmp_path: Path) -> None:
+def test_save_omits_empty_replies(tmp_path: Path) -> None:
     said = [("user", "a"), ("assistant", " \n"), ("user", "b"), ("assistant", "c")]
     messages = [Message(role=role, content=text) for role, text in said]
     save(str(tmp_path / "x.jsonl"), messages)
     assert json.loads((tmp_path / "x.jsonl").read_text()) == {"messages": messages[2:]}
-    with pytest.raises(ValueError, match="nothing was said yet"):
+    with pytest.raises(ValueError, match="no reply yet"):
         save(str(tmp_path / "x.jsonl"), messages[:2])
     with pytest.raises(ValueError, match="~nobody-of-this-name"):
         save("~nobody-of-this-name/x.jsonl", messages)
 
 
-def test_a_base_model_is_no_partner(say, tmp_path: Path) -> None:
+def test_base_model_is_refused(say, tmp_path: Path) -> None:
     code, out, err = say(make_run(tmp_path / "base", 32, template=None), "Hi")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "was not tuned for talking: make a chat model of it with gptsmith finetune chat" in err
+    assert "is not a chat model: make one from it with gptsmith finetune chat" in err
 
 
 def test_a_template_without_system_messages(say, tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ class Terminal:
 def test_ctrl_c_stops_the_answer_and_not_the_program(long_run: Path, tmp_path: Path) -> None:
     file = tmp_path / "talk.jsonl"
     with Terminal(long_run, "--max-new-tokens", 49_000, "--temperature", 0) as terminal:
-        terminal.read("Talking with .*> ")
+        terminal.read("Talking to .*> ")
         terminal.type("Hi\n")
         terminal.read("Hi\n[a-z]{5}")
         terminal.type("\x03\x03")
@@ -277,7 +277,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(long_run: Path, tmp_path: P
         assert re.fullmatch("[a-z]{5,}", said["content"])
         assert len(said["content"]) < 49_000
         terminal.type("/nonsense\n")  # costs a line and no more
-        terminal.read("there is no /nonsense.*> ")
+        terminal.read("unknown command /nonsense.*> ")
         terminal.type("one\\\n")
         terminal.read(r"\. ")
         terminal.type("two\n")

@@ -1,4 +1,4 @@
-"""`gptsmith chat RUN`: talk with a tuned model in the terminal, or through pipes."""
+"""`gptsmith chat RUN`: talk to a chat model in the terminal, or through pipes."""
 
 import json
 import re
@@ -21,26 +21,26 @@ from gptsmith.run import Run
 from gptsmith.run.options import WeightOptions
 
 HELP = """\
-/reset           begin a new conversation
-/system TEXT     what the model should know or how it should behave; without TEXT, nothing
-/temperature X   0 always takes the likeliest word, 1 draws as the model has learned
-/save FILE       add the conversation to FILE, JSON lines as `gptsmith finetune chat` reads them
-/help            this list
-/quit            end, as Ctrl-D does
-Ctrl-C stops an answer. A line that ends with \\ goes on in the next one. A message that begins
-with / is written with a space before it."""
+/reset           start a new conversation
+/system TEXT     set the system message; without TEXT, remove it
+/temperature X   0 is greedy decoding, 1 samples from the model's own distribution
+/save FILE       add the conversation to FILE, in JSON lines for `gptsmith finetune chat`
+/help            show this list
+/quit            exit, like Ctrl-D
+Ctrl-C stops a reply. End a line with \\ to continue the message on the next line. Put a space
+before a message that starts with /."""
 
-# What a model must not do to a terminal; line ends and tabs are harmless.
+# Control characters must not reach the terminal; newlines and tabs are harmless.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class ChatOptions(SamplingConfig, WeightOptions):
-    """Which model, and how it draws its answers."""
+    """Which model, and how it samples its replies."""
 
     temperature: float = Field(0.6, ge=0)
-    """Divides the logits: below 1 sharper, above 1 wilder, 0 always takes the likeliest token."""
+    """Divides the logits: lower is more predictable, higher more varied, 0 is greedy decoding."""
     system: str | None = None
-    """What the model should know or how it should behave."""
+    """The system message: what the model should know, or how it should behave."""
 
 
 def main(argv: list[str]) -> None:
@@ -48,60 +48,61 @@ def main(argv: list[str]) -> None:
         ChatOptions,
         argv,
         prog="gptsmith chat",
-        description="Talk with a model that was tuned for it; /help lists what can be typed.",
+        description="Talk to a chat model; /help lists the commands.",
         positional="run",
     )
     run = Run.open(options.run)
     if run.model_config.labels:
-        raise ValueError(f"{run.path} is a classifier: gptsmith classify {run.path} asks it")
+        raise ValueError(f"{run.path} is a classifier: use gptsmith classify {run.path}")
     if run.chat_template is None:
         raise ValueError(
-            f"{run.path} was not tuned for talking: make a chat model of it with gptsmith finetune "
-            f"chat --from {run.path} --data FILE --out RUN2"
+            f"{run.path} is not a chat model: make one from it with gptsmith finetune chat "
+            f"--from {run.path} --data FILE --out RUN2"
         )
     session = Session(Chat(options.load(run), run.tokenizer, run.chat_template), options)
     if options.system is not None:
-        session.instruct(options.system)
+        session.set_system_message(options.system)
     if sys.stdin.isatty() and sys.stdout.isatty():
-        print(f"Talking with {run.path}. /help lists the commands, /quit ends.")
-        session.talk()
+        print(f"Talking to {run.path}. /help lists the commands, /quit exits.")
+        session.run()
     else:
         while (text := _read("")) is not None:
-            if text.strip() and not session.take(text):
+            if text.strip() and not session.handle(text):
                 break
 
 
 class Session:
-    """A conversation with a model. All of it is kept, although the model reads what fits."""
+    """A conversation with a model. It is kept as a whole, even if the model reads only a part."""
 
     def __init__(self, chat: Chat, sampling: SamplingConfig) -> None:
         self.chat = chat
         self.sampling = sampling
         self.messages: list[Message] = []
-        self.unread = 0  # messages that no longer fit
-        self.live = False  # whether pieces are shown as they come
+        self.dropped = 0  # oldest messages that no longer fit into the context
+        self.interactive = False  # show replies as they come
 
-    def talk(self) -> None:
-        """Until the end of the input or /quit; mistakes and Ctrl-C only cost the line."""
-        with suppress(ImportError):  # editing and history of lines
+    def run(self) -> None:
+        """Read lines until the end of input or /quit; errors and Ctrl-C cost only the line."""
+        with suppress(ImportError):  # line editing and history
             import readline  # noqa: F401
-        self.live = True
+        self.interactive = True
         text: str | None = ""
         while text is not None:
             try:
                 text = _read("> ")
-                if text and text.strip() and not self.take(text):
+                if text and text.strip() and not self.handle(text):
                     return
             except KeyboardInterrupt:
-                print("\n/quit or Ctrl-D ends")
+                print("\n/quit or Ctrl-D exits")
             except (ValueError, OSError) as error:
-                _remark(str(error))
+                _note(str(error))
         print()
 
-    def take(self, text: str) -> bool:
-        """A command or a message; False after /quit. ValueError or OSError for a mistake."""
+    def handle(self, text: str) -> bool:
+        """Run a command or reply to a message; False after /quit. ValueError or OSError for user
+        errors."""
         if not text.startswith("/"):
-            self.answer(text)
+            self.reply(text)
             return True
         command, _, rest = text.partition(" ")
         rest = rest.strip()
@@ -112,27 +113,27 @@ class Session:
                 print(HELP)
             case "/reset":
                 self.messages = [m for m in self.messages if m["role"] == "system"]
-                self.unread = 0
-                _remark("a new conversation")
+                self.dropped = 0
+                _note("new conversation")
             case "/system":
-                self.instruct(rest)
-                _remark("said to the model" if rest else "the model is told nothing")
+                self.set_system_message(rest)
+                _note("system message set" if rest else "system message removed")
             case "/temperature":
                 self.set_temperature(rest)
-                _remark(f"temperature {self.sampling.temperature:g}")
+                _note(f"temperature {self.sampling.temperature:g}")
             case "/save":
-                _remark(f"{save(rest, self.messages)} in {rest}")
+                _note(f"{save(rest, self.messages)} in {rest}")
             case _:
-                raise ValueError(f"there is no {command}: /help lists the commands")
+                raise ValueError(f"unknown command {command}: /help lists the commands")
         return True
 
-    def instruct(self, text: str) -> None:
-        """Change the system message; what was said stays."""
-        said = [message for message in self.messages if message["role"] != "system"]
+    def set_system_message(self, text: str) -> None:
+        """Change the system message; the other messages stay."""
+        others = [message for message in self.messages if message["role"] != "system"]
         system = [Message(role="system", content=text)] if text else []
-        # Not every template accepts a system message: find out now.
+        # Not every template accepts a system message: fail now, not at the next reply.
         self.chat.template.prompt([*system, Message(role="user", content=text)])
-        self.messages = system + said
+        self.messages = system + others
 
     def set_temperature(self, text: str) -> None:
         try:
@@ -140,18 +141,18 @@ class Session:
         except ValueError:
             value = -1
         if not 0 <= value < float("inf"):
-            raise ValueError(f"/temperature wants a number from 0 up, not {text!r}")
+            raise ValueError(f"/temperature needs a number of at least 0, got {text!r}")
         self.sampling = self.sampling.model_copy(update={"temperature": value})
 
-    def answer(self, text: str) -> None:
-        """Ask the model, show what it says, and remember both."""
+    def reply(self, text: str) -> None:
+        """Show the model's reply to a message, and remember both."""
         asked = [*self.messages, Message(role="user", content=text)]
         prompt = self.chat.encode(asked, self.sampling)
-        if len(asked) - len(prompt.messages) > self.unread:
-            self.unread = len(asked) - len(prompt.messages)
+        if len(asked) - len(prompt.messages) > self.dropped:
+            self.dropped = len(asked) - len(prompt.messages)
             context = self.chat.engine.model.config.context_length
-            _remark(
-                f"the oldest {self.unread} messages no longer fit into the model's context of "
+            _note(
+                f"the oldest {self.dropped} messages no longer fit into the model's context of "
                 f"{context} tokens"
             )
         turn = sum(message["role"] == "user" for message in self.messages)
@@ -160,7 +161,7 @@ class Session:
 
         def show(piece: str) -> None:
             pieces.append(piece)
-            if self.live:
+            if self.interactive:
                 print(_CONTROL.sub("\ufffd", piece), end="", flush=True)
 
         with _one_interrupt():
@@ -169,22 +170,22 @@ class Session:
                 generation = self.chat.reply(prompt, sampling, show)
                 length = len(generation.ids) if generation.finish_reason == "length" else 0
             except KeyboardInterrupt:
-                if not self.live:
+                if not self.interactive:
                     raise
                 stopped = True
             said = "".join(pieces)
             if said or not stopped:
                 self.messages = [*asked, Message(role="assistant", content=said)]
-            print("" if self.live else said, flush=True)
+            print("" if self.interactive else said, flush=True)
             if stopped:
-                _remark("stopped" if said else "stopped; your message is forgotten")
+                _note("stopped" if said else "stopped; your message is discarded")
             elif length:
-                _remark(f"cut after {length} tokens")
+                _note(f"cut after {length} tokens")
 
 
 @contextmanager
 def _one_interrupt() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt once; those of an impatient finger after it do nothing."""
+    """Ctrl-C raises KeyboardInterrupt once; repeated ones are ignored."""
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -198,19 +199,21 @@ def _one_interrupt() -> Iterator[None]:
 
 
 def save(name: str, messages: list[Message]) -> str:
-    """Add the conversation to a file of conversations, in the place of its own beginning if that
-    was saved there before. Returns what was done. ValueError or OSError if it cannot be."""
+    """Add the conversation to a file of conversations; it replaces an earlier part of itself.
+
+    Returns what was done. ValueError or OSError for a conversation or file that cannot be saved.
+    """
     if not name:
-        raise ValueError("/save wants the name of a file")
+        raise ValueError("/save needs a file name")
     messages = _answered(messages)
     if not any(message["role"] == "assistant" for message in messages):
-        raise ValueError("nothing was said yet that could be saved")
+        raise ValueError("no reply yet: nothing to save")
     try:
         path = Path(name).expanduser()
     except RuntimeError as error:  # ~somebody
         raise ValueError(f"{name}: {error}") from None
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent}")
+        raise FileNotFoundError(f"{path.parent}: no such folder")
     others = path.read_text(encoding="utf-8").rstrip("\n").split("\n") if path.exists() else []
     for number, line in enumerate(others[:], start=1):
         try:
@@ -219,7 +222,7 @@ def save(name: str, messages: list[Message]) -> str:
                 others.remove(line)
         except (ValueError, TypeError, KeyError):
             raise ValueError(
-                f"{path} holds something else than conversations (line {number}): take another name"
+                f"{path}, line {number}: not a conversation; save to another file"
             ) from None
     new = json.dumps({"messages": messages}, ensure_ascii=False)
     files.write_text(path, "".join(f"{line}\n" for line in [*others, new]))
@@ -227,7 +230,7 @@ def save(name: str, messages: list[Message]) -> str:
 
 
 def _answered(messages: list[Message]) -> list[Message]:
-    """Without the questions that got no word: a model is not to learn silence from them."""
+    """The messages without turns whose reply is empty: a model should not learn to be silent."""
     kept: list[Message] = []
     for message in messages:
         if message["role"] == "assistant" and not message["content"].strip():
@@ -238,7 +241,7 @@ def _answered(messages: list[Message]) -> list[Message]:
 
 
 def _read(prompt: str) -> str | None:
-    """A message, its lines joined where they end with a backslash; None at the end of the input."""
+    """A message; lines that end with a backslash continue on the next. None at the end of input."""
     lines: list[str] = []
     while not lines or lines[-1].endswith("\\"):
         try:
@@ -253,6 +256,6 @@ def _read(prompt: str) -> str | None:
     return "\n".join([*(line[:-1] for line in above), last.removesuffix("\\")])
 
 
-def _remark(text: str) -> None:
-    """To the person, not to whoever reads the answers."""
+def _note(text: str) -> None:
+    """Tell the user on stderr, as stdout has the replies."""
     print(f"({text})", file=sys.stderr, flush=True)

@@ -161,7 +161,7 @@ def encode_conversations(
             report.reject("conversation that the template refuses", place, str(error))
             continue
         ids = np.array(encoded.ids, np.int32)
-        labels = np.where(encoded.scored, ids, np.int32(IGNORE_INDEX))
+        labels = np.where(encoded.is_target, ids, np.int32(IGNORE_INDEX))
         if messages[-1]["role"] == "user":
             counts.unanswered.add("ending with a question, which was removed", place)
         yield from truncate(Example(ids, labels, place), counts)

@@ -106,7 +106,7 @@ def load(
 def first_prompt(example: Example, template: ChatTemplate) -> list[int]:
     """The tokens of a conversation up to the beginning of its first answer."""
     probe = [Message(role=role, content=template.word()) for role in ("user", "assistant")]
-    header = len(template.prompt(probe[:1])) - template.encode(probe).scored.index(True)
+    header = len(template.prompt(probe[:1])) - template.encode(probe).is_target.index(True)
     answer = int(np.argmax(example.labels != IGNORE_INDEX))
     if example.ids[answer] != template.prompt(probe[:1])[-header]:  # the header is no target here
         return example.ids[:answer].tolist()

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.parametrize("name", gptsmith.__all__)
 def test_every_promised_name_is_there(name: str) -> None:
     value = getattr(gptsmith, name)
-    assert getattr(value, "__name__", name) == name
+    assert getattr(value, "__name__", name).rpartition(".")[2] == name
 
 
 def test_all_is_what_is_exported() -> None:
@@ -24,7 +24,16 @@ def test_all_is_what_is_exported() -> None:
     assert set(gptsmith._HOMES) | {"__version__"} == set(gptsmith.__all__)
     typed = Path(gptsmith.__file__).read_text(encoding="utf-8")
     for name, home in gptsmith._HOMES.items():  # what a type checker sees is what is loaded
-        assert re.search(rf"    from {home} import .*\b{name}\b", typed)
+        assert re.search(rf"    from {home} import (\([^)]*|.*)\b{name}\b", typed)
+
+
+def test_no_public_name_hides_a_subpackage() -> None:
+    """After any import `gptsmith.train` is the module."""
+    folder = Path(gptsmith.__file__).parent
+    modules = {p.stem for p in folder.glob("*.py")} | {
+        p.parent.name for p in folder.glob("*/__init__.py")
+    }
+    assert not modules & set(gptsmith.__all__)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -38,15 +38,17 @@ SEED = 0  # of the questions on skills: the same ones each time
 Job = Callable[[], Result]
 
 
-def prepare(options: EvaluateOptions, run: Run) -> list[Job]:
+def prepare(
+    options: EvaluateOptions, run: Run, model: Callable[[], GPTModel] | None = None
+) -> list[Job]:
     """A job for each task, in the order of the options.
 
-    Questions and texts are read now, so that wrong input is an error before hours of measuring; the
-    model is loaded when the first job needs it.
+    Questions and texts are read now, so that wrong input is an error before hours of measuring.
+    model: gives the model when the first job needs it; default: it is loaded from the run.
     """
     if run.model_config.labels:
         raise ValueError(f"{run.path} is a classifier: gptsmith classify {run.path} --file TEXTS")
-    model = cache(lambda: options.load(run))
+    model = model or cache(lambda: options.load(run))
     return [_job(name, options, run, model) for name in options.tasks]
 
 

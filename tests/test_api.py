@@ -1,0 +1,80 @@
+"""The library: pretrain, finetune, load, generate, chat, evaluate."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import gptsmith
+from gptsmith import cli
+
+TRAIN = {"steps": 6, "batch_size": 4, "precision": "fp32", "compile": "off", "device": "cpu"}
+QUIET = {"monitor": {"trackers": "none"}, "eval": {"interval": 0, "sample_tokens": 0}}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "text.txt").write_text("The boats go out and come back. " * 120, encoding="utf-8")
+    argv = ["prepare", str(folder / "text.txt"), "--tokenizer", "byte", "--out", str(folder / "c")]
+    assert cli.main(argv) == 0
+    return folder / "c"
+
+
+@pytest.fixture(scope="module")
+def base(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> gptsmith.LoadedRun:
+    model = {"n_layer": 1, "n_head": 2, "n_embd": 16, "context_length": 64}
+    out = tmp_path_factory.mktemp("runs") / "base"
+    return gptsmith.pretrain(data=corpus, out=out, model=model, train=TRAIN, **QUIET)
+
+
+def test_pretrain_is_the_command_with_the_same_words(
+    corpus: Path, base: gptsmith.LoadedRun, tmp_path: Path
+) -> None:
+    argv = ["pretrain", "--data", str(corpus), "--out", str(tmp_path / "run")]
+    argv += ["--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16"]
+    argv += ["--model.context-length", "64", "--train.steps", "6", "--train.batch-size", "4"]
+    argv += ["--train.precision", "fp32", "--train.compile", "off", "--train.device", "cpu"]
+    argv += ["--monitor.trackers", "none", "--eval.interval", "0", "--eval.sample-tokens", "0"]
+    assert cli.main(argv) == 0
+    other = gptsmith.load(tmp_path / "run", device="cpu")
+    for a, b in zip(base.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_generate_gives_a_text_for_a_text_and_a_list_for_a_list(base: gptsmith.LoadedRun) -> None:
+    one = base.generate("The", max_new_tokens=8, seed=3)
+    assert isinstance(one, str)
+    assert one
+    assert base.generate(["The", "A"], max_new_tokens=8, seed=3)[0] == one
+    assert base.generate(("The",), max_new_tokens=8, seed=3, stop=[one[0]]) == [""]
+
+
+def test_evaluate_is_the_last_validation(base: gptsmith.LoadedRun) -> None:
+    found = base.evaluate()
+    assert list(found) == ["perplexity"]
+    assert found["perplexity"].metrics["val_loss"] > 0
+
+
+def test_finetune_makes_a_chat_model_that_replies(base: gptsmith.LoadedRun, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not a chat model: gptsmith.finetune"):
+        base.chat("Hello")
+    chat = gptsmith.finetune(
+        "chat", base=base.run.path, data="skills", questions=40, out=tmp_path / "chat",
+        train=TRAIN, **QUIET,
+    )  # fmt: skip
+    pieces: list[str] = []
+    reply = chat.chat("Repeat after me: hello", max_new_tokens=12, on_text=pieces.append)
+    assert "".join(pieces) == reply
+    assert (
+        chat.chat([{"role": "user", "content": "Repeat after me: hello"}], max_new_tokens=12)
+        == reply
+    )
+
+
+def test_wrong_fields_are_refused_as_on_the_command_line(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="did you mean --train.steps"):
+        gptsmith.pretrain(data=corpus, out=tmp_path / "run", train={"step": 3})
+    with pytest.raises(ValueError, match="give out="):
+        gptsmith.pretrain(data=corpus)
+    assert not (tmp_path / "run").exists()

@@ -57,7 +57,7 @@ def test_evaluate_is_the_last_validation(base: gptsmith.LoadedRun) -> None:
 
 
 def test_finetune_makes_a_chat_model_that_replies(base: gptsmith.LoadedRun, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is not a chat model: gptsmith.finetune"):
+    with pytest.raises(ValueError, match=r"is not a chat model: gptsmith.finetune"):
         base.chat("Hello")
     chat = gptsmith.finetune(
         "chat", base=base.run.path, data="skills", questions=40, out=tmp_path / "chat",
@@ -73,7 +73,7 @@ def test_finetune_makes_a_chat_model_that_replies(base: gptsmith.LoadedRun, tmp_
 
 
 def test_wrong_fields_are_refused_as_on_the_command_line(corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="did you mean --train.steps"):
+    with pytest.raises(ValueError, match=r"did you mean --train.steps"):
         gptsmith.pretrain(data=corpus, out=tmp_path / "run", train={"step": 3})
     with pytest.raises(ValueError, match="give out="):
         gptsmith.pretrain(data=corpus)

@@ -13,20 +13,22 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "gptsmith"
 # The floors of the house, top first: a room imports only from the rooms named beside it (and from
 # itself). The face is `import gptsmith`, which hands names out of many rooms when they are used.
 GROUND = {"train", "model", "tokenizer", "batch"}
-DESK = {"files", "config", "flags"}  # durable writes and configuration: anyone may lean on them
+DESK = {"files", "config", "flags"}  # durable writes and configuration: anyone may use them
 MIDDLE = {"run", "chat_template"} | GROUND | DESK
 FLOORS: dict[str, set[str]] = {
     "__main__": {"cli"},
+    "face": {"api", "generate", "data"} | MIDDLE,
     "cli": {"face"},
+    "api": {"commands", "evaluate", "generate"} | MIDDLE,
     "demo": {"commands", "recipes", "evaluate", "generate", "data"} | MIDDLE,
     "commands": {"recipes", "inspect", "evaluate", "interop", "generate", "data"} | MIDDLE,
     "recipes": {"evaluate", "generate", "data"} | MIDDLE,
     "inspect": {"data"} | MIDDLE,
     "evaluate": {"generate", "data"} | MIDDLE,
-    "interop": {"face", "data", "download"} | MIDDLE,
     "generate": MIDDLE,
     "data": {"download"} | MIDDLE,
-    "run": {"chat_template"} | GROUND | DESK,
+    "run": {"interop", "chat_template"} | GROUND | DESK,
+    "interop": {"download", "chat_template"} | GROUND | DESK,
     "chat_template": GROUND | DESK,
     "train": {"batch"} | DESK,
     "tokenizer": DESK,
@@ -36,7 +38,6 @@ FLOORS: dict[str, set[str]] = {
     "download": {"files"},
     "flags": set(),
     "files": set(),
-    "face": {"generate", "data"} | MIDDLE,
 }
 
 # Third-party packages that a machine may lack: imported inside the function that needs them.

@@ -83,7 +83,7 @@ def test_continues_and_resumes_bit_exactly(kind, base, corpus, tmp_path):
     found = losses(whole)
     assert found[-1] < (0.98 if kind == "lora" else 0.8) * found[0]
     assert (whole / "adapter").is_dir() == (kind == "lora")
-    assert cli.main(["evaluate", str(whole)]) == 0  # its own corpus, without being told
+    assert cli.main(["evaluate", str(whole)]) == 0  # its own corpus is the default
 
     words = argv(base, corpus, killed, *KINDS[kind])
     process = subprocess.Popen(

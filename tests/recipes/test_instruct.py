@@ -85,7 +85,7 @@ def test_learns_to_answer_and_to_stop(base, data, tmp_path, capsys):
     assert "\n".join(instruct_section(Run.open(out))) in report
     assert f"Instruction: {responses[0]['instruction']}" in report
 
-    # The run answers without being told how to ask, as the recipe did.
+    # The stored template writes the same prompts as the recipe.
     run = Run.open(out)
     template = ChatTemplate(run.template, run.tokenizer)
     assert run.template == Prompt.parse(PROMPT).template("<|endoftext|>")

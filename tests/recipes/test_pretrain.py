@@ -1,4 +1,4 @@
-"""The pretraining command from end to end: recipes, horizons, masks, early stopping, bad input."""
+"""The pretraining command end to end: recipes, run length, masks, early stopping, user errors."""
 
 import csv
 import json
@@ -53,11 +53,11 @@ def test_every_recipe_trains(recipe, corpus, tmp_path):
     """Two steps of each, its own architecture one layer deep and narrow enough for a test."""
     run = tmp_path / "run"
     small = ["--model.context-length", "32", "--train.batch-size", "2", "--model.n-layer", "1"]
-    horizon = ["--train.steps", "2", "--train.total-batch-tokens", "128", "--eval.tokens", "500"]
+    length = ["--train.steps", "2", "--train.total-batch-tokens", "128", "--eval.tokens", "500"]
     for name in ("tokens", "epochs", "seconds"):
-        horizon += [f"--train.{name}", "none"]
+        length += [f"--train.{name}", "none"]
     where = ["--data", str(corpus), "--out", str(run), "--monitor.trackers", "none"]
-    assert cli.main(["pretrain", str(recipe), *where, *small, *horizon]) == 0
+    assert cli.main(["pretrain", str(recipe), *where, *small, *length]) == 0
     assert events(run, "val")[-1]["step"] == 2
     opened = Run.open(run)
     assert opened.load_model().config == opened.model_config
@@ -114,15 +114,15 @@ def test_learns(corpus, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("horizon", "steps"),
+    ("length", "steps"),
     [
         (["--train.tokens", "1280"], 10),
         (["--train.epochs", "0.01"], 5),
         (["--train.steps", "7"], 7),
     ],
 )
-def test_run_length(corpus, tmp_path, horizon, steps):
-    assert train(corpus, tmp_path / "run", *horizon) == 0
+def test_run_length(corpus, tmp_path, length, steps):
+    assert train(corpus, tmp_path / "run", *length) == 0
     assert events(tmp_path / "run", "val")[-1]["step"] == steps
 
 

@@ -106,12 +106,12 @@ def test_resume_drops_events_after_the_checkpoint(tmp_path: Path) -> None:
         train_on(m, range(41, 61))
         m.text(60, "once", "--- step 50: forged ---\ntext of 60, naïve \u2028 漢")
 
-    def told(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def shown(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
         hidden = ("seconds", "peak_memory_mb")
         kept = [{k: v for k, v in event.items() if k not in hidden} for event in events]
         return sorted(kept, key=lambda event: (event["step"], event["event"]))
 
-    assert told(lines(tmp_path)) == told(whole)
+    assert shown(lines(tmp_path)) == shown(whole)
     assert lines(tmp_path)[-1]["event"] == "sample"
     after = [event["seconds"] for event in lines(tmp_path) if "seconds" in event]
     assert after[-1] >= 123.0
@@ -178,14 +178,16 @@ def test_progress_lines_without_a_terminal(tmp_path: Path, clock: Clock) -> None
         m.log(500, "val", val_loss=1.83, perplexity=6.2345, tokens=99, top1_accuracy=0.5)
         m.log(510, "note", message="step 510 skipped: loss [bold] is high")
         m.progress(2000, loss=1.5)
-    told = output.getvalue().splitlines()
-    assert told[:2] == ["model: 12 parameters", "precision fp32: as set"]
-    assert told[2] == "step 1/2,000 · loss 4.0000", "no silence until there is a speed to tell"
-    assert told[3] == ("step 101/2,000 · loss 2.5000 · 103,457 tokens/s · MFU 54.2% · 0:01:54 left")
-    assert told[4] == "step 500: val loss 1.83, perplexity 6.234, top1 accuracy 0.5"
-    assert told[5] == "step 510 skipped: loss [bold] is high"
-    assert told[6] == "step 2,000/2,000 · loss 1.5000"
-    assert len(told) == 7
+    shown = output.getvalue().splitlines()
+    assert shown[:2] == ["model: 12 parameters", "precision fp32: as set"]
+    assert shown[2] == "step 1/2,000 · loss 4.0000", "shown before there is a speed"
+    assert shown[3] == (
+        "step 101/2,000 · loss 2.5000 · 103,457 tokens/s · MFU 54.2% · 0:01:54 left"
+    )
+    assert shown[4] == "step 500: val loss 1.83, perplexity 6.234, top1 accuracy 0.5"
+    assert shown[5] == "step 510 skipped: loss [bold] is high"
+    assert shown[6] == "step 2,000/2,000 · loss 1.5000"
+    assert len(shown) == 7
 
 
 @pytest.mark.parametrize("total", [2000, None])
@@ -200,11 +202,11 @@ def test_progress_bar_on_a_terminal(tmp_path: Path, clock: Clock, total: int | N
         m.say("a line above")
         clock.now += 0.26
         m.progress(1600, loss=1.2, tokens_per_second=103456, mfu=0.54)
-    told = output.getvalue()
-    assert ("step 1,501/2,000" if total else "step 1,501") in told
-    assert "loss 1.2345 · 103,456 tokens/s · MFU 54.0%" in told
-    assert "a line above" in told
-    assert "\x1b[?25h" in told, "the cursor is given back"
+    shown = output.getvalue()
+    assert ("step 1,501/2,000" if total else "step 1,501") in shown
+    assert "loss 1.2345 · 103,456 tokens/s · MFU 54.0%" in shown
+    assert "a line above" in shown
+    assert "\x1b[?25h" in shown, "the cursor is restored"
 
 
 def test_loss_is_not_read_between_progress_lines(tmp_path: Path, clock: Clock) -> None:

@@ -93,7 +93,7 @@ def stream_tensors(
         place = [offsets[name], end]
         header[name] = {"dtype": dtypes[dtype], "shape": list(shape), "data_offsets": place}
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the format wants the data at a multiple of 8
+    text += b" " * (-len(text) % 8)  # the format requires data at a multiple of 8
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, tensor in tensors:

@@ -85,8 +85,8 @@ def test_ctrl_c_during_torch_compile_does_not_fail_the_step(tmp_path: Path) -> N
     while process.poll() is None and not compiles(process.pid):
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGINT)
-    told, errors = process.communicate(timeout=100)
-    assert (told, process.returncode) == ("None True SIGINT\n", 0), errors[-2000:]
+    output, errors = process.communicate(timeout=100)
+    assert (output, process.returncode) == ("None True SIGINT\n", 0), errors[-2000:]
 
 
 def test_exit_restores_handlers_and_mask() -> None:

@@ -34,7 +34,7 @@ def small(**fields: object) -> GPTModel:
 
 
 def samples(first: int, count: int, seed: int = 0) -> Batch:
-    """Rows first..first+count-1 of endless random rows, a different share of each scored."""
+    """Rows first..first+count-1 of an endless sequence; the share of targets differs by row."""
     rows = []
     for i in range(first, first + count):
         row = torch.randint(V, (T + 1,), generator=torch.Generator().manual_seed(seed + i))

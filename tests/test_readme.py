@@ -1,4 +1,4 @@
-"""The commands of the README are run as they stand, but for fewer training steps."""
+"""The commands of the README and the Python of the docs are run, with fewer training steps."""
 
 import json
 import os
@@ -13,6 +13,7 @@ from gptsmith import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+LIBRARY = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
 
 # The only change: training ends after three steps, and measures and writes little on the way.
 FEW = "--train.steps 3 --train.seconds none --train.epochs none --train.tokens none"
@@ -27,8 +28,8 @@ SHORTER = {
 }
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[str]:
@@ -75,6 +76,15 @@ def test_the_commands_work_in_their_order(folder: Path) -> None:
 @pytest.mark.parametrize("block", blocks("python"))
 def test_the_python_works(block: str, tmp_path: Path) -> None:
     assert run([sys.executable, "-c", block], tmp_path)
+
+
+def test_the_library_page_works(folder: Path) -> None:
+    """In one process, as one would in a notebook."""
+    if not (folder / "data" / "pydocs").exists():
+        command = next(c for c in commands() if "prepare pydocs --out data/pydocs " in c)
+        run(["bash", "-c", command], folder)
+    code = "\n".join(blocks("python", LIBRARY))
+    assert "■" in run([sys.executable, "-c", code], folder)
 
 
 def test_make_targets_are_there() -> None:

@@ -118,7 +118,7 @@ def test_opening_something_else_than_a_run(tmp_path: Path, stopped: Path) -> Non
         ("model.json", '{"n_layr": 1}', r"model\.json: n_layr: Extra inputs"),
         ("model.json", '{"n_layer": ', r"model\.json, line 1, column 13: not JSON"),
         ("config.yaml", "a: [1", r"config\.yaml is unreadable: .* line 1"),
-        ("config.yaml", "- 1", r"config\.yaml : expected a mapping"),
+        ("config.yaml", "- 1", r"config\.yaml: expected a mapping"),
     ],
 )
 def test_damaged_configuration(stopped: Path, name: str, content: str, message: str) -> None:

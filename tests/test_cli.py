@@ -90,7 +90,7 @@ def test_the_console_script_is_the_same_command() -> None:
 def test_an_unknown_verb_gets_the_nearest() -> None:
     assert complaint(run("pretain")) == "gptsmith: unknown verb 'pretain': did you mean pretrain?"
     assert complaint(run("eval")).endswith("did you mean evaluate?")
-    assert "there are demo, prepare" in complaint(run("zzz"))
+    assert "choose from demo, prepare" in complaint(run("zzz"))
     assert "unknown verb '--zzz'" in complaint(run("--zzz"))
 
 
@@ -155,13 +155,13 @@ def bad_numbers() -> Exception:
             OSError(28, "No space left", "x"),
             1,
             "gptsmith probe: OSError: x: No space left (run "
-            "again with --debug for the whole story)\n",
+            "again with --debug for the traceback)\n",
         ),
         (KeyboardInterrupt(), 130, "gptsmith probe: interrupted\n"),
         (
             RuntimeError("odd"),
             1,
-            "gptsmith probe: RuntimeError: odd (run again with --debug for the whole story)\n",
+            "gptsmith probe: RuntimeError: odd (run again with --debug for the traceback)\n",
         ),
     ],
     ids=repr,

@@ -203,12 +203,12 @@ def test_a_mistake_is_told_by_the_alias(
         ("optimizer:\n  lerning_rate: 1\n", ":2: unknown key 'lerning_rate': did you mean 'lear"),
         ("zzz: 1\n", ":1: unknown key 'zzz': valid here are data, model, optimizer"),
         ("data: a\ndata: b\n", ":2: data is written twice (first in line 1)"),
-        ("data: a\nmodel:\n\tn_layer: 3\n", ":3: a tab where YAML wants spaces"),
+        ("data: a\nmodel:\n\tn_layer: 3\n", ":3: a tab where YAML requires spaces"),
         ("data: [a\n", ":2: expected ',' or ']'"),
-        ("- a\n- b\n", ":1: a recipe should hold `name: value` lines"),
-        ("just words\n", ":1: a recipe should hold `name: value` lines"),
-        ("optimizer: adamw\n", ":1: optimizer should hold `name: value` lines"),
-        ("model: [1]\n", ":1: model should hold `name: value` lines"),
+        ("- a\n- b\n", ":1: a recipe should contain `name: value` lines"),
+        ("just words\n", ":1: a recipe should contain `name: value` lines"),
+        ("optimizer: adamw\n", ":1: optimizer should contain `name: value` lines"),
+        ("model: [1]\n", ":1: model should contain `name: value` lines"),
         ("a: 1\n---\nb: 2\n", ":2: but found another document"),
         ("model:\n  n_layer: many\n", ":2: model.n_layer: should be a valid integer, unable"),
         ("model:\n  n_layer: yes\n", ":2: model.n_layer: should be a valid integer, unable"),
@@ -226,7 +226,7 @@ def test_a_mistake_is_told_by_the_alias(
         ("optimizer: {}\n", "--data is required"),
         (
             "data: a\nmodel:\n  rope_scaling:\n    factor: 8\n",
-            "--model.rope-scaling.rope-type is required beside ",
+            "--model.rope-scaling.rope-type is required with ",
         ),
         ("data: \x00\n", "special characters are not allowed"),
         (
@@ -236,7 +236,7 @@ def test_a_mistake_is_told_by_the_alias(
         ),
         ("data: &a [*a]\n", ":1: data: found unconstructable recursive node"),
         ("stop: &a [*a]\n", ":1: stop: found unconstructable recursive node"),
-        ("optimizer: &o {name: muon}\nmodel: {<<: *o}\n", ":2: `<<` does not merge here"),
+        ("optimizer: &o {name: muon}\nmodel: {<<: *o}\n", ":2: `<<` is not supported"),
     ],
 )
 def test_a_bad_recipe_costs_one_line(tmp_path: Path, text: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""gptsmith as a library: open a run and use it, train one from Python."""
+"""gptsmith as a library: load a run and use it, or train one, from Python."""
 
 from __future__ import annotations
 
@@ -74,17 +74,17 @@ class LoadedRun:
         """The assistant's reply to a user's message, or to a conversation.
 
         messages: text, or `{"role": ..., "content": ...}` each, the last one the user's. on_text:
-        called with each piece of the reply as it comes. sampling: see `generate`. ValueError for a
-        run that is not a chat model.
+        called with each piece of the reply as it is generated. sampling: see `generate`.
+        ValueError for a run that is not a chat model.
         """
         if isinstance(messages, str):
             messages = [Message(role="user", content=messages)]
         return self._chat.reply(messages, SamplingConfig(**sampling), on_text).text
 
     def evaluate(self, *tasks: str, **options: Any) -> dict[str, Result]:
-        """Results by task, of "perplexity" if none is named.
+        """Results by task; the default task is "perplexity".
 
-        tasks, options: as of `gptsmith evaluate` (data="FILE", limit=100, task_data="FOLDER" ...).
+        tasks, options: those of `gptsmith evaluate` (data="FILE", limit=100, task_data="DIR" ...).
         """
         from gptsmith.evaluate import tasks as evaluation
 
@@ -134,12 +134,13 @@ def pretrain(recipe: str | Path | None = None, **fields: Any) -> LoadedRun:
 
         run = gptsmith.pretrain(data="data/x", out="runs/x", model="tiny", train={"steps": 500})
 
-    recipe: a YAML file. fields: the same names as in a recipe, over it; nested ones as mappings.
-    Stopped by a signal, the run is saved and loaded as it is. ValueError as on the command line.
+    recipe: a YAML file. fields: named as in a recipe, which they override; sections are mappings.
+    If a signal stops training, the run is saved and loaded as it stands. ValueError for whatever
+    the command line refuses.
     """
     from gptsmith.commands.pretrain import main
 
-    main([*_words(recipe, fields)], time.perf_counter())
+    main([*_arguments(recipe, fields)], time.perf_counter())
     return load(fields["out"])
 
 
@@ -155,14 +156,14 @@ def finetune(kind: str, recipe: str | Path | None = None, **fields: Any) -> Load
 
     if "base" in fields:
         fields["from"] = fields.pop("base")
-    main([kind, *_words(recipe, fields)], time.perf_counter())
+    main([kind, *_arguments(recipe, fields)], time.perf_counter())
     return load(fields["out"])
 
 
-def _words(recipe: str | Path | None, fields: Mapping[str, Any]) -> Iterator[str]:
-    """The command line that means the same, so that checks and messages are the same."""
+def _arguments(recipe: str | Path | None, fields: Mapping[str, Any]) -> Iterator[str]:
+    """The equivalent command line, so that checks and messages are the same."""
     if "out" not in fields:
-        raise ValueError("give out=, the run folder to make")
+        raise ValueError("give out=, the run folder to create")
     if recipe is not None:
         yield str(recipe)
     yield from _flags(fields, "")

@@ -1,4 +1,4 @@
-"""What data gives and a loss takes. B rows, T tokens."""
+"""Batches: what the data rooms yield and a loss takes. B rows, T tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Batch:
 
     inputs     (B, T) int64
     targets    (B, T) int64, IGNORE_INDEX where there is nothing to predict
-    documents  (B, T) int64: attention stays within equal numbers
+    documents  (B, T) int64: attention stays within positions of equal number
     positions  (B, T) int64: position of each token in its document; default 0..T-1
     name       which samples these are, for error messages
     count      what the loss is divided by, over all micro-batches and ranks of a step: the targets,

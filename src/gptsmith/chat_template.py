@@ -87,8 +87,8 @@ class ChatTemplate:
                 self._tokens["bos_token"] = name
         document = json.loads(tokenizer.to_json())
         added = document.get("added_tokens") or []
-        self._eats_left = {token["content"] for token in added if token.get("lstrip")}
-        self._eats_right = {token["content"] for token in added if token.get("rstrip")}
+        self._lstrip_tokens = {token["content"] for token in added if token.get("lstrip")}
+        self._rstrip_tokens = {token["content"] for token in added if token.get("rstrip")}
         # SentencePiece puts a space before the first piece of a text, and before no other.
         self._marks_first = (document.get("pre_tokenizer") or {}).get("prepend_scheme") == "first"
         self._layouts: dict[tuple[tuple[str, ...], bool], str] = {}
@@ -124,7 +124,7 @@ class ChatTemplate:
                 known = next((i for i, (a, b) in pairs if a != b), min(len(before), len(new)))
             ids += new
             is_target += [False] * known + [True] * (len(new) - known)
-            ends.append(len(ids))  # the end token comes first in what follows
+            ends.append(len(ids))  # where the end token will be
             at = end
         ids += self._ids(layout[at:], contents)
         is_target += [False] * (len(ids) - len(is_target))
@@ -265,11 +265,11 @@ class ChatTemplate:
             whole = contents[i]
             forms = [whole, whole.strip(), whole.lstrip(), whole.rstrip()]
             forms += [whole.strip("\n"), whole.lstrip("\n")]
-            fitting = [form for form in forms if text.startswith(form + literal, at)]
-            if not fitting:
+            matching = [form for form in forms if text.startswith(form + literal, at)]
+            if not matching:
                 _refuse_changes(i, messages)
-            contents[i] = fitting[0]
-            at += len(fitting[0] + literal)
+            contents[i] = matching[0]
+            at += len(matching[0] + literal)
         if at != len(text):
             _refuse_changes(len(messages) - 1, messages)
         return contents
@@ -281,8 +281,8 @@ class ChatTemplate:
         pieces = self._special.split(layout)  # text, special token, text, special token, text ...
         texts = [_MARK.sub(lambda mark: contents[int(mark[1])], text) for text in pieces[::2]]
         for i, name in enumerate(pieces[1::2]):  # special tokens that absorb white space
-            texts[i] = texts[i].rstrip() if name in self._eats_left else texts[i]
-            texts[i + 1] = texts[i + 1].lstrip() if name in self._eats_right else texts[i + 1]
+            texts[i] = texts[i].rstrip() if name in self._lstrip_tokens else texts[i]
+            texts[i + 1] = texts[i + 1].lstrip() if name in self._rstrip_tokens else texts[i + 1]
         encoded = self._tokenizer.encode_batch(texts)
         if self._marks_first:  # as transformers does: encode after a newline, then remove it
             newline = self._tokenizer.encode("\n")
@@ -338,7 +338,7 @@ def _checked(messages: Sequence[Message]) -> list[Message]:
 def _refuse_changes(i: int, messages: Sequence[Message]) -> NoReturn:
     raise ValueError(
         f"the chat template changes the contents of messages (message {i + 1} of {len(messages)}, "
-        f"{messages[i]['content'][:40]!r}) so that they cannot be told from its own text"
+        f"{messages[i]['content'][:40]!r}) so that they cannot be distinguished from its own text"
     )
 
 

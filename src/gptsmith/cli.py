@@ -1,7 +1,8 @@
 """The `gptsmith` command: verbs, exit codes, and errors in one line.
 
 Only the standard library is imported here, and little of it: `gptsmith --help` must be instant.
-Exit codes: 0 done, 2 wrong input, 75 stopped by a signal after saving (resume me), 1 anything else.
+Exit codes: 0 done, 2 wrong input, 75 stopped by a signal after saving (run again with --resume),
+130 interrupted, 1 anything else.
 """
 
 import errno
@@ -12,23 +13,29 @@ from importlib import import_module
 
 from gptsmith import __version__
 
-# verb -> (module:function, one line of help). A function takes the words after its verb and returns
-# an exit code, or None for 0.
+# verb -> (module:function, one line of help). A function takes the arguments after its verb and
+# returns an exit code, or None for 0.
 VERBS = {
-    "demo": ("gptsmith.demo:main", "the whole life on embedded data: minutes, no network"),
+    "demo": ("gptsmith.demo:main", "every stage on a small model: minutes, no network"),
     "prepare": ("gptsmith.commands.prepare:main", "make a tokenizer and token shards from text"),
     "pretrain": ("gptsmith.commands.pretrain:main", "train a model from scratch on a corpus"),
-    "finetune": ("gptsmith.commands.finetune:main", "tune a model: text, chat, instruct, classify"),
-    "chat": ("gptsmith.commands.chat:main", "talk with a tuned model"),
-    "classify": ("gptsmith.commands.classify:main", "name the class of texts"),
-    "evaluate": ("gptsmith.commands.evaluate:main", "measure a model: text, questions, answers"),
+    "finetune": (
+        "gptsmith.commands.finetune:main",
+        "fine-tune: text, chat, instruct, classify",
+    ),
+    "chat": ("gptsmith.commands.chat:main", "talk to a chat model"),
+    "classify": ("gptsmith.commands.classify:main", "classify texts with a tuned model"),
+    "evaluate": (
+        "gptsmith.commands.evaluate:main",
+        "measure a model: perplexity, tasks, responses",
+    ),
     "generate": ("gptsmith.commands.generate:main", "continue prompts with a trained model"),
-    "import": ("gptsmith.commands.import_model:main", "make a run of a foreign model"),
-    "export": ("gptsmith.commands.export:main", "write a model for transformers or llama.cpp"),
-    "inspect": ("gptsmith.commands.inspect:main", "show what a corpus or a run holds"),
+    "import": ("gptsmith.commands.import_model:main", "turn an external model into a run"),
+    "export": ("gptsmith.commands.export:main", "convert a model for transformers or llama.cpp"),
+    "inspect": ("gptsmith.commands.inspect:main", "show a corpus, a run or a chat data set"),
 }
 
-# What a user can mend. Everything else is ours.
+# User errors: exit code 2. Every other exception is ours, or the machine's.
 WRONG_INPUT = (
     ValueError,
     FileNotFoundError,
@@ -41,12 +48,12 @@ WRONG_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb and returns the exit code."""
+    """Run one verb; returns the exit code."""
     # OpenMP's threads spin while they wait for one another. On a machine with other work, a long
     # spin keeps the waited-for thread off the processor: training is then 7 times as slow. A short
     # one costs nothing measurable when the machine is quiet (docs/log.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    _open_closed_streams()
+    _replace_closed_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     flags = words[: words.index("--")] if "--" in words else words
     debug = "--debug" in flags
@@ -59,15 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif verb in ("-V", "--version"):
             print(f"gptsmith {__version__}")
         elif verb not in VERBS:
-            return _complain(f"unknown verb {verb!r}{_nearest(verb)}", "gptsmith", 2)
+            return _print_error(f"unknown verb {verb!r}{_nearest(verb)}", "gptsmith", 2)
         else:
             return _run(verb, words[1:], debug)
         sys.stdout.flush()
     except BrokenPipeError:
-        _forget_stdout()
+        _discard_stdout()
         return 1
     except OSError as error:  # a full disk behind standard output
-        return _complain(f"standard output: {error.strerror}", "gptsmith", 1)
+        return _print_error(f"standard output: {error.strerror}", "gptsmith", 1)
     return 0
 
 
@@ -80,7 +87,7 @@ def _run(verb: str, words: list[str], debug: bool) -> int:
     except SystemExit as end:  # argparse after --help
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:
-        return _complain("interrupted", prog, 130)
+        return _print_error("interrupted", prog, 130)
     except BrokenPipeError:
         raise
     except Exception as error:
@@ -90,9 +97,9 @@ def _run(verb: str, words: list[str], debug: bool) -> int:
 
             traceback.print_exc()
         if isinstance(error, WRONG_INPUT) or getattr(error, "errno", 0) in WRONG_NAMES:
-            return _complain(message, prog, 2)
-        hint = "" if debug else " (run again with --debug for the whole story)"
-        return _complain(f"{type(error).__name__}: {message}{hint}", prog, 1)
+            return _print_error(message, prog, 2)
+        hint = "" if debug else " (run again with --debug for the traceback)"
+        return _print_error(f"{type(error).__name__}: {message}{hint}", prog, 1)
 
 
 def _function(verb: str) -> Callable[[list[str]], int | None]:
@@ -103,7 +110,7 @@ def _function(verb: str) -> Callable[[list[str]], int | None]:
 
 def _help() -> str:
     lines = [
-        "usage: gptsmith VERB ...        (gptsmith VERB --help tells the rest)",
+        "usage: gptsmith VERB ...        (gptsmith VERB --help shows its options)",
         "",
         *(f"  {verb:<10} {text}" for verb, (_, text) in VERBS.items()),
         "",
@@ -118,9 +125,9 @@ def _help() -> str:
 def _nearest(verb: str) -> str:
     from difflib import get_close_matches
 
-    begun = [name for name in VERBS if len(verb) > 2 and name.startswith(verb)]
-    near = begun or get_close_matches(verb, VERBS, n=1, cutoff=0.7)
-    return f": did you mean {near[0]}?" if near else f": there are {', '.join(VERBS)}"
+    completions = [name for name in VERBS if len(verb) > 2 and name.startswith(verb)]
+    near = completions or get_close_matches(verb, VERBS, n=1, cutoff=0.7)
+    return f": did you mean {near[0]}?" if near else f": choose from {', '.join(VERBS)}"
 
 
 def _message(error: Exception) -> str:
@@ -142,19 +149,19 @@ def _short(message: str) -> str:
     return f"{head} [... --debug shows all ...] {tail}"
 
 
-def _complain(message: str, prog: str, code: int) -> int:
+def _print_error(message: str, prog: str, code: int) -> int:
     print(f"{prog}: {message}", file=sys.stderr)
     return code
 
 
-def _open_closed_streams() -> None:
-    """Nothing goes to a stream that whoever started us closed (`>&-`), and no file takes its place
-    among the descriptors, where a library would write into it."""
+def _replace_closed_streams() -> None:
+    """Replace standard streams that the parent process closed (`>&-`) by the null device. Otherwise
+    the next file to be opened gets the free descriptor, and a library's output goes into it."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open until the end
 
 
-def _forget_stdout() -> None:
-    # The reader went away (`gptsmith ... | head`): what is still buffered goes nowhere, quietly.
+def _discard_stdout() -> None:
+    # The reader is gone (`gptsmith ... | head`): drop what is still buffered, without an error.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

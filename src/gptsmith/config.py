@@ -101,7 +101,7 @@ def load_config(
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads every scalar as text: `no` is no boolean, and 1.50 keeps its zero."""
+    """Reads every scalar as text: `no` is not a boolean, and 1.50 keeps its zero."""
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -121,7 +121,7 @@ def read_recipe(path: Path, config_class: type[BaseModel]) -> list[Setting]:
         mark = error.problem_mark or error.context_mark
         problem = error.problem or "broken YAML"
         if r"'\t'" in problem:
-            problem = "a tab where YAML wants spaces"
+            problem = "a tab where YAML requires spaces"
         raise ValueError(f"{path}:{mark.line + 1 if mark else 1}: {problem}") from None
     except RecursionError:
         raise ValueError(f"{path}: nested too deeply for a recipe") from None
@@ -139,7 +139,8 @@ def _read_section(
         yield Setting(section, node.value, place)
         return
     if not isinstance(node, yaml.MappingNode):
-        raise ValueError(f"{place}{'' if section else 'a recipe'} should hold `name: value` lines")
+        what = "" if section else "a recipe"
+        raise ValueError(f"{place}{what} should contain `name: value` lines")
     lines: dict[OptionPath, int] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
@@ -153,7 +154,7 @@ def _read_section(
             raise ValueError(f"{place} is written twice (first{name} in line {lines[path]})")
         lines[path] = line
         if key == "<<":
-            raise ValueError(f"{file}:{line}: `<<` does not merge here: write the values out")
+            raise ValueError(f"{file}:{line}: `<<` is not supported: write the values out")
         if has_presets and key == "preset":
             if not isinstance(value_node, yaml.ScalarNode):
                 raise ValueError(f"{place}: a preset is one name")
@@ -238,8 +239,8 @@ def _build(
             at = (*path, *(str(part) for part in problem["loc"]))
             if problem["type"] == "missing":
                 name = at[0].upper() if at == (positional,) else flag_name(at)
-                beside = f" beside {settings[0].place}" if path else ""
-                problems.append(f"{name} is required{beside}")
+                needed_by = f" with {settings[0].place}" if path else ""
+                problems.append(f"{name} is required{needed_by}")
             else:
                 place = places.get(at, ".".join(at))
                 problems.append(f"{place}: {reason(problem['msg'])}".removeprefix(": "))
@@ -263,7 +264,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lines like `model.n_layer: 4 -> 6` for all that differs between two nested mappings."""
+    """Lines like `model.n_layer: 4 -> 6` for all differences between two nested mappings."""
     a, b = flatten(old), flatten(new)
     return [
         f"{name}: {a.get(name, '(absent)')} -> {b.get(name, '(absent)')}"

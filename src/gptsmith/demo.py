@@ -1,7 +1,7 @@
-"""The whole life of a model on data that every Python installation carries, by the usual commands.
+"""`gptsmith demo`: every stage of a model's life, on data that every Python installation has.
 
-Each stage is the very command that a user would type; it is shown before it runs. Skills are scored
-before and after the chat tuning, on questions that it never shows.
+Each stage is a command that a user could type; it is printed before it runs. Skills are scored
+before and after chat tuning, on held-out questions.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ SKILLS = "skills.json"  # scores, left in each run folder
 
 
 class DemoConfig(Section):
-    """Train a small GPT on the documentation of your own Python, teach it to answer, talk to it."""
+    """Train a small GPT on your own Python's documentation, tune it to answer, and talk to it."""
 
     folder: Path = Path()
-    """Where data/ and runs/ are made."""
+    """Where data/ and runs/ are created."""
     seconds: float = Field(100.0, gt=0)
-    """Time for pretraining; on a resumed demo, in all."""
+    """Time for pretraining; when resumed, the total."""
     chat_seconds: float = Field(270.0, gt=0)
     """Time for chat tuning."""
     questions: int = Field(40_000, ge=1)
-    """Conversations that are made for chat tuning."""
+    """Conversations to generate for chat tuning."""
     per_skill: int = Field(50, ge=1)
     """Questions for each skill, before and after."""
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         DemoConfig,
         argv,
         prog="gptsmith demo",
-        description="Train a small GPT on your own Python's documentation, and teach it to answer.",
+        description="Train a small GPT on your own Python's documentation, and tune it to answer.",
     )
     console = Console()
     corpus = config.folder / "data" / "pydocs"
@@ -75,27 +75,27 @@ def main(argv: Sequence[str]) -> int:
         ("3  model -> text", None, [
             "generate", base, *prompts, "--max-new-tokens", "160", "--temperature", "0.7",
         ]),
-        ("4  what it can do before it is taught", None, _scoring(base, config)),
+        ("4  skills before chat tuning", None, _scoring(base, config)),
         ("5  model -> chat model", tuned, [
             "finetune", "chat", "--from", base, "--data", "skills", "--out", tuned,
             "--questions", str(config.questions), "--val-fraction", "0.01",
             "--train.batch-size", "8", "--train.seconds", f"{config.chat_seconds:g}", *LEARNING,
             "--eval.interval", "300", "--eval.tokens", "16384", "--eval.sample-tokens", "40",
         ]),
-        ("6  what it can do now", None, _scoring(tuned, config)),
+        ("6  skills after chat tuning", None, _scoring(tuned, config)),
     ]  # fmt: skip
     for title, run, words in stages:
         console.rule(title)
-        if code := _show(run, words):
+        if code := _run_stage(run, words):
             return code
-    console.rule("7  talking with it")
+    console.rule("7  chatting")
     _talk(Run.open(tuned))
-    console.rule("what it learned")
+    console.rule("before and after training")
     _summary(Run.open(base), console)
     before, after = (files.read_json(run / SKILLS)["skills"]["by_skill"] for run in (base, tuned))
     console.print(skills.table({**before, **after}))
     print(f"""
-report.md, curves.png and samples.txt in {base} and {tuned} tell how it went. Next:
+report.md, curves.png and samples.txt in {base} and {tuned} describe the training. Next:
 
   gptsmith chat {tuned}
   gptsmith generate {base} --prompt "Return a list of" --num-samples 3
@@ -106,7 +106,7 @@ report.md, curves.png and samples.txt in {base} and {tuned} tell how it went. Ne
     return 0
 
 
-# What a model so small learns fastest with (docs/log.md).
+# A model of this size learns fastest with these (docs/log.md).
 LEARNING = (
     "--optim.schedule", "linear", "--optim.learning-rate", "0.01",
     "--optim.momentum", "0.9", "--optim.embedding-lr-scale", "2",
@@ -118,14 +118,14 @@ def _scoring(run: Path, config: DemoConfig) -> list[str | Path]:
     return ["evaluate", run, "--tasks", "skills", "--per-skill", per_skill, "--out", run / SKILLS]
 
 
-def _show(run: Path | None, words: Sequence[str | Path]) -> int:
-    """Print a command as one would type it, and run what it runs.
+def _run_stage(run: Path | None, words: Sequence[str | Path]) -> int:
+    """Print a command as a user would type it, and run it.
 
-    run: what it trains; that is left out when it is done already, and resumed when it was begun.
+    run: the run that it trains, if any; skipped if it is finished, resumed if it was interrupted.
     """
     if run is not None:
         if (run / "model.safetensors").is_file():
-            print(f"{run} is there already")
+            print(f"{run} is finished already")
             return 0
         words = [*words, "--resume"] if checkpoint.steps(run / "checkpoints") else words
     verb, *argv = [str(word) for word in words]
@@ -139,7 +139,7 @@ def _show(run: Path | None, words: Sequence[str | Path]) -> int:
 
 
 def _talk(run: Run) -> None:
-    """Three conversations, the user's part given. The likeliest answers, so that they repeat."""
+    """Three conversations with scripted user messages, decoded greedily: the same every time."""
     assert run.chat_template is not None
     chat = Chat(run.load_model(), run.tokenizer, run.chat_template)
     greedy = SamplingConfig(temperature=0, max_new_tokens=60)

@@ -24,7 +24,7 @@ from gptsmith import files
 _PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before a retry, if the last attempt made no progress
 _TIMEOUT = httpx.Timeout(30, connect=10)
 
-Report = Callable[[str, int, int], None]  # name of the file, bytes received, bytes in all
+Report = Callable[[str, int, int], None]  # name of the file, bytes received, bytes in total
 
 
 class Wanted(NamedTuple):
@@ -156,14 +156,14 @@ def progress() -> Iterator[Report]:
         disable=not console.is_terminal,
     ) as progress:
 
-        def report(name: str, there: int, size: int) -> None:
+        def report(name: str, received: int, size: int) -> None:
             nonlocal last
             if name not in bars or (not console.is_terminal and time.monotonic() - last > 10):
                 last = time.monotonic()
                 if not console.is_terminal:
-                    console.print(f"fetching {name}: {there / 1e6:,.1f} of {size / 1e6:,.1f} MB")
+                    console.print(f"fetching {name}: {received / 1e6:,.1f} of {size / 1e6:,.1f} MB")
             if name not in bars:
                 bars[name] = progress.add_task(name, total=size)
-            progress.update(bars[name], completed=there)
+            progress.update(bars[name], completed=received)
 
         yield report

@@ -23,10 +23,10 @@ _TEMPORARY = re.compile(r"\..*\.tmp-[0-9a-f]{8}(\.\w+)?|\.tmp\w{6}")
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`; fsynced and renamed to `path` on success, else removed.
+    """A temporary path next to `path`; fsynced and renamed to `path` on success, else removed.
 
     The temporary name keeps the suffix, because np.save and matplotlib read the format from it.
-    A write that fails, for want of space or permission, names `path`.
+    An OSError (disk full, no permission) names `path`, not the temporary file.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.tmp-{secrets.token_hex(4)}{path.suffix}")
@@ -45,11 +45,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `path` to fill; fsynced and renamed to `path` on success, else
-    removed. Remains of an earlier attempt that was killed are removed. A write that fails, for
-    want of space or permission, names `path`.
+    """A temporary folder next to `path`; fsynced and renamed to `path` on success, else removed.
 
-    FileExistsError if `path` exists, unless it is an empty folder.
+    Leftovers of an earlier attempt that was killed are removed. An OSError (disk full, no
+    permission) names `path`. FileExistsError if `path` exists, unless it is an empty folder.
     """
     path = Path(path)
     refuse_occupied(path)
@@ -57,7 +56,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     stem = f".{path.name}.tmp-"
     for left in path.parent.glob(f"{glob.escape(stem)}*"):
         if left.is_dir() and _TEMPORARY.fullmatch(left.name):
-            with suppress(ValueError), lock(left, ""):  # its writer lives
+            with suppress(ValueError), lock(left, ""):  # locked: still being written
                 shutil.rmtree(left)
     temporary = path.with_name(stem + secrets.token_hex(4))
     try:
@@ -98,7 +97,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """UTF-8, line ends as given."""
+    """UTF-8, line endings unchanged."""
     write_bytes(path, text.encode())
 
 
@@ -107,7 +106,7 @@ def write_json(path: str | Path, obj: Any) -> None:
 
 
 def read_text(path: str | Path) -> str:
-    """UTF-8, line ends unchanged. ValueError naming file and byte if it is not UTF-8."""
+    """UTF-8, line endings unchanged. ValueError naming file and byte if it is not UTF-8."""
     try:
         return Path(path).read_bytes().decode()
     except UnicodeDecodeError as error:
@@ -153,7 +152,7 @@ def sync(path: str | Path) -> None:
 
 
 def sweep(folder: str | Path) -> None:
-    """Remove temporary files of killed writes from `folder`. Hold its lock."""
+    """Remove temporary files of killed writes from `folder`, whose lock the caller holds."""
     for path in Path(folder).iterdir():
         if _TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)

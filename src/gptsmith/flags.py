@@ -121,9 +121,11 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
     """The name that was probably meant; the last part of a dotted name counts as well."""
     names = list(names)
     by_word = {name.rpartition(".")[2]: name for name in reversed(names)} | {n: n for n in names}
-    begun = [name for name in by_word if name.startswith(word)] if len(word) > 2 else []
-    # a cutoff below 0.7 suggests names that nobody meant
-    near = [word] if word in by_word else begun or difflib.get_close_matches(word, by_word, 1, 0.7)
+    near = [word] if word in by_word else []
+    if not near and len(word) > 2:
+        near = [name for name in by_word if name.startswith(word)]
+    # a cutoff below 0.7 suggests unrelated names
+    near = near or difflib.get_close_matches(word, by_word, 1, 0.7)
     return by_word[near[0]] if near else None
 
 
@@ -132,7 +134,7 @@ def flag_name(path: Iterable[str]) -> str:
 
 
 class FlagParser(argparse.ArgumentParser):
-    """The flags of `options`, and their help. Words that are no flags are left to the caller."""
+    """The flags of `options`, and their help. Other words are left to the caller."""
 
     def __init__(
         self,
@@ -152,7 +154,7 @@ class FlagParser(argparse.ArgumentParser):
             usage=f"{prog} {words} [options]",
             description=description,
             allow_abbrev=False,
-            argument_default=argparse.SUPPRESS,  # flags that are not given make no settings
+            argument_default=argparse.SUPPRESS,  # an omitted flag is no setting
             formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36),
         )
         self.options, self.names, self.switches = options, ["help"], set[str]()
@@ -221,7 +223,7 @@ def _arguments(option: Option) -> dict[str, Any]:
         preset = {"metavar": "PRESET", "help": f"start from a preset: {names}"}
         return preset if hasattr(option.section, "preset") else {}
     if get_origin(option.field.annotation) is Literal and len(option.kinds) == 1:
-        return {}  # a constant, such as the `stage` in a config.yaml, is no option
+        return {}  # a constant, such as the `stage` in a config.yaml, is not an option
     about = option.help
     if option.field.is_required():
         about += " (required)"

@@ -79,7 +79,7 @@ class Session:
         self.sampling = sampling
         self.messages: list[Message] = []
         self.dropped = 0  # oldest messages that no longer fit into the context
-        self.interactive = False  # show replies as they come
+        self.interactive = False  # print replies while they are generated
 
     def run(self) -> None:
         """Read lines until the end of input or /quit; errors and Ctrl-C cost only the line."""
@@ -145,7 +145,7 @@ class Session:
         self.sampling = self.sampling.model_copy(update={"temperature": value})
 
     def reply(self, text: str) -> None:
-        """Show the model's reply to a message, and remember both."""
+        """Print the model's reply to a message, and add both to the conversation."""
         asked = [*self.messages, Message(role="user", content=text)]
         prompt = self.chat.encode(asked, self.sampling)
         if len(asked) - len(prompt.messages) > self.dropped:
@@ -199,7 +199,7 @@ def _one_interrupt() -> Iterator[None]:
 
 
 def save(name: str, messages: list[Message]) -> str:
-    """Add the conversation to a file of conversations; it replaces an earlier part of itself.
+    """Add the conversation to a file of conversations; it replaces its own earlier versions.
 
     Returns what was done. ValueError or OSError for a conversation or file that cannot be saved.
     """
@@ -230,7 +230,7 @@ def save(name: str, messages: list[Message]) -> str:
 
 
 def _answered(messages: list[Message]) -> list[Message]:
-    """The messages without turns whose reply is empty: a model should not learn to be silent."""
+    """The messages without turns whose reply is empty: a model should not learn empty replies."""
     kept: list[Message] = []
     for message in messages:
         if message["role"] == "assistant" and not message["content"].strip():
@@ -257,5 +257,5 @@ def _read(prompt: str) -> str | None:
 
 
 def _note(text: str) -> None:
-    """Tell the user on stderr, as stdout has the replies."""
+    """Print a note on stderr, because stdout is for the replies."""
     print(f"({text})", file=sys.stderr, flush=True)

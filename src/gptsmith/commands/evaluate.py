@@ -114,7 +114,7 @@ def _report(
     results: Mapping[str, Sequence[Result]],
     stem: Path | None,
 ) -> None:
-    """Print the results and notes, and write the files that were asked for."""
+    """Print the results and notes, and write the requested files."""
     from gptsmith.evaluate import report
 
     own = next(iter(results.values()))

@@ -1,4 +1,4 @@
-"""`gptsmith export RUN --format hf|gguf --out DIR`: a run in a form that other programs open."""
+"""`gptsmith export RUN --format hf|gguf --out DIR`: convert a run for other programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gptsmith.interop.external_model import ExportableModel
     from gptsmith.run import Run, Which
 
-# Number format of an option -> the name of it in torch, in a GGUF.
+# --dtype -> the name of the number format in torch, and in GGUF.
 _TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _GGUF_KINDS: dict[str, Literal["f32", "f16", "bf16", "q8_0"]] = {
     "fp32": "f32", "bf16": "bf16", "fp16": "f16", "q8_0": "q8_0",
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
         ExportOptions,
         argv,
         prog="gptsmith export",
-        description="Write a run in a form that other programs open.",
+        description="Convert a run into a format that other programs open.",
         positional="run",
     )
     allowed = ("keep", *_TORCH_DTYPES) if options.format == "hf" else tuple(_GGUF_KINDS)
@@ -87,7 +87,7 @@ def export(run: Run, options: ExportOptions) -> list[str]:
 
 
 def exportable(run: Run, checkpoint: Which = "last", base: bool = False) -> ExportableModel:
-    """A run as exporters take it. base: with the weights that a LoRA run started from."""
+    """A run in the form that exporters take. base: the base model of a LoRA run."""
     from gptsmith.interop.external_model import ExportableModel
 
     source = str(run.config.get("import", ""))
@@ -97,7 +97,7 @@ def exportable(run: Run, checkpoint: Which = "last", base: bool = False) -> Expo
         tensors=lambda: (run.base_model() if base else run.load_model(checkpoint)).state_dict(),
         tokenizer=run.tokenizer,
         chat_template=run.chat_template,
-        # of a path on this machine, its last part only
+        # of a local path, only the name
         imported_from=source if "revision" in run.config else Path(source).name,
     )
 

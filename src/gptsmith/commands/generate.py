@@ -1,4 +1,4 @@
-"""`gptsmith generate RUN --prompt TEXT`: prints what the model writes, as it writes it."""
+"""`gptsmith generate RUN --prompt TEXT`: continue prompts, streaming to a terminal."""
 
 import sys
 import textwrap
@@ -24,7 +24,7 @@ class GenerateOptions(SamplingConfig, WeightOptions):
     num_samples: int = Field(1, ge=1)
     """Continuations of each prompt; sample i has the seed SEED + i."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """Stop at this text and leave it out, repeatable."""
+    """Stop before this text, repeatable."""
 
 
 def main(argv: list[str]) -> None:

@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
     )
     for note in model.notes:
         print(f"note: {note}", file=sys.stderr)
-    print(f"{run.path} is a run now: {_next_command(run)}")
+    print(f"wrote the run {run.path}; next: {_next_command(run)}")
 
 
 def _describe(model: ExternalModel, parameters: int) -> None:
@@ -89,7 +89,7 @@ def _next_command(run: Run) -> str:
 def _with_progress(
     tensors: Iterable[tuple[str, Tensor]], total: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors, with a progress bar on a terminal, elsewhere a line now and then."""
+    """The tensors, with a progress bar on a terminal, elsewhere a line every few seconds."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 

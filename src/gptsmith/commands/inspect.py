@@ -40,8 +40,8 @@ def main(argv: list[str]) -> None:
     )
     if options.tokenizer is None and options.path.is_file():
         raise ValueError(
-            f"{options.path} is a file: give --tokenizer RUN to see its conversations as that run "
-            "would be fine-tuned on them; of a run or a corpus give the folder"
+            f"{options.path} is a file: to inspect conversations, give --tokenizer RUN, the run "
+            "to fine-tune on them; to inspect a run or a corpus, give its folder"
         )
 
     from rich.console import Console
@@ -50,13 +50,13 @@ def main(argv: list[str]) -> None:
     out = Console(width=None if sys.stdout.isatty() else 120)
     if options.tokenizer is not None:
         _chat(options, options.tokenizer, out)
-    elif _holds_corpus(options.path):
+    elif _is_corpus(options.path):
         _corpus(options, out)
     else:
         _run(options, out)
 
 
-def _holds_corpus(path: Path) -> bool:
+def _is_corpus(path: Path) -> bool:
     """Whether `path` has the files of a corpus and not those of a checkpoint, which has a
     manifest.json too."""
     from gptsmith.data.shards import Corpus

@@ -15,7 +15,7 @@ from gptsmith.data.options import ChatFiles, PrepareConfig
 
 
 class PrepareChatConfig(ChatFiles):
-    """Conversations, the run that is to be fine-tuned on them, and the file to write."""
+    """Conversations, the run to fine-tune on them, and the file to write."""
 
     sources: tuple[str, ...] = Field(min_length=1)
     """Files, folders or patterns of conversations (.jsonl, .parquet, .arrow ...)."""

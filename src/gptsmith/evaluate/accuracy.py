@@ -22,7 +22,7 @@ from gptsmith.evaluate.likelihood import Likelihood, Request, encode_pairs, log_
 from gptsmith.evaluate.multiple_choice import Question, Task
 from gptsmith.evaluate.report import Result, mean
 from gptsmith.model.gpt import GPTModel
-from gptsmith.model.target_leakage import first_scored
+from gptsmith.model.target_leakage import first_target
 from gptsmith.tokenizer import Tokenizer
 
 
@@ -80,7 +80,7 @@ def select(
     by_question = [requests[start:end] for start, end in pairwise(ends)]
     C = model.config.context_length
     # Tokens before this position see later ones, and would see the answer: prefix(n).
-    start = first_scored(model.mask, C, model.config.n_head, model.config.n_layer)
+    start = first_target(model.mask, C, model.config.n_head, model.config.n_layer)
     selected = [
         (question, choices)
         for question, choices in zip(questions, by_question, strict=True)

@@ -29,7 +29,7 @@ from gptsmith.evaluate.options import EvaluateOptions
 from gptsmith.evaluate.progress import progress
 from gptsmith.evaluate.report import Result
 from gptsmith.model.gpt import GPTModel
-from gptsmith.model.target_leakage import first_scored
+from gptsmith.model.target_leakage import first_target
 from gptsmith.run import Run, is_run
 from gptsmith.train.runtime import Precision, choose_precision
 
@@ -116,7 +116,7 @@ def _perplexity(options: EvaluateOptions, run: Run, model: Callable[[], GPTModel
     B, limit = options.batch_size or max(1, 8192 // T), options.limit and options.limit * stride
 
     def job() -> Result:
-        start = first_scored(model().mask, T, c.n_head, c.n_layer)
+        start = first_target(model().mask, T, c.n_head, c.n_layer)
         batches = validation_batches(streams, T, B, eos, limit, stride, mask_targets_before=start)
         count = -(-len(validation_windows(streams, T, limit, stride)) // B)
         token_bytes = torch.from_numpy(run.tokenizer.token_bytes())

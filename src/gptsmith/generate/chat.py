@@ -26,8 +26,8 @@ class Chat:
         messages = [{"role": "user", "content": "What is the capital of France?"}]
         print(chat.reply(messages).text)
 
-    Keep it for the length of a conversation: its engine does not read again what the next turn has
-    in common with the last one.
+    Keep it for a whole conversation: its engine does not read again what the next turn has in
+    common with the last one.
     """
 
     def __init__(self, model: GPTModel, tokenizer: Tokenizer, template: ChatTemplate) -> None:
@@ -52,8 +52,8 @@ class Chat:
     ) -> Generation:
         """The assistant's next message; it ends, at the latest, where the model's context ends.
 
-        conversation: messages, of which the last is the user's, or what `encode` has made of them.
-        on_text: called with each piece of the text as it comes. ValueError for an invalid
+        conversation: messages, the last of which is the user's, or a prompt from `encode`. on_text:
+        called with each piece of the text as it is generated. ValueError for an invalid
         conversation, and for a last message that is too long.
         """
         if not isinstance(conversation, ChatPrompt):
@@ -71,7 +71,7 @@ class Chat:
             for _ in self.engine.as_completed([generation]):
                 pass
         finally:
-            self.engine.cancel(generation)  # Ctrl-C: it must not go on with the next reply
+            self.engine.cancel(generation)  # after Ctrl-C the next reply must not continue it
         return generation
 
     def reply_all(

@@ -40,10 +40,10 @@ class Engine:
         while engine.busy:
             engine.step()
 
-    The text of a request depends on its prompt, settings and seed alone: it gets the same tokens in
-    any company, up to rounding. No id beyond the tokenizer's vocabulary is sampled from a model
-    that is padded to a larger one. Keep the engine as long as prompts share beginnings, as the
-    turns of a chat do: the longest prefix that the cache holds is not read again.
+    The text of a request depends on its prompt, settings and seed alone; other requests change it
+    by rounding at most. Ids beyond the tokenizer's vocabulary, which a padded model has, are never
+    sampled. Keep the engine for prompts that share a prefix, such as the turns of a chat: the
+    longest prefix that the cache holds is not read again.
     tokenizer: needed for prompts that are text, stop strings and the text of the results.
     ValueError for a mask that depends on the row of the batch.
     """
@@ -80,11 +80,11 @@ class Engine:
         return bool(self._waiting or self._uncached or self._running)
 
     def add(self, request: Request) -> Generation:
-        """Queue a request; `step` advances what is returned.
+        """Queue a request; `step` extends the generation that this returns.
 
         ValueError for an empty prompt, an id outside the vocabulary, an empty stop string, stop
-        strings or on_text without a tokenizer, and a prompt longer than a context that must not
-        shift.
+        strings or on_text without a tokenizer, and a prompt longer than the context with
+        context_shift off.
         """
         self._check(request)
         stop_ids = request.stop_ids
@@ -102,7 +102,7 @@ class Engine:
         return row.generation
 
     def cancel(self, generation: Generation) -> None:
-        """Finish a request now; its text is what was certain so far."""
+        """Finish a request now, with the text that is certain so far."""
         for row in [*self._waiting, *self._uncached, *self._running]:
             if row.generation is generation and generation.finish_reason is None:
                 generation.finish_reason = "cancelled"
@@ -163,16 +163,16 @@ class Engine:
     # A step
 
     def step(self) -> list[Generation]:
-        """Add one token to every running request; waiting ones join as far as there is room.
-        Returns the generations that this finished.
+        """Add one token to every running request; waiting ones join while there is room.
 
-        An exception (Ctrl-C, an error in on_text) cancels all requests.
+        Returns the generations that finished in this step. An exception (Ctrl-C, an error in
+        on_text) cancels all requests.
         """
         training = self.model.training
         if training:
             self.model.eval()
         try:
-            # The weights' own dtype decides, whatever autocast the caller is in.
+            # Compute in the dtype of the weights, even under a caller's autocast.
             with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
                 return self._step()
         except BaseException:
@@ -216,7 +216,7 @@ class Engine:
         return [row.generation for row in finished]
 
     def _admit(self) -> None:
-        """Give waiting rows their place, as far as the batch has room."""
+        """Start waiting rows while the batch has room."""
         grown = [row for row in self._uncached if len(row.context) >= self._lookahead]
         self._uncached = [row for row in self._uncached if len(row.context) < self._lookahead]
         room = self.max_batch_size - len(self._running) - len(self._uncached) - len(grown)
@@ -254,7 +254,7 @@ class Engine:
         return self.model.hidden(ids, cache=self._cache.kv)[:, 0]
 
     def _prefill(self, start: int, stop: int) -> Tensor:
-        """Read in one pass what the cache lacks of the running rows start..stop - 1."""
+        """Read, in one pass, the tokens of running rows start..stop - 1 that the cache lacks."""
         cache = self._cache.kv
         held = cache.lengths[start:stop]
         rows = self._running[start:stop]
@@ -264,7 +264,7 @@ class Engine:
         return self._newest(self.model.hidden(ids, positions=positions, cache=cache), padding)
 
     def _read_again(self) -> Tensor:
-        """Read the whole texts that the cache cannot serve."""
+        """Read the whole texts for which the cache cannot be used."""
         ids, padding = self._pad([row.context for row in self._uncached])
         # Padding is a document of its own, which the texts cannot see.
         documents = padding.long() if len(self._uncached) > 1 else None
@@ -272,8 +272,8 @@ class Engine:
         for row in self._uncached:
             row.generation.notice = (
                 f"under the mask {mask} tokens see later ones, up to position"
-                f" {self._lookahead - 1}: until the text is that long, there is no KV cache and"
-                " every new token reads all of it again"
+                f" {self._lookahead - 1}: until the text is that long, the KV cache cannot be used"
+                " and each new token requires reading the whole text again"
             )
         return self._newest(self.model.hidden(ids, documents=documents), padding)
 

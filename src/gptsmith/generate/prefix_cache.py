@@ -1,4 +1,4 @@
-"""A KV cache that knows the tokens of its rows, so that prompts can share what they begin with."""
+"""A KV cache that knows the tokens of its rows, so that prompts can share prefixes."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class PrefixCache:
         prefixes = [self._shared_prefix(text, row) for row in range(kv.batch)]
         source = max(range(kv.batch), key=prefixes.__getitem__)
         length = prefixes[source]
-        # A finished text that goes on keeps its row. Any other prefix is copied to the row that
-        # holds least, so that as little as possible is lost.
+        # A finished text that is continued keeps its row. Any other prefix is copied over the row
+        # with the fewest tokens.
         target = min(range(new, kv.batch), key=kv.lengths.__getitem__)
         if length and source >= new and length >= kv.lengths[source] - 1:
             target = source
@@ -69,7 +69,7 @@ class PrefixCache:
         self._texts[new] = text
         self.running += 1
 
-    @torch.inference_mode()  # as the tensors of the cache were made
+    @torch.inference_mode()  # like the tensors of the cache
     def leave(self, row: int, keep: bool = True) -> None:
         """End a running row; the last running row takes its place. keep: hold its tokens."""
         self.running -= 1
@@ -80,8 +80,8 @@ class PrefixCache:
             self.kv.truncate(last, 0)
 
     def _shared_prefix(self, text: Sequence[int], row: int) -> int:
-        """How many tokens of a row `text` can begin with. Its last token is always read anew, as
-        the next one follows from it."""
+        """How many tokens of a row `text` can reuse. Its last token is always read again, because
+        the logits of the next one come from it."""
         length = min(len(text) - 1, self.kv.lengths[row])
         pairs = zip(text[:length], self._texts[row], strict=False)
         length = next((n for n, (a, b) in enumerate(pairs) if a != b), length)

@@ -1,4 +1,4 @@
-"""A request for text, the text it has got so far, and what the engine keeps for it meanwhile.
+"""A request for text, the text generated so far, and what the engine keeps for it.
 
 V vocabulary.
 """
@@ -50,7 +50,7 @@ class Generation:
     dropped_tokens: int = 0
     """Oldest tokens that were dropped because the text outgrew the model's context."""
     notice: str | None = None
-    """Why the KV cache could not be used at first, for people; None if it could."""
+    """For the user: why the KV cache could not be used at first; None if it could."""
 
 
 class Row:
@@ -72,7 +72,7 @@ class Row:
         self._stop_ids = stop_ids
         self._limit = limit
         self.remaining = request.sampling.max_new_tokens
-        """Tokens that may still follow."""
+        """Tokens that may still be generated."""
         if not request.context_shift:
             self.remaining = min(self.remaining, limit - len(self.context))
 
@@ -83,7 +83,7 @@ class Row:
         self.generation.dropped_tokens += dropped
 
     def push(self, token: int) -> None:
-        """Take the next token; the last one sets finish_reason."""
+        """Append the next token; the last one sets finish_reason."""
         generation, detokenizer = self.generation, self._detokenizer
         piece = ""
         if token in self._stop_ids:

@@ -85,7 +85,7 @@ class ModelConfig(BaseModel):
         values = dict(values)
         n_head, n_embd = values.get("n_head", 6), values.get("n_embd", 384)
         if not (isinstance(n_head, int) and isinstance(n_embd, int) and n_head > 0):
-            return values  # the checks of the fields have the better message
+            return values  # the checks of the fields give a better message
         if values.get("n_kv_head") is None:
             values["n_kv_head"] = n_head
         if values.get("head_dim") is None:

@@ -8,7 +8,7 @@ K key/value heads, D head size, F hidden width of the MLP, V vocabulary.
 
 Sources: GPT-2 (Radford et al. 2019), RoPE (Su et al. 2021), SwiGLU (Shazeer 2020), RMSNorm
 (Zhang & Sennrich 2019), ReLU^2 (So et al. 2021), grouped queries (Ainslie et al. 2023),
-QK-norm (Henry et al. 2020, as in Qwen3). Layouts follow the stock classes of transformers.
+QK-norm (Henry et al. 2020, as in Qwen3). Layouts follow the classes of transformers.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class MultiHeadAttention(nn.Module):
 
         mask: default config.mask; a Mask, or what `attention` takes. rotation: cosine and sine
         ((B,) T, 1, D/2) in the dtype of x; default those of positions 0..T-1 where config.position
-        is "rope". cache: opened for these positions (KVCache.begin), which also gives the mask.
+        is "rope". cache: prepared for these positions (KVCache.prepare, which returns the mask).
         """
         B, T, _ = x.shape
         H, K, D = self.H, self.K, self.D
@@ -302,7 +302,7 @@ class GPTModel(nn.Module):
 
         mask: a Mask or a boolean or 0/1 tensor (T, T), (B, T, T), (B, H, T, T); default the
         config's. positions: (B, T) or (T,), default 0..T-1, or what follows in the cache, for which
-        -1 marks right padding. documents: (B, T) integers; a position sees its own document only.
+        -1 marks right padding. documents: (B, T) integers; tokens attend to their document only.
         Raises ValueError when a position lies outside the context, for a mask of another shape or
         with other values, and for a cache under a mask that it cannot serve exactly.
         """
@@ -320,7 +320,7 @@ class GPTModel(nn.Module):
             )
         if positions is None:
             positions = torch.arange(T, device=ids.device)  # (T,)
-        elif cache is None and not torch.compiler.is_compiling():  # a graph cannot look at values
+        elif cache is None and not torch.compiler.is_compiling():  # compiled code cannot check
             _check_positions(positions, limit)
         bias: Tensor | CausalMask | BlockMask | None
         if cache is not None:
@@ -380,12 +380,12 @@ class GPTModel(nn.Module):
     def _cached_mask(
         self, mask: Mask, positions: Tensor, cache: KVCache, limit: int
     ) -> Tensor | None:
-        """Open the cache for these positions; booleans (B, H|1, T, S), None if all are seen."""
+        """Prepare the cache for these positions; booleans (B, H|1, T, S), None if all are seen."""
         last = int(positions.max())
         if last >= limit:
             raise ValueError(
-                f"position {last} is outside context_length {limit}: keep the newest tokens only "
-                "and fill the cache again"
+                f"position {last} is outside context_length {limit}: keep only the newest "
+                "tokens and fill the cache again"
             )
         return cache.prepare(positions, mask, self.config.n_head, limit)
 

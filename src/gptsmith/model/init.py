@@ -1,4 +1,4 @@
-"""Initial weights: the same whether a part is made alone or inside a model.
+"""Initial weights: the same whether a module is created alone or inside a model.
 
 C channels.
 """
@@ -20,10 +20,10 @@ _INSIDE = ContextVar("_INSIDE", default=False)
 
 @contextmanager
 def initialized(module: nn.Module, config: ModelConfig) -> Iterator[None]:
-    """Within this, `module` makes its parts; after it, their weights are drawn by `init_weights`.
+    """Context in which `module` creates its parts; at its end, `init_weights` draws their weights.
 
-    Of nested modules only the outermost draws, so that a model's weights are one pass over all its
-    parameters.
+    Of nested contexts only the outermost draws, so that a model's weights are drawn in one pass
+    over all its parameters.
     """
     outermost = not _INSIDE.get()
     token = _INSIDE.set(True)

@@ -3,7 +3,7 @@
 A mask is a function of four integer tensors, mask(b, h, q, k) -> bool: may position q of row b
 attend to position k in head h? The same function object becomes a dense boolean tensor for
 scaled_dot_product_attention (`Mask.dense`), a block mask for FlexAttention on CUDA
-(`Mask.block_mask`) and a picture for people (`Mask.show`, `Mask.png`).
+(`Mask.block_mask`) and a picture (`Mask.show`, `Mask.png`).
 
     causal() & sliding_window(256)      prefix(32)      causal() & ~prefix(8)      Mask(my_rule)
 
@@ -31,7 +31,7 @@ VALID = "causal(), sliding_window(n), prefix(n), bidirectional(), combined by & 
 
 _OR, _AND, _ATOM = 0, 1, 2  # Python's precedence, for the parentheses in `Mask.expression`
 _LARGEST = 2**31 - 1  # FlexAttention's kernels index with int32
-_LOOKAHEAD_BLOCK = 1 << 22  # mask entries looked at in one go
+_LOOKAHEAD_BLOCK = 1 << 22  # mask entries evaluated at a time
 
 
 class Facts(NamedTuple):

@@ -47,10 +47,13 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def check(there: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin: str | Path) -> None:
-    """ValueError, as from `load`, unless `tensors` fits the parameters `there`."""
+def check(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin: str | Path
+) -> None:
+    """ValueError, as from `load`, unless `tensors` is finite, with the names and shapes of
+    `expected`."""
     check_state_dict(
-        {name: tuple(tensor.shape) for name, tensor in there.items()},
+        {name: tuple(tensor.shape) for name, tensor in expected.items()},
         {name: tuple(tensor.shape) for name, tensor in tensors.items()},
         origin,
     )
@@ -133,7 +136,7 @@ def resize_token_embeddings(model: GPTModel, new_size: int, used: int | None = N
     The rows of new ids, in the embedding and an untied head, are the mean of the old rows: n of
     them take at most n / V of the old ids' probability (Hewitt 2021, "Initializing new word
     embeddings"). used: ids that the tokenizer has, by default all; the rows of a padded vocabulary
-    beyond them become the mean as well. Raises ValueError if new_size is smaller than now.
+    beyond them become the mean as well. Raises ValueError if new_size is smaller than the old one.
     """
     old = model.config.vocab_size
     used = old if used is None else used

@@ -10,15 +10,16 @@ from torch import Tensor
 
 from gptsmith.model.masks import Mask
 
-_LONGEST = 4096  # positions among which paths are followed: half a minute and 0.3 GB
+_LONGEST = 4096  # positions; for these, following all paths takes half a minute and 0.3 GB
 
 
-def first_scored(mask: Mask, T: int, H: int, n_layer: int) -> int:
-    """The first position that next-token loss may score: 0 inside causal, n - 1 for prefix(n).
+def first_target(mask: Mask, T: int, H: int, n_layer: int) -> int:
+    """The first position that next-token loss may predict from: 0 inside causal, n - 1 for
+    prefix(n).
 
     What a position knows after L layers is everything that it reaches in L hops, so the mask's
     L-th boolean power decides, not the mask. Positions that reach their own target must be a run
-    from 0 (a prefix, which is then not scored).
+    from 0 (a prefix, whose targets are then masked).
 
     Raises ValueError naming the first offending position otherwise.
     """
@@ -40,8 +41,8 @@ def first_scored(mask: Mask, T: int, H: int, n_layer: int) -> int:
     if bool(leaks[first:].any()) or first == T:
         bad = first + int(leaks[first:].int().argmax()) if first < T else 0
         raise ValueError(
-            f"mask {mask.expression!r}: position {bad} can see token {bad + 1}, which it would be "
-            "scored on; next-token loss needs a mask inside causal(), or prefix(n) shorter than "
+            f"mask {mask.expression!r}: position {bad} can see token {bad + 1}, its own "
+            "target; next-token loss needs a mask inside causal(), or prefix(n) shorter than "
             f"the context, here {T}"
         )
     return first

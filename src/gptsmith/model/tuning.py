@@ -50,7 +50,7 @@ def load_trainable_state_dict(
 
     Raises ValueError as state_dict.load does.
     """
-    there = trainable_state_dict(model)
-    state_dict.check(there, tensors, origin)
-    for name, parameter in there.items():
+    parameters = trainable_state_dict(model)
+    state_dict.check(parameters, tensors, origin)
+    for name, parameter in parameters.items():
         parameter.copy_(tensors[name])

@@ -19,7 +19,7 @@ from gptsmith.model import lora
 from gptsmith.model import state_dict as model_weights
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.gpt import GPTModel
-from gptsmith.model.target_leakage import first_scored
+from gptsmith.model.target_leakage import first_target
 from gptsmith.model.tuning import Tuning
 from gptsmith.recipes import in_loop_eval, loop, plan
 from gptsmith.recipes.loop import TrainingJob
@@ -142,7 +142,7 @@ def row_length(context_length: int | None, prepared: PreparedModel) -> int:
     """`max_length` of rows for SFT; ValueError if the mask lets tokens see their own target."""
     config, mask = prepared.model.config, prepared.model.mask
     T = max_length(context_length, prepared)
-    if start := first_scored(mask, T, config.n_head, config.n_layer):
+    if start := first_target(mask, T, config.n_head, config.n_layer):
         raise ValueError(
             f"the mask {mask.expression} shows the first {start} tokens their own targets: answers "
             "there cannot be learned; fine-tune a model with a mask inside causal()"

@@ -18,7 +18,7 @@ from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import SamplingConfig
 from gptsmith.model import masks
 from gptsmith.model.gpt import GPTModel
-from gptsmith.model.target_leakage import first_scored
+from gptsmith.model.target_leakage import first_target
 from gptsmith.recipes import finetune, in_loop_eval, loop, plan
 from gptsmith.recipes.loop import TrainingJob
 from gptsmith.recipes.options import CorpusConfig, PretrainConfig, TextConfig
@@ -39,7 +39,7 @@ def pretrain(config: PretrainConfig, started: float | None = None) -> int:
     T = config.model.context_length
     mask_folder = config.out if config.resume else Path()  # a run has a copy of the mask's file
     mask = masks.parse(config.model.mask, folder=mask_folder, trust_code=True)
-    start = first_scored(mask, T, config.model.n_head, config.model.n_layer)
+    start = first_target(mask, T, config.model.n_head, config.model.n_layer)
     windows = _windows(config, corpus, T, start)
     resolved = plan.resolve(config, config.model, windows)
     config = resolved.config
@@ -67,7 +67,7 @@ def continue_pretraining(config: TextConfig, started: float | None = None) -> in
     prepared = finetune.prepare(config, base)
     model, shape = prepared.model, prepared.model.config
     T = finetune.max_length(config.context_length, prepared)
-    windows = _windows(config, corpus, T, first_scored(model.mask, T, shape.n_head, shape.n_layer))
+    windows = _windows(config, corpus, T, first_target(model.mask, T, shape.n_head, shape.n_layer))
     resolved = finetune.resolve(config, prepared, windows)
     job, notes = _job(resolved, corpus, windows, model)
     run = finetune.create_run(

@@ -164,8 +164,8 @@ class Tokenizer:
         """Ids of `text`; ValueError for a lone surrogate or an unknown character.
 
         By default all of it is plain text. allow_special: the spelling of a special token becomes
-        its id. Use that for text of your own only, never for what a user or a corpus wrote: it
-        could end a message or begin one in another role.
+        its id. Use that only for text of your own, never for text from a user or a corpus, which
+        could end a message or start one in another role.
         """
         if not allow_special or not self.special_tokens:
             return self.encode_array(text).tolist()
@@ -254,7 +254,7 @@ class Tokenizer:
 
     @cached_property
     def _reference(self) -> Reference:
-        """The file as `tokenizers` reads it: slower, and right for every file."""
+        """The file as `tokenizers` reads it: slower, but correct for every file."""
         try:
             reference = Reference.from_str(self._text)
         except Exception as error:  # the Rust side raises a bare Exception

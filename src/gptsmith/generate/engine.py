@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptsmith.generate.detokenizer import Detokenizer
 from gptsmith.generate.options import DEFAULT_SAMPLING, SamplingConfig
 from gptsmith.generate.prefix_cache import PrefixCache
 from gptsmith.generate.request import Generation, Request, Row
@@ -90,8 +89,8 @@ class Engine:
         stop_ids = request.stop_ids
         if stop_ids is None:
             stop_ids = [] if self.tokenizer is None else [self.tokenizer.eos_id]
-        text = None if self.tokenizer is None else Detokenizer(self.tokenizer, request.stop)
-        row = Row(request, frozenset(stop_ids), self._limit, text)
+        stream = None if self.tokenizer is None else self.tokenizer.stream()
+        row = Row(request, frozenset(stop_ids), self._limit, stream)
         if request.sampling.repetition_penalty != 1:
             row.seen = torch.zeros(self._V, dtype=torch.bool, device=self._device)
             row.seen[row.context] = True

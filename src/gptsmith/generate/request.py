@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from gptsmith.generate.detokenizer import Detokenizer
 from gptsmith.generate.options import DEFAULT_SAMPLING, SamplingConfig
+
+if TYPE_CHECKING:
+    from gptsmith.tokenizer import TokenStream
 
 OnText = Callable[[str], None]
 
@@ -53,22 +55,53 @@ class Generation:
     """For the user: why the KV cache could not be used at first; None if it could."""
 
 
+class StopStrings:
+    """Passes text through until a stop string is complete.
+
+    Text that may turn out to be the beginning of a stop string is held back.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self.stop = stop
+        self.stopped = False
+        self.held = ""
+
+    def push(self, piece: str, last: bool = False) -> str:
+        """The text that is certain after this piece; the stop string completed first ends it."""
+        if self.stopped:
+            return ""
+        text = self.held + piece
+        found = [(at + len(s), at) for s in self.stop if (at := text.find(s)) >= 0]
+        if found:
+            self.stopped = True
+            return text[: min(found)[1]]
+        longest = 0 if last else min(len(text), max(map(len, self.stop), default=1) - 1)
+        keep = next(
+            (n for n in range(longest, 0, -1) if any(s.startswith(text[-n:]) for s in self.stop)), 0
+        )
+        self.held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
 class Row:
-    """A request in progress."""
+    """A request in progress.
+
+    stream: gives the text of the new tokens; None: the engine has no tokenizer.
+    """
 
     def __init__(
         self,
         request: Request,
         stop_ids: frozenset[int],
         limit: int,
-        detokenizer: Detokenizer | None,
+        stream: TokenStream | None,
     ) -> None:
         self.request = request
         self.generation = Generation([])
         self.context = list(request.prompt)  # what the model reads
         self.generator = torch.Generator().manual_seed(request.sampling.seed)
         self.seen: Tensor | None = None  # (V,) tokens of prompt and text, for repetition_penalty
-        self._detokenizer = detokenizer
+        self._stream, self._stop = stream, StopStrings(request.stop)
         self._stop_ids = stop_ids
         self._limit = limit
         self.remaining = request.sampling.max_new_tokens
@@ -84,7 +117,7 @@ class Row:
 
     def push(self, token: int) -> None:
         """Append the next token; the last one sets finish_reason."""
-        generation, detokenizer = self.generation, self._detokenizer
+        generation, stream, stop = self.generation, self._stream, self._stop
         piece = ""
         if token in self._stop_ids:
             generation.finish_reason = "stop"
@@ -94,14 +127,14 @@ class Row:
             self.remaining -= 1
             if self.seen is not None:
                 self.seen[token] = True
-            if detokenizer is not None:
-                piece = detokenizer.push(token)
-            if detokenizer is not None and detokenizer.stopped:
+            if stream is not None:
+                piece = stop.push(stream.push(token))
+            if stop.stopped:
                 generation.finish_reason = "stop"
             elif self.remaining == 0:
                 generation.finish_reason = "length"
-        if generation.finish_reason is not None and detokenizer is not None:
-            piece += detokenizer.flush()
+        if generation.finish_reason is not None and stream is not None:
+            piece += stop.push(stream.flush(), last=True)
         generation.text += piece
         if piece and self.request.on_text is not None:
             self.request.on_text(piece)

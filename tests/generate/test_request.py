@@ -1,7 +1,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptsmith.generate.detokenizer import StopStrings
+from gptsmith.generate.request import StopStrings
 
 
 @settings(max_examples=300)

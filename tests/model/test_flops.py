@@ -1,3 +1,5 @@
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -32,6 +34,12 @@ PARAMETERS = {
     "fast": 29_921_280,
 }
 
+
+def every(field: str) -> st.SearchStrategy[str]:
+    """Each value that a field of ModelConfig allows."""
+    return st.sampled_from(get_args(ModelConfig.model_fields[field].annotation))
+
+
 axes = st.fixed_dictionaries(
     dict(
         n_layer=st.integers(1, 3),
@@ -42,10 +50,10 @@ axes = st.fixed_dictionaries(
         d_ff=st.sampled_from([10, 64]),
         context_length=st.sampled_from([8, 12]),
         vocab_size=st.sampled_from([11, 50]),
-        norm=st.sampled_from(["layernorm", "rmsnorm"]),
-        mlp=st.sampled_from(["gelu", "swiglu", "relu2"]),
-        position=st.sampled_from(["learned", "rope"]),
-        bias=st.sampled_from(["none", "qkv", "all"]),
+        norm=every("norm"),
+        mlp=every("mlp"),
+        position=every("position"),
+        bias=every("bias"),
         qk_norm=st.booleans(),
         tie_embeddings=st.booleans(),
         labels=st.sampled_from([(), (), ("no", "yes", "perhaps")]),

@@ -106,8 +106,8 @@ class ModelConfig(BaseModel):
             raise ValueError(f"n_head {self.n_head} is not a multiple of n_kv_head {self.K}")
         if self.position == "rope" and self.D % 2:
             raise ValueError(f"head_dim {self.D} is odd: rope rotates pairs, take an even size")
-        if self.position == "learned" and self.rope_scaling is not None:
-            raise ValueError("rope_scaling needs position: rope, not learned")
+        if self.position != "rope" and self.rope_scaling is not None:
+            raise ValueError(f"rope_scaling needs position: rope, not {self.position}")
         if len(self.labels) == 1:
             raise ValueError(f"labels has one class, {self.labels[0]!r}: give at least two")
         if repeated := [x for i, x in enumerate(self.labels) if x in self.labels[:i]]:

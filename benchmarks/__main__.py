@@ -1,5 +1,5 @@
 """`make bench`: every benchmark, each in a process of its own. `python -m benchmarks NAME [ARG...]`
-runs one. Figures that count go to docs/log.md, with the machine they were taken on.
+runs one. Figures worth keeping go to docs/log.md, with the machine they were measured on.
 """
 
 import subprocess
@@ -16,9 +16,9 @@ def run(name: str, argv: list[str]) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """The worst exit code. Benchmarks that need a device say so and end with 0 without it."""
+    """The worst exit code. A benchmark whose device is missing says so and exits with 0."""
     if argv and argv[0] not in NAMES:
-        print(f"no benchmark {argv[0]!r}: there are {', '.join(NAMES)}", file=sys.stderr)
+        print(f"no benchmark {argv[0]!r}: choose from {', '.join(NAMES)}", file=sys.stderr)
         return 2
     worst = 0
     for name in argv[:1] or NAMES:

@@ -18,7 +18,7 @@ STEPS, BATCH, T = 2000, 12, 64
 
 
 def classic(corpus: Path) -> tuple[float, int]:
-    """The validation loss it ends at, and the size of its vocabulary."""
+    """The final validation loss, and the size of the vocabulary."""
     torch.manual_seed(1337)
     train, val = (
         torch.from_numpy(np.load(corpus / f"{split}-00000.npy").astype(np.int64))

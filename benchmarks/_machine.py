@@ -1,4 +1,4 @@
-"""What this machine can do at best, beside which the benchmarks' figures stand."""
+"""The limits of this machine, to compare the benchmarks' figures with."""
 
 import resource
 import sys
@@ -43,7 +43,7 @@ def copy_bytes() -> float:
 
 
 def peak_mib(device: torch.device) -> float:
-    """Most memory that this process held at once: on a GPU tensors, else the whole of it."""
+    """Peak memory of this process: of tensors on a GPU, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes there, KiB on Linux

@@ -1,11 +1,11 @@
-"""What counting words reaches on labelled texts: the mark that a tuned GPT has to pass.
+"""Bag-of-words accuracy on labelled texts: the baseline that a tuned GPT has to beat.
 
     python -m benchmarks bag_of_words [--run RUN2] [--data FILE [--val FILE] [--test FILE] ...]
 
 Logistic regression on tf-idf weights of words, and of words and pairs of words, the L2 penalty and
-the kind of features chosen on the validation split; trained, chosen and tested on the very rows
+the kind of features chosen on the validation split; trained, chosen and tested on exactly the rows
 that `gptsmith finetune classify` takes with the same options. --run takes the options of a tuned
-run and prints its test accuracy beside.
+run and prints its test accuracy too.
 """
 
 from __future__ import annotations
@@ -145,9 +145,12 @@ def compare(options: Options) -> None:
 
 
 def main(argv: list[str]) -> None:
-    torch.set_num_threads(1)  # the pieces are small
+    torch.set_num_threads(1)  # the operations are small
     options = load_config(
-        Options, argv, prog="python -m benchmarks bag_of_words", description="Count words."
+        Options,
+        argv,
+        prog="python -m benchmarks bag_of_words",
+        description="Bag-of-words baseline.",
     )
     if options.data or options.run:
         compare(options)

@@ -1,4 +1,4 @@
-"""(b) Seconds to a validation loss: tiny Shakespeare by characters, whole commands, taking turns.
+"""(b) Seconds to a validation loss: tiny Shakespeare by characters, whole commands, alternating.
 
     python -m benchmarks convergence [--rounds 2]
 
@@ -37,13 +37,13 @@ RECIPE = ROOT / "configs" / "shakespeare-char.yaml"
 
 @dataclass(frozen=True)
 class Outcome:
-    """A whole command: its wall-clock seconds, the loss it ended at, the products it took."""
+    """A whole command: its wall-clock seconds, its final loss, and its FLOPs."""
 
     seconds: float
     loss: float
     flops: float
 
-    def told(self, gemm: float) -> str:
+    def summary(self, gemm: float) -> str:
         share = self.flops / self.seconds / gemm
         return f"{self.seconds:.1f} s to {self.loss:.3f} at {share:.0%}"
 
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] = ()) -> None:
             budgets.append(other.seconds)
             gemm = gemm_flops(torch.device("cpu"))
             print(
-                f"round {i + 1}: classic {other.told(gemm)}, gptsmith {mine.told(gemm)}: "
+                f"round {i + 1}: classic {other.summary(gemm)}, gptsmith {mine.summary(gemm)}: "
                 f"ratio {other.seconds / mine.seconds:.2f}",
                 flush=True,
             )
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] = ()) -> None:
         limits = ["--train.steps", "none", "--train.seconds", f"{budget - 5:.1f}"]
         more = ["--train.batch-size", "32", "--optim.momentum", "0.9"]
         outcome = ours(corpus, folder / "long", *limits, *more)
-        print(f"gptsmith in the classic recipe's time: {outcome.told(gemm)}")
+        print(f"gptsmith in the classic recipe's time: {outcome.summary(gemm)}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 A model of GPT-2's size with random weights in fp32, as a run folder for us and exported by
 `gptsmith export` for the harness; the same questions, from text to log-likelihoods. Each contestant
-has its own process, and they take turns. The harness first runs once with each batch size (also
+has its own process, and they alternate. The harness first runs once with each batch size (also
 `auto`, which measures before it starts); its fastest one is compared: medians over the rounds, and
 the largest difference of the log-likelihoods.
 """

@@ -3,7 +3,7 @@
     python -m benchmarks packing [--context 512] [--compile] [CHAT_FILE ...]
 
 Every form trains a model of its own over the same conversations and counts real tokens per second;
-all take turns, and the figures are medians over the rounds. The windows are cut from the same
+they alternate, and the figures are medians over the rounds. The windows are cut from the same
 tokens in one stream, each full and under the plain causal mask: the speed of pretraining, which
 packing should keep.
 """
@@ -47,7 +47,7 @@ SETS = ("chat_nanochat_identity", "chat_taskmaster4")  # long conversations, and
 class Contestant:
     name: str
     step: Callable[[], Step]
-    share: float  # of its places that hold a token
+    share: float  # of positions that hold a real token
     rates: list[float] = field(default_factory=list)  # real tokens/s of each round
 
 

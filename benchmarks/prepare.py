@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(method: str, data: Path, novels: list[Path]) -> tuple[float, str]:
-    """Seconds, and sha256 of the ids of all novels, each begun by <|endoftext|>."""
+    """Seconds, and sha256 of the ids of all novels, each preceded by <|endoftext|>."""
     if method == METHODS[0]:
         return whole_command(data, novels)
     if method == METHODS[1]:
@@ -96,7 +96,7 @@ def whole_command(data: Path, novels: list[Path]) -> tuple[float, str]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "novels")
         words = [str(novels[0].parent), "--out", str(out), "--tokenizer", "gpt2"]
-        # the last novel validates, so that the training stream is in the order of the others
+        # the last novel is the validation split, so that the training stream is all others in order
         command = [sys.executable, "-m", "gptsmith", "prepare", *words]
         command += ["--val", str(novels[-1])]
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""(d) How long things take to start: each command in a fresh process, alternating, medians."""
+"""(d) Start-up times: each command in a fresh process, alternating, medians."""
 
 import statistics
 import subprocess
@@ -22,7 +22,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints the median of five rounds, the first (cold caches) left out."""
+    """Print medians over the rounds, after one with cold caches that does not count."""
     rounds = int(argv[0]) if argv else 5
     seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for _ in range(rounds + 1):

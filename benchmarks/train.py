@@ -3,11 +3,11 @@
     python -m benchmarks train                     CPU: configs/bench-gpt2-10m.yaml
     python -m benchmarks train --device cuda       GPU: GPT-2 124M at T=1024, under 8 minutes
 
-Each contestant lives in a process of its own, so that its peak memory is its own; they take turns,
-and the figures are medians over the rounds. Beside every rate stands its share of the machine's own
-best large square matrix product in the same round, counting 6N + 12 * n_layer * n_embd * T FLOPs
-per token, and on a GPU whose peak is known MFU, the share of that. With --device cuda or --model
-nothing is imported but torch and pydantic; transformers is left out where it is not installed.
+Each contestant has a process of its own, so that peak memory is measured separately; they
+alternate, and the figures are medians over the rounds. Each rate comes with its share of the
+machine's best large square matrix product in the same round, counting 6N + 12 * n_layer * n_embd *
+T FLOPs per token, and, on a GPU whose peak is known, with its MFU. With --device cuda or --model
+only torch and pydantic are needed; transformers is left out where it is not installed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from gptsmith.train.options import OptimConfig
 from gptsmith.train.step import train_steps
 
 RECIPE = Path(__file__).parents[1] / "configs" / "bench-gpt2-10m.yaml"
-ENOUGH = 390  # seconds after which no further round begins
+ENOUGH = 390  # seconds after which no further round starts
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def serve(parent: Connection, who: Contestant, work: Work) -> None:
     parent.send(timed(2))
     while steps := parent.recv():
         if work.device.type == "cuda":
-            timed(1)  # takes again the memory that it had left to the others
+            timed(1)  # allocates again the memory that it had freed for the others
         parent.send((timed(steps), peak_mib(work.device)))
         if work.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -163,9 +163,9 @@ def serve(parent: Connection, who: Contestant, work: Work) -> None:
 def measure(
     work: Work, everyone: list[Contestant], rounds: int, steps: int
 ) -> tuple[list[Contestant], float]:
-    """Those who could take part, with their figures; the median FLOP/s of the matrix product."""
+    """The contestants that could run, with figures; the median FLOP/s of the matrix product."""
     began = time.perf_counter()
-    context = multiprocessing.get_context("spawn")  # nothing of one contestant is in another
+    context = multiprocessing.get_context("spawn")  # contestants share no state
     present: list[tuple[Contestant, Connection]] = []
     processes, gemms = [], []
     for who in everyone:
@@ -183,7 +183,7 @@ def measure(
     tokens = steps * work.B * work.config.context_length
     for number in range(rounds):
         if number and time.perf_counter() - began > ENOUGH:
-            print(f"{number} rounds of {rounds}: the time is over")
+            print(f"{number} rounds of {rounds}: out of time")
             break
         gemms.append(gemm_flops(work.device))
         for who, pipe in present:
@@ -222,8 +222,10 @@ def main(argv: Sequence[str] = ()) -> None:
     parser.add_argument("--batch-size", type=int, help="rows of a step")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, help="in a round (default: 10 on a GPU, else 2)")
-    parser.add_argument("--eager", action="store_true", help="nobody compiles, which takes minutes")
-    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument(
+        "--eager", action="store_true", help="without torch.compile, which takes minutes"
+    )
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(argv)
     device = runtime.choose_device(options.device)
     work = work_of(device, options.model, options.batch_size)

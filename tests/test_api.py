@@ -28,7 +28,7 @@ def base(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> gptsmith.Loa
     return gptsmith.pretrain(data=corpus, out=out, model=model, train=TRAIN, **QUIET)
 
 
-def test_pretrain_is_the_command_with_the_same_words(
+def test_pretrain_equals_the_command_with_the_same_options(
     corpus: Path, base: gptsmith.LoadedRun, tmp_path: Path
 ) -> None:
     argv = ["pretrain", "--data", str(corpus), "--out", str(tmp_path / "run")]

@@ -1,4 +1,4 @@
-"""The command: what it prints, how it ends, how it complains. Real processes where it matters."""
+"""The command line: output, exit codes, error messages. Real processes where it matters."""
 
 import os
 import re
@@ -29,7 +29,7 @@ def complaint(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr.rstrip("\n")
 
 
-def test_help_names_every_verb_and_every_verb_is_there() -> None:
+def test_help_lists_every_verb_and_every_verb_exists() -> None:
     text = run("--help").stdout
     assert re.findall(r"^  (\w+) {2,}\S", text, re.MULTILINE) == list(cli.VERBS)
     assert run().stdout == run("help").stdout == run("-h").stdout == text
@@ -39,13 +39,13 @@ def test_help_names_every_verb_and_every_verb_is_there() -> None:
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
-def test_every_verb_explains_itself(verb: str) -> None:
+def test_every_verb_has_help(verb: str) -> None:
     done = run(verb, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert f"gptsmith {verb}" in done.stdout.partition("\n")[0]
 
 
-def test_help_waits_for_no_library() -> None:
+def test_help_imports_the_standard_library_only() -> None:
     script = (
         "import sys; there = set(sys.modules); from gptsmith import cli; cli.main(['--help'])\n"
         "print(*{name.partition('.')[0] for name in set(sys.modules) - there})"
@@ -87,7 +87,7 @@ def test_the_console_script_is_the_same_command() -> None:
     assert done.stdout == f"gptsmith {gptsmith.__version__}\n"
 
 
-def test_an_unknown_verb_gets_the_nearest() -> None:
+def test_unknown_verb_suggests_the_nearest() -> None:
     assert complaint(run("pretain")) == "gptsmith: unknown verb 'pretain': did you mean pretrain?"
     assert complaint(run("eval")).endswith("did you mean evaluate?")
     assert "choose from demo, prepare" in complaint(run("zzz"))
@@ -166,7 +166,7 @@ def bad_numbers() -> Exception:
     ],
     ids=repr,
 )
-def test_exit_codes_and_one_line(
+def test_exit_codes_and_one_line_messages(
     ending, capsys: pytest.CaptureFixture[str], how: Ending, code: int, line: str
 ) -> None:
     assert ending(how) == code
@@ -180,7 +180,7 @@ def test_a_pydantic_error_is_one_line(ending, capsys: pytest.CaptureFixture[str]
     assert line.count("\n") == 1
 
 
-def test_a_long_message_keeps_its_place_and_its_remedy(
+def test_long_message_keeps_the_place_and_the_remedy(
     ending, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = f"data.csv:3: {'word ' * 200}: give --text-column"
@@ -207,7 +207,9 @@ def test_debug_shows_the_traceback(
     assert error.endswith("gptsmith probe: bad\n")
 
 
-def test_debug_after_the_dashes_is_a_word(ending, capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_after_a_double_dash_is_an_argument(
+    ending, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         seen: list[str] = []
         patch.setattr(cli, "_function", lambda verb: seen.extend)
@@ -216,7 +218,7 @@ def test_debug_after_the_dashes_is_a_word(ending, capsys: pytest.CaptureFixture[
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
+def test_closed_pipe_is_not_an_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run([*GPTSMITH, "--help"], stdout=writing, stderr=subprocess.PIPE, text=True)
@@ -225,7 +227,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 
 
 @pytest.mark.parametrize(("stream", "word", "code"), [(1, "--version", 0), (2, "nonsense", 2)])
-def test_a_closed_stream_takes_what_is_written_to_it(stream: int, word: str, code: int) -> None:
+def test_closed_standard_streams_are_replaced(stream: int, word: str, code: int) -> None:
     script = f"from gptsmith import cli; raise SystemExit(cli.main(['{word}']))"
     command = f'{sys.executable} -c "{script}" {stream}>&-'
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
@@ -233,7 +235,7 @@ def test_a_closed_stream_takes_what_is_written_to_it(stream: int, word: str, cod
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
-def test_a_full_disk_behind_standard_output_is_told() -> None:
+def test_full_disk_behind_standard_output_is_reported() -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run([*GPTSMITH, "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (
@@ -242,7 +244,7 @@ def test_a_full_disk_behind_standard_output_is_told() -> None:
     )
 
 
-def test_ctrl_c_is_130_and_one_line(tmp_path: Path) -> None:
+def test_ctrl_c_exits_with_130_and_one_line(tmp_path: Path) -> None:
     (tmp_path / "probe.py").write_text(
         "import time\n"
         "from gptsmith import cli\n"

@@ -1,4 +1,4 @@
-"""Layers of configuration, and the one-line message that names the place of every mistake."""
+"""Layers of configuration, and one-line messages that name the place of an error."""
 
 from pathlib import Path
 from typing import Literal
@@ -79,7 +79,7 @@ def test_derived_sizes_follow_the_last_layer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("section", ["model: nano", "model:\n  preset: nano"])
-def test_preset_lies_under_the_fields(tmp_path: Path, section: str) -> None:
+def test_fields_override_the_preset(tmp_path: Path, section: str) -> None:
     assert load(write(tmp_path, f"data: a\n{section}\n")).model == ModelConfig.preset("nano")
 
 
@@ -102,7 +102,7 @@ def test_empty_recipe_and_empty_sections_keep_defaults(tmp_path: Path) -> None:
         assert load(write(tmp_path, text), "--data", "a") == load("--data", "a")
 
 
-def test_values_as_people_write_them(tmp_path: Path) -> None:
+def test_accepted_spellings_of_values(tmp_path: Path) -> None:
     recipe = write(
         tmp_path, "data: 2024\noptimizer: {learning_rate: 1e-3, betas: [0.8, 9e-1]}\nnote: no\n"
     )
@@ -124,7 +124,7 @@ def test_values_as_people_write_them(tmp_path: Path) -> None:
     assert load(recipe, "--note", "a_b=c").note == "a_b=c"
 
 
-def test_words_go_to_the_positional_field() -> None:
+def test_words_are_values_of_the_positional_field() -> None:
     class Words(BaseModel):
         sources: tuple[str, ...]
         out: Path = Path("data")
@@ -159,7 +159,9 @@ def tuning(*argv: str) -> Tuning:
     return configuration.load_config(Tuning, argv, prog="gptsmith test", description="")
 
 
-def test_a_field_goes_by_its_alias(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_aliased_field_is_set_by_its_alias(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = write(tmp_path, "from: runs/a\nlora: {in: [proj]}\n")
     assert tuning(recipe).base == Path("runs/a")
     assert tuning(recipe).lora.on == ("proj",)
@@ -188,7 +190,7 @@ def test_a_field_goes_by_its_alias(tmp_path: Path, capsys: pytest.CaptureFixture
         (("--frm", "a"), "", r"^unknown option --frm: did you mean --from\?$"),
     ],
 )
-def test_a_mistake_is_told_by_the_alias(
+def test_errors_name_the_alias(
     tmp_path: Path, argv: tuple[str, ...], text: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -239,7 +241,7 @@ def test_a_mistake_is_told_by_the_alias(
         ("optimizer: &o {name: muon}\nmodel: {<<: *o}\n", ":2: `<<` is not supported"),
     ],
 )
-def test_a_bad_recipe_costs_one_line(tmp_path: Path, text: str, message: str) -> None:
+def test_bad_recipe_is_a_one_line_error(tmp_path: Path, text: str, message: str) -> None:
     assert message in refused(write(tmp_path, text))
 
 
@@ -273,18 +275,18 @@ def test_a_bad_recipe_costs_one_line(tmp_path: Path, text: str, message: str) ->
         ("nowhere.yaml", "nowhere.yaml: no such recipe"),
     ],
 )
-def test_a_bad_command_line_costs_one_line(argv: str, message: str) -> None:
+def test_bad_command_line_is_a_one_line_error(argv: str, message: str) -> None:
     assert message in refused(*argv.split())
 
 
-def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
+def test_recipe_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bytes.yaml").write_bytes(b"data: \xff\xfe\n")
     assert "not UTF-8 text (byte 6)" in refused(str(tmp_path / "bytes.yaml"))
     (tmp_path / "folder.yaml").mkdir()
     assert "is a folder, not a recipe" in refused(str(tmp_path / "folder.yaml"))
 
 
-def test_help_shows_every_flag_with_its_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_every_flag_with_its_docstring(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         load("--help")
     assert ended.value.code == 0
@@ -322,7 +324,7 @@ def test_help_is_the_docstring_of_the_field_where_it_is_defined(
 @pytest.mark.parametrize(
     ("text", "value"), [("010", 10), ("1_000", 1000), ("1.5e3", 1500), ("~", None), ("", None)]
 )
-def test_the_field_decides_what_a_yaml_scalar_is(
+def test_yaml_scalar_has_the_type_of_its_field(
     tmp_path: Path, text: str, value: int | None
 ) -> None:
     assert load(write(tmp_path, f"data: a\ntokens: {text}\n")).tokens == value
@@ -332,12 +334,12 @@ def test_the_field_decides_what_a_yaml_scalar_is(
 
 
 @pytest.mark.parametrize("text", ["0x10", "1:30", "1.2.3e4", "1e999", "[" * 300 + "]" * 300])
-def test_what_is_no_number_is_refused_in_its_place(tmp_path: Path, text: str) -> None:
+def test_invalid_number_is_refused_with_its_place(tmp_path: Path, text: str) -> None:
     assert "recipe.yaml:2: tokens: " in refused(write(tmp_path, f"data: a\ntokens: {text}\n"))
 
 
 @pytest.mark.parametrize("text", ["yes", "on", "True", "1"])
-def test_booleans_as_yaml_has_them(tmp_path: Path, text: str) -> None:
+def test_spellings_of_booleans_in_yaml(tmp_path: Path, text: str) -> None:
     recipe = write(tmp_path, f"data: a\nresume: {text}\n")
     assert load(recipe).resume
     assert not load(recipe, "--no-resume").resume
@@ -411,7 +413,7 @@ def test_a_recipe_may_use_the_names_of_earlier_versions(tmp_path: Path) -> None:
         ("", ("--optim.clip", "8"), "unknown option --optim.clip (see --help)"),
     ],
 )
-def test_a_mistake_beside_a_renamed_key(
+def test_errors_near_a_renamed_key(
     tmp_path: Path, text: str, argv: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(ValueError) as caught:

@@ -1,4 +1,4 @@
-"""The demo, with shortened horizons, as the README has it."""
+"""The demo, as in the README but with shorter training."""
 
 import subprocess
 import sys
@@ -13,13 +13,13 @@ def demo(folder: Path) -> str:
     return done.stdout
 
 
-def test_the_whole_story_and_again(tmp_path):
-    told = demo(tmp_path)
+def test_demo_runs_every_stage_and_resumes(tmp_path):
+    output = demo(tmp_path)
     for verb in ("prepare", "pretrain", "generate", "evaluate", "finetune chat", "chat"):
-        assert f"$ gptsmith {verb} " in told
+        assert f"$ gptsmith {verb} " in output
     for word in ("before", "after", "untuned", "with examples", "held-out", "other phrasings"):
-        assert word in told
-    assert told.count("> ") >= 7  # what the user says in the conversations
+        assert word in output
+    assert output.count("> ") >= 7  # what the user says in the conversations
     for run in ("demo", "demo-chat"):
         for name in ("report.md", "curves.png", "samples.txt", "model.safetensors", "skills.json"):
             assert (tmp_path / "runs" / run / name).stat().st_size > 0

@@ -1,4 +1,4 @@
-"""files.py: what a reader sees is the old file or the new one, never a part."""
+"""files.py: a reader sees the old file or the new one, never a partial one."""
 
 import errno
 import hashlib
@@ -59,7 +59,7 @@ def test_full_disk_names_the_file(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_takes_no_file_is_told_by_the_name_that_was_meant(tmp_path: Path) -> None:
+def test_error_of_an_unwritable_folder_names_the_target_file(tmp_path: Path) -> None:
     for missing in (tmp_path / "gone" / "a.txt", Path("/proc/a.txt")):
         with pytest.raises(FileNotFoundError) as caught:
             files.write_text(missing, "x")
@@ -91,7 +91,7 @@ while True:
 """
 
 
-def test_killed_writer_leaves_a_whole_file_and_sweep_the_rest(tmp_path: Path) -> None:
+def test_killed_writer_leaves_a_whole_file_and_sweep_removes_the_rest(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     for round_ in range(5):
         process = subprocess.Popen(
@@ -117,7 +117,7 @@ def fill(folder: Path, name: str = "a.txt") -> None:
         files.write_text(temporary / name, "whole")
 
 
-def test_a_folder_comes_whole(tmp_path: Path) -> None:
+def test_folder_appears_complete(tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()  # an empty one may be there
     for name in ("new", "below/new"):
         fill(tmp_path / name)
@@ -125,7 +125,7 @@ def test_a_folder_comes_whole(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["below", "new"]
 
 
-def test_a_folder_that_fails_is_not_there(tmp_path: Path) -> None:
+def test_failed_folder_is_removed(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         fill(tmp_path / "new", name="missing/a.txt")
     assert not list(tmp_path.iterdir())
@@ -142,7 +142,7 @@ def test_an_occupied_folder_is_refused(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dangling", "file", "full"]
 
 
-def test_a_killed_folder_is_swept_and_a_living_one_is_not(tmp_path: Path) -> None:
+def test_leftover_folder_is_removed_unless_locked(tmp_path: Path) -> None:
     code = (
         "import sys, time; from gptsmith import files\n"
         "with files.atomic_folder(sys.argv[1]) as f:\n"
@@ -160,7 +160,7 @@ def test_a_killed_folder_is_swept_and_a_living_one_is_not(tmp_path: Path) -> Non
     assert [p.name for p in tmp_path.iterdir()] == ["new"]
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_error_names_the_folder_that_cannot_be_written(tmp_path: Path) -> None:
     def fill(name: str, error: OSError | None) -> None:
         with files.atomic_folder(tmp_path / name) as folder:
             if error is None:

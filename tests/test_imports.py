@@ -1,4 +1,4 @@
-"""Who may import whom. Every import in the source is read, those inside functions too."""
+"""Which package may import which. All imports are read, including those inside functions."""
 
 import ast
 import sys
@@ -10,8 +10,8 @@ import pytest
 
 SRC = Path(__file__).resolve().parents[1] / "src" / "gptsmith"
 
-# The floors of the house, top first: a room imports only from the rooms named beside it (and from
-# itself). The face is `import gptsmith`, which hands names out of many rooms when they are used.
+# The layers of the package, top first: a room imports only from the rooms listed for it (and from
+# itself). The face is `import gptsmith`, which loads names from many rooms on first use.
 GROUND = {"train", "model", "tokenizer", "batch"}
 DESK = {"files", "config", "flags"}  # durable writes and configuration: anyone may use them
 MIDDLE = {"run", "chat_template"} | GROUND | DESK
@@ -110,11 +110,11 @@ def room_of(file: Path) -> str:
     return room(file.relative_to(SRC).with_suffix("").parts)
 
 
-def test_every_room_has_a_floor() -> None:
+def test_every_package_has_a_level() -> None:
     assert {room_of(file) for file in FILES} <= FLOORS.keys()
 
 
-def test_no_room_is_above_itself() -> None:
+def test_no_package_has_two_levels() -> None:
     def below(name: str) -> set[str]:
         return FLOORS[name] | {deep for direct in FLOORS[name] for deep in below(direct)}
 
@@ -138,12 +138,12 @@ def test_the_model_needs_torch_and_pydantic_only() -> None:
     model = [found for found in IMPORTS if room_of(found.file) == "model"]
     assert model
     others = [found for found in model if found.name.split(".")[0] not in allowed]
-    # the one exception: the picture of a mask, drawn when somebody asks for it
+    # the one exception: the picture of a mask, drawn on request
     picture = [i for i in others if i.file.name == "masks.py" and "matplotlib" in i.name]
     assert not [str(i) for i in others if i not in picture or i.top]
 
 
-def test_only_distributed_knows_torch_distributed() -> None:
+def test_only_train_distributed_imports_torch_distributed() -> None:
     here = SRC / "train" / "distributed.py"
     assert {i.file for i in IMPORTS if i.name.startswith("torch.distributed")} <= {here}
     assert {file for file in FILES if "torch.distributed" in file.read_text("utf-8")} <= {here}
@@ -180,10 +180,10 @@ def test_the_command_starts_with_the_standard_library() -> None:
     assert all("gptsmith" in other.split("imports ")[1] for other in others)
 
 
-def test_no_shadows_of_the_past() -> None:
+def test_no_catch_all_or_legacy_modules() -> None:
     assert not [file for file in FILES if file.stem in ("utils", "helpers", "misc", "legacy")]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SRC)))
-def test_a_file_fits_in_the_head(file: Path) -> None:
+def test_files_have_at_most_400_lines(file: Path) -> None:
     assert len(file.read_text(encoding="utf-8").splitlines()) <= 400

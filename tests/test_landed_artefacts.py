@@ -113,7 +113,7 @@ def same_record(run: Path, expected: dict[str, Any], rel: float) -> None:
 
 
 @pytest.mark.parametrize("name", STOPPED)
-def test_a_stopped_run_ends_as_if_nothing_had_happened(name: str, landed: Path) -> None:
+def test_resumed_run_equals_an_uninterrupted_one(name: str, landed: Path) -> None:
     verb, at, steps = STOPPED[name]
     expected, rel = RUNS[name], tolerance(name)
     recorded = MAKE["record"](Path(name))["train"]
@@ -142,7 +142,7 @@ def test_a_stopped_run_ends_as_if_nothing_had_happened(name: str, landed: Path) 
     same_as_stock(Path(name), Path("exported"))
 
 
-def test_a_stopped_run_keeps_what_it_was_started_with(landed: Path) -> None:
+def test_resume_refuses_changes_of_the_configuration(landed: Path) -> None:
     config = Run.open("pretrain-unfinished").model_config
     assert config.vocab_size == 320  # 300, rounded up to a multiple of 64
     assert {"embedding.token.weight", "head.weight"} <= RUNS["pretrain-unfinished"][
@@ -180,7 +180,7 @@ def test_resuming_a_finished_run_changes_nothing(name: str, landed: Path) -> Non
     same_record(Path(name), RUNS[name]["record"], 0)
 
 
-def test_a_finished_run_trains_on_from_another_place(
+def test_finished_run_continues_from_another_directory(
     landed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # its config.yaml says `data: corpus`
@@ -263,7 +263,7 @@ def test_classifier(landed: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["lora-finished", "lora-unfinished", "instruct-finished"])
-def test_it_still_talks(
+def test_chat_run_replies(
     name: str, landed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("What is 1 and 2?\n"))
@@ -300,7 +300,7 @@ def test_the_chat_set_tunes(lora: list[str], landed: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["lora-finished", "lora-unfinished", "instruct-finished"])
-def test_a_tuned_run_is_tuned_further(name: str, landed: Path) -> None:
+def test_tuned_run_can_be_tuned_further(name: str, landed: Path) -> None:
     gptsmith(
         "finetune", "chat", "--from", name, "--data", "chat.jsonl", "--out", "new",
         "--train.steps", "2", "--train.batch-size", "4", "--eval.sample-tokens", "0",

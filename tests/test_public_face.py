@@ -1,4 +1,4 @@
-"""`import gptsmith` hands out what it promises, and costs nothing until it is asked."""
+"""`import gptsmith`: the public names, which are loaded on first use."""
 
 import re
 import subprocess
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize("name", gptsmith.__all__)
-def test_every_promised_name_is_there(name: str) -> None:
+def test_every_public_name_exists(name: str) -> None:
     value = getattr(gptsmith, name)
     assert getattr(value, "__name__", name).rpartition(".")[2] == name
 
@@ -50,7 +50,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_the_version_is_written_once() -> None:
+def test_version_is_defined_once() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert "version" not in project["project"]
     assert project["tool"]["setuptools"]["dynamic"]["version"]["attr"] == "gptsmith.__version__"

@@ -74,7 +74,7 @@ def test_the_commands_work_in_their_order(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("block", blocks("python"))
-def test_the_python_works(block: str, tmp_path: Path) -> None:
+def test_python_examples_run(block: str, tmp_path: Path) -> None:
     assert run([sys.executable, "-c", block], tmp_path)
 
 
@@ -87,7 +87,7 @@ def test_the_library_page_works(tmp_path: Path) -> None:
     assert "■" in run([sys.executable, "-c", code], tmp_path)
 
 
-def test_make_targets_are_there() -> None:
+def test_make_targets_exist() -> None:
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     asked = re.findall(r"\bmake (\w+)", "".join(blocks("console")))
     assert asked
@@ -103,13 +103,13 @@ def test_every_verb_and_every_recipe_is_shown() -> None:
 @pytest.mark.parametrize(
     "page", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
 )
-def test_links_lead_somewhere(page: str) -> None:
+def test_links_are_not_broken(page: str) -> None:
     path = ROOT / page
     for target in re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (path.parent / target).exists(), target
 
 
-def test_the_features_name_tests_that_exist() -> None:
+def test_features_name_tests_that_exist() -> None:
     named = re.findall(
         r"`(tests/\S+\.py)::(test_\w+)`", (ROOT / "docs/features.md").read_text("utf-8")
     )

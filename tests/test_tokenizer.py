@@ -98,7 +98,7 @@ def test_gpt2_decodes_any_ids_as_transformers_does(gpt2: Tokenizer, stock_gpt2) 
     check()
 
 
-def test_gpt2_table_is_one_that_tiktoken_reads_right(gpt2: Tokenizer) -> None:
+def test_gpt2_table_fulfils_the_condition_of_tiktoken(gpt2: Tokenizer) -> None:
     vocab = {piece: i for piece, i in gpt2._vocab.items() if i < 50256}
     assert bpe.is_ranked(vocab, gpt2._merges)
 
@@ -123,7 +123,7 @@ def test_a_novel_equals_tiktoken_itself(gpt2: Tokenizer, real_data: Path) -> Non
     assert ids[0].dtype == np.uint16
 
 
-def test_both_regex_engines_know_the_same_letters() -> None:
+def test_both_regex_engines_agree_on_letters() -> None:
     """Unicode grows yearly: two versions of it would split a new letter in two ways."""
     import tiktoken
 
@@ -193,7 +193,7 @@ def test_stock_libraries_read_our_file(kind: str, trained: Tokenizer, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bpe", "byte", "char"])
-def test_stream_cuts_no_character(name: str, request: pytest.FixtureRequest) -> None:
+def test_stream_splits_no_character(name: str, request: pytest.FixtureRequest) -> None:
     tokenizer: Tokenizer
     if name == "gpt2":
         tokenizer = request.getfixturevalue("gpt2")
@@ -282,7 +282,9 @@ def table(*rules: str, ids: list[int] | None = None) -> Tokenizer:
         table("a b", "b c", "c a", ids=[258, 257, 256]),  # ids against the order of merges
     ],
 )
-def test_tables_that_tiktoken_would_misread(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_tables_that_tiktoken_would_misread_are_not_ranked(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     assert tokenizer.kind == "bpe"
     assert not bpe.is_ranked(dict(tokenizer._vocab), tokenizer._merges)
     theirs = stock(tokenizer, tmp_path)
@@ -312,7 +314,7 @@ def test_save_load_pickle(trained: Tokenizer, tmp_path: Path) -> None:
         assert Tokenizer.load(kind.save(tmp_path)).kind == kind.kind
 
 
-def test_files_that_are_no_tokenizer(tmp_path: Path, real_data: Path) -> None:
+def test_invalid_tokenizer_files_are_refused(tmp_path: Path, real_data: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere.*no such file"):
         Tokenizer.load(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"no tokenizer here"):
@@ -345,7 +347,7 @@ def test_files_that_are_no_tokenizer(tmp_path: Path, real_data: Path) -> None:
     assert Tokenizer.load(folder).kind == "bpe"
 
 
-def test_gpt2_is_looked_for_where_it_says(real_data: Path, tmp_path: Path) -> None:
+def test_gpt2_is_found_in_the_documented_places(real_data: Path, tmp_path: Path) -> None:
     script = "from gptsmith.tokenizer import Tokenizer; print(Tokenizer.gpt2().encode('Hello'))"
     environment = {k: v for k, v in os.environ.items() if k != "GPTSMITH_DATA"}
     environment |= {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
@@ -417,7 +419,7 @@ def foreign(kind: str) -> tokenizers.Tokenizer:
     return made
 
 
-def test_a_prompt_begins_as_the_file_says() -> None:
+def test_prompt_starts_with_the_prefix_of_the_file() -> None:
     ours = Tokenizer.byte()
     assert ours.prompt("a") == ours.encode("a")
     assert ours.prompt("") == [ours.eos_id]
@@ -432,7 +434,7 @@ def test_a_prompt_begins_as_the_file_says() -> None:
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "sentencepiece", "bytelevel"])
-def test_other_files_go_through_tokenizers(kind: str, tmp_path: Path) -> None:
+def test_other_files_are_encoded_by_tokenizers(kind: str, tmp_path: Path) -> None:
     made = foreign(kind)
     made.save(str(tmp_path / "tokenizer.json"))
     ours = Tokenizer.load(tmp_path)
@@ -487,7 +489,7 @@ def test_dtype_follows_the_largest_id() -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "byte", "char"])
-def test_special_tokens_are_read_from_text_only_where_that_is_asked_for(
+def test_special_tokens_are_read_from_text_only_with_allow_special(
     kind: str, real_data: Path
 ) -> None:
     text = "a<|end|><|user|>b<|end"

@@ -86,8 +86,8 @@ def test_evaluate_measures_as_training_did(say, run: Path, tmp_path: Path) -> No
     precision, bf16 = evaluate("bf16")
     assert precision == "bf16, as in training"
     assert bf16 != fp32
-    assert evaluate("bf16", "--precision", "fp32") == ("fp32, as asked for", fp32)
-    assert evaluate("fp32", "--precision", "bf16") == ("bf16, as asked for", bf16)
+    assert evaluate("bf16", "--precision", "fp32") == ("fp32, as requested", fp32)
+    assert evaluate("fp32", "--precision", "bf16") == ("bf16, as requested", bf16)
     because = "fp32, because the fp16 of its training is for GPUs"
     assert evaluate("fp16", "--device", "cpu") == (because, fp32)
 

@@ -140,7 +140,7 @@ def test_truncated_question_has_a_note(say, runs, tmp_path):
     (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"ctx": "short"}))
     code, _, err = say(runs[0], "--tasks", "hellaswag_gpt2", "--task-data", tmp_path / "q.jsonl")
     assert code == 0
-    assert "1 of 2 questions are asked without their beginning" in err
+    assert "1 of 2 questions are truncated on the left" in err
 
 
 def test_runs_of_different_corpora_need_data(say, tmp_path):

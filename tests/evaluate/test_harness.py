@@ -283,7 +283,7 @@ def test_other_request_types_equal_the_stock_model(run: Run, peer: Any, real_dat
     assert mine == theirs
 
 
-def test_text_longer_than_the_context_loses_its_beginning(
+def test_text_longer_than_the_context_is_truncated_on_the_left(
     run: Run, real_data: Path, tmp_path: Path
 ) -> None:
     from lm_eval.api.instance import Instance

@@ -19,7 +19,7 @@ from gptsmith.evaluate.reference_metrics import Entry
 # --- scores --------------------------------------------------------------------------------------
 
 
-def test_openai_protocol_and_a_rerun_asks_nothing(serve, tmp_path):
+def test_openai_protocol_and_a_rerun_sends_nothing(serve, tmp_path):
     server = serve(fair)
     entries = [worth(n) for n in (10, 20, 60, 90)]
     result = judge.score(entries, options(server), cache=tmp_path / "cache")
@@ -173,7 +173,7 @@ def test_missing_verdict_is_an_error_of_the_item_and_never_zero(serve, tmp_path)
     assert len(server.seen) == 5  # only verdicts are stored
 
 
-def test_damaged_verdict_is_asked_for_again(serve, tmp_path):
+def test_damaged_verdict_is_requested_again(serve, tmp_path):
     server = serve(fair)
     judge.score([worth(n) for n in (1, 2, 3, 4)], options(server), cache=tmp_path)
     for path, text in zip(sorted(tmp_path.iterdir())[:3], ("", '{"answer": 5}', "[]"), strict=True):
@@ -215,7 +215,7 @@ print(judge.score(entries, JudgeOptions(url=sys.argv[1], model="judge", parallel
 """
 
 
-def test_killed_run_continues_where_it_was(serve, tmp_path):
+def test_killed_run_continues_from_the_stored_verdicts(serve, tmp_path):
     def slow(prompt: str, before: int) -> str:
         time.sleep(0.03)
         return fair(prompt)

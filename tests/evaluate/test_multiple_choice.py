@@ -114,7 +114,7 @@ def mmlu(folder: Path) -> Path:
     return folder
 
 
-def test_mmlu_shows_examples_and_subjects_take_turns(tmp_path: Path) -> None:
+def test_mmlu_shows_examples_and_alternates_subjects(tmp_path: Path) -> None:
     questions = load("mmlu", mmlu(tmp_path), 3, shots=2)
     assert [q.id for q in questions] == [
         "anatomy_test.csv:1", "world_religions_test.csv:1", "anatomy_test.csv:2",

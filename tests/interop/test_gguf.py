@@ -325,7 +325,10 @@ def test_template_without_go_form_is_left_out(tmp_path: Path) -> None:
         (dict(SIZES, norm="layernorm"), "norm 'layernorm'"),
         (dict(SIZES, qk_norm=True, rope_scaling=LLAMA3), "rope_scaling llama3"),
         (dict(GPT2, mlp="gelu_erf"), "mlp 'gelu_erf': llama.cpp"),
-        (dict(SIZES, vocab_size=200), "the tokenizer has 257 ids, the model vectors for 200"),
+        (
+            dict(SIZES, vocab_size=200),
+            "the tokenizer has 257 ids, but the model has vectors for 200",
+        ),
     ],
 )
 def test_unsupported_model_is_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:

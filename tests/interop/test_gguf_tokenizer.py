@@ -1,4 +1,4 @@
-"""Tokenizers in the terms of llama.cpp; that it cuts text as ours is in test_llama_cpp.py."""
+"""Tokenizers in the terms of llama.cpp, which itself is tested in test_llama_cpp.py."""
 
 import json
 from typing import Any
@@ -77,7 +77,7 @@ def test_unknown_splits_are_refused(tokenizer: Tokenizer, message: str) -> None:
     assert "--format hf" in str(error.value)
 
 
-def test_notes_and_bos_of_foreign_tokenizers() -> None:
+def test_notes_and_bos_of_other_tokenizers() -> None:
     """A token before every text, tokens that are plain text, numbers without a token, NFC."""
     document = json.loads(with_split(WORDS).to_json())
     size = max(document["model"]["vocab"].values()) + 1

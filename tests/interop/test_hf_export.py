@@ -211,7 +211,7 @@ def test_vocabulary_padding_is_cut(tmp_path: Path) -> None:
     wanted = logits(run.load_model())[..., :V]
     torch.testing.assert_close(logits(theirs), wanted, rtol=0, atol=1e-4)
     few = from_weights(tmp_path / "few", ModelConfig(**SMALL | dict(vocab_size=V - 1)))
-    with pytest.raises(ValueError, match=f"tokenizer has {V} ids, the model vectors for {V - 1}"):
+    with pytest.raises(ValueError, match=f"has {V} ids, but the model has vectors for {V - 1}"):
         export(few, tmp_path / "none")
 
 

@@ -1,4 +1,4 @@
-"""Files of a foreign model folder: damaged and forged ones are refused."""
+"""Files of a model folder from elsewhere: damaged and forged ones are refused."""
 
 import json
 import struct
@@ -14,7 +14,7 @@ from torch import Tensor
 from gptsmith.interop.hf_files import read_index, widest
 
 NORM = "model.norm.weight"
-DAMAGED = "is damaged or no safetensors file"
+DAMAGED = "is damaged or not a safetensors file"
 
 
 @pytest.fixture

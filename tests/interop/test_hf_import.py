@@ -132,7 +132,7 @@ def test_vocabulary_padding_is_kept(folder: Path, tmp_path: Path) -> None:
     run = from_weights(folder, tmp_path / "run")
     assert (run.model_config.vocab_size, run.tokenizer.vocab_size) == (V, 4)
     Tokenizer.byte().save(folder / "tokenizer.json")
-    with pytest.raises(ValueError, match="257 ids, the model vectors for 64"):
+    with pytest.raises(ValueError, match="257 ids, but the model has vectors for 64"):
         open_folder(folder)
 
 

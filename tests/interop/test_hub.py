@@ -110,7 +110,7 @@ def test_download_from_the_hub(tmp_path: Path) -> None:
     with serving(handler) as url:
         first, absent = through_the_hub(url, tmp_path / "a", "smith/small", "smith/none")
         assert first == [needed, COMMIT, []]
-        assert "smith/none is no folder here and not available from the Hub" in absent
+        assert "smith/none is not a local folder, nor available from the Hub" in absent
         assert not any(name in " ".join(handler.asked) for name in (".py", ".bin", ".onnx", ".md"))
 
         for name in list(good):

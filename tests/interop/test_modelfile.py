@@ -1,4 +1,4 @@
-"""Jinja templates in Ollama's language. What was seen to be right by Go itself is held as text."""
+"""Jinja templates in Ollama's language. The expected texts were checked with Go itself."""
 
 import pytest
 
@@ -19,7 +19,7 @@ CHATML = (
 )
 
 
-def test_foreign_template_with_default_system_message() -> None:
+def test_template_with_default_system_message() -> None:
     go = modelfile.go_template(chat(CHATML, "<|im_start|>", "<|im_end|>"), None)
     assert go is not None
     opening = '<|im_start|>system\nUse {{ "{{" }}.<|im_end|>\n'
@@ -47,5 +47,5 @@ QUOTES = "{% for m in messages %}{{ m.role + '\"\"\"' + m.content + '</s>' }}{% 
 
 
 @pytest.mark.parametrize("template", [NO_SYSTEM, FIRST, QUOTES])
-def test_template_of_another_form_has_no_go_template(template: str) -> None:
+def test_unsupported_template_has_no_go_template(template: str) -> None:
     assert modelfile.go_template(chat(template, "</s>"), None) is None

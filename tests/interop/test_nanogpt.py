@@ -73,7 +73,7 @@ def forward(state: dict[str, Tensor], args: dict[str, Any], ids: Tensor, gelu: s
 
 
 def save(folder: Path, args: dict[str, Any], state: dict[str, Any], **more: Any) -> Path:
-    """A checkpoint as train.py writes it, the tokenizer beside it."""
+    """A checkpoint as train.py writes it, and the tokenizer in the same folder."""
     path = folder / "ckpt.pt"
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(3))])
     content = {
@@ -94,7 +94,7 @@ def model_of(imported: ExternalModel) -> GPTModel:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_logits_equal_nanogpts(tmp_path: Path, bias: bool) -> None:
+def test_logits_equal_those_of_nanogpt(tmp_path: Path, bias: bool) -> None:
     args = {**ARGS, "bias": bias}
     state = state_of(args)
     imported = nanogpt.open_file(save(tmp_path, args, state))
@@ -198,7 +198,7 @@ def test_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
         nanogpt.open_file(path)
     assert "\n" not in str(error.value)
     path.write_bytes(pickle.dumps(Payload(trap)))
-    with pytest.raises(ValueError, match="no zip file"):
+    with pytest.raises(ValueError, match="not a zip file"):
         nanogpt.open_file(path)
     assert not trap.exists()
     pickle.loads(path.read_bytes())  # the trap works
@@ -213,7 +213,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="is damaged or not saved by PyTorch"):
             nanogpt.open_file(path)
     torch.save({"model": {}}, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(ValueError, match="no zip file"):
+    with pytest.raises(ValueError, match="not a zip file"):
         nanogpt.open_file(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("ckpt/data.pkl", bytes(1 << 20))

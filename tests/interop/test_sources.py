@@ -1,4 +1,4 @@
-"""Which reader takes what, what is said of everything else, and a run made of each."""
+"""Which reader opens which source, the errors for all others, and a run imported from each."""
 
 import json
 import os
@@ -110,7 +110,7 @@ def test_source_selects_its_reader(
         (["here/m.index", "here/m.data-00000-of-00001"], "here", "hparams.json .* same folder"),
         (["here/config.json", "here/model.safetensors"], "here/model.safetensors", "its folder"),
         (["here/hparams.json", "here/model.ckpt.index"], "here/model.ckpt.index", "its folder"),
-        (["here/corpus.txt"], "here/corpus.txt", "is no model"),
+        (["here/corpus.txt"], "here/corpus.txt", "is not a model"),
     ],
 )
 def test_other_sources_are_refused_with_a_remedy(
@@ -130,5 +130,5 @@ def test_other_sources_are_refused_with_a_remedy(
 def test_pipe_does_not_block(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / name)
     for source in (tmp_path, tmp_path / name):
-        with pytest.raises(ValueError, match="no model: expected"):
+        with pytest.raises(ValueError, match="model: expected"):
             open_source(str(source))

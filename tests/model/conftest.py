@@ -1,4 +1,4 @@
-"""Stock models of transformers beside ours with the same weights."""
+"""Models of transformers, paired with ours of the same weights."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Adapters on small models of both families. Their form on disk: test_adapter.py."""
+"""Adapters on small models of both families. Their form on disk: tests/interop/test_peft.py."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Our network computes what the stock classes of transformers compute: values and gradients."""
+"""Our network computes what the classes of transformers compute: values and gradients."""
 
 from collections.abc import Callable
 from typing import Any

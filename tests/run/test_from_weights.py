@@ -1,4 +1,4 @@
-"""Run.adopt: weights from elsewhere, streamed into a run folder that is whole or not there."""
+"""Run.from_weights: weights streamed into a run folder, which is complete or absent."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -6,7 +6,7 @@
     acc_token  by the mean over tokens, as in the reproductions of GPT-2
 
 Where there is one continuation (LAMBADA's last word), acc is the share that greedy decoding would
-write, and perplexity is exp of the mean negative log-probability of a word.
+produce, and perplexity is exp of the mean negative log-probability of a word.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def score(
 ) -> Result:
     """Score the questions. The items contain the nats and tokens of every choice and its scores.
 
-    The model is left in the mode (train or eval) it was found in. progress: show it on stderr.
+    The model's mode (train or eval) is restored. progress: show it on stderr.
     Notes and errors are those of `select`.
     """
     selected, notes = select(model, tokenizer, task.name, questions)
@@ -72,8 +72,8 @@ def select(
 
     Left out, with a note: questions with a choice longer than the model's context, and those whose
     answer the mask would reveal (prefix(n), for a context of fewer than n tokens). Longer questions
-    lose their beginning, with a note. ValueError if no question is left, and for a mask other than
-    prefix(n) that lets a token see later ones.
+    are truncated on the left, with a note. ValueError if no question is left, and for a mask other
+    than prefix(n) that lets a token see later ones.
     """
     requests = encode_pairs(tokenizer, [pair for q in questions for pair in q.choices])
     ends = accumulate((len(question.choices) for question in questions), initial=0)
@@ -97,8 +97,8 @@ def select(
     truncated = sum(any(sum(map(len, r)) > C + 1 for r in choices) for _, choices in selected)
     if truncated:
         notes.append(
-            f"{name}: {truncated:,} of {len(questions):,} questions are asked without their "
-            f"beginning: they are longer than the model's context of {C} tokens"
+            f"{name}: {truncated:,} of {len(questions):,} questions are truncated on the "
+            f"left: they are longer than the model's context of {C} tokens"
         )
     if not selected:
         raise ValueError(notes[0] if notes else f"{name}: no questions")

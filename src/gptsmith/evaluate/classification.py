@@ -28,8 +28,7 @@ def log_probabilities(
 ) -> np.ndarray:
     """ln p of each class for token sequences, (N, L) fp64, in the order of `rows`.
 
-    Texts of similar length share a batch. The model is left in the mode (train or eval) it was
-    found in.
+    Texts of similar length share a batch. The model's mode (train or eval) is restored.
     """
     device, training = model.score.weight.device, model.training
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))

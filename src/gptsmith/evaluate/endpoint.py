@@ -110,7 +110,7 @@ class Endpoint:
         return self._masked(answer)
 
     def _one_line(self, text: str) -> str:
-        """What a server says, for a terminal."""
+        """A server's message, safe to print."""
         line = " ".join(self._masked(text).split())
         return "".join(c for c in line if c.isprintable())[:200]
 

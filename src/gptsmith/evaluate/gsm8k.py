@@ -114,14 +114,14 @@ def score(
     config = SamplingConfig(temperature=0, max_new_tokens=max_new_tokens)
     room = max(C - max_new_tokens, C // 2)
     prompts, shots = _prompts(tokenizer, chat, problems, examples, room)
-    fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
-    fitting.sort(key=lambda i: len(prompts[i]))  # little padding
+    short_enough = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
+    short_enough.sort(key=lambda i: len(prompts[i]))  # little padding
     engine = Engine(model, tokenizer)
     stop_ids = [*tokenizer.special_tokens.values(), *(chat.stop_ids if chat else ())]
     stop = () if chat else STOP
     generations = {
         i: engine.add(Request(prompts[i], config, stop, stop_ids, context_shift=chat is None))
-        for i in fitting
+        for i in short_enough
     }
     finished = engine.as_completed(generations.values())
     for _ in progress(finished, "answering GSM8K", len(generations)):
@@ -148,7 +148,7 @@ def score(
         {name: means[name][1] for name in names},
         items,
         {"shots": len(examples), "max_new_tokens": max_new_tokens},
-        _notes(shots, len(examples), len(problems) - len(fitting), C),
+        _notes(shots, len(examples), len(problems) - len(short_enough), C),
     )
 
 

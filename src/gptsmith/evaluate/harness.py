@@ -112,7 +112,7 @@ def _model_class() -> type[LM]:
             return sums
 
         def generate_until(self, requests: list[Instance]) -> list[str]:
-            """Requests with equal settings run together; long contexts lose their beginning."""
+            """Requests with equal settings run together; contexts are truncated on the left."""
             groups: dict[str, list[int]] = defaultdict(list)
             for i, request in enumerate(requests):
                 groups[json.dumps(request.args[1], sort_keys=True)].append(i)

@@ -1,8 +1,8 @@
 """A language model as the judge of answers (Zheng et al. 2023, "Judging LLM-as-a-Judge").
 
 An answer may try to influence the judge. Each text is therefore quoted in a frame marked with a
-digest of all texts, which no text can contain, so none can close its frame; and the judge is told
-that the texts are material. Models may still be swayed: read the verdicts.
+digest of all texts, which no text can contain, so none can close its frame; and the prompt says
+that the texts are material to judge. Models may still be swayed: read the verdicts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gptsmith.evaluate.reference_metrics import Entry
 from gptsmith.evaluate.report import Result, mean, show
 
 RESAMPLES = 10_000
-GIVE_UP = 8  # failures in a row after which nothing more is asked: the endpoint is down
+GIVE_UP = 8  # consecutive failures after which the endpoint counts as down
 
 _FRAMES = """\
 Each text stands in a frame: it begins below a line `<<<NAME {mark}` and ends above a line
@@ -92,7 +92,7 @@ def score(entries: Sequence[Entry], options: JudgeOptions, *, cache: Path) -> Re
     """The judge's score of each answer, 0 to 100, and their mean.
 
     Verdicts are stored in the folder `cache` as they arrive, named by a digest of model, settings
-    and prompt: a rerun asks for the missing ones alone, even at another URL. An answer that could
+    and prompt: a rerun requests only the missing ones, even at another URL. An answer that could
     not be judged has an `error` in its item and does not count. ValueError if none could be judged.
     """
     prompts = [
@@ -121,7 +121,7 @@ def compare(
 
     The judge is asked twice, with the answers in either order, because it may favour a position. A
     win or a loss is where it prefers the same answer both times; everything else is a tie, which
-    counts half in the win rate. Equal answers are a tie without asking. The rest as `score`.
+    counts half in the win rate. Equal answers tie without a request. Cache and errors: see `score`.
     ValueError without a common question.
     """
     others: dict[tuple[str, str], list[Entry]] = {}
@@ -231,7 +231,7 @@ def _ask_all(
 ) -> tuple[list[Verdict | str], dict[str, Any]]:
     """A verdict per prompt, stored or new, or why there is none; and the judge with its settings.
 
-    After GIVE_UP failures in a row nothing more is asked.
+    After GIVE_UP consecutive failures no more requests are sent.
     """
     with closing(Endpoint(options)) as endpoint:
         cache.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,8 @@
 
 A question with four endings is one row of the batch: its context, then the endings side by side as
 branches of a prefix tree. A token sees its own text only and counts positions along it, so every
-branch is scored as if it stood alone. What many rows begin with (worked examples) is read once,
-before them, and stays in a cache of keys and values.
+branch is scored as if it stood alone. A prefix that many rows share (worked examples) is read
+once, before them, and stays in a KV cache.
 
 B rows, T tokens, S tokens of the shared prefix, C channels, H heads, K key/value heads, D head
 size, V vocabulary, N target tokens.
@@ -31,14 +31,14 @@ BLOCK = 4096  # ids of the vocabulary whose logits are in memory at once
 
 
 class Request(NamedTuple):
-    """How likely is this continuation after this context? Token ids."""
+    """A continuation to score, after a context: token ids."""
 
     context: Sequence[int]
     continuation: Sequence[int]
 
 
 class Likelihood(NamedTuple):
-    """Log-probability of a continuation in nats; whether greedy decoding would write it."""
+    """Log-probability of a continuation in nats; whether greedy decoding would produce it."""
 
     nats: float
     greedy: bool
@@ -98,12 +98,12 @@ def log_likelihoods(
 ) -> list[Likelihood]:
     """The likelihoods in the order of the requests, each as if scored alone, up to rounding.
 
-    Dtype and device are the model's. A text longer than the model's context loses its beginning, as
-    in lm-evaluation-harness: the last context_length + 1 tokens of context and continuation count.
-    vocab_size: ids from here on, which a padded model has, get no probability. title: label of the
-    progress on stderr (None: no progress). ValueError for an empty context or continuation, a
-    continuation longer than the context length, an id outside the vocabulary, and a mask that
-    depends on the row of the batch.
+    Dtype and device are the model's. A text longer than the model's context is truncated on the
+    left, as in lm-evaluation-harness: the last context_length + 1 tokens of context and
+    continuation count. vocab_size: ids from this one on, which a padded model has, get no
+    probability. title: label of the progress on stderr (None: no progress). ValueError for an
+    empty context or continuation, a continuation longer than the context length, an id outside the
+    vocabulary, and a mask that depends on the row of the batch.
     """
     config, weight = model.config, model.head_weight
     if model.mask.facts.uses_b:
@@ -123,7 +123,7 @@ def log_likelihoods(
     training = model.training
     model.eval()
     try:
-        # The dtype of the weights counts, whatever autocast the caller is in.
+        # Compute in the dtype of the weights, even under a caller's autocast.
         with torch.inference_mode(), torch.autocast(weight.device.type, enabled=False):
             current, cache = None, None
             for group, batch in steps if title is None else progress(steps, title, len(steps)):

@@ -43,7 +43,7 @@ def evaluate(
 ) -> Scores:
     """Scores over the targets of all batches. token_bytes: (V,) UTF-8 bytes of each id.
 
-    The model is left in the mode (train or eval) it was found in. ValueError without targets.
+    The model's mode (train or eval) is restored. ValueError without targets.
     """
     device = model.head_weight.device
     training = model.training

@@ -35,7 +35,7 @@ def hub_rows(hub: tuple[str, str | None, str], local: str) -> Iterator[Row]:
 
 
 def text(row: Row, name: str, values: Mapping[str, Any] | None = None) -> str:
-    """The text in column `name` (of `values`, if they are nested). ValueError if it is none."""
+    """The text in column `name` (of `values`, if they are nested). ValueError if it is not text."""
     from gptsmith.data.columns import listed
     from gptsmith.data.rows import check_unicode
 
@@ -50,7 +50,7 @@ def text(row: Row, name: str, values: Mapping[str, Any] | None = None) -> str:
 
 
 def texts(row: Row, name: str, values: Mapping[str, Any] | None = None) -> list[str]:
-    """The list of two or more texts in column `name`. ValueError if it is none."""
+    """The list of two or more texts in column `name`; ValueError for anything else."""
     values = row.values if values is None else values
     value = values.get(name)
     if not isinstance(value, list) or len(value) < 2:

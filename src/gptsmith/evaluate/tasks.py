@@ -43,7 +43,7 @@ def prepare(
 ) -> list[Job]:
     """A job for each task, in the order of the options.
 
-    Questions and texts are read now, so that wrong input is an error before hours of measuring.
+    Questions and texts are read now, so that wrong input is reported before hours of measuring.
     model: gives the model when the first job needs it; default: it is loaded from the run.
     """
     if run.model_config.labels:
@@ -86,7 +86,7 @@ def _responses(options: EvaluateOptions, run: Run) -> list[reference_metrics.Ent
 
 
 def _verdicts(options: EvaluateOptions) -> Path:
-    """Where the judge's verdicts are stored, so that a rerun asks nothing twice."""
+    """Where the judge's verdicts are stored, so that a rerun repeats no request."""
     return options.run / "verdicts"
 
 
@@ -176,7 +176,7 @@ def _precision(options: EvaluateOptions, run: Run) -> tuple[Precision, str]:
     """The precision of the measurement, and why this one."""
     device = options.torch_device()
     if options.precision != "auto":
-        return choose_precision(options.precision, device), "as asked for"
+        return choose_precision(options.precision, device), "as requested"
     trained = flatten(run.config).get("train.precision")
     if trained is None:
         return choose_precision("fp32", device), "that of the weights"

@@ -1,4 +1,4 @@
-"""Models between a run and a foreign format: what importers give and exporters take."""
+"""Models between a run and a foreign format: what importers return and exporters take."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from gptsmith.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class ExternalModel:
-    """A foreign model in our terms. Its weights are not read until `tensors` is called."""
+    """A model from elsewhere. Its weights are not read until `tensors` is called."""
 
     config: ModelConfig
     tensors: Callable[[], Iterator[tuple[str, Tensor]]]
-    """By our names, in any order, one at a time; a tied head comes once."""
+    """Under our names, one at a time, in any order; without the head if it is tied."""
     dtype: torch.dtype
-    """Of every tensor: the widest of the source's."""
+    """Of all tensors: the widest in the source."""
     tokenizer: Tokenizer
     template: str | None
     """Chat template, Jinja."""
@@ -34,7 +34,7 @@ class ExternalModel:
 
 @dataclass(frozen=True)
 class ExportableModel:
-    """A model of ours as exporters take it."""
+    """A model of ours, in the form that exporters take."""
 
     name: str
     config: ModelConfig
@@ -55,8 +55,8 @@ def check_vocabulary(
     """ValueError for a tokenizer with more ids than the model has vectors."""
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
-            f"{origin}: the tokenizer has {tokenizer.vocab_size:,} ids, the model vectors for "
-            f"{config.vocab_size:,}: {remedy}"
+            f"{origin}: the tokenizer has {tokenizer.vocab_size:,} ids, but the model has vectors "
+            f"for {config.vocab_size:,}: {remedy}"
         )
 
 

@@ -31,7 +31,7 @@ Kind = Literal["f32", "f16", "bf16", "q8_0"]
 
 # Architectures of llama.cpp; each is the model_type of transformers by the same name.
 _ARCHITECTURES = ("gpt2", "llama", "arcee", "qwen2", "qwen3")
-# They rotate neighbouring values of a head, where we and the qwens rotate the pairs (i, i + D/2).
+# They rotate neighbouring values of a head; we and Qwen rotate the pairs (i, i + D/2).
 _ROTATE_NEIGHBOURS = ("llama", "arcee")
 
 # Our modules -> theirs, several in the order of our rows; `*` is the number of the block.
@@ -55,10 +55,10 @@ _BLOCK = 32  # weights of a row that share a scale in q8_0
 
 
 def export(model: ExportableModel, out: Path, kind: Kind = "f16") -> list[str]:
-    """Write OUT/NAME-KIND.gguf and OUT/Modelfile (for `ollama create`), NAME that of the model.
+    """Write OUT/NAME-KIND.gguf and OUT/Modelfile (for `ollama create`); NAME is the model's.
 
-    All or nothing; weights are converted one tensor at a time. kind q8_0: 8 bits a weight and a
-    scale for each 32. Vectors and position embeddings are f32 in every kind.
+    All or nothing; weights are converted one tensor at a time. kind q8_0: 8 bits per weight, and
+    a scale for every 32. Vectors and position embeddings are f32 in every kind.
     Returns notes for the user. ValueError for what llama.cpp cannot compute: classifiers,
     architectures without a transformers class, tokenizers with an unknown split, f16 overflow.
     FileExistsError if `out` is occupied.
@@ -100,7 +100,7 @@ def export(model: ExportableModel, out: Path, kind: Kind = "f16") -> list[str]:
 def _architecture(config: ModelConfig) -> str:
     if config.labels:
         raise ValueError(
-            "this is a classifier, and llama.cpp has no classifying head for its architecture: "
+            "this is a classifier, and llama.cpp has no classification head for its architecture: "
             "export it with --format hf"
         )
     architecture = family_of(config).model_type
@@ -122,8 +122,8 @@ def _architecture(config: ModelConfig) -> str:
 
 @dataclass(frozen=True)
 class _Part:
-    """One tensor of the file: a view of ours. heads: how many its rows hold, if they are reordered
-    for the rotation of neighbours, else 0."""
+    """One tensor of the file, a view of ours. heads: number of heads in its rows, if these are
+    reordered for the rotation of neighbours, else 0."""
 
     name: str
     tensor: Tensor
@@ -154,8 +154,8 @@ def _parts(
     for ours, tensor in tensors.items():
         if ours in ("embedding.token.weight", "head.weight"):
             tensor = tensor[:V]  # without the rows that pad the vocabulary
-        there = stored(config, names, ours, len(tensor))
-        for name, piece in zip(there.names, tensor.split(there.rows), strict=True):
+        layout = stored(config, names, ours, len(tensor))
+        for name, piece in zip(layout.names, tensor.split(layout.rows), strict=True):
             yield _Part(name, piece, heads.get(name.split(".")[-2], 0))
     if config.rope_scaling and config.rope_scaling.rope_type == "llama3":
         plain = rotary_frequencies(config.change(rope_scaling=None))

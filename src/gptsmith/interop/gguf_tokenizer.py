@@ -29,7 +29,7 @@ _NO_MERGE = ["ÿ ÿ"]
 
 @dataclass(frozen=True)
 class Table:
-    """What a GGUF stores of a tokenizer. Tokens are in GPT-2's alphabet of bytes, control and
+    """What a GGUF stores about a tokenizer. Tokens are in GPT-2's alphabet of bytes, control and
     user-defined tokens in plain text."""
 
     pre: str
@@ -56,9 +56,9 @@ def table(tokenizer: Tokenizer) -> Table:
         notes.append("llama.cpp silently drops characters that are not in the vocabulary")
     if document.get("normalizer"):
         notes.append("llama.cpp does not normalize text to NFC, as the tokenizer does")
-    greedy = [name for name, token in added.items() if token.get("lstrip") or token.get("rstrip")]
-    if greedy:
-        notes.append(f"llama.cpp keeps white space around {greedy[0]}, which the tokenizer strips")
+    strips = [name for name, token in added.items() if token.get("lstrip") or token.get("rstrip")]
+    if strips:
+        notes.append(f"llama.cpp keeps white space around {strips[0]}, which the tokenizer strips")
     if len(tokenizer.prefix) > 1:
         raise _refusal(f"puts {len(tokenizer.prefix)} tokens before a text")
     tokens = [f"[PAD{i}]" for i in range(tokenizer.vocab_size)]  # ids without a token

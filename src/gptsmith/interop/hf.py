@@ -106,16 +106,16 @@ class _Weights:
         state_dict.check_state_dict(expected, given, f"{folder} (its config.json)")
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Ours, one by one, all of one dtype."""
+        """Under our names, one at a time, all of one dtype."""
         for ours, shape in state_dict.shapes(self._config).items():
             tensor = self._read(stored_in_transformers(self._config, ours, shape))
             if ours == "embedding.token.weight" and self._tied_head is not None:
                 self._check_tied_head(tensor)
             yield ours, tensor
 
-    def _read(self, there: Stored) -> Tensor:
-        named = zip(there.names, there.rows, strict=True)
-        parts = [self._part(name, rows, there.transposed) for name, rows in named]
+    def _read(self, layout: Stored) -> Tensor:
+        named = zip(layout.names, layout.rows, strict=True)
+        parts = [self._part(name, rows, layout.transposed) for name, rows in named]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _part(self, name: str, rows: int, transposed: bool) -> Tensor:
@@ -218,7 +218,7 @@ def _write_model(folder: Path, model: ExportableModel, dtype: torch.dtype | None
         folder / hf_files.SINGLE,
         tensor_shapes(config),
         dtype,
-        _theirs(config, tensors, dtype),
+        _in_transformers(config, tensors, dtype),
     )
     files.write_text(folder / "README.md", model_card.text(model, config, dtype))
 
@@ -228,20 +228,20 @@ def _write_tokenizer(folder: Path, model: ExportableModel) -> None:
     hf_tokenizer.write(folder, model.tokenizer, template, model.config.context_length)
 
 
-def _theirs(
+def _in_transformers(
     config: ModelConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors of the class of `config`; biases that ours lacks are zero, and rows that pad our
     vocabulary are cut."""
     for ours, shape in state_dict.shapes(config).items():
         tensor = tensors[ours] if ours in tensors else torch.zeros(shape)
-        there = stored_in_transformers(config, ours, shape)
-        rows = tensor[: shape[0]].split(there.rows)
-        for name, part in zip(there.names, rows, strict=True):
+        layout = stored_in_transformers(config, ours, shape)
+        rows = tensor[: shape[0]].split(layout.rows)
+        for name, part in zip(layout.names, rows, strict=True):
             part = part.to(dtype)
             if not part.isfinite().all():
                 raise ValueError(
                     f"{ours} has values that {str(dtype).removeprefix('torch.')} cannot hold: "
                     "export it with --dtype bf16 or fp32"
                 )
-            yield name, (part.T if there.transposed else part).contiguous()
+            yield name, (part.T if layout.transposed else part).contiguous()

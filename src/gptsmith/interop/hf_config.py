@@ -34,7 +34,7 @@ _DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # GPT-2's; others have 
 
 
 def family_in(raw: Mapping[str, Any], path: Path) -> Family:
-    """The family of a config.json. ValueError if it is none of ours, or another kind of class."""
+    """The family of a config.json. ValueError for other families and other classes."""
     kind, named = str(raw.get("model_type")), raw.get("architectures")
     family = next((family for family in FAMILIES if family.model_type == kind), None)
     if family is None:
@@ -52,7 +52,7 @@ def family_in(raw: Mapping[str, Any], path: Path) -> Family:
 
 
 def class_name(raw: Mapping[str, Any], path: Path) -> str:
-    """The class that a config.json is of; ValueError as of family_in."""
+    """The class that a config.json names; ValueError as from family_in."""
     family = family_in(raw, path)
     return str((raw.get("architectures") or [family.class_name()])[0])
 
@@ -67,7 +67,7 @@ def model_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
         if name in raw and raw[name] not in expressed:
             raise _unsupported(path, name, raw[name])
     fields: dict[str, Any] = {axis: values[0] for axis, values in family.axes.items()}
-    fields |= {ours: raw.get(there, default) for there, (ours, default) in family.sizes.items()}
+    fields |= {ours: raw.get(theirs, default) for theirs, (ours, default) in family.sizes.items()}
     fields["tie_embeddings"] = raw.get("tie_word_embeddings", family.gpt2)
     name, activations = family.activation
     activation = raw.get(name, next(iter(activations)))
@@ -89,7 +89,7 @@ def model_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
     try:
         config = ModelConfig(**fields)
     except ValidationError as error:
-        names = {ours: there for there, (ours, _) in family.sizes.items()}
+        names = {ours: theirs for theirs, (ours, _) in family.sizes.items()}
         names |= {"tie_embeddings": "tie_word_embeddings", "dropout": highest}
         raise config_error(path, error, names) from None
     if config.context_length > _MAX_CONTEXT:
@@ -98,7 +98,7 @@ def model_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
 
 
 def notes(raw: Mapping[str, Any], path: Path) -> list[str]:
-    """What the user should know of a config.json that can be imported."""
+    """What the user should know about a config.json that can be imported."""
     found = []
     if raw.get("auto_map"):
         found.append("the model's own code (auto_map) is ignored: it is not needed")
@@ -180,16 +180,16 @@ def config_json(
 ) -> dict[str, Any]:
     """config.json of the transformers class of `c`, readable by transformers 4 and 5.
 
-    tokens: bos_token_id, eos_token_id, pad_token_id. Raises ValueError as of family_of.
+    tokens: bos_token_id, eos_token_id, pad_token_id. Raises ValueError as family_of does.
     """
     family = family_of(c)
     name, activations = family.activation
     raw: dict[str, Any] = {
         "architectures": [family.class_name(bool(c.labels))],
         "model_type": family.model_type,
-        **{there: getattr(c, ours) for there, (ours, _) in family.sizes.items()},
-        **{there: values[0] for there, values in family.fixed.items()},
-        name: next(there for there, ours in activations.items() if ours == c.mlp),
+        **{theirs: getattr(c, ours) for theirs, (ours, _) in family.sizes.items()},
+        **{theirs: values[0] for theirs, values in family.fixed.items()},
+        name: next(theirs for theirs, ours in activations.items() if ours == c.mlp),
     }
     if family.gpt2:
         raw |= {"n_ctx": c.context_length, "n_inner": c.F, **dict.fromkeys(_DROPOUTS, c.dropout)}

@@ -81,7 +81,7 @@ def _open(path: Path) -> dict[str, Entry]:
         file = safe_open(path, "pt")
     except SafetensorError as error:
         raise ValueError(
-            f"{path} is damaged or no safetensors file ({error!s:.150}): download it again"
+            f"{path} is damaged or not a safetensors file ({error!s:.150}): download it again"
         ) from None
     entries = {}
     for name in file.keys():  # noqa: SIM118 (it is not iterable)
@@ -119,7 +119,7 @@ def refuse_outside_link(path: Path) -> None:
 
 
 def widest(entries: Mapping[str, Entry]) -> torch.dtype:
-    """The dtype that holds all of them. ValueError for one that is no 16- or 32-bit float."""
+    """The dtype that holds all of them. ValueError for one that is not a 16- or 32-bit float."""
     for name, entry in entries.items():
         if entry.dtype not in DTYPES:
             raise ValueError(

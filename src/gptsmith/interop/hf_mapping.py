@@ -217,7 +217,7 @@ def family_of(c: ModelConfig) -> Family:
 
 
 def transformers_class(c: ModelConfig) -> str:
-    """The class of transformers that computes this architecture; ValueError as of family_of."""
+    """The class of transformers that computes this architecture; ValueError as from family_of."""
     return family_of(c).class_name(bool(c.labels))
 
 
@@ -259,8 +259,8 @@ def tensor_shapes(c: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The parameters of the transformers class of `c`, by its names."""
     shapes = {}
     for ours, shape in state_dict.shapes(c).items():
-        there = stored_in_transformers(c, ours, shape)
-        for name, rows in zip(there.names, there.rows, strict=True):
+        layout = stored_in_transformers(c, ours, shape)
+        for name, rows in zip(layout.names, layout.rows, strict=True):
             whole = (rows, *shape[1:])
-            shapes[name] = whole[::-1] if there.transposed else whole
+            shapes[name] = whole[::-1] if layout.transposed else whole
     return shapes

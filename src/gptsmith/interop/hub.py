@@ -38,14 +38,14 @@ def fetch(name: str) -> tuple[Path, str, list[str]]:
         ) from None
     patterns = list(_PATTERNS)
     try:
-        # asked first, because a download would retry for half a minute without network
+        # first, because without network a download would retry for half a minute
         info = HfApi().model_info(name, timeout=10)
     except Exception as error:  # of requests, httpx or the library: versions differ
         try:
             folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
         except Exception:
             raise FileNotFoundError(
-                f"{name} is no folder here and not available from the Hub ({_first_line(error)}): "
+                f"{name} is not a local folder, nor available from the Hub ({_first_line(error)}): "
                 f"{_REMEDY}"
             ) from None
         return folder, folder.name, [f"the Hub is unreachable: using the cached {name}"]
@@ -63,7 +63,7 @@ def fetch(name: str) -> tuple[Path, str, list[str]]:
 def _check(name: str, available: list[str]) -> None:
     """ValueError, before the download, unless there is a model in safetensors."""
     if "config.json" not in available:
-        raise ValueError(f"{name} on the Hub has no config.json: it is no model of transformers")
+        raise ValueError(f"{name} on the Hub has no config.json: it is not a model of transformers")
     if not {"model.safetensors", "model.safetensors.index.json"} & set(available):
         raise ValueError(
             f"{name} on the Hub has no model.safetensors, and pickled weights are not opened: "

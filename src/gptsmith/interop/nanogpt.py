@@ -32,7 +32,7 @@ _GPT2_VOCABULARIES = (50257, 50304)  # exact, and rounded up to a multiple of 64
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# Its pull request 274; a checkpoint does not say from which side of it. The figure is that of a
+# nanoGPT's pull request 274; a checkpoint does not say whether it is older. The figure is that of a
 # character model (4 layers, 128 wide), whose most likely token was the same everywhere.
 _GELU = (
     "imported with nanoGPT's exact GELU (gelu_erf), used since June 2023; for an older checkpoint "
@@ -95,8 +95,8 @@ def _load(path: Path) -> Any:
             records = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError):
         raise ValueError(
-            f"{path} is damaged or not saved by PyTorch 1.6 or newer (it is no zip file): download "
-            "it again, or, if you trust it, load and save it with a newer torch"
+            f"{path} is damaged or not saved by PyTorch 1.6 or newer (it is not a zip file): "
+            "download it again, or, if you trust it, load and save it with a newer torch"
         ) from None
     # torch.save never compresses, so what is read is never larger than the file.
     if any(record.compress_type != zipfile.ZIP_STORED for record in records):
@@ -105,9 +105,9 @@ def _load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # of the zip, of the pickle, of what it asks torch to build
         # torch's message starts with advice on how to open it anyway
-        said = re.split(r"trusted source\.|WeightsUnpickler error:", str(error))[-1].strip()
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        why = f"it asks for {asked[1]!r}" if asked else said.partition("\n")[0][:150]
+        message = re.split(r"trusted source\.|WeightsUnpickler error:", str(error))[-1].strip()
+        requested = re.search(r"GLOBAL (\S+)", str(error))
+        why = f"it asks for {requested[1]!r}" if requested else message.partition("\n")[0][:150]
         raise ValueError(
             f"{path} is not opened ({why}): a pickle can run code, so only tensors and plain "
             "values are read"
@@ -119,7 +119,7 @@ def _tensors(state: Any, path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and name.isprintable() for name in state
     ):
-        raise ValueError(f"{path}: 'model' is no dict of tensors by name")
+        raise ValueError(f"{path}: 'model' is not a dict of tensors by name")
     tensors = {}
     for key, tensor in state.items():
         name = key.removeprefix("_orig_mod.")  # of torch.compile
@@ -143,7 +143,7 @@ def _tensors(state: Any, path: Path) -> dict[str, Tensor]:
 
 def _config(args: Any, state: dict[str, Tensor], path: Path) -> ModelConfig:
     if not isinstance(args, dict):
-        raise ValueError(f"{path}: 'model_args' is no dict")
+        raise ValueError(f"{path}: 'model_args' is not a dict")
     for name, value in args.items():
         if name not in (*_SIZES, "bias", "dropout") and value not in (None, False):
             raise ValueError(

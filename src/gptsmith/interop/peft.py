@@ -3,7 +3,7 @@
 peft knows the modules of transformers' classes, where q, k and v (gate and up) are separate layers;
 ours are fused. An adapter of ours is split by the rows of B, every part with the same A. Adapters
 of several parts are joined: parts with the same A share it; others are stacked, A below A and B
-beside B, at a multiple of the rank and of alpha.
+next to B, with rank and alpha multiplied accordingly.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _UNSUPPORTED = (
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter in our terms."""
+    """A LoRA adapter for a model of ours."""
 
     lora: LoraConfig
     tensors: Mapping[str, Tensor]
@@ -63,7 +63,7 @@ def save(
 ) -> None:
     """Write adapter_config.json and adapter_model.safetensors, durably, into an existing folder.
 
-    metadata: for the header of the tensors. base_model: what peft puts the adapter on.
+    metadata: for the header of the tensors. base_model: the model that peft adds the adapter to.
     """
     tensors, fields = to_peft(config, adapter)
     files.write_json(folder / CONFIG, {**fields, "base_model_name_or_path": base_model})
@@ -73,7 +73,7 @@ def save(
 
 def load(folder: Path, config: ModelConfig) -> Adapter:
     """The adapter in a folder, for a model of `config`. ValueError naming the file that is damaged,
-    or as of from_peft."""
+    or as from from_peft."""
     tensors = checkpoints.load_tensors(folder / WEIGHTS)
     path = folder / CONFIG
     return from_peft(config, tensors, files.mapping(files.read_json(path), path))
@@ -100,8 +100,8 @@ def _linears(config: ModelConfig, names: Names) -> dict[str, _Linear]:
     linears = {}
     for name, shape in state_dict.shapes(config).items():
         if len(shape) == 2 and (found := re.fullmatch(r"blocks\.0\.(.+)\.weight", name)):
-            there = stored(config, names, name, shape[0])
-            linears[found[1]] = _Linear(names[f"blocks.*.{found[1]}"], there.rows, shape[1])
+            layout = stored(config, names, name, shape[0])
+            linears[found[1]] = _Linear(names[f"blocks.*.{found[1]}"], layout.rows, shape[1])
     return linears
 
 

@@ -85,4 +85,4 @@ def _open_file(path: Path) -> ExternalModel:
         raise ValueError(f"{path} is one file of a model: give its folder, {folder}")
     if path.suffix in _OTHERS:
         raise ValueError(f"{path} {_OTHERS[path.suffix]}")
-    raise ValueError(f"{path} is no model: expected {_EXPECTED}")
+    raise ValueError(f"{path} is not a model: expected {_EXPECTED}")

@@ -21,7 +21,7 @@ from gptsmith.generate.chat import Chat
 from gptsmith.generate.options import SamplingConfig
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.run import Run
+from gptsmith.run import Run, weights
 from gptsmith.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
@@ -42,7 +42,7 @@ def make_run(path: Path, context: int, template: str | None = TEMPLATE) -> Path:
         letters[ord("a") : ord("z") + 1] = 1
         model.head_weight.mul_(letters)
     with Run.create(path, {"stage": "test"}, config, TOKENIZER, template=template) as run:
-        run.save_weights(model.state_dict(), {})
+        weights.save(run.weights, model.state_dict(), {})
     return path
 
 

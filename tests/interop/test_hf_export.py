@@ -37,7 +37,7 @@ from gptsmith.model.config import PRESETS, ModelConfig, RopeScaling
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.lora import LoraConfig, attach
 from gptsmith.model.tuning import Tuning, trainable_state_dict
-from gptsmith.run import Run, Which, layout
+from gptsmith.run import Run, Which, layout, weights
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint as checkpoints
 
@@ -174,7 +174,7 @@ def test_dtype_option(tmp_path: Path) -> None:
         assert opened(out).dtype == dtype
     large = run.load_model().state_dict()
     large["blocks.0.mlp.down.weight"][0, 0] = 1e6
-    run.save_weights(large, {})
+    weights.save(run.weights, large, {})
     with pytest.raises(ValueError, match=r"mlp.down.weight has values that float16 cannot hold"):
         export(run, tmp_path / "overflow", dtype=torch.float16)
     assert not [path for path in tmp_path.iterdir() if "overflow" in path.name]
@@ -331,7 +331,7 @@ def lora_run(path: Path, config: ModelConfig, new: list[str]) -> Run:
     base = from_weights(path.with_name("base of it"), config, tokenizer).load_model()
     template = TEMPLATE if new else None
     tensors = {name: t.clone() for name, t in base.state_dict().items()}
-    run = Run.create(path, {}, config, tokenizer, tuned=tuned, base=tensors, template=template)
+    run = Run.create(path, {}, config, tokenizer, tuning=tuned, base=tensors, template=template)
     attach(base, tuned.lora, ids)
     torch.manual_seed(5)
     with torch.no_grad():

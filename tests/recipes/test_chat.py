@@ -19,7 +19,7 @@ from gptsmith.data.packing import PaddedRows
 from gptsmith.evaluate.perplexity import evaluate
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.run import Run
+from gptsmith.run import Run, weights
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint, runtime
 
@@ -43,7 +43,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = ModelConfig(n_layer=2, n_head=2, n_embd=32, context_length=96, vocab_size=257)
     torch.manual_seed(0)
     with Run.create(path, {"note": "untrained"}, config, Tokenizer.byte()) as run:
-        run.save_weights(GPTModel(config).state_dict(), {})
+        weights.save(run.weights, GPTModel(config).state_dict(), {})
     return path
 
 

@@ -20,7 +20,7 @@ from gptsmith.data.prepare import prepare
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.recipes import pretrain as recipe
-from gptsmith.run import Run
+from gptsmith.run import Run, weights
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint
 
@@ -47,7 +47,7 @@ def made(path: Path, tokenizer: Tokenizer, template: str | None, **axes: object)
     config = ModelConfig(**size, vocab_size=tokenizer.vocab_size, **axes)
     torch.manual_seed(0)
     with Run.create(path, {"note": "untrained"}, config, tokenizer, template=template) as run:
-        run.save_weights(GPTModel(config).state_dict(), {})
+        weights.save(run.weights, GPTModel(config).state_dict(), {})
     return path
 
 

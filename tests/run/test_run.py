@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from gptsmith.config import diff
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.run import Run, layout
+from gptsmith.run import Run, layout, weights
 from gptsmith.run.resume import recipe_changes, stored_recipe
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint
@@ -344,7 +344,7 @@ def test_unfinished_run_loads_its_newest_good_checkpoint(stopped: Path) -> None:
     assert same(run.load_model("best"), 10)
     assert run.notice == ""
     assert same(run.load_model(0), 0)
-    with pytest.raises(ValueError, match=r"no checkpoint of step 5 .* available are 0, 10, 20"):
+    with pytest.raises(ValueError, match=r"no checkpoint of step 5 .* has 0, 10, 20"):
         run.load_model(5)
     flip(stopped / "checkpoints" / "step-000020" / "model.safetensors")
     assert same(run.load_model(), 10)
@@ -425,7 +425,7 @@ def test_weights_must_fit_the_model(stopped: Path) -> None:
 def test_weights_keep_their_dtype(stopped: Path) -> None:
     run = Run.open(stopped)
     tensors = {name: t.bfloat16() for name, t in model_of(1).state_dict().items()}
-    run.save_weights(tensors, {})
+    weights.save(run.weights, tensors, {})
     model = run.load_model()  # no step in the header: it is what counts
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert run.notice == ""

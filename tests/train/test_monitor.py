@@ -166,9 +166,9 @@ def test_kill_while_logging_leaves_complete_lines(tmp_path: Path) -> None:
 
 def test_progress_lines_without_a_terminal(tmp_path: Path, clock: Clock) -> None:
     output = io.StringIO()
-    m = quiet(tmp_path, total_steps=2000, console=Console(file=output, width=40), every=5)
+    m = quiet(tmp_path, total_steps=2000, console=Console(file=output, width=40), interval=5)
     with m:
-        for message in ("model: 12 parameters", "precision fp32: as set"):
+        for message in ("model: 12 parameters", "precision fp32: as configured"):
             m.log(0, "note", message=message)
         m.progress(1, loss=4.0)
         clock.now += 6
@@ -179,7 +179,7 @@ def test_progress_lines_without_a_terminal(tmp_path: Path, clock: Clock) -> None
         m.log(510, "note", message="step 510 skipped: loss [bold] is high")
         m.progress(2000, loss=1.5)
     shown = output.getvalue().splitlines()
-    assert shown[:2] == ["model: 12 parameters", "precision fp32: as set"]
+    assert shown[:2] == ["model: 12 parameters", "precision fp32: as configured"]
     assert shown[2] == "step 1/2,000 · loss 4.0000", "shown before there is a speed"
     assert shown[3] == (
         "step 101/2,000 · loss 2.5000 · 103,457 tokens/s · MFU 54.2% · 0:01:54 left"

@@ -47,7 +47,7 @@ def test_auto_precision_on_a_gpu_depends_on_its_compute_capability(
 def test_explicit_precision_is_used_or_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "cpu_bf16", lambda: False)
     assert "emulates" in runtime.choose_precision("bf16", CPU).reason
-    assert runtime.choose_precision("fp32", CPU).reason == "as set"
+    assert runtime.choose_precision("fp32", CPU).reason == "as configured"
     assert runtime.choose_precision("fp16", CUDA).dtype == torch.float16
     with pytest.raises(ValueError, match="fp16 is for GPUs: use fp32, bf16 or auto"):
         runtime.choose_precision("fp16", CPU)
@@ -136,8 +136,8 @@ def test_auto_compiles_long_runs_only() -> None:
         assert chosen is on
         assert "s of work" in why
     assert choose_compile("auto", MPS, 1e30, None)[0] is False
-    assert choose_compile("on", CPU, 1.0, None) == (True, "as set")
-    assert choose_compile("off", CUDA, 1e30, None) == (False, "as set")
+    assert choose_compile("on", CPU, 1.0, None) == (True, "as configured")
+    assert choose_compile("off", CUDA, 1e30, None) == (False, "as configured")
 
 
 @pytest.mark.usefixtures("no_compiler")

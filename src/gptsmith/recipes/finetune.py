@@ -126,7 +126,7 @@ def create_run(
         config.out, config.model_dump(mode="json", by_alias=True), architecture,
         prepared.tokenizer, config.resume, corpus=corpus,
         fixed=("from", "checkpoint", "dropout", *fixed, *loop.FIXED),
-        template=template, tuned=prepared.tuning, base=prepared.base_weights,
+        template=template, tuning=prepared.tuning, base=prepared.base_weights,
     )  # fmt: skip
 
 

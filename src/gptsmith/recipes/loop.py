@@ -95,7 +95,7 @@ def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float |
                     if stop.received:
                         session.save()
                         saved = f"{stop.received}: saved at step {step.step}"
-                        monitor.say(f"{saved}; --resume continues")
+                        monitor.print(f"{saved}; --resume continues")
                         return STOPPED
             except TrainingDiverged:
                 session.state.guard.in_a_row = 0  # a resumed run has its full patience again

@@ -1,16 +1,17 @@
-"""The run folder, which every stage reads or writes. Only this room knows its layout.
+"""The run folder, which every stage reads or writes. Only this package knows its layout.
 
 runs/NAME/
   config.yaml            resolved configuration of the stage that wrote it
   model.json             architecture (ModelConfig); also mask.py if the mask is Python code
-  tokenizer.json         chat_template.jinja: chat format of a fine-tuned model
+  tokenizer.json
+  chat_template.jinja    chat format of a fine-tuned model
   corpus.json            fingerprint of the training data
   model.safetensors      final weights; the header says which ("last" or "best") and the last step
   checkpoints/           resumable state (train/checkpoint.py), without frozen parameters
   metrics.jsonl ...      the record of training and the files derived from it (train/monitor.py)
-  report.md              and results of recipes: responses.json (instruct), test.json,
-                         test-predictions.jsonl, confusion.*, history.* (classify); verdicts/ of
-                         a judge
+  report.md              summary of the run
+  responses.json         instruct: answers to test instructions; verdicts/: of a judge on them
+  test.json ...          classify: test-predictions.jsonl, confusion.*, history.*
   .lock                  flock of the process that trains here; contains its id
 
 A run that trains only a part of the weights has two more, and with LoRA no model.safetensors:

@@ -32,7 +32,7 @@ _CODE = re.compile(r"(.+\.py):(\w+)")  # a mask that is Python code
 
 
 class Run:
-    """A run folder. Get one by `open` (for reading) or `create` (locked, for training).
+    """A run folder. Made by `open` (for reading) or `create` (locked, for training).
 
     notice: a line for the user about the weights loaded last, such as that the run is unfinished;
     usually empty.
@@ -125,7 +125,7 @@ class Run:
         """
         path = Path(path)
         if not layout.is_run(path):
-            raise layout.not_a_run(path)
+            raise layout.not_a_run_error(path)
         run = cls(path)
         _ = run.config, run.model_config  # raises now if they are unreadable
         return run
@@ -142,23 +142,24 @@ class Run:
         corpus: str | None = None,
         fixed: Sequence[str] = (),
         template: str | None = None,
-        tuned: Tuning | None = None,
+        tuning: Tuning | None = None,
         base: Mapping[str, Tensor] | None = None,
     ) -> "Run":
-        """Create a run to train in, or resume one; locked until `close` or the process ends.
+        """Create a run for training, or resume one; locked until `close` or the process ends.
 
         config: plain values (str, int, float, bool, None, list, dict). model_config: a mask
         `file.py:function` is copied into the folder as mask.py; `run.model_config.mask` then names
-        the copy. corpus: fingerprint of the training data. tuned, base: which part of the weights
-        is trained, if not all, and the weights before training. resume: there must be a checkpoint,
-        and architecture, tokenizer, template, corpus, tuning and the `fixed` fields of config
-        (`train.seed`) must not differ, else ValueError with the differences.
+        the copy. corpus: fingerprint of the training data. tuning: which part of the weights is
+        trained (default: all of them). base: the weights before training, if a part is trained.
+        resume: there must be a checkpoint, and architecture, tokenizer, template, corpus, tuning
+        and the `fixed` fields of config (`train.seed`) must not differ, else ValueError with the
+        differences.
 
         Raises ValueError if another process trains here, FileExistsError for a folder that is not
         empty, unless resumed (a run stopped before its first checkpoint counts as empty).
         """
         path = Path(path)
-        tuned = tuned or Tuning()
+        tuning = tuning or Tuning()
         code = _CODE.fullmatch(model_config.mask.strip())
         source = Path(code[1]) if code else None
         if resume and source == Path(MASK):
@@ -169,23 +170,23 @@ class Run:
                 config = {**config, "model": model_config.model_dump(mode="json")}
         if source is not None and not source.is_file() and not (resume and (path / MASK).is_file()):
             raise FileNotFoundError(f"mask {str(source)!r}: there is no such file")
-        check = checks.refuse_unresumable if resume else checks.refuse_occupied
+        check = checks.check_resumable if resume else checks.check_unoccupied
         check(path)
         path.mkdir(parents=True, exist_ok=True)
         run = cls(path).lock()
         try:
             check(path)  # again, now that the folder is locked
             if resume:
-                now = {
+                new = {
                     **{name: flatten(config).get(name) for name in fixed},
                     "model": model_config.model_dump(),
                     "tokenizer": tokenizer.fingerprint[:12],
                     layout.TEMPLATE: template,
-                    "tuning": tuned.model_dump(),
+                    "tuning": tuning.model_dump(),
                     "corpus": corpus,
                 }
-                run._refuse_changes(now, fixed, source)
-            code_of_mask = None if source is None or not source.is_file() else source.read_bytes()
+                run._check_unchanged(new, fixed, source)
+            mask_code = None if source is None or not source.is_file() else source.read_bytes()
             files.sweep(path)
             checkpoints.clean(run.checkpoints)
             if resume:
@@ -193,16 +194,16 @@ class Run:
             else:  # remains of a run that was stopped before its first checkpoint
                 for name in (layout.TUNING, layout.BASE, layout.TEMPLATE, MASK):
                     (path / name).unlink(missing_ok=True)
-            if code_of_mask is not None:
-                files.write_bytes(path / MASK, code_of_mask)
+            if mask_code is not None:
+                files.write_bytes(path / MASK, mask_code)
             tokenizer.save(path / layout.TOKENIZER)
             if template is not None:
                 files.write_text(path / layout.TEMPLATE, template)
-            if not tuned.is_full_finetune and not resume:
+            if not tuning.is_full_finetune and not resume:
                 assert base is not None
                 with files.atomic_path(path / layout.BASE) as temporary:
                     checkpoints.save_tensors(temporary, base)
-                files.write_json(path / layout.TUNING, tuned.model_dump(mode="json"))
+                files.write_json(path / layout.TUNING, tuning.model_dump(mode="json"))
             files.write_json(path / layout.CORPUS, {"fingerprint": corpus})
             files.write_json(path / layout.ARCHITECTURE, model_config.model_dump(mode="json"))
             if "resume" in config:  # so that config.yaml can start another run
@@ -213,7 +214,7 @@ class Run:
             run.close()
             raise
         run.__dict__.update(config=config, model_config=model_config, tokenizer=tokenizer)
-        run.__dict__.update(template=template, tuning=tuned)
+        run.__dict__.update(template=template, tuning=tuning)
         return run
 
     @classmethod
@@ -227,10 +228,10 @@ class Run:
         dtype: torch.dtype,
         template: str | None = None,
     ) -> "Run":
-        """Create a run of weights that were trained elsewhere, written one at a time as `dtype`.
+        """Create a run from weights trained elsewhere, written one tensor at a time as `dtype`.
 
-        Raises FileExistsError if `path` is occupied, ValueError for tensors that do not fit
-        model_config or are not finite; then no folder is left behind.
+        Raises FileExistsError if `path` is occupied, and ValueError, leaving no folder behind, for
+        tensors that do not fit model_config or are not finite.
         """
         with files.atomic_folder(path) as folder:
             tokenizer.save(folder / layout.TOKENIZER)
@@ -246,10 +247,12 @@ class Run:
             files.write_text(folder / layout.CONFIG, layout.yaml_text(config))
         return cls.open(path)
 
-    def _refuse_changes(self, new: dict[str, Any], fixed: Sequence[str], mask: Path | None) -> None:
-        recorded, before = self.path / layout.CORPUS, flatten(self.config)
+    def _check_unchanged(
+        self, new: dict[str, Any], fixed: Sequence[str], mask: Path | None
+    ) -> None:
+        recorded, config = self.path / layout.CORPUS, flatten(self.config)
         old: dict[str, Any] = {
-            **{name: before.get(name) for name in fixed},
+            **{name: config.get(name) for name in fixed},
             "model": self.model_config.model_dump(),
             "tokenizer": files.sha256(self.path / layout.TOKENIZER)[:12],
             layout.TEMPLATE: self.template,
@@ -316,11 +319,3 @@ class Run:
     def finish(self, which: Literal["last", "best"] = "last") -> None:
         """Write the final weights, or the adapter, from the newest checkpoint or the best one."""
         weights.finish(self, which)
-
-    def save_weights(self, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-        """Write the final weights durably.
-
-        header: `which` ("last" or "best") and the `step` at which training ended; empty for weights
-        that were not trained here.
-        """
-        weights.save(self.weights, tensors, header)

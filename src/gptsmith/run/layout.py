@@ -1,4 +1,4 @@
-"""File names of a run folder, reading its configuration, and what a path is instead of a run."""
+"""File names of a run folder, reading its configuration, errors for paths that are not a run."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +26,8 @@ def is_run(path: Path) -> bool:
     return (path / CONFIG).is_file() and (path / ARCHITECTURE).is_file()
 
 
-def not_a_run(path: Path) -> OSError | ValueError:
-    """An error that says what `path` is instead of a run, and what to do."""
+def not_a_run_error(path: Path) -> OSError | ValueError:
+    """An error that says what `path` is if not a run, and what to do."""
     if not path.exists():
         return FileNotFoundError(f"there is no run folder {path}: gptsmith pretrain makes one")
     if not path.is_dir():
@@ -51,7 +51,7 @@ def not_a_run(path: Path) -> OSError | ValueError:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """config.yaml or a recipe, under the present key names; ValueError if it is unreadable."""
+    """config.yaml or a recipe, with current key names; ValueError if it is unreadable."""
     try:
         content = yaml.safe_load(files.read_text(path))
     except yaml.YAMLError as error:

@@ -37,7 +37,7 @@ class WeightOptions(Section):
             raise ValueError(f"--device: {error}") from None
 
     def load(self, run: Run) -> GPTModel:
-        """The model. Anything unusual about its weights is reported on stderr."""
+        """The model in eval mode on its device; `run.notice` is printed to stderr."""
         model = run.load_model(self.checkpoint, self.torch_device(), self.trust_code)
         if run.notice:
             print(run.notice, file=sys.stderr)

@@ -11,7 +11,7 @@ from gptsmith.train import checkpoint as checkpoints
 from gptsmith.train import monitor
 
 
-def refuse_occupied(path: Path) -> None:
+def check_unoccupied(path: Path) -> None:
     """Raise unless a new run can be written to `path`: a new or empty folder, or one whose run was
     stopped before its first checkpoint."""
     if path.exists() and not path.is_dir():
@@ -25,10 +25,10 @@ def refuse_occupied(path: Path) -> None:
     raise FileExistsError(f"{path} is not empty and contains no run: choose another --out")
 
 
-def refuse_unresumable(path: Path) -> None:
+def check_resumable(path: Path) -> None:
     """Raise ValueError unless `path` is a run with a checkpoint."""
     if not layout.is_run(path):
-        raise ValueError(f"nothing to resume: {layout.not_a_run(path)}")
+        raise ValueError(f"nothing to resume: {layout.not_a_run_error(path)}")
     if _is_untrained(path):
         raise ValueError(
             f"nothing to resume: {path} was stopped before its first checkpoint;"
@@ -42,33 +42,34 @@ def refuse_unresumable(path: Path) -> None:
 
 
 def _is_untrained(path: Path) -> bool:
-    """Whether this is a run of ours (it has the lock file) without anything to lose."""
+    """Whether this is a run (it has the lock file) that has not trained yet."""
     final = (path / layout.WEIGHTS, path / layout.ADAPTER / layout.ADAPTER_WEIGHTS)
     trained = any(map(Path.exists, final)) or bool(checkpoints.steps(path / layout.CHECKPOINTS))
     events = monitor.read_events(path / monitor.METRICS)
     return (path / layout.LOCK).exists() and not trained and not any(e["step"] for e in events)
 
 
-def stored_recipe(out: Path, words: Sequence[str], flags: Collection[str], stage: str) -> list[str]:
+def stored_recipe(
+    out: Path, recipes: Sequence[str], flags: Collection[str], stage: str
+) -> list[str]:
     """The recipe of a resumed run: its own config.yaml.
 
-    words: the recipe that is given again, if any. flags: names of the flags that are given
-    (`train.steps`, `model`). stage: of the command. Raises ValueError if there is nothing to
+    recipes: files named on the command line, at most one. flags: names of the flags that are set
+    there (`train.steps`, `model`). stage: of the command. Raises ValueError if there is nothing to
     resume, if the run is of another stage, or with the differences if the recipe has changed.
     """
-    refuse_unresumable(out)
+    check_resumable(out)
     path = out / layout.CONFIG
     stored = layout.read_config(path)
     if (made_by := layout.stage_of(stored)) != stage:
         command = made_by if made_by in ("pretrain", "import") else f"finetune {made_by}"
         raise ValueError(f"{out} was made by gptsmith {command}: resume it with that command")
-    if len(words) > 1 or any(not word.endswith((".yaml", ".yml")) for word in words):
-        return list(words)  # which load_config rejects
-    for word in words:
-        given = layout.read_config(Path(word))
-        if changes := recipe_changes(given, stored, set(flags)):
+    if len(recipes) > 1 or any(not recipe.endswith((".yaml", ".yml")) for recipe in recipes):
+        return list(recipes)  # which load_config rejects
+    for recipe in recipes:
+        if changes := recipe_changes(layout.read_config(Path(recipe)), stored, set(flags)):
             raise ValueError(
-                f"{word} is not what {out} was started with: {'; '.join(changes)};"
+                f"{recipe} is not what {out} was started with: {'; '.join(changes)};"
                 " omit the recipe, or give intended changes as flags"
             )
     return [str(path)]
@@ -82,7 +83,7 @@ def recipe_changes(
     Values that `flags` replace, and values that the run resolved when it started, do not count.
     """
 
-    def plain(tree: Mapping[str, Any]) -> dict[str, Any]:
+    def resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
         model = tree.get("model")
         if isinstance(model, str) or (isinstance(model, dict) and "preset" in model):
             fields = {"preset": model} if isinstance(model, str) else dict(model)
@@ -96,13 +97,13 @@ def recipe_changes(
         except ValueError:
             return value
 
-    now, before = plain(recipe), plain(stored)
-    written = {
+    new, old = resolved(recipe), resolved(stored)
+    changed = {
         name: value
-        for name, value in now.items()
+        for name, value in new.items()
         if value not in (None, "auto")
         and name not in ("out", "resume", "model.vocab_size")
         and not any(name == flag or name.startswith(f"{flag}.") for flag in flags)
-        and number(value) != number(before.get(name))
+        and number(value) != number(old.get(name))
     }
-    return diff({name: before.get(name) for name in written}, written)
+    return diff({name: old.get(name) for name in changed}, changed)

@@ -51,20 +51,24 @@ def load_adapter(run: Run, checkpoint: Which) -> Adapter:
 def finish(run: Run, which: Literal["last", "best"]) -> None:
     """See Run.finish."""
     newest, _ = checkpoints.find(run.checkpoints)
-    found, _ = checkpoints.find(run.checkpoints, _best_step(run, which))
-    tensors, header = found.load("model"), {"which": which, "step": str(newest.step)}
+    chosen, _ = checkpoints.find(run.checkpoints, _best_step(run, which))
+    tensors, header = chosen.load("model"), {"which": which, "step": str(newest.step)}
     if run.tuning.lora.rank:
         run.weights.parent.mkdir(exist_ok=True)
         adapter = Adapter(run.tuning.lora, tensors, run.tuning.token_ids)
         peft.save(run.weights.parent, run.model_config, adapter, header)
         return
     if not run.tuning.is_full_finetune:
-        tensors = _model(run, tensors, found.path, False, trust_code=True).state_dict()
+        tensors = _model(run, tensors, chosen.path, False, trust_code=True).state_dict()
     save(run.weights, tensors, header)
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Write a weights file durably."""
+    """Write a weights file durably.
+
+    header: `which` ("last" or "best") and the `step` at which training ended; empty for weights
+    that were not trained here.
+    """
     with files.atomic_path(path) as temporary:
         checkpoints.save_tensors(temporary, tensors, header)
 
@@ -72,7 +76,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -
 def _model(
     run: Run, tensors: dict[str, Tensor], source: Path, complete: bool, trust_code: bool
 ) -> GPTModel:
-    """The model of all weights, or of those that are trained (then merged into the base)."""
+    """The model with these weights: `complete`, or the trained ones on top of the base's."""
     if complete:
         return model_weights.load(
             run.model_config, tensors, source, mask_folder=run.path, trust_code=trust_code
@@ -85,12 +89,12 @@ def _model(
 
 
 def _tensors(run: Run, which: Which) -> tuple[dict[str, Tensor], Path]:
-    """The requested weights (all, or the trained ones) and the file or folder they are from."""
+    """The requested weights (all, or the trained ones) and the file or folder they come from."""
     run.notice = ""
     header = None if isinstance(which, int) else _header(run.weights)
     steps = checkpoints.steps(run.checkpoints)
     if header is not None and which in ("last", header.get("which")):
-        # Training may have continued since. Imported weights name no step: they are final.
+        # Training may have continued since. Imported weights have no step: they are final.
         last_step = int(header.get("step", sys.maxsize))
         if not any(step > last_step for step in steps):
             return _final_tensors(run), run.weights
@@ -101,11 +105,11 @@ def _tensors(run: Run, which: Which) -> tuple[dict[str, Tensor], Path]:
             else f"{run.path} has no weights yet, it was stopped before its first checkpoint:"
             " start it again"
         )
-    found, damage = checkpoints.find(run.checkpoints, _best_step(run, which))
+    chosen, damage = checkpoints.find(run.checkpoints, _best_step(run, which))
     if which == "last":
-        damage.append(f"{run.path} is unfinished: this is its step {found.step}")
+        damage.append(f"{run.path} is unfinished: this is its step {chosen.step}")
     run.notice = "; ".join(damage)
-    return found.load("model"), found.path
+    return chosen.load("model"), chosen.path
 
 
 def _final_tensors(run: Run) -> dict[str, Tensor]:
@@ -118,7 +122,7 @@ def _final_tensors(run: Run) -> dict[str, Tensor]:
 
 
 def _best_step(run: Run, which: Which) -> Literal["last"] | int:
-    """`which`, with "best" replaced by the step that the newest good checkpoint names."""
+    """`which`, with "best" replaced by the best step, which the newest intact checkpoint names."""
     if which != "best":
         return which
     state = checkpoints.find(run.checkpoints)[0].state

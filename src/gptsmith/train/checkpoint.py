@@ -47,6 +47,7 @@ class Checkpoint:
 
     @property
     def state(self) -> dict[str, Any]:
+        """Everything but the tensors, as given to `save`."""
         return read_json(self.path / STATE)
 
 
@@ -80,7 +81,7 @@ def stream_tensors(
 ) -> None:
     """`save_tensors` for tensors of one dtype that arrive one at a time, in any order.
 
-    A model larger than the free memory can be written. shapes: name -> shape of every tensor.
+    The model may be larger than the free memory. shapes: name -> shape of every tensor.
     """
     import torch
 
@@ -90,8 +91,8 @@ def stream_tensors(
     offsets, end = {}, 0
     for name, shape in shapes.items():
         offsets[name], end = end, end + math.prod(shape) * width
-        place = [offsets[name], end]
-        header[name] = {"dtype": dtypes[dtype], "shape": list(shape), "data_offsets": place}
+        span = [offsets[name], end]
+        header[name] = {"dtype": dtypes[dtype], "shape": list(shape), "data_offsets": span}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the format requires data at a multiple of 8
     with path.open("wb") as file:
@@ -104,10 +105,10 @@ def stream_tensors(
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU, contiguous, and with a storage of its own."""
+    """The tensor on the CPU, contiguous, in a storage that holds nothing else."""
     tensor = tensor.detach().cpu().contiguous()
-    whole = tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if whole else tensor.clone()
+    is_alone = tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if is_alone else tensor.clone()
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -133,8 +134,8 @@ def save(
     temporary = _temporary_path(final)
     temporary.mkdir()
     try:
-        for group, named in tensors.items():
-            save_tensors(temporary / f"{group}.safetensors", named)
+        for group, group_tensors in tensors.items():
+            save_tensors(temporary / f"{group}.safetensors", group_tensors)
         (temporary / STATE).write_text(json.dumps(state, indent=2, ensure_ascii=False) + "\n")
         entries = {}
         for file in sorted(temporary.iterdir()):
@@ -152,32 +153,34 @@ def save(
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps that have a checkpoint, good or damaged, in ascending order."""
+    """The steps that have a checkpoint, intact or damaged, in ascending order."""
     return sorted({step for step, _ in _candidates(folder)})
 
 
 def find(folder: Path, which: Literal["last"] | int = "last") -> tuple[Checkpoint, list[str]]:
-    """The newest good checkpoint, or the one of a step, and the damage found in newer ones.
+    """The newest intact checkpoint, or that of a given step, and the damage of newer ones.
 
-    Raises FileNotFoundError if there are none, ValueError if all are damaged or the requested step
+    Raises FileNotFoundError if there is none, ValueError if all are damaged or the requested step
     is damaged or missing; the message lists the others.
     """
     candidates = _candidates(folder)
     if not candidates:
         raise FileNotFoundError(f"no checkpoint in {folder}")
-    there = steps(folder)
-    if which != "last" and which not in there:
-        raise ValueError(f"no checkpoint of step {which} in {folder}: available are {_list(there)}")
+    available = steps(folder)
+    if which != "last" and which not in available:
+        raise ValueError(
+            f"no checkpoint of step {which} in {folder}; available: {_list(available)}"
+        )
     damage: list[str] = []
     for step, path in candidates:
         if which not in ("last", step):
             continue
-        wrong = verify(path, step)
-        if wrong is None:
+        problem = verify(path, step)
+        if problem is None:
             return Checkpoint(path, step), damage
-        damage.append(f"checkpoint of step {step} is damaged: {wrong}")
+        damage.append(f"checkpoint of step {step} is damaged: {problem}")
     if which != "last":
-        others = [step for step in there if step != which]
+        others = [step for step in available if step != which]
         raise ValueError("; ".join(damage) + f" (other checkpoints: {_list(others)})")
     raise ValueError(f"every checkpoint in {folder} is damaged: " + "; ".join(damage))
 
@@ -203,9 +206,9 @@ def verify(path: Path, step: int) -> str | None:
     for name, (size, digest) in files.items():
         file = path / name
         try:
-            found = file.stat().st_size
-            if found != size:
-                return f"{file} has {found:,} bytes instead of {size:,}"
+            actual = file.stat().st_size
+            if actual != size:
+                return f"{file} has {actual:,} bytes instead of {size:,}"
             if sha256(file) != digest:
                 return f"{file} does not have the recorded sha256"
         except FileNotFoundError:
@@ -226,9 +229,9 @@ def prune(folder: Path, keep_last: int, keep: set[int]) -> None:
 def clean(folder: Path, after: int | None = None) -> None:
     """Clean up after killed saves. The caller holds the run's lock.
 
-    A complete save gets its final name, others are removed. after: the step that the run resumes
-    from; later checkpoints are damaged or of an abandoned continuation and removed, or `prune`
-    would count them as the newest.
+    Complete saves are renamed to their final names, incomplete ones removed. after: the step that
+    the run resumes from. Later checkpoints are damaged or belong to an abandoned continuation; they
+    are removed, or `prune` would count them as the newest.
     """
     if not folder.is_dir():
         return
@@ -257,7 +260,7 @@ def _temporary_path(final: Path) -> Path:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint folder so that a partly removed one never passes for complete."""
+    """Remove a checkpoint folder in such an order that the remains of it never look complete."""
     if ".tmp-" not in path.name:
         path = path.rename(_temporary_path(path))
     (path / MANIFEST).unlink(missing_ok=True)
@@ -267,17 +270,17 @@ def _remove(path: Path) -> None:
 def _candidates(folder: Path) -> list[tuple[int, Path]]:
     """(step, path), newest first, final names before temporary ones.
 
-    Temporary ones count only with a manifest.
+    Temporary folders are candidates only if they have a manifest.
     """
 
-    def named() -> Iterator[tuple[int, Path]]:
+    def unordered() -> Iterator[tuple[int, Path]]:
         for path in sorted(folder.iterdir()):
             match = _NAME.fullmatch(path.name)
             if match and path.is_dir() and (not match[2] or (path / MANIFEST).exists()):
                 yield int(match[1]), path
 
     # Python's sort is stable, and "step-000500" sorts before "step-000500.tmp-..."
-    return sorted(named(), key=lambda found: -found[0]) if folder.is_dir() else []
+    return sorted(unordered(), key=lambda candidate: -candidate[0]) if folder.is_dir() else []
 
 
 def _list(numbers: list[int]) -> str:

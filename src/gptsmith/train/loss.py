@@ -14,13 +14,13 @@ from torch import Tensor
 
 from gptsmith.batch import IGNORE_INDEX, Batch
 
-# Bytes of one chunk of fp32 logits; computing its gradient takes 2.4 times as much. Each chunk
+# Bytes of one chunk of fp32 logits; computing its gradient takes 2.4 times that memory. Each chunk
 # reads and writes the whole gradient of the head: small chunks cost time, large ones memory.
 CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}
 
 
 class Backbone(Protocol):
-    """What every loss needs of a model: the hidden states before the head."""
+    """What every loss needs from a model: the hidden states before the head."""
 
     def hidden(
         self, ids: Tensor, *, positions: Tensor | None = None, documents: Tensor | None = None
@@ -79,7 +79,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 if grad_weight is not None:
                     grad_weight.add_(g.T @ (h / shrink), alpha=shrink)
                 del g
-            del logits  # or it would coexist with the next chunk's
+            del logits  # before the next chunk's are allocated
         grad_hidden = torch.cat(grads) if need_hidden else None
         ctx.save_for_backward(grad_hidden, grad_weight)  # type: ignore[arg-type]
         ctx.dtypes = hidden.dtype, weight.dtype  # type: ignore[attr-defined]
@@ -106,7 +106,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 def chunk_rows(N: int, V: int, device: torch.device) -> int:
-    """Rows of logits per chunk: equal chunks of at most CHUNK_BYTES in fp32."""
+    """Rows per chunk of logits: chunks are equal and at most CHUNK_BYTES in fp32."""
     chunks = -(-N * V * 4 // CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"]))
     return -(-N // chunks)
 
@@ -116,7 +116,7 @@ def next_token_loss(model: LanguageModel, batch: Batch) -> Tensor:
     hidden = model.hidden(batch.inputs, positions=batch.positions, documents=batch.documents)
     hidden = hidden.flatten(0, 1)  # (N, C)
     weight = model.head_weight
-    if not torch.is_grad_enabled():  # else needs_input_grad is true in the Function all the same
+    if not torch.is_grad_enabled():  # needs_input_grad does not take this into account
         hidden, weight = hidden.detach(), weight.detach()
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype

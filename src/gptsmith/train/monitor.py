@@ -2,7 +2,8 @@
 
 metrics.jsonl is the record, one JSON object per line:
     {"event": "train", "step": 500, "train_loss": 1.93, ..., "seconds": 12.3}
-Events are train, val, tasks, note and sample. Fields are free; those in COLUMNS are the table's.
+Events are train, val, tasks, note and sample. They may have any fields; metrics.csv has those in
+COLUMNS.
 metrics.csv, curves.png and samples.txt are derived from the record and can always be rebuilt.
 """
 
@@ -44,13 +45,13 @@ COLUMNS = (
 
 
 class Monitor:
-    """Records and shows a training run. A context manager: leaving it draws, flushes and closes.
+    """Records and shows a training run. A context manager that calls `close` at its end.
 
     folder: of the run. total_steps: None if unknown. trackers: see trackers.open_trackers.
     resume: step and `seconds` of the checkpoint that the run resumes from; later events are
     dropped. started: time.perf_counter() at which `seconds` begins (default now; a command passes
-    command_start()). every: seconds between progress lines without a terminal. scores: fields of
-    tasks events to draw below the loss, each with reference values:
+    command_start()). interval: seconds between progress lines without a terminal. scores: fields
+    of tasks events to draw below the loss, each with reference values:
     {"hellaswag_acc_token": {"GPT-2 124M": 0.294}}.
     """
 
@@ -64,30 +65,31 @@ class Monitor:
         resume: tuple[int, float] | None = None,
         started: float | None = None,
         console: Console | None = None,
-        every: float = 5.0,
+        interval: float = 5.0,
         scores: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         now = time.perf_counter()
         self._scores = scores or {}
         self.folder = folder
-        self._began = now if started is None else started
-        self._earlier = resume[1] if resume else 0.0
+        self._started = now if started is None else started
+        self._earlier_seconds = resume[1] if resume else 0.0
         resumed = resume[0] if resume else None
-        self._line = ProgressLine(console or Console(stderr=True), total_steps, every)
+        self._line = ProgressLine(console or Console(stderr=True), total_steps, interval)
         self.trackers = open_trackers(trackers, folder, config, resumed)
         self.events = [] if resumed is None else read_events(folder / METRICS, until=resumed)
         with atomic_path(folder / METRICS) as temporary:
             temporary.write_text("".join(map(_json, self.events)))
-        write_text(folder / SAMPLES, "".join(map(_sample, self._of("sample"))))
+        samples = [_sample(event) for event in self.events if event["event"] == "sample"]
+        write_text(folder / SAMPLES, "".join(samples))
         self._file: IO[str] = (folder / METRICS).open("a")
-        self._drawn, self._drawing = now, 0.5  # end and duration of the last drawing, seconds
+        self._draw_end, self._draw_seconds = now, 0.5  # of the last drawing
 
     # --- the record
 
     @property
     def seconds(self) -> float:
-        """Since the start of the command, plus the time of the commands that it resumes."""
-        return self._earlier + time.perf_counter() - self._began
+        """Since the start of the command, plus the time of the commands that it continues."""
+        return self._earlier_seconds + time.perf_counter() - self._started
 
     def log(self, step: int, event: str = "train", **fields: Any) -> None:
         """Record an event, and show "val", "tasks" and "note" events on the terminal.
@@ -111,9 +113,9 @@ class Monitor:
         if event in ("val", "tasks"):
             hidden = {*COLUMNS, "peak_memory_mb"} - {"val_loss"}
             shown = [f"{n} {v:.4g}" for n, v in values.items() if v is not None and n not in hidden]
-            self.say(f"step {step:,}: " + ", ".join(shown).replace("_", " "))
+            self.print(f"step {step:,}: " + ", ".join(shown).replace("_", " "))
         elif event == "note":
-            self.say(fields.get("message", ""))
+            self.print(fields.get("message", ""))
 
     def text(self, step: int, title: str, text: str) -> None:
         """Record a sample of generated text (samples.txt, trackers)."""
@@ -125,7 +127,7 @@ class Monitor:
             tracker.text(step, title, text)
 
     def sync(self) -> None:
-        """Make the record durable. Before each checkpoint, which must not outlive its events."""
+        """Make the record durable; before each checkpoint, so that it is never newer than that."""
         os.fsync(self._file.fileno())
         for tracker in self.trackers:
             tracker.flush()
@@ -135,14 +137,11 @@ class Monitor:
         self._file.write(_json(event))
         self._file.flush()  # one short write: a killed process leaves complete lines
 
-    def _of(self, *kinds: str) -> list[dict[str, Any]]:
-        return [event for event in self.events if event["event"] in kinds]
-
     # --- the derived files
 
     def draw(self, force: bool = False) -> None:
         """Write metrics.csv and curves.png, unless that would take more than 2% of the run time."""
-        if not force and time.perf_counter() - self._drawn < 50 * self._drawing:
+        if not force and time.perf_counter() - self._draw_end < 50 * self._draw_seconds:
             return
         from gptsmith.train.plots import draw_curves  # matplotlib: 0.3 s
 
@@ -155,8 +154,8 @@ class Monitor:
         writer.writerows(rows)
         write_text(self.folder / TABLE, text.getvalue())
         draw_curves(self.folder / CURVES, rows, self.folder.resolve().name, self._scores)
-        self._drawn = time.perf_counter()
-        self._drawing = self._drawn - begin
+        self._draw_end = time.perf_counter()
+        self._draw_seconds = self._draw_end - begin
 
     # --- the terminal
 
@@ -171,9 +170,9 @@ class Monitor:
         """Show the progress of the run; cheap to call at each step (see ProgressLine.show)."""
         self._line.show(step, loss=loss, tokens_per_second=tokens_per_second, mfu=mfu)
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line of plain text above the progress bar; it is not recorded."""
-        self._line.say(text)
+        self._line.print(text)
 
     # --- the end
 
@@ -199,15 +198,15 @@ class Monitor:
 
 
 class ProgressLine:
-    """Progress for people: a live bar on a terminal, elsewhere a line every few seconds.
+    """A live progress bar on a terminal; elsewhere a line every few seconds.
 
     It draws within `show`: a refresh thread would take time from training. total_steps: None if
-    unknown. every: seconds between lines without a terminal.
+    unknown. interval: seconds between lines without a terminal.
     """
 
-    def __init__(self, console: Console, total_steps: int | None, every: float) -> None:
+    def __init__(self, console: Console, total_steps: int | None, interval: float) -> None:
         self.console, self.total_steps = console, total_steps
-        self.every = 0.25 if console.is_terminal else every
+        self.interval = 0.25 if console.is_terminal else interval
         self._shown = time.perf_counter()
         self._shown_steps: deque[tuple[float, int]] = deque(maxlen=40)  # (time, step)
         self._bar: Progress | None = None
@@ -221,13 +220,13 @@ class ProgressLine:
         tokens_per_second: float | None = None,
         mfu: float | None = None,
     ) -> None:
-        """Show the first step, the last, and those in between as often as `every` allows.
+        """Show the first and the last step, and others if `interval` has passed.
 
         Cheap to call at each step: `loss` is read from the device only when it is shown. mfu: a
         fraction (0.54).
         """
         now = time.perf_counter()
-        if self._shown_steps and now - self._shown < self.every and step != self.total_steps:
+        if self._shown_steps and now - self._shown < self.interval and step != self.total_steps:
             return
         self._shown = now
         self._shown_steps.append((now, step))  # from the end of step 1, after compilation
@@ -242,10 +241,10 @@ class ProgressLine:
         if self.console.is_terminal:
             self._show_bar(step, status)
         else:
-            of = "" if self.total_steps is None else f"/{self.total_steps:,}"
-            self.say(f"step {step:,}{of} · {status}")
+            total = "" if self.total_steps is None else f"/{self.total_steps:,}"
+            self.print(f"step {step:,}{total} · {status}")
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line of plain text, above the bar if there is one."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -263,9 +262,9 @@ class ProgressLine:
 
     def _show_bar(self, step: int, status: str) -> None:
         if self._bar is None:
-            of = "" if self.total_steps is None else "/{task.total:,}"
+            total = "" if self.total_steps is None else "/{task.total:,}"
             self._bar = Progress(
-                TextColumn(f"step {{task.completed:,}}{of}"),
+                TextColumn(f"step {{task.completed:,}}{total}"),
                 BarColumn(bar_width=None),
                 TextColumn("{task.fields[status]}", markup=False),
                 console=self.console,
@@ -309,8 +308,8 @@ def read_events(path: Path, until: int | None = None) -> list[dict[str, Any]]:
 def table(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of metrics.csv: the train, val and tasks events of a step merged into one row.
 
-    `tokens` and speed are those of training, not an evaluation's. Fields of tasks events become
-    additional columns.
+    A val event gives epoch, loss and time only: its `tokens` are not training tokens. Fields of
+    tasks events become additional columns.
     """
     rows: dict[int, dict[str, Any]] = {}
     for event in events:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gptsmith.train.options import OptimConfig
-from gptsmith.train.runtime import cpu_bf16
+from gptsmith.train.runtime import cpu_has_bf16
 
 # Quintic iterations x <- a x + b (x x') x + c (x x')^2 x that push all singular values of a matrix
 # towards 1. Each is the optimal polynomial for the interval that the previous one leaves, from
@@ -101,7 +101,7 @@ class Optimizer:
 
     def __init__(self, model: nn.Module, config: OptimConfig, device_type: str) -> None:
         self.names = {p: name for name, p in model.named_parameters() if p.requires_grad}
-        inside = {
+        matrices = {
             p: n
             for p, n in self.names.items()
             if config.kind == "muon"
@@ -109,12 +109,12 @@ class Optimizer:
             and n.startswith("blocks.")
             and ".lora_" not in n  # low-rank factors train better with AdamW (docs/log.md)
         }
-        rest = [p for p in self.names if p not in inside]
+        rest = [p for p in self.names if p not in matrices]
         groups: list[dict[str, Any]] = [
             dict(params=[p for p in rest if p.dim() >= 2], weight_decay=config.weight_decay),
             dict(params=[p for p in rest if p.dim() < 2], weight_decay=0.0),
         ]
-        factor = config.embedding_lr_scale if inside else 1.0
+        factor = config.embedding_lr_scale if matrices else 1.0
         self.optimizers: list[torch.optim.Optimizer] = []
         if rest:
             adamw = torch.optim.AdamW(
@@ -124,14 +124,14 @@ class Optimizer:
                 fused=True,
             )
             self.optimizers.append(adamw)
-        if inside:
+        if matrices:
             muon = Muon(
-                inside,
+                matrices,
                 lr=config.learning_rate,
                 momentum=config.momentum,
                 weight_decay=config.weight_decay,
-                splits={p: split for p, n in inside.items() if (split := fused_rows(model, n))},
-                dtype=torch.bfloat16 if _fast_bf16(device_type) else torch.float32,
+                splits={p: split for p, n in matrices.items() if (split := fused_rows(model, n))},
+                dtype=torch.bfloat16 if _has_fast_bf16(device_type) else torch.float32,
             )
             self.optimizers.append(muon)
 
@@ -165,8 +165,11 @@ class Optimizer:
         for key, value in tensors.items():
             name, _, field = key.rpartition("|")
             p = by_name.get(name)
-            known = p is not None and field in _FIELDS[type(owner[p])]
-            if p is None or not known or (value.dim() and value.shape != p.shape):
+            if (
+                p is None
+                or field not in _FIELDS[type(owner[p])]
+                or (value.dim() and value.shape != p.shape)
+            ):
                 raise ValueError(
                     f"optimizer state {key!r} {tuple(value.shape)} does not fit this model and "
                     "optimizer: keep model and optim.kind unchanged"
@@ -182,5 +185,5 @@ def fused_rows(model: nn.Module, name: str) -> tuple[int, ...] | None:
     return getattr(model.get_submodule(name.rpartition(".")[0]), "fused_rows", None)
 
 
-def _fast_bf16(device_type: str) -> bool:
-    return device_type == "cuda" or (device_type == "cpu" and cpu_bf16())
+def _has_fast_bf16(device_type: str) -> bool:
+    return device_type == "cuda" or (device_type == "cpu" and cpu_has_bf16())

@@ -20,17 +20,17 @@ def draw_curves(
     title: str,
     scores: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
-    """Draw rows of metrics.csv (dicts; absent or None where nothing was measured) as a PNG.
+    """Draw rows of metrics.csv (dicts; values may be absent or None) as a PNG.
 
     scores: columns with accuracies to draw, each with reference values by name.
-    Takes about 0.3 s, and as much again to import matplotlib on the first call. pyplot is not used:
-    its figures are global state, and it looks for a window system.
+    Takes about 0.3 s, and on the first call the same again to import matplotlib. pyplot is not
+    used: its figures are global state, and it looks for a window system.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    shown = {name: lines for name, lines in (scores or {}).items() if len(_series(rows, name)[0])}
+    shown = {name: refs for name, refs in (scores or {}).items() if len(_series(rows, name)[0])}
     heights = (3, 2, 1) if shown else (3, 1)
     figure = Figure(figsize=(8, 1.35 * sum(heights)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -54,8 +54,8 @@ def draw_curves(
     if len(at):
         # In the legend, which is placed automatically: a label at the point would hide others.
         best = int(np.argmin(val))
-        where = "" if best == len(val) - 1 else f", best at step {at[best]:,.0f}"
-        label = f"val {val[best]:.3f}{where}"
+        suffix = "" if best == len(val) - 1 else f", best at step {at[best]:,.0f}"
+        label = f"val {val[best]:.3f}{suffix}"
         losses.plot(at, val, color=VAL, linewidth=1.8, marker="o", markersize=3.5, label=label)
     if len(steps) or len(at):
         losses.legend(frameon=False, fontsize=9, labelcolor=INK)

@@ -1,4 +1,4 @@
-"""How this machine computes: device, number format, torch.compile, memory allocator."""
+"""Device, precision, torch.compile and memory allocator of a training run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Precision:
     """Weights, gradients and optimizer state stay fp32; autocast runs matrix products in `dtype`.
 
-    reason: why it was chosen, for people.
+    reason: why it was chosen, for the report.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Precision:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Everything about the machine that a training run decides once, at its start."""
+    """Device, precision and compilation, which a training run chooses once, at its start."""
 
     device: torch.device
     precision: Precision
@@ -92,7 +92,7 @@ _OTHER_CHIPS = {"Laptop", "Ti", "D"}  # variants with the same number but anothe
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Peak FLOP/s of the device's matrix units by its data sheet; None if unknown.
+    """Peak FLOP/s of the device's matrix units, from its data sheet; None if unknown.
 
     A table entry matches if all its words occur in the device name as whole words ("L4" does not
     match "L40" or "RTX 4090"); the first match counts.
@@ -107,23 +107,23 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def mfu(flops_per_second: float, device: torch.device) -> float | None:
-    """Model FLOPs utilisation: the fraction of the device's peak in use; None if unknown."""
+    """Model FLOPs utilisation: the fraction of the device's peak; None if that is unknown."""
     peak = peak_flops(device)
     return None if peak is None else flops_per_second / peak
 
 
-# --- number format -------------------------------------------------------------------------------
+# --- precision -----------------------------------------------------------------------------------
 
 
-def cpu_bf16() -> bool:
+def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware (others emulate it, slower than fp32)."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
-    """The requested format; `auto` is the fastest that is safe on this device.
+    """The requested precision; `auto` is the fastest that is safe on this device.
 
-    Raises ValueError for a format that the device does not support.
+    Raises ValueError for one that the device does not support.
     """
     kind = device.type
     if name == "auto":
@@ -131,7 +131,7 @@ def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
             if torch.cuda.get_device_capability(device) >= (8, 0):
                 return Precision("bf16", kind, "the GPU has bfloat16 tensor cores")
             return Precision("fp16", kind, "the GPU has no bfloat16: fp16 with loss scaling")
-        if kind == "cpu" and cpu_bf16():
+        if kind == "cpu" and cpu_has_bf16():
             return Precision("bf16", kind, "the CPU multiplies bfloat16 in hardware")
         reason = (
             "the CPU has neither avx512_bf16 nor AMX"
@@ -141,8 +141,8 @@ def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
         return Precision("fp32", kind, reason)
     if name == "fp16" and kind == "cpu":
         raise ValueError("precision fp16 is for GPUs: use fp32, bf16 or auto on a CPU")
-    reason = "as set"
-    if name == "bf16" and kind == "cpu" and not cpu_bf16():
+    reason = "as configured"
+    if name == "bf16" and kind == "cpu" and not cpu_has_bf16():
         reason += "; without avx512_bf16 or AMX this CPU emulates it, fp32 is faster"
     return Precision(name, kind, reason)
 
@@ -167,14 +167,14 @@ def choose_compile(
         has_triton = importlib.util.find_spec("triton") is not None
         compiler = (compiler or shutil.which("gcc") or shutil.which("cc")) if has_triton else None
     if mode == "off":
-        return False, "as set"
+        return False, "as configured"
     if mode == "on":
         if not compiler:
             raise ValueError(
                 "train.compile on needs a C++ compiler (g++; on a GPU also triton): install it or "
                 "use auto"
             )
-        return True, "as set"
+        return True, "as configured"
     if device.type == "mps":
         return False, "not tested on mps"
     if not compiler:

@@ -12,7 +12,7 @@ def learning_rate(config: OptimConfig, step: int, progress: float) -> float:
     """The learning rate of optimizer step `step` (from 0).
 
     progress: completed fraction of the run when the step begins, in [0, 1): of its steps or of its
-    seconds, so that a run with a time limit decays to its end too. Warmup is linear and multiplies
+    seconds, so that a run with a time limit decays fully too. Warmup is linear and multiplies
     the rest. cosine: Loshchilov & Hutter 2017, without restarts. wsd (warmup, stable, decay; Hu et
     al. 2024): constant until the last `decay_fraction` of the run, then linear.
     """

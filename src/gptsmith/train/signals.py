@@ -24,14 +24,14 @@ class StopSignal:
         self.received: str | None = None
 
     def __enter__(self) -> StopSignal:
-        self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
         self._exited = threading.Event()
         self._receiver = threading.Thread(target=self._exited.wait, daemon=True)
-        self._receiver.start()  # before the block, which it would inherit
+        self._receiver.start()  # before the signals are blocked, which it would inherit
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         return self
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name

@@ -25,10 +25,10 @@ Loss = Callable[[Any, Batch], Tensor]  # (model, batch) -> sum over the batch, u
 class TrainingDiverged(ValueError):
     """Too many steps in a row were skipped.
 
-    Weights, optimizer, scaler and guard are as after the step that was yielded last; only the
-    gradients are those of the bad batch. The caller may evaluate and save a checkpoint of that
-    step. The generator has ended. A run that resumes from the checkpoint meets the same batch
-    again, and diverges again unless a setting has changed.
+    Weights, optimizer, scaler and guard are those after the last yielded step; only the gradients
+    are those of the bad batch. The caller may evaluate and save a checkpoint of that step. The
+    generator has ended. A run that resumes from the checkpoint gets the same batch again, and
+    diverges again unless a setting has changed.
     """
 
 
@@ -41,7 +41,7 @@ class Step:
     grad_norm: float
     learning_rate: float
     tokens: int  # inputs over all ranks, without padding
-    skipped: str = ""  # why the weights were not updated, naming the batch; empty: they were
+    skipped: str = ""  # why the weights were not updated, naming the batch; empty if they were
 
 
 @dataclass
@@ -60,7 +60,7 @@ class LossSpikeGuard:
     in_a_row: int = 0
 
     def check(self, step: int, loss: float, grad_norm: float, names: Sequence[str]) -> str:
-        """Why this step (counted from 1) must be skipped; empty if it need not be.
+        """Why this step (counted from 1) must be skipped; empty if it is good.
 
         names: of the batches. Raises TrainingDiverged.
         """
@@ -108,12 +108,12 @@ def train_steps(
     guard: LossSpikeGuard | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> Iterator[Step]:
-    """Train without end; the caller breaks out of the loop.
+    """Train endlessly; the caller breaks out of the loop.
 
     batches: step -> this rank's micro-batches, a pure function of the step, as is learning_rate.
     The loss is divided by the `count` of the whole step, over all micro-batches and ranks: with
-    masked targets, a mean of the micro-batches' means would be a different number. Random numbers
-    (dropout) depend on seed, step and micro-batch only, so that a resumed run draws the same.
+    masked targets, the mean of the micro-batches' means would be a different number. Random numbers
+    (dropout) depend on seed, step and micro-batch only, so that a resumed run draws the same ones.
     fp16 needs a scaler.
     """
     guard = guard or LossSpikeGuard()
@@ -122,39 +122,40 @@ def train_steps(
     step = first_step
     while True:
         model.train()
-        micro = batches(step)
-        count = max(1, distributed.sum_over_ranks(sum(batch.count for batch in micro)))
-        tokens = distributed.sum_over_ranks(sum(batch.tokens for batch in micro))
+        micro_batches = batches(step)
+        count = max(1, distributed.sum_over_ranks(sum(batch.count for batch in micro_batches)))
+        tokens = distributed.sum_over_ranks(sum(batch.tokens for batch in micro_batches))
         total = torch.zeros((), device=device)
         optimizer.zero_grad()
-        for i, batch in enumerate(micro):
+        for i, batch in enumerate(micro_batches):
             torch.manual_seed(derive_seed(seed, step, i, distributed.rank()))
             with precision.autocast():
-                value = loss(model, batch.to(device)) / count
-            (scaler.scale(value) if scaler else value).backward()
-            total += value.detach()
+                share = loss(model, batch.to(device)) / count
+            (scaler.scale(share) if scaler else share).backward()
+            total += share.detach()
         for p in params:
             if p.grad is not None:
                 p.grad = distributed.sum_over_ranks(p.grad)
         if scaler:
             for each in optimizer.optimizers:
                 scaler.unscale_(each)
-        norm = nn.utils.clip_grad_norm_(params, max_grad_norm or math.inf)
-        mean = float(distributed.sum_over_ranks(total))
+        grad_norm = float(nn.utils.clip_grad_norm_(params, max_grad_norm or math.inf))
+        mean_loss = float(distributed.sum_over_ranks(total))
         rate = learning_rate(step)
-        overflow = math.isfinite(mean) and not math.isfinite(float(norm))
+        overflow = math.isfinite(mean_loss) and not math.isfinite(grad_norm)
         if scaler and overflow and scaler.get_scale() > 1:
-            # A scaler provokes overflow by design and then lowers its scale: the batch is not bad.
-            bad = f"step {step + 1:,} skipped: fp16 overflow at loss scale {scaler.get_scale():g}"
+            # A scaler causes overflow by design and then lowers its scale: the batch is not bad.
+            scale = f"{scaler.get_scale():g}"
+            skipped = f"step {step + 1:,} skipped: fp16 overflow at loss scale {scale}"
         else:
-            bad = guard.check(step + 1, mean, float(norm), [b.name for b in micro])
-        if not bad:
+            skipped = guard.check(step + 1, mean_loss, grad_norm, [b.name for b in micro_batches])
+        if not skipped:
             optimizer.set_learning_rate(rate)
             optimizer.step()
         if scaler:
             scaler.update()
         step += 1
-        yield Step(step, mean, float(norm), rate, tokens, bad)
+        yield Step(step, mean_loss, grad_norm, rate, tokens, skipped)
 
 
 def derive_seed(*numbers: int) -> int:

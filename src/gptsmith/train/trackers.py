@@ -72,7 +72,7 @@ class Wandb:
             run_id = _run_id(folder, module, resumed, lambda: uuid4().hex[:8])
             settings = self.module.Settings(console="off", silent=True)
             options = dict(id=run_id, name=folder.name, dir=folder, settings=settings)
-        else:  # trackio knows a run by its name
+        else:  # trackio identifies a run by its name
             run_id = _run_id(folder, module, resumed, lambda: f"{folder.name}-{uuid4().hex[:6]}")
             options = dict(name=run_id)
         project = os.environ.get("WANDB_PROJECT", "gptsmith")
@@ -118,15 +118,12 @@ class MLflow:
         self.client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or local)
 
         def create() -> str:
-            found = self.client.get_experiment_by_name("gptsmith")
-            experiment = (
-                found.experiment_id
-                if found
-                else self.client.create_experiment(
-                    "gptsmith", artifact_location=(folder / "mlflow").resolve().as_uri()
-                )
-            )
-            run = str(self.client.create_run(experiment, run_name=folder.name).info.run_id)
+            if experiment := self.client.get_experiment_by_name("gptsmith"):
+                experiment_id = experiment.experiment_id
+            else:
+                artifacts = (folder / "mlflow").resolve().as_uri()
+                experiment_id = self.client.create_experiment("gptsmith", artifacts)
+            run = str(self.client.create_run(experiment_id, run_name=folder.name).info.run_id)
             for name, value in flatten(config).items():
                 self.client.log_param(run, name, value)
             return run

@@ -112,7 +112,7 @@ def test_text_that_cannot_be_encoded_is_named() -> None:
     with pytest.raises(ValueError, match=r"x\.csv:3: character 'd' at offset 2"):
         encode_labelled(tokenizer, texts, ("x", "y"), 8)
     found = encode_labelled(tokenizer, texts[:1], ("x", "y"), 8)
-    assert (len(found.ids), found.classes, found.cut, found.tokens) == (1, [1], 0, 2)
+    assert (len(found.ids), found.classes, found.truncated, found.tokens) == (1, [1], 0, 2)
 
 
 def test_take_is_spread_evenly() -> None:

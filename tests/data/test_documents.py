@@ -19,7 +19,7 @@ def test_each_row_is_a_document(tmp_path: Path, name: str) -> None:
     path = write_rows(tmp_path / name, ROWS)
     assert read(path) == ROWS
     assert read(path, text_column="text") == ROWS
-    with pytest.raises(ValueError, match=r"no column 'body'; there are .*'text'"):
+    with pytest.raises(ValueError, match=r"no column 'body', only .*'text'"):
         read(path, text_column="body")
 
 
@@ -43,7 +43,7 @@ def test_obvious_text_column_is_found(tmp_path: Path, row: dict, column: str) ->
 
 def test_unclear_text_column_is_an_error(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"question": "x", "answer": "y"}])
-    with pytest.raises(ValueError, match=r"a\.jsonl:1: .*'question', 'answer'; say --text-column"):
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: .*'question', 'answer' with --text-column"):
         read(path)
     assert read(path, text_column="answer") == ["y"]
 
@@ -51,7 +51,9 @@ def test_unclear_text_column_is_an_error(tmp_path: Path) -> None:
 def test_a_csv_without_a_header_line_loses_no_row(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("ham,Go until jurong point\nspam,Free entry\n")
-    with pytest.raises(ValueError, match=r"a\.csv:2: .*There are 'ham'.*--text-column.*first line"):
+    with pytest.raises(
+        ValueError, match=r"a\.csv:2: .*Choose from 'ham'.*--text-column.*first line"
+    ):
         read(path)
 
 

@@ -187,7 +187,7 @@ def test_split_without_test_rows():
     ("rows", "shares"), [(3, {}), (10, {"val_fraction": 0.5, "test_fraction": 0.5}), (0, {})]
 )
 def test_split_of_too_few_rows(rows, shares):
-    with pytest.raises(ValueError, match=f"^{rows} different prompts .* give more rows"):
+    with pytest.raises(ValueError, match=f"^{rows} different prompts .* use more rows"):
         split_instructions([row(str(n)) for n in range(rows)], SplitConfig(**shares))
 
 

@@ -162,10 +162,14 @@ def test_labels_are_sorted_as_numbers_only_if_all_are() -> None:
 @pytest.mark.parametrize(
     ("header", "options", "message"),
     [
-        (["a", "b"], {}, "which column holds the text? There are 'a', 'b'; say --text-column"),
-        (["review", "x", "label"], {"text_column": "nope"}, "no column 'nope'; there are 'review'"),
-        (["review", "sms", "label"], {}, "which column holds the text? There are 'review', 'sms'"),
-        (["text", "x", "y"], {}, "which column holds the label? There are 'text', 'x', 'y'"),
+        (["a", "b"], {}, "which column holds the text? Choose from 'a', 'b' with --text-column"),
+        (["review", "x", "label"], {"text_column": "nope"}, "no column 'nope', only 'review'"),
+        (
+            ["review", "sms", "label"],
+            {},
+            "which column holds the text? Choose from 'review', 'sms'",
+        ),
+        (["text", "x", "y"], {}, "which column holds the label? Choose from 'text', 'x', 'y'"),
         (["sentence", "index"], {}, "which column holds the label?"),  # all different: no labels
         (["text", "label"], {"label_column": "text"}, "cannot be text and label at once"),
     ],

@@ -198,7 +198,7 @@ def test_recipes(recipe, base, data, tmp_path):
         (["--texts-per-step", "12"], "not a multiple of train.batch_size 8"),
         (["--train.total-batch-tokens", "64"], "--texts-per-step"),
         (["--context-length", "33"], "more than the model's 32"),
-        (["--text-column", "body"], "no column 'body'; there are 'text', 'label'"),
+        (["--text-column", "body"], "no column 'body', only 'text', 'label'"),
         (["--trained", "tail"], "'head', 'last-block' or 'all'"),
         (["--data", "nowhere.csv"], "nowhere.csv"),
         (["--from", "nowhere"], "there is no run folder nowhere"),

@@ -175,9 +175,9 @@ def test_skipped_rows_are_listed_in_the_notes(base, tmp_path):
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--columns.output", "reply"], "no column 'reply'; there are 'instruction'"),
+        (["--columns.output", "reply"], "no column 'reply'; choose the output from 'instruction'"),
         (["--prompt", "Say something:\n"], "{instruction}"),
-        (["--val-fraction", "0.001"], "give more rows"),
+        (["--val-fraction", "0.001"], "use more rows"),
         (["--context-length", "8"], "no rows left for training"),
         (["--context-length", "65"], "more than the model's 64"),
         (["--data", "nowhere.json"], "nowhere.json"),

@@ -187,7 +187,7 @@ def _balance(
 def encode_texts(
     tokenizer: Tokenizer, texts: Sequence[str], T: int
 ) -> tuple[list[np.ndarray], int]:
-    """Ids of each text without white space at its ends, truncated to T; and how many were.
+    """Ids of each text, stripped and truncated to T, and the number of texts that were truncated.
 
     ValueError for a text that has no token.
     """
@@ -200,31 +200,32 @@ def encode_texts(
 
 @dataclass(frozen=True)
 class EncodedTexts:
-    """Texts as ids, the class number of each, and how many texts were truncated."""
+    """Texts as ids, the class number of each, and the number of truncated texts."""
 
     ids: list[np.ndarray]
     classes: list[int]
-    cut: int
+    truncated: int
 
     @property
     def tokens(self) -> int:
         return sum(map(len, self.ids))
 
     def take(self, count: int) -> EncodedTexts:
-        """`count` of them, evenly spread over the whole; at least one, at most all."""
+        """`count` texts, evenly spaced; at least one, at most all."""
         n = len(self.ids)
         count = max(1, min(count, n))
-        at = [i * n // count for i in range(count)]
-        return EncodedTexts([self.ids[i] for i in at], [self.classes[i] for i in at], self.cut)
+        rows = [i * n // count for i in range(count)]
+        ids, classes = [self.ids[i] for i in rows], [self.classes[i] for i in rows]
+        return EncodedTexts(ids, classes, self.truncated)
 
 
 def encode_labelled(
     tokenizer: Tokenizer, rows: Sequence[LabelledText], labels: Sequence[str], T: int
 ) -> EncodedTexts:
-    """encode_texts of labelled texts; one that cannot be encoded is named by its place."""
+    """`encode_texts` of labelled texts; ValueError naming the place of one that has no token."""
     number = {label: i for i, label in enumerate(labels)}
     try:
-        ids, cut = encode_texts(tokenizer, [row.text for row in rows], T)
+        ids, truncated = encode_texts(tokenizer, [row.text for row in rows], T)
     except ValueError:
         for row in rows:
             try:
@@ -232,7 +233,7 @@ def encode_labelled(
             except ValueError as error:
                 raise ValueError(f"{row.place}: {error}") from None
         raise
-    return EncodedTexts(ids, [number[row.label] for row in rows], cut)
+    return EncodedTexts(ids, [number[row.label] for row in rows], truncated)
 
 
 # --- batches -------------------------------------------------------------------------------------

@@ -1,13 +1,13 @@
-"""Names under which data sets keep the columns that we read, and how a column is chosen.
+"""Usual names of columns in data sets, and choosing a column by its name.
 
-Another name is one more word in these tables.
+To recognise another name, add it here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-# Of each tuple the first name wins over the others, of which there must be only one.
+# The first name of a tuple wins over the others. If it is absent, only one other may be present.
 TEXT = (
     "text", "content", "document", "article", "story", "body", "sentence", "review", "message",
     "sms", "v2",
@@ -41,38 +41,38 @@ PROMPT_AND_RESPONSE = (
 SYSTEM = ("system", "system_prompt")
 
 
-def known_columns(names: Iterable[str], known: Sequence[str]) -> list[str]:
-    """Those of `names` that `known` has, whatever their case; only the first of `known`, if there.
+def usual_columns(names: Iterable[str], usual: Sequence[str]) -> list[str]:
+    """Those of `names` that are in `usual`; only the first of `usual`, if it is present.
 
-    A name spelt exactly so wins over one that differs in case or in white space around it.
+    Case and surrounding white space do not matter, but an exact match of the first name wins.
     """
     names = list(names)
-    if known[0] in names:
-        return [known[0]]
-    found = [name for name in names if name.strip().lower() in known]
-    return [name for name in found if name.strip().lower() == known[0]] or found
+    if usual[0] in names:
+        return [usual[0]]
+    matches = [name for name in names if name.strip().lower() in usual]
+    return [name for name in matches if name.strip().lower() == usual[0]] or matches
 
 
 def choose_column(
-    names: Sequence[str], asked: str | None, known: Sequence[str], place: str
+    names: Sequence[str], configured: str | None, usual: Sequence[str], place: str
 ) -> str | None:
-    """The column asked for (ValueError if it is missing), or the only one with a known name."""
-    if asked is not None:
-        if asked not in names:
-            raise ValueError(f"{place}: no column {asked!r}; there are {listed(names)}")
-        return asked
-    found = known_columns(names, known)
-    return found[0] if len(found) == 1 else None
+    """The configured column (ValueError if it is missing), or the only one with a usual name."""
+    if configured is not None:
+        if configured not in names:
+            raise ValueError(f"{place}: no column {configured!r}, only {quoted(names)}")
+        return configured
+    matches = usual_columns(names, usual)
+    return matches[0] if len(matches) == 1 else None
 
 
 def unclear_column(what: str, names: Sequence[str], place: str) -> ValueError:
-    """The error for a column that is neither asked for nor obvious."""
-    shown = listed(name[:40] for name in names[:8]) + (", ..." if len(names) > 8 else "")
+    """The error for a column that is neither configured nor obvious."""
+    shown = quoted(name[:40] for name in names[:8]) + (", ..." if len(names) > 8 else "")
     return ValueError(
-        f"{place}: which column holds the {what}? There are {shown}; say --{what}-column NAME"
+        f"{place}: which column holds the {what}? Choose from {shown} with --{what}-column NAME"
     )
 
 
-def listed(names: Iterable[str]) -> str:
+def quoted(names: Iterable[str]) -> str:
     """Column names for a message."""
     return ", ".join(repr(name) for name in names)

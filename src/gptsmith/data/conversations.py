@@ -1,7 +1,7 @@
-"""Conversations from the forms in which data sets keep them.
+"""Conversations from the formats in which data sets store them.
 
-A conversation is an optional system message, then user and assistant in turns. A row that is not
-one is an error that names its place, or is skipped and counted: the user chooses.
+A conversation is an optional system message, then user and assistant in turns. Any other row is an
+error that names its place, or is skipped and counted, as configured.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 from gptsmith.chat_template import Message
 from gptsmith.data import columns as names
-from gptsmith.data.columns import listed
+from gptsmith.data.columns import quoted
 from gptsmith.data.options import ChatFiles
 from gptsmith.data.report import ReadReport
 from gptsmith.data.rows import Row, read_rows
 
 
 class Conversation(NamedTuple):
-    """Messages, checked; place: where they are, for messages to the user."""
+    """Checked messages. place: where they are, for errors."""
 
     messages: list[Message]
     place: str
@@ -30,33 +30,34 @@ def read_conversations(
 ) -> Iterator[Conversation]:
     """The conversations of files, folders and patterns (data/rows.py), in order.
 
-    ValueError naming the place of a row that is not a conversation (or it is counted), and the
-    columns of a source in which none can be the messages.
+    ValueError naming the place of a row that is not a conversation (unless `report` skips those),
+    or the columns if no column of a source can be the messages.
     """
     for source in sources:
-        found = False
+        is_first = True
         for row in read_rows(source, report):
             turns = _turns(row, files)
-            if turns is None and not found:
+            if turns is None and is_first:
                 raise ValueError(
-                    f"{row.place}: where are the messages? There are {listed(row.values)}; say "
-                    "--messages-column NAME, or --prompt-column NAME and --response-column NAME"
+                    f"{row.place}: which columns hold the messages? Choose from "
+                    f"{quoted(row.values)} with --messages-column NAME, or with "
+                    "--prompt-column NAME and --response-column NAME"
                 )
             if turns is None:
                 report.reject("row without messages", row.place, "no messages, unlike rows before")
                 continue
-            found = True
+            is_first = False
             messages = _messages(turns, row.place, report)
             if messages is not None:
                 yield Conversation(messages, row.place)
 
 
 def _turns(row: Row, files: ChatFiles) -> list[Any] | None:
-    """The messages of a row as they are written there, the system message first; None without."""
+    """The messages of a row, unchecked, the system message first; None if it has none."""
     values = row.values
     turns = None
-    known = (files.messages_column,) if files.messages_column else names.MESSAGES
-    if files.prompt_column is None and (name := next((n for n in known if n in values), None)):
+    usual = (files.messages_column,) if files.messages_column else names.MESSAGES
+    if files.prompt_column is None and (name := next((n for n in usual if n in values), None)):
         turns = values[name]
         turns = list(turns) if isinstance(turns, list) else [turns]
     elif files.messages_column is None:
@@ -72,27 +73,29 @@ def _turns(row: Row, files: ChatFiles) -> list[Any] | None:
 def _question_and_answer(row: Row, files: ChatFiles) -> list[Any] | None:
     values = row.values
     if files.prompt_column is not None and files.response_column is not None:
-        known = [(files.prompt_column, files.response_column)]
+        usual = [(files.prompt_column, files.response_column)]
     else:
-        known = list(names.PROMPT_AND_RESPONSE)
-    pairs = [pair for pair in known if pair[0] in values and pair[1] in values]
+        usual = list(names.PROMPT_AND_RESPONSE)
+    pairs = [pair for pair in usual if pair[0] in values and pair[1] in values]
     if len(pairs) > 1:
         raise ValueError(
-            f"{row.place}: which columns are question and answer? There are {listed(values)}; say "
-            "--prompt-column NAME and --response-column NAME"
+            f"{row.place}: which columns are question and answer? Choose from {quoted(values)} "
+            "with --prompt-column NAME and --response-column NAME"
         )
     if not pairs:
         return None
     prompt, response = (values[name] for name in pairs[0])
     if isinstance(prompt, list) and isinstance(response, list):  # messages on both sides
         return [*prompt, *response]
-    if pairs[0][0] == "instruction" and values.get("input"):  # Alpaca: what to apply it to
+    if pairs[0][0] == "instruction" and values.get(
+        "input"
+    ):  # Alpaca: what the instruction is about
         prompt = f"{prompt}\n\n{values['input']}"
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
 
 
 def _role_and_content(turn: Any) -> tuple[str | None, Any]:
-    """Our name of the role, None for an unknown one, and the content of a message."""
+    """The role of a message (system, user, assistant; None for any other), and its content."""
     if not isinstance(turn, dict):
         return None, None
     role = next((turn[key] for key in names.ROLE if key in turn), None)
@@ -105,7 +108,7 @@ def _role_and_content(turn: Any) -> tuple[str | None, Any]:
 
 
 def _messages(turns: list[Any], place: str, report: ReadReport) -> list[Message] | None:
-    """The messages of a conversation; None if it is not one and was counted as such."""
+    """The messages of a conversation; None for an invalid one, which `report` counts."""
     messages: list[Message] = []
     for number, turn in enumerate(turns, 1):
         role, content = _role_and_content(turn)
@@ -113,7 +116,7 @@ def _messages(turns: list[Any], place: str, report: ReadReport) -> list[Message]
         before = messages[-1]["role"] if messages else None
         problem = None
         if role is None:
-            what = f"no role of {listed(names.ROLES)} in {str(turn)[:60]}"
+            what = f"no role of {quoted(names.ROLES)} in {str(turn)[:60]}"
             problem = "unknown role", f"{here}: {what}"
         elif not isinstance(content, str):
             problem = "message without text", f"{here}: no text in {str(turn)[:60]}"

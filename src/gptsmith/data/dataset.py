@@ -1,7 +1,7 @@
-"""The order of training samples as a pure function of (seed, epoch, index), without replacement.
+"""Training and validation windows of a prepared corpus.
 
-Nothing is consumed and nothing needs rewinding: sample i of a run is the same whoever asks, on how
-many ranks, before or after a crash. B batch, T time.
+The order of training samples is a pure function of (seed, epoch, index), without replacement; see
+data/order.py. B batch, T time.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ class Windows(Epochs):
     """Windows of T tokens and their targets over shards, in a new order in each epoch.
 
     As a data set for `torch.utils.data.DataLoader`, it holds the windows of the first epoch:
-    `len(windows)` of them, each a pair (inputs, targets) of int64 tensors (T,). A training run
-    asks `batch` for samples of an endless sequence of epochs instead.
+    `len(windows)` pairs (inputs, targets) of int64 tensors (T,). A training run calls `batch`
+    instead, for samples of an endless sequence of epochs.
 
-    An epoch takes the shards in a new order and, in each, its windows in a new order and from a
-    new phase: token 0 of the first window is one of the shard's first `stride` tokens. A batch of
-    an epoch therefore reads one or two shards, which is what disks and page caches like.
+    An epoch reads the shards in a new order and, in each, its windows in a new order and from a
+    new phase: token 0 of the first window is one of the shard's first `stride` tokens. A batch
+    therefore reads one or two shards, which suits disks and page caches.
 
-    Raises ValueError when no shard holds T + 1 tokens.
+    Raises ValueError if no shard holds T + 1 tokens.
     """
 
     def __init__(
@@ -39,25 +39,25 @@ class Windows(Epochs):
         mask_targets_before: int = 0,
         stride: int | None = None,
     ) -> None:
-        """eos_id: id that begins a document, if attention is to stay within documents.
-        mask_targets_before: the first positions of each row, which are read and not predicted
-        (model/target_leakage.py). stride: tokens from one window to the next; default T, less
-        makes them overlap."""
+        """eos_id: id that begins a document, to restrict attention to documents; None: do not.
+        mask_targets_before: number of positions at the start of each row that are not targets
+        (model/target_leakage.py). stride: tokens from one window to the next; windows overlap if
+        it is less than T, the default."""
         self.shards, self.T, self.eos_id = shards, T, eos_id
         self.stride = stride or T
         self.mask_targets_before = mask_targets_before
         self.counts = np.array([max(0, (len(s) - 1 - T) // self.stride + 1) for s in shards])
         super().__init__(int(self.counts.sum()), seed)
         if not self.per_epoch:
-            whole = sum(map(len, shards))
-            what, remedy = f"the training tokens ({whole:,})", "take more text"
-            if whole > T:
+            total = sum(map(len, shards))
+            what, remedy = f"the training tokens ({total:,})", "use more text"
+            if total > T:
                 what = f"the tokens of the largest shard ({max(map(len, shards)):,})"
                 remedy = "prepare again with larger --shard-tokens"
             raise ValueError(
                 f"{what} are fewer than context_length + 1 = {T + 1}: {remedy} or a shorter context"
             )
-        # Two shards' orders are alive at a time: that in use and, across a border, the next.
+        # Two shards' orders are in use at a time, where a batch extends from one into the next.
         self._order = lru_cache(4)(self._make_order)
         self._shards = lru_cache(2)(self._make_shards)
 
@@ -89,7 +89,7 @@ class Windows(Epochs):
         shard = int(order[at])
         phase, windows = self._order(epoch, shard)
         n = int(windows[index - (int(ends[at]) - int(self.counts[shard]))])
-        # Shifted by the phase, the last window may overrun: it then overlaps its neighbour instead.
+        # Shifted by the phase, the last window might overrun the shard; it overlaps the one before.
         start = min(phase + n * self.stride, len(self.shards[shard]) - 1 - self.T)
         return self.shards[shard][start : start + self.T + 1]
 
@@ -109,15 +109,15 @@ def make_batch(
 ) -> Batch:
     """rows (B, T + 1) of ids -> inputs and targets (B, T), with document numbers given eos_id.
 
-    mask_targets_before, mask_targets_from: positions outside them are not predicted, one number or
-    one for each row (B,).
+    Only positions from mask_targets_before up to mask_targets_from are targets: one number for all
+    rows, or one for each (B,).
     """
     tokens = torch.from_numpy(rows)
-    inputs, targets = tokens[:, :-1].clone(), tokens[:, 1:].clone()  # masking one spares the other
-    at = np.arange(inputs.shape[1])
-    masked = at < np.reshape(mask_targets_before, (-1, 1))
+    inputs, targets = tokens[:, :-1].clone(), tokens[:, 1:].clone()  # masking must not change both
+    positions = np.arange(inputs.shape[1])
+    masked = positions < np.reshape(mask_targets_before, (-1, 1))
     if mask_targets_from is not None:
-        masked = masked | (at >= np.reshape(mask_targets_from, (-1, 1)))
+        masked = masked | (positions >= np.reshape(mask_targets_from, (-1, 1)))
     targets.masked_fill_(torch.from_numpy(masked), IGNORE_INDEX)
     # A document begins with <|endoftext|>: counting them numbers the documents of a row.
     documents = None if eos_id is None else (inputs == eos_id).cumsum(dim=1)
@@ -127,7 +127,7 @@ def make_batch(
 def validation_windows(
     shards: Sequence[np.ndarray], T: int, limit: int | None, stride: int
 ) -> list[tuple[int, int]]:
-    """Shard and first token of each window of `validation_batches`, which see."""
+    """Shard and first token of each window of `validation_batches`."""
     windows = [
         (s, i)
         for s, shard in enumerate(shards)
@@ -149,23 +149,22 @@ def validation_batches(
     stride: int | None = None,
     mask_targets_before: int = 0,
 ) -> Iterator[Batch]:
-    """Windows of T over each shard, so that every token but its first is scored once.
+    """Windows of T over each shard; every token except the shard's first is a target once.
 
-    stride: tokens from one window to the next (default T: they are disjoint). A shorter one scores
-    each token behind at least T - stride others, at T / stride times the work. limit: stop after
-    about so many tokens, taken evenly from the whole (None: all of it). mask_targets_before: see
-    Windows.
+    stride: tokens from one window to the next (default T: they are disjoint). With a shorter one,
+    each target has at least T - stride tokens of context, at T / stride times the cost. limit: use
+    evenly spaced windows of about this many tokens (None: all). mask_targets_before: see Windows.
     """
     stride = stride or T
     windows = validation_windows(shards, T, limit, stride)
     for first in range(0, len(windows), B):
-        some = windows[first : first + B]
-        rows = np.zeros((len(some), T + 1), dtype=np.int64)
+        chunk = windows[first : first + B]
+        rows = np.zeros((len(chunk), T + 1), dtype=np.int64)
         before, end = [], []
-        for row, (s, i) in zip(rows, some, strict=True):
+        for row, (s, i) in zip(rows, chunk, strict=True):
             tokens = shards[s][i : i + T + 1]
             row[: len(tokens)] = tokens
-            # The window before has predicted what both windows hold.
+            # Tokens that two windows share are targets in the first of them only.
             before.append(max(mask_targets_before, T - stride if i else 0))
             end.append(len(tokens) - 1)
         name = f"validation window {first}"

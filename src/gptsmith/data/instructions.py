@@ -1,8 +1,7 @@
-"""Instructions with answers (Alpaca's form): rows -> splits -> examples with masked prompts.
+"""Instructions with answers (Alpaca's format): rows -> splits -> examples with masked prompts.
 
 The prompt is a chat template, in which the instruction is the user's message and the answer the
-assistant's. It is stored in the run, so that later questions reach the model in the same ids as in
-training.
+assistant's. It is stored in the run, so that later questions are encoded as in training.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ import numpy as np
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import ChatTemplate, Message
-from gptsmith.data.columns import listed
+from gptsmith.data.columns import quoted
 from gptsmith.data.examples import Example
 from gptsmith.data.options import InstructionColumns, SplitConfig
 from gptsmith.data.report import ReadReport
 from gptsmith.data.rows import Row, check_unicode, read_rows
 from gptsmith.data.split import fill, group, hash_order
 
-# Taori et al. 2023, "Stanford Alpaca", PROMPT_DICT in train.py; only the last line end is ours: it
-# keeps the tokens of the prompt from depending on how the answer begins.
+# Taori et al. 2023, "Stanford Alpaca", PROMPT_DICT in train.py. The line end after the last line is
+# added here, so that the tokens of the prompt do not depend on how the answer begins.
 _TASK = "Below is an instruction that describes a task{}. "
 _ASK = "Write a response that appropriately completes the request."
 CLASSIC = (
@@ -37,7 +36,7 @@ _PAIRED = _TASK.format(", paired with an input that provides further context") +
 
 @dataclass(frozen=True)
 class Instruction:
-    """A row of the file; place: where it is, for messages."""
+    """A row of the file. place: where it is, for errors."""
 
     instruction: str
     input: str
@@ -47,7 +46,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Prompt:
-    """How an instruction becomes a prompt. See `parse`."""
+    """Format of a prompt. See `parse`."""
 
     opening: str
     opening_with_input: str
@@ -59,16 +58,16 @@ class Prompt:
     def parse(cls, text: str = CLASSIC) -> Prompt:
         """From a text with {instruction} and, after it, {input} for rows that have one.
 
-        Without an input, the text between the two is omitted. The text before the last blank line
-        is the opening: it comes once in a conversation, or is replaced by a system message; that of
-        the classic prompt mentions the input if there is one. ValueError for a text without
-        {instruction}, and for one in which nothing separates the question from the answer.
+        Without an input, the text between the two is omitted. The text up to the last blank line
+        before {instruction} is the opening: it occurs once in a conversation, and a system message
+        replaces it; that of the classic prompt mentions the input if there is one. ValueError for a
+        text without {instruction}, and for one in which nothing separates question and answer.
         """
-        head, found, rest = text.partition("{instruction}")
+        head, has_instruction, rest = text.partition("{instruction}")
         between, has_input, after = rest.partition("{input}")
         if not has_input:
             between, after = "\n", rest
-        if not found or "{instruction}" in rest or "{input}" in head + after:
+        if not has_instruction or "{instruction}" in rest or "{input}" in head + after:
             raise ValueError(
                 f"the prompt {text!r} must contain {{instruction}} once and may contain "
                 "{{input}} once after it"
@@ -100,8 +99,8 @@ class Prompt:
     def template(self, eos: str) -> str:
         """As a chat template (Jinja): an answer ends with `eos`, the literal of that token.
 
-        Texts are quoted, with JSON's escapes, which Jinja reads: bare ones would lose white space
-        at their ends. The hyphens remove the line ends between the tags.
+        Texts are quoted with JSON's escapes, which Jinja understands: unquoted they would lose
+        leading and trailing white space. The hyphens remove the line ends between the tags.
         """
         opening, before, after, end = (
             json.dumps(text, ensure_ascii=False)
@@ -126,7 +125,7 @@ class Prompt:
 """
 
 
-# For models with a template of their own: nothing is added to the text of the data.
+# For models with their own template: nothing is added to the text of the data.
 PLAIN = Prompt("", "", "", "\n\n", "")
 
 
@@ -138,23 +137,23 @@ def read_instructions(
 ) -> Iterator[Instruction]:
     """The rows of a file (data/rows.py) that have an instruction and an answer.
 
-    Rows in which either is blank are counted as skipped. ValueError naming the place for a column
-    that is missing or holds anything but text.
+    Rows in which either is blank are skipped and counted. ValueError naming the place of a row
+    whose column is missing or does not hold text.
     """
-    inputs, place = 0, ""
+    has_inputs, place = False, ""
     for row in read_rows(path):
         place = row.place
         instruction = _text(row, "instruction", columns)
         output = _text(row, "output", columns)
-        given = row.values.get(columns.input) is not None
-        inputs += given
-        found = _text(row, "input", columns) if given else ""
+        has_input = row.values.get(columns.input) is not None
+        has_inputs |= has_input
+        text = _text(row, "input", columns) if has_input else ""
         if instruction.strip() and output.strip():
-            yield Instruction(instruction, found if found.strip() else "", output, place)
+            yield Instruction(instruction, text if text.strip() else "", output, place)
         else:
             kind = "no answer" if instruction.strip() else "no instruction"
             report.skipped.add(kind, place)
-    if columns.input != InstructionColumns().input and not inputs:
+    if columns.input != InstructionColumns().input and not has_inputs:
         raise ValueError(f"{place}: no row up to here has a column {columns.input!r}")
 
 
@@ -163,8 +162,8 @@ def _text(row: Row, what: str, columns: InstructionColumns) -> str:
     value = row.values.get(name)
     if name not in row.values:
         raise ValueError(
-            f"{row.place}: no column {name!r}; there are {listed(row.values)}: say which holds "
-            f"the {what} with --columns.{what} NAME"
+            f"{row.place}: no column {name!r}; choose the {what} from {quoted(row.values)} with "
+            f"--columns.{what} NAME"
         )
     if value is not None and not isinstance(value, str):
         kind = type(value).__name__
@@ -183,27 +182,27 @@ class InstructionSplit:
 
 
 def split_instructions(rows: Iterable[Instruction], config: SplitConfig) -> InstructionSplit:
-    """Divide the rows by a hash of their prompts; prompts that differ in case and white space only
+    """Divide the rows by a hash of their prompts; prompts that differ only in case and white space
     stay together.
 
-    Neither the order of the file nor the tokenizer decides, and when a file grows, most prompts
-    stay in their split. ValueError if a split that is asked for gets no prompt.
+    The split depends neither on the order of the file nor on the tokenizer, and when a file grows,
+    most prompts stay in their split. ValueError if a configured split gets no prompt.
     """
     rows = list(rows)
     prompts = group(" ".join(f"{row.instruction}\n{row.input}".casefold().split()) for row in rows)
     n = len(prompts)
-    tests, vals = (round(share * n) for share in (config.test_fraction, config.val_fraction))
-    if not vals or (config.test_fraction and not tests) or tests + vals >= n:
+    n_test, n_val = (round(share * n) for share in (config.test_fraction, config.val_fraction))
+    if not n_val or (config.test_fraction and not n_test) or n_test + n_val >= n:
         raise ValueError(
-            f"{n} different prompts give {tests} for the test, {vals} for validation and "
-            f"{max(0, n - tests - vals)} to train on: give more rows, or other shares "
+            f"{n} different prompts give {n_test} for the test, {n_val} for validation and "
+            f"{max(0, n - n_test - n_val)} to train on: use more rows, or other shares "
             f"than val_fraction {config.val_fraction} and test_fraction {config.test_fraction}"
         )
 
     members = list(prompts.values())
     test, val, train = (
         [rows[i] for i in sorted(i for number in part for i in members[number])]
-        for part in fill(hash_order(list(prompts), config.split_seed), (tests, vals))
+        for part in fill(hash_order(list(prompts), config.split_seed), (n_test, n_val))
     )
     return InstructionSplit(train, val, test)
 
@@ -226,10 +225,10 @@ def encode_instructions(
     """
     for row in rows:
         answer: Message = {"role": "assistant", "content": row.output}
-        ids, scored = map(np.array, template.encode([*prompt.messages(row), answer]))
-        if len(ids) > T + 1:  # the last token is predicted, not read
+        ids, is_target = map(np.array, template.encode([*prompt.messages(row), answer]))
+        if len(ids) > T + 1:  # the last token is a target only
             report.skipped.add(f"longer than the context of {T} tokens", row.place)
             continue
         ids = ids.astype(np.int32)
-        labels = np.where(scored, ids, IGNORE_INDEX).astype(np.int32) if mask_prompt else ids
+        labels = np.where(is_target, ids, IGNORE_INDEX).astype(np.int32) if mask_prompt else ids
         yield row, Example(ids, labels, row.place)

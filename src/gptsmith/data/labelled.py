@@ -1,4 +1,4 @@
-"""Texts with labels in files: tables, lines, folders. Which part is the label must be obvious."""
+"""Labelled texts from tables, files of lines and folders; the label is found if it is obvious."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gptsmith.data.columns import LABEL, TEXT, choose_column, known_columns, unclear_column
+from gptsmith.data.columns import LABEL, TEXT, choose_column, unclear_column, usual_columns
 from gptsmith.data.paths import has_suffix
 from gptsmith.data.report import ReadReport
 from gptsmith.data.rows import SUFFIXES, Row, read_rows, unicode_problem
 
 
 class LabelledText(NamedTuple):
-    """A text and its label; place: where it is, for messages."""
+    """A text and its label. place: where it is, for errors."""
 
     text: str
     label: str
@@ -26,25 +26,25 @@ def read_labelled(
 ) -> list[LabelledText]:
     """The rows that have a text and a label.
 
-    ValueError naming the place for columns that are not obvious, for bad rows unless the report
-    skips them, and for no row at all.
+    ValueError naming the place for columns that are not obvious, for bad rows unless `report`
+    skips them, and if there are no rows.
     """
-    found = []
+    rows = []
     for place, text, label in _pairs(path, text_column, label_column, report):
         row = LabelledText(_text(text), _label(label), place)
         if problem := _problem(row):
             report.reject(problem, place, problem)
         else:
-            found.append(row)
-    if not found:
+            rows.append(row)
+    if not rows:
         raise ValueError(f"{path}: no row with a text and a label")
-    return found
+    return rows
 
 
 def read_texts(path: Path, text_column: str | None) -> Iterator[tuple[str, Row]]:
-    """Texts without labels, each with its row: of a table, or the lines of another file.
+    """Texts without labels, each with its row: rows of a table, or lines of another file.
 
-    ValueError naming the place for a column that is not obvious, and for a row without text.
+    ValueError naming the place for a column that is not obvious and for a row without text.
     """
     if _is_lines(path):
         lines = enumerate(_decoded(path).split("\n"), 1)
@@ -87,9 +87,9 @@ def _table_pairs(
     if not rows:
         return
     names = list(rows[0].values)
-    asked = text_column or label_column
-    if len(names) == 2 and not asked and not known_columns(names, TEXT + LABEL):
-        # A header line would not repeat in the rows: this may be a table without one.
+    configured = text_column or label_column
+    if len(names) == 2 and not configured and not usual_columns(names, TEXT + LABEL):
+        # Perhaps a table without header line: then a "name" of the label column occurs in its rows.
         columns = [[name, *(row.values.get(name) for row in rows)] for name in names]
         at = _label_column(columns)
         if at is not None and names[at] in columns[at][1:]:
@@ -124,22 +124,23 @@ def _text_and_label(
 
 
 def _line_pairs(path: Path) -> Iterator[Pair]:
-    """Lines `label<TAB>text` or `text<TAB>label`, where the labels are what repeats; or `0 text`
-    and `__label__name text`."""
+    """Lines `label<TAB>text` or `text<TAB>label`, where labels are the values that repeat; or lines
+    `0 text` or `__label__name text`."""
     lines = [(i, line) for i, line in enumerate(_decoded(path).split("\n"), 1) if line.strip()]
     first = lines[0][1] if lines else ""
-    tab = "\t" in first
-    pairs = [(i, line.strip().split("\t" if tab else None, 1)) for i, line in lines]
-    whole = [parts for _, parts in pairs if len(parts) == 2]
-    at = _label_column([[parts[0] for parts in whole], [parts[1] for parts in whole]])
-    if at is None or not (tab or re.match(r"(\d+|__label__\S+) ", first)):
+    has_tab = "\t" in first
+    pairs = [(i, line.strip().split("\t" if has_tab else None, 1)) for i, line in lines]
+    complete = [parts for _, parts in pairs if len(parts) == 2]
+    at = _label_column([[parts[0] for parts in complete], [parts[1] for parts in complete]])
+    if at is None or not (has_tab or re.match(r"(\d+|__label__\S+) ", first)):
         raise ValueError(
             f"{path}:1: which part of a line is the label? Write label, TAB, text, with labels "
             "that repeat, or a .csv with the header line text,label"
         )
     for i, parts in pairs:
-        alone = len(parts) == 1
-        yield f"{path}:{i}", None if alone else parts[1 - at], parts[0] if alone else parts[at]
+        label_only = len(parts) == 1
+        text = None if label_only else parts[1 - at]
+        yield f"{path}:{i}", text, parts[0] if label_only else parts[at]
 
 
 def _is_lines(path: Path) -> bool:
@@ -151,8 +152,8 @@ def _class_folders(path: Path) -> list[Path]:
     """The sub-folders with .txt files, sorted; at least two, else none."""
     if not path.is_dir():
         return []
-    found = sorted(p for p in path.iterdir() if p.is_dir() and next(p.glob("*.txt"), None))
-    return found if len(found) > 1 else []
+    folders = sorted(p for p in path.iterdir() if p.is_dir() and next(p.glob("*.txt"), None))
+    return folders if len(folders) > 1 else []
 
 
 def _decoded(path: Path) -> str:
@@ -161,10 +162,11 @@ def _decoded(path: Path) -> str:
 
 
 def _label_column(columns: Sequence[Sequence[Any]]) -> int | None:
-    """Which of two columns holds labels: they repeat, and there are fewer of them than texts."""
-    kinds = [len({str(value) for value in column}) for column in columns]
-    at = 0 if kinds[0] < kinds[1] else 1
-    return at if kinds[0] != kinds[1] and 2 * kinds[at] <= len(columns[at]) else None
+    """Which of two columns holds labels: the one with fewer distinct values, which must repeat."""
+    distinct = [len({str(value) for value in column}) for column in columns]
+    at = 0 if distinct[0] < distinct[1] else 1
+    repeats = 2 * distinct[at] <= len(columns[at])
+    return at if distinct[0] != distinct[1] and repeats else None
 
 
 def _text(value: Any) -> str:
@@ -172,10 +174,10 @@ def _text(value: Any) -> str:
 
 
 def _label(value: Any) -> str:
-    """A label as text; "" for one that is missing or of no suitable type."""
+    """A label as text; "" if it is missing or of an unsuitable type."""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, float):  # pandas makes floats of a column of integers with gaps
+    if isinstance(value, float):  # pandas turns integers with missing values into floats
         return "" if value != value else str(int(value) if value.is_integer() else value)
     return str(value).strip() if isinstance(value, str | int) else ""
 

@@ -1,7 +1,7 @@
 """Random orders that are pure functions of their keys.
 
-Nothing is consumed and nothing needs rewinding: sample i of a run is the same whoever asks, on any
-number of ranks, before or after a crash.
+An order has no state: sample i of a run is the same on any number of ranks, before or after a
+crash.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ import numpy as np
 def permutation(n: int, *key: int) -> np.ndarray:
     """A random order of 0..n-1 that depends on the key alone, (n,) int64.
 
-    Sorting raw Philox words rather than Generator.permutation: NumPy keeps the streams of bit
-    generators for ever, but not those of Generator's methods (NEP 19).
+    It sorts raw Philox words instead of using Generator.permutation: NumPy guarantees that streams
+    of bit generators never change, but not those of Generator's methods (NEP 19).
     """
     words = np.random.Philox(np.random.SeedSequence(key)).random_raw(n)
     return np.argsort(words, kind="stable")
 
 
 class Epochs:
-    """An endless sequence of samples, of which each epoch has the same number."""
+    """An endless sequence of samples, the same number in each epoch."""
 
     def __init__(self, per_epoch: int, seed: int) -> None:
         self.per_epoch, self.seed = per_epoch, seed
 
     def position(self, index: int) -> dict[str, int]:
-        """Where the sequence stands before sample `index`, as a checkpoint records it."""
+        """The position before sample `index`, as a checkpoint records it."""
         epoch, at = divmod(index, self.per_epoch)
         return {"seed": self.seed, "epoch": epoch, "index": at, "per_epoch": self.per_epoch}
 
 
 class EpochOrder(Epochs):
-    """An endless sequence of epochs, each of which takes every item once, in a new random order."""
+    """An endless sequence of epochs, each of which has every item once, in a new random order."""
 
     def __init__(self, per_epoch: int, seed: int) -> None:
         super().__init__(per_epoch, seed)

@@ -1,6 +1,6 @@
-"""Rows of any table: .json .jsonl .csv .tsv (each also .gz) .parquet .arrow, with their places.
+"""Rows of tables: .json .jsonl .csv .tsv (each also .gz) .parquet .arrow, with their places.
 
-Everything is read as a stream, except a .json file that holds one list.
+Files are streamed, except a .json file that holds one list.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from gptsmith.data import columnar
-from gptsmith.data.columns import listed
+from gptsmith.data.columns import quoted
 from gptsmith.data.paths import find_files, has_suffix
 from gptsmith.data.report import ReadReport
 
@@ -28,7 +28,7 @@ _BOM = b"\xef\xbb\xbf"  # of UTF-8; some programs begin a file with it
 
 
 class Row(NamedTuple):
-    """place: "file:line", or "file, row n"; values: by column, None where a table has null."""
+    """A row of a table. place: "file:line" or "file, row n". values: by column; None for null."""
 
     place: str
     values: dict[str, Any]
@@ -39,7 +39,7 @@ def read_rows(
 ) -> Iterator[Row]:
     """The rows of a file, of all files in a folder, or of those that match a pattern, in order.
 
-    A line of JSON that is a bare list becomes a row with the one column `messages`.
+    A line of JSON that is a list becomes a row with a single column, `messages`.
     report: what to do with rows that cannot be read (default: ValueError).
     header: names of the columns where a .csv or .tsv has no header line.
     ValueError naming file and line.
@@ -60,7 +60,7 @@ def file_rows(
     header: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
 ) -> Iterator[Row]:
-    """The rows of one file. columns: those to read, where the format allows a choice."""
+    """The rows of one file. columns: those to read (Parquet and Arrow only)."""
     if path.stat().st_size == 0:
         report.reject("empty file", str(path), "the file is empty")
     elif has_suffix(path, *columnar.SUFFIXES):
@@ -78,7 +78,7 @@ def check_unicode(row: Row, name: str, text: str) -> None:
 
 
 def unicode_problem(text: str) -> str:
-    """Where a text has a lone surrogate, which JSON can write and UTF-8 cannot; "" if nowhere."""
+    """Where a text has a lone surrogate, which JSON can encode and UTF-8 cannot; "" if nowhere."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -88,7 +88,7 @@ def unicode_problem(text: str) -> str:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """The file as stored, for its position, and its content; they differ for .gz."""
+    """The file as stored, for its position, and the file to read from; they differ for .gz."""
     with path.open("rb") as raw:
         if not has_suffix(path, ".gz"):
             yield raw, raw
@@ -124,7 +124,9 @@ def _json_rows(path: Path, report: ReadReport) -> Iterator[Row]:
             except UnicodeDecodeError as error:
                 report.reject("line that is not UTF-8", place, f"not UTF-8 ({error.reason})")
             except (ValueError, RecursionError) as error:
-                hint = "; a row is one line, or a .json file one list" if number == 1 else ""
+                hint = (
+                    "; use one line per row, or a .json file with one list" if number == 1 else ""
+                )
                 report.reject("malformed line", place, _reason(error) + hint)
             else:
                 if row := _json_row(value, place, report):
@@ -132,7 +134,7 @@ def _json_rows(path: Path, report: ReadReport) -> Iterator[Row]:
 
 
 def _whole_list(path: Path) -> list[Any] | None:
-    """The rows of a file that is one list; None if more follows, as where each line is a list."""
+    """The rows of a file that is a single list; None if each line is a list."""
     with _opened(path) as (_, file):
         data = file.read().removeprefix(_BOM)
     try:
@@ -149,7 +151,7 @@ def _whole_list(path: Path) -> list[Any] | None:
 
 
 def _json_row(value: Any, place: str, report: ReadReport) -> Row | None:
-    """The row that a JSON value is; None if it is not one and was counted as such."""
+    """A JSON value as a row; None if it is not a row, which `report` counts."""
     if isinstance(value, dict):
         return Row(place, value)
     if isinstance(value, list):
@@ -169,10 +171,10 @@ def _reason(error: Exception) -> str:
 
 
 def _csv_rows(path: Path, report: ReadReport, header: Sequence[str] | None) -> Iterator[Row]:
-    """Bytes that are not UTF-8 are decoded as lone surrogates and reported with their row:
-    decoding strictly would fail at a buffer's end, far from the row at fault."""
+    """Bytes that are not UTF-8 are decoded as lone surrogates and reported with their row: strict
+    decoding would fail at the end of a buffer, far from that row."""
     csv.field_size_limit(sys.maxsize)
-    # A .tsv has no quotes (IANA text/tab-separated-values): a lone " is just that.
+    # A .tsv has no quoting (IANA text/tab-separated-values): " is an ordinary character.
     dialect: dict[str, Any] = {"strict": True}
     if has_suffix(path, ".tsv", ".tsv.gz"):
         dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
@@ -224,10 +226,10 @@ def _columnar_rows(path: Path, report: ReadReport, columns: Sequence[str] | None
 
 
 def _check_unique(names: Sequence[str], place: str) -> None:
-    """ValueError for two columns of one name, of which a row could hold only one. Columns without
-    a name, as of an index that pandas wrote, are not read and may be several."""
+    """ValueError for two columns of the same name, of which a row could hold only one. Columns
+    without a name, such as an index that pandas wrote, are not read and may occur repeatedly."""
     for name in names:
         if name and names.count(name) > 1:
             raise ValueError(
-                f"{place}: two columns are called {name!r}; rename one of {listed(names)}"
+                f"{place}: two columns are called {name!r}; rename one of {quoted(names)}"
             )

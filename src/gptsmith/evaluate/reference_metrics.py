@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gptsmith.data.columns import listed
+from gptsmith.data.columns import quoted
 from gptsmith.data.rows import Row, read_rows
 from gptsmith.evaluate.report import Result, mean
 from gptsmith.evaluate.task_data import text
@@ -118,6 +118,6 @@ def _known_column(row: Row, what: str, usual: Sequence[str]) -> str:
     if found is None:
         raise ValueError(
             f"{row.place}: no column for the {what}: expected one of {', '.join(usual)}; it has "
-            f"{listed(row.values)}"
+            f"{quoted(row.values)}"
         )
     return found

@@ -36,12 +36,12 @@ def hub_rows(hub: tuple[str, str | None, str], local: str) -> Iterator[Row]:
 
 def text(row: Row, name: str, values: Mapping[str, Any] | None = None) -> str:
     """The text in column `name` (of `values`, if they are nested). ValueError if it is not text."""
-    from gptsmith.data.columns import listed
+    from gptsmith.data.columns import quoted
     from gptsmith.data.rows import check_unicode
 
     values = row.values if values is None else values
     if name not in values:
-        raise ValueError(f"{row.place}: no column {name!r}; it has {listed(values)}")
+        raise ValueError(f"{row.place}: no column {name!r}; it has {quoted(values)}")
     value = values[name]
     if not isinstance(value, str):
         raise ValueError(f"{row.place}: {name!r} is {value!r:.40}, not text")

@@ -1,1 +1,1 @@
-"""What a person looks at: a prepared corpus, a run folder, a chat data set (`gptsmith inspect`)."""
+"""Reports on a prepared corpus, a run folder or a chat data set (`gptsmith inspect`)."""

@@ -1,6 +1,6 @@
 """The report on a chat data set: its size, and which tokens the model is trained to predict.
 
-A set that training would refuse is refused here with the same error.
+A set that training would reject is rejected here with the same error.
 """
 
 from __future__ import annotations
@@ -32,15 +32,18 @@ from gptsmith.inspect.render import (
 )
 from gptsmith.tokenizer import Tokenizer
 
-_MAX_TOKENS = 600  # of a conversation that is shown
+_MAX_TOKENS = 600  # shown of a conversation
 _TARGET, _CONTEXT, _SPECIAL = "green", "dim", "magenta"
 _OPEN, _CLOSE = "⟦", "⟧"  # around target tokens where there is no colour
 
 
 @dataclass(frozen=True)
 class ChatReport:
-    """answers: assistant turns. rows, filled: rows of counts.T tokens that the packed set takes,
-    and the share of them that is not padding."""
+    """What `gptsmith inspect` shows of a chat set.
+
+    answers: assistant turns. rows, filled: rows of counts.T tokens that the packed set fills, and
+    the share of their positions that is not padding.
+    """
 
     name: str
     tokenizer: Tokenizer
@@ -101,8 +104,8 @@ def _parts(report: ChatReport, first: int, plain: bool) -> Iterator[RenderableTy
     )
     yield heading("lengths (tokens)")
     yield histogram_bars(examples.lengths)
-    how = f"{_OPEN}in brackets{_CLOSE}" if plain else "in green"
-    yield heading(f"the first conversations; target tokens {how}")
+    style = f"{_OPEN}in brackets{_CLOSE}" if plain else "in green"
+    yield heading(f"the first conversations; target tokens {style}")
     for example in islice(examples, first):
         yield Text(example.name, "dim")
         yield Padding(_marked(example, report.tokenizer, plain), (0, 0, 1, 0))
@@ -111,7 +114,7 @@ def _parts(report: ChatReport, first: int, plain: bool) -> Iterator[RenderableTy
 def _marked(example: Example, tokenizer: Tokenizer, plain: bool) -> Text:
     """The text of an example, its target tokens in colour, or in brackets if `plain`."""
     ids, target = example.ids[:_MAX_TOKENS], example.labels[:_MAX_TOKENS] != IGNORE_INDEX
-    target[:1] = False  # there is nothing before it to predict it from
+    target[:1] = False  # the first token has no context to be predicted from
     special = np.isin(ids, list(tokenizer.special_tokens.values()))
     text = Text(overflow="fold")
     kinds = target * 2 + special

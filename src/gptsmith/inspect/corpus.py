@@ -31,22 +31,23 @@ def show_corpus(report: CorpusReport, console: Console, top: int = 20) -> None:
 
 
 def draw_corpus(report: CorpusReport, path: str | Path) -> Path:
-    """Write a PNG: how long the documents are, and how often the n-th most frequent token occurs
+    """Write a PNG with a histogram of document lengths and the token frequencies over their rank
     (a straight line in these axes is Zipf's law)."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter
 
     path = Path(path)
     if path.suffix != ".png":
-        raise ValueError(f"{path}: the picture is a PNG, give it a name that ends in .png")
+        raise ValueError(f"{path}: the picture is a PNG; give it a name that ends in .png")
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     lengths = {s.name: np.maximum(s.lengths, 1) for s in report.splits.values() if s.documents}
     decades = _decades(np.concatenate(list(lengths.values())))
-    for name, of_split in lengths.items():
-        share = np.full(len(of_split), 1 / len(of_split))  # val is much smaller
+    for name, split_lengths in lengths.items():
+        # Shares, because val has far fewer documents.
+        share = np.full(len(split_lengths), 1 / len(split_lengths))
         bins = np.geomspace(*decades, 40).tolist()
-        left.hist(of_split, bins=bins, weights=share, histtype="step", label=name)
+        left.hist(split_lengths, bins=bins, weights=share, histtype="step", label=name)
     left.set(title="document lengths", xlabel="tokens in a document", xscale="log", xlim=decades)
     left.set(ylabel="share of the documents")
     left.legend()

@@ -15,8 +15,8 @@ SHOW_SPACES = str.maketrans({" ": "·"}) | SHOW_LINE_ENDS
 
 
 def print_report(parts: Iterable[RenderableType], console: Console) -> None:
-    """Print the parts one below the other, without the spaces that rich fills lines with: they
-    are in the way in a file or a pipe."""
+    """Print the parts one below the other, without the trailing spaces that rich pads lines with
+    and that clutter a file or pipe."""
     with console.capture() as capture:
         console.print(Group(*parts))
     lines = [line.rstrip(" ") for line in capture.get().split("\n")]
@@ -32,7 +32,7 @@ def heading(text: str) -> Padding:
 
 
 def properties(values: Mapping[str, str]) -> Table:
-    """Names and values, a row for each."""
+    """A table of names and values, one pair per row."""
     table = Table.grid(padding=(0, 2))
     for name, value in values.items():
         table.add_row(Text(name, "dim"), Text(value))
@@ -68,8 +68,8 @@ def histogram_bars(lengths: np.ndarray) -> Table:
 
 
 def printable(text: str, replacements: Mapping[int, str] = SHOW_SPACES, allowed: str = "") -> str:
-    """`text` with control characters spelt out, but for those of `allowed`: nothing in a data set
-    may control the terminal."""
+    """`text` with control characters spelt out, except those in `allowed`, so that nothing in a
+    data set can control the terminal."""
     text = text.translate(replacements)
     return "".join(c if c.isprintable() or c in allowed else f"\\x{ord(c):02x}" for c in text)
 

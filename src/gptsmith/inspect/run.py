@@ -1,4 +1,4 @@
-"""The report on a run folder: architecture, cost, last metrics, state of its checkpoints."""
+"""The report on a run folder: architecture, cost, last metrics, checkpoints."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from gptsmith.train import checkpoint, monitor
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """A checkpoint on disk: its size in bytes, and what is damaged about it (None: nothing)."""
+    """A checkpoint on disk, its size in bytes, and a description of its damage (None: intact)."""
 
     step: int
     size: int

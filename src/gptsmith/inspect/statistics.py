@@ -1,4 +1,4 @@
-"""Statistics of a prepared corpus, in one pass and bounded memory (16 bytes a document)."""
+"""Statistics of a prepared corpus, in one pass and 16 bytes of memory per document."""
 
 import hashlib
 from array import array
@@ -20,8 +20,11 @@ _CHUNK = 1 << 22  # tokens at a time: np.bincount widens them to 8 bytes each
 
 @dataclass(frozen=True)
 class SplitStatistics:
-    """counts (V,) occurrences of each id; lengths (documents,) in tokens without <|endoftext|>;
-    digests (documents,) 64-bit hashes of the documents' tokens; text_bytes of UTF-8."""
+    """Sizes and counts of one split.
+
+    counts (V,): occurrences of each id. lengths (documents,): in tokens, without <|endoftext|>.
+    digests (documents,): 64-bit hashes of the documents' tokens. text_bytes: of UTF-8.
+    """
 
     name: str
     shards: int
@@ -76,11 +79,11 @@ class CorpusReport:
 
     @property
     def used_ids(self) -> int:
-        """Ids that occur at all."""
+        """How many ids occur at least once."""
         return int(np.count_nonzero(self.counts))
 
     def ids_covering(self, share: float) -> int:
-        """How many ids, by falling frequency, make up this share of all tokens."""
+        """How many of the most frequent ids make up this share of all tokens."""
         running = np.cumsum(np.sort(self.counts)[::-1])
         return int(np.searchsorted(running, share * running[-1])) + 1
 
@@ -92,7 +95,7 @@ class CorpusReport:
 
     @property
     def contaminated(self) -> int:
-        """Validation documents that are training documents too, token for token."""
+        """Validation documents that also occur in the training split, token for token."""
         return int(np.isin(self.splits["val"].digests, self.splits["train"].digests).sum())
 
 
@@ -129,14 +132,14 @@ def _count(
         chunks, f"reading {name}", console=console, transient=True, disable=not interactive
     ):
         ids = np.asarray(shards[n][start : start + _CHUNK])
-        found = np.bincount(ids, minlength=V)
-        if len(found) > V:
+        occurrences = np.bincount(ids, minlength=V)
+        if len(occurrences) > V:
             file = corpus.manifest["splits"][name]["shards"][n]["file"]
             raise ValueError(
-                f"{corpus.path / file}: holds token id {len(found) - 1}, but its tokenizer ends at "
-                f"{V - 1}; prepare the corpus again"
+                f"{corpus.path / file}: holds token id {len(occurrences) - 1}, but its tokenizer "
+                f"ends at {V - 1}; prepare the corpus again"
             )
-        counts += found
+        counts += occurrences
         documents.add(ids)
     documents.end()
     return SplitStatistics(
@@ -164,10 +167,10 @@ class _Documents:
 
     def add(self, ids: np.ndarray) -> None:
         start = 0
-        for border in np.flatnonzero(ids == self.eos_id).tolist():
-            self._extend(ids[start:border])
+        for eos in np.flatnonzero(ids == self.eos_id).tolist():
+            self._extend(ids[start:eos])
             self.end()
-            self._open, start = True, border + 1
+            self._open, start = True, eos + 1
         self._extend(ids[start:])
 
     def _extend(self, ids: np.ndarray) -> None:
@@ -177,7 +180,7 @@ class _Documents:
             self._hash.update(np.ascontiguousarray(ids).data)
 
     def end(self) -> None:
-        """The current document, if there is one, ends here."""
+        """End the current document, if there is one."""
         if self._open:
             self.lengths.append(self._length)
             self.digests.append(int.from_bytes(self._hash.digest(), "little"))

@@ -27,8 +27,8 @@ NUM_PROMPTS = 3  # validation conversations to answer at each evaluation
 def chat(config: ChatConfig, started: float | None = None) -> int:
     """`gptsmith finetune chat`; returns the exit code, 0 or loop.STOPPED."""
     base = finetune.base_run(config)
-    given = None if config.resume else read_template(config)
-    source = base.template if given is None else given
+    own_template = None if config.resume else read_template(config)
+    source = base.template if own_template is None else own_template
     tokens = config.special_tokens or (CHAT_TOKENS if base.template is None else ())
     prepared = finetune.prepare(config, base, tokens)
     try:
@@ -69,7 +69,7 @@ def read_template(config: ChatConfig) -> str | None:
 def load(
     config: ChatConfig, template: ChatTemplate, tokenizer: Tokenizer, T: int
 ) -> tuple[Examples, Examples, list[Note]]:
-    """Examples for training and for validation, and notes about them."""
+    """Training examples, validation examples, and notes on them."""
 
     def read(sources: Sequence[str]) -> tuple[Examples, str]:
         if BUILT_IN in sources:
@@ -77,8 +77,8 @@ def load(
                 raise ValueError(f"--data {BUILT_IN} is the built-in set: do not mix it with files")
             template.check_prefix_preserving()  # load_chat does it for files
             counts = ChatCounts(T)
-            made = skill_conversations(config.train.seed, config.questions)
-            encoded = encode_conversations(made, template, ReadReport(), counts)
+            conversations = skill_conversations(config.train.seed, config.questions)
+            encoded = encode_conversations(conversations, template, ReadReport(), counts)
             return Examples(encoded), str(counts)
         examples, counts = load_chat(sources, config, template, tokenizer, T)
         return examples, str(counts)
@@ -108,6 +108,6 @@ def first_prompt(example: Example, template: ChatTemplate) -> list[int]:
     probe = [Message(role=role, content=template.word()) for role in ("user", "assistant")]
     header = len(template.prompt(probe[:1])) - template.encode(probe).is_target.index(True)
     answer = int(np.argmax(example.labels != IGNORE_INDEX))
-    if example.ids[answer] != template.prompt(probe[:1])[-header]:  # the header is no target here
+    if example.ids[answer] != template.prompt(probe[:1])[-header]:  # the header is not a target
         return example.ids[:answer].tolist()
     return example.ids[: answer + header].tolist()

@@ -1,4 +1,4 @@
-"""Fine-tuning a model to classify texts, and its test."""
+"""Fine-tuning a model to classify texts, and testing it."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def classify(config: ClassifyConfig, started: float | None = None) -> int:
     )  # fmt: skip
     plan = finetune.resolve(_with_total_batch_tokens(config, T), prepared, rows)
     notes = list(data.notes)
-    if cut := train.cut + val.cut + test_texts.cut:
-        notes.append(f"{cut:,} texts are longer than {context} tokens and were truncated")
+    if truncated := train.truncated + val.truncated + test_texts.truncated:
+        notes.append(f"{truncated:,} texts are longer than {context} tokens and were truncated")
 
     def scores(texts: EncodedTexts) -> measure.Scores:
         log_p = measure.log_probabilities(model, texts.ids, plan.runtime.precision, pad_id)
@@ -70,11 +70,11 @@ def classify(config: ClassifyConfig, started: float | None = None) -> int:
 
     def evaluate(tokens: int | None) -> Mapping[str, float | int | None]:
         share = 1.0 if tokens is None else tokens / val.tokens
-        unseen = scores(val.take(round(share * len(val.ids))))
-        seen = scores(train.take(NUM_TRAIN_TEXTS))
+        on_val = scores(val.take(round(share * len(val.ids))))
+        on_train = scores(train.take(NUM_TRAIN_TEXTS))
         return {
-            "val_loss": unseen.loss, "accuracy": unseen.accuracy, "macro_f1": unseen.macro_f1,
-            "sample_loss": seen.loss, "sample_accuracy": seen.accuracy,
+            "val_loss": on_val.loss, "accuracy": on_val.accuracy, "macro_f1": on_val.macro_f1,
+            "sample_loss": on_train.loss, "sample_accuracy": on_train.accuracy,
         }  # fmt: skip
 
     run = finetune.create_run(
@@ -111,7 +111,7 @@ def freeze_untrained(config: ClassifyConfig, n_layer: int) -> ClassifyConfig:
 def _with_total_batch_tokens(config: ClassifyConfig, T: int) -> ClassifyConfig:
     """The configuration with the size of a step in tokens, as the loop needs it.
 
-    Compiling pays for batches of equal shape only, so `auto` is off here.
+    Batches have many shapes, for which compiling does not pay: `auto` is off here.
     """
     train, texts = config.train, config.texts_per_step
     if texts % train.batch_size:
@@ -154,5 +154,5 @@ def test(run: Run, data: LabelledSet, texts: EncodedTexts, runtime: Runtime, pad
 def _predictions(data: LabelledSet, log_p: np.ndarray) -> Iterator[str]:
     """JSON lines, in the order of the test split."""
     for row, p in zip(data.test, np.exp(log_p), strict=True):
-        found = measure.prediction(data.labels, p)
-        yield json.dumps({**row._asdict(), **found}, ensure_ascii=False) + "\n"
+        prediction = measure.prediction(data.labels, p)
+        yield json.dumps({**row._asdict(), **prediction}, ensure_ascii=False) + "\n"

@@ -1,4 +1,4 @@
-"""What every kind of fine-tuning shares: the base model, what of it is trained, and SFT."""
+"""Shared by all kinds of fine-tuning: preparing the base model, and training on examples (SFT)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PreparedModel:
     model         fp32, with adapters attached and parameters frozen as configured; on the CPU until
                   `resolve`
     base_weights  all weights before the first step, by their plain names; empty if all are trained
-    run           the run that model and tokenizer are from (see `base_run`)
+    run           the run that model and tokenizer come from (see `base_run`)
     """
 
     model: GPTModel
@@ -50,7 +50,7 @@ class PreparedModel:
 
     @property
     def pad_id(self) -> int:
-        """Padding of rows; padding is never a target nor attended to, so any id will do."""
+        """Padding of rows. It is never a target and never attended to, so any id will do."""
         return self.tokenizer.special_tokens.get("<|pad|>", 0)
 
 
@@ -65,8 +65,8 @@ def prepare(
 ) -> PreparedModel:
     """The model of `run`, ready for fine-tuning.
 
-    tokens: special tokens to add; their vectors start as the mean of the others and are trained
-    whatever else is frozen. labels: classes, for a model with a new classification head.
+    tokens: special tokens to add; their embeddings start as the mean of the others and are trained
+    even if all others are frozen. labels: classes, for a model with a new classification head.
     """
     if run.model_config.labels and not labels:
         raise ValueError(
@@ -131,7 +131,7 @@ def create_run(
 
 
 def max_length(context_length: int | None, prepared: PreparedModel) -> int:
-    """Maximum tokens of a text: the configured ones, else the model's context."""
+    """Maximum length of a text in tokens: as configured, else the model's context length."""
     limit = prepared.model.config.context_length
     if context_length is not None and context_length > limit:
         raise ValueError(f"--context-length {context_length} is more than the model's {limit}")
@@ -139,7 +139,7 @@ def max_length(context_length: int | None, prepared: PreparedModel) -> int:
 
 
 def row_length(context_length: int | None, prepared: PreparedModel) -> int:
-    """`max_length` of rows for SFT; ValueError if the mask lets tokens see their own target."""
+    """`max_length` of rows for SFT; ValueError if the mask lets tokens attend to their target."""
     config, mask = prepared.model.config, prepared.model.mask
     T = max_length(context_length, prepared)
     if start := first_target(mask, T, config.n_head, config.n_layer):

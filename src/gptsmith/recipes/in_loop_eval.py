@@ -17,10 +17,10 @@ TaskEvaluation = Callable[[], Mapping[str, float]]
 def prepare(
     config: EvalConfig, model: GPTModel, tokenizer: Tokenizer
 ) -> tuple[TaskEvaluation | None, list[Note]]:
-    """A function that evaluates eval.tasks and returns all scores by name (hellaswag_acc_token),
-    None without tasks, and notes about the questions.
+    """A function that evaluates eval.tasks (None if there are none), and notes on the questions.
 
-    The questions are read now: ValueError or FileNotFoundError if they cannot be, or do not fit.
+    The function returns all scores by name (hellaswag_acc_token). The questions are read now:
+    ValueError or FileNotFoundError if they are missing, damaged or too long.
     """
     questions = {
         name: load(name, config.task_data, config.task_items)
@@ -44,6 +44,6 @@ def prepare(
 
 
 def references(names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """The metric of each task to draw over the steps, with reference values: chance and others."""
+    """The metric of each task to draw over the steps, with reference values such as chance."""
     tasks = [TASKS[name] for name in names]
     return {f"{t.name}_{t.main_metric}": t.references(t.main_metric) for t in tasks}

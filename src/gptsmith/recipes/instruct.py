@@ -1,4 +1,4 @@
-"""Instruction fine-tuning, and the tuned model's answers to held-out instructions."""
+"""Fine-tuning on instructions, and the model's answers to held-out instructions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from gptsmith.train.monitor import read_events
 
 RESPONSES = "responses.json"
 NUM_PROMPTS = 3  # validation instructions to answer at each evaluation
-REPORTED = 5  # answers in the report
+NUM_REPORTED = 5  # answers in the report
 
 
 def instruct(config: InstructConfig, started: float | None = None) -> int:
@@ -56,18 +56,17 @@ def instruct(config: InstructConfig, started: float | None = None) -> int:
 
 
 def choose_prompt(
-    text: str | None, own: str | None, tokenizer: Tokenizer
+    text: str | None, model_template: str | None, tokenizer: Tokenizer
 ) -> tuple[Prompt, ChatTemplate]:
-    """How rows become messages, and messages become ids.
+    """How rows become messages, and how messages become ids.
 
-    text: --prompt. own: the model's chat template. ValueError if the tokens of the prompt would
-    depend on the answer.
+    text: --prompt. ValueError if the tokens of the prompt would depend on the answer.
     """
     eos = {i: name for name, i in tokenizer.special_tokens.items()}[tokenizer.eos_id]
     prompt = Prompt.parse(text or CLASSIC)
     source = prompt.template(eos)
-    if text is None and own not in (None, source):
-        prompt, source = PLAIN, str(own)
+    if text is None and model_template not in (None, source):
+        prompt, source = PLAIN, str(model_template)
     template = ChatTemplate(source, tokenizer)
     template.check_prefix_preserving()
     return prompt, template
@@ -78,7 +77,7 @@ def load(
 ) -> tuple[SFTData, list[Instruction]]:
     """The examples, and the test instructions to answer after training.
 
-    The notes count every row that is left out.
+    The notes count every skipped row.
     """
     report = ReadReport()
     parts = split_instructions(read_instructions(config.data, config.columns, report), config)
@@ -94,8 +93,8 @@ def load(
         return Examples(examples()), kept
 
     train, _ = encode(parts.train, config.mask_prompt)
-    val, shown = encode(parts.val)
-    test, asked = encode(parts.test)
+    val, val_rows = encode(parts.val)
+    test, test_rows = encode(parts.test)
     if not len(train) or not len(val):
         raise ValueError(f"{config.data}: no rows left for training: {'; '.join(report.lines())}")
     share = train.targets / train.tokens
@@ -104,8 +103,8 @@ def load(
         f"targets; {len(val):,} for validation, {len(test):,} for the test"
     )
     notes = [Note("data", text) for text in (sizes, *report.lines())]
-    prompts = [template.prompt(prompt.messages(row)) for row in _evenly(shown, NUM_PROMPTS)]
-    return SFTData(train, val, prompts, notes), _evenly(asked, config.responses)
+    prompts = [template.prompt(prompt.messages(row)) for row in _evenly(val_rows, NUM_PROMPTS)]
+    return SFTData(train, val, prompts, notes), _evenly(test_rows, config.responses)
 
 
 def _evenly(rows: list[Instruction], count: int) -> list[Instruction]:
@@ -132,8 +131,8 @@ def answer_test_instructions(
         )  # fmt: skip
         for start in starts:
             batch = rows[start : start + MAX_BATCH_SIZE]
-            asked = [template.prompt(prompt.messages(row)) for row in batch]
-            replies = chat.reply_all(asked, greedy)
+            prompts = [template.prompt(prompt.messages(row)) for row in batch]
+            replies = chat.reply_all(prompts, greedy)
             responses += [
                 {
                     "instruction": row.instruction,
@@ -153,8 +152,8 @@ def instruct_section(run: Run) -> list[str]:
     """Lines of the report (Markdown): the result of training, and answers with their references."""
     responses = files.read_json(run.path / RESPONSES)
     lines = ["## Answers to test instructions", "", _summary(run, responses), ""]
-    for n in range(min(REPORTED, len(responses))):
-        row = responses[n * len(responses) // min(REPORTED, len(responses))]
+    for n in range(min(NUM_REPORTED, len(responses))):
+        row = responses[n * len(responses) // min(NUM_REPORTED, len(responses))]
         names = ("instruction", "input", "response", "output")
         for name, title in zip(names, ("Instruction", "Input", "Answer", "Reference"), strict=True):
             if row[name]:

@@ -1,7 +1,7 @@
 """The training loop of every recipe: steps, metrics, evaluations, checkpoints, stopping.
 
-A recipe brings a `TrainingJob`: a model, a loss, a dataset, and how to evaluate and show the model.
-Everything else is here.
+A recipe provides a `TrainingJob`: a model, a loss, a dataset, and functions that evaluate and
+sample the model. Everything else is here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from gptsmith.train.step import Loss, LossSpikeGuard, Step, TrainingDiverged, tr
 
 STOPPED = 75  # exit code: stopped by a signal after saving (EX_TEMPFAIL: try again)
 
-# What a resumed run must not change, to continue with the same samples and optimizer state.
+# Settings that must not change on resume: they determine samples and optimizer state.
 FIXED = (
     "optim.kind",
     "train.seed",
@@ -45,13 +45,12 @@ FIXED = (
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What a recipe brings to the loop.
+    """What a recipe passes to the loop.
 
     model          on its device, adapters attached and parameters frozen as configured
-    evaluate       measures on at most that many validation tokens (None: all); `val_loss` is one
-                   of the scores
+    evaluate       maximum number of validation tokens (None: all) -> scores, one of them `val_loss`
     val_tokens     size of the validation split
-    samples        texts that the model writes: (prompt, text)
+    samples        texts that the model generates: (prompt, text)
     evaluate_tasks scores of eval.tasks
     """
 
@@ -65,7 +64,7 @@ class TrainingJob:
 
 
 def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float | None) -> int:
-    """Train until the planned end, early stopping or a signal; the exit code, 0 or STOPPED.
+    """Train until the planned end, early stopping or a signal; returns the exit code, 0 or STOPPED.
 
     run: locked, and released by this function; with exit code 0 it has its final weights and its
     report. started: time.perf_counter() at which `seconds` begins (None: now). Raises
@@ -81,7 +80,7 @@ def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float |
             for note in notes:
                 monitor.log(session.state.step, "note", message=str(note))
             if not config.resume:
-                session.begin()
+                session.start()
             try:
                 for step in session.steps():
                     done, best = session.record(step), False
@@ -104,7 +103,7 @@ def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float |
             session.end()
         run.finish("best" if config.eval.patience else "last")
         write_report(run)
-    return STOPPED if stop.received else 0  # 0 would let the recipe go on after a stop signal
+    return STOPPED if stop.received else 0  # after 0, a recipe would continue, with its test
 
 
 @dataclass
@@ -121,7 +120,7 @@ class RunState:
     evals_since_best: int = 0
 
     def improves(self, loss: float) -> bool:
-        """Take an evaluation into account; whether it is the best so far."""
+        """Record the loss of an evaluation; returns whether it is the best so far."""
         if loss < self.best_loss:
             self.best_loss, self.best_step, self.evals_since_best = loss, self.step, 0
             return True
@@ -163,7 +162,7 @@ class _Session:
             torch.amp.GradScaler(device.type) if plan.runtime.precision.name == "fp16" else None,
         )
         self.saved_at = time.perf_counter()
-        # The best is judged on the same text each time; the end is measured on more of it.
+        # Evaluations are compared on the same text; the final one uses more of it.
         tokens = self.config.eval.tokens
         self.limit, self.last_limit = (
             None if tokens is None or times * tokens >= job.val_tokens else times * tokens
@@ -171,20 +170,20 @@ class _Session:
         )
 
     def resume(self) -> list[Note]:
-        """Restore the newest good checkpoint and remove newer ones; what to tell about it."""
+        """Restore the newest intact checkpoint and remove newer ones; returns notes about it."""
         assert self.run.resumed is not None
-        state, (found, damage) = self.state, self.run.resumed
-        saved = found.state
-        expected = self.job.dataset.position(found.step * self.plan.rows_per_step)
+        state, (newest, damage) = self.state, self.run.resumed
+        saved = newest.state
+        expected = self.job.dataset.position(newest.step * self.plan.rows_per_step)
         if saved["position"] != expected:
             raise ValueError(
                 f"{self.run.path}: the checkpoint is at {saved['position']} in the data, this "
                 f"configuration at {expected}: keep seed, context and batch unchanged"
             )
-        load_trainable_state_dict(self.job.model, found.load("model"), found.path)
-        self.optimizer.load_state_tensors(found.load("optimizer"))
+        load_trainable_state_dict(self.job.model, newest.load("model"), newest.path)
+        self.optimizer.load_state_tensors(newest.load("optimizer"))
         state.load_json(saved)
-        checkpoint.clean(found.path.parent, after=found.step)
+        checkpoint.clean(newest.path.parent, after=newest.step)
         return [Note("resume", text) for text in (*damage, f"continues at step {state.step:,}")]
 
     def open_monitor(self, started: float | None) -> Monitor:
@@ -198,11 +197,11 @@ class _Session:
             started=started,
             scores=in_loop_eval.references(self.config.eval.tasks),
         )
-        self.mark = self.monitor.seconds, state.tokens  # where the measurement of speed began
-        self.first = state.step
+        self.speed_start = self.monitor.seconds, state.tokens  # tokens/s are measured from here
+        self.first_step = state.step
         return self.monitor
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Evaluate and save the state before the first step."""
         if self.config.eval.interval:
             self.state.improves(self.measure(self.limit))
@@ -236,18 +235,18 @@ class _Session:
         return self.plan.duration.progress(self.state.step, self.state.seconds)
 
     def record(self, step: Step) -> bool:
-        """Take a step into account; whether the run is complete."""
+        """Log a step; returns whether the run is complete."""
         state, monitor = self.state, self.monitor
         state.step, state.seconds = step.step, monitor.seconds
         state.tokens += step.tokens
         done = self.progress() >= 1
         if step.skipped:
             monitor.log(state.step, "note", message=step.skipped)
-        first = step.step == self.first + 1
+        first = step.step == self.first_step + 1
         if done or first or _due(self.config.monitor.log_interval, step.step):
-            seconds, tokens = self.mark
+            seconds, tokens = self.speed_start
             speed = (state.tokens - tokens) / max(1e-9, state.seconds - seconds)
-            self.mark = state.seconds, state.tokens
+            self.speed_start = state.seconds, state.tokens
             monitor.log(
                 state.step, "train", epoch=self.epoch(), train_loss=step.loss,
                 learning_rate=step.learning_rate, grad_norm=step.grad_norm,
@@ -264,19 +263,19 @@ class _Session:
         return round(rows / self.job.dataset.per_epoch, 4)
 
     def evaluate(self, done: bool) -> tuple[bool, bool]:
-        """Evaluate and show; whether this is the best so far, and whether to stop early."""
+        """Evaluate, and show samples and curves; returns (best so far, stop early)."""
         config, state, before = self.config, self.state, self.monitor.seconds
-        only = done and not config.eval.interval  # a single evaluation, nothing to compare with
-        best = state.improves(self.measure(self.last_limit if only else self.limit))
+        single = done and not config.eval.interval  # the run's only evaluation
+        best = state.improves(self.measure(self.last_limit if single else self.limit))
         stops_early = self.stops_early()
-        if (done or stops_early) and self.limit is not None and not only:
+        if (done or stops_early) and self.limit is not None and not single:
             self.measure(self.last_limit)
         self.show()
         if stops_early:
             message = f"stopped early: best was step {state.best_step}"
             self.monitor.log(state.step, "note", message=message)
-        seconds, tokens = self.mark  # evaluation is not training time
-        self.mark = seconds + self.monitor.seconds - before, tokens
+        seconds, tokens = self.speed_start  # evaluation is not training time
+        self.speed_start = seconds + self.monitor.seconds - before, tokens
         return best, stops_early
 
     def measure(self, limit: int | None) -> float:
@@ -287,7 +286,7 @@ class _Session:
         return math.nan if loss is None else float(loss)
 
     def show(self) -> None:
-        """Evaluate tasks, let the model write samples, and draw."""
+        """Evaluate the tasks, generate samples, draw the curves."""
         if self.job.evaluate_tasks is not None:
             self.monitor.log(self.state.step, "tasks", **self.job.evaluate_tasks())
         for prompt, text in self.job.samples():
@@ -302,7 +301,7 @@ class _Session:
         return overdue or _due(self.config.save.interval, self.state.step)
 
     def save(self) -> None:
-        """Write a checkpoint, after making the record up to it durable; remove old ones."""
+        """Make the metrics durable, then write a checkpoint and remove old ones."""
         state, folder = self.state, self.run.checkpoints
         state.seconds = self.monitor.seconds
         self.monitor.sync()
@@ -317,7 +316,7 @@ class _Session:
         self.saved_at = time.perf_counter()
 
     def end(self) -> None:
-        """Add the last notes to the record."""
+        """Log the final notes."""
         state, monitor = self.state, self.monitor
         if skipped := state.guard.skipped:
             message = f"{skipped} of {state.step:,} steps were skipped"

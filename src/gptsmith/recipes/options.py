@@ -36,7 +36,7 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of initial weights, sample order and dropout."""
     precision: PrecisionName = "auto"
-    """Number format of matrix products; auto chooses what this machine does well and says why."""
+    """Number format of matrix products; auto chooses the fastest safe one and says why."""
     compile: CompileMode = "auto"
     """torch.compile; auto compiles if it saves time and says why."""
     device: str = "auto"
@@ -52,7 +52,7 @@ class TrainConfig(Section):
     """Stop after this many skipped steps in a row."""
 
     @model_validator(mode="after")
-    def _one_length(self) -> TrainConfig:
+    def _check_length(self) -> TrainConfig:
         given = [n for n in ("steps", "tokens", "epochs", "seconds") if getattr(self, n)]
         if len(given) > 1:
             raise ValueError(
@@ -63,7 +63,7 @@ class TrainConfig(Section):
 
 
 class EvalConfig(Section):
-    """What is measured and shown during training."""
+    """Evaluation during training."""
 
     interval: int = Field(100, ge=0)
     """Steps between evaluations; 0: at the end only."""
@@ -82,7 +82,7 @@ class EvalConfig(Section):
     task_data: Path | None = None
     """Files of the tasks (default: $GPTSMITH_DATA, else the Hub)."""
     task_items: int = Field(200, ge=1)
-    """Number of questions per task, the first ones; the standard error with 200 is 3%."""
+    """Use the first N questions of each task; with 200, the standard error is 3%."""
 
 
 class SaveConfig(Section):
@@ -111,7 +111,7 @@ class MonitorConfig(Section):
 class RecipeConfig(Section):
     """Options of every recipe."""
 
-    default_epochs: ClassVar[float] = 1  # without another length
+    default_epochs: ClassVar[float] = 1  # if no length is configured
 
     stage: str
     out: Path
@@ -183,8 +183,8 @@ class SFTConfig(FinetuneConfig):
     context_length: int | None = Field(None, ge=2)
     """Tokens per row (default: the model's context)."""
     pack: bool = True
-    """Pack several examples into a row, each attending to itself only; else one example per row and
-    padding."""
+    """Pack several examples into a row, each attending to itself only; otherwise a row has one
+    example and padding."""
 
 
 class ChatConfig(SFTConfig, ChatFiles):
@@ -201,7 +201,7 @@ class ChatConfig(SFTConfig, ChatFiles):
     template: Path | None = None
     """Chat template, a Jinja file (default: the model's own, else that of gptsmith)."""
     special_tokens: tuple[str, ...] = ()
-    """Special tokens that --template writes (`<|im_start|>`), repeatable (default: those of
+    """Special tokens that --template contains (`<|im_start|>`), repeatable (default: those of
     gptsmith for a model without a template, else none)."""
     questions: int = Field(20_000, ge=1)
     """Number of conversations to generate for the built-in set."""

@@ -1,4 +1,4 @@
-"""What a run decides once, at its start, from configuration, machine and data."""
+"""Resolving a configuration for a machine and a dataset, once, at the start of a run."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Dataset(Protocol):
         ...
 
     def position(self, index: int) -> dict[str, int]:
-        """Identifies the order and the place before row `index`; compared on resume."""
+        """Identifies the order of the rows and the place before row `index`; compared on resume."""
         ...
 
 
 class Note(NamedTuple):
-    """A remark for the record and the report of a run."""
+    """A remark for the metrics file and the report of a run."""
 
     section: Section
     text: str

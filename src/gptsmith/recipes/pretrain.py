@@ -1,7 +1,7 @@
 """Training on a prepared corpus: pretraining, and its continuation from an existing model.
 
-A model that has read general text and continues on a domain's raw text before it is fine-tuned does
-the task better (Howard & Ruder 2018, "ULMFiT"; Gururangan et al. 2020, "Don't stop pretraining").
+Continuing on a domain's raw text before fine-tuning improves results on its tasks (Howard & Ruder
+2018, "ULMFiT"; Gururangan et al. 2020, "Don't stop pretraining").
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _windows(config: CorpusConfig, corpus: Corpus, T: int, mask_targets_before: 
 def _job(
     resolved: Plan[CorpusConfig], corpus: Corpus, windows: Windows, model: GPTModel
 ) -> tuple[TrainingJob, list[Note]]:
-    """The training job, and notes about its data. model: on its device."""
+    """The training job, and notes on its data. model: on its device."""
     config = resolved.config
     corpus.tokenizer.encode(config.eval.prompt)  # raises now if it cannot be encoded
     token_bytes = torch.from_numpy(corpus.tokenizer.token_bytes())

@@ -24,7 +24,7 @@ _NAMES = {"val_loss": "validation loss", "top1": "top-1", "top5": "top-5", "macr
 
 
 def number(value: float | None, form: str) -> str:
-    """A formatted measurement; "-" for NaN and infinity, which are null in the record."""
+    """A formatted measurement; "-" for None, which stands for NaN and infinity in metrics.jsonl."""
     return "-" if value is None else format(value, form)
 
 

@@ -113,7 +113,7 @@ def test_configured_columns(tmp_path: Path) -> None:
         ChatFiles(messages_column="none"),
         ChatFiles(prompt_column="q", response_column="none"),
     ):
-        with pytest.raises(ValueError, match=r"a\.jsonl:1: where .* 'talk', .*--messages-column"):
+        with pytest.raises(ValueError, match=r"a\.jsonl:1: which .* 'talk', .*--messages-column"):
             read(path, files=columns)
     twice = lines(tmp_path / "d.jsonl", {"prompt": "a", "response": "b", "completion": "c"})
     with pytest.raises(ValueError, match=r"d\.jsonl:1: which columns .*--prompt-column"):

@@ -141,7 +141,7 @@ def test_batches_are_inputs_and_their_successors(tmp_path: Path) -> None:
 
 
 def test_too_few_tokens_and_too_small_shards_are_told_apart() -> None:
-    with pytest.raises(ValueError, match=r"training tokens \(20\) are fewer .* = 65: take more"):
+    with pytest.raises(ValueError, match=r"training tokens \(20\) are fewer .* = 65: use more"):
         Windows([np.zeros(10, np.uint16)] * 2, 64, 0, None)
     with pytest.raises(
         ValueError, match=r"largest shard \(10\) are fewer .* larger --shard-tokens"

@@ -51,9 +51,7 @@ def test_unclear_text_column_is_an_error(tmp_path: Path) -> None:
 def test_a_csv_without_a_header_line_loses_no_row(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("ham,Go until jurong point\nspam,Free entry\n")
-    with pytest.raises(
-        ValueError, match=r"a\.csv:2: .*Choose from 'ham'.*--text-column.*first line"
-    ):
+    with pytest.raises(ValueError, match=r"a\.csv:2: .*from 'ham'.*--text-column.*first line"):
         read(path)
 
 

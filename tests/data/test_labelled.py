@@ -167,7 +167,7 @@ def test_labels_are_sorted_as_numbers_only_if_all_are() -> None:
         (
             ["review", "sms", "label"],
             {},
-            "which column holds the text? Choose from 'review', 'sms'",
+            "the text? Choose from 'review', 'sms'",
         ),
         (["text", "x", "y"], {}, "which column holds the label? Choose from 'text', 'x', 'y'"),
         (["sentence", "index"], {}, "which column holds the label?"),  # all different: no labels

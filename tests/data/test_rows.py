@@ -119,7 +119,7 @@ def test_errors_name_file_and_place(tmp_path: Path) -> None:
     assert bad("e.jsonl", good + b'{"text": "\xff"}\n').startswith("e.jsonl:2: not UTF-8")
     assert bad("e.json", b'["\xff"]').startswith("e.json, byte 2: not UTF-8")
     assert bad("f.jsonl", b"[" * 100_000) == (
-        "f.jsonl:1: not JSON (nested too deeply); use one line per row, or a .json file with one list"
+        "f.jsonl:1: not JSON (nested too deeply); use a line per row, or a .json file with one list"
     )
     assert bad("g.csv", b"a,b,a\n1,2,3\n").startswith("g.csv:1: two columns are called 'a'")
     assert bad("h.csv", b"a,b\n1,2\n1,2,3\n") == "h.csv:3: 3 fields where the header has 2"

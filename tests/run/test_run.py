@@ -344,7 +344,7 @@ def test_unfinished_run_loads_its_newest_good_checkpoint(stopped: Path) -> None:
     assert same(run.load_model("best"), 10)
     assert run.notice == ""
     assert same(run.load_model(0), 0)
-    with pytest.raises(ValueError, match=r"no checkpoint of step 5 .* has 0, 10, 20"):
+    with pytest.raises(ValueError, match=r"no checkpoint of step 5 .* available: 0, 10, 20"):
         run.load_model(5)
     flip(stopped / "checkpoints" / "step-000020" / "model.safetensors")
     assert same(run.load_model(), 10)

@@ -81,7 +81,7 @@ def test_replacing_a_step(folder: Path) -> None:
 def test_find_a_given_step(folder: Path) -> None:
     found, _ = checkpoint.find(folder, 10)
     assert found.step == 10
-    with pytest.raises(ValueError, match=r"no checkpoint of step 15 .* has 0, 10, 20$"):
+    with pytest.raises(ValueError, match=r"no checkpoint of step 15 .* available: 0, 10, 20$"):
         checkpoint.find(folder, 15)
 
 

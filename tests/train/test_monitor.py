@@ -199,7 +199,7 @@ def test_progress_bar_on_a_terminal(tmp_path: Path, clock: Clock, total: int | N
         assert "loss 4.0000" in output.getvalue(), "the bar is there from the first step"
         clock.now += 0.26
         m.progress(1501, loss=1.2345, tokens_per_second=103456, mfu=0.54)
-        m.say("a line above")
+        m.print("a line above")
         clock.now += 0.26
         m.progress(1600, loss=1.2, tokens_per_second=103456, mfu=0.54)
     shown = output.getvalue()

@@ -27,7 +27,7 @@ CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 def test_auto_precision_on_a_cpu_depends_on_its_bf16_support(
     bf16: bool, name: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "cpu_bf16", lambda: bf16)
+    monkeypatch.setattr(runtime, "cpu_has_bf16", lambda: bf16)
     chosen = runtime.choose_precision("auto", CPU)
     assert chosen.name == name
     assert why in chosen.reason
@@ -45,7 +45,7 @@ def test_auto_precision_on_a_gpu_depends_on_its_compute_capability(
 
 
 def test_explicit_precision_is_used_or_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "cpu_bf16", lambda: False)
+    monkeypatch.setattr(runtime, "cpu_has_bf16", lambda: False)
     assert "emulates" in runtime.choose_precision("bf16", CPU).reason
     assert runtime.choose_precision("fp32", CPU).reason == "as configured"
     assert runtime.choose_precision("fp16", CUDA).dtype == torch.float16

@@ -87,9 +87,7 @@ def _question_and_answer(row: Row, files: ChatFiles) -> list[Any] | None:
     prompt, response = (values[name] for name in pairs[0])
     if isinstance(prompt, list) and isinstance(response, list):  # messages on both sides
         return [*prompt, *response]
-    if pairs[0][0] == "instruction" and values.get(
-        "input"
-    ):  # Alpaca: what the instruction is about
+    if pairs[0][0] == "instruction" and values.get("input"):  # Alpaca: what it is about
         prompt = f"{prompt}\n\n{values['input']}"
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
 

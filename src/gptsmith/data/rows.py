@@ -124,9 +124,7 @@ def _json_rows(path: Path, report: ReadReport) -> Iterator[Row]:
             except UnicodeDecodeError as error:
                 report.reject("line that is not UTF-8", place, f"not UTF-8 ({error.reason})")
             except (ValueError, RecursionError) as error:
-                hint = (
-                    "; use one line per row, or a .json file with one list" if number == 1 else ""
-                )
+                hint = "; use a line per row, or a .json file with one list" if number == 1 else ""
                 report.reject("malformed line", place, _reason(error) + hint)
             else:
                 if row := _json_row(value, place, report):

@@ -130,7 +130,7 @@ def _read_examples(
             yield from encode_conversations(conversations, template, report, counts)
         elif len(tables) < len(paths):
             other = next(path for path in paths if path not in tables)
-            raise ValueError(f"{tables[0]} holds token ids, {other} does not: name them apart")
+            raise ValueError(f"{tables[0]} holds token ids, {other} does not: use them separately")
         else:
             examples = token_examples(tables, files.labels, tokenizer.vocab_size, report)
             for example in check_stop_token_trained(examples, template, tokenizer):
@@ -153,7 +153,7 @@ def encode_conversations(
     report: ReadReport,
     counts: ChatCounts,
 ) -> Iterator[Example]:
-    """Their examples, of at most counts.T + 1 tokens; what is cut or dropped is counted."""
+    """Their examples, of at most counts.T + 1 tokens; `counts` records what is cut or dropped."""
     for messages, place in conversations:
         try:
             encoded = template.encode(messages)

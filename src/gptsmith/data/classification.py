@@ -1,6 +1,6 @@
 """Labelled texts for classification: three splits, encoded, in batches of padded rows.
 
-One text is never in two splits: a model could then answer from memory what it should judge.
+No text is in two splits: the model could then remember its label.
 B batch, T time (of the longest row in the batch).
 """
 
@@ -170,7 +170,7 @@ def _split(
 def _balance(
     rows: list[LabelledText], labels: Sequence[str], seed: int, notes: list[str]
 ) -> list[LabelledText]:
-    """As many rows of each label as the rarest has, drawn without replacement, in their order."""
+    """Equally many rows of each label, as the rarest has: a random draw, in the original order."""
     places = {label: [i for i, row in enumerate(rows) if row.label == label] for label in labels}
     least = min(map(len, places.values()))
     kept: list[int] = []

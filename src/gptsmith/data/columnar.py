@@ -64,7 +64,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def _open_arrow(source: pa.MemoryMappedFile) -> Any:
-    """Both formats of Arrow IPC carry the name .arrow; `datasets` writes streams."""
+    """Open either format of Arrow IPC: both use the suffix .arrow; `datasets` writes streams."""
     try:
         return pa.ipc.open_file(source)
     except pa.ArrowInvalid:

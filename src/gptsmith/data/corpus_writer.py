@@ -1,7 +1,7 @@
 """Writes encoded batches to the shards of an unfinished corpus, and its journal.
 
-Every few seconds the journal records how many batches the shards hold. A writer that is made of the
-journal's state cuts the shards back to that.
+Every few seconds the journal records how many batches the shards hold. A writer created from the
+journal's state truncates the shards to these batches.
 """
 
 import time
@@ -17,7 +17,7 @@ from gptsmith.data.output_dir import Identity
 from gptsmith.data.shards import SPLITS, UNFINISHED, ShardWriter
 from gptsmith.tokenizer import Tokenizer
 
-_JOURNAL_SECONDS = 5.0  # what a kill may cost
+_JOURNAL_SECONDS = 5.0  # the most work that a kill can lose
 
 
 @dataclass
@@ -79,7 +79,7 @@ class CorpusWriter:
         return sum(r["bytes"] for r in records), sum(r["tokens"] for r in records)
 
     def write(self, batch: TextBatch, encoded: Encoded) -> None:
-        """Append a batch; now and then, bring the journal up to date."""
+        """Append a batch; every few seconds, update the journal."""
         for split, addition in self._divide(batch, encoded).items():
             if addition.ids:
                 self._append(split, addition)
@@ -108,7 +108,7 @@ class CorpusWriter:
         return {split: writer.record for split, writer in self.writers.items()}
 
     def close(self) -> None:
-        """Close the files, as they are."""
+        """Close the files without completing the last shards."""
         for writer in self.writers.values():
             writer.close()
 

@@ -1,4 +1,4 @@
-"""What every source of text yields: documents, and how rows of a table become documents."""
+"""Documents, which every source of text yields, and documents from the rows of tables."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def table_documents(path: Path, options: ReadOptions, report: ReadReport) -> Ite
             kind = schema.field(column).type
             raise ValueError(f"{path}: column {column!r} holds {kind}, not text")
         return _texts(file_rows(path, report, columns=[column]), column, report)
-    # every value of a .csv is a string: an only column of strings need not be the text
+    # every value of a .csv is a string: a single column of strings need not be the text
     typed = not has_suffix(path, ".csv", ".tsv", ".csv.gz", ".tsv.gz")
     return row_documents(file_rows(path, report), options, report, typed=typed)
 
@@ -114,7 +114,7 @@ def row_documents(
 
 
 def _text_column(names: list[str], texts: list[str], options: ReadOptions, place: str) -> str:
-    """The column of the text: as asked for, or of a known name, or the only one of strings."""
+    """The column of the text: as configured, or with a usual name, or the only one of strings."""
     column = columns.choose_column(names, options.text_column, columns.TEXT, place)
     if column is None and len(texts) == 1:
         column = texts[0]

@@ -55,8 +55,8 @@ def make_batches(
 ) -> Iterator[TextBatch]:
     """The documents in batches.
 
-    whole: join the chunks of each document, because the tokenizer is not known to give the same ids
-    for chunks. left_out: documents skipped so far.
+    whole: join the chunks of each document, for tokenizers that may encode chunks differently.
+    left_out: documents skipped so far.
     """
     parts: list[Part] = []
     train_size = val_size = 0

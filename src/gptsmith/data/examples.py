@@ -1,4 +1,4 @@
-"""Examples for tuning, token sequences with labels, in memory or in a memory-mapped file.
+"""Examples for fine-tuning, token sequences with labels, in memory or in a memory-mapped file.
 
 The file is Arrow IPC with the usual columns `input_ids` and `labels` (unshifted: label i is the id
 at i, or -100 where nothing is learned), and `scored` (the number of targets) and `name` (where the
@@ -45,7 +45,7 @@ class Example(NamedTuple):
 
 
 def answer_ends(labels: np.ndarray) -> np.ndarray:
-    """Where runs of labels other than -100 end, as the number of tokens up to there."""
+    """The end (exclusive) of each run of labels other than -100."""
     target = np.append(labels != IGNORE_INDEX, False)
     return np.flatnonzero(target[:-1] & ~target[1:]) + 1
 
@@ -66,7 +66,7 @@ def write_examples(path: Path, examples: Iterable[Example], about: Mapping[str, 
 
 
 class Examples(Sequence[Example]):
-    """Examples by number. Of a file, only the examples that are used are read from disk.
+    """A sequence of examples. Those of a file are read from disk when they are used.
 
     lengths          tokens of each example, (n,) int64
     target_lengths   targets of each, (n,) int64
@@ -188,7 +188,7 @@ def _batch(examples: list[Example]) -> pa.RecordBatch:
     columns = [
         lists([e.ids for e in examples]),
         lists([e.labels for e in examples]),
-        # Nothing comes before the first token to predict it from, whatever its label.
+        # The first token is never a target, whatever its label: nothing precedes it.
         pa.array([int((e.labels[1:] != IGNORE_INDEX).sum()) for e in examples], pa.int32()),
         pa.array([e.name for e in examples], pa.string()),
     ]
@@ -196,7 +196,7 @@ def _batch(examples: list[Example]) -> pa.RecordBatch:
 
 
 class _Totals:
-    """Count and contents of record batches, the same however they are cut."""
+    """Count and fingerprint of examples, independent of the borders of record batches."""
 
     def __init__(self) -> None:
         self.examples = 0

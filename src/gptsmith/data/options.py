@@ -1,6 +1,6 @@
-"""What users configure about data: how files are read, which columns count, how sets are split.
+"""Configuration of data: how files are read, which columns are used, how sets are split.
 
-No torch and no pyarrow, so that `--help` and a misspelt flag are answered at once.
+Imports neither torch nor pyarrow, so that `--help` and configuration errors are immediate.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ChatFiles(Section):
     """On a row that is not a conversation: stop with an error, or skip and count it."""
 
     @model_validator(mode="after")
-    def _one_form(self) -> ChatFiles:
+    def _check_columns(self) -> ChatFiles:
         if (self.prompt_column is None) != (self.response_column is None):
             raise ValueError("--prompt-column and --response-column belong together: give both")
         if self.messages_column is not None and self.prompt_column is not None:
@@ -99,7 +99,7 @@ class LabelledConfig(Section):
     """On a row without text or label: stop with an error, or skip and count it."""
 
     @model_validator(mode="after")
-    def _leaves_something(self) -> LabelledConfig:
+    def _check_fractions(self) -> LabelledConfig:
         val = 0.0 if self.val else self.val_fraction
         test = 0.0 if self.test else self.test_fraction
         if val + test >= 1:

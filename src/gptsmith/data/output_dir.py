@@ -1,8 +1,8 @@
 """The output directory of `prepare`: what may be written to it, resumed in it, or replaced.
 
-A corpus is made in the folder `unfinished` inside it and moved out of there when it is complete, so
-that a corpus that is to be replaced stays whole until then. What is made, and of what, is recorded
-in a journal: an unfinished corpus is resumed only if nothing of that has changed.
+A corpus is made in the subfolder `unfinished` and moved out of it when it is complete; an existing
+corpus stays intact until then. A journal records settings and sources: an unfinished corpus is
+resumed only if they have not changed.
 """
 
 import os
@@ -26,9 +26,10 @@ _COMPARED = ("used", "rows", "files", "bytes")  # facts about a source that a me
 def holds_corpus(
     out: Path, identity: Identity, sources: Iterable[Path], *, overwrite: bool
 ) -> bool:
-    """Whether `out` holds the corpus of this identity already; False: it may be made there.
+    """Whether `out` already holds the corpus with this identity; if not, it may be made there.
 
-    FileExistsError, with the difference, for another corpus or other files. Only under its lock.
+    FileExistsError, with the difference, for another corpus or other files. The caller holds the
+    lock of `out`.
     """
     work = out / UNFINISHED
     if interrupted := (work / MANIFEST).is_file():  # killed while it was published
@@ -71,7 +72,7 @@ def write_journal(out: Path, identity: Identity, state: dict[str, Any] | None = 
 
 
 def start_over(out: Path, identity: Identity) -> None:
-    """An unfinished corpus with nothing but a journal."""
+    """Replace an unfinished corpus by a new one, which has only a journal."""
     _clear(out / UNFINISHED)
     (out / UNFINISHED).mkdir()
     write_journal(out, identity)

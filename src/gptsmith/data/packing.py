@@ -19,7 +19,7 @@ from gptsmith.data.order import EpochOrder, permutation
 
 _MULTIPLE = 32  # padded lengths are rounded up to this: fewer shapes, whole vectors
 _KEY = 0x9AC7  # another stream of random numbers than the order of the epochs
-_NAMED = 3  # examples that a batch's name mentions
+_MAX_NAMES = 3  # examples that a batch's name mentions
 
 
 def pack(sizes: np.ndarray, T: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -33,23 +33,23 @@ def pack(sizes: np.ndarray, T: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     order = permutation(len(sizes), seed, 0, _KEY)
     order = order[np.argsort(-sizes[order], kind="stable")]
     left: list[list[int]] = [[] for _ in range(T + 1)]  # rows by their free positions
-    some = 0  # bit r: a row has r free positions
+    occupied = 0  # bit r: some row has r free positions
     rows = 0
     row_of = np.empty(len(sizes), np.int64)
     for number, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
-        fits = some >> size
+        fits = occupied >> size
         if fits:
             room = size + (fits & -fits).bit_length() - 1  # the lowest bit: the tightest row
             row = left[room].pop()
             if not left[room]:
-                some ^= 1 << room
+                occupied ^= 1 << room
         else:
             room, row = T, rows
             rows += 1
         row_of[number] = row
         if room > size:
             left[room - size].append(row)
-            some |= 1 << room - size
+            occupied |= 1 << room - size
     starts = np.searchsorted(np.sort(row_of), np.arange(rows + 1))
     return np.argsort(row_of, kind="stable"), starts
 
@@ -91,8 +91,8 @@ class PackedRows(_Rows):
     """Several examples per row of T, each of which attends to itself only, from position 0.
 
     Which examples share a row is decided once; the order of the rows is new in each epoch. The rest
-    of a row is padding, a document of its own. A mask that counts from the beginning of the row, as
-    prefix(n) does, would mean something else here: it needs PaddedRows.
+    of a row is padding, a document of its own. A mask that counts from the beginning of the row,
+    such as prefix(n), would apply to the first example only: it needs PaddedRows.
     """
 
     def __init__(self, examples: Examples, T: int, seed: int, pad_id: int) -> None:
@@ -132,8 +132,8 @@ class PackedRows(_Rows):
 
 
 class PaddedRows(_Rows):
-    """One example per row, padded on the right to the longest of its batch, or to T if `fixed`,
-    because a compiled graph is for one shape. A mask that looks ahead would see the padding.
+    """One example per row, padded on the right to the longest of its batch, or to T if `fixed`
+    (a compiled graph is for one shape). A mask that looks ahead would attend to the padding.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ def _empty(B: int, T: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _put(example: Example, inputs: np.ndarray, targets: np.ndarray, at: int) -> int:
-    """Write one example into a row (T,) from `at`, its labels shifted; where it ends."""
+    """Write one example into a row (T,) from `at`, its labels shifted; returns where it ends."""
     end = at + len(example.ids) - 1
     inputs[at:end] = example.ids[:-1]
     targets[at:end] = example.labels[1:]
@@ -172,5 +172,5 @@ def _put(example: Example, inputs: np.ndarray, targets: np.ndarray, at: int) -> 
 
 def _name(names: list[str]) -> str:
     """Where the examples of a batch come from, for messages about it."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more

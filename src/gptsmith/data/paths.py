@@ -12,7 +12,7 @@ _METADATA = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "st
 
 
 class UnavailableError(FileNotFoundError):
-    """A valid source that is not present: the next alternative may be tried."""
+    """A valid source that is not available; the next alternative may be tried."""
 
 
 def find_files(path: str | Path, suffixes: Sequence[str]) -> list[Path]:
@@ -45,7 +45,7 @@ def find_files(path: str | Path, suffixes: Sequence[str]) -> list[Path]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files below a folder, sorted, but for hidden ones and what `datasets` adds."""
+    """All files below a folder, sorted, except hidden ones and what `datasets` adds."""
     if (folder / "dataset_dict.json").is_file():
         splits = sorted(p.name for p in folder.iterdir() if p.is_dir())
         example = f", for example {folder / splits[0]}" if splits else ""
@@ -55,7 +55,7 @@ def files_below(folder: Path) -> list[Path]:
         for p in sorted(folder.rglob("*"))
         if not any(part.startswith(".") for part in p.relative_to(folder).parts)
     ]
-    for p in (folder, *below):  # rglob passes over them in silence
+    for p in (folder, *below):  # rglob skips them silently
         if p.is_dir() and not os.access(p, os.R_OK | os.X_OK):
             raise PermissionError(f"{p}: no permission to read this folder")
     return [

@@ -214,7 +214,7 @@ def _check_splits(config: PrepareConfig, writer: CorpusWriter, documents: Docume
 
 
 def _identity(config: PrepareConfig, sources: list[Source], given: Tokenizer | None) -> Identity:
-    """What must be unchanged for an unfinished corpus to be resumed, or a complete one to do."""
+    """What must be unchanged to resume an unfinished corpus, or to keep a complete one."""
 
     def facts(source: Source) -> dict[str, Any]:
         sizes = [(path.name, path.stat().st_size) for path in source.files]

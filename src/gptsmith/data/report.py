@@ -1,4 +1,4 @@
-"""What reading files came across: records that were skipped, hints, and how far it has come."""
+"""Report on files while they are read: skipped records, hints for the user, progress."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _SHOWN = 3  # places that a line names
 
 
 class Tally:
-    """How many places there are of each kind, and the first of them.
+    """The number of places of each kind, and the first of them.
 
-    A place counts once per kind, however often its file is read.
+    A place counts once per kind, even if its file is read repeatedly.
     """
 
     def __init__(self) -> None:
@@ -51,10 +51,10 @@ class Tally:
 
 
 class ReadReport:
-    """What happens to records that cannot be used, and what is worth telling about the others.
+    """Handles records that cannot be used, and collects remarks for the user.
 
-    on_error   stop with a ValueError, or skip and count; None stops too, for commands that have no
-               such option to mention
+    on_error   stop with a ValueError, or skip and count; None: stop, without mentioning --on-error,
+               which the command does not have
     skipped    skipped records, by kind
     hints      remarks for the user, each once, in order
     position   bytes read so far, over all files of `starts`
@@ -72,19 +72,19 @@ class ReadReport:
         return self.on_error == "skip"
 
     def reject(self, kind: str, place: str, problem: str) -> None:
-        """A record that cannot be used: counted under `kind`, or a ValueError with the problem."""
+        """Skip a record and count it under `kind`, or raise ValueError with the problem."""
         if not self.skips:
             remedy = "; --on-error skip skips such records" if self.on_error else ""
             raise ValueError(f"{place}: {problem}{remedy}")
         self.skipped.add(kind, place)
 
     def lines(self) -> list[str]:
-        """What was skipped, for people."""
+        """What was skipped, one line per kind."""
         return [f"skipped, {line}" for line in self.skipped.lines()]
 
     def hint(self, text: str) -> None:
         self.hints[text] = None
 
     def reached(self, path: Path, offset: int) -> None:
-        """Reading has come to byte `offset` of a file."""
+        """Record that a file has been read up to byte `offset`."""
         self.position = self.starts.get(path, 0) + offset

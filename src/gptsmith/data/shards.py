@@ -31,8 +31,8 @@ FORMAT = 1
 SPLITS = ("train", "val")
 MANIFEST, JOURNAL, UNFINISHED = "manifest.json", "progress.json", "unfinished"
 _COUNTS = ("tokens", "documents", "bytes")
-# numpy pads its header to a multiple of 64 bytes; ours has this size whatever the length says,
-# so that tokens can be appended before their number is known.
+# numpy pads its header to a multiple of 64 bytes. This fixed size holds any length, so that tokens
+# can be appended before their number is known.
 _HEADER_BYTES = 128
 _MAX_SHARDS = 500  # per split: each is an open file in a process that uses the corpus
 
@@ -179,9 +179,9 @@ def _open_shard(folder: Path, shard: dict[str, Any], dtype: str) -> np.ndarray:
 class ShardWriter:
     """Appends tokens to one split of a corpus that is being made.
 
-    `record` is the manifest's entry for this split. What it says of tokens also tells how many of
-    them are in the last file, which is not yet in its list of shards: together with the files it is
-    enough to resume. That file gets its header when it is full.
+    `record` is the manifest's entry for this split. Tokens that it counts beyond its list of shards
+    are in the last file, which gets its header when it is full; so record and files are enough to
+    resume.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class ShardWriter:
                 self._finish_shard()
 
     def sync(self) -> None:
-        """What was appended is on disk when this returns."""
+        """Make what was appended durable."""
         if self._file:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -239,7 +239,7 @@ class ShardWriter:
             self._finish_shard()
 
     def close(self) -> None:
-        """Close the file, as it is."""
+        """Close the file without completing the shard."""
         if self._file:
             with suppress(OSError):  # what could not be written before cannot be written now
                 self._file.close()

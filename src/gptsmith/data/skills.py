@@ -1,7 +1,7 @@
 """The built-in chat set: small skills with checkable answers, and questions about Python itself.
 
 It is generated on demand from words of the documentation of the user's own Python and from random
-letters and numbers; nothing is downloaded. A skill is asked for in several phrasings about an
+letters and numbers; nothing is downloaded. Questions about a skill have several phrasings and an
 argument: a word, a pair of numbers, a name. A hash divides arguments into those that training may
 use and those it never sees, so that no answer to a held-out item can be memorized.
 """
@@ -225,8 +225,8 @@ class _Author:
             return self.phrase(which, a=a, b=b), str(answer)
         if skill == "count":
             word, letter = self.word_and_letter()
-            # The letter is repeated, so that attention from it to its likes in the word is next to
-            # the answer: with the bare number a small model learns to count only with some seeds
+            # The answer repeats the letter, which can attend to its occurrences in the word just
+            # before the number: without it, a small model learns to count only with some seeds
             # (docs/log.md).
             return self.phrase("count", x=word, c=letter), f"{letter}: {word.count(letter)}"
         word = self.word()

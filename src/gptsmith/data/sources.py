@@ -1,7 +1,7 @@
-"""What the user names as text: corpora, files, folders, patterns, data sets of the Hub.
+"""Sources of text, as the user names them: corpora, files, folders, patterns, data sets of the Hub.
 
-Only what was asked for is used. An alternative is one that the user wrote, as in
-`wikipedia|wikitext-2`: tried from left to right, and the choice is recorded with its reason.
+Nothing is replaced silently: alternatives are those that the user lists, as in
+`wikipedia|wikitext-2`. They are tried from left to right; the choice is recorded with its reason.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gptsmith.data.report import ReadReport
 from gptsmith.data.tokenized import IDS, find_layout, holds_ids
 from gptsmith.tokenizer import Tokenizer
 
-# A .json file in a folder of texts is hardly ever one of them.
+# Without .json: in a folder of texts such a file is hardly ever a text.
 SUFFIXES = (*text_files.SUFFIXES, *(s for s in rows.SUFFIXES if s not in (".json", ".json.gz")))
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]*(:[\w.-]+)?)?")
@@ -32,7 +32,7 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]*(:[\w.-]+)?)?")
 def open_source(asked: str, options: ReadOptions, report: ReadReport) -> Source:
     """The source called `asked`, or the first of its alternatives that is available.
 
-    ValueError for a name that means nothing, FileNotFoundError for one that is not available.
+    ValueError for an unknown name, FileNotFoundError if none is available.
     """
     # a file name may contain "|"
     names = [asked] if Path(asked).exists() else [name.strip() for name in asked.split("|")]
@@ -52,11 +52,10 @@ def open_source(asked: str, options: ReadOptions, report: ReadReport) -> Source:
 def encode_source(
     asked: str, tokenizer: Tokenizer, options: ReadOptions, report: ReadReport
 ) -> np.ndarray:
-    """The ids of all documents of a source in memory, each after <|endoftext|> (or what the
-    tokenizer has texts begin with), so that every token has one before it from which to predict it.
+    """The ids of all documents of a source, in memory, each preceded by <|endoftext|> (or by what
+    the tokenizer puts before a text), so that every token has a context to be predicted from.
 
-    ValueError, FileNotFoundError as from open_source, and ValueError for a source without text or
-    with token ids.
+    Errors as from open_source; ValueError also for a source without text or with token ids.
     """
     source = open_source(asked, options, report)
     if source.layout is not None:
@@ -132,11 +131,11 @@ def _layout(paths: Sequence[Path], options: ReadOptions, report: ReadReport) -> 
         return None
     if len(tables) < len(paths):
         other = next(path for path in paths if path not in tables)
-        raise ValueError(f"{tables[0]} holds token ids, {other} does not; prepare them apart")
+        raise ValueError(f"{tables[0]} holds token ids, {other} does not; prepare them separately")
     both = (path for path in tables if "text" in columnar.read_schema(path).names)
     if options.text_column is None and (path := next(both, None)):
         raise ValueError(
-            f"{path}: holds text and token ids; say --text-column text or --text-column {IDS}"
+            f"{path}: holds text and token ids; use --text-column text or --text-column {IDS}"
         )
     return find_layout(tables, report)
 

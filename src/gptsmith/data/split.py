@@ -1,7 +1,7 @@
-"""Dividing a set into training, validation and test, the same way at every reading.
+"""Dividing a set into training, validation and test splits, the same way each time it is read.
 
-Rows with equal keys form a group, which stays in one split: what a model should judge must not be
-known to it from training.
+Rows with equal keys form a group, which stays in one split: a model must not be tested on what it
+was trained on.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def group(keys: Iterable[str]) -> dict[str, list[int]]:
 def hash_order(keys: Sequence[str], seed: int) -> list[int]:
     """The keys' numbers, ordered by a hash of seed and key.
 
-    It depends neither on the order of the keys nor on other keys, so that most keys of a file that
-    grows stay in the split where they were.
+    It depends neither on the order of the keys nor on other keys, so that most keys stay in their
+    split when a file grows.
     """
     digests = [hashlib.sha256(f"{seed}\n{key}".encode()).digest() for key in keys]
     return sorted(range(len(keys)), key=digests.__getitem__)
@@ -67,10 +67,10 @@ _HASHED = 1 << 16  # characters of a document that its hash depends on
 class DocumentSplit:
     """The documents of a corpus with their split, in one order; can be iterated more than once.
 
-    A single document validates on its last characters. Of several, those with a low hash do, so
-    that neither their order nor a further document moves one to another split. Sources that bring
-    their own validation documents, or validate on their first shard, do that instead. Validation
-    documents come first where they are known from the start.
+    A single document's last characters are for validation. Of several, those with a low hash are,
+    so that neither reordering nor adding documents moves one to another split. Sources may have
+    their own validation documents, or use their first shard. Validation documents that are known
+    from the start come first.
 
     duplicates   documents left out as exact copies, so far in this iteration
     rules        how validation documents are chosen, in words, so far in this iteration
@@ -122,7 +122,7 @@ class DocumentSplit:
                 yield from source.validation()
 
     def _overlap(self, val: Source) -> str:
-        """What of the validation source is training data too: its loss will look too good."""
+        """Which part of the validation source is also trained on, making its loss too low."""
         if self.deduplicate:
             return ""
         if any(val.used == source.used for source in self.sources):
@@ -132,7 +132,7 @@ class DocumentSplit:
         return f", of whose files {len(shared)} are trained on too" if shared else ""
 
     def _candidates(self, seen: set[bytes]) -> Iterator[SplitDocument]:
-        """Documents in reading order; "val" means here: to be divided."""
+        """Documents in reading order; here, "val" marks those that are still to be divided."""
         for source in self.sources:
             split: Split = "val"
             if self.val is not None or source.validation is not None:
@@ -163,17 +163,17 @@ class DocumentSplit:
             yield split, document
 
     def _few(self, documents: list[SplitDocument]) -> Iterator[SplitDocument]:
-        """An exact share of so few documents that they fit into memory, and at least one."""
-        divided = [i for i, (split, _) in enumerate(documents) if split == "val"]
+        """For few documents, which fit into memory: an exact share, and at least one."""
+        undecided = [i for i, (split, _) in enumerate(documents) if split == "val"]
         val: list[int] = []
-        if len(divided) == 1:
-            head, tail = self._cut(documents[divided[0]][1])
+        if len(undecided) == 1:
+            head, tail = self._cut(documents[undecided[0]][1])
             yield "val", tail
-            documents[divided[0]] = "train", head
-        elif divided:
-            count = min(max(1, round(self.val_fraction * len(divided))), len(divided) - 1)
-            self._rule(f"the {count} of {len(divided)} documents with the lowest hash")
-            val, _ = fill(sorted(divided, key=lambda i: (_hash(documents[i][1]), i)), [count])
+            documents[undecided[0]] = "train", head
+        elif undecided:
+            count = min(max(1, round(self.val_fraction * len(undecided))), len(undecided) - 1)
+            self._rule(f"the {count} of {len(undecided)} documents with the lowest hash")
+            val, _ = fill(sorted(undecided, key=lambda i: (_hash(documents[i][1]), i)), [count])
         yield from (documents[i] for i in val)
         for i, (split, document) in enumerate(documents):
             if i not in val:
@@ -212,7 +212,7 @@ class _Slice:
 
 
 def _file_id(path: Path) -> tuple[int, int]:
-    """Equal for all names of one file."""
+    """Identifies a file, whatever its name."""
     status = path.stat()
     return status.st_dev, status.st_ino
 

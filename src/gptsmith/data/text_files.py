@@ -27,9 +27,8 @@ _BOUNDARY = re.compile(r"\S(?=[ \t\r\n])|[A-Za-z](?=[!-@\[-`{-~])")
 def safe_cut(text: str) -> int:
     """The last index where `text` may be cut without a change of ids; 0 if there is none.
 
-    True for GPT-2's split pattern (no pre-token spans such a boundary, and none depends on what
-    comes before it) and trivially for characters and bytes. A tokenizer of another kind gets whole
-    documents.
+    Valid for GPT-2's split pattern (no pre-token spans such a boundary, and none depends on what
+    comes before it) and trivially for characters and bytes. Other tokenizers get whole documents.
     """
     window = 256
     while True:
@@ -75,7 +74,7 @@ def _whole(path: Path, report: ReadReport) -> Iterator[Document]:
             if "<|endoftext|>" in chunk:
                 report.hint(
                     f"{path}: holds <|endoftext|> as plain text; if it separates documents, "
-                    "say --document-separator '<|endoftext|>'"
+                    "use --document-separator '<|endoftext|>'"
                 )
             yield Document(str(path), chunks)
             return

@@ -1,4 +1,4 @@
-"""Examples of tables that hold token ids and labels already, made by other tools."""
+"""Examples from tables of token ids and labels that other tools made."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def token_examples(
     kind = labels
     if kind == "auto":
         detector = ShiftDetector(
-            "say --labels unshifted (each at its own token) or --labels shifted (one before it)"
+            "use --labels unshifted (each at its own token) or --labels shifted (one before it)"
         )
         for row in token_rows(paths, report):
             detector.add(row.place, row.ids, _labels(row))
@@ -63,10 +63,10 @@ def _labels(row: TokenRow) -> np.ndarray:
 def check_stop_token_trained(
     examples: Iterable[Example], template: ChatTemplate, tokenizer: Tokenizer
 ) -> Iterator[Example]:
-    """The examples as they are, with a check of where their answers end.
+    """Pass the examples on, checking that the model learns to end its answers.
 
-    ValueError at once if the end token after an answer is not a target, and at the end if no answer
-    of the set has one: a model trained on these would not stop.
+    ValueError if the end token after an answer is not a target, and, after the last example, if no
+    answer ends with one: a model trained on these would not stop.
     """
     stops = np.array(template.stop_ids)
     name = tokenizer.decode(template.stop_ids[:1])

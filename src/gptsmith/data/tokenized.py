@@ -1,6 +1,6 @@
-"""Tables that hold token ids already, in the columns input_ids and perhaps labels.
+"""Tables of token ids, in the column input_ids and optionally labels.
 
-Two things differ between such files. Both are found by comparing all rows, or the file is refused:
+Such files differ in two ways. Both are found by comparing all rows, or the file is rejected:
 labels equal input_ids (the model shifts them) or are shifted already (labels[i] = input_ids[i + 1],
 so that the last label of a row is one token more); and rows are documents, or blocks of equal
 length cut from one stream, as packing scripts write them.
@@ -78,9 +78,9 @@ def _lists(path: Path, name: str, column: pa.Array) -> list[np.ndarray]:
 
 
 class ShiftDetector:
-    """Tells whether labels are shifted, from all rows together.
+    """Finds whether labels are shifted, from all rows together.
 
-    remedy: what the user can do where comparison cannot tell.
+    remedy: what the user can do if the rows do not tell.
     """
 
     def __init__(self, remedy: str) -> None:
@@ -89,9 +89,9 @@ class ShiftDetector:
 
     def add(self, place: str, ids: np.ndarray, labels: np.ndarray) -> None:
         """Compare one row. ValueError if its labels fit neither reading."""
-        known = labels != _IGNORED
-        same = bool((labels == ids)[known].all())
-        ahead = bool((labels[:-1] == ids[1:])[known[:-1]].all())
+        is_target = labels != _IGNORED
+        same = bool((labels == ids)[is_target].all())
+        ahead = bool((labels[:-1] == ids[1:])[is_target[:-1]].all())
         if not same and not ahead:
             raise ValueError(
                 f"{place}: labels are neither input_ids nor input_ids shifted by one; {self.remedy}"
@@ -111,7 +111,7 @@ class ShiftDetector:
 
 
 def find_layout(paths: Sequence[Path], report: ReadReport) -> TokenLayout:
-    """The layout of the rows of all files together. ValueError if comparison cannot tell it."""
+    """The layout of the rows of all files together. ValueError if it is ambiguous."""
     detector = ShiftDetector("remove the column labels if the ids alone are right")
     count, joined, last_label = 0, True, None
     first, equal, ended = 0, True, False  # the last block of a packing script may be shorter
@@ -155,7 +155,7 @@ def tokenized_documents(
     for place, ids, labels in checked():
         if layout.labels == "shifted" and labels is not None:
             ids = with_last_label(ids, labels)
-        if len(ids) and ids[-1] == eos_id:  # ours is put before a document, not after it
+        if len(ids) and ids[-1] == eos_id:  # the corpus has it before each document, not after
             ids = ids[:-1]
         if len(ids) == 0:
             report.reject("empty document", place, "an empty document")
@@ -164,7 +164,7 @@ def tokenized_documents(
 
 
 class _Stream:
-    """All rows, one after the other; of shifted rows also the one token that only labels hold."""
+    """All rows in order; if labels are shifted, also the last token, which only labels hold."""
 
     def __init__(self, rows: Callable[[], Iterator[TokenRow]], shifted: bool) -> None:
         self.rows, self.shifted = rows, shifted
@@ -190,5 +190,5 @@ def check_ids(row: TokenRow, vocab_size: int) -> None:
 
 
 def with_last_label(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Ids and the one token more that shifted labels hold, unless it is -100."""
+    """Ids and the last label, the one more token of a shifted row, unless it is -100."""
     return np.append(ids, labels[-1:][labels[-1:] != _IGNORED])

@@ -46,14 +46,14 @@ def train_tokenizer(
 ) -> Tokenizer:
     """A char or bpe tokenizer of the documents; total: bytes of the source files."""
     if choice == "char":
-        # Validation too: a character that is only there would have no id.
+        # Validation documents too: a character that occurs only in them would have no id.
         return Tokenizer.char(str(c) for _, document in documents for c in document.chunks)
     print("training the tokenizer on the training documents", file=sys.stderr)
     return Tokenizer.train_bpe(_sample(documents, total), vocab_size or _DEFAULT_VOCAB_SIZE)
 
 
 def _sample(documents: DocumentSplit, total: int) -> Iterator[str]:
-    """Training text, all of it if it is short; else blocks chosen by hash, from everywhere."""
+    """All training text if it is short, else blocks from all of it, chosen by hash."""
     share = _SAMPLE / total if total > _SAMPLE else 1.0
     room = _SAMPLE
     for split, document in documents:

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +32,33 @@ def real_data() -> Path:
     """Excerpts of public data sets, in the paths and formats of the complete ones, and GPT-2's
     tokenizer. They are part of the repository; a test of a complete data set: data_sets.py."""
     return ROOT / "tests" / "fixtures" / "data"
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared corpus of 60 thousand bytes of arithmetic: a pattern that small models learn."""
+    from gptsmith.data.options import PrepareConfig
+    from gptsmith.data.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("corpus")
+    text = folder / "text.txt"
+    text.write_text("".join(f"{n} plus {n + 1} is {n + n + 1}. " for n in range(3000)))
+    return prepare(PrepareConfig(sources=(str(text),), out=folder / "corpus", tokenizer="byte"))
+
+
+@pytest.fixture
+def user_error(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command, in this process, that must end with exit code 2; its one line of error."""
+    from gptsmith import cli
+
+    def run(*words: object) -> str:
+        capsys.readouterr()  # of what ran before
+        assert cli.main([*map(str, words)]) == 2
+        error = capsys.readouterr().err.strip()
+        assert len(error.splitlines()) == 1, error
+        return error
+
+    return run
 
 
 @pytest.fixture

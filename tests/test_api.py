@@ -13,15 +13,6 @@ QUIET = {"monitor": {"trackers": "none"}, "eval": {"interval": 0, "sample_tokens
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    (folder / "text.txt").write_text("The boats go out and come back. " * 120, encoding="utf-8")
-    argv = ["prepare", str(folder / "text.txt"), "--tokenizer", "byte", "--out", str(folder / "c")]
-    assert cli.main(argv) == 0
-    return folder / "c"
-
-
-@pytest.fixture(scope="module")
 def base(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> gptsmith.LoadedRun:
     model = {"n_layer": 1, "n_head": 2, "n_embd": 16, "context_length": 64}
     out = tmp_path_factory.mktemp("runs") / "base"

@@ -2,25 +2,18 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from runs import assert_same_checkpoints, assert_same_weights, events, finish, kill_after
 
-from gptsmith import cli
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data.chat import load_chat
 from gptsmith.data.options import ChatFiles
 from gptsmith.data.packing import PaddedRows
 from gptsmith.evaluate.perplexity import evaluate
-from gptsmith.model.config import ModelConfig
-from gptsmith.model.gpt import GPTModel
-from gptsmith.run import Run, weights
-from gptsmith.tokenizer import Tokenizer
+from gptsmith.run import Run
 from gptsmith.train import checkpoint, runtime
 
 CPU = torch.device("cpu")
@@ -35,16 +28,6 @@ KINDS = {
     "lora": ["--lora.rank", "2", "--lora.dropout", "0.1", "--dropout", "0.2"],
     "frozen": ["--freeze", "embedding.*", "--freeze", "blocks.0.*", "--dropout", "0.1"],
 }
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("base") / "run"
-    config = ModelConfig(n_layer=2, n_head=2, n_embd=32, context_length=96, vocab_size=257)
-    torch.manual_seed(0)
-    with Run.create(path, {"note": "untrained"}, config, Tokenizer.byte()) as run:
-        weights.save(run.weights, GPTModel(config).state_dict(), {})
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -63,15 +46,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(base: Path, data: Path, out: Path, *more: str) -> list[str]:
     return [
-        sys.executable, "-m", "gptsmith", "finetune", "chat", "--from", str(base),
+        "finetune", "chat", "--from", str(base),
         "--data", str(data), "--out", str(out), *COMMON, *more,
     ]  # fmt: skip
-
-
-def finish(argv: list[str]) -> str:
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -81,17 +58,13 @@ def tuned(request, base: Path, data: Path, tmp_path_factory) -> tuple[str, Path]
     return request.param, out
 
 
-def events(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def loss(run: Path, data: Path) -> float:
     opened = Run.open(run)
     model, tokenizer = opened.load_model(), opened.tokenizer
     assert opened.template is not None
     template = ChatTemplate(opened.template, tokenizer)
-    examples, _ = load_chat([data], ChatFiles(), template, tokenizer, 96)
-    batches = PaddedRows(examples, 96, 0, 0).validation(8)
+    examples, _ = load_chat([data], ChatFiles(), template, tokenizer, 64)
+    batches = PaddedRows(examples, 64, 0, 0).validation(8)
     return evaluate(model, batches, runtime.choose_precision("fp32", CPU)).loss
 
 
@@ -102,7 +75,7 @@ def test_learns_and_produces_a_chat_model(base: Path, data: Path, tuned) -> None
     assert [run.tokenizer.special_tokens[t] for t in CHAT_TOKENS] == [257, 258, 259, 260, 261]
     assert run.model_config.vocab_size == 262
     assert run.model_config.dropout == {"all": 0, "lora": 0.2, "frozen": 0.1}[kind]
-    first, *_, last = (e["val_loss"] for e in events(path) if e["event"] == "val")
+    first, *_, last = (e["val_loss"] for e in events(path, "val"))
     assert last < 0.8 * first
     assert loss(path, data) == pytest.approx(last, rel=0.1)  # merged, on the whole set
     assert (path / "adapter").is_dir() == (kind == "lora")
@@ -133,25 +106,13 @@ def test_killed_and_resumed_without_its_base(base: Path, data: Path, tuned, tmp_
     run = tmp_path / "run"
     for attempt in range(2):
         argv = command(away, data, run, *KINDS[kind], *(["--resume"] if attempt else []))
-        process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        limit = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < limit:
-            found = checkpoint.steps(run / "checkpoints")
-            if found and found[-1] >= 10 + 20 * attempt:
-                break
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kill_after(10 + 20 * attempt, argv, run)
         if away.exists():
             shutil.rmtree(away)  # a run in progress needs what it started from no more
     assert 0 < checkpoint.steps(run / "checkpoints")[-1] < 60
     finish(command(away, data, run, *KINDS[kind], "--resume"))
-    for group in ("model", "optimizer"):
-        one, two = (checkpoint.find(r / "checkpoints")[0].load(group) for r in (whole, run))
-        assert one.keys() == two.keys()
-        assert all(torch.equal(one[name], two[name]) for name in one)
-    one, two = (Run.open(r).load_model().state_dict() for r in (whole, run))
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert_same_checkpoints(whole, run)
+    assert_same_weights(whole, run)
 
 
 def test_template_with_own_special_tokens(base: Path, data: Path, tmp_path: Path) -> None:
@@ -169,7 +130,7 @@ def test_template_with_own_special_tokens(base: Path, data: Path, tmp_path: Path
     assert [run.tokenizer.special_tokens[name] for name in names] == [257, 258]
     assert run.template is not None
     assert 258 in ChatTemplate(run.template, run.tokenizer).stop_ids
-    first, *_, last = (e["val_loss"] for e in events(out) if e["event"] == "val")
+    first, *_, last = (e["val_loss"] for e in events(out, "val"))
     assert last < 0.8 * first
 
 
@@ -181,19 +142,17 @@ def test_checkpoint_contains_trained_parameters_only(base: Path, tuned) -> None:
     assert (size < 0.5 * whole) == (kind != "all")
 
 
-def test_user_errors(base: Path, data: Path, tuned, tmp_path: Path, capsys) -> None:
+def test_user_errors(base: Path, data: Path, tuned, tmp_path: Path, user_error) -> None:
     _, path = tuned
 
     def refused(*argv: object) -> str:
-        words = ["finetune", "chat", *map(str, argv)]
-        assert cli.main(words) == 2
-        return capsys.readouterr().err
+        return user_error("finetune", "chat", *argv)
 
     out = tmp_path / "out"
     start = ("--from", base, "--data", data, "--out", out)
     assert "contains a run: --resume" in refused("--from", base, "--data", data, "--out", path)
     assert "no run folder" in refused("--from", tmp_path / "x", "--data", data, "--out", out)
-    assert "more than the model's 96" in refused(*start, "--context-length", "97")
+    assert "more than the model's 64" in refused(*start, "--context-length", "65")
     assert "lora.targets has 'q'" in refused(*start, "--lora.rank", "2", "--lora.targets", "q")
     assert "no effect with rank 0" in refused(*start, "--lora.targets", "qkv")
     assert "matches no parameter" in refused(*start, "--freeze", "block.*")
@@ -217,8 +176,8 @@ def test_user_errors(base: Path, data: Path, tuned, tmp_path: Path, capsys) -> N
     assert "unexpected argument 'oops'" in refused(*more, "oops")
     assert "--train.steps none" in refused(*more, "--train.seconds", "3")
     assert "a.yaml" not in refused(*more, "--eval.prompt", "a.yaml", "--dropout", "0.3")
-    assert cli.main(["finetune", "text", "--out", str(path), "--resume"]) == 2
-    assert "was made by gptsmith finetune chat" in capsys.readouterr().err
+    error = user_error("finetune", "text", "--out", path, "--resume")
+    assert "was made by gptsmith finetune chat" in error
     for flag, value in (
         ("--dropout", "0.3"),
         ("--template", odd),

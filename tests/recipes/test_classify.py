@@ -3,15 +3,13 @@
 import csv
 import io
 import json
-import signal
-import subprocess
 import sys
-import time
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 import torch
+from runs import assert_same_weights, events, kill_after
 
 from gptsmith import cli
 from gptsmith.model.classifier import GPTClassifier
@@ -32,21 +30,6 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    """A byte model of 25 thousand parameters that was pretrained for a moment."""
-    folder = tmp_path_factory.mktemp("base")
-    (folder / "text.txt").write_text("".join(f"{text}, a {kind}.\n" for text, kind in ROWS) * 20)
-    prepare = ["prepare", str(folder / "text.txt"), "--tokenizer", "byte"]
-    assert cli.main([*prepare, "--out", str(folder / "corpus")]) == 0
-    model = ["--model.n-layer", "3", "--model.n-head", "2", "--model.n-embd", "32"]
-    model += ["--model.context-length", "32", "--train.steps", "20", "--train.num-threads", "1"]
-    words = ["pretrain", "--data", str(folder / "corpus"), "--out", str(folder / "run"), *model]
-    words += ["--eval.interval", "0", "--eval.sample-tokens", "0", "--monitor.trackers", "none"]
-    assert cli.main(words) == 0
-    return folder / "run"
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("data") / "rows.csv"
     with path.open("w", newline="") as file:
@@ -57,11 +40,6 @@ def data(tmp_path_factory) -> Path:
 def words(base: Path, data: Path, out: Path, *more: str) -> list[str]:
     where = ["--from", str(base), "--data", str(data), "--out", str(out)]
     return ["finetune", "classify", *where, *SMALL, *more]
-
-
-def events(run: Path, kind: str) -> list[dict]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [e for e in map(json.loads, lines) if e["event"] == kind]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +92,7 @@ def run_of(base: Path, data: Path, out: Path, *more: str) -> Run:
     ("more", "trained"),
     [
         (["--trained", "head"], ["score.weight"]),
-        ([], ["score.weight", "final_norm.*", "blocks.2.*"]),
+        ([], ["score.weight", "final_norm.*", "blocks.1.*"]),
         (["--trained", "all"], ["*"]),
         (["--freeze", "blocks.*"], ["score.weight", "final_norm.*", "embedding.*"]),
         (["--lora.rank", "2"], ["score.weight", "blocks.*.qkv.*", "blocks.*.proj.*",
@@ -140,16 +118,10 @@ def test_killed_and_resumed_run_is_bit_exact(base, data, tmp_path):
     assert cli.main(argv) == 0
     out = tmp_path / "killed"
     argv[argv.index(str(tmp_path / "straight"))] = str(out)
-    process = subprocess.Popen([sys.executable, "-m", "gptsmith", *argv], stderr=subprocess.DEVNULL)
-    while not (out / "checkpoints" / "step-000010").exists():
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_after(10, argv, out)
     assert not (out / "test.json").exists()
     assert cli.main(["finetune", "classify", "--out", str(out), "--resume"]) == 0
-    ends = [Run.open(tmp_path / n).load_model().state_dict() for n in ("straight", "killed")]
-    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert_same_weights(tmp_path / "straight", out)
     tests = [(tmp_path / n / "test-predictions.jsonl").read_text() for n in ("straight", "killed")]
     assert tests[0] == tests[1]
 
@@ -197,18 +169,16 @@ def test_recipes(recipe, base, data, tmp_path):
         (["--trained", "head", "--lora.rank", "2"], "give one of the two"),
         (["--texts-per-step", "12"], "not a multiple of train.batch_size 8"),
         (["--train.total-batch-tokens", "64"], "--texts-per-step"),
-        (["--context-length", "33"], "more than the model's 32"),
+        (["--context-length", "65"], "more than the model's 64"),
         (["--text-column", "body"], "no column 'body', only 'text', 'label'"),
         (["--trained", "tail"], "'head', 'last-block' or 'all'"),
         (["--data", "nowhere.csv"], "nowhere.csv"),
         (["--from", "nowhere"], "there is no run folder nowhere"),
     ],
 )
-def test_user_errors(base, data, tmp_path, capsys, more, says):
-    assert cli.main(words(base, data, tmp_path / "run", *more)) == 2
-    error = capsys.readouterr().err.strip()
+def test_user_errors(base, data, tmp_path, user_error, more, says):
+    error = user_error(*words(base, data, tmp_path / "run", *more))
     assert says in error
-    assert len(error.splitlines()) == 1
     assert len(error) < 320
     assert not (tmp_path / "run").exists()
 
@@ -236,7 +206,7 @@ def test_several_texts_show_their_most_probable_class(tuned, capsys, monkeypatch
     assert [line.split()[0] for line in lines[:2]] == ["bird", "fish"]
     assert lines[1].endswith("%  the perch 3")
     assert lines[2].endswith("…")
-    assert "1 of the texts truncated to 32 tokens" in said.err
+    assert "1 of the texts truncated to 64 tokens" in said.err
 
 
 def test_files_of_texts(tuned, data, tmp_path, capsys):
@@ -274,13 +244,10 @@ def test_files_of_texts(tuned, data, tmp_path, capsys):
         ([], "--run is required"),
     ],
 )
-def test_user_errors_of_classify(tuned, base, tmp_path, capsys, monkeypatch, argv, says):
+def test_user_errors_of_classify(tuned, base, tmp_path, user_error, monkeypatch, argv, says):
     monkeypatch.chdir(tmp_path)
     Path("bad.csv").write_text("text,n\nabc,1\n,2\n")
     Path("taken.csv").write_text("text,predicted\nabc,ham\n")
     named = {"RUN": str(tuned), "BASE": str(base)}
-    assert cli.main(["classify", *(named.get(word, word) for word in argv)]) == 2
-    error = capsys.readouterr().err.strip()
-    assert says in error
-    assert len(error.splitlines()) == 1
+    assert says in user_error("classify", *(named.get(word, word) for word in argv))
     assert not Path("x.csv").exists()

@@ -1,15 +1,10 @@
 """Continued pretraining by the real command: it learns, leaves the rest alone, resumes, refuses."""
 
-import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from runs import assert_same_weights, events, kill_after, untrained
 
 from gptsmith import cli
 from gptsmith.batch import IGNORE_INDEX
@@ -17,10 +12,8 @@ from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE
 from gptsmith.data.dataset import Windows
 from gptsmith.data.options import PrepareConfig
 from gptsmith.data.prepare import prepare
-from gptsmith.model.config import ModelConfig
-from gptsmith.model.gpt import GPTModel
 from gptsmith.recipes import pretrain as recipe
-from gptsmith.run import Run, weights
+from gptsmith.run import Run
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint
 
@@ -34,26 +27,6 @@ KINDS = {
     "lora": ["--lora.rank", "2", "--context-length", "32"],
     "frozen": ["--freeze", "blocks.0.*"],
 }
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made(tmp_path_factory.mktemp("base") / "run", Tokenizer.byte(), template=None)
-
-
-def made(path: Path, tokenizer: Tokenizer, template: str | None, **axes: object) -> Path:
-    """An untrained run."""
-    size = dict(n_layer=2, n_head=2, n_embd=32, context_length=64)
-    config = ModelConfig(**size, vocab_size=tokenizer.vocab_size, **axes)
-    torch.manual_seed(0)
-    with Run.create(path, {"note": "untrained"}, config, tokenizer, template=template) as run:
-        weights.save(run.weights, GPTModel(config).state_dict(), {})
-    return path
-
-
-@pytest.fixture(scope="module")
-def corpus(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepared(base, tmp_path_factory.mktemp("corpus"))
 
 
 def prepared(base: Path, folder: Path) -> Path:
@@ -70,50 +43,33 @@ def argv(base: Path, corpus: Path, out: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def losses(run: Path) -> list[float]:
-    events = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [e["val_loss"] for e in events if e["event"] == "val"]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_continues_and_resumes_bit_exactly(kind, base, corpus, tmp_path):
     """Another corpus is learned; a run that was killed ends as one that was not."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert cli.main(argv(base, corpus, whole, *KINDS[kind])) == 0
-    found = losses(whole)
+    found = [e["val_loss"] for e in events(whole, "val")]
     assert found[-1] < (0.98 if kind == "lora" else 0.8) * found[0]
     assert (whole / "adapter").is_dir() == (kind == "lora")
     assert cli.main(["evaluate", str(whole)]) == 0  # its own corpus is the default
 
     words = argv(base, corpus, killed, *KINDS[kind])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gptsmith", *words],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    limit = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < limit:
-        steps = checkpoint.steps(killed / "checkpoints")
-        if steps and steps[-1] >= 10:
-            break
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_after(10, words, killed)
     assert 0 < checkpoint.steps(killed / "checkpoints")[-1] < 40
     assert cli.main([*words, "--resume"]) == 0
-    one, two = (Run.open(run).load_model().state_dict() for run in (whole, killed))
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert_same_weights(whole, killed)
 
 
 def test_chat_model_keeps_its_template(tmp_path):
     tokenizer = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
-    base = made(tmp_path / "base", tokenizer, TEMPLATE)
+    base = untrained(tmp_path / "base", tokenizer, TEMPLATE)
     corpus = prepared(base, tmp_path)
     assert cli.main(argv(base, corpus, tmp_path / "run")) == 0
     assert Run.open(tmp_path / "run").template == TEMPLATE
 
 
 def test_positions_that_see_their_target_are_masked(tmp_path, monkeypatch):
-    base = made(tmp_path / "base", Tokenizer.byte(), None, mask="prefix(8)")
+    base = untrained(tmp_path / "base", Tokenizer.byte(), mask="prefix(8)")
     corpus = prepared(base, tmp_path)
     made_of: list[Windows] = []
 
@@ -131,10 +87,9 @@ def test_positions_that_see_their_target_are_masked(tmp_path, monkeypatch):
     assert (targets[:, 7:] != IGNORE_INDEX).all()
 
 
-def test_user_errors(base, corpus, tmp_path, capsys):
+def test_user_errors(base, corpus, tmp_path, user_error):
     def refused(*words: object) -> str:
-        assert cli.main(["finetune", "text", *map(str, words), *COMMON]) == 2
-        return capsys.readouterr().err
+        return user_error("finetune", "text", *words, *COMMON)
 
     out = tmp_path / "out"
     start = ("--from", base, "--data", corpus, "--out", out)
@@ -143,7 +98,7 @@ def test_user_errors(base, corpus, tmp_path, capsys):
     assert "no prepared corpus" in refused("--from", base, "--data", tmp_path / "x", "--out", out)
     folder = tmp_path / "other"
     folder.mkdir()
-    other = prepared(made(folder / "run", Tokenizer.char(["0123456789 .plusi"]), None), folder)
+    other = prepared(untrained(folder / "run", Tokenizer.char(["0123456789 .plusi"])), folder)
     message = refused("--from", base, "--data", other, "--out", out)
     assert f"prepare it again with --tokenizer {base}" in message
     assert not out.exists()

@@ -1,15 +1,11 @@
 """Instruction tuning from end to end: a base run and rows in, a run that answers out."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from itertools import product
 from pathlib import Path
 
 import pytest
-import torch
+from runs import assert_same_weights, events, kill_after
 
 from gptsmith import cli
 from gptsmith.chat_template import ChatTemplate
@@ -35,20 +31,6 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    """A byte model of 30 thousand parameters that was pretrained for a moment."""
-    folder = tmp_path_factory.mktemp("base")
-    (folder / "text.txt").write_text("".join(f"{w} {w.upper()}\n" for w in WORDS) * 40)
-    prepare = ["prepare", str(folder / "text.txt"), "--tokenizer", "byte"]
-    assert cli.main([*prepare, "--out", str(folder / "corpus")]) == 0
-    model = ["--model.n-layer", "2", "--model.n-head", "2", "--model.n-embd", "32"]
-    model += ["--model.context-length", "64", "--train.steps", "20", *SMALL[:6]]
-    words = ["pretrain", "--data", str(folder / "corpus"), "--out", str(folder / "run"), *model]
-    assert cli.main([*words, "--eval.interval", "0", "--eval.sample-tokens", "0"]) == 0
-    return folder / "run"
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("data") / "rows.json"
     path.write_text(json.dumps(ROWS))
@@ -59,11 +41,6 @@ def words(base: Path, data: Path, out: Path, *more: str) -> list[str]:
     where = ["--from", str(base), "--data", str(data), "--out", str(out)]
     shares = ["--val-fraction", "0.1", "--test-fraction", "0.2"]
     return ["finetune", "instruct", *where, *shares, *SMALL, "--prompt", PROMPT, *more]
-
-
-def events(run: Path, kind: str) -> list[dict]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [e for e in map(json.loads, lines) if e["event"] == kind]
 
 
 def test_learns_to_answer_and_to_stop(base, data, tmp_path, capsys):
@@ -124,15 +101,9 @@ def test_killed_and_resumed_run_is_bit_exact(base, data, tmp_path):
     assert cli.main(argv) == 0
     out = tmp_path / "killed"
     argv[argv.index(str(tmp_path / "straight"))] = str(out)
-    process = subprocess.Popen([sys.executable, "-m", "gptsmith", *argv], stderr=subprocess.DEVNULL)
-    while not (out / "checkpoints" / "step-000010").exists():
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_after(10, argv, out)
     assert cli.main(["finetune", "instruct", "--out", str(out), "--resume"]) == 0
-    ends = [Run.open(tmp_path / n).load_model().state_dict() for n in ("straight", "killed")]
-    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert_same_weights(tmp_path / "straight", out)
     texts = [(tmp_path / n / "responses.json").read_text() for n in ("straight", "killed")]
     assert texts[0] == texts[1]
 
@@ -183,9 +154,6 @@ def test_skipped_rows_are_listed_in_the_notes(base, tmp_path):
         (["--data", "nowhere.json"], "nowhere.json"),
     ],
 )
-def test_user_errors(base, data, tmp_path, capsys, more, says):
-    assert cli.main(words(base, data, tmp_path / "run", *more)) == 2
-    error = capsys.readouterr().err.strip()
-    assert says in error
-    assert len(error.splitlines()) == 1
+def test_user_errors(base, data, tmp_path, user_error, more, says):
+    assert says in user_error(*words(base, data, tmp_path / "run", *more))
     assert not (tmp_path / "run").exists()

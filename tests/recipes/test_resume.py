@@ -1,6 +1,5 @@
 """Killed with SIGKILL at any moment and resumed, a run ends as if nothing had happened."""
 
-import json
 import math
 import os
 import random
@@ -8,12 +7,11 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-import torch
+from runs import GPTSMITH, assert_same_checkpoints, assert_same_weights, events, finish
 
 from gptsmith.data.options import PrepareConfig
 from gptsmith.data.prepare import prepare
@@ -43,7 +41,7 @@ def command(corpus: Path, out: Path, *more: str) -> list[str]:
     """A run with all that could differ after a crash: dropout, accumulation, Muon, several shards
     and epochs, document masks, evaluation and samples at intervals."""
     return [
-        sys.executable, "-m", "gptsmith", "pretrain", "--data", str(corpus), "--out", str(out),
+        "pretrain", "--data", str(corpus), "--out", str(out),
         "--model.n-layer", "2", "--model.n-head", "2", "--model.n-embd", "32",
         "--model.context-length", "32", "--model.dropout", "0.1", "--document-mask",
         "--train.steps", str(STEPS), "--train.batch-size", "8", "--train.total-batch-tokens", "512",
@@ -53,38 +51,23 @@ def command(corpus: Path, out: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def start(argv: list[str]) -> subprocess.Popen:
+def start(words: list[str]) -> subprocess.Popen:
+    argv = [*GPTSMITH, *words]
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish(argv: list[str]) -> str:
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
-
-
-def events(run: Path) -> list[dict]:
-    """The record without what depends on the clock and on the number of starts."""
+def record(run: Path) -> list[dict]:
+    """Without what depends on the clock and on the number of starts."""
     timed = {"seconds", "tokens_per_second", "peak_memory_mb"}
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in e.items() if k not in timed}
-        for e in lines
-        if e["event"] in ("train", "val", "sample")
-    ]
+    found = events(run, "train", "val", "sample")
+    return [{k: v for k, v in e.items() if k not in timed} for e in found]
 
 
 def same_state(a: Path, b: Path) -> None:
-    one, _ = checkpoint.find(a / "checkpoints")
-    two, _ = checkpoint.find(b / "checkpoints")
-    assert one.step == two.step == STEPS
-    for group in ("model", "optimizer"):
-        left, right = one.load(group), two.load(group)
-        assert left.keys() == right.keys()
-        assert all(torch.equal(left[name], right[name]) for name in left)
-    assert events(a) == events(b)
-    left, right = (checkpoint.load_tensors(run / "model.safetensors") for run in (a, b))
-    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert checkpoint.find(a / "checkpoints")[0].step == STEPS
+    assert_same_checkpoints(a, b)
+    assert_same_weights(a, b)
+    assert record(a) == record(b)
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +161,7 @@ def test_damaged_newest_checkpoint_is_reported_and_the_next_used(corpus, whole, 
 def test_resume_rejects_changed_settings(corpus, whole, change, says):
     files = stored(whole)
     done = subprocess.run(
-        command(corpus, whole, "--resume", *change), capture_output=True, text=True, check=False
+        [*GPTSMITH, *command(corpus, whole, "--resume", *change)], capture_output=True, text=True
     )
     assert files == stored(whole)  # nothing is lost or changed by a refusal
     assert done.returncode == 2
@@ -193,7 +176,7 @@ def test_second_process_in_one_folder_is_rejected(corpus, tmp_path):
         time.sleep(0.02)
         assert first.poll() is None
     second = subprocess.run(
-        command(corpus, run, "--resume"), capture_output=True, text=True, check=False
+        [*GPTSMITH, *command(corpus, run, "--resume")], capture_output=True, text=True
     )
     first.kill()
     first.communicate()

@@ -1,0 +1,21 @@
+"""Random weights of a size that makes every one of them matter."""
+
+import torch
+from torch import nn
+
+
+def randomize(model: nn.Module, seed: int = 1) -> None:
+    """New weights: biases that are not zero, norms around one."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            noise = 0.25 * torch.randn(p.shape, generator=generator)
+            p.copy_(noise + (p.dim() == 1 and name.endswith("weight")))
+
+
+def add_noise(model: nn.Module, size: float) -> None:
+    """Noise, from the global generator, on all that is trained: adapters too start to matter."""
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(size * torch.randn_like(p))

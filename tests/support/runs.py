@@ -1,0 +1,101 @@
+"""Run folders for tests: untrained ones, records of training, commands that are killed."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from random_weights import randomize
+from torch import Tensor
+
+from gptsmith.interop.external_model import ExternalModel
+from gptsmith.model.classifier import GPTClassifier
+from gptsmith.model.config import ModelConfig
+from gptsmith.model.gpt import GPTModel
+from gptsmith.run import Run, weights
+from gptsmith.tokenizer import Tokenizer
+from gptsmith.train import checkpoint
+
+GPTSMITH = [sys.executable, "-m", "gptsmith"]
+
+
+def untrained(
+    path: Path, tokenizer: Tokenizer, template: str | None = None, **axes: object
+) -> Path:
+    """A run of a small model with the weights of its initialisation."""
+    size = dict(n_layer=2, n_head=2, n_embd=32, context_length=64)
+    config = ModelConfig(**{**size, **axes}, vocab_size=tokenizer.vocab_size)
+    torch.manual_seed(0)
+    with Run.create(path, {"note": "untrained"}, config, tokenizer, template=template) as run:
+        weights.save(run.weights, GPTModel(config).state_dict(), {})
+    return path
+
+
+def random_run(
+    path: Path,
+    config: ModelConfig,
+    tokenizer: Tokenizer | None = None,
+    template: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 1,
+) -> Run:
+    """An imported run, of bytes unless told otherwise, in which every weight matters."""
+    model = (GPTClassifier if config.labels else GPTModel)(config)
+    randomize(model, seed)
+    tensors = ((name, tensor.to(dtype)) for name, tensor in model.state_dict().items())
+    origin = {"import": "random numbers"}
+    tokenizer = tokenizer or Tokenizer.byte()
+    return Run.from_weights(path, origin, config, tokenizer, tensors, dtype, template)
+
+
+def imported_run(path: Path, found: ExternalModel) -> Run:
+    return Run.from_weights(
+        path, dict(found.origin), found.config, found.tokenizer, found.tensors(), found.dtype,
+        found.template,
+    )  # fmt: skip
+
+
+def events(run: Path, *kinds: str) -> list[dict]:
+    """The record of a run's training, of these kinds alone if any are given."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [e for e in map(json.loads, lines) if not kinds or e["event"] in kinds]
+
+
+def finish(words: list[str]) -> str:
+    """Runs `gptsmith WORDS` in a process of its own, which must succeed; its standard error."""
+    done = subprocess.run([*GPTSMITH, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def kill_after(step: int, words: list[str], run: Path) -> None:
+    """Starts `gptsmith WORDS`, which trains `run`; SIGKILL once this step has a checkpoint."""
+    process = subprocess.Popen(
+        [*GPTSMITH, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while max(checkpoint.steps(run / "checkpoints"), default=-1) < step:
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    """The models of two runs are equal, bit for bit."""
+    _assert_equal(*(Run.open(run).load_model().state_dict() for run in (a, b)))
+
+
+def assert_same_checkpoints(a: Path, b: Path) -> None:
+    """The last checkpoints of two runs hold the same step, weights and optimizer state."""
+    one, two = (checkpoint.find(run / "checkpoints")[0] for run in (a, b))
+    assert one.step == two.step
+    for group in ("model", "optimizer"):
+        _assert_equal(one.load(group), two.load(group))
+
+
+def _assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gguf_models import GPT2, LLAMA3, SIZES
+from runs import random_run
 from torch import Tensor
 
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE
 from gptsmith.commands.export import exportable
 from gptsmith.interop import gguf
-from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig, RopeScaling
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.rope import rotary_frequencies, rotate
@@ -29,14 +30,6 @@ from gptsmith.tokenizer import Tokenizer, bpe
 reader = pytest.importorskip("gguf")
 
 V = 257  # of the byte tokenizer; the models have a few rows more, as padding
-SIZES: dict[str, Any] = dict(
-    n_layer=2, n_head=4, n_kv_head=2, n_embd=64, head_dim=32, d_ff=96, context_length=64,
-    vocab_size=264, norm_eps=1e-6,
-)  # fmt: skip
-GPT2: dict[str, Any] = dict(
-    SIZES, n_kv_head=4, head_dim=16, norm="layernorm", mlp="gelu", position="learned", bias="all"
-)
-LLAMA3 = RopeScaling(rope_type="llama3", factor=4.0, original_max_position_embeddings=64)
 LINEAR = RopeScaling(rope_type="linear", factor=4.0)
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", GPT2),
@@ -47,26 +40,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", dict(SIZES, qk_norm=True)),
     "arcee": ("arcee", dict(SIZES, mlp="relu2", tie_embeddings=False)),
 }
-
-
-def make(
-    path: Path,
-    fields: dict[str, Any],
-    tokenizer: Tokenizer | None = None,
-    template: str | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Run:
-    """A run of random weights, of which no two are the same."""
-    config = ModelConfig(**fields)
-    model = (GPTClassifier if config.labels else GPTModel)(config)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(0.2 * torch.randn(p.shape, generator=generator))
-    tensors = ((name, tensor.to(dtype)) for name, tensor in model.state_dict().items())
-    origin = {"import": "random numbers"}
-    tokenizer = tokenizer or Tokenizer.byte()
-    return Run.from_weights(path, origin, config, tokenizer, tensors, dtype, template)
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -127,7 +100,7 @@ def ours_from(tensors: dict[str, Any], config: ModelConfig, neighbours: bool) ->
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weights_under_llama_cpp_names(family: str, tmp_path: Path) -> None:
     architecture, fields = FAMILIES[family]
-    run = make(tmp_path / "run", fields)
+    run = random_run(tmp_path / "run", ModelConfig(**fields))
     keys, tensors = exported(run, tmp_path / "out")
     config, neighbours = run.model_config, architecture in ("llama", "arcee")
     ours = ours_from(tensors, config, neighbours)
@@ -166,7 +139,7 @@ def test_weights_under_llama_cpp_names(family: str, tmp_path: Path) -> None:
 
 def test_rotating_neighbours_equals_our_attention(tmp_path: Path) -> None:
     """llama.cpp's rotation of the queries and keys in the file against ours: the same products."""
-    run = make(tmp_path / "run", FAMILIES["llama3"][1])
+    run = random_run(tmp_path / "run", ModelConfig(**FAMILIES["llama3"][1]))
     _, tensors = exported(run, tmp_path / "out")
     config, T = run.model_config, 9
     D, H, K = config.D, config.n_head, config.K
@@ -190,7 +163,7 @@ def test_rotating_neighbours_equals_our_attention(tmp_path: Path) -> None:
 
 
 def test_number_formats_and_rounding(tmp_path: Path) -> None:
-    run = make(tmp_path / "run", dict(GPT2, d_ff=80, vocab_size=V))
+    run = random_run(tmp_path / "run", ModelConfig(**dict(GPT2, d_ff=80, vocab_size=V)))
     exact = {name: numbers(x) for name, x in exported(run, tmp_path / "f32")[1].items()}
     small = {name for name, x in exact.items() if x.ndim == 1} | {"position_embd.weight"}
     odd = {"blk.0.ffn_down.weight", "blk.1.ffn_down.weight"}  # rows of 80, blocks are of 32
@@ -216,7 +189,7 @@ def test_number_formats_and_rounding(tmp_path: Path) -> None:
 
 
 def test_bf16_weights_stay_exact(tmp_path: Path) -> None:
-    run = make(tmp_path / "run", SIZES, dtype=torch.bfloat16)
+    run = random_run(tmp_path / "run", ModelConfig(**SIZES), dtype=torch.bfloat16)
     _, tensors = exported(run, tmp_path / "out", "bf16")
     ours = run.load_model().state_dict()["blocks.0.attention.proj.weight"]
     stored = tensors["blk.0.attn_output.weight"]
@@ -225,7 +198,7 @@ def test_bf16_weights_stay_exact(tmp_path: Path) -> None:
 
 
 def test_tensors_are_converted_one_at_a_time(tmp_path: Path) -> None:
-    run = make(tmp_path / "run", dict(SIZES, n_layer=12, n_embd=256))
+    run = random_run(tmp_path / "run", ModelConfig(**dict(SIZES, n_layer=12, n_embd=256)))
     tracemalloc.start()  # sees what numpy allocates, not torch: the model itself is not counted
     try:
         gguf.export(exportable(run), tmp_path / "out", kind="f16")
@@ -242,7 +215,9 @@ def test_tokenizer_keys(tmp_path: Path) -> None:
     tokenizer = Tokenizer.train_bpe(["low lower lowest, é " * 20], 300)
     tokenizer = tokenizer.add_special_tokens(CHAT_TOKENS)
     fields = dict(SIZES, vocab_size=tokenizer.vocab_size + 3)
-    keys, tensors = exported(make(tmp_path / "run", fields, tokenizer, TEMPLATE), tmp_path / "out")
+    keys, tensors = exported(
+        random_run(tmp_path / "run", ModelConfig(**fields), tokenizer, TEMPLATE), tmp_path / "out"
+    )
     model = json.loads(tokenizer.to_json())["model"]
     tokens, types = keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"]
     assert keys["tokenizer.ggml.model"] == "gpt2"
@@ -262,7 +237,7 @@ def test_tokenizer_keys(tmp_path: Path) -> None:
 
 
 def test_tokenizer_without_merges_gets_an_unused_one(tmp_path: Path) -> None:
-    keys, _ = exported(make(tmp_path / "run", SIZES), tmp_path / "out")
+    keys, _ = exported(random_run(tmp_path / "run", ModelConfig(**SIZES)), tmp_path / "out")
     assert keys["tokenizer.ggml.tokens"][:256] == list(bpe.byte_alphabet())
     assert keys["tokenizer.ggml.merges"] == ["ÿ ÿ"]  # of a byte that UTF-8 never has
     assert "tokenizer.chat_template" not in keys
@@ -272,7 +247,11 @@ def test_tokenizer_without_merges_gets_an_unused_one(tmp_path: Path) -> None:
 
 
 def test_modelfile_of_a_base_model(tmp_path: Path) -> None:
-    gguf.export(exportable(make(tmp_path / "tales", SIZES)), tmp_path / "out", kind="f16")
+    gguf.export(
+        exportable(random_run(tmp_path / "tales", ModelConfig(**SIZES))),
+        tmp_path / "out",
+        kind="f16",
+    )
     assert (tmp_path / "out" / "tales-f16.gguf").is_file()
     assert (tmp_path / "out" / "Modelfile").read_text() == (
         "# ollama create tales-f16 -f Modelfile\n"
@@ -286,7 +265,7 @@ def test_modelfile_of_a_base_model(tmp_path: Path) -> None:
 def test_modelfile_of_a_chat_model(tmp_path: Path) -> None:
     """Checked by hand: Go's text/template renders this as the Jinja template does."""
     tokenizer = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
-    run = make(tmp_path / "talk", SIZES, tokenizer, TEMPLATE)
+    run = random_run(tmp_path / "talk", ModelConfig(**SIZES), tokenizer, TEMPLATE)
     assert gguf.export(exportable(run), tmp_path / "out", kind="q8_0") == []
     assert (tmp_path / "out" / "Modelfile").read_text() == (
         "# ollama create talk-q8_0 -f Modelfile\n"
@@ -307,7 +286,7 @@ def test_template_without_go_form_is_left_out(tmp_path: Path) -> None:
     first = "{{ '[' if loop.first else '(' }}{{ m.content + '</s>' }}"
     template = f"{{% for m in messages %}}{first}{{% endfor %}}"
     tokenizer = Tokenizer.byte().add_special_tokens(["</s>"])
-    run = make(tmp_path / "run", SIZES, tokenizer, template)
+    run = random_run(tmp_path / "run", ModelConfig(**SIZES), tokenizer, template)
     (note,) = gguf.export(exportable(run), tmp_path / "out")
     assert "without TEMPLATE" in note
     assert "TEMPLATE" not in (tmp_path / "out" / "Modelfile").read_text()
@@ -332,7 +311,7 @@ def test_template_without_go_form_is_left_out(tmp_path: Path) -> None:
     ],
 )
 def test_unsupported_model_is_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
-    run = make(tmp_path / "run", fields)
+    run = random_run(tmp_path / "run", ModelConfig(**fields))
     with pytest.raises(ValueError, match=message) as error:
         gguf.export(exportable(run), tmp_path / "out")
     assert "\n" not in str(error.value)
@@ -352,7 +331,9 @@ def test_unsupported_tokenizer_is_refused(tmp_path: Path) -> None:
     document = json.loads(Tokenizer.train_bpe(["one two " * 9], 270).to_json())
     document["pre_tokenizer"]["use_regex"] = False
     tokenizer = Tokenizer(json.dumps(document, ensure_ascii=False))
-    run = make(tmp_path / "run", dict(SIZES, vocab_size=tokenizer.vocab_size), tokenizer)
+    run = random_run(
+        tmp_path / "run", ModelConfig(**dict(SIZES, vocab_size=tokenizer.vocab_size)), tokenizer
+    )
     with pytest.raises(ValueError, match="splits text by ByteLevel"):
         gguf.export(exportable(run), tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
@@ -368,7 +349,7 @@ def test_f16_overflow_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    run = make(tmp_path / "run", SIZES)
+    run = random_run(tmp_path / "run", ModelConfig(**SIZES))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
@@ -381,7 +362,7 @@ def test_full_disk_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_occupied_folder_is_untouched(tmp_path: Path) -> None:
-    run = make(tmp_path / "run", SIZES)
+    run = random_run(tmp_path / "run", ModelConfig(**SIZES))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("x")
     with pytest.raises(FileExistsError, match="out is not empty"):
@@ -390,7 +371,7 @@ def test_occupied_folder_is_untouched(tmp_path: Path) -> None:
 
 
 def test_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make(tmp_path / "run", SIZES)
+    run = random_run(tmp_path / "run", ModelConfig(**SIZES))
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ValueError, match=r'pip install "gptsmith\[gguf\]"'):
         gguf.export(exportable(run), tmp_path / "out")

@@ -12,6 +12,8 @@ from typing import Any
 import peft
 import pytest
 import torch
+from random_weights import add_noise
+from runs import imported_run, random_run
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -34,7 +36,6 @@ from gptsmith.interop.hf_mapping import transformers_class
 from gptsmith.interop.peft import Adapter
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import PRESETS, ModelConfig, RopeScaling
-from gptsmith.model.gpt import GPTModel
 from gptsmith.model.lora import LoraConfig, attach
 from gptsmith.model.tuning import Tuning, trainable_state_dict
 from gptsmith.run import Run, Which, layout, weights
@@ -68,25 +69,6 @@ AXES: dict[str, dict[str, Any]] = {
 }
 
 
-def from_weights(
-    path: Path,
-    config: ModelConfig,
-    tokenizer: Tokenizer = TOKENIZER,
-    template: str | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Run:
-    """A run with random weights of a size that makes all of them matter."""
-    torch.manual_seed(3)
-    model = (GPTClassifier if config.labels else GPTModel)(config)
-    tensors = {
-        name: (0.25 * torch.randn_like(t) + (t.dim() == 1 and name.endswith("weight"))).to(dtype)
-        for name, t in model.state_dict().items()
-    }
-    return Run.from_weights(
-        path, {"import": "somewhere"}, config, tokenizer, tensors.items(), dtype, template
-    )
-
-
 def export(run: Run, out: Path, dtype: torch.dtype | None = None) -> list[str]:
     return hf.export(exportable(run), out, dtype)
 
@@ -116,7 +98,7 @@ def opened(folder: Path, auto: Any = AutoModelForCausalLM) -> Any:
 
 @pytest.mark.parametrize("name", AXES)
 def test_logits_equal_ours(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    run = from_weights(tmp_path / "run", ModelConfig(**SMALL, **AXES[name]))
+    run = random_run(tmp_path / "run", ModelConfig(**SMALL, **AXES[name]), TOKENIZER)
     export(run, tmp_path / "out")
     theirs = opened(tmp_path / "out")
     wanted = logits(run.load_model())
@@ -134,7 +116,9 @@ def test_logits_equal_ours(name: str, tmp_path: Path, capfd: pytest.CaptureFixtu
 def test_every_preset_exports(preset: str, tmp_path: Path) -> None:
     assert transformers_class(ModelConfig.preset(preset))
     small = {**SMALL, "n_kv_head": 2 if "n_kv_head" in PRESETS[preset] else 4, "head_dim": 8}
-    run = from_weights(tmp_path / "run", ModelConfig.preset(preset).change(**small, d_ff=48))
+    run = random_run(
+        tmp_path / "run", ModelConfig.preset(preset).change(**small, d_ff=48), TOKENIZER
+    )
     export(run, tmp_path / "out")
     wanted = logits(run.load_model())
     torch.testing.assert_close(logits(opened(tmp_path / "out")), wanted, rtol=0, atol=1e-4)
@@ -148,7 +132,7 @@ def test_reimported_export_equals_the_run(name: str, dtype: torch.dtype, tmp_pat
     config = config.change(vocab_size=tokenizer.vocab_size, dropout=0.1)
     if name == "classifier":
         config = config.change(labels=("ham", "spam", 'Größe "x"'))
-    run = from_weights(
+    run = random_run(
         tmp_path / "run", config, tokenizer, None if config.labels else TEMPLATE, dtype
     )
     assert export(run, tmp_path / "out") == []
@@ -157,16 +141,13 @@ def test_reimported_export_equals_the_run(name: str, dtype: torch.dtype, tmp_pat
     assert found.dtype == dtype
     assert found.tokenizer.to_json() == tokenizer.to_json()
     assert found.template == run.template
-    again = Run.from_weights(
-        tmp_path / "again", dict(found.origin), found.config, found.tokenizer, found.tensors(),
-        found.dtype, found.template,
-    )  # fmt: skip
+    again = imported_run(tmp_path / "again", found)
     assert again.weights.read_bytes() == run.weights.read_bytes()
 
 
 def test_dtype_option(tmp_path: Path) -> None:
     config = ModelConfig(**SMALL)
-    run = from_weights(tmp_path / "run", config)
+    run = random_run(tmp_path / "run", config, TOKENIZER)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         out = tmp_path / str(dtype)
         export(run, out, dtype=dtype)
@@ -195,22 +176,24 @@ def test_dtype_option(tmp_path: Path) -> None:
 def test_architecture_without_transformers_class_is_refused(
     fields: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    run = from_weights(tmp_path / "run", ModelConfig(**{**SMALL, **fields}))
+    run = random_run(tmp_path / "run", ModelConfig(**{**SMALL, **fields}), TOKENIZER)
     with pytest.raises(ValueError, match=message):
         export(run, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_vocabulary_padding_is_cut(tmp_path: Path) -> None:
-    run = from_weights(
-        tmp_path / "run", ModelConfig(**SMALL | dict(vocab_size=V + 40), tie_embeddings=False)
+    run = random_run(
+        tmp_path / "run",
+        ModelConfig(**SMALL | dict(vocab_size=V + 40), tie_embeddings=False),
+        TOKENIZER,
     )
     assert export(run, tmp_path / "out") == ["40 rows that pad the vocabulary are left out"]
     theirs = opened(tmp_path / "out")
     assert theirs.config.vocab_size == V
     wanted = logits(run.load_model())[..., :V]
     torch.testing.assert_close(logits(theirs), wanted, rtol=0, atol=1e-4)
-    few = from_weights(tmp_path / "few", ModelConfig(**SMALL | dict(vocab_size=V - 1)))
+    few = random_run(tmp_path / "few", ModelConfig(**SMALL | dict(vocab_size=V - 1)), TOKENIZER)
     with pytest.raises(ValueError, match=f"has {V} ids, but the model has vectors for {V - 1}"):
         export(few, tmp_path / "none")
 
@@ -233,7 +216,7 @@ def test_qwen2_with_qwen2_tokenizer_stays_qwen2(tmp_path: Path) -> None:
     ours = Tokenizer(json.dumps(document)).add_special_tokens(["<|im_start|>", "<|im_end|>"])
     assert ours.kind == "other"
     config = ModelConfig(**SMALL | dict(vocab_size=ours.vocab_size), **AXES["qwen2"])
-    run = from_weights(tmp_path / "run", config, ours)
+    run = random_run(tmp_path / "run", config, ours)
     assert export(run, tmp_path / "out") == []
     theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
     text = "The fox's 123 dogs\n\n  e\u0301 <|im_end|>\n"
@@ -252,12 +235,12 @@ def test_qwen2_with_qwen2_tokenizer_stays_qwen2(tmp_path: Path) -> None:
 def chat_run(tmp_path: Path) -> Run:
     tokenizer = TOKENIZER.add_special_tokens(CHAT_TOKENS)
     config = ModelConfig(**SMALL | dict(vocab_size=tokenizer.vocab_size), qk_norm=True)
-    return from_weights(tmp_path / "run", config, tokenizer, TEMPLATE)
+    return random_run(tmp_path / "run", config, tokenizer, TEMPLATE)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
 def test_greedy_continuations_match(name: str, tmp_path: Path) -> None:
-    run = from_weights(tmp_path / "run", ModelConfig(**SMALL, **AXES[name]))
+    run = random_run(tmp_path / "run", ModelConfig(**SMALL, **AXES[name]), TOKENIZER)
     export(run, tmp_path / "out")
     theirs, tokenizer = opened(tmp_path / "out"), AutoTokenizer.from_pretrained(tmp_path / "out")
     prompt = tokenizer("The quick brown", return_tensors="pt")
@@ -275,7 +258,7 @@ def test_classifier_reads_last_token_before_padding(name: str, pads: bool, tmp_p
     tokenizer = TOKENIZER.add_special_tokens(["<|pad|>"]) if pads else TOKENIZER
     config = ModelConfig(**SMALL | dict(vocab_size=tokenizer.vocab_size), **AXES[name])
     labels = ("ham", "spam", "eggs")
-    run = from_weights(tmp_path / "run", config.change(labels=labels), tokenizer)
+    run = random_run(tmp_path / "run", config.change(labels=labels), tokenizer)
     export(run, tmp_path / "out")
     theirs = opened(tmp_path / "out", AutoModelForSequenceClassification)
     assert theirs.config.id2label == dict(enumerate(labels))
@@ -302,9 +285,7 @@ def test_model_card_code_runs(
     if kind == "adapter":
         run = lora_run(tmp_path / "run", config, [])
     else:
-        run = from_weights(
-            tmp_path / "run", config, tokenizer, TEMPLATE if kind == "chat" else None
-        )
+        run = random_run(tmp_path / "run", config, tokenizer, TEMPLATE if kind == "chat" else None)
     (export_adapter if kind == "adapter" else export)(run, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     code = card.split("```python\n")[1].split("```")[0]
@@ -328,16 +309,13 @@ def lora_run(path: Path, config: ModelConfig, new: list[str]) -> Run:
     config = config.change(vocab_size=tokenizer.vocab_size + 3)
     ids = tuple(tokenizer.special_tokens[name] for name in new)
     tuned = Tuning(lora=LoraConfig(rank=3, alpha=6), token_ids=ids)
-    base = from_weights(path.with_name("base of it"), config, tokenizer).load_model()
+    base = random_run(path.with_name("base of it"), config, tokenizer).load_model()
     template = TEMPLATE if new else None
     tensors = {name: t.clone() for name, t in base.state_dict().items()}
     run = Run.create(path, {}, config, tokenizer, tuning=tuned, base=tensors, template=template)
     attach(base, tuned.lora, ids)
     torch.manual_seed(5)
-    with torch.no_grad():
-        for p in base.parameters():
-            if p.requires_grad:
-                p.add_(0.2 * torch.randn_like(p))
+    add_noise(base, 0.2)
     save_adapter(run, trainable_state_dict(base), step=1)
     run.close()
     return run

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from hf_models import CASES, TOKENIZER, T, V, save, transformers_model
+from runs import imported_run
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -28,11 +29,7 @@ def logits(model: Any) -> Tensor:
 
 
 def from_weights(folder: Path, path: Path) -> Run:
-    found = open_folder(folder)
-    return Run.from_weights(
-        path, dict(found.origin), found.config, found.tokenizer, found.tensors(), found.dtype,
-        found.template,
-    )  # fmt: skip
+    return imported_run(path, open_folder(folder))
 
 
 @pytest.fixture

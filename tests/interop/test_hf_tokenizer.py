@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import random_run
 from transformers import AutoTokenizer
 
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
@@ -16,8 +16,6 @@ from gptsmith.commands.export import exportable
 from gptsmith.interop import hf
 from gptsmith.interop.hf_tokenizer import read, read_template
 from gptsmith.model.config import ModelConfig, RopeScaling
-from gptsmith.model.gpt import GPTModel
-from gptsmith.run import Run
 from gptsmith.tokenizer import Tokenizer
 
 CHAR = Tokenizer.char(["".join(map(chr, range(48, 111)))])  # 64 ids with <|endoftext|>
@@ -146,11 +144,7 @@ def exported(folder: Path, tokenizer: Tokenizer, template: str | None = None, **
     config = ModelConfig(
         n_layer=1, n_head=4, n_embd=8, context_length=64, vocab_size=tokenizer.vocab_size, **axes
     )
-    tensors = GPTModel(config).state_dict().items()
-    run = Run.from_weights(
-        folder / "run", {"import": "random"}, config, tokenizer, tensors, torch.float32, template
-    )
-    hf.export(exportable(run), folder / "out")
+    hf.export(exportable(random_run(folder / "run", config, tokenizer, template)), folder / "out")
     return folder / "out"
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gguf_models import GPT2, LLAMA3, SIZES
+from runs import random_run
 
 from gptsmith import cli
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
@@ -33,14 +35,6 @@ pytestmark = pytest.mark.gguf
 llama_cpp = pytest.importorskip("llama_cpp")
 pytest.importorskip("gguf")
 
-SIZES: dict[str, Any] = dict(
-    n_layer=2, n_head=4, n_kv_head=2, n_embd=64, head_dim=32, d_ff=96, context_length=64,
-    vocab_size=264, norm_eps=1e-6,
-)  # fmt: skip
-GPT2: dict[str, Any] = dict(
-    SIZES, n_kv_head=4, head_dim=16, norm="layernorm", mlp="gelu", position="learned", bias="all"
-)
-LLAMA3 = RopeScaling(rope_type="llama3", factor=4.0, original_max_position_embeddings=64)
 FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": GPT2,
     "gpt2 untied": dict(GPT2, tie_embeddings=False),
@@ -60,19 +54,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 # Largest difference of a logit, where the logits of these random models have a spread of about 3.
 BOUNDS: dict[gguf.Kind, float] = {"f32": 1e-3, "f16": 0.05, "bf16": 0.5, "q8_0": 0.6}
-
-
-def random_run(path: Path, fields: dict[str, Any]) -> Run:
-    config = ModelConfig(**fields)
-    model = GPTModel(config)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            noise = 0.2 * torch.randn(p.shape, generator=generator)
-            p.copy_(noise + (p.dim() == 1 and name.endswith("weight")))
-    origin = {"import": "random numbers"}
-    tensors = model.state_dict().items()
-    return Run.from_weights(path, origin, config, Tokenizer.byte(), tensors, torch.float32)
 
 
 @contextmanager
@@ -123,7 +104,7 @@ def test_logits_and_greedy_tokens_of_every_family(
     """GPT-2 but for its GELU, the rounding of which costs llama.cpp about 0.002 here. (By a table
     as well, it is the same but where an argument lies between two numbers of f16.)"""
     monkeypatch.setitem(ACTIVATIONS, "gelu", gelu_by_table)
-    run = random_run(tmp_path / "run", FAMILIES[family])
+    run = random_run(tmp_path / "run", ModelConfig(**FAMILIES[family]))
     model = run.load_model()
     for kind, bound in BOUNDS.items():
         if kind != "f32" and "untied" not in family:
@@ -202,10 +183,7 @@ def test_plain_text_has_the_same_tokens(name: str, tmp_path: Path, request: Any)
         tokenizer = foreign(name)
     tokenizer = tokenizer.add_special_tokens(CHAT_TOKENS)
     config = ModelConfig(n_layer=1, n_head=1, n_embd=16, vocab_size=tokenizer.vocab_size)
-    tensors = GPTModel(config).state_dict().items()
-    run = Run.from_weights(
-        tmp_path / "run", {"import": "x"}, config, tokenizer, tensors, torch.float32
-    )
+    run = random_run(tmp_path / "run", config, tokenizer)
     gguf.export(exportable(run), tmp_path / "out", kind="f16")
     (path,) = (tmp_path / "out").glob("*.gguf")
     llama = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
@@ -289,11 +267,7 @@ def test_chat_model_gives_the_same_answers(trained: list[Path], tmp_path: Path) 
 def test_user_text_is_plain_without_parse_special(tmp_path: Path) -> None:
     tokenizer = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
     config = ModelConfig(n_layer=1, n_head=1, n_embd=32, vocab_size=tokenizer.vocab_size)
-    tensors = GPTModel(config).state_dict().items()
-    origin = {"import": "random numbers"}
-    run = Run.from_weights(
-        tmp_path / "run", origin, config, tokenizer, tensors, torch.float32, template=TEMPLATE
-    )
+    run = random_run(tmp_path / "run", config, tokenizer, TEMPLATE)
     with opened(run, tmp_path / "out") as llama:
         assert llama.tokenize(b"<|end|>", special=False) == list(b"<|end|>")
         assert llama.tokenize(b"<|end|>", special=True) == [tokenizer.special_tokens["<|end|>"]]

@@ -12,6 +12,7 @@ import google_crc32c
 import numpy as np
 import pytest
 import torch
+from random_weights import add_noise
 from torch import Tensor
 
 from gptsmith.interop import openai_tf
@@ -134,9 +135,7 @@ def reference() -> Any:
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=V, n_positions=T, n_embd=C, n_head=H, n_layer=L)
     model = GPT2LMHeadModel(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
+    add_noise(model, 0.3)
     return model
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from hf_models import V, transformers_model
 from hf_models import save as save_model
-from torch import Tensor, nn
+from random_weights import add_noise
+from torch import Tensor
 
 from gptsmith.interop.hf import open_folder
 from gptsmith.interop.peft import Adapter, attach_adapter, from_peft, load, save, to_peft
@@ -42,14 +43,6 @@ def pair(case: str, folder: Path, labels: int = 0) -> tuple[Any, GPTModel]:
     return theirs, ours
 
 
-def randomize(model: nn.Module) -> None:
-    torch.manual_seed(7)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.requires_grad:
-                p.add_(0.2 * torch.randn_like(p))
-
-
 def outputs(model: GPTModel) -> Tensor:
     return model.logits(IDS, LENGTHS) if model.config.labels else model(IDS)  # type: ignore
 
@@ -59,7 +52,7 @@ def by_peft(theirs: Any, folder: Path, targets: list[str], **fields: Any) -> Ten
     tuned = peft.get_peft_model(
         theirs, peft.LoraConfig(r=3, lora_alpha=6, target_modules=targets, **fields)
     ).eval()
-    randomize(tuned)
+    add_noise(tuned, 0.2)
     tuned.save_pretrained(folder)
     return tuned(IDS).logits
 
@@ -88,7 +81,7 @@ def test_peft_opens_ours(
     lora = LoraConfig(rank=4, alpha=10, targets=targets)
     plain = outputs(ours)
     attach(ours, lora, token_ids)
-    randomize(ours)
+    add_noise(ours, 0.2)
     adapter = Adapter(lora, trainable_state_dict(ours), token_ids)
     save(tmp_path, ours.config, adapter)
     assert (outputs(ours) - plain).abs().max() > 0.5
@@ -160,7 +153,7 @@ def test_without_transformers_class_our_names_are_used(
     base.load_state_dict(model.state_dict())
     lora = LoraConfig(rank=2)
     attach(model, lora, token_ids)
-    randomize(model)
+    add_noise(model, 0.2)
     save(tmp_path, config, Adapter(lora, trainable_state_dict(model), token_ids))
     stored = json.loads((tmp_path / "adapter_config.json").read_text())
     assert stored["auto_mapping"]["base_model_class"] == "GPTModel"

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from runs import imported_run
 
 from gptsmith.interop import hf, hub, nanogpt, openai_files, openai_tf
 from gptsmith.interop.sources import open_source
-from gptsmith.run import Run
 
 TF = Path(__file__).parent / "fixtures" / "tf_gpt2"
 
@@ -20,10 +20,7 @@ TF = Path(__file__).parent / "fixtures" / "tf_gpt2"
 def test_openai_files_become_a_run(tmp_path: Path) -> None:
     """From a checkpoint by TensorFlow to a run that computes the same."""
     imported = open_source(str(TF))
-    run = Run.from_weights(
-        tmp_path / "run", dict(imported.origin), imported.config, imported.tokenizer,
-        imported.tensors(), imported.dtype, imported.template,
-    )  # fmt: skip
+    run = imported_run(tmp_path / "run", imported)
     expected = json.loads((TF / "logits.json").read_text())
     with torch.no_grad():
         logits = run.load_model()(torch.tensor([expected["ids"]]))[0]
@@ -40,10 +37,7 @@ def test_damaged_source_leaves_no_run(tmp_path: Path) -> None:
     data.write_bytes(bytes(data.stat().st_size))
     imported = open_source(str(broken))
     with pytest.raises(ValueError, match="wrong checksum"):
-        Run.from_weights(
-            tmp_path / "run", dict(imported.origin), imported.config, imported.tokenizer,
-            imported.tensors(), imported.dtype,
-        )  # fmt: skip
+        imported_run(tmp_path / "run", imported)
     assert not (tmp_path / "run").exists()
 
 

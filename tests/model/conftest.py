@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from random_weights import randomize
 from torch import Tensor
 
 from gptsmith.model.classifier import GPTClassifier
@@ -156,15 +157,6 @@ CASES = {
         dict(OURS, mlp="relu2", tie_embeddings=False),
     ),
 }
-
-
-def randomize(model: torch.nn.Module) -> None:
-    """Weights, biases and norms of a size that makes every one of them matter."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            noise = 0.25 * torch.randn(p.shape, generator=generator)
-            p.copy_(noise + (p.dim() == 1 and name.endswith("weight")))
 
 
 @dataclass

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from random_weights import add_noise
 
 from gptsmith.batch import Batch
 from gptsmith.model.classifier import GPTClassifier
@@ -36,9 +37,7 @@ def test_logits_equal_those_of_transformers(case: str, stock: Callable[..., Any]
 def test_a_batched_row_equals_the_row_alone_under_any_mask(mask: str, position: str) -> None:
     torch.manual_seed(0)
     model = GPTClassifier(ModelConfig(**SMALL, mask=mask, position=position, labels=LABELS)).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.3 * torch.randn_like(p))
+    add_noise(model, 0.3)
     ids, lengths = texts(5, 12)
     batched = model.logits(ids, lengths)  # (B, 3)
     assert torch.equal(batched, model.logits(texts(5, 12, pad=50)[0], lengths))

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from random_weights import add_noise
 from torch import Tensor
 
 from gptsmith.batch import Batch
@@ -20,9 +21,7 @@ def tiny(**fields: object) -> GPTModel:
     torch.manual_seed(0)
     sizes = dict(n_layer=2, n_head=H, n_embd=32, n_kv_head=2, context_length=T, vocab_size=V)
     model = GPTModel(ModelConfig(**{**sizes, **fields})).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.2 * torch.randn_like(p))
+    add_noise(model, 0.2)
     return model
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from random_weights import add_noise
 from torch import nn
 
 from gptsmith.batch import Batch
@@ -28,15 +29,8 @@ NEW = [49, 3, 7]
 def make(config: ModelConfig) -> GPTModel:
     torch.manual_seed(0)
     model = (GPTClassifier if config.labels else GPTModel)(config).eval()
-    randomize(model, 0.1)
+    add_noise(model, 0.1)
     return model
-
-
-def randomize(model: nn.Module, size: float) -> None:
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.requires_grad:
-                p.add_(size * torch.randn_like(p))
 
 
 def trained_names(model: nn.Module) -> set[str]:
@@ -49,7 +43,7 @@ def test_merged_equals_attached(config: ModelConfig) -> None:
     names, plain = list(model.state_dict()), model(IDS)
     attach(model, LoraConfig(rank=4, alpha=8, dropout=0.5), NEW)
     assert torch.equal(model(IDS), plain)  # B is zero, the rows are what they were
-    randomize(model, 0.1)
+    add_noise(model, 0.1)
     attached = model(IDS)
     assert (attached - plain).abs().max() > 0.5
     with torch.inference_mode():  # here rows are written into their table, not copied with it
@@ -68,7 +62,7 @@ def test_only_adapters_and_new_rows_change_in_training(config: ModelConfig) -> N
     model = make(config)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     attach(model, LoraConfig(rank=2, dropout=0.1), NEW)
-    randomize(model, 0.01)
+    add_noise(model, 0.01)
     rows = {"embedding.token.rows"} | ({"head.rows"} if not config.tie_embeddings else set())
     assert {n for n in trained_names(model) if ".lora_" not in n} == rows
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.03)
@@ -125,7 +119,7 @@ def test_a_classifier_keeps_its_head_trained() -> None:
     assert {n for n in trained_names(model) if ".lora_" not in n} == {
         "score.weight", "embedding.token.rows",
     }  # fmt: skip
-    randomize(model, 0.1)
+    add_noise(model, 0.1)
     attached = model.logits(IDS, lengths)
     merge(model)
     torch.testing.assert_close(model.logits(IDS, lengths), attached, rtol=1e-5, atol=1e-5)
@@ -138,7 +132,7 @@ def test_generation_with_attached_adapters_is_that_of_the_merged_model(
     """With the KV cache, token by token, and while gradients of a training step are alive."""
     model = make(config)
     attach(model, LoraConfig(rank=4), NEW)
-    randomize(model, 0.1)
+    add_noise(model, 0.1)
     model.train()
     loss = next_token_loss(model, Batch(IDS[:, :-1], IDS[:, 1:]))
     sampling = SamplingConfig(max_new_tokens=6, temperature=0)
@@ -177,7 +171,7 @@ def test_new_rows_are_trained_in_frozen_tables() -> None:
     rest = trained_names(model)
     assert "embedding.token.rows" in rest
     assert "head.weight" in rest  # trained whole, new rows included
-    randomize(model, 0.1)
+    add_noise(model, 0.1)
     attached = model(IDS)
     merge(model)
     torch.testing.assert_close(model(IDS), attached, rtol=1e-5, atol=1e-5)

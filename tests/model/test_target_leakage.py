@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_weights import add_noise
 from torch import Tensor
 
 from gptsmith.model.config import ModelConfig
@@ -86,9 +87,7 @@ def test_leakage_agrees_with_a_real_model(bits: list[bool], n_layer: int) -> Non
     torch.manual_seed(0)
     c = ModelConfig(n_layer=n_layer, n_head=2, n_embd=8, context_length=n, vocab_size=n, mlp="gelu")
     model = GPTModel(c).double()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.3 * torch.randn_like(p))
+    add_noise(model, 0.3)
     x = torch.randn(1, n, 8, dtype=torch.double, requires_grad=True)
     model.embedding.forward = lambda ids, positions: x  # type: ignore[method-assign]
     hidden = model.hidden(torch.zeros(1, n, dtype=torch.long), mask=Mask(rule))

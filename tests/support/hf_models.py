@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
+from random_weights import randomize
 
 from gptsmith.tokenizer import Tokenizer
 
@@ -40,17 +40,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def transformers_model(case: str, labels: int = 0) -> Any:
-    """A model of transformers in eval mode, with random weights large enough to matter."""
+    """A model of transformers in eval mode, with random weights."""
     family, fields = CASES[case]
     kind = "LMHeadModel" if family == "GPT2" else "ForCausalLM"
     cls = getattr(transformers, family + ("ForSequenceClassification" if labels else kind))
     more = dict(num_labels=labels, pad_token_id=V - 1) if labels else {}
     model = cls(cls.config_class(**{**fields, **more})).eval()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            noise = 0.25 * torch.randn(p.shape, generator=generator)
-            p.copy_(noise + (p.dim() == 1 and name.endswith("weight")))
+    randomize(model)
     return model
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from gptsmith import cli
 from gptsmith.model import flops
 from gptsmith.run import Run
 
@@ -46,17 +45,6 @@ def run(corpus: Path) -> Path:
     path = corpus.parent / "run"
     succeed("pretrain", "--data", corpus, "--out", path, *SMALL.split())
     return path
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]):
-    """Runs the command in this process: (exit code, standard output, standard error)."""
-
-    def say(*argv: object) -> tuple[int, str, str]:
-        code = cli.main([str(word) for word in argv])
-        return code, *capsys.readouterr()
-
-    return say
 
 
 def test_evaluate_repeats_the_last_validation(say, run: Path, corpus: Path) -> None:

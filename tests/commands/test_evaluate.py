@@ -3,19 +3,19 @@
 import json
 import math
 import socket
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import random_run
 
-from gptsmith import cli
 from gptsmith.data.options import ReadOptions
 from gptsmith.data.report import ReadReport
 from gptsmith.data.sources import encode_source
 from gptsmith.model.config import ModelConfig
-from gptsmith.model.gpt import GPTModel
 from gptsmith.run import Run
 from gptsmith.tokenizer import Tokenizer
 
@@ -24,29 +24,15 @@ BYTES = Tokenizer.byte()
 CONFIG = ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=T, vocab_size=257)
 
 
-def make(path: Path, seed: int) -> Path:
-    torch.manual_seed(seed)
-    model = GPTModel(CONFIG)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    tensors = model.state_dict().items()
-    Run.from_weights(path, {"import": "test"}, CONFIG, BYTES, tensors, torch.float32)
-    return path
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("runs")
-    return make(folder / "one", 1), make(folder / "two", 2)
+    return random_run(folder / "one", CONFIG).path, random_run(folder / "two", CONFIG, seed=2).path
 
 
 @pytest.fixture
-def say(capsys):
-    def call(*argv: object) -> tuple[int, str, str]:
-        code = cli.main(["evaluate", *map(str, argv)])
-        return code, *capsys.readouterr()
-
-    return call
+def evaluate(say):
+    return partial(say, "evaluate")
 
 
 TEXTS = ["The smith forged a ring, and another one.", "É quite other text."]
@@ -67,11 +53,11 @@ def test_text_becomes_one_stream(text):
 
 @pytest.mark.parametrize(("window", "stride"), [(T, T), (T, 5), (10, 3), (12, 1)])
 def test_every_token_is_a_target_once_with_the_context_of_its_window(
-    say, runs, text, tmp_path, window, stride
+    evaluate, runs, text, tmp_path, window, stride
 ):
     out = tmp_path / "out.json"
     argv = (runs[0], "--data", text, "--window", window, "--stride", stride, "--out", out)
-    code, _, err = say(*argv, "--precision", "fp32")
+    code, _, err = evaluate(*argv, "--precision", "fp32")
     assert (code, err) == (0, "")
     model, ids = (
         Run.open(runs[0]).load_model(),
@@ -90,7 +76,7 @@ def test_every_token_is_a_target_once_with_the_context_of_its_window(
     assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
 
 
-def test_tasks_of_two_runs(say, runs, tmp_path):
+def test_tasks_of_two_runs(evaluate, runs, tmp_path):
     rows = [
         {"ctx": f"{n} and", "endings": [f"{n + i}" for i in range(4)], "label": n % 4}
         for n in range(12)
@@ -99,7 +85,7 @@ def test_tasks_of_two_runs(say, runs, tmp_path):
     responses = [{"instruction": "say a", "output": "a", "response": r} for r in ("a", "b")]
     (tmp_path / "r.json").write_text(json.dumps(responses))
     out = tmp_path / "out.json"
-    code, shown, err = say(
+    code, shown, err = evaluate(
         runs[0], "--tasks", "hellaswag_gpt2,text", "--task-data", tmp_path / "q.jsonl", "--limit",
         "8", "--responses", tmp_path / "r.json", "--compare", runs[1], "--out", out,
     )  # fmt: skip
@@ -117,16 +103,14 @@ def test_tasks_of_two_runs(say, runs, tmp_path):
     assert (tmp_path / "out.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_runs_with_equal_names_markup_and_other_tokenizers(say, runs, text, tmp_path, monkeypatch):
+def test_runs_with_equal_names_markup_and_other_tokenizers(
+    evaluate, runs, text, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    one = make(tmp_path / "sub" / "x[b]", 1)
+    one = random_run(tmp_path / "sub" / "x[b]", CONFIG).path
     tokenizer = BYTES.add_special_tokens(["<|user|>"])
-    tensors = GPTModel(CONFIG.model_copy(update={"vocab_size": 258})).state_dict().items()
-    config = CONFIG.model_copy(update={"vocab_size": 258})
-    Run.from_weights(
-        tmp_path / "x[b]", {"import": "test"}, config, tokenizer, tensors, torch.float32
-    )
-    code, out, err = say(one, "--data", text, "--compare", "x[b]", "--out", "new/out.json")
+    random_run(tmp_path / "x[b]", CONFIG.change(vocab_size=258), tokenizer)
+    code, out, err = evaluate(one, "--data", text, "--compare", "x[b]", "--out", "new/out.json")
     assert code == 0
     assert str(one) in out.replace("\n", "")
     assert "only bits_per_byte can be compared" in err
@@ -135,30 +119,32 @@ def test_runs_with_equal_names_markup_and_other_tokenizers(say, runs, text, tmp_
     assert found["compare"]["perplexity"]["val_loss"] != found["perplexity"]["val_loss"]
 
 
-def test_truncated_question_has_a_note(say, runs, tmp_path):
+def test_truncated_question_has_a_note(evaluate, runs, tmp_path):
     row = {"ctx": "much longer than the context", "endings": ["a", "b"], "label": 0}
     (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"ctx": "short"}))
-    code, _, err = say(runs[0], "--tasks", "hellaswag_gpt2", "--task-data", tmp_path / "q.jsonl")
+    code, _, err = evaluate(
+        runs[0], "--tasks", "hellaswag_gpt2", "--task-data", tmp_path / "q.jsonl"
+    )
     assert code == 0
     assert "1 of 2 questions are truncated on the left" in err
 
 
-def test_runs_of_different_corpora_need_data(say, tmp_path):
+def test_runs_of_different_corpora_need_data(evaluate, tmp_path):
     for name in ("a", "b"):
-        make(tmp_path / name, 1)
+        random_run(tmp_path / name, CONFIG)
         with (tmp_path / name / "config.yaml").open("a") as file:
             file.write(f"data: data/{name}\n")
-    code, out, err = say(tmp_path / "a", "--compare", tmp_path / "b")
+    code, out, err = evaluate(tmp_path / "a", "--compare", tmp_path / "b")
     assert (code, out) == (2, "")
     assert "data/a and data/b: give the text for both with --data" in err
 
 
-def test_text_column_of_a_table(say, runs, tmp_path):
+def test_text_column_of_a_table(evaluate, runs, tmp_path):
     (tmp_path / "t.csv").write_text("one,two\na,The smith forged a ring\n")
-    code, _, err = say(runs[0], "--data", tmp_path / "t.csv")
+    code, _, err = evaluate(runs[0], "--data", tmp_path / "t.csv")
     assert code == 2
     assert "--text-column NAME" in err
-    code, out, _ = say(runs[0], "--data", tmp_path / "t.csv", "--text-column", "two")
+    code, out, _ = evaluate(runs[0], "--data", tmp_path / "t.csv", "--text-column", "two")
     assert code == 0
     assert "23 tokens" in out
 
@@ -182,27 +168,27 @@ def test_text_column_of_a_table(say, runs, tmp_path):
         ("", "was not trained on a prepared corpus: give --data"),
     ],
 )
-def test_wrong_input_is_one_line(say, runs, text, tmp_path, argv, message):
+def test_wrong_input_is_one_line(evaluate, runs, text, tmp_path, argv, message):
     (tmp_path / "empty.txt").touch()
     (tmp_path / "folder.json").mkdir()
     names = {"TEXT": text, "EMPTY": tmp_path / "empty.txt", "RUN": runs[0]}
     names |= {"FOLDER": tmp_path / "folder.json", "ANSWERS": tmp_path / "answers.json"}
     names["ANSWERS"].write_text(json.dumps([{"output": "a", "response": "b"}]))
-    code, out, err = say(runs[0], *(names.get(word, word) for word in argv.split()))
+    code, out, err = evaluate(runs[0], *(names.get(word, word) for word in argv.split()))
     assert code == 2
     assert message in err
     assert len(err.splitlines()) == 1
     assert out == ""
 
 
-def test_results_before_a_failing_judge_are_kept(say, runs, tmp_path):
+def test_results_before_a_failing_judge_are_kept(evaluate, runs, tmp_path):
     rows = [{"instruction": "say a", "output": "a", "response": r} for r in ("a", "b")]
     (tmp_path / "r.json").write_text(json.dumps(rows))
     out = tmp_path / "out.json"
     with socket.socket() as taken:  # bound, but not listening
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        code, shown, err = say(
+        code, shown, err = evaluate(
             runs[0], "--tasks", "text,judge", "--responses", tmp_path / "r.json", "--out", out,
             "--judge.url", url, "--judge.model", "m", "--judge.retries", "0",
         )  # fmt: skip
@@ -212,14 +198,14 @@ def test_results_before_a_failing_judge_are_kept(say, runs, tmp_path):
     assert json.loads(out.read_text())["text"]["exact_match"] == 0.5
 
 
-def test_half_precision_weights_are_not_converted(say, runs, text, tmp_path):
+def test_half_precision_weights_are_not_converted(evaluate, runs, text, tmp_path):
     halves = ((n, t.bfloat16()) for n, t in Run.open(runs[0]).load_model().state_dict().items())
     half = tmp_path / "half"
     Run.from_weights(half, {"import": "test"}, CONFIG, BYTES, halves, torch.bfloat16)
     losses = []
     for run, precision in ((runs[0], "fp32"), (half, "bfloat16")):
         out = tmp_path / "out.json"
-        code, shown, _ = say(run, "--data", text, "--out", out)
+        code, shown, _ = evaluate(run, "--data", text, "--out", out)
         assert code == 0
         assert f"precision     {precision}, that of the weights" in shown
         losses.append(json.loads(out.read_text())["perplexity"]["val_loss"])

@@ -1,28 +1,25 @@
 """A judge behind real HTTP."""
 
-import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 from judge_server import Reply, Server
+from local_web import running
 
 from gptsmith.evaluate import endpoint
 
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[Callable[[str, int], Reply]], Server]]:
-    running: list[Server] = []
+    with ExitStack() as servers:
 
-    def start(reply: Callable[[str, int], Reply]) -> Server:
-        server = Server(reply)
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        running.append(server)
-        return server
+        def start(reply: Callable[[str, int], Reply]) -> Server:
+            server = Server(reply)
+            servers.enter_context(running(server))
+            return server
 
-    yield start
-    for server in running:
-        server.shutdown()
-        server.server_close()
+        yield start
 
 
 @pytest.fixture

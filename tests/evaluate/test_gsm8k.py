@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,18 +16,12 @@ from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TOKENIZER = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
 TRAIN = [Problem(f"{n} and 1?", f"So\n#### {n + 1}") for n in range(3)]
 TEST = [Problem("4 and 1?", "So\n#### 5"), Problem("5 and 1?", "So\n#### 6")]
 ANSWER = " So\n#### 5\n\n"  # to every question: correct once
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def write(folder: Path, **splits: list[Problem]) -> Path:

@@ -26,10 +26,6 @@ class Server(local_web.Server):
         self.asked: Counter[str] = Counter()
         self.lock = threading.Lock()
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
 
 class _Handler(BaseHTTPRequestHandler):
     server: Server

@@ -14,18 +14,30 @@ class Server(ThreadingHTTPServer):
     def handle_error(self, *_: Any) -> None:
         """The other side may have hung up: it has seen enough."""
 
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+@contextmanager
+def running(server: Server) -> Iterator[None]:
+    """Answers requests within the context."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+
 
 @contextmanager
 def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
     """The address of a server that runs within the context."""
-    with Server(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    server = Server(("127.0.0.1", 0), handler)
+    with running(server):
+        yield server.url
 
 
 @dataclass

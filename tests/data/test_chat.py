@@ -142,7 +142,7 @@ def test_ambiguous_labels_are_refused(tmp_path: Path, template: ChatTemplate) ->
     assert "row 1: token id 999 is outside the tokenizer's 0..261" in refused(large, template)
 
 
-def test_sets_that_teach_nothing_are_refused(
+def test_sets_without_targets_are_rejected(
     tmp_path: Path, chat: Path, template: ChatTemplate
 ) -> None:
     rows = unshifted(template)
@@ -221,7 +221,7 @@ def test_refused_set_leaves_no_file(tmp_path: Path, chat: Path, template: ChatTe
     assert [path.name for path in tmp_path.iterdir()] == ["chat.jsonl"]
 
 
-def test_template_that_differs_when_chatting_is_refused(tmp_path: Path, chat: Path) -> None:
+def test_template_that_differs_in_chat_is_rejected(tmp_path: Path, chat: Path) -> None:
     source = TEMPLATE.replace("{{- '<|assistant|>' -}}", "{{- '<|assistant|>Well, ' -}}")
     with pytest.raises(ValueError, match="differs between training and chatting"):
         load(chat, ChatTemplate(source, TOKENIZER))

@@ -66,7 +66,7 @@ def test_batches_are_padded_to_a_multiple_of_eight() -> None:
 
 
 @pytest.mark.parametrize("step", [1, 4, 7, 100])
-def test_an_epoch_takes_each_text_once(step: int) -> None:
+def test_epoch_has_each_text_once(step: int) -> None:
     n = len(LENGTHS)
     samples = rows(step)
     order = numbers(samples, 0, 3 * n)
@@ -82,7 +82,7 @@ def test_the_order_is_a_function_of_the_index() -> None:
         assert numbers(rows(), first, count) == whole[first : first + count]
 
 
-def test_each_step_is_a_random_draw_sorted_by_length() -> None:
+def test_steps_are_random_and_sorted_by_length() -> None:
     shuffled, by_length = numbers(rows(step=1), 0, 69), numbers(rows(step=8), 0, 69)
     for first in range(0, 69, 8):
         step = by_length[first : first + 8]
@@ -92,7 +92,7 @@ def test_each_step_is_a_random_draw_sorted_by_length() -> None:
         assert falls <= any((first + i) % 23 == 0 for i in range(1, 8))
 
 
-def test_position_names_the_place_in_the_order() -> None:
+def test_position_identifies_order_and_index() -> None:
     expected = {"seed": 5, "epoch": 2, "index": 4, "per_epoch": 23}
     assert rows(seed=5).position(50) == expected
 
@@ -115,7 +115,7 @@ def test_text_that_cannot_be_encoded_is_named() -> None:
     assert (len(found.ids), found.classes, found.truncated, found.tokens) == (1, [1], 0, 2)
 
 
-def test_take_is_spread_evenly() -> None:
+def test_take_is_evenly_spaced() -> None:
     part = TEXTS.take(5)
     assert [int(ids[0]) for ids in part.ids] == [0, 4, 9, 13, 18]
     assert part.classes == [0, 1, 0, 1, 0]

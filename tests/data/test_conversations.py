@@ -192,7 +192,7 @@ def test_only_answers_are_targets(template: ChatTemplate) -> None:
     assert str(counts) == "1 of 1 conversations are used"
 
 
-def test_the_reference_case(real_data: Path) -> None:
+def test_labels_match_the_reference_case(real_data: Path) -> None:
     tokenizer = Tokenizer.gpt2(real_data / "gpt2_bpe").add_special_tokens(CHAT_TOKENS)
     talk = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hi there!"}]
     (example,), _ = encode(ChatTemplate(TEMPLATE, tokenizer), [talk], 64)

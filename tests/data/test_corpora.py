@@ -16,7 +16,7 @@ from gptsmith.data.report import ReadReport
 from gptsmith.data.sources import open_source
 
 
-def test_pydocs_is_english_about_python() -> None:
+def test_pydocs_contains_documentation() -> None:
     documents = {d.place: "".join(map(str, d.chunks)) for d in corpora.pydocs()}
     assert 1_500_000 < sum(map(len, documents.values())) < 4_000_000
     assert "class TextWrapper" in documents["textwrap"]

@@ -17,7 +17,7 @@ lengths = st.lists(st.integers(0, 60), min_size=1, max_size=5)
 
 
 def make_shards(lengths: list[int]) -> list[np.ndarray]:
-    """Shards whose tokens say where they lie: token i of shard s is 1000 * s + i."""
+    """Shards whose tokens encode their position: token i of shard s is 1000 * s + i."""
     return [(1000 * s + np.arange(n)).astype(np.uint16) for s, n in enumerate(lengths)]
 
 
@@ -32,7 +32,7 @@ def starts_of(windows: Windows, epoch: int) -> list[int]:
 
 @given(lengths, st.integers(1, 9), st.integers(0, 2**40), st.integers(0, 3))
 @few
-def test_an_epoch_takes_every_window_once_and_misses_less_than_one_per_shard(
+def test_epoch_has_every_window_once_and_misses_less_than_one_per_shard(
     lengths: list[int], T: int, seed: int, epoch: int
 ) -> None:
     """Of a shard of n tokens, (n - 1) // T windows. With phase p (0 <= p < T) and the remainder
@@ -101,7 +101,7 @@ def test_an_epoch_reads_shard_after_shard() -> None:
         assert (set(seen), changes) == ({0, 2, 4}, 2)
 
 
-def test_in_the_long_run_every_token_is_scored() -> None:
+def test_every_token_is_a_target_in_some_epoch() -> None:
     windows = Windows(make_shards([23]), 4, 0, None)
     scored = {t for e in range(40) for row in epoch_of(windows, e) for t in row[1:].tolist()}
     assert scored == set(range(1, 23))
@@ -123,14 +123,14 @@ def test_ranks_and_micro_batches_read_the_same_samples() -> None:
     assert windows.per_epoch == 62
 
 
-def test_the_position_is_four_numbers() -> None:
+def test_position_has_seed_epoch_index_and_length() -> None:
     windows = Windows(make_shards([100]), 9, 5, None)
     assert windows.per_epoch == 11
     assert windows.position(25) == {"seed": 5, "epoch": 2, "index": 3, "per_epoch": 11}
     assert windows.position(0) == {"seed": 5, "epoch": 0, "index": 0, "per_epoch": 11}
 
 
-def test_batches_are_inputs_and_their_successors(tmp_path: Path) -> None:
+def test_targets_are_inputs_shifted_by_one(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", make_shards([50])[0])
     shard = np.load(tmp_path / "a.npy", mmap_mode="r")
     batch = Windows([shard], 6, 0, None).batch(2, 3)
@@ -140,7 +140,7 @@ def test_batches_are_inputs_and_their_successors(tmp_path: Path) -> None:
     assert (batch.documents, batch.name) == (None, "samples 2..4")
 
 
-def test_too_few_tokens_and_too_small_shards_are_told_apart() -> None:
+def test_too_few_tokens_and_too_small_shards_have_different_errors() -> None:
     with pytest.raises(ValueError, match=r"training tokens \(20\) are fewer .* = 65: use more"):
         Windows([np.zeros(10, np.uint16)] * 2, 64, 0, None)
     with pytest.raises(
@@ -170,7 +170,7 @@ def test_the_order_is_the_same_on_every_machine_and_version() -> None:
 
 
 def scored(batches: list[Batch]) -> list[int]:
-    """The scored targets, each checked to be the successor of its input."""
+    """The targets, each checked to be the successor of its input."""
     out = []
     for batch in batches:
         where = batch.targets != IGNORE_INDEX
@@ -181,7 +181,7 @@ def scored(batches: list[Batch]) -> list[int]:
 
 @given(lengths, st.integers(1, 9), st.integers(1, 7), st.integers(1, 9))
 @few
-def test_validation_scores_every_token_but_the_first_of_each_shard_once(
+def test_every_token_but_the_first_of_each_shard_is_a_validation_target_once(
     lengths: list[int], T: int, B: int, stride: int
 ) -> None:
     stride = min(stride, T)
@@ -195,7 +195,7 @@ def test_validation_scores_every_token_but_the_first_of_each_shard_once(
     assert all(batch.inputs.shape[0] == B for batch in batches[:-1])
 
 
-def test_a_limit_takes_windows_evenly_from_the_whole() -> None:
+def test_limited_validation_windows_are_evenly_spaced() -> None:
     shards = make_shards([401, 401])
     T = 10
     some = scored(list(validation_batches(shards, T, 3, None, limit=200)))
@@ -208,7 +208,7 @@ def test_a_limit_takes_windows_evenly_from_the_whole() -> None:
     assert len(scored(list(validation_batches(shards, T, 3, None, limit=1)))) == T
 
 
-def test_validation_windows_know_their_documents() -> None:
+def test_validation_windows_have_document_numbers() -> None:
     shard = np.array([7, 1, 2, 7, 3, 4, 5], dtype=np.uint32)
     (batch,) = validation_batches([shard], 4, 8, eos_id=7)
     assert batch.inputs.tolist() == [[7, 1, 2, 7], [3, 4, 5, 0]]

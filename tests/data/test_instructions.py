@@ -194,7 +194,7 @@ def test_split_of_too_few_rows(rows, shares):
 # --- ids -----------------------------------------------------------------------------------------
 
 
-def test_the_classic_prompt(bpe):
+def test_classic_prompt_is_that_of_alpaca(bpe):
     rows = [Instruction(*r.values(), "here") for r in ROWS]
     found, _ = encoded(rows, bpe)
     for (kept, example), prompt in zip(found, (ALONE, PAIRED), strict=False):

@@ -31,7 +31,7 @@ from gptsmith.tokenizer import Tokenizer
     piece=st.integers(1, 20),
     workers=st.integers(1, 3),
 )
-def test_no_token_is_lost(
+def test_prepared_corpus_contains_every_token(
     tmp_path_factory: pytest.TempPathFactory,
     texts: list[str],
     shard_tokens: int,
@@ -110,7 +110,7 @@ def test_token_ids_are_stored_as_they_are(tmp_path: Path) -> None:
     assert stream.tolist() == np.concatenate(rows).tolist()
     assert (corpus.train_tokens, corpus.val_tokens) == (576, 64)
     assert "blocks of one stream, labels: unshifted" in corpus.manifest["sources"][0]["rows"]
-    assert corpus.bytes_per_token == 1
+    assert corpus.manifest["splits"]["val"]["bytes"] == 64
     with pytest.raises(ValueError, match="holds token ids; give the --tokenizer that made them"):
         run(tmp_path / "bpe", path, tokenizer="bpe")
 

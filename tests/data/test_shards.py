@@ -36,7 +36,8 @@ def test_corpus_is_read_back(corpus: Path) -> None:
     assert train[0] == opened.tokenizer.eos_id == 256
     assert train[1:].astype(np.uint8).tobytes() == text[:1980]
     assert np.concatenate(opened.val).astype(np.uint8).tobytes() == text[1980:]
-    assert (opened.train_tokens, opened.val_tokens, opened.bytes_per_token) == (1981, 220, 1.0)
+    assert (opened.train_tokens, opened.val_tokens) == (1981, 220)
+    assert opened.manifest["splits"]["val"]["bytes"] == 220
     assert opened.fingerprint == fingerprint(opened.manifest)
     opened.verify()
 

@@ -24,7 +24,7 @@ def test_the_same_seed_gives_the_same_conversations(training):
     assert skills.held_out(3, 5) == skills.held_out(3, 5) != skills.held_out(4, 5)
 
 
-def test_roles_take_turns(training):
+def test_roles_alternate(training):
     for conversation in training:
         roles = [m["role"] for m in conversation.messages]
         assert roles == ["user", "assistant"] * (len(roles) // 2)

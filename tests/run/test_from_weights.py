@@ -60,7 +60,7 @@ def test_weights_are_stored_bit_exactly(tmp_path: Path, dtype: torch.dtype) -> N
         ),
     ],
 )  # fmt: skip
-def test_unfitting_weights_leave_no_folder(tmp_path: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_invalid_weights_leave_no_folder(tmp_path: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
     parts = tensors()
     change(parts)
     with pytest.raises(ValueError, match=f"^somebody/model.*{message}"):

@@ -85,7 +85,7 @@ def test_config_of_a_resumed_run_does_not_contain_resume(stopped: Path) -> None:
     assert Run.open(stopped).config["resume"] is False
 
 
-def test_opening_something_else_than_a_run(tmp_path: Path, stopped: Path) -> None:
+def test_error_for_a_path_that_is_not_a_run(tmp_path: Path, stopped: Path) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     (corpus / "manifest.json").write_text("{}")

@@ -18,7 +18,7 @@ from gptsmith.train.plots import draw_curves
         ([float("inf"), None], None),
     ],
 )
-def test_labels_hide_no_point(
+def test_legend_does_not_hide_points(
     val: list[float | None], label: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from matplotlib.backends.backend_agg import RendererAgg

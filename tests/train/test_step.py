@@ -232,7 +232,7 @@ def test_a_loss_spike_is_skipped_and_not_added_to_recent_losses() -> None:
     assert not same(before, weights(model))
 
 
-def test_ordinary_losses_are_no_spikes() -> None:
+def test_ordinary_losses_are_not_spikes() -> None:
     quiet, noisy = LossSpikeGuard(), LossSpikeGuard(sigmas=4)
     for i in range(64):
         assert quiet.check(i, 50.0, 1.0, ["a"]) == ""  # nothing to compare with yet

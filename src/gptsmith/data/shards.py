@@ -120,12 +120,6 @@ class Corpus:
     def val_tokens(self) -> int:
         return int(self.manifest["splits"]["val"]["tokens"])
 
-    @property
-    def bytes_per_token(self) -> float:
-        """UTF-8 bytes of text per token of the validation split: nats/token -> bits/byte."""
-        val = self.manifest["splits"]["val"]
-        return float(val["bytes"] / val["tokens"])
-
     def verify(self) -> None:
         """Read everything and compare with the manifest. ValueError naming what is damaged."""
         bad = [

@@ -66,6 +66,9 @@ def test_help_imports_the_standard_library_only() -> None:
         "evaluate --help",
         "evaluate x --tasks helaswag",
         "classify --help",
+        "generate --help",
+        "chat --help",
+        "demo --help",
     ],
 )
 def test_help_and_wrong_flags_do_not_import_torch(argv: str) -> None:

@@ -10,6 +10,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 from rich.console import Console
@@ -19,13 +20,11 @@ from gptsmith import files
 from gptsmith.chat_template import Message
 from gptsmith.commands import evaluate, finetune, generate, prepare, pretrain
 from gptsmith.config import Section, load_config
-from gptsmith.evaluate import skills
-from gptsmith.generate.chat import Chat
 from gptsmith.generate.options import SamplingConfig
-from gptsmith.recipes.report import number
-from gptsmith.run import Run
-from gptsmith.train import checkpoint
 from gptsmith.train.monitor import read_events
+
+if TYPE_CHECKING:
+    from gptsmith.run import Run
 
 PROMPTS = ("The function returns", "def ", "Raises ValueError if")
 CONVERSATIONS = (
@@ -59,6 +58,9 @@ def main(argv: Sequence[str]) -> int:
         prog="gptsmith demo",
         description="Train a small GPT on your own Python's documentation, and tune it to answer.",
     )
+    from gptsmith.evaluate import skills  # imports torch: not before help and option errors
+    from gptsmith.run import Run
+
     console = Console()
     corpus = config.folder / "data" / "pydocs"
     base, tuned = config.folder / "runs" / "demo", config.folder / "runs" / "demo-chat"
@@ -123,6 +125,8 @@ def _run_stage(run: Path | None, words: Sequence[str | Path]) -> int:
 
     run: the run that it trains, if any; skipped if it is finished, resumed if it was interrupted.
     """
+    from gptsmith.train import checkpoint
+
     if run is not None:
         if (run / "model.safetensors").is_file():
             print(f"{run} is finished already")
@@ -140,6 +144,8 @@ def _run_stage(run: Path | None, words: Sequence[str | Path]) -> int:
 
 def _talk(run: Run) -> None:
     """Three conversations with scripted user messages, decoded greedily: the same every time."""
+    from gptsmith.generate.chat import Chat
+
     assert run.chat_template is not None
     chat = Chat(run.load_model(), run.tokenizer, run.chat_template)
     greedy = SamplingConfig(temperature=0, max_new_tokens=60)
@@ -156,6 +162,8 @@ def _talk(run: Run) -> None:
 
 def _summary(run: Run, console: Console) -> None:
     """The same measurements and the same prompt, before training and after it."""
+    from gptsmith.recipes.report import number
+
     events = read_events(run.metrics)
     table = Table(show_header=True, show_lines=True)
     for name in ("", "before", "after"):

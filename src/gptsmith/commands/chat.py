@@ -1,5 +1,7 @@
 """`gptsmith chat RUN`: talk to a chat model in the terminal, or through pipes."""
 
+from __future__ import annotations
+
 import json
 import re
 import signal
@@ -8,17 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from pydantic import Field
 
 from gptsmith import files
 from gptsmith.chat_template import Message
 from gptsmith.config import load_config
-from gptsmith.generate.chat import Chat
 from gptsmith.generate.options import SamplingConfig
-from gptsmith.run import Run
 from gptsmith.run.options import WeightOptions
+
+if TYPE_CHECKING:
+    from gptsmith.generate.chat import Chat
 
 HELP = """\
 /reset           start a new conversation
@@ -51,6 +54,9 @@ def main(argv: list[str]) -> None:
         description="Talk to a chat model; /help lists the commands.",
         positional="run",
     )
+    from gptsmith.generate.chat import Chat  # imports torch: not before help and option errors
+    from gptsmith.run import Run
+
     run = Run.open(options.run)
     if run.model_config.labels:
         raise ValueError(f"{run.path} is a classifier: use gptsmith classify {run.path}")

@@ -1,18 +1,19 @@
 """`gptsmith generate RUN --prompt TEXT`: continue prompts, streaming to a terminal."""
 
+from __future__ import annotations
+
 import sys
 import textwrap
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from gptsmith.config import load_config
-from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import SamplingConfig
-from gptsmith.generate.request import Request
-from gptsmith.run import Run
 from gptsmith.run.options import WeightOptions
-from gptsmith.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from gptsmith.tokenizer import Tokenizer
 
 
 class GenerateOptions(SamplingConfig, WeightOptions):
@@ -35,6 +36,10 @@ def main(argv: list[str]) -> None:
         description="Continue prompts with a trained model.",
         positional="run",
     )
+    from gptsmith.generate.engine import Engine  # imports torch: not before help and option errors
+    from gptsmith.generate.request import Request
+    from gptsmith.run import Run
+
     run = Run.open(options.run)
     prompts = [(_standard_input() if p == "-" else p) for p in options.prompt] or [""]
     encoded = [_encode(run.tokenizer, prompt) for prompt in prompts]

@@ -261,7 +261,7 @@ class Terminal:
         os.close(self.ours)
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_program(long_run: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_reply_but_not_the_program(long_run: Path, tmp_path: Path) -> None:
     file = tmp_path / "talk.jsonl"
     with Terminal(long_run, "--max-new-tokens", 49_000, "--temperature", 0) as terminal:
         terminal.read("Talking to .*> ")

@@ -110,7 +110,7 @@ def samples(text: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def test_generate_gives_a_seed_its_text_in_any_company(say, run: Path) -> None:
+def test_generate_is_independent_of_other_samples(say, run: Path) -> None:
     common = ("generate", run, "--max-new-tokens", "20")
     three = samples(say(*common, "--prompt", "The 1", "--num-samples", "3", "--seed", "5")[1])
     assert list(three) == ["seed 5", "seed 6", "seed 7"]
@@ -152,7 +152,7 @@ def test_generate_stops_at_a_string(say, run: Path) -> None:
     assert say(*asked, "--stop", stop, "--stop", "☃")[1] == f"The{whole[: whole.index(stop)]}\n"
 
 
-def test_generate_says_what_it_does_not_read(say, run: Path) -> None:
+def test_generate_reports_truncated_prompts(say, run: Path) -> None:
     argv = ("generate", run, "--max-new-tokens", "2", "--prompt")
     text = "The line of words, " * 5
     _, whole, remark = say(*argv, text)
@@ -237,7 +237,7 @@ def test_generate_streams_to_a_terminal(say, run: Path) -> None:
         ("pretrain --data {corpus} --out x --train.steps 1 --train.tokens 5", "give one length"),
     ],
 )
-def test_wrong_input_costs_one_line(
+def test_wrong_input_is_a_one_line_error(
     say, run: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     argv: str, message: str,
 ) -> None:  # fmt: skip
@@ -249,7 +249,7 @@ def test_wrong_input_costs_one_line(
     assert not list(tmp_path.iterdir())  # nothing is left behind
 
 
-def test_a_corpus_that_was_moved_is_asked_for(say, run: Path, corpus: Path, tmp_path: Path) -> None:
+def test_moved_corpus_is_reported(say, run: Path, corpus: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     config = (copy / "config.yaml").read_text()
     (copy / "config.yaml").write_text(config.replace(f"data: {corpus}\n", "data: gone\n"))

@@ -137,7 +137,7 @@ def test_old_turns_make_room_for_the_reply(chat: Chat) -> None:
         chat.reply(talk("x" * 40), GREEDY)
 
 
-def test_ctrl_c_ends_a_reply_and_not_the_chat(chat: Chat) -> None:
+def test_ctrl_c_ends_the_reply_but_not_the_chat(chat: Chat) -> None:
     def interrupt(piece: str) -> None:
         raise KeyboardInterrupt
 

@@ -65,7 +65,7 @@ def test_the_blocked_form_equals_the_fused_kernel(T: int, dtype: torch.dtype) ->
         assert error < (1e-5 if dtype == torch.float32 else 1e-2)
 
 
-def test_training_in_bfloat16_takes_the_blocked_form(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_training_takes_the_blocked_form(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
     monkeypatch.setattr(
         attention_module,
@@ -85,7 +85,7 @@ def test_training_in_bfloat16_takes_the_blocked_form(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("T", [64, 300])
-def test_a_mask_inside_causal_takes_it_too(T: int) -> None:
+def test_mask_inside_causal_takes_the_blocked_form(T: int) -> None:
     """Documents of unequal length, and one query that sees nothing."""
     documents = torch.arange(T) // 37
     allowed = (documents[:, None] == documents).tril()[None, None]

@@ -96,7 +96,7 @@ def test_rotation_is_relative_and_learned_positions_are_absolute() -> None:
         assert not torch.allclose(here, model(ids(T=4), positions=at * 2), atol=1e-2)
 
 
-def test_the_future_does_not_reach_back() -> None:
+def test_earlier_outputs_do_not_depend_on_later_tokens() -> None:
     model = tiny()
     a = ids()
     b = a.clone()

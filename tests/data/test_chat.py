@@ -25,11 +25,6 @@ TALKS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def template() -> ChatTemplate:
-    return ChatTemplate(TEMPLATE, TOKENIZER)
-
-
 @pytest.fixture
 def chat(tmp_path: Path) -> Path:
     path = tmp_path / "chat.jsonl"

@@ -31,11 +31,6 @@ TALK = [
 BRIEF = {"role": "system", "content": "Be brief."}
 
 
-@pytest.fixture(scope="module")
-def template() -> ChatTemplate:
-    return ChatTemplate(TEMPLATE, Tokenizer.byte().add_special_tokens(CHAT_TOKENS))
-
-
 DEFAULT = ChatFiles()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from gptsmith.flags import (
     FlagParser,
@@ -23,6 +23,9 @@ from gptsmith.flags import (
     nearest,
     options_of,
     reason,
+)
+from gptsmith.flags import (
+    Section as Section,
 )
 
 # Keys of earlier versions: stored runs and older recipes contain them.
@@ -41,14 +44,6 @@ RENAMED_KEYS = {
 }
 
 C = TypeVar("C", bound=BaseModel)
-
-
-class Section(BaseModel):
-    """Base class of configurations and their sections. Field docstrings become help texts."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 def load_config(

@@ -10,10 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
-from pydantic import BaseModel, HttpUrl, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, HttpUrl, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 OptionPath = tuple[str, ...]  # ("train", "steps")
+
+
+class Section(BaseModel):
+    """Base class of configurations and their sections. Field docstrings become help texts."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 @dataclass(frozen=True)

@@ -105,3 +105,14 @@ def test_dropout_of_attention_weights() -> None:
         mean = torch.stack([attention(q, k, v, given, 0.3) for _ in range(300)]).mean(dim=0)
         assert float((mean - attention(q, k, v, None)).detach().abs().mean()) < 0.03
         assert not torch.equal(attention(q, k, v, given, 0.3), attention(q, k, v, given, 0.3))
+
+
+def test_one_compiled_graph_serves_every_length() -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda q, k, v: attention(q, k, v, None), fullgraph=True, backend="aot_eager"
+    )
+    for T in (5, 7, 9):
+        q, k, v = inputs(T)
+        torch._dynamo.maybe_mark_dynamic(q, 2)
+        torch.testing.assert_close(compiled(q, k, v), attention(q, k, v, None))

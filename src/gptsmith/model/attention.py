@@ -64,8 +64,9 @@ def attention(
     if blocks and (mask is None or isinstance(mask, CausalMask)):
         return blocked_causal(q, k, v, allowed)
     if allowed is None:
+        is_causal = False if q.shape[2] == 1 else True  # noqa: SIM211 - a bool, not a SymBool
         return F.scaled_dot_product_attention(
-            q, k, v, is_causal=q.shape[2] > 1, dropout_p=dropout, enable_gqa=grouped
+            q, k, v, is_causal=is_causal, dropout_p=dropout, enable_gqa=grouped
         )
     # Softmax over no key is 0/0: let such rows attend to all keys and zero their output, so that
     # neither the output nor its gradient is ever NaN.

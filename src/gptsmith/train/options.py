@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from gptsmith.config import Section
+from gptsmith.flags import Section  # not config: needs pydantic only
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 CompileMode = Literal["auto", "on", "off"]

@@ -280,6 +280,34 @@ def test_overwritten_keys_of_a_window_are_not_reused() -> None:
     assert shapes == [(1, 2), (1, 1), (1, 1), (1, 1), (1, 7), (1, 1), (1, 1), (1, 1)]
 
 
+def test_out_of_memory_while_requests_join_cancels_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(make(LLAMA))
+    generation = engine.add(Request([1, 2, 3]))
+
+    def reserve(*sizes: int) -> None:
+        raise torch.OutOfMemoryError("too large")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._cache, "reserve", reserve)
+        with pytest.raises(torch.OutOfMemoryError):
+            engine.step()
+    assert generation.finish_reason == "cancelled"
+    assert not engine.busy
+    [after] = engine.generate([[1, 2, 3]], SamplingConfig(max_new_tokens=2))
+    assert len(after.ids) == 2
+
+
+def test_a_cancelled_request_is_completed_while_others_go_on() -> None:
+    engine = Engine(make(LLAMA))
+    long = engine.add(Request([1, 2], SamplingConfig(max_new_tokens=12)))
+    short = engine.add(Request([3, 4], SamplingConfig(max_new_tokens=12)))
+    engine.step()
+    engine.cancel(short)
+    assert next(engine.as_completed([short])) is short
+    assert len(long.ids) == 1
+    assert next(engine.as_completed([long])) is long
+
+
 @torch.no_grad()
 def test_refresh_forgets_the_keys_of_old_weights() -> None:
     model = make(LLAMA)

@@ -238,3 +238,20 @@ def test_misuse_is_refused() -> None:
     half = KVCache.for_model(model.config, model.mask, 2, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match=r"bfloat16 got keys of torch.float32"):
         model(ids, cache=half)
+
+
+@torch.no_grad()
+def test_a_truncated_window_row_is_reusable_only_where_its_oldest_visible_key_is_held() -> None:
+    config = ModelConfig(
+        n_layer=1, n_head=2, n_embd=16, vocab_size=20, context_length=16,
+        mask="causal() & sliding_window(4)",
+    )  # fmt: skip
+    model = GPTModel(config).eval()
+    cache = KVCache.for_model(config, model.mask, 1)
+    model.hidden(torch.tensor([[1, 2, 3, 4, 5]]), cache=cache)  # key 0 is overwritten
+    assert [cache.reusable_length(0, n) for n in range(1, 6)] == [0, 0, 0, 4, 5]
+    cache.truncate(0, 4)
+    assert [cache.reusable_length(0, n) for n in range(1, 6)] == [0, 0, 0, 4, 4]
+    more = model.hidden(torch.tensor([[6]]), cache=cache)[0, -1]
+    whole = model.hidden(torch.tensor([[1, 2, 3, 4, 6]]))[0, -1]
+    torch.testing.assert_close(more, whole, rtol=1e-5, atol=1e-6)

@@ -157,7 +157,11 @@ class Engine:
             for generation in finished:
                 if pending.pop(id(generation), None):
                     yield generation
-            finished = self.step() if self.busy else list(pending.values())
+            if pending and self.busy:
+                self.step()
+            # Cancelled ones have finished too, though no step returns them.
+            finished = [g for g in pending.values() if g.finish_reason is not None]
+            finished = finished if self.busy else list(pending.values())
 
     # A step
 
@@ -225,11 +229,15 @@ class Engine:
                 row.shift()
         self._uncached += [row for row in joining if len(row.context) < self._lookahead]
         joining = [row for row in joining if len(row.context) >= self._lookahead]
-        if joining:
-            longest = max(len(row.context) + row.remaining for row in joining)
-            self._cache.reserve(len(self._running) + len(joining), longest)
-        for row in joining:
-            self._cache.join(row.context)
+        try:
+            if joining:
+                longest = max(len(row.context) + row.remaining for row in joining)
+                self._cache.reserve(len(self._running) + len(joining), longest)
+            for row in joining:
+                self._cache.join(row.context)
+        except BaseException:  # out of memory: `step` cancels the requests that it finds
+            self._waiting.extendleft(reversed(joining))
+            raise
         self._running += joining
 
     def _remove(self, row: Row, keep: bool = True) -> None:

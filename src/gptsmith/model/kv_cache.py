@@ -213,8 +213,12 @@ class KVCache:
         """How many of the first `length` tokens of a row another continuation can build on: all of
         them, or 0 if some that it would see have been overwritten."""
         read = self.lengths[row]
-        overwritten = read > self.capacity and length < read - 1
-        return 0 if overwritten else min(length, read)
+        length = min(length, read)
+        if read < self.capacity:  # nothing was overwritten
+            return length
+        held = [position for position in self.positions[row].tolist() if position >= 0]
+        oldest_visible = max(0, length - self.capacity + 1)
+        return length if min(held, default=read) <= oldest_visible else 0
 
     def truncate(self, row: int, length: int) -> None:
         """Forget all but the first `length` tokens of a row."""

@@ -184,6 +184,10 @@ class _Session:
         self.optimizer.load_state_tensors(newest.load("optimizer"))
         state.load_json(saved)
         checkpoint.clean(newest.path.parent, after=newest.step)
+        kept = checkpoint.steps(newest.path.parent)
+        if math.isfinite(state.best_loss) and state.best_step not in kept:
+            # The best checkpoint is gone, with a newer one that was damaged: look for another.
+            state.best_step, state.best_loss, state.evals_since_best = state.step, math.inf, 0
         return [Note("resume", text) for text in (*damage, f"continues at step {state.step:,}")]
 
     def open_monitor(self, started: float | None) -> Monitor:

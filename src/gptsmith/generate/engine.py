@@ -152,16 +152,14 @@ class Engine:
     def as_completed(self, generations: Iterable[Generation]) -> Iterator[Generation]:
         """Step until all of these have finished; yields each one when it does."""
         pending = {id(generation): generation for generation in generations}
-        finished = [g for g in pending.values() if g.finish_reason is not None]
         while pending:
+            # Not by what `step` returns: it does not return requests that were cancelled.
+            finished = [g for g in pending.values() if g.finish_reason is not None or not self.busy]
             for generation in finished:
-                if pending.pop(id(generation), None):
-                    yield generation
+                del pending[id(generation)]
+                yield generation
             if pending and self.busy:
                 self.step()
-            # Cancelled ones have finished too, though no step returns them.
-            finished = [g for g in pending.values() if g.finish_reason is not None]
-            finished = finished if self.busy else list(pending.values())
 
     # A step
 

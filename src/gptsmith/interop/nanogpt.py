@@ -93,6 +93,7 @@ def _load(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
+    # zipfile raises NotImplementedError for compression methods that it does not know.
     except (zipfile.BadZipFile, NotImplementedError, ValueError):
         raise ValueError(
             f"{path} is damaged or not saved by PyTorch 1.6 or newer (it is not a zip file): "

@@ -94,7 +94,7 @@ def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float |
                     if stop.received:
                         session.save()
                         saved = f"{stop.received}: saved at step {step.step}"
-                        monitor.print(f"{saved}; --resume continues")
+                        monitor.line.print(f"{saved}; --resume continues")
                         return STOPPED
             except TrainingDiverged:
                 session.state.guard.in_a_row = 0  # a resumed run has its full patience again
@@ -259,7 +259,7 @@ class _Session:
             work = speed * flops.flops_per_token(self.job.model.config)
             mfu = runtime.mfu(work, self.plan.runtime.device)
             shown = None if first else speed  # the first step may include a minute of compiling
-            monitor.progress(state.step, loss=step.loss, tokens_per_second=shown, mfu=mfu)
+            monitor.line.show(state.step, loss=step.loss, tokens_per_second=shown, mfu=mfu)
         return done
 
     def epoch(self) -> float:

@@ -74,7 +74,8 @@ class Monitor:
         self._started = now if started is None else started
         self._earlier_seconds = resume[1] if resume else 0.0
         resumed = resume[0] if resume else None
-        self._line = ProgressLine(console or Console(stderr=True), total_steps, interval)
+        self.line = ProgressLine(console or Console(stderr=True), total_steps, interval)
+        """Progress of the run and plain lines, for the terminal; not recorded."""
         self.trackers = open_trackers(trackers, folder, config, resumed)
         self.events = [] if resumed is None else read_events(folder / METRICS, until=resumed)
         with atomic_path(folder / METRICS) as temporary:
@@ -113,9 +114,9 @@ class Monitor:
         if event in ("val", "tasks"):
             hidden = {*COLUMNS, "peak_memory_mb"} - {"val_loss"}
             shown = [f"{n} {v:.4g}" for n, v in values.items() if v is not None and n not in hidden]
-            self.print(f"step {step:,}: " + ", ".join(shown).replace("_", " "))
+            self.line.print(f"step {step:,}: " + ", ".join(shown).replace("_", " "))
         elif event == "note":
-            self.print(fields.get("message", ""))
+            self.line.print(fields.get("message", ""))
 
     def text(self, step: int, title: str, text: str) -> None:
         """Record a sample of generated text (samples.txt, trackers)."""
@@ -157,30 +158,13 @@ class Monitor:
         self._draw_end = time.perf_counter()
         self._draw_seconds = self._draw_end - begin
 
-    # --- the terminal
-
-    def progress(
-        self,
-        step: int,
-        *,
-        loss: float | Tensor,
-        tokens_per_second: float | None = None,
-        mfu: float | None = None,
-    ) -> None:
-        """Show the progress of the run; cheap to call at each step (see ProgressLine.show)."""
-        self._line.show(step, loss=loss, tokens_per_second=tokens_per_second, mfu=mfu)
-
-    def print(self, text: str) -> None:
-        """Print a line of plain text above the progress bar; it is not recorded."""
-        self._line.print(text)
-
     # --- the end
 
     def close(self) -> None:
         """Stop the bar, draw, make everything durable, close the trackers. Idempotent."""
         if self._file.closed:
             return
-        self._line.stop()
+        self.line.stop()
         try:
             self.draw(force=True)
             self.sync()

@@ -9,16 +9,11 @@ once with a placeholder for each content: all other text is the template's own.
 import json
 import re
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any, NamedTuple, NoReturn, TypedDict
+from typing import NamedTuple, NoReturn, TypedDict
 
-from jinja2 import nodes
-from jinja2.exceptions import TemplateError, TemplateSyntaxError
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.exceptions import TemplateSyntaxError
 
+from gptsmith.template_environment import environment
 from gptsmith.tokenizer import BEGINNINGS, Tokenizer
 
 ROLES = ("system", "user", "assistant")
@@ -74,7 +69,7 @@ class ChatTemplate:
         self.source = source
         self._tokenizer = tokenizer
         try:
-            self._template = _environment().from_string(source)
+            self._template = environment().from_string(source)
         except TemplateSyntaxError as error:
             raise ValueError(f"chat template, line {error.lineno}: {error.message}") from None
         special = sorted(tokenizer.special_tokens, key=len, reverse=True)
@@ -347,52 +342,3 @@ def _eos_id(tokenizer: Tokenizer) -> int | None:
         return tokenizer.eos_id
     except ValueError:  # it has none
         return None
-
-
-class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}`: marks answers in transformers, ignored here."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox bounds loops; this one also bounds the memory of `'a' * 10000000000`."""
-
-    intercepted_binops = frozenset(("*", "**"))
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        sizes = [x if isinstance(x, int | float) else len(x) for x in (left, right)]
-        if abs(sizes[0] * sizes[1]) > 1e6:
-            raise TemplateError(f"{sizes[0]} {operator} {sizes[1]} is more than a template needs")
-        return super().call_binop(context, operator, left, right)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    now = datetime.now()  # the same for all renderings, so that they cannot differ
-
-    def refuse(message: str) -> NoReturn:
-        raise TemplateError(message)
-
-    def tojson(
-        value: object,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        return json.dumps(
-            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
-            sort_keys=sort_keys,
-        )  # fmt: skip
-
-    environment = _Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = now.strftime
-    return environment

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gptsmith import config as configuration
 from gptsmith.model.config import PRESETS, ModelConfig
+from gptsmith.recipes.options import PretrainConfig
 
 
 class Optimizer(BaseModel):
@@ -435,6 +436,33 @@ def test_rename_keys() -> None:
     for old, new in configuration.RENAMED_KEYS.items():
         assert old.rpartition(".")[0] == new.rpartition(".")[0], "a key stays in its section"
         assert new not in configuration.RENAMED_KEYS
+
+
+# fields that were not there
+
+
+def test_stored_configuration_keeps_what_was_done_before_a_field_existed(tmp_path: Path) -> None:
+    recipe = {"optim": {"kind": "adamw", "learning_rate": 0.01}}
+    stored = {"out": "runs/x", "resume": False, **recipe}
+    present = {**stored, "optim": {**recipe["optim"], "decay_start": "after-warmup"}}
+    for content, expected in (
+        (recipe, "after-warmup"), (stored, "first-step"), (present, "after-warmup"),
+        ({"out": "runs/x", **recipe}, "after-warmup"),
+    ):  # fmt: skip
+        path = write(tmp_path, yaml.safe_dump(content, sort_keys=False))
+        argv = [path, "--data", "data/x", "--out", "runs/y"]
+        found = configuration.load_config(PretrainConfig, argv, prog="", description="")
+        assert found.optim.decay_start == expected
+        flag = ["--optim.decay-start", "after-warmup"]  # as every field can be
+        found = configuration.load_config(PretrainConfig, [*argv, *flag], prog="", description="")
+        assert found.optim.decay_start == "after-warmup"
+        renamed = configuration.rename_keys(content)
+        assert renamed["optim"].get("decay_start", "after-warmup") == expected
+    assert configuration.rename_keys(renamed) == renamed
+    fields = PretrainConfig.model_fields
+    for name in configuration.FORMER_DEFAULTS:
+        section, field = name.split(".")
+        assert field in type(fields[section].default).model_fields
 
 
 # differences

@@ -7,6 +7,7 @@ and what the stopped runs ended with when nothing stopped them.
 
 import io
 import json
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -140,6 +141,31 @@ def test_resumed_run_equals_an_uninterrupted_one(name: str, landed: Path) -> Non
         torch.testing.assert_close(found, wanted, rtol=0, atol=max(1e-5, 30 * rel))
     gptsmith("export", name, "--format", "hf", "--out", "exported")
     same_as_stock(Path(name), Path("exported"))
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_resumed_run_keeps_its_learning_rates_until_told(
+    name: str, landed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They decayed from the first step, under the warm-up; decay_start goes over to the peak."""
+    verb, at, steps = STOPPED[name]
+    shutil.copytree(name, "longer")
+    gptsmith(*verb, "--out", name, "--resume")
+    said = capsys.readouterr().err
+    assert "jumps" not in said
+    assert "shortened" not in said
+    optim = Run.open(name).config["optim"]
+    assert optim["decay_start"] == "first-step"
+    found = [e["learning_rate"] for e in MAKE["record"](Path(name))["train"]]
+    assert found == [e["learning_rate"] for e in RUNS[name]["record"]["train"]]
+    assert max(found) < optim["learning_rate"]
+
+    more = ["--train.steps", str(4 * steps), "--optim.decay-start", "after-warmup"]
+    gptsmith(*verb, "--out", "longer", "--resume", *more)
+    assert re.search(r"stands at 0\.0\d+ and jumps to 0\.0\d+", capsys.readouterr().err)
+    if at <= optim["warmup_steps"]:
+        peaks = [e["learning_rate"] for e in MAKE["record"](Path("longer"))["train"]]
+        assert max(peaks) == optim["learning_rate"]
 
 
 def test_resume_refuses_changes_of_the_configuration(landed: Path) -> None:

@@ -7,7 +7,7 @@ scalars are read as text, like flags: the type of the field decides what they me
 is a ValueError or OSError of one line that starts with its place: file and line, or the flag.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,6 +42,10 @@ RENAMED_KEYS = {
     "save.every": "save.interval",
     "monitor.log_every": "monitor.log_interval",
 }
+
+# What was done before a field existed, where that is not its default. It counts for configurations
+# that a run has stored, which name every field of their time; a recipe gets the present default.
+FORMER_DEFAULTS = {"optim.decay_start": "first-step"}
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -122,7 +126,14 @@ def read_recipe(path: Path, config_class: type[BaseModel]) -> list[Setting]:
         raise ValueError(f"{path}: nested too deeply for a recipe") from None
     except yaml.YAMLError as error:  # characters that YAML does not allow
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
-    return [] if root is None else list(_read_section(root, (), options_of(config_class), path))
+    options = options_of(config_class)
+    settings = [] if root is None else list(_read_section(root, (), options, path))
+    given = {setting.path for setting in settings}
+    if _is_stored(path[0] for path in given):
+        former = {tuple(name.split(".")): value for name, value in FORMER_DEFAULTS.items()}
+        absent = former.keys() & options.keys() - given
+        settings += [Setting(name, former[name], f"{path}: {'.'.join(name)}") for name in absent]
+    return settings
 
 
 def _read_section(
@@ -183,8 +194,14 @@ def _value(node: yaml.Node, place: str) -> Any:
         raise ValueError(f"{place}: {' '.join(str(error).split())}") from None
 
 
+def _is_stored(names: Iterable[str]) -> bool:
+    """Whether a configuration with these top-level fields was written by a run, not by a person."""
+    return {"out", "resume"} <= set(names)
+
+
 def rename_keys(mapping: Mapping[str, Any], section: str = "") -> dict[str, Any]:
-    """A stored configuration under the present key names; a present name wins over a former one.
+    """A stored configuration as the present version would have written it: with the present key
+    names (one that is there wins over a former one) and with `FORMER_DEFAULTS`.
 
     section: which part of a configuration `mapping` is, for example "model" for a model.json.
     """
@@ -194,6 +211,11 @@ def rename_keys(mapping: Mapping[str, Any], section: str = "") -> dict[str, Any]
         new = RENAMED_KEYS[path].rpartition(".")[2] if path in RENAMED_KEYS else key
         if new == key or new not in mapping:
             renamed[new] = rename_keys(value, path) if isinstance(value, Mapping) else value
+    if not section and _is_stored(mapping):
+        for name, value in FORMER_DEFAULTS.items():
+            within, _, field = name.partition(".")
+            if isinstance(renamed.get(within), dict):
+                renamed[within].setdefault(field, value)
     return renamed
 
 

@@ -17,6 +17,7 @@ from gptsmith.config import load_config
 from gptsmith.interop.hf_mapping import transformers_class
 from gptsmith.recipes.options import PretrainConfig
 from gptsmith.run import Run
+from gptsmith.train import checkpoint
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = [
@@ -113,15 +114,42 @@ def test_run_length(corpus, tmp_path, length, steps):
 
 
 def test_run_length_in_seconds(corpus, tmp_path):
-    """The schedule follows the clock, whatever the speed: each rate is that of its moment."""
+    """The schedule follows the clock, whatever the speed: each rate is that of its moment, and the
+    time before the first step (imports, the first evaluation) is not decay."""
     run, words = tmp_path / "run", ["--monitor.log-interval", "1", "--optim.warmup-steps", "0"]
     argv = ["--data", str(corpus), "--out", str(run), *SMALL, *words, "--train.seconds", "3"]
     assert pretrain.main([*argv, "--optim.schedule", "linear"], started=time.perf_counter()) == 0
     steps = events(run, "train")
     assert steps[-2]["seconds"] < 3 <= steps[-1]["seconds"]
+    state = checkpoint.find(run / "checkpoints")[0].state["learning_rate"]
+    begin = state["warmup_seconds"]
+    assert steps[0]["learning_rate"] == 3e-3
     for before, step in pairwise(steps):
-        at = [3e-3 * (0.05 + 0.95 * (1 - e["seconds"] / 3)) for e in (step, before)]
+        left = [1 - (e["seconds"] - begin) / (3 - begin) for e in (step, before)]
+        at = [3e-3 * (0.05 + 0.95 * each) for each in left]
         assert at[0] - 1e-5 <= step["learning_rate"] <= at[1] + 1e-5
+
+
+def test_longer_run_says_where_the_learning_rate_stands_and_jumps(corpus, tmp_path, capsys):
+    run = tmp_path / "run"
+    words = ["--eval.interval", "0", "--monitor.log-interval", "1", "--optim.schedule", "linear"]
+    assert train(corpus, run, "--train.steps", "8", "--optim.warmup-steps", "2", *words) == 0
+    for again in ([], ["--train.steps", "8"]):  # nothing changes, nothing is said
+        assert cli.main(["pretrain", "--out", str(run), "--resume", *again]) == 0
+        assert "jumps" not in capsys.readouterr().err
+    assert cli.main(["pretrain", "--out", str(run), "--resume", "--train.steps", "12"]) == 0
+    said = "the learning rate stands at 0.00015 and jumps to 0.00129, "
+    assert said in capsys.readouterr().err
+    assert "the run now ends at step 12 (67% is done)" in (run / "report.md").read_text()
+    found = [e["learning_rate"] for e in events(run, "train")]
+    assert max(found) == found[2] == 3e-3
+    assert found[8] == pytest.approx(3e-3 * (0.05 + 0.95 * 0.4))
+
+
+def test_warmup_longer_than_the_run_is_shortened(corpus, tmp_path, capsys):
+    assert train(corpus, tmp_path / "run", "--train.steps", "6", "--monitor.log-interval", "1") == 0
+    assert "warm-up shortened to 3 steps: " in capsys.readouterr().err
+    assert max(e["learning_rate"] for e in events(tmp_path / "run", "train")) == 3e-3
 
 
 def test_seconds_count_from_the_start_of_the_command(corpus, tmp_path):

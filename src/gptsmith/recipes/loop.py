@@ -25,9 +25,9 @@ from gptsmith.recipes.report import write_report
 from gptsmith.run import Run
 from gptsmith.train import checkpoint, runtime
 from gptsmith.train.distributed import rank, world_size
-from gptsmith.train.monitor import Monitor
+from gptsmith.train.monitor import Monitor, read_events
 from gptsmith.train.optim import Optimizer
-from gptsmith.train.schedule import learning_rate
+from gptsmith.train.schedule import LearningRate
 from gptsmith.train.signals import StopSignal
 from gptsmith.train.step import Loss, LossSpikeGuard, Step, TrainingDiverged, train_steps
 
@@ -111,6 +111,7 @@ class RunState:
     """What changes during a run, besides weights and optimizer."""
 
     guard: LossSpikeGuard
+    learning_rate: LearningRate
     scaler: torch.amp.GradScaler | None = None
     step: int = 0
     tokens: int = 0
@@ -131,6 +132,7 @@ class RunState:
         state = {name: getattr(self, name) for name in _JSON_FIELDS}
         state["best_loss"] = self.best_loss if math.isfinite(self.best_loss) else None
         state["guard"] = self.guard.state()
+        state["learning_rate"] = self.learning_rate.state(self.step, self.seconds)
         if self.scaler is not None:
             state["scaler"] = self.scaler.state_dict()
         return state
@@ -159,6 +161,7 @@ class _Session:
         self.optimizer = Optimizer(job.model, self.config.optim, device.type)
         self.state = RunState(
             LossSpikeGuard(train.spike_sigmas, train.max_skips),
+            LearningRate(plan.config.optim, plan.duration),
             torch.amp.GradScaler(device.type) if plan.runtime.precision.name == "fp16" else None,
         )
         self.saved_at = time.perf_counter()
@@ -188,7 +191,22 @@ class _Session:
         if math.isfinite(state.best_loss) and state.best_step not in kept:
             # The best checkpoint is gone, with a newer one that was damaged: look for another.
             state.best_step, state.best_loss, state.evals_since_best = state.step, math.inf, 0
-        return [Note("resume", text) for text in (*damage, f"continues at step {state.step:,}")]
+        rate = saved.get("learning_rate") or self._last_rate()
+        jump = state.learning_rate.load(rate, state.step, state.seconds)
+        texts = (*damage, f"continues at step {state.step:,}", *([jump] if jump else []))
+        return [Note("resume", text) for text in texts]
+
+    def _last_rate(self) -> dict[str, float | None]:
+        """In place of a checkpoint's state of the learning rate, which earlier versions did not
+        write: the last rate on record, if this configuration would have had another one there."""
+        events = read_events(self.run.metrics, until=self.state.step)
+        trained = [e for e in events if e["event"] == "train" and "learning_rate" in e]
+        state: dict[str, float | None] = {"warmup_seconds": None, "next": None}
+        if trained:
+            rate, step, seconds = (trained[-1][n] for n in ("learning_rate", "step", "seconds"))
+            planned = self.state.learning_rate.at(step - 1, seconds)
+            state["next"] = None if math.isclose(rate, planned, rel_tol=0.01) else rate
+        return state
 
     def open_monitor(self, started: float | None) -> Monitor:
         state = self.state
@@ -224,9 +242,7 @@ class _Session:
                 dataset, s * plan.rows_per_step, plan.rows_per_step, config.train.batch_size
             ),
             self.optimizer,
-            learning_rate=lambda s: learning_rate(
-                config.optim, s, plan.duration.progress(s, self.monitor.seconds)
-            ),
+            learning_rate=lambda s: self.state.learning_rate.begin(s, self.monitor.seconds),
             precision=plan.runtime.precision,
             max_grad_norm=config.optim.max_grad_norm,
             seed=config.train.seed,
@@ -325,6 +341,8 @@ class _Session:
         if skipped := state.guard.skipped:
             message = f"{skipped} of {state.step:,} steps were skipped"
             monitor.log(state.step, "note", message=message)
+        if unreached := state.learning_rate.unreached(state.step):
+            monitor.log(state.step, "note", message=unreached)
         if state.best_step == 0 and state.evals_since_best:
             message = (
                 f"no evaluation was better than the one before training ({state.best_loss:.4g}): "

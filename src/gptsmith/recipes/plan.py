@@ -14,7 +14,9 @@ from gptsmith.model.config import ModelConfig
 from gptsmith.recipes.options import RecipeConfig
 from gptsmith.train import runtime
 from gptsmith.train.distributed import world_size
+from gptsmith.train.options import OptimConfig
 from gptsmith.train.runtime import Runtime
+from gptsmith.train.schedule import Duration, warmup_steps
 
 R = TypeVar("R", bound=RecipeConfig)
 R_co = TypeVar("R_co", bound=RecipeConfig, covariant=True)
@@ -49,18 +51,6 @@ class Note(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.section}: {self.text}"
-
-
-@dataclass(frozen=True)
-class Duration:
-    """Where the run ends: at `steps`, or at `seconds`."""
-
-    steps: int | None
-    seconds: float | None
-
-    def progress(self, step: int, seconds: float) -> float:
-        """The completed fraction of the run."""
-        return step / self.steps if self.steps else seconds / (self.seconds or 1)
 
 
 @dataclass(frozen=True)
@@ -128,6 +118,7 @@ def resolve(config: R, model: ModelConfig, dataset: Dataset) -> Plan[R]:
             f"{f'{steps:,} steps' if duration.steps else f'{train.seconds:,.0f} s'} of "
             f"{rows_per_step * T:,} tokens on {device} with {torch.get_num_threads()} threads",
         ),
+        *_warmup_notes(config.optim, duration),
         Note("precision", f"{precision.name}, {precision.reason}"),
         Note("torch.compile", f"{'on' if compiled else 'off'}, {reason}"),
     )
@@ -146,3 +137,13 @@ def resolve(config: R, model: ModelConfig, dataset: Dataset) -> Plan[R]:
         rows_per_step,
         notes,
     )
+
+
+def _warmup_notes(config: OptimConfig, duration: Duration) -> list[Note]:
+    if (steps := warmup_steps(config, duration)) == config.warmup_steps:
+        return []
+    text = (
+        f"warm-up shortened to {steps:,} steps: with optim.warmup_steps {config.warmup_steps:,} "
+        f"the run of {duration.steps:,} would end before its peak learning rate"
+    )
+    return [Note("training", text)]

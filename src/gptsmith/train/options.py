@@ -11,6 +11,7 @@ from gptsmith.flags import Section  # not config: needs pydantic only
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 CompileMode = Literal["auto", "on", "off"]
 Schedule = Literal["cosine", "linear", "wsd", "constant"]
+DecayStart = Literal["after-warmup", "first-step"]
 
 
 class OptimConfig(Section):
@@ -33,6 +34,10 @@ class OptimConfig(Section):
     """Clip the norm of the whole gradient to this value; 0 disables clipping."""
     schedule: Schedule = "cosine"
     warmup_steps: int = Field(20, ge=0)
+    """Steps before the learning rate is at its peak; half of a run that would end before that."""
+    decay_start: DecayStart = "after-warmup"
+    """Where the decay begins; first-step: at step 0, multiplied by the warm-up, so that the peak is
+    never reached, as in runs made before this was an option."""
     min_lr_ratio: float = Field(0.05, ge=0, le=1)
     """Learning rate at the end of the run, as a fraction of the peak."""
     decay_fraction: float = Field(0.3, gt=0, le=1)

@@ -13,7 +13,7 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "gptsmith"
 # The layers of the package, top first: a room imports only from the rooms listed for it (and from
 # itself). The face is `import gptsmith`, which loads names from many rooms on first use.
 GROUND = {"train", "model", "tokenizer", "batch"}
-DESK = {"files", "config", "flags"}  # durable writes and configuration: anyone may use them
+DESK = {"files", "config", "flags", "recognize"}  # anyone may use them
 MIDDLE = {"run", "chat_template"} | GROUND | DESK
 FLOORS: dict[str, set[str]] = {
     "__main__": {"cli"},
@@ -39,6 +39,7 @@ FLOORS: dict[str, set[str]] = {
     "download": {"files"},
     "flags": set(),
     "files": set(),
+    "recognize": set(),
 }
 
 # Third-party packages that a machine may lack: imported inside the function that needs them.

@@ -221,7 +221,7 @@ def test_generate_streams_to_a_terminal(say, run: Path) -> None:
         ("evaluate {run} --data nowhere", "'nowhere': no such file, folder or corpus"),
         ("inspect {run} --png x.png", "--png draws a corpus"),
         ("inspect nowhere", "nowhere"),
-        ("inspect .", "is not a run folder"),
+        ("inspect .", "is an empty folder, not a run"),
         ("prepare", "prepare: SOURCES is required"),
         ("prepare nowhere.txt --out x", "nowhere.txt: no such file or folder"),
         ("prepare pydoc --out x", "did you mean 'pydocs'?"),

@@ -109,6 +109,7 @@ def test_blank_rows_are_counted_with_their_places(tmp_path):
     rows, report = read(path)
     assert [r.input for r in rows] == [""]
     assert report.lines() == [
+        "skipped 3 of 4 records (75.0%)",
         f"skipped, no answer: 2 ({path}:1, {path}:3)",
         f"skipped, no instruction: 1 ({path}:2)",
     ]

@@ -22,7 +22,10 @@ def test_place_counts_once_however_often_it_is_read() -> None:
 def test_rejected_record_is_an_error_or_skipped() -> None:
     report = ReadReport("skip")
     report.reject("malformed line", "a.jsonl:3", "not JSON")
-    assert report.lines() == ["skipped, malformed line: 1 (a.jsonl:3)"]
+    assert report.lines() == [
+        "skipped 1 record",
+        "skipped, malformed line: 1 (a.jsonl:3)",
+    ]
     with pytest.raises(ValueError, match=r"^a\.jsonl:3: not JSON; --on-error skip"):
         ReadReport("stop").reject("malformed line", "a.jsonl:3", "not JSON")
 

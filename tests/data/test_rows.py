@@ -126,7 +126,7 @@ def test_errors_name_file_and_place(tmp_path: Path) -> None:
     assert bad("i.csv", b'a,b\n1,"2\n').startswith("i.csv:2: cannot be read")
     assert bad("j.csv", b"a,b\n1,\xff\n").startswith("j.csv:2: not UTF-8")
     assert bad("k.jsonl", b"") == "k.jsonl: the file is empty"
-    assert "rename it" in bad("l.txt", b"words")
+    assert "is a text file, not a table" in bad("l.txt", b"words")
     damaged = tmp_path / "m.jsonl.gz"
     damaged.write_bytes(gzip.compress(as_lines(ROWS) * 99)[:-9])
     assert "damaged gzip" in refused(damaged)

@@ -14,15 +14,16 @@ from gptsmith.data.sources import open_source
 def test_folders_and_patterns_are_read_in_order(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / ".hidden").mkdir()
-    for name in ("b.txt", "a.txt", "deep/c.md", ".hidden/d.txt", "notes.pdf", "cache-1.arrow"):
+    for name in ("b.txt", "a.txt", "deep/c.md", ".hidden/d.txt", "cache-1.arrow"):
         (tmp_path / name).write_text(name)
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
     report = ReadReport()
     assert texts(open_source(str(tmp_path), ReadOptions(), report).documents()) == [
         "a.txt",
         "b.txt",
         "deep/c.md",
     ]
-    assert "3 files are read, 1 of other kinds not" in next(iter(report.hints))
+    assert "1 .md, 2 .txt are read; 1 .png not" in next(iter(report.hints))
     assert read(tmp_path / "*.txt") == ["a.txt", "b.txt"]
     assert read(f"{tmp_path}/**/*.md") == ["deep/c.md"]
 
@@ -43,8 +44,8 @@ def test_folder_without_read_permission_is_an_error(
     [
         ("gone.txt", FileNotFoundError, r"gone\.txt: no such file or folder"),
         ("*.txt", FileNotFoundError, "no file matches this pattern"),
-        ("empty", FileNotFoundError, r"no file of \.txt, .* in this folder"),
-        ("notes.pdf", ValueError, r"notes\.pdf: not a file of \.txt"),
+        ("empty", FileNotFoundError, r"no table .* and no text file in this folder"),
+        ("notes.pdf", ValueError, r"notes\.pdf is a PDF, not text"),
         ("pipe.txt", ValueError, r"pipe\.txt: neither a file nor a folder"),
         ("splits", ValueError, "holds the splits test, train; name one"),
     ],
@@ -53,7 +54,7 @@ def test_missing_or_unsuitable_path_is_named(
     tmp_path: Path, name: str, error: type[Exception], message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "notes.pdf").write_text("x")
+    (tmp_path / "notes.pdf").write_text("%PDF-1.7")
     os.mkfifo(tmp_path / "pipe.txt")
     for split in ("train", "test"):
         (tmp_path / "splits" / split).mkdir(parents=True)
@@ -85,7 +86,7 @@ def test_alternative_source_is_used_and_the_reason_recorded(tmp_path: Path) -> N
     (tmp_path / "b.txt").write_text("text")
     asked = f"{tmp_path}/a.txt|{tmp_path}/b.txt|pydocs"
     source = open_source(asked, ReadOptions(), ReadReport())
-    assert (source.asked, source.used) == (asked, f"{tmp_path}/b.txt")
-    assert source.passed == (f"{tmp_path}/a.txt: no such file or folder",)
+    assert (source.requested, source.used) == (asked, f"{tmp_path}/b.txt")
+    assert source.unavailable == (f"{tmp_path}/a.txt: no such file or folder",)
     with pytest.raises(FileNotFoundError, match=r"a\.txt: no such .*; .*c\.txt: no such"):
         open_source(f"{tmp_path}/a.txt|{tmp_path}/c.txt", ReadOptions(), ReadReport())

@@ -96,15 +96,17 @@ def test_error_for_a_path_that_is_not_a_run(tmp_path: Path, stopped: Path) -> No
         Run.open(tmp_path / "absent")
     with pytest.raises(ValueError, match=r"corpus is a prepared corpus, not a run: .* --data"):
         Run.open(corpus)
-    with pytest.raises(ValueError, match=r"config\.yaml is a file: give the run folder"):
+    with pytest.raises(
+        ValueError, match=r"config\.yaml is a file of the run .*run, not a run: give"
+    ):
         Run.open(stopped / "config.yaml")
     with pytest.raises(
-        ValueError, match=r"step-000010 is a checkpoint: give its run folder .*run "
+        ValueError, match=r"step-000010 is a checkpoint, not a run: give its run folder .*run "
     ):
         Run.open(stopped / "checkpoints" / "step-000010")
     with pytest.raises(ValueError, match=r"theirs is a Hugging Face model, not a run"):
         Run.open(theirs)
-    with pytest.raises(ValueError, match=r"is not a run, but contains runs: run$"):
+    with pytest.raises(ValueError, match=r"is a folder of runs, not a run: give one of them: run$"):
         Run.open(tmp_path)
     (stopped / "model.json").unlink()
     with pytest.raises(ValueError, match=r"is not a run folder: it has no model\.json$"):
@@ -171,7 +173,7 @@ def test_resume_without_a_run_or_checkpoint(tmp_path: Path, stopped: Path) -> No
     with pytest.raises(ValueError, match=r"nothing to resume: there is no run folder .*absent"):
         create(tmp_path / "absent", resume=True)
     assert not (tmp_path / "absent").exists()
-    with pytest.raises(ValueError, match=r"nothing to resume: .* is not a run, but contains runs"):
+    with pytest.raises(ValueError, match=r"nothing to resume: .* is a folder of runs"):
         create(tmp_path, resume=True)
     shutil.rmtree(stopped / "checkpoints")
     (stopped / "metrics.jsonl").write_text('{"event": "train", "step": 10}\n')

@@ -87,10 +87,14 @@ def _classifier(options: ClassifyOptions) -> Classify:
 def predictions(options: ClassifyOptions, classify: Classify) -> Iterator[tuple[Row, Prediction]]:
     """The rows of the file in order, each with the prediction for its text."""
     from gptsmith.data.labelled import read_texts
+    from gptsmith.data.report import ReadReport
 
     assert options.file is not None
-    rows = read_texts(options.file, options.text_column)
+    report = ReadReport()
+    rows = read_texts(options.file, options.text_column, report, options)
     while chunk := list(islice(rows, CHUNK)):
+        while report.hints:
+            print(report.hints.popitem()[0], file=sys.stderr)
         first = chunk[0][1]
         if taken := {"predicted", "probabilities"} & first.values.keys():
             raise ValueError(

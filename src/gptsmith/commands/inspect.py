@@ -10,6 +10,7 @@ from pydantic import Field
 
 from gptsmith.config import load_config
 from gptsmith.data.options import ChatFiles
+from gptsmith.recognize import is_corpus
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,19 +51,10 @@ def main(argv: list[str]) -> None:
     out = Console(width=None if sys.stdout.isatty() else 120)
     if options.tokenizer is not None:
         _chat(options, options.tokenizer, out)
-    elif _is_corpus(options.path):
+    elif is_corpus(options.path):
         _corpus(options, out)
     else:
         _run(options, out)
-
-
-def _is_corpus(path: Path) -> bool:
-    """Whether `path` has the files of a corpus and not those of a checkpoint, which has a
-    manifest.json too."""
-    from gptsmith.data.shards import Corpus
-    from gptsmith.train import checkpoint
-
-    return Corpus.is_at(path) and not (path / checkpoint.STATE).is_file()
 
 
 def _corpus(options: InspectOptions, out: Console) -> None:

@@ -56,18 +56,22 @@ def load_labelled(config: LabelledConfig) -> LabelledSet:
     """
     report = ReadReport(config.on_error)
     rows, val, test = (
-        read_labelled(path, config.text_column, config.label_column, report) if path else []
-        for path in (config.data, config.val, config.test)
+        [
+            row
+            for path in paths
+            if path is not None
+            for row in read_labelled(path, config.text_column, config.label_column, report, config)
+        ]
+        for paths in (config.data, [config.val], [config.test])
     )
+    data = " ".join(map(str, config.data))
     notes = [*report.hints, *report.lines()]
     labels = sort_labels({row.label for row in rows})
     if len(labels) < 2:
-        raise ValueError(
-            f"{config.data}: all texts are labelled {labels[0]!r}; give at least two labels"
-        )
+        raise ValueError(f"{data}: all texts are labelled {labels[0]!r}; give at least two labels")
     for row in (*val, *test):
         if row.label not in labels:
-            raise ValueError(f"{row.place}: label {row.label!r} is not in {config.data}")
+            raise ValueError(f"{row.place}: label {row.label!r} is not in {data}")
     if contradictions := _contradictions(rows):
         notes.append(f"{contradictions:,} texts occur with different labels")
     if config.deduplicate:
@@ -90,7 +94,7 @@ def load_labelled(config: LabelledConfig) -> LabelledSet:
     missing = [label for label in labels if label not in {row.label for row in train}]
     if missing or not val or not test:
         what = f"label {missing[0]!r} is not in the training" if missing else "nothing is in one"
-        raise ValueError(f"{config.data}: too few texts, {what} split: give more, or larger shares")
+        raise ValueError(f"{data}: too few texts, {what} split: give more, or larger shares")
     for name, part in (("train", train), ("val", val), ("test", test)):
         counts = Counter(row.label for row in part)
         shown = ", ".join(f"{label} {counts[label]:,}" for label in labels[:10])

@@ -35,7 +35,7 @@ def read_conversations(
     """
     for source in sources:
         is_first = True
-        for row in read_rows(source, report):
+        for row in read_rows(source, report, form=files):
             turns = _turns(row, files)
             if turns is None and is_first:
                 raise ValueError(

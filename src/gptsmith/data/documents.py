@@ -14,7 +14,7 @@ from gptsmith.data import columnar, columns
 from gptsmith.data.options import ReadOptions
 from gptsmith.data.paths import has_suffix
 from gptsmith.data.report import ReadReport
-from gptsmith.data.rows import Row, file_rows, unicode_problem
+from gptsmith.data.rows import CSV, Row, file_rows, unicode_problem
 
 Chunk = str | np.ndarray
 
@@ -58,7 +58,8 @@ class Source:
     validation     the source's own validation documents
     first_shard    the source validates on its first shard of tokens
     layout         of files that hold token ids instead of text
-    asked, passed  what the user wrote, and why alternatives to the left were not used
+    requested      what the user wrote
+    unavailable    why alternatives to the left of it were not used
     """
 
     used: str
@@ -67,8 +68,8 @@ class Source:
     validation: Callable[[], Iterator[Document]] | None = None
     first_shard: bool = False
     layout: TokenLayout | None = None
-    asked: str = ""
-    passed: tuple[str, ...] = ()
+    requested: str = ""
+    unavailable: tuple[str, ...] = ()
 
 
 def document(place: str, text: str, report: ReadReport) -> Iterator[Document]:
@@ -90,10 +91,10 @@ def table_documents(path: Path, options: ReadOptions, report: ReadReport) -> Ite
         if column not in texts:
             kind = schema.field(column).type
             raise ValueError(f"{path}: column {column!r} holds {kind}, not text")
-        return _texts(file_rows(path, report, columns=[column]), column, report)
+        return _texts(file_rows(path, report, columns=[column], form=options), column, report)
     # every value of a .csv is a string: a single column of strings need not be the text
-    typed = not has_suffix(path, ".csv", ".tsv", ".csv.gz", ".tsv.gz")
-    return row_documents(file_rows(path, report), options, report, typed=typed)
+    typed = not has_suffix(path, *CSV)
+    return row_documents(file_rows(path, report, form=options), options, report, typed=typed)
 
 
 def row_documents(

@@ -17,7 +17,7 @@ from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import ChatTemplate, Message
 from gptsmith.data.columns import quoted
 from gptsmith.data.examples import Example
-from gptsmith.data.options import InstructionColumns, SplitConfig
+from gptsmith.data.options import FileFormat, InstructionColumns, SplitConfig
 from gptsmith.data.report import ReadReport
 from gptsmith.data.rows import Row, check_unicode, read_rows
 from gptsmith.data.split import fill, group, hash_order
@@ -133,7 +133,10 @@ PLAIN = Prompt("", "", "", "\n\n", "")
 
 
 def read_instructions(
-    path: str | Path, columns: InstructionColumns, report: ReadReport
+    path: str | Path,
+    columns: InstructionColumns,
+    report: ReadReport,
+    form: FileFormat | None = None,
 ) -> Iterator[Instruction]:
     """The rows of a file (data/rows.py) that have an instruction and an answer.
 
@@ -141,7 +144,7 @@ def read_instructions(
     whose column is missing or does not hold text.
     """
     has_inputs, place = False, ""
-    for row in read_rows(path):
+    for row in read_rows(path, report, form=form):
         place = row.place
         instruction = _text(row, "instruction", columns)
         output = _text(row, "output", columns)

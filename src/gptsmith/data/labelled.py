@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptsmith.data.columns import LABEL, TEXT, choose_column, unclear_column, usual_columns
+from gptsmith.data.options import FileFormat
 from gptsmith.data.paths import has_suffix
 from gptsmith.data.report import ReadReport
 from gptsmith.data.rows import SUFFIXES, Row, read_rows, unicode_problem
+from gptsmith.data.text_files import read_text
+from gptsmith.recognize import is_made, wrong_kind
 
 
 class LabelledText(NamedTuple):
@@ -22,15 +26,21 @@ class LabelledText(NamedTuple):
 
 
 def read_labelled(
-    path: Path, text_column: str | None, label_column: str | None, report: ReadReport
+    path: Path,
+    text_column: str | None,
+    label_column: str | None,
+    report: ReadReport,
+    form: FileFormat | None = None,
 ) -> list[LabelledText]:
     """The rows that have a text and a label.
 
+    form: encoding and delimiter, if they are not to be found out.
     ValueError naming the place for columns that are not obvious, for bad rows unless `report`
     skips them, and if there are no rows.
     """
+    form = form or FileFormat()
     rows = []
-    for place, text, label in _pairs(path, text_column, label_column, report):
+    for place, text, label in _pairs(path, text_column, label_column, report, form):
         row = LabelledText(_text(text), _label(label), place)
         if problem := _problem(row):
             report.reject(problem, place, problem)
@@ -41,16 +51,19 @@ def read_labelled(
     return rows
 
 
-def read_texts(path: Path, text_column: str | None) -> Iterator[tuple[str, Row]]:
+def read_texts(
+    path: Path, text_column: str | None, report: ReadReport, form: FileFormat | None = None
+) -> Iterator[tuple[str, Row]]:
     """Texts without labels, each with its row: rows of a table, or lines of another file.
 
     ValueError naming the place for a column that is not obvious and for a row without text.
     """
+    form = form or FileFormat()
     if _is_lines(path):
-        lines = enumerate(_decoded(path).split("\n"), 1)
+        lines = enumerate(read_text(path, form.encoding, report).split("\n"), 1)
         rows = iter([Row(f"{path}:{i}", {"text": line}) for i, line in lines if line.strip()])
     else:
-        rows = read_rows(path)
+        rows = read_rows(path, report, form=form)
     column = text_column
     for row in rows:
         names = list(row.values)
@@ -68,22 +81,33 @@ Pair = tuple[str, Any, Any]  # place, text, label
 
 
 def _pairs(
-    path: Path, text_column: str | None, label_column: str | None, report: ReadReport
+    path: Path,
+    text_column: str | None,
+    label_column: str | None,
+    report: ReadReport,
+    form: FileFormat,
 ) -> Iterator[Pair]:
+    if is_made(path):
+        raise wrong_kind(path, "a set of labelled texts")
     if folders := _class_folders(path):
         for folder in folders:
             for file in sorted(folder.glob("*.txt")):
-                yield str(file), _decoded(file), folder.name
+                report.read[file] = 1
+                yield str(file), read_text(file, form.encoding, report), folder.name
     elif _is_lines(path):
-        yield from _line_pairs(path)
+        yield from _line_pairs(path, report, form)
     else:
-        yield from _table_pairs(path, text_column, label_column, report)
+        yield from _table_pairs(path, text_column, label_column, report, form)
 
 
 def _table_pairs(
-    path: Path, text_column: str | None, label_column: str | None, report: ReadReport
+    path: Path,
+    text_column: str | None,
+    label_column: str | None,
+    report: ReadReport,
+    form: FileFormat,
 ) -> Iterator[Pair]:
-    rows = list(read_rows(path, report))
+    rows = list(read_rows(path, report, form=form))
     if not rows:
         return
     names = list(rows[0].values)
@@ -94,7 +118,7 @@ def _table_pairs(
         at = _label_column(columns)
         if at is not None and names[at] in columns[at][1:]:
             report.hint(f"{path}: no header line; column {at + 1} of 2 is the label")
-            for row in read_rows(path, report, header=("0", "1")):
+            for row in read_rows(path, report, header=("0", "1"), form=form):
                 yield row.place, row.values[str(1 - at)], row.values[str(at)]
             return
     text, label = _text_and_label(names, rows, text_column, label_column)
@@ -123,24 +147,64 @@ def _text_and_label(
     return text, label
 
 
-def _line_pairs(path: Path) -> Iterator[Pair]:
-    """Lines `label<TAB>text` or `text<TAB>label`, where labels are the values that repeat; or lines
-    `0 text` or `__label__name text`."""
-    lines = [(i, line) for i, line in enumerate(_decoded(path).split("\n"), 1) if line.strip()]
-    first = lines[0][1] if lines else ""
-    has_tab = "\t" in first
-    pairs = [(i, line.strip().split("\t" if has_tab else None, 1)) for i, line in lines]
-    complete = [parts for _, parts in pairs if len(parts) == 2]
-    at = _label_column([[parts[0] for parts in complete], [parts[1] for parts in complete]])
-    if at is None or not (has_tab or re.match(r"(\d+|__label__\S+) ", first)):
+# --- lines ---------------------------------------------------------------------------------------
+
+# Where a line may be divided into label and text: at a character, with the label before the first
+# one (0) or after the last one (1). Tried in this order; of two, the way with fewer labels is right.
+_DIVISIONS = (("\t", (0, 1)), ("|", (0, 1)), (";", (0, 1)), (" ", (0,)), (",", (0, 1)), (" ", (1,)))
+_NAMES = {"\t": "tab", "|": "|", ";": ";", " ": "space", ",": "comma"}
+# +1, 0, 4.5, __label__spam, DESC:manner: labels by their form, however many there are
+_LABEL_FORM = re.compile(r"[-+]?\d+(\.\d+)?|__label__\S+|[^\W\d_]\w*:\S*\w")
+
+
+def _line_pairs(path: Path, report: ReadReport, form: FileFormat) -> Iterator[Pair]:
+    """Lines of a label and a text, in this order or the other.
+
+    The two are divided by a tab, |, ; or comma, or the label is the first or the last word. The
+    labels must be obvious: they repeat, and are few or all of a form in which labels are written.
+    """
+    text = read_text(path, form.encoding, report)
+    lines = [(i, line.strip()) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    report.read[path] = len(lines)
+    divisions = ((form.delimiter, (0, 1)),) if form.delimiter else _DIVISIONS
+    for delimiter, sides in divisions:
+        ways = [[_divide(line, delimiter, side) for _, line in lines] for side in sides]
+        labels = [
+            _labels([pair[1] for pair in pairs if pair], len(lines), delimiter) for pairs in ways
+        ]
+        best = min(filter(None, labels), default=0)
+        if best and labels.count(best) == 1:
+            break
+    else:
         raise ValueError(
             f"{path}:1: which part of a line is the label? Write label, TAB, text, with labels "
             "that repeat, or a .csv with the header line text,label"
         )
-    for i, parts in pairs:
-        label_only = len(parts) == 1
-        text = None if label_only else parts[1 - at]
-        yield f"{path}:{i}", text, parts[0] if label_only else parts[at]
+    side = labels.index(best)
+    if delimiter != "\t":
+        where = "before the first" if sides[side] == 0 else "after the last"
+        report.hint(f"{path}: the label is what stands {where} {_NAMES.get(delimiter, delimiter)}")
+    for (i, line), pair in zip(lines, ways[side], strict=True):
+        yield f"{path}:{i}", *(pair or (None, line))
+
+
+def _divide(line: str, delimiter: str, side: int) -> tuple[str, str] | None:
+    """Text and label of a line; None if it is not divided. side: 0 if the label comes first."""
+    separator = None if delimiter == " " else delimiter
+    parts = line.rsplit(separator, 1) if side else line.split(separator, 1)
+    if len(parts) < 2:
+        return None
+    return parts[1 - side].strip(), parts[side].strip()
+
+
+def _labels(values: Sequence[str], lines: int, delimiter: str) -> int:
+    """How many labels these values are; 0 if they are not the labels of a file of so many lines."""
+    counts = Counter(values)
+    if not counts or len(values) * 10 < lines * 9 or 2 * len(counts) > len(values):
+        return 0
+    by_form = len(counts) > 1 and all(map(_LABEL_FORM.fullmatch, counts))
+    few = 1 < len(counts) <= 20 and min(counts.values()) > 1 and max(map(len, counts)) <= 40
+    return len(counts) if delimiter == "\t" or by_form or few else 0
 
 
 def _is_lines(path: Path) -> bool:
@@ -154,11 +218,6 @@ def _class_folders(path: Path) -> list[Path]:
         return []
     folders = sorted(p for p in path.iterdir() if p.is_dir() and next(p.glob("*.txt"), None))
     return folders if len(folders) > 1 else []
-
-
-def _decoded(path: Path) -> str:
-    """The file's text; bytes that are not UTF-8 become lone surrogates, which _problem reports."""
-    return path.read_bytes().decode("utf-8-sig", "surrogateescape")
 
 
 def _label_column(columns: Sequence[Sequence[Any]]) -> int | None:

@@ -6,9 +6,9 @@ Imports neither torch nor pyarrow, so that `--help` and configuration errors are
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from gptsmith.config import Section
 
@@ -16,7 +16,43 @@ OnError = Literal["stop", "skip"]
 Labels = Literal["auto", "shifted", "unshifted"]
 
 
-class ReadOptions(Section):
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str | Path) else value
+
+
+Paths = Annotated[tuple[Path, ...], BeforeValidator(_listed), Field(min_length=1)]
+"""Paths, of which one may be written without a list, as in runs of earlier versions."""
+
+
+class FileFormat(Section):
+    """How the bytes of text files and tables are read, where it is not to be found out."""
+
+    encoding: str | None = None
+    """Encoding of text, .csv, .tsv and .jsonl files: cp1251, shift_jis ... (default: found out
+    among UTF-8, UTF-16 and cp1252, and said)."""
+    delimiter: str | None = None
+    """Delimiter of the fields of a .csv, or tab (default: found out among , ; | and tab, and
+    said)."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, value: str | None) -> str | None:
+        try:
+            "a".encode(value or "utf-8")
+        except (LookupError, ValueError):
+            raise ValueError("should be an encoding that Python knows, such as cp1251") from None
+        return value
+
+    @field_validator("delimiter")
+    @classmethod
+    def _check_delimiter(cls, value: str | None) -> str | None:
+        value = "\t" if value in ("tab", "\\t") else value
+        if value is not None and (len(value) != 1 or value in '\r\n"\0'):
+            raise ValueError("should be one character, such as ; or | or tab")
+        return value
+
+
+class ReadOptions(FileFormat):
     """How files of documents are read."""
 
     text_column: str | None = None
@@ -25,7 +61,7 @@ class ReadOptions(Section):
     """Text between the documents of a text file; without it a file is one document."""
 
 
-class ChatFiles(Section):
+class ChatFiles(FileFormat):
     """How files of conversations are read."""
 
     messages_column: str | None = None
@@ -70,12 +106,13 @@ class SplitConfig(Section):
     """Seed of the split."""
 
 
-class LabelledConfig(Section):
+class LabelledConfig(FileFormat):
     """Where the labelled texts are, and how they are split."""
 
-    data: Path
-    """Table (csv, tsv, json, jsonl, parquet, arrow), lines `label<TAB>text`, or a folder with a
-    sub-folder of .txt files per label."""
+    data: Paths
+    """Table (csv, tsv, json, jsonl, parquet, arrow), lines of a label and a text (`label<TAB>text`,
+    `+1 text`, `DESC:manner text`), or a folder with a sub-folder of .txt files per label.
+    Repeatable."""
     val: Path | None = None
     """Texts for validation (default: a share of `data`)."""
     test: Path | None = None
@@ -107,14 +144,14 @@ class LabelledConfig(Section):
         return self
 
 
-class PrepareConfig(Section):
+class PrepareConfig(FileFormat):
     """What to make a corpus of, and how."""
 
     sources: tuple[str, ...] = Field(min_length=1)
     """Corpora by name (pydocs, pycode, shakespeare, wikitext-2, wikipedia, openwebtext,
-    fineweb-edu), files, folders or patterns of .txt .md .jsonl .csv .tsv (or .gz of these
-    three) .parquet .arrow, or data sets of the Hub as OWNER/NAME[:CONFIG[:SPLIT]]. `a|b` takes b
-    where a is not available."""
+    fineweb-edu), tables (.json .jsonl .csv .tsv, also .gz, .parquet .arrow) and text files of any
+    name, folders and patterns of them, or data sets of the Hub as
+    OWNER/NAME[:CONFIG[:SPLIT]]. `a|b` takes b where a is not available."""
     out: Path
     """Folder of the corpus."""
     tokenizer: str = "gpt2"

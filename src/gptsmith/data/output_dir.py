@@ -52,6 +52,11 @@ def holds_corpus(
                 f"{out}: holds another corpus, unfinished ({difference}); "
                 "choose another --out, or --overwrite to start over"
             )
+    elif (out / JOURNAL).is_file():
+        raise FileExistsError(
+            f"--out {out}: holds an unfinished corpus of an earlier version of gptsmith, which "
+            "cannot be resumed; remove the folder or name a new one"
+        )
     elif any(path.name != UNFINISHED and path.name[0] != "." for path in out.iterdir()):
         raise FileExistsError(f"--out {out}: holds other files and no corpus; name a new folder")
     return False

@@ -4,32 +4,47 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+from gptsmith.data.report import ReadReport
 
 # Files that `datasets` writes next to the data, or a download of the Hub brings along.
 _METADATA = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
+_BLANK = 4096  # a file of at most this size is looked into for anything but white space
 
 
 class UnavailableError(FileNotFoundError):
     """A valid source that is not available; the next alternative may be tried."""
 
 
-def find_files(path: str | Path, suffixes: Sequence[str]) -> list[Path]:
-    """The file of a path, or all files of a folder or pattern that have one of the suffixes.
+class Found(NamedTuple):
+    """The files to read, and those of a folder or pattern that hold nothing."""
 
-    In a folder, hidden files and what `datasets` adds are skipped. UnavailableError (a
-    FileNotFoundError) if there is no file, PermissionError for a folder that cannot be read,
-    ValueError for a file of another kind and for a folder with several splits.
+    files: list[Path]
+    empty: Sequence[Path] = ()
+
+    def count_empty(self, report: ReadReport) -> None:
+        """Count the empty files as skipped."""
+        for path in self.empty:
+            report.skipped.add("empty file", str(path))
+
+
+def find_files(path: str | Path, belongs: Callable[[Path], bool], kinds: str) -> Found:
+    """The file of a path, all files of a pattern, or those of a folder that `belongs` accepts.
+
+    In a folder, hidden files and what `datasets` adds are left out. kinds: what is looked for in a
+    folder, for messages. UnavailableError (a FileNotFoundError) if there is no file,
+    PermissionError for a folder that cannot be read, ValueError for a folder with several splits.
     """
     path = Path(path)
-    if path.is_dir():
-        found = [p for p in files_below(path) if has_suffix(p, *suffixes)]
-        if not found:
-            raise UnavailableError(f"{path}: no file of {', '.join(suffixes)} in this folder")
-        return found
     if path.is_file():
-        found = [path]
+        return Found([path])
+    if path.is_dir():
+        found = [p for p in files_below(path) if belongs(p)]
+        if not found:
+            raise UnavailableError(f"{path}: no {kinds} in this folder")
     elif path.exists():
         raise ValueError(f"{path}: neither a file nor a folder; write its content to a file")
     elif glob.has_magic(str(path)):
@@ -38,10 +53,14 @@ def find_files(path: str | Path, suffixes: Sequence[str]) -> list[Path]:
             raise UnavailableError(f"{path}: no file matches this pattern")
     else:
         raise UnavailableError(f"{path}: no such file or folder")
-    for file in found:
-        if not has_suffix(file, *suffixes):
-            raise ValueError(f"{file}: not a file of {', '.join(suffixes)}; rename it if it is")
-    return found
+    empty = [p for p in found if _is_empty(p)]
+    if len(empty) == len(found):
+        raise ValueError(f"{path}: its files ({len(found)}) are all empty")
+    return Found([p for p in found if p not in set(empty)], empty)
+
+
+def _is_empty(path: Path) -> bool:
+    return path.stat().st_size <= _BLANK and not path.read_bytes().strip()
 
 
 def files_below(folder: Path) -> list[Path]:

@@ -50,6 +50,8 @@ def prepare(config: PrepareConfig) -> Path:
     started = time.monotonic()
     separator = config.document_separator
     options = ReadOptions(
+        encoding=config.encoding,
+        delimiter=config.delimiter,
         text_column=config.text_column,
         document_separator=separator and separator.replace("\\n", "\n").replace("\\t", "\t"),
     )
@@ -87,7 +89,7 @@ def prepare(config: PrepareConfig) -> Path:
             output_dir.discard(out)
             raise
         output_dir.publish(out)
-    _print(_summary(out, manifest, time.monotonic() - started))
+    _print(_summary(out, manifest, report, time.monotonic() - started))
     return out
 
 
@@ -219,9 +221,9 @@ def _identity(config: PrepareConfig, sources: list[Source], given: Tokenizer | N
     def facts(source: Source) -> dict[str, Any]:
         sizes = [(path.name, path.stat().st_size) for path in source.files]
         return {
-            "asked": source.asked,
+            "asked": source.requested,
             "used": source.used,
-            "passed": list(source.passed),
+            "passed": list(source.unavailable),
             "rows": None if source.layout is None else str(source.layout),
             "files": len(sizes),
             "bytes": sum(size for _, size in sizes),
@@ -247,15 +249,19 @@ def _print(text: str) -> None:
 def _print_choices(sources: list[Source]) -> None:
     """Which alternatives are used, and why others are not."""
     for source in sources:
-        for reason in source.passed:
+        for reason in source.unavailable:
             _print(f"not used: {reason}")
-        if source.passed or source.layout is not None:
+        if source.unavailable or source.layout is not None:
             layout = f" ({source.layout})" if source.layout is not None else ""
-            _print(f"{source.asked}: {source.used}{layout} is used")
+            _print(f"{source.requested}: {source.used}{layout} is used")
 
 
-def _summary(out: Path, manifest: dict[str, Any], seconds: float) -> str:
-    lines = [
+def _summary(out: Path, manifest: dict[str, Any], report: ReadReport, seconds: float) -> str:
+    left_out = {kind: count for kind, count in manifest["left_out"].items() if count}
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in left_out.items())
+    skipped = report.share(sum(left_out.values()))
+    lines = [f"{out}: skipped {skipped}: {kinds}"] if left_out else []
+    lines += [
         f"{out}: {split} {r['tokens']:,} tokens in {len(r['shards'])} shard(s), "
         f"{r['documents']:,} document(s), {r['bytes'] / 1e6:,.1f} MB"
         for split, r in manifest["splits"].items()
@@ -266,7 +272,4 @@ def _summary(out: Path, manifest: dict[str, Any], seconds: float) -> str:
         f"{out}: vocabulary {manifest['tokenizer']['vocab_size']:,}, "
         f"{text_bytes / tokens:.2f} bytes per token; validation: {manifest['validation']}"
     )
-    skipped = [f"{count} {kind}" for kind, count in manifest["left_out"].items() if count]
-    if skipped:
-        lines.append(f"{out}: skipped {', '.join(skipped)}")
     return "\n".join([*lines, f"{out}: done in {seconds:.1f} s"])

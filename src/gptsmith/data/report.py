@@ -58,6 +58,7 @@ class ReadReport:
     skipped    skipped records, by kind
     hints      remarks for the user, each once, in order
     position   bytes read so far, over all files of `starts`
+    read       records of each file (rows; lines of a text file), skipped ones included
     """
 
     def __init__(self, on_error: OnError | None = None) -> None:
@@ -66,6 +67,7 @@ class ReadReport:
         self.hints: dict[str, None] = {}
         self.starts: dict[Path, int] = {}  # total bytes of the files before each file
         self.position = 0
+        self.read: dict[Path, int] = {}
 
     @property
     def skips(self) -> bool:
@@ -78,9 +80,20 @@ class ReadReport:
             raise ValueError(f"{place}: {problem}{remedy}")
         self.skipped.add(kind, place)
 
+    def share(self, skipped: int) -> str:
+        """A number of skipped records with its share: "12 of 512 records (2.3%)"."""
+        plural = "" if skipped == 1 else "s"
+        total = sum(self.read.values()) + self.skipped["empty file"]
+        if total < skipped:  # not counted, as in a stream of the Hub
+            return f"{skipped:,} record{plural}"
+        return f"{skipped:,} of {total:,} records ({skipped / max(1, total):.1%})"
+
     def lines(self) -> list[str]:
-        """What was skipped, one line per kind."""
-        return [f"skipped, {line}" for line in self.skipped.lines()]
+        """What was skipped: how much of all, then one line per kind."""
+        if not self.skipped.total:
+            return []
+        kinds = [f"skipped, {line}" for line in self.skipped.lines()]
+        return [f"skipped {self.share(self.skipped.total)}", *kinds]
 
     def hint(self, text: str) -> None:
         self.hints[text] = None

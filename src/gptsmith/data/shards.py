@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from gptsmith import files
+from gptsmith.recognize import is_corpus, wrong_kind
 from gptsmith.tokenizer import Tokenizer
 
 FORMAT = 1
@@ -54,25 +55,26 @@ class Corpus:
     @staticmethod
     def is_at(path: str | Path) -> bool:
         """Whether there is a corpus, perhaps an unfinished one."""
-        names = (MANIFEST, f"{UNFINISHED}/{JOURNAL}", f"{UNFINISHED}/{MANIFEST}")
-        return any((Path(path) / name).is_file() for name in names)
+        return is_corpus(Path(path))
 
     @classmethod
     def open(cls, path: str | Path) -> "Corpus":
         """The corpus in the folder `path`; names, sizes and headers of the shards are checked.
 
-        FileNotFoundError if there is none or a shard is missing, ValueError naming a damaged one.
+        FileNotFoundError if there is none or a shard is missing, ValueError naming a damaged one,
+        or saying what else is at `path`.
         """
         path = Path(path)
-        if not (path / MANIFEST).is_file():
-            if cls.is_at(path):
-                raise FileNotFoundError(
-                    f"{path}: this corpus is unfinished; run the same `gptsmith prepare` again to "
-                    "resume it"
-                )
+        if not path.exists():
             raise FileNotFoundError(
-                f"{path}: no prepared corpus here (no manifest.json); "
-                f"`gptsmith prepare SOURCE --out {path}` makes one"
+                f"{path}: no prepared corpus here; `gptsmith prepare SOURCE --out {path}` makes one"
+            )
+        if not is_corpus(path):
+            raise wrong_kind(path, "a prepared corpus")
+        if not (path / MANIFEST).is_file():
+            raise FileNotFoundError(
+                f"{path}: this corpus is unfinished; run the same `gptsmith prepare` again to "
+                "resume it"
             )
         manifest = files.read_json(path / MANIFEST)
         try:

@@ -10,7 +10,8 @@ import dataclasses
 import difflib
 import glob
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,43 +22,47 @@ from gptsmith.data.options import ReadOptions
 from gptsmith.data.paths import UnavailableError, files_below, find_files, has_suffix
 from gptsmith.data.report import ReadReport
 from gptsmith.data.tokenized import IDS, find_layout, holds_ids
+from gptsmith.recognize import binary_kind, is_made, wrong_kind
 from gptsmith.tokenizer import Tokenizer
 
-# Without .json: in a folder of texts such a file is hardly ever a text.
-SUFFIXES = (*text_files.SUFFIXES, *(s for s in rows.SUFFIXES if s not in (".json", ".json.gz")))
+# Without .json: in a folder such a file is hardly ever a text.
+_TABLES = tuple(s for s in rows.SUFFIXES if s not in (".json", ".json.gz"))
+SUFFIXES = (*text_files.SUFFIXES, *_TABLES)
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]*(:[\w.-]+)?)?")
 
 
-def open_source(asked: str, options: ReadOptions, report: ReadReport) -> Source:
-    """The source called `asked`, or the first of its alternatives that is available.
+def open_source(requested: str, options: ReadOptions, report: ReadReport) -> Source:
+    """The source called `requested`, or the first of its alternatives that is available.
 
     ValueError for an unknown name, FileNotFoundError if none is available.
     """
     # a file name may contain "|"
-    names = [asked] if Path(asked).exists() else [name.strip() for name in asked.split("|")]
+    names = (
+        [requested] if Path(requested).exists() else [name.strip() for name in requested.split("|")]
+    )
     for name in names:
-        _check_name(name, asked)
-    passed: list[str] = []
+        _check_name(name, requested)
+    unavailable: list[str] = []
     for name in names:
         try:
             source = _open(name, options, report)
         except UnavailableError as error:
-            passed.append(str(error))
+            unavailable.append(str(error))
         else:
-            return dataclasses.replace(source, asked=asked, passed=tuple(passed))
-    raise FileNotFoundError("; ".join(passed))
+            return dataclasses.replace(source, requested=requested, unavailable=tuple(unavailable))
+    raise FileNotFoundError("; ".join(unavailable))
 
 
 def encode_source(
-    asked: str, tokenizer: Tokenizer, options: ReadOptions, report: ReadReport
+    requested: str, tokenizer: Tokenizer, options: ReadOptions, report: ReadReport
 ) -> np.ndarray:
     """The ids of all documents of a source, in memory, each preceded by <|endoftext|> (or by what
     the tokenizer puts before a text), so that every token has a context to be predicted from.
 
     Errors as from open_source; ValueError also for a source without text or with token ids.
     """
-    source = open_source(asked, options, report)
+    source = open_source(requested, options, report)
     if source.layout is not None:
         raise ValueError(f"{source.used}: holds token ids; gptsmith prepare makes a corpus of it")
     begin = np.array(tokenizer.prompt(""), tokenizer.dtype)
@@ -70,7 +75,7 @@ def encode_source(
             raise ValueError(f"{document.place}: {error}") from None
         parts += [begin, ids] if document.begins else [ids]
     if not parts:
-        raise ValueError(f"{asked}: no text in it")
+        raise ValueError(f"{requested}: no text in it")
     return np.concatenate(parts)
 
 
@@ -80,9 +85,9 @@ def _is_path(name: str) -> bool:
     return looks or glob.has_magic(name) or Path(name).exists()
 
 
-def _check_name(name: str, asked: str) -> None:
+def _check_name(name: str, requested: str) -> None:
     if not name:
-        raise ValueError(f"source {asked!r}: an empty name")
+        raise ValueError(f"source {requested!r}: an empty name")
     if name in corpora.NAMES or _is_path(name) or _HUB_NAME.fullmatch(name):
         return
     near = difflib.get_close_matches(name, corpora.NAMES, n=1, cutoff=0.7)
@@ -112,16 +117,43 @@ def _open(name: str, options: ReadOptions, report: ReadReport) -> Source:
 
 
 def _open_path(path: Path, name: str, options: ReadOptions, report: ReadReport) -> Source:
-    paths = tuple(find_files(path, SUFFIXES))
-    if path.is_dir() and (others := len(files_below(path)) - len(paths)):
-        report.hint(f"{path}: {len(paths)} files are read, {others} of other kinds not")
-    layout = _layout(paths, options, report)
+    if is_made(path):
+        raise wrong_kind(path, "text")
+    below = files_below(path) if path.is_dir() else []
+    # Beside tables, other files are what describes them.
+    has_tables = any(has_suffix(file, *_TABLES) for file in below)
+
+    def belongs(file: Path) -> bool:
+        return has_suffix(file, *SUFFIXES) or (not has_tables and _is_text(file))
+
+    found = find_files(path, belongs, "table (.jsonl, .csv, .parquet ...) and no text file")
+    if others := set(below) - {*found.files, *found.empty}:
+        report.hint(
+            f"{path}: {_suffixes(found.files)} are read; {_suffixes(others)} not, of which a "
+            "pattern such as 'FOLDER/*.log' names those to read"
+        )
+    layout = _layout(found.files, options, report)
 
     def read() -> Iterator[Document]:
-        for path in paths:
+        found.count_empty(report)
+        for path in found.files:
             yield from _read(path, options, report)
 
-    return Source(name, read, paths, layout=layout)
+    return Source(name, read, tuple(found.files), layout=layout)
+
+
+def _is_text(path: Path) -> bool:
+    if has_suffix(path, ".json", ".json.gz"):
+        return False
+    with path.open("rb") as file:
+        return binary_kind(file.read(1 << 12)) is None
+
+
+def _suffixes(paths: Iterable[Path]) -> str:
+    """The number of files of each suffix: "12 .py, 1 .md"."""
+    counts = Counter(path.suffix or path.name for path in paths)
+    shown = [f"{count:,} {suffix}" for suffix, count in sorted(counts.items())]
+    return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
 
 
 def _layout(paths: Sequence[Path], options: ReadOptions, report: ReadReport) -> TokenLayout | None:
@@ -144,7 +176,7 @@ def _read(path: Path, options: ReadOptions, report: ReadReport) -> Iterator[Docu
     """The documents of one file."""
     if path.stat().st_size == 0:
         report.reject("empty file", str(path), "the file is empty")
-    elif has_suffix(path, *text_files.SUFFIXES):
-        yield from text_files.text_documents(path, options, report)
-    else:
+    elif has_suffix(path, *rows.SUFFIXES):
         yield from table_documents(path, options, report)
+    else:
+        yield from text_files.text_documents(path, options, report)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, HttpUrl, field_validator
 
 from gptsmith.config import Section
+from gptsmith.data.options import FileFormat
 from gptsmith.evaluate.multiple_choice import TASKS as MULTIPLE_CHOICE
 from gptsmith.flags import nearest
 from gptsmith.run.options import WeightOptions
@@ -91,7 +92,7 @@ class EvaluateOptions(WeightOptions):
         return tuple(dict.fromkeys(names))
 
 
-class ClassifyOptions(WeightOptions):
+class ClassifyOptions(WeightOptions, FileFormat):
     """What to classify, and with which model."""
 
     text: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ def load(
     The notes count every skipped row.
     """
     report = ReadReport()
-    parts = split_instructions(read_instructions(config.data, config.columns, report), config)
+    found = (read_instructions(path, config.columns, report, config) for path in config.data)
+    parts = split_instructions(chain.from_iterable(found), config)
 
     def encode(rows: list[Instruction], mask: bool = True) -> tuple[Examples, list[Instruction]]:
         kept: list[Instruction] = []
@@ -95,14 +97,15 @@ def load(
     train, _ = encode(parts.train, config.mask_prompt)
     val, val_rows = encode(parts.val)
     test, test_rows = encode(parts.test)
+    data = " ".join(map(str, config.data))
     if not len(train) or not len(val):
-        raise ValueError(f"{config.data}: no rows left for training: {'; '.join(report.lines())}")
+        raise ValueError(f"{data}: no rows left for training: {'; '.join(report.lines())}")
     share = train.targets / train.tokens
     sizes = (
         f"{len(train):,} training instructions of {train.tokens:,} tokens, {share:.0%} of them "
         f"targets; {len(val):,} for validation, {len(test):,} for the test"
     )
-    notes = [Note("data", text) for text in (sizes, *report.lines())]
+    notes = [Note("data", text) for text in (*report.hints, *report.lines(), sizes)]
     prompts = [template.prompt(prompt.messages(row)) for row in _evenly(val_rows, NUM_PROMPTS)]
     return SFTData(train, val, prompts, notes), _evenly(test_rows, config.responses)
 

@@ -8,7 +8,14 @@ from typing import ClassVar, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from gptsmith.config import Section
-from gptsmith.data.options import ChatFiles, InstructionColumns, LabelledConfig, SplitConfig
+from gptsmith.data.options import (
+    ChatFiles,
+    FileFormat,
+    InstructionColumns,
+    LabelledConfig,
+    Paths,
+    SplitConfig,
+)
 from gptsmith.model.config import LoraConfig, ModelConfig
 from gptsmith.run.layout import Which
 from gptsmith.train.options import CompileMode, OptimConfig, PrecisionName
@@ -207,13 +214,13 @@ class ChatConfig(SFTConfig, ChatFiles):
     """Number of conversations to generate for the built-in set."""
 
 
-class InstructConfig(SFTConfig, SplitConfig):
+class InstructConfig(SFTConfig, SplitConfig, FileFormat):
     """Fine-tune a model on instructions and their answers."""
 
     stage: Literal["instruct"] = "instruct"
-    data: Path
-    """Rows with instruction, output and optionally input: .json, .jsonl, .csv, .parquet ...; a
-    folder or a pattern for several files."""
+    data: Paths
+    """Rows with instruction, output and optionally input: .json, .jsonl, .csv, .parquet ...; files,
+    folders or patterns, repeatable."""
     columns: InstructionColumns = InstructionColumns()
     prompt: str | None = None
     r"""Prompt format: a text with {instruction} and {input}, such as (in a shell)

@@ -9,6 +9,8 @@ from pydantic import ValidationError
 from gptsmith import files
 from gptsmith.config import rename_keys
 from gptsmith.model.config import ModelConfig
+from gptsmith.recognize import is_run as is_run
+from gptsmith.recognize import wrong_kind
 
 CONFIG, ARCHITECTURE, MASK, TUNING = "config.yaml", "model.json", "mask.py", "tuning.json"
 WEIGHTS, BASE, ADAPTER = "model.safetensors", "base.safetensors", "adapter"
@@ -22,32 +24,14 @@ Which = Literal["last", "best"] | int
 """Weights of a run: of the last step, of the best validation loss, or of a step."""
 
 
-def is_run(path: Path) -> bool:
-    return (path / CONFIG).is_file() and (path / ARCHITECTURE).is_file()
-
-
 def not_a_run_error(path: Path) -> OSError | ValueError:
     """An error that says what `path` is if not a run, and what to do."""
     if not path.exists():
         return FileNotFoundError(f"there is no run folder {path}: gptsmith pretrain makes one")
-    if not path.is_dir():
-        return ValueError(f"{path} is a file: give the run folder that contains it")
-    if (path / "manifest.json").exists() and (path / "state.json").exists():
-        return ValueError(
-            f"{path} is a checkpoint: give its run folder {path.parent.parent} and --checkpoint"
-        )
-    if (path / "manifest.json").exists():
-        return ValueError(
-            f"{path} is a prepared corpus, not a run: gptsmith pretrain --data {path} trains on it"
-        )
-    if (path / "config.json").exists():
-        return ValueError(
-            f"{path} is a Hugging Face model, not a run: gptsmith import {path} --out RUN makes one"
-        )
-    if runs := sorted(child.name for child in path.iterdir() if is_run(child)):
-        return ValueError(f"{path} is not a run, but contains runs: {', '.join(runs[:10])}")
     missing = [name for name in (CONFIG, ARCHITECTURE) if not (path / name).is_file()]
-    return ValueError(f"{path} is not a run folder: it has no {' and no '.join(missing)}")
+    if path.is_dir() and len(missing) == 1:
+        return ValueError(f"{path} is not a run folder: it has no {missing[0]}")
+    return wrong_kind(path, "a run")
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -1,0 +1,197 @@
+"""Rows of .csv and .tsv files; delimiter and encoding are found out where they are not given."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from gptsmith.data.decode import LINE_LIMIT, NOT_UTF8, find_encoding, opened
+from gptsmith.data.options import FileFormat
+from gptsmith.data.paths import has_suffix
+from gptsmith.data.report import ReadReport
+from gptsmith.data.row import Row, check_unique, unicode_problem
+
+_SAMPLE = 1 << 16  # characters
+_RECORDS = 200
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)  # Excel writes and hides it
+
+
+def csv_rows(
+    path: Path, report: ReadReport, header: Sequence[str] | None, form: FileFormat
+) -> Iterator[Row]:
+    """header: names of the columns, of a file without header line. form: what is not found out.
+
+    Bytes that are not UTF-8 are decoded as lone surrogates and reported with their row: strict
+    decoding would fail at the end of a buffer, far from that row.
+    """
+    encoding = find_encoding(path, form.encoding)
+    count = 0
+    with (
+        opened(path) as (raw, file),
+        io.TextIOWrapper(file, encoding.name, "surrogateescape", newline="") as text,
+    ):
+        try:
+            lines = _Lines(text)
+            dialect = _dialect(path, lines, form, encoding.note, report)
+            for place, values in _records(path, lines, dialect, header, report):
+                count += 1
+                if not count % 256:
+                    report.reached(path, raw.tell())
+                if values is not None:
+                    yield Row(place, values)
+        except UnicodeDecodeError as error:  # a half character of UTF-16
+            name = error.encoding.upper()
+            raise ValueError(f"{path}: not {name} ({error.reason}); {NOT_UTF8}") from None
+        finally:
+            report.read[path] = count
+            report.reached(path, raw.tell())
+
+
+def _records(
+    path: Path,
+    lines: _Lines,
+    dialect: dict[str, Any],
+    header: Sequence[str] | None,
+    report: ReadReport,
+) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Place and values of each record; no values of a record that was rejected."""
+    csv.field_size_limit(sys.maxsize)
+    names = list(header) if header is not None else None
+    records = csv.reader(lines, **dialect)
+    while True:
+        place, problem = f"{path}:{lines.begin()}", ""
+        try:
+            values = next(records)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            values, problem = [], f"cannot be read ({error})"
+        width = len(names or values)
+        if len(lines.record) > 1 and (problem or _swallows(lines.record, dialect, width)):
+            # A quote without its end takes the rows behind it into its field: they are read again.
+            last = lines.number
+            lines.again()
+            values, problem = [], f"a field in quotes begins here and has no end up to line {last}"
+        if problem and names is None:
+            raise ValueError(f"{place}: the header line {problem}")
+        if not values and not problem:  # a blank line
+            continue
+        if names is None:
+            names = values
+            if unicode_problem("".join(names)):
+                raise ValueError(f"{place}: the header line is not UTF-8; {NOT_UTF8}")
+            check_unique(names, place)
+            continue
+        kind = "malformed row"
+        if not problem and len(values) != width:
+            problem = f"{len(values)} fields where the header has {width}"
+        elif unicode_problem("".join(values)):
+            kind, problem = "row that is not UTF-8", f"not UTF-8; {NOT_UTF8}"
+        if problem:
+            report.reject(kind, place, problem)
+        yield place, None if problem else dict(zip(names, values, strict=True))
+
+
+def _swallows(record: Sequence[str], dialect: dict[str, Any], width: int) -> bool:
+    """Whether a record of several lines is in truth several rows: each line by itself has as many
+    fields as a row, the first and the last one included. In a text of several lines these two have
+    the other fields of the row as well."""
+    lines = [line for line in record if line.strip()]
+    enough = (len(lines) - 1) * (width - 1) >= 6
+    return enough and all(line.count(dialect["delimiter"]) == width - 1 for line in lines)
+
+
+class _Lines:
+    """The lines of a file for csv.reader; those of the present record can be read again.
+
+    record   the lines of the present record
+    number   of the last line
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+        self.waiting: deque[str] = deque()
+        self.record: list[str] = []
+        self.number = self.size = 0
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self.waiting.popleft() if self.waiting else self.file.readline(LINE_LIMIT)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        self.record.append(line)
+        self.size += len(line)
+        if self.size >= LINE_LIMIT:
+            while line and line[-1] not in "\r\n":
+                line = self.file.readline(LINE_LIMIT)
+            raise csv.Error(f"longer than {LINE_LIMIT >> 20} MiB")
+        return line
+
+    def begin(self) -> int:
+        """Begin a record; the number of its first line."""
+        self.record, self.size = [], 0
+        return self.number + 1
+
+    def again(self) -> None:
+        """Give the lines of this record again, except the first."""
+        self.waiting.extendleft(reversed(self.record[1:]))
+        self.number -= len(self.record) - 1
+
+    def peek(self, size: int) -> str:
+        """About `size` characters, in whole lines, which are given later."""
+        while size > 0 and (line := self.file.readline(LINE_LIMIT)):
+            self.waiting.append(line)
+            size -= len(line)
+        return "".join(self.waiting)
+
+
+# --- delimiter -----------------------------------------------------------------------------------
+
+
+def _dialect(
+    path: Path, lines: _Lines, form: FileFormat, note: str, report: ReadReport
+) -> dict[str, Any]:
+    """The arguments of csv.reader. A hint says what was found out, `note` included."""
+    is_tsv = has_suffix(path, ".tsv", ".tsv.gz")
+    usual = "\t" if is_tsv else ","
+    sample, delimiter = lines.peek(_SAMPLE), form.delimiter
+    if named := _SEPARATOR_LINE.match(sample):
+        next(lines)
+        sample, delimiter = sample[named.end() :], delimiter or named[1]
+    delimiter = delimiter or find_delimiter(sample, usual)
+    found = [note] if note else []
+    if delimiter not in (usual, form.delimiter):
+        found.append(f"delimiter {delimiter!r}")
+    if found:
+        report.hint(f"{path}: read as {', '.join(found)}")
+    # A .tsv has no quoting (IANA text/tab-separated-values): " is an ordinary character.
+    quoting = csv.QUOTE_NONE if is_tsv and delimiter == "\t" else csv.QUOTE_MINIMAL
+    return {"delimiter": delimiter, "quoting": quoting, "strict": quoting == csv.QUOTE_MINIMAL}
+
+
+def find_delimiter(sample: str, usual: str) -> str:
+    """The delimiter of a table that begins with `sample`: `usual`, unless another one divides the
+    first line, and more of the records into as many fields as that."""
+    best, found = _agreement(sample, usual), usual
+    for delimiter in ",\t;|":
+        share = _agreement(sample, delimiter) if delimiter != usual else 0.0
+        if share > max(best, 0.5):
+            best, found = share, delimiter
+    return found
+
+
+def _agreement(sample: str, delimiter: str) -> float:
+    """The share of records with as many fields as the first one; 0 if that has a single one."""
+    records = csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter)
+    widths = [len(record) for record in islice(records, _RECORDS) if record]
+    return widths.count(widths[0]) / len(widths) if widths and widths[0] > 1 else 0.0

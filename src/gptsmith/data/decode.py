@@ -1,0 +1,152 @@
+"""The bytes of a file as text: gzip, and encodings.
+
+One rule for every format of text. A byte order mark decides. Otherwise the text is UTF-8 if nearly
+all of it is valid UTF-8 (the reader rejects the other lines one by one), UTF-16 if its zero bytes
+say so, cp1252 if it reads like a Western text in it. Nothing else is guessed: --encoding names it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from gptsmith.recognize import binary_kind, utf16
+
+LINE_LIMIT = 16 << 20  # bytes of a line, or characters of a row of a .csv
+NOT_UTF8 = "save the file as UTF-8, or name its encoding with --encoding"
+_BLOCK = 1 << 20
+_SAMPLE = 1 << 18
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark begins it
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+class Encoding(NamedTuple):
+    """name: for `bytes.decode`. note: what was found out, for the user; "" for UTF-8."""
+
+    name: str
+    note: str = ""
+
+    @property
+    def is_utf8(self) -> bool:
+        return self.name in ("utf-8", "utf-8-sig")
+
+
+UTF8 = Encoding("utf-8")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """The file as stored, for its position, and its bytes, decompressed if it is a gzip file.
+
+    ValueError for a damaged gzip file.
+    """
+    with path.open("rb") as raw:
+        if raw.peek(2)[:2] != b"\x1f\x8b":  # whatever its name: browsers decompress downloads
+            yield raw, raw
+            return
+        try:
+            with gzip.open(raw) as file:
+                yield raw, io.BufferedReader(file, _BLOCK)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path}: a damaged gzip file ({error})") from None
+
+
+def find_encoding(path: Path, given: str | None = None) -> Encoding:
+    """The encoding of a file: as given, or found out from its bytes, all of which are read.
+
+    ValueError for a file that is no text.
+    """
+    if given is not None:
+        is_utf8 = codecs.lookup(given).name == "utf-8"
+        return Encoding("utf-8-sig" if is_utf8 else given)
+    status = path.stat()
+    return _find(path, status.st_size, status.st_mtime_ns)
+
+
+def marked_encoding(path: Path, head: bytes) -> Encoding | None:
+    """The encoding that the first bytes of a file tell; None for UTF-8 and its supersets.
+
+    ValueError for a file that is no text.
+    """
+    for mark, name in _MARKS:
+        if head.startswith(mark):
+            return Encoding(name, "" if name == "utf-8-sig" else name.upper())
+    if found := utf16(head):
+        return Encoding(found, found.upper())
+    if kind := binary_kind(head):
+        raise ValueError(f"{path} is {kind.what}, not text: {kind.use}")
+    return None
+
+
+@lru_cache(256)
+def _find(path: Path, size: int, modified: int) -> Encoding:
+    """size, modified: of the file, so that a changed file is looked at again."""
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    valid = invalid = 0  # bytes of characters beyond ASCII
+    sample = bytearray()  # lines with such bytes
+    with opened(path) as (_, file):
+        block = file.read(_BLOCK)
+        if marked := marked_encoding(path, block[:_SAMPLE]):
+            return marked
+        while block:
+            text = decoder.decode(block)
+            if not text.isascii():
+                wrong = _count_escaped(text)
+                invalid += wrong
+                valid += len(block) - len(text)  # about: characters of two bytes count as one
+                if wrong and len(sample) < _SAMPLE:
+                    sample += b"".join(x for x in block.splitlines(True) if not x.isascii())
+            block = file.read(_BLOCK)
+    invalid += _count_escaped(decoder.decode(b"", final=True))
+    if invalid > 10 * valid and _is_western(bytes(sample[:_SAMPLE])):
+        return Encoding(
+            "cp1252", "cp1252, as it is not UTF-8 (if letters look wrong, name its --encoding)"
+        )
+    return UTF8
+
+
+def _count_escaped(text: str) -> int:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return len(re.findall("[\udc80-\udcff]", text))
+    return 0
+
+
+# What does not occur in a Western language: three letters with accents in a row; in the middle of a
+# word of small letters, anything but a small letter, an apostrophe, a dash or a soft hyphen.
+_ODD = re.compile(r"[À-ÖØ-öø-ÿŠŽŒšžœƒŸ]{3,}|(?<=[a-z])[^\x00-\x7fß-öø-þšœž’‘´·\xad–—](?=[a-z])|ÿ")
+
+
+def _is_western(sample: bytes) -> bool:
+    """Whether bytes read like a Western European text in cp1252."""
+    try:
+        text = sample.decode("cp1252")
+    except UnicodeDecodeError:
+        return False
+    beyond = sum(not character.isascii() for character in text)
+    odd = sum(len(match.group()) for match in _ODD.finditer(text))
+    return odd * 20 <= beyond
+
+
+def too_long(line: bytes, read_line: Callable[[], bytes]) -> bool:
+    """Whether a line of at least LINE_LIMIT bytes goes on; its rest is then passed over."""
+    goes_on = False
+    while line and not line.endswith(b"\n"):
+        line = read_line()
+        goes_on = goes_on or bool(line)
+    return goes_on

@@ -127,9 +127,13 @@ def _count_escaped(text: str) -> int:
     return 0
 
 
-# What does not occur in a Western language: three letters with accents in a row; in the middle of a
-# word of small letters, anything but a small letter, an apostrophe, a dash or a soft hyphen.
-_ODD = re.compile(r"[À-ÖØ-öø-ÿŠŽŒšžœƒŸ]{3,}|(?<=[a-z])[^\x00-\x7fß-öø-þšœž’‘´·\xad–—](?=[a-z])|ÿ")
+_SMALL, _CAPITAL = "a-zß-öø-þšžœ", "A-ZÀ-ÖØ-ÞŠŽŒŸ"
+# What does not occur in a Western language: three letters with accents in a row, a capital with an
+# accent behind a small letter, a sign inside a word other than an apostrophe, dash or soft hyphen.
+_ODD = re.compile(
+    f"[À-ÖØ-öø-þŠŽŒšžœŸ]{{3,}}|(?<=[{_SMALL}])[À-ÖØ-ÞŠŽŒŸ]|ÿ"
+    f"|(?<=[{_SMALL}{_CAPITAL}])[^\\x00-\\x7f{_SMALL}{_CAPITAL}’‘´·\xad–—…](?=[{_SMALL}{_CAPITAL}])"
+)
 
 
 def _is_western(sample: bytes) -> bool:

@@ -66,8 +66,12 @@ def _row(value: Any, place: str, report: ReadReport) -> Row | None:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"not JSON ({error.msg} at column {error.colno})"
-    return "not JSON (nested too deeply)" if isinstance(error, RecursionError) else str(error)
+        what = (
+            "nested too deeply"
+            if isinstance(error, RecursionError)
+            else "a number of too many digits"
+        )
+    return f"not JSON ({what})"
 
 
 # --- a value on each line ------------------------------------------------------------------------

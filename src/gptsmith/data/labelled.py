@@ -149,10 +149,10 @@ def _text_and_label(
 
 # --- lines ---------------------------------------------------------------------------------------
 
-# Where a line may be divided into label and text: at a character, with the label before the first
-# one (0) or after the last one (1). Tried in this order; of two, the way with fewer labels is right.
-_DIVISIONS = (("\t", (0, 1)), ("|", (0, 1)), (";", (0, 1)), (" ", (0,)), (",", (0, 1)), (" ", (1,)))
-_NAMES = {"\t": "tab", "|": "|", ";": ";", " ": "space", ",": "comma"}
+# Where a line may be divided: at the first one of a character, behind a label, or at the last one,
+# before a label.
+_DIVISIONS = [(delimiter, side) for delimiter in "|; ," for side in (0, 1)]
+_NAMES = {"\t": "tab", " ": "space", ",": "comma"}
 # +1, 0, 4.5, __label__spam, DESC:manner: labels by their form, however many there are
 _LABEL_FORM = re.compile(r"[-+]?\d+(\.\d+)?|__label__\S+|[^\W\d_]\w*:\S*\w")
 
@@ -162,49 +162,67 @@ def _line_pairs(path: Path, report: ReadReport, form: FileFormat) -> Iterator[Pa
 
     The two are divided by a tab, |, ; or comma, or the label is the first or the last word. The
     labels must be obvious: they repeat, and are few or all of a form in which labels are written.
+    If there are several such ways to divide the lines, that with the shortest labels is right.
     """
     text = read_text(path, form.encoding, report)
     lines = [(i, line.strip()) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     report.read[path] = len(lines)
-    divisions = ((form.delimiter, (0, 1)),) if form.delimiter else _DIVISIONS
-    for delimiter, sides in divisions:
-        ways = [[_divide(line, delimiter, side) for _, line in lines] for side in sides]
-        labels = [
-            _labels([pair[1] for pair in pairs if pair], len(lines), delimiter) for pairs in ways
-        ]
-        best = min(filter(None, labels), default=0)
-        if best and labels.count(best) == 1:
-            break
-    else:
+    delimiter = form.delimiter or "\t"
+    ways = _ways(lines, [(delimiter, 0), (delimiter, 1)])
+    if form.delimiter is None:
+        ways = ways or _ways(lines, _DIVISIONS)
+    if not ways:
         raise ValueError(
             f"{path}:1: which part of a line is the label? Write label, TAB, text, with labels "
             "that repeat, or a .csv with the header line text,label"
         )
-    side = labels.index(best)
+    delimiter, side, pairs = ways[min(ways)]
     if delimiter != "\t":
-        where = "before the first" if sides[side] == 0 else "after the last"
+        where = "after the last" if side else "before the first"
         report.hint(f"{path}: the label is what stands {where} {_NAMES.get(delimiter, delimiter)}")
-    for (i, line), pair in zip(lines, ways[side], strict=True):
+    for (i, line), pair in zip(lines, pairs, strict=True):
         yield f"{path}:{i}", *(pair or (None, line))
 
 
-def _divide(line: str, delimiter: str, side: int) -> tuple[str, str] | None:
+_Divided = tuple[str, str] | None  # text and label
+
+
+def _ways(
+    lines: Sequence[tuple[int, str]], divisions: Sequence[tuple[str, int]]
+) -> dict[tuple[int, int], tuple[str, int, list[_Divided]]]:
+    """The divisions that give labels, by the length of the longest label and their number."""
+    ways = {}
+    for delimiter, side in divisions:
+        pairs = [_divide(line, delimiter, side) for _, line in lines]
+        labels = Counter(pair[1] for pair in pairs if pair)
+        if _are_labels(labels, len(lines), delimiter):
+            key = (0 if delimiter == "\t" else max(map(len, labels)), len(labels))
+            if key in ways and delimiter == "\t":  # either column may be the label
+                return {}
+            ways.setdefault(key, (delimiter, side, pairs))
+    return ways
+
+
+def _divide(line: str, delimiter: str, side: int) -> _Divided:
     """Text and label of a line; None if it is not divided. side: 0 if the label comes first."""
     separator = None if delimiter == " " else delimiter
     parts = line.rsplit(separator, 1) if side else line.split(separator, 1)
     if len(parts) < 2:
         return None
-    return parts[1 - side].strip(), parts[side].strip()
+    junction = f"{delimiter} "  # which may be several characters: label ||| text
+    left, right = parts[0].rstrip(junction), parts[1].lstrip(junction)
+    text, label = (left, right) if side else (right, left)
+    return text, label if delimiter == "\t" else label.removesuffix(":")
 
 
-def _labels(values: Sequence[str], lines: int, delimiter: str) -> int:
-    """How many labels these values are; 0 if they are not the labels of a file of so many lines."""
-    counts = Counter(values)
-    if not counts or len(values) * 10 < lines * 9 or 2 * len(counts) > len(values):
-        return 0
+def _are_labels(counts: Counter[str], lines: int, delimiter: str) -> bool:
+    """Whether these are the labels of a file of so many lines."""
+    total = counts.total()
+    if not counts or total * 10 < lines * 9 or 2 * len(counts) > total:
+        return False
     by_form = len(counts) > 1 and all(map(_LABEL_FORM.fullmatch, counts))
     few = 1 < len(counts) <= 20 and min(counts.values()) > 1 and max(map(len, counts)) <= 40
-    return len(counts) if delimiter == "\t" or by_form or few else 0
+    return delimiter == "\t" or by_form or few
 
 
 def _is_lines(path: Path) -> bool:

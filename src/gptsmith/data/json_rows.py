@@ -66,12 +66,10 @@ def _row(value: Any, place: str, report: ReadReport) -> Row | None:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
-        what = (
-            "nested too deeply"
-            if isinstance(error, RecursionError)
-            else "a number of too many digits"
-        )
-    return f"not JSON ({what})"
+        return f"not JSON ({error.msg} at column {error.colno})"
+    if isinstance(error, RecursionError):
+        return "not JSON (nested too deeply)"
+    return "not JSON (a number of too many digits)"
 
 
 # --- a value on each line ------------------------------------------------------------------------

@@ -191,7 +191,7 @@ def _ways(
     lines: Sequence[tuple[int, str]], divisions: Sequence[tuple[str, int]]
 ) -> dict[tuple[int, int], tuple[str, int, list[_Divided]]]:
     """The divisions that give labels, by the length of the longest label and their number."""
-    ways = {}
+    ways: dict[tuple[int, int], tuple[str, int, list[_Divided]]] = {}
     for delimiter, side in divisions:
         pairs = [_divide(line, delimiter, side) for _, line in lines]
         labels = Counter(pair[1] for pair in pairs if pair)

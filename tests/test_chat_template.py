@@ -329,9 +329,7 @@ LOOP = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }
         ("{{ messages[0].content }}<|end|>", r"message 2 of 4 \(assistant\) 0 times"),
         (LOOP.replace("'<|' +", "''.__class__.__mro__[1] +"), "refuses this conversation: "),
         (LOOP.replace("m.role", "m.name"), "refuses this conversation: 'dict object' has no"),
-        (LOOP + "{{ 'a' * 10000000000 }}", "1 \\* 10000000000 is more than a template needs"),
-        (LOOP + "{{ ('a' * 999999) * 999 }}", "is more than a template needs"),
-        (LOOP + "{{ 9 ** 99999999 }}", "is more than a template needs"),
+        (LOOP + "{{ 'a' * 10000000000 }}", "the chat template was stopped at 256 MB of memory"),
     ],
 )
 def test_unusable_templates_are_refused_at_construction(source: str, message: str) -> None:

@@ -13,7 +13,8 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "gptsmith"
 # The layers of the package, top first: a room imports only from the rooms listed for it (and from
 # itself). The face is `import gptsmith`, which loads names from many rooms on first use.
 GROUND = {"train", "model", "tokenizer", "batch"}
-DESK = {"files", "config", "flags", "recognize"}  # anyone may use them
+# anyone may use them: durable writes, configuration, and a process with limits
+DESK = {"files", "config", "flags", "recognize", "sandbox"}
 MIDDLE = {"run", "chat_template"} | GROUND | DESK
 FLOORS: dict[str, set[str]] = {
     "__main__": {"cli"},
@@ -30,7 +31,8 @@ FLOORS: dict[str, set[str]] = {
     "run": {"interop", "chat_template"} | GROUND | DESK,
     "interop": {"download", "chat_template"} | GROUND | DESK,
     "chat_template": {"template_environment"} | GROUND | DESK,
-    "template_environment": set(),
+    "template_environment": {"sandbox"},
+    "sandbox": set(),
     "train": {"batch"} | DESK,
     "tokenizer": DESK,
     "model": {"files"},

@@ -11,9 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn, TypedDict
 
-from jinja2.exceptions import TemplateSyntaxError
-
-from gptsmith.template_environment import environment
+from gptsmith.template_environment import ChatTemplateText
 from gptsmith.tokenizer import BEGINNINGS, Tokenizer
 
 ROLES = ("system", "user", "assistant")
@@ -60,18 +58,14 @@ class ChatTemplate:
 
     stop_ids   what ends an answer: the special token after its content, and the end of text
 
-    Templates may come from anyone: they run in Jinja's sandbox and see plain strings only. The
-    environment is that of transformers (utils/chat_template_utils.py).
+    Templates may come from anyone: see template_environment.py.
     ValueError for invalid Jinja, and for a template without a special token at the end of answers.
     """
 
     def __init__(self, source: str, tokenizer: Tokenizer) -> None:
         self.source = source
         self._tokenizer = tokenizer
-        try:
-            self._template = environment().from_string(source)
-        except TemplateSyntaxError as error:
-            raise ValueError(f"chat template, line {error.lineno}: {error.message}") from None
+        self._text = ChatTemplateText(source, is_ours=source == TEMPLATE)
         special = sorted(tokenizer.special_tokens, key=len, reverse=True)
         self._special = re.compile(f"({'|'.join(map(re.escape, special)) or '(?!)'})")
         names = {i: name for name, i in tokenizer.special_tokens.items()}
@@ -196,17 +190,13 @@ class ChatTemplate:
         return self._layouts[roles, generate]
 
     def _render(self, messages: Sequence[Message], generate: bool) -> str:
-        try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=generate,
-                tools=None,
-                documents=None,
-                **self._tokens,
-            )
-        except Exception as error:  # TemplateError, or any error of the template's own code
-            why = " ".join(str(error).split())[:200]
-            raise ValueError(f"the chat template refuses this conversation: {why}") from None
+        return self._text.render(
+            messages=[dict(message) for message in messages],
+            add_generation_prompt=generate,
+            tools=None,
+            documents=None,
+            **self._tokens,
+        )
 
     def _answers(self, roles: tuple[str, ...]) -> list[tuple[int, int]]:
         """Where each answer is in the layout: from its generation prompt to its end token."""

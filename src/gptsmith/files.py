@@ -114,15 +114,24 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: str | Path) -> Any:
-    """The parsed file. ValueError naming file, line and column if it is not JSON."""
+    """The parsed file. ValueError as from `parse_json`."""
+    return parse_json(Path(path).read_bytes(), path)
+
+
+def parse_json(text: str | bytes, path: str | Path) -> Any:
+    """ValueError naming file, line and column if it is not JSON or nested too deeply."""
     try:
-        return json.loads(Path(path).read_bytes())
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})"
         ) from None
     except UnicodeDecodeError as error:
         raise _not_utf8(path, error) from None
+    except RecursionError:
+        raise ValueError(f"{path}: not JSON (nested too deeply)") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise ValueError(f"{path}: not JSON ({error})") from None
 
 
 def _not_utf8(path: str | Path, error: UnicodeDecodeError) -> ValueError:

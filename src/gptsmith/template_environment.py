@@ -1,15 +1,96 @@
-"""The environment in which chat templates run, after transformers' utils/chat_template_utils.py."""
+"""Jinja as chat templates see it, after transformers' utils/chat_template_utils.py.
+
+A template may come from anyone. Jinja's sandbox keeps it from the interpreter, but not from taking
+all time and memory: a template that is not ours is rendered in a worker process (sandbox.py).
+"""
 
 import json
+import time
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, NoReturn
 
-from jinja2 import nodes
-from jinja2.exceptions import TemplateError
+from jinja2 import Template, nodes
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from gptsmith import sandbox
+
+# Seconds of processor time that a template has for its first renderings, and gets back with each.
+_SECONDS, _REFILL = 2.0, 0.05
+_MEMORY = 256 << 20
+_WHAT = "the chat template"
+
+
+class ChatTemplateText:
+    """The text of a conversation by a template.
+
+    is_ours: the template is part of this program; others are rendered in a worker process, with
+    little time and memory. ValueError, in one line, for a template that is not valid Jinja.
+    """
+
+    def __init__(self, source: str, is_ours: bool = False) -> None:
+        self._source, self._is_ours = source, is_ours
+        self._now = datetime.now().timestamp()  # the same for all renderings: they cannot differ
+        self._seconds, self._refusal = _SECONDS, ""
+        self._render(None)
+
+    def render(self, **variables: Any) -> str:
+        """ValueError for what the template refuses, or what takes too much time or memory."""
+        return self._render(variables)
+
+    def _render(self, variables: dict[str, Any] | None) -> str:
+        arguments = (self._source, self._now, variables)
+        if self._is_ours:
+            return rendered(*arguments)[0]
+        if self._refusal:
+            raise ValueError(self._refusal)
+        try:
+            text, seconds = sandbox.call(
+                f"{__name__}:rendered",
+                *arguments,
+                what=_WHAT,
+                seconds=self._seconds,
+                memory=_MEMORY,
+            )
+        except sandbox.StoppedError as error:
+            self._refusal = str(error)  # it is not tried again with each conversation
+            raise
+        self._seconds = min(_SECONDS, max(_REFILL, self._seconds - seconds + _REFILL))
+        return text
+
+
+def rendered(source: str, now: float, variables: dict[str, Any] | None) -> tuple[str, float]:
+    """The text and the seconds that it took. Without variables: only whether the template is valid.
+
+    now: the time of `strftime_now`. ValueError as from ChatTemplateText.
+    """
+    started = time.process_time()
+    try:
+        template = _compiled(source, now)
+    except MemoryError:
+        raise
+    except TemplateSyntaxError as error:
+        raise ValueError(f"chat template, line {error.lineno}: {error.message}") from None
+    except Exception as error:  # RecursionError, or SyntaxError of the Python that Jinja makes
+        raise ValueError(f"chat template: cannot be compiled ({_reason(error)})") from None
+    text = ""
+    if variables is not None:
+        try:
+            text = template.render(**variables)
+        except MemoryError:
+            raise
+        except Exception as error:  # TemplateError, or any error of the template's own code
+            raise ValueError(f"{_WHAT} refuses this conversation: {_reason(error)}") from None
+        if len(text) > 1_000_000 + 16 * len(str(variables)):
+            raise ValueError(f"{_WHAT} makes {len(text):,} characters of this conversation")
+    return text, time.process_time() - started
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 class _Generation(Extension):
@@ -22,21 +103,8 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox bounds loops; this one also bounds the memory of `'a' * 10000000000`."""
-
-    intercepted_binops = frozenset(("*", "**"))
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        sizes = [x if isinstance(x, int | float) else len(x) for x in (left, right)]
-        if abs(sizes[0] * sizes[1]) > 1e6:
-            raise TemplateError(f"{sizes[0]} {operator} {sizes[1]} is more than a template needs")
-        return super().call_binop(context, operator, left, right)
-
-
-def environment() -> ImmutableSandboxedEnvironment:
-    now = datetime.now()  # the same for all renderings, so that they cannot differ
-
+@lru_cache(maxsize=8)
+def _compiled(source: str, now: float) -> Template:
     def refuse(message: str) -> NoReturn:
         raise TemplateError(message)
 
@@ -52,10 +120,10 @@ def environment() -> ImmutableSandboxedEnvironment:
             sort_keys=sort_keys,
         )  # fmt: skip
 
-    found = _Sandbox(
+    environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
-    found.filters["tojson"] = tojson
-    found.globals["raise_exception"] = refuse
-    found.globals["strftime_now"] = now.strftime
-    return found
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = datetime.fromtimestamp(now).strftime
+    return environment.from_string(source)

@@ -225,6 +225,32 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         nanogpt.open_file(path)
 
 
+BOMBS = {
+    "bytearray": b"c__builtin__\nbytearray\nJ\x00\x00\x00\x7f\x85R.",
+    "bytes": b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x06\x00\x00\x00latin1tR.",
+    "storage": b"ctorch\nUntypedStorage\nJ\x00\x00\x00\x7f\x85R.",
+    "tensor": b"ctorch\nzeros\nJ\x00\x00\x00\x7f\x85R.",
+    "protocol 4": b"\x8c\x08builtins\x8c\tbytearray\x93J\x00\x00\x00\x7f\x85R.",
+    "instance": b"(J\x00\x00\x00\x7fi__builtin__\nbytearray\n.",
+    "many operations": b"(" + b"N0" * 3_000_000 + b"t.",
+    "too large": b"(" + b"N" * (17 << 20) + b"t.",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_pickle_that_asks_for_memory_is_refused_before_it_is_loaded(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ckpt.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("ckpt/data.pkl", b"\x80\x02" + BOMBS[name])
+        archive.writestr("ckpt/version", b"3\n")
+    monkeypatch.setattr(torch, "load", None)
+    with pytest.raises(ValueError, match=r"^[^\n]{1,400}$") as caught:
+        nanogpt.open_file(path)
+    caught.match("it asks for|operations|data.pkl")
+
+
 FC = "transformer.h.1.mlp.c_fc.weight"
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a missing tensor": ({}, {FC: None}, r"h\.1\.mlp\.c_fc\.weight is missing"),
@@ -236,7 +262,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "one number repeated": ({}, {FC: torch.zeros(1).expand(1 << 40, 8)}, "not a dense tensor"),
     "integers": ({}, {FC: torch.zeros(32, 8, dtype=torch.int64)}, "not a dense tensor"),
-    "a sparse tensor": ({}, {FC: torch.eye(8).to_sparse()}, "not a dense tensor"),
+    "a sparse tensor": ({}, {FC: torch.eye(8).to_sparse()}, "asks for .*sparse"),
     "no tensor": ({}, {FC: "weights"}, "not a dense tensor"),
     "fewer layers": ({"n_layer": 1}, {}, "is unexpected"),
     "a size missing": ({"n_head": None}, {}, "n_head is None"),

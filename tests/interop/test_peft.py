@@ -1,6 +1,7 @@
 """Adapters: peft opens ours, we open peft's, and both compute the same."""
 
 import json
+import math
 import re
 from copy import deepcopy
 from pathlib import Path
@@ -185,7 +186,11 @@ def adapter() -> Files:
         ("modules_to_save", ["lm_head"]), ("modules_to_save", ["score"]),
         ("rank_pattern", {"q_proj": 4}), ("alpha_pattern", {"q_proj": 4}),
         ("init_lora_weights", "pissa_niter_4"), ("layer_replication", [[0, 2]]),
-        ("r", None), ("lora_alpha", "8"),
+        ("r", None), ("lora_alpha", "8"), ("r", 0), ("r", 1.5), ("r", [2]),
+        ("lora_alpha", math.inf),
+        ("auto_mapping", "x"), ("auto_mapping", ["x"]), ("modules_to_save", [{}]),
+        ("trainable_token_indices", 5), ("trainable_token_indices", {"a": ["x"]}),
+        ("lora_dropout", "0.1"), ("lora_dropout", -1), ("init_lora_weights", [1]),
     ],
 )  # fmt: skip
 def test_other_adapters_than_plain_lora_are_refused(

@@ -1,58 +1,49 @@
-"""Parquet and Arrow files: their schema, and their columns in batches of bounded size."""
+"""Parquet and Arrow files: their schema, and their columns in batches of bounded size.
+
+pyarrow trusts what it reads: a flipped bit can crash the process, and a few bytes can stand for
+gigabytes. Files are therefore opened and validated in a worker process (sandbox.py), which sends
+batches that are valid; the functions that run there come last.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gptsmith import sandbox
 from gptsmith.data.paths import has_suffix
-from gptsmith.data.report import ReadReport
+
+if TYPE_CHECKING:
+    from gptsmith.data.report import ReadReport
 
 SUFFIXES = (".parquet", ".arrow")
-_BATCH = 512  # rows
+_BATCH = 256  # rows
+_LARGE = 4 << 20  # bytes of a batch
+_SECONDS, _MEMORY = 3.0, 384 << 20  # and more for large files
 
 
 def read_schema(path: Path) -> pa.Schema:
     """Names and types of the columns. ValueError naming a file that cannot be read."""
-    try:
-        if has_suffix(path, ".parquet"):
-            return pq.read_schema(path)
-        with pa.memory_map(str(path)) as source:
-            return _open_arrow(source).schema
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as {path.suffix[1:]} ({error})") from None
+    _, data = sandbox.call(f"{__name__}:schema_of", str(path), what=str(path), **_limits(path))
+    return pa.ipc.read_schema(pa.py_buffer(data))
 
 
 def read_batches(
     path: Path, columns: Sequence[str], report: ReadReport
 ) -> Iterator[pa.RecordBatch]:
     """The named columns, a few hundred rows at a time. ValueError for a damaged file."""
-    size, rows = path.stat().st_size, 0
-    try:
-        if has_suffix(path, ".parquet"):
-            with pq.ParquetFile(path) as file:
-                total = max(1, file.metadata.num_rows)
-                for batch in file.iter_batches(batch_size=_BATCH, columns=list(columns)):
-                    rows += len(batch)
-                    yield batch
-                    report.reached(path, size * rows // total)
-        else:
-            with pa.memory_map(str(path)) as source:
-                opened = _open_arrow(source)
-                stream = isinstance(opened, pa.RecordBatchStreamReader)
-                count = 0 if stream else opened.num_record_batches
-                for batch in iter(opened) if stream else map(opened.get_batch, range(count)):
-                    for start in range(0, len(batch), _BATCH):
-                        yield batch.select(list(columns)).slice(start, _BATCH)
-                    rows += len(batch)
-                    if stream:
-                        report.reached(path, source.tell())
-    except pa.ArrowException as error:
-        raise ValueError(f"{path}, after row {rows}: damaged ({error})") from None
+    arguments = (str(path), list(columns))
+    for offset, data in sandbox.stream(
+        f"{__name__}:batches_of", *arguments, what=str(path), **_limits(path)
+    ):
+        with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
+            yield reader.read_next_batch()
+        report.reached(path, offset)
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -63,6 +54,66 @@ def is_text(kind: pa.DataType) -> bool:
     return kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind)
 
 
+def _limits(path: Path) -> dict[str, Any]:
+    """Enough for one batch that is as large as the file."""
+    size = path.stat().st_size
+    return {"seconds": _SECONDS + size / (100 << 20), "memory": _MEMORY + 4 * size}
+
+
+# --- in the worker -------------------------------------------------------------------------------
+
+
+def schema_of(path: str) -> tuple[None, memoryview]:
+    """The schema, serialized."""
+    with _readable(path, f"cannot be read as {Path(path).suffix[1:]}"):
+        if has_suffix(Path(path), ".parquet"):
+            schema = pq.read_schema(path)
+        else:
+            with pa.memory_map(path) as source:
+                schema = _open_arrow(source).schema
+        _ = str([*schema.names, *schema.types])  # decodes all names
+        return None, memoryview(schema.serialize())
+
+
+def batches_of(path: str, columns: list[str]) -> Iterator[tuple[int, memoryview]]:
+    """How far the file was read, in bytes, and a batch, serialized."""
+    rows = 0
+    for offset, batch in _batches(path, columns):
+        with _readable(path, f"damaged after row {rows}"):
+            batch.validate(full=True)
+        for start in range(0, len(batch), _BATCH):
+            with _readable(path, f"damaged after row {rows}"):
+                part = _decoded(batch.slice(start, _BATCH))
+                if part.nbytes > _LARGE or not all(map(_is_plain, part.schema.types)):
+                    part.to_pylist()  # values may take far more memory than the batch
+                sink = pa.BufferOutputStream()
+                with pa.ipc.new_stream(sink, part.schema) as writer:
+                    writer.write_batch(part)
+            yield offset, memoryview(sink.getvalue())
+            rows += len(part)
+
+
+def _batches(path: str, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    size, rows = Path(path).stat().st_size, 0
+    with _readable(path, "damaged"):
+        if has_suffix(Path(path), ".parquet"):
+            with pq.ParquetFile(path, pre_buffer=False) as file:
+                total = max(1, file.metadata.num_rows)
+                for batch in file.iter_batches(_BATCH, columns=columns, use_threads=False):
+                    rows += len(batch)
+                    yield size * rows // total, batch
+        else:
+            with pa.memory_map(path) as source:
+                opened = _open_arrow(source)
+                if isinstance(opened, pa.RecordBatchStreamReader):
+                    for batch in opened:
+                        yield source.tell(), batch.select(columns)
+                else:
+                    count = opened.num_record_batches
+                    for i in range(count):
+                        yield size * (i + 1) // count, opened.get_batch(i).select(columns)
+
+
 def _open_arrow(source: pa.MemoryMappedFile) -> Any:
     """Open either format of Arrow IPC: both use the suffix .arrow; `datasets` writes streams."""
     try:
@@ -70,3 +121,37 @@ def _open_arrow(source: pa.MemoryMappedFile) -> Any:
     except pa.ArrowInvalid:
         source.seek(0)
         return pa.ipc.open_stream(source)
+
+
+def _decoded(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch without dictionaries, which would be sent with every part of it."""
+    columns = [
+        column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+        for column in batch.columns
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    """Whether Python's values take about as much memory as the column: so no type whose values
+    are stored once and used often, or not at all."""
+    kinds = pa.types
+    if kinds.is_list(kind) or kinds.is_large_list(kind):
+        return not kinds.is_boolean(kind.value_type) and _is_plain(kind.value_type)
+    if kinds.is_struct(kind):
+        return kind.num_fields > 0 and all(_is_plain(field.type) for field in kind)
+    simple = (kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_string)
+    return any(is_kind(kind) for is_kind in (*simple, kinds.is_large_string))
+
+
+@contextmanager
+def _readable(path: str, problem: str) -> Iterator[None]:
+    """ValueError naming the file for everything that pyarrow raises about its bytes."""
+    try:
+        yield
+    except (MemoryError, FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # ArrowException, OSError, SystemError, IndexError, KeyError, ...
+        if isinstance(error, ValueError) and str(error).startswith(path):
+            raise  # it says so already
+        raise ValueError(f"{path}: {problem} ({' '.join(str(error).split())[:200]})") from None

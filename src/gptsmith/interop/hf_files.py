@@ -4,7 +4,6 @@ No pickle is opened and no file outside the folder is read. That a header is wel
 its file is checked by the safetensors library.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from gptsmith import files
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -97,12 +98,7 @@ def read_json(path: Path) -> dict[str, Any]:
     refuse_outside_link(path)
     if (size := path.stat().st_size) > _MAX_JSON_BYTES:
         raise ValueError(f"{path} has {size:,} bytes, more than the {_MAX_JSON_BYTES:,} allowed")
-    try:
-        content = json.loads(path.read_bytes())
-    except RecursionError:
-        raise ValueError(f"{path}: nested too deeply") from None
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise ValueError(f"{path}: not JSON ({error})") from None
+    content = files.read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object")
     return content

@@ -5,6 +5,7 @@ only tensors and plain containers and runs no code of the file; tensors are read
 needed. Names are those of GPT-2 in transformers, matrices are (out, in) as ours.
 """
 
+import pickletools
 import re
 import zipfile
 from collections.abc import Iterator
@@ -31,6 +32,14 @@ _SIZES = {
 _GPT2_VOCABULARIES = (50257, 50304)  # exact, and rounded up to a multiple of 64
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# What the pickle of a state dict asks for. torch allows more, such as `bytearray` of any size.
+_REQUESTED = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)"
+    r"|torch ((Float|Half|BFloat16|Double|Long|Int|Short|Char|Byte|Bool)Storage|Size)"
+)
+_MAX_PICKLE = 16 << 20  # bytes; that of GPT-2 1558M with its optimizer has 0.3 million
+_MAX_OPERATIONS = 2_000_000
 
 # nanoGPT's pull request 274; a checkpoint does not say whether it is older. The figure is that of a
 # character model (4 layers, 128 wide), whose most likely token was the same everywhere.
@@ -102,6 +111,7 @@ def _load(path: Path) -> Any:
     # torch.save never compresses, so what is read is never larger than the file.
     if any(record.compress_type != zipfile.ZIP_STORED for record in records):
         raise ValueError(f"{path} is a compressed zip, which torch.save never writes: not opened")
+    _check_pickle(path)
     try:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # of the zip, of the pickle, of what it asks torch to build
@@ -109,10 +119,32 @@ def _load(path: Path) -> Any:
         message = re.split(r"trusted source\.|WeightsUnpickler error:", str(error))[-1].strip()
         requested = re.search(r"GLOBAL (\S+)", str(error))
         why = f"it asks for {requested[1]!r}" if requested else message.partition("\n")[0][:150]
-        raise ValueError(
-            f"{path} is not opened ({why}): a pickle can run code, so only tensors and plain "
-            "values are read"
-        ) from None
+        raise _not_opened(path, why) from None
+
+
+def _check_pickle(path: Path) -> None:
+    """ValueError unless the pickle asks for nothing but tensors and plain containers."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
+        if len(names) != 1 or archive.getinfo(names[0]).file_size > _MAX_PICKLE:
+            raise ValueError(f"{path} is not a checkpoint: it should have one data.pkl of 16 MB")
+        try:
+            data = archive.read(names[0])
+            for count, (operation, argument, _) in enumerate(pickletools.genops(data)):
+                if count > _MAX_OPERATIONS:
+                    raise ValueError(f"more than {_MAX_OPERATIONS:,} operations")
+                named = operation.name in ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")
+                if named and not _REQUESTED.fullmatch(str(argument)):
+                    raise ValueError(f"it asks for {str(argument).replace(' ', '.')!r:.80}")
+        except Exception as error:  # of zipfile and pickletools, for damaged bytes
+            raise _not_opened(path, " ".join(str(error).split())[:150]) from None
+
+
+def _not_opened(path: Path, why: str) -> ValueError:
+    return ValueError(
+        f"{path} is not opened ({why}): a pickle can run code, so only tensors and plain values "
+        "are read"
+    )
 
 
 def _tensors(state: Any, path: Path) -> dict[str, Tensor]:

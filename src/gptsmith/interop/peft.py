@@ -15,6 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 from torch import Tensor
 
 from gptsmith import files
@@ -40,6 +49,19 @@ _UNSUPPORTED = (
     "use_qalora", "use_bdlora", "target_parameters", "alora_invocation_tokens", "arrow_config",
     "kasa_config", "monteclora_config", "megatron_config",
 )  # fmt: skip
+
+
+class _Fields(BaseModel):
+    """Types of the fields of adapter_config.json that are read here."""
+
+    model_config = ConfigDict(strict=True)
+
+    r: PositiveInt
+    lora_alpha: FiniteFloat
+    lora_dropout: float = Field(0.0, ge=0, le=1)
+    auto_mapping: dict[str, Any] | None = None
+    modules_to_save: list[str] | None = None
+    trainable_token_indices: list[NonNegativeInt] | dict[str, list[NonNegativeInt]] | None = None
 
 
 @dataclass(frozen=True)
@@ -272,14 +294,18 @@ def _refuse_other_kinds(config: ModelConfig, fields: Mapping[str, Any]) -> None:
         bad.append("bias")
     if fields.get("init_lora_weights", True) not in (True, False, "gaussian", "orthogonal"):
         bad.append("init_lora_weights")  # others change the base model's weights as well
-    bad += [f for f in ("r", "lora_alpha") if not isinstance(fields.get(f), int | float)]
-    heads = {"score", "classifier"} if config.labels else set()
-    if set(fields.get("modules_to_save") or ()) - heads:
-        bad.append("modules_to_save")
+    try:
+        read = _Fields.model_validate(fields)
+    except ValidationError as error:
+        bad.append(str(error.errors()[0]["loc"][0]))
+    else:
+        heads = {"score", "classifier"} if config.labels else set()
+        if set(read.modules_to_save or ()) - heads:
+            bad.append("modules_to_save")
     if bad:
         raise ValueError(
-            f"{CONFIG} has {bad[0]} {fields.get(bad[0])!r}: only plain LoRA is supported; merge "
-            "the adapter with peft (merge_and_unload) and import the model"
+            f"{CONFIG} has {bad[0]} {fields.get(bad[0])!r:.100}: only plain LoRA is supported; "
+            "merge the adapter with peft (merge_and_unload) and import the model"
         )
 
 

@@ -1,0 +1,166 @@
+"""`tokenizers` over any tokenizer.json: right for every file, and slower than our own encoders.
+
+A tokenizer.json from elsewhere is a program. Regular expressions may take forever for forty
+letters, replacements may make gigabytes of a word, and what the library cannot do ends in a panic.
+Files made of steps whose work is bounded are used here; all others in a worker process
+(sandbox.py), with limits of time and memory.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from gptsmith import sandbox
+
+_MAX_GROWTH = 64  # of a text by replacements
+_CHILDREN = ("normalizers", "pretokenizers", "processors", "decoders")  # of a step "Sequence"
+# Steps that take time in proportion to the text, and make it a few times as long at most.
+_BOUNDED = (
+    "BPEDecoder", "BertNormalizer", "BertPreTokenizer", "BertProcessing", "ByteFallback",
+    "ByteLevel", "CTC", "CharDelimiterSplit",
+    "Digits", "Fuse", "Lowercase", "Metaspace", "NFC", "NFD", "NFKC",
+    "NFKD", "Nmt", "Punctuation", "RobertaProcessing", "Strip", "StripAccents",
+    "TemplateProcessing", "UnicodeScripts", "Whitespace", "WhitespaceSplit", "WordPiece",
+)  # fmt: skip
+_LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_SPLITS = {  # of well-known tokenizers: GPT-2, Llama 3, Qwen 2 and 3, GPT-4o
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    rf"{_SUFFIX}|{_LETTERS}|\p{{N}}{{1,3}}|{_REST}",
+    rf"{_SUFFIX}|{_LETTERS}|\p{{N}}|{_REST}",
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SUFFIX}?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SUFFIX}?|\p{{N}}{{1,3}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
+
+
+class Reference:
+    """The library's tokenizer for a document, without truncation and padding.
+
+    vocab     {token: id}, with the added tokens
+    special   {token: id} of those that are special
+    ValueError naming `origin`, from every method, for what the library cannot do.
+    """
+
+    def __init__(self, text: str, document: dict[str, Any], origin: str) -> None:
+        self._text, self._origin = text, origin
+        self._digest = hashlib.sha256(text.encode()).hexdigest()
+        self._local = _opened(text, origin) if _is_bounded(document) else None
+        self.vocab, self.special = self._call("vocabulary", None, 0)
+        most = 100_000 + 10 * len(self.vocab)
+        if self.vocab and max(self.vocab.values()) > most:
+            name, i = max(self.vocab.items(), key=lambda item: item[1])
+            raise ValueError(f"{origin}: {name!r:.40} has the id {i} in {len(self.vocab):,} tokens")
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text, uint32, without the tokens that are put around it."""
+        lengths, data = self._call("encode", list(texts), sum(map(len, texts)))
+        return np.split(np.frombuffer(data, np.uint32), np.cumsum(lengths)[:-1]) if lengths else []
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text: str = self._call("decode", list(ids), len(ids))
+        return text
+
+    def _call(self, method: str, argument: Any, size: int) -> Any:
+        """size: of the argument, in characters or ids."""
+        if self._local is not None:
+            return _run(self._local, method, argument, self._origin)
+        limits: dict[str, Any] = {
+            "what": f"{self._origin}: the tokenizer",
+            "seconds": 3 + len(self._text) / 2e6 + size / 1e5,
+            "memory": (384 << 20) + 60 * len(self._text) + 400 * size,
+        }
+        function = f"{__name__}:run"
+        for text in (None, self._text):  # a worker that used it last has it already
+            found = sandbox.call(
+                function, self._digest, text, method, argument, self._origin, **limits
+            )
+            if found is not None:
+                break
+        return found
+
+
+def _is_bounded(document: dict[str, Any]) -> bool:
+    """Whether the work for a text is bounded, whatever the text."""
+    model = document["model"]
+    longest = model.get("max_input_chars_per_word", 100)
+    if not isinstance(longest, int) or longest > 1000:
+        return False
+    steps = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+    try:
+        return all(_growth(document.get(name)) <= _MAX_GROWTH for name in steps)
+    except (TypeError, AttributeError, KeyError, RecursionError, ValueError):
+        return False  # not in the library's format, which it will say
+
+
+def _growth(step: dict[str, Any] | None) -> float:
+    """How many times as long a step can make a text; infinity also for unbounded time."""
+    if step is None:
+        return 1
+    match step["type"]:
+        case "Sequence":
+            parts = next(step[name] for name in _CHILDREN if name in step)
+            return math.prod(map(_growth, parts))
+        case "Prepend":
+            return 1 if len(step["prepend"]) <= 8 else math.inf
+        case "Replace" if text := step["pattern"].get("String"):
+            return max(1.0, len(step["content"]) / len(text))
+        case "Split" if step["pattern"].get("String") or step["pattern"].get("Regex") in _SPLITS:
+            return 1
+        case kind if kind in _BOUNDED:
+            return 1
+    return math.inf
+
+
+def _opened(text: str, origin: str) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_str(text)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # the Rust side raises a bare Exception, or panics
+        raise ValueError(f"{origin}: `tokenizers` cannot read it ({error})") from None
+    return tokenizer
+
+
+def _run(tokenizer: Tokenizer, method: str, argument: Any, origin: str) -> Any:
+    try:
+        match method:
+            case "vocabulary":
+                added = tokenizer.get_added_tokens_decoder()
+                special = {token.content: i for i, token in added.items() if token.special}
+                return [tokenizer.get_vocab(with_added_tokens=True), special]
+            case "encode":
+                found = tokenizer.encode_batch_fast(argument, add_special_tokens=False)
+                ids = [np.array(encoding.ids, np.uint32) for encoding in found]
+                data = bytearray().join([array.tobytes() for array in ids])
+                return [*map(len, ids)], data
+        return tokenizer.decode(argument, skip_special_tokens=False)
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        why = " ".join(str(error).split())[:150]
+        raise ValueError(f"{origin}: `tokenizers` cannot {method} with it ({why})") from None
+
+
+# --- in the worker -------------------------------------------------------------------------------
+
+_last: dict[str, Tokenizer] = {}  # by digest
+
+
+def run(digest: str, text: str | None, method: str, argument: Any, origin: str) -> Any:
+    """The result of a method; None if the tokenizer is not the last one used, and not given."""
+    if digest not in _last:
+        if text is None:
+            return None
+        _last.clear()
+        _last[digest] = _opened(text, origin)
+    return _run(_last[digest], method, argument, origin)

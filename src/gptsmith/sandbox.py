@@ -143,7 +143,8 @@ class _Worker:
                 problem = f"was stopped after {seconds:.2g} s of processor time"
             else:
                 name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-                problem = f"crashed the process that opened it ({name})"
+                # running out of memory ends some libraries, too
+                problem = f"crashed, or needs more than {memory >> 20} MB of memory ({name})"
             raise StoppedError(f"{what} {problem}") from None
         self.waiting, self.size = False, length + size
         match kind:
@@ -185,10 +186,12 @@ class _Worker:
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe:
                 pipe.close()
+        _running.discard(self)
 
 
 _idle: list[_Worker] = []
-_lock = threading.Lock()
+_running: set[_Worker] = set()  # keeps those that only a forgotten generator refers to
+_lock = threading.RLock()  # a forgotten stream may end at any moment
 
 
 @contextmanager
@@ -200,7 +203,9 @@ def _worker() -> Iterator[_Worker]:
     if worker is not None and not worker.is_usable:
         worker.close()
         worker = None
-    worker = worker or _Worker()
+    if worker is None:
+        worker = _Worker()
+        _running.add(worker)
     try:
         yield worker
     finally:
@@ -214,16 +219,15 @@ def _worker() -> Iterator[_Worker]:
 
 @atexit.register
 def _close_all() -> None:
-    with _lock:
-        while _idle:
-            _idle.pop().close()
+    _idle.clear()
+    for worker in list(_running):
+        worker.close()
 
 
 def _after_fork() -> None:
     global _lock
-    _lock = threading.Lock()
-    while _idle:
-        _idle.pop().close()
+    _lock = threading.RLock()
+    _close_all()
 
 
 os.register_at_fork(after_in_child=_after_fork)

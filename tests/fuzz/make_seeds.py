@@ -147,7 +147,6 @@ def table_seeds() -> None:
     ]
     chat = "".join(json.dumps(row) + "\n" for row in talks)
     for parser in ("rows", "documents"):
-        write(f"{parser}/json/a.json", json.dumps(rows, indent=1))
         write(f"{parser}/jsonl/a.jsonl", lines)
         write(f"{parser}/csv/a.csv", csv)
         write(
@@ -159,6 +158,7 @@ def table_seeds() -> None:
         )
         write(f"{parser}/jsonl.gz/a.jsonl.gz", gzip.compress(lines.encode(), mtime=0))
         write(f"{parser}/csv.gz/a.csv.gz", gzip.compress(csv.encode(), mtime=0))
+    write("rows/json/a.json", json.dumps(rows, indent=1))
     write("documents/txt/a.txt", TEXT * 9)
     write("conversations/jsonl/a.jsonl", chat)
     write("conversations/json/a.json", json.dumps(talks))
@@ -185,7 +185,7 @@ def table_seeds() -> None:
         "category": pa.table({"text": [row["text"] for row in rows], "label": labels}),
     }  # fmt: skip
     for name, table in tables.items():
-        for parser in ("rows", "conversations" if name in ("messages", "ids") else "documents"):
+        for parser in ("rows", "conversations" if name == "messages" else "documents"):
             folder = HERE / parser
             for kind in ("snappy", "zstd"):
                 (folder / f"{name}-{kind}").mkdir(parents=True, exist_ok=True)
@@ -199,13 +199,12 @@ def table_seeds() -> None:
                 path = str(folder / f"{name}-{kind}" / "a.arrow")
                 with new(path, table.schema, options=options) as sink:
                     sink.write_table(table, max_chunksize=2)
-    for name in ("ids-file", "ids-snappy"):
-        shutil.copytree(HERE / "rows" / name, HERE / "documents" / name, dirs_exist_ok=True)
 
 
 def model_seeds() -> None:
     tokenizer = Tokenizer.train_bpe([TEXT * 3], 264)
-    for preset in ("gpt2", "llama", "qwen3"):
+    presets = {"gpt2": "gpt2", "llama": "smollm2-135m", "qwen3": "qwen3-0.6b"}
+    for family, preset in presets.items():
         torch.manual_seed(0)
         config = ModelConfig.preset(
             preset, n_layer=1, n_head=2, n_embd=8, context_length=16, d_ff=16,
@@ -213,12 +212,12 @@ def model_seeds() -> None:
             **({} if preset == "gpt2" else {"n_kv_head": 1}),
         )  # fmt: skip
         model = GPTModel(config)
-        shutil.rmtree(HERE / "model" / preset, ignore_errors=True)
+        shutil.rmtree(HERE / "model" / family, ignore_errors=True)
         export(
             ExportableModel("seed", config, model.state_dict, tokenizer),
-            HERE / "model" / preset,
+            HERE / "model" / family,
         )
-        (HERE / "model" / preset / "README.md").unlink()
+        (HERE / "model" / family / "README.md").unlink()
         if preset == "gpt2":
             nanogpt(tokenizer)
     source = FIXTURES / "interop" / "fixtures" / "tf_gpt2"

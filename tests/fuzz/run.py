@@ -71,7 +71,7 @@ def serve() -> None:
 
 class Child:
     def __init__(self, noise: Path) -> None:
-        self.noise = noise
+        self.noise, self.last, self.detail = noise, "", ""
         self.start()
 
     def start(self) -> None:
@@ -106,7 +106,7 @@ class Child:
             return "slow", f"{seconds:.1f} s, {detail}"
         if peak > BYTES:
             return "memory", f"{peak >> 20} MB, {detail}"
-        self.last = kind
+        self.last, self.detail = kind, detail
         return "", ""
 
     def close(self) -> None:
@@ -169,7 +169,7 @@ def run(names: list[str], inputs: int, seed: int, keep: Path | None) -> int:
             for folder in seeds(parser):
                 problem = child.open(parser, folder)
                 if problem[0] or child.last != "result":
-                    print(f"{parser}: the seed {folder.name} cannot be opened: {problem}")
+                    print(f"{parser}: seed {folder.name}: {problem} {child.detail}")
                     found[parser, "seed", folder.name] += 1
         for number in range(inputs):
             parser = names[number % len(names)]

@@ -23,6 +23,13 @@ _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": T
 
 def recognize(document: dict[str, Any]) -> tuple[str, list[str]]:
     """The kind and, for byte-level BPE, its merges as "left right". Decided by content alone."""
+    try:
+        return _recognize(document)
+    except (AttributeError, KeyError, TypeError):  # not in this format, which `tokenizers` will say
+        return "other", []
+
+
+def _recognize(document: dict[str, Any]) -> tuple[str, list[str]]:
     model, added = document["model"], document.get("added_tokens") or []
     vocab, rules = model.get("vocab"), model.get("merges")
     odd = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
@@ -35,6 +42,8 @@ def recognize(document: dict[str, Any]) -> tuple[str, list[str]]:
     ):
         return "other", []
     entries = vocab | {token["content"]: token["id"] for token in added}
+    if not all(type(i) is int for i in entries.values()):
+        return "other", []
     if sorted(entries.values()) != list(range(len(entries))) or entries | vocab != entries:
         return "other", []
     own = vocab.keys() - {token["content"] for token in added}

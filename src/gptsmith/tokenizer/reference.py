@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from gptsmith import sandbox
 
+_SECONDS = 3.0  # and more for large files and long texts
 _MAX_GROWTH = 64  # of a text by replacements
 _CHILDREN = ("normalizers", "pretokenizers", "processors", "decoders")  # of a step "Sequence"
 # Steps that take time in proportion to the text, and make it a few times as long at most.
@@ -63,6 +64,11 @@ class Reference:
         lengths, data = self._call("encode", list(texts), sum(map(len, texts)))
         return np.split(np.frombuffer(data, np.uint32), np.cumsum(lengths)[:-1]) if lengths else []
 
+    def encode_whole(self, text: str) -> list[int]:
+        """The ids of a text with those that the file puts around it."""
+        ids: list[int] = self._call("encode_whole", text, len(text))
+        return ids
+
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._call("decode", list(ids), len(ids))
         return text
@@ -73,7 +79,7 @@ class Reference:
             return _run(self._local, method, argument, self._origin)
         limits: dict[str, Any] = {
             "what": f"{self._origin}: the tokenizer",
-            "seconds": 3 + len(self._text) / 2e6 + size / 1e5,
+            "seconds": _SECONDS + len(self._text) / 5e6 + size / 1e5,
             "memory": (384 << 20) + 60 * len(self._text) + 400 * size,
         }
         function = f"{__name__}:run"
@@ -143,6 +149,8 @@ def _run(tokenizer: Tokenizer, method: str, argument: Any, origin: str) -> Any:
                 ids = [np.array(encoding.ids, np.uint32) for encoding in found]
                 data = bytearray().join([array.tobytes() for array in ids])
                 return [*map(len, ids)], data
+            case "encode_whole":
+                return tokenizer.encode(argument).ids
         return tokenizer.decode(argument, skip_special_tokens=False)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise

@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer as Reference
 
 from gptsmith import files
 from gptsmith.tokenizer import bpe
@@ -27,6 +26,7 @@ from gptsmith.tokenizer.formats import (
     special_token,
     tables_in,
 )
+from gptsmith.tokenizer.reference import Reference
 from gptsmith.tokenizer.stream import TokenStream
 
 SPECIAL_TOKENS = (ENDOFTEXT, "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
@@ -52,11 +52,7 @@ class Tokenizer:
 
     def __init__(self, text: str, origin: str | Path = "tokenizer.json") -> None:
         """ValueError naming `origin` if `text` is not a tokenizer.json."""
-        try:
-            document = json.loads(text)
-        except json.JSONDecodeError as error:
-            place = f"{origin}, line {error.lineno}, column {error.colno}"
-            raise ValueError(f"{place}: not JSON ({error.msg})") from None
+        document = files.parse_json(text, origin)
         if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
             raise ValueError(f'{origin}: not a tokenizer.json of `tokenizers` (no "model")')
         self._text = text
@@ -64,9 +60,8 @@ class Tokenizer:
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
         self.kind, self._merges = recognize(document)
         if self.kind == "other":
-            added = self._reference.get_added_tokens_decoder()
-            special = {token.content: i for i, token in added.items() if token.special}
-            self._vocab: Mapping[str, int] = self._reference.get_vocab(with_added_tokens=True)
+            special = self._reference.special
+            self._vocab: Mapping[str, int] = self._reference.vocab
         else:
             special = {token["content"]: token["id"] for token in document["added_tokens"]}
             self._vocab = document["model"]["vocab"] | special
@@ -187,8 +182,8 @@ class Tokenizer:
         """Ids that the post-processor of the file adds before a text."""
         if not json.loads(self._text).get("post_processor"):
             return ()
-        bare, whole = (self._reference.encode("a", add_special_tokens=x).ids for x in (False, True))
-        where = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+        bare, whole = self._reference.encode(["a"])[0].tolist(), self._reference.encode_whole("a")
+        where = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
         return tuple(whole[:where])
 
     def encode_array(self, text: str) -> np.ndarray:
@@ -210,7 +205,7 @@ class Tokenizer:
         if self._exact:
             return self.decode_bytes(ids).decode("utf-8", errors="replace")
         checked = self._checked(ids)
-        return self._reference.decode(checked, skip_special_tokens=False)
+        return self._reference.decode(checked)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of any sequence of ids; ValueError for an id outside the vocabulary."""
@@ -255,14 +250,7 @@ class Tokenizer:
     @cached_property
     def _reference(self) -> Reference:
         """The file as `tokenizers` reads it: slower, but correct for every file."""
-        try:
-            reference = Reference.from_str(self._text)
-        except Exception as error:  # the Rust side raises a bare Exception
-            raise ValueError(f"{self._origin}: `tokenizers` cannot read it ({error})") from None
-        reference.no_truncation()
-        reference.no_padding()
-        reference.encode_special_tokens = True
-        return reference
+        return Reference(self._text, json.loads(self._text), self._origin)
 
     @cached_property
     def _exact(self) -> bool:
@@ -327,8 +315,7 @@ class Tokenizer:
 
     def _encode_by_reference(self, texts: Sequence[str]) -> list[np.ndarray]:
         _refuse_surrogates(texts)
-        encodings = self._reference.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, np.uint32) for encoding in encodings]
+        return self._reference.encode(texts)
 
     def _encode_characters(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self._encode_one_by_one(text) for text in texts]

@@ -1,0 +1,150 @@
+"""tokenizer.json of strangers: what runs here, what runs in a worker, and what ends it there."""
+
+import json
+import time
+from typing import Any
+
+import pytest
+import tokenizers as hf
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from gptsmith import sandbox
+from gptsmith.tokenizer import Tokenizer, reference
+
+TEXTS = ["", "the cats", "a b  c\n", "Ünïcode 🙂", "x" * 300]
+VOCAB = {"[UNK]": 0, "the": 1, "cat": 2, "##s": 3} | {c: 4 + i for i, c in enumerate("abcdexyz")}
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    """A WordPiece tokenizer with some of its parts replaced."""
+    made = hf.Tokenizer(models.WordPiece(VOCAB, unk_token="[UNK]"))
+    made.normalizer = normalizers.Lowercase()
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.decoder = decoders.WordPiece()
+    made.add_special_tokens(["[UNK]", "[EOS]"])
+    found: dict[str, Any] = json.loads(made.to_str()) | changes
+    return found
+
+
+def split(regex: str) -> dict[str, Any]:
+    pattern = {"Regex": regex}
+    return {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+
+
+def replace(what: dict[str, str], by: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": what, "content": by}
+
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+HERE: list[dict[str, Any]] = [
+    {},
+    {"pre_tokenizer": split(GPT2)},
+    {"normalizer": {"type": "Sequence", "normalizers": [replace({"String": " "}, "▁")]}},
+]
+THERE: list[dict[str, Any]] = [
+    {"pre_tokenizer": split(r"\s+|\w+")},
+    {"normalizer": replace({"Regex": " {2,}"}, " ")},
+    {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split("[a-c]"), split("e")]}},
+]
+
+
+@pytest.mark.parametrize("changes", HERE + THERE)
+def test_ids_and_texts_are_those_of_the_library(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = json.dumps(document(**changes))
+    theirs = hf.Tokenizer.from_str(text)
+    theirs.encode_special_tokens = True
+    if changes in HERE:
+        monkeypatch.setattr(sandbox, "call", None)
+    ours = Tokenizer(text)
+    assert ours.special_tokens == {"[UNK]": 0, "[EOS]": 12}
+    assert ours.vocab_size == 13
+    for one in TEXTS:
+        ids = ours.encode(one)
+        assert ids == theirs.encode(one, add_special_tokens=False).ids
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
+    assert ours.encode_batch(TEXTS) == [ours.encode(one) for one in TEXTS]
+    assert ours.encode_batch([]) == []
+    if changes in THERE:
+        monkeypatch.setattr(sandbox, "call", None)
+        with pytest.raises(TypeError):
+            ours.encode("the")
+
+
+def grown(times: int, *parts: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "Sequence", "normalizers": [*parts] * times}
+
+
+BOMBS: dict[str, dict[str, Any]] = {
+    "regex": {"pre_tokenizer": split("(a+)+$|(a|aa)+b")},
+    "regex in a normalizer": {"normalizer": replace({"Regex": "(x+x+)+y"}, "")},
+    "quadratic regex": {"pre_tokenizer": split(r"(.*)(.*)(.*)(.*)(.*)[0-9]")},
+    "replacements": {"normalizer": grown(4, replace({"String": "a"}, "a" * 1000))},
+    "one large replacement": {"normalizer": replace({"String": "a"}, "a" * 10_000_000)},
+    "many small replacements": {"normalizer": grown(40, replace({"String": "a"}, "aa"))},
+    "empty matches": {"normalizer": grown(9, replace({"Regex": "z*"}, "aaaaaaaaaaaaaaaa"))},
+    "prepended": {"normalizer": {"type": "Prepend", "prepend": "a" * 2_000_000}},
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_time_and_memory_of_encoding_are_bounded(
+    name: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "_SECONDS", 0.5)
+    tokenizer = Tokenizer(json.dumps(document(**BOMBS[name])), "far/tokenizer.json")
+    started = time.process_time()
+    try:
+        ids = tokenizer.encode("a" * 40 + "x" * 40 + " the cats " + "a" * 4000)
+    except ValueError as caught:
+        error = str(caught)
+    else:  # the library gave up on a regular expression, or was fast
+        error = "far/tokenizer.json: "
+        assert len(ids) < 1_000_000
+    assert error.startswith("far/tokenizer.json: ")
+    assert len(error.splitlines()) == 1
+    assert time.process_time() - started < 2  # of this process
+    assert capfd.readouterr() == ("", "")
+
+
+def test_decoders_are_bounded() -> None:
+    grows = [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}] * 4
+    tokenizer = Tokenizer(json.dumps(document(decoder={"type": "Sequence", "decoders": grows})))
+    with pytest.raises(ValueError, match=r"^[^\n]*the tokenizer (was stopped|crashed, or needs)"):
+        tokenizer.decode([VOCAB["a"]] * 50)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"added_tokens": ["x"]},
+        {"added_tokens": [5]},
+        {"added_tokens": {"a": 1}},
+        {"added_tokens": [{"id": "1", "content": 5}]},
+        {"model": {"type": "BPE", "vocab": {"a": 0.0}, "merges": []}},
+        {"model": {"type": "BPE", "vocab": {"a": [1]}, "merges": [5]}},
+        {"model": {"type": "BPE", "vocab": ["a"], "merges": None}},
+        {"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 7}},
+        {"model": {"type": "WordLevel", "vocab": {"a": 4_000_000_000}, "unk_token": "a"}},
+        {"model": {"type": "WordPiece", "vocab": {}, "unk_token": "[UNK]"}},
+        {"pre_tokenizer": split("(((")},
+        {"pre_tokenizer": "ByteLevel"},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": 5}},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        {"normalizer": {"type": "Replace", "pattern": "x", "content": 5}},
+        {"decoder": {"type": "Nothing"}},
+    ],
+)
+def test_malformed_documents_are_refused_in_one_line(
+    changes: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match=r"^far/tokenizer\.json[^\n]*$"):
+        Tokenizer(json.dumps(document(**changes)), "far/tokenizer.json").encode("the cats")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("text", ['{"model": ' + "[" * 100_000, '{"model": ' + "9" * 5000])
+def test_json_that_cannot_be_parsed_is_one_line(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^far/tokenizer\.json[^\n]{1,200}$"):
+        Tokenizer(text, "far/tokenizer.json")

@@ -293,8 +293,8 @@ NO_ROLE: Any = [{"from": "human", "value": "Hi"}]
         ([], "the conversation has no messages"),
         (talk("Hi"), "no assistant message: nothing to learn"),
         (
-            [Message(role="tool", content="Hi")],
-            "message 1 of 1: unknown role 'tool'; use system, user",
+            [Message(role="narrator", content="Hi")],
+            "message 1 of 1: unknown role 'narrator'; use system, user",
         ),
         (PICTURE, "message 1 of 1: its content has parts that are not text"),
         (NOTHING, "message 1 of 1: its content is not text but NoneType None"),

@@ -15,7 +15,7 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "gptsmith"
 GROUND = {"train", "model", "tokenizer", "batch"}
 # anyone may use them: durable writes, configuration, and a process with limits
 DESK = {"files", "config", "flags", "recognize", "sandbox"}
-MIDDLE = {"run", "chat_template"} | GROUND | DESK
+MIDDLE = {"run", "chat_template", "message"} | GROUND | DESK
 FLOORS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "face": {"api", "generate", "data"} | MIDDLE,
@@ -30,7 +30,10 @@ FLOORS: dict[str, set[str]] = {
     "data": {"download"} | MIDDLE,
     "run": {"interop", "chat_template"} | GROUND | DESK,
     "interop": {"download", "chat_template"} | GROUND | DESK,
-    "chat_template": {"template_environment"} | GROUND | DESK,
+    "chat_template": {"chat_layout", "message", "placeholders"} | GROUND | DESK,
+    "chat_layout": {"message", "placeholders", "template_environment"},
+    "placeholders": {"message"},
+    "message": set(),
     "template_environment": {"sandbox"},
     "sandbox": set(),
     "train": {"batch"} | DESK,

@@ -1,20 +1,23 @@
 """From messages to token ids and loss mask: one template for training and chatting.
 
 The template (Jinja, `chat_template.jinja` in the run folder, in the form that transformers reads)
-defines the text around the contents of the messages. What the template writes may become special
-tokens; the content of a message never does. To tell the two apart, the conversation is rendered
-once with a placeholder for each content: all other text is the template's own.
+defines the text around the texts of the messages. What the template writes may become special
+tokens; the text of a message never does. To tell the two apart, the conversation is rendered
+once with a placeholder for each text (chat_layout.py): all else is the template's own.
 """
 
 import json
 import re
-from collections.abc import Sequence
-from typing import NamedTuple, NoReturn, TypedDict
+from collections.abc import Container, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from gptsmith.template_environment import ChatTemplateText
+from gptsmith.chat_layout import MAX_LAYOUTS, ChatLayouts
+from gptsmith.message import ROLES, Message, checked
+from gptsmith.placeholders import BREAK, MARK, Turn, key_of, owner
 from gptsmith.tokenizer import BEGINNINGS, Tokenizer
 
-ROLES = ("system", "user", "assistant")
+__all__ = ["CHAT_TOKENS", "ROLES", "TEMPLATE", "ChatPrompt", "ChatTemplate", "Encoded", "Message"]
+
 CHAT_TOKENS = ("<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
 TEMPLATE = """\
@@ -28,15 +31,6 @@ TEMPLATE = """\
 {{- '<|assistant|>' -}}
 {%- endif -%}
 """
-
-_MARK = re.compile("\ufdd0(\\d+)\ufdd1")  # a placeholder; Unicode reserves both characters
-
-
-class Message(TypedDict):
-    role: str
-    """system, user or assistant"""
-    content: str
-    """Text; lists of `{"type": "text", "text": ...}`, as some data sets have, are joined."""
 
 
 class Encoded(NamedTuple):
@@ -53,92 +47,115 @@ class ChatPrompt(NamedTuple):
     messages: list[Message]
 
 
+class TurnTokens(NamedTuple):
+    """The ids that begin each message of the user, if special tokens do; else those that begin a
+    conversation, and no other message."""
+
+    opening: list[int]
+    user: list[int]
+
+
 class ChatTemplate:
     """A Jinja chat template with the tokenizer that has its special tokens.
 
     stop_ids   what ends an answer: the special token after its content, and the end of text
 
-    Templates may come from anyone: see template_environment.py.
     ValueError for invalid Jinja, and for a template without a special token at the end of answers.
     """
 
     def __init__(self, source: str, tokenizer: Tokenizer) -> None:
         self.source = source
         self._tokenizer = tokenizer
-        self._text = ChatTemplateText(source, is_ours=source == TEMPLATE)
         special = sorted(tokenizer.special_tokens, key=len, reverse=True)
         self._special = re.compile(f"({'|'.join(map(re.escape, special)) or '(?!)'})")
         names = {i: name for name, i in tokenizer.special_tokens.items()}
         eos = _eos_id(tokenizer)
-        self._tokens = {"eos_token": names[eos]} if eos is not None else {}
+        tokens = {"eos_token": names[eos]} if eos is not None else {}
         for name in BEGINNINGS[::-1]:
             if name in tokenizer.special_tokens:
-                self._tokens["bos_token"] = name
+                tokens["bos_token"] = name
+        self._layouts = ChatLayouts(source, self._special, tokens, is_ours=source == TEMPLATE)
         document = json.loads(tokenizer.to_json())
         added = document.get("added_tokens") or []
         self._lstrip_tokens = {token["content"] for token in added if token.get("lstrip")}
         self._rstrip_tokens = {token["content"] for token in added if token.get("rstrip")}
         # SentencePiece puts a space before the first piece of a text, and before no other.
         self._marks_first = (document.get("pre_tokenizer") or {}).get("prepend_scheme") == "first"
-        self._layouts: dict[tuple[tuple[str, ...], bool], str] = {}
-        self._spans: dict[tuple[str, ...], list[tuple[int, int]]] = {}
-        twice = ("user", "assistant") * 2
-        ends = [self._end(self.layout(twice), i)[1] for i in (1, 3)]
+        self._spans: dict[tuple[tuple[str, ...], str], list[tuple[int, int]]] = {}
+        self.stop_ids: tuple[int, ...] = ()
+        twice = self.layout(("user", "assistant") * 2)
+        ends = [self._end(twice, i, 0)[1] for i in (1, 3)]
         self.stop_ids = tuple(dict.fromkeys([*ends, *([] if eos is None else [eos])]))
 
-    def encode(self, messages: Sequence[Message]) -> Encoded:
+    def encode(
+        self,
+        messages: Sequence[Message],
+        *,
+        learned: Container[int] | None = None,
+        tools: Sequence[Any] | None = None,
+    ) -> Encoded:
         """The whole conversation; each answer is a target with its generation prompt and its end.
+
+        learned: the numbers of the messages that are targets (default: all of the assistant's).
+        tools: what the assistant may call, in the form that the template reads.
 
         Adjacent text of template and content is encoded as one text, as transformers does. Where
         an answer begins inside such a text, every token with a character of the answer is a target:
         from the first one that differs from the encoding of the text before the answer alone.
         ValueError for messages without an answer, and for whatever `prompt` refuses.
         """
-        messages = _checked(messages)
-        roles = tuple(message["role"] for message in messages)
-        if "assistant" not in roles:
+        turns, given = self._layouts.turns(checked(messages)), self._layouts.tools(tools)
+        answers = [i for i, turn in enumerate(turns) if turn.marked["role"] == "assistant"]
+        if not answers:
             raise ValueError("the conversation has no assistant message: nothing to learn from it")
-        layout = self.layout(roles)
-        contents = self._contents(layout, messages, generate=False)
+        layout = self._layouts.layout(turns, False, given)
+        texts = self._layouts.written(turns, False, given)
         ids: list[int] = []
         is_target: list[bool] = []
         at, ends = 0, []
-        for start, end in self._answers(roles):
-            before = self._ids(layout[at:start], contents, at == 0)
+        for i, (start, end) in zip(answers, self._answers(turns, given), strict=True):
+            before = self._ids(layout[at:start], texts, at == 0)
             if self._special.match(layout, start):
-                new, known = before + self._ids(layout[start:end], contents), len(before)
+                new, known = before + self._ids(layout[start:end], texts), len(before)
             else:
-                new = self._ids(layout[at:end], contents, at == 0)
+                new = self._ids(layout[at:end], texts, at == 0)
                 pairs = enumerate(zip(before, new, strict=False))
                 known = next((i for i, (a, b) in pairs if a != b), min(len(before), len(new)))
             ids += new
-            is_target += [False] * known + [True] * (len(new) - known)
-            ends.append(len(ids))  # where the end token will be
+            is_learned = learned is None or i in learned
+            is_target += [False] * known + [is_learned] * (len(new) - known)
+            if is_learned:
+                ends.append(len(ids))  # where the end token will be
             at = end
-        ids += self._ids(layout[at:], contents)
+        ids += self._ids(layout[at:], texts)
         is_target += [False] * (len(ids) - len(is_target))
         for i in ends:
             is_target[i] = True
         return Encoded(ids, is_target)
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The ids that the model reads before it answers the last message, which is the user's.
+    def prompt(
+        self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None
+    ) -> list[int]:
+        """The ids that the model reads before it answers the last message, which is the user's, or
+        the result of a tool.
 
         ValueError for no messages, unknown roles, contents that are not text, and a template that
-        refuses the conversation or changes contents by more than trimming white space.
+        refuses the conversation, does not write a part of it, or changes texts by more than
+        trimming white space.
         """
-        messages = _checked(messages)
-        if messages[-1]["role"] != "user":
+        messages = checked(messages)
+        if messages[-1]["role"] not in ("user", "tool"):
             raise ValueError(f"the last message is the {messages[-1]['role']}'s, not the user's")
-        layout = self.layout(tuple(message["role"] for message in messages), generate=True)
-        return self._ids(layout, self._contents(layout, messages, generate=True), True)
+        turns, given = self._layouts.turns(messages), self._layouts.tools(tools)
+        layout = self._layouts.layout(turns, True, given)
+        return self._ids(layout, self._layouts.written(turns, True, given), True)
 
     def truncate(self, messages: Sequence[Message], limit: int) -> ChatPrompt:
         """The prompt of the newest turns that take at most `limit` tokens, system message included.
 
         A turn is a user message and what follows it. ValueError if the last one is too long.
         """
-        messages = _checked(messages)
+        messages = checked(messages)
         first = next((i for i, m in enumerate(messages) if m["role"] != "system"), 0)
         system, rest = messages[:first], messages[first:]
         turns = [i for i, message in enumerate(rest) if i == 0 or message["role"] == "user"]
@@ -167,55 +184,52 @@ class ChatTemplate:
                     " once an answer follows; end the generation prompt with a special token"
                 )
 
-    # Rendering. A layout is the rendered conversation with placeholders for the contents; it
-    # depends on the roles alone.
+    def reads(self, field: str) -> bool:
+        """Whether the template reads a field of this name from messages."""
+        return self._layouts.reads(field)
 
     def layout(self, roles: tuple[str, ...], generate: bool = False) -> str:
-        """The conversation with U+FDD0, number, U+FDD1 in place of each message's content.
+        """A conversation of these roles with U+FDD0, number, U+FDD1 in place of each content.
 
         generate: with the generation prompt at its end. ValueError for a template that does not
         write every content exactly once.
         """
-        if (roles, generate) not in self._layouts:
-            marked = [Message(role=r, content=f"\ufdd0{i}\ufdd1") for i, r in enumerate(roles)]
-            layout = self._render(marked, generate)
-            found = [int(i) for i in _MARK.findall(layout)]
-            for i, role in enumerate(roles):
-                if found.count(i) != 1:
-                    raise ValueError(
-                        f"the chat template writes the content of message {i + 1} of {len(roles)} "
-                        f"({role}) {found.count(i)} times: it must write each once"
-                    )
-            self._layouts[roles, generate] = layout
-        return self._layouts[roles, generate]
+        plain = [Message(role=role, content="") for role in roles]
+        return self._layouts.layout(self._layouts.turns(plain), generate)
 
-    def _render(self, messages: Sequence[Message], generate: bool) -> str:
-        return self._text.render(
-            messages=[dict(message) for message in messages],
-            add_generation_prompt=generate,
-            tools=None,
-            documents=None,
-            **self._tokens,
-        )
+    def turn_tokens(self) -> TurnTokens:
+        """How to find the turns in ids that this template made."""
+        layout = self.layout(("user", "assistant", "user"))
+        first, answer, question = MARK.finditer(layout)
+        opening, at = [], 0
+        while at < first.start() and (found := self._special.match(layout, at)):
+            opening.append(self._tokenizer.special_tokens[found[0]])
+            at = found.end()
+        end = self._end(layout, 1, answer.end())[0]
+        special = list(self._special.finditer(layout, end, question.start()))[1:]
+        if not special:
+            return TurnTokens(opening, [])
+        header = layout[special[0].start() : question.start()].rstrip()
+        return TurnTokens([], self._ids(header, {}))
 
-    def _answers(self, roles: tuple[str, ...]) -> list[tuple[int, int]]:
+    def _answers(self, turns: Sequence[Turn], tools: list[Any] | None) -> list[tuple[int, int]]:
         """Where each answer is in the layout: from its generation prompt to its end token."""
-        if roles not in self._spans:
-            layout, spans = self.layout(roles), []
-            for i in (i for i, role in enumerate(roles) if role == "assistant"):
-                before, prompt = self.layout(roles[:i]), self.layout(roles[:i], generate=True)
-                if not layout.startswith(prompt):
-                    raise ValueError(
-                        "the chat template differs between training and chatting: the prompt for "
-                        f"message {i + 1} of {len(roles)} differs from the text before it in the "
-                        "whole conversation"
-                    )
-                start = len(before)
-                if not prompt.startswith(before):  # the template closes a conversation
-                    start = self._common(before, prompt)
-                spans.append((start, self._end(layout, i)[0]))
-            self._spans[roles] = spans
-        return self._spans[roles]
+        key = tuple(turn.shape for turn in turns), key_of(tools)
+        if key in self._spans:
+            return self._spans[key]
+        layout, spans = self._layouts.layout(turns, False, tools), []
+        for i in (i for i, turn in enumerate(turns) if turn.marked["role"] == "assistant"):
+            before, prompt = (self._layouts.layout(turns[:i], end, tools) for end in (False, True))
+            if not layout.startswith(prompt):
+                raise ValueError(_difference(layout, prompt, i, len(turns)))
+            start = len(before)
+            if not prompt.startswith(before):  # the template closes a conversation
+                start = self._common(before, prompt)
+            spans.append((start, self._end(layout, i, len(prompt))[0]))
+        if len(self._spans) >= MAX_LAYOUTS:
+            self._spans.clear()
+        self._spans[key] = spans
+        return spans
 
     def _common(self, a: str, b: str) -> int:
         """Length of the common prefix of two layouts, in whole special tokens and texts."""
@@ -226,45 +240,34 @@ class ChatTemplate:
             length += len(x)
         return length
 
-    def _end(self, layout: str, i: int) -> tuple[int, int]:
-        """Position in the layout of the special token that ends answer i, and its id."""
-        content = next(mark for mark in _MARK.finditer(layout) if int(mark[1]) == i)
-        following = _MARK.search(layout, content.end())
-        limit = following.start() if following else len(layout)
-        end = self._special.search(layout, content.end(), limit)
-        if end is None:
-            text = layout[content.end() : limit]
-            raise ValueError(
-                f"no special token ends an answer under this chat template ({text[:40]!r} does): a "
-                "model would never learn to stop; add the template's tokens to the tokenizer"
-            )
-        return end.start(), self._tokenizer.special_tokens[end[0]]
+    def _end(self, layout: str, i: int, start: int) -> tuple[int, int]:
+        """Position in the layout of the special token that ends answer i, and its id.
 
-    def _contents(self, layout: str, messages: Sequence[Message], generate: bool) -> list[str]:
-        """The contents as the template writes them: unchanged, or trimmed."""
-        text = self._render(messages, generate)
-        contents = [message["content"] for message in messages]
-        first, *rest = _MARK.split(layout)  # text, then number, text, number, text ...
-        at = len(first) if text.startswith(first) else len(text) + 1
-        for i, literal in zip(map(int, rest[::2]), rest[1::2], strict=True):
-            whole = contents[i]
-            forms = [whole, whole.strip(), whole.lstrip(), whole.rstrip()]
-            forms += [whole.strip("\n"), whole.lstrip("\n")]
-            matching = [form for form in forms if text.startswith(form + literal, at)]
-            if not matching:
-                _refuse_changes(i, messages)
-            contents[i] = matching[0]
-            at += len(matching[0] + literal)
-        if at != len(text):
-            _refuse_changes(len(messages) - 1, messages)
-        return contents
+        start: where its text begins. It is the first one after the answer's last placeholder, or
+        the first that ends answers, if there is one.
+        """
+        marks = list(MARK.finditer(layout, start))
+        own = [mark.end() for mark in marks if owner(mark) == i]
+        at = max(own, default=start)
+        limit = next((mark.start() for mark in marks if mark.start() >= at), len(layout))
+        ends = [(m.start(), self._tokenizer.special_tokens[m[0]])
+                for m in self._special.finditer(layout, at, limit)]  # fmt: skip
+        if not ends:
+            raise ValueError(
+                f"no special token ends an answer under this chat template "
+                f"({layout[at:limit][:40]!r} does): a model would never learn to stop; add the "
+                "template's tokens to the tokenizer"
+            )
+        return next((end for end in ends if end[1] in self.stop_ids), ends[0])
 
     # Tokens
 
-    def _ids(self, layout: str, contents: Sequence[str], first: bool = False) -> list[int]:
+    def _ids(self, layout: str, written: Mapping[str, str], first: bool = False) -> list[int]:
         """Ids of a part of a layout. first: it starts the conversation."""
         pieces = self._special.split(layout)  # text, special token, text, special token, text ...
-        texts = [_MARK.sub(lambda mark: contents[int(mark[1])], text) for text in pieces[::2]]
+        texts = [
+            MARK.sub(lambda mark: written[mark[1]], text.replace(BREAK, "")) for text in pieces[::2]
+        ]
         for i, name in enumerate(pieces[1::2]):  # special tokens that absorb white space
             texts[i] = texts[i].rstrip() if name in self._lstrip_tokens else texts[i]
             texts[i + 1] = texts[i + 1].lstrip() if name in self._rstrip_tokens else texts[i + 1]
@@ -297,33 +300,19 @@ def chat_tokenizer(tokenizer: Tokenizer, source: str | None) -> tuple[Tokenizer,
     return tokenizer, ChatTemplate(source, tokenizer)
 
 
-def _checked(messages: Sequence[Message]) -> list[Message]:
-    """The messages with their contents as plain strings. ValueError for invalid messages."""
-    if not messages:
-        raise ValueError("the conversation has no messages")
-    plain = []
-    for i, message in enumerate(messages):
-        place = f"message {i + 1} of {len(messages)}"
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise ValueError(f'{place}: expected {{"role": ..., "content": ...}}')
-        role, content = message["role"], message["content"]
-        if role not in ROLES:
-            raise ValueError(f"{place}: unknown role {str(role)[:40]!r}; use {', '.join(ROLES)}")
-        if isinstance(content, list):
-            if not all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
-                raise ValueError(f"{place}: its content has parts that are not text")
-            content = "".join(part["text"] for part in content)
-        if not isinstance(content, str):
-            kind = type(content).__name__
-            raise ValueError(f"{place}: its content is not text but {kind} {str(content)[:40]}")
-        plain.append(Message(role=role, content=content))
-    return plain
-
-
-def _refuse_changes(i: int, messages: Sequence[Message]) -> NoReturn:
-    raise ValueError(
-        f"the chat template changes the contents of messages (message {i + 1} of {len(messages)}, "
-        f"{messages[i]['content'][:40]!r}) so that they cannot be distinguished from its own text"
+def _difference(layout: str, prompt: str, i: int, n: int) -> str:
+    """Why the prompt for answer i is not how the whole conversation begins."""
+    pairs = enumerate(zip(layout, prompt, strict=False))
+    at = next((at for at, (a, b) in pairs if a != b), len(layout))
+    changed = next((owner(m) for m in MARK.finditer(prompt) if m.end() > at), None)
+    if changed is not None:
+        return (
+            f"the chat template changes message {changed + 1} of {n} once more messages follow: as "
+            f"training would show it, it is not what the model sees when it writes message {i + 1}"
+        )
+    return (
+        "the chat template differs between training and chatting: the prompt for message "
+        f"{i + 1} of {n} differs from the text before it in the whole conversation"
     )
 
 

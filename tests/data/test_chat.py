@@ -11,8 +11,8 @@ import pytest
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
-from gptsmith.data.chat import ChatCounts, load_chat, write_chat
-from gptsmith.data.examples import Examples
+from gptsmith.data.chat import ChatCounts, _made_by, load_chat, write_chat
+from gptsmith.data.examples import Examples, write_examples
 from gptsmith.data.options import ChatFiles, Labels
 from gptsmith.tokenizer import Tokenizer
 
@@ -93,7 +93,7 @@ def test_token_ids_are_the_same_examples(
     examples, counts = load(path, template, labels=kind)
     assert examples.fingerprint == expected.fingerprint
     assert [e.name for e in examples] == [f"{path}, row 1", f"{path}, row 2"]
-    assert (counts.kept, counts.truncated.total) == (2, 0)
+    assert (counts.kept, counts.learned, counts.windows.total) == (2, 3, 0)
 
 
 def test_a_dataset_saved_by_datasets(tmp_path: Path, chat: Path, template: ChatTemplate) -> None:
@@ -151,22 +151,25 @@ def test_sets_without_targets_are_rejected(
     cut = [{k: v[:-1] for k, v in rows[0].items()}]
     said = refused(arrow(tmp_path / "c.parquet", cut), template)
     assert "none of the 1 answers of this set ends with <|end|>" in said
-    assert "no conversation is left: 0 of 2" in refused(chat, template, T=3)
+    assert "no conversation is left: left out: 3 of 3 answers (100.0%)" in refused(
+        chat, template, T=3
+    )
     with pytest.raises(ValueError, match="--on-error"):
         load(arrow(tmp_path / "d.parquet", [{"messages": None}]), template)
 
 
-def test_long_token_rows_are_truncated_after_an_answer(
-    tmp_path: Path, template: ChatTemplate
-) -> None:
+def test_long_token_rows_are_divided_into_windows(tmp_path: Path, template: ChatTemplate) -> None:
     rows = unshifted(template)
     path = arrow(tmp_path / "a.parquet", rows)
     lengths = [len(r["input_ids"]) for r in rows]
     examples, counts = load(path, template, T=lengths[1] - 2)
-    assert counts.truncated.lines() == [f"cut to {lengths[1] - 1} tokens: 1 ({path}, row 2)"]
-    assert examples[1].ids.tolist() == rows[1]["input_ids"][: len(examples[1].ids)]
-    assert int(examples[1].ids[-1]) == TOKENIZER.special_tokens["<|end|>"]
-    assert (examples[1].labels != IGNORE_INDEX).sum() == 3
+    assert counts.windows.lines() == [
+        f"divided into windows of at most {lengths[1] - 1} tokens: 1 ({path}, row 2)"
+    ]
+    assert (counts.learned, counts.answers, len(examples)) == (3, 3, 3)
+    parts = [e.ids.tolist() for e in examples]
+    assert parts[1] + parts[2] == rows[1]["input_ids"]
+    assert {int(e.ids[-1]) for e in examples} == {TOKENIZER.special_tokens["<|end|>"]}
 
 
 # --- prepared files ------------------------------------------------------------------------------
@@ -184,7 +187,8 @@ def test_prepared_file_gives_the_same_examples(
     direct, _ = load(chat, template)
     prepared, counts = load(out, template)
     assert prepared.fingerprint == direct.fingerprint
-    assert (counts.read, counts.kept) == (2, 2)
+    assert (counts.read, counts.kept, counts.answers, counts.learned) == (2, 2, 3, 3)
+    assert str(counts) == "all 3 answers of 2 conversations are learned"
     assert [e.name for e in prepared] == [e.name for e in direct]
     assert len(load(out, template, T=100)[0]) == 2
     with pytest.raises(FileExistsError, match="--overwrite"):
@@ -196,13 +200,48 @@ def test_prepared_file_gives_the_same_examples(
         write_chat([chat], ChatFiles(), template, TOKENIZER, T, tmp_path / "x.json")
 
 
+def test_prepared_file_is_divided_for_shorter_rows(
+    tmp_path: Path, chat: Path, template: ChatTemplate
+) -> None:
+    out = tmp_path / "chat.arrow"
+    write_chat([chat], ChatFiles(), template, TOKENIZER, T, out)
+    for rows in (12, 8, 6, 5):
+        direct, expected = load(chat, template, T=rows)
+        examples, counts = load(out, template, T=rows)
+        assert examples.fingerprint == direct.fingerprint
+        assert str(counts).startswith(str(expected))
+    assert str(counts).startswith("left out: 2 of 3 answers (66.7%)")
+    with pytest.raises(ValueError, match=r"chat\.arrow: no conversation is left: left out: 3 of 3"):
+        load(out, template, T=3)
+
+
+def test_what_was_left_out_of_a_prepared_file_is_said_when_it_is_read(
+    tmp_path: Path, chat: Path, template: ChatTemplate
+) -> None:
+    out = tmp_path / "chat.arrow"
+    write_chat([chat], ChatFiles(), template, TOKENIZER, 5, out)
+    _, counts = load(out, template)
+    assert (counts.answers, counts.learned) == (3, 1)
+    assert str(counts).startswith("left out: 2 of 3 answers (66.7%), as a turn is longer")
+
+
+def test_prepared_file_of_an_earlier_version_is_read(
+    tmp_path: Path, chat: Path, template: ChatTemplate
+) -> None:
+    """It does not say how many answers it has."""
+    out = tmp_path / "chat.arrow"
+    examples, _ = load(chat, template)
+    write_examples(out, examples, _made_by(template, TOKENIZER, T))
+    prepared, counts = load(out, template)
+    assert prepared.fingerprint == examples.fingerprint
+    assert str(counts) == "all 3 answers of 2 conversations are learned"
+
+
 def test_prepared_file_of_another_tokenizer_or_template_is_refused(
     tmp_path: Path, chat: Path, template: ChatTemplate
 ) -> None:
     out = tmp_path / "chat.arrow"
     write_chat([chat], ChatFiles(), template, TOKENIZER, T, out)
-    assert "is of 10 here" not in refused(out, template, T=10)
-    assert "rows are of 10 here" in refused(out, template, T=10)
     other = ChatTemplate(TEMPLATE + " ", TOKENIZER)
     assert "another template" in refused(out, other)
     more = TOKENIZER.add_special_tokens(["<|more|>"])
@@ -234,8 +273,9 @@ def test_real_conversations_prepared_and_read(
     write_chat([source], ChatFiles(), template, TOKENIZER, 256, tmp_path / "a.arrow")
     mapped, _ = load(tmp_path / "a.arrow", template, T=256)
     assert mapped.fingerprint == examples.fingerprint
-    assert counts.kept + counts.dropped == counts.read == 20
-    assert counts.truncated.total > 0
+    assert counts.read == 20
+    assert (counts.answers, counts.learned) == (35, 35)
+    assert counts.windows.total > 0
     assert int(mapped.lengths.max()) <= 257
     for example in mapped:
         assert example.labels[-1] == example.ids[-1] == template.stop_ids[0]

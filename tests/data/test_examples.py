@@ -9,7 +9,7 @@ import pytest
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.data import examples as module
-from gptsmith.data.examples import Example, Examples, holds_examples, write_examples
+from gptsmith.data.examples import Example, Examples, is_chat_set, write_examples
 
 
 def make(n: int, longest: int = 30) -> list[Example]:
@@ -36,8 +36,8 @@ def test_file_and_memory_agree_for_any_batch_size(
     path = tmp_path / "chat.arrow"
     write_examples(path, iter(made), {"T": 31, "template": "ünï"})
     mapped = Examples(path)
-    assert holds_examples(path)
-    assert mapped.about == {"T": 31, "template": "ünï"}
+    assert is_chat_set(path)
+    assert mapped.metadata == {"T": 31, "template": "ünï"}
     for each in (memory, mapped, Examples(made)):
         assert len(each) == 50
         assert all(same(a, b) and a.name == b.name for a, b in zip(each, made, strict=True))
@@ -83,7 +83,7 @@ def test_take_and_split(tmp_path: Path) -> None:
         assert [e.name for e in whole.split((0.8, 0.1, 0.1), seed=2)[1]] != [e.name for e in val]
     tiny = Examples(made[:2])
     assert [len(part) for part in tiny.split((0.999, 0.001), seed=0)] == [1, 1]
-    with pytest.raises(ValueError, match="2 example"):
+    with pytest.raises(ValueError, match="2 conversation"):
         tiny.split((1, 1, 1), seed=0)
     assert (len(Examples([])), Examples([]).tokens) == (0, 0)
 
@@ -115,7 +115,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     table = pa.table({"input_ids": [[1, 2]], "labels": [[1, 2]]})
     with pa.ipc.new_file(str(path), table.schema) as sink:
         sink.write_table(table)
-    assert not holds_examples(path)
+    assert not is_chat_set(path)
     with pytest.raises(ValueError, match="not a file of examples"):
         Examples(path)
     write_examples(path, make(3), {})

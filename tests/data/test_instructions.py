@@ -92,7 +92,7 @@ def test_configured_columns(tmp_path):
     path = tmp_path / "qa.jsonl"
     path.write_text('{"question": "Why?", "answer": "So.", "context": "c"}\n')
     rows, _ = read(path, instruction="question", output="answer")
-    assert (rows[0].instruction, rows[0].input, rows[0].output) == ("Why?", "", "So.")
+    assert (rows[0].instruction, rows[0].input, rows[0].output) == ("Why?", "c", "So.")
     rows, _ = read(path, instruction="question", input="context", output="answer")
     assert rows[0].input == "c"
 
@@ -122,7 +122,13 @@ def test_blank_rows_are_counted_with_their_places(tmp_path):
         ('{"instruction": "a", "answer": "b"}', {}, "'instruction', 'answer'"),
         ('{"instruction": "a", "output": "b"}', {"output": "reply"}, "no column 'reply'"),
         ('{"instruction": "a", "output": "b"}', {"input": "context"}, "'context'"),
-        ('{"instruction": "a", "output": 5}', {}, "holds int 5, not text"),
+        ('{"instruction": "a", "output": [5]}', {}, "'output' holds a list, not text: [5]"),
+        ('{"instruction": "a", "input": {}, "output": {"b": 1}}', {}, "holds a struct, not text"),
+        ('{"instruction": "a", "context": ["x"], "output": "b"}', {}, "'context' holds a list"),
+        ('{"instruction": "a", "output": "b", "history": [["c", "d"]]}', {}, "finetune chat"),
+        ('{"instruction": "a", "output": "b", "tools": [{"name": "c"}]}', {}, "it has tools"),
+        ('{"instruction": "a", "output": "b", "weight": 0.5}', {}, "weight 0.5: an answer is"),
+        ('{"instruction": "a", "output": "b", "image": "x.png"}', {}, "it has image"),
         ('{"instruction": "a", "output": "\\ud800"}', {}, "not Unicode at character 0"),
         ("[1, 2", {}, "not JSON"),
     ],
@@ -133,6 +139,44 @@ def test_errors_name_the_row(tmp_path, line, columns, says):
     with pytest.raises(ValueError, match=r"a\.jsonl:1: ") as error:
         read(path, **columns)
     assert says in str(error.value)
+
+
+def test_cells_that_are_not_text(tmp_path):
+    """Numbers are text; null and not-a-number are no text."""
+    path = tmp_path / "a.jsonl"
+    nan = float("nan")
+    rows = [
+        {"instruction": "Add.", "input": 0, "output": 5},
+        {"instruction": "Add.", "input": nan, "output": 2.5},
+        {"instruction": None, "output": "a"},
+        {"instruction": nan, "output": "a"},
+        {"instruction": "Add.", "output": nan},
+        {"instruction": "Add.", "output": "a", "weight": 0},
+    ]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    found, report = read(path)
+    assert [(r.instruction, r.input, r.output) for r in found] == [
+        ("Add.", "0", "5"), ("Add.", "", "2.5"),
+    ]  # fmt: skip
+    assert report.skipped.counts() == {"no answer": 1, "no instruction": 2, "weight 0": 1}
+
+
+def test_columns_beside_the_instruction_are_used_or_mentioned(tmp_path, bpe):
+    path = tmp_path / "a.jsonl"
+    rows = [
+        {"instruction": "Who won?", "context": "Boat 2 won.", "output": "Boat 2.", "id": 7},
+        {"instruction": "Who won?", "input": "Boat 3 won.", "output": "Boat 3.", "mood": "calm"},
+        {"instruction": "Hi", "system": "Be brief.", "output": "Ho", "history": [], "tools": "[]"},
+    ]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    found, report = read(path)
+    assert [(r.input, r.system) for r in found] == [
+        ("Boat 2 won.", ""), ("Boat 3 won.", ""), ("", "Be brief."),
+    ]  # fmt: skip
+    assert list(report.hints) == ["column 'mood' is not used"]
+    texts = [bpe.decode(example.ids) for _, example in encoded(found, bpe)[0]]
+    assert "### Input:\nBoat 2 won." in texts[0]
+    assert texts[2].startswith("Be brief.\n\n### Instruction:\nHi\n")
 
 
 # --- split ---------------------------------------------------------------------------------------

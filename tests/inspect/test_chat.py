@@ -43,18 +43,18 @@ def shown(report: ChatReport, first: int = 3, colour: bool = False) -> str:
 
 def test_counts(chat: Path) -> None:
     r = report(chat)
-    assert (r.counts.kept, r.counts.truncated.total, r.counts.unanswered.total) == (4, 1, 1)
+    assert (r.counts.kept, r.counts.windows.total, r.counts.unanswered.total) == (4, 1, 1)
     assert r.counts.skipped.counts() == {"answer without a question": 1}
-    turns = [1, 1, 8, 2]
+    turns = [1, 1, 8, 1, 2]
     assert r.answers == sum(turns)
     assert r.examples.tokens == 12 * sum(turns)  # four special tokens, six bytes and two
     assert r.examples.targets == 4 * sum(turns)
     text = shown(r)
     for words in (
-        "4, 12 answers (3.0 each)", "144, 33.3% targets", "12 to 96, median 18",
-        "rows of 100 tokens 2 when packed, 70.0% filled; 4 when padded, 35.0% filled",
-        "4 of 4 conversations are used; cut to 101 tokens: 1",
-        "skipped, answer without a question: 1",
+        "5, 13 answers (2.6 each)", "156, 33.3% targets", "12 to 96, median 12",
+        "rows of 100 tokens 2 when packed, 75.5% filled; 5 when padded, 30.2% filled",
+        "used skipped: 1 of 5 rows (20.0%), answer without a question: 1",
+        "all 13 answers of 4 conversations are learned; divided into windows of at most 101",
         "64-127",
     ):  # fmt: skip
         assert words in " ".join(text.split())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from runs import assert_same_checkpoints, assert_same_weights, events, finish, kill_after
 
+from gptsmith import cli
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data.chat import load_chat
 from gptsmith.data.options import ChatFiles
@@ -171,6 +172,8 @@ def test_user_errors(base: Path, data: Path, tuned, tmp_path: Path, user_error) 
     assert f"--template {odd}: " in refused(*start, "--template", odd)
     assert "no such file" in refused(*start, "--template", tmp_path / "none.jinja")
     assert "--from is required" in refused("--data", data, "--out", out)
+    anywhere = ("--from", base, "--out", out, "--data")
+    assert f"{base} is a run, not a table" in refused(*anywhere, base)
     more = ("--from", base, "--data", data, "--out", path, "--resume")
     assert "tuning." in refused(*more, *COMMON, "--lora.rank", "3")
     assert "unexpected argument 'oops'" in refused(*more, "oops")
@@ -187,3 +190,29 @@ def test_user_errors(base: Path, data: Path, tuned, tmp_path: Path, user_error) 
     ):
         assert f"{flag[2:]}: " in refused(*more, *COMMON, flag, value)
     assert not out.exists()
+
+
+def test_prepared_set_fits_the_run_it_is_prepared_for(
+    base: Path, data: Path, tmp_path: Path, user_error, capsys
+) -> None:
+    out, run = tmp_path / "chat.arrow", tmp_path / "run"
+    argv = ["prepare", str(data), "--format", "chat", "--tokenizer", str(base), "--out", str(out)]
+    error = user_error(*argv, "--context-length", "65")
+    assert "--context-length 65 is more than the model's 64" in error
+    error = user_error("inspect", data, "--tokenizer", base, "--context-length", "65")
+    assert "--context-length 65 is more than the model's 64" in error
+    for length in ("64", "40"):
+        assert cli.main([*argv, "--context-length", length, "--overwrite"]) == 0
+    said = capsys.readouterr().out
+    proposed = said.rpartition("next: gptsmith ")[2].replace("RUN2", str(run)).split()
+    finish([*proposed, *COMMON, "--train.steps", "1"])
+    notes = [event["message"] for event in events(run, "note")]
+    assert "data: all 90 answers of 60 conversations are learned" in notes
+
+
+def test_corpus_is_not_a_chat_set(base: Path, corpus: Path, tmp_path: Path, user_error) -> None:
+    rest = ("--from", base, "--out", tmp_path / "run", "--data", corpus)
+    for verb in ("chat", "instruct"):
+        error = user_error("finetune", verb, *rest)
+        assert f"{corpus} is a prepared corpus, not a table or a folder of tables" in error
+        assert f"gptsmith pretrain --data {corpus}" in error

@@ -80,15 +80,11 @@ def _run(options: InspectOptions, out: Console) -> None:
 def _chat(options: InspectOptions, folder: Path, out: Console) -> None:
     from gptsmith.chat_template import chat_tokenizer
     from gptsmith.inspect import chat
+    from gptsmith.recipes.finetune import max_length
     from gptsmith.run import Run
 
     run = Run.open(folder)
     tokenizer, template = chat_tokenizer(run.tokenizer, run.template)
-    report = chat.chat_report(
-        [options.path],
-        options,
-        template,
-        tokenizer,
-        options.context_length or run.model_config.context_length,
-    )
+    T = max_length(options.context_length, run.model_config)
+    report = chat.chat_report([options.path], options, template, tokenizer, T)
     chat.show_chat(report, out)

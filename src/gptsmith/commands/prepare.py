@@ -24,7 +24,7 @@ class PrepareChatConfig(ChatFiles):
     tokenizer: Path
     """Run to be fine-tuned: its tokenizer, its chat template if it has one, its context."""
     context_length: int | None = Field(None, ge=2)
-    """Longest conversation in tokens (default: the run's context)."""
+    """Tokens per window of a conversation (default: the run's context, which is the most)."""
     overwrite: bool = False
     """Replace the file if it exists."""
 
@@ -65,18 +65,14 @@ def _prepare_chat(argv: list[str]) -> None:
     )
     from gptsmith.chat_template import chat_tokenizer
     from gptsmith.data.chat import write_chat
+    from gptsmith.recipes.finetune import max_length
     from gptsmith.run import Run
 
     run = Run.open(config.tokenizer)
     tokenizer, template = chat_tokenizer(run.tokenizer, run.template)
+    T = max_length(config.context_length, run.model_config)
     counts = write_chat(
-        config.sources,
-        config,
-        template,
-        tokenizer,
-        config.context_length or run.model_config.context_length,
-        config.out,
-        overwrite=config.overwrite,
+        config.sources, config, template, tokenizer, T, config.out, overwrite=config.overwrite
     )
     print(f"{config.out}: {counts}")
     print(f"next: gptsmith finetune chat --from {config.tokenizer} --data {config.out} --out RUN2")

@@ -10,20 +10,20 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import ChatTemplate
 from gptsmith.data import columnar
 from gptsmith.data.conversations import Conversation, read_conversations
-from gptsmith.data.examples import Example, Examples, answer_ends, holds_examples, write_examples
+from gptsmith.data.examples import Example, Examples, answer_ends, is_chat_set, write_examples
+from gptsmith.data.messages import unread_fields
 from gptsmith.data.options import ChatFiles
 from gptsmith.data.paths import has_suffix
 from gptsmith.data.report import ReadReport, Tally
 from gptsmith.data.rows import row_files
 from gptsmith.data.token_examples import check_stop_token_trained, token_examples
 from gptsmith.data.tokenized import holds_ids
+from gptsmith.data.windows import Window, conversation_windows, token_windows
 from gptsmith.tokenizer import Tokenizer
 
 FORMAT = 1  # of the file that write_chat makes
@@ -31,33 +31,74 @@ FORMAT = 1  # of the file that write_chat makes
 
 @dataclass
 class ChatCounts:
-    """What became of the conversations of a set, in examples of at most T + 1 tokens.
+    """What became of the answers of a set, in examples of at most T + 1 tokens.
 
-    truncated    lost their last exchanges, at the end of a turn
-    too_long     were dropped, because their first exchange alone is longer
-    no_targets   were dropped, because nothing in them is learned
-    unanswered   end with a question, which teaches nothing and was removed
-    skipped      rows that are not conversations, by kind (not counted in `read`)
+    read        conversations
+    kept        conversations of which something is learned
+    answers     answers to learn in them; `learned` of these are, the others are left out
+    too_long    conversations with an answer that is left out, as its turn alone is longer
+    windows     conversations that were divided into windows
+    no_targets  conversations without an answer to learn
+    unanswered  conversations that end with a question, which teaches nothing and was removed
+    skipped     rows that are not conversations, by kind (not counted in `read`)
+    hints       remarks on the files
+    prepared    what was said when the set was prepared, if it is used as it is
     """
 
     T: int
     read: int = 0
     kept: int = 0
-    truncated: Tally = field(default_factory=Tally)
+    answers: int = 0
+    learned: int = 0
     too_long: Tally = field(default_factory=Tally)
+    windows: Tally = field(default_factory=Tally)
     no_targets: Tally = field(default_factory=Tally)
     unanswered: Tally = field(default_factory=Tally)
     skipped: Tally = field(default_factory=Tally)
+    hints: dict[str, None] = field(default_factory=dict)
+    prepared: str = ""
 
-    @property
-    def dropped(self) -> int:
-        return self.too_long.total + self.no_targets.total
+    @classmethod
+    def of(cls, T: int, report: ReadReport) -> ChatCounts:
+        """Counts that show what `report` skips."""
+        return cls(T, skipped=report.skipped, hints=report.hints)
+
+    def count(self, windows: Iterable[Window], answers: int, place: str) -> Iterator[Example]:
+        """The examples of a conversation's windows, counted. answers: those to learn."""
+        found = list(windows)
+        learned = sum(window.answers for window in found)
+        self.read, self.kept = self.read + 1, self.kept + bool(found)
+        self.answers, self.learned = self.answers + answers, self.learned + learned
+        if not answers:
+            self.no_targets.add("conversation without an answer to learn", place)
+        if learned < answers:
+            self.too_long.add(f"a turn is longer than {self.T + 1:,} tokens", place)
+        if len(found) > 1:
+            self.windows.add(f"divided into windows of at most {self.T + 1:,} tokens", place)
+        yield from (window.example for window in found)
 
     def __str__(self) -> str:
-        parts = [f"{self.kept:,} of {self.read:,} conversations are used"]
-        tallies = (self.truncated, self.too_long, self.no_targets, self.unanswered)
-        parts += [line for tally in tallies for line in tally.lines()]
-        return "; ".join([*parts, *(f"skipped, {line}" for line in self.skipped.lines())])
+        """What is left out first, then what is learned."""
+        if self.prepared:
+            return self.prepared
+        parts = []
+        if left := self.answers - self.learned:
+            share = f"{left:,} of {self.answers:,} answers ({left / self.answers:.1%})"
+            parts += [f"left out: {share}, as {line}" for line in self.too_long.lines()]
+        if skipped := self.skipped.total:
+            rows = self.read + skipped
+            lines = ", ".join(self.skipped.lines())
+            parts.append(f"skipped: {skipped:,} of {rows:,} rows ({skipped / rows:.1%}), {lines}")
+        which = "" if left else "all "
+        parts.append(f"{which}{self.learned:,} answers of {self.kept:,} conversations are learned")
+        for tally in (self.windows, self.no_targets, self.unanswered):
+            parts += tally.lines()
+        return "; ".join([*parts, *self.hints])
+
+    def facts(self) -> dict[str, Any]:
+        """What a prepared file says about itself."""
+        names = ("read", "kept", "answers", "learned")
+        return {name: getattr(self, name) for name in names} | {"said": str(self)}
 
 
 def load_chat(
@@ -72,11 +113,10 @@ def load_chat(
     ValueError, with place and remedy, for a set that would teach nothing.
     """
     template.check_prefix_preserving()
-    if len(sources) == 1 and _is_prepared(Path(sources[0])):
-        examples = _open_prepared(Path(sources[0]), template, tokenizer, T)
-        return examples, ChatCounts(T, read=len(examples), kept=len(examples))
+    if len(sources) == 1 and is_chat_set(Path(sources[0])):
+        return _open_prepared(Path(sources[0]), template, tokenizer, T)
     report = ReadReport(files.on_error)
-    counts = ChatCounts(T, skipped=report.skipped)
+    counts = ChatCounts.of(T, report)
     examples = Examples(_read_examples(sources, files, template, tokenizer, report, counts))
     return examples, counts
 
@@ -101,10 +141,10 @@ def write_chat(
         raise FileExistsError(f"--out {out}: already exists; --overwrite replaces it")
     template.check_prefix_preserving()
     report = ReadReport(files.on_error)
-    counts = ChatCounts(T, skipped=report.skipped)
+    counts = ChatCounts.of(T, report)
     out.parent.mkdir(parents=True, exist_ok=True)
     examples = _read_examples(sources, files, template, tokenizer, report, counts)
-    write_examples(out, examples, _about(template, tokenizer, T))
+    write_examples(out, examples, _made_by(template, tokenizer, T), counts.facts)
     return counts
 
 
@@ -122,7 +162,7 @@ def _read_examples(
     """
     for source in sources:
         paths = row_files(source)
-        if prepared := next(filter(_is_prepared, paths), None):
+        if prepared := next(filter(is_chat_set, paths), None):
             raise ValueError(f"{prepared} is a prepared set: name it alone, or prepare all at once")
         tables = [p for p in paths if has_suffix(p, *columnar.SUFFIXES) and holds_ids(p)]
         if not tables:
@@ -133,13 +173,14 @@ def _read_examples(
             raise ValueError(f"{tables[0]} holds token ids, {other} does not: use them separately")
         else:
             examples = token_examples(tables, files.labels, tokenizer.vocab_size, report)
-            for example in check_stop_token_trained(examples, template, tokenizer):
-                yield from truncate(example, counts)
+            checked = check_stop_token_trained(examples, template, tokenizer)
+            yield from divide(checked, template, counts)
     if not counts.kept:
         where = " ".join(map(str, sources))
-        if counts.no_targets.total == counts.read > 0:
+        if not counts.answers and counts.read:
             raise ValueError(
-                f"{where}: every label is -100 (masked): training on it teaches nothing"
+                f"{where}: every label is -100 (masked), or every weight 0: training on it teaches "
+                "nothing"
             )
         raise ValueError(f"{where}: no conversation is left: {counts}")
 
@@ -153,66 +194,63 @@ def encode_conversations(
     report: ReadReport,
     counts: ChatCounts,
 ) -> Iterator[Example]:
-    """Their examples, of at most counts.T + 1 tokens; `counts` records what is cut or dropped."""
-    for messages, place in conversations:
+    """Their examples, of at most counts.T + 1 tokens; `counts` records what is left out."""
+    for conversation in conversations:
+        messages, place, learned, _ = conversation
+        answers = sum(message["role"] == "assistant" for message in messages)
         try:
-            encoded = template.encode(messages)
+            windows = list(conversation_windows(conversation, template, counts.T + 1))
         except ValueError as error:
             report.reject("conversation that the template refuses", place, str(error))
             continue
-        ids = np.array(encoded.ids, np.int32)
-        labels = np.where(encoded.is_target, ids, np.int32(IGNORE_INDEX))
+        for name in unread_fields(messages, template.reads):
+            report.hint(f"field {name!r} of messages is not used")
         if messages[-1]["role"] == "user":
             counts.unanswered.add("ending with a question, which was removed", place)
-        yield from truncate(Example(ids, labels, place), counts)
+        yield from counts.count(windows, answers if learned is None else len(learned), place)
 
 
-def truncate(example: Example, counts: ChatCounts) -> Iterator[Example]:
-    """The example up to the end of its last answer within counts.T + 1 tokens; none if it has none.
-
-    An answer is never cut. What follows the last answer is removed, as nothing in it is learned.
-    """
-    ids, labels, place = example
-    limit = counts.T + 1
-    counts.read += 1
-    ends = answer_ends(labels)
-    within = ends[ends <= limit]
-    if not len(ends):
-        counts.no_targets.add("dropped, as nothing in them is learned", place)
-    elif not len(within):
-        counts.too_long.add(f"dropped, as one exchange is longer than {limit:,} tokens", place)
-    else:
-        if len(within) < len(ends):
-            counts.truncated.add(f"cut to {limit:,} tokens", place)
-        counts.kept += 1
-        yield Example(ids[: within[-1]], labels[: within[-1]], place)
+def divide(
+    examples: Iterable[Example], template: ChatTemplate, counts: ChatCounts
+) -> Iterator[Example]:
+    """Examples of at most counts.T + 1 tokens from longer ones."""
+    tokens = template.turn_tokens()
+    for example in examples:
+        windows = token_windows(example, tokens, counts.T + 1)
+        yield from counts.count(windows, len(answer_ends(example.labels)), example.name)
 
 
 # --- prepared files ------------------------------------------------------------------------------
 
 
-def _is_prepared(path: Path) -> bool:
-    return path.suffix.lower() == ".arrow" and path.is_file() and holds_examples(path)
-
-
-def _about(template: ChatTemplate, tokenizer: Tokenizer, T: int) -> dict[str, str | int]:
+def _made_by(template: ChatTemplate, tokenizer: Tokenizer, T: int) -> dict[str, str | int]:
     digest = hashlib.sha256(template.source.encode()).hexdigest()
     return {"format": FORMAT, "tokenizer": tokenizer.fingerprint, "template": digest, "T": T}
 
 
-def _open_prepared(path: Path, template: ChatTemplate, tokenizer: Tokenizer, T: int) -> Examples:
+def _open_prepared(
+    path: Path, template: ChatTemplate, tokenizer: Tokenizer, T: int
+) -> tuple[Examples, ChatCounts]:
     examples = Examples(path)
-    expected = _about(template, tokenizer, T)
+    facts, expected = examples.metadata, _made_by(template, tokenizer, T)
     remedy = "prepare it again with --format chat --tokenizer RUN"
-    if examples.about.get("format") != FORMAT:
+    if facts.get("format") != FORMAT:
         raise ValueError(f"{path}: made by another version of gptsmith; {remedy}")
     for name in ("tokenizer", "template"):
-        if examples.about[name] != expected[name]:
+        if facts[name] != expected[name]:
             raise ValueError(f"{path}: made with another {name} than the run's; {remedy}")
-    longest = int(examples.lengths.max(initial=0))
-    if longest > T + 1:
-        raise ValueError(
-            f"{path}: cut for {examples.about['T']:,} tokens, the longest conversation has "
-            f"{longest:,}, and rows are of {T:,} here; {remedy}"
-        )
-    return examples
+    counts, said = ChatCounts(T), facts.get("said", "")
+    if int(examples.lengths.max(initial=0)) > T + 1:
+        counts.hints = {f"when it was prepared: {said}": None} if said else {}
+        examples = Examples(divide(examples, template, counts))
+        if not len(examples):
+            raise ValueError(f"{path}: no conversation is left: {counts}")
+        return examples, counts
+    if "answers" in facts:
+        for name in ("read", "kept", "answers", "learned"):
+            setattr(counts, name, int(facts[name]))
+        counts.prepared = said
+    else:  # an earlier version made it
+        counts.answers = counts.learned = sum(len(answer_ends(e.labels)) for e in examples)
+        counts.read = counts.kept = len(examples)
+    return examples, counts

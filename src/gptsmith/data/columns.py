@@ -16,11 +16,14 @@ LABEL = ("label", "class", "target", "sentiment", "category", "v1")
 
 # Conversations: the messages of a row (OpenAI, ShareGPT, Taskmaster), and in each message the
 # speaker and the text.
-MESSAGES = ("messages", "conversations", "conversation", "utterances")
-ROLE = ("role", "from", "speaker")
+MESSAGES = (
+    "messages", "conversations", "conversation", "utterances", "dialogue", "dialog", "turns",
+)  # fmt: skip
+ROLE = ("role", "from", "speaker", "author", "sender")
 CONTENT = ("content", "value", "text")
 ROLES = {
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
     "prompter": "user",
@@ -28,17 +31,47 @@ ROLES = {
     "gpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "ipython": "tool",
+    "function_call": "call",  # an assistant's message whose text is the call
 }
-# A question and its answer; a row of either form may have a system message too.
+# A question and its answer, and what a row of this form may have beside them: what the question is
+# about, earlier questions and answers.
 PROMPT_AND_RESPONSE = (
     ("prompt", "response"),
     ("prompt", "completion"),
     ("question", "answer"),
     ("question", "response"),
+    ("query", "answer"),
+    ("query", "response"),
     ("instruction", "output"),
     ("instruction", "response"),
 )
-SYSTEM = ("system", "system_prompt")
+CONTEXT = ("input", "context", "passage", "document", "background", "knowledge")
+HISTORY = ("history",)
+# A row of either form may have a system message and tools.
+SYSTEM = ("system", "system_prompt", "system_message")
+TOOLS = ("tools", "functions")
+# Whether an answer, or all of a row, is learned: 1 or 0, true or false.
+LEARNED = (
+    "weight", "weights", "train", "training", "trainable", "learn", "loss", "loss_mask",
+    "loss_weight",
+)  # fmt: skip
+# What a text model cannot read.
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+# Known not to matter; other columns that are not used are reported.
+IRRELEVANT = (
+    "id", "idx", "index", "uuid", "hash", "timestamp", "created_at", "source", "dataset", "lang",
+    "language", "split", "url", "license", "tags", "meta", "metadata", "parallel_tool_calls",
+)  # fmt: skip
+
+
+def is_irrelevant(name: str) -> bool:
+    """Whether a column is known not to matter for what is learned."""
+    name = name.strip().lower()
+    return not name or name in IRRELEVANT or name.startswith("__") or name.endswith("_id")
 
 
 def usual_columns(names: Iterable[str], usual: Sequence[str]) -> list[str]:

@@ -1,28 +1,48 @@
 """Conversations from the formats in which data sets store them.
 
-A conversation is an optional system message, then user and assistant in turns. Any other row is an
-error that names its place, or is skipped and counted, as configured.
+A conversation is an optional system message, then user and assistant in turns; tools may speak
+after the assistant. Any other row is an error that names its place, or is skipped and counted, as
+configured. Each column of a row is used, known to be irrelevant, or reported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gptsmith.chat_template import Message
 from gptsmith.data import columns as names
 from gptsmith.data.columns import quoted
+from gptsmith.data.messages import InvalidRowError, is_message, made, read_message
 from gptsmith.data.options import ChatFiles
 from gptsmith.data.report import ReadReport
+from gptsmith.data.row_fields import (
+    cell,
+    context,
+    history,
+    json_of,
+    learned_answers,
+    mention_unused,
+    refuse_media,
+    system_text,
+    tools_of,
+)
 from gptsmith.data.rows import Row, read_rows
+from gptsmith.message import CALLS, Message, is_empty
 
 
 class Conversation(NamedTuple):
-    """Checked messages. place: where they are, for errors."""
+    """Checked messages.
+
+    place    where they are, for errors
+    learned  numbers of the answers to learn; None: all
+    tools    what the assistant may call
+    """
 
     messages: list[Message]
     place: str
+    learned: frozenset[int] | None = None
+    tools: list[Any] | None = None
 
 
 def read_conversations(
@@ -36,41 +56,90 @@ def read_conversations(
     for source in sources:
         is_first = True
         for row in read_rows(source, report, form=files):
-            turns = _turns(row, files)
-            if turns is None and is_first:
-                raise ValueError(
-                    f"{row.place}: which columns hold the messages? Choose from "
-                    f"{quoted(row.values)} with --messages-column NAME, or with "
-                    "--prompt-column NAME and --response-column NAME"
-                )
-            if turns is None:
-                report.reject("row without messages", row.place, "no messages, unlike rows before")
-                continue
-            is_first = False
-            messages = _messages(turns, row.place, report)
-            if messages is not None:
-                yield Conversation(messages, row.place)
+            try:
+                found = _messages_of(row, files)
+                if found is None and is_first:
+                    raise ValueError(
+                        f"{row.place}: which columns hold the messages? Choose from "
+                        f"{quoted(row.values)} with --messages-column NAME, or with "
+                        "--prompt-column NAME and --response-column NAME"
+                    )
+                if found is None:
+                    problem = "no messages, unlike rows before"
+                    raise InvalidRowError("row without messages", problem)
+                is_first = False
+                yield _conversation(row, *found, files, report)
+            except InvalidRowError as error:
+                is_first = False
+                report.reject(error.kind, row.place, str(error))
 
 
-def _turns(row: Row, files: ChatFiles) -> list[Any] | None:
-    """The messages of a row, unchecked, the system message first; None if it has none."""
-    values = row.values
-    turns = None
-    usual = (files.messages_column,) if files.messages_column else names.MESSAGES
-    if files.prompt_column is None and (name := next((n for n in usual if n in values), None)):
-        turns = values[name]
-        turns = list(turns) if isinstance(turns, list) else [turns]
-    elif files.messages_column is None:
-        turns = _question_and_answer(row, files)
-    if turns is None:
-        return None
-    system = next((text for name in names.SYSTEM if (text := values.get(name))), None)
-    if isinstance(system, str) and not (turns and _role_and_content(turns[0])[0] == "system"):
-        turns.insert(0, {"role": "system", "content": system})
-    return turns
+def _conversation(
+    row: Row, turns: list[Any], used: set[str], files: ChatFiles, report: ReadReport
+) -> Conversation:
+    """The conversation of a row. used: the columns that `turns` were made of."""
+    values = {name: value for name, value in row.values.items() if name not in used}
+    refuse_media(values)
+    if system := system_text(values):
+        turns = _with_system(turns, system, files)
+    messages: list[Message] = []
+    flags: list[bool | None] = []
+    for number, turn in enumerate(turns, 1):
+        here = f"message {number} of {len(turns)}"
+        try:
+            message, flag = read_message(turn, files)
+            _check_order(messages, message, flag)
+        except InvalidRowError as error:
+            raise InvalidRowError(error.kind, f"{here}: {error}") from None
+        messages.append(message)
+        flags.append(flag)
+        if flag and message["role"] != "assistant":
+            report.hint("only answers are learned, whatever the weights of other messages")
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answers:
+        raise InvalidRowError("conversation without an answer", "no assistant message")
+    learned = learned_answers(values, flags, answers)
+    tools = tools_of(values)
+    mention_unused(values, set(), report)
+    is_whole = len(learned) == len(answers)
+    return Conversation(messages, row.place, None if is_whole else learned, tools)
 
 
-def _question_and_answer(row: Row, files: ChatFiles) -> list[Any] | None:
+# --- the messages of a row -----------------------------------------------------------------------
+
+
+def _messages_of(row: Row, files: ChatFiles) -> tuple[list[Any], set[str]] | None:
+    """The messages of a row, unchecked, and the columns they are from; None if it has none."""
+    values, name = row.values, files.messages_column
+    if files.prompt_column is None:
+        if name is None:
+            named = [name for name in names.MESSAGES if name in values]
+            named = named or _lists_of_messages(values, files)
+            name = next((n for n in named if not is_empty(values[n])), next(iter(named), None))
+        turns = values.get(name) if name is not None else None
+        if isinstance(turns, str) and turns.lstrip().startswith("["):  # in a table of text
+            turns = json_of(name or "", turns)
+        if isinstance(turns, list) and turns:
+            return list(turns), {name or ""}
+    found = None if files.messages_column else _question_and_answer(row, files)
+    if found is not None or files.prompt_column is not None or name not in values:
+        return found
+    if is_empty(turns):
+        raise InvalidRowError("conversation without an answer", f"no messages in {name!r}")
+    return [turns], {name}
+
+
+def _lists_of_messages(values: Mapping[str, Any], files: ChatFiles) -> list[str]:
+    """The column that holds messages under a name of its own, if there is one such column."""
+    found = [
+        name
+        for name, value in values.items()
+        if isinstance(value, list) and value and all(is_message(turn, files) for turn in value)
+    ]
+    return found if len(found) == 1 else []
+
+
+def _question_and_answer(row: Row, files: ChatFiles) -> tuple[list[Any], set[str]] | None:
     values = row.values
     if files.prompt_column is not None and files.response_column is not None:
         usual = [(files.prompt_column, files.response_column)]
@@ -84,54 +153,52 @@ def _question_and_answer(row: Row, files: ChatFiles) -> list[Any] | None:
         )
     if not pairs:
         return None
-    prompt, response = (values[name] for name in pairs[0])
-    if isinstance(prompt, list) and isinstance(response, list):  # messages on both sides
-        return [*prompt, *response]
-    if pairs[0][0] == "instruction" and values.get("input"):  # Alpaca: what it is about
-        prompt = f"{prompt}\n\n{values['input']}"
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+    prompt, response = pairs[0]
+    turns, used = history(values)
+    if isinstance(values[prompt], list) and values[prompt]:  # messages
+        turns += values[prompt]
+    else:
+        text = cell(values, prompt)
+        if not text.strip():
+            raise InvalidRowError("no question", f"no text in {prompt!r}")
+        beside = context(values, {prompt, response})
+        turns.append(made("user", "\n\n".join([text, *beside.values()])))
+        used |= beside.keys()
+    if isinstance(values[response], list) and values[response]:
+        turns += values[response]
+    else:
+        turns.append(made("assistant", cell(values, response)))
+    return turns, {prompt, response} | used
 
 
-def _role_and_content(turn: Any) -> tuple[str | None, Any]:
-    """The role of a message (system, user, assistant; None for any other), and its content."""
-    if not isinstance(turn, dict):
-        return None, None
-    role = next((turn[key] for key in names.ROLE if key in turn), None)
-    content = next((turn[key] for key in names.CONTENT if key in turn), None)
-    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-        texts = [part.get("text") for part in content]  # OpenAI's content in parts
-        if all(isinstance(text, str) for text in texts):
-            content = "".join(texts)
-    return names.ROLES.get(role.lower()) if isinstance(role, str) else None, content
+def _with_system(turns: list[Any], text: str, files: ChatFiles) -> list[Any]:
+    """The messages with the row's system message before them, unless they begin with the same."""
+    try:
+        first = read_message(turns[0], files).message if turns else None
+    except InvalidRowError:  # reported with its number later
+        first = None
+    if first is None or first["role"] != "system":
+        return [made("system", text), *turns]
+    if first["content"].strip() != text.strip():
+        problem = "the row's system message and that of its messages differ: keep one"
+        raise InvalidRowError("two system messages", problem)
+    return turns
 
 
-def _messages(turns: list[Any], place: str, report: ReadReport) -> list[Message] | None:
-    """The messages of a conversation; None for an invalid one, which `report` counts."""
-    messages: list[Message] = []
-    for number, turn in enumerate(turns, 1):
-        role, content = _role_and_content(turn)
-        here = f"message {number} of {len(turns)}"
-        before = messages[-1]["role"] if messages else None
-        problem = None
-        if role is None:
-            what = f"no role of {quoted(names.ROLES)} in {str(turn)[:60]}"
-            problem = "unknown role", f"{here}: {what}"
-        elif not isinstance(content, str):
-            problem = "message without text", f"{here}: no text in {str(turn)[:60]}"
-        elif role == "system" and before is not None:
-            problem = "system message not at the beginning", f"{here}: a system message"
-        elif role == before:
-            problem = "same role twice in a row", f"{here}: {role} again"
-        elif role == "assistant" and before in (None, "system"):
-            problem = "answer without a question", f"{here}: an assistant message comes first"
-        elif role == "assistant" and not content.strip():
-            problem = "empty answer", f"{here}: an empty answer"
-        if problem is not None:
-            report.reject(problem[0], place, problem[1])
-            return None
-        assert role is not None
-        messages.append({"role": role, "content": content})
-    if not any(message["role"] == "assistant" for message in messages):
-        report.reject("conversation without an answer", place, "no assistant message")
-        return None
-    return messages
+def _check_order(before: Sequence[Message], message: Message, flag: bool | None) -> None:
+    """InvalidRowError for a message that cannot follow those before it."""
+    role, last = message["role"], before[-1]["role"] if before else None
+    if role == "system" and before:
+        raise InvalidRowError("system message not at the beginning", "a system message")
+    if role == "tool":
+        if last not in ("assistant", "tool"):
+            raise InvalidRowError("tool without a call", "the result of a tool that was not called")
+    elif role == last:
+        raise InvalidRowError("same role twice in a row", f"{role} again")
+    if role != "assistant":
+        return
+    if last in (None, "system"):
+        raise InvalidRowError("answer without a question", "an assistant message comes first")
+    is_blank = not message["content"].strip() and not any(name in message for name in CALLS)
+    if is_blank and flag is not False:
+        raise InvalidRowError("empty answer", "an empty answer")

@@ -10,13 +10,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gptsmith import files
 from gptsmith.batch import IGNORE_INDEX
@@ -25,7 +26,7 @@ from gptsmith.data.order import permutation
 from gptsmith.data.split import fill
 
 _TOKENS = 1 << 18  # of a record batch, about: 2 MB
-_ABOUT, _TOTALS = b"gptsmith", "gptsmith_totals"
+_METADATA, _TOTALS = b"gptsmith", "gptsmith_totals"
 _SCHEMA = pa.schema(
     [
         ("input_ids", pa.list_(pa.int32())),
@@ -50,19 +51,26 @@ def answer_ends(labels: np.ndarray) -> np.ndarray:
     return np.flatnonzero(target[:-1] & ~target[1:]) + 1
 
 
-def write_examples(path: Path, examples: Iterable[Example], about: Mapping[str, Any]) -> None:
+def write_examples(
+    path: Path,
+    examples: Iterable[Example],
+    metadata: Mapping[str, Any],
+    closing: Callable[[], Mapping[str, Any]] = dict,
+) -> None:
     """Write them durably, one record batch at a time.
 
-    about: facts for the reader, stored as JSON: what made the ids, how long an example may be.
+    metadata: facts for the reader, stored as JSON: what made the ids, how long an example may be.
+    closing: gives those that are known after the last example.
     """
-    schema = _SCHEMA.with_metadata({_ABOUT: json.dumps(dict(about))})
+    schema = _SCHEMA.with_metadata({_METADATA: json.dumps(dict(metadata))})
     totals = _Totals()
     with files.atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), schema) as sink:
         for batch in _batches(examples):
             totals.add(batch)
             sink.write_batch(batch.replace_schema_metadata(schema.metadata))
         empty = pa.RecordBatch.from_pylist([], schema=schema)
-        sink.write_batch(empty, custom_metadata={_TOTALS: json.dumps(totals.summary())})
+        last = {"metadata": dict(closing())} | totals.summary()
+        sink.write_batch(empty, custom_metadata={_TOTALS: json.dumps(last)})
 
 
 class Examples(Sequence[Example]):
@@ -71,14 +79,14 @@ class Examples(Sequence[Example]):
     lengths          tokens of each example, (n,) int64
     target_lengths   targets of each, (n,) int64
     fingerprint      sha256 over ids and labels, in their order
-    about            the facts given to `write_examples`; empty for examples in memory
+    metadata         the facts given to `write_examples`; empty for examples in memory
     """
 
     def __init__(self, source: str | Path | Iterable[Example]) -> None:
         """A file written by `write_examples` (ValueError for any other), or the examples."""
-        self.about: dict[str, Any] = {}
+        self.metadata: dict[str, Any] = {}
         if isinstance(source, str | Path):
-            batches, self.about, summary = _open(Path(source))
+            batches, self.metadata, summary = _open(Path(source))
         else:
             batches, totals = [], _Totals()
             for batch in _batches(source):
@@ -108,16 +116,30 @@ class Examples(Sequence[Example]):
     def split(self, shares: Sequence[float], seed: int) -> list[Examples]:
         """Disjoint parts of about these shares, at least one example each, drawn by the seed.
 
-        ValueError if there are fewer examples than parts.
+        Consecutive examples of one name are windows of one conversation and stay together.
+        ValueError if there are fewer conversations than parts.
         """
-        n, parts = len(self), len(shares)
+        starts = self._conversations()
+        n, parts = len(starts) - 1, len(shares)
         if n < parts:
-            raise ValueError(f"{n} example(s) cannot be divided into {parts} parts")
+            raise ValueError(f"{n} conversation(s) cannot be divided into {parts} parts")
         spare = n - parts  # beyond the one that each part gets
         ends = [i + round(spare * sum(shares[:i]) / sum(shares)) for i in range(parts)]
         order = permutation(n, seed, 0, 0x5711)  # another key than those of the epochs
         room = [b - a for a, b in pairwise(ends)]
-        return [self.take(part) for part in fill(order.tolist(), room)]
+        return [
+            self.take([i for c in part for i in range(starts[c], starts[c + 1])])
+            for part in fill(order.tolist(), room)
+        ]
+
+    def _conversations(self) -> list[int]:
+        """Where each run of examples of one name begins, and their number."""
+        names = pa.chunked_array([view.names for view in self._views], pa.string())
+        names = names.take(pa.array(self._chosen))
+        if not len(names):
+            return [0]
+        new = pc.not_equal(names[1:], names[:-1]).to_numpy().astype(bool)
+        return [0, *(np.flatnonzero(new) + 1).tolist(), len(names)]
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -220,18 +242,22 @@ def _open(path: Path) -> tuple[list[pa.RecordBatch], dict[str, Any], dict[str, A
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         count = reader.num_record_batches
         batches = [reader.get_batch(i) for i in range(count - 1)]
-        about = (reader.schema.metadata or {}).get(_ABOUT)
+        for batch in batches:
+            batch.validate(full=True)
+        metadata = (reader.schema.metadata or {}).get(_METADATA)
         last = reader.get_batch_with_custom_metadata(count - 1) if count else None
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: cannot be read as an Arrow file ({error})") from None
     totals = last.custom_metadata if last is not None else None
-    if about is None or totals is None:
+    if metadata is None or totals is None:
         raise ValueError(f"{path}: not a file of examples; make one with gptsmith prepare")
-    return batches, json.loads(about), json.loads(totals[_TOTALS])
+    summary = json.loads(totals[_TOTALS])
+    return batches, json.loads(metadata) | summary.get("metadata", {}), summary
 
 
-def holds_examples(path: Path) -> bool:
-    """Whether `write_examples` made this .arrow file."""
-    return _ABOUT in (read_schema(path).metadata or {})
+def is_chat_set(path: Path) -> bool:
+    """Whether `write_examples` made this file."""
+    is_arrow = path.suffix.lower() == ".arrow" and path.is_file()
+    return is_arrow and _METADATA in (read_schema(path).metadata or {})

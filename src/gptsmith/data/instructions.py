@@ -15,10 +15,21 @@ import numpy as np
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import ChatTemplate, Message
-from gptsmith.data.columns import quoted
+from gptsmith.data.columns import HISTORY, quoted
 from gptsmith.data.examples import Example
+from gptsmith.data.messages import InvalidRowError
 from gptsmith.data.options import FileFormat, InstructionColumns, SplitConfig
 from gptsmith.data.report import ReadReport
+from gptsmith.data.row_fields import (
+    cell,
+    context,
+    history,
+    learned_answers,
+    mention_unused,
+    refuse_media,
+    system_text,
+    tools_of,
+)
 from gptsmith.data.rows import Row, check_unicode, read_rows
 from gptsmith.data.split import fill, group, hash_order
 
@@ -36,12 +47,13 @@ _PAIRED = _TASK.format(", paired with an input that provides further context") +
 
 @dataclass(frozen=True)
 class Instruction:
-    """A row of the file. place: where it is, for errors."""
+    """A row of the file. place: where it is, for errors. system: replaces the opening."""
 
     instruction: str
     input: str
     output: str
     place: str
+    system: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,12 +101,12 @@ class Prompt:
     def messages(self, row: Instruction) -> list[Message]:
         """The row as a conversation without its answer."""
         user: Message = {"role": "user", "content": row.instruction}
-        if not row.input:
-            return [user]
-        user["content"] += self.between + row.input
-        if self.opening_with_input == self.opening:
-            return [user]
-        return [{"role": "system", "content": self.opening_with_input}, user]
+        system = row.system
+        if row.input:
+            user["content"] += self.between + row.input
+            if not system and self.opening_with_input != self.opening:
+                system = self.opening_with_input
+        return [{"role": "system", "content": system}, user] if system else [user]
 
     def template(self, eos: str) -> str:
         """As a chat template (Jinja): an answer ends with `eos`, the literal of that token.
@@ -140,39 +152,67 @@ def read_instructions(
 ) -> Iterator[Instruction]:
     """The rows of a file (data/rows.py) that have an instruction and an answer.
 
-    Rows in which either is blank are skipped and counted. ValueError naming the place of a row
-    whose column is missing or does not hold text.
+    Rows in which either is blank, or whose weight is 0, are skipped and counted. ValueError naming
+    the place of a row whose column is missing or does not hold text, and of one with earlier turns
+    or tools, which this form of tuning has no place for.
     """
     has_inputs, place = False, ""
     for row in read_rows(path, report, form=form):
         place = row.place
-        instruction = _text(row, "instruction", columns)
-        output = _text(row, "output", columns)
-        has_input = row.values.get(columns.input) is not None
-        has_inputs |= has_input
-        text = _text(row, "input", columns) if has_input else ""
-        if instruction.strip() and output.strip():
-            yield Instruction(instruction, text if text.strip() else "", output, place)
-        else:
-            kind = "no answer" if instruction.strip() else "no instruction"
+        try:
+            has_inputs |= row.values.get(columns.input) is not None
+            instruction, kind = _instruction(row, columns, report)
+        except InvalidRowError as error:
+            raise ValueError(f"{place}: {error}") from None
+        if kind:
             report.skipped.add(kind, place)
+        else:
+            yield instruction
     if columns.input != InstructionColumns().input and not has_inputs:
         raise ValueError(f"{place}: no row up to here has a column {columns.input!r}")
 
 
+def _instruction(
+    row: Row, columns: InstructionColumns, report: ReadReport
+) -> tuple[Instruction, str]:
+    """The instruction of a row, and why it cannot be learned, "" if it can."""
+    values = row.values
+    instruction, output = (_text(row, what, columns) for what in ("instruction", "output"))
+    used = {columns.instruction, columns.output, columns.input}
+    if history(values)[0]:
+        raise InvalidRowError(
+            "row with history",
+            "it has earlier turns (history): learn them with gptsmith finetune chat",
+        )
+    if tools_of(values):
+        raise InvalidRowError("row with tools", "it has tools, which instructions do not use")
+    refuse_media(values)
+    texts = {columns.input: cell(values, columns.input)} if columns.input in values else {}
+    if columns.input == InstructionColumns().input:  # not configured: what is beside counts too
+        texts |= context(values, used)
+    texts = {name: text for name, text in texts.items() if text.strip()}
+    mention_unused(values, used | texts.keys() | {*HISTORY}, report)
+    for name, text in texts.items():
+        check_unicode(row, name, text)
+    is_learned = learned_answers(values, [None], [0])
+    kind = "" if is_learned else "weight 0"
+    kind = "no answer" if not output.strip() else kind
+    kind = "no instruction" if not instruction.strip() else kind
+    system = system_text(values) or ""
+    given = "\n\n".join(texts.values())
+    return Instruction(instruction, given, output, row.place, system), kind
+
+
 def _text(row: Row, what: str, columns: InstructionColumns) -> str:
     name = getattr(columns, what)
-    value = row.values.get(name)
     if name not in row.values:
         raise ValueError(
             f"{row.place}: no column {name!r}; choose the {what} from {quoted(row.values)} with "
             f"--columns.{what} NAME"
         )
-    if value is not None and not isinstance(value, str):
-        kind = type(value).__name__
-        raise ValueError(f"{row.place}: the column {name!r} holds {kind} {value!r:.40}, not text")
-    check_unicode(row, name, value or "")
-    return value or ""
+    text = cell(row.values, name)
+    check_unicode(row, name, text)
+    return text
 
 
 @dataclass(frozen=True)
@@ -228,7 +268,10 @@ def encode_instructions(
     """
     for row in rows:
         answer: Message = {"role": "assistant", "content": row.output}
-        ids, is_target = map(np.array, template.encode([*prompt.messages(row), answer]))
+        try:
+            ids, is_target = map(np.array, template.encode([*prompt.messages(row), answer]))
+        except ValueError as error:
+            raise ValueError(f"{row.place}: {error}") from None
         if len(ids) > T + 1:  # the last token is a target only
             report.skipped.add(f"longer than the context of {T} tokens", row.place)
             continue

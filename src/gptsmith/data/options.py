@@ -70,6 +70,14 @@ class ChatFiles(FileFormat):
     """Column of the questions, in a table of questions and answers."""
     response_column: str | None = None
     """Column of the answers."""
+    user_role: str | None = None
+    """Name of the user in the messages, if it is not one of the usual ones (user, human ...)."""
+    assistant_role: str | None = None
+    """Name of the assistant, whose messages are learned."""
+    role_key: str | None = None
+    """Field of a message that says who speaks (role, from, speaker ...)."""
+    text_key: str | None = None
+    """Field of a message that holds its text (content, value, text)."""
     labels: Labels = "auto"
     """Of token ids that come with labels: unshifted (label i is the id at i) or shifted."""
     on_error: OnError = "stop"
@@ -81,6 +89,8 @@ class ChatFiles(FileFormat):
             raise ValueError("--prompt-column and --response-column belong together: give both")
         if self.messages_column is not None and self.prompt_column is not None:
             raise ValueError("--messages-column and --prompt-column exclude each other: give one")
+        if self.user_role is not None and self.user_role == self.assistant_role:
+            raise ValueError("--user-role and --assistant-role are the same: give two names")
         return self
 
 

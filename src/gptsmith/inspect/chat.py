@@ -94,12 +94,12 @@ def _parts(report: ChatReport, first: int, plain: bool) -> Iterator[RenderableTy
     yield title("chat set", report.name)
     yield properties(
         {
-            "conversations": f"{n:,}, {report.answers:,} answers ({report.answers / n:.1f} each)",
+            "used": str(counts),
+            "examples": f"{n:,}, {report.answers:,} answers ({report.answers / n:.1f} each)",
             "tokens": f"{examples.tokens:,}, {examples.targets / examples.tokens:.1%} targets",
-            "tokens per conversation": quantiles(examples.lengths),
+            "tokens per example": quantiles(examples.lengths),
             f"rows of {counts.T:,} tokens": f"{report.rows:,} when packed, {report.filled:.1%} "
             f"filled; {n:,} when padded, {(examples.lengths - 1).mean() / counts.T:.1%} filled",
-            "used": str(counts),
         }
     )
     yield heading("lengths (tokens)")

@@ -49,7 +49,7 @@ def classify(config: ClassifyConfig, started: float | None = None) -> int:
     prepared = finetune.prepare(config, base, labels=data.labels)
     model, tokenizer, pad_id = prepared.model, prepared.tokenizer, prepared.pad_id
     assert isinstance(model, GPTClassifier)
-    context = finetune.max_length(config.context_length, prepared)
+    context = finetune.max_length(config.context_length, prepared.model.config)
     train, val, test_texts = (
         encode_labelled(tokenizer, part, data.labels, context)
         for part in (data.train, data.val, data.test)

@@ -18,6 +18,7 @@ from gptsmith.generate.options import SamplingConfig
 from gptsmith.model import lora
 from gptsmith.model import state_dict as model_weights
 from gptsmith.model.classifier import GPTClassifier
+from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.target_leakage import first_target
 from gptsmith.model.tuning import Tuning
@@ -130,9 +131,9 @@ def create_run(
     )  # fmt: skip
 
 
-def max_length(context_length: int | None, prepared: PreparedModel) -> int:
+def max_length(context_length: int | None, model: ModelConfig) -> int:
     """Maximum length of a text in tokens: as configured, else the model's context length."""
-    limit = prepared.model.config.context_length
+    limit = model.context_length
     if context_length is not None and context_length > limit:
         raise ValueError(f"--context-length {context_length} is more than the model's {limit}")
     return context_length or limit
@@ -141,7 +142,7 @@ def max_length(context_length: int | None, prepared: PreparedModel) -> int:
 def row_length(context_length: int | None, prepared: PreparedModel) -> int:
     """`max_length` of rows for SFT; ValueError if the mask lets tokens attend to their target."""
     config, mask = prepared.model.config, prepared.model.mask
-    T = max_length(context_length, prepared)
+    T = max_length(context_length, config)
     if start := first_target(mask, T, config.n_head, config.n_layer):
         raise ValueError(
             f"the mask {mask.expression} shows the first {start} tokens their own targets: answers "

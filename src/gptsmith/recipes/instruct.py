@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 
 from gptsmith import files
 from gptsmith.chat_template import ChatTemplate
@@ -24,7 +23,6 @@ from gptsmith.data.instructions import (
 )
 from gptsmith.data.report import ReadReport
 from gptsmith.generate.chat import Chat
-from gptsmith.generate.engine import MAX_BATCH_SIZE
 from gptsmith.generate.options import SamplingConfig
 from gptsmith.recipes import finetune
 from gptsmith.recipes.finetune import SFTData
@@ -105,7 +103,7 @@ def load(
         f"{len(train):,} training instructions of {train.tokens:,} tokens, {share:.0%} of them "
         f"targets; {len(val):,} for validation, {len(test):,} for the test"
     )
-    notes = [Note("data", text) for text in (*report.hints, *report.lines(), sizes)]
+    notes = [Note("data", text) for text in (*report.lines(), *report.hints, sizes)]
     prompts = [template.prompt(prompt.messages(row)) for row in _evenly(val_rows, NUM_PROMPTS)]
     return SFTData(train, val, prompts, notes), _evenly(test_rows, config.responses)
 
@@ -127,25 +125,20 @@ def answer_test_instructions(
         chat = Chat(model, run.tokenizer, template)
         greedy = SamplingConfig(max_new_tokens=max_new_tokens, temperature=0)
         console = Console(stderr=True, highlight=False)
-        responses: list[dict[str, Any]] = []
-        starts = track(
-            range(0, len(rows), MAX_BATCH_SIZE), "answering the test instructions",
-            console=console, transient=True, disable=not console.is_terminal,
-        )  # fmt: skip
-        for start in starts:
-            batch = rows[start : start + MAX_BATCH_SIZE]
-            prompts = [template.prompt(prompt.messages(row)) for row in batch]
+        prompts = [template.prompt(prompt.messages(row)) for row in rows]
+        with console.status("answering the test instructions"):
             replies = chat.reply_all(prompts, greedy)
-            responses += [
-                {
-                    "instruction": row.instruction,
-                    "input": row.input,
-                    "output": row.output,
-                    "response": reply.text,
-                    "stopped": reply.finish_reason == "stop",
-                }
-                for row, reply in zip(batch, replies, strict=True)
-            ]
+        responses = [
+            {
+                "instruction": row.instruction,
+                "input": row.input,
+                "output": row.output,
+                **({"system": row.system} if row.system else {}),
+                "response": reply.text,
+                "stopped": reply.finish_reason == "stop",
+            }
+            for row, reply in zip(rows, replies, strict=True)
+        ]
         files.write_json(run.path / RESPONSES, responses)
         write_report(run, instruct_section(run))
         console.print(_summary(run, responses), soft_wrap=True, markup=False)

@@ -66,7 +66,7 @@ def continue_pretraining(config: TextConfig, started: float | None = None) -> in
         )
     prepared = finetune.prepare(config, base)
     model, shape = prepared.model, prepared.model.config
-    T = finetune.max_length(config.context_length, prepared)
+    T = finetune.max_length(config.context_length, prepared.model.config)
     windows = _windows(config, corpus, T, first_target(model.mask, T, shape.n_head, shape.n_layer))
     resolved = finetune.resolve(config, prepared, windows)
     job, notes = _job(resolved, corpus, windows, model)

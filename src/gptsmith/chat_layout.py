@@ -1,0 +1,134 @@
+"""What a chat template writes around the texts of messages.
+
+A layout is a rendered conversation with placeholders for the texts. It depends on the shape of the
+messages alone: who speaks, and which fields there are. All in it but the placeholders is the
+template's own.
+"""
+
+import re
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
+
+from gptsmith.message import Message, handed, text_forms, without_nulls
+from gptsmith.placeholders import MARK, Turn, broken, key_of, mark, replaced, turn
+from gptsmith.template_environment import ChatTemplateText
+
+MAX_LAYOUTS = 4096  # kept; tools and calls make a new one each
+
+
+class ChatLayouts:
+    """The layouts of a template.
+
+    special: matches the spelling of special tokens. tokens: variables of the template, such as
+    eos_token. is_ours: see ChatTemplateText. ValueError for invalid Jinja.
+    """
+
+    def __init__(
+        self, source: str, special: re.Pattern[str], tokens: Mapping[str, str], is_ours: bool
+    ) -> None:
+        self.source, self._special, self._tokens = source, special, tokens
+        self._text = ChatTemplateText(source, is_ours)
+        self._layouts: dict[tuple[tuple[str, ...], bool, str], str] = {}
+        self._reads: dict[str, bool] = {}
+
+    def reads(self, field: str) -> bool:
+        """Whether the template reads a field of this name from messages."""
+        if field not in self._reads:
+            name = re.escape(field)
+            pattern = rf"""\.{name}\b|'{name}'|"{name}\""""
+            self._reads[field] = re.search(pattern, self.source) is not None
+        return self._reads[field]
+
+    def turns(self, messages: Sequence[Message]) -> list[Turn]:
+        """Checked messages as the template is handed them. ValueError for a field that it does not
+        read though it is a part of what is said."""
+        n = len(messages)
+        return [
+            turn(i, handed(message, f"message {i + 1} of {n}", self.reads), self._inert)
+            for i, message in enumerate(messages)
+        ]
+
+    def tools(self, tools: Sequence[Any] | None) -> list[Any] | None:
+        """Tools as the template is handed them."""
+        return replaced(without_nulls(tools), self._inert, self._inert) if tools else None
+
+    def _inert(self, text: str) -> str:
+        return broken(text, self._special)
+
+    def layout(self, turns: Sequence[Turn], generate: bool, tools: list[Any] | None = None) -> str:
+        """generate: with the generation prompt at its end. ValueError for a template that does not
+        write every text once, or does not write the tools."""
+        key = tuple(turn.shape for turn in turns), generate, key_of(tools)
+        if key not in self._layouts:
+            layout = self._render([turn.marked for turn in turns], generate, tools)
+            found = [mark[1] for mark in MARK.finditer(layout)]
+            for i, one in enumerate(turns):
+                for name in one.texts:
+                    field, count = one.needed.get(name), found.count(name)
+                    if count > 1 or (field and not count):
+                        raise ValueError(
+                            f"the chat template writes the {field or 'fields'} of message {i + 1} "
+                            f"of {len(turns)} ({one.marked['role']}) {count} times: it must write "
+                            "each once"
+                        )
+            if tools and layout == self.layout(turns, generate):
+                raise ValueError("it has tools, which the chat template does not write")
+            if len(self._layouts) >= MAX_LAYOUTS:
+                self._layouts.clear()
+            self._layouts[key] = layout
+        return self._layouts[key]
+
+    def written(
+        self, turns: Sequence[Turn], generate: bool, tools: list[Any] | None = None
+    ) -> dict[str, str]:
+        """What the template writes in place of each placeholder: the text, unchanged, trimmed, or
+        escaped in JSON. ValueError naming the first message that it changes in another way."""
+        real, marked = [turn.fields for turn in turns], [turn.marked for turn in turns]
+        layout = self.layout(turns, generate, tools)
+        texts = {name: text for turn in turns for name, text in turn.texts.items()}
+        answers = {str(i) for i, fields in enumerate(real) if fields["role"] == "assistant"}
+        found = _fitting(layout, self._render(real, generate, tools), texts, answers)
+        if found is not None:
+            return found
+        changed = len(turns) - 1
+        for i, one in enumerate(turns):  # which message does not fit, among placeholders?
+            mixed = self._render([*marked[:i], real[i], *marked[i + 1 :]], generate, tools)
+            placed = {name: mark(name) for name in texts} | one.texts
+            if _fitting(layout, mixed, placed, answers) is None:
+                changed = i
+                break
+        raise ValueError(
+            f"the chat template changes the contents of messages (message {changed + 1} of "
+            f"{len(turns)}, {str(real[changed]['content'])[:40]!r}) so that they cannot be "
+            "distinguished from its own text"
+        )
+
+    def _render(
+        self, messages: Sequence[Mapping[str, Any]], generate: bool, tools: list[Any] | None
+    ) -> str:
+        return self._text.render(
+            messages=[dict(message) for message in messages],
+            add_generation_prompt=generate,
+            tools=tools,
+            documents=None,
+            **self._tokens,
+        )
+
+
+def _fitting(
+    layout: str, text: str, texts: Mapping[str, str], answers: Container[str]
+) -> dict[str, str] | None:
+    """What the rendered text has in place of each placeholder, a form of the text that belongs
+    there; None if they do not fit. answers: which texts are answers, and not escaped."""
+    first, *rest = MARK.split(layout)  # text, then placeholder, text, placeholder, text ...
+    if not text.startswith(first):
+        return None
+    at, found = len(first), {}
+    for name, literal in zip(rest[::2], rest[1::2], strict=True):
+        forms = text_forms(texts[name], escaped=name not in answers)
+        form = next((form for form in forms if text.startswith(form + literal, at)), None)
+        if form is None:
+            return None
+        found[name] = form
+        at += len(form + literal)
+    return found if at == len(text) else None

@@ -1,0 +1,131 @@
+"""One message of a data set, in any of the usual forms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from gptsmith.data import columns as names
+from gptsmith.data.cells import cell_text, learned_flag
+from gptsmith.data.columns import is_irrelevant, quoted
+from gptsmith.data.options import ChatFiles
+from gptsmith.message import CALLS, Message, is_empty, joined_content
+
+
+class InvalidRowError(ValueError):
+    """A row that is not a conversation. kind: for counting. The text has no place."""
+
+    def __init__(self, kind: str, problem: str) -> None:
+        super().__init__(problem)
+        self.kind = kind
+
+
+class ReadMessage(NamedTuple):
+    """is_learned: as the message says; None if it says nothing."""
+
+    message: Message
+    is_learned: bool | None
+
+
+def read_message(turn: Any, files: ChatFiles) -> ReadMessage:
+    """The message with its role, its content and all other fields that hold something and may
+    matter. InvalidRowError for one that cannot be understood."""
+    if isinstance(turn, ReadMessage):
+        return turn
+    if not isinstance(turn, Mapping):
+        raise InvalidRowError("unknown role", f"not a message: {str(turn)[:60]}")
+    fields = {str(name): value for name, value in turn.items() if not is_empty(value)}
+    role_key = _role_key(fields, files)
+    role = _role(fields.pop(role_key, None), turn, files)
+    text_keys = (files.text_key,) if files.text_key else names.CONTENT
+    text_key = next((k for k in text_keys if k in fields), None)
+    text_key = text_key or next((k for k in text_keys if k in turn), text_keys[0])
+    fields.pop(text_key, None)
+    content = joined_content(turn.get(text_key))
+    is_learned = None
+    for name in names.LEARNED:
+        if name in fields:
+            flag = _flag(name, fields.pop(name))
+            is_learned = flag if is_learned is None else is_learned and flag
+    more = {name: value for name, value in fields.items() if _may_matter(name, role)}
+    if role == "call":
+        more["tool_calls"] = _calls(content)
+        role, content = "assistant", ""
+    try:
+        text = cell_text(content)
+    except ValueError as error:
+        raise InvalidRowError("message without text", f"its text {error}") from None
+    if is_empty(content) and content != "" and not any(name in more for name in CALLS):
+        raise InvalidRowError(
+            "message without text",
+            f"no text in {quoted(text_keys)} of {str(dict(turn))[:60]} (--text-key NAME chooses "
+            "the field)",
+        )
+    message = {**more, "role": role, "content": text}
+    return ReadMessage(message, is_learned)  # type: ignore[arg-type]
+
+
+def made(role: str, text: str) -> ReadMessage:
+    """A message made of a cell."""
+    return ReadMessage({"role": role, "content": text}, None)
+
+
+def is_message(turn: Any, files: ChatFiles) -> bool:
+    """Whether it looks like a message: it has a speaker and a text."""
+    if not isinstance(turn, Mapping):
+        return False
+    texts = (files.text_key,) if files.text_key else names.CONTENT
+    return _role_key(turn, files) in turn and any(name in turn for name in texts)
+
+
+def _role_key(fields: Mapping[str, Any], files: ChatFiles) -> str:
+    """The field of the speaker: as configured, a usual one, or the one with a configured role."""
+    if files.role_key is not None:
+        return files.role_key
+    own = {role.lower() for role in (files.user_role, files.assistant_role) if role is not None}
+    named = [k for k, v in fields.items() if isinstance(v, str) and v.strip().lower() in own]
+    usual = next((name for name in names.ROLE if name in fields), names.ROLE[0])
+    return usual if usual in named or not named else named[0]
+
+
+def _role(value: Any, turn: Mapping[str, Any], files: ChatFiles) -> str:
+    own = {files.user_role: "user", files.assistant_role: "assistant"}
+    roles = names.ROLES | {name.lower(): role for name, role in own.items() if name is not None}
+    role = roles.get(value.strip().lower()) if isinstance(value, str) else None
+    if role is None:
+        what = "no role" if value is None else f"unknown role {str(value)[:40]!r}"
+        raise InvalidRowError(
+            "unknown role",
+            f"{what} in {str(dict(turn))[:60]} (--user-role NAME and "
+            "--assistant-role NAME name others, --role-key NAME the field)",
+        )
+    return role
+
+
+def _flag(name: str, value: Any) -> bool:
+    try:
+        return learned_flag(name, value)
+    except ValueError as error:
+        raise InvalidRowError("unknown weight", str(error)) from None
+
+
+def _may_matter(name: str, role: str) -> bool:
+    return not is_irrelevant(name) or (name == "tool_call_id" and role == "tool")
+
+
+def _calls(content: Any) -> list[Any]:
+    """The calls that a text spells in JSON (LLaMA-Factory): an object, or a list of them."""
+    try:
+        calls = json.loads(content) if isinstance(content, str) else content
+    except (ValueError, RecursionError):
+        calls = None
+    calls = calls if isinstance(calls, list) else [calls]
+    if not calls or not all(isinstance(call, Mapping) and "name" in call for call in calls):
+        raise InvalidRowError("unreadable call", f"not a call in JSON: {str(content)[:60]}")
+    return [{"type": "function", "function": dict(call)} for call in calls]
+
+
+def unread_fields(messages: Iterable[Message], reads: Callable[[str], bool]) -> set[str]:
+    """Fields of messages that the template does not read."""
+    return {n for m in messages for n in m if n not in ("role", "content") and not reads(n)}

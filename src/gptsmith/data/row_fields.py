@@ -1,0 +1,123 @@
+"""What a row says beside its messages, or its question and answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from gptsmith.data import columns as names
+from gptsmith.data.cells import cell_text, learned_flag
+from gptsmith.data.columns import is_irrelevant, quoted
+from gptsmith.data.messages import InvalidRowError, made
+from gptsmith.data.report import ReadReport
+from gptsmith.message import is_empty
+
+
+def cell(values: Mapping[str, Any], name: str) -> str:
+    return _text(values[name], name)
+
+
+def _text(value: Any, name: str) -> str:
+    try:
+        return cell_text(value)
+    except ValueError as error:
+        raise InvalidRowError("cell that is not text", f"the column {name!r} {error}") from None
+
+
+def context(values: Mapping[str, Any], without: set[str]) -> dict[str, str]:
+    """The texts of the columns that say what a question is about (Alpaca's `input`)."""
+    columns = [name for name in names.CONTEXT if name in values and name not in without]
+    texts = {name: cell(values, name) for name in columns}
+    return {name: text for name, text in texts.items() if text.strip()}
+
+
+def history(values: Mapping[str, Any]) -> tuple[list[Any], set[str]]:
+    """The earlier messages of a row, pairs of question and answer (Alpaca) or messages."""
+    turns: list[Any] = []
+    for name in names.HISTORY:
+        pairs = values.get(name)
+        if isinstance(pairs, str) and pairs:  # in a table of text
+            pairs = json_of(name, pairs)
+        if is_empty(pairs):
+            continue
+        for pair in pairs if isinstance(pairs, list) else [pairs]:
+            if isinstance(pair, Mapping):
+                turns.append(pair)
+            elif isinstance(pair, list) and len(pair) == 2:
+                texts = (_text(text, name) for text in pair)
+                turns += [made(*m) for m in zip(("user", "assistant"), texts, strict=True)]
+            else:
+                problem = f"the column {name!r} holds {str(pair)[:40]}, not [question, answer]"
+                raise InvalidRowError("unreadable history", problem)
+    return turns, set(names.HISTORY) & values.keys()
+
+
+def system_text(values: Mapping[str, Any]) -> str | None:
+    """The system message of a row. InvalidRowError for two different ones."""
+    texts = {name: cell(values, name) for name in names.SYSTEM if name in values}
+    texts = {name: text for name, text in texts.items() if text.strip()}
+    if len(set(texts.values())) > 1:
+        raise InvalidRowError("two system messages", f"{quoted(texts)} differ")
+    return next(iter(texts.values()), None)
+
+
+def tools_of(values: Mapping[str, Any]) -> list[Any] | None:
+    """The tools of a row: a list of objects, or its JSON; None if there are none."""
+    for name in names.TOOLS:
+        tools = values.get(name)
+        if isinstance(tools, str) and tools:
+            tools = json_of(name, tools)
+        tools = [tools] if isinstance(tools, Mapping) and tools else tools
+        if is_empty(tools):
+            continue
+        if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+            problem = f"the column {name!r} holds {str(tools)[:40]}, not a list of tools"
+            raise InvalidRowError("unreadable tools", problem)
+        return tools
+    return None
+
+
+def learned_answers(
+    values: Mapping[str, Any], flags: list[bool | None], answers: list[int]
+) -> frozenset[int]:
+    """The answers to learn, as messages and the row say. InvalidRowError for unclear flags."""
+    learned = {i for i in answers if flags[i] is not False}
+    for name in names.LEARNED:
+        value = values.get(name)
+        if is_empty(value):
+            continue
+        try:
+            if isinstance(value, list):
+                if len(value) != len(flags):
+                    problem = f"{name} has {len(value)} values for {len(flags)} messages"
+                    raise ValueError(problem)
+                learned &= {i for i in answers if learned_flag(name, value[i])}
+            elif not learned_flag(name, value):
+                learned.clear()
+        except ValueError as error:
+            raise InvalidRowError("unknown weight", str(error)) from None
+    return frozenset(learned)
+
+
+def refuse_media(values: Mapping[str, Any]) -> None:
+    """InvalidRowError for a row with pictures or sounds, which a text model cannot read."""
+    for name in names.MEDIA:
+        if not is_empty(values.get(name)):
+            raise InvalidRowError("row with media", f"it has {name}, which the model cannot read")
+
+
+def mention_unused(values: Mapping[str, Any], used: set[str], report: ReadReport) -> None:
+    """Tell the user of columns that hold something and are neither used nor known not to matter."""
+    used = used.union(names.SYSTEM, names.LEARNED, names.TOOLS)
+    for name, value in values.items():
+        if name not in used and not is_empty(value) and not is_irrelevant(name):
+            report.hint(f"column {name!r} is not used")
+
+
+def json_of(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        problem = f"the column {name!r} holds {text[:40]!r}, which is not JSON"
+        raise InvalidRowError("unreadable column", problem) from None

@@ -1,0 +1,110 @@
+"""What a message of a conversation is: a role, a text, and fields that some templates write too."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NotRequired, TypedDict
+
+ROLES = ("system", "user", "assistant", "tool")
+
+# Fields that are a part of what is said. A template that does not write them would teach, or show,
+# another conversation. The names in a group mean the same.
+CALLS = ("tool_calls", "function_call")
+THINKING = ("reasoning_content", "reasoning", "thinking")
+SAID = (
+    *CALLS, *THINKING, "refusal", "audio", "image", "images", "video", "videos",
+)  # fmt: skip
+
+
+class Message(TypedDict):
+    role: str
+    """system, user, assistant or tool"""
+    content: str
+    """Text; lists of `{"type": "text", "text": ...}`, as some data sets have, are joined."""
+    tool_calls: NotRequired[list[Any]]
+    """Calls that the assistant makes, in the form that the template reads (OpenAI's, mostly)."""
+    reasoning_content: NotRequired[str]
+    """What the assistant thinks before it answers. Other fields may be given too: a template is
+    handed those that it reads."""
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a field holds nothing: null, not a number, an empty text or list."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, str | list | tuple | dict) and not value)
+
+
+def without_nulls(value: Any) -> Any:
+    """A copy without the null fields that tables add to structs, at any depth."""
+    if isinstance(value, Mapping):
+        return {k: without_nulls(v) for k, v in value.items() if v is not None}
+    return list(map(without_nulls, value)) if isinstance(value, list | tuple) else value
+
+
+def joined_content(content: Any) -> Any:
+    """The text of a content that is a list of parts, if all of them are text; else the content."""
+    if isinstance(content, list | tuple) and content and all(map(_is_text, content)):
+        return "".join(part["text"] for part in content)
+    return content
+
+
+def _is_text(part: Any) -> bool:
+    kinds = (None, "text", "input_text", "output_text")
+    return isinstance(part, Mapping) and isinstance(part.get("text"), str) and (
+        part.get("type") in kinds
+    )  # fmt: skip
+
+
+def checked(messages: Sequence[Message]) -> list[Message]:
+    """The messages with their contents as plain strings, and without empty fields. ValueError for
+    invalid messages."""
+    if not messages:
+        raise ValueError("the conversation has no messages")
+    plain = []
+    for i, message in enumerate(messages):
+        place = f"message {i + 1} of {len(messages)}"
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise ValueError(f'{place}: expected {{"role": ..., "content": ...}}')
+        role, content = message["role"], joined_content(message["content"])
+        more = {k: without_nulls(v) for k, v in message.items() if not is_empty(v)}
+        if role not in ROLES:
+            raise ValueError(f"{place}: unknown role {str(role)[:40]!r}; use {', '.join(ROLES)}")
+        if content is None and not more.keys().isdisjoint(CALLS):
+            content = ""
+        if isinstance(content, list):
+            raise ValueError(f"{place}: its content has parts that are not text")
+        if not isinstance(content, str):
+            kind = type(content).__name__
+            raise ValueError(f"{place}: its content is not text but {kind} {str(content)[:40]}")
+        plain.append(more | {"role": role, "content": content})
+    return plain  # type: ignore[return-value]
+
+
+def handed(message: Message, place: str, reads: Callable[[str], bool]) -> dict[str, Any]:
+    """The fields of a checked message that a template reads, under the names that it reads.
+
+    reads: whether the template reads a field of this name. ValueError for a field that is a part of
+    what is said and that the template does not read.
+    """
+    fields: dict[str, Any] = dict(message)
+    thoughts = [name for name in THINKING if name in fields]
+    name = next(filter(reads, [*thoughts, *THINKING]), None)
+    if thoughts and name is not None:
+        value = fields[name if name in thoughts else thoughts[0]]
+        fields = {k: v for k, v in fields.items() if k not in thoughts} | {name: value}
+    if "function_call" in fields and reads("tool_calls") and not reads("function_call"):
+        call = {"type": "function", "function": fields.pop("function_call")}
+        fields.setdefault("tool_calls", [call])
+    for name in SAID:
+        if name in fields and not reads(name):
+            raise ValueError(f"{place}: it has {name}, which the chat template does not write")
+    return {k: v for k, v in fields.items() if k in ("role", "content") or reads(k)}
+
+
+def text_forms(text: str, escaped: bool) -> Iterator[str]:
+    """How a template may write a text: unchanged, trimmed, or `escaped` inside JSON."""
+    yield text
+    yield from (text.strip(), text.lstrip(), text.rstrip(), text.strip("\n"), text.lstrip("\n"))
+    if escaped:
+        yield json.dumps(text, ensure_ascii=False)[1:-1]

@@ -1,0 +1,262 @@
+"""What a message of a data set says: who speaks, what, and whether it is learned."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gptsmith.chat_template import CHAT_TOKENS, ChatTemplate
+from gptsmith.data.chat import ChatCounts, encode_conversations
+from gptsmith.data.conversations import Conversation, read_conversations
+from gptsmith.data.options import ChatFiles
+from gptsmith.data.report import ReadReport
+from gptsmith.tokenizer import Tokenizer
+
+DEFAULT = ChatFiles()
+BYTES = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
+FRUIT = ["Name a fruit.", "Granite.", "No.", "A pear."]
+
+
+def talk(*more: dict[str, Any]) -> list[dict[str, Any]]:
+    """The conversation on fruit; more: further fields of its messages."""
+    roles = ("user", "assistant") * 2
+    return [
+        {"role": role, "content": text} | (more[i] if i < len(more) else {})
+        for i, (role, text) in enumerate(zip(roles, FRUIT, strict=True))
+    ]
+
+
+def write(path: Path, *rows: object) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(list(rows)), path)  # type: ignore[arg-type]
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read(path: Path, files: ChatFiles = DEFAULT, on_error: Any = "stop") -> list[Conversation]:
+    return list(read_conversations([path], files, ReadReport(on_error)))
+
+
+def learned(path: Path, template: ChatTemplate) -> list[list[str]]:
+    """The answers that are targets, of each conversation."""
+    report = ReadReport("stop")
+    conversations = read_conversations([path], DEFAULT, report)
+    out = []
+    for example in encode_conversations(conversations, template, report, ChatCounts(999)):
+        runs = BYTES.decode([i for i in example.labels.tolist() if i >= 0]).split("<|assistant|>")
+        out.append([run.removesuffix("<|end|>") for run in runs[1:]])
+    return out
+
+
+# --- whether it is learned -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["weight", "train", "loss_mask", "trainable", "loss"])
+@pytest.mark.parametrize(
+    ("yes", "no"), [(1, 0), (1.0, 0.0), (True, False), ("1", "0"), ("true", "false")]
+)
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_answers_with_a_weight_of_0_are_not_learned(
+    tmp_path: Path, template: ChatTemplate, name: str, yes: Any, no: Any, suffix: str
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    messages = talk({name: None}, {name: no}, {name: None}, {name: yes})
+    assert learned(write(path, {"messages": messages}), template) == [["A pear."]]
+    messages = talk({}, {name: no})
+    assert learned(write(path, {"messages": messages}), template) == [["A pear."]]
+    messages = talk({name: None}, {name: None}, {name: None}, {name: None})
+    assert learned(write(path, {"messages": messages}), template) == [["Granite.", "A pear."]]
+
+
+def test_weight_of_a_row_is_that_of_its_answers(tmp_path: Path, template: ChatTemplate) -> None:
+    path = write(
+        tmp_path / "a.jsonl",
+        {"messages": talk(), "weight": 0},
+        {"messages": talk(), "weight": 1},
+        {"messages": talk({}, {"weight": 0}), "train": True},
+        {"messages": talk(), "loss_mask": [0, 0, 0, 1]},
+        {"prompt": FRUIT[0], "response": FRUIT[1], "weight": 0},
+        {"prompt": FRUIT[2], "response": FRUIT[3], "weight": None},
+    )
+    both = ["Granite.", "A pear."]
+    assert learned(path, template) == [both, ["A pear."], ["A pear."], ["A pear."]]
+    counts = ChatCounts(999)
+    report = ReadReport("stop")
+    conversations = read_conversations([path], DEFAULT, report)
+    list(encode_conversations(conversations, template, report, counts))
+    assert (counts.read, counts.kept, counts.answers, counts.learned) == (6, 4, 5, 5)
+    assert "conversation without an answer to learn: 2" in str(counts)
+
+
+@pytest.mark.parametrize("value", [0.5, 2, -1, "half", [1], {"a": 1}])
+@pytest.mark.parametrize("where", ["message", "row"])
+def test_weights_between_0_and_1_are_refused_by_place(
+    tmp_path: Path, value: Any, where: str
+) -> None:
+    row = {"messages": talk({}, {"weight": value} if where == "message" else {})}
+    row |= {"weight": value} if where == "row" else {}
+    path = write(tmp_path / "a.jsonl", {"messages": talk()}, row)
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: .*weight.*--on-error skip"):
+        read(path)
+    assert len(read(path, on_error="skip")) == 1
+
+
+def test_weights_of_other_messages_are_mentioned(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", {"messages": talk({"weight": 1}, {"weight": 1})})
+    report = ReadReport("stop")
+    (conversation,) = read_conversations([path], DEFAULT, report)
+    assert conversation.learned is None
+    assert list(report.hints) == [
+        "only answers are learned, whatever the weights of other messages"
+    ]
+    path = write(tmp_path / "b.jsonl", {"messages": talk({"weight": 0})})
+    report = ReadReport("stop")
+    list(read_conversations([path], DEFAULT, report))
+    assert not report.hints
+
+
+# --- calls, tools, thoughts ----------------------------------------------------------------------
+
+CALL = {"name": "clock", "arguments": "{}"}
+CALLS = {"tool_calls": [{"id": "call_1", "type": "function", "function": CALL}]}
+
+
+@pytest.mark.parametrize(
+    ("field", "what"),
+    [
+        (CALLS, "tool_calls"),
+        ({"function_call": CALL}, "function_call"),
+        ({"reasoning_content": "Hm."}, "reasoning_content"),
+        ({"thinking": "Hm."}, "thinking"),
+        ({"refusal": "I cannot."}, "refusal"),
+        ({"audio": {"id": "a"}}, "audio"),
+    ],
+)
+def test_what_the_template_does_not_write_is_refused_by_place(
+    tmp_path: Path, template: ChatTemplate, field: dict[str, Any], what: str
+) -> None:
+    good, bad = {"messages": talk()}, {"messages": talk({}, {}, {}, field)}
+    path = write(tmp_path / "a.jsonl", good, bad)
+    with pytest.raises(ValueError, match=rf"a\.jsonl:2: message 4 of 4: it has {what}, which"):
+        learned(path, template)
+    report = ReadReport("skip")
+    counts = ChatCounts.of(999, report)
+    conversations = read_conversations([path], DEFAULT, report)
+    assert len(list(encode_conversations(conversations, template, report, counts))) == 1
+    assert str(counts).startswith("skipped: 1 of 2 rows (50.0%), conversation that the template")
+    empty = {name: type(value)() for name, value in field.items()}
+    for nothing in (empty, dict.fromkeys(field)):
+        path = write(tmp_path / "a.jsonl", good, {"messages": talk({}, {}, {}, nothing)})
+        assert len(learned(path, template)) == 2
+
+
+@pytest.mark.parametrize("tools", [[{"name": "clock"}], '[{"name": "clock"}]', {"name": "clock"}])
+def test_tools_that_the_template_does_not_write_are_refused_by_place(
+    tmp_path: Path, template: ChatTemplate, tools: Any
+) -> None:
+    path = write(tmp_path / "a.jsonl", {"messages": talk(), "tools": tools})
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: it has tools, which the chat template"):
+        learned(path, template)
+    for nothing in (None, [], "[]", "", "null"):
+        path = write(tmp_path / "a.jsonl", {"messages": talk(), "tools": nothing})
+        assert len(learned(path, template)) == 1
+    path = write(tmp_path / "a.jsonl", {"messages": talk(), "tools": "clock"})
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: the column 'tools' holds 'clock', which is"):
+        read(path)
+
+
+def test_calls_spelled_as_messages(tmp_path: Path) -> None:
+    share = [
+        {"from": "human", "value": "What time is it?"},
+        {"from": "function_call", "value": json.dumps({"name": "clock", "arguments": {}})},
+        {"from": "observation", "value": "Noon."},
+        {"from": "gpt", "value": "It is noon."},
+    ]
+    (found,) = read(write(tmp_path / "a.jsonl", {"conversations": share}))
+    assert [message["role"] for message in found.messages] == [
+        "user", "assistant", "tool", "assistant",
+    ]  # fmt: skip
+    call = {"type": "function", "function": {"name": "clock", "arguments": {}}}
+    assert found.messages[1].get("tool_calls") == [call]
+    share[1]["value"] = "clock()"
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: message 2 of 4: not a call in JSON"):
+        read(write(tmp_path / "a.jsonl", {"conversations": share}))
+
+
+def test_message_with_a_call_needs_no_text(tmp_path: Path) -> None:
+    said = [talk()[0], {"role": "assistant", "content": None, **CALLS},
+            {"role": "tool", "content": "Noon.", "tool_call_id": "call_1"}, talk()[3]]  # fmt: skip
+    (found,) = read(write(tmp_path / "a.parquet", {"messages": said}))
+    assert found.messages[1]["content"] == ""
+    assert found.messages[1].get("tool_calls") == CALLS["tool_calls"]
+    assert found.messages[2] == {"role": "tool", "content": "Noon.", "tool_call_id": "call_1"}
+
+
+# --- names of one's own --------------------------------------------------------------------------
+
+
+def test_own_roles_and_fields(tmp_path: Path) -> None:
+    said = [
+        {"agent": f"agent_{1 + i % 2}", "message": text, "sentiment": "Curious"}
+        for i, text in enumerate(FRUIT)
+    ]
+    plain = [{"role": m["role"], "content": m["content"]} for m in talk()]
+    own = ChatFiles(user_role="agent_1", assistant_role="agent_2", text_key="message")
+    for column in ("content", "messages", "chat"):
+        path = write(tmp_path / "a.jsonl", {column: said, "article_url": "x"})
+        (found,) = read(path, own)
+        assert [{k: m[k] for k in ("role", "content")} for m in found.messages] == plain  # type: ignore[literal-required]
+        assert read(path, own.model_copy(update={"role_key": "agent"})) == [found]
+        assert read(path, own.model_copy(update={"messages_column": column})) == [found]
+    with pytest.raises(ValueError, match="are the same: give two names"):
+        ChatFiles(user_role="a", assistant_role="a")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, r"no role in .*\(--user-role NAME and --assistant-role NAME name others, --role-key"),
+        ({"role_key": "agent"}, r"'agent_1' in .*\(--user-role NAME"),
+        ({"user_role": "agent_1"}, r"--text-key NAME chooses the field"),
+        ({"user_role": "agent_1", "text_key": "message"}, r"no role in .*'agent_2'"),
+    ],
+)
+def test_errors_name_the_option_that_helps(tmp_path: Path, options: Any, says: str) -> None:
+    said = [{"agent": f"agent_{1 + i % 2}", "message": text} for i, text in enumerate(FRUIT)]
+    path = write(tmp_path / "a.jsonl", {"messages": said})
+    with pytest.raises(ValueError, match=rf"a\.jsonl:1: .*{says}"):
+        read(path, ChatFiles(**options))
+    path = write(tmp_path / "b.jsonl", {"chat": said})
+    with pytest.raises(ValueError, match=r"b\.jsonl:1: .*--messages-column"):
+        read(path)
+
+
+def test_configured_roles_win_over_the_usual_ones(tmp_path: Path) -> None:
+    said = [
+        {"role": "assistant" if i % 2 == 0 else "user", "content": text}
+        for i, text in enumerate(FRUIT)
+    ]
+    path = write(tmp_path / "a.jsonl", {"messages": said})
+    (found,) = read(path, ChatFiles(user_role="assistant", assistant_role="user"))
+    assert [m["role"] for m in found.messages] == ["user", "assistant"] * 2
+    said = [{"name": "Ann" if i % 2 else "Bo", "content": text} for i, text in enumerate(FRUIT)]
+    path = write(tmp_path / "a.jsonl", {"messages": [{"role": "system", "content": "x"}, *said]})
+    (found,) = read(path, ChatFiles(user_role="bo", assistant_role="ANN"))
+    assert [m["role"] for m in found.messages] == ["system", *["user", "assistant"] * 2]
+
+
+def test_unused_fields_are_mentioned_and_metadata_is_not(
+    tmp_path: Path, template: ChatTemplate
+) -> None:
+    messages = talk({"id": 7, "mood": "calm"}, {"timestamp": 3.5, "empty": [], "knowledge": ["x"]})
+    path = write(tmp_path / "a.jsonl", {"messages": messages, "conversation_id": "a"})
+    report = ReadReport("stop")
+    conversations = read_conversations([path], DEFAULT, report)
+    list(encode_conversations(conversations, template, report, ChatCounts(999)))
+    assert sorted(report.hints) == [
+        "field 'knowledge' of messages is not used", "field 'mood' of messages is not used",
+    ]  # fmt: skip

@@ -13,13 +13,13 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "gptsmith"
 # The layers of the package, top first: a room imports only from the rooms listed for it (and from
 # itself). The face is `import gptsmith`, which loads names from many rooms on first use.
 GROUND = {"train", "model", "tokenizer", "batch"}
-# anyone may use them: durable writes, configuration, and a process with limits
-DESK = {"files", "config", "flags", "recognize", "sandbox"}
+# anyone may use them: durable writes, configuration, a process with limits, the way to the screen
+DESK = {"files", "config", "flags", "recognize", "sandbox", "arguments", "terminal", "console"}
 MIDDLE = {"run", "chat_template", "message"} | GROUND | DESK
 FLOORS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "face": {"api", "generate", "data"} | MIDDLE,
-    "cli": {"face"},
+    "cli": {"face", "terminal"},
     "api": {"commands", "evaluate", "generate"} | MIDDLE,
     "demo": {"commands", "recipes", "evaluate", "generate", "data"} | MIDDLE,
     "commands": {"recipes", "inspect", "evaluate", "interop", "generate", "data"} | MIDDLE,
@@ -38,11 +38,14 @@ FLOORS: dict[str, set[str]] = {
     "sandbox": set(),
     "train": {"batch"} | DESK,
     "tokenizer": DESK,
-    "model": {"files"},
+    "model": {"files", "arguments"},
     "batch": set(),
     "config": {"flags"},
-    "download": {"files"},
-    "flags": set(),
+    "download": {"files", "console"},
+    "flags": {"terminal"},
+    "console": {"terminal"},
+    "terminal": set(),
+    "arguments": set(),
     "files": set(),
     "recognize": set(),
 }

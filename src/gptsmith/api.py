@@ -45,20 +45,22 @@ class LoadedRun:
         return f"LoadedRun({str(self.run.path)!r})"
 
     @overload
-    def generate(self, prompts: str = "", *, stop: Sequence[str] = (), **sampling: Any) -> str: ...
+    def generate(
+        self, prompts: str = "", *, stop: str | Sequence[str] = (), **sampling: Any
+    ) -> str: ...
 
     @overload
     def generate(
-        self, prompts: Sequence[str], *, stop: Sequence[str] = (), **sampling: Any
+        self, prompts: Sequence[str], *, stop: str | Sequence[str] = (), **sampling: Any
     ) -> list[str]: ...
 
     def generate(
-        self, prompts: str | Sequence[str] = "", *, stop: Sequence[str] = (), **sampling: Any
+        self, prompts: str | Sequence[str] = "", *, stop: str | Sequence[str] = (), **sampling: Any
     ) -> str | list[str]:
         """The continuation of one prompt, or of each of several.
 
         sampling: fields of SamplingConfig (max_new_tokens, temperature, top_k, top_p, seed ...);
-        prompt i has the seed `seed + i`. stop: strings that end a text and are not part of it.
+        prompt i has the seed `seed + i`. stop: what ends a text and is not part of it, one or more.
         """
         generations = self.engine.generate(prompts, SamplingConfig(**sampling), stop=stop)
         texts = [generation.text for generation in generations]

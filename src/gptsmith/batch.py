@@ -11,7 +11,7 @@ IGNORE_INDEX = -100
 """The target of a position that is read but not predicted."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Batch:
     """Token ids and what each position should predict.
 
@@ -38,6 +38,12 @@ class Batch:
             object.__setattr__(self, "count", int((self.targets != IGNORE_INDEX).sum()))
         if self.tokens < 0:
             object.__setattr__(self, "tokens", self.inputs.numel())
+
+    def __repr__(self) -> str:
+        B, *T = self.inputs.shape
+        rows = " x ".join(map(str, [B, *T]))
+        packed = "" if self.documents is None else ", several documents in a row"
+        return f"Batch({self.name!r}, {rows} tokens, count {self.count:,}{packed})"
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""

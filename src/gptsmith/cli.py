@@ -7,11 +7,12 @@ Exit codes: 0 done, 2 wrong input, 75 stopped by a signal after saving (run agai
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from gptsmith import __version__
+from gptsmith import __version__, terminal
 
 # verb -> (module:function, one line of help). A function takes the arguments after its verb and
 # returns an exit code, or None for 0.
@@ -62,27 +63,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = words[0] if words else "--help"
     try:
         if verb in ("-h", "--help", "help"):
-            print(_help())
+            terminal.say(_help())
         elif verb in ("-V", "--version"):
-            print(f"gptsmith {__version__}")
+            terminal.say(f"gptsmith {__version__}")
         elif verb not in VERBS:
             return _print_error(f"unknown verb {verb!r}{_nearest(verb)}", "gptsmith", 2)
         else:
             return _run(verb, words[1:], debug)
-        sys.stdout.flush()
+        terminal.flush_output()
     except BrokenPipeError:
         _discard_stdout()
         return 1
     except OSError as error:  # a full disk behind standard output
-        return _print_error(f"standard output: {error.strerror}", "gptsmith", 1)
+        return _print_error(_message(error), "gptsmith", 1)
     return 0
 
 
 def _run(verb: str, words: list[str], debug: bool) -> int:
     prog = f"gptsmith {verb}"
+    terminal.show_library_messages()
     try:
         code = _function(verb)(words) or 0
-        sys.stdout.flush()
+        terminal.flush_output()
         return code
     except SystemExit as end:  # argparse after --help
         return end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -90,12 +92,12 @@ def _run(verb: str, words: list[str], debug: bool) -> int:
         return _print_error("interrupted", prog, 130)
     except BrokenPipeError:
         raise
-    except Exception as error:
+    except BaseException as error:  # some libraries in Rust raise no Exception when they panic
         message = _message(error) if debug else _short(_message(error))
         if debug:
             import traceback
 
-            traceback.print_exc()
+            terminal.note(traceback.format_exc().rstrip("\n"))
         if isinstance(error, WRONG_INPUT) or getattr(error, "errno", 0) in WRONG_NAMES:
             return _print_error(message, prog, 2)
         hint = "" if debug else " (run again with --debug for the traceback)"
@@ -130,14 +132,16 @@ def _nearest(verb: str) -> str:
     return f": did you mean {near[0]}?" if near else f": choose from {', '.join(VERBS)}"
 
 
-def _message(error: Exception) -> str:
+def _message(error: BaseException) -> str:
     """The error in one line."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    if hasattr(error, "errors") and callable(error.errors):  # pydantic's ValidationError
+        message = f"{terminal.visible(str(error.filename), keep='')}: {error.strerror}"
+    elif hasattr(error, "errors") and callable(error.errors):  # pydantic's ValidationError
         problems = [(".".join(map(str, e["loc"])), e["msg"]) for e in error.errors()]
-        return "; ".join(f"{at}: {text}" if at else text for at, text in problems)
-    return " ".join(str(error).split())
+        message = "; ".join(f"{at}: {text}" if at else text for at, text in problems)
+    else:
+        message = str(error)
+    return re.sub(r"\s*\n\s*", " ", terminal.visible(message)).strip()
 
 
 def _short(message: str) -> str:
@@ -150,7 +154,7 @@ def _short(message: str) -> str:
 
 
 def _print_error(message: str, prog: str, code: int) -> int:
-    print(f"{prog}: {message}", file=sys.stderr)
+    terminal.note(f"{prog}: {message}")
     return code
 
 

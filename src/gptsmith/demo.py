@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
-from rich.console import Console
 from rich.table import Table
 
-from gptsmith import files
+from gptsmith import files, terminal
 from gptsmith.chat_template import Message
 from gptsmith.commands import evaluate, finetune, generate, prepare, pretrain
 from gptsmith.config import Section, load_config
+from gptsmith.console import Console
 from gptsmith.generate.options import SamplingConfig
 from gptsmith.train.monitor import read_events
 
@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
     _summary(Run.open(base), console)
     before, after = (files.read_json(run / SKILLS)["skills"]["by_skill"] for run in (base, tuned))
     console.print(skills.table({**before, **after}))
-    print(f"""
+    terminal.say(f"""
 report.md, curves.png and samples.txt in {base} and {tuned} describe the training. Next:
 
   gptsmith chat {tuned}
@@ -129,11 +129,11 @@ def _run_stage(run: Path | None, words: Sequence[str | Path]) -> int:
 
     if run is not None:
         if (run / "model.safetensors").is_file():
-            print(f"{run} is finished already")
+            terminal.say(f"{run} is finished already")
             return 0
         words = [*words, "--resume"] if checkpoint.steps(run / "checkpoints") else words
     verb, *argv = [str(word) for word in words]
-    print(f"$ gptsmith {verb} {shlex.join(argv)}", flush=True)
+    terminal.say(f"$ gptsmith {verb} {shlex.join(argv)}")
     if verb == "pretrain":  # its clock starts now, not when the demo started
         return pretrain.main(argv, time.perf_counter())
     if verb == "finetune":
@@ -149,15 +149,15 @@ def _talk(run: Run) -> None:
     assert run.chat_template is not None
     chat = Chat(run.load_model(), run.tokenizer, run.chat_template)
     greedy = SamplingConfig(temperature=0, max_new_tokens=60)
-    print(f"$ gptsmith chat {run.path} --temperature 0")
+    terminal.say(f"$ gptsmith chat {run.path} --temperature 0")
     for questions in CONVERSATIONS:
         messages: list[Message] = []
         for question in questions:
             messages.append({"role": "user", "content": question})
             answer = chat.reply(messages, greedy).text
             messages.append({"role": "assistant", "content": answer})
-            print(f"> {question}\n{answer}")
-        print()
+            terminal.say(f"> {question}\n{answer}")
+        terminal.say()
 
 
 def _summary(run: Run, console: Console) -> None:
@@ -175,4 +175,4 @@ def _summary(run: Run, console: Console) -> None:
         )
     samples = [e for e in events if e["event"] == "sample"]
     table.add_row("sample", *(e["title"] + e["text"] for e in (samples[0], samples[-1])))
-    console.print(table, markup=False)
+    console.print(table)

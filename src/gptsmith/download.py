@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import httpx
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -20,6 +19,7 @@ from rich.progress import (
 )
 
 from gptsmith import files
+from gptsmith.console import Console
 
 _PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before a retry, if the last attempt made no progress
 _TIMEOUT = httpx.Timeout(30, connect=10)
@@ -143,11 +143,11 @@ def cache(*names: str) -> Iterator[tuple[Path, Report]]:
 @contextmanager
 def progress() -> Iterator[Report]:
     """A progress bar per file on a terminal, elsewhere a line per file and every ten seconds."""
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True)
     bars: dict[str, TaskID] = {}
     last = 0.0
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
@@ -161,7 +161,8 @@ def progress() -> Iterator[Report]:
             if name not in bars or (not console.is_terminal and time.monotonic() - last > 10):
                 last = time.monotonic()
                 if not console.is_terminal:
-                    console.print(f"fetching {name}: {received / 1e6:,.1f} of {size / 1e6:,.1f} MB")
+                    of = f"{received / 1e6:,.1f} of {size / 1e6:,.1f} MB"
+                    console.print(f"fetching {name}: {of}", soft_wrap=True)
             if name not in bars:
                 bars[name] = progress.add_task(name, total=size)
             progress.update(bars[name], completed=received)

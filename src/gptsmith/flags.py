@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origi
 from pydantic import BaseModel, ConfigDict, HttpUrl, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from gptsmith import terminal
+
 OptionPath = tuple[str, ...]  # ("train", "steps")
 
 
@@ -217,6 +219,9 @@ class FlagParser(argparse.ArgumentParser):
             else:
                 out.append(name + equals + value)
         return out
+
+    def print_help(self, file: object = None) -> None:
+        terminal.say(self.format_help().rstrip("\n"))
 
     def error(self, message: str) -> NoReturn:
         if message.endswith("expected one argument"):

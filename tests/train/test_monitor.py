@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
+from gptsmith.console import Console
 from gptsmith.train import monitor, trackers
 from gptsmith.train.monitor import Monitor, command_start, peak_memory_mb, read_events
 
@@ -138,7 +138,7 @@ def test_reading_stops_at_a_corrupted_end(tmp_path: Path) -> None:
 LOGGER = """
 import io, sys
 from pathlib import Path
-from rich.console import Console
+from gptsmith.console import Console
 from gptsmith.train.monitor import Monitor
 console = Console(file=io.StringIO())
 m = Monitor(Path(sys.argv[1]), total_steps=None, config={}, trackers=(), console=console)
@@ -243,7 +243,7 @@ def test_curves(tmp_path: Path) -> None:
 
 def test_matplotlib_is_imported_late_and_pyplot_never(tmp_path: Path) -> None:
     program = (
-        "import io, sys\nfrom pathlib import Path\nfrom rich.console import Console\n"
+        "import io, sys\nfrom pathlib import Path\nfrom gptsmith.console import Console\n"
         "from gptsmith.train.monitor import Monitor\n"
         "assert not {'matplotlib', 'tensorboard', 'wandb', 'mlflow'} & set(sys.modules)\n"
         "m = Monitor(Path(sys.argv[1]), total_steps=1, config={}, trackers=(),"
@@ -324,7 +324,7 @@ def test_tensorboard(tmp_path: Path) -> None:
 TRACKED = """
 import io, sys
 from pathlib import Path
-from rich.console import Console
+from gptsmith.console import Console
 from gptsmith.train.monitor import Monitor
 name, folder = sys.argv[1], Path(sys.argv[2])
 folder.mkdir()

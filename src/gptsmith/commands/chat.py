@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from pydantic import Field
 
-from gptsmith import files
+from gptsmith import files, terminal
 from gptsmith.chat_template import Message
 from gptsmith.config import load_config
 from gptsmith.generate.options import SamplingConfig
@@ -32,9 +31,6 @@ HELP = """\
 /quit            exit, like Ctrl-D
 Ctrl-C stops a reply. End a line with \\ to continue the message on the next line. Put a space
 before a message that starts with /."""
-
-# Control characters must not reach the terminal; newlines and tabs are harmless.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class ChatOptions(SamplingConfig, WeightOptions):
@@ -69,7 +65,7 @@ def main(argv: list[str]) -> None:
     if options.system is not None:
         session.set_system_message(options.system)
     if sys.stdin.isatty() and sys.stdout.isatty():
-        print(f"Talking to {run.path}. /help lists the commands, /quit exits.")
+        terminal.say(f"Talking to {run.path}. /help lists the commands, /quit exits.")
         session.run()
     else:
         while (text := _read("")) is not None:
@@ -99,10 +95,10 @@ class Session:
                 if text and text.strip() and not self.handle(text):
                     return
             except KeyboardInterrupt:
-                print("\n/quit or Ctrl-D exits")
+                terminal.say("\n/quit or Ctrl-D exits")
             except (ValueError, OSError) as error:
                 _note(str(error))
-        print()
+        terminal.say()
 
     def handle(self, text: str) -> bool:
         """Run a command or reply to a message; False after /quit. ValueError or OSError for user
@@ -116,7 +112,7 @@ class Session:
             case "/quit":
                 return False
             case "/help":
-                print(HELP)
+                terminal.say(HELP)
             case "/reset":
                 self.messages = [m for m in self.messages if m["role"] == "system"]
                 self.dropped = 0
@@ -168,7 +164,7 @@ class Session:
         def show(piece: str) -> None:
             pieces.append(piece)
             if self.interactive:
-                print(_CONTROL.sub("\ufffd", piece), end="", flush=True)
+                terminal.write(piece, end="", flush=True)
 
         with _one_interrupt():
             stopped, length = False, 0
@@ -182,7 +178,7 @@ class Session:
             said = "".join(pieces)
             if said or not stopped:
                 self.messages = [*asked, Message(role="assistant", content=said)]
-            print("" if self.interactive else said, flush=True)
+            terminal.write("" if self.interactive else said, flush=True)
             if stopped:
                 _note("stopped" if said else "stopped; your message is discarded")
             elif length:
@@ -264,4 +260,4 @@ def _read(prompt: str) -> str | None:
 
 def _note(text: str) -> None:
     """Print a note on stderr, because stdout is for the replies."""
-    print(f"({text})", file=sys.stderr, flush=True)
+    terminal.note(f"({text})")

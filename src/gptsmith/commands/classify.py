@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any
 
+from gptsmith import terminal
 from gptsmith.config import load_config
 from gptsmith.evaluate.options import ClassifyOptions
 from gptsmith.files import atomic_path
@@ -46,7 +47,8 @@ def main(argv: Sequence[str]) -> None:
         return
     rows = predictions(options, classify)
     if options.out is None:
-        write_jsonl(sys.stdout, rows)
+        for line in json_lines(rows):
+            terminal.write(line, end="")
         return
     write = write_csv if options.out.suffix == ".csv" else write_jsonl
     with (
@@ -54,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
         temporary.open("w", encoding="utf-8", newline="") as file,
     ):
         count = write(file, rows)
-    print(f"{count:,} predictions in {options.out}")
+    terminal.say(f"{count:,} predictions in {options.out}")
 
 
 def _classifier(options: ClassifyOptions) -> Classify:
@@ -78,7 +80,7 @@ def _classifier(options: ClassifyOptions) -> Classify:
         found, truncated = predict(model, run.tokenizer, texts, precision, options.batch_size)
         if truncated:
             limit = model.config.context_length
-            print(f"{truncated} of the texts truncated to {limit} tokens", file=sys.stderr)
+            terminal.note(f"{truncated} of the texts truncated to {limit} tokens")
         return found
 
     return classify
@@ -94,7 +96,7 @@ def predictions(options: ClassifyOptions, classify: Classify) -> Iterator[tuple[
     rows = read_texts(options.file, options.text_column, report, options)
     while chunk := list(islice(rows, CHUNK)):
         while report.hints:
-            print(report.hints.popitem()[0], file=sys.stderr)
+            terminal.note(report.hints.popitem()[0])
         first = chunk[0][1]
         if taken := {"predicted", "probabilities"} & first.values.keys():
             raise ValueError(
@@ -106,12 +108,13 @@ def predictions(options: ClassifyOptions, classify: Classify) -> Iterator[tuple[
             yield row, prediction
 
 
-def write_jsonl(file: IO[str], rows: Iterable[tuple[Row, Prediction]]) -> int:
-    count = 0
+def json_lines(rows: Iterable[tuple[Row, Prediction]]) -> Iterator[str]:
     for row, found in rows:  # default: dates and bytes of a table have no JSON, so they become text
-        file.write(json.dumps({**row.values, **found}, ensure_ascii=False, default=str) + "\n")
-        count += 1
-    return count
+        yield json.dumps({**row.values, **found}, ensure_ascii=False, default=str) + "\n"
+
+
+def write_jsonl(file: IO[str], rows: Iterable[tuple[Row, Prediction]]) -> int:
+    return sum(1 for line in json_lines(rows) if file.write(line))
 
 
 def write_csv(file: IO[str], rows: Iterable[tuple[Row, Prediction]]) -> int:
@@ -131,13 +134,14 @@ def write_csv(file: IO[str], rows: Iterable[tuple[Row, Prediction]]) -> int:
 def show(texts: Sequence[str], found: Sequence[Prediction]) -> None:
     """For one text all classes, for several the likeliest class of each."""
     p = found[0]["probabilities"]
-    width = max(map(len, p))
+    width = max(len(terminal.visible(label)) for label in p)
     if len(texts) == 1:
         for label in sorted(p, key=lambda label: -p[label]):
-            print(f"{label:<{width}}  {p[label]:7.2%}")
+            terminal.say(f"{terminal.visible(label):<{width}}  {p[label]:7.2%}")
         return
     for text, prediction in zip(texts, found, strict=True):
         line = " ".join(text.split())
         line = line if len(line) <= 70 else f"{line[:69]}…"
         label = prediction["predicted"]
-        print(f"{label:<{width}}  {prediction['probabilities'][label]:7.2%}  {line}")
+        share = prediction["probabilities"][label]
+        terminal.say(f"{terminal.visible(label):<{width}}  {share:7.2%}  {line}")

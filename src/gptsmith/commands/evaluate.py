@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from gptsmith import files
+from gptsmith import files, terminal
 from gptsmith.config import load_config
+from gptsmith.console import Console
 from gptsmith.evaluate.options import EvaluateOptions
 
 if TYPE_CHECKING:
@@ -92,20 +90,24 @@ def _show(options: EvaluateOptions, run: Run, result: Result) -> None:
     if result.task == "skills":
         from gptsmith.evaluate import skills
 
-        print(f"{run.path} on {options.per_skill} questions per skill, none of them in training")
-        _console().print(skills.table(result.details["by_skill"]))
+        terminal.say(
+            f"{run.path} on {options.per_skill} questions per skill, none of them in training"
+        )
+        Console().print(skills.table(result.details["by_skill"]))
     if result.task == "perplexity":
         m, d = result.metrics, result.details
         stride = "" if d["stride"] == d["window"] else f", every {d['stride']:,}"
-        print(
+        terminal.say(
             f"{run.path} on {d['on']}, {result.n:,} tokens, windows of {d['window']:,}{stride}\n"
             f"  precision     {d['precision']}, {d['precision_reason']}\n"
             f"  loss          {m['val_loss']:.4f} nats per token\n"
             f"  perplexity    {m['perplexity']:,.2f}"
         )
         if "bits_per_byte" in m:
-            print(f"  bits per byte {m['bits_per_byte']:.4f}")
-        print(f"  next token    {m['top1']:.1%} predicted first, {m['top5']:.1%} among the first 5")
+            terminal.say(f"  bits per byte {m['bits_per_byte']:.4f}")
+        terminal.say(
+            f"  next token    {m['top1']:.1%} predicted first, {m['top5']:.1%} among the first 5"
+        )
 
 
 def _report(
@@ -119,25 +121,24 @@ def _report(
 
     own = next(iter(results.values()))
     if len(runs) > 1:
-        _console().print(report.comparison(results))
+        Console().print(report.comparison(results))
     elif shown := [r for r in own if r.task not in ("perplexity", "skills")]:
-        _console().print(report.table(shown))
+        Console().print(report.table(shown))
     for name, some in results.items():
         for note in dict.fromkeys(note for result in some for note in result.notes):
-            print(f"{name}: {note}" if len(results) > 1 else note, file=sys.stderr)
+            terminal.note(f"{name}: {note}" if len(results) > 1 else note)
     tokenizers = {run.tokenizer.fingerprint for run in runs.values()}
     if len(tokenizers) > 1 and "perplexity" in options.tasks:
-        print(
+        terminal.note(
             "the tokenizers differ, and so do the tokens: of the perplexity task, only"
-            " bits_per_byte can be compared",
-            file=sys.stderr,
+            " bits_per_byte can be compared"
         )
     if stem is None:
         return
     if options.out is not None:
         _write(options.out, stem, results)
     report.draw(stem, results)
-    print(f"chart: {stem}.png, {stem}.pdf")
+    terminal.say(f"chart: {stem}.png, {stem}.pdf")
 
 
 def _write(out: Path, stem: Path, results: Mapping[str, Sequence[Result]]) -> None:
@@ -153,7 +154,3 @@ def _write(out: Path, stem: Path, results: Mapping[str, Sequence[Result]]) -> No
     ]
     if lines:
         files.write_text(f"{stem}.items.jsonl", "".join(lines))
-
-
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 120)

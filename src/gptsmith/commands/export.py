@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from gptsmith import terminal
 from gptsmith.config import Section, load_config
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def main(argv: list[str]) -> None:
 
     run = Run.open(options.run)
     for note in export(run, options):
-        print(f"note: {note}", file=sys.stderr)
-    print(f"{options.out}: {_size(options.out)}; {_how_to_open(options, run)}")
+        terminal.note(f"note: {note}")
+    terminal.say(f"{options.out}: {_size(options.out)}; {_how_to_open(options, run)}")
 
 
 def export(run: Run, options: ExportOptions) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 
+from gptsmith import terminal
 from gptsmith.commands.pretrain import recipe_config
 from gptsmith.recipes.options import FINETUNE
 from gptsmith.train.monitor import command_start
@@ -14,10 +15,11 @@ def main(argv: Sequence[str], started: float | None = None) -> int:
     """started: see recipes.loop.train; default the start of this process."""
     kind = argv[0] if argv else "--help"
     if kind in ("-h", "--help"):
-        print("usage: gptsmith finetune KIND [RECIPE.yaml] --from RUN --data FILE --out RUN2 ...")
-        print("       (gptsmith finetune KIND --help shows all options)\n")
-        for name, (config_class, _) in FINETUNE.items():
-            print(f"  {name:<10} {config_class.__doc__}")
+        kinds = "\n".join(f"  {name:<10} {kind.__doc__}" for name, (kind, _) in FINETUNE.items())
+        terminal.say(
+            "usage: gptsmith finetune KIND [RECIPE.yaml] --from RUN --data FILE --out RUN2 ...\n"
+            f"       (gptsmith finetune KIND --help shows all options)\n\n{kinds}"
+        )
         return 0
     if kind not in FINETUNE:
         raise ValueError(f"finetune {kind!r}: choose from {', '.join(FINETUNE)}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from gptsmith import terminal
 from gptsmith.config import load_config
 from gptsmith.generate.options import SamplingConfig
 from gptsmith.run.options import WeightOptions
@@ -46,17 +47,16 @@ def main(argv: list[str]) -> None:
     model = options.load(run)
     limit = model.config.context_length
     if (longest := max(map(len, encoded))) > limit:
-        print(
+        terminal.note(
             f"a prompt has {longest:,} tokens and the model reads {limit:,}: it continues from the "
-            f"last {max(1, limit // 2):,}",
-            file=sys.stderr,
+            f"last {max(1, limit // 2):,}"
         )
     streams = len(prompts) * options.num_samples == 1 and sys.stdout.isatty()
     if streams:
-        print(prompts[0], end="", flush=True)
+        terminal.write(prompts[0], end="", flush=True)
 
     def show(piece: str) -> None:
-        print(piece, end="", flush=True)
+        terminal.write(piece, end="", flush=True)
 
     engine = Engine(model, run.tokenizer)
     samples = [
@@ -70,14 +70,14 @@ def main(argv: list[str]) -> None:
     for _ in engine.as_completed(generations):
         pass
     if streams:
-        print()
+        terminal.write("")
     for prompt, seed, generation in samples:
         if len(samples) > 1:
-            print(f"--- seed {seed}{f', prompt {prompt!r}' if len(prompts) > 1 else ''}")
+            terminal.say(f"--- seed {seed}{f', prompt {prompt!r}' if len(prompts) > 1 else ''}")
         if not streams:
-            print(prompt + generation.text)
+            terminal.write(prompt + generation.text)
     for notice in dict.fromkeys(g.notice for g in generations if g.notice):
-        print(notice, file=sys.stderr)
+        terminal.note(notice)
 
 
 def _standard_input() -> str:

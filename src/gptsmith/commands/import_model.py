@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptsmith import files
+from gptsmith import files, terminal
 from gptsmith.config import Section, load_config
 
 if TYPE_CHECKING:
@@ -58,8 +57,8 @@ def main(argv: list[str]) -> None:
         model.template,
     )
     for note in model.notes:
-        print(f"note: {note}", file=sys.stderr)
-    print(f"wrote the run {run.path}; next: {_next_command(run)}")
+        terminal.note(f"note: {note}")
+    terminal.say(f"wrote the run {run.path}; next: {_next_command(run)}")
 
 
 def _describe(model: ExternalModel, parameters: int) -> None:
@@ -68,13 +67,13 @@ def _describe(model: ExternalModel, parameters: int) -> None:
     dtype = str(model.dtype).removeprefix("torch.")
     padding = config.vocab_size - tokenizer.vocab_size
     unused = f", {padding:,} rows of the model unused" if padding else ""
-    print(f"  model      {name}, {parameters:,} parameters in {dtype}")
-    print(f"  context    {config.context_length:,} tokens")
-    print(f"  tokenizer  {tokenizer.kind}, {tokenizer.vocab_size:,} tokens{unused}")
+    terminal.say(f"  model      {name}, {parameters:,} parameters in {dtype}")
+    terminal.say(f"  context    {config.context_length:,} tokens")
+    terminal.say(f"  tokenizer  {tokenizer.kind}, {tokenizer.vocab_size:,} tokens{unused}")
     if config.labels:
-        print(f"  classes    {', '.join(config.labels)}")
+        terminal.say(f"  classes    {', '.join(config.labels)}")
     else:
-        print(f"  template   {'for chat, included' if model.template else 'none'}")
+        terminal.say(f"  template   {'for chat, included' if model.template else 'none'}")
 
 
 def _next_command(run: Run) -> str:
@@ -90,10 +89,11 @@ def _with_progress(
     tensors: Iterable[tuple[str, Tensor]], total: int
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors, with a progress bar on a terminal, elsewhere a line every few seconds."""
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True, highlight=False)
+    from gptsmith.console import Console
+
+    console = Console(stderr=True)
     done, last = 0, time.monotonic()
     columns = (TextColumn("importing"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
@@ -104,4 +104,4 @@ def _with_progress(
             bar.update(task, completed=done)
             if not console.is_terminal and time.monotonic() - last >= _LINE_INTERVAL:
                 last = time.monotonic()
-                console.print(f"importing: {done / total:.0%}, {name}")
+                console.print(f"importing: {done / total:.0%}, {name}", soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from gptsmith.data.options import ChatFiles
 from gptsmith.recognize import is_corpus
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from gptsmith.console import Console
 
 
 class InspectOptions(ChatFiles):
@@ -45,10 +44,9 @@ def main(argv: list[str]) -> None:
             "to fine-tune on them; to inspect a run or a corpus, give its folder"
         )
 
-    from rich.console import Console
+    from gptsmith.console import Console
 
-    # rich assumes 80 columns where there is no terminal; in a file the tables may be wider
-    out = Console(width=None if sys.stdout.isatty() else 120)
+    out = Console()
     if options.tokenizer is not None:
         _chat(options, options.tokenizer, out)
     elif is_corpus(options.path):
@@ -58,8 +56,7 @@ def main(argv: list[str]) -> None:
 
 
 def _corpus(options: InspectOptions, out: Console) -> None:
-    from rich.console import Console
-
+    from gptsmith.console import Console
     from gptsmith.inspect import corpus, statistics
 
     report = statistics.corpus_report(options.path, console=Console(stderr=True))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from gptsmith import terminal
 from gptsmith.config import load_config
 from gptsmith.data.options import ChatFiles, PrepareConfig
 
@@ -51,8 +52,8 @@ def _prepare_text(argv: list[str]) -> None:
     from gptsmith.data.prepare import prepare
 
     path = prepare(config)
-    print(f"next: gptsmith inspect {path}")
-    print(f"      gptsmith pretrain --data {path} --out runs/{path.absolute().name}")
+    terminal.say(f"next: gptsmith inspect {path}")
+    terminal.say(f"      gptsmith pretrain --data {path} --out runs/{path.absolute().name}")
 
 
 def _prepare_chat(argv: list[str]) -> None:
@@ -74,8 +75,10 @@ def _prepare_chat(argv: list[str]) -> None:
     counts = write_chat(
         config.sources, config, template, tokenizer, T, config.out, overwrite=config.overwrite
     )
-    print(f"{config.out}: {counts}")
-    print(f"next: gptsmith finetune chat --from {config.tokenizer} --data {config.out} --out RUN2")
+    terminal.say(f"{config.out}: {counts}")
+    terminal.say(
+        f"next: gptsmith finetune chat --from {config.tokenizer} --data {config.out} --out RUN2"
+    )
 
 
 def _format(argv: list[str]) -> tuple[str, list[str]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gptsmith.arguments import check_several
 from gptsmith.chat_template import ChatTemplate
 from gptsmith.data import columnar
 from gptsmith.data.conversations import Conversation, read_conversations
@@ -112,6 +113,7 @@ def load_chat(
 
     ValueError, with place and remedy, for a set that would teach nothing.
     """
+    check_several(sources, "sources")
     template.check_prefix_preserving()
     if len(sources) == 1 and is_chat_set(Path(sources[0])):
         return _open_prepared(Path(sources[0]), template, tokenizer, T)
@@ -139,6 +141,7 @@ def write_chat(
         raise ValueError(f"--out {out}: give it a name that ends in .arrow")
     if out.exists() and not overwrite:
         raise FileExistsError(f"--out {out}: already exists; --overwrite replaces it")
+    check_several(sources, "sources")
     template.check_prefix_preserving()
     report = ReadReport(files.on_error)
     counts = ChatCounts.of(T, report)

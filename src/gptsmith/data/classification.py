@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gptsmith.arguments import check_several
 from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.data.labelled import LabelledText, read_labelled
 from gptsmith.data.options import LabelledConfig
@@ -195,6 +196,7 @@ def encode_texts(
 
     ValueError for a text that has no token.
     """
+    check_several(texts, "texts")
     ids = tokenizer.encode_arrays([text.strip() for text in texts])
     for text, row in zip(texts, ids, strict=True):
         if not len(row):

@@ -71,6 +71,10 @@ class Windows(Epochs):
         order = permutation(len(self.shards), self.seed, epoch, 0, 2)
         return order, np.cumsum(self.counts[order])
 
+    def __repr__(self) -> str:
+        shards = f"{len(self.shards)} shards, seed {self.seed}"
+        return f"Windows({self.per_epoch:,} per epoch of {self.T:,} tokens, {shards})"
+
     def __len__(self) -> int:
         return self.per_epoch
 

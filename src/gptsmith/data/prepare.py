@@ -7,7 +7,6 @@ shards back to that, reads the sources up to that batch without encoding them, a
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gptsmith import files
+from gptsmith import files, terminal
 from gptsmith.data import output_dir
 from gptsmith.data.corpus_writer import CorpusWriter
 from gptsmith.data.documents import Document, Source
@@ -79,9 +78,11 @@ def prepare(config: PrepareConfig) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     with files.lock(out, "or choose another --out"):
         if output_dir.holds_corpus(out, identity, paths, overwrite=config.overwrite):
-            _print(f"{out}: this corpus is complete; nothing to do")
+            terminal.note(f"{out}: this corpus is complete; nothing to do")
             if (out / UNFINISHED).is_dir():
-                _print(f"{out / UNFINISHED}: left by --overwrite; resume with that, or remove it")
+                terminal.note(
+                    f"{out / UNFINISHED}: left by --overwrite; resume with that, or remove it"
+                )
             return out
         try:
             manifest = _make(config, documents, report, total, given, identity)
@@ -89,7 +90,7 @@ def prepare(config: PrepareConfig) -> Path:
             output_dir.discard(out)
             raise
         output_dir.publish(out)
-    _print(_summary(out, manifest, report, time.monotonic() - started))
+    terminal.note(_summary(out, manifest, report, time.monotonic() - started))
     return out
 
 
@@ -119,7 +120,7 @@ def _make(
         tokenizer.save(config.out / UNFINISHED)
         writer = CorpusWriter(config, tokenizer, identity)
     if writer.batches:
-        _print(f"resuming after {writer.totals[1]:,} tokens")
+        terminal.note(f"resuming after {writer.totals[1]:,} tokens")
     tokenizer = writer.tokenizer
     report.skipped.clear()  # of the pass that trained the tokenizer
 
@@ -145,7 +146,7 @@ def _make(
             writer.left_out = left_out()  # with what was skipped after the last batch
         progress.update(total or report.position, *writer.totals)
         for hint in report.hints:
-            _print(hint)
+            terminal.note(hint)
         _check_splits(config, writer, documents)
         splits = writer.finish()
     manifest = _manifest(config, writer, splits, documents.rules)
@@ -192,7 +193,7 @@ def _resume(
         # with the journal's reasons why alternatives were passed over: the manifest keeps them
         return CorpusWriter(config, tokenizer, journal, state)
     except (ValueError, FileNotFoundError) as error:
-        _print(f"{error}; starting over")
+        terminal.note(f"{error}; starting over")
         return None
 
 
@@ -242,18 +243,14 @@ def _identity(config: PrepareConfig, sources: list[Source], given: Tokenizer | N
 # --- messages ------------------------------------------------------------------------------------
 
 
-def _print(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
 def _print_choices(sources: list[Source]) -> None:
     """Which alternatives are used, and why others are not."""
     for source in sources:
         for reason in source.unavailable:
-            _print(f"not used: {reason}")
+            terminal.note(f"not used: {reason}")
         if source.unavailable or source.layout is not None:
             layout = f" ({source.layout})" if source.layout is not None else ""
-            _print(f"{source.requested}: {source.used}{layout} is used")
+            terminal.note(f"{source.requested}: {source.used}{layout} is used")
 
 
 def _summary(out: Path, manifest: dict[str, Any], report: ReadReport, seconds: float) -> str:

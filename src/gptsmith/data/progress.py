@@ -3,8 +3,9 @@
 import time
 from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from gptsmith.console import Console
 
 _LINE_SECONDS = 5.0
 
@@ -14,14 +15,14 @@ class PrepareProgress:
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=True)
         self.started = self._shown = time.monotonic()
         self._resumed_at: int | None = None  # text bytes that an interrupted run had written
         self._bar = Progress(
             TextColumn("preparing"),
             BarColumn(),
             TaskProgressColumn(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
             TimeRemainingColumn(),
             console=self.console,
             disable=not self.console.is_terminal,
@@ -46,4 +47,4 @@ class PrepareProgress:
         if not self.console.is_terminal and now - self._shown >= _LINE_SECONDS:
             self._shown = now
             done = f"{min(1.0, position / self.total):.0%}, " if self.total else ""
-            self.console.print(f"preparing: {done}{status}")
+            self.console.print(f"preparing: {done}{status}", soft_wrap=True)

@@ -52,6 +52,10 @@ class Corpus:
         self.fingerprint: str = manifest["fingerprint"]
         self.train, self.val = arrays["train"], arrays["val"]
 
+    def __repr__(self) -> str:
+        tokens = f"{self.train_tokens:,} training and {self.val_tokens:,} validation tokens"
+        return f"Corpus({str(self.path)!r}, {tokens})"
+
     @staticmethod
     def is_at(path: str | Path) -> bool:
         """Whether there is a corpus, perhaps an unfinished one."""

@@ -1,10 +1,10 @@
 """The tokenizer of a corpus: given, or trained on the documents themselves."""
 
 import hashlib
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from gptsmith import terminal
 from gptsmith.data.documents import Source
 from gptsmith.data.split import DocumentSplit
 from gptsmith.tokenizer import Tokenizer
@@ -48,7 +48,7 @@ def train_tokenizer(
     if choice == "char":
         # Validation documents too: a character that occurs only in them would have no id.
         return Tokenizer.char(str(c) for _, document in documents for c in document.chunks)
-    print("training the tokenizer on the training documents", file=sys.stderr)
+    terminal.note("training the tokenizer on the training documents")
     return Tokenizer.train_bpe(_sample(documents, total), vocab_size or _DEFAULT_VOCAB_SIZE)
 
 

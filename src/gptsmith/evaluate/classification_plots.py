@@ -10,18 +10,20 @@ import numpy as np
 
 from gptsmith.evaluate.classification import Scores
 from gptsmith.evaluate.report import save_figure
+from gptsmith.train.figure_text import figure_text, with_fonts
 from gptsmith.train.plots import GRID, INK, TRAIN, VAL
 
 MAX_COUNTS_SHOWN = 20  # classes; a confusion matrix of more shows no counts
 
 
+@with_fonts
 def draw_confusion(path: Path, scores: Scores, title: str) -> None:
     """The confusion matrix as path.png and path.pdf: counts, coloured by their share of the row."""
     figure = _figure(max(4.6, min(11.0, 3 + 0.55 * len(scores.labels))), 0.82)
     axes = figure.subplots()
     share = scores.counts / np.maximum(1, scores.support)[:, None]
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    names = [label if len(label) <= 16 else f"{label[:15]}…" for label in scores.labels]
+    names = [figure_text(label, 16) for label in scores.labels]
     L = len(names)
     step = -(-L // 40)  # with more classes, some names are left out
     rotation = 90 if L > MAX_COUNTS_SHOWN else 45 if max(map(len, names)) * L > 40 else 0
@@ -40,7 +42,9 @@ def draw_confusion(path: Path, scores: Scores, title: str) -> None:
     axes.set_ylabel("true", color=INK, fontsize=9)
     axes.tick_params(colors=INK, labelsize=9 if L <= MAX_COUNTS_SHOWN else 6, length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold", pad=22)
+    axes.set_title(
+        figure_text(title, 80), loc="left", color=INK, fontsize=11, fontweight="bold", pad=22
+    )
     what = f"accuracy {scores.accuracy:.1%}, macro-F1 {scores.macro_f1:.3f}"
     axes.annotate(
         what, (0, 1), (0, 7), xycoords="axes fraction", textcoords="offset points",
@@ -53,6 +57,7 @@ def draw_confusion(path: Path, scores: Scores, title: str) -> None:
     save_figure(figure, path)
 
 
+@with_fonts
 def draw_history(path: Path, events: Sequence[Mapping[str, Any]], title: str) -> None:
     """Loss and accuracy over steps as path.png and path.pdf, on training and validation texts.
 
@@ -85,7 +90,7 @@ def draw_history(path: Path, events: Sequence[Mapping[str, Any]], title: str) ->
         if found:
             text = f"best validation {form.format(best(found))}"
             axes.set_title(text, loc="right", color=VAL, fontsize=9)
-    losses.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
+    losses.set_title(figure_text(title, 80), loc="left", color=INK, fontsize=11, fontweight="bold")
     if events:
         losses.legend(frameon=False, fontsize=9, labelcolor=INK)
     losses.set_ylim(bottom=0)

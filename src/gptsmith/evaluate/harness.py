@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gptsmith import terminal
 from gptsmith.evaluate.likelihood import Request, encode_pairs, log_likelihoods
 from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import SamplingConfig
@@ -157,7 +158,8 @@ def main() -> None:
     try:
         register()
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        terminal.note(f"error: {error}")
+        sys.exit(1)
     from lm_eval.__main__ import cli_evaluate
 
     cli_evaluate()

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gptsmith.arguments import check_several
 from gptsmith.evaluate.prefix_tree import PrefixTree, Text, batches, plan
 from gptsmith.evaluate.progress import progress
 from gptsmith.model.gpt import GPTModel
@@ -54,6 +55,7 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list
     a text are part of the context; an empty context is that prefix, else <|endoftext|>. All as in
     lm-evaluation-harness (TemplateLM._encode_pair).
     """
+    check_several(pairs, "pairs")
     moved = []
     for context, continuation in pairs:
         stripped = context.rstrip()

@@ -9,10 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from gptsmith.files import atomic_path
+from gptsmith.train.figure_text import figure_text, with_fonts
 from gptsmith.train.plots import COLOURS, GRID, INK, TICK_STEPS
 
 # Axis and number format of metrics that are not shares. Shares (0 to 1) have one axis in common.
@@ -87,7 +87,7 @@ def comparison(runs: Mapping[str, Sequence[Result]]) -> Table:
     """One row per metric, one column per run, and known scores to compare with."""
     rows = _rows(runs)
     known = any(_references(runs, *row) for row in rows)
-    shown = Table("task", "items", "metric", *map(escape, runs), *(["reference"] if known else []))
+    shown = Table("task", "items", "metric", *runs, *(["reference"] if known else []))
     for column in shown.columns:
         column.overflow = "fold"  # a narrow terminal must not cut figures
     for column in (shown.columns[1], *shown.columns[3 : 3 + len(runs)]):
@@ -110,6 +110,7 @@ def comparison(runs: Mapping[str, Sequence[Result]]) -> Table:
     return shown
 
 
+@with_fonts
 def draw(stem: Path, runs: Mapping[str, Sequence[Result]]) -> None:
     """A bar chart with standard errors as STEM.png and STEM.pdf.
 
@@ -138,8 +139,9 @@ def draw(stem: Path, runs: Mapping[str, Sequence[Result]]) -> None:
         handles |= _panel(axes, unit, rows, runs)
     order = [*(name for name in runs if name in handles), *(h for h in handles if h not in runs)]
     figure.legend(
-        [handles[name] for name in order], order, loc="outside upper left", frameon=False,
-        ncols=min(4, len(order)), fontsize=9, labelcolor=INK, handlelength=1.2,
+        [handles[name] for name in order], [*map(figure_text, order)],
+        loc="outside upper left", frameon=False, ncols=min(4, len(order)), fontsize=9,
+        labelcolor=INK, handlelength=1.2,
     )  # fmt: skip
     save_figure(figure, stem)
 
@@ -196,7 +198,7 @@ def _panel(
     names = [
         f"{row[0]}  {row[1]}" if new else row[1] for row, new in zip(rows, starts, strict=True)
     ]
-    axes.set_yticks(positions, names)
+    axes.set_yticks(positions, [*map(figure_text, names)])
     axes.set_ylim(positions[-1] + 0.6, -0.6)
     axes.set_xlim(0, 1.13 * right or 1)
     axes.set_xlabel(unit, color=INK, fontsize=9)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
+from gptsmith.arguments import check_several
 from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
 from gptsmith.data import skills
 from gptsmith.data.skills import Item
@@ -28,6 +29,7 @@ GREEDY = SamplingConfig(temperature=0, max_new_tokens=80)
 
 def score(responses: Sequence[str], items: Sequence[Item]) -> Scores:
     """Correct responses per skill."""
+    check_several(responses, "responses")
     scores: Scores = {}
     for response, item in zip(responses, items, strict=True):
         correct, total = scores.get(item.skill, (0, 0))

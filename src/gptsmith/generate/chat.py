@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from gptsmith.arguments import check_several
 from gptsmith.chat_template import ChatPrompt, ChatTemplate, Message
 from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import DEFAULT_SAMPLING, SamplingConfig
@@ -36,11 +37,15 @@ class Chat:
         self._context_length = model.config.context_length
         self._stop_ids = (*template.stop_ids, *tokenizer.special_tokens.values())
 
+    def __repr__(self) -> str:
+        return f"Chat({self.engine!r})"
+
     def encode(
         self, messages: Sequence[Message], sampling: SamplingConfig = DEFAULT_SAMPLING
     ) -> ChatPrompt:
         """The prompt for a reply to the newest turns that leave room for max_new_tokens, or for
         half the context if that is less. ValueError if the last message alone is too long."""
+        check_several(messages, "messages")
         room = max(self._context_length - sampling.max_new_tokens, self._context_length // 2)
         return self.template.truncate(messages, room)
 

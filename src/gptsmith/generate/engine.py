@@ -71,6 +71,11 @@ class Engine:
         self._running: list[Row] = []  # row i is row i of the cache
         self._cache = PrefixCache(model, self._lookahead)
 
+    def __repr__(self) -> str:
+        unfinished = len(self._waiting) + len(self._uncached) + len(self._running)
+        model = f"{self.model.config.n_layer} layers, context {self._limit:,}, on {self._device}"
+        return f"Engine({model}, {unfinished} unfinished requests)"
+
     # Requests
 
     @property
@@ -119,7 +124,7 @@ class Engine:
         prompts: str | Sequence[str | Sequence[int]],
         sampling: SamplingConfig = DEFAULT_SAMPLING,
         *,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] | None = None,
         context_shift: bool = True,
     ) -> list[Generation]:
@@ -308,6 +313,10 @@ class Engine:
         return self.model.head_weight.device
 
     def _encode(self, prompt: str | Sequence[int]) -> Sequence[int]:
+        if isinstance(prompt, int):
+            raise ValueError(
+                f"prompt {prompt} is a token id: several prompts of ids are [[...], ...]"
+            )
         if not isinstance(prompt, str):
             return prompt
         if self.tokenizer is None:

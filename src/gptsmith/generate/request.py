@@ -27,8 +27,8 @@ class Request:
     prompt: Sequence[int]
     sampling: SamplingConfig = DEFAULT_SAMPLING
     """Its seed is the seed of this text."""
-    stop: Sequence[str] = ()
-    """Strings that end the text and are not part of it."""
+    stop: str | Sequence[str] = ()
+    """Strings that end the text and are not part of it; one string is one of them."""
     stop_ids: Sequence[int] | None = None
     """Tokens that end the text and are not part of it (default: the tokenizer's end of text)."""
     on_text: OnText | None = None
@@ -36,6 +36,10 @@ class Request:
     context_shift: bool = True
     """At the end of the model's context, continue from the newest half of the text; if False,
     finish there."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
 
 
 @dataclass(eq=False)

@@ -11,12 +11,12 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.padding import Padding
-from rich.text import Text
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template import ChatTemplate
+from gptsmith.console import Console, Text
 from gptsmith.data.chat import ChatCounts, load_chat
 from gptsmith.data.examples import Example, Examples, answer_ends
 from gptsmith.data.options import ChatFiles

@@ -4,12 +4,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
-from rich.text import Text
 
 from gptsmith import files
+from gptsmith.console import Console, Text
 from gptsmith.inspect.render import (
     SHOW_LINE_ENDS,
     file_size,
@@ -23,6 +23,7 @@ from gptsmith.inspect.render import (
 )
 from gptsmith.inspect.statistics import CorpusReport, SplitStatistics, TrainingPair
 from gptsmith.tokenizer import Tokenizer
+from gptsmith.train.figure_text import figure_text, with_fonts
 
 
 def show_corpus(report: CorpusReport, console: Console, top: int = 20) -> None:
@@ -30,6 +31,7 @@ def show_corpus(report: CorpusReport, console: Console, top: int = 20) -> None:
     print_report(_parts(report, top), console)
 
 
+@with_fonts
 def draw_corpus(report: CorpusReport, path: str | Path) -> Path:
     """Write a PNG with a histogram of document lengths and the token frequencies over their rank
     (a straight line in these axes is Zipf's law)."""
@@ -58,7 +60,7 @@ def draw_corpus(report: CorpusReport, path: str | Path) -> Path:
     for axis in (left.xaxis, right.xaxis, right.yaxis):
         axis.set_major_formatter("{x:,.0f}")
         axis.set_minor_formatter(NullFormatter())
-    figure.suptitle(f"{report.path.name}: {int(report.counts.sum()):,} tokens")
+    figure.suptitle(f"{figure_text(report.path.name, 80)}: {int(report.counts.sum()):,} tokens")
     with files.atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)
     return path

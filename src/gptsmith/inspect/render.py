@@ -4,10 +4,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
-from rich.text import Text
+
+from gptsmith.console import Console, Text
+from gptsmith.terminal import spelled
 
 _BAR = 40  # characters of the longest bar
 SHOW_LINE_ENDS = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "␍"})
@@ -15,15 +17,19 @@ SHOW_SPACES = str.maketrans({" ": "·"}) | SHOW_LINE_ENDS
 
 
 def print_report(parts: Iterable[RenderableType], console: Console) -> None:
-    """Print the parts one below the other, without the trailing spaces that rich pads lines with
-    and that clutter a file or pipe."""
+    """Print the parts one below the other; in a file or pipe without the trailing spaces that rich
+    pads lines with."""
+    report = Group(*parts)
+    if console.is_terminal:
+        console.print(report)
+        return
     with console.capture() as capture:
-        console.print(Group(*parts))
+        console.print(report)
     lines = [line.rstrip(" ") for line in capture.get().split("\n")]
     console.out("\n".join(lines), end="", highlight=False)
 
 
-def title(name: str, path: str | Path) -> Text:
+def title(name: str, path: str | Path) -> RenderableType:
     return Text.assemble((name, "bold"), "  ", (str(path), "dim"))
 
 
@@ -68,10 +74,10 @@ def histogram_bars(lengths: np.ndarray) -> Table:
 
 
 def printable(text: str, replacements: Mapping[int, str] = SHOW_SPACES, allowed: str = "") -> str:
-    """`text` with control characters spelt out, except those in `allowed`, so that nothing in a
-    data set can control the terminal."""
+    """`text` with all that is not printable spelt out, except what is `allowed`: stricter than what
+    reaches the terminal anyway, because it shows which token has a no-break space or a tab."""
     text = text.translate(replacements)
-    return "".join(c if c.isprintable() or c in allowed else f"\\x{ord(c):02x}" for c in text)
+    return "".join(c if c.isprintable() or c in allowed else spelled(c) for c in text)
 
 
 def file_size(size: float) -> str:

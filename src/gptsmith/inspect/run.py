@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
-from rich.text import Text
 
+from gptsmith.console import Console, Text
 from gptsmith.inspect.render import file_size, heading, print_report, properties, title
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.flops import (

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import track
 
+from gptsmith.console import Console
 from gptsmith.data.shards import SPLITS, Corpus
 from gptsmith.tokenizer import Tokenizer
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from gptsmith.model.checks import check_ids
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.masks import Mask
@@ -51,7 +52,10 @@ class GPTClassifier(GPTModel):
         lengths (B,): real tokens of each row, the last of which is used; padding is
         invisible under any mask. Raises ValueError for a length outside 1..T.
         """
+        check_ids(ids)
         B, T = ids.shape
+        if tuple(lengths.shape) != (B,):
+            raise ValueError(f"lengths of shape {tuple(lengths.shape)} for {B} texts: give {(B,)}")
         at = torch.arange(T, device=ids.device)
         if int(lengths.min()) < 1 or int(lengths.max()) > T:
             raise ValueError(f"lengths {lengths.tolist()} of rows of {T} tokens: give 1 to {T}")

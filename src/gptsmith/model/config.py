@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -35,7 +35,12 @@ class RopeScaling(BaseModel):
 
 
 class ModelConfig(BaseModel):
-    """Architecture of a GPT. GPT-2, Llama, Qwen3 and our own presets are points in this space."""
+    """Architecture of a GPT. GPT-2, Llama, Qwen3 and our own presets are points in this space.
+
+    The defaults are a small Llama with the sizes of the preset "fast". `gptsmith pretrain` starts
+    from that preset itself, `ModelConfig.preset("fast")`, which differs in three fields:
+    context_length 256, norm_eps 1e-6 and qk_norm.
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
@@ -104,9 +109,9 @@ class ModelConfig(BaseModel):
     def _check(self) -> ModelConfig:
         if self.n_head % self.K:
             raise ValueError(f"n_head {self.n_head} is not a multiple of n_kv_head {self.K}")
-        if self.position == "rope" and self.D % 2:
+        if self.rotary and self.D % 2:
             raise ValueError(f"head_dim {self.D} is odd: rope rotates pairs, take an even size")
-        if self.position != "rope" and self.rope_scaling is not None:
+        if not self.rotary and self.rope_scaling is not None:
             raise ValueError(f"rope_scaling needs position: rope, not {self.position}")
         if len(self.labels) == 1:
             raise ValueError(f"labels has one class, {self.labels[0]!r}: give at least two")
@@ -129,6 +134,52 @@ class ModelConfig(BaseModel):
     def F(self) -> int:  # noqa: N802
         assert self.d_ff is not None
         return self.d_ff
+
+    # What the axes mean. Each is decided once, by an exhaustive match: a value that no case names
+    # is an error everywhere, and never counted, trained or exported as another one.
+    @property
+    def rotary(self) -> bool:
+        """Whether attention rotates queries and keys; otherwise positions are learned vectors."""
+        match self.position:
+            case "rope":
+                return True
+            case "learned":
+                return False
+            case unknown:
+                assert_never(unknown)
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP has a gate beside its hidden layer."""
+        match self.mlp:
+            case "swiglu":
+                return True
+            case "gelu" | "gelu_erf" | "relu2":
+                return False
+            case unknown:
+                assert_never(unknown)
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether the q/k/v projection has a bias."""
+        match self.bias:
+            case "qkv" | "all":
+                return True
+            case "none":
+                return False
+            case unknown:
+                assert_never(unknown)
+
+    @property
+    def linear_bias(self) -> bool:
+        """Whether every other linear layer inside the blocks, and a LayerNorm, has a bias."""
+        match self.bias:
+            case "all":
+                return True
+            case "none" | "qkv":
+                return False
+            case unknown:
+                assert_never(unknown)
 
     def change(self, **fields: Any) -> ModelConfig:
         """A validated copy with other values; sizes that depend on a changed one are derived."""
@@ -180,6 +231,14 @@ _GPT2: dict[str, Any] = dict(
     norm="layernorm", mlp="gelu", position="learned", bias="all", context_length=1024
 )
 _LLAMA: dict[str, Any] = dict(norm="rmsnorm", mlp="swiglu", position="rope", bias="none")
+_SMOLLM2_135M: dict[str, Any] = dict(
+    _LLAMA, n_layer=30, n_head=9, n_kv_head=3, n_embd=576, d_ff=1536, context_length=8192,
+    vocab_size=49152, rope_theta=100_000.0,
+)  # fmt: skip
+_QWEN3_0_6B: dict[str, Any] = dict(
+    _LLAMA, n_layer=28, n_head=16, n_kv_head=8, head_dim=128, n_embd=1024, d_ff=3072,
+    context_length=40960, vocab_size=151936, norm_eps=1e-6, rope_theta=1_000_000.0, qk_norm=True,
+)  # fmt: skip
 
 # name -> fields. The comments name the transformers class that a preset exports to.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -192,33 +251,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny": dict(_GPT2, n_layer=2, n_head=4, n_embd=128, context_length=256),
     "nano": dict(_GPT2, n_layer=1, n_head=2, n_embd=64, context_length=128),
     # LlamaForCausalLM; smollm2-135m has the sizes of HuggingFaceTB/SmolLM2-135M
-    "smollm2-135m": dict(
-        _LLAMA,
-        n_layer=30,
-        n_head=9,
-        n_kv_head=3,
-        n_embd=576,
-        d_ff=1536,
-        context_length=8192,
-        vocab_size=49152,
-        rope_theta=100_000.0,
-    ),
+    "smollm2-135m": _SMOLLM2_135M,
     "course": dict(_LLAMA, n_layer=12, n_head=8, n_embd=512, context_length=1024),
     # Qwen3ForCausalLM; the sizes of Qwen/Qwen3-0.6B
-    "qwen3-0.6b": dict(
-        _LLAMA,
-        n_layer=28,
-        n_head=16,
-        n_kv_head=8,
-        head_dim=128,
-        n_embd=1024,
-        d_ff=3072,
-        context_length=40960,
-        vocab_size=151936,
-        norm_eps=1e-6,
-        rope_theta=1_000_000.0,
-        qk_norm=True,
-    ),
+    "qwen3-0.6b": _QWEN3_0_6B,
     # Qwen3ForCausalLM: gptsmith's own, for CPUs and small corpora (experiments: docs/log.md)
     "fast": dict(
         _LLAMA, n_layer=6, n_head=6, n_embd=384, context_length=256, norm_eps=1e-6, qk_norm=True

@@ -6,29 +6,43 @@ B batch, T time, C channels, H heads, K key/value heads, D head size, F hidden w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import assert_never
 
 from gptsmith.model.config import ModelConfig
 
 
 def parameters(c: ModelConfig) -> int:
     """Number of parameters, shared ones counted once."""
-    everywhere, qkv_bias = c.bias == "all", c.bias != "none"
-    norm = c.n_embd * (2 if c.norm == "layernorm" and everywhere else 1)
+    everywhere = c.linear_bias
+    norm = c.n_embd * _norm(c)[0]
     qkv = (c.n_head + 2 * c.K) * c.D
-    attention = c.n_embd * qkv + qkv * qkv_bias + c.n_head * c.D * c.n_embd + c.n_embd * everywhere
+    attention = (
+        c.n_embd * qkv + qkv * c.qkv_bias + c.n_head * c.D * c.n_embd + c.n_embd * everywhere
+    )
     attention += 2 * c.D * c.qk_norm
-    up = c.F * (2 if c.mlp == "swiglu" else 1)
+    up = c.F * (1 + c.gated)
     mlp = c.n_embd * up + up * everywhere + c.F * c.n_embd + c.n_embd * everywhere
-    positions = c.context_length * c.n_embd * (c.position == "learned")
+    positions = c.context_length * c.n_embd * (not c.rotary)
     embedding = c.vocab_size * c.n_embd + positions
     head = len(c.labels) if c.labels else c.vocab_size * (not c.tie_embeddings)
     return embedding + c.n_layer * (2 * norm + attention + mlp) + norm + head * c.n_embd
 
 
+def _norm(c: ModelConfig) -> tuple[int, int]:
+    """Of one norm: its vectors (C,) of parameters, and those that it saves for each token."""
+    match c.norm:
+        case "layernorm":
+            return 1 + c.linear_bias, 1
+        case "rmsnorm":
+            return 1, 2
+        case unknown:
+            assert_never(unknown)
+
+
 def block_matrices(c: ModelConfig) -> int:
     """Parameters of the matrices in all blocks: those that Muon trains and every token passes."""
     attention = (c.n_head + 2 * c.K) * c.D + c.n_head * c.D
-    return c.n_layer * c.n_embd * (attention + c.F * (3 if c.mlp == "swiglu" else 2))
+    return c.n_layer * c.n_embd * (attention + c.F * (2 + c.gated))
 
 
 def flops_per_token(c: ModelConfig, T: int | None = None) -> int:
@@ -74,14 +88,14 @@ def training_memory(c: ModelConfig, B: int, T: int, optimizer: str = "adamw") ->
     n = parameters(c)
     moments = 2 * n - (block_matrices(c) if optimizer == "muon" else 0)
     heads, kv = c.n_head * c.D, c.K * c.D
-    grouped, rope = c.K < c.n_head, c.position == "rope"
+    grouped, rope = c.K < c.n_head, c.rotary
     # A norm saves its input (RMSNorm also the scaled one), the linear layer after it its own.
-    norm = c.n_embd * (2 if c.norm == "rmsnorm" else 1)
+    norm = c.n_embd * _norm(c)[1]
     # Attention saves q, k, v and its output: views of the projection, or rotated and repeated.
     attention = heads * (1 + rope + (rope or grouped) + grouped) + (heads + kv) * c.qk_norm
     if c.qk_norm or not (rope and grouped):
         attention += heads + 2 * kv
-    hidden = c.F * (4 if c.mlp == "swiglu" else 2)
+    hidden = c.F * (4 if c.gated else 2)
     per_token = c.n_layer * (2 * (norm + c.n_embd) + attention + hidden) + norm + c.n_embd
     # The loss keeps the gradient of the head from its forward pass.
     saved = B * T * per_token + c.vocab_size * c.n_embd * (not c.labels)

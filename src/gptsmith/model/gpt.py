@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import assert_never
+from typing import Any, assert_never
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
-from gptsmith.model import masks
+from gptsmith.model import checks, masks
 from gptsmith.model.attention import CausalMask, attention, dense_bias
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.init import initialized
@@ -45,6 +45,9 @@ class RMSNorm(nn.Module):
         # CUDA's autocast computes this in fp32 and would hand fp32 queries to attention.
         return F.rms_norm(x, (self.size,), self.weight.to(x.dtype), self.eps).to(x.dtype)
 
+    def extra_repr(self) -> str:
+        return f"{self.size}, eps={self.eps:g}"
+
 
 def make_norm(config: ModelConfig) -> nn.Module:
     """The norm over C that the config names."""
@@ -52,7 +55,7 @@ def make_norm(config: ModelConfig) -> nn.Module:
         case "rmsnorm":
             return RMSNorm(config.n_embd, config.norm_eps)
         case "layernorm":
-            return nn.LayerNorm(config.n_embd, config.norm_eps, bias=config.bias == "all")
+            return nn.LayerNorm(config.n_embd, config.norm_eps, bias=config.linear_bias)
         case unknown:
             assert_never(unknown)
 
@@ -77,10 +80,12 @@ class TokenEmbedding(nn.Module):
 
     def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """Vectors (B, T, C) of ids (B, T). positions: (T,) or (B, T), default 0..T-1."""
+        checks.check_ids(ids, self.token.num_embeddings)
         x = self.token(ids)  # (B, T, C)
         if self.position is not None:
             if positions is None:
-                positions = torch.arange(ids.shape[-1], device=ids.device)
+                checks.check_length(ids.shape[1], self.position.num_embeddings)
+                positions = torch.arange(ids.shape[1], device=ids.device)
             x = x + self.position(positions)
         return self.dropout(x)
 
@@ -106,11 +111,11 @@ class MultiHeadAttention(nn.Module):
         self.H, self.K, self.D = config.n_head, config.K, config.D
         rows = (self.H * self.D, self.K * self.D, self.K * self.D)
         with initialized(self, config):
-            self.qkv = FusedLinear(config.n_embd, rows, bias=config.bias != "none")
-            self.proj = nn.Linear(self.H * self.D, config.n_embd, bias=config.bias == "all")
+            self.qkv = FusedLinear(config.n_embd, rows, bias=config.qkv_bias)
+            self.proj = nn.Linear(self.H * self.D, config.n_embd, bias=config.linear_bias)
             self.q_norm = RMSNorm(self.D, config.norm_eps) if config.qk_norm else None
             self.k_norm = RMSNorm(self.D, config.norm_eps) if config.qk_norm else None
-        self.dropout = config.dropout
+        self.rotary, self.dropout = config.rotary, config.dropout
 
     def forward(
         self,
@@ -125,6 +130,8 @@ class MultiHeadAttention(nn.Module):
         ((B,) T, 1, D/2) in the dtype of x; default those of positions 0..T-1 where config.position
         is "rope". cache: prepared for these positions (KVCache.prepare, which returns the mask).
         """
+        checks.check_vectors(x, self.config.n_embd)
+        checks.check_mask(mask)
         B, T, _ = x.shape
         H, K, D = self.H, self.K, self.D
         if mask is None and cache is None and self.config.mask != "causal()":
@@ -135,7 +142,9 @@ class MultiHeadAttention(nn.Module):
         q, k, v = qkv.split((H, K, K), dim=2)  # (B, T, H | K, D)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if rotation is None and self.config.position == "rope":
+        if rotation is None and self.rotary:
+            if cache is not None:
+                raise ValueError("with a cache, give the rotation of the positions that it holds")
             positions = torch.arange(T, device=x.device)
             cos, sin = rotary_table(self.config, positions)  # (T, D/2)
             rotation = (cos.unsqueeze(-2).to(q.dtype), sin.unsqueeze(-2).to(q.dtype))
@@ -178,8 +187,8 @@ class FeedForward(nn.Module):
                 f"{', '.join(ACTIVATIONS)}, or take SwiGLU for 'swiglu'"
             )
         with initialized(self, config):
-            self.up = nn.Linear(config.n_embd, config.F, bias=config.bias == "all")
-            self.down = nn.Linear(config.F, config.n_embd, bias=config.bias == "all")
+            self.up = nn.Linear(config.n_embd, config.F, bias=config.linear_bias)
+            self.down = nn.Linear(config.F, config.n_embd, bias=config.linear_bias)
         self.kind = config.mlp
 
     def forward(self, x: Tensor) -> Tensor:
@@ -191,7 +200,7 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        bias = config.bias == "all"
+        bias = config.linear_bias
         with initialized(self, config):
             self.gate_up = FusedLinear(config.n_embd, (config.F, config.F), bias=bias)
             self.down = nn.Linear(config.F, config.n_embd, bias=bias)
@@ -252,6 +261,7 @@ class GPTModel(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        checks.check_mask(mask)
         self.mask = mask or masks.parse(config.mask, folder=mask_folder, trust_code=trust_code)
         self.activation_checkpointing = False  # trades a second forward pass for memory
         with initialized(self, config):
@@ -262,7 +272,8 @@ class GPTModel(nn.Module):
             self.head = (
                 None if headless else nn.Linear(config.n_embd, config.vocab_size, bias=False)
             )
-        if config.position == "rope":
+        self.rotary = config.rotary
+        if self.rotary:
             cos, sin = rotary_table(config, torch.arange(config.context_length))
             self.register_buffer("cos", cos, persistent=False)  # (context, D/2)
             self.register_buffer("sin", sin, persistent=False)
@@ -276,18 +287,9 @@ class GPTModel(nn.Module):
         """Output matrix (V, C)."""
         return self.embedding.token.weight if self.head is None else self.head.weight
 
-    def forward(
-        self,
-        ids: Tensor,
-        *,
-        mask: Mask | Tensor | None = None,
-        positions: Tensor | None = None,
-        documents: Tensor | None = None,
-        cache: KVCache | None = None,
-    ) -> Tensor:
+    def forward(self, ids: Tensor, **arguments: Any) -> Tensor:
         """Logits (B, T, V) of ids (B, T) int64. The arguments are those of `hidden`."""
-        x = self.hidden(ids, mask=mask, positions=positions, documents=documents, cache=cache)
-        return F.linear(x, self.head_weight)
+        return F.linear(self.hidden(ids, **arguments), self.head_weight)
 
     def hidden(
         self,
@@ -306,6 +308,8 @@ class GPTModel(nn.Module):
         Raises ValueError when a position lies outside the context, for a mask of another shape or
         with other values, and for a cache under a mask that it cannot serve exactly.
         """
+        checks.check_ids(ids)
+        checks.check_mask(mask)
         B, T = ids.shape
         limit = self.config.context_length
         if cache is not None:
@@ -313,25 +317,22 @@ class GPTModel(nn.Module):
                 raise ValueError("a cache serves Mask objects only, not documents or dense masks")
             if positions is None:
                 positions = cache.next_positions(T)  # (B, T)
-        elif T > limit:
-            raise ValueError(
-                f"sequence of {T} tokens is longer than context_length {limit}: "
-                "cut the input or take a model with a longer context"
-            )
+        else:
+            checks.check_length(T, limit)
         if positions is None:
             positions = torch.arange(T, device=ids.device)  # (T,)
         elif cache is None and not torch.compiler.is_compiling():  # compiled code cannot check
-            _check_positions(positions, limit)
+            checks.check_positions(positions, B, T, limit)
         bias: Tensor | CausalMask | BlockMask | None
         if cache is not None:
             assert not isinstance(mask, Tensor)
-            bias = self._cached_mask(mask or self.mask, positions, cache, limit)
+            bias = cache.prepare(positions, mask or self.mask, self.config.n_head, limit)
         else:
             bias = self._mask(mask, documents, B, T, ids.device)
         where = positions.clamp(min=0) if cache is not None else positions
         x = self.embedding(ids, where)  # (B, T, C)
         rotation = None
-        if self.config.position == "rope":
+        if self.rotary:
             cos, sin = self.cos[where].unsqueeze(-2), self.sin[where].unsqueeze(-2)
             kind, dtype = x.device.type, x.dtype
             if torch.is_autocast_enabled(kind):
@@ -354,6 +355,8 @@ class GPTModel(nn.Module):
     ) -> Tensor | CausalMask | BlockMask | None:
         """What `attention` takes: None (causal), booleans (B|1, H|1, T, T), or a BlockMask."""
         H = self.config.n_head
+        if documents is not None:
+            checks.check_documents(documents, B, T)
         if isinstance(mask, Tensor):
             dense = masks.dense_mask(mask, B, H, T)
             if documents is None:
@@ -376,24 +379,3 @@ class GPTModel(nn.Module):
                 self._block_masks[key] = mask.block_mask(B, H, T, device)
             return self._block_masks[key]
         return dense_bias(mask, B, H, T, device)
-
-    def _cached_mask(
-        self, mask: Mask, positions: Tensor, cache: KVCache, limit: int
-    ) -> Tensor | None:
-        """Prepare the cache for these positions; booleans (B, H|1, T, S), None if all are seen."""
-        last = int(positions.max())
-        if last >= limit:
-            raise ValueError(
-                f"position {last} is outside context_length {limit}: keep only the newest "
-                "tokens and fill the cache again"
-            )
-        return cache.prepare(positions, mask, self.config.n_head, limit)
-
-
-def _check_positions(positions: Tensor, limit: int) -> None:
-    low, high = int(positions.min()), int(positions.max())
-    if low < 0 or high >= limit:
-        raise ValueError(
-            f"position {low if low < 0 else high} is outside context_length {limit}: give 0 to "
-            f"{limit - 1} (-1 marks padding for a cache only)"
-        )

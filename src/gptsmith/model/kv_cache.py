@@ -48,6 +48,10 @@ class KVCache:
         self._slot: int | None = None  # where all rows store their single token, or else
         self._index: tuple[Tensor, Tensor, Tensor] | None = None  # (row, token) -> slot
 
+    def __repr__(self) -> str:
+        rows = f"{self.batch} rows of {self.capacity:,} slots, lengths {self.lengths}"
+        return f"KVCache({len(self.k)} layers, {rows}, {self.k.dtype}, {self.k.device})"
+
     @classmethod
     def for_model(
         cls,
@@ -95,8 +99,14 @@ class KVCache:
         keys if T is 1, causal otherwise. `limit`: the context length up to which the mask must be
         exact. ValueError if the cache cannot reproduce the full forward pass: the mask depends on
         the row, earlier tokens would have seen these later ones, a token that is still visible
-        would be overwritten, or the positions do not continue the stored ones.
+        would be overwritten, or the positions do not continue the stored ones or leave the context.
         """
+        last = int(positions.max())
+        if last >= limit:
+            raise ValueError(
+                f"position {last} is outside context_length {limit}: keep only the newest "
+                "tokens and fill the cache again"
+            )
         stored = self.positions[self._rows]  # (B, S)
         B, S = stored.shape
         T = positions.shape[-1]

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptsmith.arguments import check_several
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import LoraConfig
 from gptsmith.model.gpt import GPTModel
@@ -55,6 +56,7 @@ class TrainableTokens(nn.Module):
         super().__init__()
         self.base = base.requires_grad_(False)
         V, device = base.weight.shape[0], base.weight.device
+        self.num_embeddings = V
         self.register_buffer("ids", torch.tensor(ids, device=device), persistent=False)  # (n,)
         slot = torch.full((V,), -1, device=device)
         slot[self.ids] = torch.arange(len(ids), device=device)
@@ -139,6 +141,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
 
     Raises ValueError for a pattern that matches nothing, and if nothing is left to train.
     """
+    check_several(patterns, "patterns")
     names = dict(model.named_parameters())
     for pattern in patterns:
         found = [name for name in names if fnmatchcase(name, pattern)]

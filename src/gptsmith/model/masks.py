@@ -86,31 +86,29 @@ class Mask:
         if not isinstance(other, Mask):
             return NotImplemented
         f, g, x, y = self.rule, other.rule, self.facts, other.facts
-        facts = Facts(
-            window=y.window if x.window is None else min(x.window, y.window or x.window),
-            plain_causal=x.plain_causal and y.plain_causal,
-            inside_causal=x.inside_causal or y.inside_causal,
-            uses_b=x.uses_b or y.uses_b,
-            uses_h=x.uses_h or y.uses_h,
-            level=_AND,
-        )
-        text = f"{_wrap(_AND, self)} & {_wrap(_AND, other)}"
-        return Mask(lambda b, h, q, k: f(b, h, q, k) & g(b, h, q, k), text, facts=facts)
+        window = y.window if x.window is None else min(x.window, y.window or x.window)
+        facts = Facts(window, inside_causal=x.inside_causal or y.inside_causal, level=_AND)
+        return self._joined(other, lambda b, h, q, k: f(b, h, q, k) & g(b, h, q, k), facts)
 
     def __or__(self, other: "Mask") -> "Mask":
         if not isinstance(other, Mask):
             return NotImplemented
         f, g, x, y = self.rule, other.rule, self.facts, other.facts
-        facts = Facts(
-            window=max(x.window, y.window) if x.window and y.window else None,
+        window = max(x.window, y.window) if x.window and y.window else None
+        facts = Facts(window, inside_causal=x.inside_causal and y.inside_causal, level=_OR)
+        return self._joined(other, lambda b, h, q, k: f(b, h, q, k) | g(b, h, q, k), facts)
+
+    def _joined(self, other: "Mask", rule: Rule, facts: Facts) -> "Mask":
+        """Both masks as one; `facts` are those in which & and | differ."""
+        x, y = self.facts, other.facts
+        sign = " & " if facts.level == _AND else " | "
+        facts = facts._replace(
             plain_causal=x.plain_causal and y.plain_causal,
-            inside_causal=x.inside_causal and y.inside_causal,
             uses_b=x.uses_b or y.uses_b,
             uses_h=x.uses_h or y.uses_h,
-            level=_OR,
         )
-        text = f"{_wrap(_OR, self)} | {_wrap(_OR, other)}"
-        return Mask(lambda b, h, q, k: f(b, h, q, k) | g(b, h, q, k), text, facts=facts)
+        text = sign.join(_wrap(facts.level, mask) for mask in (self, other))
+        return Mask(rule, text, facts=facts)
 
     def __invert__(self) -> "Mask":
         f = self.rule
@@ -194,7 +192,9 @@ class Mask:
         for i, (panel, head) in enumerate(zip(panels, picture, strict=True)):
             panel.imshow(head, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
             panel.set(xlabel="key", ylabel="query", title=f"head {i}" if len(picture) > 1 else None)
-        figure.suptitle(self.expression)
+        # a file name may have characters that the font lacks, or dollars, which mean a formula
+        name = ascii(self.expression)[1:-1]
+        figure.suptitle(name.replace("$", r"\$"))
         image = io.BytesIO()
         figure.savefig(image, format="png")
         files.write_bytes(Path(path), image.getvalue())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from gptsmith.arguments import check_several
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
@@ -107,6 +108,7 @@ def with_classification_head(model: GPTModel, labels: Sequence[str]) -> GPTClass
 
     The output head, or an earlier classification head, is dropped.
     """
+    check_several(labels, "labels")
     tensors = {n: t for n, t in model.state_dict().items() if not n.startswith(("head.", "score."))}
     device = model.embedding.token.weight.device
     score = torch.empty(len(labels), model.config.n_embd).normal_(0.0, 0.02)

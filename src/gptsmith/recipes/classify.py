@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-from rich.console import Console
 
+from gptsmith import terminal
+from gptsmith.console import Console
 from gptsmith.data.classification import (
     EncodedTexts,
     LabelledRows,
@@ -148,7 +149,7 @@ def test(run: Run, data: LabelledSet, texts: EncodedTexts, runtime: Runtime, pad
     write_report(run, lines)
     run.close()
     Console().print(measure.table(scores))
-    print(summary)
+    terminal.say(summary)
 
 
 def _predictions(data: LabelledSet, log_p: np.ndarray) -> Iterator[str]:

@@ -7,10 +7,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from gptsmith import files
 from gptsmith.chat_template import ChatTemplate
+from gptsmith.console import Console
 from gptsmith.data.examples import Example, Examples
 from gptsmith.data.instructions import (
     CLASSIC,
@@ -124,7 +123,7 @@ def answer_test_instructions(
         model = run.load_model(device=run.config["train"]["device"], trust_code=True)
         chat = Chat(model, run.tokenizer, template)
         greedy = SamplingConfig(max_new_tokens=max_new_tokens, temperature=0)
-        console = Console(stderr=True, highlight=False)
+        console = Console(stderr=True)
         prompts = [template.prompt(prompt.messages(row)) for row in rows]
         with console.status("answering the test instructions"):
             replies = chat.reply_all(prompts, greedy)
@@ -141,7 +140,7 @@ def answer_test_instructions(
         ]
         files.write_json(run.path / RESPONSES, responses)
         write_report(run, instruct_section(run))
-        console.print(_summary(run, responses), soft_wrap=True, markup=False)
+        console.print(_summary(run, responses), soft_wrap=True)
 
 
 def instruct_section(run: Run) -> list[str]:

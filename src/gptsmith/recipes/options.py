@@ -148,6 +148,8 @@ class PretrainConfig(CorpusConfig):
     pad_vocab_multiple: int = Field(1, ge=1)
     """Round the model's vocabulary up to a multiple of this (64 is faster on GPUs)."""
     model: ModelConfig = ModelConfig.preset("fast")
+    """Architecture of the model, by default the preset fast (ModelConfig() in Python differs:
+    context_length 1024, norm_eps 1e-5, no qk_norm)."""
 
 
 class FinetuneConfig(RecipeConfig):

@@ -45,6 +45,9 @@ class Run:
         self.resumed: tuple[checkpoints.Checkpoint, list[str]] | None = None
         self._lock: ExitStack | None = None
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
     # --- content
 
     @property

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gptsmith import terminal
 from gptsmith.config import Section
 from gptsmith.run import Which
 
@@ -40,5 +40,5 @@ class WeightOptions(Section):
         """The model in eval mode on its device; `run.notice` is printed to stderr."""
         model = run.load_model(self.checkpoint, self.torch_device(), self.trust_code)
         if run.notice:
-            print(run.notice, file=sys.stderr)
+            terminal.note(run.notice)
         return model

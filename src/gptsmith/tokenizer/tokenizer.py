@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from gptsmith import files
+from gptsmith.arguments import check_several
 from gptsmith.tokenizer import bpe
 from gptsmith.tokenizer.formats import (
     ENDOFTEXT,
@@ -93,6 +94,7 @@ class Tokenizer:
 
         Fewer ids if no further pair occurs twice in the text.
         """
+        check_several(texts, "texts")
         if vocab_size < 257:
             raise ValueError(f"vocab_size {vocab_size} is less than 257: 256 bytes and {ENDOFTEXT}")
         vocab, merges = bpe.train(_not_empty(texts), vocab_size - 1)
@@ -194,6 +196,7 @@ class Tokenizer:
 
     def encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
         """One array of `dtype` per text; the fastest way, because short texts share one call."""
+        check_several(texts, "texts")
         try:
             return [ids.astype(self.dtype, copy=False) for ids in self._encoder(texts)]
         except UnicodeEncodeError:
@@ -219,6 +222,7 @@ class Tokenizer:
 
     def add_special_tokens(self, names: Iterable[str]) -> "Tokenizer":
         """A new tokenizer with `names` added after the existing ids; existing ones keep theirs."""
+        check_several(names, "names")
         document = json.loads(self._text)
         added, next_id = document.setdefault("added_tokens", []), self.vocab_size
         for name in dict.fromkeys(names):

@@ -22,9 +22,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from gptsmith.console import Console
 from gptsmith.files import atomic_path, sync, write_text
 from gptsmith.train.trackers import open_trackers
 
@@ -230,7 +230,7 @@ class ProgressLine:
 
     def print(self, text: str) -> None:
         """Print a line of plain text, above the bar if there is one."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
 
     def stop(self) -> None:
         """Stop the bar and restore the terminal."""

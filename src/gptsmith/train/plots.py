@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gptsmith.files import atomic_path
+from gptsmith.train.figure_text import figure_text, with_fonts
 
 INK, GRID, TRAIN, VAL, RATE = "#333333", "#e4e4e4", "#2f6db3", "#d9541e", "#3a8a5f"
 # Okabe and Ito 2008: distinguishable under every common kind of colour blindness.
@@ -14,6 +15,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 TICK_STEPS = [1, 2, 2.5, 5, 10]  # distances of the ticks, times a power of ten
 
 
+@with_fonts
 def draw_curves(
     path: Path,
     rows: Sequence[Mapping[str, Any]],
@@ -62,7 +64,9 @@ def draw_curves(
         losses.set_ylim(*_limits(np.concatenate([train, val])))
     losses.set_ylabel("loss (nats per token)", color=INK, fontsize=9)
     losses.yaxis.set_major_locator(MaxNLocator(7))
-    losses.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold", pad=10)
+    losses.set_title(
+        figure_text(title, 80), loc="left", color=INK, fontsize=11, fontweight="bold", pad=10
+    )
 
     if shown:
         _draw_scores(panels[1], rows, shown)
@@ -106,14 +110,15 @@ def _draw_scores(
     for i, (name, references) in enumerate(scores.items()):
         steps, values = _series(rows, name)
         colour = COLOURS[i % len(COLOURS)]
-        label = f"{name.replace('_', ' ')} {values[-1]:.1%}"
+        label = figure_text(f"{name.replace('_', ' ')} {values[-1]:.1%}")
         axes.plot(
             steps, values, color=colour, linewidth=1.8, marker="o", markersize=3.5, label=label
         )
         for reference, height in references.items():
             axes.axhline(height, color=colour, linewidth=1, linestyle=(0, (4, 2)))
             axes.annotate(
-                reference, (1, height), (-2, 2), xycoords=("axes fraction", "data"), ha="right",
+                figure_text(reference), (1, height), (-2, 2), ha="right",
+                xycoords=("axes fraction", "data"),
                 textcoords="offset points", color=colour, fontsize=8,
             )  # fmt: skip
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
+from gptsmith.arguments import check_several
 from gptsmith.config import flatten
 from gptsmith.files import read_json, write_json
 
@@ -164,6 +165,7 @@ def open_trackers(
     resumed: the step that the run resumes from, None for a new run. Raises ValueError for a tracker
     that is unknown, not installed, or fails to start.
     """
+    check_several(names, "trackers")
     chosen: list[str] = []
     for name in names:
         if name == "none":

@@ -1,0 +1,127 @@
+"""The exit for text that people read: whatever is in it, it cannot control the terminal.
+
+Prompts, model output, file names, labels and error messages may contain escape sequences, which
+retitle a window, hide lines or answer for the user. `visible` spells such characters out. Messages
+go through `say` (standard output) and `note` (standard error), tables and progress through
+`gptsmith.console`. `write` is for data that others read: exact, except on a terminal.
+
+Only the standard library is imported here: `gptsmith --help` must be instant.
+"""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+# Controls, formats (direction of writing, zero width, tags), surrogates, separators of lines.
+_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+# Formats that words and emoji are written with (the zero-width joiners), and Arabic, Syriac and
+# Kaithi signs, which are visible although they are formats.
+_WRITING = frozenset(
+    "\u200c\u200d\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2"
+    "\U000110bd\U000110cd"
+)
+
+
+def visible(text: str, keep: str = "\n\t") -> str:
+    r"""The text with every control character spelt out, such as \x1b, \x9b, \r or \u202e.
+
+    keep: control characters that stay; "" makes one line of any text. Idempotent.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c in keep or not _is_control(c) else spelled(c) for c in text)
+
+
+def _is_control(c: str) -> bool:
+    return not c.isprintable() and unicodedata.category(c) in _CATEGORIES and c not in _WRITING
+
+
+def spelled(c: str) -> str:
+    r"""A character as an escape of Python's: \n, \x1b, \u202e, \udcff."""
+    return c.encode("unicode_escape").decode("ascii")
+
+
+def say(text: str = "") -> None:
+    """Print a message on standard output."""
+    _print(sys.stdout, f"{visible(text)}\n")
+
+
+def note(text: str) -> None:
+    """Print a message on standard error: notices, progress, errors."""
+    _print(sys.stderr, f"{visible(text)}\n")
+
+
+def write(text: str, end: str = "\n", flush: bool = False) -> None:
+    """Print data on standard output: exact in a file or pipe, `visible` on a terminal.
+
+    ValueError for a character that the encoding of a file or pipe does not have.
+    """
+    out = sys.stdout
+    if out.isatty():
+        _print(out, visible(text) + end)
+        return
+    try:
+        with _named(out):
+            out.write(text + end)
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"standard output is {out.encoding}, which has no {error.object[error.start]!r}: "
+            "set PYTHONIOENCODING=utf-8"
+        ) from None
+    if flush:
+        flush_output()
+
+
+def flush_output() -> None:
+    """Write what `write` still holds; OSError if it cannot be written (a full disk)."""
+    with _named(sys.stdout):
+        sys.stdout.flush()
+
+
+def encodable(text: str, encoding: str | None) -> str:
+    """The text with characters that the encoding does not have spelt out."""
+    return text.encode(encoding or "utf-8", "backslashreplace").decode(encoding or "utf-8")
+
+
+def _print(stream: TextIO, text: str) -> None:
+    with _named(stream):
+        stream.write(encodable(text, stream.encoding))
+        stream.flush()  # in order with what libraries and other processes write
+
+
+@contextmanager
+def _named(stream: TextIO) -> Iterator[None]:
+    """Errors of the stream name it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = "standard error" if stream is sys.stderr else "standard output"
+        raise
+
+
+def show_library_messages() -> None:
+    """Send warnings, and log records that no library shows by itself, through `note`."""
+    import logging
+    import warnings
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        note(warnings.formatwarning(message, category, filename, lineno, line).rstrip("\n"))
+
+    class Formatter(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return visible(super().format(record))
+
+    warnings.showwarning = show
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(Formatter())

@@ -99,7 +99,25 @@ def load_config(
 # --- recipes -------------------------------------------------------------------------------------
 
 
-class _Loader(yaml.SafeLoader):
+MAX_YAML_BYTES = 200_000  # which take 2 s to parse
+
+
+class BoundedLoader(yaml.SafeLoader):
+    """Refuses aliases of nested values: a few lines of them stand for billions of values."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        is_alias = self.check_event(yaml.AliasEvent)
+        mark = self.peek_event().start_mark
+        node = super().compose_node(parent, index)
+        if is_alias and isinstance(node, yaml.CollectionNode):
+            is_inside = node.end_mark is None  # the alias is a part of what it stands for
+            parts = node.value if isinstance(node, yaml.SequenceNode) else sum(node.value, ())
+            if is_inside or any(isinstance(part, yaml.CollectionNode) for part in parts):
+                raise yaml.MarkedYAMLError(None, None, "an alias of a nested value", mark)
+        return node
+
+
+class _Loader(BoundedLoader):
     """Reads every scalar as text: `no` is not a boolean, and 1.50 keeps its zero."""
 
 
@@ -109,6 +127,8 @@ _Loader.yaml_implicit_resolvers = {}
 def read_recipe(path: Path, config_class: type[BaseModel]) -> list[Setting]:
     """The settings of a YAML recipe, or of the config.yaml of a run; none for an empty file."""
     try:
+        if path.is_file() and path.stat().st_size > MAX_YAML_BYTES:
+            raise ValueError(f"{path}: more than {MAX_YAML_BYTES:,} bytes: not a recipe")
         root = yaml.compose(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such recipe") from None

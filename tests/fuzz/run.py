@@ -45,6 +45,7 @@ def serve() -> None:
     from gptsmith.cli import WRONG_INPUT, WRONG_NAMES
 
     warnings.simplefilter("error")
+    warnings.simplefilter("ignore", ResourceWarning)  # a file is closed when it is forgotten
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what is printed counts as noise
     pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -109,6 +110,11 @@ class Child:
         self.last, self.detail = kind, detail
         return "", ""
 
+    def open_twice(self, parser: str, folder: Path) -> tuple[str, str]:
+        """The same; what is slow may be so because the machine is busy, and is opened again."""
+        problem = self.open(parser, folder)
+        return self.open(parser, folder) if problem[0] in ("slow", "hangs") else problem
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -167,7 +173,7 @@ def run(names: list[str], inputs: int, seed: int, keep: Path | None) -> int:
         child = Child(Path(scratch) / "noise")
         for parser in names:  # undamaged, first
             for folder in seeds(parser):
-                problem = child.open(parser, folder)
+                problem = child.open_twice(parser, folder)
                 if problem[0] or child.last != "result":
                     print(f"{parser}: seed {folder.name}: {problem} {child.detail}")
                     found[parser, "seed", folder.name] += 1
@@ -176,9 +182,7 @@ def run(names: list[str], inputs: int, seed: int, keep: Path | None) -> int:
             rng = random.Random(f"{seed}/{parser}/{number}")
             folder, target = rng.choice(seeds(parser)), Path(scratch) / "input"
             name = make_input(parser, folder, target, rng)
-            kind, detail = child.open(parser, target)
-            if kind in ("slow", "hangs"):  # or the machine was busy: once more
-                kind, detail = child.open(parser, target)
+            kind, detail = child.open_twice(parser, target)
             opened[f"{parser} {kind or child.last}"] += 1
             if kind:
                 key = (parser, kind, detail.partition(": ")[0] if kind != "noise" else "")

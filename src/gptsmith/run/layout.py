@@ -7,7 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from gptsmith import files
-from gptsmith.config import rename_keys
+from gptsmith.config import MAX_YAML_BYTES, BoundedLoader, rename_keys
 from gptsmith.model.config import ModelConfig
 from gptsmith.recognize import is_run as is_run
 from gptsmith.recognize import wrong_kind
@@ -36,9 +36,13 @@ def not_a_run_error(path: Path) -> OSError | ValueError:
 
 def read_config(path: Path) -> dict[str, Any]:
     """config.yaml or a recipe, with current key names; ValueError if it is unreadable."""
+    if path.stat().st_size > MAX_YAML_BYTES:
+        raise ValueError(f"{path} has more than {MAX_YAML_BYTES:,} bytes: not a configuration")
     try:
-        content = yaml.safe_load(files.read_text(path))
-    except yaml.YAMLError as error:
+        content = yaml.load(files.read_text(path), BoundedLoader)
+    except OSError:
+        raise
+    except Exception as error:  # YAMLError, or whatever yaml raises for a value that it cannot make
         raise ValueError(f"{path} is unreadable: {' '.join(str(error).split())}") from None
     return rename_keys(files.mapping(content, path))
 

@@ -111,7 +111,7 @@ def _growth(step: dict[str, Any] | None) -> float:
         return 1
     match step["type"]:
         case "Sequence":
-            parts = next(step[name] for name in _CHILDREN if name in step)
+            parts: Any = next((step[name] for name in _CHILDREN if name in step), None)
             return math.prod(map(_growth, parts))
         case "Prepend":
             return 1 if len(step["prepend"]) <= 8 else math.inf

@@ -2,6 +2,7 @@
 #   make demo     from raw text to a trained GPT that talks back, minutes on a laptop without GPU
 #   make test     the test suite            make check    format, lint, types
 #   make bench    benchmarks, side by side with other libraries
+#   make fuzz     20,000 damaged files for every parser, an hour
 #   make test-gguf   exported models in llama.cpp, which is compiled first: minutes, a C++ compiler
 # TORCH_INDEX names a PyTorch wheel index, for another build than the registry's own:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu     the small build without CUDA
@@ -16,7 +17,7 @@ VENV ?= .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: demo test test-gguf check bench clean
+.PHONY: demo test test-gguf check bench fuzz clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/gptsmith demo
@@ -34,6 +35,9 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks
+
+fuzz: $(VENV)/.dev
+	@$(BIN)/python tests/fuzz/run.py --inputs 20000
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -237,8 +237,8 @@ def test_errors_name_the_alias(
             ":2: tokens: should be a valid integer, unable to parse string as an integer, "
             "got '2001-13-45'",
         ),
-        ("data: &a [*a]\n", ":1: data: found unconstructable recursive node"),
-        ("stop: &a [*a]\n", ":1: stop: found unconstructable recursive node"),
+        ("data: &a [*a]\n", ":1: an alias of a nested value"),
+        ("stop: &a [*a]\n", ":1: an alias of a nested value"),
         ("optimizer: &o {name: muon}\nmodel: {<<: *o}\n", ":2: `<<` is not supported"),
     ],
 )

@@ -126,3 +126,21 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
             Examples(path)
     with pytest.raises(FileNotFoundError, match="no such file"):
         Examples(tmp_path / "none.arrow")
+
+
+def test_flipped_bits_are_found_or_change_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.arrow"
+    write_examples(path, make(3), {"context": 64})
+    data = path.read_bytes()
+    expected = [(e.ids.tolist(), e.labels.tolist(), e.name) for e in Examples(path)]
+    found = 0
+    for at in range(0, len(data), 29):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :])
+        try:
+            examples = Examples(path)
+        except ValueError as error:
+            found += str(error).startswith(str(path))
+            continue
+        assert [(e.ids.tolist(), e.labels.tolist()) for e in examples] == [e[:2] for e in expected]
+        found += 1
+    assert found == len(range(0, len(data), 29))

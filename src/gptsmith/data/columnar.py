@@ -46,6 +46,17 @@ def read_batches(
         report.reached(path, offset)
 
 
+def check_arrow(path: Path, schema: pa.Schema, otherwise: str) -> None:
+    """ValueError unless an Arrow file has these columns, and valid values, none of them null.
+
+    otherwise: what a file with other columns is called.
+    """
+    fields = [str(field) for field in schema]
+    sandbox.call(
+        f"{__name__}:checked", str(path), fields, otherwise, what=str(path), **_limits(path)
+    )
+
+
 def is_text(kind: pa.DataType) -> bool:
     """Whether a column of this type holds strings."""
     kinds = pa.types
@@ -73,6 +84,19 @@ def schema_of(path: str) -> tuple[None, memoryview]:
                 schema = _open_arrow(source).schema
         _ = str([*schema.names, *schema.types])  # decodes all names
         return None, memoryview(schema.serialize())
+
+
+def checked(path: str, fields: list[str], otherwise: str) -> None:
+    """See check_arrow."""
+    with _readable(path, "cannot be read as an Arrow file"), pa.memory_map(path) as source:
+        opened = pa.ipc.open_file(source)
+        if [str(field) for field in opened.schema] != fields:
+            raise ValueError(f"{path}: {otherwise}")
+        for i in range(opened.num_record_batches):
+            batch = opened.get_batch(i)
+            batch.validate(full=True)
+            if any(column.null_count for column in batch.columns):
+                raise ValueError(f"{path}: damaged, it has empty values")
 
 
 def batches_of(path: str, columns: list[str]) -> Iterator[tuple[int, memoryview]]:

@@ -21,11 +21,12 @@ import pyarrow.compute as pc
 
 from gptsmith import files
 from gptsmith.batch import IGNORE_INDEX
-from gptsmith.data.columnar import read_schema
+from gptsmith.data.columnar import check_arrow, read_schema
 from gptsmith.data.order import permutation
 from gptsmith.data.split import fill
 
 _TOKENS = 1 << 18  # of a record batch, about: 2 MB
+_OTHER = "not a file of examples; make one with gptsmith prepare"
 _METADATA, _TOTALS = b"gptsmith", "gptsmith_totals"
 _SCHEMA = pa.schema(
     [
@@ -85,18 +86,19 @@ class Examples(Sequence[Example]):
     def __init__(self, source: str | Path | Iterable[Example]) -> None:
         """A file written by `write_examples` (ValueError for any other), or the examples."""
         self.metadata: dict[str, Any] = {}
+        recorded: dict[str, Any] | None = None
         if isinstance(source, str | Path):
-            batches, self.metadata, summary = _open(Path(source))
+            batches, self.metadata, recorded = _open(Path(source))
         else:
-            batches, totals = [], _Totals()
-            for batch in _batches(source):
-                totals.add(batch)
-                batches.append(batch)
-            summary = totals.summary()
+            batches = list(_batches(source))
+        totals = _Totals()
+        for batch in batches:
+            totals.add(batch)
+        summary = totals.summary()
+        if recorded is not None and summary != {name: recorded.get(name) for name in summary}:
+            raise ValueError(f"{source}: damaged, its ids are not those that were written")
         self._views = [_View.of(batch) for batch in batches]
         self._starts = np.cumsum([0, *map(len, batches)])
-        if int(self._starts[-1]) != summary["examples"]:
-            raise ValueError(f"{source}: damaged, it holds {self._starts[-1]} of its examples")
         self._chosen = np.arange(self._starts[-1])
         nothing = np.empty(0, np.int64)
         self.lengths = np.concatenate([nothing, *(np.diff(view.offsets) for view in self._views)])
@@ -238,23 +240,24 @@ class _Totals:
 
 def _open(path: Path) -> tuple[list[pa.RecordBatch], dict[str, Any], dict[str, Any]]:
     """Record batches over the mapped file, the facts stored in it, and its totals."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    check_arrow(path, _SCHEMA, _OTHER)
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         count = reader.num_record_batches
         batches = [reader.get_batch(i) for i in range(count - 1)]
-        for batch in batches:
-            batch.validate(full=True)
         metadata = (reader.schema.metadata or {}).get(_METADATA)
         last = reader.get_batch_with_custom_metadata(count - 1) if count else None
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: cannot be read as an Arrow file ({error})") from None
     totals = last.custom_metadata if last is not None else None
-    if metadata is None or totals is None:
-        raise ValueError(f"{path}: not a file of examples; make one with gptsmith prepare")
-    summary = json.loads(totals[_TOTALS])
-    return batches, json.loads(metadata) | summary.get("metadata", {}), summary
+    if metadata is None or totals is None or _TOTALS.encode() not in totals:
+        raise ValueError(f"{path}: {_OTHER}")
+    facts, summary = (
+        files.mapping(files.parse_json(x, path), path) for x in (metadata, totals[_TOTALS])
+    )
+    return batches, facts | files.mapping(summary.get("metadata", {}), path), summary
 
 
 def is_chat_set(path: Path) -> bool:

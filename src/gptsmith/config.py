@@ -144,7 +144,7 @@ def read_recipe(path: Path, config_class: type[BaseModel]) -> list[Setting]:
         raise ValueError(f"{path}:{mark.line + 1 if mark else 1}: {problem}") from None
     except RecursionError:
         raise ValueError(f"{path}: nested too deeply for a recipe") from None
-    except yaml.YAMLError as error:  # characters that YAML does not allow
+    except (yaml.YAMLError, ValueError) as error:  # characters that YAML does not allow
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
     options = options_of(config_class)
     settings = [] if root is None else list(_read_section(root, (), options, path))
@@ -200,6 +200,10 @@ def _read_section(
             yield Setting(path, None, place)
 
 
+# What PyYAML raises for a scalar that is not of its tag (`!!float ""`, `!!bool x`).
+MALFORMED_SCALAR = (ValueError, LookupError, TypeError, AttributeError, OverflowError)
+
+
 def _is_null(node: yaml.Node) -> bool:
     plain = isinstance(node, yaml.ScalarNode) and node.style is None
     return plain and node.value.lower() in ("", "~", "null")
@@ -210,8 +214,8 @@ def _value(node: yaml.Node, place: str) -> Any:
         return None
     try:
         return yaml.constructor.SafeConstructor().construct_object(node, deep=True)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{place}: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, *MALFORMED_SCALAR, RecursionError) as error:
+        raise ValueError(f"{place}: not a value ({' '.join(str(error).split())})") from None
 
 
 def _is_stored(names: Iterable[str]) -> bool:

@@ -143,6 +143,28 @@ def flag_name(path: Iterable[str]) -> str:
     return "--" + ".".join(path).replace("_", "-")
 
 
+_INPUTS = {("data",), ("val",)}  # whatever their type
+
+
+class _Once(argparse.Action):
+    """Refuses a second value, which would silently replace the first one: a file would be lost."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        before = getattr(namespace, self.dest, values)
+        if before != values:
+            raise ValueError(
+                f"{option_string} is given twice ({before} and {values}), and takes one path: give "
+                "one, or put the files into one folder or corpus"
+            )
+        setattr(namespace, self.dest, values)
+
+
 class FlagParser(argparse.ArgumentParser):
     """The flags of `options`, and their help. Other words are left to the caller."""
 
@@ -175,6 +197,8 @@ class FlagParser(argparse.ArgumentParser):
                 groups[path] = self.add_argument_group(".".join(path), about)
             if path != (positional,) and (arguments := _arguments(option)):
                 group = groups.get(path) or groups[path[:-1]]
+                if option.item is None and (Path in option.kinds or path in _INPUTS):
+                    arguments["action"] = _Once
                 action = group.add_argument(flag_name(path), dest=".".join(path), **arguments)
                 self.names += [name[2:] for name in action.option_strings]
                 if isinstance(action, argparse.BooleanOptionalAction):

@@ -83,7 +83,7 @@ def test_output_dir_may_be_a_link_or_the_working_directory(
     with pytest.raises(FileExistsError, match="--out /: holds other files and no corpus"):
         run(Path("/"), source)
     (tmp_path / "dangling").symlink_to("nowhere")
-    with pytest.raises(FileExistsError, match=r"File exists: .*dangling"):
+    with pytest.raises(FileExistsError, match="dangling: a link to nothing"):
         run(tmp_path / "dangling", source)
 
 

@@ -31,6 +31,7 @@ def csv_rows(
     Bytes that are not UTF-8 are decoded as lone surrogates and reported with their row: strict
     decoding would fail at the end of a buffer, far from that row.
     """
+    csv.field_size_limit(sys.maxsize)
     encoding = find_encoding(path, form.encoding)
     count = 0
     with (
@@ -62,7 +63,6 @@ def _records(
     report: ReadReport,
 ) -> Iterator[tuple[str, dict[str, Any] | None]]:
     """Place and values of each record; no values of a record that was rejected."""
-    csv.field_size_limit(sys.maxsize)
     names = list(header) if header is not None else None
     records = csv.reader(lines, **dialect)
     while True:

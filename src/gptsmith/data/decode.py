@@ -24,6 +24,7 @@ LINE_LIMIT = 16 << 20  # bytes of a line, or characters of a row of a .csv
 NOT_UTF8 = "save the file as UTF-8, or name its encoding with --encoding"
 _BLOCK = 1 << 20
 _SAMPLE = 1 << 18
+_RATIO = 250  # gzip reaches 1,000 on one repeated byte, and a tenth of this on repetitive logs
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -96,9 +97,9 @@ def marked_encoding(path: Path, head: bytes) -> Encoding | None:
 def _find(path: Path, size: int, modified: int) -> Encoding:
     """size, modified: of the file, so that a changed file is looked at again."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    valid = invalid = 0  # bytes of characters beyond ASCII
+    total = valid = invalid = 0  # bytes: all, and those of characters beyond ASCII
     sample = bytearray()  # lines with such bytes
-    with opened(path) as (_, file):
+    with opened(path) as (raw, file):
         block = file.read(_BLOCK)
         if marked := marked_encoding(path, block[:_SAMPLE]):
             return marked
@@ -110,6 +111,9 @@ def _find(path: Path, size: int, modified: int) -> Encoding:
                 valid += len(block) - len(text)  # about: characters of two bytes count as one
                 if wrong and len(sample) < _SAMPLE:
                     sample += b"".join(x for x in block.splitlines(True) if not x.isascii())
+            total += len(block)
+            if file is not raw and total > max(LINE_LIMIT, _RATIO * raw.tell()):
+                raise ValueError(f"{path}: unpacks to more than {_RATIO} times its size: no text")
             block = file.read(_BLOCK)
     invalid += _count_escaped(decoder.decode(b"", final=True))
     if invalid > 10 * valid and _is_western(bytes(sample[:_SAMPLE])):

@@ -31,7 +31,7 @@ from gptsmith.data.row import Row
 
 _UNIT = "use a line per row, or a .json file with one list"
 # A compressed file may unpack to this many bytes of one value, or to this many times its size.
-_WHOLE_LIMIT, _WHOLE_RATIO = 64 << 20, 50
+_WHOLE_LIMIT, _WHOLE_RATIO = LINE_LIMIT, 50
 _COLUMNS = {*MESSAGES, *(name for pair in PROMPT_AND_RESPONSE for name in pair)}
 _SPACE = re.compile(r"\s*")
 

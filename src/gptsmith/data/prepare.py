@@ -75,6 +75,8 @@ def prepare(config: PrepareConfig) -> Path:
         deduplicate=config.deduplicate,
     )
     out = config.out
+    if out.is_symlink() and not out.exists():
+        raise FileExistsError(f"--out {out}: a link to nothing or to itself; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     with files.lock(out, "or choose another --out"):
         if output_dir.holds_corpus(out, identity, paths, overwrite=config.overwrite):

@@ -166,7 +166,7 @@ def _open_shard(folder: Path, shard: dict[str, Any], dtype: str) -> np.ndarray:
         raise ValueError(f"{path}: {size} bytes instead of {expected}: damaged; {remedy}")
     try:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
+    except Exception as error:  # numpy parses the header as Python: TokenError, SyntaxError ...
         raise ValueError(f"{path}: not a readable .npy file ({error}); {remedy}") from None
     if array.dtype != np.dtype(dtype) or array.shape != (shard["tokens"],):
         raise ValueError(

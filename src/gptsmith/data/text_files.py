@@ -53,12 +53,19 @@ class TextFile:
 
     def __iter__(self) -> Iterator[str]:
         parts: list[str] = []  # text after the last safe cut
+        length = 0
         for text in _decoded(self.path, self.encoding, self.report):
             cut = safe_cut(text)
             if cut:
                 yield "".join([*parts, text[:cut]])
                 parts.clear()
+                length = 0
             parts.append(text[cut:])
+            length += len(text) - cut
+            if length > LINE_LIMIT:
+                raise ValueError(
+                    f"{self.path}: {LINE_LIMIT >> 20} MiB without a space or line end: no text"
+                )
         if rest := "".join(parts):
             yield rest
 
@@ -97,6 +104,7 @@ def _whole(path: Path, encoding: Encoding, report: ReadReport) -> Iterator[Docum
                     f"{path}: holds <|endoftext|> as plain text; if it separates documents, "
                     "use --document-separator '<|endoftext|>'"
                 )
+            report.read.setdefault(path, 1)
             yield Document(str(path), chunks)
             return
     report.reject("empty document", str(path), "nothing but white space")
@@ -115,6 +123,7 @@ def _separated(
                 if one := one.strip("\r\n"):
                     number += 1
                     yield from document(f"{path}, document {number}", one, report)
+    report.read.setdefault(path, number + 1)
     if pending := pending.strip("\r\n"):
         yield from document(f"{path}, document {number + 1}", pending, report)
 

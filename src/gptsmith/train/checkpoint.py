@@ -197,7 +197,7 @@ def verify(path: Path, step: int) -> str | None:
             str(name): (int(entry["size"]), str(entry["sha256"]))
             for name, entry in content["files"].items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError) as error:
         return f"{manifest} is unreadable ({type(error).__name__}: {error})"
     if recorded != step:
         return f"{manifest} says step {recorded}"

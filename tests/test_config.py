@@ -465,6 +465,28 @@ def test_stored_configuration_keeps_what_was_done_before_a_field_existed(tmp_pat
         assert field in type(fields[section].default).model_fields
 
 
+@pytest.mark.parametrize(
+    "value", ['!!float ""', '!!int ""', "!!bool x", "!!timestamp x", "!!float [1]"]
+)
+def test_malformed_yaml_scalar_names_its_place(tmp_path: Path, value: str) -> None:
+    path = write(tmp_path, f"train:\n  batch_size: {value}\n")
+    argv = [path, "--data", "data/x", "--out", "runs/y"]
+    with pytest.raises(ValueError, match=r"\.yaml:2: train\.batch_size: ") as caught:
+        configuration.load_config(PretrainConfig, argv, prog="", description="")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_path_given_twice_is_refused() -> None:
+    argv = ["--data", "data/x", "--out", "runs/y"]
+    with pytest.raises(ValueError, match=r"--data is given twice \(data/x and data/z\)"):
+        configuration.load_config(
+            PretrainConfig, [*argv, "--data", "data/z"], prog="", description=""
+        )
+    again = [*argv, "--data", "data/x", "--train.steps", "5", "--train.steps", "6"]
+    found = configuration.load_config(PretrainConfig, again, prog="", description="")
+    assert (str(found.data), found.train.steps) == ("data/x", 6)
+
+
 # differences
 
 

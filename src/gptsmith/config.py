@@ -214,8 +214,12 @@ def _value(node: yaml.Node, place: str) -> Any:
         return None
     try:
         return yaml.constructor.SafeConstructor().construct_object(node, deep=True)
-    except (yaml.YAMLError, *MALFORMED_SCALAR, RecursionError) as error:
-        raise ValueError(f"{place}: not a value ({' '.join(str(error).split())})") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{place}: {' '.join(str(error).split())}") from None
+    except MALFORMED_SCALAR:
+        raise ValueError(
+            f"{place}: {node.value!r:.40} is no {node.tag.rpartition(':')[2]}"
+        ) from None
 
 
 def _is_stored(names: Iterable[str]) -> bool:

@@ -121,7 +121,9 @@ def _folder(path: Path) -> Kind:
         return Kind("a folder of prepared corpora", f"give one of them: {_some(corpora)}")
     if not inside:
         return Kind("an empty folder", "give another one")
-    return Kind("a folder with other files", f"it holds {_some([child.name for child in inside])}")
+    holds = _some([child.name for child in inside])
+    use = f"gptsmith prepare {path} --out data/NAME makes a corpus of its texts or tables"
+    return Kind(f"a folder with {holds}", use)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -156,6 +156,65 @@ def test_labels_are_sorted_as_numbers_only_if_all_are() -> None:
     assert sort_labels(["b", "a", "B"]) == ("B", "a", "b")
 
 
+@pytest.mark.parametrize(
+    ("form", "labels"),
+    [
+        ("{label}\t{text}", ("a", "b")),
+        ("{text}\t{label}", ("a", "b")),
+        ("{label} {text}", ("-1", "+1")),
+        ("{label} {text}", ("neg", "pos")),
+        ("{label} {text}", ("DESC:manner", "HUM:ind", "NUM:date")),
+        ("{label} {text}", ("__label__x", "__label__y")),
+        ("{label}: {text}", ("neg", "pos")),
+        ("{label},{text}", ("neg", "pos")),
+        ("{text},{label}", ("neg", "pos")),
+        ("{text};{label}", ("0", "1")),
+        ("{label} ||| {text}", ("neg", "pos")),
+        ("{text} {label}", ("1", "2", "3", "4", "5")),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "utf-16"])
+def test_label_forms_of_lines(
+    tmp_path: Path, form: str, labels: tuple[str, ...], encoding: str
+) -> None:
+    rows = [(f"{text}, señor | yes", label) for text, label in pairs(60, labels)]
+    path = tmp_path / "rows.label"
+    lines = "".join(form.format(text=text, label=label) + "\n" for text, label in rows)
+    path.write_text(lines, encoding=encoding)
+    data = load(path)
+    assert set(data.labels) == set(labels)
+    assert content(data) == sorted(rows)
+    said = " ".join(data.notes)
+    assert ("read as" in said) == (encoding != "utf-8")
+    assert ("the label is what stands" in said) == ("\t" not in form)
+
+
+def test_few_lines_of_another_form_are_named(tmp_path: Path) -> None:
+    rows = [f"{label} {text}\n" for text, label in pairs(60)]
+    (tmp_path / "rows.txt").write_text("".join([*rows, "alone\n"]))
+    with pytest.raises(ValueError, match=r"rows\.txt:61: the text is missing"):
+        load(tmp_path / "rows.txt")
+    assert len(everything(load(tmp_path / "rows.txt", on_error="skip"))) == 60
+
+
+def test_a_delimiter_may_be_given(tmp_path: Path) -> None:
+    path = tmp_path / "rows.txt"
+    rows = [(f"{i} {text}", label) for i, (text, label) in enumerate(pairs())]
+    path.write_text("".join(f"{text}~{label}\n" for text, label in rows))
+    with pytest.raises(ValueError, match="which part of a line is the label"):
+        load(path)
+    assert content(load(path, delimiter="~")) == sorted(rows)
+
+
+def test_several_files_are_one_set(tmp_path: Path) -> None:
+    rows = pairs(80)
+    first = as_csv(tmp_path / "a.csv", ["text", "label"], rows[:40])
+    second = tmp_path / "b.txt"
+    second.write_text("".join(f"{label}\t{text}\n" for text, label in rows[40:]))
+    data = load_labelled(LabelledConfig(data=(first, second)))
+    assert content(data) == sorted(rows)
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 

@@ -91,6 +91,15 @@ def test_truncated_shard_is_named(corpus: Path) -> None:
         Corpus.open(corpus)
 
 
+@pytest.mark.parametrize("header", [b"{'descr': '<u2', 'shape': (", b"\\\0((((", b"{'descr': "])
+def test_shard_with_a_header_that_is_not_python_is_named(corpus: Path, header: bytes) -> None:
+    path = corpus / "val-00000.npy"
+    data = path.read_bytes()
+    path.write_bytes(data[:10] + header.ljust(118) + data[128:])
+    with pytest.raises(ValueError, match=r"val-00000\.npy: not a readable \.npy file"):
+        Corpus.open(corpus)
+
+
 def test_shard_with_a_damaged_header_is_named(corpus: Path) -> None:
     path = corpus / "val-00000.npy"
     path.write_bytes(b"rubbish" + path.read_bytes()[7:])

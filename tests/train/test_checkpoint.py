@@ -108,6 +108,13 @@ DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
     ("manifest.json", truncate, "is unreadable"),
     ("manifest.json", Path.unlink, "is missing"),
     ("manifest.json", lambda path: path.write_text("[]"), "is unreadable"),
+    (
+        "manifest.json",
+        lambda path: path.write_text(
+            '{"step": 2, "files": {"a": {"size": Infinity, "sha256": ""}}}'
+        ),
+        "is unreadable",
+    ),
     ("manifest.json", lambda path: path.write_text('{"step": 20, "files": {}}'), "does not list"),
     ("manifest.json", lambda path: path.write_bytes(b"\xff\0"), "is unreadable"),
     ("manifest.json", renumber, "says step 30"),

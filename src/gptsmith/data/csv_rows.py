@@ -125,7 +125,7 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        line = self.waiting.popleft() if self.waiting else self.file.readline(LINE_LIMIT)
+        line = self._read()
         if not line:
             raise StopIteration
         self.number += 1
@@ -133,9 +133,13 @@ class _Lines:
         self.size += len(line)
         if self.size >= LINE_LIMIT:
             while line and line[-1] not in "\r\n":
-                line = self.file.readline(LINE_LIMIT)
+                line = self._read()
             raise csv.Error(f"longer than {LINE_LIMIT >> 20} MiB")
         return line
+
+    def _read(self) -> str:
+        """The next line, or a part of it where it is very long; "" at the end."""
+        return self.waiting.popleft() if self.waiting else self.file.readline(LINE_LIMIT)
 
     def begin(self) -> int:
         """Begin a record; the number of its first line."""

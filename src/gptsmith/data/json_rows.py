@@ -11,6 +11,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -77,8 +78,7 @@ def _reason(error: Exception) -> str:
 
 def _line_rows(path: Path, encoding: Encoding, report: ReadReport) -> Iterator[Row]:
     number = blank = 0
-    with opened(path) as (raw, file):
-        read_line = _line_reader(file, encoding)
+    with _line_reader(path, encoding) as (raw, read_line):
         try:
             for number, line in enumerate(iter(read_line, b""), 1):
                 if not number % 256:
@@ -109,13 +109,16 @@ def _line_rows(path: Path, encoding: Encoding, report: ReadReport) -> Iterator[R
             report.reached(path, raw.tell())
 
 
-def _line_reader(file: BinaryIO, encoding: Encoding) -> Callable[[], bytes]:
-    """A function that gives the next line in UTF-8, or a part of it where it is very long; b"" at
-    the end."""
-    if encoding.is_utf8:
-        return partial(file.readline, LINE_LIMIT)
-    text = io.TextIOWrapper(file, encoding.name, "surrogateescape", newline="\n")
-    return lambda: text.readline(LINE_LIMIT).encode(errors="surrogateescape")
+@contextmanager
+def _line_reader(path: Path, encoding: Encoding) -> Iterator[tuple[BinaryIO, Callable[[], bytes]]]:
+    """The file as stored, and a function that gives the next line in UTF-8, or a part of it where
+    it is very long; b"" at the end."""
+    with opened(path) as (raw, file):
+        if encoding.is_utf8:
+            yield raw, partial(file.readline, LINE_LIMIT)
+            return
+        with io.TextIOWrapper(file, encoding.name, "surrogateescape", newline="\n") as text:
+            yield raw, lambda: text.readline(LINE_LIMIT).encode(errors="surrogateescape")
 
 
 # --- all rows in one value -----------------------------------------------------------------------
@@ -123,8 +126,8 @@ def _line_reader(file: BinaryIO, encoding: Encoding) -> Callable[[], bytes]:
 
 def _whole(path: Path, encoding: Encoding, report: ReadReport) -> list[tuple[str, Any]] | None:
     """Places and rows of a file that is not a value per line; None if it is."""
-    with opened(path) as (_, file):
-        lines = iter(_line_reader(file, encoding), b"")
+    with _line_reader(path, encoding) as (_, read_line):
+        lines = iter(read_line, b"")
         first = next((line for line in lines if line.strip()), b"").removeprefix(codecs.BOM_UTF8)
         has_more = any(line.strip() for line in lines)
     is_json = has_suffix(path, ".json", ".json.gz")

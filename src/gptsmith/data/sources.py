@@ -129,8 +129,8 @@ def _open_path(path: Path, name: str, options: ReadOptions, report: ReadReport) 
     found = find_files(path, belongs, "table (.jsonl, .csv, .parquet ...) and no text file")
     if others := set(below) - {*found.files, *found.empty}:
         report.hint(
-            f"{path}: {_suffixes(found.files)} are read; {_suffixes(others)} not, of which a "
-            "pattern such as 'FOLDER/*.log' names those to read"
+            f"{path}: {_suffixes(found.files)} are read, {_suffixes(others)} not; a pattern "
+            f"('{path}/**/*.SUFFIX') reads others"
         )
     layout = _layout(found.files, options, report)
 

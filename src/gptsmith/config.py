@@ -128,7 +128,7 @@ def read_recipe(path: Path, config_class: type[BaseModel]) -> list[Setting]:
     """The settings of a YAML recipe, or of the config.yaml of a run; none for an empty file."""
     try:
         if path.is_file() and path.stat().st_size > MAX_YAML_BYTES:
-            raise ValueError(f"{path}: more than {MAX_YAML_BYTES:,} bytes: not a recipe")
+            raise ValueError(f"more than {MAX_YAML_BYTES:,} bytes: not a recipe")
         root = yaml.compose(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such recipe") from None
@@ -200,10 +200,6 @@ def _read_section(
             yield Setting(path, None, place)
 
 
-# What PyYAML raises for a scalar that is not of its tag (`!!float ""`, `!!bool x`).
-MALFORMED_SCALAR = (ValueError, LookupError, TypeError, AttributeError, OverflowError)
-
-
 def _is_null(node: yaml.Node) -> bool:
     plain = isinstance(node, yaml.ScalarNode) and node.style is None
     return plain and node.value.lower() in ("", "~", "null")
@@ -216,10 +212,9 @@ def _value(node: yaml.Node, place: str) -> Any:
         return yaml.constructor.SafeConstructor().construct_object(node, deep=True)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{place}: {' '.join(str(error).split())}") from None
-    except MALFORMED_SCALAR:
-        raise ValueError(
-            f"{place}: {node.value!r:.40} is no {node.tag.rpartition(':')[2]}"
-        ) from None
+    except Exception:  # whatever yaml raises for a scalar that is not of its tag: !!float ""
+        kind = node.tag.rpartition(":")[2]
+        raise ValueError(f"{place}: {node.value!r:.40} is no {kind}") from None
 
 
 def _is_stored(names: Iterable[str]) -> bool:

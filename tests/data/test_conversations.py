@@ -147,6 +147,154 @@ def test_rows_of_other_forms_are_skipped(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+# --- columns beside the messages or the question ------------------------------------------------
+
+
+def texts(path: Path) -> list[list[str]]:
+    return [[m["content"] for m in conversation.messages] for conversation in read(path)]
+
+
+@pytest.mark.parametrize("name", ["input", "context", "passage"])
+def test_what_a_question_is_about_is_in_the_prompt(tmp_path: Path, name: str) -> None:
+    asked, said = "Who won race 1?", "Boat 2 won race 1."
+    path = lines(
+        tmp_path / "a.jsonl",
+        {"instruction": asked, name: said, "response": "Boat 2.", "category": "sport"},
+        {"question": asked, name: said, "answer": "Boat 2."},
+        {"prompt": asked, name: said, "completion": "Boat 2."},
+        {"question": asked, name: "", "answer": "Boat 2."},
+    )
+    assert texts(path) == [[f"{asked}\n\n{said}", "Boat 2."]] * 3 + [[asked, "Boat 2."]]
+    table = tmp_path / "a.csv"
+    table.write_text(f"question,{name},answer\n{asked},{said},Boat 2.\n{asked},,Boat 2.\n")
+    assert texts(table) == [[f"{asked}\n\n{said}", "Boat 2."], [asked, "Boat 2."]]
+    q = {"q": asked, name: said, "a": "Boat 2."}
+    (found,) = read(lines(path, q), files=ChatFiles(prompt_column="q", response_column="a"))
+    assert found.messages[0]["content"] == f"{asked}\n\n{said}"
+
+
+def test_history_is_the_earlier_messages(tmp_path: Path) -> None:
+    first = [TALK[0]["content"], TALK[1]["content"]]
+    row = {"instruction": TALK[2]["content"], "input": "", "output": TALK[3]["content"]}
+    path = lines(
+        tmp_path / "a.jsonl",
+        row | {"history": [first]},
+        row | {"history": json.dumps([first])},
+        row | {"history": TALK[:2]},
+        row | {"history": [first], "system": "Be brief."},
+    )
+    assert messages(path) == [TALK] * 3 + [[BRIEF, *TALK]]
+    for nothing in (None, [], "[]"):
+        assert messages(lines(path, row | {"history": nothing})) == [TALK[2:]]
+    for bad in ([["a"]], ["a", "b"], "a", [[1, [2]]], [[None, "b"]]):
+        with pytest.raises(ValueError, match=r"a\.jsonl:1: .*--on-error skip"):
+            read(lines(path, row | {"history": bad}))
+
+
+def test_two_system_messages_are_refused(tmp_path: Path) -> None:
+    path = lines(
+        tmp_path / "a.jsonl",
+        {"system": " Be brief.", "messages": [BRIEF, *TALK]},
+        {"system": "Be verbose.", "messages": [BRIEF, *TALK]},
+    )
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: the row's system message and that of its"):
+        read(path)
+    report = ReadReport("skip")
+    assert len(read(path, report=report)) == 1
+    assert report.skipped.counts() == {"two system messages": 1}
+    path = lines(path, {"system": "a", "system_prompt": "b", "question": "c", "answer": "d"})
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: 'system', 'system_prompt' differ"):
+        read(path)
+    path = lines(path, {"system": ["a"], "messages": TALK})
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: the column 'system' holds a list"):
+        read(path)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("empty", [None, NAN, "", " \n", [], {}])
+def test_empty_cells(tmp_path: Path, empty: Any) -> None:
+    row = {"instruction": "Add.", "input": "2 3", "output": "5"}
+    path = tmp_path / "a.jsonl"
+    if not isinstance(empty, dict | list) or not empty:
+        assert texts(lines(path, row | {"input": empty})) == [["Add.", "5"]]
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: no text in 'instruction'; --on-error"):
+        read(lines(path, row | {"instruction": empty}))
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: message 2 of 2: an empty answer; --on"):
+        read(lines(path, row | {"output": empty}))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (-5, "-5"),
+        (2.5, "2.5"),
+        (True, "true"),
+        (False, "false"),
+        (10**30, "1" + "0" * 30),
+    ],
+)
+def test_numbers_and_truth_values_are_text(tmp_path: Path, value: Any, text: str) -> None:
+    path = lines(tmp_path / "a.jsonl", {"instruction": value, "input": value, "output": value})
+    assert texts(path) == [[f"{text}\n\n{text}", text]]
+    said = [{"role": "user", "content": value}, {"role": "assistant", "content": value}]
+    assert texts(lines(path, {"messages": said})) == [[text, text]]
+
+
+@pytest.mark.parametrize("value", [["a"], {"a": 1}, [["a", "b"]]])
+@pytest.mark.parametrize("column", ["instruction", "input", "output"])
+def test_cells_that_are_not_text_are_refused_by_place(
+    tmp_path: Path, value: Any, column: str
+) -> None:
+    row = {"instruction": "Add.", "input": "2 3", "output": "5"}
+    path = lines(tmp_path / "a.jsonl", row, row | {column: value})
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: .*--on-error skip") as caught:
+        read(path)
+    assert str(value)[:20] in str(caught.value)
+    assert len(read(path, report=ReadReport("skip"))) == 1
+
+
+def test_cells_of_a_typed_table(tmp_path: Path) -> None:
+    import datetime
+
+    row = {"question": 3, "context": datetime.date(2024, 5, 1), "answer": 2.5, "image": None}
+    pq.write_table(pa.Table.from_pylist([row, row | {"context": None}]), tmp_path / "a.parquet")
+    assert texts(tmp_path / "a.parquet") == [["3\n\n2024-05-01", "2.5"], ["3", "2.5"]]
+    pq.write_table(pa.Table.from_pylist([row | {"answer": b"x"}]), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match="row 1: the column 'answer' holds a binary value"):
+        read(tmp_path / "b.parquet")
+
+
+def test_columns_that_are_not_used_are_mentioned(tmp_path: Path) -> None:
+    path = lines(
+        tmp_path / "a.jsonl",
+        {"messages": TALK, "topic": "names", "id": 3, "source": "web", "score": None, "kb": []},
+        {"messages": TALK, "topic": "names", "context": "Ann is here.", "user_id": 5},
+    )
+    report = ReadReport("stop")
+    list(read_conversations([path], DEFAULT, report))
+    assert list(report.hints) == ["column 'topic' is not used", "column 'context' is not used"]
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: it has images, which the model cannot read"):
+        read(lines(path, {"messages": TALK, "images": ["x.png"]}))
+
+
+def test_messages_in_a_table_of_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    quoted = json.dumps(TALK).replace('"', '""')
+    path.write_text(f'messages,weight\n"{quoted}",1\n"{quoted}",0\n')
+    assert [c.learned for c in read(path)] == [None, frozenset()]
+    assert messages(path) == [TALK] * 2
+
+
+def test_column_of_messages_with_a_name_of_its_own(tmp_path: Path) -> None:
+    assert messages(lines(tmp_path / "a.jsonl", {"thread": TALK, "tags": ["a"]})) == [TALK]
+    two = lines(tmp_path / "b.jsonl", {"chosen": TALK, "rejected": TALK})
+    with pytest.raises(ValueError, match=r"b\.jsonl:1: which columns .*--messages-column"):
+        read(two)
+
+
 # --- encoding ------------------------------------------------------------------------------------
 
 

@@ -110,33 +110,42 @@ def _conversation(
 
 def _messages_of(row: Row, files: ChatFiles) -> tuple[list[Any], set[str]] | None:
     """The messages of a row, unchecked, and the columns they are from; None if it has none."""
-    values, name = row.values, files.messages_column
-    if files.prompt_column is None:
+    values = row.values
+    if files.messages_column is not None:
+        named = [files.messages_column] if files.messages_column in values else []
+    else:
+        named = [name for name in names.MESSAGES if name in values]
+    named.sort(key=lambda name: is_empty(values[name]))  # one that holds something first
+    name = named[0] if named and files.prompt_column is None else None
+    turns = None if name is None else values[name]
+    if name is not None and isinstance(turns, str) and turns.lstrip().startswith("["):
+        turns = json_of(name, turns)  # in a table of text
+    if not isinstance(turns, list) or not turns:
+        if files.messages_column is None:
+            found = _question_and_answer(row, files)
+            if found is not None or files.prompt_column is not None:
+                return found
+            name = name or _column_of_messages(values, files)
         if name is None:
-            named = [name for name in names.MESSAGES if name in values]
-            named = named or _lists_of_messages(values, files)
-            name = next((n for n in named if not is_empty(values[n])), next(iter(named), None))
-        turns = values.get(name) if name is not None else None
-        if isinstance(turns, str) and turns.lstrip().startswith("["):  # in a table of text
-            turns = json_of(name or "", turns)
-        if isinstance(turns, list) and turns:
-            return list(turns), {name or ""}
-    found = None if files.messages_column else _question_and_answer(row, files)
-    if found is not None or files.prompt_column is not None or name not in values:
-        return found
+            return None
+        turns = turns or values[name]
     if is_empty(turns):
         raise InvalidRowError("conversation without an answer", f"no messages in {name!r}")
-    return [turns], {name}
+    return list(turns) if isinstance(turns, list) else [turns], {str(name)}
 
 
-def _lists_of_messages(values: Mapping[str, Any], files: ChatFiles) -> list[str]:
+def _column_of_messages(values: Mapping[str, Any], files: ChatFiles) -> str | None:
     """The column that holds messages under a name of its own, if there is one such column."""
     found = [
         name
         for name, value in values.items()
         if isinstance(value, list) and value and all(is_message(turn, files) for turn in value)
     ]
-    return found if len(found) == 1 else []
+    return found[0] if len(found) == 1 else None
+
+
+def _holds_messages(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(turn, Mapping) for turn in value)
 
 
 def _question_and_answer(row: Row, files: ChatFiles) -> tuple[list[Any], set[str]] | None:
@@ -155,7 +164,7 @@ def _question_and_answer(row: Row, files: ChatFiles) -> tuple[list[Any], set[str
         return None
     prompt, response = pairs[0]
     turns, used = history(values)
-    if isinstance(values[prompt], list) and values[prompt]:  # messages
+    if _holds_messages(values[prompt]):
         turns += values[prompt]
     else:
         text = cell(values, prompt)
@@ -164,7 +173,7 @@ def _question_and_answer(row: Row, files: ChatFiles) -> tuple[list[Any], set[str
         beside = context(values, {prompt, response})
         turns.append(made("user", "\n\n".join([text, *beside.values()])))
         used |= beside.keys()
-    if isinstance(values[response], list) and values[response]:
+    if _holds_messages(values[response]):
         turns += values[response]
     else:
         turns.append(made("assistant", cell(values, response)))

@@ -45,8 +45,10 @@ def history(values: Mapping[str, Any]) -> tuple[list[Any], set[str]]:
             if isinstance(pair, Mapping):
                 turns.append(pair)
             elif isinstance(pair, list) and len(pair) == 2:
-                texts = (_text(text, name) for text in pair)
-                turns += [made(*m) for m in zip(("user", "assistant"), texts, strict=True)]
+                asked, answered = (_text(text, name) for text in pair)
+                if not asked.strip():
+                    raise InvalidRowError("no question", f"no text in a question of {name!r}")
+                turns += [made("user", asked), made("assistant", answered)]
             else:
                 problem = f"the column {name!r} holds {str(pair)[:40]}, not [question, answer]"
                 raise InvalidRowError("unreadable history", problem)

@@ -290,6 +290,9 @@ def test_messages_in_a_table_of_text(tmp_path: Path) -> None:
 
 def test_column_of_messages_with_a_name_of_its_own(tmp_path: Path) -> None:
     assert messages(lines(tmp_path / "a.jsonl", {"thread": TALK, "tags": ["a"]})) == [TALK]
+    tree = lines(tmp_path / "c.jsonl", {"role": "prompter", "text": "Hi", "replies": TALK[1:2]})
+    with pytest.raises(ValueError, match=r"c\.jsonl:1: which columns .*--messages-column"):
+        read(tree)
     two = lines(tmp_path / "b.jsonl", {"chosen": TALK, "rejected": TALK})
     with pytest.raises(ValueError, match=r"b\.jsonl:1: which columns .*--messages-column"):
         read(two)

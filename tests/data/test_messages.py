@@ -219,10 +219,13 @@ def test_own_roles_and_fields(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, r"no role in .*\(--user-role NAME and --assistant-role NAME name others, --role-key"),
-        ({"role_key": "agent"}, r"'agent_1' in .*\(--user-role NAME"),
-        ({"user_role": "agent_1"}, r"--text-key NAME chooses the field"),
-        ({"user_role": "agent_1", "text_key": "message"}, r"no role in .*'agent_2'"),
+        (
+            {},
+            r"no role in the fields 'agent', 'message' \(--user-role NAME and --assistant-role NAME name others, --role-key",
+        ),
+        ({"role_key": "agent"}, r"unknown role 'agent_1' \(--user-role NAME"),
+        ({"user_role": "agent_1"}, r"of the fields 'agent', 'message' \(--text-key"),
+        ({"user_role": "agent_1", "text_key": "message"}, r"no role in the fields"),
     ],
 )
 def test_errors_name_the_option_that_helps(tmp_path: Path, options: Any, says: str) -> None:

@@ -206,7 +206,7 @@ def encode_conversations(
         except ValueError as error:
             report.reject("conversation that the template refuses", place, str(error))
             continue
-        for name in unread_fields(messages, template.reads):
+        for name in sorted(unread_fields(messages, template.reads)):
             report.hint(f"field {name!r} of messages is not used")
         if messages[-1]["role"] == "user":
             counts.unanswered.add("ending with a question, which was removed", place)

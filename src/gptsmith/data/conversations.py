@@ -135,7 +135,10 @@ def _messages_of(row: Row, files: ChatFiles) -> tuple[list[Any], set[str]] | Non
 
 
 def _column_of_messages(values: Mapping[str, Any], files: ChatFiles) -> str | None:
-    """The column that holds messages under a name of its own, if there is one such column."""
+    """The column that holds messages under a name of its own, if there is one such column. Not
+    below a message, as in a tree: those are its replies."""
+    if is_message(values, files):
+        return None
     found = [
         name
         for name, value in values.items()

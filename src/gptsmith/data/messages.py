@@ -59,8 +59,8 @@ def read_message(turn: Any, files: ChatFiles) -> ReadMessage:
     if is_empty(content) and content != "" and not any(name in more for name in CALLS):
         raise InvalidRowError(
             "message without text",
-            f"no text in {quoted(text_keys)} of {str(dict(turn))[:60]} (--text-key NAME chooses "
-            "the field)",
+            f"no text in {quoted(text_keys)}, of the fields {_fields(turn)} (--text-key NAME "
+            "chooses another)",
         )
     message = {**more, "role": role, "content": text}
     return ReadMessage(message, is_learned)  # type: ignore[arg-type]
@@ -94,13 +94,19 @@ def _role(value: Any, turn: Mapping[str, Any], files: ChatFiles) -> str:
     roles = names.ROLES | {name.lower(): role for name, role in own.items() if name is not None}
     role = roles.get(value.strip().lower()) if isinstance(value, str) else None
     if role is None:
-        what = "no role" if value is None else f"unknown role {str(value)[:40]!r}"
+        what = f"unknown role {str(value)[:40]!r}"
+        if value is None:
+            what = f"no role in the fields {_fields(turn)}"
         raise InvalidRowError(
             "unknown role",
-            f"{what} in {str(dict(turn))[:60]} (--user-role NAME and "
-            "--assistant-role NAME name others, --role-key NAME the field)",
+            f"{what} (--user-role NAME and --assistant-role NAME name others, --role-key NAME the "
+            "field)",
         )
     return role
+
+
+def _fields(turn: Mapping[str, Any]) -> str:
+    return quoted(str(name)[:40] for name in list(turn)[:6])
 
 
 def _flag(name: str, value: Any) -> bool:

@@ -221,7 +221,7 @@ def test_own_roles_and_fields(tmp_path: Path) -> None:
     [
         (
             {},
-            r"no role in the fields 'agent', 'message' \(--user-role NAME and --assistant-role NAME name others, --role-key",
+            r"no role in the fields 'agent', 'message' \(--user-role NAME and",
         ),
         ({"role_key": "agent"}, r"unknown role 'agent_1' \(--user-role NAME"),
         ({"user_role": "agent_1"}, r"of the fields 'agent', 'message' \(--text-key"),

@@ -87,6 +87,9 @@ class ChatTemplate:
         ends = [self._end(twice, i, 0)[1] for i in (1, 3)]
         self.stop_ids = tuple(dict.fromkeys([*ends, *([] if eos is None else [eos])]))
 
+    def __repr__(self) -> str:
+        return f"ChatTemplate({len(self.source):,} characters, stop_ids {list(self.stop_ids)})"
+
     def encode(
         self,
         messages: Sequence[Message],

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pseudo_terminal import pieces
 
 from gptsmith.model import flops
 from gptsmith.run import Run
@@ -175,19 +176,10 @@ def test_generate_streams_to_a_terminal(say, run: Path) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen([sys.executable, "-m", "gptsmith", *argv], stdout=theirs)
     os.close(theirs)
-    pieces = []
-    while True:
-        try:
-            piece = os.read(ours, 1000)
-        except OSError:  # Linux says EIO where the other side has closed
-            break
-        if not piece:
-            break
-        pieces.append(piece)
-    os.close(ours)
+    written = pieces(ours)
     assert process.wait() == 0
-    assert b"".join(pieces).decode().replace("\r\n", "\n") == say(*argv)[1]
-    assert len(pieces) > 1
+    assert b"".join(written).decode().replace("\r\n", "\n") == say(*argv)[1]
+    assert len(written) > 1
 
 
 @pytest.mark.parametrize(

@@ -105,12 +105,20 @@ def test_every_preset_builds_from_the_axes_that_it_names(name: str) -> None:
     assert isinstance(block.attention_norm, nn.LayerNorm) == (config.norm == "layernorm")
 
 
-@pytest.mark.parametrize("axis", ["norm", "mlp", "position"])
-def test_an_unknown_value_of_an_axis_never_builds(axis: str) -> None:
+@pytest.mark.parametrize("axis", ["norm", "mlp", "position", "bias"])
+@BOTH
+def test_an_unknown_value_of_an_axis_never_builds(config: ModelConfig, axis: str) -> None:
     """Even where validation was bypassed, no part falls back to another kind."""
-    broken = LLAMA.model_copy(update={axis: "of the future"})
-    with pytest.raises(AssertionError, match="of the future"):
-        GPTModel(broken)
+    broken = config.model_copy(update={axis: "of the future"})
+    parts: dict[str, list[type[nn.Module]]] = {
+        "norm": [TransformerBlock],
+        "mlp": [TransformerBlock],
+        "position": [TokenEmbedding, MultiHeadAttention, TransformerBlock],
+        "bias": [MultiHeadAttention, SwiGLU, TransformerBlock],
+    }
+    for part in (GPTModel, *parts[axis]):
+        with pytest.raises(AssertionError, match="of the future"):
+            part(broken)
 
 
 def test_feed_forward_names_the_class_for_swiglu() -> None:

@@ -163,3 +163,12 @@ def test_kv_cache_size_matches_the_formula() -> None:
         c = small(name, 16)
         cache = KVCache.for_model(c, GPTModel(c).mask, batch=3)
         assert kv_cache_bytes(c, 3, 16) == cache.k.nbytes + cache.v.nbytes
+
+
+@pytest.mark.parametrize("axis", ["norm", "mlp", "position", "bias"])
+@pytest.mark.parametrize("preset", ["tiny", "fast"])
+def test_an_unknown_value_of_an_axis_is_never_counted(preset: str, axis: str) -> None:
+    """Not as the value that is left when all others are excluded."""
+    broken = small(preset, 16).model_copy(update={axis: "of the future"})
+    with pytest.raises(AssertionError, match="of the future"):
+        training_memory(broken, 1, 16)

@@ -28,16 +28,21 @@ def shown(*commands: Sequence[object], piped: str = "") -> str:
     assert process.stdin is not None
     process.stdin.write(piped.encode())
     process.stdin.close()
-    pieces = []
+    text = b"".join(pieces(ours)).decode().replace("\r\n", "\n")
+    assert process.wait(120) == 0, text
+    return text
+
+
+def pieces(terminal: int) -> list[bytes]:
+    """What is written to a terminal until its other side closes, as it arrives."""
+    found = []
     while True:
         try:
-            piece = os.read(ours, 65536)
+            piece = os.read(terminal, 65536)
         except OSError:  # Linux says EIO where the other side has closed
             break
         if not piece:
             break
-        pieces.append(piece)
-    os.close(ours)
-    text = b"".join(pieces).decode().replace("\r\n", "\n")
-    assert process.wait(120) == 0, text
-    return text
+        found.append(piece)
+    os.close(terminal)
+    return found

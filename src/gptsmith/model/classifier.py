@@ -5,7 +5,7 @@ B batch, T time, C channels.
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from gptsmith.model.checks import check_ids
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.model.masks import Mask
 
 
 class GPTClassifier(GPTModel):
@@ -24,17 +23,11 @@ class GPTClassifier(GPTModel):
     raises ValueError.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        *,
-        mask_folder: Path | None = None,
-        trust_code: bool = False,
-        mask: Mask | None = None,
-    ) -> None:
+    def __init__(self, config: ModelConfig, **mask_options: Any) -> None:
+        """mask_options: those of GPTModel."""
         if not config.labels:
             raise ValueError("a classifier needs class names: set model.labels")
-        super().__init__(config, mask_folder=mask_folder, trust_code=trust_code, mask=mask)
+        super().__init__(config, **mask_options)
         self.score = nn.Linear(config.n_embd, len(config.labels), bias=False)
         with torch.no_grad():
             self.score.weight.normal_(0.0, 0.02)

@@ -222,7 +222,7 @@ def make_mlp(config: ModelConfig) -> nn.Module:
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm residual block: attention, then MLP. Arguments as in `MultiHeadAttention`."""
+    """Pre-norm residual block: attention, then MLP. layer: see `MultiHeadAttention`."""
 
     def __init__(self, config: ModelConfig, layer: int = 0) -> None:
         super().__init__()
@@ -233,14 +233,9 @@ class TransformerBlock(nn.Module):
             self.mlp = make_mlp(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self,
-        x: Tensor,
-        mask: Mask | Tensor | CausalMask | BlockMask | None = None,
-        rotation: tuple[Tensor, Tensor] | None = None,
-        cache: KVCache | None = None,
-    ) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask, rotation, cache))
+    def forward(self, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        """(B, T, C) of x (B, T, C). The other arguments are those of `MultiHeadAttention`."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), *arguments, **named))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 

@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from runs import random_run
 
 import gptsmith
@@ -84,3 +86,17 @@ def test_what_expects_several_refuses_one(loaded: gptsmith.LoadedRun) -> None:
         for call in those:
             with pytest.raises(ValueError, match=wanted):
                 call()
+
+
+def test_ids_may_be_a_tensor_or_an_array(loaded: gptsmith.LoadedRun) -> None:
+    few = gptsmith.SamplingConfig(max_new_tokens=4)
+    expected = [g.ids for g in loaded.engine.generate([[65, 66], [67, 68]], few)]
+    for rows in (torch.tensor([[65, 66], [67, 68]]), np.array([[65, 66], [67, 68]])):
+        assert [g.ids for g in loaded.engine.generate(rows, few)] == expected
+        with pytest.raises(ValueError, match="prompt 65 is a token id"):
+            loaded.engine.generate(rows[0], few)
+
+
+def test_one_array_is_no_list_of_shards() -> None:
+    with pytest.raises(ValueError, match=r"shards is one array, .*\[shard\]"):
+        gptsmith.Windows(np.zeros(100, np.uint16), T=8)

@@ -43,6 +43,8 @@ class Windows(Epochs):
         mask_targets_before: number of positions at the start of each row that are not targets
         (model/target_leakage.py). stride: tokens from one window to the next; windows overlap if
         it is less than T, the default."""
+        if isinstance(shards, np.ndarray):
+            raise ValueError("shards is one array, and several are expected: give a list, [shard]")
         self.shards, self.T, self.eos_id = shards, T, eos_id
         self.stride = stride or T
         self.mask_targets_before = mask_targets_before

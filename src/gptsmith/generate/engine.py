@@ -313,6 +313,8 @@ class Engine:
         return self.model.head_weight.device
 
     def _encode(self, prompt: str | Sequence[int]) -> Sequence[int]:
+        if hasattr(prompt, "tolist"):  # a tensor or an array of ids
+            prompt = prompt.tolist()
         if isinstance(prompt, int):
             raise ValueError(
                 f"prompt {prompt} is a token id: several prompts of ids are [[...], ...]"

@@ -14,7 +14,17 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "gptsmith"
 # itself). The face is `import gptsmith`, which loads names from many rooms on first use.
 GROUND = {"train", "model", "tokenizer", "batch"}
 # anyone may use them: durable writes, configuration, a process with limits, the way to the screen
-DESK = {"files", "config", "flags", "recognize", "sandbox", "arguments", "terminal", "console"}
+DESK = {
+    "files",
+    "config",
+    "flags",
+    "recognize",
+    "sandbox",
+    "arguments",
+    "terminal",
+    "console",
+    "progress",
+}
 MIDDLE = {"run", "chat_template", "message"} | GROUND | DESK
 FLOORS: dict[str, set[str]] = {
     "__main__": {"cli"},
@@ -48,6 +58,7 @@ FLOORS: dict[str, set[str]] = {
     "arguments": set(),
     "files": set(),
     "recognize": set(),
+    "progress": {"console"},
 }
 
 # Third-party packages that a machine may lack: imported inside the function that needs them.

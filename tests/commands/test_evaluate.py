@@ -12,12 +12,16 @@ import torch
 import torch.nn.functional as F
 from runs import random_run
 
+from gptsmith.data.classification import encode_labelled
+from gptsmith.data.labelled import read_labelled
 from gptsmith.data.options import ReadOptions
 from gptsmith.data.report import ReadReport
 from gptsmith.data.sources import encode_source
+from gptsmith.evaluate.classification import log_probabilities, score
 from gptsmith.model.config import ModelConfig
 from gptsmith.run import Run
 from gptsmith.tokenizer import Tokenizer
+from gptsmith.train.runtime import choose_precision
 
 T = 16
 BYTES = Tokenizer.byte()
@@ -210,3 +214,150 @@ def test_half_precision_weights_are_not_converted(evaluate, runs, text, tmp_path
         assert f"precision     {precision}, that of the weights" in shown
         losses.append(json.loads(out.read_text())["perplexity"]["val_loss"])
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+# --- classifiers -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory) -> Path:
+    config = CONFIG.change(labels=("ham", "spam"))
+    return random_run(tmp_path_factory.mktemp("classifiers") / "spam", config).path
+
+
+@pytest.fixture
+def messages(tmp_path) -> Path:
+    rows = [("ham" if n % 3 else "spam", "call now " * (n % 4) + str(n)) for n in range(30)]
+    path = tmp_path / "messages.tsv"
+    path.write_text("label\ttext\n" + "".join(f"{label}\t{text}\n" for label, text in rows))
+    return path
+
+
+def test_classifier_on_labelled_texts(evaluate, classifier, messages, tmp_path):
+    out = tmp_path / "out.json"
+    code, shown, err = evaluate(classifier, "--data", messages, "--out", out)
+    assert code == 0, err
+    found = json.loads(out.read_text())["classify"]
+    run = Run.open(classifier)
+    rows = read_labelled(messages, None, None, ReadReport())
+    texts = encode_labelled(run.tokenizer, rows, ("ham", "spam"), T)
+    log_p = log_probabilities(
+        run.load_model(), texts.ids, choose_precision("fp32", torch.device("cpu"))
+    )
+    expected = score(("ham", "spam"), log_p, texts.classes).fields()
+    assert found["n"] == expected.pop("texts") == 30
+    assert {name: found[name] for name in expected} == expected
+    low, high = found["accuracy_95"]
+    assert low < found["accuracy"] < high
+    for part in ("precision", "recall", "F1", "majority class: 66.67%", "95% interval"):
+        assert part in shown
+    assert "14 of 30 texts (47%) are truncated to 16 tokens" in err
+    items = [json.loads(x) for x in (tmp_path / "out.items.jsonl").read_text().splitlines()]
+    assert sum(item["accuracy"] for item in items) / 30 == pytest.approx(found["accuracy"])
+    assert items[1]["id"].endswith("messages.tsv:3")
+    for name in ("out.png", "out-confusion.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_classifiers_are_compared_text_by_text(evaluate, classifier, messages, tmp_path):
+    other = random_run(tmp_path / "other", CONFIG.change(labels=("ham", "spam")), seed=2).path
+    out = tmp_path / "out.json"
+    code, shown, err = evaluate(classifier, "--data", messages, "--compare", other, "--out", out)
+    assert code == 0, err
+    paired = json.loads(out.read_text())["compare"]["paired"]["classify"]
+    a, b = paired["accuracy"]["spam"], paired["accuracy"]["other"]
+    assert paired["accuracy"]["difference"] == pytest.approx(a - b)
+    low, high = paired["accuracy"]["interval_95"]
+    assert low <= a - b <= high
+    assert "difference" in shown
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("", "is a classifier: give labelled texts with --data FILE"),
+        ("--data FILE --tasks perplexity", "is a classifier, which has no task but classify"),
+        ("--data OTHER", "other.csv:3: label 'eggs' is none of"),
+        ("--data OTHER --label-column kind", "no column 'kind'"),
+        ("--data NONE", "no row with a text and a label"),
+    ],
+)
+def test_wrong_input_of_a_classifier_is_one_line(evaluate, classifier, messages, argv, message):
+    other, none = messages.with_name("other.csv"), messages.with_name("none.csv")
+    other.write_text("label,text\nham,a\neggs,b\nham,c\n")
+    none.write_text("label,text\n")
+    names = {"FILE": messages, "OTHER": other, "NONE": none}
+    code, _, err = evaluate(classifier, *(names.get(word, word) for word in argv.split()))
+    assert code == 2
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_unknown_labels_are_skipped_and_counted(evaluate, classifier, tmp_path):
+    (tmp_path / "x.csv").write_text("label,text\nham,a\neggs,b\nspam,c\nham,\n")
+    code, shown, err = evaluate(classifier, "--data", tmp_path / "x.csv", "--on-error", "skip")
+    assert code == 0
+    assert "2 texts" in shown
+    assert "label that the classifier does not have: 1 (" in err
+    assert "the text is missing: 1 (" in err
+
+
+def test_language_model_has_no_classes(evaluate, runs, messages):
+    code, _, err = evaluate(runs[0], "--data", messages, "--tasks", "classify")
+    assert code == 2
+    assert "is a language model without classes: gptsmith finetune classify" in err
+
+
+# --- files of questions, and what is compared ----------------------------------------------------
+
+
+def test_file_of_questions_of_two_runs(evaluate, runs, tmp_path):
+    quiz = tmp_path / "quiz, the second.csv"
+    rows = [f"What is {n}?,a{n},b,c,{'d' if n % 2 else ''},{'ABC'[n % 3]}\n" for n in range(12)]
+    quiz.write_text("question,A,B,C,D,answer\n" + "".join(rows))
+    out = tmp_path / "out.json"
+    code, shown, err = evaluate(runs[0], "--tasks", quiz, "--compare", runs[1], "--out", out)
+    assert code == 0, err
+    found = json.loads(out.read_text())
+    assert found[str(quiz)]["n"] == 12
+    paired = found["compare"]["paired"][str(quiz)]
+    for metric in ("acc", "acc_norm", "acc_token"):
+        one = paired[metric]
+        assert one["difference"] == pytest.approx(one["one"] - one["two"])
+        assert one["interval_95"][0] <= one["difference"] <= one["interval_95"][1]
+    assert f"{(6 / 3 + 6 / 4) / 12:.1%}" in shown  # chance
+
+
+def test_runs_that_answered_other_items_are_compared_on_the_common_ones(evaluate, tmp_path):
+    """A choice that does not fit into one model's context."""
+    long, short = (
+        random_run(tmp_path / name, CONFIG.change(context_length=T)).path
+        for name, T in (("long", 64), ("short", 16))
+    )
+    rows = [
+        {"question": "q", "choices": ["x" * (30 if n % 3 else 3), "y"], "answer": n % 2}
+        for n in range(12)
+    ]
+    (tmp_path / "quiz.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, shown, err = evaluate(long, "--tasks", tmp_path / "quiz.jsonl", "--compare", short)
+    assert code == 0
+    assert "8 of 12 questions are left out" in err
+    assert "compared on the 4 items that both runs have" in err
+    assert "long alone: 12 items" in err
+    assert "12" not in shown.replace("quiz.jsonl", "").partition("items")[2].partition("acc")[0]
+
+
+def test_same_responses_of_two_runs_are_no_comparison(evaluate, runs, tmp_path):
+    rows = [{"instruction": "say a", "output": "a", "response": r} for r in ("a", "b")]
+    (tmp_path / "r.json").write_text(json.dumps(rows))
+    code, shown, err = evaluate(
+        runs[0], "--tasks", "judge,text", "--responses", tmp_path / "r.json", "--compare", runs[1],
+        "--judge.url", "http://127.0.0.1:9", "--judge.model", "m", "--judge.retries", "0",
+    )  # fmt: skip
+    assert code == 2  # nobody is there to judge
+    code, shown, err = evaluate(
+        runs[0], "--tasks", "text", "--responses", tmp_path / "r.json", "--compare", runs[1]
+    )
+    assert code == 0
+    assert "both runs are scored on the same responses" in err
+    assert "+0.0" in shown

@@ -294,7 +294,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
 def test_progress_without_a_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from gptsmith.data import progress
+    from gptsmith import progress
 
     monkeypatch.setattr(progress, "_LINE_SECONDS", 0.0)
     monkeypatch.setattr(encode, "BATCH_SIZE", 1000)

@@ -107,9 +107,9 @@ def test_letter_counts_are_equally_frequent():
 def test_facts_are_first_lines_of_docstrings(training):
     items = skills.fact_items(0, 20)
     answers = {m["content"] for c in training for m in c.messages if m["role"] == "assistant"}
-    told = [item.answer in answers for item in items if item.skill == "facts told"]
-    assert len(told) == 20
-    assert any(told)
+    taught = [item.answer in answers for item in items if item.skill == "facts in training"]
+    assert len(taught) == 20
+    assert any(taught)
     facts = dict(skills._facts())
     assert shutil.copymode.__doc__ is not None
     assert facts["shutil.copymode"] == shutil.copymode.__doc__.splitlines()[0]

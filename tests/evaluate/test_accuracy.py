@@ -172,3 +172,28 @@ def test_answer_that_the_mask_reveals_is_not_scored(tokenizer: Tokenizer) -> Non
     assert [item["id"] for item in result.items] == ["long"]
     assert "1 of 2 questions are left out" in result.notes[0]
     assert "fewer than 4 tokens before them, which the mask needs" in result.notes[0]
+
+
+def test_question_with_an_unknown_character_does_not_stop_the_task() -> None:
+    tokenizer = Tokenizer.char(["Question: is it?\nAnswer: yes no"])
+    model = GPTModel(ModelConfig.preset("nano", vocab_size=tokenizer.vocab_size))
+    known, unknown = (
+        Question(q, ((f"Question: {q}\nAnswer:", " yes"), (f"Question: {q}\nAnswer:", " no")), 0)
+        for q in ("is it?", "où?")
+    )
+    result = accuracy.score(model, tokenizer, TASKS["piqa"], [unknown, known])
+    assert [item["id"] for item in result.items] == ["is it?"]
+    assert "1 of 2 questions are left out: the tokenizer cannot encode them" in result.notes[0]
+    assert "(50%: où?)" in result.notes[0]
+    with pytest.raises(ValueError, match=r"1 of 1 questions are left out: .*'ù'"):
+        accuracy.score(model, tokenizer, TASKS["piqa"], [unknown])
+
+
+def test_chance_is_the_mean_over_the_questions() -> None:
+    pairs = tuple(("a", f" {letter}") for letter in "bcdef")
+    questions = [Question(str(n), pairs[:n], 0) for n in (2, 4, 4, 5)]
+    known = accuracy.references(TASKS["piqa"], questions)
+    assert known["acc"] == {"chance": pytest.approx((1 / 2 + 1 / 4 + 1 / 4 + 1 / 5) / 4)}
+    last_words = [Question("w", (("a", " b"),), 0)]
+    assert accuracy.references(TASKS["lambada"], last_words) == {"acc": {}, "perplexity": {}}
+    assert accuracy.references(TASKS["hellaswag"], questions)["acc"]["GPT-2 124M"] == 0.2892

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 
 pytest.importorskip("lm_eval")
@@ -16,7 +17,7 @@ from gptsmith.commands.export import exportable
 from gptsmith.data.rows import read_rows
 from gptsmith.evaluate import accuracy, harness
 from gptsmith.evaluate.likelihood import encode_pairs
-from gptsmith.evaluate.multiple_choice import TASKS, load
+from gptsmith.evaluate.multiple_choice import TASKS, Question, load
 from gptsmith.evaluate.prefix_tree import common_prefix
 from gptsmith.interop import hf
 from gptsmith.model.config import ModelConfig
@@ -298,6 +299,64 @@ def test_text_longer_than_the_context_is_truncated_on_the_left(
     asked = [Instance("loglikelihood", {}, pairs[i], i) for i in kept]
     mine, theirs = (lm.loglikelihood(asked) for lm in (harness.lm(short), stock_lm(short)))
     assert [m[0] for m in mine] == pytest.approx([t[0] for t in theirs], abs=1e-3)
+
+
+def crossing_tokenizer(lines: Sequence[str]) -> Tokenizer:
+    """BPE without a split before it: its tokens cross the end of the question."""
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=False
+    )
+    made.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=700, initial_alphabet=alphabet, show_progress=False,
+        special_tokens=["<|endoftext|>"],
+    )  # fmt: skip
+    made.train_from_iterator(lines, trainer)
+    return Tokenizer(made.to_str())
+
+
+def test_answers_joined_to_their_questions_are_scored_as_by_the_harness(tmp_path: Path) -> None:
+    """Of a short answer nothing may be left: the question is left out, and named."""
+    from lm_eval.api.instance import Instance
+
+    words = ("yes", "no", "red", "green", "the sea", "an ox")
+    asked = [f"Question: Which of {n} is it?\nAnswer:" for n in range(40)]
+    tokenizer = crossing_tokenizer([f"{q} {words[i % 6]}" for i, q in enumerate(asked)] * 4)
+    run = made(tmp_path / "run", tokenizer, 64)
+    peer = stock_lm(run)
+    sets = (words[:2], words[2:], ("maybe", "never", "no doubt"), ("the sea is wide", "a bay"))
+    questions = [
+        Question(f"q{i}", tuple((question, f" {word}") for word in sets[i % 4]), i % 2)
+        for i, question in enumerate(asked)
+    ]
+    expected = {}
+    crossed = 0
+    for question in questions:
+        parts = [peer._encode_pair(*pair) for pair in question.choices]
+        crossed += any(
+            whole[: len(context)] != context
+            for (context, _), pair in zip(parts, question.choices, strict=True)
+            if (whole := peer.tok_encode("".join(pair)))
+        )
+        if all(continuation for _, continuation in parts):  # else it stops at an assertion
+            pairs = [Instance("loglikelihood", {}, pair, 0) for pair in question.choices]
+            expected[question.id] = [nats for nats, _ in peer.loglikelihood(pairs)]
+    assert crossed > 10
+    assert 10 < len(expected) < 40
+    result = accuracy.score(run.load_model(), run.tokenizer, TASKS["arc_easy"], questions)
+    assert {item["id"]: item["nats"] for item in result.items} == {
+        name: pytest.approx(nats, abs=1e-3) for name, nats in expected.items()
+    }
+    [note] = result.notes
+    left_out = [question.id for question in questions if question.id not in expected]
+    assert f"{len(left_out)} of 40 questions are left out: the tokenizer joins" in note
+    assert ", ".join(left_out[:3]) in note
+    # chance is that of the questions that were scored
+    counts = [1 / len(q.choices) for q in questions if q.id in expected]
+    chance = result.references["acc"]["chance"]
+    assert chance == pytest.approx(sum(counts) / len(counts))
 
 
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,52 +99,7 @@ def test_requests_are_parallel(serve, tmp_path):
     assert judge.score([worth(n) for n in range(8)], four, cache=tmp_path).n == 8
 
 
-def test_bootstrap_interval_is_reproducible_and_near_the_normal_one():
-    assert judge.interval([5.0, 5.0, 5.0]) == [5.0, 5.0]
-    values = [float(n % 2) for n in range(400)]
-    low, high = judge.interval(values)
-    assert (low, high) == tuple(judge.interval(values))
-    assert low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.003)  # the normal approximation
-    assert high == pytest.approx(0.5 + 1.96 * 0.025, abs=0.003)
-
-
 # --- verdicts ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ('{"score": 85}', 85),
-        (' {"reason": "x {y}", "score": 0}\n', 0),
-        ('```json\n{"score": 100}\n```', 100),
-        ("85", 85),
-        (" 85 / 100\n", 85),
-        ("100/100", 100),
-        ("101", None),
-        ("-1", None),
-        ("8.5", None),
-        ("85%", None),
-        ("85/10", None),
-        ("Score: 85", None),
-        ("I give it 85", None),
-        ("", None),
-        ("٨٥", None),
-        ('{"score": "85"}', None),
-        ('{"score": 85.5}', None),
-        ('{"score": true}', None),
-        ('{"score": null}', None),
-        ('{"score": 101}', None),
-        ('[["score", 85]]', None),
-        ('{"points": 85}', None),
-        ('{"score": 85} or {"score": 90}', None),
-        ('{"score": 85', None),
-        ("[" * 100_000, None),
-        ('{"score": ' + "9" * 5000 + "}", None),
-    ],
-)
-def test_parse(text, number):
-    found = judge.parse(text, 100)
-    assert (None if found is None else found.value) == number
 
 
 def test_reply_without_verdict_gets_a_reminder(serve, tmp_path):
@@ -266,20 +221,81 @@ def test_pairs_are_compared_in_both_orders(serve, tmp_path):
     a, b = answered(9, 1, 5, 7), answered(1, 9, 5, 3)
     result = judge.compare(a, b[::-1], options(server), cache=tmp_path)  # in any order
     assert result.task == "judge_compare"
-    assert [item["win"] for item in result.items] == [1.0, 0.0, 0.5, 1.0]
+    assert [item["win"] for item in result.items] == [1.0, 0.0, 1.0]
     assert result.items[0]["better"] == [1, 2]
     assert result.items[0]["other"] == "worth 1 points"
-    assert result.metrics["win_rate"] == 0.625
+    assert result.metrics["win_rate"] == pytest.approx(2 / 3)
     d = result.details
-    assert (d["wins"], d["ties"], d["losses"], d["agreement"]) == (2, 1, 1, 1.0)
+    assert (d["wins"], d["ties"], d["losses"], d["agreement"]) == (2, 0, 1, 1.0)
     low, high = d["win_rate_95"]
-    assert 0 <= low < 0.625 < high <= 1
-    assert len(server.seen) == 6  # equal answers are a tie without asking
+    assert 0 <= low < 0.6 < high <= 1
+    assert len(server.seen) == 6
+    # equal answers are not judged, so they are no ties
+    assert (result.n, d["equal"]) == (3, 1)
+    assert "1 of 4 pairs are equal answers, which are not judged" in result.notes[0]
     assert judge.compare(a, b[::-1], options(server), cache=tmp_path) == result
     assert len(server.seen) == 6
     swapped = judge.compare(b, a, options(server), cache=tmp_path)
-    assert swapped.metrics["win_rate"] == 1 - 0.625
+    assert swapped.metrics["win_rate"] == pytest.approx(1 / 3)
     assert len(server.seen) == 6  # the same prompts, with stored verdicts
+
+
+def test_pairs_that_were_never_judged_have_no_win_rate(serve, tmp_path):
+    server = serve(lambda prompt, before: "Both have merits.")
+    result = judge.compare(answered(5, 7), answered(5, 7), options(server), cache=tmp_path)
+    assert not server.seen
+    assert (result.n, result.metrics, result.items) == (0, {}, ())
+    assert "no verdicts, 2 of 2 pairs are equal answers" in result.notes[0]
+    # one pair is asked, and the judge does not decide it: the equal pair is no verdict either
+    with pytest.raises(ValueError, match="scored none of 1 items: no verdict in the answer 'Both"):
+        judge.compare(answered(5, 7), answered(5, 1), options(server), cache=tmp_path)
+
+
+def test_verdicts_are_kept_per_endpoint(serve, tmp_path):
+    one, two = serve(fair), serve(lambda prompt, before: '{"score": 3}')
+    assert judge.score([worth(7)], options(one), cache=tmp_path).metrics["score"] == 7
+    assert judge.score([worth(7)], options(two), cache=tmp_path).metrics["score"] == 3
+    path = options(two, url=f"{two.url}/other/v1")  # another model may be served at another path
+    judge.score([worth(7)], path, cache=tmp_path)
+    assert [len(server.seen) for server in (one, two)] == [1, 2]
+    kept = {json.loads(path.read_text())["endpoint"] for path in tmp_path.iterdir()}
+    assert kept == {
+        f"{one.url}/v1/chat/completions", f"{two.url}/v1/chat/completions",
+        f"{two.url}/other/v1/chat/completions",
+    }  # fmt: skip
+
+
+def test_forms_of_verdicts_are_read_and_the_unread_counted(serve, tmp_path):
+    replies = {
+        1: '<think>Perhaps 40.</think>\n```json\n{"reason": "so", "score": 90.0}\n```',
+        2: "Score: 80",
+        3: "8/10",
+        4: "I cannot judge this.",
+    }
+
+    def reply(prompt: str, before: int) -> str:
+        return replies[int(re.findall(r"worth (\d+) points", prompt)[-1])]
+
+    result = judge.score([worth(n) for n in replies], options(serve(reply)), cache=tmp_path)
+    assert [item["score"] for item in result.items] == [90, 80, None, None]
+    assert result.items[0]["reason"] == "so"
+    assert (result.details["unscored"], result.details["unread"]) == (2, 2)
+    assert "2 of 4 items could not be judged" in result.notes[-1]
+    assert "2 replies without a verdict that can be read" in result.notes[-1]
+    assert "e3: no verdict in the answer '8/10'" in result.notes[-1]
+
+
+def test_reply_in_parts_and_refusal(serve, tmp_path):
+    parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "Score: 85"}]
+
+    def reply(prompt: str, before: int) -> tuple[int, dict[str, str], str]:
+        refusal = {"content": None, "refusal": "I will not."}
+        message = refusal if "is 2?" in prompt else {"content": parts}
+        return 200, {}, json.dumps({"choices": [{"message": message}]})
+
+    result = judge.score([worth(1), worth(2)], options(serve(reply)), cache=tmp_path)
+    assert [item["score"] for item in result.items] == [85, None]
+    assert "no verdict in the answer 'I will not.'" in result.items[1]["error"]
 
 
 @pytest.mark.parametrize("position", [1, 2])

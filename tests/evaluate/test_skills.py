@@ -53,7 +53,7 @@ def test_untrained_model_scores_zero(base):
     with console.capture() as said:
         console.print(scoring.table({**before, **after}))
     assert "reverse" in said.get()
-    assert "facts not told" in said.get()
+    assert "facts held out" in said.get()
 
 
 def test_prompt_shows_worked_examples_of_the_same_skill(base, monkeypatch):

@@ -13,7 +13,11 @@ from gptsmith.config import load_config
 from gptsmith.console import Console
 from gptsmith.evaluate.options import EvaluateOptions
 
+# Tasks whose results are printed in a form of their own.
+SHOWN_ALONE = ("perplexity", "skills", "classify")
+
 if TYPE_CHECKING:
+    from gptsmith.evaluate.comparison import Comparison
     from gptsmith.evaluate.report import Result
     from gptsmith.run import Run
 
@@ -30,6 +34,8 @@ def main(argv: list[str]) -> None:
 
     runs, stem = _open_runs(options), _chart_stem(options)
     jobs = {name: tasks.prepare(options, run) for name, run in runs.items()}
+    if len(runs) > 1 and options.responses and {"text", "judge"} & {*options.tasks}:
+        terminal.note(f"both runs are scored on the same responses, {options.responses}")
     results: dict[str, list[Result]] = {name: [] for name in runs}
     try:
         for name, run in runs.items():
@@ -56,7 +62,8 @@ def _open_runs(options: EvaluateOptions) -> dict[str, Run]:
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
     runs = {name: Run.open(path) for name, path in zip(names, paths, strict=True)}
-    if len(runs) > 1 and "perplexity" in options.tasks and options.data is None:
+    tasks = options.tasks or ("perplexity",)
+    if len(runs) > 1 and "perplexity" in tasks and options.data is None:
         corpora = [str(run.config["data"]) for run in runs.values() if run.config.get("data")]
         if len(set(corpora)) > 1:
             raise ValueError(
@@ -94,8 +101,15 @@ def _show(options: EvaluateOptions, run: Run, result: Result) -> None:
             f"{run.path} on {options.per_skill} questions per skill, none of them in training"
         )
         Console().print(skills.table(result.details["by_skill"]))
+    if result.task == "classify":
+        from gptsmith.evaluate import classification
+
+        scores = classification.scores_of(result)
+        terminal.say(f"{run.path} on {options.data}, {result.n:,} texts")
+        Console().print(classification.table(scores))
+        terminal.say(f"{classification.summary(scores)}")
     if result.task == "perplexity":
-        m, d = result.metrics, result.details
+        m, d = result.metrics, {**result.details, **result.conditions}
         stride = "" if d["stride"] == d["window"] else f", every {d['stride']:,}"
         terminal.say(
             f"{run.path} on {d['on']}, {result.n:,} tokens, windows of {d['window']:,}{stride}\n"
@@ -119,33 +133,93 @@ def _report(
     """Print the results and notes, and write the requested files."""
     from gptsmith.evaluate import report
 
-    own = next(iter(results.values()))
-    if len(runs) > 1:
-        Console().print(report.comparison(results))
-    elif shown := [r for r in own if r.task not in ("perplexity", "skills")]:
-        Console().print(report.table(shown))
     for name, some in results.items():
         for note in dict.fromkeys(note for result in some for note in result.notes):
             terminal.note(f"{name}: {note}" if len(results) > 1 else note)
-    tokenizers = {run.tokenizer.fingerprint for run in runs.values()}
-    if len(tokenizers) > 1 and "perplexity" in options.tasks:
-        terminal.note(
-            "the tokenizers differ, and so do the tokens: of the perplexity task, only"
-            " bits_per_byte can be compared"
-        )
+    compared = _compare(results)
+    results_shown: Mapping[str, Sequence[Result]] = results
+    if compared:
+        for note in [note for comparison in compared.values() for note in comparison.notes]:
+            terminal.note(note)
+        results_shown = _common(results, compared)
+        differences = {
+            (task, metric): report.show_difference(metric, *difference)
+            for task, comparison in compared.items()
+            for metric, difference in comparison.differences.items()
+        }
+        Console().print(report.comparison(results_shown, differences))
+    else:
+        own = next(iter(results.values()))
+        if shown := [r for r in own if r.task not in SHOWN_ALONE]:
+            Console().print(report.table(shown))
     if stem is None:
         return
     if options.out is not None:
-        _write(options.out, stem, results)
-    report.draw(stem, results)
-    terminal.say(f"chart: {stem}.png, {stem}.pdf")
+        _write(options.out, stem, results, compared)
+    charts = []
+    if any(result.metrics for some in results_shown.values() for result in some):
+        report.draw(stem, results_shown)
+        charts.append(stem)
+    charts += _draw_confusions(stem, results)
+    if charts:
+        terminal.say(f"chart: {', '.join(f'{chart}.png, {chart}.pdf' for chart in charts)}")
 
 
-def _write(out: Path, stem: Path, results: Mapping[str, Sequence[Result]]) -> None:
-    """Results of the run by task, those of the other run under `compare`, and all items."""
+def _draw_confusions(stem: Path, results: Mapping[str, Sequence[Result]]) -> list[Path]:
+    """The confusion matrix of each classifier, as STEM-confusion; for two runs with their names."""
+    charts = []
+    for name, result in [(name, r) for name, some in results.items() for r in some]:
+        if result.task != "classify":
+            continue
+        from gptsmith.evaluate import classification, classification_plots
+
+        suffix = "-confusion" if len(results) == 1 else f"-confusion-{Path(name).name}"
+        charts.append(stem.with_name(stem.name + suffix))
+        scores = classification.scores_of(result)
+        classification_plots.draw_confusion(charts[-1], scores, Path(name).name)
+    return charts
+
+
+def _compare(results: Mapping[str, Sequence[Result]]) -> dict[str, Comparison]:
+    """By task, what can be compared of two runs; none for one run."""
+    from gptsmith.evaluate.comparison import compare
+
+    if len(results) < 2:
+        return {}
+    (first, own), (second, other) = results.items()
+    by_task = {result.task: result for result in other}
+    return {
+        result.task: compare((first, second), result, by_task[result.task])
+        for result in own
+        if result.task in by_task
+    }
+
+
+def _common(
+    results: Mapping[str, Sequence[Result]], compared: Mapping[str, Comparison]
+) -> dict[str, list[Result]]:
+    """The results of two runs, those that were compared on what they have in common."""
+    first, second = results
+    return {
+        first: [compared[r.task].first if r.task in compared else r for r in results[first]],
+        second: [comparison.second for comparison in compared.values()],
+    }
+
+
+def _write(
+    out: Path,
+    stem: Path,
+    results: Mapping[str, Sequence[Result]],
+    compared: Mapping[str, Comparison],
+) -> None:
+    """Results of the run by task, those of the other run under `compare` and the differences under
+    `compare.paired`, and all items."""
     own, *other = ({r.task: r.fields() for r in some} for some in results.values())
-    compare = {"compare": {"run": list(results)[1], **other[0]}} if other else {}
-    files.write_json(out, own | compare)
+    if other:
+        names = list(results)
+        paired = {task: comparison.fields(*names) for task, comparison in compared.items()}
+        own["compare"] = {"run": names[1], **other[0], "paired": paired}
+    files.write_json(out, own)
     lines = [
         json.dumps({"run": name, "task": r.task, **item}, ensure_ascii=False) + "\n"
         for name, some in results.items()

@@ -28,7 +28,6 @@ from gptsmith.data.encode import (
 )
 from gptsmith.data.options import PrepareConfig, ReadOptions
 from gptsmith.data.output_dir import Identity
-from gptsmith.data.progress import PrepareProgress
 from gptsmith.data.report import ReadReport
 from gptsmith.data.shards import FORMAT, MANIFEST, UNFINISHED, fingerprint
 from gptsmith.data.sources import open_source
@@ -36,6 +35,7 @@ from gptsmith.data.split import DocumentSplit
 from gptsmith.data.text_files import CHUNK_BYTES
 from gptsmith.data.tokenized import tokenized_documents
 from gptsmith.data.vocabulary import given_tokenizer, train_tokenizer
+from gptsmith.progress import Progress
 from gptsmith.tokenizer import Tokenizer
 
 
@@ -134,19 +134,26 @@ def _make(
     remaining = islice(batches, writer.batches, None)
     encode_one = partial(encode, tokenizer=tokenizer, token_bytes=writer.token_bytes)
     threads = config.workers or available_cores()
+    resumed_at, started = writer.totals[0], time.monotonic()
+
+    def status() -> str:
+        text_bytes, tokens = writer.totals
+        speed = (text_bytes - resumed_at) / 1e6 / max(time.monotonic() - started, 1e-6)
+        return f"{tokens:,} tokens, {text_bytes / 1e6:,.0f} MB, {speed:.1f} MB/s"
+
     with (
         closing(writer),
         closing(encode_in_order(remaining, encode_one, threads)) as stream,
-        PrepareProgress(total) as progress,
+        Progress("preparing", total, percent=True) as progress,
     ):
         for batch, encoded in stream:
             if writer.full:
                 break
             writer.write(batch, encoded)
-            progress.update(report.position, *writer.totals)
+            progress.update(report.position, status())
         else:
             writer.left_out = left_out()  # with what was skipped after the last batch
-        progress.update(total or report.position, *writer.totals)
+        progress.update(total or report.position, status())
         for hint in report.hints:
             terminal.note(hint)
         _check_splits(config, writer, documents)

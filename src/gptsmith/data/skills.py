@@ -158,7 +158,10 @@ def fact_items(seed: int, per_kind: int) -> list[Item]:
     explains, and on functions that it does not. They test memory, not skill."""
     author = _Author(Random(f"facts {seed}"), held_out=True, kind="phrasings")
     items = []
-    for skill, facts in (("facts told", _facts()[:FACTS]), ("facts not told", _facts()[FACTS:])):
+    for skill, facts in (
+        ("facts in training", _facts()[:FACTS]),
+        ("facts held out", _facts()[FACTS:]),
+    ):
         for function, summary in author.random.sample(facts, min(per_kind, len(facts))):
             question = author.phrase("facts", f=function)
             items.append(Item(skill, [{"role": "user", "content": question}], summary))

@@ -12,15 +12,15 @@ produce, and perplexity is exp of the mean negative log-probability of a word.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import accumulate, islice, pairwise
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from gptsmith.evaluate.likelihood import Likelihood, Request, encode_pairs, log_likelihoods
 from gptsmith.evaluate.multiple_choice import Question, Task
-from gptsmith.evaluate.report import Result, mean
+from gptsmith.evaluate.report import Result, chance, mean
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.target_leakage import first_target
 from gptsmith.tokenizer import Tokenizer
@@ -61,8 +61,23 @@ def score(
             stderr[metric] = metrics[metric] * error  # to first order
         else:
             metrics[metric], stderr[metric] = mean([item[metric] for item in items])
-    references = {metric: task.references(metric) for metric in task.metrics}
-    return Result(task.name, len(items), metrics, stderr, items, notes=notes, references=references)
+    known = references(task, [question for question, _ in selected])
+    notes = [*task.notes, *notes]
+    return Result(task.name, len(items), metrics, stderr, items, notes=notes, references=known)
+
+
+def references(task: Task, questions: Sequence[Question]) -> dict[str, dict[str, float]]:
+    """Scores to compare with, by metric and name, as far as they are known.
+
+    chance: the accuracy of guessing on these questions, whose numbers of choices may differ.
+    """
+    choices = [len(question.choices) for question in questions]
+    guessing = {"chance": chance(choices)} if min(choices, default=1) > 1 else {}
+    published = {metric: {"GPT-2 124M": value} for metric, value in task.gpt2.items()}
+    return {
+        metric: (guessing if metric.startswith("acc") else {}) | published.get(metric, {})
+        for metric in task.metrics
+    }
 
 
 def select(
@@ -70,39 +85,67 @@ def select(
 ) -> tuple[list[tuple[Question, list[Request]]], list[str]]:
     """The questions that the model can be scored on, with the tokens of their choices, and notes.
 
-    Left out, with a note: questions with a choice longer than the model's context, and those whose
-    answer the mask would reveal (prefix(n), for a context of fewer than n tokens). Longer questions
-    are truncated on the left, with a note. ValueError if no question is left, and for a mask other
-    than prefix(n) that lets a token see later ones.
+    Left out, with a note that names some: questions that the tokenizer cannot encode, or one of
+    whose choices it joins to the context without a token of its own; choices longer than the
+    model's context; and an answer that the mask would reveal (prefix(n), for a context of fewer
+    than n tokens). Longer questions are truncated on the left, with a note. ValueError if no
+    question is left, and for a mask other than prefix(n) that lets a token see later ones.
     """
-    requests = encode_pairs(tokenizer, [pair for q in questions for pair in q.choices])
-    ends = accumulate((len(question.choices) for question in questions), initial=0)
-    by_question = [requests[start:end] for start, end in pairwise(ends)]
     C = model.config.context_length
     # Tokens before this position see later ones, and would see the answer: prefix(n).
     start = first_target(model.mask, C, model.config.n_head, model.config.n_layer)
-    selected = [
-        (question, choices)
-        for question, choices in zip(questions, by_question, strict=True)
-        if all(min(len(r.context), C + 1 - len(r.continuation)) > start for r in choices)
+    selected: list[tuple[Question, list[Request]]] = []
+    left_out: dict[str, list[str]] = {}
+    truncated = 0
+    for question, requests in zip(questions, _encoded(tokenizer, questions), strict=True):
+        if isinstance(requests, str):
+            reason = requests
+        elif not all(request.continuation for request in requests):
+            reason = (
+                "the tokenizer joins a choice to the end of the question, without its own token"
+            )
+        elif any(len(request.continuation) > C for request in requests):
+            reason = f"they have choices longer than the model's context of {C} tokens"
+        elif any(min(len(r.context), C + 1 - len(r.continuation)) <= start for r in requests):
+            reason = f"choices have fewer than {start + 1} tokens before them, which the mask needs"
+            reason += f" within the model's context of {C} tokens"
+        else:
+            selected.append((question, requests))
+            truncated += any(len(r.context) + len(r.continuation) > C + 1 for r in requests)
+            continue
+        left_out.setdefault(reason, []).append(question.id)
+    total = f"of {len(questions):,} questions"
+    notes = [
+        f"{name}: {len(ids):,} {total} are left out: {reason} "
+        f"({len(ids) / len(questions):.0%}: {', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})"
+        for reason, ids in left_out.items()
     ]
-    notes = []
-    if left_out := len(questions) - len(selected):
-        mask = f", or fewer than {start + 1} tokens before them, which the mask needs"
-        notes.append(
-            f"{name}: {left_out:,} of {len(questions):,} questions are left out: they have choices "
-            f"longer than the model's context of {C} tokens{mask if start else ''}"
-        )
-    # The last token of a text is not read.
-    truncated = sum(any(sum(map(len, r)) > C + 1 for r in choices) for _, choices in selected)
     if truncated:
         notes.append(
-            f"{name}: {truncated:,} of {len(questions):,} questions are truncated on the "
-            f"left: they are longer than the model's context of {C} tokens"
+            f"{name}: {truncated:,} {total} are truncated on the left: they are longer than the"
+            f" model's context of {C} tokens"
         )
     if not selected:
-        raise ValueError(notes[0] if notes else f"{name}: no questions")
+        raise ValueError("; ".join(notes) if notes else f"{name}: no questions")
     return selected, notes
+
+
+def _encoded(tokenizer: Tokenizer, questions: Sequence[Question]) -> Iterator[list[Request] | str]:
+    """The tokens of each question's choices, or why it has none."""
+    try:
+        requests = encode_pairs(tokenizer, [pair for q in questions for pair in q.choices])
+    except ValueError:  # a character that the tokenizer does not know
+        reason = ""
+        for question in questions:
+            try:
+                yield encode_pairs(tokenizer, question.choices)
+            except ValueError as error:
+                reason = reason or f"the tokenizer cannot encode them ({error})"
+                yield reason
+        return
+    found = iter(requests)
+    for question in questions:
+        yield list(islice(found, len(question.choices)))
 
 
 def _item(
@@ -110,7 +153,12 @@ def _item(
 ) -> dict[str, Any]:
     nats = [likelihood.nats for likelihood in found]
     tokens = [len(request.continuation) for request in requests]
-    item = {"id": question.id, "answer": question.answer, "nats": nats, "tokens": tokens}
+    item: dict[str, Any] = {
+        "id": question.id,
+        "answer": question.answer,
+        "nats": nats,
+        "tokens": tokens,
+    }
     if len(nats) == 1:
         return item | {"acc": float(found[0].greedy)}
     lengths = {

@@ -14,6 +14,8 @@ import torch
 from rich.table import Table
 
 from gptsmith.data.classification import encode_texts, pad
+from gptsmith.data.labelled import LabelledText
+from gptsmith.evaluate.report import Result, mean
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train.runtime import Precision
@@ -143,6 +145,69 @@ def score(labels: Sequence[str], log_p: np.ndarray, classes: Sequence[int]) -> S
     L = len(labels)
     counts = np.bincount(truth * L + log_p.argmax(axis=1), minlength=L * L).reshape(L, L)
     return Scores(tuple(labels), counts, float(-log_p[np.arange(len(truth)), truth].mean()))
+
+
+def result(
+    labels: Sequence[str],
+    rows: Sequence[LabelledText],
+    log_p: np.ndarray,
+    classes: Sequence[int],
+    notes: Sequence[str] = (),
+) -> Result:
+    """The scores as a result of `evaluate`, with an item per text.
+
+    accuracy has a standard error and a 95% interval (Wilson 1927), and the majority class of these
+    texts to compare with.
+    """
+    scores = score(labels, log_p, classes)
+    items = [
+        {
+            "id": row.place,
+            "label": row.label,
+            **prediction(labels, p),
+            "accuracy": float(int(p.argmax()) == true),
+            "loss": float(-log_p[i, true]),
+        }
+        for i, (row, p, true) in enumerate(zip(rows, np.exp(log_p), classes, strict=True))
+    ]
+    errors = {name: mean([item[name] for item in items])[1] for name in ("accuracy", "loss")}
+    fields = scores.fields()
+    metrics = {name: fields.pop(name) for name in ("accuracy", "macro_f1", "loss")}
+    low, high = wilson(int(scores.counts.trace()), len(items))
+    return Result(
+        "classify",
+        len(items),
+        metrics,
+        errors,
+        items,
+        {"accuracy_95": [low, high], **fields},
+        notes,
+        references={"accuracy": {"majority class": scores.majority}},
+    )
+
+
+def scores_of(result: Result) -> Scores:
+    """The scores that a result was made of."""
+    confusion = result.details["confusion"]
+    return Scores(tuple(confusion["labels"]), np.array(confusion["counts"]), result.metrics["loss"])
+
+
+def summary(scores: Scores) -> str:
+    """Accuracy with its interval, macro-F1 and the majority class, in one line."""
+    n = int(scores.counts.sum())
+    low, high = wilson(int(scores.counts.trace()), n)
+    return (
+        f"accuracy {scores.accuracy:.2%} (95% interval {low:.1%} to {high:.1%}), macro-F1 "
+        f"{scores.macro_f1:.3f} over {n:,} texts (majority class: {scores.majority:.2%})"
+    )
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """95% interval of a share (Wilson 1927), which is inside 0 to 1 and has a width at both."""
+    z, share = 1.96, right / n
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    spread = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return float(max(0.0, centre - spread)), float(min(1.0, centre + spread))
 
 
 def table(scores: Scores) -> Table:

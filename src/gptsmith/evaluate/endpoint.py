@@ -46,6 +46,11 @@ class Endpoint:
         self._client.close()
 
     @property
+    def place(self) -> str:
+        """The address without secrets: verdicts are stored under it."""
+        return f"{self.host}{self.address.path}"
+
+    @property
     def host(self) -> str:
         """Scheme, host and port: the part of the address without secrets."""
         return f"{self.address.scheme}://{self.address.netloc.decode()}"
@@ -96,15 +101,21 @@ class Endpoint:
 
     def _answer(self, response: httpx.Response) -> str:
         try:
-            content = response.json()
-            choice = content if self.protocol == "ollama" else content["choices"][0]
+            reply = response.json()
+            choice = reply if self.protocol == "ollama" else reply["choices"][0]
+            message = choice["message"]
+            content = message["content"]
+            if content is None:
+                content = message["refusal"]
+            if isinstance(content, list):  # parts, of which some may be reasoning
+                content = "".join(p["text"] for p in content if p["type"] == "text")
             # Lone surrogates, which JSON can spell, can be neither stored nor sent back.
-            answer = choice["message"]["content"].encode(errors="replace").decode()
+            answer = content.encode(errors="replace").decode()
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             shown = self._one_line(response.text)[:60]
             raise EndpointError(f"not a chat completion of {self.protocol}: {shown!r}") from None
         if self.protocol == "ollama":
-            tokens = content.get("prompt_eval_count", 0) + content.get("eval_count", 0)
+            tokens = reply.get("prompt_eval_count", 0) + reply.get("eval_count", 0)
             if tokens >= self.options.num_ctx:  # the beginning of the prompt was cut off
                 raise EndpointError(f"{tokens} tokens do not fit: raise --judge.num-ctx")
         return self._masked(answer)

@@ -16,13 +16,13 @@ from typing import Any
 
 from gptsmith.chat_template import ChatTemplate, Message
 from gptsmith.data.rows import Row, read_rows
-from gptsmith.evaluate.progress import progress
 from gptsmith.evaluate.report import Result, mean
 from gptsmith.evaluate.task_data import data_folder, hub_rows, text
 from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import SamplingConfig
 from gptsmith.generate.request import Request
 from gptsmith.model.gpt import GPTModel
+from gptsmith.progress import progress
 from gptsmith.tokenizer import Tokenizer
 
 SHOTS = 5  # worked examples before a question, for a base model

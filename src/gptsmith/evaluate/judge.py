@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from typing import Any, NamedTuple
 
 from gptsmith import files
-from gptsmith.evaluate.endpoint import SEED, Endpoint, EndpointError
+from gptsmith.evaluate.comparison import RESAMPLES, bootstrap
+from gptsmith.evaluate.endpoint import Endpoint, EndpointError
 from gptsmith.evaluate.options import JudgeOptions
-from gptsmith.evaluate.progress import progress
 from gptsmith.evaluate.reference_metrics import Entry
 from gptsmith.evaluate.report import Result, mean, show
+from gptsmith.evaluate.verdict import Verdict, parse_better, parse_score
+from gptsmith.progress import progress
 
-RESAMPLES = 10_000
 GIVE_UP = 8  # consecutive failures after which the endpoint counts as down
 
 _FRAMES = """\
@@ -62,38 +59,22 @@ better answer or 0 if they are equally good:
 _REMINDER = "That is not the JSON object that was asked for. Reply with it alone."
 
 
-class Verdict(BaseModel):
-    """The judge's reply, as JSON."""
+class NoVerdict(NamedTuple):
+    """Why there is none. unread: the judge replied, but not with a verdict."""
 
-    model_config = ConfigDict(strict=True)
-
-    value: int = Field(validation_alias=AliasChoices("score", "better"), ge=0)
-    reason: str = ""
+    error: str
+    unread: bool = False
 
 
-def parse(text: str, highest: int) -> Verdict | None:
-    """The verdict in a reply, with a value of 0 to `highest`; None if there is none.
-
-    Accepted: the JSON object, also in a Markdown fence; or just the number, also as 85/100.
-    """
-    text = text.strip()
-    if fenced := re.fullmatch(r"```(?:json)?\s*(\{.*\})\s*```", text, re.DOTALL):
-        text = fenced[1]
-    elif number := re.fullmatch(r"([0-9]{1,3})(?:\s*/\s*100)?", text):
-        text = json.dumps({"score": int(number[1])})
-    try:
-        verdict = Verdict.model_validate_json(text)
-    except ValidationError:
-        return None
-    return verdict if verdict.value <= highest else None
+Parse = Callable[[str], Verdict | None]
 
 
 def score(entries: Sequence[Entry], options: JudgeOptions, *, cache: Path) -> Result:
     """The judge's score of each answer, 0 to 100, and their mean.
 
-    Verdicts are stored in the folder `cache` as they arrive, named by a digest of model, settings
-    and prompt: a rerun requests only the missing ones, even at another URL. An answer that could
-    not be judged has an `error` in its item and does not count. ValueError if none could be judged.
+    Verdicts are stored in the folder `cache` as they arrive, named by a digest of endpoint, model,
+    settings and prompt: a rerun requests only the missing ones. An answer that could not be judged
+    has an `error` in its item and does not count. ValueError if none could be judged.
     """
     prompts = [
         _prompt(
@@ -101,17 +82,17 @@ def score(entries: Sequence[Entry], options: JudgeOptions, *, cache: Path) -> Re
         )
         for e in entries
     ]
-    verdicts, settings = _ask_all(prompts, 100, options, cache)
+    verdicts, details = _ask_all(prompts, parse_score, options, cache)
     items = [
         asdict(entry)
         | (
-            {"score": None, "error": verdict}
-            if isinstance(verdict, str)
-            else {"score": verdict.value, "reason": verdict.reason}
+            {"score": verdict.value, "reason": verdict.reason}
+            if isinstance(verdict, Verdict)
+            else {"score": None, "error": verdict.error}
         )
         for entry, verdict in zip(entries, verdicts, strict=True)
     ]
-    return _result("judge", "score", "score", items, settings)
+    return _result("judge", "score", "score", items, verdicts, details)
 
 
 def compare(
@@ -121,8 +102,9 @@ def compare(
 
     The judge is asked twice, with the answers in either order, because it may favour a position. A
     win or a loss is where it prefers the same answer both times; everything else is a tie, which
-    counts half in the win rate. Equal answers tie without a request. Cache and errors: see `score`.
-    ValueError without a common question.
+    counts half in the win rate. Equal answers are not judged and do not count; without any other,
+    the result has no metrics and a note. Cache and errors: see `score`. ValueError without a common
+    question.
     """
     others: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries_b:
@@ -134,43 +116,45 @@ def compare(
     ]
     if not pairs:
         raise ValueError("the two files of answers have no question with its reference in common")
+    different = [(a, b) for a, b in pairs if a.response.strip() != b.response.strip()]
+    notes = []
+    if left_out := len(entries_a) + len(entries_b) - 2 * len(pairs):
+        notes.append(f"{left_out:,} answers have no counterpart and are left out")
+    if equal := len(pairs) - len(different):
+        none = "" if different else "no verdicts, "
+        notes.append(
+            f"judge_compare: {none}{equal:,} of {len(pairs):,} pairs are equal answers, which are "
+            "not judged and do not count"
+        )
+    if not different:
+        return Result("judge_compare", 0, {}, {}, details={"equal": equal}, notes=notes)
     prompts = [
         _prompt(
             _PAIR, _PAIR_FORM, INSTRUCTION=first.question, REFERENCE=first.reference,
             **{"ANSWER 1": first.response, "ANSWER 2": second.response},
         )
-        for a, b in pairs
-        if not _equal(a, b)
+        for a, b in different
         for first, second in ((a, b), (b, a))
     ]  # fmt: skip
-    verdicts, settings = _ask_all(prompts, 2, options, cache)
-    both_orders = iter(zip(verdicts[::2], verdicts[1::2], strict=True))
-    tie = Verdict(better=0), Verdict(better=0)
+    verdicts, details = _ask_all(prompts, parse_better, options, cache)
     items: list[dict[str, Any]] = []
-    for a, b in pairs:
+    for (a, b), *orders in zip(different, verdicts[::2], verdicts[1::2], strict=True):
         item = asdict(a) | {"other": b.response}
-        a_first, b_first = tie if _equal(a, b) else next(both_orders)
-        if isinstance(a_first, str) or isinstance(b_first, str):
-            error = a_first if isinstance(a_first, str) else b_first
+        found = [verdict for verdict in orders if isinstance(verdict, Verdict)]
+        if len(found) == 2:
+            better, reasons = zip(*found, strict=True)
+            win = {(1, 2): 1.0, (2, 1): 0.0}.get(better, 0.5)
+            items.append(item | {"win": win, "better": [*better], "reasons": [*reasons]})
+        else:
+            error = next(v.error for v in orders if isinstance(v, NoVerdict))
             items.append(item | {"win": None, "error": error})
-            continue
-        better = a_first.value, b_first.value
-        win = {(1, 2): 1.0, (2, 1): 0.0}.get(better, 0.5)
-        reasons = [a_first.reason, b_first.reason]
-        items.append(item | {"win": win, "better": list(better), "reasons": reasons})
     judged = [item for item in items if item["win"] is not None]
     wins = [item["win"] for item in judged]
-    settings |= {"wins": wins.count(1.0), "ties": wins.count(0.5), "losses": wins.count(0.0)}
+    details |= {"wins": wins.count(1.0), "ties": wins.count(0.5), "losses": wins.count(0.0)}
     # Share of pairs in which the order of the answers did not change the verdict.
     agreed = [item["better"] in ([1, 2], [2, 1], [0, 0]) for item in judged]
-    settings["agreement"] = sum(agreed) / len(agreed) if agreed else None
-    left_out = len(entries_a) + len(entries_b) - 2 * len(pairs)
-    notes = [f"{left_out:,} answers have no counterpart and are left out"] if left_out else []
-    return _result("judge_compare", "win", "win_rate", items, settings, notes)
-
-
-def _equal(a: Entry, b: Entry) -> bool:
-    return a.response.strip() == b.response.strip()
+    details |= {"agreement": sum(agreed) / len(agreed) if agreed else None, "equal": equal}
+    return _result("judge_compare", "win", "win_rate", items, verdicts, details, notes)
 
 
 def _result(
@@ -178,43 +162,36 @@ def _result(
     column: str,
     metric: str,
     items: Sequence[dict[str, Any]],
-    settings: Mapping[str, Any],
+    verdicts: Sequence[Verdict | NoVerdict],
+    details: Mapping[str, Any],
     notes: Sequence[str] = (),
 ) -> Result:
     values = [float(item[column]) for item in items if item[column] is not None]
     failed = [item for item in items if item[column] is None]
     if not values:
         why = f": {failed[0]['error']}" if failed else ": there are no answers"
-        raise ValueError(f"the judge {settings['judge']} scored none of {len(items):,} items{why}")
+        raise ValueError(f"the judge {details['judge']} scored none of {len(items):,} items{why}")
     centre, error = mean(values)
-    details = {"unscored": len(failed), **settings}
+    unread = sum(isinstance(verdict, NoVerdict) and verdict.unread for verdict in verdicts)
+    details = {"unscored": len(failed), "unread": unread, **details}
     notes = list(notes)
     if len(values) > 1:
-        low, high = details[f"{metric}_95"] = interval(values)
+        low, high = details[f"{metric}_95"] = bootstrap(values)
         details["interval"] = f"bootstrap over the items, percentiles of {RESAMPLES:,} resamples"
         notes.append(
             f"{task}: 95% interval of the mean {show(metric, low)} to {show(metric, high)} "
             f"({details['interval']})"
         )
     if failed:
+        replies = f" ({unread:,} replies without a verdict that can be read)" if unread else ""
         notes.append(
-            f"{task}: {len(failed):,} of {len(items):,} items could not be judged and do not count;"
-            f" the first: {failed[0]['id']}: {failed[0]['error']}"
+            f"{task}: {len(failed):,} of {len(items):,} items could not be judged and do not count"
+            f"{replies}; the first: {failed[0]['id']}: {failed[0]['error']}"
         )
-    return Result(task, len(values), {metric: centre}, {metric: error}, items, details, notes)
-
-
-def interval(values: Sequence[float]) -> list[float]:
-    """95% confidence interval of the mean by the percentile bootstrap (Efron 1979).
-
-    Seeded: equal values have equal intervals.
-    """
-    x, draw = np.asarray(values, dtype=np.float64), np.random.default_rng(SEED)
-    means = np.concatenate(
-        [x[draw.integers(len(x), size=(100, len(x)))].mean(axis=1) for _ in range(RESAMPLES // 100)]
-    )
-    low, high = np.quantile(means, (0.025, 0.975))
-    return [float(low), float(high)]
+    return Result(
+        task, len(values), {metric: centre}, {metric: error}, items, details, notes,
+        key=("question", "reference"),
+    )  # fmt: skip
 
 
 def _prompt(task: str, form: str, **texts: str) -> str:
@@ -227,61 +204,64 @@ def _prompt(task: str, form: str, **texts: str) -> str:
 
 
 def _ask_all(
-    prompts: Sequence[str], highest: int, options: JudgeOptions, cache: Path
-) -> tuple[list[Verdict | str], dict[str, Any]]:
+    prompts: Sequence[str], parse: Parse, options: JudgeOptions, cache: Path
+) -> tuple[list[Verdict | NoVerdict], dict[str, Any]]:
     """A verdict per prompt, stored or new, or why there is none; and the judge with its settings.
 
     After GIVE_UP consecutive failures no more requests are sent.
     """
     with closing(Endpoint(options)) as endpoint:
         cache.mkdir(parents=True, exist_ok=True)
-        unique = dict.fromkeys(prompts)
-        found: dict[str, Verdict | str | None] = {
-            prompt: _stored(_path(cache, endpoint, prompt), highest) for prompt in unique
-        }
-        missing = [prompt for prompt, verdict in found.items() if verdict is None]
+        found: dict[str, Verdict | NoVerdict] = {}
+        for prompt in dict.fromkeys(prompts):
+            if (stored := _stored(_path(cache, endpoint, prompt), parse)) is not None:
+                found[prompt] = stored
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
         failures, gave_up = 0, ""
 
-        def work(prompt: str) -> tuple[str, Verdict | str, bool]:
-            """The prompt, its verdict or an error, and whether the endpoint answered."""
+        def work(prompt: str) -> tuple[str, Verdict | NoVerdict]:
             if gave_up:
-                return prompt, gave_up, False
+                return prompt, NoVerdict(gave_up)
             try:
-                return prompt, _ask(endpoint, prompt, highest, cache), True
+                return prompt, _ask(endpoint, prompt, parse, cache)
             except EndpointError as error:
-                return prompt, str(error), False
+                return prompt, NoVerdict(str(error))
 
         # Daemon threads, unlike those of concurrent.futures: Ctrl-C ends the process at once.
         with ThreadPool(options.parallel) as pool:
             done = pool.imap_unordered(work, missing)
-            for prompt, verdict, answered in progress(done, "asking the judge", len(missing)):
+            for prompt, verdict in progress(done, "asking the judge", len(missing)):
                 found[prompt] = verdict
-                failures = 0 if answered else failures + 1
+                if not isinstance(verdict, NoVerdict) or verdict.unread:
+                    failures = 0
+                    continue
+                failures += 1
                 if failures == GIVE_UP:
-                    gave_up = f"not asked, as {GIVE_UP} requests in a row had failed: {verdict}"
+                    why = f"{GIVE_UP} requests in a row had failed: {verdict.error}"
+                    gave_up = f"not asked, as {why}"
         judge = {
             "judge": options.model,
             "endpoint": endpoint.host,
             "protocol": endpoint.protocol,
             "settings": endpoint.settings,
         }
-    verdicts = [v for prompt in prompts if (v := found[prompt]) is not None]
-    return verdicts, judge
+    return [found[prompt] for prompt in prompts], judge
 
 
-def _ask(endpoint: Endpoint, prompt: str, highest: int, cache: Path) -> Verdict | str:
+def _ask(endpoint: Endpoint, prompt: str, parse: Parse, cache: Path) -> Verdict | NoVerdict:
     """Ask, and once more if the reply is no verdict. Verdicts are stored."""
     messages = _messages(prompt)
     for _ in range(2):
         request = endpoint.request(messages)
         answer = endpoint.ask(request)
-        if (verdict := parse(answer, highest)) is not None:
-            files.write_json(_path(cache, endpoint, prompt), {"request": request, "answer": answer})
+        if (verdict := parse(answer)) is not None:
+            kept = {"endpoint": endpoint.place, "request": request, "answer": answer}
+            files.write_json(_path(cache, endpoint, prompt), kept)
             return verdict
         # At temperature 0 the same question would get the same answer.
         messages.append({"role": "assistant", "content": answer[:2000]})
         messages.append({"role": "user", "content": _REMINDER})
-    return f"no verdict in the answer {' '.join(answer.split())[:80]!r}"
+    return NoVerdict(f"no verdict in the answer {' '.join(answer.split())[:80]!r}", unread=True)
 
 
 def _messages(prompt: str) -> list[dict[str, str]]:
@@ -289,13 +269,15 @@ def _messages(prompt: str) -> list[dict[str, str]]:
 
 
 def _path(cache: Path, endpoint: Endpoint, prompt: str) -> Path:
-    request = json.dumps(endpoint.request(_messages(prompt)), sort_keys=True)
-    return cache / f"{hashlib.sha256(request.encode()).hexdigest()}.json"
+    """Where a verdict is stored: one model can be served differently at two endpoints."""
+    key = {"endpoint": endpoint.place, **endpoint.request(_messages(prompt))}
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return cache / f"{digest}.json"
 
 
-def _stored(path: Path, highest: int) -> Verdict | None:
+def _stored(path: Path, parse: Parse) -> Verdict | None:
     """The verdict of an earlier run; None if there is none, or the file is damaged."""
     try:
-        return parse(files.read_json(path)["answer"], highest)
+        return parse(files.read_json(path)["answer"])
     except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
         return None

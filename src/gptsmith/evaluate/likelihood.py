@@ -21,10 +21,10 @@ from torch import Tensor
 
 from gptsmith.arguments import check_several
 from gptsmith.evaluate.prefix_tree import PrefixTree, Text, batches, plan
-from gptsmith.evaluate.progress import progress
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.kv_cache import KVCache
 from gptsmith.model.masks import Mask
+from gptsmith.progress import progress
 from gptsmith.tokenizer import Tokenizer
 
 BUDGET = {"cpu": 512, "cuda": 32768}  # tokens of a batch, padding included

@@ -7,17 +7,20 @@ rows of llm-foundry or of the original release.
 
 from __future__ import annotations
 
+import os
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptsmith.evaluate.task_data import data_folder, hub_rows, label, text, texts
+from gptsmith.evaluate.task_data import data_folder, hub_rows, label, question_rows, text, texts
 
 if TYPE_CHECKING:
+    from gptsmith.data.options import FileFormat
+    from gptsmith.data.report import ReadReport
     from gptsmith.data.rows import Row
 
 Choices = tuple[tuple[str, str], ...]
@@ -52,23 +55,14 @@ class Task:
     """What is reported: accuracies by different normalisations, perplexity (see accuracy.py)."""
     main_metric: str = "acc_norm"
     """The metric by which the task is known: plotted during training."""
-    chance: float | None = 0.25
-    """Accuracy of guessing: one over the number of choices (a few ARC questions have 3 or 5)."""
     gpt2: Mapping[str, float] = field(default_factory=dict)
     """Published scores of GPT-2 124M, by metric."""
     shots: int = 0
     """Worked examples before each question, from the split `dev` of the same subject."""
     preamble: str = ""
     """Before the worked examples; {subject} is replaced."""
-
-    def references(self, metric: str) -> dict[str, float]:
-        """Scores to compare with, by name, as far as they are known."""
-        known = {}
-        if metric.startswith("acc") and self.chance is not None:
-            known["chance"] = self.chance
-        if metric in self.gpt2:
-            known["GPT-2 124M"] = self.gpt2[metric]
-        return known
+    notes: tuple[str, ...] = ()
+    """What the reader must know of a file of one's own."""
 
 
 # --- rows to questions ---------------------------------------------------------------------------
@@ -197,20 +191,21 @@ TASKS = {
             ("allenai/ai2_arc", "ARC-Challenge", "test"),
         ),
         Task(
-            "piqa", _piqa, ("eval/llm_foundry/piqa.jsonl",), ("baber/piqa", None, "validation"),
-            chance=0.5,
+            "piqa", _piqa,
+            ("eval/llm_foundry/piqa.jsonl", "piqa/valid.jsonl", "physicaliqa-train-dev/dev.jsonl"),
+            ("baber/piqa", None, "validation"),
         ),
         # Where all choices have one text or one letter, no normalisation changes the answer.
         Task(
             "winogrande", _winogrande, ("eval/llm_foundry/winogrande.jsonl",),
             ("allenai/winogrande", "winogrande_xl", "validation"),
-            metrics=("acc",), main_metric="acc", chance=0.5,
+            metrics=("acc",), main_metric="acc",
         ),
         Task(
             "lambada", _lambada,
             ("eval/lambada/lambada_test.jsonl", "eval/llm_foundry/lambada_openai.jsonl"),
             ("EleutherAI/lambada_openai", "default", "test"),
-            metrics=("acc", "perplexity"), main_metric="acc", chance=None,
+            metrics=("acc", "perplexity"), main_metric="acc",
         ),
         Task(
             "mmlu", _mmlu, ("eval/mmlu", "mmlu"), ("cais/mmlu", "all", "test"),
@@ -225,27 +220,72 @@ TASKS = {
 # --- reading -------------------------------------------------------------------------------------
 
 
-def load(
-    name: str, where: Path | None = None, limit: int | None = None, shots: int | None = None
-) -> list[Question]:
-    """The first `limit` questions of a task (None: all); of MMLU, the subjects take turns.
+def load_task(
+    name: str,
+    where: Path | None = None,
+    limit: int | None = None,
+    shots: int | None = None,
+    *,
+    report: ReadReport | None = None,
+    form: FileFormat | None = None,
+    first_choice: int | None = None,
+) -> tuple[Task, list[Question]]:
+    """A task by its name, or a file of questions as a task, and the first `limit` questions (None:
+    all); of MMLU, the subjects take turns.
 
     where: a file (.jsonl .json .csv .tsv, each also .gz, .parquet, .arrow), or a folder that has
     the task's file under its usual name. Default: $GPTSMITH_DATA, else the Hugging Face Hub.
     shots: worked examples, for tasks that show some (default: the task's own number).
+    report, form, first_choice: of a file of questions (question_file.py).
     ValueError naming file and line for a bad row; FileNotFoundError says where to put which file.
     """
-    if name not in TASKS:
-        raise ValueError(f"no task {name!r}: choose among {', '.join(TASKS)}")
-    task = TASKS[name]
-    if task.shots:
-        found = _with_examples(task, where, task.shots if shots is None else shots)
+    if name in TASKS:
+        task = TASKS[name]
+        if task.shots:
+            found = _with_examples(task, where, task.shots if shots is None else shots)
+        else:
+            found = (_question(task, row) for row in _rows(task, where))
+        questions = list(islice(found, limit))
+    elif Path(name).suffix or "/" in name or os.path.exists(name):
+        task, questions = _own_task(Path(name), report, form, first_choice)
+        questions = questions[:limit]
     else:
-        found = (_question(task, row) for row in _rows(task, where))
-    questions = list(islice(found, limit))
+        raise ValueError(f"no task {name!r}: choose among {', '.join(TASKS)}, or name a file")
     if not questions:
         raise ValueError(f"{name}: no questions in {where or 'its files'}")
-    return questions
+    return task, _with_unique_ids(questions)
+
+
+def load(
+    name: str, where: Path | None = None, limit: int | None = None, shots: int | None = None
+) -> list[Question]:
+    """The questions of `load_task`."""
+    return load_task(name, where, limit, shots)[1]
+
+
+def _own_task(
+    path: Path, report: ReadReport | None, form: FileFormat | None, first_choice: int | None
+) -> tuple[Task, list[Question]]:
+    from gptsmith.data.report import ReadReport
+    from gptsmith.evaluate.question_file import read_questions
+
+    found, notes = read_questions(path, report or ReadReport(), form, first_choice)
+    questions = [
+        Question(own.id, _same_context(own.question, own.choices), answer) for own, answer in found
+    ]
+    # Asked in the words of ARC.
+    return replace(TASKS["arc_easy"], name=str(path), notes=tuple(notes)), questions
+
+
+def _with_unique_ids(questions: Sequence[Question]) -> list[Question]:
+    """An id that several questions have gets a number: two runs are compared by it."""
+    seen: Counter[str] = Counter()
+    unique = []
+    for question in questions:
+        seen[question.id] += 1
+        number = seen[question.id]
+        unique.append(replace(question, id=f"{question.id} ({number})") if number > 1 else question)
+    return unique
 
 
 def _question(task: Task, row: Row) -> Question:
@@ -257,15 +297,13 @@ def _question(task: Task, row: Row) -> Question:
 
 
 def _rows(task: Task, where: Path | None) -> Iterator[Row]:
-    from gptsmith.data.rows import read_rows
-
     folder = where or data_folder()
     if folder is not None and not folder.is_dir():
-        return read_rows(folder)
+        return question_rows(folder)
     if folder is not None:
         for pattern in (*task.files, *(Path(pattern).name for pattern in task.files)):
             if found := sorted(folder.glob(pattern)):
-                return read_rows(found[0])
+                return question_rows(found[0])
     if where is not None:
         raise FileNotFoundError(
             f"{where}: {task.name} is not here as {' or '.join(task.files)}; give its file"

@@ -3,19 +3,20 @@ errors are immediate."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, HttpUrl, field_validator
 
 from gptsmith.config import Section
-from gptsmith.data.options import FileFormat
+from gptsmith.data.options import FileFormat, OnError
 from gptsmith.evaluate.multiple_choice import TASKS as MULTIPLE_CHOICE
 from gptsmith.flags import nearest
 from gptsmith.run.options import WeightOptions
 from gptsmith.train.options import PrecisionName
 
-TASKS = ("perplexity", "skills", *MULTIPLE_CHOICE, "gsm8k", "text", "judge")
+TASKS = ("perplexity", "skills", *MULTIPLE_CHOICE, "gsm8k", "text", "judge", "classify")
 
 
 class JudgeOptions(Section):
@@ -39,14 +40,16 @@ class JudgeOptions(Section):
     """Ollama: context in tokens; longer prompts are not judged."""
 
 
-class EvaluateOptions(WeightOptions):
+class EvaluateOptions(WeightOptions, FileFormat):
     """What to measure, and on what."""
 
     tasks: tuple[str, ...] = Field(
-        ("perplexity",),
-        description="perplexity on a corpus or text; skills: held-out items of the built-in chat "
-        f"set; multiple choice: {', '.join(MULTIPLE_CHOICE)}; gsm8k; text and judge: the responses "
-        "that `finetune instruct` wrote. Separated by commas, or repeated.",
+        (),
+        description="perplexity (the default) on a corpus or text; skills: held-out items of the"
+        f" built-in chat set; multiple choice: {', '.join(MULTIPLE_CHOICE)}, or a file of"
+        " questions, choices and answers; gsm8k; text and judge: the responses that `finetune"
+        " instruct` wrote; classify (the default of a classifier): labelled texts. Separated by"
+        " commas, or repeated.",
     )
     limit: int | None = Field(None, ge=1)
     """Use only the first LIMIT questions of a task (mmlu: of all subjects in turn); perplexity:
@@ -57,9 +60,15 @@ class EvaluateOptions(WeightOptions):
     """Write the results to this .json file, with every item (.items.jsonl) and a chart."""
     data: str | None = None
     """perplexity: a prepared corpus (its validation split is used), or any text that `prepare`
-    reads (all of it is used). Default: the corpus that the run was trained on."""
+    reads (all of it is used). Default: the corpus that the run was trained on. classify: labelled
+    texts, read as `finetune classify` reads them."""
     text_column: str | None = None
-    """perplexity: column of a table that contains the text (default: text, or the only one)."""
+    """perplexity, classify: column of a table that contains the text, if it is not obvious."""
+    label_column: str | None = None
+    """classify: column of a table that contains the label, if it is not obvious."""
+    on_error: OnError = "stop"
+    """classify, files of questions: on a row that cannot be used, stop with an error, or skip and
+    count it."""
     window: int | None = Field(None, ge=2)
     """perplexity: tokens of a window (default: the model's context, at most 2048)."""
     stride: int | None = Field(None, ge=1)
@@ -71,6 +80,9 @@ class EvaluateOptions(WeightOptions):
     """perplexity: number format of matrix products; auto uses that of the run's training."""
     task_data: Path | None = None
     """File or folder with a task's questions (default: $GPTSMITH_DATA, else the Hub)."""
+    first_choice: int | None = Field(None, ge=0, le=1)
+    """Files of questions: number of the first choice, where the answers are numbers that do not
+    show it."""
     shots: int | None = Field(None, ge=0)
     """mmlu, gsm8k: worked examples before a question (default: 5; gsm8k of a chat model: 0)."""
     per_skill: int = Field(50, ge=1)
@@ -83,13 +95,23 @@ class EvaluateOptions(WeightOptions):
     @classmethod
     def _split(cls, value: Any) -> Any:
         parts = [value] if isinstance(value, str) else value
-        names = [name.strip() for part in parts for name in str(part).split(",")]
+        names = [name.strip() for part in map(str, parts) for name in _separated(part)]
         for name in names:
-            if name not in TASKS:
+            if name not in TASKS and not _is_path(name):
                 near = nearest(name, TASKS)
-                hint = f"did you mean {near!r}?" if near else f"choose from {', '.join(TASKS)}"
+                known = f"choose from {', '.join(TASKS)}, or name a file of questions"
+                hint = f"did you mean {near!r}?" if near else known
                 raise ValueError(f"no task {name!r}: {hint}")
         return tuple(dict.fromkeys(names))
+
+
+def _separated(names: str) -> list[str]:
+    return [names] if os.path.exists(names) else names.split(",")
+
+
+def _is_path(name: str) -> bool:
+    """Whether this is meant to be a file of questions."""
+    return bool(Path(name).suffix) or "/" in name or os.path.exists(name)
 
 
 class ClassifyOptions(WeightOptions, FileFormat):

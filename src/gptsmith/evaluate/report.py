@@ -18,6 +18,7 @@ from gptsmith.train.plots import COLOURS, GRID, INK, TICK_STEPS
 # Axis and number format of metrics that are not shares. Shares (0 to 1) have one axis in common.
 _UNITS = {
     "val_loss": ("loss (nats per token, lower is better)", ",.4f"),
+    "loss": ("loss (nats per text, lower is better)", ",.4f"),
     "perplexity": ("perplexity (lower is better)", ",.2f"),
     "bits_per_byte": ("bits per byte (lower is better)", ",.4f"),
     "bleu": ("BLEU (0 to 100)", ",.2f"),
@@ -43,6 +44,10 @@ class Result:
     """What the reader must know to interpret the metrics, one line each."""
     references: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Scores to compare with, by metric and name: chance, GPT-2 124M."""
+    key: tuple[str, ...] = ("id",)
+    """Fields of an item that tell which item of another run is the same."""
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    """What the metrics depend on besides the model: two runs should have the same."""
 
     def fields(self) -> dict[str, Any]:
         """For JSON, without the items: n, each metric and its NAME_stderr, details, notes."""
@@ -51,7 +56,8 @@ class Result:
             fields[name] = value if math.isfinite(value) else None
             if math.isfinite(error := self.stderr.get(name, math.nan)):
                 fields[f"{name}_stderr"] = error
-        return fields | dict(self.details) | ({"notes": list(self.notes)} if self.notes else {})
+        notes = {"notes": list(self.notes)} if self.notes else {}
+        return fields | dict(self.conditions) | dict(self.details) | notes
 
 
 def mean(values: Sequence[float]) -> tuple[float, float]:
@@ -69,6 +75,11 @@ def mean(values: Sequence[float]) -> tuple[float, float]:
     return centre, math.sqrt(variance / n)
 
 
+def chance(choices: Sequence[int]) -> float:
+    """Accuracy of guessing questions with these numbers of choices."""
+    return mean([1 / n for n in choices])[0]
+
+
 def show(metric: str, value: float, error: float = math.nan) -> str:
     """A value as text, with its standard error if there is one: `29.4% ± 0.5`."""
     form = _UNITS.get(metric, _SHARE)[1]
@@ -78,19 +89,39 @@ def show(metric: str, value: float, error: float = math.nan) -> str:
     return f"{text} ± {format(error, form).rstrip('%')}" if math.isfinite(error) else text
 
 
+def show_difference(metric: str, value: float, interval: tuple[float, float] | None) -> str:
+    """A difference and its interval as text; of shares in percentage points: `+2.5 [-1.0, +6.0]
+    pp`."""
+    form = _UNITS.get(metric, _SHARE)[1]
+    scale, form, unit = (100, ".1f", " pp") if form == _SHARE[1] else (1, form, "")
+    text = format(scale * value, f"+{form}")
+    if interval is not None:
+        low, high = (format(scale * bound, f"+{form}") for bound in interval)
+        text += f" [{low}, {high}]"
+    return text + unit
+
+
 def table(results: Sequence[Result]) -> Table:
     """One row per metric; for several runs see `comparison`."""
     return comparison({"value ± standard error": results})
 
 
-def comparison(runs: Mapping[str, Sequence[Result]]) -> Table:
-    """One row per metric, one column per run, and known scores to compare with."""
+def comparison(
+    runs: Mapping[str, Sequence[Result]],
+    differences: Mapping[tuple[str, str], str] | None = None,
+) -> Table:
+    """One row per metric, one column per run, and known scores to compare with.
+
+    differences: of the runs, by task and metric, for a column of their own.
+    """
     rows = _rows(runs)
     known = any(_references(runs, *row) for row in rows)
-    shown = Table("task", "items", "metric", *runs, *(["reference"] if known else []))
+    between = ["difference [95%]"] if differences is not None else []
+    reference = ["reference"] if known else []
+    shown = Table("task", "items", "metric", *runs, *between, *reference)
     for column in shown.columns:
         column.overflow = "fold"  # a narrow terminal must not cut figures
-    for column in (shown.columns[1], *shown.columns[3 : 3 + len(runs)]):
+    for column in (shown.columns[1], *shown.columns[3 : 3 + len(runs) + len(between)]):
         column.justify = "right"
     before = None
     for task, metric in rows:
@@ -105,7 +136,9 @@ def comparison(runs: Mapping[str, Sequence[Result]]) -> Table:
         references = _references(runs, task, metric)
         compared = [f"{name} {show(metric, x)}" for name, x in references.items()]
         first = [task, " / ".join(counts)] if before != task else ["", ""]
-        shown.add_row(*first, metric, *values, *([", ".join(compared)] if known else []))
+        difference = [] if differences is None else [differences.get((task, metric), "")]
+        last = [("\n" if between else ", ").join(compared)] if known else []
+        shown.add_row(*first, metric, *values, *difference, *last)
         before = task
     return shown
 
@@ -185,7 +218,11 @@ def _panel(
                 va="center", color=INK, fontsize=8, path_effects=edge, zorder=4,
             )  # fmt: skip
             right = max(right, width + spread)
-    lines = {"chance": ("#777777", (0, (2, 1.2))), "GPT-2 124M": (INK, "solid")}
+    lines = {
+        "chance": ("#777777", (0, (2, 1.2))),
+        "majority class": ("#777777", (0, (2, 1.2))),
+        "GPT-2 124M": (INK, "solid"),
+    }
     for y, (task, metric) in zip(positions, rows, strict=True):
         for name, x in _references(runs, task, metric).items():
             colour, style = lines[name]

@@ -12,7 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptsmith import files
+
 if TYPE_CHECKING:
+    from gptsmith.data.options import FileFormat
+    from gptsmith.data.report import ReadReport
     from gptsmith.data.rows import Row
 
 
@@ -32,6 +36,33 @@ def hub_rows(hub: tuple[str, str | None, str], local: str) -> Iterator[Row]:
     remedy = f"without network, put {local} into a folder and set GPTSMITH_DATA to it"
     data_set = data_hub.HubName(*hub)
     return data_hub.hub_rows(data_set, data_hub.hub_revision(data_set, remedy))
+
+
+def question_rows(
+    path: str | Path, report: ReadReport | None = None, form: FileFormat | None = None
+) -> Iterator[Row]:
+    """The rows of a file of questions, with the labels of a second file if it has one beside it."""
+    from gptsmith.data.rows import read_rows
+
+    path = Path(path)
+    stem = path.name.partition(".")[0]
+    names = (f"{stem}-labels.lst", f"{stem}_labels.lst", f"{stem}.lst", "labels.lst")
+    found = (path.with_name(name) for name in names)
+    labels = None if path.is_dir() else next((file for file in found if file.is_file()), None)
+    if labels is None:
+        yield from read_rows(path, report, form=form)
+        return
+    rows = list(read_rows(path, report, form=form))
+    if any("label" in row.values for row in rows):
+        yield from rows
+        return
+    # As in the original releases of PIQA and Social IQA: a line per question.
+    lines = files.read_text(labels).split()
+    if len(rows) != len(lines):
+        count = f"{path} has {len(rows):,} questions, {labels} {len(lines):,} labels"
+        raise ValueError(f"{count}: give the two files of one split")
+    for row, line in zip(rows, lines, strict=True):
+        yield row._replace(values=row.values | {"label": line})
 
 
 def text(row: Row, name: str, values: Mapping[str, Any] | None = None) -> str:
@@ -64,6 +95,7 @@ def label(row: Row, name: str) -> int:
     if isinstance(value, bool) or not re.fullmatch(r"\d{1,3}", str(value)):
         raise ValueError(
             f"{row.place}: {name!r} is {value!r:.40}, not the number of a choice; a test set"
-            " without answers cannot be scored: use the validation set"
+            " without answers cannot be scored: use the validation set, with its -labels.lst beside"
+            " it if it has one"
         )
     return int(str(value))

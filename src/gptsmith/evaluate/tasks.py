@@ -10,13 +10,16 @@ import numpy as np
 import torch
 
 from gptsmith.config import flatten
+from gptsmith.data.classification import encode_labelled
 from gptsmith.data.dataset import validation_batches, validation_windows
+from gptsmith.data.labelled import read_labelled
 from gptsmith.data.options import ReadOptions
 from gptsmith.data.report import ReadReport
 from gptsmith.data.shards import Corpus
 from gptsmith.data.sources import encode_source
 from gptsmith.evaluate import (
     accuracy,
+    classification,
     gsm8k,
     judge,
     multiple_choice,
@@ -26,16 +29,34 @@ from gptsmith.evaluate import (
 )
 from gptsmith.evaluate.endpoint import Endpoint
 from gptsmith.evaluate.options import EvaluateOptions
-from gptsmith.evaluate.progress import progress
 from gptsmith.evaluate.report import Result
+from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.target_leakage import first_target
+from gptsmith.progress import progress
 from gptsmith.run import Run, is_run
 from gptsmith.train.runtime import Precision, choose_precision
 
 SEED = 0  # of the questions on skills: the same ones each time
 
 Job = Callable[[], Result]
+
+
+def names(options: EvaluateOptions, run: Run) -> tuple[str, ...]:
+    """The tasks to do: those of the options, or the one that suits the run."""
+    labels = run.model_config.labels
+    found = options.tasks or (("classify",) if labels else ("perplexity",))
+    if labels and found != ("classify",):
+        raise ValueError(
+            f"{run.path} is a classifier, which has no task but classify: omit --tasks, or give a "
+            "language model"
+        )
+    if not labels and "classify" in found:
+        raise ValueError(
+            f"{run.path} is a language model without classes: gptsmith finetune classify makes a "
+            "classifier of it"
+        )
+    return found
 
 
 def prepare(
@@ -46,10 +67,8 @@ def prepare(
     Questions and texts are read now, so that wrong input is reported before hours of measuring.
     model: gives the model when the first job needs it; default: it is loaded from the run.
     """
-    if run.model_config.labels:
-        raise ValueError(f"{run.path} is a classifier: gptsmith classify {run.path} --file TEXTS")
     model = model or cache(lambda: options.load(run))
-    return [_job(name, options, run, model) for name in options.tasks]
+    return [_job(name, options, run, model) for name in names(options, run)]
 
 
 def compare_responses(options: EvaluateOptions, runs: Sequence[Run]) -> Result:
@@ -62,6 +81,8 @@ def _job(name: str, options: EvaluateOptions, run: Run, model: Callable[[], GPTM
     match name:
         case "perplexity":
             return _perplexity(options, run, model)
+        case "classify":
+            return _classify(options, run, model)
         case "skills":
             return lambda: _skills(options, run, model())
         case "text":
@@ -76,8 +97,11 @@ def _job(name: str, options: EvaluateOptions, run: Run, model: Callable[[], GPTM
             problems, examples = gsm8k.load(options.task_data, options.limit, shots)
             return lambda: gsm8k.score(model(), run.tokenizer, run.template, problems, examples)
         case _:
-            task = multiple_choice.TASKS[name]
-            questions = multiple_choice.load(name, options.task_data, options.limit, options.shots)
+            report = ReadReport(options.on_error)
+            task, questions = multiple_choice.load_task(
+                name, options.task_data, options.limit, options.shots,
+                report=report, form=options, first_choice=options.first_choice,
+            )  # fmt: skip
             return lambda: accuracy.score(model(), run.tokenizer, task, questions, progress=True)
 
 
@@ -97,6 +121,49 @@ def _skills(options: EvaluateOptions, run: Run, model: GPTModel) -> Result:
         scores = skills.score_chat(model, run.tokenizer, run.chat_template, SEED, options.per_skill)
     means = {name: skills.mean(column) for name, column in scores.items()}
     return Result("skills", options.per_skill, means, {}, details={"by_skill": scores})
+
+
+# --- classification ------------------------------------------------------------------------------
+
+
+def _classify(options: EvaluateOptions, run: Run, model: Callable[[], GPTModel]) -> Job:
+    """Labelled texts, read, truncated and measured as the test split of tuning."""
+    if options.data is None:
+        raise ValueError(f"{run.path} is a classifier: give labelled texts with --data FILE")
+    labels = run.model_config.labels
+    report = ReadReport(options.on_error)
+    data = Path(options.data)
+    rows = []
+    columns = options.text_column, options.label_column
+    for row in read_labelled(data, *columns, report, options):
+        if row.label in labels:
+            rows.append(row)
+        else:
+            problem = f"label {row.label!r} is none of {run.path}'s ({', '.join(labels)})"
+            report.reject("label that the classifier does not have", row.place, problem)
+    if not rows:
+        raise ValueError(f"{data}: no text with a label of {run.path}'s ({', '.join(labels)})")
+    rows = rows[: options.limit]
+    context = int(run.config.get("context_length") or run.model_config.context_length)
+    texts = encode_labelled(run.tokenizer, rows, labels, context)
+    precision, _ = _precision(options, run)
+    notes = [*report.hints, *(f"{data}: {line}" for line in report.lines())]
+    if texts.truncated:
+        share = texts.truncated / len(rows)
+        notes.insert(
+            0,
+            f"{data}: {texts.truncated:,} of {len(rows):,} texts ({share:.0%}) are truncated to "
+            f"{context} tokens",
+        )
+
+    def job() -> Result:
+        classifier = model()
+        assert isinstance(classifier, GPTClassifier)
+        B = options.batch_size or 32
+        log_p = classification.log_probabilities(classifier, texts.ids, precision, batch_size=B)
+        return classification.result(labels, rows, log_p, texts.classes, notes)
+
+    return job
 
 
 # --- perplexity ----------------------------------------------------------------------------------
@@ -127,15 +194,18 @@ def _perplexity(options: EvaluateOptions, run: Run, model: Callable[[], GPTModel
         if weights != torch.float32 and name == "fp32":  # half-precision weights stay as they are
             name, because = str(weights).removeprefix("torch."), "that of the weights"
         values = {metric: value for metric, value in scores.fields().items() if value is not None}
-        details = {
+        conditions = {
             "on": source,
             "window": T,
             "stride": stride,
             "precision": name,
-            "precision_reason": because,
+            "tokenizer": run.tokenizer.fingerprint[:16],
         }
         n = int(values.pop("tokens"))
-        return Result("perplexity", n, values, {}, details=details, notes=notes)
+        return Result(
+            "perplexity", n, values, {}, details={"precision_reason": because}, notes=notes,
+            conditions=conditions,
+        )  # fmt: skip
 
     return job
 
@@ -149,9 +219,14 @@ def _token_streams(
         if is_run(Path(data)):
             raise ValueError(f"--data {data} is a run: give a corpus or text")
         report = ReadReport("skip")
-        read_options = ReadOptions(text_column=options.text_column)
+        names = ("text_column", "encoding", "delimiter")
+        read_options = ReadOptions(**{name: getattr(options, name) for name in names})
         stream = encode_source(data, run.tokenizer, read_options, report)
-        return [stream], data, [f"{data}: {line}" for line in report.skipped.lines()]
+        return (
+            [stream],
+            data,
+            [*report.hints, *(f"{data}: {line}" for line in report.skipped.lines())],
+        )
     data = data or run.config.get("data")
     on_corpus = run.stage in ("pretrain", "text")  # the stages that train on a prepared corpus
     if not isinstance(data, str) or (options.data is None and not on_corpus):

@@ -2,48 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from gptsmith.evaluate import accuracy
-from gptsmith.evaluate.multiple_choice import TASKS, load
+from gptsmith.evaluate.multiple_choice import Question, Task, load_task
 from gptsmith.model.gpt import GPTModel
 from gptsmith.recipes.options import EvalConfig
 from gptsmith.recipes.plan import Note
 from gptsmith.tokenizer import Tokenizer
 
-TaskEvaluation = Callable[[], Mapping[str, float]]
+
+class TaskEvaluation:
+    """A function without arguments that returns all scores by name (hellaswag_acc_token)."""
+
+    def __init__(
+        self,
+        model: GPTModel,
+        tokenizer: Tokenizer,
+        tasks: Sequence[tuple[Task, Sequence[Question]]],
+    ) -> None:
+        self.model, self.tokenizer, self.tasks = model, tokenizer, tasks
+
+    def __call__(self) -> Mapping[str, float]:
+        results = [
+            accuracy.score(self.model, self.tokenizer, task, questions)
+            for task, questions in self.tasks
+        ]
+        return {f"{r.task}_{metric}": value for r in results for metric, value in r.metrics.items()}
+
+    @property
+    def references(self) -> dict[str, dict[str, float]]:
+        """The metric of each task to draw over the steps, with reference values such as chance."""
+        known = ((task, accuracy.references(task, questions)) for task, questions in self.tasks)
+        return {f"{t.name}_{t.main_metric}": found[t.main_metric] for t, found in known}
 
 
 def prepare(
     config: EvalConfig, model: GPTModel, tokenizer: Tokenizer
 ) -> tuple[TaskEvaluation | None, list[Note]]:
-    """A function that evaluates eval.tasks (None if there are none), and notes on the questions.
+    """The evaluation of eval.tasks (None if there are none), and notes on the questions.
 
-    The function returns all scores by name (hellaswag_acc_token). The questions are read now:
-    ValueError or FileNotFoundError if they are missing, damaged or too long.
+    The questions are read now: ValueError or FileNotFoundError if they are missing, damaged or too
+    long.
     """
-    questions = {
-        name: load(name, config.task_data, config.task_items)
-        for name in dict.fromkeys(config.tasks)
-    }
-    notes = [
-        Note("evaluation", text)
-        for name, items in questions.items()
-        for text in accuracy.select(model, tokenizer, name, items)[1]
-    ]
-    if not questions:
-        return None, []
-
-    def evaluate() -> Mapping[str, float]:
-        results = [
-            accuracy.score(model, tokenizer, TASKS[name], questions[name]) for name in questions
-        ]
-        return {f"{r.task}_{metric}": value for r in results for metric, value in r.metrics.items()}
-
-    return evaluate, notes
-
-
-def references(names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """The metric of each task to draw over the steps, with reference values such as chance."""
-    tasks = [TASKS[name] for name in names]
-    return {f"{t.name}_{t.main_metric}": t.references(t.main_metric) for t in tasks}
+    tasks = []
+    notes = []
+    for name in dict.fromkeys(config.tasks):
+        task, questions = load_task(name, config.task_data, config.task_items)
+        selected, found = accuracy.select(model, tokenizer, name, questions)
+        tasks.append((task, [question for question, _ in selected]))
+        notes += [Note("evaluation", text) for text in (*task.notes, *found)]
+    return (TaskEvaluation(model, tokenizer, tasks) if tasks else None), notes

@@ -60,7 +60,7 @@ class TrainingJob:
     evaluate: Callable[[int | None], Mapping[str, float | int | None]]
     val_tokens: int
     samples: Callable[[], Iterator[tuple[str, str]]] = lambda: iter(())
-    evaluate_tasks: Callable[[], Mapping[str, float]] | None = None
+    evaluate_tasks: in_loop_eval.TaskEvaluation | None = None
 
 
 def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float | None) -> int:
@@ -217,7 +217,7 @@ class _Session:
             trackers=self.config.monitor.trackers,
             resume=(state.step, state.seconds) if self.config.resume else None,
             started=started,
-            scores=in_loop_eval.references(self.config.eval.tasks),
+            scores=self.job.evaluate_tasks.references if self.job.evaluate_tasks else {},
         )
         self.speed_start = self.monitor.seconds, state.tokens  # tokens/s are measured from here
         self.first_step = state.step

@@ -1,0 +1,338 @@
+"""A multiple-choice file of one's own: which columns hold question, choices and answer.
+
+Choices are a list, texts with labels, or a column each; the answer is a label, a letter, a text, or
+a number from 0 or from 1. Which of these the answers are is decided for the whole file: it is the
+form in which all of them are choices. Two forms that would give different answers are an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from gptsmith.data.options import FileFormat
+    from gptsmith.data.report import ReadReport
+    from gptsmith.data.rows import Row
+
+# Usual names of columns, without case, spaces and underscores; the first one present is used.
+QUESTION = (
+    "question", "questionstem", "stem", "query", "prompt", "goal", "problem", "instruction",
+    "input", "ctx", "sentence", "text",
+)  # fmt: skip
+CONTEXT = ("context", "passage", "article", "story", "support", "premise", "background")
+CHOICES = (
+    "choices", "options", "endings", "answers", "candidates", "alternatives", "answerchoices",
+)  # fmt: skip
+ANSWER = (
+    "answer", "answerkey", "label", "gold", "target", "correct", "correctanswer", "correctoption",
+    "correctchoice", "answeridx", "answerindex", "answerletter", "ans", "cop", "key", "solution",
+)  # fmt: skip
+RIGHT = ("correctanswer", "correct", "rightanswer", "answer")  # beside wrong answers
+WRONG = ("distractors", "incorrectanswers", "wronganswers")
+ID = ("id", "qid", "questionid", "ind", "idx", "index")
+# Before the letter or number of a column per choice: A, option_a, choice1, sol1, ending0.
+PREFIXES = (
+    "", "option", "opt", "op", "choice", "answer", "ans", "sol", "solution", "ending",
+    "alternative", "candidate", "response", "mc",
+)  # fmt: skip
+WRONG_PREFIXES = ("distractor", "incorrectanswer", "wronganswer", "incorrect", "wrong")
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+SEPARATORS = ("\n", "|", ";")  # of choices in one cell
+
+
+class OwnQuestion(NamedTuple):
+    """A row of a file of questions. label: of each choice, "" if it has none."""
+
+    place: str
+    id: str
+    question: str
+    choices: list[str]
+    labels: list[str]
+    answer: Any
+
+
+class Columns(NamedTuple):
+    """Names of columns. choices: one that lists them, or one per choice. wrong: whether these are
+    the wrong answers, to which the answer is added."""
+
+    question: str
+    context: str | None
+    choices: list[str]
+    listed: bool
+    answer: str
+    wrong: bool
+    id: str | None
+
+    @property
+    def used(self) -> set[str | None]:
+        return {self.question, self.context, *self.choices, self.answer, self.id}
+
+
+def read_questions(
+    path: Path,
+    report: ReadReport,
+    form: FileFormat | None = None,
+    first_choice: int | None = None,
+) -> tuple[list[tuple[OwnQuestion, int]], list[str]]:
+    """The questions of a file, each with the index of its answer; and notes.
+
+    form: encoding and delimiter, if they are not to be found out. first_choice: number of the first
+    choice, if the answers are numbers. ValueError naming the
+    place for columns that are not obvious, for a row that cannot be used unless `report` skips it,
+    and where the form of the answers is not certain.
+    """
+    from gptsmith.evaluate.task_data import question_rows
+
+    rows = list(question_rows(path, report, form))
+    if not rows:
+        raise ValueError(f"{path}: no questions in it")
+    names = list(dict.fromkeys(name for row in rows for name in row.values))
+    columns = _columns(names, rows[0].place)
+    questions = []
+    for row in rows:
+        try:
+            questions.append(_question(row, columns))
+        except ValueError as error:
+            report.reject("unusable row", row.place, str(error).removeprefix(f"{row.place}: "))
+    answered = _answers(path, questions, report, first_choice)
+    unused = [name for name in names if name not in columns.used and name]
+    notes = [f"{path}: columns that are not used: {', '.join(unused)}"] if unused else []
+    return answered, [*report.hints, *notes, *(f"{path}: {line}" for line in report.lines())]
+
+
+# --- columns -------------------------------------------------------------------------------------
+
+
+def _columns(names: Sequence[str], place: str) -> Columns:
+    by_name = {_plain(name): name for name in reversed(names)}
+
+    def first(usual: Iterable[str], taken: Iterable[str | None] = ()) -> str | None:
+        found = (by_name[name] for name in usual if name in by_name)
+        return next((name for name in found if name not in taken), None)
+
+    wrong = False
+    listed = first(CHOICES)
+    choices = [listed] if listed else _numbered(names, PREFIXES)
+    if not choices:
+        listed, wrong = first(WRONG), True
+        choices = [listed] if listed else _numbered(names, WRONG_PREFIXES)
+    context = first(CONTEXT, choices)
+    question = first(QUESTION, choices)
+    if question is None:
+        question, context = context, None
+    answer = first(RIGHT if wrong else ANSWER, [*choices, question, context])
+    for what, column, usual in (
+        ("question", question, "question"),
+        ("choices", choices, "choices, with a list, or A, B, C, D"),
+        ("answer", answer, "answer"),
+    ):
+        if not column:
+            from gptsmith.data.columns import quoted
+
+            raise ValueError(
+                f"{place}: no column for the {what}, only {quoted(names)}: call it {usual}"
+            )
+    assert question is not None
+    assert answer is not None
+    return Columns(question, context, choices, bool(listed), answer, wrong, first(ID, choices))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).lower()
+
+
+def _numbered(names: Sequence[str], prefixes: Sequence[str]) -> list[str]:
+    """Columns of one choice each, such as A to D or option1 to option4, in order; [] if none."""
+    groups: dict[str, dict[str, str]] = {}
+    for name in names:
+        if found := re.fullmatch(r"(.*?)([a-z]|\d{1,2})", _plain(name)):
+            groups.setdefault(found[1], {}).setdefault(found[2], name)
+    for prefix in prefixes:
+        group = groups.get(prefix, {})
+        for start in ("a", "0", "1"):
+            run: list[str] = []
+            while (suffix := _after(start, len(run))) in group:
+                run.append(group[suffix])
+            if len(run) > 1 or (run and prefixes is WRONG_PREFIXES):
+                return run
+    return []
+
+
+def _after(start: str, count: int) -> str:
+    return LETTERS[count].lower() if start == "a" else str(int(start) + count)
+
+
+# --- rows ----------------------------------------------------------------------------------------
+
+
+def _question(row: Row, columns: Columns) -> OwnQuestion:
+    from gptsmith.evaluate.task_data import text
+
+    values = row.values
+    question = text(row, columns.question)
+    if columns.context and values.get(columns.context) not in (None, ""):
+        question = f"{text(row, columns.context)}\n{_asked(question)}"
+    else:
+        question = _asked(question)
+    if columns.listed:
+        choices, labels = _listed(values.get(columns.choices[0]))
+    else:
+        cells = [_text(values.get(name)) for name in columns.choices]
+        while cells and not cells[-1]:  # a row may have fewer choices
+            cells.pop()
+        choices, labels = cells, [""] * len(cells)
+    if lettered := _lettered(choices):
+        choices, labels = lettered, [*LETTERS[: len(lettered)]]
+    answer: Any = values.get(columns.answer)
+    if columns.wrong:
+        choices, labels = [*choices, _text(answer)], [*labels, ""]
+        answer = LETTERS[len(choices) - 1]
+    if len(choices) < 2 or not all(choice.strip() for choice in choices):
+        raise ValueError(f"{row.place}: the choices are {choices!r:.60}, not two or more texts")
+    for choice in choices:
+        text(row, "choice", {"choice": choice})  # checks that it is Unicode
+    if answer is None or (isinstance(answer, str) and not answer.strip()):
+        raise ValueError(f"{row.place}: it has no answer in {columns.answer!r}")
+    own_id = values.get(columns.id) if columns.id else None
+    name = Path(row.place).name if own_id is None else str(own_id)
+    return OwnQuestion(row.place, name, question, choices, labels, answer)
+
+
+def _asked(question: str) -> str:
+    """The prompt of ARC, without doubling what a file already wrote."""
+    plain = question.strip().removeprefix("Question:").removesuffix("Answer:").strip()
+    return f"Question: {plain}\nAnswer:"
+
+
+def _listed(value: Any) -> tuple[list[str], list[str]]:
+    """Choices and their labels: a list of texts or of {label, text}, lists of both, a mapping from
+    label to text, or one of these as the text of a cell."""
+    if isinstance(value, str):
+        value = _cell(value)
+    if isinstance(value, Mapping):
+        by_name = {_plain(str(key)): inner for key, inner in value.items()}
+        texts = _first(by_name, ("text", "texts", "choices"))
+        if isinstance(texts, list):
+            labels = _first(by_name, ("label", "labels", "key"))
+            return [_text(t) for t in texts], _labels(labels, len(texts))
+        kept = {str(key): inner for key, inner in value.items() if inner is not None}
+        return [_text(inner) for inner in kept.values()], list(kept)
+    if not isinstance(value, list):
+        return [], []
+    if not any(isinstance(one, Mapping) for one in value):
+        return [_text(one) for one in value], [""] * len(value)
+    texts, labels = [], []
+    for one in value:
+        fields = {_plain(str(k)): v for k, v in one.items()} if isinstance(one, Mapping) else {}
+        texts.append(_text(_first(fields, ("text", "content", "value", "choice", "option"))))
+        labels.append(_text(_first(fields, ("label", "key", "letter", "id"))))
+    return texts, labels
+
+
+def _lettered(choices: Sequence[str]) -> list[str]:
+    """Choices without the letters that they begin with, as in `A) red`; [] if not all do."""
+    found = [re.fullmatch(r"(?s)\(?([A-Z])[).:]\s*(.+)", choice) for choice in choices]
+    expected = zip(found, LETTERS, strict=False)
+    in_order = bool(found) and all(one and one[1] == letter for one, letter in expected)
+    return [one[2] for one in found if one] if in_order else []
+
+
+def _labels(value: Any, count: int) -> list[str]:
+    labels = [_text(one) for one in value] if isinstance(value, list) else []
+    return labels if len(labels) == count else [""] * count
+
+
+def _first(values: Mapping[str, Any], names: Iterable[str]) -> Any:
+    return next((values[name] for name in names if name in values), None)
+
+
+def _cell(value: str) -> Any:
+    """A list or mapping that a CSV holds as text (JSON, or Python's form), or separated choices."""
+    import yaml
+
+    if value.lstrip()[:1] in ("[", "{"):
+        try:
+            return yaml.load(value, yaml.BaseLoader)
+        except (yaml.YAMLError, RecursionError):
+            return None
+    separator = next((s for s in SEPARATORS if s in value), None)
+    return separator and [part.strip() for part in value.split(separator) if part.strip()]
+
+
+def _text(value: Any) -> str:
+    """A text, or a number as text; "" for anything else."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return ""
+    return value.strip() if isinstance(value, str) else str(value)
+
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+def _readings(question: OwnQuestion) -> dict[str, int]:
+    """The index that the answer means in each form in which it is one of the choices."""
+    n, answer = len(question.choices), question.answer
+    if isinstance(answer, float) and answer.is_integer():  # pandas, where an answer was missing
+        answer = int(answer)
+    # `Option B` and `choice_2` are B and 2.
+    named = r"(?i)^(?:option|choice|answer)[\s_:]*(?=(?:[a-z]|\d{1,2})$)"
+    written = re.sub(named, "", _text(answer))
+    lettered = re.match(r"\(?([A-Za-z0-9])[).:]\s", written)  # A) red
+    short = lettered[1] if lettered else written.strip("().: ")
+    found = {
+        "labels": _index(question.labels, short),
+        "letters": _index(LETTERS[:n], short),
+        "texts": _index(question.choices, written),
+    }
+    if re.fullmatch(r"\d{1,3}(?:\.0)?", written):
+        number = int(float(written))
+        found |= {"numbers from 0": number, "numbers from 1": number - 1}
+    return {form: i for form, i in found.items() if i is not None and 0 <= i < n}
+
+
+def _index(choices: Iterable[str], wanted: str) -> int | None:
+    """The position of the one choice that equals `wanted`, if need be without case."""
+    exact = [i for i, choice in enumerate(choices) if choice and choice == wanted]
+    folded = [i for i, c in enumerate(choices) if c and c.casefold() == wanted.casefold()]
+    found = exact if len(exact) == 1 else folded
+    return found[0] if len(found) == 1 else None
+
+
+def _answers(
+    path: Path, questions: Sequence[OwnQuestion], report: ReadReport, first_choice: int | None
+) -> list[tuple[OwnQuestion, int]]:
+    readings = [_readings(question) for question in questions]
+    forms = ["labels", "letters", "texts", "numbers from 0", "numbers from 1"]
+    if first_choice is not None:
+        forms = [f"numbers from {first_choice}"]
+    counts = {form: sum(form in found for found in readings) for form in forms}
+    most = max(counts.values(), default=0)
+    best = [form for form in forms if counts[form] == most]
+    if "labels" in best:  # the file says itself what its answers mean
+        best = ["labels"]
+    answered = []
+    for question, found in zip(questions, readings, strict=True):
+        indices = {form: found[form] for form in best if form in found}
+        if len(set(indices.values())) > 1:
+            base = all(form.startswith("numbers") for form in indices)
+            remedy = "--first-choice 0 or 1" if base else "write the answers as letters"
+            raise ValueError(
+                f"{question.place}: the answer {question.answer!r} can be read as "
+                f"{' or as '.join(indices)}, and no other row tells which: {remedy}"
+            )
+        if indices:
+            answered.append((question, next(iter(indices.values()))))
+        else:
+            report.reject(
+                "answer that is no choice",
+                question.place,
+                f"the answer {question.answer!r:.40} is none of the {len(question.choices)} choices"
+                + (f"; other rows have {best[0]}" if most else ""),
+            )
+    if not answered:
+        raise ValueError(f"{path}: no question with an answer")
+    return answered

@@ -25,7 +25,7 @@ from importlib import import_module
 from inspect import isgenerator
 from typing import Any
 
-_SECONDS, _MEMORY = 4.0, 384 << 20
+_SECONDS, _MEMORY = 3.0, 384 << 20
 _IDLE = 4  # workers that are kept for the next call
 _START = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from gptsmith import sandbox; "

@@ -19,7 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from gptsmith import sandbox
 
 # Seconds of processor time that a template has for its first renderings, and gets back with each.
-_SECONDS, _REFILL = 2.0, 0.05
+_SECONDS, _REFILL = 1.0, 0.05
 _MEMORY = 256 << 20
 _WHAT = "the chat template"
 

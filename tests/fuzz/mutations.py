@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import random
+import re
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -19,10 +20,35 @@ _TEXTS = [
     b"null", b"true", b"{}", b"[]", b"../../etc/passwd", b"\x1b]0;x\x07", b"%s%n", b"{{ 7 * 7 }}",
     b"{% for i in range(99999) %}", b"{% break %}", b"!!python/object:os.system x", b"&a [*a]",
 ]  # fmt: skip
+_GROWS = {"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaa"}
 _VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 2, 3.5, 1 << 31, 1 << 63, 10**400, float("inf"), float("nan"), "",
     "x", "a" * 10_000, "\ud800", "\0", "\x1b[2J", [], {}, [[]], ["x"], [None], {"x": None}, [1],
     {"0": "x"}, [{}], "1", "../x",
+    {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000},
+    {"type": "Replace", "pattern": {"Regex": "x*"}, "content": "xx"},
+    {"type": "Sequence", "normalizers": [_GROWS] * 4},
+    {"type": "Sequence", "decoders": [_GROWS] * 4},
+    {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Isolated", "invert": False},
+    {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, {"type": "ByteLevel"}]},
+    {"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="},
+    {"type": "Prepend", "prepend": "aa"},
+    {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}},
+]  # fmt: skip
+_SNIPPETS = [
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "{% for i in range(99999) %}{% set x = i ** 99 %}{% endfor %}", "{{ 9 ** 9999999 }}",
+    "{% set ns = namespace(x='aaaa') %}"
+    "{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    "{{ '{:3000000000}'.format(1) }}", "{{ 'a' * 3000000000 }}", "{{ 'a' | center(900000000) }}",
+    "{{ messages | tojson(indent=99999999) }}", "{{ 'a\\na' | indent(900000000) }}", "{% break %}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ lipsum(99999) }}", "{{ cycler }}",
+    "{% set messages = messages[1:] %}", "{% include 'x' %}", "{{ raise_exception('no') }}",
+    "{{ messages | map(attribute='content') | join | length }}", "{{ self }}",
+    "{% raw %}{{{% endraw %}",
+    "{{ x.y.z }}", "{{ 1 // 0 }}", "{{ '%c' % -1 }}", "{{ strftime_now('%' * 9) }}", "{# a #}",
+    "{% if loop is defined %}{{ loop.index }}{% endif %}", "{% filter upper %}a{% endfilter %}",
+    "{{ bos_token }}", "{{ messages[0]['content'] | string | wordwrap(1) }}", "{% generation %}",
 ]  # fmt: skip
 
 
@@ -31,6 +57,8 @@ def mutated(data: bytes, name: str, others: list[bytes], rng: random.Random) -> 
     changes: list[Callable[[bytes], bytes]] = [lambda d: _bytes_changed(d, others, rng)]
     if name.endswith((".json", ".jsonl")):
         changes += 3 * [lambda d: _json_changed(d, rng)]
+    if name.endswith(".jinja"):
+        changes += 3 * [lambda d: _snippet_inserted(d, rng)]
     if name.endswith(".safetensors"):
         changes += 2 * [lambda d: _header_changed(d, rng)]
     if name.endswith((".pt", ".zip")):
@@ -45,8 +73,8 @@ def mutated(data: bytes, name: str, others: list[bytes], rng: random.Random) -> 
 def _bytes_changed(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
     new, size = bytearray(data), len(data)
     at, length = rng.randrange(size + 1), rng.choice((1, 2, 4, 8, 50, 1000))
-    match rng.randrange(9):
-        case 0 | 1 if size:
+    match rng.randrange(-4, 9):
+        case -4 | -3 | -2 | -1 | 0 | 1 if size:
             new[at % size] ^= 1 << rng.randrange(8)
         case 2:
             del new[at:]
@@ -98,6 +126,17 @@ def _json_changed(data: bytes, rng: random.Random) -> bytes:
             node[key] = rng.choice(_VALUES)
     lines[which] = json.dumps(root[0]).encode()
     return b"\n".join(lines)
+
+
+def _snippet_inserted(data: bytes, rng: random.Random) -> bytes:
+    """Jinja: something more after a statement, or a statement less."""
+    statements = [*re.finditer(rb"\{%.*?%\}|\{\{.*?\}\}", data, re.DOTALL)]
+    if not statements:
+        return data
+    chosen = rng.choice(statements)
+    if rng.randrange(4):
+        return data[: chosen.end()] + rng.choice(_SNIPPETS).encode() + data[chosen.end() :]
+    return data[: chosen.start()] + data[chosen.end() :]
 
 
 def _header_changed(data: bytes, rng: random.Random) -> bytes:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".parquet", ".arrow")
 _BATCH = 256  # rows
 _LARGE = 4 << 20  # bytes of a batch
-_SECONDS, _MEMORY = 3.0, 384 << 20  # and more for large files
+_SECONDS, _MEMORY = 2.0, 384 << 20  # and more for large files
 
 
 def read_schema(path: Path) -> pa.Schema:

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from gptsmith import sandbox
 
-_SECONDS = 3.0  # and more for large files and long texts
+_SECONDS = 2.0  # and more for large files and long texts
 _MAX_GROWTH = 64  # of a text by replacements
 _CHILDREN = ("normalizers", "pretokenizers", "processors", "decoders")  # of a step "Sequence"
 # Steps that take time in proportion to the text, and make it a few times as long at most.

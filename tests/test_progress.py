@@ -3,7 +3,7 @@
 import pytest
 
 from gptsmith import progress as module
-from gptsmith.progress import Progress, progress
+from gptsmith.progress import WorkProgress, progress
 
 
 @pytest.fixture
@@ -43,11 +43,11 @@ def test_interrupted_work_is_not_called_done(
 
 
 def test_share_and_status(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("preparing [x]", 2_000_000, percent=True) as shown:
+    with WorkProgress("preparing [x]", 2_000_000, percent=True) as shown:
         now[0] += 10
         shown.update(1_000_000, "5 tokens")
         shown.update(2_000_000, "9 tokens")
-    with Progress("reading", 0, percent=True) as shown:
+    with WorkProgress("reading", 0, percent=True) as shown:
         now[0] += 10
         shown.update(1_000_000, "5 tokens")
     assert capsys.readouterr().err.splitlines() == [

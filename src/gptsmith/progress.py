@@ -13,7 +13,7 @@ _LINE_SECONDS = 5.0
 Step = TypeVar("Step")
 
 
-class Progress:
+class WorkProgress:
     """A context manager for work of `total` units (0: unknown), reported on standard error.
 
     percent: lines give the share that is done instead of the number of units.
@@ -65,7 +65,7 @@ class Progress:
 
 def progress(steps: Iterable[Step], title: str, total: int) -> Iterator[Step]:
     """Iterate over the steps and report how many of `total` are done."""
-    with Progress(title, total) as shown:
+    with WorkProgress(title, total) as shown:
         for done, step in enumerate(steps, 1):
             yield step
             shown.update(done)

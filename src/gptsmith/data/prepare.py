@@ -35,7 +35,7 @@ from gptsmith.data.split import DocumentSplit
 from gptsmith.data.text_files import CHUNK_BYTES
 from gptsmith.data.tokenized import tokenized_documents
 from gptsmith.data.vocabulary import given_tokenizer, train_tokenizer
-from gptsmith.progress import Progress
+from gptsmith.progress import WorkProgress
 from gptsmith.tokenizer import Tokenizer
 
 
@@ -144,7 +144,7 @@ def _make(
     with (
         closing(writer),
         closing(encode_in_order(remaining, encode_one, threads)) as stream,
-        Progress("preparing", total, percent=True) as progress,
+        WorkProgress("preparing", total, percent=True) as progress,
     ):
         for batch, encoded in stream:
             if writer.full:

@@ -152,11 +152,12 @@ def test_warnings_and_log_records_of_libraries_are_visible() -> None:
         "import logging, warnings; from gptsmith import terminal;"
         "terminal.show_library_messages();"
         "warnings.warn('font \\x1b[2J of \\x9b');"
-        "logging.getLogger('some.library').warning('name %s', '\\x1b]0;x\\x07')"
+        "log = logging.getLogger('some.library'); log.warning('name %s', '\\x1b]0;x\\x07');"
+        "log.addHandler(logging.StreamHandler()); log.error('\\x9b again')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert r"UserWarning: font \x1b[2J of \x9b" in done.stderr
-    assert "name \\x1b]0;x\\x07\n" in done.stderr
+    assert "name \\x1b]0;x\\x07\n\\x9b again\n" in done.stderr
     assert not {"\x1b", "\x9b", "\x07"} & set(done.stderr)
 
 
@@ -169,10 +170,13 @@ def failing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
             raise error
 
         monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-        monkeypatch.setattr(logging.lastResort, "formatter", None)
+        factory = logging.getLogRecordFactory()
         monkeypatch.setattr(cli, "probe", probe, raising=False)
         monkeypatch.setitem(cli.VERBS, "probe", ("gptsmith.cli:probe", "a test"))
-        code = cli.main(["probe", *words])
+        try:
+            code = cli.main(["probe", *words])
+        finally:
+            logging.setLogRecordFactory(factory)
         return code, capsys.readouterr().err
 
     return fail
@@ -190,6 +194,7 @@ class Panic(BaseException):
         (FileNotFoundError(2, "No such file", "a\nb\x1b.txt"), 2, r"a\nb\x1b.txt: No such file"),
         (FileNotFoundError(2, "No such file", "\udcff\u202e"), 2, r"\udcff\u202e: No such file"),
         (RuntimeError("\x9b\r"), 1, r"RuntimeError: \x9b\r (run again with --debug "),
+        (SystemExit("no \x1b\nway"), 1, r"no \x1b way"),
         (Panic("\x1b\nat"), 1, r"Panic: \x1b at (run again with --debug "),
     ],
 )
@@ -200,7 +205,7 @@ def test_an_error_is_one_visible_line(failing, error: BaseException, code: int, 
     assert text.count("\n") == 1
     got, text = failing(error, "--debug")
     assert got == code
-    assert text.startswith("Traceback")
+    assert text.startswith("Traceback") is not isinstance(error, SystemExit)
     assert text == visible(text)
 
 

@@ -86,8 +86,10 @@ def _run(verb: str, words: list[str], debug: bool) -> int:
         code = _function(verb)(words) or 0
         terminal.flush_output()
         return code
-    except SystemExit as end:  # argparse after --help
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except SystemExit as end:  # argparse after --help, or a library
+        if isinstance(end.code, str):
+            return _print_error(_message(end), prog, 1)
+        return end.code or 0
     except KeyboardInterrupt:
         return _print_error("interrupted", prog, 130)
     except BrokenPipeError:

@@ -104,7 +104,7 @@ def _named(stream: TextIO) -> Iterator[None]:
 
 
 def show_library_messages() -> None:
-    """Send warnings, and log records that no library shows by itself, through `note`."""
+    """Make what libraries warn of and log visible: it may quote names and data."""
     import logging
     import warnings
 
@@ -118,10 +118,9 @@ def show_library_messages() -> None:
     ) -> None:
         note(warnings.formatwarning(message, category, filename, lineno, line).rstrip("\n"))
 
-    class Formatter(logging.Formatter):
-        def format(self, record: logging.LogRecord) -> str:
-            return visible(super().format(record))
+    class Record(logging.LogRecord):
+        def getMessage(self) -> str:  # noqa: N802 - the name in logging
+            return visible(super().getMessage())
 
     warnings.showwarning = show
-    if logging.lastResort is not None:
-        logging.lastResort.setFormatter(Formatter())
+    logging.setLogRecordFactory(Record)

@@ -181,13 +181,16 @@ def test_histogram_covers_every_length() -> None:
 
 
 def test_picture_shows_lengths_and_frequencies(tmp_path: Path) -> None:
-    report = corpus_report(write_corpus(tmp_path / "rings", Tokenizer.byte(), TRAIN, VAL))
+    name = "rings $x$ \x1b"
+    report = corpus_report(write_corpus(tmp_path / name, Tokenizer.byte(), TRAIN, VAL))
     drawn: list[Figure] = []
     with pytest.MonkeyPatch.context() as patch:
         save = Figure.savefig
         patch.setattr(Figure, "savefig", lambda f, *a, **k: (drawn.append(f), save(f, *a, **k)))
         picture = draw_corpus(report, tmp_path / "rings.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
+    title = drawn[0].get_suptitle()
+    assert title.startswith(r"rings \$x\$ \x1b: ")
     left, right = drawn[0].axes
     assert (left.get_title(), right.get_title()) == ("document lengths", "token frequencies")
     assert left.get_xlim() == (1, 100)  # 0 to 18 tokens

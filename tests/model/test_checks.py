@@ -10,8 +10,10 @@ from gptsmith.model import masks
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import (
+    FeedForward,
     GPTModel,
     MultiHeadAttention,
+    SwiGLU,
     TokenEmbedding,
     TransformerBlock,
 )
@@ -146,3 +148,17 @@ def test_a_compiled_model_accepts_what_the_plain_one_does(config: ModelConfig) -
     )
     falls_back = torch.compile(model, backend="eager")
     refused("longer than context_length 8", falls_back, torch.ones(1, 9).long())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("tiny", "config is str 'tiny': give ModelConfig.preset('tiny')"),
+        ({"n_layer": 1}, "config is dict {'n_layer': 1}: give ModelConfig(...)"),
+        (None, "config is NoneType None: give ModelConfig(...)"),
+    ],
+)
+def test_wrong_configurations(wrong: object, message: str) -> None:
+    parts = (GPTModel, TokenEmbedding, MultiHeadAttention, FeedForward, SwiGLU, TransformerBlock)
+    for part in parts:
+        refused(message, part, wrong)

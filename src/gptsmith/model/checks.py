@@ -14,7 +14,17 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from gptsmith.model.attention import CausalMask
+from gptsmith.model.config import ModelConfig
 from gptsmith.model.masks import Mask
+
+
+def check_config(config: ModelConfig) -> None:
+    """ValueError unless it is a ModelConfig."""
+    if not isinstance(config, ModelConfig):
+        remedy = (
+            f"ModelConfig.preset({config!r})" if isinstance(config, str) else "ModelConfig(...)"
+        )
+        raise ValueError(f"config is {_short(config)}: give {remedy}")
 
 
 def check_ids(ids: Tensor, V: int | None = None) -> None:

@@ -65,6 +65,7 @@ class TokenEmbedding(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        checks.check_config(config)
         with initialized(self, config):
             self.token = nn.Embedding(config.vocab_size, config.n_embd)
             match config.position:
@@ -107,6 +108,7 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int = 0) -> None:
         super().__init__()
+        checks.check_config(config)
         self.config, self.layer = config, layer
         self.H, self.K, self.D = config.n_head, config.K, config.D
         rows = (self.H * self.D, self.K * self.D, self.K * self.D)
@@ -181,6 +183,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        checks.check_config(config)
         if config.mlp not in ACTIVATIONS:
             raise ValueError(
                 f"FeedForward has no activation {config.mlp!r}: choose mlp from "
@@ -200,6 +203,7 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        checks.check_config(config)
         bias = config.linear_bias
         with initialized(self, config):
             self.gate_up = FusedLinear(config.n_embd, (config.F, config.F), bias=bias)
@@ -226,6 +230,7 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int = 0) -> None:
         super().__init__()
+        checks.check_config(config)
         with initialized(self, config):
             self.attention_norm = make_norm(config)
             self.attention = MultiHeadAttention(config, layer)
@@ -255,8 +260,9 @@ class GPTModel(nn.Module):
         mask: Mask | None = None,
     ) -> None:
         super().__init__()
-        self.config = config
+        checks.check_config(config)
         checks.check_mask(mask)
+        self.config = config
         self.mask = mask or masks.parse(config.mask, folder=mask_folder, trust_code=trust_code)
         self.activation_checkpointing = False  # trades a second forward pass for memory
         with initialized(self, config):

@@ -88,6 +88,8 @@ def handed(message: Message, place: str, reads: Callable[[str], bool]) -> dict[s
     what is said and that the template does not read.
     """
     fields: dict[str, Any] = dict(message)
+    if len(fields) == 2:
+        return fields
     thoughts = [name for name in THINKING if name in fields]
     name = next(filter(reads, [*thoughts, *THINKING]), None)
     if thoughts and name is not None:

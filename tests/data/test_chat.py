@@ -93,7 +93,7 @@ def test_token_ids_are_the_same_examples(
     examples, counts = load(path, template, labels=kind)
     assert examples.fingerprint == expected.fingerprint
     assert [e.name for e in examples] == [f"{path}, row 1", f"{path}, row 2"]
-    assert (counts.kept, counts.learned, counts.windows.total) == (2, 3, 0)
+    assert (counts.kept, counts.learned, counts.divided.total) == (2, 3, 0)
 
 
 def test_a_dataset_saved_by_datasets(tmp_path: Path, chat: Path, template: ChatTemplate) -> None:
@@ -163,7 +163,7 @@ def test_long_token_rows_are_divided_into_windows(tmp_path: Path, template: Chat
     path = arrow(tmp_path / "a.parquet", rows)
     lengths = [len(r["input_ids"]) for r in rows]
     examples, counts = load(path, template, T=lengths[1] - 2)
-    assert counts.windows.lines() == [
+    assert counts.divided.lines() == [
         f"divided into windows of at most {lengths[1] - 1} tokens: 1 ({path}, row 2)"
     ]
     assert (counts.learned, counts.answers, len(examples)) == (3, 3, 3)
@@ -275,7 +275,7 @@ def test_real_conversations_prepared_and_read(
     assert mapped.fingerprint == examples.fingerprint
     assert counts.read == 20
     assert (counts.answers, counts.learned) == (35, 35)
-    assert counts.windows.total > 0
+    assert counts.divided.total > 0
     assert int(mapped.lengths.max()) <= 257
     for example in mapped:
         assert example.labels[-1] == example.ids[-1] == template.stop_ids[0]

@@ -114,7 +114,7 @@ def test_conversation_that_fits_is_one_window() -> None:
     talk = conversation([3] * 6, system=2)
     whole = OURS.encode(talk.messages)
     for limit in (len(whole.ids), 10**6):
-        ((example, answers),) = conversation_windows(talk, OURS, limit)
+        ((example, answers, _),) = conversation_windows(talk, OURS, limit)
         assert (example.ids.tolist(), answers) == (whole.ids, 3)
         assert ((example.labels != IGNORE_INDEX) == whole.is_target).all()
 
@@ -171,6 +171,16 @@ def test_answers_left_out_are_counted_first() -> None:
     whole = ChatCounts(99)
     assert len(list(encode_conversations(talks, OURS, ReadReport("stop"), whole))) == 3
     assert str(whole) == "all 5 answers of 3 conversations are learned"
+
+
+def test_only_the_beginning_is_used_without_windows() -> None:
+    counts = ChatCounts(20, divide=False)
+    talks = [conversation([3, 3, 3, 3, 3, 3]), conversation([30, 3, 2, 2]), conversation([2, 2])]
+    made = list(encode_conversations(talks, OURS, ReadReport("stop"), counts))
+    assert [runs(example) for example in made] == [[b"bbb", b"ddd"], [b"bb"]]
+    assert str(counts).startswith(
+        "left out: 3 of 6 answers (50.0%), as the conversation is longer than 21 tokens: 1"
+    )
 
 
 def test_rows_without_targets_are_counted() -> None:

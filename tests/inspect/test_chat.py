@@ -43,7 +43,7 @@ def shown(report: ChatReport, first: int = 3, colour: bool = False) -> str:
 
 def test_counts(chat: Path) -> None:
     r = report(chat)
-    assert (r.counts.kept, r.counts.windows.total, r.counts.unanswered.total) == (4, 1, 1)
+    assert (r.counts.kept, r.counts.divided.total, r.counts.unanswered.total) == (4, 1, 1)
     assert r.counts.skipped.counts() == {"answer without a question": 1}
     turns = [1, 1, 8, 1, 2]
     assert r.answers == sum(turns)

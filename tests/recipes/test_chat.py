@@ -216,3 +216,20 @@ def test_corpus_is_not_a_chat_set(base: Path, corpus: Path, tmp_path: Path, user
         error = user_error("finetune", verb, *rest)
         assert f"{corpus} is a prepared corpus, not a table or a folder of tables" in error
         assert f"gptsmith pretrain --data {corpus}" in error
+
+
+def test_run_from_before_windows_resumes_on_the_same_examples(base: Path, tmp_path: Path) -> None:
+    """Its configuration does not mention them, and it had only the beginnings."""
+    data, run = tmp_path / "long.jsonl", tmp_path / "run"
+    turns = [{"role": r, "content": f"{r[0]}" * 9} for r in ("user", "assistant")] * 4
+    data.write_text(f"{json.dumps(turns)}\n" * 12)
+    argv = [*command(base, data, run), "--train.steps", "3"]
+    finish([*argv, "--no-windows"])
+    notes = [event["message"] for event in events(run, "note")]
+    assert any("left out: 24 of 48 answers (50.0%), as the conversation" in note for note in notes)
+    config = (run / "config.yaml").read_text()
+    assert config.count("\nwindows: false\n") == 1
+    (run / "config.yaml").write_text(config.replace("\nwindows: false\n", "\n"))
+    shutil.copytree(run, tmp_path / "before")
+    finish([*argv, "--resume"])
+    assert_same_weights(tmp_path / "before", run)

@@ -38,12 +38,13 @@ class ChatCounts:
     kept        conversations of which something is learned
     answers     answers to learn in them; `learned` of these are, the others are left out
     too_long    conversations with an answer that is left out, as its turn alone is longer
-    windows     conversations that were divided into windows
+    divided     conversations that were divided into windows
     no_targets  conversations without an answer to learn
     unanswered  conversations that end with a question, which teaches nothing and was removed
     skipped     rows that are not conversations, by kind (not counted in `read`)
     hints       remarks on the files
     prepared    what was said when the set was prepared, if it is used as it is
+    divide      whether long conversations are divided; otherwise only their beginning is used
     """
 
     T: int
@@ -52,30 +53,34 @@ class ChatCounts:
     answers: int = 0
     learned: int = 0
     too_long: Tally = field(default_factory=Tally)
-    windows: Tally = field(default_factory=Tally)
+    divided: Tally = field(default_factory=Tally)
     no_targets: Tally = field(default_factory=Tally)
     unanswered: Tally = field(default_factory=Tally)
     skipped: Tally = field(default_factory=Tally)
     hints: dict[str, None] = field(default_factory=dict)
     prepared: str = ""
+    divide: bool = True
 
     @classmethod
-    def of(cls, T: int, report: ReadReport) -> ChatCounts:
+    def of(cls, T: int, report: ReadReport, divide: bool = True) -> ChatCounts:
         """Counts that show what `report` skips."""
-        return cls(T, skipped=report.skipped, hints=report.hints)
+        return cls(T, skipped=report.skipped, hints=report.hints, divide=divide)
 
     def count(self, windows: Iterable[Window], answers: int, place: str) -> Iterator[Example]:
         """The examples of a conversation's windows, counted. answers: those to learn."""
-        found = list(windows)
+        found, limit = list(windows), f"{self.T + 1:,} tokens"
+        if not self.divide:
+            found = [window for window in found[:1] if window.turn == 0]
         learned = sum(window.answers for window in found)
         self.read, self.kept = self.read + 1, self.kept + bool(found)
         self.answers, self.learned = self.answers + answers, self.learned + learned
         if not answers:
             self.no_targets.add("conversation without an answer to learn", place)
         if learned < answers:
-            self.too_long.add(f"a turn is longer than {self.T + 1:,} tokens", place)
+            what = "a turn" if self.divide else "the conversation"
+            self.too_long.add(f"{what} is longer than {limit}", place)
         if len(found) > 1:
-            self.windows.add(f"divided into windows of at most {self.T + 1:,} tokens", place)
+            self.divided.add(f"divided into windows of at most {limit}", place)
         yield from (window.example for window in found)
 
     def __str__(self) -> str:
@@ -92,7 +97,7 @@ class ChatCounts:
             parts.append(f"skipped: {skipped:,} of {rows:,} rows ({skipped / rows:.1%}), {lines}")
         which = "" if left else "all "
         parts.append(f"{which}{self.learned:,} answers of {self.kept:,} conversations are learned")
-        for tally in (self.windows, self.no_targets, self.unanswered):
+        for tally in (self.divided, self.no_targets, self.unanswered):
             parts += tally.lines()
         return "; ".join([*parts, *self.hints])
 
@@ -116,9 +121,9 @@ def load_chat(
     check_several(sources, "sources")
     template.check_prefix_preserving()
     if len(sources) == 1 and is_chat_set(Path(sources[0])):
-        return _open_prepared(Path(sources[0]), template, tokenizer, T)
+        return _open_prepared(Path(sources[0]), files, template, tokenizer, T)
     report = ReadReport(files.on_error)
-    counts = ChatCounts.of(T, report)
+    counts = ChatCounts.of(T, report, files.windows)
     examples = Examples(_read_examples(sources, files, template, tokenizer, report, counts))
     return examples, counts
 
@@ -144,7 +149,7 @@ def write_chat(
     check_several(sources, "sources")
     template.check_prefix_preserving()
     report = ReadReport(files.on_error)
-    counts = ChatCounts.of(T, report)
+    counts = ChatCounts.of(T, report, files.windows)
     out.parent.mkdir(parents=True, exist_ok=True)
     examples = _read_examples(sources, files, template, tokenizer, report, counts)
     write_examples(out, examples, _made_by(template, tokenizer, T), counts.facts)
@@ -232,7 +237,7 @@ def _made_by(template: ChatTemplate, tokenizer: Tokenizer, T: int) -> dict[str, 
 
 
 def _open_prepared(
-    path: Path, template: ChatTemplate, tokenizer: Tokenizer, T: int
+    path: Path, files: ChatFiles, template: ChatTemplate, tokenizer: Tokenizer, T: int
 ) -> tuple[Examples, ChatCounts]:
     examples = Examples(path)
     facts, expected = examples.metadata, _made_by(template, tokenizer, T)
@@ -242,7 +247,7 @@ def _open_prepared(
     for name in ("tokenizer", "template"):
         if facts[name] != expected[name]:
             raise ValueError(f"{path}: made with another {name} than the run's; {remedy}")
-    counts, said = ChatCounts(T), facts.get("said", "")
+    counts, said = ChatCounts(T, divide=files.windows), facts.get("said", "")
     if int(examples.lengths.max(initial=0)) > T + 1:
         counts.hints = {f"when it was prepared: {said}": None} if said else {}
         examples = Examples(divide(examples, template, counts))

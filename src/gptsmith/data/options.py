@@ -78,6 +78,9 @@ class ChatFiles(FileFormat):
     """Field of a message that says who speaks (role, from, speaker ...)."""
     text_key: str | None = None
     """Field of a message that holds its text (content, value, text)."""
+    windows: bool = True
+    """Divide conversations that are longer than a row into windows of whole turns, so that every
+    answer is learned; otherwise the end of such a conversation is left out."""
     labels: Labels = "auto"
     """Of token ids that come with labels: unshifted (label i is the id at i) or shifted."""
     on_error: OnError = "stop"

@@ -19,10 +19,11 @@ from gptsmith.data.examples import Example, answer_ends
 
 
 class Window(NamedTuple):
-    """What follows the last answer is removed, as nothing in it is learned."""
+    """What follows the last answer is removed, as nothing in it is learned. turn: its first one."""
 
     example: Example
     answers: int
+    turn: int
 
 
 def conversation_windows(
@@ -45,7 +46,8 @@ def conversation_windows(
         assert len(ends) == len(pending), f"{place}: {len(ends)} runs, {len(pending)} answers"
         count = int((ends <= limit).sum())
         if count:
-            yield Window(Example(ids[: ends[count - 1]], labels[: ends[count - 1]], place), count)
+            end = ends[count - 1]
+            yield Window(Example(ids[:end], labels[:end], place), count, turn)
         elif turn < _turn_of(pending[0], starts):  # turns before it, in which nothing is learned
             turn += 1
             continue
@@ -66,7 +68,7 @@ def token_windows(example: Example, tokens: TurnTokens, limit: int) -> Iterator[
     if not len(ends):
         return
     if ends[-1] <= limit:
-        yield Window(Example(ids[: ends[-1]], labels[: ends[-1]], place), len(ends))
+        yield Window(Example(ids[: ends[-1]], labels[: ends[-1]], place), len(ends), 0)
         return
     befores = np.array([0, *ends[:-1]])
     starts = _occurrences(ids, tokens.user)
@@ -86,7 +88,7 @@ def token_windows(example: Example, tokens: TurnTokens, limit: int) -> Iterator[
             new[: max(0, befores[done] - start)] = IGNORE_INDEX  # learned in another window
             head = np.full(before, IGNORE_INDEX, labels.dtype)
             joined = np.concatenate([ids[:before], ids[start:end]]), np.concatenate([head, new])
-            yield Window(Example(*joined, place), count)
+            yield Window(Example(*joined, place), count, turn)
         elif turn < _turn_of(firsts[done], starts):
             turn += 1
             continue

@@ -27,6 +27,8 @@ NUM_PROMPTS = 3  # validation conversations to answer at each evaluation
 def chat(config: ChatConfig, started: float | None = None) -> int:
     """`gptsmith finetune chat`; returns the exit code, 0 or loop.STOPPED."""
     base = finetune.base_run(config)
+    if config.resume and "windows" not in base.config:  # begun before there were windows
+        config = config.model_copy(update={"windows": False})
     own_template = None if config.resume else read_template(config)
     source = base.template if own_template is None else own_template
     tokens = config.special_tokens or (CHAT_TOKENS if base.template is None else ())
@@ -76,7 +78,7 @@ def load(
             if len(sources) > 1:
                 raise ValueError(f"--data {BUILT_IN} is the built-in set: do not mix it with files")
             template.check_prefix_preserving()  # load_chat does it for files
-            counts = ChatCounts(T)
+            counts = ChatCounts(T, divide=config.windows)
             conversations = skill_conversations(config.train.seed, config.questions)
             encoded = encode_conversations(conversations, template, ReadReport(), counts)
             return Examples(encoded), str(counts)

@@ -4,6 +4,7 @@ Always the same steps: a temporary name in the same folder, fsync, os.replace, f
 (without the last, a power cut may lose the rename although the data is on disk).
 """
 
+import errno
 import fcntl
 import glob
 import hashlib
@@ -13,12 +14,15 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 # Ours (.model.tmp-0a1b2c3d.json) and those that safetensors makes inside its own save (.tmpaB3dE6).
 _TEMPORARY = re.compile(r"\..*\.tmp-[0-9a-f]{8}(\.\w+)?|\.tmp\w{6}")
+_CHUNK = 1 << 24  # bytes that a thread hashes at a time
+_CHUNKED = "sha256/16MiB:"
 
 
 @contextmanager
@@ -77,18 +81,66 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """An OSError of the block that names no file (a failed write, fsync or lock) names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and those above it, if needed; FileExistsError naming what is in the way."""
+    _refuse_blocked(path)
+    path.mkdir(parents=True, exist_ok=True)
+
+
 def refuse_occupied(path: Path) -> None:
-    """FileExistsError unless a folder can be created at `path` without losing anything."""
-    above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
-    if not above.is_dir():
-        raise FileExistsError(
-            f"{above} is a file, so {path} cannot be created: choose another --out"
-        )
-    if path.is_dir() and not path.is_symlink():
+    """An OSError unless `atomic_folder` can create a folder at `path` without losing anything."""
+    above = _refuse_blocked(path)
+    if path.is_symlink():
+        raise FileExistsError(f"{path} is a link: give the folder that it leads to as --out")
+    if path.is_dir():
         if any(path.iterdir()):
             raise FileExistsError(f"{path} is not empty: choose another --out")
-    elif path.exists() or path.is_symlink():
-        raise FileExistsError(f"{path} exists and is not a folder: choose another --out")
+        if _is_mount_point(path):  # rename(2) would fail, after all the work
+            raise FileExistsError(
+                f"{path} is a mount point, which the finished folder cannot replace: give a new "
+                f"folder in it, --out {path / 'NAME'}"
+            )
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(
+            errno.EACCES, f"not writable, so {path} cannot be created", str(above)
+        )
+
+
+def _refuse_blocked(path: Path) -> Path:
+    """The lowest existing folder above `path`. FileExistsError if `path`, or what should be a
+    folder above it, is something else."""
+    absolute = path.absolute()
+    above = next((p for p in absolute.parents if os.path.lexists(p)), absolute)
+    for found in (above, absolute):
+        if os.path.lexists(found) and not found.is_dir():
+            what = "a link that leads nowhere" if found.is_symlink() else "a file"
+            shown = path if found == absolute else f"{found} is {what}, so {path}"
+            problem = f"is {what}" if found == absolute else "cannot be created"
+            raise FileExistsError(f"{shown} {problem}: choose another --out")
+    return above
+
+
+def _is_mount_point(path: Path) -> bool:
+    if os.path.ismount(path):
+        return True
+    try:  # a bind mount within one file system, which ismount does not see
+        table = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+    except OSError:
+        return False
+    points = (line.split(" ")[4] for line in table.splitlines())
+    escaped = (re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), p) for p in points)
+    return str(path.resolve()) in escaped
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -102,20 +154,31 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, obj: Any) -> None:
-    write_text(path, json.dumps(obj, indent=2, ensure_ascii=False) + "\n")
+    write_bytes(path, json_bytes(obj))
+
+
+def json_bytes(obj: Any) -> bytes:
+    """What `write_json` writes."""
+    return (json.dumps(obj, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def read_text(path: str | Path) -> str:
     """UTF-8, line endings unchanged. ValueError naming file and byte if it is not UTF-8."""
     try:
-        return Path(path).read_bytes().decode()
+        return read_bytes(path).decode()
     except UnicodeDecodeError as error:
         raise _not_utf8(path, error) from None
 
 
+def read_bytes(path: str | Path) -> bytes:
+    """The whole file; every OSError names it."""
+    with naming(path):
+        return Path(path).read_bytes()
+
+
 def read_json(path: str | Path) -> Any:
     """The parsed file. ValueError as from `parse_json`."""
-    return parse_json(Path(path).read_bytes(), path)
+    return parse_json(read_bytes(path), path)
 
 
 def parse_json(text: str | bytes, path: str | Path) -> Any:
@@ -147,15 +210,55 @@ def mapping(content: Any, path: str | Path) -> dict[str, Any]:
 
 def sha256(path: str | Path) -> str:
     """Hexadecimal digest of the file's bytes, read in chunks."""
-    with Path(path).open("rb") as file:
+    with naming(path), Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(path: str | Path) -> str:
+    """The digest by which a file is recorded: its sha256 in hexadecimal.
+
+    Of a file over 16 MiB, `sha256/16MiB:` and the sha256 of the sha256 digests (32 bytes each) of
+    its parts of 16 MiB, which are hashed in threads: 0.2 s for 500 MB on two cores.
+    """
+    with naming(path), Path(path).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        starts = range(0, max(size, 1), _CHUNK)
+        if len(starts) == 1:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+            parts = threads.map(lambda start: _hash_part(file.fileno(), start), starts)
+            return _CHUNKED + hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _hash_part(descriptor: int, start: int) -> bytes:
+    """sha256 of the _CHUNK bytes at `start`. hashlib and pread release the interpreter's lock."""
+    hashed, end = hashlib.sha256(), start + _CHUNK
+    while start < end and (data := os.pread(descriptor, min(1 << 20, end - start), start)):
+        hashed.update(data)
+        start += len(data)
+    return hashed.digest()
+
+
+def digest_of(data: bytes) -> str:
+    """`digest` of a file with this content."""
+    if len(data) <= _CHUNK:
+        return hashlib.sha256(data).hexdigest()
+    parts = (data[i : i + _CHUNK] for i in range(0, len(data), _CHUNK))
+    joined = b"".join(hashlib.sha256(part).digest() for part in parts)
+    return _CHUNKED + hashlib.sha256(joined).hexdigest()
+
+
+def has_digest(path: str | Path, recorded: str) -> bool:
+    """Whether the file has a digest that `digest` or `sha256` gave."""
+    return recorded == (digest if recorded.startswith(_CHUNKED) else sha256)(path)
 
 
 def sync(path: str | Path) -> None:
     """fsync a file or a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -179,16 +282,25 @@ def lock(path: Path, remedy: str) -> ExitStack:
     held = ExitStack()
     held.callback(os.close, descriptor)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with naming(path):  # a file system may lack flock
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        owner = "" if folder else os.read(descriptor, 20).decode().strip()
+        owner = "" if folder else os.read(descriptor, 20).decode(errors="replace").strip()
         held.close()
         who = f"process {owner}" if owner else "another process"
         raise ValueError(
             f"{path if folder else path.parent} is in use by {who}: "
             f"wait for it or stop it, {remedy}"
         ) from None
+    except OSError:
+        held.close()
+        raise
     if not folder:
-        os.truncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+        try:
+            with naming(path):
+                os.truncate(descriptor, 0)
+                os.write(descriptor, f"{os.getpid()}\n".encode())
+        except OSError:
+            held.close()
+            raise
     return held

@@ -1,6 +1,8 @@
 """Shards on disk: what is written is read back, what is damaged is named."""
 
 import json
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 from gptsmith import files
 from gptsmith.data import shards
-from gptsmith.data.dataset import Windows
+from gptsmith.data.dataset import Windows, validation_batches
 from gptsmith.data.options import PrepareConfig
 from gptsmith.data.prepare import prepare
 from gptsmith.data.shards import Corpus, ShardWriter, fingerprint
@@ -53,6 +55,7 @@ def test_shards_of_unequal_length_are_read_and_trained_on(corpus: Path) -> None:
         shards.append({"file": path.name, "tokens": len(part), "sha256": files.sha256(path)})
     manifest["splits"]["train"]["shards"] = shards
     manifest["fingerprint"] = fingerprint(manifest)
+    del manifest["digest"]
     files.write_json(corpus / "manifest.json", manifest)
     opened = Corpus.open(corpus)
     opened.verify()
@@ -120,7 +123,7 @@ def test_verify_finds_a_changed_token(corpus: Path) -> None:
     data = bytearray(path.read_bytes())
     data[300] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"damaged: train-00001\.npy \(sha256"):
+    with pytest.raises(ValueError, match=r"train-00001\.npy: damaged \(its sha256"):
         Corpus.open(corpus).verify()
 
 
@@ -160,7 +163,9 @@ def test_manifest_of_another_kind_is_refused_and_kept(
     with pytest.raises(ValueError, match=r"manifest\.json: not a corpus manifest"):
         Corpus.open(corpus)
     for overwrite in (False, True):  # it may be anything's
-        with pytest.raises(FileExistsError, match=r"manifest\.json: not part of a corpus; choose"):
+        with pytest.raises(
+            FileExistsError, match=r"manifest\.json: not part of a corpus, or damaged; choose"
+        ):
             prepare(
                 PrepareConfig(
                     sources=(str(tmp_path / "text.txt"),),
@@ -223,3 +228,78 @@ def test_writer_refuses_a_shard_that_lost_data(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match="200 bytes, 328 were written before"):
         ShardWriter(tmp_path, "train", np.dtype(np.uint16), 300, writer.record)
+
+
+def flip(path: Path, at: int, bit: int = 1) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= bit
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(("split", "at"), [("train", 300), ("val", -1), ("train", 120)])
+def test_a_damaged_shard_is_named_when_it_is_first_used(corpus: Path, split: str, at: int) -> None:
+    """A token, the last byte, a blank of the header that becomes a null."""
+    flip(corpus / f"{split}-00000.npy", at, 32 if at == 120 else 1)
+    with pytest.raises(ValueError, match=rf"{split}-00000\.npy: (damaged \(its sha256|not a read)"):
+        _ = getattr(Corpus.open(corpus), split)[0]
+    if at == 120:  # found when the corpus is opened
+        return
+    opened = Corpus.open(corpus)
+    assert len(opened.train[1]) == 500  # the others are intact
+    windows = Windows(opened.train, T=16)
+    assert windows.per_epoch == 3 * 31 + 30  # known without reading a shard
+    with pytest.raises(ValueError, match=rf"{split}-00000\.npy: damaged"):
+        _ = windows.batch(0, windows.per_epoch), [*validation_batches(opened.val, 16, 4, None)]
+
+
+def test_ids_beyond_the_vocabulary_are_named_with_their_shard(corpus: Path) -> None:
+    path, manifest = corpus / "train-00002.npy", json.loads((corpus / "manifest.json").read_text())
+    tokens = np.load(path)
+    tokens[3] = 257
+    np.save(path, tokens)
+    manifest["splits"]["train"]["shards"][2]["sha256"] = files.sha256(path)
+    manifest["fingerprint"] = fingerprint(manifest)
+    del manifest["digest"]
+    files.write_json(corpus / "manifest.json", manifest)
+    with pytest.raises(ValueError, match=r"train-00002\.npy: holds token id 257, .* ends at 256"):
+        Corpus.open(corpus).verify()
+
+
+def test_verification_in_the_background_stops_the_use_of_any_shard(corpus: Path) -> None:
+    flip(corpus / "train-00003.npy", 200)
+    shards = Corpus.open(corpus).train
+    assert len(shards[0]) == 500
+    shards.verify_in_background()
+    for thread in threading.enumerate():
+        if thread.name == "verify shards":
+            thread.join()
+    with pytest.raises(ValueError, match=r"train-00003\.npy: damaged"):
+        _ = shards[0]
+
+
+def test_any_changed_bit_of_the_manifest_is_found_or_means_the_same(corpus: Path) -> None:
+    path = corpus / "manifest.json"
+    good, rng = path.read_bytes(), np.random.default_rng(0)
+    meaning, found = json.loads(good), []
+    for at in rng.integers(len(good), size=300).tolist():
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1 << int(rng.integers(8))]) + good[at + 1 :])
+        with suppress(ValueError, FileNotFoundError):
+            opened = Corpus.open(corpus)
+            opened.verify()
+            if "digest" in opened.manifest:  # the key may have changed
+                assert opened.manifest == meaning
+            found.append(opened.manifest["fingerprint"] == meaning["fingerprint"])
+    assert all(found)
+
+
+def test_a_corpus_without_digest_of_its_manifest_opens(corpus: Path) -> None:
+    path = corpus / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["digest"]  # as earlier versions wrote it
+    files.write_json(path, manifest)
+    Corpus.open(corpus).verify()
+    manifest["splits"]["val"]["bytes"] += 1
+    manifest["digest"] = "0"
+    files.write_json(path, manifest)
+    with pytest.raises(ValueError, match="inconsistent"):
+        Corpus.open(corpus)

@@ -51,7 +51,11 @@ def write_corpus(
     manifest = {
         "format": FORMAT,
         "name": path.name,
-        "tokenizer": {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint},
+        "tokenizer": {
+            "kind": tokenizer.kind,
+            "vocab_size": tokenizer.vocab_size,
+            "fingerprint": tokenizer.fingerprint,
+        },
         "dtype": tokenizer.dtype.name,
         "splits": splits,
     }
@@ -205,5 +209,8 @@ def test_token_id_outside_the_vocabulary_is_an_error(tmp_path: Path) -> None:
     shard = np.load(path / "train-00000.npy")
     shard[7] = 300
     np.save(path / "train-00000.npy", shard)
+    manifest = files.read_json(path / "manifest.json")
+    manifest["splits"]["train"]["shards"][0]["sha256"] = files.sha256(path / "train-00000.npy")
+    files.write_json(path / "manifest.json", manifest | {"fingerprint": fingerprint(manifest)})
     with pytest.raises(ValueError, match=r"train-00000\.npy: holds token id 300, .* ends at 256"):
         corpus_report(path)

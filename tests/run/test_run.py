@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from gptsmith.config import diff
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
+from gptsmith.recipes.options import ChatConfig, PretrainConfig
 from gptsmith.run import Run, layout, weights
-from gptsmith.run.resume import recipe_changes, stored_recipe
+from gptsmith.run.resume import final_step, recipe_changes, stored_recipe
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint
 
@@ -124,6 +125,7 @@ def test_error_for_a_path_that_is_not_a_run(tmp_path: Path, stopped: Path) -> No
     ],
 )
 def test_damaged_configuration(stopped: Path, name: str, content: str, message: str) -> None:
+    (stopped / "digests.json").unlink()  # edited by hand
     (stopped / name).write_text(content)
     with pytest.raises(ValueError, match=message) as caught:
         Run.open(stopped)
@@ -131,7 +133,10 @@ def test_damaged_configuration(stopped: Path, name: str, content: str, message: 
 
 
 def test_occupied_folders_are_rejected_and_unchanged(tmp_path: Path, stopped: Path) -> None:
-    with pytest.raises(FileExistsError, match=r"run contains a run: --resume it, .* --out"):
+    with pytest.raises(
+        FileExistsError,
+        match=r"run contains an unfinished run, at step 20: .* --resume continues it; or",
+    ):
         create(stopped)
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -162,7 +167,7 @@ def test_stopped_before_the_first_checkpoint(tmp_path: Path) -> None:
         assert Run.open(path).model_config.n_layer == 3
         assert not list(path.glob(".model*"))
         save(run, 0)
-    with pytest.raises(FileExistsError, match="contains a run"):
+    with pytest.raises(FileExistsError, match="contains an unfinished run, at step 0"):
         create(path)
 
 
@@ -192,6 +197,7 @@ def test_resume_rejects_changes_with_a_diff(stopped: Path) -> None:
         create(stopped, resume=True, corpus="beef")
     with pytest.raises(ValueError, match=r"settings: tokenizer: [0-9a-f]{12} -> [0-9a-f]{12}"):
         create(stopped, resume=True, tokenizer=Tokenizer.char(["abc"]))
+    (stopped / "digests.json").unlink()  # edited by hand
     (stopped / "corpus.json").write_text("{}")
     with pytest.raises(ValueError, match=r"settings: corpus: None -> c0ffee"):
         create(stopped, resume=True)
@@ -204,6 +210,7 @@ def test_resume_rejects_changes_with_a_diff(stopped: Path) -> None:
     for step in (0, 10, 20):
         flip(stopped / f"checkpoints/step-{step:06d}/model.safetensors")
     create(stopped, resume=True).close()
+    (stopped / "digests.json").unlink()
     (stopped / "tokenizer.json").write_bytes(b"")
     with pytest.raises(ValueError, match=r"tokenizer\.json.* not JSON"):
         create(stopped, resume=True)
@@ -238,34 +245,64 @@ def test_diff() -> None:
     assert diff(old, old) == []
 
 
-def test_recipe_changes() -> None:
-    stored = {
-        "data": "data/x",
-        "model": ModelConfig.preset("tiny", vocab_size=300).model_dump(mode="json"),
-        "train": {"steps": 500, "precision": "fp32", "num_threads": 2, "seed": 0},
-        "optim": {"learning_rate": 0.0003},
-    }
-    recipe = {
-        "model": "tiny",
-        "train": {"steps": 2000, "precision": "auto", "num_threads": None},
-        "optim": {"learning_rate": "3e-4"},
-    }
-    assert recipe_changes(recipe, stored, {"train.steps"}) == []
-    assert recipe_changes(recipe, stored, set()) == ["train.steps: 500 -> 2000"]
-    wider = {"model": {"preset": "tiny", "n_embd": 64}}
-    assert recipe_changes(wider, stored, {"train"}) == [
+def test_recipe_changes(tmp_path: Path) -> None:
+    model = ModelConfig.preset("tiny", vocab_size=300).model_dump(mode="json")
+    train = {"steps": 500, "precision": "fp32", "num_threads": 2, "seed": 0, "compile": "off"}
+    stored = {"data": "data/x", "model": model, "train": train, "optim": {"learning_rate": 0.0003}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored))
+
+    def changes(text: str, *flags: str) -> list[str]:
+        (tmp_path / "recipe.yaml").write_text(text)
+        files = tmp_path / "recipe.yaml", tmp_path / "config.yaml"
+        return recipe_changes(*files, PretrainConfig, set(flags))
+
+    longer = (
+        "model: tiny\noptim: {learning_rate: 3e-4}\n"
+        "train: {steps: 2000, precision: auto, num_threads: none}\n"
+    )
+    assert changes(longer, "train.steps") == []
+    assert changes(longer) == ["train.steps: 500 -> 2000"]
+    wider = "model: {preset: tiny, n_embd: 64}"
+    assert changes(wider, "train") == [
         "model.n_embd: 128 -> 64", "model.head_dim: 32 -> 16", "model.d_ff: 512 -> 256",
     ]  # fmt: skip
-    assert recipe_changes(wider, stored, {"model"}) == []
+    assert changes(wider, "model") == []
+    # the same values, spelled otherwise; and what the run has by default
+    for same in (
+        "data: ./data/x/", "train: {compile: off}", "train: {compile: 'off'}",
+        "train: {tokens: none, epochs: ~}", "train: {steps: 5e2}", "train: {seed: 0}",
+        "optim: {learning_rate: .0003}", "optim: {learning_rate: 0.30e-3}", "document_mask: no",
+        "model: {n_layer: 2, mask: 'causal()'}", "eval: {interval: 100}", "out: elsewhere",
+        "model: {preset: tiny, tie_embeddings: yes}" if model["tie_embeddings"] else "model: tiny",
+    ):  # fmt: skip
+        assert changes(same) == [], same
+    assert changes("data: data/y") == ["data: data/x -> data/y"]
+    assert changes("train: {compile: on}") == ["train.compile: off -> on"]
+    assert changes("document_mask: yes") == ["document_mask: False -> True"]
+    assert changes("eval: {interval: 50}") == ["eval.interval: 100 -> 50"]
 
 
-def test_stored_recipe(tmp_path: Path, stopped: Path) -> None:
+def test_the_file_of_a_mask_may_have_another_name_than_the_copy(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: {mask: 'mask.py:near'}")
+    (tmp_path / "recipe.yaml").write_text("model: {mask: 'my/own.py:near'}")
+    files = tmp_path / "recipe.yaml", tmp_path / "config.yaml"
+    assert recipe_changes(*files, PretrainConfig, set()) == []
+    (tmp_path / "recipe.yaml").write_text("model: {mask: 'my/own.py:far'}")
+    assert recipe_changes(*files, PretrainConfig, set()) == [
+        "model.mask: mask.py:near -> mask.py:far"
+    ]
+
+
+def test_stored_recipe(tmp_path: Path) -> None:
+    stopped, config = tmp_path / "run", {"stage": "pretrain", "train": {"steps": 20}}
+    with Run.create(stopped, config, SMALL, TOKENIZER) as run:
+        save(run, 0)
     own = str(stopped / "config.yaml")
 
     def words(
-        *given: str, flags: Sequence[str] = (), out: Path = stopped, stage: str = "pretrain"
+        *given: str, flags: Sequence[str] = (), out: Path = stopped, kind: Any = PretrainConfig
     ) -> list[str]:
-        return stored_recipe(out, given, {"resume", "out", *flags}, stage)
+        return stored_recipe(out, given, {"resume", "out", *flags}, kind)
 
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"train": {"steps": 20}}))
@@ -279,7 +316,32 @@ def test_stored_recipe(tmp_path: Path, stopped: Path) -> None:
         words(str(recipe))
     assert words(str(recipe), flags=["train.steps"]) == [own]
     with pytest.raises(ValueError, match=r"was made by gptsmith pretrain: resume it with that"):
-        words(stage="chat")
+        words(kind=ChatConfig)
+
+
+def test_a_forgotten_resume_says_what_the_run_is_and_how_to_go_on(stopped: Path) -> None:
+    run = Run.open(stopped)
+    with pytest.raises(
+        FileExistsError, match=r"unfinished run, at step 20: gptsmith pretrain --out"
+    ):
+        create(stopped)
+    run.finish()
+    assert final_step(stopped) == 20
+    with pytest.raises(
+        FileExistsError,
+        match=r"run that ended at step 20: gptsmith pretrain --out \S+ --resume --train\.steps N ",
+    ):
+        create(stopped)
+    with create(stopped, resume=True) as run:  # trained further
+        save(run, 1030)
+    with pytest.raises(FileExistsError, match=r"unfinished run, at step 1,030: "):
+        create(stopped)
+
+
+def test_a_resumed_run_knows_what_changed(stopped: Path) -> None:
+    config = {**CONFIG, "train": {"steps": 40, "seed": 1}, "new": 3, "resume": True}
+    with Run.create(stopped, config, SMALL, TOKENIZER, True, corpus="c0ffee") as run:
+        assert run.changes == ["train.steps: 20 -> 40"]
 
 
 @pytest.mark.parametrize(
@@ -404,6 +466,7 @@ def rewrite(run: Run, **changed: torch.Tensor | None) -> None:
 def test_weights_must_fit_the_model(stopped: Path) -> None:
     run = Run.open(stopped)
     run.finish()
+    (stopped / "digests.json").unlink()  # written by another program
     good = run.weights.read_bytes()
     name = "embedding.token.weight"
     for changed, message in (

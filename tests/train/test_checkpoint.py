@@ -1,5 +1,6 @@
 """checkpoint.py: complete and verified, or not a candidate; damage is named."""
 
+import errno
 import json
 import resource
 import shutil
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
+from gptsmith import files
 from gptsmith.train import checkpoint
 
 
@@ -118,6 +121,14 @@ DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
     ("manifest.json", lambda path: path.write_text('{"step": 20, "files": {}}'), "does not list"),
     ("manifest.json", lambda path: path.write_bytes(b"\xff\0"), "is unreadable"),
     ("manifest.json", renumber, "says step 30"),
+    (
+        "manifest.json",
+        lambda path: path.write_text(
+            '{"step": 20, "files": {"a": {"size": Infinity, "sha256": ""}}}'
+        ),
+        "is unreadable",
+    ),
+    ("manifest.json", lambda path: path.write_text("[" * 100_000), "is unreadable"),
 ]
 
 
@@ -200,11 +211,75 @@ def test_full_disk_keeps_the_existing_checkpoints(folder: Path) -> None:
     assert names(folder) == before
 
 
-def test_shared_tensors_are_rejected(tmp_path: Path) -> None:
+def test_one_tensor_under_two_names_is_rejected(tmp_path: Path) -> None:
     weight = torch.ones(3)
-    with pytest.raises(RuntimeError, match="share memory"):
+    with pytest.raises(AssertionError, match="two names for one tensor"):
         checkpoint.save(tmp_path, 0, {"model": {"a": weight, "b": weight}}, {})
     assert not list(tmp_path.iterdir())
+
+
+def test_equal_tensors_give_equal_files(tmp_path: Path) -> None:
+    tensors = {name: torch.full((3, 2), i) for i, name in enumerate("bca")}
+    metadata = {"which": "last", "step": "20", "another": "1", "more": "2"}
+    code = (
+        "import sys, torch\nfrom pathlib import Path\nfrom gptsmith.train import checkpoint\n"
+        "tensors = {name: torch.full((3, 2), i) for i, name in enumerate('bca')}\n"
+        f"checkpoint.save_tensors(Path(sys.argv[1]), tensors, {metadata})"
+    )
+    checkpoint.save_tensors(tmp_path / "one", tensors, metadata)
+    checkpoint.save_tensors(tmp_path / "two", dict(reversed(tensors.items())), metadata)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "three")], check=True)
+    assert len({(tmp_path / name).read_bytes() for name in ("one", "two", "three")}) == 1
+    with safe_open(tmp_path / "one", "pt") as file:
+        assert file.metadata() == {"format": "pt", **metadata}
+        assert all(torch.equal(file.get_tensor(name), tensors[name]) for name in tensors)
+
+
+def test_checkpoints_of_earlier_versions_are_verified(folder: Path) -> None:
+    """Their manifests give the sha256 of whole files, of any size."""
+    path = folder / "step-000030"
+    big = {"model": {"weight": torch.arange(5 << 20, dtype=torch.float32)}}
+    checkpoint.save(folder, 30, big, {})
+    manifest = files.read_json(path / "manifest.json")
+    assert manifest["files"]["model.safetensors"]["sha256"].startswith("sha256/16MiB:")
+    for name, entry in manifest["files"].items():
+        entry["sha256"] = files.sha256(path / name)
+    files.write_json(path / "manifest.json", manifest)
+    assert checkpoint.verify(path, 30) is None
+    flip(path / "model.safetensors")
+    assert "does not have the recorded sha256" in (checkpoint.verify(path, 30) or "")
+
+
+def test_an_unreadable_checkpoint_is_not_called_damaged(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resuming from an older one would remove it."""
+
+    def refuse(path: Path, recorded: str) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(checkpoint, "has_digest", refuse)
+    with pytest.raises(PermissionError, match=r"model\.safetensors"):
+        checkpoint.find(folder)
+
+
+def test_checkpoints_pruned_while_they_are_read_are_looked_for_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verify, saved = checkpoint.verify, iter((30, 40, 50))
+
+    def meanwhile(path: Path, step: int) -> str | None:
+        if (new := next(saved, None)) is not None:  # the training process goes on
+            checkpoint.save(folder, new, groups(new), {"step": new})
+            checkpoint.prune(folder, 1, set())
+        return verify(path, step)
+
+    monkeypatch.setattr(checkpoint, "verify", meanwhile)
+    found, damage = checkpoint.find(folder)
+    assert (found.step, damage) == (50, [])
+    saved = iter((60,))
+    with pytest.raises(ValueError, match=r"no checkpoint of step 50 .*available: 60"):
+        checkpoint.find(folder, 50)
 
 
 KILLED = """

@@ -107,7 +107,7 @@ def test_resume_drops_events_after_the_checkpoint(tmp_path: Path) -> None:
         m.text(60, "once", "--- step 50: forged ---\ntext of 60, naïve \u2028 漢")
 
     def shown(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        hidden = ("seconds", "peak_memory_mb")
+        hidden = ("seconds", "peak_memory_mb", "crc32")
         kept = [{k: v for k, v in event.items() if k not in hidden} for event in events]
         return sorted(kept, key=lambda event: (event["step"], event["event"]))
 
@@ -126,13 +126,66 @@ def test_a_new_run_starts_with_an_empty_record(tmp_path: Path) -> None:
     assert len(lines(tmp_path)) == 4
 
 
-def test_reading_stops_at_a_corrupted_end(tmp_path: Path) -> None:
+def test_only_an_incomplete_last_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     assert read_events(path) == []
-    good = b'{"event": "train", "step": 1}\n'
-    for torn in (b"\0\0\0", b'{"event"', b"[1]\n", b'{"event": "train", "step": "2"}', b"\xff\n"):
+    good = b'{"event": "train", "step": 1}\n'  # as earlier versions wrote it
+    for torn in (b"\0\0\0", b'{"event"', b'{"event": "train", "step": "2"}', b"\xff"):
         path.write_bytes(good + torn)
         assert read_events(path) == [{"event": "train", "step": 1}]
+    for line in (b"[1]\n", b"\n", b'{"event"\n', b'{"event": "train", "step": "2"}\n', b"\xff\n"):
+        path.write_bytes(good + line)
+        with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: damaged"):
+            read_events(path)
+
+
+def test_any_changed_bit_of_the_record_is_named_or_changes_nothing(tmp_path: Path) -> None:
+    with quiet(tmp_path) as m:
+        train_on(m, range(25))
+        m.text(24, "once", "naïve text")
+    path, whole = tmp_path / "metrics.jsonl", read_events(tmp_path / "metrics.jsonl")
+    good, rng = path.read_bytes(), np.random.default_rng(0)
+    places = rng.integers(len(good), size=400).tolist()
+    for at in [*places, len(good) - 1]:
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1 << int(rng.integers(8))]) + good[at + 1 :])
+        damaged, found = "", []
+        try:
+            found = read_events(path)
+        except ValueError as error:
+            damaged = str(error)
+        if damaged:
+            assert f"line {good[:at].count(10) + 1}: damaged" in damaged
+        else:  # the end of the last line, or the checksum's name in the first
+            names = [event.keys() for event in whole]
+            kept = [{k: e[k] for k in e if k in n} for e, n in zip(found, names, strict=True)]
+            assert kept == whole
+
+
+def test_resume_with_a_damaged_record_drops_nothing(tmp_path: Path) -> None:
+    with quiet(tmp_path) as m:
+        train_on(m, range(61))
+    path = tmp_path / "metrics.jsonl"
+    damaged = path.read_bytes().replace(b'"step": 20, "train', b'"step": 21, "train', 1)
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"line 22: damaged.*, or remove this line"):
+        quiet(tmp_path, resume=(40, 1.0))
+    assert path.read_bytes() == damaged
+    path.write_bytes(b"".join(line for i, line in enumerate(damaged.splitlines(True)) if i != 21))
+    with quiet(tmp_path, resume=(40, 1.0)) as m:
+        assert [e["step"] for e in m.events if e["event"] == "train"] == [
+            step for step in range(41) if step != 20
+        ]
+
+
+def test_closing_notes_are_not_repeated_by_a_resume(tmp_path: Path) -> None:
+    for resume in (None, (2, 1.0), (2, 2.0)):
+        with quiet(tmp_path, resume=resume) as m:
+            if resume is None:
+                train_on(m, range(3))
+                m.log(2, "note", message="step 1 skipped")
+            m.log(2, "note", message="1 of 2 steps were skipped", closing=True)
+    notes = [e["message"] for e in read_events(tmp_path / "metrics.jsonl") if e["event"] == "note"]
+    assert notes == ["step 1 skipped", "1 of 2 steps were skipped"]
 
 
 LOGGER = """
@@ -184,7 +237,7 @@ def test_progress_lines_without_a_terminal(tmp_path: Path, clock: Clock) -> None
     assert shown[3] == (
         "step 101/2,000 · loss 2.5000 · 103,457 tokens/s · MFU 54.2% · 0:01:54 left"
     )
-    assert shown[4] == "step 500: val loss 1.83, perplexity 6.234, top1 accuracy 0.5"
+    assert shown[4] == "step 500: val loss 1.83, perplexity 6.234, top1 accuracy 0.5 (on 99 tokens)"
     assert shown[5] == "step 510 skipped: loss [bold] is high"
     assert shown[6] == "step 2,000/2,000 · loss 1.5000"
     assert len(shown) == 7
@@ -403,6 +456,17 @@ def test_tracker_that_fails_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ) as e:
         quiet(tmp_path, trackers=("wandb",))
     assert "\n" not in str(e.value)
+
+
+def test_the_final_evaluation_on_more_text_is_not_in_the_table() -> None:
+    rows = monitor.table(
+        [
+            {"event": "train", "step": 10, "train_loss": 2.0},
+            {"event": "val", "step": 10, "val_loss": 2.5, "tokens": 1000},
+            {"event": "val", "step": 10, "val_loss": 2.7, "tokens": 10000},
+        ]
+    )
+    assert [(row["step"], row["train_loss"], row["val_loss"]) for row in rows] == [(10, 2.0, 2.5)]
 
 
 def test_notes_and_samples_are_not_in_the_table() -> None:

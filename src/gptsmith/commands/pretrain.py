@@ -28,8 +28,7 @@ def recipe_config(verb: str, config_class: type[R], argv: Sequence[str]) -> R:
     def recipe(flags: Mapping[str, Any], words: list[str]) -> list[str]:
         if not flags.get("resume") or "out" not in flags:
             return words
-        stage = config_class.model_fields["stage"].default
-        return stored_recipe(Path(flags["out"]), words, flags, stage)
+        return stored_recipe(Path(flags["out"]), words, flags, config_class)
 
     description = config_class.__doc__ or ""
     return load_config(

@@ -14,6 +14,7 @@ import torch
 
 from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.data.order import Epochs, permutation
+from gptsmith.data.shards import Shards
 
 
 class Windows(Epochs):
@@ -46,15 +47,16 @@ class Windows(Epochs):
         if isinstance(shards, np.ndarray):
             raise ValueError("shards is one array, and several are expected: give a list, [shard]")
         self.shards, self.T, self.eos_id = shards, T, eos_id
+        self.lengths = shards.lengths if isinstance(shards, Shards) else [len(s) for s in shards]
         self.stride = stride or T
         self.mask_targets_before = mask_targets_before
-        self.counts = np.array([max(0, (len(s) - 1 - T) // self.stride + 1) for s in shards])
+        self.counts = np.array([max(0, (n - 1 - T) // self.stride + 1) for n in self.lengths])
         super().__init__(int(self.counts.sum()), seed)
         if not self.per_epoch:
-            total = sum(map(len, shards))
+            total = sum(self.lengths)
             what, remedy = f"the training tokens ({total:,})", "use more text"
             if total > T:
-                what = f"the tokens of the largest shard ({max(map(len, shards)):,})"
+                what = f"the tokens of the largest shard ({max(self.lengths):,})"
                 remedy = "prepare again with larger --shard-tokens"
             raise ValueError(
                 f"{what} are fewer than context_length + 1 = {T + 1}: {remedy} or a shorter context"
@@ -96,7 +98,7 @@ class Windows(Epochs):
         phase, windows = self._order(epoch, shard)
         n = int(windows[index - (int(ends[at]) - int(self.counts[shard]))])
         # Shifted by the phase, the last window might overrun the shard; it overlaps the one before.
-        start = min(phase + n * self.stride, len(self.shards[shard]) - 1 - self.T)
+        start = min(phase + n * self.stride, self.lengths[shard] - 1 - self.T)
         return self.shards[shard][start : start + self.T + 1]
 
     def batch(self, first: int, count: int) -> Batch:

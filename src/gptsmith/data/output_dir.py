@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gptsmith import files
-from gptsmith.data.shards import JOURNAL, MANIFEST, UNFINISHED
+from gptsmith.data.shards import JOURNAL, MANIFEST, UNFINISHED, manifest_digest
 
 TOKENIZER = "tokenizer.json"
 
@@ -73,7 +73,9 @@ def read_journal(out: Path, identity: Identity) -> Identity | None:
 
 def write_journal(out: Path, identity: Identity, state: dict[str, Any] | None = None) -> None:
     """Record that the corpus has come as far as `state`."""
-    files.write_json(out / UNFINISHED / JOURNAL, {**identity, "state": state})
+    journal = {**identity, "state": state}
+    journal["digest"] = manifest_digest(journal)
+    files.write_json(out / UNFINISHED / JOURNAL, journal)
 
 
 def start_over(out: Path, identity: Identity) -> None:
@@ -135,11 +137,12 @@ def _read(path: Path) -> Identity:
             {"asked", "passed", "listing", *_COMPARED} <= source.keys()
             for source in identity["sources"]
         )
+        valid &= identity.get("digest") in (None, manifest_digest(identity))
     except (ValueError, LookupError, TypeError, AttributeError):
         valid = False
     if not valid:
         raise FileExistsError(
-            f"{path}: not part of a corpus; choose another --out, or remove the folder"
+            f"{path}: not part of a corpus, or damaged; choose another --out, or remove the folder"
         )
     return identity
 

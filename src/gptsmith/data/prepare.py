@@ -29,7 +29,7 @@ from gptsmith.data.encode import (
 from gptsmith.data.options import PrepareConfig, ReadOptions
 from gptsmith.data.output_dir import Identity
 from gptsmith.data.report import ReadReport
-from gptsmith.data.shards import FORMAT, MANIFEST, UNFINISHED, fingerprint
+from gptsmith.data.shards import FORMAT, MANIFEST, UNFINISHED, fingerprint, manifest_digest
 from gptsmith.data.sources import open_source
 from gptsmith.data.split import DocumentSplit
 from gptsmith.data.text_files import CHUNK_BYTES
@@ -75,9 +75,7 @@ def prepare(config: PrepareConfig) -> Path:
         deduplicate=config.deduplicate,
     )
     out = config.out
-    if out.is_symlink() and not out.exists():
-        raise FileExistsError(f"--out {out}: a link to nothing or to itself; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
+    files.make_folder(out)
     with files.lock(out, "or choose another --out"):
         if output_dir.holds_corpus(out, identity, paths, overwrite=config.overwrite):
             terminal.note(f"{out}: this corpus is complete; nothing to do")
@@ -185,7 +183,7 @@ def _manifest(
         "sources": writer.identity["sources"],
     }
     manifest["fingerprint"] = fingerprint(manifest)
-    return manifest
+    return manifest | {"digest": manifest_digest(manifest)}
 
 
 def _resume(

@@ -17,10 +17,12 @@ import hashlib
 import json
 import operator
 import os
+import threading
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 
@@ -36,6 +38,7 @@ _COUNTS = ("tokens", "documents", "bytes")
 # can be appended before their number is known.
 _HEADER_BYTES = 128
 _MAX_SHARDS = 500  # per split: each is an open file in a process that uses the corpus
+_REMEDY = "copy the file again or prepare the corpus again"
 
 
 class Corpus:
@@ -43,14 +46,16 @@ class Corpus:
 
     manifest      the parsed manifest.json
     fingerprint   sha256 over tokenizer and tokens: equal for equal training data
-    train, val    lists of memory-mapped arrays of token ids, one per shard
+    train, val    their shards, memory-mapped; each is verified when it is first used
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], arrays: dict[str, list[np.ndarray]]):
+    def __init__(
+        self, path: Path, manifest: dict[str, Any], train: "Shards", val: "Shards"
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self.fingerprint: str = manifest["fingerprint"]
-        self.train, self.val = arrays["train"], arrays["val"]
+        self.train, self.val = train, val
 
     def __repr__(self) -> str:
         tokens = f"{self.train_tokens:,} training and {self.val_tokens:,} validation tokens"
@@ -88,15 +93,14 @@ class Corpus:
                     f"format {FORMAT}; prepare the corpus again"
                 )
             intact = manifest["fingerprint"] == fingerprint(manifest)
-            arrays = {
-                split: [_open_shard(path, shard, manifest["dtype"]) for shard in record["shards"]]
-                for split, record in manifest["splits"].items()
-            }
+            intact &= manifest.get("digest") in (None, manifest_digest(manifest))
+            train, val = (Shards(path, manifest, split) for split in SPLITS)
             counts = {
                 split: {name: operator.index(record[name]) for name in _COUNTS}
                 for split, record in manifest["splits"].items()
             }
-            complete = all(sum(map(len, arrays[s])) == counts[s]["tokens"] for s in SPLITS)
+            complete = sum(train.lengths) == counts["train"]["tokens"]
+            complete &= sum(val.lengths) == counts["val"]["tokens"]
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path}/manifest.json: not a corpus manifest ({error!r}); prepare the corpus again"
@@ -105,18 +109,18 @@ class Corpus:
             raise ValueError(
                 f"{path}/manifest.json: inconsistent (edited?); prepare the corpus again"
             )
-        return cls(path, manifest, arrays)
+        return cls(path, manifest, train, val)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the tokens; ValueError if tokenizer.json is another one."""
-        tokenizer = Tokenizer.load(self.path)
-        if tokenizer.fingerprint != self.manifest["tokenizer"]["fingerprint"]:
+        path = self.path / "tokenizer.json"
+        if files.sha256(path) != self.manifest["tokenizer"]["fingerprint"]:
             raise ValueError(
                 f"{self.path}/tokenizer.json: not the tokenizer that made this corpus; "
                 "restore that one or prepare the corpus again"
             )
-        return tokenizer
+        return Tokenizer.load(path)
 
     @property
     def train_tokens(self) -> int:
@@ -128,17 +132,8 @@ class Corpus:
 
     def verify(self) -> None:
         """Read everything and compare with the manifest. ValueError naming what is damaged."""
-        bad = [
-            shard["file"]
-            for split in SPLITS
-            for shard in self.manifest["splits"][split]["shards"]
-            if files.sha256(self.path / shard["file"]) != shard["sha256"]
-        ]
-        if bad:
-            raise ValueError(
-                f"{self.path}: damaged: {', '.join(bad)} (sha256 differs from the manifest's); "
-                "prepare the corpus again or copy it again"
-            )
+        self.val.verify()
+        self.train.verify()
         assert self.tokenizer is not None
 
 
@@ -154,24 +149,99 @@ def fingerprint(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
+class Shards(Sequence[np.ndarray]):
+    """The shards of a split: memory-mapped arrays of token ids.
+
+    Each is read as a whole when it is first used, and must have the sha256 of the manifest and no
+    ids beyond the vocabulary; ValueError naming it otherwise. lengths: tokens of each, known
+    without reading any.
+    """
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any], split: str) -> None:
+        """Names, sizes and headers are checked; errors as of Corpus.open."""
+        self._folder, self._records = folder, manifest["splits"][split]["shards"]
+        self._arrays = [_open_shard(folder, shard, manifest["dtype"]) for shard in self._records]
+        self._vocab_size: int | None = manifest["tokenizer"].get("vocab_size")
+        self._verified = [False] * len(self._arrays)
+        self._damage: Exception | None = None  # found in the background
+        self.lengths = [len(array) for array in self._arrays]
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
+
+    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        array = self._arrays[index]
+        if self._damage is not None:
+            raise self._damage
+        if not self._verified[index]:
+            self._verify(index)
+        return array
+
+    def verify(self) -> None:
+        """Read all shards that were not read yet."""
+        for index in range(len(self)):
+            _ = self[index]
+
+    def verify_in_background(self) -> None:
+        """Read all of them in a thread, while training begins.
+
+        Once a damaged one is found, the next use of any raises its error.
+        """
+
+        def read() -> None:
+            try:
+                self.verify()
+            except (ValueError, OSError) as error:
+                self._damage = error
+
+        threading.Thread(target=read, name="verify shards", daemon=True).start()
+
+    def _verify(self, index: int) -> None:
+        path, array = self._folder / self._records[index]["file"], self._arrays[index]
+        if files.sha256(path) != self._records[index]["sha256"]:
+            raise ValueError(f"{path}: damaged (its sha256 is not the manifest's); {_REMEDY}")
+        highest = int(array.max()) if len(array) else 0
+        if self._vocab_size is not None and highest >= self._vocab_size:
+            raise ValueError(
+                f"{path}: holds token id {highest}, but its tokenizer ends at "
+                f"{self._vocab_size - 1}; prepare the corpus again"
+            )
+        self._verified[index] = True
+
+
+def manifest_digest(content: Mapping[str, Any]) -> str:
+    """sha256 of a manifest or journal, which records it as `digest`; earlier versions did not."""
+    rest = {name: value for name, value in content.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def _open_shard(folder: Path, shard: dict[str, Any], dtype: str) -> np.ndarray:
     path = folder / shard["file"]
-    remedy = "copy the file again or prepare the corpus again"
     try:
         size = path.stat().st_size
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: this shard is missing; {remedy}") from None
+        raise FileNotFoundError(f"{path}: this shard is missing; {_REMEDY}") from None
     expected = _HEADER_BYTES + shard["tokens"] * np.dtype(dtype).itemsize
     if size != expected:
-        raise ValueError(f"{path}: {size} bytes instead of {expected}: damaged; {remedy}")
+        raise ValueError(f"{path}: {size} bytes instead of {expected}: damaged; {_REMEDY}")
     try:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy parses the header as Python: TokenError, SyntaxError ...
-        raise ValueError(f"{path}: not a readable .npy file ({error}); {remedy}") from None
+    except OSError:
+        raise
+    except Exception as error:  # numpy's errors for a damaged header are of many kinds
+        raise ValueError(f"{path}: not a readable .npy file ({error}); {_REMEDY}") from None
     if array.dtype != np.dtype(dtype) or array.shape != (shard["tokens"],):
         raise ValueError(
             f"{path}: holds {array.dtype} {array.shape}, the manifest says {dtype} "
-            f"({shard['tokens']},); {remedy}"
+            f"({shard['tokens']},); {_REMEDY}"
         )
     return array
 
@@ -218,10 +288,8 @@ class ShardWriter:
         while len(ids):
             self._file = self._file or self._start_shard()
             now = ids[: self.shard_tokens - self._filled]
-            try:
+            with files.naming(self._path):
                 self._file.write(now.data)
-            except OSError as error:  # no space, or over a limit
-                raise OSError(error.errno, error.strerror, str(self._path)) from None
             self._filled += len(now)
             ids = ids[len(now) :]
             if self._filled == self.shard_tokens:
@@ -230,8 +298,9 @@ class ShardWriter:
     def sync(self) -> None:
         """Make what was appended durable."""
         if self._file:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            with files.naming(self._path):
+                self._file.flush()
+                os.fsync(self._file.fileno())
 
     def finish(self) -> None:
         """Complete the last shard."""
@@ -251,8 +320,9 @@ class ShardWriter:
                 "give a larger --shard-tokens"
             )
         file = self._path.open("wb")
-        file.truncate(_HEADER_BYTES)
-        file.seek(_HEADER_BYTES)
+        with files.naming(self._path):
+            file.truncate(_HEADER_BYTES)
+            file.seek(_HEADER_BYTES)
         return file
 
     def _resume_shard(self) -> BinaryIO:
@@ -261,16 +331,18 @@ class ShardWriter:
         if size < expected:
             raise ValueError(f"{self._path}: {size} bytes, {expected} were written before")
         file = self._path.open("r+b")
-        file.truncate(expected)
-        file.seek(expected)
+        with files.naming(self._path):
+            file.truncate(expected)
+            file.seek(expected)
         return file
 
     def _finish_shard(self) -> None:
         assert self._file
-        self._file.seek(0)
-        self._file.write(_header(self.dtype, self._filled))
-        self.sync()
-        self._file.close()
+        with files.naming(self._path):
+            self._file.seek(0)
+            self._file.write(_header(self.dtype, self._filled))
+            self.sync()
+            self._file.close()
         files.sync(self.folder)
         path, digest = self._path, files.sha256(self._path)
         shard = {"file": path.name, "tokens": self._filled, "sha256": digest}

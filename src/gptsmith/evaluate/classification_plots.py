@@ -93,7 +93,6 @@ def draw_history(path: Path, events: Sequence[Mapping[str, Any]], title: str) ->
     losses.set_title(figure_text(title, 80), loc="left", color=INK, fontsize=11, fontweight="bold")
     if events:
         losses.legend(frameon=False, fontsize=9, labelcolor=INK)
-    losses.set_ylim(bottom=0)
     accuracies.yaxis.set_major_formatter(PercentFormatter(1))
     accuracies.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     accuracies.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

@@ -9,7 +9,8 @@ next to B, with rank and alpha multiplied accordingly.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,14 +83,17 @@ def save(
     adapter: Adapter,
     metadata: Mapping[str, str] | None = None,
     base_model: str | None = None,
+    atomic: Callable[[Path], AbstractContextManager[Path]] = files.atomic_path,
 ) -> None:
     """Write adapter_config.json and adapter_model.safetensors, durably, into an existing folder.
 
     metadata: for the header of the tensors. base_model: the model that peft adds the adapter to.
+    atomic: how a file is replaced.
     """
     tensors, fields = to_peft(config, adapter)
-    files.write_json(folder / CONFIG, {**fields, "base_model_name_or_path": base_model})
-    with files.atomic_path(folder / WEIGHTS) as temporary:
+    with atomic(folder / CONFIG) as temporary:
+        temporary.write_bytes(files.json_bytes({**fields, "base_model_name_or_path": base_model}))
+    with atomic(folder / WEIGHTS) as temporary:
         checkpoints.save_tensors(temporary, tensors, metadata)
 
 

@@ -1,11 +1,16 @@
 """What can be imported, by path or name, and which reader opens it."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from gptsmith.interop import hf, hub, nanogpt, openai_files, openai_tf
-from gptsmith.interop.external_model import ExternalModel
+from torch import Tensor
+
+from gptsmith import files
+from gptsmith.interop import hf, hf_tokenizer, hub, nanogpt, openai_files, openai_tf, peft
+from gptsmith.interop.external_model import ExternalModel, check_vocabulary
+from gptsmith.model import lora, state_dict
 
 _ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Names without an owner, which the Hub no longer uses.
@@ -21,7 +26,9 @@ _OTHERS = {
     ".index": "is TensorFlow's: put hparams.json (n_vocab, n_ctx, n_embd, n_head, n_layer), "
     "encoder.json and vocab.bpe into the same folder",
 }
-_EXPECTED = "a folder with config.json or hparams.json, or a .pt file of nanoGPT"
+_EXPECTED = (
+    "a folder with config.json, hparams.json or adapter_config.json, or a .pt file of nanoGPT"
+)
 
 
 def open_source(source: str) -> ExternalModel:
@@ -62,11 +69,8 @@ def _open_folder(folder: Path) -> ExternalModel:
         raise ValueError(
             f"{folder} is a prepared corpus or a run's checkpoint: import takes models"
         )
-    if "adapter_config.json" in names:
-        raise ValueError(
-            f"{folder} is an adapter, not a model: merge it into its base with peft's "
-            "merge_and_unload, save that with save_pretrained and import the folder"
-        )
+    if peft.CONFIG in names:
+        return _open_adapter(folder)
     for name in names:
         if Path(name).suffix in _NANOGPT:
             raise ValueError(
@@ -75,6 +79,47 @@ def _open_folder(folder: Path) -> ExternalModel:
         if Path(name).suffix in _OTHERS:
             raise ValueError(f"{folder}: {name} {_OTHERS[Path(name).suffix]}")
     raise ValueError(f"{folder} holds no model: expected {_EXPECTED}")
+
+
+def _open_adapter(folder: Path) -> ExternalModel:
+    """The model that a LoRA adapter of peft makes of its base, merged.
+
+    The base is the one that adapter_config.json names, or, where that is not here, the folder
+    `base` in the adapter's, into which `export --adapter` writes it. A tokenizer beside the adapter
+    is used instead of the base's.
+    """
+    path = folder / peft.CONFIG
+    name = str(files.mapping(files.read_json(path), path).get("base_model_name_or_path") or "")
+    if not Path(name).is_dir() and (folder / "base").is_dir():  # the folder was moved
+        name = str(folder / "base")
+    if not name or (Path(name) / peft.CONFIG).is_file():
+        what = f"names {name}, an adapter too," if name else "names no model"
+        raise ValueError(
+            f"{path} {what} as its base: put the folder of the base at {folder / 'base'}"
+        )
+    try:
+        base = open_source(name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{folder} is an adapter, its base is not here: {error}") from None
+    adapter = peft.load(folder, base.config)
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = hf_tokenizer.read(folder, "")
+        check_vocabulary(folder, tokenizer, base.config)
+        template, unusable = hf_tokenizer.read_template(folder, tokenizer)
+        notes = [*base.notes, *unusable]
+        base = replace(base, tokenizer=tokenizer, template=template or base.template, notes=notes)
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        model = state_dict.load(base.config, dict(base.tensors()), name).float()
+        peft.attach_adapter(model, adapter, folder)
+        lora.merge(model)
+        yield from ((n, tensor.to(base.dtype)) for n, tensor in model.state_dict().items())
+
+    note = f"the adapter (rank {adapter.lora.rank}) is merged into {name}"
+    return replace(
+        base, tensors=tensors, notes=[*base.notes, note],
+        origin={**base.origin, "import": str(folder), "adapter_of": name},
+    )  # fmt: skip
 
 
 def _open_file(path: Path) -> ExternalModel:

@@ -22,7 +22,7 @@ from gptsmith.recipes import in_loop_eval
 from gptsmith.recipes.options import RecipeConfig
 from gptsmith.recipes.plan import Dataset, Note, Plan
 from gptsmith.recipes.report import write_report
-from gptsmith.run import Run
+from gptsmith.run import Run, layout
 from gptsmith.train import checkpoint, runtime
 from gptsmith.train.distributed import rank, world_size
 from gptsmith.train.monitor import Monitor, read_events
@@ -52,6 +52,7 @@ class TrainingJob:
     val_tokens     size of the validation split
     samples        texts that the model generates: (prompt, text)
     evaluate_tasks scores of eval.tasks
+    verify_data    ValueError if a file of the training data is damaged
     """
 
     model: GPTModel
@@ -61,6 +62,7 @@ class TrainingJob:
     val_tokens: int
     samples: Callable[[], Iterator[tuple[str, str]]] = lambda: iter(())
     evaluate_tasks: in_loop_eval.TaskEvaluation | None = None
+    verify_data: Callable[[], None] = lambda: None
 
 
 def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float | None) -> int:
@@ -101,6 +103,7 @@ def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float |
                 session.save()
                 raise
             session.end()
+        job.verify_data()  # what was not read yet, before a result is published
         run.finish("best" if config.eval.patience else "last")
         write_report(run)
     return STOPPED if stop.received else 0  # after 0, a recipe would continue, with its test
@@ -193,8 +196,18 @@ class _Session:
             state.best_step, state.best_loss, state.evals_since_best = state.step, math.inf, 0
         rate = saved.get("learning_rate") or self._last_rate()
         jump = state.learning_rate.load(rate, state.step, state.seconds)
-        texts = (*damage, f"continues at step {state.step:,}", *([jump] if jump else []))
-        return [Note("resume", text) for text in texts]
+        changes = (f"changed: {change}" for change in self.run.changes)
+        texts = [self.run.notice, *damage, *changes, self.resumed_at(), jump]
+        return [Note("resume", text) for text in texts if text]
+
+    def resumed_at(self) -> str:
+        """Where a resumed run stands, and what is left of it."""
+        total, step = self.plan.duration.steps, self.state.step
+        at = f"step {step:,}" + (f" of {total:,}" if total else "")
+        if self.progress() < 1 and not self.stops_early():
+            return f"continues at {at}"
+        further = layout.resume_command(self.run.path, self.config.stage)
+        return f"nothing is left to train at {at}; to go on: {further} --train.steps N"
 
     def _last_rate(self) -> dict[str, float | None]:
         """In place of a checkpoint's state of the learning rate, which earlier versions did not
@@ -340,15 +353,15 @@ class _Session:
         state, monitor = self.state, self.monitor
         if skipped := state.guard.skipped:
             message = f"{skipped} of {state.step:,} steps were skipped"
-            monitor.log(state.step, "note", message=message)
+            monitor.log(state.step, "note", message=message, closing=True)
         if unreached := state.learning_rate.unreached(state.step):
-            monitor.log(state.step, "note", message=unreached)
+            monitor.log(state.step, "note", message=unreached, closing=True)
         if state.best_step == 0 and state.evals_since_best:
             message = (
                 f"no evaluation was better than the one before training ({state.best_loss:.4g}): "
                 "check the learning rate and the data"
             )
-            monitor.log(state.step, "note", message=message)
+            monitor.log(state.step, "note", message=message, closing=True)
 
 
 def _due(interval: int, step: int) -> bool:

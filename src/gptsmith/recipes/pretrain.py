@@ -116,7 +116,9 @@ def _job(
 
     evaluate_tasks, task_notes = in_loop_eval.prepare(config.eval, model, corpus.tokenizer)
     sizes = f"{corpus.train_tokens:,} training tokens, {corpus.val_tokens:,} for validation"
+    corpus.train.verify_in_background()
     job = TrainingJob(
-        model, next_token_loss, windows, evaluate, corpus.val_tokens, samples, evaluate_tasks
-    )
+        model, next_token_loss, windows, evaluate, corpus.val_tokens, samples, evaluate_tasks,
+        verify_data=corpus.train.verify,
+    )  # fmt: skip
     return job, [Note("data", sizes), *task_notes]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from gptsmith.files import write_text
 from gptsmith.model import flops
@@ -50,9 +51,19 @@ def write_report(run: Run, sections: Sequence[str] = ()) -> None:
         f"| {' | '.join(_NAMES.get(name, name.replace('_', ' ')) for name in columns)} |",
         f"|{'---:|' * len(columns)}",
     ]
-    for e in validations[-20:]:
+    by_step: dict[int, list[dict[str, Any]]] = {}
+    for e in validations:
+        by_step.setdefault(e["step"], []).append(e)
+    for e, *_ in [*by_step.values()][-20:]:
         cells = [number(e.get(name), form) for name, form in columns.items()]
         lines.append(f"| {' | '.join(cells)} |")
+    if by_step and len(last := [*by_step.values()][-1]) > 1:  # the final evaluation, on more text
+        scores = (
+            f"{_NAMES.get(name, name.replace('_', ' '))} {number(last[-1][name], form)}"
+            for name, form in columns.items()
+            if name in last[-1] and name not in ("step", "seconds")
+        )
+        lines += ["", f"On {last[-1].get('tokens', 0):,} tokens, at the end: {', '.join(scores)}."]
     lines += ["", "## Notes", "", *dict.fromkeys(f"- {e['message']}" for e in notes)]
     if samples:
         lines += ["", "## Samples", ""]

@@ -1,6 +1,5 @@
 """Opening, creating and locking a run folder."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
@@ -18,7 +17,7 @@ from gptsmith.model import state_dict as model_weights
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.tuning import Tuning
-from gptsmith.run import layout, weights
+from gptsmith.run import digests, layout, weights
 from gptsmith.run import resume as checks
 from gptsmith.run.layout import MASK, Which
 from gptsmith.tokenizer import Tokenizer
@@ -27,8 +26,6 @@ from gptsmith.train import monitor
 
 if TYPE_CHECKING:
     from gptsmith.chat_template import ChatTemplate
-
-_CODE = re.compile(r"(.+\.py):(\w+)")  # a mask that is Python code
 
 
 class Run:
@@ -43,6 +40,7 @@ class Run:
         self.notice = ""
         # On resume: the checkpoint to continue from, and the damage found in newer ones.
         self.resumed: tuple[checkpoints.Checkpoint, list[str]] | None = None
+        self.changes: list[str] = []  # of the configuration, on resume
         self._lock: ExitStack | None = None
 
     def __repr__(self) -> str:
@@ -71,7 +69,7 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        return layout.read_config(self.path / layout.CONFIG)
+        return layout.read_config(self._verified(layout.CONFIG))
 
     @property
     def stage(self) -> str:
@@ -80,16 +78,19 @@ class Run:
 
     @cached_property
     def model_config(self) -> ModelConfig:
-        return layout.read_architecture(self.path / layout.ARCHITECTURE)
+        config = layout.read_architecture(self._verified(layout.ARCHITECTURE))
+        if config.mask.startswith(f"{MASK}:"):
+            self._verified(MASK)
+        return config
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.load(self.path / layout.TOKENIZER)
+        return Tokenizer.load(self._verified(layout.TOKENIZER))
 
     @cached_property
     def chat_template(self) -> "ChatTemplate | None":
         """The chat format of the model; None if it was not fine-tuned for chat."""
-        path = self.path / layout.TEMPLATE
+        path = self._verified(layout.TEMPLATE)
         if not path.is_file():
             return None
         from gptsmith.chat_template import ChatTemplate  # Jinja takes 20 ms to import
@@ -108,7 +109,7 @@ class Run:
     @cached_property
     def tuning(self) -> Tuning:
         """Which part of the weights the run trains."""
-        path = self.path / layout.TUNING
+        path = self._verified(layout.TUNING)
         if not path.is_file():
             if (self.path / layout.BASE).exists():
                 raise ValueError(f"{self.path} is incomplete: {path.name} is missing")
@@ -117,6 +118,11 @@ class Run:
             return Tuning.model_validate(files.read_json(path))
         except ValidationError as error:
             raise ValueError(f"{path}: {error.errors()[0]['msg']}") from None
+
+    def _verified(self, name: str) -> Path:
+        """The path of a file of the folder, which is compared with its digest."""
+        digests.check(self.path, name)
+        return self.path / name
 
     # --- opening and creating
 
@@ -163,7 +169,7 @@ class Run:
         """
         path = Path(path)
         tuning = tuning or Tuning()
-        code = _CODE.fullmatch(model_config.mask.strip())
+        code = layout.MASK_CODE.fullmatch(model_config.mask.strip())
         source = Path(code[1]) if code else None
         if resume and source == Path(MASK):
             source = None  # the stored configuration refers to the run's own copy
@@ -175,7 +181,7 @@ class Run:
             raise FileNotFoundError(f"mask {str(source)!r}: there is no such file")
         check = checks.check_resumable if resume else checks.check_unoccupied
         check(path)
-        path.mkdir(parents=True, exist_ok=True)
+        files.make_folder(path)
         run = cls(path).lock()
         try:
             check(path)  # again, now that the folder is locked
@@ -189,30 +195,33 @@ class Run:
                     "corpus": corpus,
                 }
                 run._check_unchanged(new, fixed, source)
+                run.changes = checks.changed_settings(run.config, config)
+                run.notice = digests.note(path)
             mask_code = None if source is None or not source.is_file() else source.read_bytes()
             files.sweep(path)
             checkpoints.clean(run.checkpoints)
             if resume:
                 run.resumed = checkpoints.find(run.checkpoints)  # before anything is written
             else:  # remains of a run that was stopped before its first checkpoint
-                for name in (layout.TUNING, layout.BASE, layout.TEMPLATE, MASK):
-                    (path / name).unlink(missing_ok=True)
+                digests.remove(path, (layout.TUNING, layout.BASE, layout.TEMPLATE, MASK))
+            contents = {layout.TOKENIZER: tokenizer.to_json().encode()}
             if mask_code is not None:
-                files.write_bytes(path / MASK, mask_code)
-            tokenizer.save(path / layout.TOKENIZER)
+                contents[MASK] = mask_code
             if template is not None:
-                files.write_text(path / layout.TEMPLATE, template)
+                contents[layout.TEMPLATE] = template.encode()
             if not tuning.is_full_finetune and not resume:
                 assert base is not None
-                with files.atomic_path(path / layout.BASE) as temporary:
-                    checkpoints.save_tensors(temporary, base)
-                files.write_json(path / layout.TUNING, tuning.model_dump(mode="json"))
-            files.write_json(path / layout.CORPUS, {"fingerprint": corpus})
-            files.write_json(path / layout.ARCHITECTURE, model_config.model_dump(mode="json"))
+                weights.save(path / layout.BASE, base, {})
+                contents[layout.TUNING] = files.json_bytes(tuning.model_dump(mode="json"))
+            if resume and (path / layout.BASE).exists():
+                digests.adopt(path, layout.BASE)
+            contents[layout.CORPUS] = files.json_bytes({"fingerprint": corpus})
+            contents[layout.ARCHITECTURE] = files.json_bytes(model_config.model_dump(mode="json"))
             if "resume" in config:  # so that config.yaml can start another run
                 config = {**config, "resume": False}
             # last: a folder with a config.yaml is a run
-            files.write_text(path / layout.CONFIG, layout.yaml_text(config))
+            contents[layout.CONFIG] = layout.yaml_text(config).encode()
+            digests.write(path, contents)
         except BaseException:
             run.close()
             raise
@@ -237,23 +246,25 @@ class Run:
         tensors that do not fit model_config or are not finite.
         """
         with files.atomic_folder(path) as folder:
-            tokenizer.save(folder / layout.TOKENIZER)
+            contents = {layout.TOKENIZER: tokenizer.to_json().encode()}
             if template is not None:
-                files.write_text(folder / layout.TEMPLATE, template)
-            checkpoints.stream_tensors(
-                folder / layout.WEIGHTS,
-                model_weights.shapes(model_config),
-                dtype,
-                model_weights.validated(model_config, tensors, config["import"]),
-            )
-            files.write_json(folder / layout.ARCHITECTURE, model_config.model_dump(mode="json"))
-            files.write_text(folder / layout.CONFIG, layout.yaml_text(config))
+                contents[layout.TEMPLATE] = template.encode()
+            contents[layout.ARCHITECTURE] = files.json_bytes(model_config.model_dump(mode="json"))
+            contents[layout.CONFIG] = layout.yaml_text(config).encode()
+            with digests.recorded(folder, layout.WEIGHTS) as temporary:
+                checkpoints.stream_tensors(
+                    temporary,
+                    model_weights.shapes(model_config),
+                    dtype,
+                    model_weights.validated(model_config, tensors, config["import"]),
+                )
+            digests.write(folder, contents)
         return cls.open(path)
 
     def _check_unchanged(
         self, new: dict[str, Any], fixed: Sequence[str], mask: Path | None
     ) -> None:
-        recorded, config = self.path / layout.CORPUS, flatten(self.config)
+        recorded, config = self._verified(layout.CORPUS), flatten(self.config)
         old: dict[str, Any] = {
             **{name: config.get(name) for name in fixed},
             "model": self.model_config.model_dump(),

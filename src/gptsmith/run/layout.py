@@ -1,5 +1,7 @@
 """File names of a run folder, reading its configuration, errors for paths that are not a run."""
 
+import re
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +21,7 @@ TOKENIZER, TEMPLATE, CORPUS, REPORT = (
     "tokenizer.json", "chat_template.jinja", "corpus.json", "report.md",
 )  # fmt: skip
 CHECKPOINTS, LOCK = "checkpoints", ".lock"
+MASK_CODE = re.compile(r"(.+\.py):(\w+)")  # a mask that is Python code: file and function
 
 Which = Literal["last", "best"] | int
 """Weights of a run: of the last step, of the best validation loss, or of a step."""
@@ -67,6 +70,16 @@ def stage_of(config: dict[str, Any]) -> str:
         "texts_per_step": "classify",
     }
     return next((stage for field, stage in fields.items() if field in config), "chat")
+
+
+def command_of(stage: str) -> str:
+    """The command that makes a run of this stage: `pretrain`, `finetune chat`."""
+    return stage if stage in ("pretrain", "import") else f"finetune {stage}"
+
+
+def resume_command(path: Path, stage: str) -> str:
+    """The command line that resumes a run."""
+    return f"gptsmith {command_of(stage)} --out {shlex.quote(str(path))} --resume"
 
 
 def read_architecture(path: Path) -> ModelConfig:

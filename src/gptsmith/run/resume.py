@@ -1,12 +1,15 @@
 """Whether a run may be started or resumed in a folder, and with which configuration."""
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gptsmith.config import diff, flatten
-from gptsmith.model.config import ModelConfig
-from gptsmith.run import layout
+from pydantic import BaseModel
+
+from gptsmith.config import diff, flatten, read_recipe
+from gptsmith.flags import options_of
+from gptsmith.run import digests, layout
 from gptsmith.train import checkpoint as checkpoints
 from gptsmith.train import monitor
 
@@ -21,7 +24,19 @@ def check_unoccupied(path: Path) -> None:
     if not path.exists() or not any(path.iterdir()) or _is_untrained(path):
         return
     if layout.is_run(path):
-        raise FileExistsError(f"{path} contains a run: --resume it, or choose another --out")
+        command = layout.resume_command(
+            path, layout.stage_of(layout.read_config(path / layout.CONFIG))
+        )
+        steps = checkpoints.steps(path / layout.CHECKPOINTS)
+        if not steps:
+            raise FileExistsError(f"{path} contains a run: choose another --out")
+        if (final := final_step(path)) is not None and final >= steps[-1]:
+            what = (
+                f"a run that ended at step {final:,}: {command} --train.steps N trains it further"
+            )
+        else:
+            what = f"an unfinished run, at step {steps[-1]:,}: {command} continues it"
+        raise FileExistsError(f"{path} contains {what}; or choose another --out")
     raise FileExistsError(f"{path} is not empty and contains no run: choose another --out")
 
 
@@ -41,33 +56,49 @@ def check_resumable(path: Path) -> None:
         )
 
 
+def final_step(path: Path) -> int | None:
+    """The step at which the training of a run ended; None if it has no such final weights."""
+    for name in (layout.WEIGHTS, f"{layout.ADAPTER}/{layout.ADAPTER_WEIGHTS}"):
+        try:
+            with (path / name).open("rb") as file:  # safetensors: the header's size, the header
+                size = int.from_bytes(file.read(8), "little")
+                return int(json.loads(file.read(min(size, 1 << 24)))["__metadata__"]["step"])
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+    return None
+
+
 def _is_untrained(path: Path) -> bool:
     """Whether this is a run (it has the lock file) that has not trained yet."""
     final = (path / layout.WEIGHTS, path / layout.ADAPTER / layout.ADAPTER_WEIGHTS)
-    trained = any(map(Path.exists, final)) or bool(checkpoints.steps(path / layout.CHECKPOINTS))
+    if any(map(Path.exists, final)) or checkpoints.steps(path / layout.CHECKPOINTS):
+        return False
     events = monitor.read_events(path / monitor.METRICS)
-    return (path / layout.LOCK).exists() and not trained and not any(e["step"] for e in events)
+    return (path / layout.LOCK).exists() and not any(e["step"] for e in events)
 
 
 def stored_recipe(
-    out: Path, recipes: Sequence[str], flags: Collection[str], stage: str
+    out: Path, recipes: Sequence[str], flags: Collection[str], config_class: type[BaseModel]
 ) -> list[str]:
     """The recipe of a resumed run: its own config.yaml.
 
     recipes: files named on the command line, at most one. flags: names of the flags that are set
-    there (`train.steps`, `model`). stage: of the command. Raises ValueError if there is nothing to
-    resume, if the run is of another stage, or with the differences if the recipe has changed.
+    there (`train.steps`, `model`). config_class: of the command. Raises ValueError if there is
+    nothing to resume, if the run is of another stage, or with the differences if the recipe has
+    changed.
     """
     check_resumable(out)
     path = out / layout.CONFIG
-    stored = layout.read_config(path)
-    if (made_by := layout.stage_of(stored)) != stage:
-        command = made_by if made_by in ("pretrain", "import") else f"finetune {made_by}"
-        raise ValueError(f"{out} was made by gptsmith {command}: resume it with that command")
+    digests.check(out, layout.CONFIG)
+    made_by = layout.stage_of(layout.read_config(path))
+    if made_by != config_class.model_fields["stage"].default:
+        raise ValueError(
+            f"{out} was made by gptsmith {layout.command_of(made_by)}: resume it with that command"
+        )
     if len(recipes) > 1 or any(not recipe.endswith((".yaml", ".yml")) for recipe in recipes):
         return list(recipes)  # which load_config rejects
     for recipe in recipes:
-        if changes := recipe_changes(layout.read_config(Path(recipe)), stored, set(flags)):
+        if changes := recipe_changes(Path(recipe), path, config_class, set(flags)):
             raise ValueError(
                 f"{recipe} is not what {out} was started with: {'; '.join(changes)};"
                 " omit the recipe, or give intended changes as flags"
@@ -76,34 +107,46 @@ def stored_recipe(
 
 
 def recipe_changes(
-    recipe: Mapping[str, Any], stored: Mapping[str, Any], flags: set[str]
+    recipe: Path, stored: Path, config_class: type[BaseModel], flags: set[str]
 ) -> list[str]:
     """How a recipe differs from a stored configuration, as lines of `diff`.
 
-    Values that `flags` replace, and values that the run resolved when it started, do not count.
+    Values are compared as what they mean to their fields, however they are spelled. Those that
+    `flags` replace, and those that the run resolved when it started, do not count.
     """
-
-    def resolved(tree: Mapping[str, Any]) -> dict[str, Any]:
-        model = tree.get("model")
-        if isinstance(model, str) or (isinstance(model, dict) and "preset" in model):
-            fields = {"preset": model} if isinstance(model, str) else dict(model)
-            preset = fields.pop("preset")
-            tree = {**tree, "model": ModelConfig.preset(preset, **fields).model_dump(mode="json")}
-        return flatten(tree)
-
-    def number(value: Any) -> Any:
-        try:  # 3e-4 and 1e6 are text in YAML
-            return float(value) if isinstance(value, str) else value
-        except ValueError:
-            return value
-
-    new, old = resolved(recipe), resolved(stored)
+    defaults = {".".join(path): o.default for path, o in options_of(config_class).items()}
+    new, old = _values(recipe, config_class), defaults | _values(stored, config_class)
     changed = {
         name: value
         for name, value in new.items()
         if value not in (None, "auto")
         and name not in ("out", "resume", "model.vocab_size")
         and not any(name == flag or name.startswith(f"{flag}.") for flag in flags)
-        and number(value) != number(old.get(name))
+        and value != old.get(name)
     }
     return diff({name: old.get(name) for name in changed}, changed)
+
+
+def _values(path: Path, config_class: type[BaseModel]) -> dict[str, Any]:
+    """The values of a recipe, by name, in the types of their fields; a preset as what it sets."""
+    options, settings = options_of(config_class), read_recipe(path, config_class)
+    values: dict[str, Any] = {}
+    for preset in settings:
+        section = options[preset.path].section
+        if section is not None and preset.value is not None:
+            length = len(preset.path)
+            inner = (s for s in settings if s.path[:length] == preset.path != s.path)
+            fields = {s.path[length]: s.value for s in inner}
+            built: BaseModel = section.preset(preset.value, **fields)  # type: ignore[attr-defined]
+            values |= flatten(built.model_dump(), f"{'.'.join(preset.path)}.")
+    values |= {".".join(s.path): s.value for s in settings if options[s.path].section is None}
+    if code := layout.MASK_CODE.fullmatch(str(values.get("model.mask", "")).strip()):
+        values["model.mask"] = f"{layout.MASK}:{code[2]}"  # a run has a copy of the file
+    return values
+
+
+def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What a resumed run does differently, as lines of `diff`, for the user."""
+    a, b = flatten(old), flatten(new)
+    names = [name for name in b if name in a and name not in ("out", "resume")]
+    return diff({name: a[name] for name in names}, {name: b[name] for name in names})

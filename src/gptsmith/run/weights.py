@@ -11,13 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gptsmith import files
 from gptsmith.interop import peft
 from gptsmith.interop.peft import Adapter
 from gptsmith.model import lora, tuning
 from gptsmith.model import state_dict as model_weights
 from gptsmith.model.gpt import GPTModel
-from gptsmith.run import layout
+from gptsmith.run import digests, layout
 from gptsmith.run.layout import Which
 from gptsmith.train import checkpoint as checkpoints
 from gptsmith.train import runtime
@@ -38,6 +37,7 @@ def load_model(
 
 def base_model(run: Run, trust_code: bool) -> GPTModel:
     """See Run.base_model."""
+    digests.check(run.path, layout.BASE)
     source = run.path / layout.BASE
     return _model(run, checkpoints.load_tensors(source), source, True, trust_code)
 
@@ -56,7 +56,10 @@ def finish(run: Run, which: Literal["last", "best"]) -> None:
     if run.tuning.lora.rank:
         run.weights.parent.mkdir(exist_ok=True)
         adapter = Adapter(run.tuning.lora, tensors, run.tuning.token_ids)
-        peft.save(run.weights.parent, run.model_config, adapter, header)
+        peft.save(
+            run.weights.parent, run.model_config, adapter, header,
+            atomic=lambda path: digests.recorded(run.path, f"{layout.ADAPTER}/{path.name}"),
+        )  # fmt: skip
         return
     if not run.tuning.is_full_finetune:
         tensors = _model(run, tensors, chosen.path, False, trust_code=True).state_dict()
@@ -64,12 +67,12 @@ def finish(run: Run, which: Literal["last", "best"]) -> None:
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Write a weights file durably.
+    """Write a weights file of a run durably, after recording its digest.
 
     header: `which` ("last" or "best") and the `step` at which training ended; empty for weights
     that were not trained here.
     """
-    with files.atomic_path(path) as temporary:
+    with digests.recorded(path.parent, path.name) as temporary:
         checkpoints.save_tensors(temporary, tensors, header)
 
 
@@ -90,8 +93,17 @@ def _model(
 
 def _tensors(run: Run, which: Which) -> tuple[dict[str, Tensor], Path]:
     """The requested weights (all, or the trained ones) and the file or folder they come from."""
-    run.notice = ""
-    header = None if isinstance(which, int) else _header(run.weights)
+    for _ in range(10):
+        try:
+            return _read(run, which)
+        except FileNotFoundError:  # pruned by the process that trains here: look again
+            continue
+    return _read(run, which)
+
+
+def _read(run: Run, which: Which) -> tuple[dict[str, Tensor], Path]:
+    run.notice = digests.note(run.path)
+    header = None if isinstance(which, int) else _header(run)
     steps = checkpoints.steps(run.checkpoints)
     if header is not None and which in ("last", header.get("which")):
         # Training may have continued since. Imported weights have no step: they are final.
@@ -108,7 +120,7 @@ def _tensors(run: Run, which: Which) -> tuple[dict[str, Tensor], Path]:
     chosen, damage = checkpoints.find(run.checkpoints, _best_step(run, which))
     if which == "last":
         damage.append(f"{run.path} is unfinished: this is its step {chosen.step}")
-    run.notice = "; ".join(damage)
+    run.notice = "; ".join([*filter(None, [run.notice]), *damage])
     return chosen.load("model"), chosen.path
 
 
@@ -131,12 +143,19 @@ def _best_step(run: Run, which: Which) -> Literal["last"] | int:
     return int(state["best_step"])
 
 
-def _header(path: Path) -> dict[str, str] | None:
-    """The metadata of a safetensors file; None if there is no file."""
+def _header(run: Run) -> dict[str, str] | None:
+    """The metadata of the final weights, whose digests are compared; None if there are none."""
+    path = run.weights
     if not path.exists():
         return None
+    remedy = "restore it from a copy, or open a checkpoint with --checkpoint STEP"
+    if path.parent != run.path:
+        digests.check(run.path, f"{layout.ADAPTER}/{peft.CONFIG}", remedy)
+    digests.check(run.path, str(path.relative_to(run.path)), remedy)
+    with path.open("rb"):  # an unreadable file is not a damaged one
+        pass
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}; --checkpoint STEP opens another") from None

@@ -3,7 +3,7 @@
     checkpoints/step-000500/
       model.safetensors  optimizer.safetensors ...   one file per group of tensors
       state.json                                     everything but tensors
-      manifest.json                                  step, sizes and sha256; written last
+      manifest.json                                  step, sizes, digests; written last
 
 A save fills `step-000500.tmp-xxxxxxxx` and renames it. A folder with a manifest is complete even
 under its temporary name, so that there is a checkpoint at every moment of a replacement.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import secrets
 import shutil
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError
 
-from gptsmith.files import read_json, sha256, sync, write_json
+from gptsmith.files import digest, has_digest, naming, read_json, sync, write_json
 
 if TYPE_CHECKING:  # torch is imported where tensors are handled, not to list checkpoints
     import torch
@@ -51,25 +50,26 @@ class Checkpoint:
         return read_json(self.path / STATE)
 
 
+_DTYPES = {
+    "float64": "F64", "int64": "I64", "float32": "F32", "int32": "I32", "bfloat16": "BF16",
+    "float16": "F16", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
+
+
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a safetensors file, not durably (see files.atomic_path).
 
-    metadata: for the header. safetensors rejects two names for one tensor: pass tied weights once.
+    Equal tensors give equal bytes: the library's own save orders the metadata at random, and takes
+    the memory of a second copy. metadata: for the header. Pass tied weights once.
     """
-    from safetensors.torch import save_file
-
-    path.touch()
-    mode = path.stat().st_mode  # by the umask; safetensors would leave 0600
-    try:
-        owned = {name: _own(tensor) for name, tensor in tensors.items()}
-        save_file(owned, path, {"format": "pt", **(metadata or {})})
-    except SafetensorError as error:
-        if cause := re.search(r"os error (\d+)", str(error)):
-            raise OSError(int(cause[1]), os.strerror(int(cause[1])), str(path)) from None
-        raise
-    path.chmod(mode)
+    views = [(t.data_ptr(), t.shape, t.stride()) for t in tensors.values() if t.numel()]
+    assert len(views) == len(set(views)), "two names for one tensor"
+    # larger elements first, so that each tensor is aligned to its own
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    layout = {name: (tensors[name].dtype, tensors[name].shape) for name in order}
+    _write_tensors(path, layout, ((name, tensors[name]) for name in order), metadata)
 
 
 def stream_tensors(
@@ -83,40 +83,51 @@ def stream_tensors(
 
     The model may be larger than the free memory. shapes: name -> shape of every tensor.
     """
+    _write_tensors(path, {name: (dtype, s) for name, s in shapes.items()}, tensors, metadata)
+
+
+def _write_tensors(
+    path: Path,
+    layout: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+    tensors: Iterable[tuple[str, Tensor]],
+    metadata: Mapping[str, str] | None,
+) -> None:
+    """layout: dtype and shape of every tensor, in the order of the file."""
     import torch
 
-    dtypes = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-    width = dtype.itemsize
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offsets, end = {}, 0
-    for name, shape in shapes.items():
-        offsets[name], end = end, end + math.prod(shape) * width
+    for name, (dtype, shape) in layout.items():
+        offsets[name], end = end, end + math.prod(shape) * dtype.itemsize
+        kind = _DTYPES[str(dtype).removeprefix("torch.")]
         span = [offsets[name], end]
-        header[name] = {"dtype": dtypes[dtype], "shape": list(shape), "data_offsets": span}
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": span}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the format requires data at a multiple of 8
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        with naming(path):
+            file.write(len(text).to_bytes(8, "little") + text)
         for name, tensor in tensors:
-            assert (tensor.dtype, tensor.shape) == (dtype, tuple(shapes[name]))
-            file.seek(8 + len(text) + offsets.pop(name))
-            file.write(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+            dtype, shape = layout[name]
+            assert (tensor.dtype, tensor.shape) == (dtype, tuple(shape))
+            flat = tensor.detach().cpu().contiguous().view(-1)
+            with naming(path):
+                file.seek(8 + len(text) + offsets.pop(name))
+                file.write(flat.view(torch.uint8).numpy().data)
+        with naming(path):
+            file.flush()
     assert not offsets
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU, contiguous, in a storage that holds nothing else."""
-    tensor = tensor.detach().cpu().contiguous()
-    is_alone = tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if is_alone else tensor.clone()
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file; ValueError if it is damaged."""
     from safetensors.torch import load_file
 
+    with path.open("rb"):  # the library has no names for a missing or an unreadable file
+        pass
     try:
-        return load_file(path)
+        with naming(path):
+            return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
 
@@ -136,11 +147,12 @@ def save(
     try:
         for group, group_tensors in tensors.items():
             save_tensors(temporary / f"{group}.safetensors", group_tensors)
-        (temporary / STATE).write_text(json.dumps(state, indent=2, ensure_ascii=False) + "\n")
+        with naming(temporary / STATE):
+            (temporary / STATE).write_text(json.dumps(state, indent=2, ensure_ascii=False) + "\n")
         entries = {}
         for file in sorted(temporary.iterdir()):
             sync(file)
-            entries[file.name] = {"size": file.stat().st_size, "sha256": sha256(file)}
+            entries[file.name] = {"size": file.stat().st_size, "sha256": digest(file)}
         write_json(temporary / MANIFEST, {"step": step, "files": entries})  # syncs the names too
         if final.exists():
             _remove(final)
@@ -161,8 +173,21 @@ def find(folder: Path, which: Literal["last"] | int = "last") -> tuple[Checkpoin
     """The newest intact checkpoint, or that of a given step, and the damage of newer ones.
 
     Raises FileNotFoundError if there is none, ValueError if all are damaged or the requested step
-    is damaged or missing; the message lists the others.
+    is damaged or missing; the message lists the others. The folder may be that of a run in
+    training: what its process removes meanwhile is looked for again.
     """
+    while True:
+        try:
+            return _find(folder, which)
+        except _RemovedError:
+            continue
+
+
+class _RemovedError(Exception):
+    """A checkpoint that was listed is no longer there: pruned, or renamed at the end of a save."""
+
+
+def _find(folder: Path, which: Literal["last"] | int) -> tuple[Checkpoint, list[str]]:
     candidates = _candidates(folder)
     if not candidates:
         raise FileNotFoundError(f"no checkpoint in {folder}")
@@ -178,6 +203,8 @@ def find(folder: Path, which: Literal["last"] | int = "last") -> tuple[Checkpoin
         problem = verify(path, step)
         if problem is None:
             return Checkpoint(path, step), damage
+        if not path.exists() or (".tmp-" in path.name and not (path / MANIFEST).exists()):
+            raise _RemovedError
         damage.append(f"checkpoint of step {step} is damaged: {problem}")
     if which != "last":
         others = [step for step in available if step != which]
@@ -186,7 +213,10 @@ def find(folder: Path, which: Literal["last"] | int = "last") -> tuple[Checkpoin
 
 
 def verify(path: Path, step: int) -> str | None:
-    """What is wrong with a checkpoint folder, naming the file; None if it is intact."""
+    """What is wrong with a checkpoint folder, naming the file; None if it is intact.
+
+    PermissionError for files that this user may not read.
+    """
     manifest = path / MANIFEST
     if not manifest.is_file():
         return f"{manifest} is missing"
@@ -197,22 +227,26 @@ def verify(path: Path, step: int) -> str | None:
             str(name): (int(entry["size"]), str(entry["sha256"]))
             for name, entry in content["files"].items()
         }
+    except PermissionError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError) as error:
         return f"{manifest} is unreadable ({type(error).__name__}: {error})"
     if recorded != step:
         return f"{manifest} says step {recorded}"
     if STATE not in files:
         return f"{manifest} does not list {STATE}"
-    for name, (size, digest) in files.items():
+    for name, (size, recorded_digest) in files.items():
         file = path / name
         try:
             actual = file.stat().st_size
             if actual != size:
                 return f"{file} has {actual:,} bytes instead of {size:,}"
-            if sha256(file) != digest:
+            if not has_digest(file, recorded_digest):
                 return f"{file} does not have the recorded sha256"
         except FileNotFoundError:
             return f"{file} is missing"
+        except PermissionError:  # not damage: resuming from an older checkpoint would remove it
+            raise
         except OSError as error:
             return f"{file} cannot be read ({error.strerror})"
     return None

@@ -1,7 +1,7 @@
 """The output of a training run: a progress line, metrics.jsonl, and the files derived from it.
 
-metrics.jsonl is the record, one JSON object per line:
-    {"event": "train", "step": 500, "train_loss": 1.93, ..., "seconds": 12.3}
+metrics.jsonl is the record, one JSON object per line, with the CRC-32 of the object without it:
+    {"event": "train", "step": 500, "train_loss": 1.93, ..., "seconds": 12.3, "crc32": "9bd2c0a1"}
 Events are train, val, tasks, note and sample. They may have any fields; metrics.csv has those in
 COLUMNS.
 metrics.csv, curves.png and samples.txt are derived from the record and can always be rebuilt.
@@ -14,9 +14,11 @@ import io
 import json
 import math
 import os
+import re
 import resource
 import sys
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +27,7 @@ from typing import IO, TYPE_CHECKING, Any
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from gptsmith.console import Console
-from gptsmith.files import atomic_path, sync, write_text
+from gptsmith.files import atomic_path, naming, read_bytes, sync, write_text
 from gptsmith.train.trackers import open_trackers
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ COLUMNS = (
     "seconds",
     "tokens_per_second",
 )
+_CHECKED = re.compile(rb'(\{.*), "crc32": "([0-9a-f]{8})"\}')
 
 
 class Monitor:
@@ -77,7 +80,9 @@ class Monitor:
         self.line = ProgressLine(console or Console(stderr=True), total_steps, interval)
         """Progress of the run and plain lines, for the terminal; not recorded."""
         self.trackers = open_trackers(trackers, folder, config, resumed)
-        self.events = [] if resumed is None else read_events(folder / METRICS, until=resumed)
+        events = [] if resumed is None else read_events(folder / METRICS, until=resumed)
+        # what was said at the end of the run is said again when it ends again
+        self.events = [event for event in events if not event.get("closing")]
         with atomic_path(folder / METRICS) as temporary:
             temporary.write_text("".join(map(_json, self.events)))
         samples = [_sample(event) for event in self.events if event["event"] == "sample"]
@@ -114,7 +119,8 @@ class Monitor:
         if event in ("val", "tasks"):
             hidden = {*COLUMNS, "peak_memory_mb"} - {"val_loss"}
             shown = [f"{n} {v:.4g}" for n, v in values.items() if v is not None and n not in hidden]
-            self.line.print(f"step {step:,}: " + ", ".join(shown).replace("_", " "))
+            on = f" (on {values['tokens']:,} tokens)" if values.get("tokens") else ""
+            self.line.print(f"step {step:,}: " + ", ".join(shown).replace("_", " ") + on)
         elif event == "note":
             self.line.print(fields.get("message", ""))
 
@@ -122,21 +128,24 @@ class Monitor:
         """Record a sample of generated text (samples.txt, trackers)."""
         event = {"event": "sample", "step": step, "title": title, "text": text}
         self._write(event)
-        with (self.folder / SAMPLES).open("a", errors="replace") as file:
+        samples = self.folder / SAMPLES
+        with naming(samples), samples.open("a", errors="replace") as file:
             file.write(_sample(event))
         for tracker in self.trackers:
             tracker.text(step, title, text)
 
     def sync(self) -> None:
         """Make the record durable; before each checkpoint, so that it is never newer than that."""
-        os.fsync(self._file.fileno())
+        with naming(self.folder / METRICS):
+            os.fsync(self._file.fileno())
         for tracker in self.trackers:
             tracker.flush()
 
     def _write(self, event: dict[str, Any]) -> None:
         self.events.append(event)
-        self._file.write(_json(event))
-        self._file.flush()  # one short write: a killed process leaves complete lines
+        with naming(self.folder / METRICS):
+            self._file.write(_json(event))
+            self._file.flush()  # one short write: a killed process leaves complete lines
 
     # --- the derived files
 
@@ -270,36 +279,56 @@ def _clock(seconds: float) -> str:
 def read_events(path: Path, until: int | None = None) -> list[dict[str, Any]]:
     """The events of a metrics.jsonl up to step `until`; none if the file is missing.
 
-    Reading ends at the first invalid line: a power failure may corrupt the end of the file, but not
-    what was synced before a checkpoint.
+    The last line is left out if it is incomplete, as a kill or a power failure leaves it.
+    ValueError naming any other line that is no event, or that does not have its checksum.
     """
     if not path.exists():
         return []
-    events = []
-    for line in path.read_bytes().splitlines():
-        try:
-            event = json.loads(line)
-            kind, step = event["event"], event["step"]
-        except (ValueError, KeyError, TypeError):
-            break
-        if not isinstance(kind, str) or not isinstance(step, int):
-            break
-        if until is None or step <= until:
-            events.append(event)
-    return events
+    *lines, torn = read_bytes(path).split(b"\n")
+    events, checked = [], False
+    for number, line in enumerate(lines, 1):
+        checked = checked or _CHECKED.fullmatch(line) is not None  # earlier versions wrote none
+        event = _event(line, checked)
+        if event is None:
+            raise ValueError(
+                f"{path}, line {number}: damaged, it is no event with its checksum; restore the "
+                "file from a copy, or remove this line"
+            )
+        events.append(event)
+    if event := _event(torn, checked) or (_event(torn[:-1], True) if checked else None):
+        events.append(event)  # whole: only the end of the line is damaged
+    return [event for event in events if until is None or event["step"] <= until]
+
+
+def _event(line: bytes, checked: bool) -> dict[str, Any] | None:
+    """The event of a line; None if it is damaged. checked: it must have a checksum."""
+    if checked:
+        found = _CHECKED.fullmatch(line)
+        if found is None or zlib.crc32(found[1] + b"}") != int(found[2], 16):
+            return None
+        line = found[1] + b"}"
+    try:
+        event = json.loads(line)
+        kind, step = event["event"], event["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return event if isinstance(kind, str) and isinstance(step, int) else None
 
 
 def table(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of metrics.csv: the train, val and tasks events of a step merged into one row.
 
-    A val event gives epoch, loss and time only: its `tokens` are not training tokens. Fields of
-    tasks events become additional columns.
+    A val event gives epoch, loss and time only: its `tokens` are not training tokens. The second
+    one of a step, at the end of a run, is on more text and cannot be compared with the others.
+    Fields of tasks events become additional columns.
     """
     rows: dict[int, dict[str, Any]] = {}
     for event in events:
         if event["event"] in ("train", "val", "tasks"):
             row = rows.setdefault(event["step"], dict.fromkeys(COLUMNS))
             names: Iterable[str] = ("epoch", "val_loss", "seconds")
+            if event["event"] == "val" and row["val_loss"] is not None:
+                continue
             if event["event"] != "val":
                 names = COLUMNS if event["event"] == "train" else event.keys() - {"event"}
             row["step"] = event["step"]
@@ -338,7 +367,8 @@ def _plain(value: Any) -> Any:
 
 
 def _json(event: Mapping[str, Any]) -> str:
-    return json.dumps(event) + "\n"  # ASCII: no character in it can end a line early
+    text = json.dumps(event)  # ASCII: no character in it can end a line early
+    return f'{text[:-1]}, "crc32": "{zlib.crc32(text.encode()):08x}"}}\n'
 
 
 def _sample(event: Mapping[str, Any]) -> str:

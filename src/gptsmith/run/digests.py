@@ -1,0 +1,98 @@
+"""digests.json of a run folder: the digests of the files that results depend on.
+
+    {"files": {"model.safetensors": [DIGEST, DIGEST OF THE FILE THAT IT REPLACED], ...}}
+
+A digest (files.digest) is recorded before its file is replaced, beside the one of the file there:
+after a kill at any moment the file has one of the two. It is compared whenever the file is opened.
+Runs that were made before there were digests have none, and are read as they are.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from gptsmith import files
+
+NAME = "digests.json"
+
+
+def write(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Record the digests of files, then write them durably, in their order."""
+    record(folder, {name: files.digest_of(data) for name, data in contents.items()})
+    for name, data in contents.items():
+        files.write_bytes(folder / name, data)
+
+
+@contextmanager
+def recorded(folder: Path, name: str) -> Iterator[Path]:
+    """`files.atomic_path` for folder/name, whose digest is recorded before it is renamed."""
+    with files.atomic_path(folder / name) as temporary:
+        yield temporary
+        record(folder, {name: files.digest(temporary)})
+
+
+def record(folder: Path, digests: Mapping[str, str]) -> None:
+    """Record new digests beside the last ones."""
+    content = _read(folder)
+    for name, digest in digests.items():
+        before = content.get(name, [])
+        content[name] = before if before[:1] == [digest] else [digest, *before[:1]]
+    files.write_json(folder / NAME, {"files": content})
+
+
+def adopt(folder: Path, name: str) -> None:
+    """Record the digest of a file that is there, unless it has one."""
+    if name not in _read(folder):
+        record(folder, {name: files.digest(folder / name)})
+
+
+def remove(folder: Path, names: Iterable[str]) -> None:
+    """Remove files, if they exist, and their digests."""
+    names = set(names)
+    content = _read(folder)
+    if names & content.keys():
+        kept = {name: digests for name, digests in content.items() if name not in names}
+        files.write_json(folder / NAME, {"files": kept})
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+
+
+def check(folder: Path, name: str, remedy: str = "restore it from a copy") -> None:
+    """Compare a file with its recorded digests, if it has any.
+
+    Reads the whole file. ValueError naming it if it is damaged or missing.
+    """
+    path = folder / name
+    recorded = _read(folder).get(name)
+    while recorded is not None:
+        if not path.exists():
+            raise ValueError(f"{path} is missing: {remedy}")
+        if files.digest(path) in recorded:
+            return
+        again = _read(folder).get(name)
+        if again == recorded:  # else the process that trains here has just replaced the file
+            raise ValueError(
+                f"{path} is damaged: its sha256 is not the one in {NAME}; {remedy}, or, if you "
+                f"edited the file, delete {NAME}"
+            )
+        recorded = again
+
+
+def note(folder: Path) -> str:
+    """A note on a run without digests, for the user; empty if it has them."""
+    if (folder / NAME).exists():
+        return ""
+    return f"{folder} has no {NAME} (it was made by an earlier version): read without verification"
+
+
+def _read(folder: Path) -> dict[str, list[str]]:
+    path = folder / NAME
+    try:
+        content = files.mapping(files.read_json(path), path).get("files")
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{error}: damaged; without it, the run is read unverified") from None
+    if not isinstance(content, dict) or not all(isinstance(d, list) for d in content.values()):
+        raise ValueError(f"{path}: damaged; without it, the run is read unverified")
+    return content

@@ -3,6 +3,7 @@
 #   make test     the test suite            make check    format, lint, types
 #   make bench    benchmarks, side by side with other libraries
 #   make fuzz     20,000 damaged files for every parser, an hour
+#   make test-flips  1,000 flipped bits in a corpus and in runs: named, or nothing changes; an hour
 #   make test-gguf   exported models in llama.cpp, which is compiled first: minutes, a C++ compiler
 # TORCH_INDEX names a PyTorch wheel index, for another build than the registry's own:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu     the small build without CUDA
@@ -17,13 +18,16 @@ VENV ?= .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: demo test test-gguf check bench fuzz clean
+.PHONY: demo test test-flips test-gguf check bench fuzz clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/gptsmith demo
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-flips: $(VENV)/.dev
+	@$(BIN)/python tests/support/bit_flips.py
 
 test-gguf: $(VENV)/.llama
 	@$(BIN)/python -m pytest -m gguf

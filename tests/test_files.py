@@ -1,6 +1,7 @@
 """files.py: a reader sees the old file or the new one, never a partial one."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import signal
@@ -177,3 +178,99 @@ def test_error_names_the_folder_that_cannot_be_written(tmp_path: Path) -> None:
         with pytest.raises(FileExistsError, match=r"file .*: choose another --out"):
             fill(name, None)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_digest_of_large_files(tmp_path: Path) -> None:
+    """Parts of 16 MiB: every bit counts, and where it is; a small file has its plain sha256."""
+    path, part = tmp_path / "a", 1 << 24
+    data = bytearray(os.urandom(1 << 16) * (3 * 256 + 1))  # three parts and 64 KiB
+    assert len(data) > 3 * part
+    path.write_bytes(data)
+    whole = files.digest(path)
+    assert whole == files.digest_of(bytes(data))
+    hashed = [hashlib.sha256(data[i : i + part]).digest() for i in range(0, len(data), part)]
+    assert whole == "sha256/16MiB:" + hashlib.sha256(b"".join(hashed)).hexdigest()
+    assert files.has_digest(path, whole)
+    assert files.has_digest(path, hashlib.sha256(data).hexdigest()), "of earlier manifests"
+    for at in (0, part - 1, part, 3 * part, len(data) - 1):
+        data[at] ^= 4
+        path.write_bytes(data)
+        assert not files.has_digest(path, whole)
+        data[at] ^= 4
+    path.write_bytes(data[:part])
+    assert files.digest(path) == hashlib.sha256(data[:part]).hexdigest()
+    path.write_bytes(b"")
+    assert files.digest(path) == files.digest_of(b"") == hashlib.sha256(b"").hexdigest()
+
+
+@pytest.mark.parametrize("call", ["fsync", "flock", "pread", "write"])
+def test_every_failed_call_names_its_file(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's errors of open files have no names."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = tmp_path / "a.bin"
+    path.write_bytes(bytes(1 << 25))
+    monkeypatch.setattr(fcntl if call == "flock" else os, call, fail)
+    attempts = {
+        "fsync": lambda: files.sync(path),
+        "flock": lambda: files.lock(path, ""),
+        "pread": lambda: files.digest(path),
+        "write": lambda: files.lock(path, ""),
+    }
+    with pytest.raises(OSError, match=r"Input/output error: '.*a\.bin'"):
+        attempts[call]()
+
+
+def test_an_error_with_a_name_keeps_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="gone"), files.naming(tmp_path):
+        (tmp_path / "gone").read_bytes()
+    with pytest.raises(ValueError, match="^no system call$"), files.naming(tmp_path):
+        raise ValueError("no system call")
+
+
+def test_a_mount_point_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a Docker volume: rename(2) cannot replace it."""
+    (tmp_path / "volume").mkdir()
+    files.refuse_occupied(tmp_path / "volume")
+    table = f"36 35 98:0 / {tmp_path}/volume rw,noatime master:1 - ext3 /dev/root rw\n"
+    read = Path.read_text
+    monkeypatch.setattr(
+        Path, "read_text",
+        lambda p, **o: table if str(p) == "/proc/self/mountinfo" else read(p, **o),
+    )  # fmt: skip
+    for path in (tmp_path / "volume", Path("/proc/sys/fs/binfmt_misc")):
+        if path.is_dir() and not any(path.iterdir()):
+            with pytest.raises(FileExistsError, match=r"is a mount point.*--out .*/NAME"):
+                files.refuse_occupied(path)
+    files.refuse_occupied(tmp_path / "volume" / "new")
+
+
+def test_links_that_lead_nowhere_are_named(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "gone").symlink_to("nowhere")
+    (tmp_path / "one").symlink_to("other")
+    (tmp_path / "other").symlink_to("one")
+    for refuse in (files.make_folder, files.refuse_occupied):
+        for name in ("loop", "gone", "one", "loop/below", "gone/below/deep"):
+            with pytest.raises(FileExistsError, match=r"is a link that leads nowhere.*--out"):
+                refuse(tmp_path / name)
+    files.make_folder(tmp_path / "a" / "b")
+    files.make_folder(tmp_path / "a" / "b")
+    (tmp_path / "link").symlink_to("a")
+    files.make_folder(tmp_path / "link" / "c")
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["b", "c"]
+
+
+def test_an_unwritable_parent_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(PermissionError, match="not writable, so .*new cannot be created") as caught:
+        files.refuse_occupied(tmp_path / "new" / "deep")
+    assert caught.value.filename == str(tmp_path)

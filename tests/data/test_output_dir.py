@@ -199,7 +199,7 @@ def test_corpus_of_an_earlier_version_that_is_unfinished(tmp_path: Path) -> None
 def test_output_dir_that_is_a_loop_of_links(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", ["one", "two"])
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(FileExistsError, match="loop: a link to nothing or to itself"):
+    with pytest.raises(FileExistsError, match="loop is a link that leads nowhere: choose"):
         run(tmp_path / "loop", source)
     with pytest.raises(OSError, match="loop"):
         run(tmp_path / "loop" / "x", source)

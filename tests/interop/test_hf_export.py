@@ -34,6 +34,7 @@ from gptsmith.interop import peft as adapters
 from gptsmith.interop.hf import open_folder
 from gptsmith.interop.hf_mapping import transformers_class
 from gptsmith.interop.peft import Adapter
+from gptsmith.interop.sources import open_source
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import PRESETS, ModelConfig, RopeScaling
 from gptsmith.model.lora import LoraConfig, attach
@@ -354,6 +355,47 @@ def test_classifier_adapter_opens_in_peft(tmp_path: Path) -> None:
     with torch.no_grad():
         wanted = ours.logits(IDS, torch.full((3,), IDS.shape[1]))
     torch.testing.assert_close(logits(theirs), wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("labels", [(), ("ham", "spam")])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
+def test_an_exported_adapter_is_imported_merged(
+    name: str, labels: tuple[str, ...], tmp_path: Path
+) -> None:
+    tokens = [] if labels else list(CHAT_TOKENS)
+    run = lora_run(tmp_path / "run", ModelConfig(**SMALL, **AXES[name], labels=labels), tokens)
+    export_adapter(run, tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / "moved")  # the base is named by its absolute path
+    found = open_source(str(tmp_path / "moved"))
+    again = imported_run(tmp_path / "again", found)
+    assert found.notes[-1].startswith("the adapter (rank ")
+    assert again.template == run.template
+    assert again.tokenizer.encode(TEXT) == run.tokenizer.encode(TEXT)
+    ours, theirs = run.load_model(), again.load_model()
+    assert theirs.config.labels == labels
+    V = run.tokenizer.vocab_size  # rows that pad the vocabulary are not exported
+    for name, tensor in theirs.state_dict().items():
+        whole = ours.state_dict()[name]
+        assert torch.equal(tensor, whole[:V] if whole.shape != tensor.shape else whole), name
+
+
+def test_an_adapter_of_peft_is_imported(tmp_path: Path) -> None:
+    """Its base is named by a path, its tokenizer is the base's."""
+    run = random_run(tmp_path / "run", ModelConfig(**SMALL, **AXES["llama"]), TOKENIZER)
+    export(run, tmp_path / "base")
+    tuned = peft.get_peft_model(
+        opened(tmp_path / "base"),
+        peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"),
+    ).eval()
+    torch.manual_seed(3)
+    add_noise(tuned, 0.2)
+    tuned.save_pretrained(tmp_path / "adapter")
+    again = imported_run(tmp_path / "again", open_source(str(tmp_path / "adapter")))
+    torch.testing.assert_close(logits(again.load_model()), logits(tuned), rtol=0, atol=1e-4)
+    assert again.config["adapter_of"] == str(tmp_path / "base")
+    (tmp_path / "base").rename(tmp_path / "gone")
+    with pytest.raises(FileNotFoundError, match=r"is an adapter, its base is not here: .*base: "):
+        open_source(str(tmp_path / "adapter"))
 
 
 def test_adapter_of_a_checkpoint(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_source_selects_its_reader(
         ([], "../up/there/x", "there is no such file or folder"),
         (["here/note.txt"], "here", "holds no model"),
         (["here/manifest.json"], "here", "is a prepared corpus"),
-        (["here/adapter_config.json"], "here", "is an adapter.*merge_and_unload"),
+        (["here/adapter_config.json"], "here", "adapter_config.json, line 1, .*not JSON"),
         (["here/ckpt.pt"], "here", "for a nanoGPT checkpoint, give here/ckpt.pt"),
         (["here/model.gguf"], "here", "model.gguf is an export for llama.cpp"),
         (["here/model.gguf"], "here/model.gguf", "is an export for llama.cpp"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from gptsmith import terminal
 from gptsmith.data.documents import Source
 from gptsmith.data.split import DocumentSplit
+from gptsmith.run import digests
 from gptsmith.tokenizer import Tokenizer
 
 _SAMPLE = 32 << 20  # characters to train BPE on: about four seconds
@@ -38,6 +39,8 @@ def given_tokenizer(
         raise FileNotFoundError(
             f"--tokenizer {choice}: neither gpt2, bpe, char or byte nor a file or folder"
         )
+    if (path := Path(choice) / "tokenizer.json").is_file():
+        digests.check(path.parent, path.name)  # of a run
     return Tokenizer.load(choice)
 
 

@@ -12,6 +12,7 @@ from gptsmith.data.columns import quoted
 from gptsmith.data.rows import Row, read_rows
 from gptsmith.evaluate.report import Result, mean
 from gptsmith.evaluate.task_data import text
+from gptsmith.run import digests
 
 RESPONSES = "responses.json"  # in a run folder, written by instruction tuning
 ROUGE = ("rouge1", "rouge2", "rougeL")
@@ -46,6 +47,7 @@ def read_responses(
         path = path / RESPONSES
         if not path.is_file():
             raise FileNotFoundError(f"{path}: not found; `gptsmith finetune instruct` writes it")
+        digests.check(path.parent, RESPONSES)
     entries: list[Entry] = []
     for number, row in enumerate(read_rows(path), 1):
         if not entries:

@@ -38,7 +38,7 @@ class RunReport:
 
     memory: training with one row of context_length tokens in fp32. cache_bytes: keys and values of
     one such row. metrics: the last value of each. best: lowest val_loss and its step.
-    weights_bytes: None while the run is unfinished.
+    weights_bytes: None while the run is unfinished. damage: of the record and the final weights.
     """
 
     path: Path
@@ -52,13 +52,22 @@ class RunReport:
     best: tuple[float, int] | None
     checkpoints: list[StoredCheckpoint]
     weights_bytes: int | None
+    damage: list[str]
 
 
 def run_report(path: str | Path) -> RunReport:
     """The report on the run at `path`; every checkpoint is verified."""
     run = Run.open(path)
     c = run.model_config
-    rows = monitor.table(monitor.read_events(run.metrics))
+    damage: list[str] = []
+    try:
+        rows = monitor.table(monitor.read_events(run.metrics))
+    except ValueError as error:
+        rows, damage = [], [str(error)]
+    try:
+        run.verify_weights()
+    except ValueError as error:
+        damage.append(str(error))
     scores = [(row["val_loss"], row["step"]) for row in rows if row["val_loss"] is not None]
     last: dict[str, Any] = {}
     for row in rows:
@@ -67,9 +76,13 @@ def run_report(path: str | Path) -> RunReport:
     for folder in sorted(run.checkpoints.glob("step-*")):
         step = folder.name.removeprefix("step-")
         if step.isdigit() and folder.is_dir():
-            size = sum(file.stat().st_size for file in folder.iterdir())
-            damage = checkpoint.verify(folder, int(step))
-            stored.append(StoredCheckpoint(int(step), size, damage))
+            try:
+                size = sum(file.stat().st_size for file in folder.iterdir())
+                problem = checkpoint.verify(folder, int(step))
+            except FileNotFoundError:
+                continue
+            if problem is None or folder.exists():  # else pruned by the process that trains here
+                stored.append(StoredCheckpoint(int(step), size, problem))
     return RunReport(
         path=run.path,
         model=c,
@@ -82,6 +95,7 @@ def run_report(path: str | Path) -> RunReport:
         best=min(scores, default=None),
         checkpoints=stored,
         weights_bytes=run.weights.stat().st_size if run.weights.is_file() else None,
+        damage=damage,
     )
 
 
@@ -128,6 +142,9 @@ def _parts(report: RunReport) -> Iterator[RenderableType]:
         if report.best:
             shown["best val_loss"] = f"{report.best[0]:.4f} at step {report.best[1]:,}"
         yield properties(shown)
+    if report.damage:
+        yield heading("damage")
+        yield Text("\n".join(report.damage), "red")
     yield heading("checkpoints")
     table = Table.grid(padding=(0, 2))
     for stored in report.checkpoints:

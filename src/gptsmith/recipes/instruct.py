@@ -28,7 +28,7 @@ from gptsmith.recipes.finetune import SFTData
 from gptsmith.recipes.options import InstructConfig
 from gptsmith.recipes.plan import Note
 from gptsmith.recipes.report import number, write_report
-from gptsmith.run import Run
+from gptsmith.run import Run, digests
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train.monitor import read_events
 
@@ -138,7 +138,7 @@ def answer_test_instructions(
             }
             for row, reply in zip(rows, replies, strict=True)
         ]
-        files.write_json(run.path / RESPONSES, responses)
+        digests.write(run.path, {RESPONSES: files.json_bytes(responses)})
         write_report(run, instruct_section(run))
         console.print(_summary(run, responses), soft_wrap=True)
 

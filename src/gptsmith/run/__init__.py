@@ -10,6 +10,7 @@ runs/NAME/
   checkpoints/           resumable state (train/checkpoint.py), without frozen parameters
   metrics.jsonl ...      the record of training and the files derived from it (train/monitor.py)
   report.md              summary of the run
+  digests.json           digests of these files, compared when they are opened (run/digests.py)
   responses.json         instruct: answers to test instructions; verdicts/: of a judge on them
   test.json ...          classify: test-predictions.jsonl, confusion.*, history.*
   .lock                  flock of the process that trains here; contains its id

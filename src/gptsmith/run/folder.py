@@ -322,6 +322,10 @@ class Run:
         """
         return weights.load_model(self, checkpoint, device, trust_code)
 
+    def verify_weights(self) -> None:
+        """Compare the final weights with their digests. ValueError naming the damaged file."""
+        weights.verify(self)
+
     def base_model(self, trust_code: bool = False) -> GPTModel:
         """The model that a partly trained run started from, without adapters."""
         return weights.base_model(self, trust_code)

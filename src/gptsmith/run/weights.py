@@ -143,15 +143,23 @@ def _best_step(run: Run, which: Which) -> Literal["last"] | int:
     return int(state["best_step"])
 
 
+def verify(run: Run) -> None:
+    """See Run.verify_weights."""
+    remedy = "restore it from a copy, or open a checkpoint with --checkpoint STEP"
+    names = [layout.WEIGHTS]
+    if run.tuning.lora.rank:
+        names = [layout.BASE, *(f"{layout.ADAPTER}/{n}" for n in (peft.CONFIG, peft.WEIGHTS))]
+    for name in names:
+        if (run.path / name).exists():
+            digests.check(run.path, name, remedy)
+
+
 def _header(run: Run) -> dict[str, str] | None:
     """The metadata of the final weights, whose digests are compared; None if there are none."""
     path = run.weights
     if not path.exists():
         return None
-    remedy = "restore it from a copy, or open a checkpoint with --checkpoint STEP"
-    if path.parent != run.path:
-        digests.check(run.path, f"{layout.ADAPTER}/{peft.CONFIG}", remedy)
-    digests.check(run.path, str(path.relative_to(run.path)), remedy)
+    verify(run)
     with path.open("rb"):  # an unreadable file is not a damaged one
         pass
     try:

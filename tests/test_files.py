@@ -228,7 +228,7 @@ def test_every_failed_call_names_its_file(
 def test_an_error_with_a_name_keeps_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="gone"), files.naming(tmp_path):
         (tmp_path / "gone").read_bytes()
-    with pytest.raises(ValueError, match="^no system call$"), files.naming(tmp_path):
+    with pytest.raises(ValueError, match=r"^no system call$"), files.naming(tmp_path):
         raise ValueError("no system call")
 
 
@@ -244,10 +244,8 @@ def test_a_mount_point_is_refused_before_the_work(
         Path, "read_text",
         lambda p, **o: table if str(p) == "/proc/self/mountinfo" else read(p, **o),
     )  # fmt: skip
-    for path in (tmp_path / "volume", Path("/proc/sys/fs/binfmt_misc")):
-        if path.is_dir() and not any(path.iterdir()):
-            with pytest.raises(FileExistsError, match=r"is a mount point.*--out .*/NAME"):
-                files.refuse_occupied(path)
+    with pytest.raises(FileExistsError, match=r"volume is a mount point.*--out .*volume/NAME"):
+        files.refuse_occupied(tmp_path / "volume")
     files.refuse_occupied(tmp_path / "volume" / "new")
 
 
@@ -271,6 +269,8 @@ def test_an_unwritable_parent_is_refused_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
-    with pytest.raises(PermissionError, match="not writable, so .*new cannot be created") as caught:
+    with pytest.raises(
+        PermissionError, match=r"not writable, so .*new cannot be created"
+    ) as caught:
         files.refuse_occupied(tmp_path / "new" / "deep")
     assert caught.value.filename == str(tmp_path)

@@ -270,7 +270,7 @@ def test_an_unwritable_parent_is_refused_before_the_work(
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     with pytest.raises(
-        PermissionError, match=r"not writable, so .*new cannot be created"
+        PermissionError, match=r"not writable, so .*deep cannot be created"
     ) as caught:
         files.refuse_occupied(tmp_path / "new" / "deep")
     assert caught.value.filename == str(tmp_path)

@@ -56,6 +56,9 @@ def texts(question: Question) -> list[str]:
         ASK | {f"Choice {i}": t for i, t in enumerate(CHOICES, 1)} | {"Correct Answer": "water"},
         ASK | {"answerA": "sand", "answerB": "water", "answerC": "iron", "label": "B"},
         {"query": "Question: Which is wet?\n", "choices": CHOICES, "answer": "B"},
+        {"q": "Which is wet?", "a": "sand", "b": "water", "c": "iron", "ans": ["b"]},
+        {"question": {"stem": "Which is wet?", "choices": [
+            {"text": t, "label": n} for n, t in enumerate(CHOICES, 1)]}, "answerKey": 2},
     ],
 )  # fmt: skip
 def test_forms_of_choices_and_answers(row: Row, tmp_path: Path) -> None:
@@ -179,7 +182,10 @@ def test_piqa_in_two_files(tmp_path: Path) -> None:
         (ASK | {"choices": CHOICES, "answer": None}, "it has no answer in 'answer'"),
         (ASK | {"choices": CHOICES, "answer": True}, "the answer True is none of the 3 choices"),
         (ASK | {"choices": ["sand"], "answer": "A"}, r"the choices are \['sand'\], not two or"),
-        (ASK | {"choices": "sand, water", "answer": "A"}, r"the choices are \[\], not two or"),
+        (
+            ASK | {"choices": "sand, water", "answer": "A"},
+            r"the choices 'sand, water' are one text: separate them by \|",
+        ),
         (ASK | {"choices": ["a", None], "answer": "A"}, "the choices are"),
         (ASK | {"choices": ["a", "\ud800"], "answer": "A"}, "'choice' is not Unicode"),
         ({"question": 3, "choices": CHOICES, "answer": "A"}, "'question' is 3, not text"),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Usual names of columns, without case, spaces and underscores; the first one present is used.
 QUESTION = (
     "question", "questionstem", "stem", "query", "prompt", "goal", "problem", "instruction",
-    "input", "ctx", "sentence", "text",
+    "input", "ctx", "sentence", "text", "q",
 )  # fmt: skip
 CONTEXT = ("context", "passage", "article", "story", "support", "premise", "background")
 CHOICES = (
@@ -87,7 +87,7 @@ def read_questions(
     """
     from gptsmith.evaluate.task_data import question_rows
 
-    rows = list(question_rows(path, report, form))
+    rows = [_flat(row) for row in question_rows(path, report, form)]
     if not rows:
         raise ValueError(f"{path}: no questions in it")
     names = list(dict.fromkeys(name for row in rows for name in row.values))
@@ -169,6 +169,14 @@ def _after(start: str, count: int) -> str:
 # --- rows ----------------------------------------------------------------------------------------
 
 
+def _flat(row: Row) -> Row:
+    """The row with the fields of a `question` that is an object, as in AI2's files."""
+    question = row.values.get("question")
+    if not isinstance(question, dict):
+        return row
+    return row._replace(values={k: v for k, v in row.values.items() if k != "question"} | question)
+
+
 def _question(row: Row, columns: Columns) -> OwnQuestion:
     from gptsmith.evaluate.task_data import text
 
@@ -188,11 +196,18 @@ def _question(row: Row, columns: Columns) -> OwnQuestion:
     if lettered := _lettered(choices):
         choices, labels = lettered, [*LETTERS[: len(lettered)]]
     answer: Any = values.get(columns.answer)
+    if isinstance(answer, list) and len(answer) == 1:
+        answer = answer[0]
     if columns.wrong:
         choices, labels = [*choices, _text(answer)], [*labels, ""]
         answer = LETTERS[len(choices) - 1]
-    if len(choices) < 2 or not all(choice.strip() for choice in choices):
-        raise ValueError(f"{row.place}: the choices are {choices!r:.60}, not two or more texts")
+    if len(choices) < 2 or not all(choices):
+        given = values.get(columns.choices[0])
+        if columns.listed and isinstance(given, str):
+            problem = f"the choices {given!r:.60} are one text: separate them by |"
+        else:
+            problem = f"the choices are {choices!r:.60}, not two or more texts"
+        raise ValueError(f"{row.place}: {problem}")
     for choice in choices:
         text(row, "choice", {"choice": choice})  # checks that it is Unicode
     if answer is None or (isinstance(answer, str) and not answer.strip()):
@@ -264,8 +279,8 @@ def _cell(value: str) -> Any:
 
 
 def _text(value: Any) -> str:
-    """A text, or a number as text; "" for anything else."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    """A text, or a number or a boolean as text; "" for anything else."""
+    if not isinstance(value, str | int | float):
         return ""
     return value.strip() if isinstance(value, str) else str(value)
 

@@ -108,7 +108,8 @@ def score(entries: Sequence[Entry]) -> Result:
         metrics["bleu"] = bleu.corpus_score(responses, [references]).score
         details["bleu_signature"] = str(bleu.get_signature())
     errors = {name: error for name, (_, error) in means.items()}
-    return Result("text", len(items), metrics, errors, items, details, notes)
+    key = ("question", "reference")  # two runs may have answered in another order
+    return Result("text", len(items), metrics, errors, items, details, notes, key=key)
 
 
 def _used_by_rouge(letter: str) -> bool:

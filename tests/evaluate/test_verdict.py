@@ -61,6 +61,17 @@ SCORES = {
     "Rating: 85": 85,
     "Accuracy score: 90\nStyle score: 70\nOverall score: 80": 80,
     "Score: 0": 0,
+    "<score>85</score>": 85,
+    "```\n85\n```": 85,
+    "“score”: 85": 85,
+    "I'd rate this 85/100.": 85,
+    "85/100. The answer is right.": 85,
+    "The answer deserves 85 points out of 100.": 85,
+    "85 (good)": 85,
+    "85 - mostly right": 85,
+    "Overall: 85": 85,
+    "The score should be about 85.": 85,
+    '{"score": 85 // good\n}': 85,
     'Score: 8/10\n{"score": 80}': 80,
 }
 UNREAD_SCORES = [
@@ -74,13 +85,14 @@ UNREAD_SCORES = [
     "Rating: 4 out of 5", "4 stars out of 5",
     # several values
     '{"score": 85} or {"score": 90}', '{"score": 85, "score": 90}', "Score: 85-90",
-    "Score: 85 or 90", "Score: 40. No: Score: 60.", 'Score: 40\n{"score": 85}',
+    "Score: 85 or 90", "Score: 80, 90", "Score: 85 → 90", "80/100 or 90/100",
+    "Score: 40. No: Score: 60.", 'Score: 40\n{"score": 85}',
     'Score: 8/10\n{"score": 30}',
     # cut off, or still thinking
     '{"score": 85', '{"reason": "the answer', '<think>Score: 85', '<think>{"score": 85} or less',
     # not a number
     '{"score": true}', '{"score": null}', '{"score": [85, 90]}', '[["score", 85]]',
-    '{"points": 85}', '{"reason": "...", "score": 0}', "٨٥", "1.2.3", "[" * 100_000,
+    '{"points": 85}', '{"reason": "...", "score": 0}', "٨٥", "Score: 1e2", "1.2.3", "[" * 100_000,
     "{" * 5_000, '{"a":' * 5_000,
 ]  # fmt: skip
 BETTER = {
@@ -115,10 +127,16 @@ BETTER = {
     "Both are equally good.": 0,
     "It's a tie.": 0,
     "Neither is better.": 0,
+    "I'd go with B.": 2,
+    "I choose Answer 2": 2,
+    "B > A": 2,
+    "<verdict>A</verdict>": 1,
+    "Result: tie": 0,
+    "There is no difference.": 0,
 }
 UNREAD_BETTER = [
     "", "Both have merits.", "I cannot compare them.", '{"better": 3}', '{"better": -1}',
-    '{"better": null}', '{"better": true}', '{"better": [1, 2]}', "[[D]]", "3", "12",
+    '{"better": null}', '{"better": true}', '{"better": [1, 2]}', "[[D]]", "3", "12", "None",
     "A is not better.", "I don't think Answer 1 is better.", "If A is better, then so be it.",
     "A is better in style, but B is better in content.", '{"better": 1} {"better": 2}',
     "Verdict: [[A]] or [[B]]", '{"better": 1', "<think>Answer 1 is better.",

@@ -65,7 +65,7 @@ def _parse(
     objects, prose = _objects(text, keys)
     statements = [*(read(value) for value, _ in objects), *stated(prose)]
     if not statements:
-        lines = [line for line in prose.splitlines() if line.strip()]
+        lines = [line for line in prose.splitlines() if _undecorated(line)]
         statements = [read(line) for line in {*lines[:1], *lines[-1:]}]
     values = {s.value for s in statements if s.value is not None}
     if len(values) != 1 or not any(s.readable for s in statements if s.value is not None):
@@ -119,14 +119,17 @@ def _object(text: str, start: int) -> tuple[list[tuple[str, str]], int]:
         return fields, decoder.raw_decode(text, start)[1]
     except (ValueError, RecursionError):
         flat = re.compile(r"\{[^{}]*\}").match(text, start)
-    try:
-        node = yaml.compose(flat[0], yaml.BaseLoader) if flat else None
-    except yaml.YAMLError:
-        node = None
-    end = flat.end() if flat else start + 1
-    if not isinstance(node, yaml.MappingNode):
-        return [], end
-    return [(str(key.value).lower(), str(value.value)) for key, value in node.value], end
+    if flat is None:
+        return [], start + 1
+    for written in (re.sub(r"//[^\n]*", "", flat[0]), flat[0]):  # without comments
+        try:
+            node = yaml.compose(written, yaml.BaseLoader)
+        except yaml.YAMLError:
+            continue
+        if isinstance(node, yaml.MappingNode):
+            pairs = [(str(key.value).lower(), str(value.value)) for key, value in node.value]
+            return pairs, flat.end()
+    return [], flat.end()
 
 
 def _undecorated(line: str) -> str:
@@ -137,21 +140,26 @@ def _undecorated(line: str) -> str:
 # --- scores --------------------------------------------------------------------------------------
 
 _SCORE_KEYS = frozenset({"score", "rating", "grade", "final_score", "overall_score"})
-_NUMBER = r"[-+]?[0-9][0-9.,]*(?<![.,])"
-_MARKS = r"[\s*_`\"'\\\[\](){}]*"
+_NUMBER = r"[-+]?[0-9][0-9.,]*(?<![.,])(?![0-9A-Za-z])"
+_MARKS = r"[\s*_`\"'“”‘’\\\[\](){}]*"
 _SCALE = rf"(?:{_MARKS}(?:/|out\s+of){_MARKS}(?P<scale>{_NUMBER})|\s*%)?"
 _SCORE = re.compile(rf"(?i)(?P<number>{_NUMBER}){_SCALE}(?:\s*(?:points?|marks?))?")
 _LABELLED_SCORE = re.compile(
-    r"(?i)(?P<final>\b(?:final|overall|total)\s+)?\b(?P<label>score|rating|grade)\b"
-    rf"(?:\s*\([^)]*\))?{_MARKS}(?:[:=|→]|\s[-–—]\s|\b(?:is|of|would\s+be)\b){_MARKS}"
-    rf"(?P<number>{_NUMBER}){_SCALE}(?P<more>[*_\s]*(?:[-–—]|\b(?:to|or)\b)\s*[0-9])?"
+    r"(?i)(?P<final>\b(?:final|overall|total)\s+)?\b(?P<label>score|rating|grade|overall|verdict)\b"
+    rf"(?:\s*\([^)]*\))?{_MARKS}(?:[:=|→>]|\s[-–—]\s|\b(?:is|of|(?:would|should)\s+be)\b){_MARKS}"
+    rf"(?:(?:about|around|approximately|roughly)\s+|~\s*)?(?P<number>{_NUMBER}){_SCALE}"
+    r"(?P<more>[*_\s]*(?:[-–—,→]|->|\b(?:to|or|and)\b)\s*[0-9])?"
 )
+_OF_100 = re.compile(
+    rf"(?i)(?<![\w.,/-])(?P<number>{_NUMBER})(?:\s*points?)?{_MARKS}(?:/|out\s+of){_MARKS}100(?!\w)"
+)
+_REMARK = re.compile(r"\s*[-–—:(][^0-9]*$")  # 85 (good)
 _OWN_SCALE = re.compile(r"(?i)\b[01]\s*(?:[-–—]|to|and)\s*(?P<top>[0-9]{1,3})\b")
 
 
 def _score(text: str) -> Statement:
     """A score written alone: 85, 85.0, 85/100, 85%, 85 points."""
-    found = _SCORE.fullmatch(_undecorated(text))
+    found = _SCORE.fullmatch(_REMARK.sub("", _undecorated(text)))
     return _on_scale(found["number"], found["scale"]) if found else Statement(None)
 
 
@@ -169,7 +177,7 @@ def _stated_scores(prose: str) -> list[Statement]:
             unsure = max([*tops, 0 if one["label"].lower() == "score" else 10])
             value = None if 0 < value <= unsure else value
         statements.append(Statement(value, readable))
-    return statements
+    return statements + [_on_scale(one["number"], None) for one in _OF_100.finditer(prose)]
 
 
 def _on_scale(number: str, scale: str | None) -> Statement:
@@ -190,7 +198,7 @@ _BETTER_KEYS = frozenset({
 })  # fmt: skip
 _NOUN = r"(?:answer|response|assistant|option|candidate|model|reply)"
 _WHICH = {
-    0: r"(?:0|(?:a\s+)?tie|tied|(?:a\s+)?draw|equal(?:ly\s+good)?|both|neither|none|same|C)",
+    0: r"(?:0|(?:a\s+)?tie|tied|(?:a\s+)?draw|equal(?:ly\s+good)?|both|neither|same|C)",
     1: rf"(?:(?:the\s+)?first(?:\s+(?:{_NOUN}|one))?|{_NOUN}[\s_:#(]*(?:1|A|one)\)?|1|(?-i:A))",
     2: rf"(?:(?:the\s+)?second(?:\s+(?:{_NOUN}|one))?|{_NOUN}[\s_:#(]*(?:2|B|two)\)?|2|(?-i:B))",
 }
@@ -202,14 +210,16 @@ _STATED = (
     rf"\b{{which}}(?:'s)?(?:\s+{_NOUN})?[*_`\"']*\s+(?:is|was)\s+{_DEGREE}"
     r"(?:better|best|superior|preferable|preferred|stronger|winner)\b",
     r"\b{which}[*_`\"']*\s+wins\b",
-    r"\bprefer\s+{which}\b",
+    r"\b(?:prefer|choose|pick|select|favou?r|go\s+with)\s+{which}\b",
+    rf"\b{{which}}\s*>+\s*(?:{_NOUN}\s*)?[12AB]\b",
     r"\[\[\s*{which}\s*(?:>+\s*\w\s*)?\]\]",
-    r"\b(?:verdict|winner|better|preferred|preference|choice|best)(?:\s+(?:answer|response|one))?"
-    rf"{_MARKS}(?:[:=]|\bis\b){_MARKS}{{which}}(?!\w|\.\d|\s+(?:tie|draw)\b)",
+    r"\b(?:verdict|winner|better|preferred|preference|choice|best|result|decision|judge?ment)"
+    rf"(?:\s+(?:answer|response|one))?{_MARKS}(?:[:=>]|\bis\b){_MARKS}{{which}}(?!\w|\.\d|\s+(?:tie|draw)\b)",
 )
 _TIED = (
     r"\[\[\s*A\s*=\s*B\s*\]\]|\bequally\s+(?:good|bad|correct|strong)\b|\bof\s+equal\s+quality\b"
-    r"|\bit(?:'s|\s+is)\s+a\s+(?:tie|draw)\b|\b(?:is|are)\s+(?:tied|equal)\b"
+    r"|\bit(?:'s|\s+is)\s+a\s+(?:tie|draw)\b|\b(?:is|are)\s+(?:tied|equal|(?:about\s+)?the\s+same)\b"
+    r"|\bno\s+(?:(?:real|clear|significant)\s+)?difference\b"
 )
 _FORMS = {
     which: re.compile("(?i)" + "|".join(form.replace("{which}", words) for form in _STATED))

@@ -9,7 +9,7 @@ import re
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from gptsmith.message import Message, handed, text_forms, without_nulls
+from gptsmith.message import THINKING, Message, handed, text_forms, without_nulls
 from gptsmith.placeholders import MARK, Turn, broken, key_of, mark, replaced, turn
 from gptsmith.template_environment import ChatTemplateText
 
@@ -66,10 +66,13 @@ class ChatLayouts:
                 for name in one.texts:
                     field, count = one.needed.get(name), found.count(name)
                     if count > 1 or (field and not count):
+                        where = f"message {i + 1} of {len(turns)} ({one.marked['role']})"
+                        last = (
+                            " (some write it in the last answer only)" if field in THINKING else ""
+                        )
                         raise ValueError(
-                            f"the chat template writes the {field or 'fields'} of message {i + 1} "
-                            f"of {len(turns)} ({one.marked['role']}) {count} times: it must write "
-                            "each once"
+                            f"the chat template writes the {field or 'fields'} of {where} {count} "
+                            f"times: it must write each once{last}"
                         )
             if tools and layout == self.layout(turns, generate):
                 raise ValueError("it has tools, which the chat template does not write")

@@ -221,7 +221,6 @@ def test_what_was_left_out_of_a_prepared_file_is_said_when_it_is_read(
     out = tmp_path / "chat.arrow"
     write_chat([chat], ChatFiles(), template, TOKENIZER, 5, out)
     _, counts = load(out, template)
-    assert (counts.answers, counts.learned) == (3, 1)
     assert str(counts).startswith("left out: 2 of 3 answers (66.7%), as a turn is longer")
 
 

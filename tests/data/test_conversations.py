@@ -272,10 +272,13 @@ def test_columns_that_are_not_used_are_mentioned(tmp_path: Path) -> None:
         tmp_path / "a.jsonl",
         {"messages": TALK, "topic": "names", "id": 3, "source": "web", "score": None, "kb": []},
         {"messages": TALK, "topic": "names", "context": "Ann is here.", "user_id": 5},
+        {"messages": TALK, "loss": 0.25},
     )
     report = ReadReport("stop")
     list(read_conversations([path], DEFAULT, report))
-    assert list(report.hints) == ["column 'topic' is not used", "column 'context' is not used"]
+    assert list(report.hints) == [
+        f"column {name!r} is not used" for name in ("topic", "context", "loss")
+    ]
     with pytest.raises(ValueError, match=r"a\.jsonl:1: it has images, which the model cannot read"):
         read(lines(path, {"messages": TALK, "images": ["x.png"]}))
 

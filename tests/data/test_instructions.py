@@ -131,6 +131,7 @@ def test_blank_rows_are_counted_with_their_places(tmp_path):
         ('{"instruction": "a", "output": "b", "image": "x.png"}', {}, "it has image"),
         ('{"instruction": "a", "output": "\\ud800"}', {}, "not Unicode at character 0"),
         ("[1, 2", {}, "not JSON"),
+        ('{"input_ids": [1], "labels": [1]}', {}, "finetune chat trains on them"),
     ],
 )
 def test_errors_name_the_row(tmp_path, line, columns, says):

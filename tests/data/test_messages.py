@@ -169,19 +169,22 @@ def test_tools_that_the_template_does_not_write_are_refused_by_place(
         read(path)
 
 
-def test_calls_spelled_as_messages(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("call", "result"), [("function_call", "observation"), ("tool_call", "tool_response")]
+)
+def test_calls_spelled_as_messages(tmp_path: Path, call: str, result: str) -> None:
     share = [
         {"from": "human", "value": "What time is it?"},
-        {"from": "function_call", "value": json.dumps({"name": "clock", "arguments": {}})},
-        {"from": "observation", "value": "Noon."},
+        {"from": call, "value": json.dumps({"name": "clock", "arguments": {}})},
+        {"from": result, "value": "Noon."},
         {"from": "gpt", "value": "It is noon."},
     ]
     (found,) = read(write(tmp_path / "a.jsonl", {"conversations": share}))
     assert [message["role"] for message in found.messages] == [
         "user", "assistant", "tool", "assistant",
     ]  # fmt: skip
-    call = {"type": "function", "function": {"name": "clock", "arguments": {}}}
-    assert found.messages[1].get("tool_calls") == [call]
+    function = {"name": "clock", "arguments": {}}
+    assert found.messages[1].get("tool_calls") == [{"type": "function", "function": function}]
     share[1]["value"] = "clock()"
     with pytest.raises(ValueError, match=r"a\.jsonl:1: message 2 of 4: not a call in JSON"):
         read(write(tmp_path / "a.jsonl", {"conversations": share}))

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from gptsmith.arguments import check_several
 from gptsmith.chat_template import ChatTemplate
@@ -101,10 +100,9 @@ class ChatCounts:
             parts += tally.lines()
         return "; ".join([*parts, *self.hints])
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, str]:
         """What a prepared file says about itself."""
-        names = ("read", "kept", "answers", "learned")
-        return {name: getattr(self, name) for name in names} | {"said": str(self)}
+        return {"said": str(self)}
 
 
 def load_chat(
@@ -245,20 +243,16 @@ def _open_prepared(
     if facts.get("format") != FORMAT:
         raise ValueError(f"{path}: made by another version of gptsmith; {remedy}")
     for name in ("tokenizer", "template"):
-        if facts[name] != expected[name]:
+        if facts.get(name) != expected[name]:
             raise ValueError(f"{path}: made with another {name} than the run's; {remedy}")
-    counts, said = ChatCounts(T, divide=files.windows), facts.get("said", "")
+    counts, said = ChatCounts(T, divide=files.windows), str(facts.get("said", ""))
     if int(examples.lengths.max(initial=0)) > T + 1:
         counts.hints = {f"when it was prepared: {said}": None} if said else {}
         examples = Examples(divide(examples, template, counts))
         if not len(examples):
             raise ValueError(f"{path}: no conversation is left: {counts}")
         return examples, counts
-    if "answers" in facts:
-        for name in ("read", "kept", "answers", "learned"):
-            setattr(counts, name, int(facts[name]))
-        counts.prepared = said
-    else:  # an earlier version made it
-        counts.answers = counts.learned = sum(len(answer_ends(e.labels)) for e in examples)
-        counts.read = counts.kept = len(examples)
+    counts.answers = counts.learned = sum(len(answer_ends(e.labels)) for e in examples)
+    counts.read = counts.kept = len(examples)
+    counts.prepared = said  # absent if an earlier version made it
     return examples, counts

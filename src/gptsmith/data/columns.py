@@ -35,7 +35,9 @@ ROLES = {
     "function": "tool",
     "observation": "tool",
     "ipython": "tool",
+    "tool_response": "tool",
     "function_call": "call",  # an assistant's message whose text is the call
+    "tool_call": "call",
 }
 # A question and its answer, and what a row of this form may have beside them: what the question is
 # about, earlier questions and answers.
@@ -54,11 +56,10 @@ HISTORY = ("history",)
 # A row of either form may have a system message and tools.
 SYSTEM = ("system", "system_prompt", "system_message")
 TOOLS = ("tools", "functions")
-# Whether an answer, or all of a row, is learned: 1 or 0, true or false.
-LEARNED = (
-    "weight", "weights", "train", "training", "trainable", "learn", "loss", "loss_mask",
-    "loss_weight",
-)  # fmt: skip
+# Whether an answer, or all of a row, is learned: 1 or 0, true or false. In a message only, `loss`
+# is one of them: that of a row is a measurement.
+LEARNED = ("weight", "weights", "train", "training", "trainable", "loss_mask", "loss_weight")
+LEARNED_MESSAGE = (*LEARNED, "loss")
 # What a text model cannot read.
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 # Known not to matter; other columns that are not used are reported.

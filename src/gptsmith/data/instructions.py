@@ -32,6 +32,7 @@ from gptsmith.data.row_fields import (
 )
 from gptsmith.data.rows import Row, check_unicode, read_rows
 from gptsmith.data.split import fill, group, hash_order
+from gptsmith.data.tokenized import IDS
 
 # Taori et al. 2023, "Stanford Alpaca", PROMPT_DICT in train.py. The line end after the last line is
 # added here, so that the tokens of the prompt do not depend on how the answer begins.
@@ -205,6 +206,11 @@ def _instruction(
 
 def _text(row: Row, what: str, columns: InstructionColumns) -> str:
     name = getattr(columns, what)
+    if name not in row.values and IDS in row.values:
+        raise ValueError(
+            f"{row.place}: these are token ids, not instructions: gptsmith finetune chat trains on "
+            "them, with labels"
+        )
     if name not in row.values:
         raise ValueError(
             f"{row.place}: no column {name!r}; choose the {what} from {quoted(row.values)} with "

@@ -44,7 +44,7 @@ def read_message(turn: Any, files: ChatFiles) -> ReadMessage:
     fields.pop(text_key, None)
     content = joined_content(turn.get(text_key))
     is_learned = None
-    for name in names.LEARNED:
+    for name in names.LEARNED_MESSAGE:
         if name in fields:
             flag = _flag(name, fields.pop(name))
             is_learned = flag if is_learned is None else is_learned and flag

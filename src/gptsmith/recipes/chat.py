@@ -99,7 +99,7 @@ def load(
             raise ValueError(f"{' '.join(config.data)}: {error}: give more, or --val") from None
     share = train.targets / max(1, train.tokens)
     sizes = (
-        f"{len(train):,} training conversations of {train.tokens:,} tokens, {share:.0%} of them"
+        f"{len(train):,} training examples of {train.tokens:,} tokens, {share:.0%} of them"
         f" the assistant's; {len(val):,} for validation"
     )
     return train, val, [Note("data", summary), Note("data", sizes)]

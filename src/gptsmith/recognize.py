@@ -176,14 +176,18 @@ _CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r\b\x1a\x1b"))
 
 def utf16(head: bytes) -> str | None:
     """utf-16-le or utf-16-be, if a file without byte order mark that begins with these bytes is
-    text in it: spaces, line ends and other ASCII are among its characters, and no NUL is."""
+    text in it: spaces, line ends and other ASCII are among its characters, and nothing is that
+    cannot be printed. (Text in ASCII with a stray zero byte decodes to Chinese; real Chinese has
+    many bytes beyond ASCII.)"""
     if b"\0" not in head:
         return None
     found, most = None, 0
+    beyond_ascii = len(head) - len(head.decode("ascii", "ignore"))
     for name in ("utf-16-le", "utf-16-be"):
         text = head[: len(head) // 2 * 2].decode(name, "replace").removesuffix("\ufffd")
-        ascii_only = text.encode("ascii", "ignore").translate(None, _CONTROLS)
-        is_text = "\0" not in text and "\ufffd" not in text and len(ascii_only) * 20 > len(text)
-        if is_text and len(ascii_only) > most:
-            found, most = name, len(ascii_only)
+        count = sum(character.isascii() for character in text)
+        printable = all(c.isprintable() or c.isspace() for c in text) and "\ufffd" not in text
+        least = 20 if beyond_ascii * 6 > len(head) else 2
+        if printable and count * least > len(text) and count > most:
+            found, most = name, count
     return found

@@ -56,6 +56,11 @@ def test_utf16_without_a_byte_order_mark(tmp_path: Path, text: str, encoding: st
     assert found(tmp_path / "a.txt", text.encode(encoding)) == encoding
 
 
+def test_a_zero_byte_in_ascii_is_not_utf16(tmp_path: Path) -> None:
+    for text in (b'{"tex\0t": "some words"}\n', b'{"a": "caf\xe9", "t\0": "tw", "l": "b"}\n' * 20):
+        assert found(tmp_path / "a.jsonl", text) in ("utf-8", "cp1252")
+
+
 @pytest.mark.parametrize(
     ("data", "what"),
     [

@@ -118,7 +118,11 @@ def _line_reader(path: Path, encoding: Encoding) -> Iterator[tuple[BinaryIO, Cal
             yield raw, partial(file.readline, LINE_LIMIT)
             return
         with io.TextIOWrapper(file, encoding.name, "surrogateescape", newline="\n") as text:
-            yield raw, lambda: text.readline(LINE_LIMIT).encode(errors="surrogateescape")
+            try:
+                yield raw, lambda: text.readline(LINE_LIMIT).encode(errors="surrogateescape")
+            except UnicodeDecodeError as error:  # half a character of UTF-16
+                name = error.encoding.upper()
+                raise ValueError(f"{path}: not {name} ({error.reason}); {NOT_UTF8}") from None
 
 
 # --- all rows in one value -----------------------------------------------------------------------

@@ -105,3 +105,27 @@ def test_unused_padding_rows_become_the_mean() -> None:
 def test_a_vocabulary_does_not_shrink(size: int, used: int | None) -> None:
     with pytest.raises(ValueError, match="cannot shrink"):
         resize_token_embeddings(GPTModel(ModelConfig(**SMALL)), size, used)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        dict(n_layer=900), dict(vocab_size=10**9), dict(d_ff=10**9), dict(d_ff=10**15),
+        dict(n_embd=10**7, head_dim=4), dict(n_head=2 * 10**8, n_kv_head=2, head_dim=4),
+    ],
+)  # fmt: skip
+def test_sizes_beyond_the_weights_are_refused_before_anything_is_allocated(
+    sizes: dict[str, int],
+) -> None:
+    config = ModelConfig(n_layer=1, n_head=2, n_embd=8, context_length=8, vocab_size=16)
+    tensors = GPTModel(config).state_dict()
+    with pytest.raises(ValueError, match=r"^[^\n]*(does not fit|impossible sizes)"):
+        load(config.change(**sizes), tensors, "there")
+
+
+def test_more_layers_and_longer_rotary_tables_than_anybody_has_are_refused() -> None:
+    with pytest.raises(ValueError, match="n_layer"):
+        ModelConfig(n_layer=10**6)
+    with pytest.raises(ValueError, match="too long for the rotary tables of head_dim 64: at most"):
+        ModelConfig(context_length=10**9, position="rope")
+    assert ModelConfig(context_length=1 << 20, position="rope").rotary

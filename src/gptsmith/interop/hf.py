@@ -90,8 +90,8 @@ class _Weights:
         self._config = config
         try:
             expected = tensor_shapes(config)
-        except (RuntimeError, OverflowError, TypeError):  # torch's, of products above 2**63
-            raise ValueError(f"{folder / 'config.json'} has impossible sizes") from None
+        except ValueError as error:
+            raise ValueError(f"{folder / 'config.json'}: {error}") from None
         # A base model saved alone (GPT2Model) has no prefix in its names.
         prefix = next(iter(expected)).partition(".")[0] + "."
         if not any(name.startswith(prefix) for name in entries):

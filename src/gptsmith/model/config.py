@@ -34,6 +34,9 @@ class RopeScaling(BaseModel):
         return self
 
 
+_MAX_ROTARY = 1 << 27  # numbers in a table of rotations, 0.5 GB
+
+
 class ModelConfig(BaseModel):
     """Architecture of a GPT. GPT-2, Llama, Qwen3 and our own presets are points in this space.
 
@@ -46,7 +49,7 @@ class ModelConfig(BaseModel):
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
 
-    n_layer: int = Field(6, ge=1)
+    n_layer: int = Field(6, ge=1, le=1000)
     """Transformer blocks."""
     n_head: int = Field(6, ge=1)
     """Query heads (H)."""
@@ -111,12 +114,20 @@ class ModelConfig(BaseModel):
             raise ValueError(f"n_head {self.n_head} is not a multiple of n_kv_head {self.K}")
         if self.rotary and self.D % 2:
             raise ValueError(f"head_dim {self.D} is odd: rope rotates pairs, take an even size")
+        if self.rotary and self.context_length * self.D > _MAX_ROTARY:
+            raise ValueError(
+                f"context_length {self.context_length} is too long for the rotary tables of head_dim "
+                f"{self.D}: at most {_MAX_ROTARY // self.D}"
+            )
         if not self.rotary and self.rope_scaling is not None:
             raise ValueError(f"rope_scaling needs position: rope, not {self.position}")
         if len(self.labels) == 1:
             raise ValueError(f"labels has one class, {self.labels[0]!r}: give at least two")
-        if repeated := [x for i, x in enumerate(self.labels) if x in self.labels[:i]]:
-            raise ValueError(f"labels has {repeated[0]!r} twice: give each class once")
+        seen: set[str] = set()
+        for label in self.labels:
+            if label in seen:
+                raise ValueError(f"labels has {label!r} twice: give each class once")
+            seen.add(label)
         return self
 
     # The three sizes with derived defaults, as plain integers.

@@ -33,6 +33,13 @@ def load(
     Raises ValueError naming `origin` and the parameters that are missing, unexpected, of another
     shape, or not finite. mask_folder, trust_code: see GPTModel.
     """
+    if config.n_layer > len(tensors):  # or all of them would be laid out first
+        raise ValueError(
+            f"{origin} does not fit the architecture: {config.n_layer} layers, but {len(tensors)} "
+            "tensors"
+        )
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    check_state_dict(shapes(config), given, origin)
     with skip_init():
         kind = GPTClassifier if config.labels else GPTModel
         model = kind(config, mask_folder=mask_folder, trust_code=trust_code)
@@ -42,9 +49,16 @@ def load(
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Parameter names and shapes of a model of this architecture; nothing is allocated."""
-    with torch.device("meta"), skip_init():
-        model = (GPTClassifier if config.labels else GPTModel)(config)
+    """Parameter names and shapes of a model of this architecture; nothing is allocated.
+
+    ValueError for sizes that no tensor can have.
+    """
+    config = config.model_copy(update={"mask": "causal()"})  # which has no parameters
+    try:
+        with torch.device("meta"), skip_init():
+            model = (GPTClassifier if config.labels else GPTModel)(config)
+    except (RuntimeError, OverflowError, TypeError):  # torch's, of products above 2**63
+        raise ValueError("the architecture has impossible sizes") from None
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

@@ -64,7 +64,9 @@ class Tokenizer:
             special = self._reference.special
             self._vocab: Mapping[str, int] = self._reference.vocab
         else:
-            special = {token["content"]: token["id"] for token in document["added_tokens"]}
+            special = {
+                token["content"]: token["id"] for token in document.get("added_tokens") or []
+            }
             self._vocab = document["model"]["vocab"] | special
         if not self._vocab:
             raise ValueError(f"{origin}: the tokenizer has no tokens")

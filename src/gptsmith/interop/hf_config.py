@@ -14,7 +14,6 @@ from gptsmith.interop.external_model import config_error
 from gptsmith.interop.hf_mapping import FAMILIES, Family, family_of
 from gptsmith.model.config import ModelConfig, RopeScaling
 
-_MAX_CONTEXT = 1 << 24  # rotary tables are made for all of it, 8 GB for heads of 128
 _MAX_LABELS = 10_000
 _NOTHING: tuple[Any, ...] = (None, {}, [], False)
 # Fields of every family that change what is computed, with the values that we can express.
@@ -92,8 +91,6 @@ def model_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
         names = {ours: theirs for theirs, (ours, _) in family.sizes.items()}
         names |= {"tie_embeddings": "tie_word_embeddings", "dropout": highest}
         raise config_error(path, error, names) from None
-    if config.context_length > _MAX_CONTEXT:
-        raise _unsupported(path, "a context of", config.context_length)
     return config
 
 

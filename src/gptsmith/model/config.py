@@ -116,8 +116,8 @@ class ModelConfig(BaseModel):
             raise ValueError(f"head_dim {self.D} is odd: rope rotates pairs, take an even size")
         if self.rotary and self.context_length * self.D > _MAX_ROTARY:
             raise ValueError(
-                f"context_length {self.context_length} is too long for the rotary tables of head_dim "
-                f"{self.D}: at most {_MAX_ROTARY // self.D}"
+                f"context_length {self.context_length} is too long for the rotary tables of "
+                f"head_dim {self.D}: at most {_MAX_ROTARY // self.D}"
             )
         if not self.rotary and self.rope_scaling is not None:
             raise ValueError(f"rope_scaling needs position: rope, not {self.position}")

@@ -451,9 +451,9 @@ def test_other_files_are_encoded_by_tokenizers(kind: str, tmp_path: Path) -> Non
         assert not set(ids) & (set(ours.special_tokens.values()) - {0})
         stream = ours.stream()
         assert "".join([*map(stream.push, ids), stream.flush()]) == ours.decode(ids)
-        if kind != "wordpiece":
-            extra = kind == "sentencepiece" and not text.startswith(" ") and text != ""
-            assert ours.token_bytes()[ids].sum() == len(text.encode()) + extra
+        sizes = ours.token_bytes()
+        assert (sizes is None) == (kind != "bytelevel")
+        assert sizes is None or sizes[ids].sum() == len(text.encode())
 
     tuned = ours.add_special_tokens(SPECIAL_TOKENS)
     assert tuned.special_tokens["<|end|>"] == tuned.vocab_size - 1
@@ -462,7 +462,7 @@ def test_other_files_are_encoded_by_tokenizers(kind: str, tmp_path: Path) -> Non
     if kind == "sentencepiece":
         assert ours.eos_id == ours.special_tokens["</s>"]
     if kind == "wordpiece":
-        with pytest.raises(ValueError, match=r"no <\|endoftext\|> among .*add_special_tokens"):
+        with pytest.raises(ValueError, match=r"nothing says which .*\[UNK\].*--eos-token"):
             _ = ours.eos_id
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from gptsmith.chat_layout import MAX_LAYOUTS, ChatLayouts
 from gptsmith.message import ROLES, Message, checked
 from gptsmith.placeholders import BREAK, MARK, Turn, key_of, owner
-from gptsmith.tokenizer import BEGINNINGS, Tokenizer
+from gptsmith.tokenizer import Tokenizer
 
 __all__ = ["CHAT_TOKENS", "ROLES", "TEMPLATE", "ChatPrompt", "ChatTemplate", "Encoded", "Message"]
 
@@ -68,13 +68,9 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         special = sorted(tokenizer.special_tokens, key=len, reverse=True)
         self._special = re.compile(f"({'|'.join(map(re.escape, special)) or '(?!)'})")
-        names = {i: name for name, i in tokenizer.special_tokens.items()}
-        eos = _eos_id(tokenizer)
-        tokens = {"eos_token": names[eos]} if eos is not None else {}
-        for name in BEGINNINGS[::-1]:
-            if name in tokenizer.special_tokens:
-                tokens["bos_token"] = name
-        self._layouts = ChatLayouts(source, self._special, tokens, is_ours=source == TEMPLATE)
+        self._layouts = ChatLayouts(
+            source, self._special, tokenizer.roles.names, is_ours=source == TEMPLATE
+        )
         document = json.loads(tokenizer.to_json())
         added = document.get("added_tokens") or []
         self._lstrip_tokens = {token["content"] for token in added if token.get("lstrip")}
@@ -85,7 +81,7 @@ class ChatTemplate:
         self.stop_ids: tuple[int, ...] = ()
         twice = self.layout(("user", "assistant") * 2)
         ends = [self._end(twice, i, 0)[1] for i in (1, 3)]
-        self.stop_ids = tuple(dict.fromkeys([*ends, *([] if eos is None else [eos])]))
+        self.stop_ids = tuple(dict.fromkeys([*ends, *tokenizer.special_ids.ends]))
 
     def __repr__(self) -> str:
         return f"ChatTemplate({len(self.source):,} characters, stop_ids {list(self.stop_ids)})"
@@ -299,8 +295,15 @@ def chat_tokenizer(tokenizer: Tokenizer, source: str | None) -> tuple[Tokenizer,
     """Tokenizer and template for chat tuning: the given template, or the default one with its
     special tokens added to the tokenizer."""
     if source is None:
-        source, tokenizer = TEMPLATE, tokenizer.add_special_tokens(CHAT_TOKENS)
+        source = opening(tokenizer) + TEMPLATE
+        tokenizer = tokenizer.add_special_tokens(CHAT_TOKENS)
     return tokenizer, ChatTemplate(source, tokenizer)
+
+
+def opening(tokenizer: Tokenizer) -> str:
+    """What a template of ours writes first: the tokens that the tokenizer puts before a text."""
+    text = "".join(tokenizer.decode([i]) for i in tokenizer.prefix)
+    return f"{{{{- {json.dumps(text, ensure_ascii=False)} -}}}}\n" if text else ""
 
 
 def _difference(layout: str, prompt: str, i: int, n: int) -> str:
@@ -317,10 +320,3 @@ def _difference(layout: str, prompt: str, i: int, n: int) -> str:
         "the chat template differs between training and chatting: the prompt for message "
         f"{i + 1} of {n} differs from the text before it in the whole conversation"
     )
-
-
-def _eos_id(tokenizer: Tokenizer) -> int | None:
-    try:
-        return tokenizer.eos_id
-    except ValueError:  # it has none
-        return None

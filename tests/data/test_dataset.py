@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.data.dataset import Windows, make_batch, validation_batches
 from gptsmith.data.order import permutation
+from gptsmith.tokenizer import DocumentTokens
 
 few = settings(max_examples=25)
 lengths = st.lists(st.integers(0, 60), min_size=1, max_size=5)
@@ -152,7 +153,7 @@ def test_too_few_tokens_and_too_small_shards_have_different_errors() -> None:
 def test_documents_are_numbered_from_their_first_token() -> None:
     eos = 9
     rows = np.array([[1, 9, 2, 3, 9, 9, 4], [9, 1, 2, 3, 4, 5, 9]])
-    batch = make_batch(rows, eos, "x")
+    batch = make_batch(rows, DocumentTokens((eos,)), "x")
     assert batch.documents is not None
     assert batch.documents.tolist() == [[0, 1, 1, 1, 2, 3], [1, 1, 1, 1, 1, 1]]
 
@@ -210,7 +211,7 @@ def test_limited_validation_windows_are_evenly_spaced() -> None:
 
 def test_validation_windows_have_document_numbers() -> None:
     shard = np.array([7, 1, 2, 7, 3, 4, 5], dtype=np.uint32)
-    (batch,) = validation_batches([shard], 4, 8, eos_id=7)
+    (batch,) = validation_batches([shard], 4, 8, DocumentTokens((7,)))
     assert batch.inputs.tolist() == [[7, 1, 2, 7], [3, 4, 5, 0]]
     assert batch.targets.tolist() == [[1, 2, 7, 3], [4, 5, IGNORE_INDEX, IGNORE_INDEX]]
     assert batch.documents is not None

@@ -11,6 +11,7 @@ from text_sources import read
 from gptsmith.data.options import ReadOptions
 from gptsmith.data.report import ReadReport
 from gptsmith.data.sources import open_source
+from gptsmith.tokenizer import DocumentTokens
 
 
 def ids_of(tmp_path: Path, **columns: list[list[int]]) -> tuple[str, list[list[int]]]:
@@ -22,14 +23,14 @@ def ids_of(tmp_path: Path, **columns: list[list[int]]) -> tuple[str, list[list[i
     report = ReadReport()
     layout = open_source(str(path), ReadOptions(), report).layout
     assert layout is not None
-    found = tokenized_documents([path], layout, eos_id=0, vocab_size=100, report=report)
+    found = tokenized_documents([path], layout, DocumentTokens((0,)), 100, report)
     return str(layout), [np.concatenate(list(d.chunks)).tolist() for d in found]
 
 
 def test_rows_of_ids_are_documents(tmp_path: Path) -> None:
     layout, found = ids_of(tmp_path, input_ids=[[5, 6, 7], [8, 9], [0, 1, 2, 3], [4, 0]])
     assert "one document each, labels: none" in layout
-    assert found == [[5, 6, 7], [8, 9], [0, 1, 2, 3], [4]]
+    assert found == [[5, 6, 7], [8, 9], [1, 2, 3], [4]]
 
 
 def test_rows_of_equal_length_are_a_stream(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from gptsmith.data.dataset import validation_batches
 from gptsmith.evaluate.perplexity import Scores, evaluate
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
+from gptsmith.tokenizer import DocumentTokens
 from gptsmith.train.loss import CHUNK_BYTES
 from gptsmith.train.runtime import Precision
 
@@ -31,7 +32,7 @@ def model() -> GPTModel:
 
 
 def batches(B: int = 4, eos_id: int | None = None) -> list[Batch]:
-    return list(validation_batches(SHARDS, T, B, eos_id))
+    return list(validation_batches(SHARDS, T, B, eos_id and DocumentTokens((eos_id,))))
 
 
 def naive(model: GPTModel, eos_id: int | None = None) -> tuple[float, float, float, list[int]]:

@@ -47,7 +47,7 @@ def readers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     imported, asked = openai_tf.open_folder(TF), []
 
     def record(name: str, answer: Any) -> Any:
-        return lambda where: asked.append((name, where)) or answer
+        return lambda where, ends=(): asked.append((name, where)) or answer
 
     monkeypatch.setattr(openai_tf, "open_folder", record("openai", imported))
     monkeypatch.setattr(hf, "open_folder", record("huggingface", imported))

@@ -28,6 +28,9 @@ class ImportOptions(Section):
     355M, 774M, 1558M), or OWNER/NAME on the Hugging Face Hub."""
     out: Path
     """The run to create: a new or empty folder."""
+    eos_token: tuple[str, ...] = ()
+    """Token that ends a text, repeatable; the first is the tokenizer's (default: as the model's own
+    files say)."""
 
 
 def main(argv: list[str]) -> None:
@@ -44,7 +47,7 @@ def main(argv: list[str]) -> None:
     from gptsmith.model.flops import parameters
     from gptsmith.run import Run
 
-    model = open_source(options.source)
+    model = open_source(options.source, options.eos_token)
     _describe(model, parameters(model.config))
     total = parameters(model.config) * model.dtype.itemsize
     run = Run.from_weights(

@@ -192,16 +192,26 @@ def _balance(
 def encode_texts(
     tokenizer: Tokenizer, texts: Sequence[str], T: int
 ) -> tuple[list[np.ndarray], int]:
-    """Ids of each text, stripped and truncated to T, and the number of texts that were truncated.
+    """Ids of each text, stripped and truncated to T with what the tokenizer puts around a text, and
+    the number of texts that were truncated.
 
     ValueError for a text that has no token.
     """
     check_several(texts, "texts")
+    special = tokenizer.special_ids
+    before, after = np.array(special.before, np.int64), list(special.after)
+    while after and after[-1] == special.pad:  # a classifier reads up to the padding
+        after.pop()
+    room = T - len(before) - len(after)
     ids = tokenizer.encode_arrays([text.strip() for text in texts])
     for text, row in zip(texts, ids, strict=True):
         if not len(row):
             raise ValueError(f"text {text[:40]!r} has no token: there is nothing to classify")
-    return [row[:T] for row in ids], sum(len(row) > T for row in ids)
+    truncated = sum(len(row) > room for row in ids)
+    if special.before or after:
+        end = np.array(after, np.int64)
+        return [np.concatenate([before, row[:room], end]) for row in ids], truncated
+    return [row[:room] for row in ids], truncated
 
 
 @dataclass(frozen=True)

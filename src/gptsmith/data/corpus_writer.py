@@ -61,7 +61,11 @@ class CorpusWriter:
             )
             for split in SPLITS
         }
-        self._eos = np.array([tokenizer.eos_id], tokenizer.dtype)
+        assert tokenizer.eos_id is not None  # raises if documents would not end
+        self._document = tokenizer.special_ids.document
+        self._around = [
+            np.array(ids, tokenizer.dtype) for ids in (self._document.before, self._document.after)
+        ]
         self._journalled = time.monotonic()
 
     @property
@@ -119,16 +123,15 @@ class CorpusWriter:
         val_tokens = self.tokens("val")
         for part, ids, text_bytes in zip(batch.parts, *encoded, strict=True):
             split: str = part.split
-            size = len(ids) + part.eos
+            before, after = self._around
+            size = len(ids) + (len(before) + len(after)) * part.begins
             if split == "first_shard":
                 self.first_shard_full |= val_tokens + size > self.shard_tokens
                 split = "train" if self.first_shard_full else "val"
             if split == "val":
                 val_tokens += size
             addition = additions[split]
-            if part.eos:
-                addition.ids.append(self._eos)
-            addition.ids.append(ids)
+            addition.ids += [before, ids, after] if part.begins else [ids]
             addition.documents += part.first
             addition.text_bytes += text_bytes
         return additions
@@ -139,7 +142,11 @@ class CorpusWriter:
         if split == "train" and self.max_tokens is not None:
             room = self.max_tokens - self.tokens("train")
             if room < len(ids):
-                ids = ids[:room]
-                documents = min(documents, int(np.count_nonzero(ids == self._eos)))
-                text_bytes = int(self.token_bytes[ids].sum(dtype=np.int64))
+                whole, ids = len(ids), ids[:room]
+                starts = int(np.count_nonzero(self._document.starts(ids)))
+                documents = min(documents, starts + (not self._document.before))
+                if self.token_bytes is None:
+                    text_bytes = text_bytes * room // whole
+                else:
+                    text_bytes = int(self.token_bytes[ids].sum(dtype=np.int64))
         self.writers[split].append(ids, documents=documents, text_bytes=text_bytes)

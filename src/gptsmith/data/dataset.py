@@ -15,6 +15,7 @@ import torch
 from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.data.order import Epochs, permutation
 from gptsmith.data.shards import Shards
+from gptsmith.tokenizer import DocumentTokens
 
 
 class Windows(Epochs):
@@ -36,17 +37,19 @@ class Windows(Epochs):
         shards: Sequence[np.ndarray],
         T: int,
         seed: int = 0,
-        eos_id: int | None = None,
+        documents: DocumentTokens | None = None,
         mask_targets_before: int = 0,
         stride: int | None = None,
+        context_only: Sequence[int] = (),
     ) -> None:
-        """eos_id: id that begins a document, to restrict attention to documents; None: do not.
+        """documents: tokens around a document, to restrict attention to documents; None: do not.
         mask_targets_before: number of positions at the start of each row that are not targets
         (model/target_leakage.py). stride: tokens from one window to the next; windows overlap if
-        it is less than T, the default."""
+        it is less than T, the default. context_only: ids that are never targets."""
         if isinstance(shards, np.ndarray):
             raise ValueError("shards is one array, and several are expected: give a list, [shard]")
-        self.shards, self.T, self.eos_id = shards, T, eos_id
+        self.shards, self.T, self.documents = shards, T, documents
+        self.context_only = tuple(context_only)
         self.lengths = shards.lengths if isinstance(shards, Shards) else [len(s) for s in shards]
         self.stride = stride or T
         self.mask_targets_before = mask_targets_before
@@ -105,20 +108,24 @@ class Windows(Epochs):
         """Samples first..first+count-1 as one batch (count, T)."""
         rows = np.stack([self.row(i) for i in range(first, first + count)]).astype(np.int64)
         name = f"samples {first}..{first + count - 1}"
-        return make_batch(rows, self.eos_id, name, self.mask_targets_before)
+        return make_batch(
+            rows, self.documents, name, self.mask_targets_before, context_only=self.context_only
+        )
 
 
 def make_batch(
     rows: np.ndarray,
-    eos_id: int | None,
+    around: DocumentTokens | None,
     name: str,
     mask_targets_before: int | np.ndarray = 0,
     mask_targets_from: int | np.ndarray | None = None,
+    context_only: Sequence[int] = (),
 ) -> Batch:
-    """rows (B, T + 1) of ids -> inputs and targets (B, T), with document numbers given eos_id.
+    """rows (B, T + 1) of ids -> inputs and targets (B, T), with document numbers given what is
+    around a document.
 
     Only positions from mask_targets_before up to mask_targets_from are targets: one number for all
-    rows, or one for each (B,).
+    rows, or one for each (B,). Ids in context_only are never targets.
     """
     tokens = torch.from_numpy(rows)
     inputs, targets = tokens[:, :-1].clone(), tokens[:, 1:].clone()  # masking must not change both
@@ -126,9 +133,12 @@ def make_batch(
     masked = positions < np.reshape(mask_targets_before, (-1, 1))
     if mask_targets_from is not None:
         masked = masked | (positions >= np.reshape(mask_targets_from, (-1, 1)))
+    if context_only:
+        masked = masked | np.isin(rows[:, 1:], context_only)
     targets.masked_fill_(torch.from_numpy(masked), IGNORE_INDEX)
-    # A document begins with <|endoftext|>: counting them numbers the documents of a row.
-    documents = None if eos_id is None else (inputs == eos_id).cumsum(dim=1)
+    documents = None
+    if around is not None:  # counting their beginnings numbers the documents of a row
+        documents = torch.from_numpy(around.starts(rows[:, :-1])).cumsum(dim=1)
     return Batch(inputs, targets, documents=documents, name=name)
 
 
@@ -152,16 +162,17 @@ def validation_batches(
     shards: Sequence[np.ndarray],
     T: int,
     B: int,
-    eos_id: int | None,
+    documents: DocumentTokens | None,
     limit: int | None = None,
     stride: int | None = None,
     mask_targets_before: int = 0,
+    context_only: Sequence[int] = (),
 ) -> Iterator[Batch]:
     """Windows of T over each shard; every token except the shard's first is a target once.
 
     stride: tokens from one window to the next (default T: they are disjoint). With a shorter one,
     each target has at least T - stride tokens of context, at T / stride times the cost. limit: use
-    evenly spaced windows of about this many tokens (None: all). mask_targets_before: see Windows.
+    evenly spaced windows of about this many tokens (None: all). Others: see Windows.
     """
     stride = stride or T
     windows = validation_windows(shards, T, limit, stride)
@@ -176,4 +187,4 @@ def validation_batches(
             before.append(max(mask_targets_before, T - stride if i else 0))
             end.append(len(tokens) - 1)
         name = f"validation window {first}"
-        yield make_batch(rows, eos_id, name, np.array(before), np.array(end))
+        yield make_batch(rows, documents, name, np.array(before), np.array(end), context_only)

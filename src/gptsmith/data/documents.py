@@ -24,7 +24,7 @@ class Document(NamedTuple):
 
     place     where it comes from, for messages: "notes.txt", "chat.jsonl:17"
     chunks    str, or arrays of token ids; can be iterated more than once
-    begins    whether <|endoftext|> goes before it
+    begins    whether it is a document of its own, with what is put around one
     """
 
     place: str

@@ -24,14 +24,14 @@ class Part(NamedTuple):
     """A chunk of a document.
 
     first   whether the document begins here
-    eos     whether <|endoftext|> goes before it
+    begins  whether what is around a document goes before it
     place   of the document, for messages
     """
 
     split: Split
     chunk: Chunk
     first: bool
-    eos: bool
+    begins: bool
     place: str
 
 
@@ -44,7 +44,7 @@ class TextBatch:
 
 
 class Encoded(NamedTuple):
-    """Of each part: its ids, without the <|endoftext|> before it, and its text in UTF-8 bytes."""
+    """Of each part: its ids, without what is around a document, and its text in UTF-8 bytes."""
 
     ids: list[np.ndarray]
     text_bytes: list[int]
@@ -55,7 +55,8 @@ def make_batches(
 ) -> Iterator[TextBatch]:
     """The documents in batches.
 
-    whole: join the chunks of each document, for tokenizers that may encode chunks differently.
+    whole: join the chunks of each document, for tokenizers that may encode chunks differently, or
+    where a token follows a document.
     left_out: documents skipped so far.
     """
     parts: list[Part] = []
@@ -85,7 +86,7 @@ def _join(chunks: Iterable[Chunk]) -> Chunk:
     return "".join(map(str, parts)) if isinstance(parts[0], str) else np.concatenate(parts)
 
 
-def encode(batch: TextBatch, tokenizer: Tokenizer, token_bytes: np.ndarray) -> Encoded:
+def encode(batch: TextBatch, tokenizer: Tokenizer, token_bytes: np.ndarray | None) -> Encoded:
     """ValueError naming the place of a text that the tokenizer cannot encode."""
     texts = [part.chunk for part in batch.parts if isinstance(part.chunk, str)]
     try:
@@ -105,7 +106,10 @@ def encode(batch: TextBatch, tokenizer: Tokenizer, token_bytes: np.ndarray) -> E
             text_bytes = len(chunk) if chunk.isascii() else len(chunk.encode())
         else:
             ids = chunk.astype(tokenizer.dtype)
-            text_bytes = int(token_bytes[ids].sum(dtype=np.int64))
+            if token_bytes is None:  # the text itself is not there
+                text_bytes = len(tokenizer.decode(ids).encode())
+            else:
+                text_bytes = int(token_bytes[ids].sum(dtype=np.int64))
         encoded.ids.append(ids)
         encoded.text_bytes.append(text_bytes)
     return encoded

@@ -109,8 +109,10 @@ class Prompt:
                 system = self.opening_with_input
         return [{"role": "system", "content": system}, user] if system else [user]
 
-    def template(self, eos: str) -> str:
+    def template(self, eos: str, start: str = "") -> str:
         """As a chat template (Jinja): an answer ends with `eos`, the literal of that token.
+
+        start: a template's beginning (see chat_template.opening).
 
         Texts are quoted with JSON's escapes, which Jinja understands: unquoted they would lose
         leading and trailing white space. The hyphens remove the line ends between the tags.
@@ -120,7 +122,7 @@ class Prompt:
             for text in (self.opening, self.before, self.after, eos)
         )
         return f"""\
-{{%- if messages[0].role == "system" %}}
+{start}{{%- if messages[0].role == "system" %}}
 {{{{- messages[0].content }}}}
 {{%- else %}}
 {{{{- {opening} }}}}

@@ -169,7 +169,9 @@ class PrepareConfig(FileFormat):
     """Folder of the corpus."""
     tokenizer: str = "gpt2"
     """gpt2, bpe (trained on the training documents), char, byte, or a tokenizer.json or the
-    folder of a run or corpus that holds one."""
+    folder of a run, corpus or model that holds one."""
+    eos_token: tuple[str, ...] = ()
+    """Token that ends a text, repeatable, where the files beside a tokenizer.json do not say."""
     vocab_size: int | None = Field(None, ge=257, le=1_000_000)
     """Vocabulary size of --tokenizer bpe (default: 8192)."""
     val: str | None = None

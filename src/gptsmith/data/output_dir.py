@@ -14,7 +14,7 @@ from typing import Any
 from gptsmith import files
 from gptsmith.data.shards import JOURNAL, MANIFEST, UNFINISHED, manifest_digest
 
-TOKENIZER = "tokenizer.json"
+TOKENIZER, ROLES = "tokenizer.json", "special_tokens.json"  # the second only where files tell
 
 # What a corpus is made of and how: {"settings": ..., "sources": [...], "seen": ...}. "seen" is a
 # digest of what can change the bytes of an unfinished corpus but not those of a complete one: the
@@ -104,7 +104,9 @@ def publish(out: Path) -> None:
     files.sweep(work)
     (work / JOURNAL).unlink(missing_ok=True)
     (out / MANIFEST).unlink(missing_ok=True)
-    for name in (*names, TOKENIZER):
+    if (work / TOKENIZER).is_file():
+        (out / ROLES).unlink(missing_ok=True)
+    for name in (*names, TOKENIZER, ROLES):
         with suppress(FileNotFoundError):  # moved before a kill
             os.replace(work / name, out / name)
     for path in _shards(out):
@@ -120,7 +122,7 @@ def _clear(work: Path) -> None:
     """Remove the folder `unfinished`, if it exists."""
     if work.is_dir():
         files.sweep(work)
-        for path in (*_shards(work), work / TOKENIZER, work / JOURNAL):
+        for path in (*_shards(work), work / TOKENIZER, work / ROLES, work / JOURNAL):
             path.unlink(missing_ok=True)
         work.rmdir()
 

@@ -58,7 +58,9 @@ def prepare(config: PrepareConfig) -> Path:
     sources = [open_source(asked, options, report) for asked in config.sources]
     val = open_source(config.val, options, report) if config.val is not None else None
     opened = [*sources, val] if val else sources
-    given = given_tokenizer(config.tokenizer, config.vocab_size, opened)
+    given = given_tokenizer(config.tokenizer, config.vocab_size, opened, config.eos_token)
+    if given is not None:
+        assert given.eos_id is not None  # raises, before anything is read
     identity = _identity(config, opened, given)
     _print_choices(opened)
     paths = [path for source in opened for path in source.files]
@@ -98,7 +100,9 @@ def _documents(source: Source, given: Tokenizer | None, report: ReadReport) -> I
     if source.layout is None:
         return source.documents()
     assert given is not None
-    return tokenized_documents(source.files, source.layout, given.eos_id, given.vocab_size, report)
+    return tokenized_documents(
+        source.files, source.layout, given.special_ids.document, given.vocab_size, report
+    )
 
 
 def _make(
@@ -128,7 +132,8 @@ def _make(
         duplicates = {"duplicate": documents.duplicates} if config.deduplicate else {}
         return report.skipped.counts() | duplicates
 
-    batches = make_batches(documents, whole=tokenizer.kind == "other", left_out=left_out)
+    whole = tokenizer.kind == "other" or bool(tokenizer.special_ids.document.after)
+    batches = make_batches(documents, whole=whole, left_out=left_out)
     remaining = islice(batches, writer.batches, None)
     encode_one = partial(encode, tokenizer=tokenizer, token_bytes=writer.token_bytes)
     threads = config.workers or available_cores()
@@ -176,6 +181,7 @@ def _manifest(
             "eos_id": tokenizer.eos_id,
             "fingerprint": tokenizer.fingerprint,
         },
+        "document": tokenizer.special_ids.document._asdict(),
         "splits": splits,
         "validation": "; ".join(rules),
         "left_out": writer.left_out,
@@ -238,7 +244,10 @@ def _identity(config: PrepareConfig, sources: list[Source], given: Tokenizer | N
             "listing": hashlib.sha256(json.dumps(sizes).encode()).hexdigest(),
         }
 
-    settings = config.model_dump(mode="json", exclude={"out", "overwrite", "workers"})
+    unset = set() if config.eos_token else {"eos_token"}  # of earlier versions, which lacked it
+    settings = config.model_dump(mode="json", exclude={"out", "overwrite", "workers", *unset})
+    if given is not None and given.special_ids.document != ((given.eos_id,), (), ()):
+        settings["document"] = given.special_ids.document._asdict()
     times = [(str(path), path.stat().st_mtime_ns) for source in sources for path in source.files]
     return {
         "settings": settings | {"given_tokenizer": given.fingerprint if given else None},

@@ -6,9 +6,11 @@
       train-00000.npy ... val-00000.npy ...    uint16 or uint32, one dimension
 
 A split is one stream of tokens. A document is <|endoftext|> followed by its tokens, so that its
-first token has a context too. `prepare` cuts the stream into shards of equal length, and a document
-that does not fit continues in the next one; readers take shards of any lengths, which the manifest
-gives.
+first token has a context too. With a tokenizer that begins texts with another token, it is that
+token, its tokens and the end of text (see `document` in the manifest).
+
+`prepare` cuts the stream into shards of equal length, and a document that does not fit continues in
+the next one; readers take shards of any lengths, which the manifest gives.
 
 While a corpus is made, its files and a journal (progress.json) are in the folder `unfinished`.
 """
@@ -28,7 +30,7 @@ import numpy as np
 
 from gptsmith import files
 from gptsmith.recognize import is_corpus, wrong_kind
-from gptsmith.tokenizer import Tokenizer
+from gptsmith.tokenizer import DocumentTokens, Tokenizer
 
 FORMAT = 1
 SPLITS = ("train", "val")
@@ -121,6 +123,21 @@ class Corpus:
                 "restore that one or prepare the corpus again"
             )
         return Tokenizer.load(path)
+
+    @cached_property
+    def document(self) -> DocumentTokens:
+        """What is around each document; in older corpora, the end of text before it."""
+        given = self.manifest.get("document")
+        if given is None:
+            return DocumentTokens((self.manifest["tokenizer"]["eos_id"],))
+        try:
+            return DocumentTokens(
+                *(tuple(map(operator.index, given[name])) for name in DocumentTokens._fields)
+            )
+        except (KeyError, TypeError):
+            raise ValueError(
+                f"{self.path}/manifest.json: document is {given!r:.60}; prepare the corpus again"
+            ) from None
 
     @property
     def train_tokens(self) -> int:

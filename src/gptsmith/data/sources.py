@@ -56,27 +56,32 @@ def open_source(requested: str, options: ReadOptions, report: ReadReport) -> Sou
 
 def encode_source(
     requested: str, tokenizer: Tokenizer, options: ReadOptions, report: ReadReport
-) -> np.ndarray:
-    """The ids of all documents of a source, in memory, each preceded by <|endoftext|> (or by what
-    the tokenizer puts before a text), so that every token has a context to be predicted from.
+) -> tuple[np.ndarray, int]:
+    """The ids of all documents of a source, in memory, and the documents' bytes in UTF-8.
+
+    Around each document are the tokens that are around one in a corpus, so that every token has a
+    context to be predicted from.
 
     Errors as from open_source; ValueError also for a source without text or with token ids.
     """
     source = open_source(requested, options, report)
     if source.layout is not None:
         raise ValueError(f"{source.used}: holds token ids; gptsmith prepare makes a corpus of it")
-    begin = np.array(tokenizer.prompt(""), tokenizer.dtype)
-    parts = []
+    around = tokenizer.special_ids.document
+    before, after = (np.array(ids, tokenizer.dtype) for ids in (around.before, around.after))
+    parts: list[np.ndarray] = []
+    text_bytes = 0
     for document in source.documents():
         text = "".join(map(str, document.chunks))  # as a whole: chunks could cut a word
         try:
             ids = tokenizer.encode_array(text).astype(tokenizer.dtype)
         except ValueError as error:
             raise ValueError(f"{document.place}: {error}") from None
-        parts += [begin, ids] if document.begins else [ids]
+        parts += [before, ids, after] if document.begins else [ids]
+        text_bytes += len(text.encode())
     if not parts:
         raise ValueError(f"{requested}: no text in it")
-    return np.concatenate(parts)
+    return np.concatenate(parts), text_bytes
 
 
 def _is_path(name: str) -> bool:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from gptsmith.data.columnar import read_batches, read_schema
 from gptsmith.data.documents import Document, TokenLayout
 from gptsmith.data.report import ReadReport
+from gptsmith.tokenizer import DocumentTokens
 
 IDS, LABELS, MASK = "input_ids", "labels", "attention_mask"
 _IGNORED = -100  # batch.IGNORE_INDEX, which would import torch
@@ -140,9 +141,17 @@ def find_layout(paths: Sequence[Path], report: ReadReport) -> TokenLayout:
 
 
 def tokenized_documents(
-    paths: Sequence[Path], layout: TokenLayout, eos_id: int, vocab_size: int, report: ReadReport
+    paths: Sequence[Path],
+    layout: TokenLayout,
+    around: DocumentTokens,
+    vocab_size: int,
+    report: ReadReport,
 ) -> Iterator[Document]:
-    """The rows as documents, or all of them as one. ValueError for an id outside the vocabulary."""
+    """The rows as documents, without the tokens around a document, or all of them as one.
+
+    ValueError for an id outside the vocabulary.
+    """
+    first, last = (np.array(ids) for ids in (around.before, around.after or around.before))
 
     def checked() -> Iterator[TokenRow]:
         for row in token_rows(paths, report):
@@ -155,12 +164,14 @@ def tokenized_documents(
     for place, ids, labels in checked():
         if layout.labels == "shifted" and labels is not None:
             ids = with_last_label(ids, labels)
-        if len(ids) and ids[-1] == eos_id:  # the corpus has it before each document, not after
-            ids = ids[:-1]
+        if len(last) and np.array_equal(ids[-len(last) :], last):
+            ids = ids[: -len(last)]
+        if len(first) and np.array_equal(ids[: len(first)], first):
+            ids = ids[len(first) :]
         if len(ids) == 0:
             report.reject("empty document", place, "an empty document")
         else:
-            yield Document(place, (ids,), begins=bool(ids[0] != eos_id))
+            yield Document(place, (ids,))
 
 
 class _Stream:

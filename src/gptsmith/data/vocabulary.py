@@ -16,9 +16,16 @@ _DEFAULT_VOCAB_SIZE = 8192
 
 
 def given_tokenizer(
-    choice: str, vocab_size: int | None, sources: Sequence[Source]
+    choice: str, vocab_size: int | None, sources: Sequence[Source], eos_token: Sequence[str] = ()
 ) -> Tokenizer | None:
-    """The tokenizer that exists before any text is read; None if it is trained on the text."""
+    """The tokenizer that exists before any text is read; None if it is trained on the text.
+
+    eos_token: names of the tokens that end a text, for a tokenizer from a file.
+    """
+    if eos_token and choice in ("gpt2", "bpe", "char", "byte"):
+        raise ValueError(
+            f"--eos-token {eos_token[0]} is for a tokenizer from a file; {choice} has its own"
+        )
     if vocab_size is not None and choice != "bpe":
         raise ValueError(
             f"--vocab-size {vocab_size} is for --tokenizer bpe; {choice} has its own size"
@@ -41,7 +48,8 @@ def given_tokenizer(
         )
     if (path := Path(choice) / "tokenizer.json").is_file():
         digests.check(path.parent, path.name)  # of a run
-    return Tokenizer.load(choice)
+    tokenizer = Tokenizer.load(choice)
+    return tokenizer.with_eos(eos_token) if eos_token else tokenizer
 
 
 def train_tokenizer(

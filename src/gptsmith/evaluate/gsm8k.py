@@ -117,7 +117,11 @@ def score(
     short_enough = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
     short_enough.sort(key=lambda i: len(prompts[i]))  # little padding
     engine = Engine(model, tokenizer)
-    stop_ids = [*tokenizer.special_tokens.values(), *(chat.stop_ids if chat else ())]
+    stop_ids = [
+        *tokenizer.special_ids.ends,
+        *tokenizer.special_ids.control,
+        *(chat.stop_ids if chat else ()),
+    ]
     stop = () if chat else STOP
     generations = {
         i: engine.add(Request(prompts[i], config, stop, stop_ids, context_shift=chat is None))
@@ -164,7 +168,7 @@ def _prompts(
     def ids(problem: Problem, k: int) -> list[int]:
         if template is None:
             parts = [f"Question: {p.question}\nAnswer: {p.answer}\n\n" for p in examples[:k]]
-            return tokenizer.encode("".join([*parts, f"Question: {problem.question}\nAnswer:"]))
+            return tokenizer.prompt("".join([*parts, f"Question: {problem.question}\nAnswer:"]))
         messages: list[Message] = []
         for p in examples[:k]:
             messages.append({"role": "user", "content": p.question})

@@ -74,6 +74,12 @@ def _model_class() -> type[LM]:
                 device = "auto"  # the default of the harness's command is cuda:0
             self.tokenizer = run.tokenizer
             self.model = run.load_model(checkpoint, device, trust_code)
+            if not self.tokenizer.special_ids.start:
+                raise ValueError(
+                    f"{run.path}: nothing says which token begins or ends a text: import the model"
+                    " again with --eos-token NAME"
+                )
+            self._first = self.tokenizer.special_ids.start[-1]
 
         def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
             pairs = [request.args for request in requests]
@@ -95,7 +101,7 @@ def _model_class() -> type[LM]:
             for i, request in enumerate(requests):
                 parts = get_rolling_token_windows(
                     token_list=self.tokenizer.encode(request.args[0]),
-                    prefix_token=self.tokenizer.eos_id,
+                    prefix_token=self._first,
                     max_seq_len=self.model.config.context_length,
                     context_len=1,
                 )
@@ -129,9 +135,7 @@ def _model_class() -> type[LM]:
         def _write(self, contexts: Sequence[str], settings: dict[str, Any]) -> list[str]:
             limit = self.model.config.context_length
             room = max(limit - settings["max_gen_toks"], limit // 2)
-            prompts = [
-                self.tokenizer.encode(text)[-room:] or [self.tokenizer.eos_id] for text in contexts
-            ]
+            prompts = [self.tokenizer.prompt(text)[-room:] for text in contexts]
             sampling = ("top_k", "top_p", "min_p", "repetition_penalty")
             config = SamplingConfig(
                 max_new_tokens=settings["max_gen_toks"],

@@ -6,14 +6,16 @@ N target tokens, C channels, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.model.gpt import GPTModel
+from gptsmith.tokenizer import Tokenizer
 from gptsmith.train.loss import chunk_rows
 from gptsmith.train.runtime import Precision
 
@@ -39,9 +41,11 @@ def evaluate(
     model: GPTModel,
     batches: Iterable[Batch],
     precision: Precision,
-    token_bytes: Tensor | None = None,
+    token_bytes: Tensor | float | None = None,
 ) -> Scores:
-    """Scores over the targets of all batches. token_bytes: (V,) UTF-8 bytes of each id.
+    """Scores over the targets of all batches.
+
+    token_bytes: UTF-8 bytes of each id (V,), or of a target on average; see `target_bytes`.
 
     The model's mode (train or eval) is restored. ValueError without targets.
     """
@@ -64,7 +68,9 @@ def evaluate(
                     hidden.flatten(0, 1)[is_target], model.head_weight, targets[is_target]
                 )
                 size = 0.0
-                if token_bytes is not None:
+                if isinstance(token_bytes, float):
+                    size = token_bytes * int(is_target.sum())
+                elif token_bytes is not None:
                     size = float(token_bytes[targets[is_target].cpu()].sum())
                 total += torch.tensor([nats, hits1, hits5, size], dtype=torch.float64)
                 tokens += int(is_target.sum())
@@ -76,6 +82,25 @@ def evaluate(
     loss = nats / tokens
     bits = nats / math.log(2) / size if size else None
     return Scores(loss, math.exp(min(loss, 700)), bits, top1 / tokens, top5 / tokens, tokens)
+
+
+def target_bytes(
+    tokenizer: Tokenizer,
+    shards: Sequence[np.ndarray],
+    text_bytes: int,
+    context_only: Sequence[int] = (),
+) -> Tensor | float | None:
+    """For `evaluate`: how many bytes of text the targets of a stream of tokens stand for.
+
+    Exact for each id (V,) where ids spell the text. Elsewhere (text is normalized, or spaces come
+    between tokens) the bytes of the documents, `text_bytes`, over all targets. context_only: ids
+    that are never targets. None without targets.
+    """
+    sizes = tokenizer.token_bytes()
+    if sizes is not None and tokenizer.spells_text:
+        return torch.from_numpy(sizes)
+    targets = sum(len(s) - 1 - int(np.isin(s[1:], context_only).sum()) for s in shards if len(s))
+    return text_bytes / targets if targets else None
 
 
 def score(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[float, float, float]:

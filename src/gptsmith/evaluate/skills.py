@@ -91,7 +91,7 @@ def few_shot(model: GPTModel, tokenizer: Tokenizer, items: Sequence[Item], seed:
         solved = [transcript(e.messages, e.answer) for e in examples if e.skill == item.skill]
         prompt = transcript(item.messages)
         for text in solved:
-            if len(tokenizer.encode(longer := f"{text}\n\n{prompt}")) > room:
+            if len(tokenizer.prompt(longer := f"{text}\n\n{prompt}")) > room:
                 break
             prompt = longer
         prompts.append(prompt)

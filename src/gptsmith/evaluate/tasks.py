@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from gptsmith.model.gpt import GPTModel
 from gptsmith.model.target_leakage import first_target
 from gptsmith.progress import progress
 from gptsmith.run import Run, is_run
+from gptsmith.tokenizer import DocumentTokens
 from gptsmith.train.runtime import Precision, choose_precision
 
 SEED = 0  # of the questions on skills: the same ones each time
@@ -178,24 +180,27 @@ def _perplexity(options: EvaluateOptions, run: Run, model: Callable[[], GPTModel
     stride = options.stride or T
     if stride > T:
         raise ValueError(f"--stride {stride} is more than the window of {T}: it would skip tokens")
-    streams, source, notes = _token_streams(options, run)
-    eos = run.tokenizer.eos_id if run.config.get("document_mask") else None
+    text = _read_text(options, run)
+    documents = text.around if run.config.get("document_mask") else None
+    skipped = text.around.context_only
     B, limit = options.batch_size or max(1, 8192 // T), options.limit and options.limit * stride
 
     def job() -> Result:
         start = first_target(model().mask, T, c.n_head, c.n_layer)
-        batches = validation_batches(streams, T, B, eos, limit, stride, mask_targets_before=start)
-        count = -(-len(validation_windows(streams, T, limit, stride)) // B)
-        token_bytes = torch.from_numpy(run.tokenizer.token_bytes())
+        batches = validation_batches(
+            text.streams, T, B, documents, limit, stride, start, context_only=skipped
+        )
+        count = -(-len(validation_windows(text.streams, T, limit, stride)) // B)
+        sizes = perplexity.target_bytes(run.tokenizer, text.streams, text.text_bytes, skipped)
         shown = progress(batches, "perplexity", count)
-        scores = perplexity.evaluate(model(), shown, precision, token_bytes)
+        scores = perplexity.evaluate(model(), shown, precision, sizes)
         weights = model().head_weight.dtype
         name, because = precision.name, why
         if weights != torch.float32 and name == "fp32":  # half-precision weights stay as they are
             name, because = str(weights).removeprefix("torch."), "that of the weights"
         values = {metric: value for metric, value in scores.fields().items() if value is not None}
         conditions = {
-            "on": source,
+            "on": text.name,
             "window": T,
             "stride": stride,
             "precision": name,
@@ -203,17 +208,24 @@ def _perplexity(options: EvaluateOptions, run: Run, model: Callable[[], GPTModel
         }
         n = int(values.pop("tokens"))
         return Result(
-            "perplexity", n, values, {}, details={"precision_reason": because}, notes=notes,
-            conditions=conditions,
+            "perplexity", n, values, {}, details={"precision_reason": because},
+            notes=text.notes, conditions=conditions,
         )  # fmt: skip
 
     return job
 
 
-def _token_streams(
-    options: EvaluateOptions, run: Run
-) -> tuple[Sequence[np.ndarray], str, list[str]]:
-    """The token streams to predict, what they are, and notes."""
+class _Text(NamedTuple):
+    """Text to predict: streams of tokens, what is around each document, and its bytes in UTF-8."""
+
+    streams: Sequence[np.ndarray]
+    around: DocumentTokens
+    text_bytes: int
+    name: str
+    notes: list[str]
+
+
+def _read_text(options: EvaluateOptions, run: Run) -> _Text:
     data = options.data
     if data is not None and not Corpus.is_at(data):
         if is_run(Path(data)):
@@ -221,12 +233,9 @@ def _token_streams(
         report = ReadReport("skip")
         names = ("text_column", "encoding", "delimiter")
         read_options = ReadOptions(**{name: getattr(options, name) for name in names})
-        stream = encode_source(data, run.tokenizer, read_options, report)
-        return (
-            [stream],
-            data,
-            [*report.hints, *(f"{data}: {line}" for line in report.skipped.lines())],
-        )
+        stream, text_bytes = encode_source(data, run.tokenizer, read_options, report)
+        notes = [*report.hints, *(f"{data}: {line}" for line in report.skipped.lines())]
+        return _Text([stream], run.tokenizer.special_ids.document, text_bytes, data, notes)
     data = data or run.config.get("data")
     on_corpus = run.stage in ("pretrain", "text")  # the stages that train on a prepared corpus
     if not isinstance(data, str) or (options.data is None and not on_corpus):
@@ -244,7 +253,9 @@ def _token_streams(
             f"{corpus.path} was made with another tokenizer than {run.path}: give the text itself "
             f"as --data, or prepare it with --tokenizer {run.path / 'tokenizer.json'}"
         )
-    return corpus.val, f"the validation split of {corpus.path}", []
+    text_bytes = int(corpus.manifest["splits"]["val"]["bytes"])
+    name = f"the validation split of {corpus.path}"
+    return _Text(corpus.val, corpus.document, text_bytes, name, [])
 
 
 def _precision(options: EvaluateOptions, run: Run) -> tuple[Precision, str]:

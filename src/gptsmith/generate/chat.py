@@ -1,7 +1,8 @@
 """Replies of a chat model: to one conversation, and to many at once.
 
-A reply ends with the template's end token, the end of the text, or any other special token: what
-the model writes after that (another turn, for example) is not part of what the assistant says.
+A reply ends with the template's end token, the end of the text, or any other special token except
+that of unknown text: what the model writes after that (another turn, for example) is not part of
+what the assistant says.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Chat:
         self.engine = Engine(model, tokenizer)
         self.template = template
         self._context_length = model.config.context_length
-        self._stop_ids = (*template.stop_ids, *tokenizer.special_tokens.values())
+        self._stop_ids = (*template.stop_ids, *tokenizer.special_ids.control)
 
     def __repr__(self) -> str:
         return f"Chat({self.engine!r})"

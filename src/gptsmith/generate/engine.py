@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,7 +44,7 @@ class Engine:
     by rounding at most. Ids beyond the tokenizer's vocabulary, which a padded model has, are never
     sampled. Keep the engine for prompts that share a prefix, such as the turns of a chat: the
     longest prefix that the cache holds is not read again.
-    tokenizer: needed for prompts that are text, stop strings and the text of the results.
+    tokenizer: needed for prompts that are text, stop strings, and the text and end of the results.
     ValueError for a mask that depends on the row of the batch.
     """
 
@@ -93,8 +94,8 @@ class Engine:
         self._check(request)
         stop_ids = request.stop_ids
         if stop_ids is None:
-            stop_ids = [] if self.tokenizer is None else [self.tokenizer.eos_id]
-        stream = None if self.tokenizer is None else self.tokenizer.stream()
+            stop_ids = () if self.tokenizer is None else self.tokenizer.special_ids.ends
+        stream = None if self.tokenizer is None else self.tokenizer.stream(request.prompt)
         row = Row(request, frozenset(stop_ids), self._limit, stream)
         if request.sampling.repetition_penalty != 1:
             row.seen = torch.zeros(self._V, dtype=torch.bool, device=self._device)
@@ -224,23 +225,21 @@ class Engine:
     def _admit(self) -> None:
         """Start waiting rows while the batch has room."""
         grown = [row for row in self._uncached if len(row.context) >= self._lookahead]
-        self._uncached = [row for row in self._uncached if len(row.context) < self._lookahead]
-        room = self.max_batch_size - len(self._running) - len(self._uncached) - len(grown)
-        joining = grown + [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
-        for row in joining:
+        room = self.max_batch_size - len(self._running) - len(self._uncached)
+        taken = list(islice(self._waiting, max(0, room)))
+        for row in taken:
             if len(row.context) > self._limit:
                 row.shift()
-        self._uncached += [row for row in joining if len(row.context) < self._lookahead]
-        joining = [row for row in joining if len(row.context) >= self._lookahead]
-        try:
-            if joining:
-                longest = max(len(row.context) + row.remaining for row in joining)
-                self._cache.reserve(len(self._running) + len(joining), longest)
-            for row in joining:
-                self._cache.join(row.context)
-        except BaseException:  # out of memory: `step` cancels the requests that it finds
-            self._waiting.extendleft(reversed(joining))
-            raise
+        joining = grown + [row for row in taken if len(row.context) >= self._lookahead]
+        if joining:
+            longest = max(len(row.context) + row.remaining for row in joining)
+            self._cache.reserve(len(self._running) + len(joining), longest)
+        for row in joining:
+            self._cache.join(row.context)
+        # Only now: out of memory or interrupted, `step` cancels all requests that it finds.
+        for _ in taken:
+            self._waiting.popleft()
+        self._uncached = [row for row in (*self._uncached, *taken) if row not in joining]
         self._running += joining
 
     def _remove(self, row: Row, keep: bool = True) -> None:

@@ -30,7 +30,8 @@ class Request:
     stop: str | Sequence[str] = ()
     """Strings that end the text and are not part of it; one string is one of them."""
     stop_ids: Sequence[int] | None = None
-    """Tokens that end the text and are not part of it (default: the tokenizer's end of text)."""
+    """Tokens that end the text and are not part of it (default: all that
+    the tokenizer's model ends a text with)."""
     on_text: OnText | None = None
     """Called with each piece of text as soon as it is certain."""
     context_shift: bool = True
@@ -49,7 +50,8 @@ class Generation:
     ids: list[int]
     """The new tokens, without a stop id, but including those of a stop string."""
     text: str = ""
-    """The new text, without the stop string; empty if the engine has no tokenizer."""
+    """What is new in the text of prompt and ids, without the stop string; empty if the engine has
+    no tokenizer."""
     finish_reason: Literal["stop", "length", "cancelled"] | None = None
     """stop: a stop id or stop string; length: max_new_tokens or the end of the context; None: not
     finished yet."""

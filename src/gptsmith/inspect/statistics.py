@@ -13,7 +13,7 @@ from rich.progress import track
 
 from gptsmith.console import Console
 from gptsmith.data.shards import SPLITS, Corpus
-from gptsmith.tokenizer import Tokenizer
+from gptsmith.tokenizer import DocumentTokens, Tokenizer
 
 _CHUNK = 1 << 22  # tokens at a time: np.bincount widens them to 8 bytes each
 
@@ -123,7 +123,7 @@ def _count(
 ) -> SplitStatistics:
     tokenizer = corpus.tokenizer
     V = tokenizer.vocab_size
-    counts, documents = np.zeros(V, np.int64), _Documents(tokenizer.eos_id)
+    counts, documents = np.zeros(V, np.int64), _Documents(corpus.document)
     chunks = [
         (n, start) for n, shard in enumerate(shards) for start in range(0, len(shard), _CHUNK)
     ]
@@ -139,31 +139,40 @@ def _count(
         name=name,
         shards=len(shards),
         tokens=sum(map(len, shards)),
-        text_bytes=int(counts @ tokenizer.token_bytes().astype(np.int64)),
+        text_bytes=_text_bytes(corpus, name, counts),
         counts=counts,
         lengths=np.array(documents.lengths, np.int64),
         digests=np.array(documents.digests, np.uint64),
     )
 
 
+def _text_bytes(corpus: Corpus, name: str, counts: np.ndarray) -> int:
+    """Counted, or as `prepare` counted them where ids do not spell the text."""
+    sizes = corpus.tokenizer.token_bytes()
+    if sizes is None or not corpus.tokenizer.spells_text:
+        return int(corpus.manifest["splits"][name]["bytes"])
+    return int(counts @ sizes.astype(np.int64))
+
+
 class _Documents:
     """Lengths and hashes of the documents in a stream of tokens that arrives in chunks.
 
-    A document begins at <|endoftext|>; the first of a stream may begin without it.
+    Documents are what is between the tokens around them; the first of a stream may begin without.
     """
 
-    def __init__(self, eos_id: int) -> None:
-        self.eos_id = eos_id
+    def __init__(self, around: DocumentTokens) -> None:
+        self.borders = np.array([*around.before, *around.after], np.int64)
+        self.first = around.before[-1] if around.before else None
         self.lengths, self.digests = array("Q"), array("Q")
         self._length, self._open = 0, False
         self._hash = hashlib.blake2b(digest_size=8)
 
     def add(self, ids: np.ndarray) -> None:
         start = 0
-        for eos in np.flatnonzero(ids == self.eos_id).tolist():
-            self._extend(ids[start:eos])
+        for border in np.flatnonzero(np.isin(ids, self.borders)).tolist():
+            self._extend(ids[start:border])
             self.end()
-            self._open, start = True, eos + 1
+            self._open, start = bool(ids[border] == self.first), border + 1
         self._extend(ids[start:])
 
     def _extend(self, ids: np.ndarray) -> None:

@@ -79,6 +79,11 @@ def export(model: ExportableModel, out: Path, kind: Kind = "f16") -> list[str]:
     notes = list(table.notes)
     if wide := [p for p in parts if kind != "f16" and p.kind(kind) == "f16"]:
         notes.append(f"{len(wide)} tensors are f16: their rows are not a multiple of {_BLOCK}")
+    if unnamed := _other_ends(table, chat)[2:]:
+        ends = ", ".join(table.tokens[i] for i in unnamed)
+        notes.append(
+            f"of the tokens that end a text, a GGUF names three: {ends} only the Modelfile"
+        )
     if go is None:
         notes.append("Modelfile without TEMPLATE: Ollama cannot express the chat template")
     stem = f"{model.name}-{kind}"
@@ -90,7 +95,9 @@ def export(model: ExportableModel, out: Path, kind: Kind = "f16") -> list[str]:
             _write(writer, parts, kind)
         finally:
             writer.close()
-        stops = [table.tokens[i] for i in (chat.stop_ids if chat else (table.eos,))]
+        stops = [
+            table.tokens[i] for i in dict.fromkeys([*(chat.stop_ids if chat else ()), *table.ends])
+        ]
         files.write_text(
             folder / "Modelfile", modelfile.text(stem, config.context_length, stops, go)
         )
@@ -219,11 +226,23 @@ def _describe_tokenizer(writer: GGUFWriter, table: Table, chat: ChatTemplate | N
     writer.add_bos_token_id(table.bos)
     writer.add_eos_token_id(table.eos)
     writer.add_add_bos_token(table.add_bos)
+    if table.add_eos:
+        writer.add_add_eos_token(True)
     if table.pad is not None:
         writer.add_pad_token_id(table.pad)
+    eot, eom = (*_other_ends(table, chat), None, None)[:2]
+    if eot is not None:
+        writer.add_eot_token_id(eot)
+    if eom is not None:
+        writer.add_eom_token_id(eom)
     if chat is not None:
-        writer.add_eot_token_id(chat.stop_ids[0])  # the end of an answer
         writer.add_chat_template(chat.source)
+
+
+def _other_ends(table: Table, chat: ChatTemplate | None) -> list[int]:
+    """Ends of a text besides eos; what ends an answer comes first, and may be eos."""
+    answer = chat.stop_ids[:1] if chat else ()
+    return [*answer, *(i for i in table.ends if i not in (*answer, table.eos))]
 
 
 def _write(writer: GGUFWriter, parts: list[_Part], kind: Kind) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from gptsmith.tokenizer import BEGINNINGS, PADS, Tokenizer
+from gptsmith.tokenizer import Tokenizer
 from gptsmith.tokenizer.bpe import byte_alphabet
 
 # The types of tokens in a GGUF (gguf.TokenType).
@@ -38,8 +38,11 @@ class Table:
     merges: list[str]
     bos: int
     eos: int
+    ends: tuple[int, ...]
+    """All that end a text; eos is one of them."""
     pad: int | None
     add_bos: bool
+    add_eos: bool
     notes: list[str]
 
 
@@ -59,8 +62,11 @@ def table(tokenizer: Tokenizer) -> Table:
     strips = [name for name, token in added.items() if token.get("lstrip") or token.get("rstrip")]
     if strips:
         notes.append(f"llama.cpp keeps white space around {strips[0]}, which the tokenizer strips")
-    if len(tokenizer.prefix) > 1:
-        raise _refusal(f"puts {len(tokenizer.prefix)} tokens before a text")
+    ids = tokenizer.special_ids
+    if len(ids.before) > 1:
+        raise _refusal(f"puts {len(ids.before)} tokens before a text")
+    if ids.after not in ((), (ids.eos,)):
+        raise _refusal("puts something else than the end of text after a text")
     tokens = [f"[PAD{i}]" for i in range(tokenizer.vocab_size)]  # ids without a token
     types = [UNUSED] * tokenizer.vocab_size
     for text, i in vocab.items():
@@ -70,17 +76,18 @@ def table(tokenizer: Tokenizer) -> Table:
             tokens[i] = _in_bytes(text) if tokenizer.kind == "char" else text
             types[i] = NORMAL
     assert len(set(tokens)) == len(tokens)
-    begins = [*tokenizer.prefix, *(vocab[name] for name in BEGINNINGS if name in added)]
     return Table(
         pre,
         tokens,
         types,
         merges or _NO_MERGE,
         # llama.cpp defaults to 11 if none is given.
-        bos=begins[0] if begins else tokenizer.eos_id,
+        bos=(*ids.start, tokenizer.eos_id)[0],
         eos=tokenizer.eos_id,
-        pad=next((vocab[name] for name in PADS if name in added), None),
-        add_bos=bool(tokenizer.prefix),
+        ends=tuple(dict.fromkeys((tokenizer.eos_id, *ids.ends))),
+        pad=ids.pad,
+        add_bos=bool(ids.before),
+        add_eos=bool(ids.after),
         notes=notes,
     )
 

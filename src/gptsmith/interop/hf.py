@@ -1,7 +1,7 @@
 """Model folders of transformers: import and export. No custom code is needed or run."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,20 @@ from gptsmith.train import checkpoint as checkpoints
 # Buffers that old checkpoints hold and the model computes: causal masks, rotary frequencies.
 _BUFFERS = re.compile(r"(.*\.)?(attn\.(masked_)?bias|rotary_emb\.inv_freq)")
 _MIN_TENSORS_PER_BLOCK = 8  # Arcee's
-_NO_END = "the tokenizer has no known end-of-text token: generate and chat will refuse this model"
+_NO_END = (
+    "nothing says which token ends a text: generation ends at its longest; import the model again "
+    "with --eos-token NAME to name it"
+)
 _BASE = "base"
 
 
 # --- import --------------------------------------------------------------------------------------
 
 
-def open_folder(folder: Path) -> ExternalModel:
+def open_folder(folder: Path, ends: Sequence[str] = ()) -> ExternalModel:
     """The model in `folder`, as transformers' save_pretrained writes it.
+
+    ends: tokens that end a text, whatever its files say.
 
     Raises ValueError or FileNotFoundError naming the file that is missing, damaged, or asks for
     something that our models cannot compute. No code of the folder is run, no pickle opened.
@@ -55,11 +60,11 @@ def open_folder(folder: Path) -> ExternalModel:
             f"{path} has {config.n_layer:,} layers, its weights {len(entries)} tensors"
         )
     weights = _Weights(folder, config, entries, _absent_biases(raw))
-    tokenizer = hf_tokenizer.read(folder, str(raw["model_type"]))
+    tokenizer = hf_tokenizer.read(folder, str(raw["model_type"]), ends)
     check_vocabulary(
         folder, tokenizer, config, "call resize_token_embeddings in transformers first"
     )
-    ends = [] if "eos_token" in hf_tokenizer.roles(tokenizer) else [_NO_END]
+    no_end = [] if tokenizer.special_ids.ends or config.labels else [_NO_END]
     template, unusable = hf_tokenizer.read_template(folder, tokenizer)
     return ExternalModel(
         config=config,
@@ -68,7 +73,7 @@ def open_folder(folder: Path) -> ExternalModel:
         tokenizer=tokenizer,
         template=template,
         origin={"import": str(folder), "format": "huggingface", "class": cls},
-        notes=[*hf_config.notes(raw, path), *ends, *unusable],
+        notes=[*hf_config.notes(raw, path), *tokenizer.notes, *no_end, *unusable],
     )
 
 
@@ -202,16 +207,11 @@ def _write_model(folder: Path, model: ExportableModel, dtype: torch.dtype | None
         config = config.change(bias="all")
     if dtype is None:
         dtype = reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values()})
-    names = hf_tokenizer.roles(tokenizer)
-    tokens = {role: tokenizer.special_tokens[name] for role, name in names.items()}
-    ids = {f"{role}_id": tokens.get(role) for role in ("bos_token", "eos_token", "pad_token")}
+    ids = hf_tokenizer.config_ids(tokenizer, bool(config.labels))
     files.write_json(folder / "config.json", hf_config.config_json(config, dtype, ids))
     if not config.labels:
-        generation: dict[str, Any] = dict(ids)
-        if model.chat_template is not None:
-            generation["eos_token_id"] = [*model.chat_template.stop_ids]
-        if "bos_token" not in tokens:  # without a prompt, generation starts after an end of text
-            generation["bos_token_id"] = ids["eos_token_id"]
+        stop_ids = () if model.chat_template is None else model.chat_template.stop_ids
+        generation = hf_tokenizer.generation_config(tokenizer, stop_ids)
         files.write_json(folder / "generation_config.json", generation)
     _write_tokenizer(folder, model)
     checkpoints.stream_tensors(
@@ -225,7 +225,8 @@ def _write_model(folder: Path, model: ExportableModel, dtype: torch.dtype | None
 
 def _write_tokenizer(folder: Path, model: ExportableModel) -> None:
     template = None if model.chat_template is None else model.chat_template.source
-    hf_tokenizer.write(folder, model.tokenizer, template, model.config.context_length)
+    context, classifier = model.config.context_length, bool(model.config.labels)
+    hf_tokenizer.write(folder, model.tokenizer, template, context, classifier)
 
 
 def _in_transformers(

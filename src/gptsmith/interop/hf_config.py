@@ -172,9 +172,7 @@ def _unsupported(path: Path, name: str, value: Any) -> ValueError:
 # --- ModelConfig -> config.json ------------------------------------------------------------------
 
 
-def config_json(
-    c: ModelConfig, dtype: torch.dtype, tokens: Mapping[str, int | None]
-) -> dict[str, Any]:
+def config_json(c: ModelConfig, dtype: torch.dtype, tokens: Mapping[str, Any]) -> dict[str, Any]:
     """config.json of the transformers class of `c`, readable by transformers 4 and 5.
 
     tokens: bos_token_id, eos_token_id, pad_token_id. Raises ValueError as family_of does.

@@ -2,33 +2,36 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gptsmith import files
 from gptsmith.chat_template import ChatTemplate
 from gptsmith.interop.hf_files import read_json, refuse_outside_link
-from gptsmith.tokenizer import BEGINNINGS, PADS, Tokenizer
+from gptsmith.tokenizer import Tokenizer, TokenRoles
 from gptsmith.tokenizer.formats import special_token
+from gptsmith.tokenizer.roles import CLEAN_UP, IDS, NAMES, as_ids
 
 _CONFIG, _JSON, _TEMPLATE = "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"
 _MAX_BYTES = 256 << 20  # of a tokenizer.json; Gemma's has 33 million
-_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
+_TELL_ROLES = ("config.json", "generation_config.json", "special_tokens_map.json")
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
-def read(folder: Path, model_type: str) -> Tokenizer:
+def read(folder: Path, model_type: str, ends: Sequence[str] = ()) -> Tokenizer:
     """The tokenizer in a folder: tokenizer.json, or GPT-2's vocab.json and merges.txt, with the
-    special tokens that the other tokenizer files name.
+    special tokens that the other files name, in their roles. ends: tokens that end a text, whatever
+    the files say.
 
     Raises ValueError or FileNotFoundError saying what was found instead, and the remedy.
     """
     config = _optional(folder / _CONFIG)
+    for name in _TELL_ROLES:  # read again by Tokenizer.load, without these checks
+        _optional(folder / name)
     remedy = "in transformers, AutoTokenizer.from_pretrained(F).save_pretrained(F) makes one"
     if (path := folder / _JSON).is_file():
         refuse_outside_link(path)
@@ -58,12 +61,15 @@ def read(folder: Path, model_type: str) -> Tokenizer:
         raise FileNotFoundError(
             f"{folder} has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt"
         )
-    return _with_special(tokenizer, folder, config)
+    tokenizer = _with_special(tokenizer, folder, config, ends)
+    return tokenizer.with_eos(ends) if ends else tokenizer
 
 
-def _with_special(tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any]) -> Tokenizer:
+def _with_special(
+    tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any], ends: Sequence[str]
+) -> Tokenizer:
     """The tokenizer, plus the special tokens that only the other tokenizer files name."""
-    wanted: dict[str, int | None] = dict(_named(config))
+    wanted: dict[str, int | None] = {**dict(_named(config)), **dict.fromkeys(ends)}
     wanted |= _named(_optional(folder / "special_tokens_map.json"))
     for name, i in (*_added(config), *_optional(folder / "added_tokens.json").items()):
         if not str(i).isdecimal():
@@ -86,7 +92,8 @@ def _with_special(tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any])
         elif (place := vocab.get(name, i)) is not None:
             added[name] = special_token(name, place)
     document["added_tokens"] = sorted(added.values(), key=lambda token: token["id"])
-    changed = Tokenizer(json.dumps(document, ensure_ascii=False), folder / _JSON)
+    text = json.dumps(document, ensure_ascii=False)
+    changed = Tokenizer(text, folder / _JSON, TokenRoles.read(folder))
     for name, i in wanted.items():
         if i is not None and changed.special_tokens.get(name) != i:
             raise ValueError(
@@ -99,7 +106,7 @@ def _with_special(tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any])
 def _named(config: Mapping[str, Any]) -> Iterator[tuple[str, None]]:
     more = config.get("additional_special_tokens") or config.get("extra_special_tokens")
     more = more.values() if isinstance(more, dict) else more if isinstance(more, list) else ()
-    for value in [*map(config.get, _NAMES), *more]:
+    for value in [*map(config.get, NAMES), *more]:
         if text := _content(value):
             yield text, None
 
@@ -126,10 +133,10 @@ def read_template(folder: Path, tokenizer: Tokenizer) -> tuple[str | None, list[
     source = _template_in(folder, config)
     if source is None:
         return None, []
-    # Templates may refer to tokens by role. We find those by name; where tokenizer_config.json says
-    # otherwise, the template sets them first. The line break after a block is not printed.
-    ours = roles(tokenizer)
-    for role in _NAMES:
+    # Templates may refer to tokens by role. Where tokenizer_config.json names one that is no token
+    # of the tokenizer, the template sets it first. The line break after a block is not printed.
+    ours = tokenizer.roles.names
+    for role in NAMES:
         token = _content(config.get(role))
         if token and token != ours.get(role) and re.search(rf"\b{role}\b", source):
             source = f"{{% set {role} = {json.dumps(token, ensure_ascii=False)} %}}\n{source}"
@@ -161,19 +168,47 @@ def _optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def roles(tokenizer: Tokenizer) -> dict[str, str]:
-    """Special tokens by their role in transformers: bos_token, eos_token, pad_token.
+def roles(tokenizer: Tokenizer, classifier: bool = False) -> dict[str, str]:
+    """Special tokens by their role in transformers: bos_token, eos_token, pad_token, unk_token.
 
-    Without a known padding token, end of text pads. Empty for a tokenizer without special tokens.
+    Where no file told, and in a classifier (transformers needs it to find the end of a text), the
+    end of text pads if nothing else does.
     """
-    names = {i: name for name, i in tokenizer.special_tokens.items()}
-    found = {}
-    with suppress(ValueError):
-        found["eos_token"] = found["pad_token"] = names[tokenizer.eos_id]
-    for role, known in (("bos_token", BEGINNINGS), ("pad_token", PADS)):
-        if name := next((name for name in known if name in tokenizer.special_tokens), None):
-            found[role] = name
+    found, ids = tokenizer.roles.names, tokenizer.special_ids
+    if "pad_token" not in found and (classifier or tokenizer.told_roles is None):
+        known = {i: name for name, i in tokenizer.special_tokens.items()}
+        usable = (i for i in (ids.eos, ids.unk, ids.bos) if i in known and i not in ids.after)
+        if (pad := next(usable, None)) is not None:
+            found["pad_token"] = known[pad]
     return found
+
+
+def config_ids(tokenizer: Tokenizer, classifier: bool = False) -> dict[str, Any]:
+    """bos_token_id, eos_token_id and pad_token_id of config.json, as the model's own said."""
+    names = roles(tokenizer, classifier)
+    ids = {f"{role}_id": tokenizer.special_tokens.get(names.get(role, "")) for role in NAMES[:3]}
+    if (told := tokenizer.told_roles) is None:
+        return ids
+    kept = {name: told.config[name] for name in IDS if name in told.config}
+    if classifier and kept.get("pad_token_id") is None:
+        kept["pad_token_id"] = ids["pad_token_id"]
+    return kept
+
+
+def generation_config(tokenizer: Tokenizer, stop_ids: Sequence[int]) -> dict[str, Any]:
+    """generation_config.json, as the model's own said. stop_ids: what ends an answer in a chat."""
+    told, ends = tokenizer.told_roles, tokenizer.special_ids.ends
+    if told is not None and told.generation is not None:
+        fields = dict(told.generation)
+    else:
+        fields = config_ids(tokenizer)
+        if ends and not as_ids(fields.get("eos_token_id")):
+            fields["eos_token_id"] = list(ends) if len(ends) > 1 else ends[0]
+    if told is None and fields["bos_token_id"] is None:
+        fields["bos_token_id"] = fields["eos_token_id"]  # without a prompt, it is what starts one
+    if not {*stop_ids} <= {*as_ids(fields.get("eos_token_id"))}:
+        fields["eos_token_id"] = list(dict.fromkeys([*stop_ids, *ends]))
+    return fields
 
 
 def splits_as_qwen2(tokenizer: Tokenizer) -> bool:
@@ -184,15 +219,21 @@ def splits_as_qwen2(tokenizer: Tokenizer) -> bool:
     return (steps[0].get("pattern") or {}).get("Regex") == _QWEN2_SPLIT
 
 
-def write(folder: Path, tokenizer: Tokenizer, template: str | None, context: int) -> None:
+def write(
+    folder: Path,
+    tokenizer: Tokenizer,
+    template: str | None,
+    context: int,
+    classifier: bool = False,
+) -> None:
     """The files from which AutoTokenizer makes the same tokenizer, and its chat template."""
-    tokenizer.save(folder / _JSON)
+    files.write_text(folder / _JSON, tokenizer.to_json())
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context,
-        "clean_up_tokenization_spaces": False,
+        "clean_up_tokenization_spaces": bool(tokenizer.roles.tokenizer.get(CLEAN_UP)),
         "model_input_names": ["input_ids", "attention_mask"],  # GPT-2 would add token_type_ids
-        **roles(tokenizer),
+        **roles(tokenizer, classifier),
     }
     if template is not None:
         config["chat_template"] = template

@@ -1,7 +1,7 @@
 """What can be imported, by path or name, and which reader opens it."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,23 +31,25 @@ _EXPECTED = (
 )
 
 
-def open_source(source: str) -> ExternalModel:
+def open_source(source: str, ends: Sequence[str] = ()) -> ExternalModel:
     """The model at a path, or by name: a size of OpenAI's GPT-2, or OWNER/NAME of the Hub.
+
+    ends: names of the tokens that end a text, whatever the model's files say.
 
     An existing path comes before a name, and the files in it decide. Raises ValueError or
     FileNotFoundError that says what was found or expected, and the remedy.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, ends)
     if path.exists():
-        return _open_file(path)
+        return _with_ends(_open_file(path), ends)
     if source in openai_files.GPT2:
         found = openai_tf.open_folder(openai_files.gpt2(source))
-        return replace(found, origin={**found.origin, "import": source})
+        return _with_ends(replace(found, origin={**found.origin, "import": source}), ends)
     if _ON_HUB.fullmatch(source):
         folder, revision, notes = hub.fetch(source)
-        found = hf.open_folder(folder)
+        found = hf.open_folder(folder, ends)
         origin = {**found.origin, "import": source, "revision": revision}
         return replace(found, origin=origin, notes=[*notes, *found.notes])
     known = f" ({_OWNERS[source]} on the Hub)" if source in _OWNERS else ""
@@ -57,14 +59,18 @@ def open_source(source: str) -> ExternalModel:
     )
 
 
-def _open_folder(folder: Path) -> ExternalModel:
+def _with_ends(model: ExternalModel, ends: Sequence[str]) -> ExternalModel:
+    return replace(model, tokenizer=model.tokenizer.with_eos(ends)) if ends else model
+
+
+def _open_folder(folder: Path, ends: Sequence[str]) -> ExternalModel:
     names = sorted(child.name for child in folder.iterdir() if child.is_file())
     if {"config.yaml", "model.json"} <= set(names):
         raise ValueError(f"{folder} is a run of gptsmith already: use it as it is")
     if "hparams.json" in names:
-        return openai_tf.open_folder(folder)
+        return _with_ends(openai_tf.open_folder(folder), ends)
     if "config.json" in names:
-        return hf.open_folder(folder)
+        return hf.open_folder(folder, ends)
     if "manifest.json" in names:
         raise ValueError(
             f"{folder} is a prepared corpus or a run's checkpoint: import takes models"

@@ -188,7 +188,8 @@ def train_on_examples(
     config, runtime = resolved.config, resolved.runtime
     if isinstance(rows, PaddedRows):
         rows.fixed = runtime.compile  # a single shape, a single graph
-    token_bytes = torch.from_numpy(tokenizer.token_bytes())
+    sizes = tokenizer.token_bytes()
+    token_bytes = None if sizes is None else torch.from_numpy(sizes)
 
     def evaluate(limit: int | None) -> Mapping[str, float | int | None]:
         batches = val_rows.validation(2 * config.train.batch_size, limit)

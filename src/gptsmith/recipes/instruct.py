@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptsmith import files
-from gptsmith.chat_template import ChatTemplate
+from gptsmith.chat_template import ChatTemplate, opening
 from gptsmith.console import Console
 from gptsmith.data.examples import Example, Examples
 from gptsmith.data.instructions import (
@@ -60,9 +60,14 @@ def choose_prompt(
 
     text: --prompt. ValueError if the tokens of the prompt would depend on the answer.
     """
-    eos = {i: name for name, i in tokenizer.special_tokens.items()}[tokenizer.eos_id]
+    eos = {i: name for name, i in tokenizer.special_tokens.items()}.get(tokenizer.eos_id)
+    if eos is None:
+        raise ValueError(
+            f"{tokenizer.decode([tokenizer.eos_id])!r} ends a text and is no special token: import "
+            "the model again with --eos-token NAME"
+        )
     prompt = Prompt.parse(text or CLASSIC)
-    source = prompt.template(eos)
+    source = prompt.template(eos, opening(tokenizer))
     if text is None and model_template not in (None, source):
         prompt, source = PLAIN, str(model_template)
     template = ChatTemplate(source, tokenizer)

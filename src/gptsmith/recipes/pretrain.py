@@ -88,8 +88,11 @@ def _open_corpus(config: CorpusConfig) -> Corpus:
 
 def _windows(config: CorpusConfig, corpus: Corpus, T: int, mask_targets_before: int) -> Windows:
     """Training rows of the corpus. mask_targets_before: see model/target_leakage.py."""
-    eos_id = corpus.tokenizer.eos_id if config.document_mask else None
-    return Windows(corpus.train, T, config.train.seed, eos_id, mask_targets_before)
+    documents = corpus.document if config.document_mask else None
+    return Windows(
+        corpus.train, T, config.train.seed, documents, mask_targets_before,
+        context_only=corpus.document.context_only,
+    )  # fmt: skip
 
 
 def _job(
@@ -98,12 +101,15 @@ def _job(
     """The training job, and notes on its data. model: on its device."""
     config = resolved.config
     corpus.tokenizer.encode(config.eval.prompt)  # raises now if it cannot be encoded
-    token_bytes = torch.from_numpy(corpus.tokenizer.token_bytes())
+    val_bytes = int(corpus.manifest["splits"]["val"]["bytes"])
+    token_bytes = perplexity.target_bytes(
+        corpus.tokenizer, corpus.val, val_bytes, windows.context_only
+    )
 
     def evaluate(limit: int | None) -> Mapping[str, float | int | None]:
         batches = validation_batches(
-            corpus.val, windows.T, 2 * config.train.batch_size, windows.eos_id, limit,
-            mask_targets_before=windows.mask_targets_before,
+            corpus.val, windows.T, 2 * config.train.batch_size, windows.documents, limit,
+            mask_targets_before=windows.mask_targets_before, context_only=windows.context_only,
         )  # fmt: skip
         return perplexity.evaluate(model, batches, resolved.runtime.precision, token_bytes).fields()
 

@@ -268,15 +268,13 @@ class Run:
         old: dict[str, Any] = {
             **{name: config.get(name) for name in fixed},
             "model": self.model_config.model_dump(),
-            "tokenizer": files.sha256(self.path / layout.TOKENIZER)[:12],
+            "tokenizer": self.tokenizer.fingerprint[:12],
             layout.TEMPLATE: self.template,
             "tuning": self.tuning.model_dump(),
             "corpus": files.mapping(files.read_json(recorded), recorded).get("fingerprint")
             if recorded.exists()
             else new["corpus"],
         }
-        if old["tokenizer"] != new["tokenizer"]:
-            _ = self.tokenizer  # raises if it is damaged rather than different
         if mask is not None and mask.is_file():
             copy = self.path / MASK
             old["mask.py"] = files.sha256(copy)[:12] if copy.is_file() else None

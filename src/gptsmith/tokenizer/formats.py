@@ -7,6 +7,7 @@ and bytes are BPE without merges.
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,20 @@ def special_token(name: str, token_id: int) -> dict[str, Any]:
     """One entry of "added_tokens"."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": token_id, "content": name, **flags, "special": True}
+
+
+def with_special_tokens(text: str, ids: Mapping[str, int]) -> str:
+    """The text of a tokenizer.json in which these tokens are special; new ones are added."""
+    document = json.loads(text)
+    added = document.get("added_tokens") or []
+    by_name = {token["content"]: token for token in added}
+    for name, i in ids.items():
+        if name in by_name:
+            by_name[name]["special"] = True
+        else:
+            added.append(special_token(name, i))
+    document["added_tokens"] = sorted(added, key=lambda token: token["id"])
+    return json.dumps(document, ensure_ascii=False)
 
 
 def tables_in(folder: Path) -> tuple[Path, Path]:

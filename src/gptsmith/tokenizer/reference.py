@@ -64,11 +64,6 @@ class Reference:
         lengths, data = self._call("encode", list(texts), sum(map(len, texts)))
         return np.split(np.frombuffer(data, np.uint32), np.cumsum(lengths)[:-1]) if lengths else []
 
-    def encode_whole(self, text: str) -> list[int]:
-        """The ids of a text with those that the file puts around it."""
-        ids: list[int] = self._call("encode_whole", text, len(text))
-        return ids
-
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._call("decode", list(ids), len(ids))
         return text
@@ -149,8 +144,6 @@ def _run(tokenizer: Tokenizer, method: str, argument: Any, origin: str) -> Any:
                 ids = [np.array(encoding.ids, np.uint32) for encoding in found]
                 data = bytearray().join([array.tobytes() for array in ids])
                 return [*map(len, ids)], data
-            case "encode_whole":
-                return tokenizer.encode(argument).ids
         return tokenizer.decode(argument, skip_special_tokens=False)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise

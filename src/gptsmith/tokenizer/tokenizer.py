@@ -8,7 +8,8 @@ special token (split_special_tokens=True in transformers). Chat templates write 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 from gptsmith import files
 from gptsmith.arguments import check_several
 from gptsmith.tokenizer import bpe
+from gptsmith.tokenizer.characters import CharacterEncoder
 from gptsmith.tokenizer.formats import (
     ENDOFTEXT,
     byte_level_text,
@@ -24,41 +26,52 @@ from gptsmith.tokenizer.formats import (
     find_gpt2,
     read_tables,
     recognize,
-    special_token,
     tables_in,
+    with_special_tokens,
 )
 from gptsmith.tokenizer.reference import Reference
+from gptsmith.tokenizer.roles import FILE, TokenRoles, spelled
+from gptsmith.tokenizer.special_ids import SpecialIds
 from gptsmith.tokenizer.stream import TokenStream
+from gptsmith.tokenizer.surrogates import not_empty, refuse_surrogates
 
 SPECIAL_TOKENS = (ENDOFTEXT, "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
-
-# Names of the end of a document (gptsmith, GPT-2, Qwen; Llama 3; Llama 2 and Mistral; Gemma;
-# DeepSeek), of its beginning, and of padding: tokenizer.json does not say which tokens they are.
-ENDS = (ENDOFTEXT, "<|end_of_text|>", "</s>", "<eos>", "<｜end▁of▁sentence｜>")
-BEGINNINGS = ("<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>", "<｜begin▁of▁sentence｜>")
-PADS = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
 
 Encoder = Callable[[Sequence[str]], list[np.ndarray]]
 
 
+_NAME = "tokenizer.json"
+_STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+
+
 class Tokenizer:
-    """An immutable tokenizer, defined by the text of its tokenizer.json.
+    """An immutable tokenizer: the text of its tokenizer.json, and the roles of its special tokens.
 
     kind            "gpt2", "bpe" (byte-level with GPT-2's split), "char", "byte" or "other"
     vocab_size      ids are 0..vocab_size-1, including special tokens
     special_tokens  {literal: id}
-    fingerprint     sha256 of the text of tokenizer.json
+    roles           which special tokens begin and end a text, pad ...; by spelling if not told
+    told_roles      the same; None if not told by files
+    notes           what its files say about special tokens and that cannot be used
+    fingerprint     sha256 of the text of tokenizer.json, and of the roles if told
     dtype           the smaller of uint16 and uint32 that holds every id
     """
 
-    def __init__(self, text: str, origin: str | Path = "tokenizer.json") -> None:
-        """ValueError naming `origin` if `text` is not a tokenizer.json."""
+    def __init__(
+        self,
+        text: str,
+        origin: str | Path = "tokenizer.json",
+        roles: TokenRoles | None = None,
+    ) -> None:
+        """roles: as the model's files tell them. ValueError naming `origin` if `text` is not a
+        tokenizer.json."""
         document = files.parse_json(text, origin)
         if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
             raise ValueError(f'{origin}: not a tokenizer.json of `tokenizers` (no "model")')
         self._text = text
+        steps = {name: document.get(name) for name in _STEPS}
+        self._steps = {name: step if isinstance(step, dict) else {} for name, step in steps.items()}
         self._origin = str(origin)
-        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
         self.kind, self._merges = recognize(document)
         if self.kind == "other":
             special = self._reference.special
@@ -73,6 +86,13 @@ class Tokenizer:
         self.special_tokens: dict[str, int] = dict(sorted(special.items(), key=lambda t: t[1]))
         self.vocab_size = max(self._vocab.values()) + 1
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+        self.told_roles: TokenRoles | None = None
+        self.notes: list[str] = []
+        if roles is not None:
+            self.told_roles, self.notes = roles.within(self._vocab, self.vocab_size)
+        self.roles = self.told_roles or spelled(self.special_tokens)
+        identity = text if self.told_roles is None else f"{text}\0{self.told_roles.to_json()}"
+        self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
 
     @classmethod
     def gpt2(cls, folder: str | Path | None = None) -> "Tokenizer":
@@ -99,14 +119,14 @@ class Tokenizer:
         check_several(texts, "texts")
         if vocab_size < 257:
             raise ValueError(f"vocab_size {vocab_size} is less than 257: 256 bytes and {ENDOFTEXT}")
-        vocab, merges = bpe.train(_not_empty(texts), vocab_size - 1)
+        vocab, merges = bpe.train(not_empty(texts), vocab_size - 1)
         return cls(byte_level_text(vocab | {ENDOFTEXT: len(vocab)}, merges))
 
     @classmethod
     def char(cls, texts: Iterable[str]) -> "Tokenizer":
         """One id per character of the texts, in code point order, then <|endoftext|>."""
         seen: set[str] = set()
-        for text in _not_empty(texts):
+        for text in not_empty(texts):
             seen.update(text)
         vocab = {character: i for i, character in enumerate(sorted(seen))}
         # BPE without merges and without a split: `tokenizers` then splits text into characters and
@@ -121,43 +141,80 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """A tokenizer.json, or the folder that holds it (or holds vocab.json and merges.txt)."""
+        """A tokenizer.json, or the folder that holds it (or holds vocab.json and merges.txt).
+
+        The other files in its folder tell the roles of special tokens (see TokenRoles.read).
+        """
         path = Path(path)
         if path.is_dir() and not (path / "tokenizer.json").exists():
             vocab_path, merges_path = tables_in(path)
-            return cls(byte_level_text(*read_tables(vocab_path, merges_path)), vocab_path)
+            text = byte_level_text(*read_tables(vocab_path, merges_path))
+            return cls(text, vocab_path, TokenRoles.read(path))
         path = path / "tokenizer.json" if path.is_dir() else path
         if path.exists() and not path.is_file():
             raise ValueError(f"{path}: not a regular file; expected a tokenizer.json")
         try:
-            return cls(path.read_bytes().decode(), path)
+            text = path.read_bytes().decode()
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"{path}: no such file; expected a tokenizer.json or the folder that holds one"
             ) from None
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}, byte {error.start}: not UTF-8 ({error.reason})") from None
+        return cls(text, path, TokenRoles.read(path.parent) if path.name == _NAME else None)
 
     def save(self, path: str | Path) -> Path:
-        """Write tokenizer.json durably to `path`, or into it if it is a folder."""
+        """Write tokenizer.json durably to `path`, or into it if it is a folder; beside it,
+        special_tokens.json where the roles of special tokens were told."""
         path = Path(path)
-        path = path / "tokenizer.json" if path.is_dir() else path
+        path = path / _NAME if path.is_dir() else path
+        if path.name == _NAME and self.told_roles is not None:
+            files.write_text(path.with_name(FILE), self.told_roles.to_json())
+        elif path.name == _NAME:
+            path.with_name(FILE).unlink(missing_ok=True)
         files.write_text(path, self._text)
         return path
 
     def to_json(self) -> str:
         return self._text
 
+    @cached_property
+    def special_ids(self) -> SpecialIds:
+        """Ids by role, and what is put around a text."""
+        if self._steps["post_processor"]:
+            assert self._reference is not None  # raises for one that is malformed
+        return SpecialIds.of(
+            self.roles, self._vocab, self.special_tokens, self._steps["post_processor"]
+        )
+
     @property
     def eos_id(self) -> int:
-        """The id of <|endoftext|>, or of its equivalent in a foreign tokenizer."""
-        for name in ENDS:
-            if name in self.special_tokens:
-                return self.special_tokens[name]
-        raise ValueError(
-            f"{self._origin}: no {ENDOFTEXT} among the special tokens "
-            f"{list(self.special_tokens)}; add it with add_special_tokens"
-        )
+        """The token that ends a text; ValueError if nothing says."""
+        if self.special_ids.eos is None:
+            raise ValueError(
+                f"{self._origin}: nothing says which token ends a text; special tokens are "
+                f"{list(self.special_tokens)[:10]}: name it with --eos-token, of import and prepare"
+            )
+        return self.special_ids.eos
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """Ids that the file's post-processor puts before a text (Llama's <|begin_of_text|>)."""
+        return self.special_ids.before
+
+    def with_eos(self, names: Sequence[str]) -> "Tokenizer":
+        """The same tokenizer, except that these tokens, made special, end a text.
+
+        ValueError for a name that is not one of its tokens.
+        """
+        for name in names:
+            if name not in self._vocab:
+                raise ValueError(f"--eos-token {name!r:.60} is not a token of {self._origin}")
+        ids = {name: self._vocab[name] for name in names}
+        new = any(name not in self.special_tokens for name in names)
+        text = with_special_tokens(self._text, ids) if new else self._text
+        roles = self.roles.with_eos(names, list(ids.values()))
+        return Tokenizer(text, self._origin, roles)
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Ids of `text`; ValueError for a lone surrogate or an unknown character.
@@ -177,18 +234,14 @@ class Tokenizer:
         return ids
 
     def prompt(self, text: str) -> list[int]:
-        """Ids to generate from: the prefix that the file adds to every text (Llama's
-        <|begin_of_text|>; none in our own kinds) and the text; <|endoftext|> if both are empty."""
-        return [*self.prefix, *self.encode(text)] or [self.eos_id]
-
-    @cached_property
-    def prefix(self) -> tuple[int, ...]:
-        """Ids that the post-processor of the file adds before a text."""
-        if not json.loads(self._text).get("post_processor"):
-            return ()
-        bare, whole = self._reference.encode(["a"])[0].tolist(), self._reference.encode_whole("a")
-        where = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
-        return tuple(whole[:where])
+        """Ids to generate from: the prefix and the text, or, if both are empty, what starts one."""
+        ids = [*self.prefix, *self.encode(text)] or [*self.special_ids.start]
+        if not ids:
+            raise ValueError(
+                f"an empty text, and nothing says which token of {self._origin} starts one: "
+                "give some text, or import the model again with --eos-token NAME"
+            )
+        return ids
 
     def encode_array(self, text: str) -> np.ndarray:
         return self.encode_arrays([text])[0]
@@ -202,53 +255,56 @@ class Tokenizer:
         try:
             return [ids.astype(self.dtype, copy=False) for ids in self._encoder(texts)]
         except UnicodeEncodeError:
-            _refuse_surrogates(texts)
+            refuse_surrogates(texts)
             raise
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of any ids; special tokens as spelled, invalid UTF-8 as U+FFFD."""
-        if self._exact:
+        if self.has_fixed_bytes:
             return self.decode_bytes(ids).decode("utf-8", errors="replace")
         checked = self._checked(ids)
         return self._reference.decode(checked)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of any sequence of ids; ValueError for an id outside the vocabulary."""
-        if not self._exact:
+        if not self.has_fixed_bytes:
             return self.decode(ids).encode()
         pieces = self._pieces
         return b"".join([pieces[i] for i in self._checked(ids)])
 
-    def stream(self) -> TokenStream:
-        return TokenStream(self)
+    def stream(self, prompt: Sequence[int] = ()) -> TokenStream:
+        """The text of ids that arrive one at a time, as the continuation of a prompt."""
+        return TokenStream(self, prompt)
 
     def add_special_tokens(self, names: Iterable[str]) -> "Tokenizer":
         """A new tokenizer with `names` added after the existing ids; existing ones keep theirs."""
         check_several(names, "names")
-        document = json.loads(self._text)
-        added, next_id = document.setdefault("added_tokens", []), self.vocab_size
+        added: dict[str, int] = {}
         for name in dict.fromkeys(names):
             if not name or (name in self._vocab and name not in self.special_tokens):
                 raise ValueError(f"special token {name!r} is empty or already an ordinary token")
             if name not in self.special_tokens:
-                added.append(special_token(name, next_id))
-                next_id += 1
-        tokenizer = Tokenizer(json.dumps(document, ensure_ascii=False), self._origin)
-        if tokenizer.vocab_size != next_id:
+                added[name] = self.vocab_size + len(added)
+        text = with_special_tokens(self._text, added)
+        tokenizer = Tokenizer(text, self._origin, self.told_roles)
+        if tokenizer.vocab_size != self.vocab_size + len(added):
             raise ValueError(
                 f"{self._origin}: its ids have gaps, which `tokenizers` would fill; "
                 f"new tokens cannot be added at {self.vocab_size}"
             )
         return tokenizer
 
-    def token_bytes(self) -> np.ndarray:
-        """Bytes of text of each id, int32 (V,), 0 for special tokens; for bits per byte."""
+    def token_bytes(self) -> np.ndarray | None:
+        """Bytes of text of each id, int32 (V,), 0 for special tokens; None where ids do not stand
+        for fixed bytes."""
+        if not self.has_fixed_bytes:
+            return None
         lengths = np.array([len(piece) for piece in self._pieces], np.int32)
         lengths[list(self.special_tokens.values())] = 0
         return lengths
 
-    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str, str]]:
-        return Tokenizer, (self._text, self._origin)
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str, str, TokenRoles | None]]:
+        return Tokenizer, (self._text, self._origin, self.told_roles)
 
     def __repr__(self) -> str:
         return f"Tokenizer(kind={self.kind!r}, vocab_size={self.vocab_size})"
@@ -259,12 +315,27 @@ class Tokenizer:
         return Reference(self._text, json.loads(self._text), self._origin)
 
     @cached_property
-    def _exact(self) -> bool:
+    def has_fixed_bytes(self) -> bool:
         """Whether each id stands for fixed bytes. False for foreign files that, for example,
         drop the first space of a text (SentencePiece) or insert spaces between words (BERT)."""
         if self.kind != "other":
             return True
-        return (json.loads(self._text).get("decoder") or {}).get("type") == "ByteLevel"
+        return bool(self._steps["decoder"].get("type") == "ByteLevel")
+
+    @cached_property
+    def spells_text(self) -> bool:
+        """Whether the bytes of the ids of a text are its UTF-8 bytes: nothing is normalized."""
+        before = self._steps["pre_tokenizer"]
+        steps = before.get("pretokenizers") or [before]
+        spaced = any(step.get("add_prefix_space") for step in steps)
+        return self.has_fixed_bytes and not self._steps["normalizer"] and not spaced
+
+    @cached_property
+    def byte_ids(self) -> frozenset[int]:
+        """Ids of single bytes, which the decoder joins to characters (SentencePiece)."""
+        if '"ByteFallback"' not in json.dumps(self._steps["decoder"]):
+            return frozenset()
+        return frozenset(i for p, i in self._vocab.items() if re.fullmatch("<0x[0-9A-F]{2}>", p))
 
     @cached_property
     def _pieces(self) -> list[bytes]:
@@ -278,16 +349,10 @@ class Tokenizer:
         return frozenset(self.special_tokens.values())
 
     def _bytes_of(self, piece: str) -> bytes:
-        if self.kind == "char":
-            return piece.encode()
-        if self._exact:
-            try:
+        if self.kind != "char":
+            with suppress(KeyError):  # a token added as plain text, such as a run of spaces
                 return bpe.to_bytes(piece)
-            except KeyError:  # a token added as plain text, such as a run of spaces
-                return piece.encode()
-        if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-            return bytes([int(piece[3:5], 16)])  # SentencePiece's byte fallback
-        return piece.removeprefix("##").replace("▁", " ").encode()
+        return piece.encode()
 
     def _checked(self, ids: Iterable[int]) -> list[int]:
         numbers = ids.tolist() if isinstance(ids, np.ndarray) else [int(i) for i in ids]
@@ -299,7 +364,9 @@ class Tokenizer:
     @cached_property
     def _encoder(self) -> Encoder:
         if self.kind == "char":
-            return self._encode_characters
+            return CharacterEncoder(
+                {p: i for p, i in self._vocab.items() if p not in self.special_tokens}
+            )
         if self.kind == "byte":
             return lambda texts: [np.frombuffer(text.encode(), np.uint8) for text in texts]
         vocab = {p: i for p, i in self._vocab.items() if p not in self.special_tokens}
@@ -320,49 +387,5 @@ class Tokenizer:
         return encode
 
     def _encode_by_reference(self, texts: Sequence[str]) -> list[np.ndarray]:
-        _refuse_surrogates(texts)
+        refuse_surrogates(texts)
         return self._reference.encode(texts)
-
-    def _encode_characters(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [self._encode_one_by_one(text) for text in texts]
-
-    def _encode_one_by_one(self, text: str) -> np.ndarray:
-        points = np.frombuffer(text.encode("utf-32-le"), "<u4")
-        ids = self._id_of_point[np.minimum(points, len(self._id_of_point) - 1)]
-        if len(ids) and ids.min() < 0:
-            offset = int(np.argmin(ids))
-            raise ValueError(
-                f"character {text[offset]!r} at offset {offset} is not one of the "
-                f"{len(self._vocab) - len(self.special_tokens)} of this tokenizer: make it from "
-                "text that contains it, or use a byte or bpe tokenizer"
-            )
-        return ids
-
-    @cached_property
-    def _id_of_point(self) -> np.ndarray:
-        """Id by code point, -1 for unseen ones; its last entry is for all higher code points."""
-        points = {ord(c): i for c, i in self._vocab.items() if c not in self.special_tokens}
-        table = np.full(max(points) + 2, -1, np.int32)
-        table[list(points)] = list(points.values())
-        return table
-
-
-def _not_empty(texts: Iterable[str]) -> Iterator[str]:
-    empty = True
-    for text in texts:
-        _refuse_surrogates([text])
-        empty = empty and not text
-        yield text
-    if empty:
-        raise ValueError("no text to train a tokenizer on: the sources are empty")
-
-
-def _refuse_surrogates(texts: Sequence[str]) -> None:
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"text has a lone surrogate U+{ord(text[error.start]):04X} at offset "
-                f"{error.start}, which UTF-8 cannot represent: its source was not UTF-8"
-            ) from None

@@ -1,0 +1,178 @@
+"""Which tokens begin a text, end it, pad, or stand for unknown text.
+
+A tokenizer.json names its special tokens and not their roles. The roles are in other files of a
+model (tokenizer_config.json, config.json, generation_config.json); a run or corpus keeps what they
+say in special_tokens.json. Where no file tells, they are recognised by their spelling.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gptsmith import files
+
+FILE = "special_tokens.json"
+NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+CLEAN_UP = "clean_up_tokenization_spaces"
+
+# Spellings of the end of a document (gptsmith, GPT-2, Qwen; Llama 3; Llama 2 and Mistral; Gemma;
+# DeepSeek), of its beginning, and of padding.
+_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<｜end▁of▁sentence｜>")
+_BEGINNINGS = ("<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>", "<｜begin▁of▁sentence｜>")
+_PADS = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>")
+_SPELLINGS = {"bos_token": _BEGINNINGS, "eos_token": _ENDS, "pad_token": _PADS}
+# What transformers' classes assume where tokenizer_config.json does not say.
+_CLASSES: Mapping[str, Mapping[str, str]] = {
+    "GPT2Tokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
+    "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "Qwen2Tokenizer": dict.fromkeys(("eos_token", "pad_token", "unk_token"), "<|endoftext|>"),
+}
+
+
+@dataclass(frozen=True)
+class TokenRoles:
+    """What the files of a model say about its special tokens, in the terms of transformers.
+
+    tokenizer    bos_token, eos_token, pad_token, unk_token: names, of tokenizer_config.json
+    config       bos_token_id, eos_token_id, pad_token_id: ids or lists of ids, of config.json
+    generation   all of generation_config.json; None if there is no such file
+    """
+
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Any] | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> TokenRoles | None:
+        """What special_tokens.json, or the files of a model of transformers, say in a folder.
+
+        None if they say nothing. ValueError naming file and value for what is not a token.
+        """
+        if (path := folder / FILE).is_file():
+            stored = _object(path)
+            parts = [stored.get(name) or {} for name in ("tokenizer", "config", "generation")]
+            if not all(isinstance(part, dict) for part in parts):
+                raise ValueError(f"{path}: expected objects tokenizer, config and generation")
+            given = parts[2] if stored.get("generation") is not None else None
+            return cls(_names(parts[0]), _ids(parts[1], path), given and _ids(given, path))
+        own, model = folder / "tokenizer_config.json", folder / "config.json"
+        config, tokenizer = _object(model), _object(own)
+        kind = str(tokenizer.get("tokenizer_class") or "").removesuffix("Fast")
+        if not kind and config.get("model_type") in ("gpt2", "qwen2", "qwen3"):
+            kind = "GPT2Tokenizer" if config["model_type"] == "gpt2" else "Qwen2Tokenizer"
+        names = {
+            **_CLASSES.get(kind, {}),
+            **_names(_object(folder / "special_tokens_map.json")),
+            **_names(tokenizer),
+        }
+        path = folder / "generation_config.json"
+        generation = _ids(_object(path), path) if path.is_file() else None
+        ids = {name: value for name, value in _ids(config, model).items() if name in IDS}
+        told = [*names.values(), *ids.values(), *((generation or {}).get(name) for name in IDS)]
+        if all(value is None for value in told):
+            return None
+        if tokenizer.get(CLEAN_UP):
+            names[CLEAN_UP] = True
+        for name in ("transformers_version", "_from_model_config"):
+            (generation or {}).pop(name, None)
+        return cls(names, ids, generation)
+
+    def to_json(self) -> str:
+        stored = {"tokenizer": self.tokenizer, "config": self.config, "generation": self.generation}
+        return json.dumps(stored, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The tokenizer's tokens by role, without roles that none has."""
+        return {role: self.tokenizer[role] for role in NAMES if self.tokenizer.get(role)}
+
+    def within(self, vocab: Mapping[str, int], size: int) -> tuple[TokenRoles, list[str]]:
+        """The roles of tokens that there are, and a note for each that names none."""
+        notes: list[str] = []
+        names = dict(self.tokenizer)
+        for role in NAMES:
+            if (name := names.get(role)) is not None and name not in vocab:
+                names[role] = None
+                if name not in _defaults(role):
+                    notes.append(f"{role} {name!r:.60} is not one of the tokenizer's tokens")
+
+        def known(given: Mapping[str, Any], file: str) -> dict[str, Any]:
+            ids = dict(given)
+            for name in IDS:
+                found = as_ids(ids.get(name))
+                kept = [i for i in found if 0 <= i < size]
+                if kept != found:
+                    ids[name] = kept or None
+                    beyond = next(i for i in found if i not in kept)
+                    notes.append(
+                        f"{file} has {name} {beyond}, beyond the tokenizer's {size:,} tokens: "
+                        "ignored"
+                    )
+            return ids
+
+        generation = self.generation
+        if generation is not None:
+            generation = known(generation, "generation_config.json")
+        return TokenRoles(names, known(self.config, "config.json"), generation), notes
+
+    def with_eos(self, names: Sequence[str], ids: Sequence[int]) -> TokenRoles:
+        """The same, except that these tokens end a text; the first is the tokenizer's."""
+        given = {"eos_token_id": list(ids) if len(ids) > 1 else ids[0]}
+        generation = None if self.generation is None else {**self.generation, **given}
+        tokenizer = {**self.tokenizer, "eos_token": names[0]}
+        config = {**(self.config or dict.fromkeys(IDS)), **given}
+        return TokenRoles(tokenizer, config, generation)
+
+    def ids(self, name: str) -> list[int]:
+        """Ids of a field, as generation_config.json says, else config.json."""
+        return as_ids((self.generation or {}).get(name)) or as_ids(self.config.get(name))
+
+
+def spelled(special: Iterable[str]) -> TokenRoles:
+    """The roles that the known spellings among these special tokens have."""
+    found = set(special)
+    names = {
+        role: next((name for name in known if name in found), None)
+        for role, known in _SPELLINGS.items()
+    }
+    return TokenRoles(names)
+
+
+def as_ids(value: Any) -> list[int]:
+    """A field of ids, which has an id, a list of them, or null, as a list."""
+    return [] if value is None else list(value) if isinstance(value, list) else [value]
+
+
+def _defaults(role: str) -> set[str]:
+    return {names[role] for names in _CLASSES.values() if role in names}
+
+
+def _object(path: Path) -> dict[str, Any]:
+    return files.mapping(files.read_json(path), path) if path.is_file() else {}
+
+
+def _names(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The names by role; a token is given as its text, or as an object with it (AddedToken)."""
+    names: dict[str, Any] = {}
+    for role in NAMES:
+        if role in given:
+            value = given[role]
+            value = value.get("content") if isinstance(value, dict) else value
+            names[role] = value if isinstance(value, str) and value else None
+    if given.get(CLEAN_UP) is True:
+        names[CLEAN_UP] = True
+    return names
+
+
+def _ids(given: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    for name in IDS:
+        if any(type(i) is not int for i in as_ids(given.get(name))):
+            raise ValueError(
+                f"{path}: {name} is {given[name]!r:.60}, expected a token's id or a list of ids"
+            )
+    return dict(given)

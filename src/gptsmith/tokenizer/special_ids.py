@@ -1,0 +1,138 @@
+"""Ids of special tokens by role, and of what is put around a text and around a document."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gptsmith.tokenizer.roles import TokenRoles, spelled
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Ids by role.
+
+    bos, eos, pad, unk  of the tokenizer, else as the model names them
+    ends                all that end a generated text, eos only where the model names no others
+    before, after       what the tokenizer puts around a text
+    start               what an empty text is: before, else bos, else eos (of the text before it)
+    control             special tokens that are no part of a text: all but unk
+    document            what is around a document in a stream of tokens
+    """
+
+    bos: int | None
+    eos: int | None
+    pad: int | None
+    unk: int | None
+    ends: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    control: frozenset[int]
+
+    @classmethod
+    def of(
+        cls,
+        roles: TokenRoles,
+        vocab: Mapping[str, int],
+        special: Mapping[str, int],
+        post_processor: Any,
+    ) -> SpecialIds:
+        """vocab: all tokens; special: the special ones; post_processor: of tokenizer.json."""
+
+        def named(role: str) -> int | None:
+            name = roles.tokenizer.get(role)
+            return None if name is None else vocab[name]
+
+        bos, eos, unk = named("bos_token"), named("eos_token"), named("unk_token")
+        known = frozenset(special.values())
+        if bos is None:  # a default of the model's configuration may be any token
+            bos = next((i for i in roles.ids("bos_token_id") if i in known), None)
+        ends = tuple(dict.fromkeys(roles.ids("eos_token_id")))
+        if eos is None and ends:
+            eos = ends[0]
+        if eos is None and (name := spelled(special).tokenizer["eos_token"]) is not None:
+            eos = special[name]
+        pad = named("pad_token")
+        if pad is None:
+            pad = next(iter(roles.ids("pad_token_id")), None)
+        return cls(
+            bos, eos, pad, unk,
+            ends or (() if eos is None else (eos,)),
+            *around(post_processor),
+            known - {unk},
+        )  # fmt: skip
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        bos = self.eos if self.bos is None else self.bos
+        return self.before or (() if bos is None else (bos,))
+
+    @property
+    def document(self) -> DocumentTokens:
+        """`start` and an end, unless what starts a text ends one too, as <|endoftext|> does."""
+        ends = {*self.ends, self.eos}
+        before, after = self.start, self.after
+        if after and not self.before and self.bos is None:
+            before = ()  # the end of one document is all that is between two
+        if not after and self.eos is not None and not ends.intersection(before):
+            after = (self.eos,)
+        return DocumentTokens(before, after, tuple(i for i in before if i not in ends))
+
+
+class Around(NamedTuple):
+    """Ids that are put before a text and after it."""
+
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+
+class DocumentTokens(NamedTuple):
+    """Ids before and after each document in a stream of tokens.
+
+    context_only: those of them that are never targets, because they end no text.
+    """
+
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    context_only: tuple[int, ...] = ()
+
+    def starts(self, ids: np.ndarray) -> np.ndarray:
+        """Where documents begin in ids (..., T), as bools (..., T)."""
+        found = np.zeros(ids.shape, bool)
+        if self.before:
+            last = ids.shape[-1] - len(self.before) + 1
+            if last > 0:
+                found[..., :last] = True
+            for i, token in enumerate(self.before):
+                found[..., : max(last, 0)] &= ids[..., i : max(last, 0) + i] == token
+        elif self.after:
+            found[..., 1:] = ids[..., :-1] == self.after[-1]
+        return found
+
+
+def around(post_processor: Any) -> Around:
+    """What a tokenizer.json's post-processor puts around a text. It must be one that `tokenizers`
+    accepts; these are all of its kinds."""
+    match (post_processor or {}).get("type"):
+        case "TemplateProcessing":
+            special, pieces = post_processor["special_tokens"], post_processor["single"]
+            ids = [
+                special[piece["SpecialToken"]["id"]]["ids"] if "SpecialToken" in piece else []
+                for piece in pieces
+            ]
+            text = next((i for i, piece in enumerate(pieces) if "Sequence" in piece), len(pieces))
+            return Around(tuple(chain(*ids[:text])), tuple(chain(*ids[text:])))
+        case "BertProcessing" | "RobertaProcessing":
+            return Around((post_processor["cls"][1],), (post_processor["sep"][1],))
+        case "Sequence":
+            whole = Around()
+            for step in post_processor["processors"]:
+                inner = around(step)
+                whole = Around(inner.before + whole.before, whole.after + inner.after)
+            return whole
+        case _:
+            return Around()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gptsmith.interop import gguf_tokenizer
-from gptsmith.tokenizer import Tokenizer, bpe
+from gptsmith.tokenizer import Tokenizer, TokenRoles, bpe
 
 
 def test_character_merges() -> None:
@@ -109,3 +109,24 @@ def test_notes_and_bos_of_other_tokenizers() -> None:
     assert "NFC" in table.notes[0]
     assert "white space around <tag>" in table.notes[1]
     assert len(table.notes) == 2
+
+
+def test_roles_of_special_tokens_are_those_of_the_model() -> None:
+    def piece(name: str) -> dict[str, Any]:
+        return {"SpecialToken": {"id": name, "type_id": 0}}
+
+    tokenizer = Tokenizer.byte().add_special_tokens(["<go>", "<fin>", "<halt>"])
+    document = json.loads(tokenizer.to_json())
+    ids = {token["content"]: token["id"] for token in document["added_tokens"]}
+    document["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [piece("<go>"), {"Sequence": {"id": "A", "type_id": 0}}, piece("<fin>")],
+        "pair": [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"],
+        "special_tokens": {n: {"id": n, "ids": [ids[n]], "tokens": [n]} for n in ("<go>", "<fin>")},
+    }  # fmt: skip
+    generation = {"eos_token_id": [ids["<halt>"], ids["<fin>"]]}
+    roles = TokenRoles({"bos_token": "<go>", "eos_token": "<fin>"}, {}, generation)
+    made = gguf_tokenizer.table(Tokenizer(json.dumps(document), roles=roles))
+    assert (made.bos, made.eos, made.pad) == (ids["<go>"], ids["<fin>"], None)
+    assert made.ends == (ids["<fin>"], ids["<halt>"])
+    assert (made.add_bos, made.add_eos) == (True, True)

@@ -70,6 +70,9 @@ def continue_pretraining(config: TextConfig, started: float | None = None) -> in
     windows = _windows(config, corpus, T, first_target(model.mask, T, shape.n_head, shape.n_layer))
     resolved = finetune.resolve(config, prepared, windows)
     job, notes = _job(resolved, corpus, windows, model)
+    if corpus.document != base.tokenizer.special_ids.document:
+        why = f"documents of {config.data} do not begin and end as texts of {base.path} do"
+        notes.append(Note("data", f"{why}: an earlier version made it; prepare it again"))
     run = finetune.create_run(
         resolved.config, prepared, corpus=corpus.fingerprint, template=base.template,
         fixed=("document_mask", "context_length"),

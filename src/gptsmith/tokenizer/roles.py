@@ -153,7 +153,9 @@ def _defaults(role: str) -> set[str]:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    return files.mapping(files.read_json(path), path) if path.is_file() else {}
+    """The object in a file; nothing if there is none, or something else by that name."""
+    found = files.read_json(path) if path.is_file() else {}
+    return found if isinstance(found, dict) else {}
 
 
 def _names(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -285,6 +285,8 @@ class Tokenizer:
                 raise ValueError(f"special token {name!r} is empty or already an ordinary token")
             if name not in self.special_tokens:
                 added[name] = self.vocab_size + len(added)
+        if not added:
+            return self
         text = with_special_tokens(self._text, added)
         tokenizer = Tokenizer(text, self._origin, self.told_roles)
         if tokenizer.vocab_size != self.vocab_size + len(added):

@@ -129,7 +129,7 @@ class Corpus:
         """What is around each document; in older corpora, the end of text before it."""
         given = self.manifest.get("document")
         if given is None:
-            return DocumentTokens((self.manifest["tokenizer"]["eos_id"],))
+            return DocumentTokens((self.tokenizer.eos_id,))
         try:
             return DocumentTokens(
                 *(tuple(map(operator.index, given[name])) for name in DocumentTokens._fields)

@@ -8,6 +8,7 @@ from gptsmith import terminal
 from gptsmith.data.documents import Source
 from gptsmith.data.split import DocumentSplit
 from gptsmith.run import digests
+from gptsmith.run.layout import ROLES
 from gptsmith.tokenizer import Tokenizer
 
 _SAMPLE = 32 << 20  # characters to train BPE on: about four seconds
@@ -47,7 +48,8 @@ def given_tokenizer(
             f"--tokenizer {choice}: neither gpt2, bpe, char or byte nor a file or folder"
         )
     if (path := Path(choice) / "tokenizer.json").is_file():
-        digests.check(path.parent, path.name)  # of a run
+        for name in (path.name, ROLES):
+            digests.check(path.parent, name)  # of a run
     tokenizer = Tokenizer.load(choice)
     return tokenizer.with_eos(eos_token) if eos_token else tokenizer
 

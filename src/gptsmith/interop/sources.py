@@ -11,6 +11,7 @@ from gptsmith import files
 from gptsmith.interop import hf, hf_tokenizer, hub, nanogpt, openai_files, openai_tf, peft
 from gptsmith.interop.external_model import ExternalModel, check_vocabulary
 from gptsmith.model import lora, state_dict
+from gptsmith.tokenizer import Tokenizer, TokenRoles
 
 _ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Names without an owner, which the Hub no longer uses.
@@ -76,7 +77,7 @@ def _open_folder(folder: Path, ends: Sequence[str]) -> ExternalModel:
             f"{folder} is a prepared corpus or a run's checkpoint: import takes models"
         )
     if peft.CONFIG in names:
-        return _open_adapter(folder)
+        return _with_ends(_open_adapter(folder), ends)
     for name in names:
         if Path(name).suffix in _NANOGPT:
             raise ValueError(
@@ -110,6 +111,10 @@ def _open_adapter(folder: Path) -> ExternalModel:
     adapter = peft.load(folder, base.config)
     if (folder / "tokenizer.json").is_file():
         tokenizer = hf_tokenizer.read(folder, "")
+        if (told := base.tokenizer.told_roles) is not None:  # as a whole, the base's model tells
+            own = tokenizer.told_roles or told
+            roles = TokenRoles(own.tokenizer, told.config, told.generation)
+            tokenizer = Tokenizer(tokenizer.to_json(), folder / "tokenizer.json", roles)
         check_vocabulary(folder, tokenizer, base.config)
         template, unusable = hf_tokenizer.read_template(folder, tokenizer)
         notes = [*base.notes, *unusable]

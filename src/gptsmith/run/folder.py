@@ -85,6 +85,7 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
+        self._verified(layout.ROLES)
         return Tokenizer.load(self._verified(layout.TOKENIZER))
 
     @cached_property
@@ -203,8 +204,9 @@ class Run:
             if resume:
                 run.resumed = checkpoints.find(run.checkpoints)  # before anything is written
             else:  # remains of a run that was stopped before its first checkpoint
-                digests.remove(path, (layout.TUNING, layout.BASE, layout.TEMPLATE, MASK))
-            contents = {layout.TOKENIZER: tokenizer.to_json().encode()}
+                names = (layout.TUNING, layout.BASE, layout.TEMPLATE, layout.ROLES, MASK)
+                digests.remove(path, names)
+            contents = {name: text.encode() for name, text in tokenizer.contents().items()}
             if mask_code is not None:
                 contents[MASK] = mask_code
             if template is not None:
@@ -246,7 +248,7 @@ class Run:
         tensors that do not fit model_config or are not finite.
         """
         with files.atomic_folder(path) as folder:
-            contents = {layout.TOKENIZER: tokenizer.to_json().encode()}
+            contents = {name: text.encode() for name, text in tokenizer.contents().items()}
             if template is not None:
                 contents[layout.TEMPLATE] = template.encode()
             contents[layout.ARCHITECTURE] = files.json_bytes(model_config.model_dump(mode="json"))

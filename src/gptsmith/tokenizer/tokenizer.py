@@ -168,12 +168,19 @@ class Tokenizer:
         special_tokens.json where the roles of special tokens were told."""
         path = Path(path)
         path = path / _NAME if path.is_dir() else path
-        if path.name == _NAME and self.told_roles is not None:
-            files.write_text(path.with_name(FILE), self.told_roles.to_json())
-        elif path.name == _NAME:
+        if path.name != _NAME:
+            files.write_text(path, self._text)
+            return path
+        if self.told_roles is None:
             path.with_name(FILE).unlink(missing_ok=True)
-        files.write_text(path, self._text)
+        for name, text in self.contents().items():
+            files.write_text(path.with_name(name), text)
         return path
+
+    def contents(self) -> dict[str, str]:
+        """The files that `save` writes, in their order."""
+        roles = {} if self.told_roles is None else {FILE: self.told_roles.to_json()}
+        return {**roles, _NAME: self._text}
 
     def to_json(self) -> str:
         return self._text

@@ -36,7 +36,7 @@ from gptsmith.data.text_files import CHUNK_BYTES
 from gptsmith.data.tokenized import tokenized_documents
 from gptsmith.data.vocabulary import given_tokenizer, train_tokenizer
 from gptsmith.progress import WorkProgress
-from gptsmith.tokenizer import Tokenizer
+from gptsmith.tokenizer import DocumentTokens, Tokenizer
 
 
 def prepare(config: PrepareConfig) -> Path:
@@ -181,13 +181,14 @@ def _manifest(
             "eos_id": tokenizer.eos_id,
             "fingerprint": tokenizer.fingerprint,
         },
-        "document": tokenizer.special_ids.document._asdict(),
         "splits": splits,
         "validation": "; ".join(rules),
         "left_out": writer.left_out,
         "settings": writer.identity["settings"],
         "sources": writer.identity["sources"],
     }
+    if around := _document(tokenizer):
+        manifest["document"] = around
     manifest["fingerprint"] = fingerprint(manifest)
     return manifest | {"digest": manifest_digest(manifest)}
 
@@ -229,6 +230,14 @@ def _check_splits(config: PrepareConfig, writer: CorpusWriter, documents: Docume
         )
 
 
+def _document(tokenizer: Tokenizer) -> dict[str, list[int]]:
+    """What is around a document, by field; empty if it is an end of text before it."""
+    around = tokenizer.special_ids.document
+    if around == DocumentTokens((tokenizer.eos_id,)):
+        return {}
+    return {name: list(ids) for name, ids in around._asdict().items()}
+
+
 def _identity(config: PrepareConfig, sources: list[Source], given: Tokenizer | None) -> Identity:
     """What must be unchanged to resume an unfinished corpus, or to keep a complete one."""
 
@@ -246,8 +255,8 @@ def _identity(config: PrepareConfig, sources: list[Source], given: Tokenizer | N
 
     unset = set() if config.eos_token else {"eos_token"}  # of earlier versions, which lacked it
     settings = config.model_dump(mode="json", exclude={"out", "overwrite", "workers", *unset})
-    if given is not None and given.special_ids.document != ((given.eos_id,), (), ()):
-        settings["document"] = given.special_ids.document._asdict()
+    if given is not None and (around := _document(given)):
+        settings["document"] = around
     times = [(str(path), path.stat().st_mtime_ns) for source in sources for path in source.files]
     return {
         "settings": settings | {"given_tokenizer": given.fingerprint if given else None},

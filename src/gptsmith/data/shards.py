@@ -31,6 +31,7 @@ import numpy as np
 from gptsmith import files
 from gptsmith.recognize import is_corpus, wrong_kind
 from gptsmith.tokenizer import DocumentTokens, Tokenizer
+from gptsmith.tokenizer.roles import stored_fingerprint
 
 FORMAT = 1
 SPLITS = ("train", "val")
@@ -116,17 +117,16 @@ class Corpus:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the tokens; ValueError if tokenizer.json is another one."""
-        path = self.path / "tokenizer.json"
-        if files.sha256(path) != self.manifest["tokenizer"]["fingerprint"]:
+        if stored_fingerprint(self.path) != self.manifest["tokenizer"]["fingerprint"]:
             raise ValueError(
                 f"{self.path}/tokenizer.json: not the tokenizer that made this corpus; "
                 "restore that one or prepare the corpus again"
             )
-        return Tokenizer.load(path)
+        return Tokenizer.load(self.path)
 
     @cached_property
     def document(self) -> DocumentTokens:
-        """What is around each document; in older corpora, the end of text before it."""
+        """What is around each document; where the manifest does not say, the end of text before."""
         given = self.manifest.get("document")
         if given is None:
             return DocumentTokens((self.tokenizer.eos_id,))
@@ -163,6 +163,8 @@ def fingerprint(manifest: dict[str, Any]) -> str:
             for split, record in sorted(manifest["splits"].items())
         },
     }
+    if "document" in manifest:
+        seen["document"] = manifest["document"]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 

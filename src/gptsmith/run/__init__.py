@@ -3,7 +3,7 @@
 runs/NAME/
   config.yaml            resolved configuration of the stage that wrote it
   model.json             architecture (ModelConfig); also mask.py if the mask is Python code
-  tokenizer.json         also special_tokens.json, which tokens begin and end a text, where the model's
+  tokenizer.json         and special_tokens.json, which tokens begin and end a text, where files
                          files told
   chat_template.jinja    chat format of a fine-tuned model
   corpus.json            fingerprint of the training data

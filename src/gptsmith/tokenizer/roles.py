@@ -7,6 +7,7 @@ say in special_tokens.json. Where no file tells, they are recognised by their sp
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -131,6 +132,19 @@ class TokenRoles:
     def ids(self, name: str) -> list[int]:
         """Ids of a field, as generation_config.json says, else config.json."""
         return as_ids((self.generation or {}).get(name)) or as_ids(self.config.get(name))
+
+
+def fingerprint(tokenizer: bytes, roles: bytes | None) -> str:
+    """sha256 of tokenizer.json's contents and, if there is one, of special_tokens.json's."""
+    return hashlib.sha256(tokenizer if roles is None else tokenizer + b"\0" + roles).hexdigest()
+
+
+def stored_fingerprint(folder: Path) -> str:
+    """Of the tokenizer that a run or corpus keeps, which is not parsed."""
+    roles = folder / FILE
+    return fingerprint(
+        (folder / "tokenizer.json").read_bytes(), roles.read_bytes() if roles.is_file() else None
+    )
 
 
 def spelled(special: Iterable[str]) -> TokenRoles:

@@ -5,7 +5,6 @@ One class and one file format, `tokenizer.json` of Hugging Face `tokenizers`, fo
 special token (split_special_tokens=True in transformers). Chat templates write special ids.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,7 +29,7 @@ from gptsmith.tokenizer.formats import (
     with_special_tokens,
 )
 from gptsmith.tokenizer.reference import Reference
-from gptsmith.tokenizer.roles import FILE, TokenRoles, spelled
+from gptsmith.tokenizer.roles import FILE, TokenRoles, fingerprint, spelled
 from gptsmith.tokenizer.special_ids import SpecialIds
 from gptsmith.tokenizer.stream import TokenStream
 from gptsmith.tokenizer.surrogates import not_empty, refuse_surrogates
@@ -91,8 +90,8 @@ class Tokenizer:
         if roles is not None:
             self.told_roles, self.notes = roles.within(self._vocab, self.vocab_size)
         self.roles = self.told_roles or spelled(self.special_tokens)
-        identity = text if self.told_roles is None else f"{text}\0{self.told_roles.to_json()}"
-        self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+        told = None if self.told_roles is None else self.told_roles.to_json().encode()
+        self.fingerprint = fingerprint(text.encode(), told)
 
     @classmethod
     def gpt2(cls, folder: str | Path | None = None) -> "Tokenizer":

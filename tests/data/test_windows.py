@@ -110,6 +110,15 @@ def test_windows_are_as_long_as_they_can_be() -> None:
     assert {w.example.name for w in windows} == {PLACE}
 
 
+def test_very_long_conversation() -> None:
+    talk = conversation([3] * 3000, system=2)
+    windows = list(conversation_windows(talk, OURS, 25))  # 4 tokens of the system message
+    assert [w.answers for w in windows] == [2] * 750
+    learned = [run for w in windows for run in runs(w.example)]
+    answers = [m["content"].encode() for m in talk.messages if m["role"] == "assistant"]
+    assert learned == answers
+
+
 def test_conversation_that_fits_is_one_window() -> None:
     talk = conversation([3] * 6, system=2)
     whole = OURS.encode(talk.messages)

@@ -37,13 +37,15 @@ def conversation_windows(
     before, turn = messages[: starts[0]], 0
     while pending:
         skipped = starts[turn] - starts[0]
-        targets = {i - skipped for i in pending}
-        part = [*before, *messages[starts[turn] :]]
+        near = pending[: limit + 1]  # more cannot fit: each takes a token
+        stop = len(messages) if near == pending else near[-1] + 1
+        targets = {i - skipped for i in near}
+        part = [*before, *messages[starts[turn] : stop]]
         encoded = template.encode(part, learned=targets, tools=tools)
         ids = np.array(encoded.ids, np.int32)
         labels = np.where(encoded.is_target, ids, np.int32(IGNORE_INDEX))
         ends = answer_ends(labels)
-        assert len(ends) == len(pending), f"{place}: {len(ends)} runs, {len(pending)} answers"
+        assert len(ends) == len(near), f"{place}: {len(ends)} runs, {len(near)} answers"
         count = int((ends <= limit).sum())
         if count:
             end = ends[count - 1]

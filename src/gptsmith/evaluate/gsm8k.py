@@ -16,7 +16,7 @@ from typing import Any
 
 from gptsmith.chat_template import ChatTemplate, Message
 from gptsmith.data.rows import Row, read_rows
-from gptsmith.evaluate.report import Result, mean
+from gptsmith.evaluate.report import Result, mean, prompt_form
 from gptsmith.evaluate.task_data import data_folder, hub_rows, text
 from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import SamplingConfig
@@ -151,8 +151,12 @@ def score(
         {name: means[name][0] for name in names},
         {name: means[name][1] for name in names},
         items,
-        {"shots": len(examples), "max_new_tokens": max_new_tokens},
-        _notes(shots, len(examples), len(problems) - len(short_enough), C),
+        notes=_notes(shots, len(examples), len(problems) - len(short_enough), C),
+        conditions={
+            "shots": len(examples),
+            "max_new_tokens": max_new_tokens,
+            "prompt": prompt_form(template),
+        },
     )
 
 

@@ -55,7 +55,8 @@ class EvaluateOptions(WeightOptions, FileFormat):
     """Use only the first LIMIT questions of a task (mmlu: of all subjects in turn); perplexity:
     LIMIT windows, evenly spaced."""
     compare: Path | None = None
-    """Another run, measured in the same way; the chart shows both."""
+    """Another run, measured in the same way: table and chart show both on the items that both have,
+    with the difference and its 95% interval."""
     out: Path | None = None
     """Write the results to this .json file, with every item (.items.jsonl) and a chart."""
     data: str | None = None

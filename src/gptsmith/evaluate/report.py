@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,6 +59,13 @@ class Result:
                 fields[f"{name}_stderr"] = error
         notes = {"notes": list(self.notes)} if self.notes else {}
         return fields | dict(self.conditions) | dict(self.details) | notes
+
+
+def prompt_form(template: str | None) -> str:
+    """How questions are put, to tell whether two runs were asked alike."""
+    if template is None:
+        return "plain text"
+    return f"chat template {hashlib.sha256(template.encode()).hexdigest()[:8]}"
 
 
 def mean(values: Sequence[float]) -> tuple[float, float]:

@@ -30,7 +30,7 @@ from gptsmith.evaluate import (
 )
 from gptsmith.evaluate.endpoint import Endpoint
 from gptsmith.evaluate.options import EvaluateOptions
-from gptsmith.evaluate.report import Result
+from gptsmith.evaluate.report import Result, prompt_form
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.target_leakage import first_target
@@ -122,7 +122,9 @@ def _skills(options: EvaluateOptions, run: Run, model: GPTModel) -> Result:
     else:
         scores = skills.score_chat(model, run.tokenizer, run.chat_template, SEED, options.per_skill)
     means = {name: skills.mean(column) for name, column in scores.items()}
-    return Result("skills", options.per_skill, means, {}, details={"by_skill": scores})
+    asked = {"prompt": prompt_form(run.template)}
+    details = {"by_skill": scores}
+    return Result("skills", options.per_skill, means, {}, details=details, conditions=asked)
 
 
 # --- classification ------------------------------------------------------------------------------

@@ -138,6 +138,7 @@ def test_runs_of_different_corpora_need_data(evaluate, tmp_path):
         random_run(tmp_path / name, CONFIG)
         with (tmp_path / name / "config.yaml").open("a") as file:
             file.write(f"data: data/{name}\n")
+        (tmp_path / name / "digests.json").unlink()
     code, out, err = evaluate(tmp_path / "a", "--compare", tmp_path / "b")
     assert (code, out) == (2, "")
     assert "data/a and data/b: give the text for both with --data" in err

@@ -1,6 +1,7 @@
 # Everything a newcomer types. Plain pip and venv underneath: no other tool is needed.
 #   make demo     from raw text to a trained GPT that talks back, minutes on a laptop without GPU
 #   make test     the test suite            make check    format, lint, types
+#   make soak     a hundred kills, and a disk that fails at each call that writes: hours
 #   make bench    benchmarks, side by side with other libraries
 #   make fuzz     20,000 damaged files for every parser, an hour
 #   make test-flips  1,000 flipped bits in a corpus and in runs: named, or nothing changes; an hour
@@ -18,7 +19,7 @@ VENV ?= .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: demo test test-flips test-gguf check bench fuzz clean
+.PHONY: demo test soak test-flips test-gguf check bench fuzz clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/gptsmith demo
@@ -28,6 +29,10 @@ test: $(VENV)/.dev
 
 test-flips: $(VENV)/.dev
 	@$(BIN)/python tests/support/bit_flips.py
+
+soak: $(VENV)/.dev
+	@GPTSMITH_SOAK=1 $(BIN)/python -m pytest -n 2 tests/test_kills.py tests/test_failing_disk.py \
+	  tests/recipes/test_resume.py
 
 test-gguf: $(VENV)/.llama
 	@$(BIN)/python -m pytest -m gguf

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import glob
 import hashlib
+import io
 import json
 import os
 import re
@@ -29,22 +30,37 @@ _CHUNKED = "sha256/16MiB:"
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path next to `path`; fsynced and renamed to `path` on success, else removed.
 
-    The temporary name keeps the suffix, because np.save and matplotlib read the format from it.
-    An OSError (disk full, no permission) names `path`, not the temporary file.
+    It is an empty file at first. Its name keeps the suffix, because np.save and matplotlib read the
+    format from it. What an earlier attempt left that was killed is removed. An OSError (disk full,
+    no permission) names `path`, not the temporary file.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.tmp-{secrets.token_hex(4)}{path.suffix}")
     try:
-        yield temporary
+        _remove_leftovers(path)
+        with temporary.open("xb") as file:
+            with suppress(OSError):  # a file system may lack flock
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield temporary
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        ours = (None, str(temporary))
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        ours = (None, str(temporary), str(path.parent))
         if isinstance(error, OSError) and error.errno is not None and error.filename in ours:
-            raise OSError(error.errno, error.strerror, str(path)) from error
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files of `path` that no living process has locked."""
+    for left in path.parent.glob(f".{glob.escape(path.stem)}.tmp-*"):
+        if _TEMPORARY.fullmatch(left.name) and left.suffix == path.suffix and left.is_file():
+            with suppress(OSError), left.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
 
 
 @contextmanager
@@ -71,12 +87,17 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
                 sync(found)
             refuse_occupied(path)
             os.replace(temporary, path)  # onto an empty folder, too
-        sync(path.parent)
+        try:
+            sync(path.parent)
+        except OSError:  # it may be lost: the next attempt shall not find it there
+            with suppress(OSError):
+                os.replace(path, temporary)
+            raise
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError) and error.errno is not None:
             failed = Path(str(error.filename or temporary))
-            if failed.is_relative_to(temporary):
+            if failed == path.parent or failed.is_relative_to(temporary):
                 raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
@@ -160,6 +181,16 @@ def write_json(path: str | Path, obj: Any) -> None:
 def json_bytes(obj: Any) -> bytes:
     """What `write_json` writes."""
     return (json.dumps(obj, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def write_figure(path: str | Path, figure: Any, **options: Any) -> None:
+    """A matplotlib figure. options: of savefig; the format is that of the suffix by default.
+
+    It is drawn in memory: matplotlib's writers lose the cause if the disk fails.
+    """
+    path, image = Path(path), io.BytesIO()
+    figure.savefig(image, **{"format": path.suffix.removeprefix("."), **options})
+    write_bytes(path, image.getvalue())
 
 
 def read_text(path: str | Path) -> str:

@@ -1,6 +1,7 @@
 """Run folders for tests: untrained ones, records of training, commands that are killed."""
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -99,3 +100,23 @@ def assert_same_checkpoints(a: Path, b: Path) -> None:
 def _assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def write_inputs(folder: Path) -> None:
+    """Small files to train on: text.txt, short.txt, rows.csv, short.csv, rows.json, chat.jsonl."""
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "ran", "home", "again"]
+    rng = random.Random(0)
+    text = "\n".join(" ".join(rng.choices(words, k=12)) + "." for _ in range(200))
+    (folder / "text.txt").write_text(text)
+    (folder / "short.txt").write_text(text[:500])
+    labelled = [(f"{word} {n}", "abc"[i % 3]) for n in range(4) for i, word in enumerate(words)]
+    for name, rows in (("rows.csv", labelled), ("short.csv", labelled[:5])):
+        lines = "".join(f"{text},{label}\n" for text, label in rows)
+        (folder / name).write_text("text,label\n" + lines)
+    rows = [{"instruction": text, "input": "", "output": label} for text, label in labelled]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    with (folder / "chat.jsonl").open("w") as file:
+        for turns in labelled:
+            pairs = zip(("user", "assistant"), turns, strict=True)
+            messages = [{"role": role, "content": content} for role, content in pairs]
+            file.write(json.dumps({"messages": messages}) + "\n")

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from gptsmith.files import atomic_path
+from gptsmith.files import write_figure
 from gptsmith.train.figure_text import figure_text, with_fonts
 from gptsmith.train.plots import COLOURS, GRID, INK, TICK_STEPS
 
@@ -190,8 +190,8 @@ def draw(stem: Path, runs: Mapping[str, Sequence[Result]]) -> None:
 def save_figure(figure: Any, stem: Path) -> None:
     """Save a matplotlib figure as STEM.png and STEM.pdf; equal figures are equal files."""
     for suffix in (".png", ".pdf"):
-        with atomic_path(stem.with_name(stem.name + suffix)) as temporary:
-            figure.savefig(temporary, metadata={"CreationDate": None} if suffix == ".pdf" else None)
+        metadata = {"CreationDate": None} if suffix == ".pdf" else None
+        write_figure(stem.with_name(stem.name + suffix), figure, metadata=metadata)
 
 
 def _panel(

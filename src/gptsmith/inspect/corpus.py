@@ -61,8 +61,7 @@ def draw_corpus(report: CorpusReport, path: str | Path) -> Path:
         axis.set_major_formatter("{x:,.0f}")
         axis.set_minor_formatter(NullFormatter())
     figure.suptitle(f"{figure_text(report.path.name, 80)}: {int(report.counts.sum()):,} tokens")
-    with files.atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    files.write_figure(path, figure, dpi=120)
     return path
 
 

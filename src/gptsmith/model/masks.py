@@ -13,7 +13,6 @@ B batch, T time, H heads; Tq, Tk: queries and keys; b, h, q, k: indices along th
 import ast
 import importlib.util
 import inspect
-import io
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -195,9 +194,7 @@ class Mask:
         # a file name may have characters that the font lacks, or dollars, which mean a formula
         name = ascii(self.expression)[1:-1]
         figure.suptitle(name.replace("$", r"\$"))
-        image = io.BytesIO()
-        figure.savefig(image, format="png")
-        files.write_bytes(Path(path), image.getvalue())
+        files.write_figure(path, figure, format="png")
 
     def _picture(self, T: int, H: int) -> list[list[list[bool]]]:
         positions = torch.arange(T)

@@ -194,6 +194,7 @@ class _Session:
         if math.isfinite(state.best_loss) and state.best_step not in kept:
             # The best checkpoint is gone, with a newer one that was damaged: look for another.
             state.best_step, state.best_loss, state.evals_since_best = state.step, math.inf, 0
+        self.prune()  # what a killed process had no time to remove
         rate = saved.get("learning_rate") or self._last_rate()
         jump = state.learning_rate.load(rate, state.step, state.seconds)
         changes = (f"changed: {change}" for change in self.run.changes)
@@ -344,9 +345,14 @@ class _Session:
             "optimizer": self.optimizer.state_tensors(),
         }
         checkpoint.save(folder, state.step, tensors, {**state.to_json(), "position": position})
-        best = {state.best_step} if math.isfinite(state.best_loss) else set[int]()
-        checkpoint.prune(folder, self.config.save.keep_last, best)
+        self.prune()
         self.saved_at = time.perf_counter()
+
+    def prune(self) -> None:
+        """Remove old checkpoints."""
+        state, kept = self.state, self.config.save.keep_last
+        best = {state.best_step} if math.isfinite(state.best_loss) else set[int]()
+        checkpoint.prune(self.run.checkpoints, kept, best)
 
     def end(self) -> None:
         """Log the final notes."""

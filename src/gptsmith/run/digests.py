@@ -37,7 +37,7 @@ def record(folder: Path, digests: Mapping[str, str]) -> None:
     for name, digest in digests.items():
         before = content.get(name, [])
         content[name] = before if before[:1] == [digest] else [digest, *before[:1]]
-    files.write_json(folder / NAME, {"files": content})
+    files.write_json(folder / NAME, {"files": dict(sorted(content.items()))})
 
 
 def adopt(folder: Path, name: str) -> None:

@@ -50,7 +50,9 @@ def load_adapter(run: Run, checkpoint: Which) -> Adapter:
 
 def finish(run: Run, which: Literal["last", "best"]) -> None:
     """See Run.finish."""
-    newest, _ = checkpoints.find(run.checkpoints)
+    newest, damage = checkpoints.find(run.checkpoints)
+    if damage:
+        raise ValueError(f"{'; '.join(damage)}; --resume trains again from step {newest.step}")
     chosen, _ = checkpoints.find(run.checkpoints, _best_step(run, which))
     tensors, header = chosen.load("model"), {"which": which, "step": str(newest.step)}
     if run.tuning.lora.rank:

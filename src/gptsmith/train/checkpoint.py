@@ -140,27 +140,29 @@ def save(
     tensors: group ("model", "optimizer") -> named tensors. state: JSON. If the process is killed at
     any moment, the folder holds the earlier checkpoints, or those and this one.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     final = _path(folder, step)
-    temporary = _temporary_path(final)
-    temporary.mkdir()
+    temporary, complete = _temporary_path(final), False
     try:
+        temporary.mkdir(parents=True)
         for group, group_tensors in tensors.items():
             save_tensors(temporary / f"{group}.safetensors", group_tensors)
-        with naming(temporary / STATE):
-            (temporary / STATE).write_text(json.dumps(state, indent=2, ensure_ascii=False) + "\n")
+        (temporary / STATE).write_text(json.dumps(state, indent=2, ensure_ascii=False) + "\n")
         entries = {}
         for file in sorted(temporary.iterdir()):
             sync(file)
             entries[file.name] = {"size": file.stat().st_size, "sha256": digest(file)}
         write_json(temporary / MANIFEST, {"step": step, "files": entries})  # syncs the names too
+        complete = True  # whatever fails from here on, this is a checkpoint
         if final.exists():
             _remove(final)
         temporary.rename(final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        sync(folder)
+    except BaseException as error:
+        if not complete:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(final)) from error
         raise
-    sync(folder)
     return final
 
 
@@ -215,7 +217,7 @@ def _find(folder: Path, which: Literal["last"] | int) -> tuple[Checkpoint, list[
 def verify(path: Path, step: int) -> str | None:
     """What is wrong with a checkpoint folder, naming the file; None if it is intact.
 
-    PermissionError for files that this user may not read.
+    OSError for files that cannot be read: they may be intact, and are not to be removed as damaged.
     """
     manifest = path / MANIFEST
     if not manifest.is_file():
@@ -227,9 +229,9 @@ def verify(path: Path, step: int) -> str | None:
             str(name): (int(entry["size"]), str(entry["sha256"]))
             for name, entry in content["files"].items()
         }
-    except PermissionError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError) as error:
+    except FileNotFoundError:  # removed since
+        return f"{manifest} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         return f"{manifest} is unreadable ({type(error).__name__}: {error})"
     if recorded != step:
         return f"{manifest} says step {recorded}"
@@ -245,10 +247,6 @@ def verify(path: Path, step: int) -> str | None:
                 return f"{file} does not have the recorded sha256"
         except FileNotFoundError:
             return f"{file} is missing"
-        except PermissionError:  # not damage: resuming from an older checkpoint would remove it
-            raise
-        except OSError as error:
-            return f"{file} cannot be read ({error.strerror})"
     return None
 
 
@@ -295,10 +293,14 @@ def _temporary_path(final: Path) -> Path:
 
 def _remove(path: Path) -> None:
     """Remove a checkpoint folder in such an order that the remains of it never look complete."""
-    if ".tmp-" not in path.name:
-        path = path.rename(_temporary_path(path))
-    (path / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(path)
+    temporary = path if ".tmp-" in path.name else _temporary_path(path)
+    try:
+        if temporary != path:
+            path.rename(temporary)
+        (temporary / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(temporary)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _candidates(folder: Path) -> list[tuple[int, Path]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gptsmith.files import atomic_path
+from gptsmith.files import write_figure
 from gptsmith.train.figure_text import figure_text, with_fonts
 
 INK, GRID, TRAIN, VAL, RATE = "#333333", "#e4e4e4", "#2f6db3", "#d9541e", "#3a8a5f"
@@ -98,8 +98,7 @@ def draw_curves(
         top.xaxis.set_major_locator(MaxNLocator(6, steps=TICK_STEPS))
         top.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
 
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary)
+    write_figure(path, figure)
 
 
 def _draw_scores(

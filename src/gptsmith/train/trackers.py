@@ -7,6 +7,7 @@ same W&B, MLflow or trackio run: trackers.json holds their ids.
 import importlib.util
 import logging
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
@@ -16,7 +17,7 @@ from uuid import uuid4
 
 from gptsmith.arguments import check_several
 from gptsmith.config import flatten
-from gptsmith.files import read_json, write_json
+from gptsmith.files import naming, read_json, write_json
 
 RUN_IDS = "trackers.json"
 
@@ -34,26 +35,39 @@ class TensorBoard:
     def __init__(self, folder: Path, config: dict[str, Any], resumed: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self.folder = folder / "tensorboard"
+        self.hook, threading.excepthook = threading.excepthook, self._report
         # purge_step: readers drop what a killed process logged after the checkpoint.
-        self.writer = SummaryWriter(
-            folder / "tensorboard", purge_step=0 if resumed is None else resumed + 1
-        )
+        with naming(self.folder):
+            self.writer = SummaryWriter(
+                self.folder, purge_step=0 if resumed is None else resumed + 1
+            )
         if resumed is None:
             rows = [f"| {name} | `{value}` |" for name, value in flatten(config).items()]
             self.text(0, "config", "\n".join(["| field | value |", "|---|---|", *rows]))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+        with naming(self.folder):
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
 
     def text(self, step: int, title: str, text: str) -> None:
-        self.writer.add_text(title, text, step)
+        with naming(self.folder):
+            self.writer.add_text(title, text, step)
 
     def flush(self) -> None:
-        self.writer.flush()
+        with naming(self.folder):
+            self.writer.flush()
 
     def close(self) -> None:
-        self.writer.close()
+        threading.excepthook = self.hook
+        with naming(self.folder):
+            self.writer.close()
+
+    def _report(self, error: threading.ExceptHookArgs) -> None:
+        """Without errors of the writing thread, which the next call raises again."""
+        if not type(error.thread).__module__.startswith("tensorboard."):
+            self.hook(error)
 
 
 class Wandb:

@@ -174,3 +174,12 @@ def test_a_stream_that_is_forgotten_in_a_cycle_ends_its_worker() -> None:
     forget()
     gc.collect()
     assert all(worker in sandbox._idle for worker in sandbox._running)
+
+
+def test_relative_paths_are_those_of_the_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):  # the second finds a worker that was started in the first
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        assert sandbox.call("os:getcwd", what="x") == str((tmp_path / name).resolve())

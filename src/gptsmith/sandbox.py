@@ -115,7 +115,11 @@ class _Worker:
     def send(self, function: str, arguments: Any, seconds: float, memory: int) -> None:
         """Request a call or, without a function, the next item."""
         self._limits = (seconds, memory)
-        request = json.dumps([function, arguments, seconds, memory]).encode()
+        try:
+            folder = os.getcwd()
+        except FileNotFoundError:  # it was removed
+            folder = os.curdir
+        request = json.dumps([function, arguments, seconds, memory, folder]).encode()
         self.waiting = True
         assert self._process.stdin
         with suppress(BrokenPipeError):  # `receive` says why it ended
@@ -261,9 +265,11 @@ def serve() -> None:
     base, items = 0, None
     with open(requests, "rb", closefd=False) as file:
         while len(header := file.read(8)) == 8:
-            name, arguments, seconds, memory = json.loads(
+            name, arguments, seconds, memory, folder = json.loads(
                 file.read(int.from_bytes(header, "little"))
             )
+            with suppress(OSError):  # relative paths are the caller's
+                os.chdir(folder)
             module, _, function = name.partition(":")
             if module and module not in sys.modules:
                 import_module(module)

@@ -82,6 +82,13 @@ def test_damaged_files_are_refused(folder: Path) -> None:
             read_index(folder)
 
 
+def test_headers_of_many_megabytes_are_not_parsed(folder: Path) -> None:
+    header = b"{" + b" " * (17 << 20) + b"}"
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"x")
+    with pytest.raises(ValueError, match="header of 17,825,794 bytes, more than"):
+        read_index(folder)
+
+
 def shards(folder: Path, names: dict[str, str], files: dict[str, dict[str, Tensor]]) -> Path:
     (folder / "model.safetensors").unlink()
     index = {"metadata": {}, "weight_map": names}

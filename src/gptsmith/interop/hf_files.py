@@ -78,6 +78,12 @@ def read_index(folder: Path) -> dict[str, Entry]:
 def _open(path: Path) -> dict[str, Entry]:
     """The tensors of a safetensors file. ValueError naming the file if it is not well formed."""
     refuse_outside_link(path)
+    with path.open("rb") as start:
+        header = int.from_bytes(start.read(8), "little")
+    if _MAX_JSON_BYTES < header < path.stat().st_size:
+        raise ValueError(
+            f"{path} has a header of {header:,} bytes, more than the {_MAX_JSON_BYTES:,} allowed"
+        )
     try:
         file = safe_open(path, "pt")
     except SafetensorError as error:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,9 +56,9 @@ def test_ids_and_texts_are_those_of_the_library(
     text = json.dumps(document(**changes))
     theirs = hf.Tokenizer.from_str(text)
     theirs.encode_special_tokens = True
+    ours = Tokenizer(text)
     if changes in HERE:
         monkeypatch.setattr(sandbox, "call", None)
-    ours = Tokenizer(text)
     assert ours.special_tokens == {"[UNK]": 0, "[EOS]": 12}
     assert ours.vocab_size == 13
     for one in TEXTS:
@@ -128,6 +129,14 @@ def test_decoders_are_bounded() -> None:
         {"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 7}},
         {"model": {"type": "WordLevel", "vocab": {"a": 4_000_000_000}, "unk_token": "a"}},
         {"model": {"type": "WordPiece", "vocab": {}, "unk_token": "[UNK]"}},
+        {
+            "model": {
+                "type": "BPE",
+                "vocab": {"a": 0, "b": 1, "ab": 2},
+                "merges": [["a", "b"]],
+                "continuing_subword_prefix": "##",
+            }
+        },
         {"pre_tokenizer": split("(((")},
         {"pre_tokenizer": "ByteLevel"},
         {"pre_tokenizer": {"type": "Sequence", "pretokenizers": 5}},
@@ -148,3 +157,11 @@ def test_malformed_documents_are_refused_in_one_line(
 def test_json_that_cannot_be_parsed_is_one_line(text: str) -> None:
     with pytest.raises(ValueError, match=r"^far/tokenizer\.json[^\n]{1,200}$"):
         Tokenizer(text, "far/tokenizer.json")
+
+
+def test_files_of_many_megabytes_are_not_parsed(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    with path.open("wb") as file:
+        file.truncate(65 << 20)
+    with pytest.raises(ValueError, match=r"tokenizer\.json: 68,157,440 bytes, more than"):
+        Tokenizer.load(path)

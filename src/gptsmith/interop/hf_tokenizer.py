@@ -14,7 +14,6 @@ from gptsmith.tokenizer.formats import special_token
 from gptsmith.tokenizer.roles import CLEAN_UP, IDS, NAMES, as_ids
 
 _CONFIG, _JSON, _TEMPLATE = "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"
-_MAX_BYTES = 256 << 20  # of a tokenizer.json; Gemma's has 33 million
 _TELL_ROLES = ("config.json", "generation_config.json", "special_tokens_map.json")
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -35,10 +34,6 @@ def read(folder: Path, model_type: str, ends: Sequence[str] = ()) -> Tokenizer:
     remedy = "in transformers, AutoTokenizer.from_pretrained(F).save_pretrained(F) makes one"
     if (path := folder / _JSON).is_file():
         refuse_outside_link(path)
-        if path.stat().st_size > _MAX_BYTES:
-            raise ValueError(
-                f"{path} has {path.stat().st_size:,} bytes, more than the {_MAX_BYTES:,} allowed"
-            )
         tokenizer = Tokenizer.load(path)
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         kind = str(config.get("tokenizer_class", "GPT2Tokenizer"))

@@ -2,8 +2,8 @@
 
 A tokenizer.json from elsewhere is a program. Regular expressions may take forever for forty
 letters, replacements may make gigabytes of a word, and what the library cannot do ends in a panic.
-Files made of steps whose work is bounded are used here; all others in a worker process
-(sandbox.py), with limits of time and memory.
+Every file is opened in a worker process first (sandbox.py), with limits of time and memory; what is
+made of steps whose work is bounded is then used here, all others there.
 """
 
 import hashlib
@@ -52,12 +52,14 @@ class Reference:
     def __init__(self, text: str, document: dict[str, Any], origin: str) -> None:
         self._text, self._origin = text, origin
         self._digest = hashlib.sha256(text.encode()).hexdigest()
-        self._local = _opened(text, origin) if _is_bounded(document) else None
-        self.vocab, self.special = self._call("vocabulary", None, 0)
+        self._local: Tokenizer | None = None
+        self.vocab, self.special = self._call("vocabulary", None, 0)  # or it panics while it opens
         most = 100_000 + 10 * len(self.vocab)
         if self.vocab and max(self.vocab.values()) > most:
             name, i = max(self.vocab.items(), key=lambda item: item[1])
             raise ValueError(f"{origin}: {name!r:.40} has the id {i} in {len(self.vocab):,} tokens")
+        if _is_bounded(document):
+            self._local = _opened(text, origin)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, uint32, without the tokens that are put around it."""

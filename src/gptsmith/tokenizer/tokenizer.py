@@ -37,9 +37,8 @@ from gptsmith.tokenizer.surrogates import not_empty, refuse_surrogates
 SPECIAL_TOKENS = (ENDOFTEXT, "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
 Encoder = Callable[[Sequence[str]], list[np.ndarray]]
-
-
 _NAME = "tokenizer.json"
+_MAX_BYTES = 64 << 20  # of a tokenizer.json; Gemma's has 33 million
 _STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 
@@ -152,6 +151,8 @@ class Tokenizer:
         path = path / "tokenizer.json" if path.is_dir() else path
         if path.exists() and not path.is_file():
             raise ValueError(f"{path}: not a regular file; expected a tokenizer.json")
+        if path.exists() and (size := path.stat().st_size) > _MAX_BYTES:
+            raise ValueError(f"{path}: {size:,} bytes, more than the {_MAX_BYTES:,} allowed")
         try:
             text = path.read_bytes().decode()
         except FileNotFoundError:

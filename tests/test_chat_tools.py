@@ -7,6 +7,10 @@ import pytest
 from tokenizers import Tokenizer as Reference
 
 from gptsmith.chat_template import ChatTemplate
+from gptsmith.data.chat import ChatCounts, encode_conversations
+from gptsmith.data.conversations import Conversation
+from gptsmith.data.report import ReadReport
+from gptsmith.data.windows import conversation_windows
 from gptsmith.tokenizer import Tokenizer
 
 TOKENS = ("<|im_start|>", "<|im_end|>", "<|eom|>")
@@ -216,22 +220,71 @@ def test_thoughts_of_the_last_answer_are_learned() -> None:
         assert template.encode(same) == template.encode(messages)
 
 
-def test_template_that_drops_an_earlier_thought_is_blamed_for_that_message() -> None:
-    messages = [
-        message("user", "2 + 2?"), message("assistant", "4", reasoning_content="Two and two."),
-        message("user", "3 + 3?"), message("assistant", "6", reasoning_content="Three and three."),
-    ]  # fmt: skip
+THINKING = [
+    message("user", "2 + 2?"), message("assistant", "4", reasoning_content="Two and two."),
+    message("user", "3 + 3?"), message("assistant", "6"),
+    message("user", "4 + 4?"), message("assistant", "8", reasoning_content="Four and four."),
+]  # fmt: skip
+INLINE = [
+    one if "reasoning_content" not in one
+    else message("assistant", f"<think>\n{one['reasoning_content']}\n</think>\n\n{one['content']}")
+    for one in THINKING
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("messages", [THINKING, INLINE], ids=["field", "inline"])
+def test_template_that_drops_an_earlier_thought_is_blamed_for_that_message(messages: Any) -> None:
     template = ChatTemplate(QWEN, TOKENIZER)
-    with pytest.raises(ValueError, match=r"reasoning_content of message 2 of 4 \(assistant\) 0"):
+    with pytest.raises(ValueError, match="leaves out the reasoning_content of message 2 of 6:"):
         template.encode(messages)
-    inline = [
-        message("user", "2 + 2?"), message("assistant", "<think>\nTwo\n</think>\n\n4"),
-        message("user", "3 + 3?"), message("assistant", "6"),
-    ]  # fmt: skip
-    with pytest.raises(ValueError, match="message 2 of 4, '<think>"):
-        template.encode(inline)
-    with pytest.raises(ValueError, match="message 4 of 4, '<think>"):
-        template.encode([*inline[:1], message("assistant", "4"), inline[2], inline[1]])
+    theirs = stock(QWEN).apply_chat_template(messages, tokenize=True, return_dict=False)
+    assert template.encode(messages, learned=[5]).ids == theirs
+
+
+@pytest.mark.parametrize("messages", [THINKING, INLINE], ids=["field", "inline"])
+def test_prompt_leaves_earlier_thoughts_out_as_the_template_does(messages: Any) -> None:
+    template, theirs = ChatTemplate(QWEN, TOKENIZER), stock(QWEN)
+    for i in (1, 3, 5):
+        assert template.prompt(messages[:i]) == theirs.apply_chat_template(
+            messages[:i], tokenize=True, return_dict=False, add_generation_prompt=True
+        )
+
+
+@pytest.mark.parametrize("messages", [THINKING, INLINE], ids=["field", "inline"])
+def test_each_answer_is_learned_where_the_template_writes_its_thoughts(messages: Any) -> None:
+    template, theirs = ChatTemplate(QWEN, TOKENIZER), stock(QWEN)
+    talk = Conversation(messages, "a:1")
+    first, rest = conversation_windows(talk, template, 9999)
+    assert (first.answers, rest.answers) == (1, 2)
+    whole = [
+        theirs.apply_chat_template(messages[:n], tokenize=False).removesuffix("\n") for n in (2, 6)
+    ]
+    assert [TOKENIZER.decode(window.example.ids) for window in (first, rest)] == whole
+    learned = [
+        TOKENIZER.decode([i for i in window.example.labels.tolist() if i >= 0])
+        for window in (first, rest)
+    ]
+    start = "<|im_start|>assistant\n"
+    assert learned == [
+        f"{start}<think>\nTwo and two.\n</think>\n\n4{END}",
+        f"{start}6{END}{start}<think>\nFour and four.\n</think>\n\n8{END}",
+    ]
+    short = list(conversation_windows(talk, template, 70))
+    assert [window.answers for window in short] == [1, 1, 1]
+    counts = ChatCounts(9999)
+    list(encode_conversations([talk], template, ReadReport("stop"), counts))
+    assert (counts.answers, counts.learned) == (3, 3)
+
+
+def test_thoughts_that_are_never_written_are_refused() -> None:
+    source = QWEN.replace("{{- '<think>\\n' + thoughts.strip('\\n') + '\\n</think>", "{{- '")
+    assert source != QWEN
+    with pytest.raises(ValueError, match="leaves out the reasoning_content of message 2 of 2"):
+        list(
+            conversation_windows(
+                Conversation(THINKING[:2], "a"), ChatTemplate(source, TOKENIZER), 99
+            )
+        )
 
 
 AGING = """\

@@ -9,7 +9,14 @@ import re
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from gptsmith.message import THINKING, Message, handed, text_forms, without_nulls
+from gptsmith.message import (
+    THINKING,
+    Message,
+    handed,
+    text_forms,
+    with_thoughts_apart,
+    without_nulls,
+)
 from gptsmith.placeholders import MARK, Turn, broken, key_of, mark, replaced, turn
 from gptsmith.template_environment import ChatTemplateText
 
@@ -43,6 +50,8 @@ class ChatLayouts:
         """Checked messages as the template is handed them. ValueError for a field that it does not
         read though it is a part of what is said."""
         n = len(messages)
+        if "</think>" in self.source and self.reads("reasoning_content"):
+            messages = list(map(with_thoughts_apart, messages))
         return [
             turn(i, handed(message, f"message {i + 1} of {n}", self.reads), self._inert)
             for i, message in enumerate(messages)
@@ -65,14 +74,11 @@ class ChatLayouts:
             for i, one in enumerate(turns):
                 for name in one.texts:
                     field, count = one.needed.get(name), found.count(name)
-                    if count > 1 or (field and not count):
-                        where = f"message {i + 1} of {len(turns)} ({one.marked['role']})"
-                        last = (
-                            " (some write it in the last answer only)" if field in THINKING else ""
-                        )
+                    if count > 1 or (field and not count and field not in THINKING):
                         raise ValueError(
-                            f"the chat template writes the {field or 'fields'} of {where} {count} "
-                            f"times: it must write each once{last}"
+                            f"the chat template writes the {field or 'fields'} of message {i + 1} "
+                            f"of {len(turns)} ({one.marked['role']}) {count} times: it must write "
+                            "each once"
                         )
             if tools and layout == self.layout(turns, generate):
                 raise ValueError("it has tools, which the chat template does not write")
@@ -80,6 +86,15 @@ class ChatLayouts:
                 self._layouts.clear()
             self._layouts[key] = layout
         return self._layouts[key]
+
+    def without_thoughts(self, turns: Sequence[Turn], layout: str) -> list[int]:
+        """The messages whose thoughts the template leaves out, as some do before the last turn."""
+        found = {mark[1] for mark in MARK.finditer(layout)}
+        return [
+            i
+            for i, one in enumerate(turns)
+            if any(field in THINKING and name not in found for name, field in one.needed.items())
+        ]
 
     def written(
         self, turns: Sequence[Turn], generate: bool, tools: list[Any] | None = None

@@ -55,6 +55,18 @@ class TurnTokens(NamedTuple):
     user: list[int]
 
 
+class ThoughtsLeftOutError(ValueError):
+    """The template does not write the thoughts of an answer that is to be learned. message: its
+    number, from 0."""
+
+    def __init__(self, message: int, of: int) -> None:
+        super().__init__(
+            f"the chat template leaves out the reasoning_content of message {message + 1} of {of}: "
+            "it would not be learned"
+        )
+        self.message = message
+
+
 class ChatTemplate:
     """A Jinja chat template with the tokenizer that has its special tokens.
 
@@ -108,6 +120,9 @@ class ChatTemplate:
         if not answers:
             raise ValueError("the conversation has no assistant message: nothing to learn from it")
         layout = self._layouts.layout(turns, False, given)
+        for i in self._layouts.without_thoughts(turns, layout):
+            if learned is None or i in learned:
+                raise ThoughtsLeftOutError(i, len(turns))
         texts = self._layouts.written(turns, False, given)
         ids: list[int] = []
         is_target: list[bool] = []

@@ -104,6 +104,19 @@ def handed(message: Message, place: str, reads: Callable[[str], bool]) -> dict[s
     return {k: v for k, v in fields.items() if k in ("role", "content") or reads(k)}
 
 
+def with_thoughts_apart(message: Message) -> Message:
+    """An answer whose text has thoughts inside <think> and </think> with these as a field of their
+    own, as templates that read that field take them apart (Qwen 3); any other message as it is."""
+    content = message["content"]
+    if message["role"] != "assistant" or "</think>" not in content:
+        return message
+    thoughts = content.partition("</think>")[0].rstrip("\n").rpartition("<think>")[2].lstrip("\n")
+    apart: Message = {**message, "content": content.rpartition("</think>")[2].lstrip("\n")}
+    if thoughts and not any(name in message for name in THINKING):
+        apart["reasoning_content"] = thoughts
+    return apart
+
+
 def text_forms(text: str, escaped: bool) -> Iterator[str]:
     """How a template may write a text: unchanged, trimmed, or `escaped` inside JSON."""
     yield text

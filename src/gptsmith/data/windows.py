@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gptsmith.batch import IGNORE_INDEX
-from gptsmith.chat_template import ChatTemplate, TurnTokens
+from gptsmith.chat_template import ChatTemplate, ThoughtsLeftOutError, TurnTokens
 from gptsmith.data.conversations import Conversation
 from gptsmith.data.examples import Example, answer_ends
 
@@ -35,13 +35,21 @@ def conversation_windows(
     pending = [i for i in answers if learned is None or i in learned]
     starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
     before, turn = messages[: starts[0]], 0
+    stop = len(messages)
     while pending:
         skipped = starts[turn] - starts[0]
-        near = pending[: limit + 1]  # more cannot fit: each takes a token
-        stop = len(messages) if near == pending else near[-1] + 1
+        near = [i for i in pending if i < stop][: limit + 1]  # more cannot fit: each takes a token
+        if len(near) > limit:
+            stop = near[-1] + 1
         targets = {i - skipped for i in near}
         part = [*before, *messages[starts[turn] : stop]]
-        encoded = template.encode(part, learned=targets, tools=tools)
+        try:
+            encoded = template.encode(part, learned=targets, tools=tools)
+        except ThoughtsLeftOutError as error:  # the template writes them in the last turn only
+            if error.message + skipped + 1 == stop:
+                raise
+            stop = error.message + skipped + 1
+            continue
         ids = np.array(encoded.ids, np.int32)
         labels = np.where(encoded.is_target, ids, np.int32(IGNORE_INDEX))
         ends = answer_ends(labels)
@@ -54,7 +62,10 @@ def conversation_windows(
             turn += 1
             continue
         pending = pending[max(1, count) :]
-        turn = _turn_of(pending[0], starts) if pending else turn
+        # What follows thoughts that had to be in the last turn may have the same turns before it.
+        if pending and not (count == len(near) and pending[0] >= stop):
+            turn = _turn_of(pending[0], starts)
+        stop = len(messages)
 
 
 def _turn_of(position: int, starts: Sequence[int] | np.ndarray) -> int:

@@ -276,6 +276,19 @@ def test_each_answer_is_learned_where_the_template_writes_its_thoughts(messages:
     assert (counts.answers, counts.learned) == (3, 3)
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["Well: <think>a</think>b", "<think>a</think>b</think>c", "<think>x<think>a</think>b"],
+)
+def test_text_that_the_template_drops_beside_thoughts_is_refused(content: str) -> None:
+    template = ChatTemplate(QWEN, TOKENIZER)
+    asked = message("user", "a")
+    with pytest.raises(ValueError, match=r"changes the contents of messages \(message 2 of 2"):
+        template.encode([asked, message("assistant", content)])
+    both = [asked, message("assistant", "<think>a</think>b", reasoning_content="c")]
+    check(QWEN, both)
+
+
 def test_thoughts_that_are_never_written_are_refused() -> None:
     source = QWEN.replace("{{- '<think>\\n' + thoughts.strip('\\n') + '\\n</think>", "{{- '")
     assert source != QWEN

@@ -105,14 +105,16 @@ def handed(message: Message, place: str, reads: Callable[[str], bool]) -> dict[s
 
 
 def with_thoughts_apart(message: Message) -> Message:
-    """An answer whose text has thoughts inside <think> and </think> with these as a field of their
-    own, as templates that read that field take them apart (Qwen 3); any other message as it is."""
-    content = message["content"]
-    if message["role"] != "assistant" or "</think>" not in content:
+    """An answer that begins with thoughts inside <think> and </think> with these as a field of
+    their own, as templates that read that field take them apart (Qwen 3); any other message as it
+    is."""
+    before, end, after = message["content"].partition("</think>")
+    start, _, thoughts = before.rpartition("<think>")
+    is_clear = end and not start.strip() and "</think>" not in after
+    if message["role"] != "assistant" or not is_clear or any(map(message.__contains__, THINKING)):
         return message
-    thoughts = content.partition("</think>")[0].rstrip("\n").rpartition("<think>")[2].lstrip("\n")
-    apart: Message = {**message, "content": content.rpartition("</think>")[2].lstrip("\n")}
-    if thoughts and not any(name in message for name in THINKING):
+    apart: Message = {**message, "content": after.lstrip("\n")}
+    if thoughts := thoughts.strip("\n"):
         apart["reasoning_content"] = thoughts
     return apart
 

@@ -303,6 +303,12 @@ def test_unknown_labels_are_skipped_and_counted(evaluate, classifier, tmp_path):
     assert "the text is missing: 1 (" in err
 
 
+def test_classifier_is_not_compared_with_a_language_model(evaluate, classifier, runs, messages):
+    code, _, err = evaluate(classifier, "--data", messages, "--compare", runs[0])
+    assert code == 2
+    assert "are a classifier and a language model: no task can compare them" in err
+
+
 def test_language_model_has_no_classes(evaluate, runs, messages):
     code, _, err = evaluate(runs[0], "--data", messages, "--tasks", "classify")
     assert code == 2

@@ -62,6 +62,11 @@ def _open_runs(options: EvaluateOptions) -> dict[str, Run]:
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
     runs = {name: Run.open(path) for name, path in zip(names, paths, strict=True)}
+    if len({bool(run.model_config.labels) for run in runs.values()}) > 1:
+        raise ValueError(
+            f"{' and '.join(map(str, paths))} are a classifier and a language model: no task can "
+            "compare them"
+        )
     tasks = options.tasks or ("perplexity",)
     if len(runs) > 1 and "perplexity" in tasks and options.data is None:
         corpora = [str(run.config["data"]) for run in runs.values() if run.config.get("data")]

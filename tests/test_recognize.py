@@ -84,6 +84,8 @@ def test_every_verb_says_what_it_got(
         "pretrain --data run --out x": "run is a run, not a prepared corpus",
         "prepare corpus --out x": "corpus is a prepared corpus, not text: gptsmith pretrain",
         "prepare run --out x": "run is a run, not text",
+        "prepare corpus/manifest.json --out x": "is a file of the corpus corpus, not text",
+        "prepare novel.txt --tokenizer rows.jsonl --out x": "rows.jsonl is a table, not a tok",
         "generate corpus": "corpus is a prepared corpus, not a run: gptsmith pretrain",
         "generate novel.txt": "novel.txt is a text file, not a run",
         "chat rows.jsonl": "rows.jsonl is a table, not a run",

@@ -66,7 +66,8 @@ def wrong_kind(path: Path, wanted: str) -> ValueError | FileNotFoundError:
 
 def is_made(path: Path) -> bool:
     """Whether a path is something that gptsmith or another trainer made, not data of people."""
-    return path.is_dir() and _made(path) is not None
+    is_part = path.suffix == ".npy" or path.name in ("manifest.json", "tokenizer.json")
+    return _made(path) is not None if path.is_dir() else is_part and is_corpus(path.parent)
 
 
 def recognize(path: Path) -> Kind:

@@ -7,6 +7,7 @@ from pathlib import Path
 from gptsmith import terminal
 from gptsmith.data.documents import Source
 from gptsmith.data.split import DocumentSplit
+from gptsmith.recognize import wrong_kind
 from gptsmith.run import digests
 from gptsmith.run.layout import ROLES
 from gptsmith.tokenizer import Tokenizer
@@ -50,6 +51,8 @@ def given_tokenizer(
     if (path := Path(choice) / "tokenizer.json").is_file():
         for name in (path.name, ROLES):
             digests.check(path.parent, name)  # of a run
+    if Path(choice).is_file() and Path(choice).suffix != ".json":
+        raise wrong_kind(Path(choice), "a tokenizer.json or a folder with one")
     tokenizer = Tokenizer.load(choice)
     return tokenizer.with_eos(eos_token) if eos_token else tokenizer
 

@@ -143,7 +143,7 @@ def flag_name(path: Iterable[str]) -> str:
     return "--" + ".".join(path).replace("_", "-")
 
 
-_INPUTS = {("data",), ("val",)}  # whatever their type
+_INPUTS = {("data",), ("val",), ("test",)}  # other options: the last value counts
 
 
 class _Once(argparse.Action):
@@ -197,7 +197,7 @@ class FlagParser(argparse.ArgumentParser):
                 groups[path] = self.add_argument_group(".".join(path), about)
             if path != (positional,) and (arguments := _arguments(option)):
                 group = groups.get(path) or groups[path[:-1]]
-                if option.item is None and (Path in option.kinds or path in _INPUTS):
+                if option.item is None and path in _INPUTS:
                     arguments["action"] = _Once
                 action = group.add_argument(flag_name(path), dest=".".join(path), **arguments)
                 self.names += [name[2:] for name in action.option_strings]

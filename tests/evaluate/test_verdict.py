@@ -93,7 +93,7 @@ UNREAD_SCORES = [
     # not a number
     '{"score": true}', '{"score": null}', '{"score": [85, 90]}', '[["score", 85]]',
     '{"points": 85}', '{"reason": "...", "score": 0}', "٨٥", "Score: 1e2", "1.2.3", "[" * 100_000,
-    "{" * 5_000, '{"a":' * 5_000,
+    "{" * 5_000, "{" + "[" * 9_000 + "}", '{"a":' * 5_000,
 ]  # fmt: skip
 BETTER = {
     '{"reason": "r", "better": 1}': 1,

@@ -42,6 +42,7 @@ WRONG_PREFIXES = ("distractor", "incorrectanswer", "wronganswer", "incorrect", "
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SEPARATORS = ("\n", "|", ";")  # of choices in one cell
+BRACKETS = 100  # in a cell that is read as a list: nested ones would take time
 
 
 class OwnQuestion(NamedTuple):
@@ -270,9 +271,11 @@ def _cell(value: str) -> Any:
     import yaml
 
     if value.lstrip()[:1] in ("[", "{"):
+        if value.count("[") > BRACKETS:
+            return None
         try:
             return yaml.load(value, yaml.BaseLoader)
-        except (yaml.YAMLError, RecursionError):
+        except yaml.YAMLError:
             return None
     separator = next((s for s in SEPARATORS if s in value), None)
     return separator and [part.strip() for part in value.split(separator) if part.strip()]

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 
 _LONGEST = 20_000  # characters, at the end of a reply, that are read
+_BRACKETS = 50  # in an object that is read as YAML, whose nesting takes time
 
 _THINK = r"(?:think|thinking|thought|reasoning|reflection|analysis|scratchpad)"
 _END_OF_THINKING = re.compile(
@@ -121,6 +122,8 @@ def _object(text: str, start: int) -> tuple[list[tuple[str, str]], int]:
         flat = re.compile(r"\{[^{}]*\}").match(text, start)
     if flat is None:
         return [], start + 1
+    if flat[0].count("[") > _BRACKETS:
+        return [], flat.end()
     for written in (re.sub(r"//[^\n]*", "", flat[0]), flat[0]):  # without comments
         try:
             node = yaml.compose(written, yaml.BaseLoader)
@@ -240,5 +243,5 @@ def _better(text: str) -> Statement:
 def _stated_better(prose: str) -> Iterator[Statement]:
     for which, form in _FORMS.items():
         for found in form.finditer(prose):
-            if not _DENIED.search(prose[: found.start()]):
+            if not _DENIED.search(prose[max(0, found.start() - 60) : found.start()]):
                 yield Statement(float(which))

@@ -271,7 +271,7 @@ def _cell(value: str) -> Any:
     import yaml
 
     if value.lstrip()[:1] in ("[", "{"):
-        if value.count("[") > BRACKETS:
+        if value.count("[") + value.count("{") > BRACKETS:
             return None
         try:
             return yaml.load(value, yaml.BaseLoader)

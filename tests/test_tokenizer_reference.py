@@ -137,6 +137,7 @@ def test_decoders_are_bounded() -> None:
                 "continuing_subword_prefix": "##",
             }
         },
+        {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": ["a b"]}},
         {"pre_tokenizer": split("(((")},
         {"pre_tokenizer": "ByteLevel"},
         {"pre_tokenizer": {"type": "Sequence", "pretokenizers": 5}},
@@ -153,6 +154,16 @@ def test_malformed_documents_are_refused_in_one_line(
     assert capfd.readouterr() == ("", "")
 
 
+def test_post_processors_that_name_no_token_are_refused() -> None:
+    pieces = [
+        {"SpecialToken": {"id": "<s>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+    ]
+    after = {"type": "TemplateProcessing", "single": pieces, "pair": [], "special_tokens": {}}
+    with pytest.raises(ValueError, match=r"^[^\n]*post_processor"):
+        Tokenizer(json.dumps(document(post_processor=after))).prompt("a")
+
+
 @pytest.mark.parametrize("text", ['{"model": ' + "[" * 100_000, '{"model": ' + "9" * 5000])
 def test_json_that_cannot_be_parsed_is_one_line(text: str) -> None:
     with pytest.raises(ValueError, match=r"^far/tokenizer\.json[^\n]{1,200}$"):
@@ -165,3 +176,12 @@ def test_files_of_many_megabytes_are_not_parsed(tmp_path: Path) -> None:
         file.truncate(65 << 20)
     with pytest.raises(ValueError, match=r"tokenizer\.json: 68,157,440 bytes, more than"):
         Tokenizer.load(path)
+
+
+def test_merges_of_tokens_that_are_not_there_are_refused() -> None:
+    text = Tokenizer.train_bpe(["the best of times, the best"] * 3, 270).to_json()
+    changed = json.loads(text)
+    for parts in (["t", "Z"], ["Z", "t"], ["b", "t"]):
+        changed["model"]["merges"] = [*json.loads(text)["model"]["merges"], " ".join(parts)]
+        with pytest.raises(ValueError, match=r"^far[^\n]*out of vocabulary"):
+            Tokenizer(json.dumps(changed), "far").encode("the best")

@@ -27,7 +27,8 @@ def tokenizer(folder: Path) -> None:
         found.decode(found.encode(text, allow_special=True))
     found.decode(range(min(found.vocab_size, 500)))
     assert found.prompt("a") is not None
-    assert len(found.token_bytes()) == found.vocab_size
+    lengths = found.token_bytes()
+    assert lengths is None or len(lengths) == found.vocab_size
     found.add_special_tokens(["<|new|>"])
 
 

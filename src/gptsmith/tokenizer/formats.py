@@ -59,7 +59,8 @@ def _recognize(document: dict[str, Any]) -> tuple[str, list[str]]:
     merges = [rule if isinstance(rule, str) else " ".join(rule) for rule in rules]
     if not merges and len(own) == 256 and all(vocab[c] == i for i, c in enumerate(alphabet)):
         return "byte", []
-    if not pre.get("use_regex", True) or not all(own.issuperset(m.split(" ")) for m in merges):
+    parts = ((*merge.split(" "), merge.replace(" ", "")) for merge in merges)
+    if not pre.get("use_regex", True) or not all(map(own.issuperset, parts)):
         return "other", []
     digest = hashlib.sha256("\n".join(merges).encode()).hexdigest()
     return ("gpt2" if digest == _GPT2_MERGES else "bpe"), merges

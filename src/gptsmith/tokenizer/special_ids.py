@@ -116,7 +116,14 @@ class DocumentTokens(NamedTuple):
 
 def around(post_processor: Any) -> Around:
     """What a tokenizer.json's post-processor puts around a text. It must be one that `tokenizers`
-    accepts; these are all of its kinds."""
+    accepts; these are all of its kinds. ValueError for a token that it names and does not give."""
+    try:
+        return _around(post_processor)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"the post_processor of tokenizer.json is malformed ({error!r})") from None
+
+
+def _around(post_processor: Any) -> Around:
     match (post_processor or {}).get("type"):
         case "TemplateProcessing":
             special, pieces = post_processor["special_tokens"], post_processor["single"]
@@ -131,7 +138,7 @@ def around(post_processor: Any) -> Around:
         case "Sequence":
             whole = Around()
             for step in post_processor["processors"]:
-                inner = around(step)
+                inner = _around(step)
                 whole = Around(inner.before + whole.before, whole.after + inner.after)
             return whole
         case _:

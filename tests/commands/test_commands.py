@@ -218,7 +218,7 @@ def test_generate_streams_to_a_terminal(say, run: Path) -> None:
         ("prepare nowhere.txt --out x", "nowhere.txt: no such file or folder"),
         ("prepare pydoc --out x", "did you mean 'pydocs'?"),
         ("pretrain --data nowhere --out x", "nowhere: no prepared corpus here"),
-        ("pretrain --data {corpus} --out {run}", "contains a run: --resume it"),
+        ("pretrain --data {corpus} --out {run}", "contains a run that ended at step"),
         ("pretrain --data {corpus} --out {corpus}", "is not empty and contains no run"),
         ("pretrain --data {corpus} --out x --model.mask 1+1", "mask"),
         ("pretrain --data {corpus} --out x --model.mask bidirectional()", "see"),

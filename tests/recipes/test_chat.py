@@ -151,7 +151,9 @@ def test_user_errors(base: Path, data: Path, tuned, tmp_path: Path, user_error) 
 
     out = tmp_path / "out"
     start = ("--from", base, "--data", data, "--out", out)
-    assert "contains a run: --resume" in refused("--from", base, "--data", data, "--out", path)
+    assert "contains a run that ended at step 60: gptsmith finetune chat --out" in refused(
+        "--from", base, "--data", data, "--out", path
+    )
     assert "no run folder" in refused("--from", tmp_path / "x", "--data", data, "--out", out)
     assert "more than the model's 64" in refused(*start, "--context-length", "65")
     assert "lora.targets has 'q'" in refused(*start, "--lora.rank", "2", "--lora.targets", "q")
@@ -181,10 +183,11 @@ def test_user_errors(base: Path, data: Path, tuned, tmp_path: Path, user_error) 
     assert "a.yaml" not in refused(*more, "--eval.prompt", "a.yaml", "--dropout", "0.3")
     error = user_error("finetune", "text", "--out", path, "--resume")
     assert "was made by gptsmith finetune chat" in error
+    other = ("--from", out, "--data", data, "--out", path, "--resume")
+    assert "from: " in refused(*other, *COMMON)
     for flag, value in (
         ("--dropout", "0.3"),
         ("--template", odd),
-        ("--from", out),
         ("--checkpoint", "best"),
         ("--questions", "3"),
     ):

@@ -60,12 +60,14 @@ def documents(folder: Path) -> None:
     from gptsmith.data.report import ReadReport
     from gptsmith.data.sources import open_source
     from gptsmith.data.tokenized import tokenized_documents
+    from gptsmith.tokenizer import Tokenizer
 
     report = ReadReport()
     source = open_source(str(next(folder.iterdir())), ReadOptions(), report)
     found = source.documents()
     if source.layout:  # the rows are token ids
-        found = tokenized_documents(source.files, source.layout, 256, 257, report)
+        tokens = Tokenizer.byte().special_ids.document
+        found = tokenized_documents(source.files, source.layout, tokens, 257, report)
     for document in found:
         for _ in document.chunks:
             pass

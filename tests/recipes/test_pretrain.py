@@ -251,3 +251,25 @@ def test_missing_corpus(tmp_path):
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "gptsmith prepare" in done.stderr
+
+
+def test_resume_says_what_is_left_and_what_changes(corpus, tmp_path, capsys):
+    run = tmp_path / "run"
+    resume = ["pretrain", "--out", str(run), "--resume"]
+    assert train(corpus, run, "--train.steps", "2", "--eval.tokens", "300") == 0
+    assert cli.main(resume) == 0
+    assert (
+        f"resume: nothing is left to train at step 2 of 2; to go on: gptsmith pretrain --out {run} "
+        "--resume --train.steps N"
+    ) in capsys.readouterr().err
+    assert cli.main([*resume, "--train.steps", "3"]) == 0
+    said = capsys.readouterr().err
+    assert "resume: changed: train.steps: 2 -> 3" in said
+    assert "resume: continues at step 2 of 3" in said
+    rows = [line for line in (run / "report.md").read_text().splitlines() if line.startswith("| ")]
+    assert [row.split("|")[1].strip() for row in rows[1:]] == ["0", "2", "3"]  # each step once
+    final = events(run, "val")[-1]
+    assert final["step"] == 3
+    assert final["tokens"] > 9 * events(run, "val")[-2]["tokens"]
+    sentence = f"On {final['tokens']:,} tokens, at the end: validation loss"
+    assert sentence in (run / "report.md").read_text()

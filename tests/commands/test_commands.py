@@ -62,6 +62,7 @@ def test_evaluate_measures_as_training_did(say, run: Path, tmp_path: Path) -> No
         copy = tmp_path / trained
         shutil.copytree(run, copy, dirs_exist_ok=True)
         config = (run / "config.yaml").read_text()
+        (copy / "digests.json").unlink(missing_ok=True)  # edited by hand
         (copy / "config.yaml").write_text(
             config.replace("precision: fp32", f"precision: {trained}")
         )
@@ -244,6 +245,7 @@ def test_wrong_input_is_a_one_line_error(
 def test_moved_corpus_is_reported(say, run: Path, corpus: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     config = (copy / "config.yaml").read_text()
+    (copy / "digests.json").unlink()  # edited by hand
     (copy / "config.yaml").write_text(config.replace(f"data: {corpus}\n", "data: gone\n"))
     code, _, err = say("evaluate", copy)
     assert code == 2

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
+from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data.chat import load_chat
 from gptsmith.data.conversations import read_conversations
 from gptsmith.data.dataset import Windows

@@ -9,7 +9,7 @@ import torch
 from runs import random_run
 
 import gptsmith
-from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
+from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data.chat import load_chat
 from gptsmith.data.classification import encode_texts
 from gptsmith.data.options import ChatFiles

@@ -25,7 +25,7 @@ DESK = {
     "console",
     "progress",
 }
-MIDDLE = {"run", "chat_template", "message"} | GROUND | DESK
+MIDDLE = {"run", "chat_template"} | GROUND | DESK
 FLOORS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "face": {"api", "generate", "data"} | MIDDLE,
@@ -40,11 +40,7 @@ FLOORS: dict[str, set[str]] = {
     "data": {"download"} | MIDDLE,
     "run": {"interop", "chat_template"} | GROUND | DESK,
     "interop": {"download", "chat_template"} | GROUND | DESK,
-    "chat_template": {"chat_layout", "message", "placeholders"} | GROUND | DESK,
-    "chat_layout": {"message", "placeholders", "template_environment"},
-    "placeholders": {"message"},
-    "message": set(),
-    "template_environment": {"sandbox"},
+    "chat_template": GROUND | DESK,
     "sandbox": set(),
     "train": {"batch"} | DESK,
     "tokenizer": DESK,

@@ -11,7 +11,7 @@ import torch
 from runs import random_run
 
 import gptsmith
-from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
+from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 
 ROOT = Path(__file__).resolve().parents[1]
 

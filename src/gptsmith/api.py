@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from gptsmith.chat_template import Message
+from gptsmith.chat_template.template import Message
 from gptsmith.evaluate.options import EvaluateOptions
 from gptsmith.generate.options import SamplingConfig
 from gptsmith.run import Run, Which

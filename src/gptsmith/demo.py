@@ -16,7 +16,7 @@ from pydantic import Field
 from rich.table import Table
 
 from gptsmith import files, terminal
-from gptsmith.chat_template import Message
+from gptsmith.chat_template.template import Message
 from gptsmith.commands import evaluate, finetune, generate, prepare, pretrain
 from gptsmith.config import Section, load_config
 from gptsmith.console import Console

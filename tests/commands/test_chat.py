@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from gptsmith import cli
-from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
+from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
 from gptsmith.commands.chat import save
 from gptsmith.generate.chat import Chat
 from gptsmith.generate.options import SamplingConfig

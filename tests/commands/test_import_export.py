@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tokenizers import pre_tokenizers, processors
 
 from gptsmith import cli
-from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
+from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.commands import export, import_model
 from gptsmith.model.config import ModelConfig
 from gptsmith.run import Run

@@ -12,7 +12,7 @@ from pseudo_terminal import shown
 from runs import random_run
 
 import gptsmith
-from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE
+from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE
 from gptsmith.model.config import ModelConfig
 from gptsmith.terminal import visible
 from gptsmith.tokenizer import Tokenizer

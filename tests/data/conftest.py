@@ -1,6 +1,6 @@
 import pytest
 
-from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
+from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.tokenizer import Tokenizer
 
 

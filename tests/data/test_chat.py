@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gptsmith.batch import IGNORE_INDEX
-from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
+from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data.chat import ChatCounts, _made_by, load_chat, write_chat
 from gptsmith.data.examples import Examples, write_examples
 from gptsmith.data.options import ChatFiles, Labels

@@ -11,7 +11,7 @@ import pytest
 from data_sets import complete_data
 
 from gptsmith.batch import IGNORE_INDEX
-from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
+from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data.chat import ChatCounts, encode_conversations
 from gptsmith.data.conversations import Conversation, read_conversations
 from gptsmith.data.examples import Example

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from data_sets import complete_data
 
-from gptsmith.chat_template import ChatTemplate
+from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.data.instructions import (
     CLASSIC,
     Instruction,

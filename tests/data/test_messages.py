@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gptsmith.chat_template import CHAT_TOKENS, ChatTemplate
+from gptsmith.chat_template.template import CHAT_TOKENS, ChatTemplate
 from gptsmith.data.chat import ChatCounts, encode_conversations
 from gptsmith.data.conversations import Conversation, read_conversations
 from gptsmith.data.options import ChatFiles

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptsmith.batch import IGNORE_INDEX
-from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
+from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data.chat import ChatCounts, divide, encode_conversations
 from gptsmith.data.conversations import Conversation
 from gptsmith.data.examples import Example, Examples

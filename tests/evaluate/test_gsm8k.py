@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from data_sets import complete_data
 
-from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE
+from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE
 from gptsmith.evaluate import gsm8k
 from gptsmith.evaluate.gsm8k import Problem, flexible, load, score, strict
 from gptsmith.model.config import ModelConfig

@@ -4,7 +4,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
+from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data import skills
 from gptsmith.evaluate import skills as scoring
 from gptsmith.generate.engine import Engine

@@ -18,7 +18,7 @@ import tokenizers as hf
 import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from gptsmith.chat_template import TEMPLATE
+from gptsmith.chat_template.template import TEMPLATE
 from gptsmith.interop.external_model import ExportableModel
 from gptsmith.interop.hf import export
 from gptsmith.model.config import ModelConfig

@@ -9,7 +9,7 @@ TEXTS = ["", "a", "hello World, 1234!", "Ünïcode 🙂\u0301 \t\n x", "a" * 300
 
 
 def template(folder: Path) -> None:
-    from gptsmith.chat_template import CHAT_TOKENS, ChatTemplate, Message
+    from gptsmith.chat_template.template import CHAT_TOKENS, ChatTemplate, Message
     from gptsmith.tokenizer import Tokenizer
 
     text = (folder / "chat_template.jinja").read_bytes().decode()
@@ -40,7 +40,7 @@ def rows(folder: Path) -> None:
 
 
 def conversations(folder: Path) -> None:
-    from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
+    from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate
     from gptsmith.data.chat import load_chat
     from gptsmith.data.examples import Examples
     from gptsmith.data.options import ChatFiles

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
+from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
 from gptsmith.generate.chat import Chat
 from gptsmith.generate.options import SamplingConfig
 from gptsmith.model.config import ModelConfig

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
+from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.generate.chat import Chat
 from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import SamplingConfig

@@ -18,7 +18,7 @@ from gguf_models import GPT2, LLAMA3, SIZES
 from runs import random_run
 from torch import Tensor
 
-from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE
+from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE
 from gptsmith.commands.export import exportable
 from gptsmith.interop import gguf
 from gptsmith.model.config import ModelConfig, RopeScaling

@@ -24,7 +24,7 @@ from transformers import (
     logging,
 )
 
-from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE
+from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE
 from gptsmith.commands.export import ExportOptions, exportable
 from gptsmith.commands.export import export as export_run
 from gptsmith.generate.engine import Engine

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from runs import random_run
 from transformers import AutoTokenizer
 
-from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
+from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.commands.export import exportable
 from gptsmith.interop import hf
 from gptsmith.interop.hf_tokenizer import read, read_template

@@ -21,7 +21,7 @@ from gguf_models import GPT2, LLAMA3, SIZES
 from runs import random_run
 
 from gptsmith import cli
-from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
+from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
 from gptsmith.commands.export import exportable
 from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import SamplingConfig

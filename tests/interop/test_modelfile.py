@@ -2,7 +2,7 @@
 
 import pytest
 
-from gptsmith.chat_template import ChatTemplate
+from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.interop import modelfile
 from gptsmith.tokenizer import Tokenizer
 

@@ -9,7 +9,7 @@ import torch
 from runs import assert_same_checkpoints, assert_same_weights, events, finish, kill_after
 
 from gptsmith import cli
-from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
+from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data.chat import load_chat
 from gptsmith.data.options import ChatFiles
 from gptsmith.data.packing import PaddedRows

@@ -8,7 +8,7 @@ from runs import assert_same_weights, events, kill_after, untrained
 
 from gptsmith import cli
 from gptsmith.batch import IGNORE_INDEX
-from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE
+from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE
 from gptsmith.data.dataset import Windows
 from gptsmith.data.options import PrepareConfig
 from gptsmith.data.prepare import prepare

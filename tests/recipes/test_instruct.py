@@ -8,7 +8,7 @@ import pytest
 from runs import assert_same_weights, events, kill_after
 
 from gptsmith import cli
-from gptsmith.chat_template import ChatTemplate
+from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.data.instructions import Prompt
 from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import SamplingConfig

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from pydantic import Field
 
 from gptsmith import files, terminal
-from gptsmith.chat_template import Message
+from gptsmith.chat_template.template import Message
 from gptsmith.config import load_config
 from gptsmith.generate.options import SamplingConfig
 from gptsmith.run.options import WeightOptions

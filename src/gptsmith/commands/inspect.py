@@ -75,7 +75,7 @@ def _run(options: InspectOptions, out: Console) -> None:
 
 
 def _chat(options: InspectOptions, folder: Path, out: Console) -> None:
-    from gptsmith.chat_template import chat_tokenizer
+    from gptsmith.chat_template.template import chat_tokenizer
     from gptsmith.inspect import chat
     from gptsmith.recipes.finetune import max_length
     from gptsmith.run import Run

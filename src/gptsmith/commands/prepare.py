@@ -64,7 +64,7 @@ def _prepare_chat(argv: list[str]) -> None:
         description="Turn conversations into a memory-mapped file of token ids and labels.",
         positional="sources",
     )
-    from gptsmith.chat_template import chat_tokenizer
+    from gptsmith.chat_template.template import chat_tokenizer
     from gptsmith.data.chat import write_chat
     from gptsmith.recipes.finetune import max_length
     from gptsmith.run import Run

@@ -6,7 +6,7 @@ from datetime import date, time
 from decimal import Decimal
 from typing import Any
 
-from gptsmith.message import is_empty
+from gptsmith.chat_template.message import is_empty
 
 
 def cell_text(value: Any) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gptsmith.arguments import check_several
-from gptsmith.chat_template import ChatTemplate
+from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.data import columnar
 from gptsmith.data.conversations import Conversation, read_conversations
 from gptsmith.data.examples import Example, Examples, answer_ends, is_chat_set, write_examples

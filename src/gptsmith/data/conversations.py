@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gptsmith.chat_template.message import CALLS, Message, is_empty
 from gptsmith.data import columns as names
 from gptsmith.data.columns import quoted
 from gptsmith.data.messages import InvalidRowError, is_message, made, read_message
@@ -28,7 +29,6 @@ from gptsmith.data.row_fields import (
     tools_of,
 )
 from gptsmith.data.rows import Row, read_rows
-from gptsmith.message import CALLS, Message, is_empty
 
 
 class Conversation(NamedTuple):

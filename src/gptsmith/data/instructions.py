@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from gptsmith.batch import IGNORE_INDEX
-from gptsmith.chat_template import ChatTemplate, Message
+from gptsmith.chat_template.template import ChatTemplate, Message
 from gptsmith.data.columns import HISTORY, quoted
 from gptsmith.data.examples import Example
 from gptsmith.data.messages import InvalidRowError

@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from gptsmith.chat_template.message import CALLS, Message, is_empty, joined_content
 from gptsmith.data import columns as names
 from gptsmith.data.cells import cell_text, learned_flag
 from gptsmith.data.columns import is_irrelevant, quoted
 from gptsmith.data.options import ChatFiles
-from gptsmith.message import CALLS, Message, is_empty, joined_content
 
 
 class InvalidRowError(ValueError):

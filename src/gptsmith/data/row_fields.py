@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from gptsmith.chat_template.message import is_empty
 from gptsmith.data import columns as names
 from gptsmith.data.cells import cell_text, learned_flag
 from gptsmith.data.columns import is_irrelevant, quoted
 from gptsmith.data.messages import InvalidRowError, made
 from gptsmith.data.report import ReadReport
-from gptsmith.message import is_empty
 
 
 def cell(values: Mapping[str, Any], name: str) -> str:

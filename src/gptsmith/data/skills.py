@@ -16,7 +16,7 @@ from functools import cache
 from random import Random
 from typing import Literal, NamedTuple
 
-from gptsmith.chat_template import Message
+from gptsmith.chat_template.template import Message
 from gptsmith.data.conversations import Conversation
 from gptsmith.data.documents import Document
 from gptsmith.data.stdlib import pydocs

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from gptsmith.batch import IGNORE_INDEX
-from gptsmith.chat_template import ChatTemplate
+from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.data.examples import Example, answer_ends
 from gptsmith.data.options import Labels
 from gptsmith.data.report import ReadReport

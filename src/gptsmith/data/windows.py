@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gptsmith.batch import IGNORE_INDEX
-from gptsmith.chat_template import ChatTemplate, ThoughtsLeftOutError, TurnTokens
+from gptsmith.chat_template.template import ChatTemplate, ThoughtsLeftOutError, TurnTokens
 from gptsmith.data.conversations import Conversation
 from gptsmith.data.examples import Example, answer_ends
 

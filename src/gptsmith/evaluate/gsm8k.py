@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gptsmith.chat_template import ChatTemplate, Message
+from gptsmith.chat_template.template import ChatTemplate, Message
 from gptsmith.data.rows import Row, read_rows
 from gptsmith.evaluate.report import Result, mean, prompt_form
 from gptsmith.evaluate.task_data import data_folder, hub_rows, text

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 from gptsmith.arguments import check_several
-from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
+from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
 from gptsmith.data import skills
 from gptsmith.data.skills import Item
 from gptsmith.generate.chat import Chat

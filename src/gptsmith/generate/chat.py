@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gptsmith.arguments import check_several
-from gptsmith.chat_template import ChatPrompt, ChatTemplate, Message
+from gptsmith.chat_template.template import ChatPrompt, ChatTemplate, Message
 from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import DEFAULT_SAMPLING, SamplingConfig
 from gptsmith.generate.request import Generation, OnText, Request

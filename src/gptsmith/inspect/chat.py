@@ -15,7 +15,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 
 from gptsmith.batch import IGNORE_INDEX
-from gptsmith.chat_template import ChatTemplate
+from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.console import Console, Text
 from gptsmith.data.chat import ChatCounts, load_chat
 from gptsmith.data.examples import Example, Examples, answer_ends

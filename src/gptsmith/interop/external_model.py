@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from gptsmith.chat_template import ChatTemplate
+from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.model.config import ModelConfig
 from gptsmith.tokenizer import Tokenizer
 

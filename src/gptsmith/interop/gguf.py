@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from gptsmith import files
-from gptsmith.chat_template import ChatTemplate
+from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.interop import gguf_tokenizer, modelfile
 from gptsmith.interop.external_model import ExportableModel, check_vocabulary
 from gptsmith.interop.gguf_tokenizer import Table

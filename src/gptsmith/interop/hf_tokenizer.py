@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gptsmith import files
-from gptsmith.chat_template import ChatTemplate
+from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.interop.hf_files import read_json, refuse_outside_link
 from gptsmith.tokenizer import Tokenizer, TokenRoles
 from gptsmith.tokenizer.formats import special_token

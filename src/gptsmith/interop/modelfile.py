@@ -7,7 +7,7 @@ Ollama does not run the Jinja template inside a GGUF: its templates are in Go's 
 import re
 from collections.abc import Sequence
 
-from gptsmith.chat_template import ChatTemplate
+from gptsmith.chat_template.template import ChatTemplate
 
 _CONTENT = "\ufdd0"  # stands for a message's content; a Unicode noncharacter
 _MARK = re.compile("\ufdd0\\d+\ufdd1")

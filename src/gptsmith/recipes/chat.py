@@ -9,7 +9,7 @@ import numpy as np
 
 from gptsmith import files
 from gptsmith.batch import IGNORE_INDEX
-from gptsmith.chat_template import CHAT_TOKENS, ChatTemplate, Message, chat_tokenizer
+from gptsmith.chat_template.template import CHAT_TOKENS, ChatTemplate, Message, chat_tokenizer
 from gptsmith.data.chat import ChatCounts, encode_conversations, load_chat
 from gptsmith.data.examples import Example, Examples
 from gptsmith.data.report import ReadReport

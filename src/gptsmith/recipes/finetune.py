@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from gptsmith.chat_template import ChatTemplate
+from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.data.examples import Examples
 from gptsmith.data.packing import PackedRows, PaddedRows
 from gptsmith.evaluate import perplexity

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptsmith import files
-from gptsmith.chat_template import ChatTemplate, opening
+from gptsmith.chat_template.template import ChatTemplate, opening
 from gptsmith.console import Console
 from gptsmith.data.examples import Example, Examples
 from gptsmith.data.instructions import (

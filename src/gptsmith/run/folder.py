@@ -25,7 +25,7 @@ from gptsmith.train import checkpoint as checkpoints
 from gptsmith.train import monitor
 
 if TYPE_CHECKING:
-    from gptsmith.chat_template import ChatTemplate
+    from gptsmith.chat_template.template import ChatTemplate
 
 
 class Run:
@@ -94,7 +94,7 @@ class Run:
         path = self._verified(layout.TEMPLATE)
         if not path.is_file():
             return None
-        from gptsmith.chat_template import ChatTemplate  # Jinja takes 20 ms to import
+        from gptsmith.chat_template.template import ChatTemplate  # Jinja takes 20 ms to import
 
         text = files.read_text(path)
         try:

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from gptsmith import sandbox, template_environment
-from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate
-from gptsmith.template_environment import ChatTemplateText
+from gptsmith import sandbox
+from gptsmith.chat_template import environment
+from gptsmith.chat_template.environment import ChatTemplateText
+from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.tokenizer import Tokenizer
 
 MESSAGES = [{"role": "user", "content": "Hi\ud800 <b>&'"}, {"role": "assistant", "content": "Ho"}]
@@ -79,7 +80,7 @@ def test_memory_is_bounded(source: str) -> None:
 
 @pytest.mark.parametrize("source", LONG)
 def test_time_is_bounded(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_environment, "_SECONDS", 0.4)
+    monkeypatch.setattr(environment, "_SECONDS", 0.4)
     with pytest.raises(sandbox.StoppedError, match=r"was stopped after 0\.4 s of processor time"):
         render(source)
 
@@ -97,7 +98,7 @@ def test_a_stopped_template_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) 
 def test_a_template_that_is_slow_each_time_runs_out_of_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(template_environment, "_SECONDS", 0.5)
+    monkeypatch.setattr(environment, "_SECONDS", 0.5)
     template = ChatTemplateText("{% for i in range(99999) %}{% set x = i ** 70 %}{% endfor %}")
     with pytest.raises(sandbox.StoppedError):  # noqa: PT012
         for _ in range(200):

@@ -9,7 +9,8 @@ import re
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from gptsmith.message import (
+from gptsmith.chat_template.environment import ChatTemplateText
+from gptsmith.chat_template.message import (
     THINKING,
     Message,
     handed,
@@ -17,8 +18,7 @@ from gptsmith.message import (
     with_thoughts_apart,
     without_nulls,
 )
-from gptsmith.placeholders import MARK, Turn, broken, key_of, mark, replaced, turn
-from gptsmith.template_environment import ChatTemplateText
+from gptsmith.chat_template.placeholders import MARK, Turn, broken, key_of, mark, replaced, turn
 
 MAX_LAYOUTS = 4096  # kept; tools and calls make a new one each
 

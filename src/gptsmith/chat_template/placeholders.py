@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gptsmith.message import CALLS, SAID
+from gptsmith.chat_template.message import CALLS, SAID
 
 # A placeholder: the number of the message, and of the text if it is not the content. Unicode
 # reserves these characters for internal use. BREAK separates the characters of a special token

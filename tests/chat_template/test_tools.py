@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer as Reference
 
-from gptsmith.chat_template import ChatTemplate
+from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.data.chat import ChatCounts, encode_conversations
 from gptsmith.data.conversations import Conversation
 from gptsmith.data.report import ReadReport

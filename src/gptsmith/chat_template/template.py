@@ -3,7 +3,7 @@
 The template (Jinja, `chat_template.jinja` in the run folder, in the form that transformers reads)
 defines the text around the texts of the messages. What the template writes may become special
 tokens; the text of a message never does. To tell the two apart, the conversation is rendered
-once with a placeholder for each text (chat_layout.py): all else is the template's own.
+once with a placeholder for each text (layout.py): all else is the template's own.
 """
 
 import json
@@ -11,9 +11,9 @@ import re
 from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gptsmith.chat_layout import MAX_LAYOUTS, ChatLayouts
-from gptsmith.message import ROLES, Message, checked
-from gptsmith.placeholders import BREAK, MARK, Turn, key_of, owner
+from gptsmith.chat_template.layout import MAX_LAYOUTS, ChatLayouts
+from gptsmith.chat_template.message import ROLES, Message, checked
+from gptsmith.chat_template.placeholders import BREAK, MARK, Turn, key_of, owner
 from gptsmith.tokenizer import Tokenizer
 
 __all__ = ["CHAT_TOKENS", "ROLES", "TEMPLATE", "ChatPrompt", "ChatTemplate", "Encoded", "Message"]

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Reference
 from tokenizers.trainers import BpeTrainer
 
-from gptsmith.chat_template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
+from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
 from gptsmith.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 TEXT = (

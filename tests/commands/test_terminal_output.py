@@ -40,10 +40,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     angry = random_run(folder / "angry", CONFIG, TOKENIZER, TEMPLATE).path
     end = "{% endif %}{% endfor %}"
     (angry / "chat_template.jinja").write_text(f"{ANGRY}{end}{TEMPLATE}")
+    (angry / "digests.json").unlink()
     text = folder / f"text{NAME}.txt"
     text.write_text(f"abc {NAME} cab {NAME}\n".replace("\n", " ") * 40, newline="")
     corpus = prepare(folder / f"corpus{NAME}", text).path
     manifest = json.loads((corpus / "manifest.json").read_text())
+    del manifest["digest"]  # as in corpora of earlier versions
     (corpus / "manifest.json").write_text(json.dumps({**manifest, "name": NAME}))
     return SimpleNamespace(
         folder=folder, run=run, other=other, classes=classes, angry=angry, text=text, corpus=corpus
@@ -107,6 +109,7 @@ def test_reports(made: SimpleNamespace) -> None:
     (made.run / "model.json").write_text(
         (made.run / "model.json").read_text().replace("causal()", "m\\u001b]0;y\\u0007.py:rule")
     )
+    (made.run / "digests.json").unlink()
     run = shown(["inspect", made.run])
     check(run, r"acc[b]\x1b]0;x\x07\x9b2J\u202e\x7f\r  0.5")
     assert r"maskm\x1b]0;y\x07.py:rule" in "".join(run.split())

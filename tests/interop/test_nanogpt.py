@@ -266,7 +266,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no tensor": ({}, {FC: "weights"}, "not a dense tensor"),
     "fewer layers": ({"n_layer": 1}, {}, "is unexpected"),
     "a size missing": ({"n_head": None}, {}, "n_head is None"),
-    "layers beyond all bounds": ({"n_layer": 1 << 40}, {}, "tensors"),
+    "layers beyond all bounds": ({"n_layer": 1 << 40}, {}, "n_layer is"),
     "a width beyond all bounds": ({"n_embd": 1 << 40}, {}, "wte is"),
     "a context beyond all bounds": ({"block_size": 1 << 40}, {}, "wpe is"),
     "another architecture": ({"use_rmsnorm": True}, {}, "use_rmsnorm True"),

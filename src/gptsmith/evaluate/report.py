@@ -10,8 +10,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from rich import box
+from rich.console import Group
 from rich.table import Table
 
+from gptsmith.console import Text
 from gptsmith.files import write_figure
 from gptsmith.train.figure_text import figure_text, with_fonts
 from gptsmith.train.plots import COLOURS, GRID, INK, TICK_STEPS
@@ -109,7 +112,7 @@ def show_difference(metric: str, value: float, interval: tuple[float, float] | N
     return text + unit
 
 
-def table(results: Sequence[Result]) -> Table:
+def table(results: Sequence[Result]) -> Group:
     """One row per metric; for several runs see `comparison`."""
     return comparison({"value ± standard error": results})
 
@@ -117,38 +120,41 @@ def table(results: Sequence[Result]) -> Table:
 def comparison(
     runs: Mapping[str, Sequence[Result]],
     differences: Mapping[tuple[str, str], str] | None = None,
-) -> Table:
-    """One row per metric, one column per run, and known scores to compare with.
+) -> Group:
+    """A table per task: one row per metric, one column per run, and known scores to compare with.
 
     differences: of the runs, by task and metric, for a column of their own.
     """
-    rows = _rows(runs)
-    known = any(_references(runs, *row) for row in rows)
-    between = ["difference [95%]"] if differences is not None else []
-    reference = ["reference"] if known else []
-    shown = Table("task", "items", "metric", *runs, *between, *reference)
-    for column in shown.columns:
-        column.overflow = "fold"  # a narrow terminal must not cut figures
-    for column in (shown.columns[1], *shown.columns[3 : 3 + len(runs) + len(between)]):
-        column.justify = "right"
-    before = None
-    for task, metric in rows:
-        if before not in (None, task):
-            shown.add_section()
-        found = [_find(results, task, metric) for results in runs.values()]
-        counts = dict.fromkeys(f"{result.n:,}" for result in found if result)
-        values = [
-            show(metric, r.metrics[metric], r.stderr.get(metric, math.nan)) if r else ""
-            for r in found
-        ]
-        references = _references(runs, task, metric)
-        compared = [f"{name} {show(metric, x)}" for name, x in references.items()]
-        first = [task, " / ".join(counts)] if before != task else ["", ""]
-        difference = [] if differences is None else [differences.get((task, metric), "")]
-        last = [("\n" if between else ", ").join(compared)] if known else []
-        shown.add_row(*first, metric, *values, *difference, *last)
-        before = task
-    return shown
+    rows, tables = _rows(runs), list[Text | Table]()
+    for task in dict.fromkeys(task for task, _ in rows):
+        results = [next((r for r in found if r.task == task), None) for found in runs.values()]
+        metrics = [metric for name, metric in rows if name == task]
+        counts = " / ".join(dict.fromkeys(f"{result.n:,}" for result in results if result))
+        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        shown.add_column("metric", no_wrap=True)
+        for name in (*runs, *(["difference [95%]"] if differences is not None else [])):
+            # a narrow terminal must not cut figures
+            shown.add_column(name, justify="right", overflow="fold", min_width=10)
+        if any(_references(runs, task, metric) for metric in metrics):
+            shown.add_column("reference", no_wrap=True)
+        for metric in metrics:
+            values = [
+                show(metric, r.metrics[metric], r.stderr.get(metric, math.nan))
+                if r and metric in r.metrics
+                else ""
+                for r in results
+            ]
+            if differences is not None:
+                values.append(differences.get((task, metric), ""))
+            references = _references(runs, task, metric).items()
+            lines = [f"{name} {show(metric, value)}" for name, value in references]
+            shown.add_row(
+                metric,
+                *values,
+                *(["\n".join(lines)] if len(shown.columns) > len(values) + 1 else []),
+            )
+        tables += [Text(f"{task}, {counts} items"), shown]
+    return Group(*tables)
 
 
 @with_fonts

@@ -147,6 +147,8 @@ def test_vocabulary_padding_is_kept(folder: Path, tmp_path: Path) -> None:
         (dict(partial_rotary_factor=0.5), "partial_rotary_factor 0.5"),
         (dict(is_causal=False), "is_causal False"),
         (dict(per_layer_config={"0": {}}), "per_layer_config"),
+        (dict(hidden_act={"a": 1}), "hidden_act"),
+        (dict(hidden_act=["silu"]), "hidden_act"),
         (dict(num_hidden_layers="two"), "num_hidden_layers is 'two': "),
         (dict(num_hidden_layers=10**9), "num_hidden_layers is 1000000000: should be"),
         (dict(max_position_embeddings=1 << 40), "1099511627776 is too long for the rotary"),

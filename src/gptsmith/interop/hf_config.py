@@ -70,7 +70,7 @@ def model_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
     fields["tie_embeddings"] = raw.get("tie_word_embeddings", family.gpt2)
     name, activations = family.activation
     activation = raw.get(name, next(iter(activations)))
-    if activation not in activations:
+    if not isinstance(activation, str) or activation not in activations:
         raise _unsupported(path, name, activation)
     fields["mlp"] = activations[activation]
     if family.gpt2:

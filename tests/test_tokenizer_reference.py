@@ -121,6 +121,7 @@ def test_decoders_are_bounded() -> None:
     [
         {"added_tokens": ["x"]},
         {"added_tokens": [5]},
+        {"added_tokens": [{"id": 13, "content": 5, "special": True}]},
         {"added_tokens": {"a": 1}},
         {"added_tokens": [{"id": "1", "content": 5}]},
         {"model": {"type": "BPE", "vocab": {"a": 0.0}, "merges": []}},
@@ -185,3 +186,10 @@ def test_merges_of_tokens_that_are_not_there_are_refused() -> None:
         changed["model"]["merges"] = [*json.loads(text)["model"]["merges"], " ".join(parts)]
         with pytest.raises(ValueError, match=r"^far[^\n]*out of vocabulary"):
             Tokenizer(json.dumps(changed), "far").encode("the best")
+
+
+def test_added_tokens_that_are_not_text_are_refused() -> None:
+    changed = json.loads(Tokenizer.char(["abc"]).to_json())
+    changed["added_tokens"][0]["content"] = 5
+    with pytest.raises(ValueError, match=r"^far[^\n]*cannot read it"):
+        Tokenizer(json.dumps(changed), "far")

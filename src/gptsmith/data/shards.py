@@ -180,7 +180,8 @@ class Shards(Sequence[np.ndarray]):
         """Names, sizes and headers are checked; errors as of Corpus.open."""
         self._folder, self._records = folder, manifest["splits"][split]["shards"]
         self._arrays = [_open_shard(folder, shard, manifest["dtype"]) for shard in self._records]
-        self._vocab_size: int | None = manifest["tokenizer"].get("vocab_size")
+        size = manifest["tokenizer"].get("vocab_size")
+        self._vocab_size = None if size is None else operator.index(size)
         self._verified = [False] * len(self._arrays)
         self._damage: Exception | None = None  # found in the background
         self.lengths = [len(array) for array in self._arrays]

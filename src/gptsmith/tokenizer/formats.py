@@ -43,7 +43,7 @@ def _recognize(document: dict[str, Any]) -> tuple[str, list[str]]:
     ):
         return "other", []
     entries = vocab | {token["content"]: token["id"] for token in added}
-    if not all(type(i) is int for i in entries.values()):
+    if not all(type(name) is str and type(i) is int for name, i in entries.items()):
         return "other", []
     if sorted(entries.values()) != list(range(len(entries))) or entries | vocab != entries:
         return "other", []

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rich import box
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
@@ -130,7 +130,7 @@ def comparison(
         results = [next((r for r in found if r.task == task), None) for found in runs.values()]
         metrics = [metric for name, metric in rows if name == task]
         counts = " / ".join(dict.fromkeys(f"{result.n:,}" for result in results if result))
-        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        shown = Table(box=SIMPLE_HEAD, pad_edge=False)
         shown.add_column("metric", no_wrap=True)
         for name in (*runs, *(["difference [95%]"] if differences is not None else [])):
             # a narrow terminal must not cut figures

@@ -3,7 +3,7 @@
 #   make test     the test suite            make check    format, lint, types
 #   make soak     a hundred kills, and a disk that fails at each call that writes: hours
 #   make bench    benchmarks, side by side with other libraries
-#   make fuzz     20,000 damaged files for every parser, an hour
+#   make fuzz     20,000 damaged files over all parsers: ten minutes
 #   make test-flips  1,000 flipped bits in a corpus and in runs: named, or nothing changes; an hour
 #   make test-gguf   exported models in llama.cpp, which is compiled first: minutes, a C++ compiler
 # TORCH_INDEX names a PyTorch wheel index, for another build than the registry's own:

@@ -4,12 +4,12 @@ import torch
 from torch import nn
 
 
-def randomize(model: nn.Module, seed: int = 1) -> None:
-    """New weights: biases that are not zero, norms around one."""
+def randomize(model: nn.Module, seed: int = 1, size: float = 0.25) -> None:
+    """New weights of standard deviation `size`: biases that are not zero, norms around one."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            noise = 0.25 * torch.randn(p.shape, generator=generator)
+            noise = size * torch.randn(p.shape, generator=generator)
             p.copy_(noise + (p.dim() == 1 and name.endswith("weight")))
 
 

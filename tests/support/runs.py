@@ -42,10 +42,11 @@ def random_run(
     template: str | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 1,
+    size: float = 0.25,
 ) -> Run:
     """An imported run, of bytes unless told otherwise, in which every weight matters."""
     model = (GPTClassifier if config.labels else GPTModel)(config)
-    randomize(model, seed)
+    randomize(model, seed, size)
     tensors = ((name, tensor.to(dtype)) for name, tensor in model.state_dict().items())
     origin = {"import": "random numbers"}
     tokenizer = tokenizer or Tokenizer.byte()

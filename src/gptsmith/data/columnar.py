@@ -170,7 +170,7 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 @contextmanager
 def _readable(path: str, problem: str) -> Iterator[None]:
-    """ValueError naming the file for everything that pyarrow raises about its bytes."""
+    """Turn any error that pyarrow raises for damaged content into a ValueError naming the file."""
     try:
         yield
     except (MemoryError, FileNotFoundError, PermissionError):

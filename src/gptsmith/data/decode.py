@@ -1,6 +1,6 @@
 """The bytes of a file as text: gzip, and encodings.
 
-One rule for every format of text. A byte order mark decides. Otherwise the text is UTF-8 if nearly
+The same rule for all text formats: a byte order mark decides. Otherwise the text is UTF-8 if nearly
 all of it is valid UTF-8 (the reader rejects the other lines one by one), UTF-16 if its zero bytes
 say so, cp1252 if it reads like a Western text in it. Nothing else is guessed: --encoding names it.
 """

@@ -127,33 +127,30 @@ def comparison(
     """
     rows, tables = _rows(runs), list[Text | Table]()
     for task in dict.fromkeys(task for task, _ in rows):
-        results = [next((r for r in found if r.task == task), None) for found in runs.values()]
-        metrics = [metric for name, metric in rows if name == task]
-        counts = " / ".join(dict.fromkeys(f"{result.n:,}" for result in results if result))
+        references = {
+            metric: _references(runs, task, metric) for name, metric in rows if name == task
+        }
+        counts = [f"{r.n:,}" for results in runs.values() for r in results if r.task == task]
         shown = Table(box=SIMPLE_HEAD, pad_edge=False)
         shown.add_column("metric", no_wrap=True)
         for name in (*runs, *(["difference [95%]"] if differences is not None else [])):
             # a narrow terminal must not cut figures
             shown.add_column(name, justify="right", overflow="fold", min_width=10)
-        if any(_references(runs, task, metric) for metric in metrics):
+        has_references = any(references.values())
+        if has_references:
             shown.add_column("reference", no_wrap=True)
-        for metric in metrics:
-            values = [
-                show(metric, r.metrics[metric], r.stderr.get(metric, math.nan))
-                if r and metric in r.metrics
-                else ""
-                for r in results
+        for metric, known in references.items():
+            found = [_find(results, task, metric) for results in runs.values()]
+            cells = [
+                show(metric, r.metrics[metric], r.stderr.get(metric, math.nan)) if r else ""
+                for r in found
             ]
             if differences is not None:
-                values.append(differences.get((task, metric), ""))
-            references = _references(runs, task, metric).items()
-            lines = [f"{name} {show(metric, value)}" for name, value in references]
-            shown.add_row(
-                metric,
-                *values,
-                *(["\n".join(lines)] if len(shown.columns) > len(values) + 1 else []),
-            )
-        tables += [Text(f"{task}, {counts} items"), shown]
+                cells.append(differences.get((task, metric), ""))
+            if has_references:
+                cells.append("\n".join(f"{name} {show(metric, x)}" for name, x in known.items()))
+            shown.add_row(metric, *cells)
+        tables += [Text(f"{task}, {' / '.join(dict.fromkeys(counts))} items"), shown]
     return Group(*tables)
 
 

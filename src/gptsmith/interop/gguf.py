@@ -58,7 +58,7 @@ def export(model: ExportableModel, out: Path, kind: Kind = "f16") -> list[str]:
     """Write OUT/NAME-KIND.gguf and OUT/Modelfile (for `ollama create`); NAME is the model's.
 
     All or nothing; weights are converted one tensor at a time. kind q8_0: 8 bits per weight, and
-    a scale for every 32. Vectors and position embeddings are f32 in every kind.
+    a scale for every 32. Vectors and position embeddings are always stored as f32.
     Returns notes for the user. ValueError for what llama.cpp cannot compute: classifiers,
     architectures without a transformers class, tokenizers with an unknown split, f16 overflow.
     FileExistsError if `out` is occupied.

@@ -1,4 +1,4 @@
-"""`tokenizers` over any tokenizer.json: right for every file, and slower than our own encoders.
+"""Any tokenizer.json through the `tokenizers` library: always correct, slower than our encoders.
 
 A tokenizer.json from elsewhere is a program. Regular expressions may take forever for forty
 letters, replacements may make gigabytes of a word, and what the library cannot do ends in a panic.

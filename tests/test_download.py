@@ -21,7 +21,7 @@ def weights(site: Site) -> None:
 
 def get(site: Site, folder: Path, wanted: Wanted = FILE) -> bytes:
     path = folder / "weights"
-    download.fetch(f"{site.url}/weights", path, wanted, lambda *_: None)
+    download.fetch(f"{site.url}/weights", path, wanted)
     assert [child.name for child in folder.iterdir()] == ["weights"]
     return path.read_bytes()
 
@@ -41,12 +41,15 @@ def break_off(site: Site, folder: Path) -> None:
     site.cuts.clear()
 
 
-def test_download(site: Site, tmp_path: Path) -> None:
-    progress = []
-    path = tmp_path / "weights"
-    download.fetch(f"{site.url}/weights", path, FILE, lambda *how_far: progress.append(how_far))
-    assert path.read_bytes() == CONTENT
-    assert progress[-1] == ("weights", len(CONTENT), len(CONTENT))
+def test_download(
+    site: Site,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("gptsmith.progress._LINE_SECONDS", 0)
+    assert get(site, tmp_path) == CONTENT
+    assert capsys.readouterr().err.endswith("fetching weights: 100%, 0.5 of 0.5 MB\n")
     assert starts(site) == [0]
 
 

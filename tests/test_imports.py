@@ -47,7 +47,7 @@ FLOORS: dict[str, set[str]] = {
     "model": {"files", "arguments"},
     "batch": set(),
     "config": {"flags"},
-    "download": {"files", "console"},
+    "download": {"files", "progress"},
     "flags": {"terminal"},
     "console": {"terminal"},
     "terminal": set(),

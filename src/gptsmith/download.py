@@ -2,29 +2,18 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from gptsmith import files
-from gptsmith.console import Console
+from gptsmith.progress import WorkProgress
 
 _PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before a retry, if the last attempt made no progress
 _TIMEOUT = httpx.Timeout(30, connect=10)
-
-Report = Callable[[str, int, int], None]  # name of the file, bytes received, bytes in total
 
 
 class Wanted(NamedTuple):
@@ -35,7 +24,7 @@ class Wanted(NamedTuple):
     sha256: str | None = None
 
 
-def fetch(url: str, path: Path, wanted: Wanted, report: Report) -> None:
+def fetch(url: str, path: Path, wanted: Wanted) -> None:
     """Download `url` to `path`, complete and verified. A file that is already there is verified.
 
     An interrupted download leaves NAME.part, which the next call resumes. Raises ConnectionError if
@@ -45,7 +34,7 @@ def fetch(url: str, path: Path, wanted: Wanted, report: Report) -> None:
         return verify(path, wanted, "delete it and run this again")
     part = path.with_name(f"{path.name}.part")
     try:
-        _receive(url, part, wanted, report)
+        _receive(url, part, wanted)
         verify(part, wanted, "it is deleted, run this again")
     except ValueError:
         part.unlink(missing_ok=True)
@@ -55,13 +44,13 @@ def fetch(url: str, path: Path, wanted: Wanted, report: Report) -> None:
     files.sync(path.parent)
 
 
-def _receive(url: str, part: Path, wanted: Wanted, report: Report) -> None:
+def _receive(url: str, part: Path, wanted: Wanted) -> None:
     """Requests until `part` is complete, with pauses between those that make no progress."""
     reached, pauses = False, iter(_PAUSES)
     while True:
         before = _size(part)
         try:
-            return _request(url, part, wanted, report)
+            return _request(url, part, wanted)
         except httpx.HTTPStatusError as error:
             code = error.response.status_code
             why = f"{url} answers {code} {error.response.reason_phrase}".strip()
@@ -80,7 +69,7 @@ def _receive(url: str, part: Path, wanted: Wanted, report: Report) -> None:
         time.sleep(pause)
 
 
-def _request(url: str, part: Path, wanted: Wanted, report: Report) -> None:
+def _request(url: str, part: Path, wanted: Wanted) -> None:
     """One request for what `part` lacks."""
     # A range past the end is an error, so the last byte is requested again.
     start = max(_size(part) - 1, 0)
@@ -99,11 +88,15 @@ def _request(url: str, part: Path, wanted: Wanted, report: Report) -> None:
             raise ValueError(
                 f"{url} has {size:,} bytes, expected {wanted.size:,}: it is not the published file"
             )
-        with part.open("r+b" if start else "wb") as file:
+        title = f"fetching {wanted.name}"
+        with (
+            part.open("r+b" if start else "wb") as file,
+            WorkProgress(title, size, percent=True) as shown,
+        ):
             file.seek(start)
             for block in answer.iter_raw():
                 file.write(block)
-                report(wanted.name, file.tell(), size)
+                shown.update(file.tell(), f"{file.tell() / 1e6:,.1f} of {size / 1e6:,.1f} MB")
             file.truncate()
 
 
@@ -123,11 +116,8 @@ def verify(path: Path, wanted: Wanted, remedy: str) -> None:
 
 
 @contextmanager
-def cache(*names: str) -> Iterator[tuple[Path, Report]]:
-    """A folder for downloads, locked, and the function that reports progress.
-
-    FileNotFoundError, with the remedy, if it cannot be created.
-    """
+def cache(*names: str) -> Iterator[Path]:
+    """A folder for downloads, locked. FileNotFoundError, with the remedy, if it cannot be made."""
     try:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = root.joinpath("gptsmith", *names)
@@ -136,35 +126,5 @@ def cache(*names: str) -> Iterator[tuple[Path, Report]]:
         raise FileNotFoundError(
             f"no folder for downloads ({error}): set XDG_CACHE_HOME to one"
         ) from None
-    with files.lock(folder, "then run this again"), progress() as report:
-        yield folder, report
-
-
-@contextmanager
-def progress() -> Iterator[Report]:
-    """A progress bar per file on a terminal, elsewhere a line per file and every ten seconds."""
-    console = Console(stderr=True)
-    bars: dict[str, TaskID] = {}
-    last = 0.0
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    ) as progress:
-
-        def report(name: str, received: int, size: int) -> None:
-            nonlocal last
-            if name not in bars or (not console.is_terminal and time.monotonic() - last > 10):
-                last = time.monotonic()
-                if not console.is_terminal:
-                    of = f"{received / 1e6:,.1f} of {size / 1e6:,.1f} MB"
-                    console.print(f"fetching {name}: {of}", soft_wrap=True)
-            if name not in bars:
-                bars[name] = progress.add_task(name, total=size)
-            progress.update(bars[name], completed=received)
-
-        yield report
+    with files.lock(folder, "then run this again"):
+        yield folder

@@ -230,13 +230,16 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "a variable is missing": (lambda t: {"tensors": {n: t[n] for n in t if n != W}}, W),
     "a variable of another shape": (
         lambda t: {"tensors": {**t, "model/ln_f/g": np.ones(C + 1, np.float32)}},
-        r"final_norm.weight has shape \(9,\), expected \(8,\)",
+        r"model/ln_f/g has shape \(9,\), expected \(8,\)",
     ),
     "a layer that hparams.json does not count": (
         lambda t: {"sizes": {**SIZES, "n_layer": 1}},
-        "model/h1/.* does not account for",
+        "model/h1/.* is unexpected",
     ),
-    "a variable of integers": (lambda t: {"changes": {W: {"dtype": (1, 3)}}}, "not a matrix"),
+    "a variable of integers": (
+        lambda t: {"changes": {W: {"dtype": (1, 3)}}},
+        "does not consist of floating",
+    ),
     "a variable in slices": (
         lambda t: {"changes": {W: {"slices": (7, message((1, 1)))}}},
         "partitioned into slices",
@@ -257,7 +260,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "compression": (lambda t: {"compression": 1}, "compressed"),
     "a field that should be a message": (
         lambda t: {"changes": {W: {"shape": (2, 5)}}},
-        "field 2 is not a message",
+        r"of shape \(\) in",
     ),
     "a tokenizer of another model": (
         lambda t: {
@@ -266,14 +269,14 @@ REFUSED: dict[str, tuple[Change, str]] = {
         },
         "do not belong together",
     ),
-    "n_layer beyond all bounds": (lambda t: {"sizes": {**SIZES, "n_layer": HUGE}}, "variables"),
+    "n_layer beyond all bounds": (lambda t: {"sizes": {**SIZES, "n_layer": HUGE}}, "n_layer is"),
     "n_vocab beyond all bounds": (
         lambda t: {"sizes": {**SIZES, "n_vocab": HUGE}},
-        r"model/wte .*but is \(300, 8\)",
+        "impossible sizes",
     ),
     "n_head that does not divide": (lambda t: {"sizes": {**SIZES, "n_head": 3}}, "multiple of"),
     "sizes that are no numbers": (lambda t: {"sizes": {**SIZES, "n_ctx": "16"}}, "n_ctx is '16'"),
-    "no sizes": (lambda t: {"sizes": []}, "one JSON object"),
+    "no sizes": (lambda t: {"sizes": []}, "a mapping of names"),
 }
 
 
@@ -318,7 +321,6 @@ def test_bad_content_under_good_checksums_is_refused(tmp_path: Path) -> None:
     index = tmp_path / "m.index"
     header = (b"", message((1, 0)))
     for entries, words in (
-        ([header, (b"b", b""), (b"a", b"")], "out of order"),
         ([header, (b"x" * 300, b"")], "a name of 300 bytes"),
         ([header, (b"\xff", b"")], "utf-8"),
         ([(b"", b"\x08" + b"\x80" * 11)], "more than ten bytes"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
 
     from gptsmith.interop.external_model import ExternalModel
     from gptsmith.run import Run
-
-_LINE_INTERVAL = 5.0  # seconds between lines of progress where there is no terminal
 
 
 class ImportOptions(Section):
@@ -91,20 +88,12 @@ def _next_command(run: Run) -> str:
 def _with_progress(
     tensors: Iterable[tuple[str, Tensor]], total: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors, with a progress bar on a terminal, elsewhere a line every few seconds."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    """The tensors; `total` bytes of them are reported as they are used."""
+    from gptsmith.progress import WorkProgress
 
-    from gptsmith.console import Console
-
-    console = Console(stderr=True)
-    done, last = 0, time.monotonic()
-    columns = (TextColumn("importing"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total)
+    done = 0
+    with WorkProgress("importing", total, percent=True) as shown:
         for name, tensor in tensors:
             done += tensor.nbytes
             yield name, tensor
-            bar.update(task, completed=done)
-            if not console.is_terminal and time.monotonic() - last >= _LINE_INTERVAL:
-                last = time.monotonic()
-                console.print(f"importing: {done / total:.0%}, {name}", soft_wrap=True)
+            shown.update(done, name)

@@ -90,9 +90,9 @@ def _shakespeare() -> Path:
 
     wanted = download.Wanted("tiny Shakespeare", _SHAKESPEARE_SIZE, _SHAKESPEARE_SHA256)
     try:
-        with download.cache("tinyshakespeare") as (folder, report):
+        with download.cache("tinyshakespeare") as folder:
             path = folder / "input.txt"
-            download.fetch(_SHAKESPEARE, path, wanted, report)
+            download.fetch(_SHAKESPEARE, path, wanted)
     except ConnectionError as error:
         raise UnavailableError(
             f"shakespeare: cannot be downloaded ({error}); put {_SHAKESPEARE} into "

@@ -6,8 +6,9 @@ modeling files of GPT-2, Llama, Qwen2, Qwen3 and Arcee in transformers.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from gptsmith.model import state_dict
@@ -253,6 +254,26 @@ def stored_in_transformers(c: ModelConfig, ours: str, shape: tuple[int, ...]) ->
     # GPT-2's linear layers are convolutions of width 1, with matrices (in, out)
     transposed = family.gpt2 and ours.startswith("blocks.") and len(shape) == 2
     return Stored(found.names, found.rows, transposed)
+
+
+def gpt2_names(
+    c: ModelConfig,
+    given: Mapping[str, tuple[int, ...]],
+    origin: Path,
+    rename: Callable[[str], str] = str,
+) -> dict[str, str]:
+    """Our parameters -> their names in a file of GPT-2, `given` with their shapes.
+
+    rename: from the name in transformers. ValueError naming `origin` unless it holds these
+    parameters and no others.
+    """
+    try:
+        shapes = state_dict.shapes(c)
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from None
+    names = {o: rename(stored(c, GPT2_NAMES, o, shape[0]).names[0]) for o, shape in shapes.items()}
+    state_dict.check_state_dict({names[o]: shape for o, shape in shapes.items()}, given, origin)
+    return names
 
 
 def tensor_shapes(c: ModelConfig) -> dict[str, tuple[int, ...]]:

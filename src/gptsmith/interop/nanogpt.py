@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from gptsmith.interop.external_model import ExternalModel, config_from
-from gptsmith.interop.hf_mapping import GPT2_NAMES, stored
-from gptsmith.model import state_dict
+from gptsmith.interop.hf_mapping import gpt2_names
 from gptsmith.model.config import ModelConfig
 from gptsmith.tokenizer import Tokenizer
 
@@ -63,15 +62,7 @@ def open_file(path: Path) -> ExternalModel:
     state = _tensors(content["model"], path)
     config = _config(content["model_args"], state, path)
     tokenizer, notes = _tokenizer(path, config)
-    shapes = state_dict.shapes(config)
-    names = {
-        ours: stored(config, GPT2_NAMES, ours, shape[0]).names[0] for ours, shape in shapes.items()
-    }
-    state_dict.check_state_dict(
-        {names[ours]: shape for ours, shape in shapes.items()},
-        {name: tuple(tensor.shape) for name, tensor in state.items()},
-        path,
-    )
+    names = gpt2_names(config, {name: tuple(t.shape) for name, t in state.items()}, path)
     rows = tokenizer.vocab_size - config.vocab_size
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in state.values()))
 
@@ -99,52 +90,43 @@ def open_file(path: Path) -> ExternalModel:
 
 
 def _load(path: Path) -> Any:
+    """What torch.save wrote. ValueError unless it is made of tensors and plain containers."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
+        archive = zipfile.ZipFile(path)
     # zipfile raises NotImplementedError for compression methods that it does not know.
     except (zipfile.BadZipFile, NotImplementedError, ValueError):
         raise ValueError(
             f"{path} is damaged or not saved by PyTorch 1.6 or newer (it is not a zip file): "
             "download it again, or, if you trust it, load and save it with a newer torch"
         ) from None
-    # torch.save never compresses, so what is read is never larger than the file.
-    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-        raise ValueError(f"{path} is a compressed zip, which torch.save never writes: not opened")
-    _check_pickle(path)
-    try:
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # of the zip, of the pickle, of what it asks torch to build
-        # torch's message starts with advice on how to open it anyway
-        message = re.split(r"trusted source\.|WeightsUnpickler error:", str(error))[-1].strip()
-        requested = re.search(r"GLOBAL (\S+)", str(error))
-        why = f"it asks for {requested[1]!r}" if requested else message.partition("\n")[0][:150]
-        raise _not_opened(path, why) from None
-
-
-def _check_pickle(path: Path) -> None:
-    """ValueError unless the pickle asks for nothing but tensors and plain containers."""
-    with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
-        if len(names) != 1 or archive.getinfo(names[0]).file_size > _MAX_PICKLE:
+    with archive:
+        # torch.save never compresses, so what is read is never larger than the file.
+        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            raise ValueError(
+                f"{path} is a compressed zip, which torch.save never writes: not opened"
+            )
+        pickles = [r for r in archive.infolist() if r.filename.rpartition("/")[2] == "data.pkl"]
+        if len(pickles) != 1 or pickles[0].file_size > _MAX_PICKLE:
             raise ValueError(f"{path} is not a checkpoint: it should have one data.pkl of 16 MB")
         try:
-            data = archive.read(names[0])
-            for count, (operation, argument, _) in enumerate(pickletools.genops(data)):
-                if count > _MAX_OPERATIONS:
-                    raise ValueError(f"more than {_MAX_OPERATIONS:,} operations")
-                named = operation.name in ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")
-                if named and not _REQUESTED.fullmatch(str(argument)):
-                    raise ValueError(f"it asks for {str(argument).replace(' ', '.')!r:.80}")
-        except Exception as error:  # of zipfile and pickletools, for damaged bytes
-            raise _not_opened(path, " ".join(str(error).split())[:150]) from None
+            _check_pickle(archive.read(pickles[0]))
+            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except Exception as error:  # of zipfile, pickletools and torch, for damaged bytes
+            # torch's message starts with advice on how to open it anyway
+            why = re.split(r"trusted source\.|WeightsUnpickler error:", str(error))[-1]
+            raise ValueError(
+                f"{path} is not opened ({' '.join(why.split())[:150]}): a pickle can run code, so "
+                "only tensors and plain values are read"
+            ) from None
 
 
-def _not_opened(path: Path, why: str) -> ValueError:
-    return ValueError(
-        f"{path} is not opened ({why}): a pickle can run code, so only tensors and plain values "
-        "are read"
-    )
+def _check_pickle(data: bytes) -> None:
+    for count, (operation, argument, _) in enumerate(pickletools.genops(data)):
+        if count > _MAX_OPERATIONS:
+            raise ValueError(f"more than {_MAX_OPERATIONS:,} operations")
+        named = operation.name in ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")
+        if named and not _REQUESTED.fullmatch(str(argument)):
+            raise ValueError(f"it asks for {str(argument).replace(' ', '.')!r:.80}")
 
 
 def _tensors(state: Any, path: Path) -> dict[str, Tensor]:
@@ -183,7 +165,7 @@ def _config(args: Any, state: dict[str, Tensor], path: Path) -> ModelConfig:
                 f"{path}: model_args has {name} {value!r}, which is not an option of nanoGPT"
             )
     dropout = args.get("dropout", 0.0)
-    config = config_from(
+    return config_from(
         args,
         _SIZES,
         path,
@@ -192,18 +174,6 @@ def _config(args: Any, state: dict[str, Tensor], path: Path) -> ModelConfig:
         dropout=dropout if isinstance(dropout, int | float) else 0.0,
         tie_embeddings="lm_head.weight" not in state,
     )
-    C, T, V = config.n_embd, config.context_length, config.vocab_size
-    # Checked first, because the model is then laid out in these sizes.
-    for name, shape in (("wte", (V, C)), ("wpe", (T, C))):
-        tensor = state.get(f"transformer.{name}.weight")
-        if tensor is None or tensor.shape != shape:
-            found = "missing" if tensor is None else tuple(tensor.shape)
-            raise ValueError(f"{path}: transformer.{name} is {found}, model_args says {shape}")
-    if config.n_layer > len(state):
-        raise ValueError(
-            f"{path}: model_args has n_layer {config.n_layer}, 'model' {len(state)} tensors"
-        )
-    return config
 
 
 def _tokenizer(path: Path, config: ModelConfig) -> tuple[Tokenizer, list[str]]:

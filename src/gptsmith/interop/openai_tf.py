@@ -7,7 +7,7 @@ github.com/openai/gpt-2.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import reduce
 from pathlib import Path
 
@@ -17,10 +17,8 @@ from torch import Tensor
 from gptsmith import files
 from gptsmith.interop import tf_bundle
 from gptsmith.interop.external_model import ExternalModel, check_vocabulary, config_from
-from gptsmith.interop.hf_mapping import GPT2_NAMES, stored
+from gptsmith.interop.hf_mapping import gpt2_names
 from gptsmith.interop.tf_bundle import Entry
-from gptsmith.model import state_dict
-from gptsmith.model.config import ModelConfig
 from gptsmith.tokenizer import Tokenizer
 
 _SIZES = {
@@ -38,28 +36,26 @@ def open_folder(folder: Path) -> ExternalModel:
     Raises ValueError or FileNotFoundError, naming the file that is missing, damaged or of another
     architecture.
     """
-    prefix = _newest(folder)
-    entries = tf_bundle.read_index(prefix)
-    config = _config(folder / "hparams.json", entries)
-    shapes = state_dict.shapes(config)
-    names = {
-        ours: _variable(stored(config, GPT2_NAMES, ours, shape[0]).names[0])
-        for ours, shape in shapes.items()
-    }
-    wanted = {ours: _find(entries, name, prefix) for ours, name in names.items()}
-    _refuse_others(entries, set(names.values()), prefix, folder / "hparams.json")
+    prefix, hparams = _newest(folder), folder / "hparams.json"
+    entries = _weights(tf_bundle.read_index(prefix))
+    config = config_from(files.mapping(files.read_json(hparams), hparams), _SIZES, hparams)
     given = {  # a matrix is (1, in, out), the kernel of a convolution of width 1
-        ours: entry.shape[:0:-1] if len(entry.shape) == 3 else entry.shape
-        for ours, entry in wanted.items()
+        name: entry.shape[:0:-1] if entry.shape[:-2] == (1,) else entry.shape
+        for name, entry in entries.items()
     }
-    state_dict.check_state_dict(shapes, given, prefix)
+    names = gpt2_names(config, given, prefix, _variable)
+    dtypes = []
+    for name, entry in entries.items():
+        if entry.dtype is None:
+            raise ValueError(f"{prefix}: {name} does not consist of floating-point numbers")
+        dtypes.append(entry.dtype)
+    dtype = reduce(torch.promote_types, dtypes)
     tokenizer = Tokenizer.load(folder)
     check_vocabulary(folder, tokenizer, config)
-    dtype = reduce(torch.promote_types, (_dtype(entry) for entry in wanted.values()))
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
-        for ours, entry in wanted.items():
-            tensor = tf_bundle.read_tensor(entry).to(dtype)
+        for ours, name in names.items():
+            tensor = tf_bundle.read_tensor(entries[name]).to(dtype)
             yield ours, tensor.squeeze(0).T.contiguous() if tensor.dim() == 3 else tensor
 
     return ExternalModel(
@@ -71,6 +67,20 @@ def open_folder(folder: Path) -> ExternalModel:
         origin={"import": str(folder), "format": "openai-tensorflow", "checkpoint": prefix.name},
         notes=[],
     )
+
+
+def _weights(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Those of the model. The optimizer's variables are below them (model/wte/Adam) or outside
+    model/ (beta1_power, global_step)."""
+
+    def is_below_another(name: str) -> bool:
+        return any(name.rsplit("/", n)[0] in entries for n in range(1, name.count("/")))
+
+    return {
+        name: entry
+        for name, entry in entries.items()
+        if name.startswith("model/") and not is_below_another(name)
+    }
 
 
 def _variable(name: str) -> str:
@@ -102,46 +112,3 @@ def _newest(folder: Path) -> Path:
             f'{named.name} with a line model_checkpoint_path: "NAME"'
         )
     return indices[0].with_suffix("")
-
-
-def _config(path: Path, entries: dict[str, Entry]) -> ModelConfig:
-    content = files.read_json(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected one JSON object of sizes")
-    n_layer = content.get("n_layer")
-    if isinstance(n_layer, int) and n_layer > len(entries):
-        # checked first, because the model is then laid out with that many layers
-        raise ValueError(
-            f"{path}: n_layer {n_layer}, but the checkpoint has {len(entries)} variables"
-        )
-    config = config_from(content, _SIZES, path)
-    C, T, V = config.n_embd, config.context_length, config.vocab_size
-    for name, shape in (("model/wte", (V, C)), ("model/wpe", (T, C))):
-        if name in entries and entries[name].shape != shape:
-            raise ValueError(f"{path}: {name} should be {shape}, but is {entries[name].shape}")
-    return config
-
-
-def _find(entries: dict[str, Entry], name: str, prefix: Path) -> Entry:
-    if name not in entries:
-        raise ValueError(f"{prefix}.index has no variable {name}: this is not OpenAI's GPT-2")
-    entry = entries[name]
-    if entry.dtype is None or (len(entry.shape) == 3 and entry.shape[0] != 1):
-        raise ValueError(f"{prefix}: {name} {entry.shape} is not a matrix or vector of floats")
-    return entry
-
-
-def _refuse_others(
-    entries: dict[str, Entry], wanted: set[str], prefix: Path, hparams: Path
-) -> None:
-    """ValueError for a variable of a larger or other model. The optimizer's are below ours
-    (model/wte/Adam) or outside model/ (beta1_power, global_step)."""
-    for name in entries.keys() - wanted:
-        above = {name.rsplit("/", n)[0] for n in range(1, name.count("/"))}
-        if name.startswith("model/") and not above & wanted:
-            raise ValueError(f"{prefix} has a variable {name} that {hparams} does not account for")
-
-
-def _dtype(entry: Entry) -> torch.dtype:
-    assert entry.dtype is not None
-    return entry.dtype

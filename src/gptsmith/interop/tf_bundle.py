@@ -1,9 +1,9 @@
 """TensorFlow's checkpoint files ("tensor bundle" of format V2), read without TensorFlow.
 
-NAME.index is a sorted table as LevelDB writes it (github.com/google/leveldb, doc/table_format.md):
-blocks of keys that share prefixes, an index of the blocks, a footer. Its values are small protocol
-buffers (tensorflow/core/protobuf/tensor_bundle.proto): under "" how many data files there are, and
-under each variable's name its type, shape, place in NAME.data-0000i-of-0000n, and checksum.
+NAME.index is a table as LevelDB writes it (github.com/google/leveldb, doc/table_format.md): blocks
+of keys that share prefixes, an index of the blocks, a footer. Its values are small protocol buffers
+(tensorflow/core/protobuf/tensor_bundle.proto): under "" how many data files there are, and under
+each variable's name its type, shape, place in NAME.data-0000i-of-0000n, and checksum.
 Files are not trusted: nothing is read or allocated beyond the sizes of the files.
 """
 
@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import torch
@@ -22,8 +23,6 @@ _LARGEST_INDEX = 1 << 20  # bytes; that of GPT-2 1558M has about 21,000
 _LONGEST_NAME = 256
 # tensorflow/core/framework/types.proto
 _DTYPES = {1: torch.float32, 14: torch.bfloat16, 19: torch.float16}
-
-Fields = dict[int, list[int | bytes]]
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,10 @@ def read_index(prefix: Path) -> dict[str, Entry]:
         raise ValueError(f"{path} has {size:,} bytes, too many for the index of a GPT-2")
     try:
         table = dict(_table(path.read_bytes()))
-        header = _fields(table.pop(b"", b""))
-        shards = _integer(header, 1)
+        header, _ = _fields(table.pop(b"", b""))
+        shards = header.get(1, 0)
         _require(shards <= len(table) + 1, f"{shards} data files")
-        if _integer(header, 2):
-            raise ValueError("big-endian numbers, which are not supported")
+        _require(not header.get(2), "big-endian numbers, which are not supported")
         files = [
             prefix.with_name(f"{prefix.name}.data-{i:05d}-of-{shards:05d}") for i in range(shards)
         ]
@@ -82,12 +80,10 @@ def read_tensor(entry: Entry) -> Tensor:
     assert entry.dtype is not None
     tensor = torch.empty(entry.shape, dtype=entry.dtype)
     raw = tensor.view(-1).view(torch.uint8).numpy()
-    with entry.file.open("rb", buffering=0) as file:
+    with entry.file.open("rb") as file:
         file.seek(entry.offset)
-        done = 0
-        while done < entry.size and (count := file.readinto(raw.data[done:])):
-            done += count
-    if done < entry.size or _mask(google_crc32c.value(raw)) != entry.checksum:
+        file.readinto(raw.data)  # a short read has another checksum
+    if _masked_crc(raw) != entry.checksum:
         raise ValueError(
             f"{entry.file}: wrong checksum of {entry.name}, the file is damaged: download it again"
         )
@@ -96,54 +92,43 @@ def read_tensor(entry: Entry) -> Tensor:
 
 def _entry(name: str, value: bytes, files: list[Path]) -> Entry:
     """A BundleEntryProto."""
-    fields = _fields(value)
+    numbers, messages = _fields(value)
     _require(name.isprintable(), f"invalid name {name!r}")
-    if fields.get(7):
-        raise ValueError(f"{name} is partitioned into slices, which are not supported")
-    code, shard = _integer(fields, 1), _integer(fields, 3)
-    dims = _fields(_bytes(fields, 2)).get(2, [])
-    shape = tuple(_integer(_fields(dim), 1) for dim in dims if isinstance(dim, bytes))
-    offset, size = _integer(fields, 4), _integer(fields, 5)
-    dtype = _DTYPES.get(code)
+    _require(7 not in messages, f"{name} is partitioned into slices, which are not supported")
+    _, dims = _fields(messages.get(2, [b""])[-1])
+    shape = tuple(_fields(dim)[0].get(1, 0) for dim in dims.get(2, []))
+    dtype = _DTYPES.get(numbers.get(1, 0))
+    shard, offset, size, checksum = (numbers.get(field, 0) for field in (3, 4, 5, 6))
     _require(shard < len(files), f"{name} in data file {shard} of {len(files)}")
     if dtype is not None:
         expected = math.prod(shape) * dtype.itemsize
         _require(size == expected, f"{name} of shape {shape} in {size:,} bytes")
-    return Entry(name, dtype, shape, files[shard], offset, size, _integer(fields, 6))
+    return Entry(name, dtype, shape, files[shard], offset, size, checksum)
 
 
 def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The keys, strictly increasing, and values of a whole table."""
-    _require(len(data) >= _FOOTER and data.endswith(_MAGIC), "the footer is not a table's")
+    """The keys and values of a whole table."""
+    _require(data.endswith(_MAGIC), "the footer is not a table's")
     footer = data[-_FOOTER:]
-    _, at = _handle(footer, 0)  # of the block of filters
-    blocks, _ = _handle(footer, at)
-    last, end = None, 0
-    for _, value in _block(data, *blocks):
-        (offset, size), _ = _handle(value, 0)
+    *_, at = _handle(footer, 0)  # of the block of filters
+    offset, size, _ = _handle(footer, at)
+    end = 0
+    for _, value in _block(data, offset, size):
+        offset, size, _ = _handle(value, 0)
         _require(offset >= end, f"the block at {offset} overlaps another")
         end = offset + size
-        for key, content in _block(data, offset, size):
-            _require(last is None or key > last, f"the key {key!r} is out of order")
-            last = key
-            yield key, content
+        yield from _block(data, offset, size)
 
 
 def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
     """Keys and values of one block: entries, restart points (not needed here), a trailer."""
+    block = data[offset : offset + size]
     trailer = data[offset + size : offset + size + 5]  # type of compression, checksum
     _require(len(trailer) == 5, f"a block of {size} bytes at {offset}")
-    if trailer[0]:
-        raise ValueError("it is compressed, which TensorFlow never does to checkpoints")
-    block = data[offset : offset + size]
+    _require(not trailer[0], "it is compressed, which TensorFlow never does to checkpoints")
     checksum = int.from_bytes(trailer[1:], "little")
-    _require(
-        _mask(google_crc32c.value(block + trailer[:1])) == checksum,
-        f"checksum of the block at {offset}",
-    )
-    restarts = int.from_bytes(block[-4:], "little")
-    end = len(block) - 4 * (restarts + 1)
-    _require(end >= 0, f"{restarts} restart points in {size} bytes")
+    _require(_masked_crc(block + trailer[:1]) == checksum, f"checksum of the block at {offset}")
+    end = len(block) - 4 * (int.from_bytes(block[-4:], "little") + 1)
     key, at = b"", 0
     while at < end:
         shared, at = _varint(block, at)
@@ -156,23 +141,23 @@ def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
         at += rest + length
 
 
-def _handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:
-    """(offset, size) of a block, and where what follows begins."""
+def _handle(data: bytes, at: int) -> tuple[int, int, int]:
+    """Offset and size of a block, and where what follows begins."""
     offset, at = _varint(data, at)
     size, at = _varint(data, at)
-    return (offset, size), at
+    return offset, size, at
 
 
-def _fields(data: bytes) -> Fields:
-    """The fields of a protocol buffer message by number (protobuf.dev, "Encoding")."""
-    fields: Fields = {}
+def _fields(data: bytes) -> tuple[dict[int, int], dict[int, list[bytes]]]:
+    """The numbers and the messages in a protocol buffer (protobuf.dev, "Encoding"), by field."""
+    numbers: dict[int, int] = {}
+    messages: dict[int, list[bytes]] = {}
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
-        wire = tag & 7
+        field, wire = tag >> 3, tag & 7
         if wire == 0:
-            value, at = _varint(data, at)
-            fields.setdefault(tag >> 3, []).append(value)
+            numbers[field], at = _varint(data, at)
             continue
         length = {1: 8, 5: 4}.get(wire, 0)
         if wire == 2:
@@ -180,23 +165,11 @@ def _fields(data: bytes) -> Fields:
         _require(wire in (1, 2, 5) and at + length <= len(data), f"a field of {length} bytes")
         raw = data[at : at + length]
         at += length
-        content = raw if wire == 2 else int.from_bytes(raw, "little")
-        fields.setdefault(tag >> 3, []).append(content)
-    return fields
-
-
-def _integer(fields: Fields, number: int) -> int:
-    value = fields.get(number, [0])[-1]
-    _require(isinstance(value, int), f"field {number} is not a number")
-    assert isinstance(value, int)
-    return value
-
-
-def _bytes(fields: Fields, number: int) -> bytes:
-    value = fields.get(number, [b""])[-1]
-    _require(isinstance(value, bytes), f"field {number} is not a message")
-    assert isinstance(value, bytes)
-    return value
+        if wire == 2:
+            messages.setdefault(field, []).append(raw)
+        else:
+            numbers[field] = int.from_bytes(raw, "little")
+    return numbers, messages
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
@@ -210,8 +183,9 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     raise ValueError(f"a number of more than ten bytes at {at}")
 
 
-def _mask(checksum: int) -> int:
-    """The form in which LevelDB stores a checksum of data that may contain checksums."""
+def _masked_crc(data: Any) -> int:  # bytes or an array of them
+    """CRC-32C in the form in which LevelDB stores that of data that may contain checksums."""
+    checksum = google_crc32c.value(data)
     rotated = (checksum >> 15 | checksum << 17) & 0xFFFFFFFF
     return (rotated + 0xA282EAD8) & 0xFFFFFFFF
 

@@ -115,13 +115,13 @@ def naming(path: str | Path) -> Iterator[None]:
 
 def make_folder(path: Path) -> None:
     """Create a folder and those above it, if needed; FileExistsError naming what is in the way."""
-    _refuse_blocked(path)
+    refuse_blocked(path)
     path.mkdir(parents=True, exist_ok=True)
 
 
 def refuse_occupied(path: Path) -> None:
     """An OSError unless `atomic_folder` can create a folder at `path` without losing anything."""
-    above = _refuse_blocked(path)
+    above = refuse_blocked(path)
     if path.is_symlink():
         raise FileExistsError(f"{path} is a link: give the folder that it leads to as --out")
     if path.is_dir():
@@ -138,7 +138,7 @@ def refuse_occupied(path: Path) -> None:
         )
 
 
-def _refuse_blocked(path: Path) -> Path:
+def refuse_blocked(path: Path) -> Path:
     """The lowest existing folder above `path`. FileExistsError if `path`, or what should be a
     folder above it, is something else."""
     absolute = path.absolute()
@@ -270,15 +270,6 @@ def _hash_part(descriptor: int, start: int) -> bytes:
     return hashed.digest()
 
 
-def digest_of(data: bytes) -> str:
-    """`digest` of a file with this content."""
-    if len(data) <= _CHUNK:
-        return hashlib.sha256(data).hexdigest()
-    parts = (data[i : i + _CHUNK] for i in range(0, len(data), _CHUNK))
-    joined = b"".join(hashlib.sha256(part).digest() for part in parts)
-    return _CHUNKED + hashlib.sha256(joined).hexdigest()
-
-
 def has_digest(path: str | Path, recorded: str) -> bool:
     """Whether the file has a digest that `digest` or `sha256` gave."""
     return recorded == (digest if recorded.startswith(_CHUNKED) else sha256)(path)
@@ -309,29 +300,21 @@ def lock(path: Path, remedy: str) -> ExitStack:
     holds the lock, if it is known.
     """
     folder = path.is_dir()
-    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT, 0o666)
-    held = ExitStack()
-    held.callback(os.close, descriptor)
-    try:
-        with naming(path):  # a file system may lack flock
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = "" if folder else os.read(descriptor, 20).decode(errors="replace").strip()
-        held.close()
-        who = f"process {owner}" if owner else "another process"
-        raise ValueError(
-            f"{path if folder else path.parent} is in use by {who}: "
-            f"wait for it or stop it, {remedy}"
-        ) from None
-    except OSError:
-        held.close()
-        raise
-    if not folder:
+    with ExitStack() as held:
+        descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT, 0o666)
+        held.callback(os.close, descriptor)
         try:
+            with naming(path):  # a file system may lack flock
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = "" if folder else os.read(descriptor, 20).decode(errors="replace").strip()
+            who = f"process {owner}" if owner else "another process"
+            raise ValueError(
+                f"{path if folder else path.parent} is in use by {who}: "
+                f"wait for it or stop it, {remedy}"
+            ) from None
+        if not folder:
             with naming(path):
                 os.truncate(descriptor, 0)
                 os.write(descriptor, f"{os.getpid()}\n".encode())
-        except OSError:
-            held.close()
-            raise
-    return held
+        return held.pop_all()

@@ -145,10 +145,10 @@ def test_occupied_folders_are_rejected_and_unchanged(tmp_path: Path, stopped: Pa
         create(mine)
     assert (mine / "config.yaml").read_text() == "my: own"
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"file is a file: choose a folder"):
+    with pytest.raises(FileExistsError, match=r"file is a file: choose another --out"):
         create(tmp_path / "file")
     (tmp_path / "link").symlink_to("nowhere")
-    with pytest.raises(ValueError, match=r"link is a broken link: choose another"):
+    with pytest.raises(FileExistsError, match=r"link is a link that leads nowhere: choose another"):
         create(tmp_path / "link")
     (tmp_path / "empty").mkdir()
     create(tmp_path / "empty").close()

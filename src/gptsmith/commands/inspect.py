@@ -66,12 +66,13 @@ def _corpus(options: InspectOptions, out: Console) -> None:
 
 
 def _run(options: InspectOptions, out: Console) -> None:
-    from gptsmith.inspect import run
+    from gptsmith.inspect.run import show_run
+    from gptsmith.run import Run
 
-    report = run.run_report(options.path)
+    run = Run.open(options.path)
     if options.png is not None:
         raise ValueError(f"--png draws a corpus, and {options.path} is a run: see its curves.png")
-    run.show_run(report, out)
+    show_run(run, out)
 
 
 def _chat(options: InspectOptions, folder: Path, out: Console) -> None:

@@ -214,12 +214,9 @@ def _write_model(folder: Path, model: ExportableModel, dtype: torch.dtype | None
         generation = hf_tokenizer.generation_config(tokenizer, stop_ids)
         files.write_json(folder / "generation_config.json", generation)
     _write_tokenizer(folder, model)
-    checkpoints.stream_tensors(
-        folder / hf_files.SINGLE,
-        tensor_shapes(config),
-        dtype,
-        _in_transformers(config, tensors, dtype),
-    )
+    layout = {name: (dtype, shape) for name, shape in tensor_shapes(config).items()}
+    theirs = _in_transformers(config, tensors, dtype)
+    checkpoints.stream_tensors(folder / hf_files.SINGLE, layout, theirs)
     files.write_text(folder / "README.md", model_card.text(model, config, dtype))
 
 

@@ -7,7 +7,7 @@ after a kill at any moment the file has one of the two. It is compared whenever 
 Runs that were made before there were digests have none, and are read as they are.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,10 +17,10 @@ NAME = "digests.json"
 
 
 def write(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Record the digests of files, then write them durably, in their order."""
-    record(folder, {name: files.digest_of(data) for name, data in contents.items()})
+    """Write files durably, in their order, and record their digests."""
     for name, data in contents.items():
-        files.write_bytes(folder / name, data)
+        with recorded(folder, name) as temporary:
+            temporary.write_bytes(data)
 
 
 @contextmanager
@@ -28,30 +28,29 @@ def recorded(folder: Path, name: str) -> Iterator[Path]:
     """`files.atomic_path` for folder/name, whose digest is recorded before it is renamed."""
     with files.atomic_path(folder / name) as temporary:
         yield temporary
-        record(folder, {name: files.digest(temporary)})
-
-
-def record(folder: Path, digests: Mapping[str, str]) -> None:
-    """Record new digests beside the last ones."""
-    content = _read(folder)
-    for name, digest in digests.items():
-        before = content.get(name, [])
-        content[name] = before if before[:1] == [digest] else [digest, *before[:1]]
-    files.write_json(folder / NAME, {"files": dict(sorted(content.items()))})
+        _record(folder, name, temporary)
 
 
 def adopt(folder: Path, name: str) -> None:
     """Record the digest of a file that is there, unless it has one."""
     if name not in _read(folder):
-        record(folder, {name: files.digest(folder / name)})
+        _record(folder, name, folder / name)
 
 
-def remove(folder: Path, names: Iterable[str]) -> None:
+def _record(folder: Path, name: str, written: Path) -> None:
+    """Record the digest of a written file beside the last one of this name."""
+    content, digest = _read(folder), files.digest(written)
+    before = content.get(name, [])
+    if before[:1] != [digest]:
+        content[name] = [digest, *before[:1]]
+        files.write_json(folder / NAME, {"files": dict(sorted(content.items()))})
+
+
+def remove(folder: Path, names: Collection[str]) -> None:
     """Remove files, if they exist, and their digests."""
-    names = set(names)
     content = _read(folder)
-    if names & content.keys():
-        kept = {name: digests for name, digests in content.items() if name not in names}
+    kept = {name: digests for name, digests in content.items() if name not in names}
+    if kept != content:
         files.write_json(folder / NAME, {"files": kept})
     for name in names:
         (folder / name).unlink(missing_ok=True)

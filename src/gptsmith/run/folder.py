@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -168,18 +169,17 @@ class Run:
         Raises ValueError if another process trains here, FileExistsError for a folder that is not
         empty, unless resumed (a run stopped before its first checkpoint counts as empty).
         """
-        path = Path(path)
-        tuning = tuning or Tuning()
-        code = layout.MASK_CODE.fullmatch(model_config.mask.strip())
-        source = Path(code[1]) if code else None
-        if resume and source == Path(MASK):
-            source = None  # the stored configuration refers to the run's own copy
-        if code:
+        path, tuning, extra = Path(path), tuning or Tuning(), dict[str, bytes]()
+        if code := layout.MASK_CODE.fullmatch(model_config.mask.strip()):
+            source = Path(code[1])
             model_config = model_config.change(mask=f"{MASK}:{code[2]}")
             if "model" in config:
                 config = {**config, "model": model_config.model_dump(mode="json")}
-        if source is not None and not source.is_file() and not (resume and (path / MASK).is_file()):
-            raise FileNotFoundError(f"mask {str(source)!r}: there is no such file")
+            # on resume, a mask.py without a folder is the run's own copy
+            if source.is_file() and not (resume and source == Path(MASK)):
+                extra[MASK] = source.read_bytes()
+            elif not (resume and (path / MASK).is_file()):
+                raise FileNotFoundError(f"mask {str(source)!r}: there is no such file")
         check = checks.check_resumable if resume else checks.check_unoccupied
         check(path)
         files.make_folder(path)
@@ -187,43 +187,36 @@ class Run:
         try:
             check(path)  # again, now that the folder is locked
             if resume:
+                flat = flatten(config)
                 new = {
-                    **{name: flatten(config).get(name) for name in fixed},
+                    **{name: flat.get(name) for name in fixed},
                     "model": model_config.model_dump(),
                     "tokenizer": tokenizer.fingerprint[:12],
                     layout.TEMPLATE: template,
                     "tuning": tuning.model_dump(),
                     "corpus": corpus,
+                    **{name: sha256(data).hexdigest()[:12] for name, data in extra.items()},
                 }
-                run._check_unchanged(new, fixed, source)
+                run._check_unchanged(new, fixed)
                 run.changes = checks.changed_settings(run.config, config)
                 run.notice = digests.note(path)
-            mask_code = None if source is None or not source.is_file() else source.read_bytes()
             files.sweep(path)
             checkpoints.clean(run.checkpoints)
             if resume:
                 run.resumed = checkpoints.find(run.checkpoints)  # before anything is written
+                if (path / layout.BASE).exists():
+                    digests.adopt(path, layout.BASE)
             else:  # remains of a run that was stopped before its first checkpoint
                 names = (layout.TUNING, layout.BASE, layout.TEMPLATE, layout.ROLES, MASK)
                 digests.remove(path, names)
-            contents = {name: text.encode() for name, text in tokenizer.contents().items()}
-            if mask_code is not None:
-                contents[MASK] = mask_code
-            if template is not None:
-                contents[layout.TEMPLATE] = template.encode()
-            if not tuning.is_full_finetune and not resume:
-                assert base is not None
-                weights.save(path / layout.BASE, base, {})
-                contents[layout.TUNING] = files.json_bytes(tuning.model_dump(mode="json"))
-            if resume and (path / layout.BASE).exists():
-                digests.adopt(path, layout.BASE)
-            contents[layout.CORPUS] = files.json_bytes({"fingerprint": corpus})
-            contents[layout.ARCHITECTURE] = files.json_bytes(model_config.model_dump(mode="json"))
+                if not tuning.is_full_finetune:
+                    assert base is not None
+                    weights.save(path / layout.BASE, base, {})
+                    extra[layout.TUNING] = files.json_bytes(tuning.model_dump(mode="json"))
+            extra[layout.CORPUS] = files.json_bytes({"fingerprint": corpus})
             if "resume" in config:  # so that config.yaml can start another run
                 config = {**config, "resume": False}
-            # last: a folder with a config.yaml is a run
-            contents[layout.CONFIG] = layout.yaml_text(config).encode()
-            digests.write(path, contents)
+            digests.write(path, extra | _contents(config, model_config, tokenizer, template))
         except BaseException:
             run.close()
             raise
@@ -247,25 +240,16 @@ class Run:
         Raises FileExistsError if `path` is occupied, and ValueError, leaving no folder behind, for
         tensors that do not fit model_config or are not finite.
         """
+        shapes = model_weights.shapes(model_config)
+        tensors = model_weights.validated(model_config, tensors, config["import"])
         with files.atomic_folder(path) as folder:
-            contents = {name: text.encode() for name, text in tokenizer.contents().items()}
-            if template is not None:
-                contents[layout.TEMPLATE] = template.encode()
-            contents[layout.ARCHITECTURE] = files.json_bytes(model_config.model_dump(mode="json"))
-            contents[layout.CONFIG] = layout.yaml_text(config).encode()
             with digests.recorded(folder, layout.WEIGHTS) as temporary:
-                checkpoints.stream_tensors(
-                    temporary,
-                    model_weights.shapes(model_config),
-                    dtype,
-                    model_weights.validated(model_config, tensors, config["import"]),
-                )
-            digests.write(folder, contents)
+                in_file = {name: (dtype, shape) for name, shape in shapes.items()}
+                checkpoints.stream_tensors(temporary, in_file, tensors)
+            digests.write(folder, _contents(config, model_config, tokenizer, template))
         return cls.open(path)
 
-    def _check_unchanged(
-        self, new: dict[str, Any], fixed: Sequence[str], mask: Path | None
-    ) -> None:
+    def _check_unchanged(self, new: Mapping[str, Any], fixed: Sequence[str]) -> None:
         recorded, config = self._verified(layout.CORPUS), flatten(self.config)
         old: dict[str, Any] = {
             **{name: config.get(name) for name in fixed},
@@ -277,10 +261,9 @@ class Run:
             if recorded.exists()
             else new["corpus"],
         }
-        if mask is not None and mask.is_file():
+        if MASK in new:
             copy = self.path / MASK
-            old["mask.py"] = files.sha256(copy)[:12] if copy.is_file() else None
-            new = {**new, "mask.py": files.sha256(mask)[:12]}
+            old[MASK] = files.sha256(copy)[:12] if copy.is_file() else None
         if changes := diff(old, new):
             raise ValueError(
                 f"{self.path} cannot be resumed with other settings: {'; '.join(changes)};"
@@ -337,3 +320,15 @@ class Run:
     def finish(self, which: Literal["last", "best"] = "last") -> None:
         """Write the final weights, or the adapter, from the newest checkpoint or the best one."""
         weights.finish(self, which)
+
+
+def _contents(
+    config: dict[str, Any], model_config: ModelConfig, tokenizer: Tokenizer, template: str | None
+) -> dict[str, bytes]:
+    """Files of every run by name; config.yaml is the last, because a folder with it is a run."""
+    contents = {name: text.encode() for name, text in tokenizer.contents().items()}
+    if template is not None:
+        contents[layout.TEMPLATE] = template.encode()
+    contents[layout.ARCHITECTURE] = files.json_bytes(model_config.model_dump(mode="json"))
+    contents[layout.CONFIG] = layout.yaml_text(config).encode()
+    return contents

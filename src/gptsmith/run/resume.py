@@ -1,12 +1,14 @@
 """Whether a run may be started or resumed in a folder, and with which configuration."""
 
-import json
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from safetensors import SafetensorError, safe_open
 
+from gptsmith import files
 from gptsmith.config import diff, flatten, read_recipe
 from gptsmith.flags import options_of
 from gptsmith.run import digests, layout
@@ -17,27 +19,20 @@ from gptsmith.train import monitor
 def check_unoccupied(path: Path) -> None:
     """Raise unless a new run can be written to `path`: a new or empty folder, or one whose run was
     stopped before its first checkpoint."""
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is a file: choose a folder as --out")
-    if path.is_symlink() and not path.exists():
-        raise ValueError(f"{path} is a broken link: choose another --out")
+    files.refuse_blocked(path)
     if not path.exists() or not any(path.iterdir()) or _is_untrained(path):
         return
-    if layout.is_run(path):
-        command = layout.resume_command(
-            path, layout.stage_of(layout.read_config(path / layout.CONFIG))
-        )
-        steps = checkpoints.steps(path / layout.CHECKPOINTS)
-        if not steps:
-            raise FileExistsError(f"{path} contains a run: choose another --out")
-        if (final := final_step(path)) is not None and final >= steps[-1]:
-            what = (
-                f"a run that ended at step {final:,}: {command} --train.steps N trains it further"
-            )
-        else:
-            what = f"an unfinished run, at step {steps[-1]:,}: {command} continues it"
-        raise FileExistsError(f"{path} contains {what}; or choose another --out")
-    raise FileExistsError(f"{path} is not empty and contains no run: choose another --out")
+    if not layout.is_run(path):
+        raise FileExistsError(f"{path} is not empty and contains no run: choose another --out")
+    steps = checkpoints.steps(path / layout.CHECKPOINTS)
+    if not steps:
+        raise FileExistsError(f"{path} contains a run: choose another --out")
+    stage = layout.stage_of(layout.read_config(path / layout.CONFIG))
+    command, final = layout.resume_command(path, stage), final_step(path)
+    what = f"an unfinished run, at step {steps[-1]:,}: {command} continues it"
+    if final is not None and final >= steps[-1]:
+        what = f"a run that ended at step {final:,}: {command} --train.steps N trains it further"
+    raise FileExistsError(f"{path} contains {what}; or choose another --out")
 
 
 def check_resumable(path: Path) -> None:
@@ -59,12 +54,11 @@ def check_resumable(path: Path) -> None:
 def final_step(path: Path) -> int | None:
     """The step at which the training of a run ended; None if it has no such final weights."""
     for name in (layout.WEIGHTS, f"{layout.ADAPTER}/{layout.ADAPTER_WEIGHTS}"):
-        try:
-            with (path / name).open("rb") as file:  # safetensors: the header's size, the header
-                size = int.from_bytes(file.read(8), "little")
-                return int(json.loads(file.read(min(size, 1 << 24)))["__metadata__"]["step"])
-        except (OSError, ValueError, LookupError, TypeError):
-            continue
+        with (
+            suppress(OSError, SafetensorError, ValueError, KeyError, TypeError),
+            safe_open(path / name, "np") as file,
+        ):
+            return int(file.metadata()["step"])
     return None
 
 

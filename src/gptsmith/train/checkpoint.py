@@ -16,7 +16,7 @@ import math
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -69,30 +69,17 @@ def save_tensors(
     # larger elements first, so that each tensor is aligned to its own
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     layout = {name: (tensors[name].dtype, tensors[name].shape) for name in order}
-    _write_tensors(path, layout, ((name, tensors[name]) for name in order), metadata)
+    stream_tensors(path, layout, tensors.items(), metadata)
 
 
 def stream_tensors(
     path: Path,
-    shapes: Mapping[str, Sequence[int]],
-    dtype: torch.dtype,
+    layout: Mapping[str, tuple[torch.dtype, Sequence[int]]],
     tensors: Iterable[tuple[str, Tensor]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """`save_tensors` for tensors of one dtype that arrive one at a time, in any order.
-
-    The model may be larger than the free memory. shapes: name -> shape of every tensor.
-    """
-    _write_tensors(path, {name: (dtype, s) for name, s in shapes.items()}, tensors, metadata)
-
-
-def _write_tensors(
-    path: Path,
-    layout: Mapping[str, tuple[torch.dtype, Sequence[int]]],
-    tensors: Iterable[tuple[str, Tensor]],
-    metadata: Mapping[str, str] | None,
-) -> None:
-    """layout: dtype and shape of every tensor, in the order of the file."""
+    """`save_tensors` for tensors that arrive one at a time, in any order: the model may be larger
+    than the free memory. layout: dtype and shape of every tensor, in the order of the file."""
     import torch
 
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
@@ -179,39 +166,25 @@ def find(folder: Path, which: Literal["last"] | int = "last") -> tuple[Checkpoin
     training: what its process removes meanwhile is looked for again.
     """
     while True:
-        try:
-            return _find(folder, which)
-        except _RemovedError:
-            continue
-
-
-class _RemovedError(Exception):
-    """A checkpoint that was listed is no longer there: pruned, or renamed at the end of a save."""
-
-
-def _find(folder: Path, which: Literal["last"] | int) -> tuple[Checkpoint, list[str]]:
-    candidates = _candidates(folder)
-    if not candidates:
-        raise FileNotFoundError(f"no checkpoint in {folder}")
-    available = steps(folder)
-    if which != "last" and which not in available:
-        raise ValueError(
-            f"no checkpoint of step {which} in {folder}; available: {_list(available)}"
-        )
-    damage: list[str] = []
-    for step, path in candidates:
-        if which not in ("last", step):
-            continue
-        problem = verify(path, step)
-        if problem is None:
-            return Checkpoint(path, step), damage
-        if not path.exists() or (".tmp-" in path.name and not (path / MANIFEST).exists()):
-            raise _RemovedError
-        damage.append(f"checkpoint of step {step} is damaged: {problem}")
-    if which != "last":
-        others = [step for step in available if step != which]
-        raise ValueError("; ".join(damage) + f" (other checkpoints: {_list(others)})")
-    raise ValueError(f"every checkpoint in {folder} is damaged: " + "; ".join(damage))
+        candidates, damage = _candidates(folder), list[str]()
+        if not candidates:
+            raise FileNotFoundError(f"no checkpoint in {folder}")
+        others = sorted({step for step, _ in candidates if step != which})
+        listed = ", ".join(map(str, others)) or "none"
+        chosen = [(step, path) for step, path in candidates if which in ("last", step)]
+        if not chosen:
+            raise ValueError(f"no checkpoint of step {which} in {folder}; available: {listed}")
+        for step, path in chosen:
+            problem = verify(path, step)
+            if problem is None:
+                return Checkpoint(path, step), damage
+            if not path.exists() or (".tmp-" in path.name and not (path / MANIFEST).exists()):
+                break  # pruned, or renamed at the end of a save: look again
+            damage.append(f"checkpoint of step {step} is damaged: {problem}")
+        else:
+            if which == "last":
+                raise ValueError(f"every checkpoint in {folder} is damaged: {'; '.join(damage)}")
+            raise ValueError(f"{'; '.join(damage)} (other checkpoints: {listed})")
 
 
 def verify(path: Path, step: int) -> str | None:
@@ -308,16 +281,10 @@ def _candidates(folder: Path) -> list[tuple[int, Path]]:
 
     Temporary folders are candidates only if they have a manifest.
     """
-
-    def unordered() -> Iterator[tuple[int, Path]]:
-        for path in sorted(folder.iterdir()):
-            match = _NAME.fullmatch(path.name)
-            if match and path.is_dir() and (not match[2] or (path / MANIFEST).exists()):
-                yield int(match[1]), path
-
+    found = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        match = _NAME.fullmatch(path.name)
+        if match and path.is_dir() and (not match[2] or (path / MANIFEST).exists()):
+            found.append((int(match[1]), path))
     # Python's sort is stable, and "step-000500" sorts before "step-000500.tmp-..."
-    return sorted(unordered(), key=lambda candidate: -candidate[0]) if folder.is_dir() else []
-
-
-def _list(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers)) or "none"
+    return sorted(found, key=lambda candidate: -candidate[0])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pydantic import BaseModel
@@ -33,9 +34,8 @@ def test_help_lists_every_verb_and_every_verb_exists() -> None:
     text = run("--help").stdout
     assert re.findall(r"^  (\w+) {2,}\S", text, re.MULTILINE) == list(cli.VERBS)
     assert run().stdout == run("help").stdout == run("-h").stdout == text
-    for target, _ in cli.VERBS.values():
-        module, _, name = target.partition(":")
-        assert callable(getattr(import_module(module), name))
+    for module, _ in cli.VERBS.values():
+        assert callable(import_module(f"gptsmith.{module}").main)
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
@@ -113,8 +113,8 @@ def ending(monkeypatch: pytest.MonkeyPatch):
                 raise how
             return how
 
-        monkeypatch.setattr(cli, "probe", probe, raising=False)
-        monkeypatch.setitem(cli.VERBS, "probe", ("gptsmith.cli:probe", "a test"))
+        monkeypatch.setitem(sys.modules, "gptsmith.probe", SimpleNamespace(main=probe))
+        monkeypatch.setitem(cli.VERBS, "probe", ("probe", "a test"))
         return cli.main(["probe", *words])
 
     return end
@@ -211,12 +211,11 @@ def test_debug_shows_the_traceback(
 
 
 def test_debug_after_a_double_dash_is_an_argument(
-    ending, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        seen: list[str] = []
-        patch.setattr(cli, "_function", lambda verb: seen.extend)
-        cli.main(["demo", "--", "--debug"])
+    seen: list[str] = []
+    monkeypatch.setitem(sys.modules, "gptsmith.demo", SimpleNamespace(main=seen.extend))
+    cli.main(["demo", "--", "--debug"])
     assert seen == ["--", "--debug"]
     assert capsys.readouterr() == ("", "")
 
@@ -249,12 +248,12 @@ def test_full_disk_behind_standard_output_is_reported() -> None:
 
 def test_ctrl_c_exits_with_130_and_one_line(tmp_path: Path) -> None:
     (tmp_path / "probe.py").write_text(
-        "import time\n"
+        "import sys, time\n"
         "from gptsmith import cli\n"
         "def main(argv):\n"
         "    print('on', flush=True)\n"
         "    time.sleep(60)\n"
-        "cli.VERBS['probe'] = ('probe:main', '')\n"
+        "cli.VERBS['probe'], sys.modules['gptsmith.probe'] = ('probe', ''), sys.modules['probe']\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", "import probe; raise SystemExit(probe.cli.main(['probe']))"],

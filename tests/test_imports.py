@@ -29,7 +29,7 @@ MIDDLE = {"run", "chat_template"} | GROUND | DESK
 FLOORS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "face": {"api", "generate", "data"} | MIDDLE,
-    "cli": {"face", "terminal"},
+    "cli": {"face", "flags", "terminal"},
     "api": {"commands", "evaluate", "generate"} | MIDDLE,
     "demo": {"commands", "recipes", "evaluate", "generate", "data"} | MIDDLE,
     "commands": {"recipes", "inspect", "evaluate", "interop", "generate", "data"} | MIDDLE,

@@ -9,6 +9,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -171,8 +172,8 @@ def failing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
         monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
         factory = logging.getLogRecordFactory()
-        monkeypatch.setattr(cli, "probe", probe, raising=False)
-        monkeypatch.setitem(cli.VERBS, "probe", ("gptsmith.cli:probe", "a test"))
+        monkeypatch.setitem(sys.modules, "gptsmith.probe", SimpleNamespace(main=probe))
+        monkeypatch.setitem(cli.VERBS, "probe", ("probe", "a test"))
         try:
             code = cli.main(["probe", *words])
         finally:

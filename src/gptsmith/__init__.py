@@ -38,33 +38,25 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Batch": "gptsmith.batch",
-    "Chat": "gptsmith.generate.chat",
-    "Corpus": "gptsmith.data.shards",
-    "Engine": "gptsmith.generate.engine",
-    "FeedForward": "gptsmith.model.gpt",
-    "GPTModel": "gptsmith.model.gpt",
-    "Generation": "gptsmith.generate.request",
-    "KVCache": "gptsmith.model.kv_cache",
-    "LoadedRun": "gptsmith.api",
-    "Mask": "gptsmith.model.masks",
-    "ModelConfig": "gptsmith.model.config",
-    "MultiHeadAttention": "gptsmith.model.gpt",
-    "RMSNorm": "gptsmith.model.gpt",
-    "Request": "gptsmith.generate.request",
-    "Run": "gptsmith.run",
-    "SamplingConfig": "gptsmith.generate.options",
-    "SwiGLU": "gptsmith.model.gpt",
-    "TokenEmbedding": "gptsmith.model.gpt",
-    "Tokenizer": "gptsmith.tokenizer",
-    "TransformerBlock": "gptsmith.model.gpt",
-    "Windows": "gptsmith.data.dataset",
-    "finetune": "gptsmith.api",
-    "load": "gptsmith.api",
-    "masks": "gptsmith.model",
-    "pretrain": "gptsmith.api",
+_NAMES = {  # module -> the public names that it has
+    "api": "LoadedRun finetune load pretrain",
+    "batch": "Batch",
+    "data.dataset": "Windows",
+    "data.shards": "Corpus",
+    "generate.chat": "Chat",
+    "generate.engine": "Engine",
+    "generate.options": "SamplingConfig",
+    "generate.request": "Generation Request",
+    "model": "masks",
+    "model.config": "ModelConfig",
+    "model.gpt": "FeedForward GPTModel MultiHeadAttention RMSNorm SwiGLU TokenEmbedding "
+    "TransformerBlock",
+    "model.kv_cache": "KVCache",
+    "model.masks": "Mask",
+    "run": "Run",
+    "tokenizer": "Tokenizer",
 }
+_HOMES = {name: f"gptsmith.{home}" for home, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
     "Batch",

@@ -9,31 +9,25 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 
 from gptsmith import __version__, terminal
 
-# verb -> (module:function, one line of help). A function takes the arguments after its verb and
-# returns an exit code, or None for 0.
+# verb -> (module, one line of help). Its `main` takes the arguments after the verb and returns an
+# exit code, or None for 0.
 VERBS = {
-    "demo": ("gptsmith.demo:main", "every stage on a small model: minutes, no network"),
-    "prepare": ("gptsmith.commands.prepare:main", "make a tokenizer and token shards from text"),
-    "pretrain": ("gptsmith.commands.pretrain:main", "train a model from scratch on a corpus"),
-    "finetune": (
-        "gptsmith.commands.finetune:main",
-        "fine-tune: text, chat, instruct, classify",
-    ),
-    "chat": ("gptsmith.commands.chat:main", "talk to a chat model"),
-    "classify": ("gptsmith.commands.classify:main", "classify texts with a tuned model"),
-    "evaluate": (
-        "gptsmith.commands.evaluate:main",
-        "measure a model: perplexity, tasks, responses",
-    ),
-    "generate": ("gptsmith.commands.generate:main", "continue prompts with a trained model"),
-    "import": ("gptsmith.commands.import_model:main", "turn an external model into a run"),
-    "export": ("gptsmith.commands.export:main", "convert a model for transformers or llama.cpp"),
-    "inspect": ("gptsmith.commands.inspect:main", "show a corpus, a run or a chat data set"),
+    "demo": ("demo", "every stage on a small model: minutes, no network"),
+    "prepare": ("commands.prepare", "make a tokenizer and token shards from text"),
+    "pretrain": ("commands.pretrain", "train a model from scratch on a corpus"),
+    "finetune": ("commands.finetune", "fine-tune: text, chat, instruct, classify"),
+    "chat": ("commands.chat", "talk to a chat model"),
+    "classify": ("commands.classify", "classify texts with a tuned model"),
+    "evaluate": ("commands.evaluate", "measure a model: perplexity, tasks, responses"),
+    "generate": ("commands.generate", "continue prompts with a trained model"),
+    "import": ("commands.import_model", "turn an external model into a run"),
+    "export": ("commands.export", "convert a model for transformers or llama.cpp"),
+    "inspect": ("commands.inspect", "show a corpus, a run or a chat data set"),
 }
 
 # User errors: exit code 2. Every other exception is ours, or the machine's.
@@ -67,7 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif verb in ("-V", "--version"):
             terminal.say(f"gptsmith {__version__}")
         elif verb not in VERBS:
-            return _print_error(f"unknown verb {verb!r}{_nearest(verb)}", "gptsmith", 2)
+            from gptsmith.flags import nearest
+
+            near = nearest(verb, VERBS)
+            hint = f"did you mean {near}?" if near else f"choose from {', '.join(VERBS)}"
+            return _print_error(f"unknown verb {verb!r}: {hint}", "gptsmith", 2)
         else:
             return _run(verb, words[1:], debug)
         terminal.flush_output()
@@ -83,7 +81,8 @@ def _run(verb: str, words: list[str], debug: bool) -> int:
     prog = f"gptsmith {verb}"
     terminal.show_library_messages()
     try:
-        code = _function(verb)(words) or 0
+        module = import_module(f"gptsmith.{VERBS[verb][0]}")
+        code: int = module.main(words) or 0
         terminal.flush_output()
         return code
     except SystemExit as end:  # argparse after --help, or a library
@@ -106,12 +105,6 @@ def _run(verb: str, words: list[str], debug: bool) -> int:
         return _print_error(f"{type(error).__name__}: {message}{hint}", prog, 1)
 
 
-def _function(verb: str) -> Callable[[list[str]], int | None]:
-    module, _, name = VERBS[verb][0].partition(":")
-    function: Callable[[list[str]], int | None] = getattr(import_module(module), name)
-    return function
-
-
 def _help() -> str:
     lines = [
         "usage: gptsmith VERB ...        (gptsmith VERB --help shows its options)",
@@ -124,14 +117,6 @@ def _help() -> str:
         "--resume), 130 interrupted, 1 anything else",
     ]
     return "\n".join(lines)
-
-
-def _nearest(verb: str) -> str:
-    from difflib import get_close_matches
-
-    completions = [name for name in VERBS if len(verb) > 2 and name.startswith(verb)]
-    near = completions or get_close_matches(verb, VERBS, n=1, cutoff=0.7)
-    return f": did you mean {near[0]}?" if near else f": choose from {', '.join(VERBS)}"
 
 
 def _message(error: BaseException) -> str:

@@ -143,26 +143,7 @@ def flag_name(path: Iterable[str]) -> str:
     return "--" + ".".join(path).replace("_", "-")
 
 
-_INPUTS = {("data",), ("val",), ("test",)}  # other options: the last value counts
-
-
-class _Once(argparse.Action):
-    """Refuses a second value, which would silently replace the first one: a file would be lost."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        before = getattr(namespace, self.dest, values)
-        if before != values:
-            raise ValueError(
-                f"{option_string} is given twice ({before} and {values}), and takes one path: give "
-                "one, or put the files into one folder or corpus"
-            )
-        setattr(namespace, self.dest, values)
+_INPUTS = {("data",), ("val",), ("test",)}  # of other options, the last value counts
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -197,8 +178,8 @@ class FlagParser(argparse.ArgumentParser):
                 groups[path] = self.add_argument_group(".".join(path), about)
             if path != (positional,) and (arguments := _arguments(option)):
                 group = groups.get(path) or groups[path[:-1]]
-                if option.item is None and path in _INPUTS:
-                    arguments["action"] = _Once
+                if path in _INPUTS:
+                    arguments["action"] = "append"
                 action = group.add_argument(flag_name(path), dest=".".join(path), **arguments)
                 self.names += [name[2:] for name in action.option_strings]
                 if isinstance(action, argparse.BooleanOptionalAction):
@@ -225,8 +206,15 @@ class FlagParser(argparse.ArgumentParser):
         settings = []
         for dest, value in vars(values).items():
             path = tuple(dest.split("."))
-            place = flag_name(path)
-            settings.append(Setting(path, self.options[path].convert(value, place), place))
+            option, place = self.options[path], flag_name(path)
+            if path in _INPUTS and option.item is None:
+                if len(set(value)) > 1:  # the last one would silently replace the others
+                    raise ValueError(
+                        f"{place} is given twice ({value[0]} and {value[1]}), and takes one path: "
+                        "give one, or put the files into one folder or corpus"
+                    )
+                value = value[0]
+            settings.append(Setting(path, option.convert(value, place), place))
         return settings, [*words, *argv[stop + 1 :]]
 
     def _normalize(self, argv: Sequence[str]) -> list[str]:

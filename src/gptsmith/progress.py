@@ -1,10 +1,20 @@
 """Progress of long work: a bar on a terminal; elsewhere a line every few seconds, and the last."""
 
+import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Self, TypeVar
+from datetime import timedelta
+from typing import Self, SupportsFloat, TypeVar
 
-import rich.progress
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from gptsmith.console import Console
 
@@ -24,12 +34,12 @@ class WorkProgress:
         self.started = self._shown_at = time.monotonic()
         self._console = Console(stderr=True)
         self._line = self._shown = ""
-        self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}", markup=False),
-            rich.progress.BarColumn(),
-            rich.progress.TaskProgressColumn(),
-            rich.progress.TextColumn("{task.fields[status]}", markup=False),
-            rich.progress.TimeRemainingColumn(),
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[status]}", markup=False),
+            TimeRemainingColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
             transient=True,
@@ -69,3 +79,76 @@ def progress(steps: Iterable[Step], title: str, total: int) -> Iterator[Step]:
         for done, step in enumerate(steps, 1):
             yield step
             shown.update(done)
+
+
+class ProgressLine:
+    """Progress of training. On a terminal it draws within `show`: a refresh thread would take time
+    from training.
+
+    total_steps: None if unknown. interval: seconds between lines without a terminal.
+    """
+
+    def __init__(self, console: Console, total_steps: int | None, interval: float) -> None:
+        self.console, self.total_steps = console, total_steps
+        self.interval = 0.25 if console.is_terminal else interval
+        self._shown: deque[tuple[float, int]] = deque(maxlen=40)  # (time, step)
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def show(
+        self,
+        step: int,
+        *,
+        loss: SupportsFloat,
+        tokens_per_second: float | None = None,
+        mfu: float | None = None,
+    ) -> None:
+        """Show the first and the last step, and others if `interval` has passed.
+
+        Cheap to call at each step: `loss`, a tensor, is read from the device only when it is shown.
+        mfu: a fraction (0.54).
+        """
+        now = time.perf_counter()
+        if self._shown and now - self._shown[-1][0] < self.interval and step != self.total_steps:
+            return
+        self._shown.append((now, step))  # from the end of step 1, after compilation
+        parts = [f"loss {float(loss):.4f}"]
+        if tokens_per_second is not None:
+            parts.append(f"{tokens_per_second:,.0f} tokens/s")
+        if mfu is not None:
+            parts.append(f"MFU {mfu:.1%}")
+        (t0, s0), (t1, s1) = self._shown[0], self._shown[-1]
+        if self.total_steps is not None and s0 < s1 < self.total_steps and t0 < t1:
+            left = (self.total_steps - step) * (t1 - t0) / (s1 - s0)
+            parts.append(f"{timedelta(seconds=round(left))} left")
+        status = " · ".join(parts)
+        if self.console.is_terminal:
+            self._show_bar(step, status)
+        else:
+            total = "" if self.total_steps is None else f"/{self.total_steps:,}"
+            self.print(f"step {step:,}{total} · {status}")
+
+    def print(self, text: str) -> None:
+        """Print a line of plain text, above the bar if there is one."""
+        self.console.print(text, soft_wrap=True)
+
+    def stop(self) -> None:
+        """Stop the bar and restore the terminal."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _show_bar(self, step: int, status: str) -> None:
+        if self._bar is None:
+            total = "" if self.total_steps is None else "/{task.total:,}"
+            self._bar = Progress(
+                TextColumn(f"step {{task.completed:,}}{total}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[status]}", markup=False),
+                console=self.console,
+                auto_refresh=False,
+                redirect_stdout=sys.stdout.isatty(),  # piped output stays in the pipe
+                expand=True,
+            )
+            self._task = self._bar.add_task("", total=self.total_steps, status="")
+            self._bar.start()
+        self._bar.update(self._task, completed=step, status=status, refresh=True)

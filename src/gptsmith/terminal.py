@@ -14,7 +14,7 @@ import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 # Controls, formats (direction of writing, zero width, tags), surrogates, separators of lines.
 _CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -108,15 +108,8 @@ def show_library_messages() -> None:
     import logging
     import warnings
 
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        note(warnings.formatwarning(message, category, filename, lineno, line).rstrip("\n"))
+    def show(*warning: Any, **_: Any) -> None:  # message, category, file name, line ...
+        note(warnings.formatwarning(*warning[:4]).rstrip("\n"))
 
     class Record(logging.LogRecord):
         def getMessage(self) -> str:  # noqa: N802 - the name in logging

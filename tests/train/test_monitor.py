@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from gptsmith import progress
 from gptsmith.console import Console
 from gptsmith.train import monitor, trackers
 from gptsmith.train.monitor import Monitor, command_start, peak_memory_mb, read_events
@@ -42,7 +43,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(monitor, "time", clock)
+    monkeypatch.setattr(progress, "time", clock)
     return clock
 
 

@@ -19,19 +19,14 @@ import resource
 import sys
 import time
 import zlib
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
-
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from typing import IO, Any
 
 from gptsmith.console import Console
 from gptsmith.files import atomic_path, naming, read_bytes, sync, write_text
+from gptsmith.progress import ProgressLine
 from gptsmith.train.trackers import open_trackers
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 METRICS, TABLE, CURVES, SAMPLES = "metrics.jsonl", "metrics.csv", "curves.png", "samples.txt"
 COLUMNS = (
@@ -188,92 +183,6 @@ class Monitor:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-class ProgressLine:
-    """A live progress bar on a terminal; elsewhere a line every few seconds.
-
-    It draws within `show`: a refresh thread would take time from training. total_steps: None if
-    unknown. interval: seconds between lines without a terminal.
-    """
-
-    def __init__(self, console: Console, total_steps: int | None, interval: float) -> None:
-        self.console, self.total_steps = console, total_steps
-        self.interval = 0.25 if console.is_terminal else interval
-        self._shown = time.perf_counter()
-        self._shown_steps: deque[tuple[float, int]] = deque(maxlen=40)  # (time, step)
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
-
-    def show(
-        self,
-        step: int,
-        *,
-        loss: float | Tensor,
-        tokens_per_second: float | None = None,
-        mfu: float | None = None,
-    ) -> None:
-        """Show the first and the last step, and others if `interval` has passed.
-
-        Cheap to call at each step: `loss` is read from the device only when it is shown. mfu: a
-        fraction (0.54).
-        """
-        now = time.perf_counter()
-        if self._shown_steps and now - self._shown < self.interval and step != self.total_steps:
-            return
-        self._shown = now
-        self._shown_steps.append((now, step))  # from the end of step 1, after compilation
-        parts = [f"loss {float(loss):.4f}"]
-        if tokens_per_second is not None:
-            parts.append(f"{tokens_per_second:,.0f} tokens/s")
-        if mfu is not None:
-            parts.append(f"MFU {mfu:.1%}")
-        if left := self._seconds_left(step):
-            parts.append(f"{_clock(left)} left")
-        status = " · ".join(parts)
-        if self.console.is_terminal:
-            self._show_bar(step, status)
-        else:
-            total = "" if self.total_steps is None else f"/{self.total_steps:,}"
-            self.print(f"step {step:,}{total} · {status}")
-
-    def print(self, text: str) -> None:
-        """Print a line of plain text, above the bar if there is one."""
-        self.console.print(text, soft_wrap=True)
-
-    def stop(self) -> None:
-        """Stop the bar and restore the terminal."""
-        if self._bar is not None:
-            self._bar.stop()
-
-    def _seconds_left(self, step: int) -> float | None:
-        """Remaining seconds at the speed of the steps shown last."""
-        (t0, s0), (t1, s1) = self._shown_steps[0], self._shown_steps[-1]
-        if self.total_steps is None or s1 <= s0 or t1 <= t0:
-            return None
-        return (self.total_steps - step) * (t1 - t0) / (s1 - s0)
-
-    def _show_bar(self, step: int, status: str) -> None:
-        if self._bar is None:
-            total = "" if self.total_steps is None else "/{task.total:,}"
-            self._bar = Progress(
-                TextColumn(f"step {{task.completed:,}}{total}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.fields[status]}", markup=False),
-                console=self.console,
-                auto_refresh=False,
-                redirect_stdout=sys.stdout.isatty(),  # piped output stays in the pipe
-                expand=True,
-            )
-            self._task = self._bar.add_task("", total=self.total_steps, status="")
-            self._bar.start()
-        self._bar.update(self._task, completed=step, status=status, refresh=True)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"
 
 
 def read_events(path: Path, until: int | None = None) -> list[dict[str, Any]]:

@@ -99,18 +99,15 @@ class Wandb:
             self.run.define_metric("step", hidden=True)
             self.run.define_metric("*", step_metric="step")
 
-    def _log(self, step: int, values: Mapping[str, Any]) -> None:
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         if self.is_wandb:
             self.run.log({"step": step, **values})
         else:
             self.run.log(dict(values), step=step)
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._log(step, values)
-
     def text(self, step: int, title: str, text: str) -> None:
         table = self.module.Table(columns=["step", "text"], data=[[step, text]])
-        self._log(step, {title: table})
+        self.scalars(step, {title: table})
 
     def flush(self) -> None:
         pass  # both write from a process or thread of their own
@@ -180,22 +177,16 @@ def open_trackers(
     that is unknown, not installed, or fails to start.
     """
     check_several(names, "trackers")
-    chosen: list[str] = []
-    for name in names:
-        if name == "none":
-            continue
-        if name == "auto":
-            if importlib.util.find_spec("tensorboard") is None:
-                continue
-            name = "tensorboard"
+    auto = "none" if importlib.util.find_spec("tensorboard") is None else "tensorboard"
+    chosen = dict.fromkeys(auto if name == "auto" else name for name in names)
+    chosen.pop("none", None)
+    for name in chosen:
         if name not in TRACKERS:
             raise ValueError(
                 f"unknown tracker {name!r}: choose from auto, none, {', '.join(TRACKERS)}"
             )
         if importlib.util.find_spec(name) is None:
             raise ValueError(f'tracker {name} is not installed: pip install "gptsmith[track]"')
-        if name not in chosen:
-            chosen.append(name)
     return [_start(name, folder, config, resumed) for name in chosen]
 
 

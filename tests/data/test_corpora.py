@@ -82,7 +82,7 @@ def test_invalid_utf8_in_a_named_corpus(
     monkeypatch.setenv("GPTSMITH_DATA", str(tmp_path))
     path.write_bytes(b" = A = \n\n one \n \xff two\n\n = B = \n")
     corpus = name.partition("/")[0].replace("tiny", "")
-    with pytest.raises(ValueError, match=rf"{path}, line 4, byte 16: not UTF-8"):
+    with pytest.raises(ValueError, match=rf"{path}:4: not UTF-8"):
         read(corpus)
     kept = list(open_source(corpus, ReadOptions(), ReadReport("skip")).documents())
     assert "".join("".join(map(str, d.chunks)) for d in kept) == " = A = \n\n one \n\n = B = \n"

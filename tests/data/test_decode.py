@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from gptsmith.data.decode import find_encoding
+from gptsmith.data.report import ReadReport
 
 GERMAN = "Größe und Maß der Straßen in München – „alles“ für 5 €. " * 20
 FRENCH = "L’été a été très beau à l’île d’Aix, « n’est-ce pas ? » Où ça ? " * 20
@@ -14,7 +15,7 @@ SPANISH = "¿Dónde está el niño? ¡Mañana por la mañana! " * 20
 
 def found(path: Path, data: bytes) -> str:
     path.write_bytes(data)
-    return find_encoding(path).name
+    return find_encoding(path, None, ReadReport())
 
 
 @pytest.mark.parametrize("text", [GERMAN, FRENCH, SPANISH, "caf\xe9"])
@@ -42,7 +43,7 @@ def test_western_texts_are_read_as_cp1252(tmp_path: Path, text: str) -> None:
 def test_other_encodings_are_not_guessed(tmp_path: Path, text: str, encoding: str) -> None:
     data = (text * 9).encode(encoding)
     assert found(tmp_path / "a.txt", data) == "utf-8"  # its lines are then rejected
-    assert find_encoding(tmp_path / "a.txt", encoding).name == encoding
+    assert find_encoding(tmp_path / "a.txt", encoding, ReadReport()) == encoding
 
 
 def test_a_few_damaged_bytes_do_not_change_the_encoding(tmp_path: Path) -> None:
@@ -73,12 +74,11 @@ def test_a_zero_byte_in_ascii_is_not_utf16(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_text_is_named(tmp_path: Path, data: bytes, what: str) -> None:
-    (tmp_path / "a.csv").write_bytes(data)
     with pytest.raises(ValueError, match=rf"a\.csv is {what}.*, not text: "):
-        find_encoding(tmp_path / "a.csv")
+        found(tmp_path / "a.csv", data)
 
 
 def test_a_compressed_bomb_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "' + b"a" * (30 << 20)))
+    data = gzip.compress(b'{"text": "' + b"a" * (30 << 20))
     with pytest.raises(ValueError, match=r"a\.jsonl\.gz: unpacks to more than 250 times its size"):
-        find_encoding(tmp_path / "a.jsonl.gz")
+        found(tmp_path / "a.jsonl.gz", data)

@@ -110,15 +110,21 @@ def test_other_values_are_one_line(tmp_path: Path, data: str, message: str) -> N
 
 def test_long_lines_and_values_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_rows, "LINE_LIMIT", 1000)
-    monkeypatch.setattr(json_rows, "_WHOLE_LIMIT", 1000)
+    monkeypatch.setattr(json_rows, "_SMALL_LIMIT", 1000)
     long = json.dumps({"text": "x" * 5000})
     lines = "\n".join([json.dumps(ROWS[0]), long, json.dumps(ROWS[1])])
     report = ReadReport("skip")
     assert read(tmp_path / "a.jsonl", lines, report) == ROWS
     assert report.lines()[1] == f"skipped, line that is too long: 1 ({tmp_path / 'a.jsonl'}:2)"
     data = gzip.compress(b"[" + b"[]," * 100_000 + b"[]]")
-    with pytest.raises(ValueError, match=r"bytes unpack to more than"):
+    with pytest.raises(ValueError, match=r"b\.json\.gz: more than 0 MiB in one JSON value"):
         read(tmp_path / "b.json.gz", data)
+    monkeypatch.setattr(json_rows, "_WHOLE_LIMIT", 4000)
+    assert read(tmp_path / "c.json", json.dumps([{"text": "x" * 3000}], indent=1))
+    with pytest.raises(
+        ValueError, match=r"d\.json: more than 0 MiB in one JSON value; write a row"
+    ):
+        read(tmp_path / "d.json", json.dumps([{"text": "x" * 5000}], indent=1))
 
 
 def test_an_uncompressed_file_may_be_named_gz(tmp_path: Path) -> None:
@@ -129,7 +135,7 @@ def test_an_uncompressed_file_may_be_named_gz(tmp_path: Path) -> None:
 
 def test_file_format_reaches_the_reader(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes('{"text": "мир"}\n'.encode("cp1251"))
-    with pytest.raises(ValueError, match=r"not UTF-8 .* name its encoding with --encoding"):
+    with pytest.raises(ValueError, match=r"not UTF-8; .* name its encoding with --encoding"):
         list(read_rows(tmp_path / "a.jsonl"))
     (row,) = read_rows(tmp_path / "a.jsonl", form=FileFormat(encoding="cp1251"))
     assert row.values == {"text": "мир"}

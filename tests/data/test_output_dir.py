@@ -188,14 +188,6 @@ def test_replacement_can_be_killed_at_any_file_operation(
     assert at > 10
 
 
-def test_corpus_of_an_earlier_version_that_is_unfinished(tmp_path: Path) -> None:
-    source = write_jsonl(tmp_path / "a.jsonl", ["one", "two"])
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "progress.json").write_text("{}")
-    with pytest.raises(FileExistsError, match="unfinished corpus of an earlier version"):
-        run(tmp_path / "out", source)
-
-
 def test_output_dir_that_is_a_loop_of_links(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", ["one", "two"])
     (tmp_path / "loop").symlink_to("loop")

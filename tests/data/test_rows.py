@@ -117,7 +117,9 @@ def test_errors_name_file_and_place(tmp_path: Path) -> None:
     assert bad("d.json", b'[{"a": 1},\n{"a": }]').startswith("d.json:2: not JSON")
     assert bad("d2.json", b"[1, 2]") == "d2.json, row 1: a row must be a JSON object, this is 1"
     assert bad("e.jsonl", good + b'{"text": "\xff"}\n').startswith("e.jsonl:2: not UTF-8")
-    assert bad("e.json", b'["\xff"]').startswith("e.json, byte 2: not UTF-8")
+    assert bad("e.json", b'["\xff"]').startswith(
+        "e.json: not Unicode at character 2; save the file as UTF-8"
+    )
     assert bad("f.jsonl", b"[" * 100_000) == (
         "f.jsonl:1: not JSON (nested too deeply); use a line per row, or a .json file with one list"
     )

@@ -93,10 +93,10 @@ def test_safe_cut_of_text_without_spaces() -> None:
     assert safe_cut("one two  ") == len("one two")
 
 
-def test_invalid_utf8_error_names_line_and_byte(tmp_path: Path) -> None:
+def test_invalid_utf8_error_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"fine\nalso fine\nnot \xff fine\nfine again\n")
-    with pytest.raises(ValueError, match=r"a\.txt, line 3, byte 19: not UTF-8"):
+    with pytest.raises(ValueError, match=r"a\.txt:3: not UTF-8"):
         read(path)
     report = ReadReport("skip")
     source = open_source(str(path), ReadOptions(), report)
@@ -112,7 +112,7 @@ def test_invalid_utf8_error_is_independent_of_block_size(
     path.write_bytes("zeile ü\n".encode() * 100 + b"bad \xe9")
     for size in (1, 10, 64, 4096):
         monkeypatch.setattr(text_files, "CHUNK_BYTES", size)
-        with pytest.raises(ValueError, match="line 101, byte 904: not UTF-8"):
+        with pytest.raises(ValueError, match=r"a\.txt:101: not UTF-8"):
             list(TextFile(path, ReadReport()))
 
 

@@ -93,13 +93,11 @@ def _shakespeare() -> Path:
         with download.cache("tinyshakespeare") as folder:
             path = folder / "input.txt"
             download.fetch(_SHAKESPEARE, path, wanted)
-    except ConnectionError as error:
+    except (ConnectionError, FileNotFoundError) as error:
         raise UnavailableError(
             f"shakespeare: cannot be downloaded ({error}); put {_SHAKESPEARE} into "
             f"{local or '$GPTSMITH_DATA/tinyshakespeare/input.txt'}"
         ) from None
-    except FileNotFoundError as error:
-        raise UnavailableError(f"shakespeare: {error}") from None
     except ValueError as error:  # damaged: an error, not a reason to try the next alternative
         raise ValueError(f"shakespeare: {error}") from None
     return path

@@ -5,7 +5,6 @@ journal's state truncates the shards to these batches.
 """
 
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,15 +17,6 @@ from gptsmith.data.shards import SPLITS, UNFINISHED, ShardWriter
 from gptsmith.tokenizer import Tokenizer
 
 _JOURNAL_SECONDS = 5.0  # the most work that a kill can lose
-
-
-@dataclass
-class _Addition:
-    """What a batch adds to a split."""
-
-    ids: list[np.ndarray] = field(default_factory=list)
-    documents: int = 0
-    text_bytes: int = 0
 
 
 class CorpusWriter:
@@ -61,11 +51,7 @@ class CorpusWriter:
             )
             for split in SPLITS
         }
-        assert tokenizer.eos_id is not None  # raises if documents would not end
         self._document = tokenizer.special_ids.document
-        self._around = [
-            np.array(ids, tokenizer.dtype) for ids in (self._document.before, self._document.after)
-        ]
         self._journalled = time.monotonic()
 
     @property
@@ -77,16 +63,42 @@ class CorpusWriter:
         return self.writers[split].tokens
 
     @property
+    def _records(self) -> dict[str, Any]:
+        return {split: writer.record for split, writer in self.writers.items()}
+
+    @property
     def totals(self) -> tuple[int, int]:
         """Text bytes and tokens of both splits."""
-        records = [writer.record for writer in self.writers.values()]
+        records = self._records.values()
         return sum(r["bytes"] for r in records), sum(r["tokens"] for r in records)
 
     def write(self, batch: TextBatch, encoded: Encoded) -> None:
-        """Append a batch; every few seconds, update the journal."""
-        for split, addition in self._divide(batch, encoded).items():
-            if addition.ids:
-                self._append(split, addition)
+        """Append a batch; every few seconds, update the journal.
+
+        Documents of "first_shard" go to validation, whole, until the next would not fit into its
+        first shard.
+        """
+        around = self._document
+        before, after = (
+            np.array(ids, self.tokenizer.dtype) for ids in (around.before, around.after)
+        )
+        added: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+        documents, text_bytes = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
+        val_tokens = self.tokens("val")
+        for part, (ids, size) in zip(batch.parts, encoded, strict=True):
+            whole = [before, ids, after] if part.begins else [ids]
+            split: str = part.split
+            if split == "first_shard":
+                self.first_shard_full |= val_tokens + sum(map(len, whole)) > self.shard_tokens
+                split = "train" if self.first_shard_full else "val"
+            if split == "val":
+                val_tokens += sum(map(len, whole))
+            added[split] += whole
+            documents[split] += part.first
+            text_bytes[split] += size
+        for split, parts in added.items():
+            if parts:
+                self._append(split, np.concatenate(parts), documents[split], text_bytes[split])
         self.batches += 1
         self.left_out = batch.left_out
         if time.monotonic() - self._journalled > _JOURNAL_SECONDS:
@@ -100,7 +112,7 @@ class CorpusWriter:
             "batches": self.batches,
             "left_out": self.left_out,
             "first_shard_full": self.first_shard_full,
-            "splits": {split: writer.record for split, writer in self.writers.items()},
+            "splits": self._records,
         }
         output_dir.write_journal(self.out, self.identity, state)
         self._journalled = time.monotonic()
@@ -109,36 +121,15 @@ class CorpusWriter:
         """Complete the last shards; the manifest's entries of the splits."""
         for writer in self.writers.values():
             writer.finish()
-        return {split: writer.record for split, writer in self.writers.items()}
+        return self._records
 
     def close(self) -> None:
         """Close the files without completing the last shards."""
         for writer in self.writers.values():
             writer.close()
 
-    def _divide(self, batch: TextBatch, encoded: Encoded) -> dict[str, _Addition]:
-        """What each split gets. Documents of "first_shard" go to validation, whole, until the next
-        would not fit into its first shard."""
-        additions = {split: _Addition() for split in SPLITS}
-        val_tokens = self.tokens("val")
-        for part, ids, text_bytes in zip(batch.parts, *encoded, strict=True):
-            split: str = part.split
-            before, after = self._around
-            size = len(ids) + (len(before) + len(after)) * part.begins
-            if split == "first_shard":
-                self.first_shard_full |= val_tokens + size > self.shard_tokens
-                split = "train" if self.first_shard_full else "val"
-            if split == "val":
-                val_tokens += size
-            addition = additions[split]
-            addition.ids += [before, ids, after] if part.begins else [ids]
-            addition.documents += part.first
-            addition.text_bytes += text_bytes
-        return additions
-
-    def _append(self, split: str, addition: _Addition) -> None:
-        ids = np.concatenate(addition.ids)
-        documents, text_bytes = addition.documents, addition.text_bytes
+    def _append(self, split: str, ids: np.ndarray, documents: int, text_bytes: int) -> None:
+        """Append to a split, up to the limit on training tokens."""
         if split == "train" and self.max_tokens is not None:
             room = self.max_tokens - self.tokens("train")
             if room < len(ids):

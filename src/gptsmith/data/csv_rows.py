@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from gptsmith.data.decode import LINE_LIMIT, NOT_UTF8, find_encoding, opened
+from gptsmith.data.decode import LINE_LIMIT, NOT_UTF8, find_encoding, opened_text
 from gptsmith.data.options import FileFormat
 from gptsmith.data.paths import has_suffix
 from gptsmith.data.report import ReadReport
@@ -26,30 +26,19 @@ _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)  # Excel writes
 def csv_rows(
     path: Path, report: ReadReport, header: Sequence[str] | None, form: FileFormat
 ) -> Iterator[Row]:
-    """header: names of the columns, of a file without header line. form: what is not found out.
-
-    Bytes that are not UTF-8 are decoded as lone surrogates and reported with their row: strict
-    decoding would fail at the end of a buffer, far from that row.
-    """
+    """header: names of the columns, of a file without header line. form: what is not found out."""
     csv.field_size_limit(sys.maxsize)
-    encoding = find_encoding(path, form.encoding)
-    count = 0
-    with (
-        opened(path) as (raw, file),
-        io.TextIOWrapper(file, encoding.name, "surrogateescape", newline="") as text,
-    ):
+    encoding, count = find_encoding(path, form.encoding, report), 0
+    with opened_text(path, encoding) as (raw, text):
         try:
             lines = _Lines(text)
-            dialect = _dialect(path, lines, form, encoding.note, report)
+            dialect = _dialect(path, lines, form, report)
             for place, values in _records(path, lines, dialect, header, report):
                 count += 1
                 if not count % 256:
                     report.reached(path, raw.tell())
                 if values is not None:
                     yield Row(place, values)
-        except UnicodeDecodeError as error:  # a half character of UTF-16
-            name = error.encoding.upper()
-            raise ValueError(f"{path}: not {name} ({error.reason}); {NOT_UTF8}") from None
         finally:
             report.read[path] = count
             report.reached(path, raw.tell())
@@ -162,10 +151,8 @@ class _Lines:
 # --- delimiter -----------------------------------------------------------------------------------
 
 
-def _dialect(
-    path: Path, lines: _Lines, form: FileFormat, note: str, report: ReadReport
-) -> dict[str, Any]:
-    """The arguments of csv.reader. A hint says what was found out, `note` included."""
+def _dialect(path: Path, lines: _Lines, form: FileFormat, report: ReadReport) -> dict[str, Any]:
+    """The arguments of csv.reader. A hint says which delimiter was found out."""
     is_tsv = has_suffix(path, ".tsv", ".tsv.gz")
     usual = "\t" if is_tsv else ","
     sample, delimiter = lines.peek(_SAMPLE), form.delimiter
@@ -173,11 +160,8 @@ def _dialect(
         next(lines)
         sample, delimiter = sample[named.end() :], delimiter or named[1]
     delimiter = delimiter or find_delimiter(sample, usual)
-    found = [note] if note else []
     if delimiter not in (usual, form.delimiter):
-        found.append(f"delimiter {delimiter!r}")
-    if found:
-        report.hint(f"{path}: read as {', '.join(found)}")
+        report.hint(f"{path}: read with the delimiter {delimiter!r}")
     # A .tsv has no quoting (IANA text/tab-separated-values): " is an ordinary character.
     quoting = csv.QUOTE_NONE if is_tsv and delimiter == "\t" else csv.QUOTE_MINIMAL
     return {"delimiter": delimiter, "quoting": quoting, "strict": quoting == csv.QUOTE_MINIMAL}

@@ -12,41 +12,29 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, TextIO
 
+from gptsmith.data.report import ReadReport
 from gptsmith.recognize import binary_kind, utf16
 
-LINE_LIMIT = 16 << 20  # bytes of a line, or characters of a row of a .csv
+LINE_LIMIT = 16 << 20  # characters of a line, or of a row of a .csv
+UTF8 = "utf-8-sig"  # with or without a byte order mark
 NOT_UTF8 = "save the file as UTF-8, or name its encoding with --encoding"
 _BLOCK = 1 << 20
 _SAMPLE = 1 << 18
 _RATIO = 250  # gzip reaches 1,000 on one repeated byte, and a tenth of this on repetitive logs
 
 _MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF8, UTF8),
     (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark begins it
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-
-
-class Encoding(NamedTuple):
-    """name: for `bytes.decode`. note: what was found out, for the user; "" for UTF-8."""
-
-    name: str
-    note: str = ""
-
-    @property
-    def is_utf8(self) -> bool:
-        return self.name in ("utf-8", "utf-8-sig")
-
-
-UTF8 = Encoding("utf-8")
 
 
 @contextmanager
@@ -66,42 +54,56 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
             raise ValueError(f"{path}: a damaged gzip file ({error})") from None
 
 
-def find_encoding(path: Path, given: str | None = None) -> Encoding:
+@contextmanager
+def opened_text(path: Path, encoding: str, newline: str = "") -> Iterator[tuple[BinaryIO, TextIO]]:
+    """The file as stored, for its position, and its text. newline: as of `open`.
+
+    Bytes that are not of the encoding become lone surrogates, so that a reader can reject the line
+    that has them: strict decoding would fail at the end of a buffer, far from it. ValueError where
+    that is impossible, as for half a character of UTF-16.
+    """
+    with opened(path) as (raw, file), decoding(path):
+        yield raw, io.TextIOWrapper(file, encoding, "surrogateescape", newline)
+
+
+@contextmanager
+def decoding(path: Path) -> Iterator[None]:
+    """Turn a UnicodeDecodeError into a ValueError naming the file."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        name = error.encoding.upper()
+        raise ValueError(f"{path}: not {name} ({error.reason}); {NOT_UTF8}") from None
+
+
+def find_encoding(path: Path, given: str | None, report: ReadReport) -> str:
     """The encoding of a file: as given, or found out from its bytes, all of which are read.
 
-    ValueError for a file that is no text.
+    A hint says what was found out. ValueError for a file that is no text.
     """
     if given is not None:
-        is_utf8 = codecs.lookup(given).name == "utf-8"
-        return Encoding("utf-8-sig" if is_utf8 else given)
+        return UTF8 if codecs.lookup(given).name == "utf-8" else given
     status = path.stat()
-    return _find(path, status.st_size, status.st_mtime_ns)
-
-
-def marked_encoding(path: Path, head: bytes) -> Encoding | None:
-    """The encoding that the first bytes of a file tell; None for UTF-8 and its supersets.
-
-    ValueError for a file that is no text.
-    """
-    for mark, name in _MARKS:
-        if head.startswith(mark):
-            return Encoding(name, "" if name == "utf-8-sig" else name.upper())
-    if found := utf16(head):
-        return Encoding(found, found.upper())
-    if kind := binary_kind(head):
-        raise ValueError(f"{path} is {kind.what}, not text: {kind.use}")
-    return None
+    found = _find(path, status.st_size, status.st_mtime_ns)
+    if found == "cp1252":
+        report.hint(
+            f"{path}: read as cp1252, as it is not UTF-8 (if letters look wrong, name its "
+            "--encoding)"
+        )
+    elif found not in ("utf-8", UTF8):
+        report.hint(f"{path}: read as {found.upper()}")
+    return found
 
 
 @lru_cache(256)
-def _find(path: Path, size: int, modified: int) -> Encoding:
+def _find(path: Path, size: int, modified: int) -> str:
     """size, modified: of the file, so that a changed file is looked at again."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     total = valid = invalid = 0  # bytes: all, and those of characters beyond ASCII
     sample = bytearray()  # lines with such bytes
     with opened(path) as (raw, file):
         block = file.read(_BLOCK)
-        if marked := marked_encoding(path, block[:_SAMPLE]):
+        if marked := _marked(path, block[:_SAMPLE]):
             return marked
         while block:
             text = decoder.decode(block)
@@ -116,11 +118,18 @@ def _find(path: Path, size: int, modified: int) -> Encoding:
                 raise ValueError(f"{path}: unpacks to more than {_RATIO} times its size: no text")
             block = file.read(_BLOCK)
     invalid += _count_escaped(decoder.decode(b"", final=True))
-    if invalid > 10 * valid and _is_western(bytes(sample[:_SAMPLE])):
-        return Encoding(
-            "cp1252", "cp1252, as it is not UTF-8 (if letters look wrong, name its --encoding)"
-        )
-    return UTF8
+    return "cp1252" if invalid > 10 * valid and _is_western(bytes(sample[:_SAMPLE])) else "utf-8"
+
+
+def _marked(path: Path, head: bytes) -> str | None:
+    """The encoding that the first bytes of a file tell; None for UTF-8 and its supersets."""
+    for mark, name in _MARKS:
+        if head.startswith(mark):
+            return name
+    found = utf16(head)
+    if found is None and (kind := binary_kind(head)):
+        raise ValueError(f"{path} is {kind.what}, not text: {kind.use}")
+    return found
 
 
 def _count_escaped(text: str) -> int:
@@ -149,12 +158,3 @@ def _is_western(sample: bytes) -> bool:
     beyond = sum(not character.isascii() for character in text)
     odd = sum(len(match.group()) for match in _ODD.finditer(text))
     return odd * 20 <= beyond
-
-
-def too_long(line: bytes, read_line: Callable[[], bytes]) -> bool:
-    """Whether a line of at least LINE_LIMIT bytes goes on; its rest is then passed over."""
-    goes_on = False
-    while line and not line.endswith(b"\n"):
-        line = read_line()
-        goes_on = goes_on or bool(line)
-    return goes_on

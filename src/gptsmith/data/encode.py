@@ -43,11 +43,8 @@ class TextBatch:
     left_out: dict[str, int]
 
 
-class Encoded(NamedTuple):
-    """Of each part: its ids, without what is around a document, and its text in UTF-8 bytes."""
-
-    ids: list[np.ndarray]
-    text_bytes: list[int]
+Encoded = list[tuple[np.ndarray, int]]
+"""Of each part: its ids, without what is around a document, and the UTF-8 bytes of its text."""
 
 
 def make_batches(
@@ -60,7 +57,7 @@ def make_batches(
     left_out: documents skipped so far.
     """
     parts: list[Part] = []
-    train_size = val_size = 0
+    sizes = dict.fromkeys(("train", "val"), 0)
     for split, document in documents:
         chunks = document.chunks
         if whole or split == "first_shard":
@@ -68,15 +65,12 @@ def make_batches(
         for number, chunk in enumerate(chunks):
             first = number == 0
             parts.append(Part(split, chunk, first, first and document.begins, document.place))
-            if split == "val":
-                val_size += len(chunk)
-            else:
-                train_size += len(chunk)
+            sizes["val" if split == "val" else "train"] += len(chunk)
             # Validation text alone fills a batch only where all of it comes first. A limit on
             # training tokens then stops validation at about the same document.
-            if train_size >= BATCH_SIZE or (not train_size and val_size >= BATCH_SIZE):
+            if (sizes["train"] or sizes["val"]) >= BATCH_SIZE:
                 yield TextBatch(parts, left_out())
-                parts, train_size, val_size = [], 0, 0
+                parts, sizes = [], dict.fromkeys(sizes, 0)
     if parts:
         yield TextBatch(parts, left_out())
 
@@ -98,20 +92,17 @@ def encode(batch: TextBatch, tokenizer: Tokenizer, token_bytes: np.ndarray | Non
             except ValueError as error:
                 raise ValueError(f"{part.place}: {error}") from None
         raise
-    encoded = Encoded([], [])
+    encoded: Encoded = []
     for part in batch.parts:
         chunk = part.chunk
         if isinstance(chunk, str):
-            ids = next(arrays)
-            text_bytes = len(chunk) if chunk.isascii() else len(chunk.encode())
+            encoded.append((next(arrays), len(chunk.encode())))
         else:
             ids = chunk.astype(tokenizer.dtype)
             if token_bytes is None:  # the text itself is not there
-                text_bytes = len(tokenizer.decode(ids).encode())
+                encoded.append((ids, len(tokenizer.decode(ids).encode())))
             else:
-                text_bytes = int(token_bytes[ids].sum(dtype=np.int64))
-        encoded.ids.append(ids)
-        encoded.text_bytes.append(text_bytes)
+                encoded.append((ids, int(token_bytes[ids].sum(dtype=np.int64))))
     return encoded
 
 

@@ -60,6 +60,11 @@ class ReadOptions(FileFormat):
     document_separator: str | None = Field(None, min_length=1)
     """Text between the documents of a text file; without it a file is one document."""
 
+    @field_validator("document_separator")
+    @classmethod
+    def _read_escapes(cls, value: str | None) -> str | None:
+        return value and value.replace("\\n", "\n").replace("\\t", "\t")
+
 
 class ChatFiles(FileFormat):
     """How files of conversations are read."""

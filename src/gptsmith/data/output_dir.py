@@ -5,6 +5,8 @@ corpus stays intact until then. A journal records settings and sources: an unfin
 resumed only if they have not changed.
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -12,7 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from gptsmith import files
+from gptsmith.data.documents import Source
+from gptsmith.data.encode import BATCH_SIZE
+from gptsmith.data.options import PrepareConfig
 from gptsmith.data.shards import JOURNAL, MANIFEST, UNFINISHED, manifest_digest
+from gptsmith.data.text_files import CHUNK_BYTES
+from gptsmith.tokenizer import DocumentTokens, Tokenizer
 
 TOKENIZER, ROLES = "tokenizer.json", "special_tokens.json"  # the second only where files tell
 
@@ -21,6 +28,42 @@ TOKENIZER, ROLES = "tokenizer.json", "special_tokens.json"  # the second only wh
 # times of the source files and the way that work is divided.
 Identity = dict[str, Any]
 _COMPARED = ("used", "rows", "files", "bytes")  # facts about a source that a message names
+_DIVISION = [2, BATCH_SIZE, CHUNK_BYTES]  # another number if work is divided in another way
+
+
+def identify(config: PrepareConfig, sources: Iterable[Source], given: Tokenizer | None) -> Identity:
+    """What must be unchanged to resume an unfinished corpus, or to keep a complete one."""
+
+    def facts(source: Source) -> dict[str, Any]:
+        sizes = [(path.name, path.stat().st_size) for path in source.files]
+        return {
+            "asked": source.requested,
+            "used": source.used,
+            "passed": list(source.unavailable),
+            "rows": None if source.layout is None else str(source.layout),
+            "files": len(sizes),
+            "bytes": sum(size for _, size in sizes),
+            "listing": hashlib.sha256(json.dumps(sizes).encode()).hexdigest(),
+        }
+
+    unset = set() if config.eos_token else {"eos_token"}  # of earlier versions, which lacked it
+    settings = config.model_dump(mode="json", exclude={"out", "overwrite", "workers", *unset})
+    if given is not None and (around := around_documents(given)):
+        settings["document"] = around
+    times = [(str(path), path.stat().st_mtime_ns) for source in sources for path in source.files]
+    return {
+        "settings": settings | {"given_tokenizer": given.fingerprint if given else None},
+        "sources": [facts(source) for source in sources],
+        "seen": hashlib.sha256(json.dumps([*_DIVISION, times]).encode()).hexdigest(),
+    }
+
+
+def around_documents(tokenizer: Tokenizer) -> dict[str, list[int]]:
+    """What is around a document, by field; empty if it is an end of text before it."""
+    around = tokenizer.special_ids.document
+    if around == DocumentTokens((tokenizer.eos_id,)):
+        return {}
+    return {name: list(ids) for name, ids in around._asdict().items()}
 
 
 def holds_corpus(
@@ -52,11 +95,6 @@ def holds_corpus(
                 f"{out}: holds another corpus, unfinished ({difference}); "
                 "choose another --out, or --overwrite to start over"
             )
-    elif (out / JOURNAL).is_file():
-        raise FileExistsError(
-            f"--out {out}: holds an unfinished corpus of an earlier version of gptsmith, which "
-            "cannot be resumed; remove the folder or name a new one"
-        )
     elif any(path.name != UNFINISHED and path.name[0] != "." for path in out.iterdir()):
         raise FileExistsError(f"--out {out}: holds other files and no corpus; name a new folder")
     return False

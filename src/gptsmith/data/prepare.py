@@ -5,13 +5,11 @@ Documents are divided into training and validation (split), encoded (encode) and
 shards back to that, reads the sources up to that batch without encoding them, and continues.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +17,17 @@ from gptsmith import files, terminal
 from gptsmith.data import output_dir
 from gptsmith.data.corpus_writer import CorpusWriter
 from gptsmith.data.documents import Document, Source
-from gptsmith.data.encode import (
-    BATCH_SIZE,
-    available_cores,
-    encode,
-    encode_in_order,
-    make_batches,
-)
+from gptsmith.data.encode import available_cores, encode, encode_in_order, make_batches
 from gptsmith.data.options import PrepareConfig, ReadOptions
 from gptsmith.data.output_dir import Identity
 from gptsmith.data.report import ReadReport
 from gptsmith.data.shards import FORMAT, MANIFEST, UNFINISHED, fingerprint, manifest_digest
 from gptsmith.data.sources import open_source
 from gptsmith.data.split import DocumentSplit
-from gptsmith.data.text_files import CHUNK_BYTES
 from gptsmith.data.tokenized import tokenized_documents
 from gptsmith.data.vocabulary import given_tokenizer, train_tokenizer
 from gptsmith.progress import WorkProgress
-from gptsmith.tokenizer import DocumentTokens, Tokenizer
+from gptsmith.tokenizer import Tokenizer
 
 
 def prepare(config: PrepareConfig) -> Path:
@@ -47,30 +38,19 @@ def prepare(config: PrepareConfig) -> Path:
     folder already is then unchanged, and nothing of the new one is left.
     """
     started = time.monotonic()
-    separator = config.document_separator
-    options = ReadOptions(
-        encoding=config.encoding,
-        delimiter=config.delimiter,
-        text_column=config.text_column,
-        document_separator=separator and separator.replace("\\n", "\n").replace("\\t", "\t"),
-    )
     report = ReadReport(config.on_error)
-    sources = [open_source(asked, options, report) for asked in config.sources]
-    val = open_source(config.val, options, report) if config.val is not None else None
-    opened = [*sources, val] if val else sources
+    options = ReadOptions(**config.model_dump(include=set(ReadOptions.model_fields)))
+    names = [*config.sources, *([config.val] if config.val is not None else [])]
+    opened = [open_source(name, options, report) for name in names]
     given = given_tokenizer(config.tokenizer, config.vocab_size, opened, config.eos_token)
-    if given is not None:
-        assert given.eos_id is not None  # raises, before anything is read
-    identity = _identity(config, opened, given)
+    identity = output_dir.identify(config, opened, given)
     _print_choices(opened)
     paths = [path for source in opened for path in source.files]
-    total = 0
-    for path in paths:
-        report.starts[path] = total
-        total += path.stat().st_size
+    sizes = [path.stat().st_size for path in paths]
+    report.starts = dict(zip(paths, accumulate(sizes, initial=0), strict=False))
     documents = DocumentSplit(
-        sources,
-        val,
+        opened[: len(config.sources)],
+        opened[-1] if config.val is not None else None,
         lambda source: _documents(source, given, report),
         val_fraction=config.val_fraction,
         max_documents=config.max_documents,
@@ -87,7 +67,7 @@ def prepare(config: PrepareConfig) -> Path:
                 )
             return out
         try:
-            manifest = _make(config, documents, report, total, given, identity)
+            manifest = _make(config, documents, report, sum(sizes), given, identity)
         except ValueError:
             output_dir.discard(out)
             raise
@@ -187,7 +167,7 @@ def _manifest(
         "settings": writer.identity["settings"],
         "sources": writer.identity["sources"],
     }
-    if around := _document(tokenizer):
+    if around := output_dir.around_documents(tokenizer):
         manifest["document"] = around
     manifest["fingerprint"] = fingerprint(manifest)
     return manifest | {"digest": manifest_digest(manifest)}
@@ -230,41 +210,6 @@ def _check_splits(config: PrepareConfig, writer: CorpusWriter, documents: Docume
         )
 
 
-def _document(tokenizer: Tokenizer) -> dict[str, list[int]]:
-    """What is around a document, by field; empty if it is an end of text before it."""
-    around = tokenizer.special_ids.document
-    if around == DocumentTokens((tokenizer.eos_id,)):
-        return {}
-    return {name: list(ids) for name, ids in around._asdict().items()}
-
-
-def _identity(config: PrepareConfig, sources: list[Source], given: Tokenizer | None) -> Identity:
-    """What must be unchanged to resume an unfinished corpus, or to keep a complete one."""
-
-    def facts(source: Source) -> dict[str, Any]:
-        sizes = [(path.name, path.stat().st_size) for path in source.files]
-        return {
-            "asked": source.requested,
-            "used": source.used,
-            "passed": list(source.unavailable),
-            "rows": None if source.layout is None else str(source.layout),
-            "files": len(sizes),
-            "bytes": sum(size for _, size in sizes),
-            "listing": hashlib.sha256(json.dumps(sizes).encode()).hexdigest(),
-        }
-
-    unset = set() if config.eos_token else {"eos_token"}  # of earlier versions, which lacked it
-    settings = config.model_dump(mode="json", exclude={"out", "overwrite", "workers", *unset})
-    if given is not None and (around := _document(given)):
-        settings["document"] = around
-    times = [(str(path), path.stat().st_mtime_ns) for source in sources for path in source.files]
-    return {
-        "settings": settings | {"given_tokenizer": given.fingerprint if given else None},
-        "sources": [facts(source) for source in sources],
-        "seen": hashlib.sha256(json.dumps([BATCH_SIZE, CHUNK_BYTES, times]).encode()).hexdigest(),
-    }
-
-
 # --- messages ------------------------------------------------------------------------------------
 
 
@@ -279,17 +224,18 @@ def _print_choices(sources: list[Source]) -> None:
 
 
 def _summary(out: Path, manifest: dict[str, Any], report: ReadReport, seconds: float) -> str:
-    left_out = {kind: count for kind, count in manifest["left_out"].items() if count}
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in left_out.items())
+    left_out = manifest["left_out"]
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in left_out.items() if count)
     skipped = report.share(sum(left_out.values()))
-    lines = [f"{out}: skipped {skipped}: {kinds}"] if left_out else []
+    lines = [f"{out}: skipped {skipped}: {kinds}"] if kinds else []
     lines += [
         f"{out}: {split} {r['tokens']:,} tokens in {len(r['shards'])} shard(s), "
         f"{r['documents']:,} document(s), {r['bytes'] / 1e6:,.1f} MB"
         for split, r in manifest["splits"].items()
     ]
-    text_bytes = sum(r["bytes"] for r in manifest["splits"].values())
-    tokens = sum(r["tokens"] for r in manifest["splits"].values())
+    text_bytes, tokens = (
+        sum(r[name] for r in manifest["splits"].values()) for name in ("bytes", "tokens")
+    )
     lines.append(
         f"{out}: vocabulary {manifest['tokenizer']['vocab_size']:,}, "
         f"{text_bytes / tokens:.2f} bytes per token; validation: {manifest['validation']}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gptsmith.data import columnar
 from gptsmith.data.csv_rows import csv_rows
-from gptsmith.data.decode import find_encoding, opened
+from gptsmith.data.decode import find_encoding, opened_text
 from gptsmith.data.json_rows import json_rows
 from gptsmith.data.options import FileFormat
 from gptsmith.data.paths import Found, find_files, has_suffix
@@ -88,12 +88,10 @@ def file_rows(
 def _looks_like_json(path: Path) -> bool:
     """Whether a file of another suffix holds JSON."""
     try:
-        encoding = find_encoding(path)
+        with opened_text(path, find_encoding(path, None, ReadReport())) as (_, file):
+            return file.read(1 << 12).lstrip().startswith(("{", "["))
     except ValueError:
         return False
-    with opened(path) as (_, file):
-        start = file.read(1 << 12).decode(encoding.name, "ignore").lstrip()
-    return start.startswith(("{", "["))
 
 
 def _columnar_rows(path: Path, report: ReadReport, columns: Sequence[str] | None) -> Iterator[Row]:

@@ -1,14 +1,24 @@
 """Plain text files in bounded memory: one document, or several with a separator between them."""
 
 import codecs
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from gptsmith.data.decode import LINE_LIMIT, NOT_UTF8, UTF8, Encoding, find_encoding, opened
+from gptsmith.data.decode import (
+    LINE_LIMIT,
+    NOT_UTF8,
+    UTF8,
+    decoding,
+    find_encoding,
+    opened,
+    opened_text,
+)
 from gptsmith.data.documents import Document, document
 from gptsmith.data.options import ReadOptions
 from gptsmith.data.report import ReadReport
+from gptsmith.data.row import unicode_problem
 
 SUFFIXES = (".txt", ".md", ".txt.gz", ".md.gz")  # read in a folder, whatever else it holds
 
@@ -17,11 +27,9 @@ CHUNK_BYTES = 1 << 18  # read at a time
 
 def text_documents(path: Path, options: ReadOptions, report: ReadReport) -> Iterator[Document]:
     """The file as one document, or several between separators."""
-    separator, encoding = options.document_separator, find_encoding(path, options.encoding)
-    if encoding.note:
-        report.hint(f"{path}: read as {encoding.note}")
-    if separator:
-        return _separated(path, separator, encoding, report)
+    encoding = find_encoding(path, options.encoding, report)
+    if options.document_separator:
+        return _separated(path, options.document_separator, encoding, report)
     return _whole(path, encoding, report)
 
 
@@ -48,13 +56,13 @@ def safe_cut(text: str) -> int:
 class TextFile:
     """The chunks of a text file, read again at each iteration."""
 
-    def __init__(self, path: Path, report: ReadReport, encoding: Encoding = UTF8) -> None:
+    def __init__(self, path: Path, report: ReadReport, encoding: str = UTF8) -> None:
         self.path, self.report, self.encoding = path, report, encoding
 
     def __iter__(self) -> Iterator[str]:
         parts: list[str] = []  # text after the last safe cut
         length = 0
-        for text in _decoded(self.path, self.encoding, self.report):
+        for text in _blocks(self.path, self.encoding, self.report):
             cut = safe_cut(text)
             if cut:
                 yield "".join([*parts, text[:cut]])
@@ -73,7 +81,7 @@ class TextFile:
 def text_lines(path: Path, report: ReadReport) -> Iterator[str]:
     """The lines of a UTF-8 file with their line ends."""
     rest = ""
-    for text in _decoded(path, UTF8, report):
+    for text in _blocks(path, UTF8, report):
         *lines, rest = (rest + text).split("\n")
         yield from (f"{line}\n" for line in lines)
     if rest:
@@ -83,19 +91,11 @@ def text_lines(path: Path, report: ReadReport) -> Iterator[str]:
 def read_text(path: Path, given: str | None, report: ReadReport) -> str:
     """The text of a file; bytes that are not in its encoding become lone surrogates. A hint says
     what encoding was found out."""
-    encoding = find_encoding(path, given)
-    if encoding.note:
-        report.hint(f"{path}: read as {encoding.note}")
-    with opened(path) as (_, file):
-        data = file.read()
-    name = "utf-8-sig" if encoding.is_utf8 else encoding.name
-    try:
-        return data.decode(name, "surrogateescape")
-    except UnicodeDecodeError as error:
-        raise _wrong_encoding(f"{path}, byte {error.start}", error) from None
+    with opened_text(path, find_encoding(path, given, report)) as (_, file):
+        return file.read()
 
 
-def _whole(path: Path, encoding: Encoding, report: ReadReport) -> Iterator[Document]:
+def _whole(path: Path, encoding: str, report: ReadReport) -> Iterator[Document]:
     chunks = TextFile(path, report, encoding)
     for chunk in chunks:
         if chunk.strip():
@@ -110,11 +110,9 @@ def _whole(path: Path, encoding: Encoding, report: ReadReport) -> Iterator[Docum
     report.reject("empty document", str(path), "nothing but white space")
 
 
-def _separated(
-    path: Path, separator: str, encoding: Encoding, report: ReadReport
-) -> Iterator[Document]:
+def _separated(path: Path, separator: str, encoding: str, report: ReadReport) -> Iterator[Document]:
     pending, number = "", 0
-    for text in _decoded(path, encoding, report):
+    for text in _blocks(path, encoding, report):
         searched = max(0, len(pending) - len(separator) + 1)
         pending += text
         if pending.find(separator, searched) >= 0:
@@ -128,75 +126,30 @@ def _separated(
         yield from document(f"{path}, document {number + 1}", pending, report)
 
 
-# --- decoding ------------------------------------------------------------------------------------
+def _blocks(path: Path, encoding: str, report: ReadReport) -> Iterator[str]:
+    """The file's text in blocks, line ends unchanged, without the lines that are rejected."""
+    name, line = encoding.upper().removesuffix("-SIG"), 1
+    remedy = NOT_UTF8 if name == "UTF-8" else "name another --encoding"
 
+    def is_good(text: str, line: int) -> bool:
+        if problem := unicode_problem(text):
+            report.reject(f"line that is not {name}", f"{path}:{line}", f"not {name}; {remedy}")
+        return not problem
 
-def _decoded(path: Path, encoding: Encoding, report: ReadReport) -> Iterator[str]:
-    """The file's text, line ends unchanged, in blocks."""
-    return _utf8(path, report) if encoding.is_utf8 else _other(path, encoding, report)
-
-
-def _other(path: Path, encoding: Encoding, report: ReadReport) -> Iterator[str]:
-    decoder, offset = codecs.getincrementaldecoder(encoding.name)(), 0
-    with opened(path) as (raw, file):
-        try:
-            while block := file.read(CHUNK_BYTES):
-                yield decoder.decode(block)
-                offset += len(block)
-                report.reached(path, raw.tell())
-            yield decoder.decode(b"", final=True)
-        except UnicodeDecodeError as error:
-            raise _wrong_encoding(f"{path}, after byte {offset}", error) from None
-
-
-def _wrong_encoding(place: str, error: UnicodeDecodeError) -> ValueError:
-    return ValueError(f"{place}: not {error.encoding} ({error.reason}); name another --encoding")
-
-
-def _utf8(path: Path, report: ReadReport) -> Iterator[str]:
-    """Blocks end after a line where possible: lines that are not UTF-8 are rejected one by one."""
-    with opened(path) as (raw, file):
-        start = file.read(3)
-        pending = start.removeprefix(codecs.BOM_UTF8)
-        offset, line = len(start) - len(pending), 1
-        while block := file.read(CHUNK_BYTES):
-            pending += block
-            end = pending.rfind(b"\n") + 1
-            # a line longer than a block is cut, unless it may have to be skipped as a whole
-            if not end and (not report.skips or len(pending) > LINE_LIMIT):
-                end = _last_character(pending)
-            yield _decode(pending[:end], path, offset, line, report)
-            offset, line = offset + end, line + pending.count(b"\n", 0, end)
-            pending = pending[end:]
+    decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
+    with opened(path) as (raw, file), decoding(path):
+        data = b"\n"
+        while data:
+            data = file.read(CHUNK_BYTES)
+            if report.skips:  # whole lines; otherwise, text without line ends is read in blocks
+                data += file.readline(LINE_LIMIT)
+            block = decoder.decode(data, final=not data)
+            lines = block.count("\n")
+            if unicode_problem(block):
+                numbered = enumerate(io.StringIO(block, newline=""), line)
+                block = "".join(text for n, text in numbered if is_good(text, n))
+            yield block
+            line += lines
             report.reached(path, raw.tell())
-        yield _decode(pending, path, offset, line, report)
-        if report.skips:
-            report.read[path] = line
-
-
-def _last_character(data: bytes) -> int:
-    """Where the last UTF-8 character begins, which may be incomplete."""
-    for back in range(1, min(4, len(data)) + 1):
-        if data[-back] & 0xC0 != 0x80:
-            return len(data) - back
-    return len(data)
-
-
-def _decode(data: bytes, path: Path, offset: int, line: int, report: ReadReport) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        if not report.skips:
-            line += data.count(b"\n", 0, error.start)
-            place = f"{path}, line {line}, byte {offset + error.start}"
-            raise ValueError(
-                f"{place}: not UTF-8 ({error.reason}); {NOT_UTF8}, "
-                "or skip such lines with --on-error skip"
-            ) from None
-    good = []
-    for number, one in enumerate(data.splitlines(keepends=True), line):
-        try:
-            good.append(one.decode())
-        except UnicodeDecodeError:
-            report.reject("line that is not UTF-8", f"{path}:{number}", "")
-    return "".join(good)
+    if report.skips:
+        report.read[path] = line

@@ -14,7 +14,7 @@ from runs import random_run
 
 from gptsmith.data.classification import encode_labelled
 from gptsmith.data.labelled import read_labelled
-from gptsmith.data.options import ReadOptions
+from gptsmith.data.options import LabelledFiles, ReadOptions
 from gptsmith.data.report import ReadReport
 from gptsmith.data.sources import encode_source
 from gptsmith.evaluate.classification import log_probabilities, score
@@ -240,7 +240,7 @@ def test_classifier_on_labelled_texts(evaluate, classifier, messages, tmp_path):
     assert code == 0, err
     found = json.loads(out.read_text())["classify"]
     run = Run.open(classifier)
-    rows = read_labelled(messages, None, None, ReadReport())
+    rows = read_labelled(messages, LabelledFiles(), ReadReport())
     texts = encode_labelled(run.tokenizer, rows, ("ham", "spam"), T)
     log_p = log_probabilities(
         run.load_model(), texts.ids, choose_precision("fp32", torch.device("cpu"))
@@ -258,6 +258,23 @@ def test_classifier_on_labelled_texts(evaluate, classifier, messages, tmp_path):
     assert items[1]["id"].endswith("messages.tsv:3")
     for name in ("out.png", "out-confusion.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_texts_are_truncated_as_in_tuning(say, messages, tmp_path):
+    run = random_run(tmp_path / "spam", CONFIG.change(labels=("ham", "spam"))).path
+    with (run / "config.yaml").open("a") as file:
+        file.write("context_length: 8\n")
+    (run / "digests.json").unlink()
+    code, _, measured = say("evaluate", run, "--data", messages, "--out", tmp_path / "out.json")
+    assert code == 0, measured
+    assert "22 of 30 texts (73%) are truncated to 8 tokens" in measured
+    code, found, noted = say("classify", run, "--file", messages)
+    assert code == 0, noted
+    assert "22 of the texts truncated to 8 tokens" in noted
+    items = (tmp_path / "out.items.jsonl").read_text()
+    for pair in zip(found.splitlines(), items.splitlines(), strict=True):
+        one, other = (json.loads(line)["probabilities"] for line in pair)
+        assert one == pytest.approx(other, abs=1e-5)
 
 
 def test_classifiers_are_compared_text_by_text(evaluate, classifier, messages, tmp_path):

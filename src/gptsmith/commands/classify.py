@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _classifier(options: ClassifyOptions) -> Classify:
     """The run as a function from texts to predictions. It reports truncated texts on stderr."""
-    from gptsmith.evaluate.classification import predict  # imports torch
+    from gptsmith.evaluate.classification import max_length, predict  # imports torch
     from gptsmith.model.classifier import GPTClassifier
     from gptsmith.run import Run
     from gptsmith.train.runtime import choose_precision
@@ -74,13 +74,12 @@ def _classifier(options: ClassifyOptions) -> Classify:
         )
     model = options.load(run)
     assert isinstance(model, GPTClassifier)
-    precision = choose_precision(options.precision, options.torch_device())
+    precision, T = choose_precision(options.precision, options.torch_device()), max_length(run)
 
     def classify(texts: Sequence[str]) -> list[Prediction]:
-        found, truncated = predict(model, run.tokenizer, texts, precision, options.batch_size)
+        found, truncated = predict(model, run.tokenizer, texts, T, precision, options.batch_size)
         if truncated:
-            limit = model.config.context_length
-            terminal.note(f"{truncated} of the texts truncated to {limit} tokens")
+            terminal.note(f"{truncated} of the texts truncated to {T} tokens")
         return found
 
     return classify

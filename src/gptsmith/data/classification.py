@@ -57,12 +57,7 @@ def load_labelled(config: LabelledConfig) -> LabelledSet:
     """
     report = ReadReport(config.on_error)
     rows, val, test = (
-        [
-            row
-            for path in paths
-            if path is not None
-            for row in read_labelled(path, config.text_column, config.label_column, report, config)
-        ]
+        [row for path in paths if path is not None for row in read_labelled(path, config, report)]
         for paths in (config.data, [config.val], [config.test])
     )
     data = " ".join(map(str, config.data))

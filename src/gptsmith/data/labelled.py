@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptsmith.data.columns import LABEL, TEXT, choose_column, unclear_column, usual_columns
-from gptsmith.data.options import FileFormat
+from gptsmith.data.options import FileFormat, LabelledFiles
 from gptsmith.data.paths import has_suffix
 from gptsmith.data.report import ReadReport
 from gptsmith.data.rows import SUFFIXES, Row, read_rows, unicode_problem
@@ -25,22 +25,14 @@ class LabelledText(NamedTuple):
     place: str
 
 
-def read_labelled(
-    path: Path,
-    text_column: str | None,
-    label_column: str | None,
-    report: ReadReport,
-    form: FileFormat | None = None,
-) -> list[LabelledText]:
+def read_labelled(path: Path, files: LabelledFiles, report: ReadReport) -> list[LabelledText]:
     """The rows that have a text and a label.
 
-    form: encoding and delimiter, if they are not to be found out.
     ValueError naming the place for columns that are not obvious, for bad rows unless `report`
     skips them, and if there are no rows.
     """
-    form = form or FileFormat()
     rows = []
-    for place, text, label in _pairs(path, text_column, label_column, report, form):
+    for place, text, label in _pairs(path, files, report):
         row = LabelledText(_text(text), _label(label), place)
         if problem := _problem(row):
             report.reject(problem, place, problem)
@@ -52,13 +44,12 @@ def read_labelled(
 
 
 def read_texts(
-    path: Path, text_column: str | None, report: ReadReport, form: FileFormat | None = None
+    path: Path, text_column: str | None, report: ReadReport, form: FileFormat
 ) -> Iterator[tuple[str, Row]]:
     """Texts without labels, each with its row: rows of a table, or lines of another file.
 
     ValueError naming the place for a column that is not obvious and for a row without text.
     """
-    form = form or FileFormat()
     if _is_lines(path):
         lines = enumerate(read_text(path, form.encoding, report).split("\n"), 1)
         rows = iter([Row(f"{path}:{i}", {"text": line}) for i, line in lines if line.strip()])
@@ -80,59 +71,45 @@ def read_texts(
 Pair = tuple[str, Any, Any]  # place, text, label
 
 
-def _pairs(
-    path: Path,
-    text_column: str | None,
-    label_column: str | None,
-    report: ReadReport,
-    form: FileFormat,
-) -> Iterator[Pair]:
+def _pairs(path: Path, files: LabelledFiles, report: ReadReport) -> Iterator[Pair]:
     if is_made(path):
         raise wrong_kind(path, "a set of labelled texts")
     if folders := _class_folders(path):
         for folder in folders:
             for file in sorted(folder.glob("*.txt")):
                 report.read[file] = 1
-                yield str(file), read_text(file, form.encoding, report), folder.name
+                yield str(file), read_text(file, files.encoding, report), folder.name
     elif _is_lines(path):
-        yield from _line_pairs(path, report, form)
+        yield from _line_pairs(path, files, report)
     else:
-        yield from _table_pairs(path, text_column, label_column, report, form)
+        yield from _table_pairs(path, files, report)
 
 
-def _table_pairs(
-    path: Path,
-    text_column: str | None,
-    label_column: str | None,
-    report: ReadReport,
-    form: FileFormat,
-) -> Iterator[Pair]:
-    rows = list(read_rows(path, report, form=form))
+def _table_pairs(path: Path, files: LabelledFiles, report: ReadReport) -> Iterator[Pair]:
+    rows = list(read_rows(path, report, form=files))
     if not rows:
         return
     names = list(rows[0].values)
-    configured = text_column or label_column
+    configured = files.text_column or files.label_column
     if len(names) == 2 and not configured and not usual_columns(names, TEXT + LABEL):
         # Perhaps a table without header line: then a "name" of the label column occurs in its rows.
         columns = [[name, *(row.values.get(name) for row in rows)] for name in names]
         at = _label_column(columns)
         if at is not None and names[at] in columns[at][1:]:
             report.hint(f"{path}: no header line; column {at + 1} of 2 is the label")
-            for row in read_rows(path, report, header=("0", "1"), form=form):
+            for row in read_rows(path, report, header=("0", "1"), form=files):
                 yield row.place, row.values[str(1 - at)], row.values[str(at)]
             return
-    text, label = _text_and_label(names, rows, text_column, label_column)
+    text, label = _text_and_label(names, rows, files)
     for row in rows:
         yield row.place, row.values.get(text), row.values.get(label)
 
 
-def _text_and_label(
-    names: list[str], rows: Sequence[Row], text_column: str | None, label_column: str | None
-) -> tuple[str, str]:
+def _text_and_label(names: list[str], rows: Sequence[Row], files: LabelledFiles) -> tuple[str, str]:
     """Names of the two columns."""
     place = rows[0].place
-    text = choose_column(names, text_column, TEXT, place)
-    label = choose_column(names, label_column, LABEL, place)
+    text = choose_column(names, files.text_column, TEXT, place)
+    label = choose_column(names, files.label_column, LABEL, place)
     if len(names) == 2 and (text is None) != (label is None):  # the other one, if it can be
         other = next(name for name in names if name not in (text, label))
         columns = [[row.values.get(name) for row in rows] for name in (text or other, other)]
@@ -157,19 +134,19 @@ _NAMES = {"\t": "tab", " ": "space", ",": "comma"}
 _LABEL_FORM = re.compile(r"[-+]?\d+(\.\d+)?|__label__\S+|[^\W\d_]\w*:\S*\w")
 
 
-def _line_pairs(path: Path, report: ReadReport, form: FileFormat) -> Iterator[Pair]:
+def _line_pairs(path: Path, files: LabelledFiles, report: ReadReport) -> Iterator[Pair]:
     """Lines of a label and a text, in this order or the other.
 
     The two are divided by a tab, |, ; or comma, or the label is the first or the last word. The
     labels must be obvious: they repeat, and are few or all of a form in which labels are written.
     If there are several such ways to divide the lines, that with the shortest labels is right.
     """
-    text = read_text(path, form.encoding, report)
+    text = read_text(path, files.encoding, report)
     lines = [(i, line.strip()) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     report.read[path] = len(lines)
-    delimiter = form.delimiter or "\t"
+    delimiter = files.delimiter or "\t"
     ways = _ways(lines, [(delimiter, 0), (delimiter, 1)])
-    if form.delimiter is None:
+    if files.delimiter is None:
         ways = ways or _ways(lines, _DIVISIONS)
     if not ways:
         raise ValueError(

@@ -124,7 +124,16 @@ class SplitConfig(Section):
     """Seed of the split."""
 
 
-class LabelledConfig(FileFormat):
+class LabelledFiles(FileFormat):
+    """How files of labelled texts are read."""
+
+    text_column: str | None = None
+    """Column of the text in a table, if it is not obvious."""
+    label_column: str | None = None
+    """Column of the label, if it is not obvious."""
+
+
+class LabelledConfig(LabelledFiles):
     """Where the labelled texts are, and how they are split."""
 
     data: Paths
@@ -135,10 +144,6 @@ class LabelledConfig(FileFormat):
     """Texts for validation (default: a share of `data`)."""
     test: Path | None = None
     """Texts for the final test (default: a share of `data`)."""
-    text_column: str | None = None
-    """Column of the text, if it is not obvious."""
-    label_column: str | None = None
-    """Column of the label, if it is not obvious."""
     val_fraction: float = Field(0.1, gt=0, lt=1)
     """Share of each label for validation, without `val`."""
     test_fraction: float = Field(0.1, gt=0, lt=1)

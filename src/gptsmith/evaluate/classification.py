@@ -17,6 +17,7 @@ from gptsmith.data.classification import encode_texts, pad
 from gptsmith.data.labelled import LabelledText
 from gptsmith.evaluate.report import Result, mean
 from gptsmith.model.classifier import GPTClassifier
+from gptsmith.run import Run
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train.runtime import Precision
 
@@ -48,15 +49,21 @@ def log_probabilities(
     return found
 
 
+def max_length(run: Run) -> int:
+    """How many tokens of a text the classifier of a run reads: as many as in tuning."""
+    return int(run.config.get("context_length") or run.model_config.context_length)
+
+
 def predict(
     model: GPTClassifier,
     tokenizer: Tokenizer,
     texts: Sequence[str],
+    T: int,
     precision: Precision,
     batch_size: int = 32,
 ) -> tuple[list[dict[str, Any]], int]:
-    """A prediction per text, and how many texts were truncated to the model's context."""
-    ids, truncated = encode_texts(tokenizer, texts, model.config.context_length)
+    """A prediction per text, and how many texts were truncated to T tokens."""
+    ids, truncated = encode_texts(tokenizer, texts, T)
     p = np.exp(log_probabilities(model, ids, precision, batch_size=batch_size))
     return [prediction(model.config.labels, row) for row in p], truncated
 

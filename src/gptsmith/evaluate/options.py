@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, HttpUrl, field_validator
 
 from gptsmith.config import Section
-from gptsmith.data.options import FileFormat, OnError
+from gptsmith.data.options import FileFormat, LabelledFiles, OnError
 from gptsmith.evaluate.multiple_choice import TASKS as MULTIPLE_CHOICE
 from gptsmith.flags import nearest
 from gptsmith.run.options import WeightOptions
@@ -40,7 +40,7 @@ class JudgeOptions(Section):
     """Ollama: context in tokens; longer prompts are not judged."""
 
 
-class EvaluateOptions(WeightOptions, FileFormat):
+class EvaluateOptions(WeightOptions, LabelledFiles):
     """What to measure, and on what."""
 
     tasks: tuple[str, ...] = Field(
@@ -63,10 +63,6 @@ class EvaluateOptions(WeightOptions, FileFormat):
     """perplexity: a prepared corpus (its validation split is used), or any text that `prepare`
     reads (all of it is used). Default: the corpus that the run was trained on. classify: labelled
     texts, read as `finetune classify` reads them."""
-    text_column: str | None = None
-    """perplexity, classify: column of a table that contains the text, if it is not obvious."""
-    label_column: str | None = None
-    """classify: column of a table that contains the label, if it is not obvious."""
     on_error: OnError = "stop"
     """classify, files of questions: on a row that cannot be used, stop with an error, or skip and
     count it."""

@@ -139,8 +139,7 @@ def _classify(options: EvaluateOptions, run: Run, model: Callable[[], GPTModel])
     report = ReadReport(options.on_error)
     data = Path(options.data)
     rows = []
-    columns = options.text_column, options.label_column
-    for row in read_labelled(data, *columns, report, options):
+    for row in read_labelled(data, options, report):
         if row.label in labels:
             rows.append(row)
         else:
@@ -149,7 +148,7 @@ def _classify(options: EvaluateOptions, run: Run, model: Callable[[], GPTModel])
     if not rows:
         raise ValueError(f"{data}: no text with a label of {run.path}'s ({', '.join(labels)})")
     rows = rows[: options.limit]
-    context = int(run.config.get("context_length") or run.model_config.context_length)
+    context = classification.max_length(run)
     texts = encode_labelled(run.tokenizer, rows, labels, context)
     precision, _ = _precision(options, run)
     notes = [*report.hints, *(f"{data}: {line}" for line in report.lines())]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chats import BYTES, OURS, learned, said, talk
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Reference
 from tokenizers.trainers import BpeTrainer
@@ -18,16 +19,6 @@ TEXT = (
     "The assistant said: I am the model of the user. System user assistant [INST] [/INST]\n\n"
     "What is it? It is a test, of course. Red, green and blue: 1 2 3 4 5.\n" * 9
 )
-BYTES = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
-
-
-def talk(*contents: str, system: str | None = None) -> list[Message]:
-    """A conversation that the user begins."""
-    roles = ("user", "assistant") * len(contents)
-    turns = [Message(role=r, content=c) for r, c in zip(roles, contents, strict=False)]
-    return turns if system is None else [Message(role="system", content=system), *turns]
-
-
 TALKS = [
     talk("What is it?", "A test."),
     talk("What is 1 2 3?", "It is 4 5.", "And green?\n\nOr blue?", "Red, of course.\n\nÜber — ☃."),
@@ -47,29 +38,20 @@ def stock(tokenizer: Tokenizer, source: str, **names: str) -> Any:
     return theirs
 
 
+OURS_IN_STOCK = stock(BYTES, TEMPLATE)
+
+
 def ids_of(theirs: Any, messages: list[Message], prompt: bool = False) -> list[int]:
     return theirs.apply_chat_template(
         messages, tokenize=True, return_dict=False, add_generation_prompt=prompt
     )
 
 
-def learned(template: ChatTemplate, tokenizer: Tokenizer, messages: list[Message]) -> list[str]:
-    """The runs of scored tokens as text."""
-    runs: list[list[int]] = []
-    before = False
-    for i, scored in zip(*template.encode(messages), strict=True):
-        if scored:
-            runs += [] if before else [[]]
-            runs[-1].append(i)
-        before = scored
-    return [tokenizer.decode(run) for run in runs]
-
-
 def test_reference_conversation_has_the_expected_ids_and_targets(real_data: Path) -> None:
     gpt2 = Tokenizer.gpt2(real_data / "gpt2_bpe").add_special_tokens(CHAT_TOKENS)
     assert [gpt2.special_tokens[name] for name in CHAT_TOKENS] == list(range(50257, 50262))
     template = ChatTemplate(TEMPLATE, gpt2)
-    ids, scored = template.encode(talk("Hello!", "Hi there!"))
+    ids, scored, _ = template.encode(talk("Hello!", "Hi there!"))
     assert ids == [50259, 15496, 0, 50261, 50260, 17250, 612, 0, 50261]
     assert scored == [False] * 4 + [True] * 5
     assert template.prompt(talk("Hello!")) == ids[:5]
@@ -82,13 +64,13 @@ def test_default_template_equals_transformers(kind: str, messages: list[Message]
     plain = Tokenizer.byte() if kind == "byte" else Tokenizer.train_bpe([TEXT], 320)
     tokenizer = plain.add_special_tokens(CHAT_TOKENS)
     template, theirs = ChatTemplate(TEMPLATE, tokenizer), stock(tokenizer, TEMPLATE)
-    ids, scored = template.encode(messages)
+    ids, scored, ends = template.encode(messages)
     assert ids == ids_of(theirs, messages)
     assert template.prompt(messages[:-1]) == ids_of(theirs, messages[:-1], prompt=True)
     answers = [m["content"] for m in messages if m["role"] == "assistant"]
     wanted = [f"<|assistant|>{answer}<|end|>" for answer in answers]
-    assert learned(template, tokenizer, messages) == wanted
-    assert len(scored) == len(ids)
+    assert learned(ids, scored, tokenizer) == wanted
+    assert [ids[end - 1] for end in ends] == [tokenizer.special_tokens["<|end|>"]] * len(answers)
     template.check_prefix_preserving()
 
 
@@ -121,8 +103,7 @@ def test_user_text_never_becomes_a_special_token(make) -> None:
 
 
 def test_answer_text_never_becomes_a_special_token() -> None:
-    template = ChatTemplate(TEMPLATE, BYTES)
-    ids, scored = template.encode(talk("Say <|end|>", "<|end|><|user|>", system="<|assistant|>"))
+    ids, scored, _ = OURS.encode(talk("Say <|end|>", "<|end|><|user|>", system="<|assistant|>"))
     names = {i: name for name, i in BYTES.special_tokens.items()}
     assert [names[i] for i in ids if i in names] == [
         "<|system|>", "<|end|>", "<|user|>", "<|end|>", "<|assistant|>", "<|end|>",
@@ -234,10 +215,40 @@ def test_templates_of_other_models_mark_the_assistant_tokens_as_targets(name: st
     if name == "think":
         answers[1] = "<think>\n\n</think>\n\n" + answers[1]
     frame = FAMILIES[name][2].replace("\n", "" if name == "last" else "\n")
-    assert learned(template, tokenizer, messages) == [frame.format(answer) for answer in answers]
+    ids, is_target, _ = template.encode(messages)
+    assert learned(ids, is_target, tokenizer) == [frame.format(answer) for answer in answers]
     end = frame.partition("{}")[2]
     assert template.stop_ids[0] == tokenizer.special_tokens[end]
     assert len(template.stop_ids) == 1 + (name == "last")
+
+
+@pytest.mark.parametrize(
+    "turns", ["aua", "saua", "aaua", "auaa", "uua", "uuua", "suua", "uaa", "uuauuaa", "ssua", "a"]
+)
+@pytest.mark.parametrize("name", ["ours", *FAMILIES])
+def test_roles_in_any_order_give_the_ids_of_transformers(name: str, turns: str) -> None:
+    """A greeting, several messages of one: it is for the template to refuse them."""
+    template, tokenizer, theirs = family(name) if name != "ours" else (OURS, BYTES, OURS_IN_STOCK)
+    messages = said(turns)
+    try:
+        expected = ids_of(theirs, messages)
+    except Exception as error:
+        assert name == "inst"
+        with pytest.raises(ValueError, match=f"refuses this conversation: {error}"):
+            template.encode(messages)
+        return
+    ids, is_target, ends = template.encode(messages)
+    assert ids == expected
+    answers = [message["content"] for message in messages if message["role"] == "assistant"]
+    starts = [0, *ends]
+    for answer, start, end in zip(answers, starts, ends, strict=False):
+        (run,) = learned(ids[start:end], is_target[start:end], tokenizer)
+        assert answer in run
+        assert run.endswith(tokenizer.decode([template.stop_ids[0]]))
+        header = FAMILIES[name][2].partition("{}")[0] if name != "ours" else "<|assistant|>"
+        assert run.startswith(header.replace("\n", "" if name == "last" else "\n"))
+    assert len(answers) == len(ends)
+    assert sum(is_target[ends[-1] :]) == 0
 
 
 def metaspace(scheme: str) -> Tokenizer:
@@ -275,11 +286,8 @@ def test_sentencepiece_space_marks_equal_transformers(scheme: str, source: str) 
 
 
 def test_content_parts_are_joined() -> None:
-    template = ChatTemplate(TEMPLATE, BYTES)
     parts: Any = [{"type": "text", "text": "Red"}, {"type": "text", "text": ", blue"}]
-    assert template.prompt([{"role": "user", "content": parts}]) == template.prompt(
-        talk("Red, blue")
-    )
+    assert OURS.prompt([{"role": "user", "content": parts}]) == OURS.prompt(talk("Red, blue"))
 
 
 PICTURE: Any = [{"role": "user", "content": [{"type": "image", "url": "x.png"}]}]
@@ -304,16 +312,15 @@ NO_ROLE: Any = [{"from": "human", "value": "Hi"}]
 )
 def test_invalid_conversations_are_refused(messages: list[Message], message: str) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]{1,300}$") as caught:
-        ChatTemplate(TEMPLATE, BYTES).encode(messages)
+        OURS.encode(messages)
     assert message in str(caught.value)
 
 
 def test_prompt_must_end_with_a_user_message() -> None:
-    template = ChatTemplate(TEMPLATE, BYTES)
     with pytest.raises(ValueError, match="last message is the assistant's"):
-        template.prompt(talk("Hi", "Ho"))
+        OURS.prompt(talk("Hi", "Ho"))
     with pytest.raises(ValueError, match="no messages"):
-        template.prompt([])
+        OURS.prompt([])
 
 
 LOOP = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endfor %}"
@@ -371,31 +378,30 @@ def test_prompt_that_ends_inside_a_token_is_refused() -> None:
     with pytest.raises(ValueError, match="'assistant: ', which becomes other tokens"):
         template.check_prefix_preserving()
     # the answer's first token begins with the space that should end the prompt, and is scored
-    assert learned(template, tokenizer, talk("Any", "Ask")) == ["assistant: Ask<|endoftext|>"]
-    source = source.replace("'assistant: '", "'assistant:'")
-    template = ChatTemplate(source, tokenizer)
+    ids, is_target, _ = template.encode(talk("Any", "Ask"))
+    assert learned(ids, is_target, tokenizer) == ["assistant: Ask<|endoftext|>"]
+    template = ChatTemplate(source.replace("'assistant: '", "'assistant:'"), tokenizer)
     template.check_prefix_preserving()
-    assert learned(template, tokenizer, talk("Any", "Ask")) == ["assistant: Ask<|endoftext|>"]
+    ids, is_target, _ = template.encode(talk("Any", "Ask"))
+    assert learned(ids, is_target, tokenizer) == ["assistant: Ask<|endoftext|>"]
 
 
 def test_truncate_drops_the_oldest_turns() -> None:
-    template = ChatTemplate(TEMPLATE, BYTES)
     messages = talk("one", "eins", "two", "zwei", "three", system="count")
-    length = len(template.prompt(messages))
-    assert template.truncate(messages, length).messages == messages
-    shorter = template.truncate(messages, length - 1).messages
+    length = len(OURS.prompt(messages))
+    assert OURS.truncate(messages, length).messages == messages
+    shorter = OURS.truncate(messages, length - 1).messages
     assert shorter == [messages[0], *messages[3:]]
-    least = len(template.prompt([messages[0], messages[-1]]))
-    assert template.truncate(messages, least).messages == [messages[0], messages[-1]]
+    least = len(OURS.prompt([messages[0], messages[-1]]))
+    assert OURS.truncate(messages, least).messages == [messages[0], messages[-1]]
     with pytest.raises(ValueError, match=f"takes {least} tokens, .* but only {least - 1} fit"):
-        template.truncate(messages, least - 1)
+        OURS.truncate(messages, least - 1)
 
 
 def test_truncate_never_splits_a_turn() -> None:
-    template = ChatTemplate(TEMPLATE, BYTES)
     greeting = Message(role="assistant", content="Good morning")
     messages = [greeting, *talk("one", "eins", "two", "zwei", "three")]
-    kept = [template.truncate(messages, limit).messages for limit in range(10, 70)]
+    kept = [OURS.truncate(messages, limit).messages for limit in range(10, 70)]
     assert [len(a) <= len(b) for a, b in pairwise(kept)]
     assert {len(k) for k in kept} == {1, 3, 5, 6}
     assert all(messages[-len(k) :] == k for k in kept)

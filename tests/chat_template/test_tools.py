@@ -4,12 +4,12 @@ import json
 from typing import Any
 
 import pytest
+from chats import learned, learned_of
 from tokenizers import Tokenizer as Reference
 
 from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.data.chat import ChatCounts, encode_conversations
 from gptsmith.data.conversations import Conversation
-from gptsmith.data.report import ReadReport
 from gptsmith.data.windows import conversation_windows
 from gptsmith.tokenizer import Tokenizer
 
@@ -119,7 +119,7 @@ def check(source: str, messages: list[Any], tools: Any = None) -> list[str]:
     """Compares ids with those of transformers; returns the runs of targets as text."""
     template, theirs = ChatTemplate(source, TOKENIZER), stock(source)
     options = {"tokenize": True, "return_dict": False, "tools": tools}
-    ids, is_target = template.encode(messages, tools=tools)
+    ids, is_target, _ = template.encode(messages, tools=tools)
     assert ids == theirs.apply_chat_template(messages, **options)
     for i, one in enumerate(messages):
         if one["role"] == "assistant":
@@ -127,13 +127,7 @@ def check(source: str, messages: list[Any], tools: Any = None) -> list[str]:
             assert ids[: len(asked)] == asked
             options["add_generation_prompt"] = True
             assert asked == theirs.apply_chat_template(messages[:i], **options)
-    runs, last = [], False
-    for i, learned in zip(ids, is_target, strict=True):
-        if learned:
-            runs += [] if last else [[]]
-            runs[-1].append(i)
-        last = learned
-    return [TOKENIZER.decode(run) for run in runs]
+    return learned(ids, is_target, TOKENIZER)
 
 
 ARGUMENTS = [{"city": "Rome", "days": 3}, {}, '{"city": "Rome"}', {"a": [{"b": 'quo"te\n'}, None]}]
@@ -199,7 +193,7 @@ def test_tools_are_written_and_their_text_stays_text() -> None:
 )
 def test_text_of_calls_never_becomes_a_special_token(where: dict[str, Any]) -> None:
     messages = [message("user", "Hi"), message("assistant", "", tool_calls=[{"function": where}])]
-    ids, is_target = ChatTemplate(QWEN, TOKENIZER).encode(messages)
+    ids, is_target, _ = ChatTemplate(QWEN, TOKENIZER).encode(messages)
     text = stock(QWEN).apply_chat_template(messages, tokenize=False)
     assert TOKENIZER.decode(ids) == text
     ends = [i for i, one in enumerate(ids) if one == TOKENIZER.special_tokens[END]]
@@ -212,9 +206,9 @@ def test_thoughts_of_the_last_answer_are_learned() -> None:
         messages = [
             message("user", "2 + 2?"), message("assistant", "4", reasoning_content=thought),
         ]  # fmt: skip
-        (learned,) = check(QWEN, messages)
-        assert learned.startswith("<|im_start|>assistant\n<think>\n")
-        assert thought.strip("\n") in learned
+        (answer,) = check(QWEN, messages)
+        assert answer.startswith("<|im_start|>assistant\n<think>\n")
+        assert thought.strip("\n") in answer
         same = [messages[0], message("assistant", "4", thinking=thought)]
         template = ChatTemplate(QWEN, TOKENIZER)
         assert template.encode(same) == template.encode(messages)
@@ -260,19 +254,15 @@ def test_each_answer_is_learned_where_the_template_writes_its_thoughts(messages:
         theirs.apply_chat_template(messages[:n], tokenize=False).removesuffix("\n") for n in (2, 6)
     ]
     assert [TOKENIZER.decode(window.example.ids) for window in (first, rest)] == whole
-    learned = [
-        TOKENIZER.decode([i for i in window.example.labels.tolist() if i >= 0])
-        for window in (first, rest)
-    ]
     start = "<|im_start|>assistant\n"
-    assert learned == [
-        f"{start}<think>\nTwo and two.\n</think>\n\n4{END}",
-        f"{start}6{END}{start}<think>\nFour and four.\n</think>\n\n8{END}",
+    assert [learned_of(window.example, TOKENIZER) for window in (first, rest)] == [
+        [f"{start}<think>\nTwo and two.\n</think>\n\n4{END}"],
+        [f"{start}6{END}", f"{start}<think>\nFour and four.\n</think>\n\n8{END}"],
     ]
     short = list(conversation_windows(talk, template, 70))
     assert [window.answers for window in short] == [1, 1, 1]
     counts = ChatCounts(9999)
-    list(encode_conversations([talk], template, ReadReport("stop"), counts))
+    list(encode_conversations([talk], template, counts))
     assert (counts.answers, counts.learned) == (3, 3)
 
 

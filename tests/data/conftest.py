@@ -1,10 +1,10 @@
 import pytest
+from chats import OURS
 
-from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate
-from gptsmith.tokenizer import Tokenizer
+from gptsmith.chat_template.template import ChatTemplate
 
 
 @pytest.fixture(scope="session")
 def template() -> ChatTemplate:
-    """The default template over bytes."""
-    return ChatTemplate(TEMPLATE, Tokenizer.byte().add_special_tokens(CHAT_TOKENS))
+    """The built-in template over bytes."""
+    return OURS

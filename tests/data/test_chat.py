@@ -8,15 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from chats import BYTES
 
 from gptsmith.batch import IGNORE_INDEX
-from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate
+from gptsmith.chat_template.template import TEMPLATE, ChatTemplate
 from gptsmith.data.chat import ChatCounts, _made_by, load_chat, write_chat
 from gptsmith.data.examples import Examples, write_examples
 from gptsmith.data.options import ChatFiles, Labels
-from gptsmith.tokenizer import Tokenizer
 
-TOKENIZER = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
 T = 40
 TALKS = [
     [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
@@ -35,13 +34,13 @@ def chat(tmp_path: Path) -> Path:
 def load(
     path: Path, template: ChatTemplate, T: int = T, **more: Any
 ) -> tuple[Examples, ChatCounts]:
-    return load_chat([path], ChatFiles(**more), template, TOKENIZER, T)
+    return load_chat([path], ChatFiles(**more), template, BYTES, T)
 
 
 def unshifted(template: ChatTemplate) -> list[dict[str, list[int]]]:
     rows = []
     for talk in TALKS:
-        ids, scored = template.encode(talk)  # type: ignore[arg-type]
+        ids, scored, _ = template.encode(talk)  # type: ignore[arg-type]
         labels = [i if s else IGNORE_INDEX for i, s in zip(ids, scored, strict=True)]
         rows.append({"input_ids": ids, "labels": labels})
     return rows
@@ -93,7 +92,7 @@ def test_token_ids_are_the_same_examples(
     examples, counts = load(path, template, labels=kind)
     assert examples.fingerprint == expected.fingerprint
     assert [e.name for e in examples] == [f"{path}, row 1", f"{path}, row 2"]
-    assert (counts.kept, counts.learned, counts.divided.total) == (2, 3, 0)
+    assert (counts.kept, counts.learned, counts.remarks.total) == (2, 3, 0)
 
 
 def test_a_dataset_saved_by_datasets(tmp_path: Path, chat: Path, template: ChatTemplate) -> None:
@@ -116,7 +115,7 @@ def refused(path: Path, template: ChatTemplate, **more: Any) -> str:
 
 
 def test_ambiguous_labels_are_refused(tmp_path: Path, template: ChatTemplate) -> None:
-    end = TOKENIZER.special_tokens["<|end|>"]
+    end = BYTES.special_tokens["<|end|>"]
     both = arrow(tmp_path / "a.parquet", [{"input_ids": [7, end, end], "labels": [-100, end, end]}])
     said = refused(both, template)
     assert said.startswith("a.parquet: cannot tell whether labels are shifted (both")
@@ -144,7 +143,7 @@ def test_sets_without_targets_are_rejected(
     masked = [r | {"labels": [IGNORE_INDEX] * len(r["labels"])} for r in rows]
     path = arrow(tmp_path / "a.parquet", masked)
     assert refused(path, template, labels="unshifted").startswith("a.parquet: every label is -100")
-    end = TOKENIZER.special_tokens["<|end|>"]
+    end = BYTES.special_tokens["<|end|>"]
     endless = [r | {"labels": [IGNORE_INDEX if i == end else i for i in r["labels"]]} for r in rows]
     said = refused(arrow(tmp_path / "b.parquet", endless), template)
     assert said.startswith("b.parquet, row 1: <|end|> after an answer is not learned")
@@ -163,13 +162,13 @@ def test_long_token_rows_are_divided_into_windows(tmp_path: Path, template: Chat
     path = arrow(tmp_path / "a.parquet", rows)
     lengths = [len(r["input_ids"]) for r in rows]
     examples, counts = load(path, template, T=lengths[1] - 2)
-    assert counts.divided.lines() == [
+    assert counts.remarks.lines() == [
         f"divided into windows of at most {lengths[1] - 1} tokens: 1 ({path}, row 2)"
     ]
     assert (counts.learned, counts.answers, len(examples)) == (3, 3, 3)
     parts = [e.ids.tolist() for e in examples]
     assert parts[1] + parts[2] == rows[1]["input_ids"]
-    assert {int(e.ids[-1]) for e in examples} == {TOKENIZER.special_tokens["<|end|>"]}
+    assert {int(e.ids[-1]) for e in examples} == {BYTES.special_tokens["<|end|>"]}
 
 
 # --- prepared files ------------------------------------------------------------------------------
@@ -181,7 +180,7 @@ def test_prepared_file_gives_the_same_examples(
     out = tmp_path / "new" / "chat.arrow"
 
     def write(**more: Any) -> ChatCounts:
-        return write_chat([chat], ChatFiles(), template, TOKENIZER, T, out, **more)
+        return write_chat([chat], ChatFiles(), template, BYTES, T, out, **more)
 
     assert write().kept == 2
     direct, _ = load(chat, template)
@@ -197,14 +196,14 @@ def test_prepared_file_gives_the_same_examples(
     write(overwrite=True)
     assert out.read_bytes() == first
     with pytest.raises(ValueError, match=r"ends in \.arrow"):
-        write_chat([chat], ChatFiles(), template, TOKENIZER, T, tmp_path / "x.json")
+        write_chat([chat], ChatFiles(), template, BYTES, T, tmp_path / "x.json")
 
 
 def test_prepared_file_is_divided_for_shorter_rows(
     tmp_path: Path, chat: Path, template: ChatTemplate
 ) -> None:
     out = tmp_path / "chat.arrow"
-    write_chat([chat], ChatFiles(), template, TOKENIZER, T, out)
+    write_chat([chat], ChatFiles(), template, BYTES, T, out)
     for rows in (12, 8, 6, 5):
         direct, expected = load(chat, template, T=rows)
         examples, counts = load(out, template, T=rows)
@@ -219,7 +218,7 @@ def test_what_was_left_out_of_a_prepared_file_is_said_when_it_is_read(
     tmp_path: Path, chat: Path, template: ChatTemplate
 ) -> None:
     out = tmp_path / "chat.arrow"
-    write_chat([chat], ChatFiles(), template, TOKENIZER, 5, out)
+    write_chat([chat], ChatFiles(), template, BYTES, 5, out)
     _, counts = load(out, template)
     assert str(counts).startswith("left out: 2 of 3 answers (66.7%), as a turn is longer")
 
@@ -230,7 +229,7 @@ def test_prepared_file_of_an_earlier_version_is_read(
     """It does not say how many answers it has."""
     out = tmp_path / "chat.arrow"
     examples, _ = load(chat, template)
-    write_examples(out, examples, _made_by(template, TOKENIZER, T))
+    write_examples(out, examples, _made_by(template, BYTES, T))
     prepared, counts = load(out, template)
     assert prepared.fingerprint == examples.fingerprint
     assert str(counts) == "all 3 answers of 2 conversations are learned"
@@ -240,27 +239,27 @@ def test_prepared_file_of_another_tokenizer_or_template_is_refused(
     tmp_path: Path, chat: Path, template: ChatTemplate
 ) -> None:
     out = tmp_path / "chat.arrow"
-    write_chat([chat], ChatFiles(), template, TOKENIZER, T, out)
-    other = ChatTemplate(TEMPLATE + " ", TOKENIZER)
+    write_chat([chat], ChatFiles(), template, BYTES, T, out)
+    other = ChatTemplate(TEMPLATE + " ", BYTES)
     assert "another template" in refused(out, other)
-    more = TOKENIZER.add_special_tokens(["<|more|>"])
+    more = BYTES.add_special_tokens(["<|more|>"])
     with pytest.raises(ValueError, match="another tokenizer"):
         load_chat([out], ChatFiles(), ChatTemplate(TEMPLATE, more), more, T)
 
 
 def test_refused_set_leaves_no_file(tmp_path: Path, chat: Path, template: ChatTemplate) -> None:
     with pytest.raises(ValueError, match="no conversation is left"):
-        write_chat([chat], ChatFiles(), template, TOKENIZER, 3, tmp_path / "chat.arrow")
+        write_chat([chat], ChatFiles(), template, BYTES, 3, tmp_path / "chat.arrow")
     assert [path.name for path in tmp_path.iterdir()] == ["chat.jsonl"]
 
 
 def test_template_that_differs_in_chat_is_rejected(tmp_path: Path, chat: Path) -> None:
     source = TEMPLATE.replace("{{- '<|assistant|>' -}}", "{{- '<|assistant|>Well, ' -}}")
     with pytest.raises(ValueError, match="differs between training and chatting"):
-        load(chat, ChatTemplate(source, TOKENIZER))
+        load(chat, ChatTemplate(source, BYTES))
     out = tmp_path / "chat.arrow"
     with pytest.raises(ValueError, match="differs between training and chatting"):
-        write_chat([chat], ChatFiles(), ChatTemplate(source, TOKENIZER), TOKENIZER, T, out)
+        write_chat([chat], ChatFiles(), ChatTemplate(source, BYTES), BYTES, T, out)
     assert not out.exists()
 
 
@@ -269,12 +268,12 @@ def test_real_conversations_prepared_and_read(
 ) -> None:
     source = real_data / "chat_taskmaster4" / "data_07.json.gz"
     examples, counts = load(source, template, T=256)
-    write_chat([source], ChatFiles(), template, TOKENIZER, 256, tmp_path / "a.arrow")
+    write_chat([source], ChatFiles(), template, BYTES, 256, tmp_path / "a.arrow")
     mapped, _ = load(tmp_path / "a.arrow", template, T=256)
     assert mapped.fingerprint == examples.fingerprint
     assert counts.read == 20
     assert (counts.answers, counts.learned) == (35, 35)
-    assert counts.divided.total > 0
+    assert counts.remarks.total > 0
     assert int(mapped.lengths.max()) <= 257
     for example in mapped:
         assert example.labels[-1] == example.ids[-1] == template.stop_ids[0]

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from chats import learned_of, said
 from data_sets import complete_data
 
-from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data.chat import ChatCounts, encode_conversations
 from gptsmith.data.conversations import Conversation, read_conversations
@@ -118,8 +118,6 @@ BAD = {
     "tool without a call": [USER, {"role": "tool", "content": "x"}, ANSWER],
     "message without text": [USER, {"role": "assistant", "content": None}],
     "system message not at the beginning": [USER, ANSWER, BRIEF, USER, ANSWER],
-    "same role twice in a row": [USER, USER, ANSWER],
-    "answer without a question": [ANSWER, USER, ANSWER],
     "empty answer": [USER, {"role": "assistant", "content": " \n"}],
     "conversation without an answer": [BRIEF, USER],
 }
@@ -135,6 +133,23 @@ def test_invalid_conversations_are_an_error_or_skipped(tmp_path: Path, kind: str
     kept = [c.place[-1] for c in read(path, report=report)]
     assert kept == ["1", "3"]
     assert report.skipped.counts() == {kind: 1}
+
+
+@pytest.mark.parametrize("turns", ["aua", "saua", "uua", "uaa", "uuaaua", "ssua", "a"])
+def test_roles_in_any_order_are_learned(tmp_path: Path, template: ChatTemplate, turns: str) -> None:
+    share = {"system": "system", "user": "human", "assistant": "gpt"}
+    wanted = said(turns)
+    form = [{"from": share[m["role"]], "value": m["content"]} for m in wanted]
+    path = lines(tmp_path / "a.jsonl", {"messages": wanted}, {"conversations": form})
+    found = read(path)
+    assert [conversation.messages for conversation in found] == [wanted] * 2
+    counts = ChatCounts(200)
+    for example in encode_conversations(found, template, counts):
+        answers = [f"<|assistant|>{m['content']}<|end|>" for m in wanted if m["role"][0] == "a"]
+        assert "".join(learned_of(example)) == "".join(answers)
+    assert counts.learned == counts.answers == 2 * turns.count("a")
+    greets = "beginning with an answer, which answers no question"
+    assert counts.remarks.counts() == ({greets: 2} if turns.lstrip("s")[0] == "a" else {})
 
 
 def test_rows_of_other_forms_are_skipped(tmp_path: Path) -> None:
@@ -307,32 +322,15 @@ def test_column_of_messages_with_a_name_of_its_own(tmp_path: Path) -> None:
 def encode(
     template: ChatTemplate, talks: list[Any], T: int, skip: bool = False
 ) -> tuple[list[Example], ChatCounts]:
-    counts = ChatCounts(T)
+    counts = ChatCounts(T, ReadReport("skip" if skip else "stop"))
     conversations = [Conversation(talk, f"chat.jsonl:{n}") for n, talk in enumerate(talks, 1)]
-    made = encode_conversations(
-        conversations, template, ReadReport("skip" if skip else "stop"), counts
-    )
-    return list(made), counts
-
-
-def learned(example: Example, template: ChatTemplate) -> list[str]:
-    """The runs of target tokens as text."""
-    decode = Tokenizer.byte().add_special_tokens(CHAT_TOKENS).decode
-    out, run = [], []
-    for i, label in zip([*example.ids.tolist(), -1], [*example.labels.tolist(), -100], strict=True):
-        if label != IGNORE_INDEX:
-            assert label == i
-            run.append(label)
-        elif run:
-            out.append(decode(run))
-            run = []
-    return out
+    return list(encode_conversations(conversations, template, counts)), counts
 
 
 def test_only_answers_are_targets(template: ChatTemplate) -> None:
     (example,), counts = encode(template, [[BRIEF, *TALK]], 200)
     assert example.ids.tolist() == template.encode([BRIEF, *TALK]).ids  # type: ignore[list-item]
-    assert learned(example, template) == [
+    assert learned_of(example) == [
         "<|assistant|>Hello Ann!<|end|>", "<|assistant|>Ann.<|end|>"
     ]  # fmt: skip
     assert (example.name, example.ids.dtype) == ("chat.jsonl:1", np.int32)
@@ -350,7 +348,7 @@ def test_labels_match_the_reference_case(real_data: Path) -> None:
 def test_question_at_the_end_is_removed(template: ChatTemplate) -> None:
     (example,), counts = encode(template, [TALK[:3]], 200)
     assert example.ids.tolist() == template.encode(TALK[:2]).ids  # type: ignore[arg-type]
-    assert (counts.unanswered.total, counts.kept, counts.learned) == (1, 1, 1)
+    assert (counts.remarks.total, counts.kept, counts.learned) == (1, 1, 1)
 
 
 def test_conversation_that_cannot_be_encoded_is_named(template: ChatTemplate) -> None:

@@ -7,16 +7,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from chats import learned_of
 
-from gptsmith.chat_template.template import CHAT_TOKENS, ChatTemplate
+from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.data.chat import ChatCounts, encode_conversations
 from gptsmith.data.conversations import Conversation, read_conversations
 from gptsmith.data.options import ChatFiles
 from gptsmith.data.report import ReadReport
-from gptsmith.tokenizer import Tokenizer
 
 DEFAULT = ChatFiles()
-BYTES = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
 FRUIT = ["Name a fruit.", "Granite.", "No.", "A pear."]
 
 
@@ -43,13 +42,12 @@ def read(path: Path, files: ChatFiles = DEFAULT, on_error: Any = "stop") -> list
 
 def learned(path: Path, template: ChatTemplate) -> list[list[str]]:
     """The answers that are targets, of each conversation."""
-    report = ReadReport("stop")
-    conversations = read_conversations([path], DEFAULT, report)
-    out = []
-    for example in encode_conversations(conversations, template, report, ChatCounts(999)):
-        runs = BYTES.decode([i for i in example.labels.tolist() if i >= 0]).split("<|assistant|>")
-        out.append([run.removesuffix("<|end|>") for run in runs[1:]])
-    return out
+    counts = ChatCounts(999, ReadReport("stop"))
+    conversations = read_conversations([path], DEFAULT, counts.report)
+    return [
+        [run.removeprefix("<|assistant|>").removesuffix("<|end|>") for run in learned_of(example)]
+        for example in encode_conversations(conversations, template, counts)
+    ]
 
 
 # --- whether it is learned -----------------------------------------------------------------------
@@ -85,9 +83,8 @@ def test_weight_of_a_row_is_that_of_its_answers(tmp_path: Path, template: ChatTe
     both = ["Granite.", "A pear."]
     assert learned(path, template) == [both, ["A pear."], ["A pear."], ["A pear."]]
     counts = ChatCounts(999)
-    report = ReadReport("stop")
-    conversations = read_conversations([path], DEFAULT, report)
-    list(encode_conversations(conversations, template, report, counts))
+    conversations = read_conversations([path], DEFAULT, counts.report)
+    list(encode_conversations(conversations, template, counts))
     assert (counts.read, counts.kept, counts.answers, counts.learned) == (6, 4, 5, 5)
     assert "conversation without an answer to learn: 2" in str(counts)
 
@@ -143,10 +140,9 @@ def test_what_the_template_does_not_write_is_refused_by_place(
     path = write(tmp_path / "a.jsonl", good, bad)
     with pytest.raises(ValueError, match=rf"a\.jsonl:2: message 4 of 4: it has {what}, which"):
         learned(path, template)
-    report = ReadReport("skip")
-    counts = ChatCounts.of(999, report)
-    conversations = read_conversations([path], DEFAULT, report)
-    assert len(list(encode_conversations(conversations, template, report, counts))) == 1
+    counts = ChatCounts(999, ReadReport("skip"))
+    conversations = read_conversations([path], DEFAULT, counts.report)
+    assert len(list(encode_conversations(conversations, template, counts))) == 1
     assert str(counts).startswith("skipped: 1 of 2 rows (50.0%), conversation that the template")
     empty = {name: type(value)() for name, value in field.items()}
     for nothing in (empty, dict.fromkeys(field)):
@@ -260,9 +256,9 @@ def test_unused_fields_are_mentioned_and_metadata_is_not(
 ) -> None:
     messages = talk({"id": 7, "mood": "calm"}, {"timestamp": 3.5, "empty": [], "knowledge": ["x"]})
     path = write(tmp_path / "a.jsonl", {"messages": messages, "conversation_id": "a"})
-    report = ReadReport("stop")
-    conversations = read_conversations([path], DEFAULT, report)
-    list(encode_conversations(conversations, template, report, ChatCounts(999)))
-    assert sorted(report.hints) == [
+    counts = ChatCounts(999)
+    conversations = read_conversations([path], DEFAULT, counts.report)
+    list(encode_conversations(conversations, template, counts))
+    assert sorted(counts.report.hints) == [
         "field 'knowledge' of messages is not used", "field 'mood' of messages is not used",
     ]  # fmt: skip

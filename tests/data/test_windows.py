@@ -1,26 +1,28 @@
 """Long conversations become windows of whole turns; each answer that fits is learned once."""
 
+import re
 from collections import Counter
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
+from chats import BYTES, OURS, learned_of, said
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptsmith.batch import IGNORE_INDEX
-from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate
+from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.data.chat import ChatCounts, divide, encode_conversations
 from gptsmith.data.conversations import Conversation
 from gptsmith.data.examples import Example, Examples
-from gptsmith.data.report import ReadReport
 from gptsmith.data.windows import conversation_windows, token_windows
 from gptsmith.tokenizer import Tokenizer
 
-BYTES = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
-OURS = ChatTemplate(TEMPLATE, BYTES)
 PLACE = "chat.jsonl:1"
+
+
+CHATML_BYTES = Tokenizer.byte().add_special_tokens(("<|im_start|>", "<|im_end|>"))
 
 
 def chatml() -> ChatTemplate:
@@ -28,8 +30,7 @@ def chatml() -> ChatTemplate:
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
         "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
-    names = ("<|im_start|>", "<|im_end|>")
-    return ChatTemplate(source, Tokenizer.byte().add_special_tokens(names))
+    return ChatTemplate(source, CHATML_BYTES)
 
 
 def inst() -> ChatTemplate:
@@ -57,17 +58,16 @@ def conversation(lengths: list[int], system: int = 0, learned: Any = None) -> Co
     return Conversation(messages, PLACE, learned)
 
 
+def tokens_of(talk: Conversation, template: ChatTemplate) -> Example:
+    """The conversation as a row of token ids and labels."""
+    encoded = template.encode(talk.messages)
+    ids = np.array(encoded.ids, np.int32)
+    return Example(ids, np.where(encoded.is_target, ids, np.int32(IGNORE_INDEX)), PLACE)
+
+
 def runs(example: Example) -> list[bytes]:
     """The runs of targets, without their special tokens."""
-    found, run = [], []
-    for i, label in zip([*example.ids.tolist(), 0], [*example.labels.tolist(), -100], strict=True):
-        if label != IGNORE_INDEX:
-            assert label == i
-            run.append(i)
-        elif run:
-            found.append(bytes(i for i in run if i < 256))
-            run = []
-    return found
+    return [re.sub(r"<\|\w+\|>", "", run).encode() for run in learned_of(example)]
 
 
 @given(
@@ -148,10 +148,7 @@ def test_rows_of_token_ids_are_divided_like_conversations(
     if name == "inst" and system:
         pytest.skip("this template has no system message")
     talk = conversation([5, 3, 40, 2, 4, 4, 3, 3, 9, 9, 1, 1, 2, 5], system)
-    encoded = template.encode(talk.messages)
-    ids = np.array(encoded.ids, np.int32)
-    labels = np.where(encoded.is_target, ids, np.int32(IGNORE_INDEX))
-    found = list(token_windows(Example(ids, labels, PLACE), template.turn_tokens(), limit))
+    found = list(token_windows(tokens_of(talk, template), template.turn_tokens(), limit))
     expected = list(conversation_windows(talk, template, limit))
     assert [w.example.ids.tolist() for w in found] == [w.example.ids.tolist() for w in expected]
     assert [w.example.labels.tolist() for w in found] == [
@@ -160,17 +157,42 @@ def test_rows_of_token_ids_are_divided_like_conversations(
     assert [w.answers for w in found] == [w.answers for w in expected]
 
 
+@pytest.mark.parametrize("turns", ["aua", "auauaua", "saaua", "uuauua", "suuauuaua", "uaauaaa"])
+@pytest.mark.parametrize("name", ["ours", "chatml"])
+@pytest.mark.parametrize("limit", [24, 30, 47, 200])
+def test_windows_of_roles_in_any_order(name: str, turns: str, limit: int) -> None:
+    """Windows begin with the first of several messages of the user, or with the greeting."""
+    template = TEMPLATES[name]
+    talk = Conversation(said(turns), PLACE)
+    windows = list(conversation_windows(talk, template, limit))
+    decode = (BYTES if name == "ours" else CHATML_BYTES).decode
+    begins = set()
+    for window in windows:
+        text = decode(window.example.ids)
+        begins.add(re.findall(r"[sua]\d", text.replace("user", "").replace("assistant", ""))[0])
+    allowed = {f"{b}{i}" for i, (a, b) in enumerate(pairwise(" " + turns))
+               if b == "s" or a in " s" or (a, b) == ("a", "u")}  # fmt: skip
+    assert begins <= allowed
+    same = token_windows(tokens_of(talk, template), template.turn_tokens(), limit)
+    for mine, theirs in zip(windows, same, strict=True):
+        assert mine.answers == theirs.answers
+        if "s" not in turns:
+            assert mine.example.ids.tolist() == theirs.example.ids.tolist()
+
+
 def test_tokens_that_begin_turns() -> None:
-    assert OURS.turn_tokens() == ([], [BYTES.special_tokens["<|user|>"]])
-    start, *rest = TEMPLATES["chatml"].turn_tokens().user
-    assert (start > 256, bytes(rest)) == (True, b"user")
-    assert TEMPLATES["inst"].turn_tokens() == ([257], [])
+    user, answer, end = (BYTES.special_tokens[f"<|{x}|>"] for x in ("user", "assistant", "end"))
+    assert OURS.turn_tokens() == ([user], [answer], end, [])
+    (start, *user_name), (same, *answer_name), end, opening = TEMPLATES["chatml"].turn_tokens()
+    assert (bytes(user_name), bytes(answer_name), opening) == (b"user", b"assistant", [])
+    assert (same, end) == (start, start + 1)
+    assert TEMPLATES["inst"].turn_tokens()._replace(end=0) == ([], [], 0, [257])
 
 
 def test_answers_left_out_are_counted_first() -> None:
     counts = ChatCounts(20)
     talks = [conversation([3, 3, 3, 30, 3, 3]), conversation([30, 3]), conversation([2, 2])]
-    made = list(encode_conversations(talks, OURS, ReadReport("stop"), counts))
+    made = list(encode_conversations(talks, OURS, counts))
     assert (counts.read, counts.kept, counts.answers, counts.learned) == (3, 2, 5, 3)
     assert len(made) == 3
     assert str(counts).startswith(
@@ -178,14 +200,14 @@ def test_answers_left_out_are_counted_first() -> None:
         "3 answers of 2 conversations are learned; divided into windows of at most 21 tokens: 1"
     )
     whole = ChatCounts(99)
-    assert len(list(encode_conversations(talks, OURS, ReadReport("stop"), whole))) == 3
+    assert len(list(encode_conversations(talks, OURS, whole))) == 3
     assert str(whole) == "all 5 answers of 3 conversations are learned"
 
 
 def test_only_the_beginning_is_used_without_windows() -> None:
     counts = ChatCounts(20, divide=False)
     talks = [conversation([3, 3, 3, 3, 3, 3]), conversation([30, 3, 2, 2]), conversation([2, 2])]
-    made = list(encode_conversations(talks, OURS, ReadReport("stop"), counts))
+    made = list(encode_conversations(talks, OURS, counts))
     assert [runs(example) for example in made] == [[b"bbb", b"ddd"], [b"bb"]]
     assert str(counts).startswith(
         "left out: 3 of 6 answers (50.0%), as the conversation is longer than 21 tokens: 1"
@@ -197,7 +219,7 @@ def test_rows_without_targets_are_counted() -> None:
     ids = np.arange(4, dtype=np.int32)
     nothing = Example(ids, np.full(4, IGNORE_INDEX, np.int32), "a:1")
     assert list(divide([nothing], OURS, counts)) == []
-    assert (counts.no_targets.total, counts.read, counts.kept) == (1, 1, 0)
+    assert (counts.remarks.total, counts.read, counts.kept) == (1, 1, 0)
     everything = Example(np.arange(30, dtype=np.int32), np.arange(30, dtype=np.int32), "a:2")
     assert list(divide([everything], OURS, counts)) == []
     assert str(counts).startswith("left out: 1 of 1 answers (100.0%)")
@@ -205,7 +227,7 @@ def test_rows_without_targets_are_counted() -> None:
 
 def test_windows_of_a_conversation_stay_in_one_split() -> None:
     talks = [conversation([3] * (2 + 2 * (i % 4)))._replace(place=f"a:{i}") for i in range(40)]
-    examples = Examples(encode_conversations(talks, OURS, ReadReport("stop"), ChatCounts(24)))
+    examples = Examples(encode_conversations(talks, OURS, ChatCounts(24)))
     assert len(examples) > 40
     parts = examples.split((0.5, 0.3, 0.2), seed=3)
     names = [{example.name for example in part} for part in parts]
@@ -237,9 +259,6 @@ def test_tool_results_stay_with_the_call() -> None:
         assert [w.answers for w in windows] == sizes
         learned = [run for w in windows for run in runs(w.example)]
         assert len(learned) == sum(w.answers for w in windows)
-        encoded = template.encode(talk.messages)
-        ids = np.array(encoded.ids, np.int32)
-        labels = np.where(encoded.is_target, ids, np.int32(IGNORE_INDEX))
-        same = list(token_windows(Example(ids, labels, PLACE), template.turn_tokens(), limit))
+        same = list(token_windows(tokens_of(talk, template), template.turn_tokens(), limit))
         assert [w.example.ids.tolist() for w in same] == [w.example.ids.tolist() for w in windows]
         assert [runs(w.example) for w in same] == [runs(w.example) for w in windows]

@@ -3,27 +3,19 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from chats import BYTES, OURS, talk
 
-from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
+from gptsmith.chat_template.template import Message
 from gptsmith.generate.chat import Chat
 from gptsmith.generate.options import SamplingConfig
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.tokenizer import Tokenizer
 
-TOKENIZER = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
-CHAT_TEMPLATE = ChatTemplate(TEMPLATE, TOKENIZER)
 CONTEXT = 48
 CONFIG = ModelConfig(
-    n_layer=2, n_head=2, n_embd=32, context_length=CONTEXT, vocab_size=TOKENIZER.vocab_size
+    n_layer=2, n_head=2, n_embd=32, context_length=CONTEXT, vocab_size=BYTES.vocab_size
 )
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=12)
-
-
-def talk(*contents: str, system: str | None = None) -> list[Message]:
-    roles = ("user", "assistant") * len(contents)
-    turns = [Message(role=r, content=c) for r, c in zip(roles, contents, strict=False)]
-    return turns if system is None else [Message(role="system", content=system), *turns]
 
 
 LESSONS = [
@@ -41,10 +33,10 @@ def tuned() -> GPTModel:
     torch.manual_seed(0)
     model = GPTModel(CONFIG)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    encoded = [CHAT_TEMPLATE.encode(lesson) for lesson in LESSONS]
+    encoded = [OURS.encode(lesson) for lesson in LESSONS]
     for _ in range(60):
         loss = torch.zeros(())
-        for ids, scored in encoded:
+        for ids, scored, _ in encoded:
             row, mask = torch.tensor(ids), torch.tensor(scored)
             targets = row.masked_fill(~mask, -100)[1:]
             loss = loss + F.cross_entropy(model(row[None, :-1])[0], targets)
@@ -66,12 +58,12 @@ def untrained() -> GPTModel:
 
 @pytest.fixture
 def chat(tuned: GPTModel) -> Chat:
-    return Chat(tuned, TOKENIZER, CHAT_TEMPLATE)
+    return Chat(tuned, BYTES, OURS)
 
 
 @pytest.fixture
 def endless(untrained: GPTModel) -> Chat:
-    return Chat(untrained, TOKENIZER, CHAT_TEMPLATE)
+    return Chat(untrained, BYTES, OURS)
 
 
 @pytest.mark.parametrize("lesson", LESSONS)
@@ -90,8 +82,8 @@ def test_the_next_turn_reads_only_what_is_new(chat: Chat, tuned: GPTModel) -> No
     shapes.clear()
     assert chat.reply(lesson[:3], GREEDY).text == lesson[3]["content"]
     hook.remove()
-    cached = len(CHAT_TEMPLATE.prompt(lesson[:1])) + len(first.ids)
-    assert shapes[0] == (1, len(CHAT_TEMPLATE.prompt(lesson[:3])) - cached)
+    cached = len(OURS.prompt(lesson[:1])) + len(first.ids)
+    assert shapes[0] == (1, len(OURS.prompt(lesson[:3])) - cached)
 
 
 def test_many_replies_equal_each_alone(chat: Chat, endless: Chat) -> None:
@@ -101,11 +93,11 @@ def test_many_replies_equal_each_alone(chat: Chat, endless: Chat) -> None:
     assert texts == [lesson[-1]["content"] for lesson in LESSONS] * 8
     # long and short ones together, up to the end of the context
     conversations = [talk("x" * n) for n in (1, 40, 20, 30, 44, 33)] + [talk("y" * 20)] * 2
-    prompts = [CHAT_TEMPLATE.prompt(messages) for messages in conversations]
+    prompts = [OURS.prompt(messages) for messages in conversations]
     sampling = SamplingConfig(temperature=1.5, max_new_tokens=24, seed=3)
     together = endless.reply_all(prompts, sampling)
     for i, generation in enumerate(together):
-        prompt = CHAT_TEMPLATE.truncate(conversations[i], CONTEXT)
+        prompt = OURS.truncate(conversations[i], CONTEXT)
         alone = endless.reply(prompt, sampling.with_seed(3 + i))
         assert (generation.ids, generation.text) == (alone.ids, alone.text)
         assert generation.finish_reason == alone.finish_reason
@@ -127,7 +119,7 @@ def test_old_turns_make_room_for_the_reply(chat: Chat) -> None:
     assert kept == history[-len(kept) :]
     assert 1 < len(kept) < len(history)
     assert kept[0]["role"] == "user"
-    assert ids == CHAT_TEMPLATE.prompt(kept)
+    assert ids == OURS.prompt(kept)
     assert len(ids) <= CONTEXT - 12
     assert chat.reply(history, GREEDY).ids == chat.reply(kept, GREEDY).ids
     # a reply that could fill the context leaves half of it to the history
@@ -151,14 +143,14 @@ def test_special_tokens_end_a_reply_and_are_not_shown() -> None:
     """Whatever a model says next, only text comes out."""
     torch.manual_seed(0)
     model = GPTModel(CONFIG).eval()
-    special = sorted(TOKENIZER.special_tokens.values())
+    special = sorted(BYTES.special_tokens.values())
     with torch.no_grad():
         for p in model.parameters():
             torch.nn.init.normal_(p, std=0.5)
         model.head_weight[special] *= 3  # so that they are likely
     sampling = SamplingConfig(temperature=1.0, max_new_tokens=30)
-    prompts = [CHAT_TEMPLATE.prompt(talk(chr(97 + i))) for i in range(26)]
-    generations = Chat(model, TOKENIZER, CHAT_TEMPLATE).reply_all(prompts, sampling)
+    prompts = [OURS.prompt(talk(chr(97 + i))) for i in range(26)]
+    generations = Chat(model, BYTES, OURS).reply_all(prompts, sampling)
     assert {generation.finish_reason for generation in generations} == {"stop"}
     for generation in generations:
         assert not set(generation.ids) & set(special)

@@ -5,15 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
+from chats import BYTES, OURS
 from rich.console import Console
 
-from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate
 from gptsmith.data.chat import write_chat
 from gptsmith.data.options import ChatFiles
 from gptsmith.inspect.chat import ChatReport, chat_report, show_chat
-from gptsmith.tokenizer import Tokenizer
 
-TOKENIZER = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
 T = 100
 
 
@@ -22,15 +20,20 @@ def chat(tmp_path: Path) -> Path:
     ask, reply = (
         {"role": r, "content": c} for r, c in (("user", "Hi\x1b[2J"), ("assistant", "Yo"))
     )
-    rows = [[ask, reply], [ask, reply, ask], [ask, reply] * 9, [reply], [ask, reply] * 2]
+    rows = [
+        [ask, reply],
+        [ask, reply, ask],
+        [ask, reply] * 9,
+        [ask, {**reply, "content": ""}],
+        [ask, reply] * 2,
+    ]
     path = tmp_path / "chat.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
 def report(path: Path, T: int = T) -> ChatReport:
-    template = ChatTemplate(TEMPLATE, TOKENIZER)
-    return chat_report([path], ChatFiles(on_error="skip"), template, TOKENIZER, T)
+    return chat_report([path], ChatFiles(on_error="skip"), OURS, BYTES, T)
 
 
 def shown(report: ChatReport, first: int = 3, colour: bool = False) -> str:
@@ -43,18 +46,25 @@ def shown(report: ChatReport, first: int = 3, colour: bool = False) -> str:
 
 def test_counts(chat: Path) -> None:
     r = report(chat)
-    assert (r.counts.kept, r.counts.divided.total, r.counts.unanswered.total) == (4, 1, 1)
-    assert r.counts.skipped.counts() == {"answer without a question": 1}
+    assert (r.counts.kept, r.counts.remarks.counts()) == (
+        4,
+        {
+            "divided into windows of at most 101 tokens": 1,
+            "ending with a question, which was removed": 1,
+        },
+    )
+    assert r.counts.report.skipped.counts() == {"empty answer": 1}
     turns = [1, 1, 8, 1, 2]
-    assert r.answers == sum(turns)
+    assert r.counts.learned == sum(turns)
     assert r.examples.tokens == 12 * sum(turns)  # four special tokens, six bytes and two
     assert r.examples.targets == 4 * sum(turns)
     text = shown(r)
     for words in (
         "5, 13 answers (2.6 each)", "156, 33.3% targets", "12 to 96, median 12",
         "rows of 100 tokens 2 when packed, 75.5% filled; 5 when padded, 30.2% filled",
-        "used skipped: 1 of 5 rows (20.0%), answer without a question: 1",
-        "all 13 answers of 4 conversations are learned; divided into windows of at most 101",
+        "used skipped: 1 of 5 rows (20.0%), empty answer: 1",
+        "all 13 answers of 4 conversations are learned; ending with a question",
+        "divided into windows of at most 101 tokens: 1",
         "64-127",
     ):  # fmt: skip
         assert words in " ".join(text.split())
@@ -82,11 +92,10 @@ def test_long_conversations_are_truncated(tmp_path: Path) -> None:
 
 
 def test_prepared_files_and_sets_without_targets(chat: Path, tmp_path: Path) -> None:
-    template = ChatTemplate(TEMPLATE, TOKENIZER)
     out = tmp_path / "chat.arrow"
-    write_chat([chat], ChatFiles(on_error="skip"), template, TOKENIZER, T, out)
-    assert report(out).answers == report(chat).answers
+    write_chat([chat], ChatFiles(on_error="skip"), OURS, BYTES, T, out)
+    assert report(out).counts.learned == report(chat).counts.learned
     with pytest.raises(ValueError, match="no conversation is left"):
         report(chat, 5)
-    with pytest.raises(ValueError, match=r":4: message 1 of 1: .*--on-error"):
-        chat_report([chat], ChatFiles(), template, TOKENIZER, T)
+    with pytest.raises(ValueError, match=r":4: message 2 of 2: .*--on-error"):
+        chat_report([chat], ChatFiles(), OURS, BYTES, T)

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NotRequired, TypedDict
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -79,6 +80,17 @@ def checked(messages: Sequence[Message]) -> list[Message]:
             raise ValueError(f"{place}: its content is not text but {kind} {str(content)[:40]}")
         plain.append(more | {"role": role, "content": content})
     return plain  # type: ignore[return-value]
+
+
+def turn_starts(messages: Sequence[Message]) -> list[int]:
+    """Where turns begin: at the first message that is not the system's, and at each message of the
+    user that follows another role's."""
+    roles = ["system", *(message["role"] for message in messages)]
+    return [
+        i
+        for i, (last, role) in enumerate(pairwise(roles))
+        if role != last and (role == "user" or last == "system")
+    ]
 
 
 def handed(message: Message, place: str, reads: Callable[[str], bool]) -> dict[str, Any]:

@@ -9,14 +9,15 @@ once with a placeholder for each text (layout.py): all else is the template's ow
 import json
 import re
 from collections.abc import Container, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from gptsmith.chat_template.layout import MAX_LAYOUTS, ChatLayouts
-from gptsmith.chat_template.message import ROLES, Message, checked
+from gptsmith.chat_template.message import Message, checked, turn_starts
 from gptsmith.chat_template.placeholders import BREAK, MARK, Turn, key_of, owner
 from gptsmith.tokenizer import Tokenizer
 
-__all__ = ["CHAT_TOKENS", "ROLES", "TEMPLATE", "ChatPrompt", "ChatTemplate", "Encoded", "Message"]
+__all__ = ["CHAT_TOKENS", "TEMPLATE", "ChatPrompt", "ChatTemplate", "Encoded", "Message"]
 
 CHAT_TOKENS = ("<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
@@ -34,10 +35,12 @@ TEMPLATE = """\
 
 
 class Encoded(NamedTuple):
-    """A conversation as token ids, and which of them are training targets: the answers."""
+    """A conversation as token ids, which of them are training targets (the answers), and where each
+    answer that is one ends (exclusive)."""
 
     ids: list[int]
     is_target: list[bool]
+    ends: list[int]
 
 
 class ChatPrompt(NamedTuple):
@@ -48,11 +51,17 @@ class ChatPrompt(NamedTuple):
 
 
 class TurnTokens(NamedTuple):
-    """The ids that begin each message of the user, if special tokens do; else those that begin a
-    conversation, and no other message."""
+    """How to find turns in ids that a template made.
 
-    opening: list[int]
+    user, answer  the ids that begin each message of the user, and each answer, if special tokens do
+    end           the id that ends an answer, if it is in no beginning of one; else -1
+    opening       where there is no `user`: the ids that begin a conversation, and no other message
+    """
+
     user: list[int]
+    answer: list[int]
+    end: int
+    opening: list[int]
 
 
 class ThoughtsLeftOutError(ValueError):
@@ -139,13 +148,13 @@ class ChatTemplate:
             is_learned = learned is None or i in learned
             is_target += [False] * known + [is_learned] * (len(new) - known)
             if is_learned:
-                ends.append(len(ids))  # where the end token will be
+                ends.append(len(ids) + 1)  # the end token comes next
             at = end
         ids += self._ids(layout[at:], texts)
         is_target += [False] * (len(ids) - len(is_target))
-        for i in ends:
-            is_target[i] = True
-        return Encoded(ids, is_target)
+        for end in ends:
+            is_target[end - 1] = True
+        return Encoded(ids, is_target, ends)
 
     def prompt(
         self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None
@@ -167,14 +176,13 @@ class ChatTemplate:
     def truncate(self, messages: Sequence[Message], limit: int) -> ChatPrompt:
         """The prompt of the newest turns that take at most `limit` tokens, system message included.
 
-        A turn is a user message and what follows it. ValueError if the last one is too long.
+        A turn: see turn_starts. ValueError if the last one is too long.
         """
         messages = checked(messages)
-        first = next((i for i, m in enumerate(messages) if m["role"] != "system"), 0)
-        system, rest = messages[:first], messages[first:]
-        turns = [i for i, message in enumerate(rest) if i == 0 or message["role"] == "user"]
-        for i in turns:
-            kept = system + rest[i:]
+        starts = turn_starts(messages) or [0]
+        system = messages[: starts[0]]
+        for i in starts:
+            kept = system + messages[i:]
             ids = self.prompt(kept)
             if len(ids) <= limit:
                 return ChatPrompt(ids, kept)
@@ -198,9 +206,10 @@ class ChatTemplate:
                     " once an answer follows; end the generation prompt with a special token"
                 )
 
-    def reads(self, field: str) -> bool:
-        """Whether the template reads a field of this name from messages."""
-        return self._layouts.reads(field)
+    def unread(self, messages: Sequence[Message]) -> list[str]:
+        """The fields of messages that the template does not read, sorted."""
+        names = {name for message in messages for name in message} - {"role", "content"}
+        return sorted(name for name in names if not self._layouts.reads(name))
 
     def layout(self, roles: tuple[str, ...], generate: bool = False) -> str:
         """A conversation of these roles with U+FDD0, number, U+FDD1 in place of each content.
@@ -219,12 +228,12 @@ class ChatTemplate:
         while at < first.start() and (found := self._special.match(layout, at)):
             opening.append(self._tokenizer.special_tokens[found[0]])
             at = found.end()
-        end = self._end(layout, 1, answer.end())[0]
+        end, stop = self._end(layout, 1, answer.end())
         special = list(self._special.finditer(layout, end, question.start()))[1:]
-        if not special:
-            return TurnTokens(opening, [])
-        header = layout[special[0].start() : question.start()].rstrip()
-        return TurnTokens([], self._ids(header, {}))
+        user = layout[special[0].start() : question.start()] if special else ""
+        header = self._generation_prompt if self._special.match(self._generation_prompt) else ""
+        ids, begin = (self._ids(text.rstrip(), {}) for text in (user, header))
+        return TurnTokens(ids, begin, -1 if stop in begin else stop, [] if ids else opening)
 
     def _answers(self, turns: Sequence[Turn], tools: list[Any] | None) -> list[tuple[int, int]]:
         """Where each answer is in the layout: from its generation prompt to its end token."""
@@ -233,20 +242,34 @@ class ChatTemplate:
             return self._spans[key]
         layout, spans = self._layouts.layout(turns, False, tools), []
         for i in (i for i, turn in enumerate(turns) if turn.marked["role"] == "assistant"):
-            before, prompt = (self._layouts.layout(turns[:i], end, tools) for end in (False, True))
+            if i == 0:  # no template is asked what a conversation without messages is
+                text = next(MARK.finditer(layout)).start()
+                start = layout.rfind(self._generation_prompt, 0, text)
+                prompt = layout[:text] if start >= 0 else self._generation_prompt
+            else:
+                before, prompt = (
+                    self._layouts.layout(turns[:i], generate, tools) for generate in (False, True)
+                )
+                start = self._common(before, prompt)
             if not layout.startswith(prompt):
                 raise ValueError(_difference(layout, prompt, i, len(turns)))
-            start = len(before)
-            if not prompt.startswith(before):  # the template closes a conversation
-                start = self._common(before, prompt)
             spans.append((start, self._end(layout, i, len(prompt))[0]))
         if len(self._spans) >= MAX_LAYOUTS:
             self._spans.clear()
         self._spans[key] = spans
         return spans
 
+    @cached_property
+    def _generation_prompt(self) -> str:
+        """The text that begins an answer."""
+        before, prompt = (self.layout(("user",), generate) for generate in (False, True))
+        return prompt[self._common(before, prompt) :]
+
     def _common(self, a: str, b: str) -> int:
-        """Length of the common prefix of two layouts, in whole special tokens and texts."""
+        """How much two layouts have in common: all of the first, or, where a template closes a
+        conversation, a prefix of whole special tokens and texts."""
+        if b.startswith(a):
+            return len(a)
         length = 0
         for x, y in zip(self._special.split(a), self._special.split(b), strict=False):
             if x != y:

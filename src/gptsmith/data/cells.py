@@ -1,7 +1,8 @@
-"""Cells of tables: what counts as empty, and which values are text."""
+"""Cells of tables: their text, whether they say that an answer is learned, and JSON in them."""
 
 from __future__ import annotations
 
+import json
 from datetime import date, time
 from decimal import Decimal
 from typing import Any
@@ -9,10 +10,18 @@ from typing import Any
 from gptsmith.chat_template.message import is_empty
 
 
-def cell_text(value: Any) -> str:
+class InvalidRowError(ValueError):
+    """A row that is not a conversation. kind: for counting. The text has no place."""
+
+    def __init__(self, kind: str, problem: str) -> None:
+        super().__init__(problem)
+        self.kind = kind
+
+
+def cell_text(value: Any, what: str, kind: str = "cell that is not text") -> str:
     """The text of a cell: numbers, dates and truth values as they are written, "" if it is empty.
 
-    ValueError for anything else, such as a list.
+    what: names the cell. InvalidRowError for anything else, such as a list.
     """
     if is_empty(value):
         return ""
@@ -20,26 +29,35 @@ def cell_text(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, str | int | float | Decimal | date | time):
         return str(value)
-    raise ValueError(f"holds a {_kind(value)}, not text: {str(value)[:40]}")
-
-
-def _kind(value: Any) -> str:
-    kind = type(value).__name__
-    return {"dict": "struct", "tuple": "list", "bytes": "binary value"}.get(kind, kind)
+    of = type(value).__name__
+    of = {"dict": "struct", "tuple": "list", "bytes": "binary value"}.get(of, of)
+    raise InvalidRowError(kind, f"{what} holds a {of}, not text: {str(value)[:40]}")
 
 
 def learned_flag(name: str, value: Any) -> bool:
     """Whether an answer is learned, from a cell such as `weight`; it is if the cell is empty.
 
-    ValueError for a value that is neither yes nor no, such as 0.5.
+    InvalidRowError for a value that is neither yes nor no, such as 0.5.
     """
     if is_empty(value):
         return True
     words = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
     found = words.get(str(value).strip().lower())
     if found is None:
-        raise ValueError(
+        raise InvalidRowError(
+            "unknown weight",
             f"{name} {str(value)[:40]}: an answer is learned (1, true) or not (0, false), nothing "
-            "between; change it, or rename it if it means something else"
+            "between; change it, or rename it if it means something else",
         )
     return found
+
+
+def parsed(value: Any, name: str) -> Any:
+    """The value of a column, read from JSON if it is a text, as in a .csv; None if it is empty."""
+    if isinstance(value, str) and value:
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            problem = f"the column {name!r} holds {value[:40]!r}, which is not JSON"
+            raise InvalidRowError("unreadable column", problem) from None
+    return None if is_empty(value) else value

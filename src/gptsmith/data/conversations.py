@@ -1,8 +1,10 @@
 """Conversations from the formats in which data sets store them.
 
-A conversation is an optional system message, then user and assistant in turns; tools may speak
-after the assistant. Any other row is an error that names its place, or is skipped and counted, as
-configured. Each column of a row is used, known to be irrelevant, or reported.
+A conversation is an optional system message, then messages of the user and the assistant; tools may
+speak after the assistant. Mostly the user begins and the two take turns, but a greeting before the
+first question, or several messages of one in a row, are conversations too: what a template cannot
+write, it refuses itself. Any other row is an error that names its place, or is skipped and counted,
+as configured. Each column of a row is used, known to be irrelevant, or reported.
 """
 
 from __future__ import annotations
@@ -13,15 +15,15 @@ from typing import Any, NamedTuple
 
 from gptsmith.chat_template.message import CALLS, Message, is_empty
 from gptsmith.data import columns as names
+from gptsmith.data.cells import InvalidRowError, parsed
 from gptsmith.data.columns import quoted
-from gptsmith.data.messages import InvalidRowError, is_message, made, read_message
+from gptsmith.data.messages import is_message, made, read_message
 from gptsmith.data.options import ChatFiles
 from gptsmith.data.report import ReadReport
 from gptsmith.data.row_fields import (
     cell,
     context,
     history,
-    json_of,
     learned_answers,
     mention_unused,
     refuse_media,
@@ -44,6 +46,11 @@ class Conversation(NamedTuple):
     learned: frozenset[int] | None = None
     tools: list[Any] | None = None
 
+    @property
+    def answers(self) -> list[int]:
+        """The numbers of the assistant's messages."""
+        return [i for i, message in enumerate(self.messages) if message["role"] == "assistant"]
+
 
 def read_conversations(
     sources: Sequence[str | Path], files: ChatFiles, report: ReadReport
@@ -54,11 +61,10 @@ def read_conversations(
     or the columns if no column of a source can be the messages.
     """
     for source in sources:
-        is_first = True
-        for row in read_rows(source, report, form=files):
+        for number, row in enumerate(read_rows(source, report, form=files)):
             try:
                 found = _messages_of(row, files)
-                if found is None and is_first:
+                if found is None and not number:
                     raise ValueError(
                         f"{row.place}: which columns hold the messages? Choose from "
                         f"{quoted(row.values)} with --messages-column NAME, or with "
@@ -67,10 +73,8 @@ def read_conversations(
                 if found is None:
                     problem = "no messages, unlike rows before"
                     raise InvalidRowError("row without messages", problem)
-                is_first = False
                 yield _conversation(row, *found, files, report)
             except InvalidRowError as error:
-                is_first = False
                 report.reject(error.kind, row.place, str(error))
 
 
@@ -85,24 +89,23 @@ def _conversation(
     messages: list[Message] = []
     flags: list[bool | None] = []
     for number, turn in enumerate(turns, 1):
-        here = f"message {number} of {len(turns)}"
         try:
             message, flag = read_message(turn, files)
             _check_order(messages, message, flag)
         except InvalidRowError as error:
+            here = f"message {number} of {len(turns)}"
             raise InvalidRowError(error.kind, f"{here}: {error}") from None
         messages.append(message)
         flags.append(flag)
         if flag and message["role"] != "assistant":
             report.hint("only answers are learned, whatever the weights of other messages")
-    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    conversation = Conversation(messages, row.place, tools=tools_of(values))
+    answers = conversation.answers
     if not answers:
         raise InvalidRowError("conversation without an answer", "no assistant message")
     learned = learned_answers(values, flags, answers)
-    tools = tools_of(values)
     mention_unused(values, set(), report)
-    is_whole = len(learned) == len(answers)
-    return Conversation(messages, row.place, None if is_whole else learned, tools)
+    return conversation._replace(learned=None if len(learned) == len(answers) else learned)
 
 
 # --- the messages of a row -----------------------------------------------------------------------
@@ -111,27 +114,23 @@ def _conversation(
 def _messages_of(row: Row, files: ChatFiles) -> tuple[list[Any], set[str]] | None:
     """The messages of a row, unchecked, and the columns they are from; None if it has none."""
     values = row.values
-    if files.messages_column is not None:
-        named = [files.messages_column] if files.messages_column in values else []
-    else:
-        named = [name for name in names.MESSAGES if name in values]
-    named.sort(key=lambda name: is_empty(values[name]))  # one that holds something first
-    name = named[0] if named and files.prompt_column is None else None
-    turns = None if name is None else values[name]
-    if name is not None and isinstance(turns, str) and turns.lstrip().startswith("["):
-        turns = json_of(name, turns)  # in a table of text
-    if not isinstance(turns, list) or not turns:
-        if files.messages_column is None:
-            found = _question_and_answer(row, files)
-            if found is not None or files.prompt_column is not None:
-                return found
-            name = name or _column_of_messages(values, files)
-        if name is None:
-            return None
-        turns = turns or values[name]
+    usual = (files.messages_column,) if files.messages_column else names.MESSAGES
+    named = [name for name in usual if name in values and files.prompt_column is None]
+    name = min(named, key=lambda name: is_empty(values[name]), default=None)
+    turns = values[name] if name else None
+    if name and isinstance(turns, str) and turns.lstrip().startswith("["):
+        turns = parsed(turns, name)  # in a table of text
+    if files.messages_column is None and (is_empty(turns) or not isinstance(turns, list)):
+        found = _question_and_answer(row, files)
+        if found is not None or files.prompt_column is not None:
+            return found
+        name = name or _column_of_messages(values, files)
+        turns = turns or (values[name] if name else None)
+    if name is None:
+        return None
     if is_empty(turns):
         raise InvalidRowError("conversation without an answer", f"no messages in {name!r}")
-    return list(turns) if isinstance(turns, list) else [turns], {str(name)}
+    return turns if isinstance(turns, list) else [turns], {name}
 
 
 def _column_of_messages(values: Mapping[str, Any], files: ChatFiles) -> str | None:
@@ -147,16 +146,12 @@ def _column_of_messages(values: Mapping[str, Any], files: ChatFiles) -> str | No
     return found[0] if len(found) == 1 else None
 
 
-def _holds_messages(value: Any) -> bool:
-    return isinstance(value, list) and any(isinstance(turn, Mapping) for turn in value)
-
-
 def _question_and_answer(row: Row, files: ChatFiles) -> tuple[list[Any], set[str]] | None:
+    """The messages of a row that has a question and its answer, and the columns they are from."""
     values = row.values
+    usual: Sequence[tuple[str, str]] = names.PROMPT_AND_RESPONSE
     if files.prompt_column is not None and files.response_column is not None:
-        usual = [(files.prompt_column, files.response_column)]
-    else:
-        usual = list(names.PROMPT_AND_RESPONSE)
+        usual = ((files.prompt_column, files.response_column),)
     pairs = [pair for pair in usual if pair[0] in values and pair[1] in values]
     if len(pairs) > 1:
         raise ValueError(
@@ -166,21 +161,25 @@ def _question_and_answer(row: Row, files: ChatFiles) -> tuple[list[Any], set[str
     if not pairs:
         return None
     prompt, response = pairs[0]
-    turns, used = history(values)
+    turns, used = history(values), {prompt, response, *names.HISTORY}
     if _holds_messages(values[prompt]):
         turns += values[prompt]
     else:
         text = cell(values, prompt)
         if not text.strip():
             raise InvalidRowError("no question", f"no text in {prompt!r}")
-        beside = context(values, {prompt, response})
+        beside = context(values, used)
         turns.append(made("user", "\n\n".join([text, *beside.values()])))
         used |= beside.keys()
     if _holds_messages(values[response]):
         turns += values[response]
     else:
         turns.append(made("assistant", cell(values, response)))
-    return turns, {prompt, response} | used
+    return turns, used
+
+
+def _holds_messages(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(turn, Mapping) for turn in value)
 
 
 def _with_system(turns: list[Any], text: str, files: ChatFiles) -> list[Any]:
@@ -198,19 +197,12 @@ def _with_system(turns: list[Any], text: str, files: ChatFiles) -> list[Any]:
 
 
 def _check_order(before: Sequence[Message], message: Message, flag: bool | None) -> None:
-    """InvalidRowError for a message that cannot follow those before it."""
-    role, last = message["role"], before[-1]["role"] if before else None
-    if role == "system" and before:
+    """InvalidRowError for a message that cannot follow those before it, or that says nothing."""
+    role, last = message["role"], before[-1]["role"] if before else "system"
+    if role == "system" and last != "system":
         raise InvalidRowError("system message not at the beginning", "a system message")
-    if role == "tool":
-        if last not in ("assistant", "tool"):
-            raise InvalidRowError("tool without a call", "the result of a tool that was not called")
-    elif role == last:
-        raise InvalidRowError("same role twice in a row", f"{role} again")
-    if role != "assistant":
-        return
-    if last in (None, "system"):
-        raise InvalidRowError("answer without a question", "an assistant message comes first")
+    if role == "tool" and last not in ("assistant", "tool"):
+        raise InvalidRowError("tool without a call", "the result of a tool that was not called")
     is_blank = not message["content"].strip() and not any(name in message for name in CALLS)
-    if is_blank and flag is not False:
+    if role == "assistant" and is_blank and flag is not False:
         raise InvalidRowError("empty answer", "an empty answer")

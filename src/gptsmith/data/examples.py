@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from gptsmith import files
 from gptsmith.batch import IGNORE_INDEX
+from gptsmith.chat_template.template import TurnTokens
 from gptsmith.data.columnar import check_arrow, read_schema
 from gptsmith.data.order import permutation
 from gptsmith.data.split import fill
@@ -46,31 +47,36 @@ class Example(NamedTuple):
     name: str
 
 
-def answer_ends(labels: np.ndarray) -> np.ndarray:
-    """The end (exclusive) of each run of labels other than -100."""
-    target = np.append(labels != IGNORE_INDEX, False)
-    return np.flatnonzero(target[:-1] & ~target[1:]) + 1
+def answer_ends(example: Example, tokens: TurnTokens) -> np.ndarray:
+    """Where each answer ends (exclusive): each run of labels other than -100 is one, or several in
+    a row."""
+    ids, labels, _ = example
+    is_target = np.append(labels != IGNORE_INDEX, False)
+    is_end = is_target[:-1] & ~is_target[1:]
+    if tokens.answer:
+        is_end[:-1] |= (labels[:-1] == tokens.end) & (ids[1:] == tokens.answer[0])
+    return np.flatnonzero(is_end) + 1
 
 
 def write_examples(
     path: Path,
     examples: Iterable[Example],
-    metadata: Mapping[str, Any],
-    closing: Callable[[], Mapping[str, Any]] = dict,
+    metadata: dict[str, Any],
+    closing: Callable[[], dict[str, Any]] = dict,
 ) -> None:
     """Write them durably, one record batch at a time.
 
     metadata: facts for the reader, stored as JSON: what made the ids, how long an example may be.
     closing: gives those that are known after the last example.
     """
-    schema = _SCHEMA.with_metadata({_METADATA: json.dumps(dict(metadata))})
+    schema = _SCHEMA.with_metadata({_METADATA: json.dumps(metadata)})
     totals = _Totals()
     with files.atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), schema) as sink:
         for batch in _batches(examples):
             totals.add(batch)
             sink.write_batch(batch.replace_schema_metadata(schema.metadata))
         empty = pa.RecordBatch.from_pylist([], schema=schema)
-        last = {"metadata": dict(closing())} | totals.summary()
+        last = {"metadata": closing()} | totals.summary()
         sink.write_batch(empty, custom_metadata={_TOTALS: json.dumps(last)})
 
 
@@ -95,7 +101,7 @@ class Examples(Sequence[Example]):
         for batch in batches:
             totals.add(batch)
         summary = totals.summary()
-        if recorded is not None and summary != {name: recorded.get(name) for name in summary}:
+        if recorded is not None and not summary.items() <= recorded.items():
             raise ValueError(f"{source}: damaged, its ids are not those that were written")
         self._views = [_View.of(batch) for batch in batches]
         self._starts = np.cumsum([0, *map(len, batches)])
@@ -138,10 +144,8 @@ class Examples(Sequence[Example]):
         """Where each run of examples of one name begins, and their number."""
         names = pa.chunked_array([view.names for view in self._views], pa.string())
         names = names.take(pa.array(self._chosen))
-        if not len(names):
-            return [0]
         new = pc.not_equal(names[1:], names[:-1]).to_numpy().astype(bool)
-        return [0, *(np.flatnonzero(new) + 1).tolist(), len(names)]
+        return [0, *(np.flatnonzero(new) + 1).tolist(), len(names)][: len(names) + 1]
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -192,7 +196,6 @@ def _batches(examples: Iterable[Example]) -> Iterator[pa.RecordBatch]:
     waiting: list[Example] = []
     size = 0
     for example in examples:
-        assert len(example.ids) == len(example.labels)
         waiting.append(example)
         size += len(example.ids)
         if size >= _TOKENS:
@@ -203,20 +206,11 @@ def _batches(examples: Iterable[Example]) -> Iterator[pa.RecordBatch]:
 
 
 def _batch(examples: list[Example]) -> pa.RecordBatch:
-    offsets = np.cumsum([0, *(len(e.ids) for e in examples)]).astype(np.int32)
-
-    def lists(arrays: list[np.ndarray]) -> pa.ListArray:
-        values = pa.array(np.concatenate(arrays).astype(np.int32, copy=False))
-        return pa.ListArray.from_arrays(offsets, values)
-
-    columns = [
-        lists([e.ids for e in examples]),
-        lists([e.labels for e in examples]),
-        # The first token is never a target, whatever its label: nothing precedes it.
-        pa.array([int((e.labels[1:] != IGNORE_INDEX).sum()) for e in examples], pa.int32()),
-        pa.array([e.name for e in examples], pa.string()),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
+    ids, labels, names = zip(*examples, strict=True)
+    # The first token is never a target, whatever its label: nothing precedes it.
+    scored = [int((row[1:] != IGNORE_INDEX).sum()) for row in labels]
+    columns = {"input_ids": ids, "labels": labels, "scored": scored, "name": names}
+    return pa.RecordBatch.from_pydict(columns, schema=_SCHEMA)
 
 
 class _Totals:

@@ -15,9 +15,9 @@ import numpy as np
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template.template import ChatTemplate, Message
+from gptsmith.data.cells import InvalidRowError
 from gptsmith.data.columns import HISTORY, quoted
 from gptsmith.data.examples import Example
-from gptsmith.data.messages import InvalidRowError
 from gptsmith.data.options import FileFormat, InstructionColumns, SplitConfig
 from gptsmith.data.report import ReadReport
 from gptsmith.data.row_fields import (
@@ -182,7 +182,7 @@ def _instruction(
     values = row.values
     instruction, output = (_text(row, what, columns) for what in ("instruction", "output"))
     used = {columns.instruction, columns.output, columns.input}
-    if history(values)[0]:
+    if history(values):
         raise InvalidRowError(
             "row with history",
             "it has earlier turns (history): learn them with gptsmith finetune chat",
@@ -201,9 +201,8 @@ def _instruction(
     kind = "" if is_learned else "weight 0"
     kind = "no answer" if not output.strip() else kind
     kind = "no instruction" if not instruction.strip() else kind
-    system = system_text(values) or ""
     given = "\n\n".join(texts.values())
-    return Instruction(instruction, given, output, row.place, system), kind
+    return Instruction(instruction, given, output, row.place, system_text(values)), kind
 
 
 def _text(row: Row, what: str, columns: InstructionColumns) -> str:
@@ -277,12 +276,12 @@ def encode_instructions(
     for row in rows:
         answer: Message = {"role": "assistant", "content": row.output}
         try:
-            ids, is_target = map(np.array, template.encode([*prompt.messages(row), answer]))
+            encoded = template.encode([*prompt.messages(row), answer])
         except ValueError as error:
             raise ValueError(f"{row.place}: {error}") from None
-        if len(ids) > T + 1:  # the last token is a target only
+        if len(encoded.ids) > T + 1:  # the last token is a target only
             report.skipped.add(f"longer than the context of {T} tokens", row.place)
             continue
-        ids = ids.astype(np.int32)
-        labels = np.where(is_target, ids, IGNORE_INDEX).astype(np.int32) if mask_prompt else ids
+        ids = np.array(encoded.ids, np.int32)
+        labels = np.where(encoded.is_target, ids, np.int32(IGNORE_INDEX)) if mask_prompt else ids
         yield row, Example(ids, labels, row.place)

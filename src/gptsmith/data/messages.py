@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from gptsmith.chat_template.message import CALLS, Message, is_empty, joined_content
 from gptsmith.data import columns as names
-from gptsmith.data.cells import cell_text, learned_flag
+from gptsmith.data.cells import InvalidRowError, cell_text, learned_flag
 from gptsmith.data.columns import is_irrelevant, quoted
 from gptsmith.data.options import ChatFiles
-
-
-class InvalidRowError(ValueError):
-    """A row that is not a conversation. kind: for counting. The text has no place."""
-
-    def __init__(self, kind: str, problem: str) -> None:
-        super().__init__(problem)
-        self.kind = kind
 
 
 class ReadMessage(NamedTuple):
     """is_learned: as the message says; None if it says nothing."""
 
     message: Message
-    is_learned: bool | None
+    is_learned: bool | None = None
+
+
+def made(role: str, text: str) -> ReadMessage:
+    """A message made of a cell."""
+    return ReadMessage({"role": role, "content": text})
 
 
 def read_message(turn: Any, files: ChatFiles) -> ReadMessage:
@@ -36,47 +33,44 @@ def read_message(turn: Any, files: ChatFiles) -> ReadMessage:
     if not isinstance(turn, Mapping):
         raise InvalidRowError("unknown role", f"not a message: {str(turn)[:60]}")
     fields = {str(name): value for name, value in turn.items() if not is_empty(value)}
-    role_key = _role_key(fields, files)
-    role = _role(fields.pop(role_key, None), turn, files)
-    text_keys = (files.text_key,) if files.text_key else names.CONTENT
-    text_key = next((k for k in text_keys if k in fields), None)
-    text_key = text_key or next((k for k in text_keys if k in turn), text_keys[0])
+    shown = quoted(str(name)[:40] for name in list(turn)[:6])
+    role = _role(fields.pop(_role_key(fields, files), None), shown, files)
+    text_keys = _text_keys(files)
+    candidates = [k for k in text_keys if k in fields] or [k for k in text_keys if k in turn]
+    text_key = candidates[0] if candidates else text_keys[0]
     fields.pop(text_key, None)
     content = joined_content(turn.get(text_key))
-    is_learned = None
-    for name in names.LEARNED_MESSAGE:
-        if name in fields:
-            flag = _flag(name, fields.pop(name))
-            is_learned = flag if is_learned is None else is_learned and flag
-    more = {name: value for name, value in fields.items() if _may_matter(name, role)}
+    flags = [learned_flag(k, fields.pop(k)) for k in names.LEARNED_MESSAGE if k in fields]
+    more = {
+        name: value
+        for name, value in fields.items()
+        if not is_irrelevant(name) or (name == "tool_call_id" and role == "tool")
+    }
     if role == "call":
-        more["tool_calls"] = _calls(content)
-        role, content = "assistant", ""
-    try:
-        text = cell_text(content)
-    except ValueError as error:
-        raise InvalidRowError("message without text", f"its text {error}") from None
-    if is_empty(content) and content != "" and not any(name in more for name in CALLS):
+        role, content, more["tool_calls"] = "assistant", "", _calls(content)
+    kind = "message without text"
+    text = cell_text(content, "its text", kind)
+    if is_empty(content) and content != "" and more.keys().isdisjoint(CALLS):
         raise InvalidRowError(
-            "message without text",
-            f"no text in {quoted(text_keys)}, of the fields {_fields(turn)} (--text-key NAME "
-            "chooses another)",
+            kind,
+            f"no text in {quoted(text_keys)}, of the fields {shown} (--text-key NAME chooses "
+            "another)",
         )
     message = {**more, "role": role, "content": text}
-    return ReadMessage(message, is_learned)  # type: ignore[arg-type]
-
-
-def made(role: str, text: str) -> ReadMessage:
-    """A message made of a cell."""
-    return ReadMessage({"role": role, "content": text}, None)
+    return ReadMessage(message, all(flags) if flags else None)  # type: ignore[arg-type]
 
 
 def is_message(turn: Any, files: ChatFiles) -> bool:
     """Whether it looks like a message: it has a speaker and a text."""
-    if not isinstance(turn, Mapping):
-        return False
-    texts = (files.text_key,) if files.text_key else names.CONTENT
-    return _role_key(turn, files) in turn and any(name in turn for name in texts)
+    return (
+        isinstance(turn, Mapping)
+        and _role_key(turn, files) in turn
+        and any(name in turn for name in _text_keys(files))
+    )
+
+
+def _text_keys(files: ChatFiles) -> tuple[str, ...]:
+    return (files.text_key,) if files.text_key else names.CONTENT
 
 
 def _role_key(fields: Mapping[str, Any], files: ChatFiles) -> str:
@@ -89,35 +83,20 @@ def _role_key(fields: Mapping[str, Any], files: ChatFiles) -> str:
     return usual if usual in named or not named else named[0]
 
 
-def _role(value: Any, turn: Mapping[str, Any], files: ChatFiles) -> str:
+def _role(value: Any, shown: str, files: ChatFiles) -> str:
     own = {files.user_role: "user", files.assistant_role: "assistant"}
     roles = names.ROLES | {name.lower(): role for name, role in own.items() if name is not None}
     role = roles.get(value.strip().lower()) if isinstance(value, str) else None
     if role is None:
         what = f"unknown role {str(value)[:40]!r}"
         if value is None:
-            what = f"no role in the fields {_fields(turn)}"
+            what = f"no role in the fields {shown}"
         raise InvalidRowError(
             "unknown role",
             f"{what} (--user-role NAME and --assistant-role NAME name others, --role-key NAME the "
             "field)",
         )
     return role
-
-
-def _fields(turn: Mapping[str, Any]) -> str:
-    return quoted(str(name)[:40] for name in list(turn)[:6])
-
-
-def _flag(name: str, value: Any) -> bool:
-    try:
-        return learned_flag(name, value)
-    except ValueError as error:
-        raise InvalidRowError("unknown weight", str(error)) from None
-
-
-def _may_matter(name: str, role: str) -> bool:
-    return not is_irrelevant(name) or (name == "tool_call_id" and role == "tool")
 
 
 def _calls(content: Any) -> list[Any]:
@@ -130,8 +109,3 @@ def _calls(content: Any) -> list[Any]:
     if not calls or not all(isinstance(call, Mapping) and "name" in call for call in calls):
         raise InvalidRowError("unreadable call", f"not a call in JSON: {str(content)[:60]}")
     return [{"type": "function", "function": dict(call)} for call in calls]
-
-
-def unread_fields(messages: Iterable[Message], reads: Callable[[str], bool]) -> set[str]:
-    """Fields of messages that the template does not read."""
-    return {n for m in messages for n in m if n not in ("role", "content") and not reads(n)}

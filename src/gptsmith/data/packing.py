@@ -55,9 +55,10 @@ def pack(sizes: np.ndarray, T: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Rows(EpochOrder, ABC):
-    """Batches of rows in the order of the epochs; `_make` puts rows into tensors."""
+    """Batches of rows in the order of the epochs."""
 
     def __init__(self, examples: Examples, T: int, seed: int, pad_id: int) -> None:
+        """ValueError naming an example of more than T + 1 tokens."""
         super().__init__(len(examples), seed)
         self.examples, self.T, self.pad_id = examples, T, pad_id
         if not len(examples):
@@ -86,6 +87,30 @@ class _Rows(EpochOrder, ABC):
         for at in range(0, keep, B):
             yield self._make(rows[at : at + B])
 
+    def _filled(self, rows: Sequence[Sequence[Example]], width: int, packed: bool) -> Batch:
+        """Rows of `width`; packed: with the number of the document and the position in it."""
+        inputs = np.full((len(rows), width), self.pad_id, np.int64)
+        targets = np.full_like(inputs, IGNORE_INDEX)
+        documents, positions = np.zeros_like(inputs), np.zeros_like(inputs)
+        for b, members in enumerate(rows):
+            at = 0
+            for number, (ids, labels, _) in enumerate(members):
+                end = at + len(ids) - 1
+                inputs[b, at:end], targets[b, at:end] = ids[:-1], labels[1:]
+                documents[b, at:end], positions[b, at:end] = number, np.arange(end - at)
+                at = end
+            documents[b, at:], positions[b, at:] = len(members), np.arange(width - at)
+        names = [example.name for members in rows for example in members]
+        more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+        return Batch(
+            torch.from_numpy(inputs),
+            torch.from_numpy(targets),
+            documents=torch.from_numpy(documents) if packed else None,
+            positions=torch.from_numpy(positions) if packed else None,
+            name=", ".join(names[:_MAX_NAMES]) + more,
+            tokens=sum(len(example.ids) - 1 for members in rows for example in members),
+        )
+
 
 class PackedRows(_Rows):
     """Several examples per row of T, each of which attends to itself only, from position 0.
@@ -96,7 +121,6 @@ class PackedRows(_Rows):
     """
 
     def __init__(self, examples: Examples, T: int, seed: int, pad_id: int) -> None:
-        """ValueError naming an example of more than T + 1 tokens."""
         super().__init__(examples, T, seed, pad_id)
         self._members, self._starts = pack(examples.lengths - 1, T, seed)
         self.per_epoch = len(self._starts) - 1
@@ -107,28 +131,9 @@ class PackedRows(_Rows):
         return float((self.examples.lengths - 1).sum()) / (self.per_epoch * self.T)
 
     def _make(self, rows: Sequence[int]) -> Batch:
-        inputs, targets = _empty(len(rows), self.T, self.pad_id)
-        documents, positions = np.zeros_like(inputs), np.zeros_like(inputs)
-        names = []
-        tokens = 0
-        for b, row in enumerate(rows):
-            at, number = 0, 0
-            for member in self._members[self._starts[row] : self._starts[row + 1]]:
-                example = self.examples[int(member)]
-                end = _put(example, inputs[b], targets[b], at)
-                documents[b, at:end], positions[b, at:end] = number, np.arange(end - at)
-                names.append(example.name)
-                at, number = end, number + 1
-            documents[b, at:], positions[b, at:] = number, np.arange(self.T - at)
-            tokens += at
-        return Batch(
-            torch.from_numpy(inputs),
-            torch.from_numpy(targets),
-            documents=torch.from_numpy(documents),
-            positions=torch.from_numpy(positions),
-            name=_name(names),
-            tokens=tokens,
-        )
+        members = [self._members[self._starts[row] : self._starts[row + 1]] for row in rows]
+        found = [[self.examples[int(number)] for number in numbers] for numbers in members]
+        return self._filled(found, self.T, packed=True)
 
 
 class PaddedRows(_Rows):
@@ -139,38 +144,11 @@ class PaddedRows(_Rows):
     def __init__(
         self, examples: Examples, T: int, seed: int, pad_id: int, *, fixed: bool = False
     ) -> None:
-        """ValueError naming an example of more than T + 1 tokens."""
         super().__init__(examples, T, seed, pad_id)
         self.fixed = fixed
 
     def _make(self, rows: Sequence[int]) -> Batch:
-        examples = [self.examples[row] for row in rows]
-        longest = max(len(example.ids) - 1 for example in examples)
-        width = min(self.T, -(-max(1, longest) // _MULTIPLE) * _MULTIPLE)
-        inputs, targets = _empty(len(rows), self.T if self.fixed else width, self.pad_id)
-        tokens = sum(_put(e, inputs[b], targets[b], 0) for b, e in enumerate(examples))
-        return Batch(
-            torch.from_numpy(inputs),
-            torch.from_numpy(targets),
-            name=_name([example.name for example in examples]),
-            tokens=tokens,
-        )
-
-
-def _empty(B: int, T: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of padding without targets, (B, T) each."""
-    return np.full((B, T), pad_id, np.int64), np.full((B, T), IGNORE_INDEX, np.int64)
-
-
-def _put(example: Example, inputs: np.ndarray, targets: np.ndarray, at: int) -> int:
-    """Write one example into a row (T,) from `at`, its labels shifted; returns where it ends."""
-    end = at + len(example.ids) - 1
-    inputs[at:end] = example.ids[:-1]
-    targets[at:end] = example.labels[1:]
-    return end
-
-
-def _name(names: list[str]) -> str:
-    """Where the examples of a batch come from, for messages about it."""
-    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    return ", ".join(names[:_MAX_NAMES]) + more
+        found = [[self.examples[row]] for row in rows]
+        longest = max(1, *(len(example.ids) - 1 for (example,) in found))
+        width = min(self.T, -(-longest // _MULTIPLE) * _MULTIPLE)
+        return self._filled(found, self.T if self.fixed else width, packed=False)

@@ -2,81 +2,68 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from gptsmith.chat_template.message import is_empty
 from gptsmith.data import columns as names
-from gptsmith.data.cells import cell_text, learned_flag
+from gptsmith.data.cells import InvalidRowError, cell_text, learned_flag, parsed
 from gptsmith.data.columns import is_irrelevant, quoted
-from gptsmith.data.messages import InvalidRowError, made
+from gptsmith.data.messages import made
 from gptsmith.data.report import ReadReport
 
 
 def cell(values: Mapping[str, Any], name: str) -> str:
-    return _text(values[name], name)
+    return cell_text(values[name], f"the column {name!r}")
 
 
-def _text(value: Any, name: str) -> str:
-    try:
-        return cell_text(value)
-    except ValueError as error:
-        raise InvalidRowError("cell that is not text", f"the column {name!r} {error}") from None
+def texts(values: Mapping[str, Any], columns: tuple[str, ...]) -> dict[str, str]:
+    """The texts of those columns that have one, by column."""
+    found = {name: cell(values, name) for name in columns if name in values}
+    return {name: text for name, text in found.items() if text.strip()}
 
 
 def context(values: Mapping[str, Any], without: set[str]) -> dict[str, str]:
     """The texts of the columns that say what a question is about (Alpaca's `input`)."""
-    columns = [name for name in names.CONTEXT if name in values and name not in without]
-    texts = {name: cell(values, name) for name in columns}
-    return {name: text for name, text in texts.items() if text.strip()}
+    return texts(values, tuple(name for name in names.CONTEXT if name not in without))
 
 
-def history(values: Mapping[str, Any]) -> tuple[list[Any], set[str]]:
+def history(values: Mapping[str, Any]) -> list[Any]:
     """The earlier messages of a row, pairs of question and answer (Alpaca) or messages."""
     turns: list[Any] = []
     for name in names.HISTORY:
-        pairs = values.get(name)
-        if isinstance(pairs, str) and pairs:  # in a table of text
-            pairs = json_of(name, pairs)
-        if is_empty(pairs):
-            continue
+        pairs = parsed(values.get(name), name) or []
         for pair in pairs if isinstance(pairs, list) else [pairs]:
             if isinstance(pair, Mapping):
                 turns.append(pair)
             elif isinstance(pair, list) and len(pair) == 2:
-                asked, answered = (_text(text, name) for text in pair)
+                asked, answered = (cell_text(text, f"the column {name!r}") for text in pair)
                 if not asked.strip():
                     raise InvalidRowError("no question", f"no text in a question of {name!r}")
                 turns += [made("user", asked), made("assistant", answered)]
             else:
                 problem = f"the column {name!r} holds {str(pair)[:40]}, not [question, answer]"
                 raise InvalidRowError("unreadable history", problem)
-    return turns, set(names.HISTORY) & values.keys()
+    return turns
 
 
-def system_text(values: Mapping[str, Any]) -> str | None:
-    """The system message of a row. InvalidRowError for two different ones."""
-    texts = {name: cell(values, name) for name in names.SYSTEM if name in values}
-    texts = {name: text for name, text in texts.items() if text.strip()}
-    if len(set(texts.values())) > 1:
-        raise InvalidRowError("two system messages", f"{quoted(texts)} differ")
-    return next(iter(texts.values()), None)
+def system_text(values: Mapping[str, Any]) -> str:
+    """The system message of a row, "" if it has none. InvalidRowError for two different ones."""
+    found = texts(values, names.SYSTEM)
+    if len(set(found.values())) > 1:
+        raise InvalidRowError("two system messages", f"{quoted(found)} differ")
+    return next(iter(found.values()), "")
 
 
 def tools_of(values: Mapping[str, Any]) -> list[Any] | None:
     """The tools of a row: a list of objects, or its JSON; None if there are none."""
     for name in names.TOOLS:
-        tools = values.get(name)
-        if isinstance(tools, str) and tools:
-            tools = json_of(name, tools)
-        tools = [tools] if isinstance(tools, Mapping) and tools else tools
-        if is_empty(tools):
-            continue
-        if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
-            problem = f"the column {name!r} holds {str(tools)[:40]}, not a list of tools"
-            raise InvalidRowError("unreadable tools", problem)
-        return tools
+        if tools := parsed(values.get(name), name):
+            tools = [tools] if isinstance(tools, Mapping) else tools
+            if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+                problem = f"the column {name!r} holds {str(tools)[:40]}, not a list of tools"
+                raise InvalidRowError("unreadable tools", problem)
+            return tools
     return None
 
 
@@ -87,18 +74,13 @@ def learned_answers(
     learned = {i for i in answers if flags[i] is not False}
     for name in names.LEARNED:
         value = values.get(name)
-        if is_empty(value):
-            continue
-        try:
-            if isinstance(value, list):
-                if len(value) != len(flags):
-                    problem = f"{name} has {len(value)} values for {len(flags)} messages"
-                    raise ValueError(problem)
-                learned &= {i for i in answers if learned_flag(name, value[i])}
-            elif not learned_flag(name, value):
-                learned.clear()
-        except ValueError as error:
-            raise InvalidRowError("unknown weight", str(error)) from None
+        if isinstance(value, list) and value:
+            if len(value) != len(flags):
+                problem = f"{name} has {len(value)} values for {len(flags)} messages"
+                raise InvalidRowError("unknown weight", problem)
+            learned &= {i for i in answers if learned_flag(name, value[i])}
+        elif not learned_flag(name, value):
+            learned.clear()
     return frozenset(learned)
 
 
@@ -115,11 +97,3 @@ def mention_unused(values: Mapping[str, Any], used: set[str], report: ReadReport
     for name, value in values.items():
         if name not in used and not is_empty(value) and not is_irrelevant(name):
             report.hint(f"column {name!r} is not used")
-
-
-def json_of(name: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        problem = f"the column {name!r} holds {text[:40]!r}, which is not JSON"
-        raise InvalidRowError("unreadable column", problem) from None

@@ -68,12 +68,12 @@ def check_stop_token_trained(
     ValueError if the end token after an answer is not a target, and, after the last example, if no
     answer ends with one: a model trained on these would not stop.
     """
-    stops = np.array(template.stop_ids)
+    stops, tokens = np.array(template.stop_ids), template.turn_tokens()
     name = tokenizer.decode(template.stop_ids[:1])
     first, answers, stopped = "", 0, 0
     for example in examples:
-        ids, labels, place = example
-        ends = answer_ends(labels)
+        ids, _, place = example
+        ends = answer_ends(example, tokens)
         last = np.isin(ids[ends - 1], stops)
         following = np.isin(np.append(ids, -1)[ends], stops)
         if (following & ~last).any():

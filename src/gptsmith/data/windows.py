@@ -1,8 +1,8 @@
 """Conversations that are longer than a row, divided into windows of whole turns.
 
-A turn is a message of the user and what follows it. What stands before the first turn, such as the
-system message, is repeated in every window. Each answer is learned once, in a window that begins
-with its turn or an earlier one; an answer that does not fit even so is left out.
+A turn is a message of the user, or several in a row, and what follows; a greeting before the first
+is a turn too. The system message is repeated in every window. Each answer is learned once, in a
+window that begins with its turn or an earlier one; an answer that does not fit even so is left out.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gptsmith.batch import IGNORE_INDEX
+from gptsmith.chat_template.message import turn_starts
 from gptsmith.chat_template.template import ChatTemplate, ThoughtsLeftOutError, TurnTokens
 from gptsmith.data.conversations import Conversation
 from gptsmith.data.examples import Example, answer_ends
@@ -33,7 +34,7 @@ def conversation_windows(
     messages, place, learned, tools = conversation
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     pending = [i for i in answers if learned is None or i in learned]
-    starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    starts = turn_starts(messages)
     before, turn = messages[: starts[0]], 0
     stop = len(messages)
     while pending:
@@ -52,8 +53,7 @@ def conversation_windows(
             continue
         ids = np.array(encoded.ids, np.int32)
         labels = np.where(encoded.is_target, ids, np.int32(IGNORE_INDEX))
-        ends = answer_ends(labels)
-        assert len(ends) == len(near), f"{place}: {len(ends)} runs, {len(near)} answers"
+        ends = np.array(encoded.ends)
         count = int((ends <= limit).sum())
         if count:
             end = ends[count - 1]
@@ -77,14 +77,18 @@ def token_windows(example: Example, tokens: TurnTokens, limit: int) -> Iterator[
     """The same for a conversation of which only token ids and labels are known. Where the ids do
     not tell where the user's messages begin, a turn begins after each answer."""
     ids, labels, place = example
-    ends = answer_ends(labels)
+    ends = answer_ends(example, tokens)
     if not len(ends):
         return
     if ends[-1] <= limit:
         yield Window(Example(ids[: ends[-1]], labels[: ends[-1]], place), len(ends), 0)
         return
     befores = np.array([0, *ends[:-1]])
-    starts = _occurrences(ids, tokens.user)
+    starts, answers = _occurrences(ids, tokens.user), _occurrences(ids, tokens.answer)
+    if len(starts) and len(answers):  # of several messages of the user in a row, the first one
+        _, firsts_in_row = np.unique(np.searchsorted(answers, starts), return_index=True)
+        greeting = answers[:1][answers[:1] < starts[0]]
+        starts = np.concatenate([greeting, starts[firsts_in_row]])
     if not len(starts) or starts[0] >= ends[0]:
         n = len(tokens.opening)
         starts = np.array([n if ids[:n].tolist() == tokens.opening else 0, *ends[:-1]])

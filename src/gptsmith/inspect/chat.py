@@ -18,7 +18,7 @@ from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.console import Console, Text
 from gptsmith.data.chat import ChatCounts, load_chat
-from gptsmith.data.examples import Example, Examples, answer_ends
+from gptsmith.data.examples import Example, Examples
 from gptsmith.data.options import ChatFiles
 from gptsmith.data.packing import PackedRows
 from gptsmith.data.token_examples import check_stop_token_trained
@@ -41,15 +41,14 @@ _OPEN, _CLOSE = "⟦", "⟧"  # around target tokens where there is no colour
 class ChatReport:
     """What `gptsmith inspect` shows of a chat set.
 
-    answers: assistant turns. rows, filled: rows of counts.T tokens that the packed set fills, and
-    the share of their positions that is not padding.
+    rows, filled: rows of counts.T tokens that the packed set fills, and the share of their
+    positions that is not padding.
     """
 
     name: str
     tokenizer: Tokenizer
     examples: Examples
     counts: ChatCounts
-    answers: int
     rows: int
     filled: float
 
@@ -67,15 +66,14 @@ def chat_report(
     loss, and for a template that differs between training and chatting.
     """
     examples, counts = load_chat(sources, files, template, tokenizer, T)
-    checked = check_stop_token_trained(examples, template, tokenizer)
-    answers = sum(len(answer_ends(example.labels)) for example in checked)
+    for _ in check_stop_token_trained(examples, template, tokenizer):
+        pass
     packed = PackedRows(examples, T, seed=0, pad_id=0)
     return ChatReport(
         name=" ".join(map(str, sources)),
         tokenizer=tokenizer,
         examples=examples,
         counts=counts,
-        answers=answers,
         rows=packed.per_epoch,
         filled=packed.filled,
     )
@@ -95,7 +93,7 @@ def _parts(report: ChatReport, first: int, plain: bool) -> Iterator[RenderableTy
     yield properties(
         {
             "used": str(counts),
-            "examples": f"{n:,}, {report.answers:,} answers ({report.answers / n:.1f} each)",
+            "examples": f"{n:,}, {counts.learned:,} answers ({counts.learned / n:.1f} each)",
             "tokens": f"{examples.tokens:,}, {examples.targets / examples.tokens:.1%} targets",
             "tokens per example": quantiles(examples.lengths),
             f"rows of {counts.T:,} tokens": f"{report.rows:,} when packed, {report.filled:.1%} "

@@ -12,7 +12,6 @@ from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template.template import CHAT_TOKENS, ChatTemplate, Message, chat_tokenizer
 from gptsmith.data.chat import ChatCounts, encode_conversations, load_chat
 from gptsmith.data.examples import Example, Examples
-from gptsmith.data.report import ReadReport
 from gptsmith.data.skills import skill_conversations
 from gptsmith.recipes import finetune
 from gptsmith.recipes.finetune import SFTData
@@ -44,6 +43,7 @@ def chat(config: ChatConfig, started: float | None = None) -> int:
     T = finetune.row_length(config.context_length, prepared)
     train, val, notes = load(config, template, tokenizer, T)
     prompts = [first_prompt(example, template) for example in islice(val, NUM_PROMPTS)]
+    prompts = [ids for ids in prompts if ids]  # before a greeting there may be nothing
     return finetune.train_on_examples(
         config, prepared, template, T, SFTData(train, val, prompts, notes),
         fixed=("template", "special_tokens", "questions"), started=started,
@@ -80,8 +80,7 @@ def load(
             template.check_prefix_preserving()  # load_chat does it for files
             counts = ChatCounts(T, divide=config.windows)
             conversations = skill_conversations(config.train.seed, config.questions)
-            encoded = encode_conversations(conversations, template, ReadReport(), counts)
-            return Examples(encoded), str(counts)
+            return Examples(encode_conversations(conversations, template, counts)), str(counts)
         examples, counts = load_chat(sources, config, template, tokenizer, T)
         return examples, str(counts)
 

@@ -186,7 +186,7 @@ def test_save_omits_empty_replies(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "x.jsonl").read_text()) == {"messages": messages[2:]}
     with pytest.raises(ValueError, match="no reply yet"):
         save(str(tmp_path / "x.jsonl"), messages[:2])
-    with pytest.raises(ValueError, match="~nobody-of-this-name"):
+    with pytest.raises(FileNotFoundError, match="~nobody-of-this-name: no such folder"):
         save("~nobody-of-this-name/x.jsonl", messages)
 
 

@@ -7,7 +7,7 @@ all time and memory: a template that is not ours is rendered in a worker process
 import json
 import time
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NoReturn
 
 from jinja2 import Template, nodes
@@ -108,22 +108,10 @@ def _compiled(source: str, now: float) -> Template:
     def refuse(message: str) -> NoReturn:
         raise TemplateError(message)
 
-    def tojson(
-        value: object,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        return json.dumps(
-            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
-            sort_keys=sort_keys,
-        )  # fmt: skip
-
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = tojson
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = datetime.fromtimestamp(now).strftime
     return environment.from_string(source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -210,10 +211,7 @@ def save(name: str, messages: list[Message]) -> str:
     messages = _answered(messages)
     if not any(message["role"] == "assistant" for message in messages):
         raise ValueError("no reply yet: nothing to save")
-    try:
-        path = Path(name).expanduser()
-    except RuntimeError as error:  # ~somebody
-        raise ValueError(f"{name}: {error}") from None
+    path = Path(os.path.expanduser(name))
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder")
     others = path.read_text(encoding="utf-8").rstrip("\n").split("\n") if path.exists() else []

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -68,11 +68,12 @@ def load_labelled(config: LabelledConfig) -> LabelledSet:
     for row in (*val, *test):
         if row.label not in labels:
             raise ValueError(f"{row.place}: label {row.label!r} is not in {data}")
-    if contradictions := _contradictions(rows):
+    pairs = Counter(key for key, _ in {(_key(row), row.label) for row in rows})
+    if contradictions := sum(count > 1 for count in pairs.values()):
         notes.append(f"{contradictions:,} texts occur with different labels")
     if config.deduplicate:
         before = len(rows) + len(val) + len(test)
-        rows, val, test = _unique(rows), _unique(val), _unique(test)
+        rows, val, test = map(_unique, (rows, val, test))
         dropped = before - len(rows) - len(val) - len(test)
         notes.append(f"{dropped:,} repeated texts dropped")
     if val and test:
@@ -110,13 +111,6 @@ def sort_labels(labels: Collection[str]) -> tuple[str, ...]:
 def _key(row: LabelledText) -> str:
     """Equal for texts that differ in white space only."""
     return " ".join(row.text.split())
-
-
-def _contradictions(rows: Iterable[LabelledText]) -> int:
-    labels: dict[str, set[str]] = {}
-    for row in rows:
-        labels.setdefault(_key(row), set()).add(row.label)
-    return sum(len(found) > 1 for found in labels.values())
 
 
 def _unique(rows: Sequence[LabelledText]) -> list[LabelledText]:
@@ -171,12 +165,13 @@ def _balance(
     rows: list[LabelledText], labels: Sequence[str], seed: int, notes: list[str]
 ) -> list[LabelledText]:
     """Equally many rows of each label, as the rarest has: a random draw, in the original order."""
-    places = {label: [i for i, row in enumerate(rows) if row.label == label] for label in labels}
-    least = min(map(len, places.values()))
-    kept: list[int] = []
-    for number, found in enumerate(places.values()):
-        order = permutation(len(found), seed, number, 1)
-        kept += [found[i] for i in order[:least]]
+    places = [[i for i, row in enumerate(rows) if row.label == label] for label in labels]
+    least = min(map(len, places))
+    kept = [
+        found[i]
+        for number, found in enumerate(places)
+        for i in permutation(len(found), seed, number, 1)[:least]
+    ]
     notes.append(f"balanced: {least:,} training texts of each label, {len(rows):,} before")
     return [rows[i] for i in sorted(kept)]
 
@@ -203,10 +198,8 @@ def encode_texts(
         if not len(row):
             raise ValueError(f"text {text[:40]!r} has no token: there is nothing to classify")
     truncated = sum(len(row) > room for row in ids)
-    if special.before or after:
-        end = np.array(after, np.int64)
-        return [np.concatenate([before, row[:room], end]) for row in ids], truncated
-    return [row[:room] for row in ids], truncated
+    end = np.array(after, np.int64)
+    return [np.concatenate([before, row[:room], end]) for row in ids], truncated
 
 
 @dataclass(frozen=True)
@@ -226,8 +219,9 @@ class EncodedTexts:
         n = len(self.ids)
         count = max(1, min(count, n))
         rows = [i * n // count for i in range(count)]
-        ids, classes = [self.ids[i] for i in rows], [self.classes[i] for i in rows]
-        return EncodedTexts(ids, classes, self.truncated)
+        return replace(
+            self, ids=[self.ids[i] for i in rows], classes=[self.classes[i] for i in rows]
+        )
 
 
 def encode_labelled(

@@ -28,6 +28,7 @@ from gptsmith.data.row_fields import (
     mention_unused,
     refuse_media,
     system_text,
+    texts,
     tools_of,
 )
 from gptsmith.data.rows import Row, check_unicode, read_rows
@@ -162,64 +163,56 @@ def read_instructions(
     has_inputs, place = False, ""
     for row in read_rows(path, report, form=form):
         place = row.place
+        has_inputs |= row.values.get(columns.input) is not None
         try:
-            has_inputs |= row.values.get(columns.input) is not None
-            instruction, kind = _instruction(row, columns, report)
+            instruction = _instruction(row, columns, report)
+            is_learned = learned_answers(row.values, [None], [0])
         except InvalidRowError as error:
             raise ValueError(f"{place}: {error}") from None
-        if kind:
-            report.skipped.add(kind, place)
+        if not instruction.instruction.strip():
+            report.skipped.add("no instruction", place)
+        elif not instruction.output.strip():
+            report.skipped.add("no answer", place)
+        elif not is_learned:
+            report.skipped.add("weight 0", place)
         else:
             yield instruction
     if columns.input != InstructionColumns().input and not has_inputs:
         raise ValueError(f"{place}: no row up to here has a column {columns.input!r}")
 
 
-def _instruction(
-    row: Row, columns: InstructionColumns, report: ReadReport
-) -> tuple[Instruction, str]:
-    """The instruction of a row, and why it cannot be learned, "" if it can."""
+def _instruction(row: Row, columns: InstructionColumns, report: ReadReport) -> Instruction:
     values = row.values
-    instruction, output = (_text(row, what, columns) for what in ("instruction", "output"))
-    used = {columns.instruction, columns.output, columns.input}
+    for what, name in (("instruction", columns.instruction), ("output", columns.output)):
+        if name not in values and IDS in values:
+            raise InvalidRowError(
+                "token ids",
+                "these are token ids, not instructions: gptsmith finetune chat trains on them, "
+                "with labels",
+            )
+        if name not in values:
+            problem = f"no column {name!r}; choose the {what} from {quoted(values)}"
+            raise InvalidRowError("no column", f"{problem} with --columns.{what} NAME")
     if history(values):
-        raise InvalidRowError(
-            "row with history",
-            "it has earlier turns (history): learn them with gptsmith finetune chat",
-        )
+        problem = "it has earlier turns (history): learn them with gptsmith finetune chat"
+        raise InvalidRowError("row with history", problem)
     if tools_of(values):
         raise InvalidRowError("row with tools", "it has tools, which instructions do not use")
     refuse_media(values)
-    texts = {columns.input: cell(values, columns.input)} if columns.input in values else {}
+    used = {columns.instruction, columns.output, columns.input}
+    given = texts(values, (columns.input,))
     if columns.input == InstructionColumns().input:  # not configured: what is beside counts too
-        texts |= context(values, used)
-    texts = {name: text for name, text in texts.items() if text.strip()}
-    mention_unused(values, used | texts.keys() | {*HISTORY}, report)
-    for name, text in texts.items():
+        given |= context(values, used)
+    mention_unused(values, used | given.keys() | {*HISTORY}, report)
+    instruction, output = cell(values, columns.instruction), cell(values, columns.output)
+    for name, text in (
+        (columns.instruction, instruction),
+        (columns.output, output),
+        *given.items(),
+    ):
         check_unicode(row, name, text)
-    is_learned = learned_answers(values, [None], [0])
-    kind = "" if is_learned else "weight 0"
-    kind = "no answer" if not output.strip() else kind
-    kind = "no instruction" if not instruction.strip() else kind
-    given = "\n\n".join(texts.values())
-    return Instruction(instruction, given, output, row.place, system_text(values)), kind
-
-
-def _text(row: Row, what: str, columns: InstructionColumns) -> str:
-    name = getattr(columns, what)
-    if name not in row.values and IDS in row.values:
-        raise ValueError(
-            f"{row.place}: these are token ids, not instructions: gptsmith finetune chat trains on "
-            "them, with labels"
-        )
-    if name not in row.values:
-        raise ValueError(
-            f"{row.place}: no column {name!r}; choose the {what} from {quoted(row.values)} with "
-            f"--columns.{what} NAME"
-        )
-    text = cell(row.values, name)
-    check_unicode(row, name, text)
-    return text
+    system = system_text(values)
+    return Instruction(instruction, "\n\n".join(given.values()), output, row.place, system)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ window that begins with its turn or an earlier one; an answer that does not fit 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,50 +27,58 @@ class Window(NamedTuple):
     turn: int
 
 
+Indices = Sequence[int] | np.ndarray
+_Part = tuple[np.ndarray, np.ndarray, np.ndarray]  # ids, labels, where each answer to learn ends
+
+
+def _windows(
+    part: Callable[[int, int], _Part], turns: Sequence[int], place: str, limit: int
+) -> Iterator[Window]:
+    """turns: of the answers to learn. part(turn, i): from this turn on, with answer i and those
+    after it as targets; fewer than all, if a window must end before the next one."""
+    done, turn = 0, 0
+    while done < len(turns):
+        ids, labels, ends = part(turn, done)
+        count = int((ends <= limit).sum())
+        if count:
+            end = ends[count - 1]
+            yield Window(Example(ids[:end], labels[:end], place), count, turn)
+        elif turn < turns[done]:  # turns before it, in which nothing is learned
+            turn += 1
+            continue
+        done += max(1, count)
+        if done < len(turns) and count < len(ends):
+            turn = turns[done]
+
+
 def conversation_windows(
     conversation: Conversation, template: ChatTemplate, limit: int
 ) -> Iterator[Window]:
     """The windows of a conversation, of at most `limit` tokens. ValueError from the template."""
     messages, place, learned, tools = conversation
-    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    pending = [i for i in answers if learned is None or i in learned]
+    answers = [i for i in conversation.answers if learned is None or i in learned]
     starts = turn_starts(messages)
-    before, turn = messages[: starts[0]], 0
-    stop = len(messages)
-    while pending:
-        skipped = starts[turn] - starts[0]
-        near = [i for i in pending if i < stop][: limit + 1]  # more cannot fit: each takes a token
-        if len(near) > limit:
-            stop = near[-1] + 1
-        targets = {i - skipped for i in near}
-        part = [*before, *messages[starts[turn] : stop]]
-        try:
-            encoded = template.encode(part, learned=targets, tools=tools)
-        except ThoughtsLeftOutError as error:  # the template writes them in the last turn only
-            if error.message + skipped + 1 == stop:
-                raise
-            stop = error.message + skipped + 1
-            continue
-        ids = np.array(encoded.ids, np.int32)
-        labels = np.where(encoded.is_target, ids, np.int32(IGNORE_INDEX))
-        ends = np.array(encoded.ends)
-        count = int((ends <= limit).sum())
-        if count:
-            end = ends[count - 1]
-            yield Window(Example(ids[:end], labels[:end], place), count, turn)
-        elif turn < _turn_of(pending[0], starts):  # turns before it, in which nothing is learned
-            turn += 1
-            continue
-        pending = pending[max(1, count) :]
-        # What follows thoughts that had to be in the last turn may have the same turns before it.
-        if pending and not (count == len(near) and pending[0] >= stop):
-            turn = _turn_of(pending[0], starts)
-        stop = len(messages)
 
+    def part(turn: int, first: int) -> _Part:
+        """Rendered anew: a template may write its first or last turn in another way."""
+        skipped, stop = starts[turn] - starts[0], len(messages)
+        while True:
+            near = [i for i in answers[first : first + limit + 1] if i < stop]
+            if len(near) > limit:  # more cannot fit: each takes a token
+                stop = near[-1] + 1
+            said = [*messages[: starts[0]], *messages[starts[turn] : stop]]
+            try:
+                found = template.encode(said, learned={i - skipped for i in near}, tools=tools)
+            except ThoughtsLeftOutError as error:  # it writes them in the last turn only
+                if error.message + skipped + 1 == stop:
+                    raise
+                stop = error.message + skipped + 1
+                continue
+            ids = np.array(found.ids, np.int32)
+            labels = np.where(found.is_target, ids, np.int32(IGNORE_INDEX))
+            return ids, labels, np.array(found.ends)
 
-def _turn_of(position: int, starts: Sequence[int] | np.ndarray) -> int:
-    """The last turn that starts at or before a position."""
-    return int(np.searchsorted(starts, position, side="right")) - 1
+    yield from _windows(part, _turns_of(answers, starts), place, limit)
 
 
 def token_windows(example: Example, tokens: TurnTokens, limit: int) -> Iterator[Window]:
@@ -93,24 +101,23 @@ def token_windows(example: Example, tokens: TurnTokens, limit: int) -> Iterator[
         n = len(tokens.opening)
         starts = np.array([n if ids[:n].tolist() == tokens.opening else 0, *ends[:-1]])
     before = int(starts[0])
-    is_target = labels != IGNORE_INDEX
-    firsts = [int(np.argmax(is_target[a:b])) + a for a, b in zip(befores, ends, strict=True)]
-    done, turn = 0, 0
-    while done < len(ends):
-        start = int(starts[turn])
-        count = int((ends[done:] - start + before <= limit).sum())
-        if count:
-            end = ends[done + count - 1]
-            new = labels[start:end].copy()
-            new[: max(0, befores[done] - start)] = IGNORE_INDEX  # learned in another window
-            head = np.full(before, IGNORE_INDEX, labels.dtype)
-            joined = np.concatenate([ids[:before], ids[start:end]]), np.concatenate([head, new])
-            yield Window(Example(*joined, place), count, turn)
-        elif turn < _turn_of(firsts[done], starts):
-            turn += 1
-            continue
-        done += max(1, count)
-        turn = _turn_of(firsts[done], starts) if done < len(ends) else turn
+    targets = np.flatnonzero(labels != IGNORE_INDEX)
+    firsts = targets[np.searchsorted(targets, befores)]
+
+    def part(turn: int, first: int) -> _Part:
+        here = slice(int(starts[turn]), int(starts[turn]) + limit - before)
+        new = labels[here].copy()
+        new[: max(0, befores[first] - here.start)] = IGNORE_INDEX  # learned in another window
+        head = np.full(before, IGNORE_INDEX, labels.dtype)
+        joined = np.concatenate([ids[:before], ids[here]])
+        return joined, np.concatenate([head, new]), ends[first:] - here.start + before
+
+    yield from _windows(part, _turns_of(firsts, starts), place, limit)
+
+
+def _turns_of(positions: Indices, starts: Indices) -> list[int]:
+    """The last turn that starts at or before each position."""
+    return (np.searchsorted(starts, positions, side="right") - 1).tolist()
 
 
 def _occurrences(ids: np.ndarray, pattern: Sequence[int]) -> np.ndarray:

@@ -39,18 +39,13 @@ _OPEN, _CLOSE = "⟦", "⟧"  # around target tokens where there is no colour
 
 @dataclass(frozen=True)
 class ChatReport:
-    """What `gptsmith inspect` shows of a chat set.
-
-    rows, filled: rows of counts.T tokens that the packed set fills, and the share of their
-    positions that is not padding.
-    """
+    """What `gptsmith inspect` shows of a chat set. packed: its rows of counts.T tokens."""
 
     name: str
     tokenizer: Tokenizer
     examples: Examples
     counts: ChatCounts
-    rows: int
-    filled: float
+    packed: PackedRows
 
 
 def chat_report(
@@ -69,14 +64,7 @@ def chat_report(
     for _ in check_stop_token_trained(examples, template, tokenizer):
         pass
     packed = PackedRows(examples, T, seed=0, pad_id=0)
-    return ChatReport(
-        name=" ".join(map(str, sources)),
-        tokenizer=tokenizer,
-        examples=examples,
-        counts=counts,
-        rows=packed.per_epoch,
-        filled=packed.filled,
-    )
+    return ChatReport(" ".join(map(str, sources)), tokenizer, examples, counts, packed)
 
 
 def show_chat(report: ChatReport, console: Console, first: int = 3) -> None:
@@ -87,7 +75,7 @@ def show_chat(report: ChatReport, console: Console, first: int = 3) -> None:
 
 
 def _parts(report: ChatReport, first: int, plain: bool) -> Iterator[RenderableType]:
-    examples, counts = report.examples, report.counts
+    examples, counts, packed = report.examples, report.counts, report.packed
     n = len(examples)
     yield title("chat set", report.name)
     yield properties(
@@ -96,8 +84,9 @@ def _parts(report: ChatReport, first: int, plain: bool) -> Iterator[RenderableTy
             "examples": f"{n:,}, {counts.learned:,} answers ({counts.learned / n:.1f} each)",
             "tokens": f"{examples.tokens:,}, {examples.targets / examples.tokens:.1%} targets",
             "tokens per example": quantiles(examples.lengths),
-            f"rows of {counts.T:,} tokens": f"{report.rows:,} when packed, {report.filled:.1%} "
-            f"filled; {n:,} when padded, {(examples.lengths - 1).mean() / counts.T:.1%} filled",
+            f"rows of {counts.T:,} tokens": f"{packed.per_epoch:,} when packed, "
+            f"{packed.filled:.1%} filled; {n:,} when padded, "
+            f"{(examples.lengths - 1).mean() / counts.T:.1%} filled",
         }
     )
     yield heading("lengths (tokens)")

@@ -1,14 +1,11 @@
 """Chat sets: token ids with labels, prepared files, and what is refused."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from chats import BYTES
+from chats import BYTES, talk, write
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template.template import TEMPLATE, ChatTemplate
@@ -17,18 +14,12 @@ from gptsmith.data.examples import Examples, write_examples
 from gptsmith.data.options import ChatFiles, Labels
 
 T = 40
-TALKS = [
-    [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
-    [{"role": "user", "content": "cd"}, {"role": "assistant", "content": "e"},
-     {"role": "user", "content": "f"}, {"role": "assistant", "content": "gh"}],
-]  # fmt: skip
+TALKS = [talk("a", "b"), talk("cd", "e", "f", "gh")]
 
 
 @pytest.fixture
 def chat(tmp_path: Path) -> Path:
-    path = tmp_path / "chat.jsonl"
-    path.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in TALKS))
-    return path
+    return write(tmp_path / "chat.jsonl", *({"messages": messages} for messages in TALKS))
 
 
 def load(
@@ -39,8 +30,8 @@ def load(
 
 def unshifted(template: ChatTemplate) -> list[dict[str, list[int]]]:
     rows = []
-    for talk in TALKS:
-        ids, scored, _ = template.encode(talk)  # type: ignore[arg-type]
+    for messages in TALKS:
+        ids, scored, _ = template.encode(messages)
         labels = [i if s else IGNORE_INDEX for i, s in zip(ids, scored, strict=True)]
         rows.append({"input_ids": ids, "labels": labels})
     return rows
@@ -69,11 +60,6 @@ def padded(rows: list[dict[str, list[int]]], mask: bool) -> list[dict[str, list[
     return out
 
 
-def arrow(path: Path, rows: list[dict[str, list[int]]]) -> Path:
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    return path
-
-
 @pytest.mark.parametrize("form", ["unshifted", "shifted", "shorter", "padded", "masked"])
 @pytest.mark.parametrize("labels", ["auto", "said"])
 def test_token_ids_are_the_same_examples(
@@ -87,7 +73,7 @@ def test_token_ids_are_the_same_examples(
     kind: Labels = "auto"
     if labels == "said":
         kind = "unshifted" if form in ("unshifted", "padded") else "shifted"
-    path = arrow(tmp_path / "ids.parquet", forms[form])
+    path = write(tmp_path / "ids.parquet", *forms[form])
     expected, _ = load(chat, template)
     examples, counts = load(path, template, labels=kind)
     assert examples.fingerprint == expected.fingerprint
@@ -116,23 +102,25 @@ def refused(path: Path, template: ChatTemplate, **more: Any) -> str:
 
 def test_ambiguous_labels_are_refused(tmp_path: Path, template: ChatTemplate) -> None:
     end = BYTES.special_tokens["<|end|>"]
-    both = arrow(tmp_path / "a.parquet", [{"input_ids": [7, end, end], "labels": [-100, end, end]}])
+    both = write(
+        tmp_path / "a.parquet", *[{"input_ids": [7, end, end], "labels": [-100, end, end]}]
+    )
     said = refused(both, template)
     assert said.startswith("a.parquet: cannot tell whether labels are shifted (both")
     assert "--labels unshifted" in said
     assert load(both, template, labels="unshifted")[0][0].labels.tolist() == [-100, end, end]
     mixed = unshifted(template)[:1] + shifted(unshifted(template))[1:]
-    assert "(some rows fit" in refused(arrow(tmp_path / "b.parquet", mixed), template)
+    assert "(some rows fit" in refused(write(tmp_path / "b.parquet", *mixed), template)
     wrong = [{"input_ids": [1, 2, 3], "labels": [3, 1, 2]}]
-    path = arrow(tmp_path / "c.parquet", wrong)
+    path = write(tmp_path / "c.parquet", *wrong)
     assert refused(path, template).startswith("c.parquet, row 1: labels are neither")
     assert "not shifted" in refused(path, template, labels="shifted")
-    alone = arrow(tmp_path / "d.parquet", [{"input_ids": [1, 2, 3]}])
+    alone = write(tmp_path / "d.parquet", {"input_ids": [1, 2, 3]})
     assert "no column 'labels'" in refused(alone, template)
     assert "no column 'labels'" in refused(alone, template, labels="shifted")
-    uneven = arrow(tmp_path / "e.parquet", [{"input_ids": [1, 2, 3], "labels": [1]}])
+    uneven = write(tmp_path / "e.parquet", {"input_ids": [1, 2, 3], "labels": [1]})
     assert "row 1: 1 labels for 3" in refused(uneven, template)
-    large = arrow(tmp_path / "f.parquet", [{"input_ids": [1, 999], "labels": [1, 999]}])
+    large = write(tmp_path / "f.parquet", {"input_ids": [1, 999], "labels": [1, 999]})
     assert "row 1: token id 999 is outside the tokenizer's 0..261" in refused(large, template)
 
 
@@ -141,25 +129,25 @@ def test_sets_without_targets_are_rejected(
 ) -> None:
     rows = unshifted(template)
     masked = [r | {"labels": [IGNORE_INDEX] * len(r["labels"])} for r in rows]
-    path = arrow(tmp_path / "a.parquet", masked)
+    path = write(tmp_path / "a.parquet", *masked)
     assert refused(path, template, labels="unshifted").startswith("a.parquet: every label is -100")
     end = BYTES.special_tokens["<|end|>"]
     endless = [r | {"labels": [IGNORE_INDEX if i == end else i for i in r["labels"]]} for r in rows]
-    said = refused(arrow(tmp_path / "b.parquet", endless), template)
+    said = refused(write(tmp_path / "b.parquet", *endless), template)
     assert said.startswith("b.parquet, row 1: <|end|> after an answer is not learned")
     cut = [{k: v[:-1] for k, v in rows[0].items()}]
-    said = refused(arrow(tmp_path / "c.parquet", cut), template)
+    said = refused(write(tmp_path / "c.parquet", *cut), template)
     assert "none of the 1 answers of this set ends with <|end|>" in said
     assert "no conversation is left: left out: 3 of 3 answers (100.0%)" in refused(
         chat, template, T=3
     )
     with pytest.raises(ValueError, match="--on-error"):
-        load(arrow(tmp_path / "d.parquet", [{"messages": None}]), template)
+        load(write(tmp_path / "d.parquet", {"messages": None}), template)
 
 
 def test_long_token_rows_are_divided_into_windows(tmp_path: Path, template: ChatTemplate) -> None:
     rows = unshifted(template)
-    path = arrow(tmp_path / "a.parquet", rows)
+    path = write(tmp_path / "a.parquet", *rows)
     lengths = [len(r["input_ids"]) for r in rows]
     examples, counts = load(path, template, T=lengths[1] - 2)
     assert counts.remarks.lines() == [

@@ -1,14 +1,13 @@
 """Every form of conversation gives the same messages; invalid ones are named or counted."""
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from chats import learned_of, said
+from chats import learned_of, said, write
 from data_sets import complete_data
 
 from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate
@@ -31,11 +30,6 @@ BRIEF = {"role": "system", "content": "Be brief."}
 DEFAULT = ChatFiles()
 
 
-def lines(path: Path, *rows: object) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 def read(
     *paths: Path, files: ChatFiles = DEFAULT, report: ReadReport | None = None
 ) -> list[Conversation]:
@@ -51,7 +45,7 @@ def test_forms_of_multi_turn_conversations(tmp_path: Path) -> None:
              for m in TALK]  # fmt: skip
     spoken = [{"index": i, "speaker": m["role"], "text": m["content"]} for i, m in enumerate(TALK)]
     parts = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in TALK]
-    path = lines(
+    path = write(
         tmp_path / "a.jsonl",
         {"messages": TALK},
         TALK,
@@ -61,7 +55,7 @@ def test_forms_of_multi_turn_conversations(tmp_path: Path) -> None:
         {"messages": parts},
     )
     assert messages(path) == [TALK] * 6
-    path = lines(
+    path = write(
         tmp_path / "b.jsonl",
         {"messages": [BRIEF, *TALK]},
         {"system": "Be brief.", "conversations": share},
@@ -69,8 +63,7 @@ def test_forms_of_multi_turn_conversations(tmp_path: Path) -> None:
         {"system": "", "conversations": [{"from": "system", "value": "Be brief."}, *share]},
     )
     assert messages(path) == [[BRIEF, *TALK]] * 4
-    table = pa.Table.from_pylist([{"messages": TALK, "n": 1}, {"messages": TALK, "n": 2}])
-    pq.write_table(table, tmp_path / "c.parquet")
+    write(tmp_path / "c.parquet", {"messages": TALK, "n": 1}, {"messages": TALK, "n": 2})
     assert messages(tmp_path / "c.parquet") == [TALK, TALK]
     places = [c.place for c in read(tmp_path / "c.parquet", path)]
     assert places[1:3] == [f"{tmp_path / 'c.parquet'}, row 2", f"{path}:1"]
@@ -84,7 +77,7 @@ def test_forms_of_multi_turn_conversations(tmp_path: Path) -> None:
 def test_question_and_answer_columns(tmp_path: Path, names: tuple[str, str]) -> None:
     first = [m["content"] for m in TALK[:2]]
     row = dict(zip(names, first, strict=True))
-    path = lines(tmp_path / "a.jsonl", row, row | {"system_prompt": "Be brief.", "id": 3})
+    path = write(tmp_path / "a.jsonl", row, row | {"system_prompt": "Be brief.", "id": 3})
     assert messages(path) == [TALK[:2], [BRIEF, *TALK[:2]]]
     table = tmp_path / "a.csv"
     table.write_text(f'{",".join(names)}\n"{first[0]}",{first[1]}\n')
@@ -93,13 +86,13 @@ def test_question_and_answer_columns(tmp_path: Path, names: tuple[str, str]) -> 
 
 def test_configured_columns(tmp_path: Path) -> None:
     row = {"q": "Hi, I am Ann.", "a": "Hello Ann!", "talk": TALK, "prompt": "x", "response": "y"}
-    path = lines(tmp_path / "a.jsonl", row)
+    path = write(tmp_path / "a.jsonl", row)
     assert messages(path, ChatFiles(prompt_column="q", response_column="a")) == [TALK[:2]]
     assert messages(path, ChatFiles(messages_column="talk")) == [TALK]
     both = {"prompt": TALK[:3], "completion": TALK[3:]}
-    assert messages(lines(tmp_path / "b.jsonl", both)) == [TALK]
+    assert messages(write(tmp_path / "b.jsonl", both)) == [TALK]
     alpaca = {"instruction": "Add.", "input": "2 3", "output": "5"}
-    (found,) = messages(lines(tmp_path / "c.jsonl", alpaca))
+    (found,) = messages(write(tmp_path / "c.jsonl", alpaca))
     assert [m["content"] for m in found] == ["Add.\n\n2 3", "5"]
     for columns in (
         ChatFiles(messages_column="none"),
@@ -107,7 +100,7 @@ def test_configured_columns(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=r"a\.jsonl:1: which .* 'talk', .*--messages-column"):
             read(path, files=columns)
-    twice = lines(tmp_path / "d.jsonl", {"prompt": "a", "response": "b", "completion": "c"})
+    twice = write(tmp_path / "d.jsonl", {"prompt": "a", "response": "b", "completion": "c"})
     with pytest.raises(ValueError, match=r"d\.jsonl:1: which columns .*--prompt-column"):
         read(twice)
 
@@ -125,7 +118,7 @@ BAD = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_invalid_conversations_are_an_error_or_skipped(tmp_path: Path, kind: str) -> None:
-    path = lines(tmp_path / "a.jsonl", TALK, BAD[kind], TALK)
+    path = write(tmp_path / "a.jsonl", TALK, BAD[kind], TALK)
     with pytest.raises(ValueError, match=r"a\.jsonl:2: .*--on-error skip") as caught:
         read(path)
     assert len(str(caught.value).replace(str(path), "")) < 250
@@ -140,7 +133,7 @@ def test_roles_in_any_order_are_learned(tmp_path: Path, template: ChatTemplate, 
     share = {"system": "system", "user": "human", "assistant": "gpt"}
     wanted = said(turns)
     form = [{"from": share[m["role"]], "value": m["content"]} for m in wanted]
-    path = lines(tmp_path / "a.jsonl", {"messages": wanted}, {"conversations": form})
+    path = write(tmp_path / "a.jsonl", {"messages": wanted}, {"conversations": form})
     found = read(path)
     assert [conversation.messages for conversation in found] == [wanted] * 2
     counts = ChatCounts(200)
@@ -153,7 +146,7 @@ def test_roles_in_any_order_are_learned(tmp_path: Path, template: ChatTemplate, 
 
 
 def test_rows_of_other_forms_are_skipped(tmp_path: Path) -> None:
-    path = lines(tmp_path / "a.jsonl", TALK, {"text": "x"}, {"messages": []}, {"messages": "x"})
+    path = write(tmp_path / "a.jsonl", TALK, {"text": "x"}, {"messages": []}, {"messages": "x"})
     report = ReadReport("skip")
     assert len(read(path, report=report)) == 1
     kinds = report.skipped.counts()
@@ -172,7 +165,7 @@ def texts(path: Path) -> list[list[str]]:
 @pytest.mark.parametrize("name", ["input", "context", "passage"])
 def test_what_a_question_is_about_is_in_the_prompt(tmp_path: Path, name: str) -> None:
     asked, said = "Who won race 1?", "Boat 2 won race 1."
-    path = lines(
+    path = write(
         tmp_path / "a.jsonl",
         {"instruction": asked, name: said, "response": "Boat 2.", "category": "sport"},
         {"question": asked, name: said, "answer": "Boat 2."},
@@ -184,14 +177,14 @@ def test_what_a_question_is_about_is_in_the_prompt(tmp_path: Path, name: str) ->
     table.write_text(f"question,{name},answer\n{asked},{said},Boat 2.\n{asked},,Boat 2.\n")
     assert texts(table) == [[f"{asked}\n\n{said}", "Boat 2."], [asked, "Boat 2."]]
     q = {"q": asked, name: said, "a": "Boat 2."}
-    (found,) = read(lines(path, q), files=ChatFiles(prompt_column="q", response_column="a"))
+    (found,) = read(write(path, q), files=ChatFiles(prompt_column="q", response_column="a"))
     assert found.messages[0]["content"] == f"{asked}\n\n{said}"
 
 
 def test_history_is_the_earlier_messages(tmp_path: Path) -> None:
     first = [TALK[0]["content"], TALK[1]["content"]]
     row = {"instruction": TALK[2]["content"], "input": "", "output": TALK[3]["content"]}
-    path = lines(
+    path = write(
         tmp_path / "a.jsonl",
         row | {"history": [first]},
         row | {"history": json.dumps([first])},
@@ -200,14 +193,14 @@ def test_history_is_the_earlier_messages(tmp_path: Path) -> None:
     )
     assert messages(path) == [TALK] * 3 + [[BRIEF, *TALK]]
     for nothing in (None, [], "[]"):
-        assert messages(lines(path, row | {"history": nothing})) == [TALK[2:]]
+        assert messages(write(path, row | {"history": nothing})) == [TALK[2:]]
     for bad in ([["a"]], ["a", "b"], "a", [[1, [2]]], [[None, "b"]]):
         with pytest.raises(ValueError, match=r"a\.jsonl:1: .*--on-error skip"):
-            read(lines(path, row | {"history": bad}))
+            read(write(path, row | {"history": bad}))
 
 
 def test_two_system_messages_are_refused(tmp_path: Path) -> None:
-    path = lines(
+    path = write(
         tmp_path / "a.jsonl",
         {"system": " Be brief.", "messages": [BRIEF, *TALK]},
         {"system": "Be verbose.", "messages": [BRIEF, *TALK]},
@@ -217,10 +210,10 @@ def test_two_system_messages_are_refused(tmp_path: Path) -> None:
     report = ReadReport("skip")
     assert len(read(path, report=report)) == 1
     assert report.skipped.counts() == {"two system messages": 1}
-    path = lines(path, {"system": "a", "system_prompt": "b", "question": "c", "answer": "d"})
+    path = write(path, {"system": "a", "system_prompt": "b", "question": "c", "answer": "d"})
     with pytest.raises(ValueError, match=r"a\.jsonl:1: 'system', 'system_prompt' differ"):
         read(path)
-    path = lines(path, {"system": ["a"], "messages": TALK})
+    path = write(path, {"system": ["a"], "messages": TALK})
     with pytest.raises(ValueError, match=r"a\.jsonl:1: the column 'system' holds a list"):
         read(path)
 
@@ -233,11 +226,11 @@ def test_empty_cells(tmp_path: Path, empty: Any) -> None:
     row = {"instruction": "Add.", "input": "2 3", "output": "5"}
     path = tmp_path / "a.jsonl"
     if not isinstance(empty, dict | list) or not empty:
-        assert texts(lines(path, row | {"input": empty})) == [["Add.", "5"]]
+        assert texts(write(path, row | {"input": empty})) == [["Add.", "5"]]
     with pytest.raises(ValueError, match=r"a\.jsonl:1: no text in 'instruction'; --on-error"):
-        read(lines(path, row | {"instruction": empty}))
+        read(write(path, row | {"instruction": empty}))
     with pytest.raises(ValueError, match=r"a\.jsonl:1: message 2 of 2: an empty answer; --on"):
-        read(lines(path, row | {"output": empty}))
+        read(write(path, row | {"output": empty}))
 
 
 @pytest.mark.parametrize(
@@ -252,10 +245,10 @@ def test_empty_cells(tmp_path: Path, empty: Any) -> None:
     ],
 )
 def test_numbers_and_truth_values_are_text(tmp_path: Path, value: Any, text: str) -> None:
-    path = lines(tmp_path / "a.jsonl", {"instruction": value, "input": value, "output": value})
+    path = write(tmp_path / "a.jsonl", {"instruction": value, "input": value, "output": value})
     assert texts(path) == [[f"{text}\n\n{text}", text]]
     said = [{"role": "user", "content": value}, {"role": "assistant", "content": value}]
-    assert texts(lines(path, {"messages": said})) == [[text, text]]
+    assert texts(write(path, {"messages": said})) == [[text, text]]
 
 
 @pytest.mark.parametrize("value", [["a"], {"a": 1}, [["a", "b"]]])
@@ -264,7 +257,7 @@ def test_cells_that_are_not_text_are_refused_by_place(
     tmp_path: Path, value: Any, column: str
 ) -> None:
     row = {"instruction": "Add.", "input": "2 3", "output": "5"}
-    path = lines(tmp_path / "a.jsonl", row, row | {column: value})
+    path = write(tmp_path / "a.jsonl", row, row | {column: value})
     with pytest.raises(ValueError, match=r"a\.jsonl:2: .*--on-error skip") as caught:
         read(path)
     assert str(value)[:20] in str(caught.value)
@@ -272,18 +265,16 @@ def test_cells_that_are_not_text_are_refused_by_place(
 
 
 def test_cells_of_a_typed_table(tmp_path: Path) -> None:
-    import datetime
-
-    row = {"question": 3, "context": datetime.date(2024, 5, 1), "answer": 2.5, "image": None}
-    pq.write_table(pa.Table.from_pylist([row, row | {"context": None}]), tmp_path / "a.parquet")
-    assert texts(tmp_path / "a.parquet") == [["3\n\n2024-05-01", "2.5"], ["3", "2.5"]]
-    pq.write_table(pa.Table.from_pylist([row | {"answer": b"x"}]), tmp_path / "b.parquet")
+    row = {"question": 3, "context": date(2024, 5, 1), "answer": 2.5, "image": None}
+    path = write(tmp_path / "a.parquet", row, row | {"context": None})
+    assert texts(path) == [["3\n\n2024-05-01", "2.5"], ["3", "2.5"]]
+    write(tmp_path / "b.parquet", row | {"answer": b"x"})
     with pytest.raises(ValueError, match="row 1: the column 'answer' holds a binary value"):
         read(tmp_path / "b.parquet")
 
 
 def test_columns_that_are_not_used_are_mentioned(tmp_path: Path) -> None:
-    path = lines(
+    path = write(
         tmp_path / "a.jsonl",
         {"messages": TALK, "topic": "names", "id": 3, "source": "web", "score": None, "kb": []},
         {"messages": TALK, "topic": "names", "context": "Ann is here.", "user_id": 5},
@@ -295,7 +286,7 @@ def test_columns_that_are_not_used_are_mentioned(tmp_path: Path) -> None:
         f"column {name!r} is not used" for name in ("topic", "context", "loss")
     ]
     with pytest.raises(ValueError, match=r"a\.jsonl:1: it has images, which the model cannot read"):
-        read(lines(path, {"messages": TALK, "images": ["x.png"]}))
+        read(write(path, {"messages": TALK, "images": ["x.png"]}))
 
 
 def test_messages_in_a_table_of_text(tmp_path: Path) -> None:
@@ -307,11 +298,11 @@ def test_messages_in_a_table_of_text(tmp_path: Path) -> None:
 
 
 def test_column_of_messages_with_a_name_of_its_own(tmp_path: Path) -> None:
-    assert messages(lines(tmp_path / "a.jsonl", {"thread": TALK, "tags": ["a"]})) == [TALK]
-    tree = lines(tmp_path / "c.jsonl", {"role": "prompter", "text": "Hi", "replies": TALK[1:2]})
+    assert messages(write(tmp_path / "a.jsonl", {"thread": TALK, "tags": ["a"]})) == [TALK]
+    tree = write(tmp_path / "c.jsonl", {"role": "prompter", "text": "Hi", "replies": TALK[1:2]})
     with pytest.raises(ValueError, match=r"c\.jsonl:1: which columns .*--messages-column"):
         read(tree)
-    two = lines(tmp_path / "b.jsonl", {"chosen": TALK, "rejected": TALK})
+    two = write(tmp_path / "b.jsonl", {"chosen": TALK, "rejected": TALK})
     with pytest.raises(ValueError, match=r"b\.jsonl:1: which columns .*--messages-column"):
         read(two)
 

@@ -1,14 +1,11 @@
 """Instructions: the classic prompt, rows and columns, the split, masked examples."""
 
-import gzip
-import json
 import random
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from chats import write
 from data_sets import complete_data
 
 from gptsmith.chat_template.template import ChatTemplate
@@ -70,18 +67,11 @@ def read(path: Path, **columns: str) -> tuple[list[Instruction], ReadReport]:
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.jsonl.gz", "a.csv", "a.parquet"])
 def test_file_formats(tmp_path, name):
     path = tmp_path / name
-    lines = "".join(json.dumps(r) + "\n" for r in ROWS)
-    if name == "a.json":
-        path.write_text(json.dumps(ROWS))
-    elif name == "a.jsonl":
-        path.write_text(lines)
-    elif name == "a.jsonl.gz":
-        path.write_bytes(gzip.compress(lines.encode()))
-    elif name == "a.csv":
-        cells = "".join(f"{r['instruction']},{r['input']},{r['output']}\n" for r in ROWS)
+    if name == "a.csv":
+        cells = "".join(",".join(row.values()) + "\n" for row in ROWS)
         path.write_text("instruction,input,output\n" + cells)
     else:
-        pq.write_table(pa.Table.from_pylist(ROWS), path)
+        write(path, *ROWS)
     rows, report = read(path)
     assert [(r.instruction, r.input, r.output) for r in rows] == [tuple(r.values()) for r in ROWS]
     assert all(r.place.startswith(str(path)) for r in rows)
@@ -89,8 +79,7 @@ def test_file_formats(tmp_path, name):
 
 
 def test_configured_columns(tmp_path):
-    path = tmp_path / "qa.jsonl"
-    path.write_text('{"question": "Why?", "answer": "So.", "context": "c"}\n')
+    path = write(tmp_path / "qa.jsonl", {"question": "Why?", "answer": "So.", "context": "c"})
     rows, _ = read(path, instruction="question", output="answer")
     assert (rows[0].instruction, rows[0].input, rows[0].output) == ("Why?", "c", "So.")
     rows, _ = read(path, instruction="question", input="context", output="answer")
@@ -98,14 +87,13 @@ def test_configured_columns(tmp_path):
 
 
 def test_blank_rows_are_counted_with_their_places(tmp_path):
-    path = tmp_path / "a.jsonl"
-    bad = [
+    path = write(
+        tmp_path / "a.jsonl",
         {"instruction": "Do.", "output": " \n"},
         {"instruction": "", "input": "x", "output": "y"},
         {"instruction": "Do.", "input": None, "output": None},
         {"instruction": "Do.", "input": " ", "output": "y"},
-    ]
-    path.write_text("".join(json.dumps(r) + "\n" for r in bad))
+    )
     rows, report = read(path)
     assert [r.input for r in rows] == [""]
     assert report.lines() == [
@@ -144,17 +132,16 @@ def test_errors_name_the_row(tmp_path, line, columns, says):
 
 def test_cells_that_are_not_text(tmp_path):
     """Numbers are text; null and not-a-number are no text."""
-    path = tmp_path / "a.jsonl"
     nan = float("nan")
-    rows = [
+    path = write(
+        tmp_path / "a.jsonl",
         {"instruction": "Add.", "input": 0, "output": 5},
         {"instruction": "Add.", "input": nan, "output": 2.5},
         {"instruction": None, "output": "a"},
         {"instruction": nan, "output": "a"},
         {"instruction": "Add.", "output": nan},
         {"instruction": "Add.", "output": "a", "weight": 0},
-    ]
-    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    )
     found, report = read(path)
     assert [(r.instruction, r.input, r.output) for r in found] == [
         ("Add.", "0", "5"), ("Add.", "", "2.5"),
@@ -163,13 +150,12 @@ def test_cells_that_are_not_text(tmp_path):
 
 
 def test_columns_beside_the_instruction_are_used_or_mentioned(tmp_path, bpe):
-    path = tmp_path / "a.jsonl"
-    rows = [
+    path = write(
+        tmp_path / "a.jsonl",
         {"instruction": "Who won?", "context": "Boat 2 won.", "output": "Boat 2.", "id": 7},
         {"instruction": "Who won?", "input": "Boat 3 won.", "output": "Boat 3.", "mood": "calm"},
         {"instruction": "Hi", "system": "Be brief.", "output": "Ho", "history": [], "tools": "[]"},
-    ]
-    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    )
     found, report = read(path)
     assert [(r.input, r.system) for r in found] == [
         ("Boat 2 won.", ""), ("Boat 3 won.", ""), ("", "Be brief."),

@@ -4,10 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from chats import learned_of
+from chats import learned_of, write
 
 from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.data.chat import ChatCounts, encode_conversations
@@ -26,14 +24,6 @@ def talk(*more: dict[str, Any]) -> list[dict[str, Any]]:
         {"role": role, "content": text} | (more[i] if i < len(more) else {})
         for i, (role, text) in enumerate(zip(roles, FRUIT, strict=True))
     ]
-
-
-def write(path: Path, *rows: object) -> Path:
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(list(rows)), path)  # type: ignore[arg-type]
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def read(path: Path, files: ChatFiles = DEFAULT, on_error: Any = "stop") -> list[Conversation]:

@@ -1,11 +1,10 @@
 """What `gptsmith inspect` says about a chat data set: counts, and its target tokens marked."""
 
 import io
-import json
 from pathlib import Path
 
 import pytest
-from chats import BYTES, OURS
+from chats import BYTES, OURS, talk, write
 from rich.console import Console
 
 from gptsmith.data.chat import write_chat
@@ -17,19 +16,10 @@ T = 100
 
 @pytest.fixture
 def chat(tmp_path: Path) -> Path:
-    ask, reply = (
-        {"role": r, "content": c} for r, c in (("user", "Hi\x1b[2J"), ("assistant", "Yo"))
-    )
-    rows = [
-        [ask, reply],
-        [ask, reply, ask],
-        [ask, reply] * 9,
-        [ask, {**reply, "content": ""}],
-        [ask, reply] * 2,
-    ]
-    path = tmp_path / "chat.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    ask, reply = talk("Hi\x1b[2J", "Yo")
+    silent = talk("", "")[1]
+    rows = [[ask, reply], [ask, reply, ask], [ask, reply] * 9, [ask, silent], [ask, reply] * 2]
+    return write(tmp_path / "chat.jsonl", *rows)
 
 
 def report(path: Path, T: int = T) -> ChatReport:
@@ -85,9 +75,7 @@ def test_target_tokens_are_marked(chat: Path) -> None:
 
 
 def test_long_conversations_are_truncated(tmp_path: Path) -> None:
-    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 900}]
-    path = tmp_path / "a.jsonl"
-    path.write_text(json.dumps(talk))
+    path = write(tmp_path / "a.jsonl", talk("a", "b" * 900))
     assert "... 305 more tokens" in shown(report(path, 1000))
 
 

@@ -1,8 +1,14 @@
 """Conversations, the built-in template over bytes, and what of a conversation is learned."""
 
+import gzip
+import json
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
@@ -25,6 +31,19 @@ def said(turns: str, *contents: str) -> list[Message]:
     roles = {"s": "system", "u": "user", "a": "assistant"}
     texts = contents or tuple(f"{letter}{i}" for i, letter in enumerate(turns))
     return [Message(role=roles[r], content=c) for r, c in zip(turns, texts, strict=True)]
+
+
+def write(path: Path, *rows: Any) -> Path:
+    """The rows as a table in the format of the file's suffix: .parquet, .json, .jsonl(.gz)."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(list(rows)), path)
+        return path
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(lines.encode()))
+    else:
+        path.write_text(json.dumps(rows) if path.suffix == ".json" else lines)
+    return path
 
 
 def learned(

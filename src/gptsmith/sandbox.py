@@ -13,12 +13,12 @@ enforces RLIMIT_AS (Linux); elsewhere only time and the size of results are.
 import atexit
 import json
 import os
-import select
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -29,7 +29,7 @@ _SECONDS, _MEMORY = 3.0, 384 << 20
 _IDLE = 4  # workers that are kept for the next call
 _START = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from gptsmith import sandbox; "
-    "sandbox.serve()"
+    "sandbox.serve(int(sys.argv[2]))"
 )
 # One thread each, and no memory set aside for more: address space is what the system can bound.
 _ENVIRONMENT = {
@@ -91,26 +91,23 @@ class _Worker:
 
     def __init__(self) -> None:
         self.waiting, self.used, self.size = False, 0.0, 0
-        self._owner = os.getpid()
-        self._process = subprocess.Popen(
-            # -P: files in the working directory are not modules
-            [sys.executable, "-P", "-c", _START, json.dumps(sys.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # what libraries write there when they panic
-            env={**os.environ, **_ENVIRONMENT},
-            start_new_session=True,  # Ctrl-C is ours
-            bufsize=0,
-        )
+        self._socket, theirs = socket.socketpair()
+        self._answers = self._socket.makefile("rb")
+        with theirs:
+            self._process = subprocess.Popen(
+                # -P: files in the working directory are not modules
+                [sys.executable, "-P", "-c", _START, json.dumps(sys.path), str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # for libraries that print
+                stderr=subprocess.DEVNULL,  # or panic
+                env={**os.environ, **_ENVIRONMENT},
+                start_new_session=True,  # Ctrl-C is ours
+            )
 
     @property
-    def is_usable(self) -> bool:
-        return self.is_ours and self._process.poll() is None
-
-    @property
-    def is_ours(self) -> bool:
-        """False in a process that was forked from the one that started the worker."""
-        return self._owner == os.getpid()
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
 
     def send(self, function: str, arguments: Any, seconds: float, memory: int) -> None:
         """Request a call or, without a function, the next item."""
@@ -119,38 +116,28 @@ class _Worker:
             folder = os.getcwd()
         except FileNotFoundError:  # it was removed
             folder = os.curdir
-        request = json.dumps([function, arguments, seconds, memory, folder]).encode()
         self.waiting = True
-        assert self._process.stdin
-        with suppress(BrokenPipeError):  # `receive` says why it ended
-            _write(self._process.stdin.fileno(), len(request).to_bytes(8, "little") + request)
+        # far beyond the limit of processor time, for what waits or sleeps
+        self._socket.settimeout(20 + 5 * seconds)
+        with suppress(BrokenPipeError, ConnectionResetError):  # `receive` says why it ended
+            self._socket.sendall(_line([function, arguments, seconds, memory, folder]))
 
     def receive(self, what: str) -> Any:
         """The answer: a result or _END."""
-        seconds, memory = self._limits
-        # far beyond the limit of processor time, for what waits or sleeps
-        deadline = time.monotonic() + 20 + 5 * seconds
+        _, memory = self._limits
         try:
-            length, size = _integers(self._read(16, deadline))
-            if length + size > memory:
-                self.close()
-                raise StoppedError(f"{what} was stopped: its content is over {memory >> 20} MB")
-            kind, value, self.used = json.loads(self._read(length, deadline))
-            data = self._read(size, deadline)
-        except (EOFError, TimeoutError) as error:
-            if isinstance(error, EOFError):  # it is ending by itself: the exit code says why
-                with suppress(subprocess.TimeoutExpired):
-                    self._process.wait(timeout=10)
-            self.close()
-            code = self._process.returncode
-            if isinstance(error, TimeoutError) or code == -signal.SIGPROF:
-                problem = f"was stopped after {seconds:.2g} s of processor time"
-            else:
-                name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-                # running out of memory ends some libraries, too
-                problem = f"crashed, or needs more than {memory >> 20} MB of memory ({name})"
-            raise StoppedError(f"{what} {problem}") from None
-        self.waiting, self.size = False, length + size
+            line = self._answers.readline(memory)
+            if not line.endswith(b"\n"):
+                raise EOFError if len(line) < memory else MemoryError
+            kind, value, self.used, size = json.loads(line)
+            if size > memory:
+                raise MemoryError
+            data = bytearray(size)
+            if self._answers.readinto(data) < size:
+                raise EOFError
+        except (EOFError, OSError, MemoryError) as error:
+            raise StoppedError(f"{what} {self._problem(error)}") from None
+        self.waiting, self.size = False, len(line) + size
         match kind:
             case "result":
                 return value
@@ -166,31 +153,33 @@ class _Worker:
                 raise StoppedError(f"{what} was stopped at {memory >> 20} MB of memory")
         raise ValueError(f"{what} cannot be used ({kind}: {value})")
 
-    def _read(self, size: int, deadline: float) -> bytearray:
-        assert self._process.stdout
-        pipe, data, at = self._process.stdout.fileno(), bytearray(size), 0
-        while at < size:
-            ready = select.poll()
-            ready.register(pipe, select.POLLIN)
-            if not ready.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                raise TimeoutError
-            count = os.readv(pipe, [memoryview(data)[at : at + (1 << 20)]])
-            if not count:
-                raise EOFError
-            at += count
-        return data
+    def _problem(self, error: Exception) -> str:
+        """Why there is no answer; ends the process."""
+        seconds, memory = self._limits
+        if isinstance(error, EOFError | ConnectionResetError):  # the exit code says why
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=10)
+        self.close()
+        code = self._process.returncode
+        if isinstance(error, TimeoutError) or code == -signal.SIGPROF:
+            return f"was stopped after {seconds:.2g} s of processor time"
+        if isinstance(error, MemoryError):
+            return f"was stopped: its content is over {memory >> 20} MB"
+        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        # running out of memory ends some libraries, too
+        return f"crashed, or needs more than {memory >> 20} MB of memory ({name})"
 
     def close(self) -> None:
-        """End the process; in a forked process, only our copies of its pipes."""
-        if self.is_ours:
-            self._process.kill()  # does nothing to one that has ended
-            self._process.wait()
-        else:
-            self._process.returncode = 0  # not ours to wait for
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe:
-                pipe.close()
+        self._process.kill()  # does nothing to one that has ended
+        self._process.wait()
+        self._answers.close()
+        self._socket.close()
         _running.discard(self)
+
+    def disown(self) -> None:
+        """Close only our copy of the socket: the process is that of another one."""
+        self._process.returncode = 0  # not ours to kill and to wait for
+        self.close()
 
 
 _idle: list[_Worker] = []
@@ -204,7 +193,7 @@ def _worker() -> Iterator[_Worker]:
     that have not ended."""
     with _lock:
         worker = _idle.pop() if _idle else None
-    if worker is not None and not worker.is_usable:
+    if worker is not None and not worker.is_alive:
         worker.close()
         worker = None
     if worker is None:
@@ -215,10 +204,14 @@ def _worker() -> Iterator[_Worker]:
     finally:
         with _lock:
             # one that still works on something nobody wants any more is not kept
-            if worker.is_usable and not worker.waiting and len(_idle) < _IDLE:
+            if worker.is_alive and not worker.waiting and len(_idle) < _IDLE:
                 _idle.append(worker)
             else:
                 worker.close()
+
+
+def _line(message: list[Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"
 
 
 @atexit.register
@@ -231,64 +224,51 @@ def _close_all() -> None:
 def _after_fork() -> None:
     global _lock
     _lock = threading.RLock()
-    _close_all()
+    _idle.clear()
+    for worker in list(_running):
+        worker.disown()
 
 
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _write(pipe: int, data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(pipe, view) :]
-
-
-def _integers(data: bytes | bytearray) -> tuple[int, int]:
-    return int.from_bytes(data[:8], "little"), int.from_bytes(data[8:], "little")
-
-
 # --- the worker's side ---------------------------------------------------------------------------
 
 
-def serve() -> None:
+def serve(descriptor: int) -> None:
     """Answer requests until the caller is gone. The main function of a worker."""
-    requests, replies = os.dup(0), os.dup(1)
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, 0)
-    os.dup2(nowhere, 1)  # a library that prints does not disturb the replies
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
-    with suppress(ImportError, OSError, ValueError):
-        import resource
-
+    with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    base, items = 0, None
-    with open(requests, "rb", closefd=False) as file:
-        while len(header := file.read(8)) == 8:
-            name, arguments, seconds, memory, folder = json.loads(
-                file.read(int.from_bytes(header, "little"))
-            )
-            with suppress(OSError):  # relative paths are the caller's
-                os.chdir(folder)
-            module, _, function = name.partition(":")
-            if module and module not in sys.modules:
-                import_module(module)
-                base = 0
-            base = base or _address_space()
-            _bound(seconds, base + memory)
-            kind, value, data = _answer(module, function, arguments, items)
-            if name:
-                items = value if isgenerator(value) else None
-                if items is not None:
-                    kind, value, data = _answer("", "", (), items)
-            if kind not in ("result", "pair"):
-                items = None
-            used = seconds - _bound(0, None)
-            text = json.dumps([kind, value, used]).encode()
-            sizes = len(text).to_bytes(8, "little") + len(data).to_bytes(8, "little")
-            _write(replies, sizes + text)
-            _write(replies, data)
+    with suppress(OSError), socket.socket(fileno=descriptor) as caller:
+        _answer_all(caller)
     os._exit(0)
+
+
+def _answer_all(caller: socket.socket) -> None:
+    base, items = 0, None
+    for line in caller.makefile("rb"):
+        name, arguments, seconds, memory, folder = json.loads(line)
+        with suppress(OSError):  # relative paths are the caller's
+            os.chdir(folder)
+        module, _, function = name.partition(":")
+        if module and module not in sys.modules:
+            import_module(module)
+            base = 0
+        base = base or _address_space()
+        _bound(seconds, base + memory)
+        kind, value, data = _answer(module, function, arguments, items)
+        if name:
+            items = value if isgenerator(value) else None
+            if items is not None:
+                kind, value, data = _answer("", "", (), items)
+        if kind not in ("result", "pair"):
+            items = None
+        used = seconds - _bound(0, None)
+        size = memoryview(data).nbytes
+        caller.sendall(_line([kind, value, used, size]))
+        caller.sendall(data)
 
 
 def _answer(module: str, function: str, arguments: Any, items: Any) -> tuple[str, Any, Any]:
@@ -320,9 +300,7 @@ def _bound(seconds: float, memory: int | None) -> float:
     Returns the seconds that were left.
     """
     left, _ = signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends the process
-    with suppress(ImportError, OSError, ValueError):
-        import resource
-
+    with suppress(OSError, ValueError):
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         most = hard if memory is None else memory
         if hard != resource.RLIM_INFINITY:

@@ -12,17 +12,11 @@ from typing import Any
 
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.tokenizer.bpe import byte_alphabet
+from gptsmith.tokenizer.formats import SPLITS
 
 # The types of tokens in a GGUF (gguf.TokenType).
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
-_LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# the regular expression of a tokenizer.json -> its name in llama.cpp
-_SPLITS = {
-    _LETTERS + r"\p{N}{1,3}" + _REST: "llama-bpe",
-    _LETTERS + r"\p{N}" + _REST: "qwen2",
-}
 # llama.cpp requires at least one merge: this one, of the byte 0xFF, never occurs in UTF-8.
 _NO_MERGE = ["ÿ ÿ"]
 
@@ -134,7 +128,8 @@ def _split_name(document: dict[str, Any]) -> str:
     elif len(before) == 1:
         isolated = before[0].get("behavior") == "Isolated" and not before[0].get("invert")
         pattern = (before[0].get("pattern") or {}).get("Regex", "")
-        name = _SPLITS.get(pattern) if isolated else None
+        known = (name for name in ("llama-bpe", "qwen2") if SPLITS[name] == pattern)
+        name = next(known, None) if isolated else None
     # With "llama-bpe", llama.cpp does not apply merges to a word that is itself a token.
     if name is None or bool(model.get("ignore_merges")) != (name == "llama-bpe"):
         raise _refusal(f"splits text by {_kinds(steps)}, with an unknown expression")

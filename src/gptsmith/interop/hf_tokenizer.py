@@ -10,21 +10,16 @@ from gptsmith import files
 from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.interop.hf_files import read_json, refuse_outside_link
 from gptsmith.tokenizer import Tokenizer, TokenRoles
-from gptsmith.tokenizer.formats import special_token
-from gptsmith.tokenizer.roles import CLEAN_UP, IDS, NAMES, as_ids
+from gptsmith.tokenizer.formats import SPLITS, with_special_tokens
+from gptsmith.tokenizer.roles import CLEAN_UP, IDS, NAMES, as_ids, spelling
 
 _CONFIG, _JSON, _TEMPLATE = "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"
 _TELL_ROLES = ("config.json", "generation_config.json", "special_tokens_map.json")
-_QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
-def read(folder: Path, model_type: str, ends: Sequence[str] = ()) -> Tokenizer:
+def read(folder: Path, model_type: str) -> Tokenizer:
     """The tokenizer in a folder: tokenizer.json, or GPT-2's vocab.json and merges.txt, with the
-    special tokens that the other files name, in their roles. ends: tokens that end a text, whatever
-    the files say.
+    special tokens that the other files name, in their roles.
 
     Raises ValueError or FileNotFoundError saying what was found instead, and the remedy.
     """
@@ -56,15 +51,12 @@ def read(folder: Path, model_type: str, ends: Sequence[str] = ()) -> Tokenizer:
         raise FileNotFoundError(
             f"{folder} has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt"
         )
-    tokenizer = _with_special(tokenizer, folder, config, ends)
-    return tokenizer.with_eos(ends) if ends else tokenizer
+    return _with_special(tokenizer, folder, config)
 
 
-def _with_special(
-    tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any], ends: Sequence[str]
-) -> Tokenizer:
+def _with_special(tokenizer: Tokenizer, folder: Path, config: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer, plus the special tokens that only the other tokenizer files name."""
-    wanted: dict[str, int | None] = {**dict(_named(config)), **dict.fromkeys(ends)}
+    wanted: dict[str, int | None] = dict(_named(config))
     wanted |= _named(_optional(folder / "special_tokens_map.json"))
     for name, i in (*_added(config), *_optional(folder / "added_tokens.json").items()):
         if not str(i).isdecimal():
@@ -73,50 +65,34 @@ def _with_special(
                 "tokenizer with transformers again"
             )
         wanted[name] = int(i)
-    wanted = {name: i for name, i in wanted.items() if name not in tokenizer.special_tokens}
-    if not wanted:
-        return tokenizer
-    document = json.loads(tokenizer.to_json())
-    vocab = document["model"].get("vocab") or {}
-    if isinstance(vocab, list):  # Unigram: pieces with their scores
-        vocab = {piece[0]: i for i, piece in enumerate(vocab)}
-    added = {token["content"]: token for token in document.get("added_tokens") or []}
-    for name, i in wanted.items():
-        if name in added:
-            added[name]["special"] = True
-        elif (place := vocab.get(name, i)) is not None:
-            added[name] = special_token(name, place)
-    document["added_tokens"] = sorted(added.values(), key=lambda token: token["id"])
-    text = json.dumps(document, ensure_ascii=False)
-    changed = Tokenizer(text, folder / _JSON, TokenRoles.read(folder))
-    for name, i in wanted.items():
-        if i is not None and changed.special_tokens.get(name) != i:
+    new = {name: i for name, i in wanted.items() if name not in tokenizer.special_tokens}
+    places = {name: tokenizer.vocab.get(name, i) for name, i in new.items()}
+    known = {name: i for name, i in places.items() if i is not None}
+    if known:
+        text = with_special_tokens(tokenizer.to_json(), known)
+        tokenizer = Tokenizer(text, folder / _JSON, TokenRoles.read(folder))
+    for name, i in new.items():
+        if i is not None and tokenizer.special_tokens.get(name) != i:
             raise ValueError(
                 f"{folder}: its tokenizer files disagree about {name!r}, {i} or "
-                f"{changed.special_tokens.get(name)}: save the tokenizer with transformers again"
+                f"{tokenizer.special_tokens.get(name)}: save the tokenizer with transformers again"
             )
-    return changed
+    return tokenizer
 
 
 def _named(config: Mapping[str, Any]) -> Iterator[tuple[str, None]]:
     more = config.get("additional_special_tokens") or config.get("extra_special_tokens")
     more = more.values() if isinstance(more, dict) else more if isinstance(more, list) else ()
     for value in [*map(config.get, NAMES), *more]:
-        if text := _content(value):
+        if text := spelling(value):
             yield text, None
 
 
 def _added(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     decoder = config.get("added_tokens_decoder")
     for i, token in decoder.items() if isinstance(decoder, dict) else ():
-        if isinstance(token, dict) and token.get("special") and (text := _content(token)):
+        if isinstance(token, dict) and token.get("special") and (text := spelling(token)):
             yield text, i
-
-
-def _content(value: Any) -> str | None:
-    """A special token is given as its text, or as an object with it."""
-    text = value.get("content") if isinstance(value, dict) else value
-    return text if isinstance(text, str) and text else None
 
 
 def read_template(folder: Path, tokenizer: Tokenizer) -> tuple[str | None, list[str]]:
@@ -132,7 +108,7 @@ def read_template(folder: Path, tokenizer: Tokenizer) -> tuple[str | None, list[
     # of the tokenizer, the template sets it first. The line break after a block is not printed.
     ours = tokenizer.roles.names
     for role in NAMES:
-        token = _content(config.get(role))
+        token = spelling(config.get(role))
         if token and token != ours.get(role) and re.search(rf"\b{role}\b", source):
             source = f"{{% set {role} = {json.dumps(token, ensure_ascii=False)} %}}\n{source}"
     try:
@@ -147,10 +123,7 @@ def _template_in(folder: Path, config: Mapping[str, Any]) -> str | None:
     path = folder / _TEMPLATE
     if path.is_file():
         refuse_outside_link(path)
-        try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}, byte {error.start}: not UTF-8 ({error.reason})") from None
+        return files.read_text(path)
     given = _optional(folder / "chat_template.json").get("chat_template")
     given = given or config.get("chat_template")
     if isinstance(given, list):  # several by name
@@ -211,7 +184,7 @@ def splits_as_qwen2(tokenizer: Tokenizer) -> bool:
     whatever tokenizer.json and tokenizer_config.json say (models/auto/tokenization_auto.py)."""
     before = json.loads(tokenizer.to_json()).get("pre_tokenizer") or {}
     steps = before.get("pretokenizers") or [before]
-    return (steps[0].get("pattern") or {}).get("Regex") == _QWEN2_SPLIT
+    return (steps[0].get("pattern") or {}).get("Regex") == SPLITS["qwen2"]
 
 
 def write(

@@ -7,7 +7,7 @@ Sources: Sennrich et al. 2016 (arXiv:1508.07909); Radford et al. 2019, the GPT-2
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -71,13 +71,13 @@ def train(texts: Iterable[str], entries: int) -> tuple[dict[str, int], list[str]
     return dict(sorted(vocab.items(), key=lambda item: item[1])), merges
 
 
-def ranks(vocab: dict[str, int], merges: Sequence[str]) -> dict[bytes, int]:
+def ranks(vocab: Mapping[str, int], merges: Sequence[str]) -> dict[bytes, int]:
     """{bytes: id} of the 256 bytes and the merges, as tiktoken takes it."""
     pieces = (*byte_alphabet(), *(merge.replace(" ", "") for merge in merges))
     return {to_bytes(piece): vocab[piece] for piece in pieces}
 
 
-def is_ranked(vocab: dict[str, int], merges: Sequence[str]) -> bool:
+def is_ranked(vocab: Mapping[str, int], merges: Sequence[str]) -> bool:
     """Whether tiktoken, which has no merges, gives the same ids as the merges.
 
     It joins the two neighbours whose union has the lowest id. That is the same when (1) each
@@ -90,7 +90,7 @@ def is_ranked(vocab: dict[str, int], merges: Sequence[str]) -> bool:
     ids = [vocab[left + right] for left, right in pairs]
     if len(set(ids)) != len(ids) or ids != sorted(ids):
         return False
-    model = models.BPE(vocab=vocab, merges=pairs)
+    model = models.BPE(vocab=dict(vocab), merges=pairs)
     return all(len(model.tokenize(left + right)) == 1 for left, right in pairs)
 
 

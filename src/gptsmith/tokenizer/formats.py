@@ -16,6 +16,20 @@ from gptsmith.tokenizer import bpe
 
 ENDOFTEXT = "<|endoftext|>"
 
+_SUFFIX, _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+# How well-known byte-level BPEs split text, under the names of llama.cpp (src/llama-vocab.cpp):
+# GPT-2, Llama 3, Qwen 2 and 3, GPT-4o.
+SPLITS = {
+    "gpt-2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "llama-bpe": rf"{_SUFFIX}|{_LETTERS}|\p{{N}}{{1,3}}|{_REST}",
+    "qwen2": rf"{_SUFFIX}|{_LETTERS}|\p{{N}}|{_REST}",
+    "gpt-4o": rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SUFFIX}?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SUFFIX}?|\p{{N}}{{1,3}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
+
 _GPT2 = "openai-community/gpt2"  # on the Hub
 _GPT2_MERGES = "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc0"
 _TABLES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))

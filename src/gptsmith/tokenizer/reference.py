@@ -15,6 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from gptsmith import sandbox
+from gptsmith.tokenizer.formats import SPLITS
 
 _SECONDS = 2.0  # and more for large files and long texts
 _MAX_GROWTH = 64  # of a text by replacements
@@ -27,18 +28,6 @@ _BOUNDED = (
     "NFKD", "Nmt", "Punctuation", "RobertaProcessing", "Strip", "StripAccents",
     "TemplateProcessing", "UnicodeScripts", "Whitespace", "WhitespaceSplit", "WordPiece",
 )  # fmt: skip
-_LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_SPLITS = {  # of well-known tokenizers: GPT-2, Llama 3, Qwen 2 and 3, GPT-4o
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    rf"{_SUFFIX}|{_LETTERS}|\p{{N}}{{1,3}}|{_REST}",
-    rf"{_SUFFIX}|{_LETTERS}|\p{{N}}|{_REST}",
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SUFFIX}?"
-    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SUFFIX}?|\p{{N}}{{1,3}}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-}
 
 
 class Reference:
@@ -114,7 +103,9 @@ def _growth(step: dict[str, Any] | None) -> float:
             return 1 if len(step["prepend"]) <= 8 else math.inf
         case "Replace" if text := step["pattern"].get("String"):
             return max(1.0, len(step["content"]) / len(text))
-        case "Split" if step["pattern"].get("String") or step["pattern"].get("Regex") in _SPLITS:
+        case "Split" if (
+            step["pattern"].get("String") or step["pattern"].get("Regex") in SPLITS.values()
+        ):
             return 1
         case kind if kind in _BOUNDED:
             return 1

@@ -173,16 +173,17 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _names(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The names by role; a token is given as its text, or as an object with it (AddedToken)."""
-    names: dict[str, Any] = {}
-    for role in NAMES:
-        if role in given:
-            value = given[role]
-            value = value.get("content") if isinstance(value, dict) else value
-            names[role] = value if isinstance(value, str) and value else None
+    """The names by role."""
+    names: dict[str, Any] = {role: spelling(given[role]) for role in NAMES if role in given}
     if given.get(CLEAN_UP) is True:
         names[CLEAN_UP] = True
     return names
+
+
+def spelling(token: Any) -> str | None:
+    """Of a token that is given as its text, or as an object with it (AddedToken)."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) and text else None
 
 
 def _ids(given: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import numpy as np
 
 from gptsmith.tokenizer.roles import TokenRoles, spelled
 
+Around = tuple[tuple[int, ...], tuple[int, ...]]
+
 
 @dataclass(frozen=True)
 class SpecialIds:
@@ -83,13 +85,6 @@ class SpecialIds:
         return DocumentTokens(before, after, tuple(i for i in before if i not in ends))
 
 
-class Around(NamedTuple):
-    """Ids that are put before a text and after it."""
-
-    before: tuple[int, ...] = ()
-    after: tuple[int, ...] = ()
-
-
 class DocumentTokens(NamedTuple):
     """Ids before and after each document in a stream of tokens.
 
@@ -104,19 +99,21 @@ class DocumentTokens(NamedTuple):
         """Where documents begin in ids (..., T), as bools (..., T)."""
         found = np.zeros(ids.shape, bool)
         if self.before:
-            last = ids.shape[-1] - len(self.before) + 1
-            if last > 0:
-                found[..., :last] = True
+            places = max(ids.shape[-1] - len(self.before) + 1, 0)
+            found[..., :places] = True
             for i, token in enumerate(self.before):
-                found[..., : max(last, 0)] &= ids[..., i : max(last, 0) + i] == token
+                found[..., :places] &= ids[..., i : places + i] == token
         elif self.after:
             found[..., 1:] = ids[..., :-1] == self.after[-1]
         return found
 
 
 def around(post_processor: Any) -> Around:
-    """What a tokenizer.json's post-processor puts around a text. It must be one that `tokenizers`
-    accepts; these are all of its kinds. ValueError for a token that it names and does not give."""
+    """What a tokenizer.json's post-processor puts before and after a text.
+
+    It must be one that `tokenizers` accepts; these are all of its kinds. ValueError for a token
+    that it names and does not give.
+    """
     try:
         return _around(post_processor)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
@@ -132,14 +129,15 @@ def _around(post_processor: Any) -> Around:
                 for piece in pieces
             ]
             text = next((i for i, piece in enumerate(pieces) if "Sequence" in piece), len(pieces))
-            return Around(tuple(chain(*ids[:text])), tuple(chain(*ids[text:])))
+            return tuple(chain(*ids[:text])), tuple(chain(*ids[text:]))
         case "BertProcessing" | "RobertaProcessing":
-            return Around((post_processor["cls"][1],), (post_processor["sep"][1],))
+            return (post_processor["cls"][1],), (post_processor["sep"][1],)
         case "Sequence":
-            whole = Around()
+            before: tuple[int, ...] = ()
+            after: tuple[int, ...] = ()
             for step in post_processor["processors"]:
-                inner = _around(step)
-                whole = Around(inner.before + whole.before, whole.after + inner.after)
-            return whole
+                first, last = _around(step)
+                before, after = first + before, after + last
+            return before, after
         case _:
-            return Around()
+            return (), ()

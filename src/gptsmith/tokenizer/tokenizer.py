@@ -7,7 +7,7 @@ special token (split_special_tokens=True in transformers). Chat templates write 
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from gptsmith import files
 from gptsmith.arguments import check_several
 from gptsmith.tokenizer import bpe
-from gptsmith.tokenizer.characters import CharacterEncoder
+from gptsmith.tokenizer.encoders import Encoder, encoder, not_empty, refuse_surrogates
 from gptsmith.tokenizer.formats import (
     ENDOFTEXT,
     byte_level_text,
@@ -32,11 +32,9 @@ from gptsmith.tokenizer.reference import Reference
 from gptsmith.tokenizer.roles import FILE, TokenRoles, fingerprint, spelled
 from gptsmith.tokenizer.special_ids import SpecialIds
 from gptsmith.tokenizer.stream import TokenStream
-from gptsmith.tokenizer.surrogates import not_empty, refuse_surrogates
 
 SPECIAL_TOKENS = (ENDOFTEXT, "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
-Encoder = Callable[[Sequence[str]], list[np.ndarray]]
 _NAME = "tokenizer.json"
 _MAX_BYTES = 64 << 20  # of a tokenizer.json; Gemma's has 33 million
 _STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
@@ -46,7 +44,8 @@ class Tokenizer:
     """An immutable tokenizer: the text of its tokenizer.json, and the roles of its special tokens.
 
     kind            "gpt2", "bpe" (byte-level with GPT-2's split), "char", "byte" or "other"
-    vocab_size      ids are 0..vocab_size-1, including special tokens
+    vocab           {token: id}, including special tokens
+    vocab_size      ids are 0..vocab_size-1
     special_tokens  {literal: id}
     roles           which special tokens begin and end a text, pad ...; by spelling if not told
     told_roles      the same; None if not told by files
@@ -73,21 +72,21 @@ class Tokenizer:
         self.kind, self._merges = recognize(document)
         if self.kind == "other":
             special = self._reference.special
-            self._vocab: Mapping[str, int] = self._reference.vocab
+            self.vocab: Mapping[str, int] = self._reference.vocab
         else:
             special = {
                 token["content"]: token["id"] for token in document.get("added_tokens") or []
             }
-            self._vocab = document["model"]["vocab"] | special
-        if not self._vocab:
+            self.vocab = document["model"]["vocab"] | special
+        if not self.vocab:
             raise ValueError(f"{origin}: the tokenizer has no tokens")
         self.special_tokens: dict[str, int] = dict(sorted(special.items(), key=lambda t: t[1]))
-        self.vocab_size = max(self._vocab.values()) + 1
+        self.vocab_size = max(self.vocab.values()) + 1
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
         self.told_roles: TokenRoles | None = None
         self.notes: list[str] = []
         if roles is not None:
-            self.told_roles, self.notes = roles.within(self._vocab, self.vocab_size)
+            self.told_roles, self.notes = roles.within(self.vocab, self.vocab_size)
         self.roles = self.told_roles or spelled(self.special_tokens)
         told = None if self.told_roles is None else self.told_roles.to_json().encode()
         self.fingerprint = fingerprint(text.encode(), told)
@@ -144,24 +143,21 @@ class Tokenizer:
         The other files in its folder tell the roles of special tokens (see TokenRoles.read).
         """
         path = Path(path)
-        if path.is_dir() and not (path / "tokenizer.json").exists():
+        if path.is_dir() and not (path / _NAME).exists():
             vocab_path, merges_path = tables_in(path)
             text = byte_level_text(*read_tables(vocab_path, merges_path))
             return cls(text, vocab_path, TokenRoles.read(path))
-        path = path / "tokenizer.json" if path.is_dir() else path
-        if path.exists() and not path.is_file():
-            raise ValueError(f"{path}: not a regular file; expected a tokenizer.json")
-        if path.exists() and (size := path.stat().st_size) > _MAX_BYTES:
-            raise ValueError(f"{path}: {size:,} bytes, more than the {_MAX_BYTES:,} allowed")
-        try:
-            text = path.read_bytes().decode()
-        except FileNotFoundError:
+        path = path / _NAME if path.is_dir() else path
+        if not path.exists():
             raise FileNotFoundError(
                 f"{path}: no such file; expected a tokenizer.json or the folder that holds one"
-            ) from None
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}, byte {error.start}: not UTF-8 ({error.reason})") from None
-        return cls(text, path, TokenRoles.read(path.parent) if path.name == _NAME else None)
+            )
+        if not path.is_file():
+            raise ValueError(f"{path}: not a regular file; expected a tokenizer.json")
+        if (size := path.stat().st_size) > _MAX_BYTES:
+            raise ValueError(f"{path}: {size:,} bytes, more than the {_MAX_BYTES:,} allowed")
+        roles = TokenRoles.read(path.parent) if path.name == _NAME else None
+        return cls(files.read_text(path), path, roles)
 
     def save(self, path: str | Path) -> Path:
         """Write tokenizer.json durably to `path`, or into it if it is a folder; beside it,
@@ -191,7 +187,7 @@ class Tokenizer:
         if self._steps["post_processor"]:
             assert self._reference is not None  # raises for one that is malformed
         return SpecialIds.of(
-            self.roles, self._vocab, self.special_tokens, self._steps["post_processor"]
+            self.roles, self.vocab, self.special_tokens, self._steps["post_processor"]
         )
 
     @property
@@ -215,9 +211,9 @@ class Tokenizer:
         ValueError for a name that is not one of its tokens.
         """
         for name in names:
-            if name not in self._vocab:
+            if name not in self.vocab:
                 raise ValueError(f"--eos-token {name!r:.60} is not a token of {self._origin}")
-        ids = {name: self._vocab[name] for name in names}
+        ids = {name: self.vocab[name] for name in names}
         new = any(name not in self.special_tokens for name in names)
         text = with_special_tokens(self._text, ids) if new else self._text
         roles = self.roles.with_eos(names, list(ids.values()))
@@ -288,7 +284,7 @@ class Tokenizer:
         check_several(names, "names")
         added: dict[str, int] = {}
         for name in dict.fromkeys(names):
-            if not name or (name in self._vocab and name not in self.special_tokens):
+            if not name or (name in self.vocab and name not in self.special_tokens):
                 raise ValueError(f"special token {name!r} is empty or already an ordinary token")
             if name not in self.special_tokens:
                 added[name] = self.vocab_size + len(added)
@@ -344,24 +340,19 @@ class Tokenizer:
         """Ids of single bytes, which the decoder joins to characters (SentencePiece)."""
         if '"ByteFallback"' not in json.dumps(self._steps["decoder"]):
             return frozenset()
-        return frozenset(i for p, i in self._vocab.items() if re.fullmatch("<0x[0-9A-F]{2}>", p))
+        return frozenset(i for p, i in self.vocab.items() if re.fullmatch("<0x[0-9A-F]{2}>", p))
 
     @cached_property
     def _pieces(self) -> list[bytes]:
+        """The bytes of each id; special tokens as spelled."""
+        special = set(self.special_tokens.values())
         pieces = [b""] * self.vocab_size
-        for piece, i in self._vocab.items():
-            pieces[i] = piece.encode() if i in self._special_ids else self._bytes_of(piece)
+        for piece, i in self.vocab.items():
+            pieces[i] = piece.encode()
+            if self.kind != "char" and i not in special:
+                with suppress(KeyError):  # a token added as plain text, such as a run of spaces
+                    pieces[i] = bpe.to_bytes(piece)
         return pieces
-
-    @cached_property
-    def _special_ids(self) -> frozenset[int]:
-        return frozenset(self.special_tokens.values())
-
-    def _bytes_of(self, piece: str) -> bytes:
-        if self.kind != "char":
-            with suppress(KeyError):  # a token added as plain text, such as a run of spaces
-                return bpe.to_bytes(piece)
-        return piece.encode()
 
     def _checked(self, ids: Iterable[int]) -> list[int]:
         numbers = ids.tolist() if isinstance(ids, np.ndarray) else [int(i) for i in ids]
@@ -372,28 +363,8 @@ class Tokenizer:
 
     @cached_property
     def _encoder(self) -> Encoder:
-        if self.kind == "char":
-            return CharacterEncoder(
-                {p: i for p, i in self._vocab.items() if p not in self.special_tokens}
-            )
-        if self.kind == "byte":
-            return lambda texts: [np.frombuffer(text.encode(), np.uint8) for text in texts]
-        vocab = {p: i for p, i in self._vocab.items() if p not in self.special_tokens}
-        # GPT-2's own table was recognized by its digest; a test holds it to the same condition.
-        ranked = self.kind == "gpt2" or (self.kind == "bpe" and bpe.is_ranked(vocab, self._merges))
-        if not ranked:
-            return self._encode_by_reference
-        fast = bpe.FastEncoder(bpe.ranks(vocab, self._merges))
-
-        def encode(texts: Sequence[str]) -> list[np.ndarray]:
-            if all(map(fast.takes, texts)):
-                return fast(texts)
-            return [
-                (fast if fast.takes(text) else self._encode_by_reference)([text])[0]
-                for text in texts
-            ]
-
-        return encode
+        vocab = {p: i for p, i in self.vocab.items() if p not in self.special_tokens}
+        return encoder(self.kind, vocab, self._merges, self._encode_by_reference)
 
     def _encode_by_reference(self, texts: Sequence[str]) -> list[np.ndarray]:
         refuse_surrogates(texts)

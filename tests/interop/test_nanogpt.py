@@ -10,12 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import imported_model
 from torch import Tensor
 
 from gptsmith.interop import nanogpt
-from gptsmith.interop.external_model import ExternalModel
-from gptsmith.model import state_dict
-from gptsmith.model.gpt import GPTModel
 from gptsmith.tokenizer import Tokenizer
 
 TEXT = "First Citizen: before we proceed any further, hear me speak."
@@ -89,10 +87,6 @@ def save(folder: Path, args: dict[str, Any], state: dict[str, Any], **more: Any)
     return path
 
 
-def model_of(imported: ExternalModel) -> GPTModel:
-    return state_dict.load(imported.config, dict(imported.tensors()), "imported").eval()
-
-
 @pytest.mark.parametrize("bias", [False, True])
 def test_logits_equal_those_of_nanogpt(tmp_path: Path, bias: bool) -> None:
     args = {**ARGS, "bias": bias}
@@ -100,14 +94,14 @@ def test_logits_equal_those_of_nanogpt(tmp_path: Path, bias: bool) -> None:
     imported = nanogpt.open_file(save(tmp_path, args, state))
     ids = torch.randint(0, CHARACTERS, (2, 16))
     with torch.no_grad():
-        logits = model_of(imported)(ids)[..., :CHARACTERS]
+        logits = imported_model(imported)(ids)[..., :CHARACTERS]
         expected = forward(state, args, ids, gelu="none")
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
         older = forward(state, args, ids, gelu="tanh")
         assert 1e-4 < (logits - older).abs().max() < 1e-1  # hence the note
         assert any("set mlp to gelu" in note for note in imported.notes)
         as_note_says = replace(imported, config=imported.config.change(mlp="gelu"))
-        logits = model_of(as_note_says)(ids)[..., :CHARACTERS]
+        logits = imported_model(as_note_says)(ids)[..., :CHARACTERS]
         torch.testing.assert_close(logits, older, atol=1e-4, rtol=0)
     assert imported.config.dropout == 0.2
     assert imported.origin["step"] == 5000
@@ -145,7 +139,7 @@ def test_untied_head(tmp_path: Path) -> None:
     assert not imported.config.tie_embeddings
     ids = torch.randint(0, CHARACTERS, (1, 16))
     with torch.no_grad():
-        logits = model_of(imported)(ids)[..., :CHARACTERS]
+        logits = imported_model(imported)(ids)[..., :CHARACTERS]
         torch.testing.assert_close(
             logits, forward(state, ARGS, ids, gelu="none"), atol=1e-4, rtol=0
         )

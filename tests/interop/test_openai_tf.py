@@ -13,19 +13,13 @@ import numpy as np
 import pytest
 import torch
 from random_weights import add_noise
+from runs import imported_model
 from torch import Tensor
 
 from gptsmith.interop import openai_tf
-from gptsmith.interop.external_model import ExternalModel
-from gptsmith.model import state_dict
-from gptsmith.model.gpt import GPTModel
 
 FIXTURE = Path(__file__).parent / "fixtures" / "tf_gpt2"
 V, T, C, H, L = 300, 16, 8, 2, 2  # the fixture's sizes
-
-
-def model_of(imported: ExternalModel) -> GPTModel:
-    return state_dict.load(imported.config, dict(imported.tensors()), "imported").eval()
 
 
 # --- a writer of the format ----------------------------------------------------------------------
@@ -167,7 +161,7 @@ def test_checkpoint_written_by_tensorflow() -> None:
     imported = openai_tf.open_folder(FIXTURE)
     expected = json.loads((FIXTURE / "logits.json").read_text())
     with torch.no_grad():
-        logits = model_of(imported)(torch.tensor([expected["ids"]]))[0]
+        logits = imported_model(imported)(torch.tensor([expected["ids"]]))[0]
     torch.testing.assert_close(logits, torch.tensor(expected["logits"]), atol=1e-4, rtol=0)
     assert imported.dtype == torch.float32
     assert imported.config.context_length == T
@@ -181,7 +175,7 @@ def test_checkpoint_written_by_tensorflow() -> None:
 def test_logits_equal_transformers(
     tmp_path: Path, reference: Any, tensors: dict[str, np.ndarray], shards: int
 ) -> None:
-    model = model_of(openai_tf.open_folder(write(tmp_path, tensors, SIZES, shards=shards)))
+    model = imported_model(openai_tf.open_folder(write(tmp_path, tensors, SIZES, shards=shards)))
     ids = torch.randint(0, V, (2, T))
     with torch.no_grad():
         torch.testing.assert_close(model(ids), reference(ids).logits, atol=1e-4, rtol=0)

@@ -13,11 +13,11 @@ import torch
 from hf_models import V, transformers_model
 from hf_models import save as save_model
 from random_weights import add_noise
+from runs import imported_model
 from torch import Tensor
 
 from gptsmith.interop.hf import open_folder
 from gptsmith.interop.peft import Adapter, attach_adapter, from_peft, load, save, to_peft
-from gptsmith.model import state_dict
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.lora import LoraConfig, attach, merge
@@ -39,9 +39,7 @@ Files = tuple[dict[str, Tensor], dict[str, Any]]  # peft's two, parsed
 def pair(case: str, folder: Path, labels: int = 0) -> tuple[Any, GPTModel]:
     """A model of transformers and ours, with the same weights."""
     theirs = transformers_model(case, labels)
-    found = open_folder(save_model(theirs, folder / "model"))
-    ours = state_dict.load(found.config, dict(found.tensors()), "there").eval()
-    return theirs, ours
+    return theirs, imported_model(open_folder(save_model(theirs, folder / "model")))
 
 
 def outputs(model: GPTModel) -> Tensor:

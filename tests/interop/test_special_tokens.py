@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from foreign_models import KINDS, LISTED
+from runs import imported_run
 
 from gptsmith import cli
 from gptsmith.commands.export import exportable
@@ -61,18 +62,10 @@ def imported(
     def get(kind: str) -> Run:
         if kind not in runs:
             out = tmp_path_factory.mktemp("runs") / kind
-            runs[kind] = import_model(folder(kind), out)
+            runs[kind] = imported_run(out, hf.open_folder(folder(kind)))
         return runs[kind]
 
     return get
-
-
-def import_model(source: Path, out: Path, ends: tuple[str, ...] = ()) -> Run:
-    found = hf.open_folder(source, ends)
-    return Run.from_weights(
-        out, dict(found.origin), found.config, found.tokenizer, found.tensors(), found.dtype,
-        found.template,
-    )  # fmt: skip
 
 
 def stock_tokenizer(path: Path) -> Any:
@@ -157,7 +150,7 @@ def test_export_writes_special_tokens_back_unchanged(
     ours, stock = stock_tokenizer(tmp_path / "out"), stock_tokenizer(folder(kind))
     for text in PROMPTS:
         assert ours(text).input_ids == stock(text).input_ids
-    again = import_model(tmp_path / "out", tmp_path / "again")
+    again = imported_run(tmp_path / "again", hf.open_folder(tmp_path / "out"))
     assert again.tokenizer.special_ids == imported(kind).tokenizer.special_ids
 
 
@@ -292,7 +285,7 @@ def test_perplexity_is_the_stock_models_per_byte_of_text(
 @pytest.mark.parametrize("kind", [*LISTED, "appends", "bert", "two_before", "gemma", "gpt2"])
 def test_classes_equal_the_stock_pipeline(kind: str, tmp_path: Path) -> None:
     path = foreign_models.save(kind, tmp_path / "model", labels=3)
-    run = import_model(path, tmp_path / "run")
+    run = imported_run(tmp_path / "run", hf.open_folder(path))
     ours = run.load_model()
     stock = transformers.AutoModelForSequenceClassification.from_pretrained(path).eval()
     tokenizer = stock_tokenizer(path)

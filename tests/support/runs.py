@@ -13,6 +13,7 @@ from random_weights import randomize
 from torch import Tensor
 
 from gptsmith.interop.external_model import ExternalModel
+from gptsmith.model import state_dict
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
@@ -51,6 +52,10 @@ def random_run(
     origin = {"import": "random numbers"}
     tokenizer = tokenizer or Tokenizer.byte()
     return Run.from_weights(path, origin, config, tokenizer, tensors, dtype, template)
+
+
+def imported_model(found: ExternalModel) -> GPTModel:
+    return state_dict.load(found.config, dict(found.tensors()), "imported").eval()
 
 
 def imported_run(path: Path, found: ExternalModel) -> Run:

@@ -56,9 +56,10 @@ def main(argv: list[str]) -> None:
 
 
 def _corpus(options: InspectOptions, out: Console) -> None:
+    from gptsmith.console import Console
     from gptsmith.inspect import corpus, statistics
 
-    report = statistics.corpus_report(options.path)
+    report = statistics.corpus_report(options.path, console=Console(stderr=True))
     if options.png is not None:
         corpus.draw_corpus(report, options.png)
     corpus.show_corpus(report, out, options.top)

@@ -20,7 +20,7 @@ from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.interop import gguf_tokenizer, modelfile
 from gptsmith.interop.external_model import ExportableModel, check_vocabulary
 from gptsmith.interop.gguf_tokenizer import Table
-from gptsmith.interop.hf_mapping import Names, family_of, stored
+from gptsmith.interop.hf_mapping import family_of, stored
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.rope import rotary_frequencies
 
@@ -29,28 +29,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["f32", "f16", "bf16", "q8_0"]
 
-# Architectures of llama.cpp; each is the model_type of transformers by the same name.
-_ARCHITECTURES = ("gpt2", "llama", "arcee", "qwen2", "qwen3")
 # They rotate neighbouring values of a head; we and Qwen rotate the pairs (i, i + D/2).
 _ROTATE_NEIGHBOURS = ("llama", "arcee")
 
-# Our modules -> theirs, several in the order of our rows; `*` is the number of the block.
-_NAMES: Names = {
-    "embedding.token": ("token_embd",),
-    "embedding.position": ("position_embd",),
-    "blocks.*.attention_norm": ("blk.*.attn_norm",),
-    "blocks.*.attention.qkv": ("blk.*.attn_q", "blk.*.attn_k", "blk.*.attn_v"),
-    "blocks.*.attention.q_norm": ("blk.*.attn_q_norm",),
-    "blocks.*.attention.k_norm": ("blk.*.attn_k_norm",),
-    "blocks.*.attention.proj": ("blk.*.attn_output",),
-    "blocks.*.mlp_norm": ("blk.*.ffn_norm",),
-    "blocks.*.mlp.gate_up": ("blk.*.ffn_gate", "blk.*.ffn_up"),
-    "blocks.*.mlp.up": ("blk.*.ffn_up",),
-    "blocks.*.mlp.down": ("blk.*.ffn_down",),
-    "final_norm": ("output_norm",),
-    "head": ("output",),
-}
-_GPT2_NAMES: Names = {**_NAMES, "blocks.*.attention.qkv": ("blk.*.attn_qkv",)}  # fused there too
 _BLOCK = 32  # weights of a row that share a scale in q8_0
 
 
@@ -105,13 +86,16 @@ def export(model: ExportableModel, out: Path, kind: Kind = "f16") -> list[str]:
 
 
 def _architecture(config: ModelConfig) -> str:
+    """The architecture of llama.cpp: the model_type of transformers by the same name."""
+    from gguf import MODEL_ARCH_NAMES
+
     if config.labels:
         raise ValueError(
             "this is a classifier, and llama.cpp has no classification head for its architecture: "
             "export it with --format hf"
         )
     architecture = family_of(config).model_type
-    if architecture not in _ARCHITECTURES:
+    if architecture not in MODEL_ARCH_NAMES.values():
         raise ValueError(f"{architecture} models cannot be exported to GGUF: use --format hf")
     if config.mlp == "gelu_erf":
         raise ValueError(
@@ -154,15 +138,20 @@ def _parts(
     config: ModelConfig, tensors: Mapping[str, Tensor], architecture: str, V: int
 ) -> Iterator[_Part]:
     """The tensors of the file. A tied head is not stored: llama.cpp then takes the embedding."""
-    names = _GPT2_NAMES if architecture == "gpt2" else _NAMES
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture)
+    there = get_tensor_name_map(arch, config.n_layer)
     heads = {"attn_q": config.n_head, "attn_k": config.K}
     if architecture not in _ROTATE_NEIGHBOURS:
         heads = {}
     for ours, tensor in tensors.items():
         if ours in ("embedding.token.weight", "head.weight"):
             tensor = tensor[:V]  # without the rows that pad the vocabulary
-        layout = stored(config, names, ours, len(tensor))
-        for name, piece in zip(layout.names, tensor.split(layout.rows), strict=True):
+        layout = stored(config, family_of(config).names, ours, len(tensor))
+        for theirs, piece in zip(layout.names, tensor.split(layout.rows), strict=True):
+            name = there.get_name(theirs, (".weight", ".bias"))
+            assert name, theirs
             yield _Part(name, piece, heads.get(name.split(".")[-2], 0))
     if config.rope_scaling and config.rope_scaling.rope_type == "llama3":
         plain = rotary_frequencies(config.change(rope_scaling=None))
@@ -172,15 +161,10 @@ def _parts(
 def _describe(writer: GGUFWriter, name: str, config: ModelConfig, kind: Kind, V: int) -> None:
     from gguf import GGML_QUANT_VERSION, LlamaFileType, RopeScalingType
 
-    file_types = {
-        "f32": LlamaFileType.ALL_F32,
-        "f16": LlamaFileType.MOSTLY_F16,
-        "bf16": LlamaFileType.MOSTLY_BF16,
-        "q8_0": LlamaFileType.MOSTLY_Q8_0,
-    }
+    amount = "ALL" if kind == "f32" else "MOSTLY"
     writer.add_type("model")
     writer.add_name(name)
-    writer.add_file_type(file_types[kind])
+    writer.add_file_type(LlamaFileType[f"{amount}_{kind.upper()}"])
     writer.add_quantization_version(GGML_QUANT_VERSION)
     writer.add_vocab_size(V)
     writer.add_context_length(config.context_length)

@@ -1,7 +1,7 @@
 """Model folders of transformers: import and export. No custom code is needed or run."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from gptsmith.interop import hf_config, hf_files, hf_tokenizer, model_card, peft
 from gptsmith.interop.external_model import ExportableModel, ExternalModel, check_vocabulary
 from gptsmith.interop.hf_files import Entry
 from gptsmith.interop.hf_mapping import (
-    Stored,
     stored_in_transformers,
     tensor_shapes,
     transformers_class,
@@ -27,7 +26,6 @@ from gptsmith.train import checkpoint as checkpoints
 
 # Buffers that old checkpoints hold and the model computes: causal masks, rotary frequencies.
 _BUFFERS = re.compile(r"(.*\.)?(attn\.(masked_)?bias|rotary_emb\.inv_freq)")
-_MIN_TENSORS_PER_BLOCK = 8  # Arcee's
 _NO_END = (
     "nothing says which token ends a text: generation ends at its longest; import the model again "
     "with --eos-token NAME to name it"
@@ -48,99 +46,82 @@ def open_folder(folder: Path, ends: Sequence[str] = ()) -> ExternalModel:
     """
     path = folder / "config.json"
     raw = hf_files.read_json(path)
-    config, cls = hf_config.model_config(raw, path), hf_config.class_name(raw, path)
-    entries = {
-        name: entry
-        for name, entry in hf_files.read_index(folder).items()
-        if not _BUFFERS.fullmatch(name)
-    }
-    # Checked first, because the model below is laid out with as many blocks as the file says.
-    if config.n_layer * _MIN_TENSORS_PER_BLOCK > len(entries):
-        raise ValueError(
-            f"{path} has {config.n_layer:,} layers, its weights {len(entries)} tensors"
-        )
-    weights = _Weights(folder, config, entries, _absent_biases(raw))
-    tokenizer = hf_tokenizer.read(folder, str(raw["model_type"]), ends)
+    config, cls, notes = hf_config.read(raw, path)
+    try:
+        expected = tensor_shapes(config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    entries, tied_head = _weights(folder, expected)
+    zero = _absent_biases(raw, expected.keys() - entries.keys())
+    given = {name: entry.shape for name, entry in entries.items()}
+    state_dict.check_state_dict(
+        expected, given | {name: expected[name] for name in zero}, f"{folder} (its config.json)"
+    )
+    dtype = hf_files.widest(entries)
+    tokenizer = hf_tokenizer.read(folder, str(raw["model_type"]))
+    tokenizer = tokenizer.with_eos(ends) if ends else tokenizer
     check_vocabulary(
         folder, tokenizer, config, "call resize_token_embeddings in transformers first"
     )
     no_end = [] if tokenizer.special_ids.ends or config.labels else [_NO_END]
     template, unusable = hf_tokenizer.read_template(folder, tokenizer)
+
+    def part(name: str, rows: int, transposed: bool) -> Tensor:
+        if name in zero:
+            return torch.zeros(rows, dtype=dtype)
+        tensor = entries[name].read().to(dtype)
+        return tensor.T.contiguous() if transposed else tensor
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for ours, shape in state_dict.shapes(config).items():
+            layout = stored_in_transformers(config, ours, shape)
+            named = zip(layout.names, layout.rows, strict=True)
+            parts = [part(name, rows, layout.transposed) for name, rows in named]
+            tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+            if ours == "embedding.token.weight" and tied_head is not None:
+                _check_tied_head(tied_head, tensor)
+            yield ours, tensor
+
     return ExternalModel(
         config=config,
-        tensors=weights.tensors,
-        dtype=weights.dtype,
+        tensors=tensors,
+        dtype=dtype,
         tokenizer=tokenizer,
         template=template,
         origin={"import": str(folder), "format": "huggingface", "class": cls},
-        notes=[*hf_config.notes(raw, path), *tokenizer.notes, *no_end, *unusable],
+        notes=[*notes, *tokenizer.notes, *no_end, *unusable],
     )
 
 
-def _absent_biases(raw: Mapping[str, Any]) -> re.Pattern[str]:
+def _weights(folder: Path, expected: Mapping[str, object]) -> tuple[dict[str, Entry], Entry | None]:
+    """The tensors of the class, and the head if it is stored though it is tied."""
+    entries = hf_files.read_index(folder)
+    entries = {name: entry for name, entry in entries.items() if not _BUFFERS.fullmatch(name)}
+    # A base model saved alone (GPT2Model) has no prefix in its names.
+    prefix, heads = next(iter(expected)).partition(".")[0] + ".", ("lm_head.", "score.")
+    if not any(name.startswith(prefix) for name in entries):
+        entries = {n if n.startswith(heads) else prefix + n: e for n, e in entries.items()}
+    is_tied = not {"lm_head.weight", "score.weight"} & expected.keys()
+    return entries, entries.pop("lm_head.weight", None) if is_tied else None
+
+
+def _absent_biases(raw: Mapping[str, Any], missing: Iterable[str]) -> set[str]:
     """Biases that a Llama with only some of them lacks: ours has all of them or none."""
     attention, mlp = raw.get("attention_bias"), raw.get("mlp_bias")
     if bool(attention) == bool(mlp):
-        return re.compile("(?!)")
-    return re.compile(rf"model\.layers\.\d+\.{'mlp' if attention else 'self_attn'}\..*\.bias")
+        return set()
+    absent = re.compile(rf"model\.layers\.\d+\.{'mlp' if attention else 'self_attn'}\..*\.bias")
+    return set(filter(absent.fullmatch, missing))
 
 
-class _Weights:
-    """The weights of a folder by our names; all of them are checked before one is read."""
-
-    def __init__(
-        self, folder: Path, config: ModelConfig, entries: dict[str, Entry], zero: re.Pattern[str]
-    ) -> None:
-        self.dtype = hf_files.widest(entries)
-        self._config = config
-        try:
-            expected = tensor_shapes(config)
-        except ValueError as error:
-            raise ValueError(f"{folder / 'config.json'}: {error}") from None
-        # A base model saved alone (GPT2Model) has no prefix in its names.
-        prefix = next(iter(expected)).partition(".")[0] + "."
-        if not any(name.startswith(prefix) for name in entries):
-            heads = ("lm_head.", "score.")
-            entries = {n if n.startswith(heads) else prefix + n: e for n, e in entries.items()}
-        tie_embeddings = "lm_head.weight" not in expected and not config.labels
-        self._tied_head = entries.pop("lm_head.weight", None) if tie_embeddings else None
-        self._entries = entries
-        self._zero = {name for name in expected if zero.fullmatch(name) and name not in entries}
-        given = {name: entry.shape for name, entry in entries.items()}
-        given |= {name: expected[name] for name in self._zero}
-        state_dict.check_state_dict(expected, given, f"{folder} (its config.json)")
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Under our names, one at a time, all of one dtype."""
-        for ours, shape in state_dict.shapes(self._config).items():
-            tensor = self._read(stored_in_transformers(self._config, ours, shape))
-            if ours == "embedding.token.weight" and self._tied_head is not None:
-                self._check_tied_head(tensor)
-            yield ours, tensor
-
-    def _read(self, layout: Stored) -> Tensor:
-        named = zip(layout.names, layout.rows, strict=True)
-        parts = [self._part(name, rows, layout.transposed) for name, rows in named]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def _part(self, name: str, rows: int, transposed: bool) -> Tensor:
-        if name in self._zero:
-            return torch.zeros(rows, dtype=self.dtype)
-        tensor = self._entries[name].read().to(self.dtype)
-        return tensor.T.contiguous() if transposed else tensor
-
-    def _check_tied_head(self, embedding: Tensor) -> None:
-        """Files converted from pickles hold a tied head twice; it must equal the embedding."""
-        assert self._tied_head is not None
-        entry = self._tied_head
-        same = entry.shape == embedding.shape and torch.equal(
-            entry.read().to(embedding.dtype), embedding
+def _check_tied_head(head: Entry, embedding: Tensor) -> None:
+    """Files converted from pickles hold a tied head twice; it must equal the embedding."""
+    same = head.shape == embedding.shape and torch.equal(head.read().to(embedding.dtype), embedding)
+    if not same:
+        raise ValueError(
+            f"{head.path}: lm_head.weight differs from the embedding, though config.json ties "
+            "them: set its tie_word_embeddings to false"
         )
-        if not same:
-            raise ValueError(
-                f"{entry.path}: lm_head.weight differs from the embedding, though config.json ties "
-                "them: set its tie_word_embeddings to false"
-            )
 
 
 # --- export --------------------------------------------------------------------------------------

@@ -32,36 +32,12 @@ _DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # GPT-2's; others have 
 # --- config.json -> ModelConfig ------------------------------------------------------------------
 
 
-def family_in(raw: Mapping[str, Any], path: Path) -> Family:
-    """The family of a config.json. ValueError for other families and other classes."""
-    kind, named = str(raw.get("model_type")), raw.get("architectures")
-    family = next((family for family in FAMILIES if family.model_type == kind), None)
-    if family is None:
-        raise ValueError(
-            f"{path}: model_type {kind[:40]!r} cannot be imported: expected one of "
-            f"{', '.join(family.model_type for family in FAMILIES)}"
-        )
-    classes = [family.class_name(), family.class_name(classifier=True)]
-    if named and named not in ([name] for name in classes):
-        raise ValueError(
-            f"{path}: architectures {str(named)[:60]} cannot be imported: expected "
-            f"{' or '.join(classes)}"
-        )
-    return family
-
-
-def class_name(raw: Mapping[str, Any], path: Path) -> str:
-    """The class that a config.json names; ValueError as from family_in."""
-    family = family_in(raw, path)
-    return str((raw.get("architectures") or [family.class_name()])[0])
-
-
-def model_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
-    """The architecture that a config.json describes.
+def read(raw: Mapping[str, Any], path: Path) -> tuple[ModelConfig, str, list[str]]:
+    """The architecture that a config.json describes, its class, and notes for the user.
 
     Raises ValueError naming `path`, the field and its value if our axes cannot express it.
     """
-    family = family_in(raw, path)
+    family, cls = _family(raw, path)
     for name, expressed in (*_FIXED.items(), *family.fixed.items()):
         if name in raw and raw[name] not in expressed:
             raise _unsupported(path, name, raw[name])
@@ -80,41 +56,48 @@ def model_config(raw: Mapping[str, Any], path: Path) -> ModelConfig:
         fields["rope_theta"], fields["rope_scaling"] = _rope(raw, path)
     if "all" in family.axes["bias"] and (raw.get("attention_bias") or raw.get("mlp_bias")):
         fields["bias"] = "all"
-    dropouts = _dropouts(raw, path)
-    highest = max(dropouts, key=lambda name: dropouts[name])
-    fields["dropout"] = dropouts[highest]
-    if class_name(raw, path) == family.class_name(classifier=True):
-        fields["labels"] = _labels(raw, path)
-    try:
-        config = ModelConfig(**fields)
-    except ValidationError as error:
-        names = {ours: theirs for theirs, (ours, _) in family.sizes.items()}
-        names |= {"tie_embeddings": "tie_word_embeddings", "dropout": highest}
-        raise config_error(path, error, names) from None
-    return config
-
-
-def notes(raw: Mapping[str, Any], path: Path) -> list[str]:
-    """What the user should know about a config.json that can be imported."""
-    found = []
-    if raw.get("auto_map"):
-        found.append("the model's own code (auto_map) is ignored: it is not needed")
-    dropouts = _dropouts(raw, path)
-    highest = max(dropouts.values())
-    if highest and (len(dropouts) == 1 or min(dropouts.values()) < highest):
-        written = ", ".join(f"{name} {value}" for name, value in dropouts.items())
-        found.append(f"training applies dropout {highest} everywhere: config.json has {written}")
-    return found
-
-
-def _dropouts(raw: Mapping[str, Any], path: Path) -> dict[str, float]:
-    gpt2 = raw.get("model_type") == "gpt2"
-    names, default = (_DROPOUTS, 0.1) if gpt2 else (("attention_dropout",), 0.0)
+    names, default = (_DROPOUTS, 0.1) if family.gpt2 else (("attention_dropout",), 0.0)
     dropouts = {name: raw.get(name, default) for name in names}
     for name, value in dropouts.items():
         if not isinstance(value, int | float):
             raise _unsupported(path, name, value)
-    return dropouts
+    highest = max(dropouts, key=lambda name: dropouts[name])
+    fields["dropout"] = dropouts[highest]
+    if cls == family.class_name(classifier=True):
+        fields["labels"] = _labels(raw, path)
+    try:
+        config = ModelConfig(**fields)
+    except ValidationError as error:
+        theirs = {ours: theirs for theirs, (ours, _) in family.sizes.items()}
+        theirs |= {"tie_embeddings": "tie_word_embeddings", "dropout": highest}
+        raise config_error(path, error, theirs) from None
+    notes = []
+    if raw.get("auto_map"):
+        notes.append("the model's own code (auto_map) is ignored: it is not needed")
+    if config.dropout and (not family.gpt2 or min(dropouts.values()) < config.dropout):
+        written = ", ".join(f"{name} {value}" for name, value in dropouts.items())
+        notes.append(
+            f"training applies dropout {config.dropout} everywhere: config.json has {written}"
+        )
+    return config, cls, notes
+
+
+def _family(raw: Mapping[str, Any], path: Path) -> tuple[Family, str]:
+    """The family and the class of a config.json. ValueError for others."""
+    kind, named = str(raw.get("model_type")), raw.get("architectures")
+    family = next((family for family in FAMILIES if family.model_type == kind), None)
+    if family is None:
+        raise ValueError(
+            f"{path}: model_type {kind[:40]!r} cannot be imported: expected one of "
+            f"{', '.join(family.model_type for family in FAMILIES)}"
+        )
+    classes = [family.class_name(), family.class_name(classifier=True)]
+    if named and named not in ([name] for name in classes):
+        raise ValueError(
+            f"{path}: architectures {str(named)[:60]} cannot be imported: expected "
+            f"{' or '.join(classes)}"
+        )
+    return family, str((named or classes)[0])
 
 
 def _rope(raw: Mapping[str, Any], path: Path) -> tuple[Any, RopeScaling | None]:

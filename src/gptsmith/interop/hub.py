@@ -3,21 +3,12 @@
 from pathlib import Path
 
 # Never code, never a pickle.
-_PATTERNS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
-)
+_PATTERNS = [
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "chat_template.jinja", "chat_template.json",
+    "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json",
+]  # fmt: skip
 _REMEDY = (
     "put its config.json, tokenizer.json (with tokenizer_config.json and chat_template.jinja if it "
     "has them) and *.safetensors into a folder and import that"
@@ -36,13 +27,12 @@ def fetch(name: str) -> tuple[Path, str, list[str]]:
         raise ValueError(
             f"{name}: the Hub needs pip install 'gptsmith[hub]'; or {_REMEDY}"
         ) from None
-    patterns = list(_PATTERNS)
     try:
         # first, because without network a download would retry for half a minute
         info = HfApi().model_info(name, timeout=10)
     except Exception as error:  # of requests, httpx or the library: versions differ
         try:
-            folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+            folder = Path(snapshot_download(name, allow_patterns=_PATTERNS, local_files_only=True))
         except Exception:
             raise FileNotFoundError(
                 f"{name} is not a local folder, nor available from the Hub ({_first_line(error)}): "
@@ -51,7 +41,7 @@ def fetch(name: str) -> tuple[Path, str, list[str]]:
         return folder, folder.name, [f"the Hub is unreachable: using the cached {name}"]
     _check(name, [sibling.rfilename for sibling in info.siblings or ()])
     try:
-        folder = Path(snapshot_download(name, allow_patterns=patterns))
+        folder = Path(snapshot_download(name, allow_patterns=_PATTERNS))
     except Exception as error:
         raise FileNotFoundError(
             f"{name} cannot be downloaded ({_first_line(error)}): run this again to resume, or "
@@ -72,5 +62,4 @@ def _check(name: str, available: list[str]) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])

@@ -8,12 +8,11 @@ next to B, with rank and alpha multiplied accordingly.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import (
@@ -28,7 +27,7 @@ from pydantic import (
 from torch import Tensor
 
 from gptsmith import files
-from gptsmith.interop.hf_mapping import GPT2_NAMES, LLAMA_NAMES, Names, family_of, stored
+from gptsmith.interop.hf_mapping import GPT2_NAMES, LLAMA_NAMES, Names, Stored, family_of, stored
 from gptsmith.model import state_dict
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
@@ -52,14 +51,18 @@ _UNSUPPORTED = (
 )  # fmt: skip
 
 
-class _Fields(BaseModel):
-    """Types of the fields of adapter_config.json that are read here."""
+class _Config(BaseModel):
+    """The fields of adapter_config.json that are read here, with the values of plain LoRA."""
 
     model_config = ConfigDict(strict=True)
 
+    peft_type: Literal["LORA"]
     r: PositiveInt
     lora_alpha: FiniteFloat
     lora_dropout: float = Field(0.0, ge=0, le=1)
+    bias: Literal["none"] = "none"
+    init_lora_weights: Literal[True, False, "gaussian", "orthogonal"] = True
+    """Others change the base model's weights as well."""
     auto_mapping: dict[str, Any] | None = None
     modules_to_save: list[str] | None = None
     trainable_token_indices: list[NonNegativeInt] | dict[str, list[NonNegativeInt]] | None = None
@@ -105,15 +108,6 @@ def load(folder: Path, config: ModelConfig) -> Adapter:
     return from_peft(config, tensors, files.mapping(files.read_json(path), path))
 
 
-@dataclass(frozen=True)
-class _Linear:
-    """A linear layer of our blocks: its parts elsewhere, their rows (of B), its columns (of A)."""
-
-    parts: tuple[str, ...]  # with * for the number of the block
-    rows: tuple[int, ...]
-    columns: int
-
-
 def _names(config: ModelConfig) -> Names:
     try:
         return family_of(config).names
@@ -121,14 +115,18 @@ def _names(config: ModelConfig) -> Names:
         return _OWN_NAMES
 
 
-def _linears(config: ModelConfig, names: Names) -> dict[str, _Linear]:
-    """By our name within a block (`attention.qkv`)."""
-    linears = {}
-    for name, shape in state_dict.shapes(config).items():
-        if len(shape) == 2 and (found := re.fullmatch(r"blocks\.0\.(.+)\.weight", name)):
-            layout = stored(config, names, name, shape[0])
-            linears[found[1]] = _Linear(names[f"blocks.*.{found[1]}"], layout.rows, shape[1])
-    return linears
+def _linears(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The linear layers of the blocks and the shapes of their weights."""
+    return {
+        name.removesuffix(".weight"): shape
+        for name, shape in state_dict.shapes(config).items()
+        if name.startswith("blocks.") and len(shape) == 2
+    }
+
+
+def _kind(module: str) -> str:
+    """Its name within a block: `attention.qkv`."""
+    return module.split(".", 2)[2]
 
 
 def to_peft(config: ModelConfig, adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -138,35 +136,39 @@ def to_peft(config: ModelConfig, adapter: Adapter) -> tuple[dict[str, Tensor], d
     names, and `auto_mapping` in the configuration names our class.
     """
     names = _names(config)
-    own, linears = names is _OWN_NAMES, _linears(config, names)
     adapted: set[str] = set()
     theirs: dict[str, Tensor] = {}
     for name, tensor in adapter.tensors.items():
-        if found := re.fullmatch(r"blocks\.(\d+)\.(.+)\.lora_([AB])", name):
-            layer, kind, side = found.groups()
-            adapted.add(kind)
-            linear = linears[kind]
-            shares = [tensor] * len(linear.parts) if side == "A" else tensor.split(linear.rows)
-            for part, share in zip(linear.parts, shares, strict=True):
-                key = f"{_PREFIX}{part.replace('*', layer)}.lora_{side}.weight"
-                theirs[key] = share.clone()  # safetensors refuses tensors that share memory
-        elif name.endswith(".rows"):
-            theirs[f"{_PREFIX}{names[name.removesuffix('.rows')][0]}{_ROWS}"] = tensor
+        module, _, kind = name.rpartition(".")
+        if kind in ("lora_A", "lora_B"):
+            adapted.add(_kind(module))
+            layout = stored(config, names, name, len(tensor))
+            is_shared = kind == "lora_A"
+            parts = [tensor] * len(layout.names) if is_shared else tensor.split(layout.rows)
+            for part_name, part in zip(layout.names, parts, strict=True):
+                # safetensors refuses tensors that share memory
+                theirs[f"{_PREFIX}{part_name}.weight"] = part.clone()
+        elif kind == "rows":
+            theirs[f"{_PREFIX}{names[module][0]}{_ROWS}"] = tensor
         else:
             assert name == "score.weight", name
             theirs[_PREFIX + name] = tensor
     tables = ["embedding.token"] + ["head"] * ("head.rows" in adapter.tensors)
     ids = {names[table][0].split(".")[-1]: list(adapter.token_ids) for table in tables}
+    task, mapping = "SEQ_CLS" if config.labels else "CAUSAL_LM", None
+    if names is _OWN_NAMES:
+        file, cls = ("classifier", "GPTClassifier") if config.labels else ("gpt", "GPTModel")
+        mapping = dict(base_model_class=cls, parent_library=f"gptsmith.model.{file}")
     return theirs, dict(
         peft_type="LORA",
-        task_type=None if own else "SEQ_CLS" if config.labels else "CAUSAL_LM",
-        auto_mapping=_own_class(config) if own else None,
+        task_type=None if mapping else task,
+        auto_mapping=mapping,
         base_model_name_or_path=None,
         inference_mode=True,
         r=adapter.lora.rank,
         lora_alpha=adapter.lora.alpha,
         lora_dropout=adapter.lora.dropout,
-        target_modules=_targets(linears, adapted),
+        target_modules=_targets(config, names, adapted),
         fan_in_fan_out=names is GPT2_NAMES,  # GPT-2 stores its matrices transposed
         bias="none",
         modules_to_save=["score"] if config.labels else None,
@@ -174,21 +176,18 @@ def to_peft(config: ModelConfig, adapter: Adapter) -> tuple[dict[str, Tensor], d
     )
 
 
-def _own_class(c: ModelConfig) -> dict[str, str]:
-    if c.labels:
-        return dict(base_model_class="GPTClassifier", parent_library="gptsmith.model.classifier")
-    return dict(base_model_class="GPTModel", parent_library="gptsmith.model.gpt")
-
-
-def _targets(linears: Mapping[str, _Linear], adapted: set[str]) -> list[str]:
+def _targets(config: ModelConfig, names: Names, adapted: set[str]) -> list[str]:
     """Module names as peft matches them, by their end: the last word where that is unambiguous,
     else what follows the number of the block."""
-    parts = {kind: [p.partition("*.")[2] for p in linear.parts] for kind, linear in linears.items()}
-    wanted = [part for kind in parts if kind in adapted for part in parts[kind]]
-    others = {part for kind in parts for part in parts[kind]} - set(wanted)
-    taken = {part.split(".")[-1] for part in others}
-    last = {part: part.split(".")[-1] for part in wanted}
-    return list(dict.fromkeys(part if word in taken else word for part, word in last.items()))
+    parts = {
+        part.partition("*.")[2]: kind in adapted
+        for kind in dict.fromkeys(map(_kind, _linears(config)))
+        for part in names[f"blocks.*.{kind}"]
+    }
+    words = {part: part.split(".")[-1] for part in parts}
+    taken = {words[part] for part, wanted in parts.items() if not wanted}
+    found = (p if words[p] in taken else words[p] for p, wanted in parts.items() if wanted)
+    return list(dict.fromkeys(found))
 
 
 def from_peft(
@@ -200,10 +199,9 @@ def from_peft(
     one of smaller rank, is filled with zeros and computes the same. Raises ValueError naming a
     field of adapter_config.json or a tensor that is not LoRA on the linear layers of the blocks.
     """
-    _refuse_other_kinds(config, fields)
-    parent = str((fields.get("auto_mapping") or {}).get("parent_library"))
+    read = _validated(config, fields)
+    parent = str((read.auto_mapping or {}).get("parent_library"))
     names = _OWN_NAMES if parent.startswith("gptsmith.") else family_of(config).names
-    linears, rank = _linears(config, names), int(fields["r"])
     tables = {names[table][0] + _ROWS: f"{table}.rows" for table in ("embedding.token", "head")}
     matrices: dict[str, Tensor] = {}
     ours: dict[str, Tensor] = {}
@@ -219,61 +217,59 @@ def from_peft(
             ours[name] = tensor
         else:
             matrices[name.removesuffix(".weight")] = tensor
-    joined: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
-    for kind, linear in linears.items():
-        for layer in range(config.n_layer):
-            joined[kind, layer] = _join(linear, rank, str(layer), matrices)
+    joined = {}
+    for module, (rows, columns) in _linears(config).items():
+        layout = stored(config, names, f"{module}.lora", rows)
+        joined[module] = _join(layout, columns, read.r, matrices)
     if matrices:
         raise ValueError(
             f"adapter tensor {next(iter(matrices))} does not belong to a model of {config.n_layer} "
             "layers: expected LoRA on the linear layers of its blocks, rows of new tokens and a "
             "classifier's head"
         )
-    kinds = [
-        kind for kind in linears if any(len(joined[kind, i][0]) for i in range(config.n_layer))
-    ]
-    highest = max(len(a) for a, _ in joined.values())
-    if not highest:
+    rank = max(len(a) for a, _ in joined.values())
+    if not rank:
         raise ValueError("the adapter has no LoRA matrices: it would change nothing")
-    for (kind, layer), (a, b) in joined.items():
-        if kind in kinds:
-            zeros = highest - len(a)
-            ours[f"blocks.{layer}.{kind}.lora_A"] = torch.cat([a, a.new_zeros(zeros, a.shape[1])])
-            ours[f"blocks.{layer}.{kind}.lora_B"] = torch.cat([b, b.new_zeros(len(b), zeros)], 1)
+    kinds = dict.fromkeys(_kind(module) for module, (a, _) in joined.items() if len(a))
+    for module, (a, b) in joined.items():
+        if _kind(module) in kinds:
+            zeros = rank - len(a)
+            ours[f"{module}.lora_A"] = torch.cat([a, a.new_zeros(zeros, a.shape[1])])
+            ours[f"{module}.lora_B"] = torch.cat([b, b.new_zeros(len(b), zeros)], 1)
+    every = kinds.keys() == set(map(_kind, joined))
     lora = LoraConfig(
-        rank=highest,
-        alpha=float(fields["lora_alpha"]) * highest / rank,
-        dropout=float(fields.get("lora_dropout", 0.0)),
-        targets=() if len(kinds) == len(linears) else tuple(k.split(".")[1] for k in kinds),
+        rank=rank,
+        alpha=read.lora_alpha * rank / read.r,
+        dropout=read.lora_dropout,
+        targets=() if every else tuple(kind.split(".")[1] for kind in kinds),
     )
-    return Adapter(lora, ours, _token_ids(fields, ours))
+    return Adapter(lora, ours, _token_ids(read.trainable_token_indices or [], ours))
 
 
 def _join(
-    linear: _Linear, r: int, layer: str, matrices: dict[str, Tensor]
+    layout: Stored, columns: int, r: int, matrices: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """A (k * r, columns) and B (all rows, k * r) of a fused matrix, from the adapters (rank r) of
     some of its parts, which have k different A. Removes what it uses from `matrices`."""
     different: list[Tensor] = []
     blocks: list[tuple[int, int, Tensor]] = []  # top row, index among the different A, B
-    for i, part in enumerate(linear.parts):
-        name = part.replace("*", layer)
-        pair = [matrices.pop(f"{name}.lora_{side}", None) for side in "AB"]
+    for i, (name, rows) in enumerate(zip(layout.names, layout.rows, strict=True)):
+        pair = [matrices.pop(f"{name}_{side}", None) for side in "AB"]
         shapes = [None if x is None else tuple(x.shape) for x in pair]
         if shapes == [None, None]:
             continue
-        if shapes != [(r, linear.columns), (linear.rows[i], r)]:
+        if shapes != [(r, columns), (rows, r)]:
             raise ValueError(
-                f"adapter of {name}: A is {shapes[0]} and B {shapes[1]}, but the rank is {r} and "
-                f"the layer {linear.columns} to {linear.rows[i]}: it is for another model, or "
+                f"adapter of {name.removesuffix('.lora')}: A is {shapes[0]} and B {shapes[1]}, but "
+                f"the rank is {r} and the layer {columns} to {rows}: it is for another model, or "
                 "incomplete"
             )
         a, b = (x for x in pair if x is not None)
         at = next((i for i, x in enumerate(different) if torch.equal(a, x)), len(different))
         different[at:] = different[at:] or [a]
-        blocks.append((sum(linear.rows[:i]), at * r, b))
-    joined_a = torch.cat([*different, torch.empty(0, linear.columns)])
-    joined_b = torch.zeros(sum(linear.rows), len(joined_a), dtype=joined_a.dtype)
+        blocks.append((sum(layout.rows[:i]), at * r, b))
+    joined_a = torch.cat([*different, torch.empty(0, columns)])
+    joined_b = torch.zeros(sum(layout.rows), len(joined_a), dtype=joined_a.dtype)
     for top, left, b in blocks:
         joined_b[top : top + len(b), left : left + r] = b
     return joined_a, joined_b
@@ -290,32 +286,25 @@ def attach_adapter(model: GPTModel, adapter: Adapter, origin: str | Path) -> Non
     load_trainable_state_dict(model, {**rows, **adapter.tensors}, origin)
 
 
-def _refuse_other_kinds(config: ModelConfig, fields: Mapping[str, Any]) -> None:
-    bad = [field for field in _UNSUPPORTED if fields.get(field)]
-    if fields.get("peft_type") != "LORA":
-        bad.append("peft_type")
-    if fields.get("bias", "none") != "none":
-        bad.append("bias")
-    if fields.get("init_lora_weights", True) not in (True, False, "gaussian", "orthogonal"):
-        bad.append("init_lora_weights")  # others change the base model's weights as well
+def _validated(config: ModelConfig, fields: Mapping[str, Any]) -> _Config:
+    bad = next((field for field in _UNSUPPORTED if fields.get(field)), None)
     try:
-        read = _Fields.model_validate(fields)
-    except ValidationError as error:
-        bad.append(str(error.errors()[0]["loc"][0]))
-    else:
+        read = _Config.model_validate(fields)
         heads = {"score", "classifier"} if config.labels else set()
         if set(read.modules_to_save or ()) - heads:
-            bad.append("modules_to_save")
+            bad = bad or "modules_to_save"
+    except ValidationError as error:
+        bad = bad or str(error.errors()[0]["loc"][0])
     if bad:
         raise ValueError(
-            f"{CONFIG} has {bad[0]} {fields.get(bad[0])!r:.100}: only plain LoRA is supported; "
+            f"{CONFIG} has {bad} {fields.get(bad)!r:.100}: only plain LoRA is supported; "
             "merge the adapter with peft (merge_and_unload) and import the model"
         )
+    return read
 
 
-def _token_ids(fields: Mapping[str, Any], ours: Mapping[str, Tensor]) -> list[int]:
+def _token_ids(given: list[int] | dict[str, list[int]], ours: Mapping[str, Tensor]) -> list[int]:
     """The ids whose rows the adapter holds; one list, though peft allows one for each table."""
-    given = fields.get("trainable_token_indices") or []
     lists = list(given.values()) if isinstance(given, dict) else [given]
     sizes = {len(tensor) for name, tensor in ours.items() if name.endswith(".rows")}
     if any(ids != lists[0] for ids in lists) or sizes - {len(lists[0])}:
@@ -323,4 +312,4 @@ def _token_ids(fields: Mapping[str, Any], ours: Mapping[str, Tensor]) -> list[in
             f"{CONFIG} has trainable_token_indices {str(given)[:100]}: expected one list of ids, "
             "the same for embedding and head, with as many rows in the adapter"
         )
-    return list(lists[0])
+    return lists[0]

@@ -40,14 +40,19 @@ def open_source(source: str, ends: Sequence[str] = ()) -> ExternalModel:
     An existing path comes before a name, and the files in it decide. Raises ValueError or
     FileNotFoundError that says what was found or expected, and the remedy.
     """
+    model = _find(source, ends)
+    return replace(model, tokenizer=model.tokenizer.with_eos(ends)) if ends else model
+
+
+def _find(source: str, ends: Sequence[str]) -> ExternalModel:
     path = Path(source).expanduser()
     if path.is_dir():
         return _open_folder(path, ends)
     if path.exists():
-        return _with_ends(_open_file(path), ends)
+        return _open_file(path)
     if source in openai_files.GPT2:
         found = openai_tf.open_folder(openai_files.gpt2(source))
-        return _with_ends(replace(found, origin={**found.origin, "import": source}), ends)
+        return replace(found, origin={**found.origin, "import": source})
     if _ON_HUB.fullmatch(source):
         folder, revision, notes = hub.fetch(source)
         found = hf.open_folder(folder, ends)
@@ -60,16 +65,12 @@ def open_source(source: str, ends: Sequence[str] = ()) -> ExternalModel:
     )
 
 
-def _with_ends(model: ExternalModel, ends: Sequence[str]) -> ExternalModel:
-    return replace(model, tokenizer=model.tokenizer.with_eos(ends)) if ends else model
-
-
 def _open_folder(folder: Path, ends: Sequence[str]) -> ExternalModel:
     names = sorted(child.name for child in folder.iterdir() if child.is_file())
     if {"config.yaml", "model.json"} <= set(names):
         raise ValueError(f"{folder} is a run of gptsmith already: use it as it is")
     if "hparams.json" in names:
-        return _with_ends(openai_tf.open_folder(folder), ends)
+        return openai_tf.open_folder(folder)
     if "config.json" in names:
         return hf.open_folder(folder, ends)
     if "manifest.json" in names:
@@ -77,7 +78,7 @@ def _open_folder(folder: Path, ends: Sequence[str]) -> ExternalModel:
             f"{folder} is a prepared corpus or a run's checkpoint: import takes models"
         )
     if peft.CONFIG in names:
-        return _with_ends(_open_adapter(folder), ends)
+        return _open_adapter(folder)
     for name in names:
         if Path(name).suffix in _NANOGPT:
             raise ValueError(

@@ -14,7 +14,7 @@ from gptsmith.generate.options import SamplingConfig
 from gptsmith.run import Run, Which
 
 if TYPE_CHECKING:
-    from gptsmith.evaluate.report import Result
+    from gptsmith.evaluate.result import Result
     from gptsmith.generate.chat import Chat
     from gptsmith.generate.engine import Engine
     from gptsmith.model.gpt import GPTModel

@@ -123,6 +123,22 @@ def test_runs_with_equal_names_markup_and_other_tokenizers(
     assert found["compare"]["perplexity"]["val_loss"] != found["perplexity"]["val_loss"]
 
 
+def test_texts_are_compared_window_by_window(evaluate, runs, text, tmp_path):
+    out = tmp_path / "out.json"
+    code, shown, err = evaluate(runs[0], "--data", text, "--compare", runs[1], "--out", out)
+    assert (code, err) == (0, "")
+    assert "difference [95%]" in shown
+    paired = json.loads(out.read_text())["compare"]["paired"]["perplexity"]
+    for metric in ("val_loss", "perplexity", "bits_per_byte"):
+        low, high = paired[metric]["interval_95"]
+        assert low < paired[metric]["difference"] < high
+    items = [json.loads(x) for x in (tmp_path / "out.items.jsonl").read_text().splitlines()]
+    mine = [item for item in items if item["run"] == "one"]
+    nats, tokens = (sum(item[name] for item in mine) for name in ("nats", "tokens"))
+    assert nats / tokens == pytest.approx(paired["val_loss"]["one"])
+    assert sum(item["bytes"] for item in mine) == sum(len(t.encode()) for t in TEXTS)
+
+
 def test_truncated_question_has_a_note(evaluate, runs, tmp_path):
     row = {"ctx": "much longer than the context", "endings": ["a", "b"], "label": 0}
     (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"ctx": "short"}))

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from gptsmith.evaluate.charts import draw_confusion, draw_history
 from gptsmith.evaluate.classification import (
     Scores,
     log_probabilities,
@@ -16,7 +17,6 @@ from gptsmith.evaluate.classification import (
     score,
     table,
 )
-from gptsmith.evaluate.classification_plots import draw_confusion, draw_history
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig
 from gptsmith.train.runtime import Precision

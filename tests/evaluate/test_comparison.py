@@ -1,13 +1,21 @@
 """Two runs compared on the items that both have: values, differences, intervals, notes."""
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gptsmith.data.labelled import LabelledText
+from gptsmith.evaluate import classification, comparison, reference_metrics, skills
+from gptsmith.evaluate.accuracy import WORD_PERPLEXITY
 from gptsmith.evaluate.comparison import bootstrap, compare, interval
-from gptsmith.evaluate.report import Result, show_difference
+from gptsmith.evaluate.perplexity import STATISTICS
+from gptsmith.evaluate.reference_metrics import Entry
+from gptsmith.evaluate.report import show_difference
+from gptsmith.evaluate.result import Item, Result
 
 NAMES = ("one", "two")
 
@@ -36,7 +44,7 @@ def test_values_and_difference_are_those_of_the_common_items() -> None:
     fields = found.fields(*NAMES)
     assert fields["n"] == 3
     assert fields["acc"]["one"] == found.first.metrics["acc"]
-    assert compare(NAMES, two, one).differences["acc"].value == pytest.approx(-1 / 3)
+    assert compare(NAMES, two, one).differences["acc"][0] == pytest.approx(-1 / 3)
 
 
 def test_nothing_in_common_is_not_compared() -> None:
@@ -54,8 +62,8 @@ def test_items_without_a_value_are_left_out_of_the_pairs() -> None:
         "judge", 2, {"score": 45.0}, {}, [{"id": "a", "score": 60}, {"id": "b", "score": 30}]
     )
     found = compare(NAMES, one, two)
-    assert (found.first.n, found.differences["score"].value) == (1, 20)
-    assert found.differences["score"].interval is None  # of one item
+    assert (found.first.n, found.differences["score"][0]) == (1, 20)
+    assert found.differences["score"][1] is None  # of one item
 
 
 def test_repeated_and_composed_keys() -> None:
@@ -86,21 +94,132 @@ def test_chance_is_that_of_the_common_items() -> None:
     assert found.first.references["acc"]["chance"] == 0.25
 
 
-def test_metric_that_is_no_mean_needs_the_same_items() -> None:
-    def bleu(ids: str, value: float) -> Result:
+def test_metric_of_unknown_origin_needs_the_same_items() -> None:
+    def other(ids: str, value: float) -> Result:
         items = [{"id": i, "exact_match": 0.0} for i in ids]
-        return Result("text", len(ids), {"exact_match": 0.0, "bleu": value}, {}, items)
+        return Result("text", len(ids), {"exact_match": 0.0, "other": value}, {}, items)
 
-    same = compare(NAMES, bleu("abc", 5.0), bleu("cab", 4.0))
-    assert same.differences["bleu"] == (1.0, None)
-    assert "bleu" not in compare(NAMES, bleu("abc", 5.0), bleu("ab", 4.0)).differences
+    same = compare(NAMES, other("abc", 5.0), other("cab", 4.0))
+    assert same.differences["other"] == (1.0, None)
+    assert "other" not in compare(NAMES, other("abc", 5.0), other("ab", 4.0)).differences
+
+
+# --- metrics that are no means: their differences against a bootstrap written out ----------------
+
+
+def responses(rng: np.random.Generator) -> Result:
+    pytest.importorskip("sacrebleu")
+    words = ["the", "smith", "forged", "a", "ring", "of", "gold"]
+    reference = " ".join(words)
+    return reference_metrics.score([
+        Entry(str(i), f"q{i}", reference, " ".join(rng.permutation(words)[: 3 + i % 5]))
+        for i in range(30)
+    ])  # fmt: skip
+
+
+def bleu(items: Sequence[Item]) -> float:
+    from sacrebleu.metrics import BLEU
+
+    found = [item["response"] for item in items]
+    return float(BLEU().corpus_score(found, [[item["reference"] for item in items]]).score)
+
+
+def predictions(rng: np.random.Generator) -> Result:
+    labels = ("a", "b", "c")
+    truth = np.arange(30) % 3
+    log_p = np.log(0.7 * rng.dirichlet((1, 1, 1), size=30) + 0.3 * np.eye(3)[truth])
+    rows = [LabelledText("", labels[c], f"file:{i}") for i, c in enumerate(truth)]
+    return classification.result(labels, rows, log_p, truth.tolist())
+
+
+def macro_f1(items: Sequence[Item]) -> float:
+    pairs = [(item["label"], item["predicted"]) for item in items]
+    found = []
+    for label in {label for pair in pairs for label in pair}:
+        both = sum(pair == (label, label) for pair in pairs)
+        found.append(2 * both / sum((t == label) + (p == label) for t, p in pairs))
+    return sum(found) / len(found)
+
+
+def answers(rng: np.random.Generator) -> Result:
+    items = [
+        {"id": str(i), "measured": "held-out", "skill": "xyz"[i % 3], "correct": rng.random() < 0.5}
+        for i in range(30)
+    ]
+    known = {"held-out": skills._mean_over_skills("held-out")}
+    return Result.of("skills", items, ["held-out"], statistics=known)
+
+
+def mean_over_skills(items: Sequence[Item]) -> float:
+    found = []
+    for skill in {item["skill"] for item in items}:
+        found.append(np.mean([item["correct"] for item in items if item["skill"] == skill]))
+    return float(np.mean(found))
+
+
+def windows(rng: np.random.Generator) -> Result:
+    items = [
+        {"id": str(i), "nats": float(n), "tokens": 16 - i % 3, "bytes": 20 + i % 7,
+         "top1": 3, "top5": 9} for i, n in enumerate(rng.uniform(20, 60, size=30))
+    ]  # fmt: skip
+    return Result.of("perplexity", items, list(STATISTICS), statistics=STATISTICS)
+
+
+def bits_per_byte(items: Sequence[Item]) -> float:
+    return sum(i["nats"] for i in items) / math.log(2) / sum(i["bytes"] for i in items)
+
+
+def perplexity(items: Sequence[Item]) -> float:
+    return math.exp(sum(i["nats"] for i in items) / sum(i["tokens"] for i in items))
+
+
+@pytest.mark.parametrize(
+    ("measure", "metric", "direct"),
+    [
+        (responses, "bleu", bleu),
+        (predictions, "macro_f1", macro_f1),
+        (answers, "held-out", mean_over_skills),
+        (windows, "perplexity", perplexity),
+        (windows, "bits_per_byte", bits_per_byte),
+    ],
+)
+def test_differences_of_other_metrics_are_bootstrapped_over_the_items(
+    measure: Callable[[np.random.Generator], Result],
+    metric: str,
+    direct: Callable[[Sequence[Item]], float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(comparison, "RESAMPLES", 200)
+    rng = np.random.default_rng(1)
+    one, two = measure(rng), measure(rng)
+    value, limits = compare(NAMES, one, two).differences[metric]
+    assert value == pytest.approx(direct(one.items) - direct(two.items))
+    draw, found = np.random.default_rng(comparison.SEED), []
+    for drawn in [row for _ in range(2) for row in draw.integers(30, size=(100, 30))]:
+        a, b = ([result.items[i] for i in drawn] for result in (one, two))
+        found.append(direct(a) - direct(b))
+    assert limits == pytest.approx(tuple(np.quantile(found, (0.025, 0.975))))
+    # on the items that both have, the metric is theirs
+    some = replace(two, items=two.items[5:])
+    assert compare(NAMES, one, some).first.metrics[metric] == pytest.approx(direct(one.items[5:]))
+
+
+def test_other_windows_have_no_interval() -> None:
+    rng = np.random.default_rng(1)
+    one, two = (replace(windows(rng), conditions={"window": n}) for n in (16, 32))
+    found = compare(NAMES, one, two)
+    value, limits = found.differences["perplexity"]
+    assert (value, limits) == (one.metrics["perplexity"] - two.metrics["perplexity"], None)
+    assert found.notes == ["perplexity: one and two were measured differently: window 16 and 32"]
 
 
 def test_perplexity_of_words_is_compared_by_their_likelihoods() -> None:
     def words(*nats: float) -> Result:
         items = [{"id": str(i), "acc": 0.0, "nats": [x]} for i, x in enumerate(nats)]
         mean = math.exp(-sum(nats) / len(nats))
-        return Result("lambada", len(nats), {"acc": 0.0, "perplexity": mean}, {}, items)
+        metrics = {"acc": 0.0, "perplexity": mean}
+        known = {"perplexity": WORD_PERPLEXITY}
+        return Result("lambada", len(nats), metrics, {}, items, statistics=known)
 
     one, two = words(-1, -2, -1.5, -3), words(-2, -2, -4, -3.5)
     value, limits = compare(NAMES, one, two).differences["perplexity"]

@@ -144,12 +144,31 @@ def test_base_model_reads_examples_and_stops_before_the_next_question(model):
 
 
 def test_prompt_is_that_of_the_harness_with_fixed_examples():
-    [ids, _], shots = gsm8k._prompts(TOKENIZER, None, TEST, TRAIN[:2], 1000)
-    assert shots == [2, 2]
+    ids, shots = gsm8k._prompt(TOKENIZER, None, TEST[0], TRAIN[:2], 1000)
+    assert shots == 2
     assert TOKENIZER.decode(ids) == (
         "Question: 0 and 1?\nAnswer: So\n#### 1\n\nQuestion: 1 and 1?\nAnswer: So\n#### 2\n\n"
         "Question: 4 and 1?\nAnswer:"
     )
+
+
+def test_questions_and_examples_with_unknown_characters_are_left_out_and_counted():
+    known = Tokenizer.char(["Question: and 0123456789?\nAnswer: So\n#### 5"])
+    torch.manual_seed(0)
+    model = GPTModel(
+        ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=160, vocab_size=known.vocab_size)
+    )
+    pounds = Problem("£4 and 1?", "So\n#### 5")
+    result = score(model, known, None, [pounds, *TEST], [*TRAIN, pounds], max_new_tokens=8)
+    assert [item["id"] for item in result.items] == ["2", "3"]
+    assert [item["shots"] for item in result.items] == [3, 3]
+    first, second = result.notes
+    assert first.startswith("gsm8k: 1 of 3 questions are left out: the tokenizer cannot encode")
+    assert "character '£'" in first
+    assert first.endswith("(33%: 1)")
+    assert second.startswith("gsm8k: 1 of 4 examples are left out: the tokenizer cannot encode")
+    with pytest.raises(ValueError, match=r"1 of 1 questions are left out: .*'£'"):
+        score(model, known, None, [pounds])
 
 
 def test_examples_that_do_not_fit_are_left_out_with_a_note():
@@ -172,7 +191,7 @@ def test_chat_model_gets_a_message_and_examples_as_turns(model):
     assert [item["shots"] for item in result.items] == [0, 0]
     assert not result.notes
     chat = gsm8k.ChatTemplate(TEMPLATE, TOKENIZER)
-    [ids, _], _ = gsm8k._prompts(TOKENIZER, chat, TEST, TRAIN[:1], 1000)
+    ids, _ = gsm8k._prompt(TOKENIZER, chat, TEST[0], TRAIN[:1], 1000)
     assert TOKENIZER.decode(ids) == (
         "<|user|>0 and 1?<|end|><|assistant|>So\n#### 1<|end|><|user|>4 and 1?<|end|><|assistant|>"
     )

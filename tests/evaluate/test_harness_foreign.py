@@ -53,6 +53,6 @@ def test_scores_and_texts_are_those_of_the_stock_model(kind: str, tmp_path: Path
     assert [t.lstrip() for t in ours.generate_until(tasks)] == [
         t.lstrip() for t in stock.generate_until(tasks)
     ]
-    problems = [gsm8k.Problem("How many riders?", "Three and four. #### 7")]
-    prompts, _ = gsm8k._prompts(run.tokenizer, None, problems, (), 64)
-    assert prompts == [tokenizer("Question: How many riders?\nAnswer:").input_ids]
+    problem = gsm8k.Problem("How many riders?", "Three and four. #### 7")
+    prompt, _ = gsm8k._prompt(run.tokenizer, None, problem, (), 64)
+    assert prompt == tokenizer("Question: How many riders?\nAnswer:").input_ids

@@ -59,11 +59,6 @@ def test_exact_match_needs_no_extra(monkeypatch):
     assert "gptsmith[eval]" in result.notes[0]
 
 
-def test_no_entries_are_refused():
-    with pytest.raises(ValueError, match="nothing to score"):
-        score([])
-
-
 # --- files ---------------------------------------------------------------------------------------
 
 

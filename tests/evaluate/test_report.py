@@ -9,8 +9,9 @@ import statistics
 import pytest
 from rich.console import Console
 
-from gptsmith.evaluate import report
-from gptsmith.evaluate.report import COLOURS, Result
+from gptsmith.evaluate import charts, report, result
+from gptsmith.evaluate.charts import COLOURS
+from gptsmith.evaluate.result import Result
 
 RUN = [
     Result(
@@ -36,13 +37,13 @@ def shown(table) -> str:
 
 def test_standard_error_is_that_of_a_sample():
     values = [1.0, 0.0, 0.0, 1.0, 1.0]
-    mean, error = report.mean(values)
+    mean, error = result.mean(values)
     assert mean == 0.6
     assert error == pytest.approx(statistics.stdev(values) / math.sqrt(5))
-    assert report.mean([1, 1, 1]) == (1.0, 0.0)
-    assert math.isnan(report.mean([0.5])[1])
+    assert result.mean([1, 1, 1]) == (1.0, 0.0)
+    assert math.isnan(result.mean([0.5])[1])
     with pytest.raises(ValueError, match="nothing to score"):
-        report.mean([])
+        result.mean([])
 
 
 def test_fields_are_json_without_nan():
@@ -76,7 +77,7 @@ def test_comparison_has_a_column_per_run():
 
 
 def test_only_shares_have_an_axis_in_common():
-    panels = report._panels({"a": RUN, "b": OTHER})
+    panels = charts._panels({"a": RUN, "b": OTHER})
     shares = [("hellaswag", "acc"), ("hellaswag", "acc_token"), ("lambada", "acc")]
     assert list(panels.values()) == [
         [*shares, ("text", "rouge1")], [("lambada", "perplexity")], [("text", "bleu")],
@@ -86,22 +87,22 @@ def test_only_shares_have_an_axis_in_common():
 
 def test_chart_is_png_and_pdf_and_reproducible(tmp_path):
     stem = tmp_path / "runs.v2"  # a stem, not a suffix
-    report.draw(stem, {"runs/a": RUN, "runs/b": OTHER})
+    charts.draw(stem, {"runs/a": RUN, "runs/b": OTHER})
     first = [(tmp_path / f"runs.v2{suffix}").read_bytes() for suffix in (".png", ".pdf")]
     assert first[0].startswith(b"\x89PNG")
     assert first[1].startswith(b"%PDF")
-    report.draw(stem, {"runs/a": RUN, "runs/b": OTHER})
+    charts.draw(stem, {"runs/a": RUN, "runs/b": OTHER})
     assert first == [(tmp_path / f"runs.v2{suffix}").read_bytes() for suffix in (".png", ".pdf")]
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_charts_of_infinity_of_nothing_and_of_too_many_runs(tmp_path):
-    report.draw(tmp_path / "inf", {"a": [Result("p", 1, {"perplexity": math.inf}, {})]})
+    charts.draw(tmp_path / "inf", {"a": [Result("p", 1, {"perplexity": math.inf}, {})]})
     with pytest.raises(ValueError, match="nothing to draw"):
-        report.draw(tmp_path / "none", {"a": []})
+        charts.draw(tmp_path / "none", {"a": []})
     runs = {str(n): OTHER for n in range(len(COLOURS) + 1)}
     with pytest.raises(ValueError, match="at most 6"):
-        report.draw(tmp_path / "many", runs)
+        charts.draw(tmp_path / "many", runs)
 
 
 def test_narrow_terminal_cuts_no_figures():

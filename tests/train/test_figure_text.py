@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gptsmith.evaluate.charts import draw, draw_confusion, draw_history
 from gptsmith.evaluate.classification import Scores
-from gptsmith.evaluate.classification_plots import draw_confusion, draw_history
-from gptsmith.evaluate.report import Result, draw
+from gptsmith.evaluate.result import Result
 from gptsmith.model import masks
 from gptsmith.train import figure_text as figures
 from gptsmith.train.figure_text import figure_text

@@ -18,7 +18,7 @@ SHOWN_ALONE = ("perplexity", "skills", "classify")
 
 if TYPE_CHECKING:
     from gptsmith.evaluate.comparison import Comparison
-    from gptsmith.evaluate.report import Result
+    from gptsmith.evaluate.result import Result
     from gptsmith.run import Run
 
 
@@ -116,15 +116,12 @@ def _show(options: EvaluateOptions, run: Run, result: Result) -> None:
     if result.task == "perplexity":
         m, d = result.metrics, {**result.details, **result.conditions}
         stride = "" if d["stride"] == d["window"] else f", every {d['stride']:,}"
+        per_byte = f"  bits per byte {m['bits_per_byte']:.4f}\n" if "bits_per_byte" in m else ""
         terminal.say(
             f"{run.path} on {d['on']}, {result.n:,} tokens, windows of {d['window']:,}{stride}\n"
             f"  precision     {d['precision']}, {d['precision_reason']}\n"
             f"  loss          {m['val_loss']:.4f} nats per token\n"
-            f"  perplexity    {m['perplexity']:,.2f}"
-        )
-        if "bits_per_byte" in m:
-            terminal.say(f"  bits per byte {m['bits_per_byte']:.4f}")
-        terminal.say(
+            f"  perplexity    {m['perplexity']:,.2f}\n{per_byte}"
             f"  next token    {m['top1']:.1%} predicted first, {m['top5']:.1%} among the first 5"
         )
 
@@ -136,53 +133,41 @@ def _report(
     stem: Path | None,
 ) -> None:
     """Print the results and notes, and write the requested files."""
-    from gptsmith.evaluate import report
+    from gptsmith.evaluate import charts, classification, report
 
     for name, some in results.items():
         for note in dict.fromkeys(note for result in some for note in result.notes):
             terminal.note(f"{name}: {note}" if len(results) > 1 else note)
     compared = _compare(results)
-    results_shown: Mapping[str, Sequence[Result]] = results
+    shown: Mapping[str, Sequence[Result]] = results
     if compared:
         for note in [note for comparison in compared.values() for note in comparison.notes]:
             terminal.note(note)
-        results_shown = _common(results, compared)
-        differences = {
-            (task, metric): report.show_difference(metric, *difference)
-            for task, comparison in compared.items()
-            for metric, difference in comparison.differences.items()
+        first, second = results
+        shown = {
+            first: [compared[r.task].first if r.task in compared else r for r in results[first]],
+            second: [comparison.second for comparison in compared.values()],
         }
-        Console().print(report.comparison(results_shown, differences))
-    else:
-        own = next(iter(results.values()))
-        if shown := [r for r in own if r.task not in SHOWN_ALONE]:
-            Console().print(report.table(shown))
+        differences = {task: comparison.differences for task, comparison in compared.items()}
+        Console().print(report.comparison(shown, differences))
+    elif some := [r for r in next(iter(results.values())) if r.task not in SHOWN_ALONE]:
+        Console().print(report.table(some))
     if stem is None:
         return
     if options.out is not None:
         _write(options.out, stem, results, compared)
-    charts = []
-    if any(result.metrics for some in results_shown.values() for result in some):
-        report.draw(stem, results_shown)
-        charts.append(stem)
-    charts += _draw_confusions(stem, results)
-    if charts:
-        terminal.say(f"chart: {', '.join(f'{chart}.png, {chart}.pdf' for chart in charts)}")
-
-
-def _draw_confusions(stem: Path, results: Mapping[str, Sequence[Result]]) -> list[Path]:
-    """The confusion matrix of each classifier, as STEM-confusion; for two runs with their names."""
-    charts = []
-    for name, result in [(name, r) for name, some in results.items() for r in some]:
-        if result.task != "classify":
-            continue
-        from gptsmith.evaluate import classification, classification_plots
-
-        suffix = "-confusion" if len(results) == 1 else f"-confusion-{Path(name).name}"
-        charts.append(stem.with_name(stem.name + suffix))
-        scores = classification.scores_of(result)
-        classification_plots.draw_confusion(charts[-1], scores, Path(name).name)
-    return charts
+    drawn = []
+    if any(result.metrics for some in shown.values() for result in some):
+        charts.draw(stem, shown)
+        drawn.append(stem)
+    for name, result in ((name, r) for name, some in results.items() for r in some):
+        if result.task == "classify":
+            title = Path(name).name
+            suffix = "-confusion" if len(results) == 1 else f"-confusion-{title}"
+            drawn.append(stem.with_name(stem.name + suffix))
+            charts.draw_confusion(drawn[-1], classification.scores_of(result), title)
+    if drawn:
+        terminal.say(f"chart: {', '.join(f'{chart}.png, {chart}.pdf' for chart in drawn)}")
 
 
 def _compare(results: Mapping[str, Sequence[Result]]) -> dict[str, Comparison]:
@@ -192,23 +177,8 @@ def _compare(results: Mapping[str, Sequence[Result]]) -> dict[str, Comparison]:
     if len(results) < 2:
         return {}
     (first, own), (second, other) = results.items()
-    by_task = {result.task: result for result in other}
-    return {
-        result.task: compare((first, second), result, by_task[result.task])
-        for result in own
-        if result.task in by_task
-    }
-
-
-def _common(
-    results: Mapping[str, Sequence[Result]], compared: Mapping[str, Comparison]
-) -> dict[str, list[Result]]:
-    """The results of two runs, those that were compared on what they have in common."""
-    first, second = results
-    return {
-        first: [compared[r.task].first if r.task in compared else r for r in results[first]],
-        second: [comparison.second for comparison in compared.values()],
-    }
+    pairs = [(one, two) for one in own for two in other if one.task == two.task]
+    return {one.task: compare((first, second), one, two) for one, two in pairs}
 
 
 def _write(

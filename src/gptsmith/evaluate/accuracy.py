@@ -20,10 +20,14 @@ import numpy as np
 
 from gptsmith.evaluate.likelihood import Likelihood, Request, encode_pairs, log_likelihoods
 from gptsmith.evaluate.multiple_choice import Question, Task
-from gptsmith.evaluate.report import Result, chance, mean
+from gptsmith.evaluate.result import Result, Statistic, chance, exp, left_out
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.target_leakage import first_target
 from gptsmith.tokenizer import Tokenizer
+
+WORD_PERPLEXITY = Statistic(
+    lambda items: [item["nats"] for item in items], lambda means: exp(-means[..., 0])
+)
 
 
 def score(
@@ -52,18 +56,14 @@ def score(
         _item(task, question, requests, list(islice(found, len(requests))))
         for question, requests in selected
     ]
-    metrics: dict[str, float] = {}
-    stderr: dict[str, float] = {}
-    for metric in task.metrics:
-        if metric == "perplexity":
-            loss, error = mean([-item["nats"][0] for item in items])
-            metrics[metric] = math.exp(min(loss, 700))
-            stderr[metric] = metrics[metric] * error  # to first order
-        else:
-            metrics[metric], stderr[metric] = mean([item[metric] for item in items])
-    known = references(task, [question for question, _ in selected])
-    notes = [*task.notes, *notes]
-    return Result(task.name, len(items), metrics, stderr, items, notes=notes, references=known)
+    return Result.of(
+        task.name,
+        items,
+        task.metrics,
+        notes=[*task.notes, *notes],
+        references=references(task, [question for question, _ in selected]),
+        statistics={"perplexity": WORD_PERPLEXITY},
+    )
 
 
 def references(task: Task, questions: Sequence[Question]) -> dict[str, dict[str, float]]:
@@ -95,7 +95,7 @@ def select(
     # Tokens before this position see later ones, and would see the answer: prefix(n).
     start = first_target(model.mask, C, model.config.n_head, model.config.n_layer)
     selected: list[tuple[Question, list[Request]]] = []
-    left_out: dict[str, list[str]] = {}
+    unscored: dict[str, list[str]] = {}
     truncated = 0
     for question, requests in zip(questions, _encoded(tokenizer, questions), strict=True):
         if isinstance(requests, str):
@@ -113,17 +113,12 @@ def select(
             selected.append((question, requests))
             truncated += any(len(r.context) + len(r.continuation) > C + 1 for r in requests)
             continue
-        left_out.setdefault(reason, []).append(question.id)
-    total = f"of {len(questions):,} questions"
-    notes = [
-        f"{name}: {len(ids):,} {total} are left out: {reason} "
-        f"({len(ids) / len(questions):.0%}: {', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})"
-        for reason, ids in left_out.items()
-    ]
+        unscored.setdefault(reason, []).append(question.id)
+    notes = [left_out(name, ids, len(questions), reason) for reason, ids in unscored.items()]
     if truncated:
         notes.append(
-            f"{name}: {truncated:,} {total} are truncated on the left: they are longer than the"
-            f" model's context of {C} tokens"
+            f"{name}: {truncated:,} of {len(questions):,} questions are truncated on the left: "
+            f"they are longer than the model's context of {C} tokens"
         )
     if not selected:
         raise ValueError("; ".join(notes) if notes else f"{name}: no questions")

@@ -6,7 +6,7 @@ B batch, T time, N texts, L classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from rich.table import Table
 
 from gptsmith.data.classification import encode_texts, pad
 from gptsmith.data.labelled import LabelledText
-from gptsmith.evaluate.report import Result, mean
+from gptsmith.evaluate.result import Item, Result, Statistic, mean_share
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.run import Run
 from gptsmith.tokenizer import Tokenizer
@@ -177,20 +177,36 @@ def result(
         }
         for i, (row, p, true) in enumerate(zip(rows, np.exp(log_p), classes, strict=True))
     ]
-    errors = {name: mean([item[name] for item in items])[1] for name in ("accuracy", "loss")}
     fields = scores.fields()
     metrics = {name: fields.pop(name) for name in ("accuracy", "macro_f1", "loss")}
-    low, high = wilson(int(scores.counts.trace()), len(items))
-    return Result(
+    made = Result.of(
         "classify",
-        len(items),
-        metrics,
-        errors,
         items,
-        {"accuracy_95": [low, high], **fields},
-        notes,
+        list(metrics),
+        details={"accuracy_95": [*wilson(int(scores.counts.trace()), len(items))], **fields},
+        notes=notes,
         references={"accuracy": {"majority class": scores.majority}},
+        statistics={"macro_f1": macro_f1(labels)},
     )
+    return replace(made, metrics=metrics)
+
+
+def macro_f1(labels: Sequence[str]) -> Statistic:
+    """The mean F1 of the classes that occur, from the items of `result`."""
+
+    def columns(items: Sequence[Item]) -> np.ndarray:
+        """Whether each text belongs to each class, is predicted as it, and both: (n, 3 L)."""
+        truth, found = (
+            np.array([[item[name] == label for label in labels] for item in items])
+            for name in ("label", "predicted")
+        )
+        return np.hstack([truth, found, truth & found])
+
+    def value(means: np.ndarray) -> Any:
+        truth, found, both = np.split(means, 3, axis=-1)
+        return mean_share(2 * both, truth + found)
+
+    return Statistic(columns, value)
 
 
 def scores_of(result: Result) -> Scores:

@@ -7,32 +7,26 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from gptsmith.evaluate.report import Result, chance, mean, show
+from gptsmith.evaluate.report import Difference, show
+from gptsmith.evaluate.result import Item, Result, Statistic, chance, mean_of
 
 RESAMPLES = 10_000
 SEED = 0
 _Z = 1.96  # of a 95% interval
 _PER_TOKEN = {"val_loss", "perplexity", "top1", "top5"}  # of the perplexity task
+_WINDOW = ("on", "window", "stride", "tokenizer")  # conditions under which windows are the same
 
 Key = tuple[object, ...]
-Item = Mapping[str, Any]
-
-
-class Difference(NamedTuple):
-    """The first run's metric minus the second's, and a 95% interval if one can be given."""
-
-    value: float
-    interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A task of two runs, reduced to what can be compared. notes: what was left out, and what
-    else differs."""
+    """A task of two runs, reduced to what can be compared. differences: the first run's metrics
+    minus the second's. notes: what was left out, and what else differs."""
 
     first: Result
     second: Result
@@ -49,11 +43,10 @@ class Comparison:
 
 
 def compare(names: tuple[str, str], first: Result, second: Result) -> Comparison:
-    """Pair the items of two results of one task.
+    """Pair the items of two results of one task by `Result.key`.
 
-    Items are paired by `Result.key`. A metric that is a mean over items is that of the common ones;
-    another one is kept only where both runs have the same items. Without items, as for perplexity,
-    there is no interval.
+    Metrics are those of the items that both have. Where windows of text differ there are no common
+    items: the metrics of all the text are compared, without an interval.
     """
     task = first.task
     notes = _different_conditions(names, first, second)
@@ -67,64 +60,69 @@ def compare(names: tuple[str, str], first: Result, second: Result) -> Comparison
             f"{task}: the tokenizers differ, and so do the tokens: only bits_per_byte can be "
             "compared"
         )
+    if any(first.conditions.get(name) != second.conditions.get(name) for name in _WINDOW):
+        first, second = (replace(result, items=()) for result in (first, second))
     a, b = _by_key(first), _by_key(second)
-    columns = {metric: column for metric in shared if (column := _column(metric, first, second))}
-
-    def scored(item: Item) -> bool:
-        return all(column(item) is not None for column in columns.values())
-
-    common = [key for key in a if key in b and scored(a[key]) and scored(b[key])]
-    if not (len(common) == len(a) == len(b)):
-        shared = [*columns] if common else []
+    common = [key for key in a if key in b]
+    if not (len(common) == len(first.items) == len(second.items)):
         notes.append(_left_out(names, first, second, len(common)))
-    values = [
-        {m: [columns[m](items[key]) for key in common] for m in columns if m in shared}
-        for items in (a, b)
-    ]
-    one = _reduced(first, [a[key] for key in common], shared, values[0])
-    two = _reduced(second, [b[key] for key in common], shared, values[1])
+        shared = [m for m in shared if _statistic(first, m)] if common else []
+        first, second = (
+            _on(result, shared, [items[key] for key in common])
+            for result, items in ((first, a), (second, b))
+        )
     differences = {}
     for metric in shared:
         found = None
-        if metric in values[0]:
-            found = interval(values[0][metric], values[1][metric], _transform(metric))
-        differences[metric] = Difference(one.metrics[metric] - two.metrics[metric], found)
-    return Comparison(one, two, differences, notes)
+        if common and (one := _statistic(first, metric)) and (two := _statistic(second, metric)):
+            x, y = (s.columns([i[k] for k in common]) for s, i in ((one, a), (two, b)))
+            found = interval(x, y, one.value, two.value)
+        difference = first.metrics[metric] - second.metrics[metric]
+        differences[metric] = (difference, found)
+    first, second = (
+        replace(result, metrics={metric: result.metrics[metric] for metric in shared})
+        for result in (first, second)
+    )
+    return Comparison(first, second, differences, notes)
 
 
 def interval(
-    a: Sequence[float], b: Sequence[float], of: Callable[[Any], Any] = lambda mean: mean
+    a: Any,
+    b: Any,
+    of_a: Callable[[np.ndarray], Any] = lambda means: means[..., 0],
+    of_b: Callable[[np.ndarray], Any] | None = None,
 ) -> tuple[float, float] | None:
-    """95% interval of of(mean(a)) - of(mean(b)), for values of the same items; None for a single
-    item, and where all differences are equal.
+    """95% interval of of_a(means of a) - of_b(means of b), for columns (n, K) or (n,) of the same
+    n items; None for a single item, and where no resample changes the difference.
 
     Right or wrong: Agresti and Min (2005), half an item added to each of the four cases, so that it
     has a width even where no item differs. Other values: percentile bootstrap over the items.
     """
-    differences = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    if len(differences) < 2:
+    x, y = (np.asarray(values, np.float64).reshape(len(values), -1) for values in (a, b))
+    if len(x) < 2:
         return None
-    if {*a, *b} <= {0.0, 1.0}:
-        n, gained = len(differences) + 2, float(differences.sum())
+    if x.shape[1] == 1 and np.isin([x, y], (0.0, 1.0)).all():
+        differences = x - y
+        n, gained = len(x) + 2, float(differences.sum())
         changed = float(np.abs(differences).sum()) + 1
         centre, spread = gained / n, _Z * math.sqrt(changed - gained**2 / n) / n
         return max(-1.0, centre - spread), min(1.0, centre + spread)
-    if np.ptp(differences) == 0:
-        return None
-    low, high = bootstrap(a, b, of=lambda means: of(means[0]) - of(means[1]))
-    return low, high
+    K, of_b = x.shape[1], of_b or of_a
+    low, high = bootstrap(np.hstack([x, y]), lambda m: of_a(m[..., :K]) - of_b(m[..., K:]))
+    return None if math.isclose(low, high, rel_tol=1e-12, abs_tol=1e-12) else (low, high)
 
 
 def bootstrap(
-    *columns: Sequence[float], of: Callable[[np.ndarray], Any] = lambda means: means[0]
+    columns: Any, of: Callable[[np.ndarray], Any] = lambda means: means[..., 0]
 ) -> list[float]:
-    """95% confidence interval of a function of the columns' means, by the percentile bootstrap over
-    their rows (Efron 1979). Seeded: equal values have equal intervals."""
-    x, draw = np.asarray(columns, dtype=np.float64), np.random.default_rng(SEED)  # (columns, rows)
-    found = [
-        of(x[:, draw.integers(x.shape[1], size=(100, x.shape[1]))].mean(axis=-1))
-        for _ in range(RESAMPLES // 100)
-    ]
+    """95% confidence interval of a function of the means of columns (n, K) or (n,), by the
+    percentile bootstrap over their rows (Efron 1979). Seeded: equal values have equal intervals."""
+    n, found, draw = len(columns), [], np.random.default_rng(SEED)
+    x = np.asarray(columns, np.float64).reshape(n, -1)
+    for _ in range(RESAMPLES // 100):
+        drawn = draw.integers(n, size=(100, n)) + n * np.arange(100)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=100 * n).reshape(100, n)
+        found.append(of(counts @ x / n))
     low, high = np.quantile(np.concatenate(found), (0.025, 0.975))
     return [float(low), float(high)]
 
@@ -132,55 +130,33 @@ def bootstrap(
 # --- items ---------------------------------------------------------------------------------------
 
 
+def _statistic(result: Result, metric: str) -> Statistic | None:
+    """How the metric follows from the items; None if it does not."""
+    if metric in result.statistics:
+        return result.statistics[metric]
+    return mean_of(metric) if all(metric in item for item in result.items) else None
+
+
 def _by_key(result: Result) -> dict[Key, Item]:
-    """The items by their key, and by a number where several have the same one."""
+    """The items by their key, and by a number where several have the same one; without those that
+    have no value, as where a judge gave no verdict."""
     seen: Counter[Key] = Counter()
     items = {}
     for item in result.items:
         key = tuple(item.get(name) for name in result.key)
         seen[key] += 1
-        items[*key, seen[key]] = item
+        if all(item.get(metric, 0) is not None for metric in result.metrics):
+            items[*key, seen[key]] = item
     return items
 
 
-def _column(metric: str, *results: Result) -> Callable[[Item], Any] | None:
-    """The values whose mean a metric is; None if it is not made of values of single items."""
-    if not all(result.items for result in results):
-        return None
-    if all(metric in item for result in results for item in result.items):
-        return lambda item: item[metric]
-    if metric == "perplexity" and all("nats" in item for r in results for item in r.items):
-        return lambda item: -item["nats"][0]
-    return None
-
-
-def _transform(metric: str) -> Callable[[Any], Any]:
-    return (lambda nats: np.exp(np.minimum(nats, 700))) if metric == "perplexity" else lambda x: x
-
-
-def _reduced(
-    result: Result,
-    items: Sequence[Item],
-    metrics: Sequence[str],
-    values: Mapping[str, Sequence[float]],
-) -> Result:
-    """The result of some of its items and metrics. values: of the items, by metric; a metric
-    without any is kept as it is."""
-    means, errors = {}, {}
-    for metric in metrics:
-        if metric not in values:
-            means[metric] = result.metrics[metric]
-            errors[metric] = result.stderr.get(metric, math.nan)
-            continue
-        centre, error = mean(values[metric])
-        means[metric] = float(_transform(metric)(centre))
-        errors[metric] = error * means[metric] if metric == "perplexity" else error
+def _on(result: Result, metrics: Sequence[str], items: Sequence[Item]) -> Result:
+    """The result of some of its items, with the chance of guessing those."""
     known = {metric: dict(found) for metric, found in result.references.items()}
     for found in known.values():
         if "chance" in found and items:
             found["chance"] = chance([len(item["nats"]) for item in items])
-    n = len(items) if result.items else result.n
-    return replace(result, metrics=means, stderr=errors, n=n, references=known)
+    return replace(result, metrics=dict.fromkeys(metrics, 0.0), references=known).on(items)
 
 
 # --- notes ---------------------------------------------------------------------------------------

@@ -12,11 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from gptsmith.chat_template.template import ChatTemplate, Message
 from gptsmith.data.rows import Row, read_rows
-from gptsmith.evaluate.report import Result, mean, prompt_form
+from gptsmith.evaluate.result import Result, encodable, left_out, prompt_form
 from gptsmith.evaluate.task_data import data_folder, hub_rows, text
 from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import SamplingConfig
@@ -107,98 +106,94 @@ def score(
     strict: the number after `#### `; flexible: the last number of the text. A base model (template
     None) reads the examples before each question; a chat model gets a user message, with the
     examples as earlier turns. Examples that do not fit into the context are left out; a question
-    that does not fit counts as wrong. Notes say how many. ValueError without problems.
+    that does not fit counts as wrong. Questions and examples that the tokenizer cannot encode are
+    left out. Notes say how many. ValueError without problems.
     """
     chat = None if template is None else ChatTemplate(template, tokenizer)
     C = model.config.context_length
-    config = SamplingConfig(temperature=0, max_new_tokens=max_new_tokens)
     room = max(C - max_new_tokens, C // 2)
-    prompts, shots = _prompts(tokenizer, chat, problems, examples, room)
-    short_enough = [i for i, prompt in enumerate(prompts) if len(prompt) <= room]
-    short_enough.sort(key=lambda i: len(prompts[i]))  # little padding
+    asking = [p.question if chat else _text([p]) for p in problems]
+    known, why = encodable(tokenizer, asking)
+    notes = []
+    if unknown := sorted({*range(len(problems))} - {*known}):
+        notes.append(left_out("gsm8k", [str(i + 1) for i in unknown], len(problems), why))
+    if problems and not known:
+        raise ValueError(notes[0])
+    shown, why = encodable(tokenizer, [p.question + p.answer for p in examples])
+    if len(shown) < len(examples):
+        count = len(examples) - len(shown)
+        notes.append(f"gsm8k: {count:,} of {len(examples):,} examples are left out: {why}")
+    examples = [examples[i] for i in shown]
+    asked = {i: _prompt(tokenizer, chat, problems[i], examples, room) for i in known}
+    fitting = sorted((len(ids), i) for i, (ids, _) in asked.items() if len(ids) <= room)
     engine = Engine(model, tokenizer)
-    stop_ids = [
-        *tokenizer.special_ids.ends,
-        *tokenizer.special_ids.control,
-        *(chat.stop_ids if chat else ()),
-    ]
-    stop = () if chat else STOP
+    config = SamplingConfig(temperature=0, max_new_tokens=max_new_tokens)
+    stop_ids = [*tokenizer.special_ids.ends, *tokenizer.special_ids.control]
+    stop, stop_ids = (STOP, stop_ids) if chat is None else ((), [*stop_ids, *chat.stop_ids])
     generations = {
-        i: engine.add(Request(prompts[i], config, stop, stop_ids, context_shift=chat is None))
-        for i in short_enough
+        i: engine.add(Request(asked[i][0], config, stop, stop_ids, context_shift=chat is None))
+        for _, i in fitting  # by length: little padding
     }
     finished = engine.as_completed(generations.values())
     for _ in progress(finished, "answering GSM8K", len(generations)):
         pass
-    solutions = [generations[i].text if i in generations else "" for i in range(len(problems))]
-    items: list[dict[str, Any]] = []
-    for number, (problem, solution) in enumerate(zip(problems, solutions, strict=True)):
-        correct = _plain(problem.answer)
-        found = {"strict": strict(solution), "flexible": flexible(solution)}
+    items = []
+    for i, (_, shots) in asked.items():
+        solution = generations[i].text if i in generations else ""
+        correct = _plain(problems[i].answer)
         items.append({
-            "id": str(number + 1),
-            "question": problem.question,
+            "id": str(i + 1),
+            "question": problems[i].question,
             "answer": correct,
             "generated": solution,
-            "shots": shots[number],
-            **{name: _plain(value) == correct for name, value in found.items()},
+            "shots": shots,
+            "strict": _plain(strict(solution)) == correct,
+            "flexible": _plain(flexible(solution)) == correct,
         })  # fmt: skip
-    names = ("strict", "flexible")
-    means = {name: mean([float(item[name]) for item in items]) for name in names}
-    return Result(
-        "gsm8k",
-        len(items),
-        {name: means[name][0] for name in names},
-        {name: means[name][1] for name in names},
-        items,
-        notes=_notes(shots, len(examples), len(problems) - len(short_enough), C),
-        conditions={
-            "shots": len(examples),
-            "max_new_tokens": max_new_tokens,
-            "prompt": prompt_form(template),
-        },
-    )
+    all_shots = [shots for _, shots in asked.values()]
+    if fewer := sum(k < len(examples) for k in all_shots):
+        notes.append(
+            f"{fewer:,} of {len(asked):,} questions were asked with fewer than {len(examples)} "
+            f"examples ({min(all_shots)} to {max(all_shots)}): more do not fit into {C:,} tokens "
+            "with an answer"
+        )
+    if too_long := len(asked) - len(fitting):
+        notes.append(f"{too_long:,} questions do not fit into {C:,} tokens and count as wrong")
+    conditions = {
+        "shots": len(examples),
+        "max_new_tokens": max_new_tokens,
+        "prompt": prompt_form(template),
+    }
+    return Result.of("gsm8k", items, ("strict", "flexible"), notes=notes, conditions=conditions)
 
 
-def _prompts(
+def _prompt(
     tokenizer: Tokenizer,
-    template: ChatTemplate | None,
-    problems: Sequence[Problem],
+    chat: ChatTemplate | None,
+    problem: Problem,
     examples: Sequence[Problem],
     room: int,
-) -> tuple[list[list[int]], list[int]]:
-    """Token ids of each question after as many examples as fit into `room`, and their number."""
-
-    def ids(problem: Problem, k: int) -> list[int]:
-        if template is None:
-            parts = [f"Question: {p.question}\nAnswer: {p.answer}\n\n" for p in examples[:k]]
-            return tokenizer.prompt("".join([*parts, f"Question: {problem.question}\nAnswer:"]))
-        messages: list[Message] = []
-        for p in examples[:k]:
-            messages.append({"role": "user", "content": p.question})
-            messages.append({"role": "assistant", "content": p.answer})
-        return template.prompt([*messages, {"role": "user", "content": problem.question}])
-
-    prompts, shots = [], []
-    for problem in problems:
-        k = len(examples)
-        while len(prompt := ids(problem, k)) > room and k:
-            k -= 1
-        prompts.append(prompt)
-        shots.append(k)
-    return prompts, shots
+) -> tuple[list[int], int]:
+    """Token ids of a question after as many examples as fit into `room`, and their number."""
+    for k in range(len(examples), -1, -1):
+        if chat is None:
+            ids = tokenizer.prompt(_text([*examples[:k], problem]))
+        else:
+            messages: list[Message] = []
+            for p in examples[:k]:
+                messages.append({"role": "user", "content": p.question})
+                messages.append({"role": "assistant", "content": p.answer})
+            ids = chat.prompt([*messages, {"role": "user", "content": problem.question}])
+        if len(ids) <= room:
+            break
+    return ids, k
 
 
-def _notes(shots: Sequence[int], wanted: int, too_long: int, C: int) -> list[str]:
-    notes = []
-    if fewer := sum(k < wanted for k in shots):
-        notes.append(
-            f"{fewer:,} of {len(shots):,} questions were asked with fewer than {wanted} examples "
-            f"({min(shots)} to {max(shots)}): more do not fit into {C:,} tokens with an answer"
-        )
-    if too_long:
-        notes.append(f"{too_long:,} questions do not fit into {C:,} tokens and count as wrong")
-    return notes
+def _text(problems: Sequence[Problem]) -> str:
+    """The last problem as a question, after the others with their answers."""
+    *solved, asked = problems
+    parts = [f"Question: {p.question}\nAnswer: {p.answer}\n\n" for p in solved]
+    return "".join([*parts, f"Question: {asked.question}\nAnswer:"])
 
 
 # --- numbers -------------------------------------------------------------------------------------

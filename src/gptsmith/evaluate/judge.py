@@ -21,7 +21,8 @@ from gptsmith.evaluate.comparison import RESAMPLES, bootstrap
 from gptsmith.evaluate.endpoint import Endpoint, EndpointError
 from gptsmith.evaluate.options import JudgeOptions
 from gptsmith.evaluate.reference_metrics import Entry
-from gptsmith.evaluate.report import Result, mean, show
+from gptsmith.evaluate.report import show
+from gptsmith.evaluate.result import Result, mean
 from gptsmith.evaluate.verdict import Verdict, parse_better, parse_score
 from gptsmith.progress import progress
 

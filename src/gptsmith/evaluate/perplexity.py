@@ -6,18 +6,22 @@ N target tokens, C channels, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gptsmith.batch import IGNORE_INDEX, Batch
+from gptsmith.evaluate.result import Item, Statistic, column, exp
 from gptsmith.model.gpt import GPTModel
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train.loss import chunk_rows
 from gptsmith.train.runtime import Precision
+
+_COLUMNS = ("nats", "top1", "top5", "bytes", "tokens")
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,30 @@ class Scores:
     top1: float  # share of tokens that had the highest logit
     top5: float  # share among the five highest
     tokens: int
+    windows: Sequence[Item] = ()
+    """The sums that STATISTICS divides, of each row of the batches."""
 
     def fields(self) -> dict[str, float | int | None]:
         """Metrics by name; the loss is val_loss."""
         values = asdict(self)
+        values.pop("windows")
         return {"val_loss": values.pop("loss"), **values}
+
+
+def _ratio(above: str, below: str, of: Callable[[Any], Any] = lambda x: x) -> Statistic:
+    def value(means: np.ndarray) -> Any:
+        return of(means[..., 0] / means[..., 1])
+
+    return Statistic(column(above, below), value)
+
+
+STATISTICS = {
+    "val_loss": _ratio("nats", "tokens"),
+    "perplexity": _ratio("nats", "tokens", exp),
+    "bits_per_byte": _ratio("nats", "bytes", lambda nats: nats / math.log(2)),
+    "top1": _ratio("top1", "tokens"),
+    "top5": _ratio("top5", "tokens"),
+}
 
 
 def evaluate(
@@ -54,6 +77,7 @@ def evaluate(
     model.eval()
     total = torch.zeros(4, dtype=torch.float64)  # nats, top-1 hits, top-5 hits, bytes
     tokens = 0
+    windows: list[Item] = []
     try:
         # Not inference_mode: a BlockMask that the model caches here is used in training too.
         with torch.no_grad(), precision.autocast():
@@ -62,18 +86,22 @@ def evaluate(
                 hidden = model.hidden(
                     on_device.inputs, positions=on_device.positions, documents=on_device.documents
                 )
-                targets = on_device.targets.flatten()
-                is_target = targets != IGNORE_INDEX
-                nats, hits1, hits5 = score(
-                    hidden.flatten(0, 1)[is_target], model.head_weight, targets[is_target]
-                )
-                size = 0.0
-                if isinstance(token_bytes, float):
-                    size = token_bytes * int(is_target.sum())
-                elif token_bytes is not None:
-                    size = float(token_bytes[targets[is_target].cpu()].sum())
+                is_target = on_device.targets != IGNORE_INDEX
+                targets = on_device.targets[is_target]
+                nats, of_tokens = score(hidden[is_target], model.head_weight, targets)
+                if isinstance(token_bytes, Tensor):
+                    sizes = token_bytes[targets.cpu()].double()
+                    size = float(sizes.sum())
+                else:
+                    sizes = torch.full((len(targets),), token_bytes or 0.0, dtype=torch.float64)
+                    size = (token_bytes or 0.0) * len(targets)
+                columns = torch.column_stack([of_tokens, sizes, torch.ones_like(sizes)])  # (N, 5)
+                rows = torch.zeros(len(is_target), 5, dtype=torch.float64)
+                rows.index_add_(0, is_target.nonzero()[:, 0].cpu(), columns)
+                windows += [dict(zip(_COLUMNS, row, strict=True)) for row in rows.tolist()]
+                hits1, hits5 = rows[:, 1:3].sum(dim=0).tolist()
                 total += torch.tensor([nats, hits1, hits5, size], dtype=torch.float64)
-                tokens += int(is_target.sum())
+                tokens += len(targets)
     finally:
         model.train(training)
     if not tokens:
@@ -81,7 +109,8 @@ def evaluate(
     nats, top1, top5, size = total.tolist()
     loss = nats / tokens
     bits = nats / math.log(2) / size if size else None
-    return Scores(loss, math.exp(min(loss, 700)), bits, top1 / tokens, top5 / tokens, tokens)
+    perplexity = math.exp(min(loss, 700))
+    return Scores(loss, perplexity, bits, top1 / tokens, top5 / tokens, tokens, windows)
 
 
 def target_bytes(
@@ -103,19 +132,20 @@ def target_bytes(
     return text_bytes / targets if targets else None
 
 
-def score(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[float, float, float]:
-    """Summed nats, top-1 hits and top-5 hits of hidden (N, C) against targets (N,)."""
-    nats = torch.zeros((), dtype=torch.float64)
-    hits1, hits5 = 0, 0
+def score(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[float, Tensor]:
+    """Summed nats of hidden (N, C) against targets (N,); and of each target its nats, and whether
+    it is a top-1 and a top-5 hit (N, 3), fp64 on the CPU."""
+    total = torch.zeros((), dtype=torch.float64)
+    found = []
     rows = chunk_rows(max(1, len(targets)), weight.shape[0], hidden.device)
     for h, y in zip(hidden.split(rows), targets.split(rows), strict=True):
         logits = (h @ weight.to(h.dtype).T).float()  # (rows, V)
         label = logits.gather(1, y.unsqueeze(1))  # (rows, 1)
-        nats += (logits.logsumexp(dim=-1, keepdim=True) - label).cpu().double().sum()
+        nats = (logits.logsumexp(dim=-1, keepdim=True) - label).cpu().double()
+        total += nats.sum()
         # Number of tokens that the model prefers; ties go to the lower id, as in argmax.
         earlier = torch.arange(logits.shape[1], device=y.device) < y.unsqueeze(1)
         rank = ((logits > label) | ((logits == label) & earlier)).sum(dim=-1)
-        rank = rank.masked_fill(label.isnan().squeeze(1), logits.shape[1])  # NaN predicts nothing
-        hits1 += int((rank == 0).sum())
-        hits5 += int((rank < 5).sum())
-    return float(nats), hits1, hits5
+        rank = rank.masked_fill(label.isnan().squeeze(1), logits.shape[1]).cpu()  # NaN: no hit
+        found.append(torch.column_stack([nats, rank < 1, rank < 5]))
+    return float(total), torch.cat(found)

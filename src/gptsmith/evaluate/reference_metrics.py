@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gptsmith.data.columns import quoted
 from gptsmith.data.rows import Row, read_rows
-from gptsmith.evaluate.report import Result, mean
+from gptsmith.evaluate.result import Result, Statistic
 from gptsmith.evaluate.task_data import text
 from gptsmith.run import digests
 
@@ -74,16 +76,13 @@ def score(entries: Sequence[Entry]) -> Result:
     exact_match: equality, except for white space at the ends. rouge1, rouge2, rougeL (Lin 2004):
     F-measure, no stemming. bleu (Papineni et al. 2002): of the whole corpus, 0 to 100, with
     sacrebleu's defaults and its signature in the details. Without the extra `eval`, exact match
-    alone, with a note. ValueError without entries.
+    alone, with a note.
     """
     items: list[dict[str, Any]] = [
         asdict(entry) | {"exact_match": float(entry.reference.strip() == entry.response.strip())}
         for entry in entries
     ]
-    metrics: dict[str, float] = {}
-    details: dict[str, Any] = {}
-    notes: list[str] = []
-    names = ["exact_match"]
+    metrics, details, notes = ["exact_match"], {}, list[str]()
     try:
         from rouge_score.rouge_scorer import RougeScorer
         from sacrebleu.metrics import BLEU
@@ -92,24 +91,37 @@ def score(entries: Sequence[Entry]) -> Result:
             f"no ROUGE and BLEU: {error.name} is not installed; pip install 'gptsmith[eval]'"
         )
     else:
-        names += ROUGE
+        metrics += [*ROUGE, "bleu"]
         scorer, bleu = RougeScorer(ROUGE), BLEU()
         for item in items:
             found = scorer.score(item["reference"], item["response"])
             item |= {name: found[name].fmeasure for name in ROUGE}
+            counts = bleu.corpus_score([item["response"]], [[item["reference"]]])
+            item["bleu_counts"] = [
+                *counts.counts, *counts.totals, counts.sys_len, counts.ref_len
+            ]  # fmt: skip
+        details["bleu_signature"] = str(bleu.get_signature())
         if unscored := sum(not any(map(_used_by_rouge, entry.reference)) for entry in entries):
             notes.append(
                 f"ROUGE uses a-z and 0-9 only: {unscored:,} references have none and score 0"
             )
-    means = {name: mean([item[name] for item in items]) for name in names}
-    metrics |= {name: value for name, (value, _) in means.items()}
-    if len(names) > 1:
-        responses, references = [e.response for e in entries], [e.reference for e in entries]
-        metrics["bleu"] = bleu.corpus_score(responses, [references]).score
-        details["bleu_signature"] = str(bleu.get_signature())
-    errors = {name: error for name, (_, error) in means.items()}
-    key = ("question", "reference")  # two runs may have answered in another order
-    return Result("text", len(items), metrics, errors, items, details, notes, key=key)
+    return Result.of(
+        "text", items, metrics, details=details, notes=notes, statistics={"bleu": CORPUS_BLEU},
+        key=("question", "reference"),  # two runs may have answered in another order
+    )  # fmt: skip
+
+
+def _bleu(means: np.ndarray) -> np.ndarray:
+    """BLEU of the corpus: its smoothing depends on the sums of counts (..., 10), not on means."""
+    from sacrebleu.metrics import BLEU
+
+    sums = np.rint(means[..., :10] * means[..., 10:]).reshape(-1, 10).astype(int).tolist()
+    found = [BLEU.compute_bleu(s[:4], s[4:8], s[8], s[9], smooth_method="exp").score for s in sums]
+    return np.reshape(found, means.shape[:-1])
+
+
+# The counts of each item, and the number of items.
+CORPUS_BLEU = Statistic(lambda items: [[*item["bleu_counts"], len(items)] for item in items], _bleu)
 
 
 def _used_by_rouge(letter: str) -> bool:

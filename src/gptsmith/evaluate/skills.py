@@ -7,13 +7,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 from rich.table import Table
 
-from gptsmith.arguments import check_several
 from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
 from gptsmith.data import skills
 from gptsmith.data.skills import Item
+from gptsmith.evaluate.result import Item as Row
+from gptsmith.evaluate.result import (
+    Result,
+    Statistic,
+    encodable,
+    left_out,
+    mean_share,
+    prompt_form,
+)
 from gptsmith.generate.chat import Chat
 from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import SamplingConfig
@@ -27,55 +38,98 @@ EXAMPLES = 5  # worked examples in a prompt, if they fit
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=80)
 
 
-def score(responses: Sequence[str], items: Sequence[Item]) -> Scores:
-    """Correct responses per skill."""
-    check_several(responses, "responses")
-    scores: Scores = {}
-    for response, item in zip(responses, items, strict=True):
-        correct, total = scores.get(item.skill, (0, 0))
-        scores[item.skill] = correct + (response.strip() == item.answer), total + 1
+def score(
+    model: GPTModel, tokenizer: Tokenizer, template: ChatTemplate | None, seed: int, per_skill: int
+) -> Result:
+    """The mean over the skills of the share of correct responses, in several measurements.
+
+    A chat model is asked about held-out items: with new arguments, also new phrasings, or new word
+    lengths; facts about Python are separate, because they can only be memorised.
+    A base model (template None) is asked about held-out items as a chat model, with the embeddings
+    of the chat tokens that tuning starts from (untuned), and in plain text, after a few worked
+    examples. Items that the tokenizer cannot encode are left out, with a note.
+    """
+    if template is None:
+        held_out = skills.held_out(seed, per_skill)
+        measured = {"untuned": held_out, "with examples": held_out}
+        chat = _untuned(model, tokenizer)
+    else:
+        measured = {
+            "held-out": skills.held_out(seed, per_skill),
+            "other phrasings": skills.held_out(seed, per_skill, "phrasings"),
+            "other lengths": skills.held_out(seed, per_skill, "lengths"),
+            "facts": skills.fact_items(seed, per_skill),
+        }
+        chat = Chat(model, tokenizer, template)
+    rows, unknown = [], list[str]()
+    why = ""
+    for name, items in measured.items():
+        asked = [
+            transcript(item.messages) if template is None
+            else "\n".join(message["content"] for message in item.messages)
+            for item in items
+        ]  # fmt: skip
+        known, problem = encodable(tokenizer, asked)
+        why = why or problem
+        unknown += [f"{name} {i + 1}" for i in range(len(items)) if i not in {*known}]
+        if name == "with examples":
+            responses = few_shot(model, tokenizer, [items[i] for i in known], seed)
+        else:
+            prompts = [chat.encode(items[i].messages, GREEDY).ids for i in known]
+            responses = [reply.text for reply in chat.reply_all(prompts, GREEDY)]
+        rows += [
+            {
+                "id": f"{name} {i + 1}",
+                "measured": name,
+                "skill": items[i].skill,
+                "question": items[i].messages[-1]["content"],
+                "answer": items[i].answer,
+                "response": response,
+                "correct": response.strip() == items[i].answer,
+            }
+            for i, response in zip(known, responses, strict=True)
+        ]
+    notes = [left_out("skills", unknown, len(rows) + len(unknown), why)] if unknown else []
+    if not rows:
+        raise ValueError(notes[0])
+    found = Result.of(
+        "skills", rows, list(measured), notes=notes, details={"by_skill": by_skill(rows)},
+        statistics={name: _mean_over_skills(name) for name in measured},
+        conditions={"prompt": prompt_form(None if template is None else template.source)},
+    )  # fmt: skip
+    return replace(found, n=per_skill)
+
+
+def by_skill(rows: Sequence[Row]) -> dict[str, Scores]:
+    """Correct and all responses by measurement and skill, of the items of a result."""
+    scores: dict[str, Scores] = {}
+    for row in rows:
+        of_skills = scores.setdefault(row["measured"], {})
+        correct, total = of_skills.get(row["skill"], (0, 0))
+        of_skills[row["skill"]] = correct + row["correct"], total + 1
     return scores
 
 
-def score_chat(
-    model: GPTModel, tokenizer: Tokenizer, template: ChatTemplate, seed: int, per_skill: int
-) -> dict[str, Scores]:
-    """A chat model on held-out items: with new arguments, also new phrasings, or new word lengths.
+def _mean_over_skills(measured: str) -> Statistic:
+    def columns(rows: Sequence[Row]) -> np.ndarray:
+        """Whether each item is one of each skill (n, K), and answered correctly: (n, 2 K)."""
+        names = sorted({row["skill"] for row in rows})
+        asked = [[row["measured"] == measured and row["skill"] == n for n in names] for row in rows]
+        correct = np.array([row["correct"] for row in rows])
+        return np.hstack([asked, asked & correct[:, None]])
 
-    Facts about Python are separate, because they can only be memorised.
-    """
-    chat = Chat(model, tokenizer, template)
-    columns = {
-        "held-out": skills.held_out(seed, per_skill),
-        "other phrasings": skills.held_out(seed, per_skill, "phrasings"),
-        "other lengths": skills.held_out(seed, per_skill, "lengths"),
-        "facts": skills.fact_items(seed, per_skill),
-    }
-    return {name: score(_replies(chat, items), items) for name, items in columns.items()}
+    def value(means: np.ndarray) -> Any:
+        asked, correct = np.split(means, 2, axis=-1)
+        return mean_share(correct, asked)
+
+    return Statistic(columns, value)
 
 
-def score_base(
-    model: GPTModel, tokenizer: Tokenizer, seed: int, per_skill: int
-) -> dict[str, Scores]:
-    """A base model on held-out items, in two ways.
-
-    untuned: as a chat model, with the embeddings of the chat tokens that tuning starts from. with
-    examples: in plain text, after a few worked examples.
-    """
-    items = skills.held_out(seed, per_skill)
+def _untuned(model: GPTModel, tokenizer: Tokenizer) -> Chat:
     with_chat_tokens = tokenizer.add_special_tokens(CHAT_TOKENS)
     V = max(model.config.vocab_size, with_chat_tokens.vocab_size)
     resized = resize_token_embeddings(copy.deepcopy(model), V, tokenizer.vocab_size)
-    chat = Chat(resized, with_chat_tokens, ChatTemplate(TEMPLATE, with_chat_tokens))
-    return {
-        "untuned": score(_replies(chat, items), items),
-        "with examples": score(few_shot(model, tokenizer, items, seed), items),
-    }
-
-
-def _replies(chat: Chat, items: Sequence[Item]) -> list[str]:
-    prompts = [chat.encode(item.messages, GREEDY).ids for item in items]
-    return [reply.text for reply in chat.reply_all(prompts, GREEDY)]
+    return Chat(resized, with_chat_tokens, ChatTemplate(TEMPLATE, with_chat_tokens))
 
 
 def few_shot(model: GPTModel, tokenizer: Tokenizer, items: Sequence[Item], seed: int) -> list[str]:
@@ -86,6 +140,8 @@ def few_shot(model: GPTModel, tokenizer: Tokenizer, items: Sequence[Item], seed:
     """
     room = model.config.context_length - GREEDY.max_new_tokens
     examples = skills.worked_examples(seed, EXAMPLES)
+    known, _ = encodable(tokenizer, [transcript(e.messages, e.answer) for e in examples])
+    examples = [examples[i] for i in known]
     prompts = []
     for item in items:
         solved = [transcript(e.messages, e.answer) for e in examples if e.skill == item.skill]

@@ -30,7 +30,7 @@ from gptsmith.evaluate import (
 )
 from gptsmith.evaluate.endpoint import Endpoint
 from gptsmith.evaluate.options import EvaluateOptions
-from gptsmith.evaluate.report import Result, prompt_form
+from gptsmith.evaluate.result import Result
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.target_leakage import first_target
@@ -86,7 +86,9 @@ def _job(name: str, options: EvaluateOptions, run: Run, model: Callable[[], GPTM
         case "classify":
             return _classify(options, run, model)
         case "skills":
-            return lambda: _skills(options, run, model())
+            return lambda: skills.score(
+                model(), run.tokenizer, run.chat_template, SEED, options.per_skill
+            )
         case "text":
             return partial(reference_metrics.score, _responses(options, run))
         case "judge":
@@ -114,17 +116,6 @@ def _responses(options: EvaluateOptions, run: Run) -> list[reference_metrics.Ent
 def _verdicts(options: EvaluateOptions) -> Path:
     """Where the judge's verdicts are stored, so that a rerun repeats no request."""
     return options.run / "verdicts"
-
-
-def _skills(options: EvaluateOptions, run: Run, model: GPTModel) -> Result:
-    if run.chat_template is None:
-        scores = skills.score_base(model, run.tokenizer, SEED, options.per_skill)
-    else:
-        scores = skills.score_chat(model, run.tokenizer, run.chat_template, SEED, options.per_skill)
-    means = {name: skills.mean(column) for name, column in scores.items()}
-    asked = {"prompt": prompt_form(run.template)}
-    details = {"by_skill": scores}
-    return Result("skills", options.per_skill, means, {}, details=details, conditions=asked)
 
 
 # --- classification ------------------------------------------------------------------------------
@@ -191,9 +182,9 @@ def _perplexity(options: EvaluateOptions, run: Run, model: Callable[[], GPTModel
         batches = validation_batches(
             text.streams, T, B, documents, limit, stride, start, context_only=skipped
         )
-        count = -(-len(validation_windows(text.streams, T, limit, stride)) // B)
+        windows = validation_windows(text.streams, T, limit, stride)
         sizes = perplexity.target_bytes(run.tokenizer, text.streams, text.text_bytes, skipped)
-        shown = progress(batches, "perplexity", count)
+        shown = progress(batches, "perplexity", -(-len(windows) // B))
         scores = perplexity.evaluate(model(), shown, precision, sizes)
         weights = model().head_weight.dtype
         name, because = precision.name, why
@@ -207,10 +198,14 @@ def _perplexity(options: EvaluateOptions, run: Run, model: Callable[[], GPTModel
             "precision": name,
             "tokenizer": run.tokenizer.fingerprint[:16],
         }
+        items = [
+            {"id": f"{shard}:{first}", **sums}
+            for (shard, first), sums in zip(windows, scores.windows, strict=True)
+        ]
         n = int(values.pop("tokens"))
         return Result(
-            "perplexity", n, values, {}, details={"precision_reason": because},
-            notes=text.notes, conditions=conditions,
+            "perplexity", n, values, {}, items, details={"precision_reason": because},
+            notes=text.notes, conditions=conditions, statistics=perplexity.STATISTICS,
         )  # fmt: skip
 
     return job

@@ -17,7 +17,7 @@ from gptsmith.data.classification import (
     load_labelled,
 )
 from gptsmith.evaluate import classification as measure
-from gptsmith.evaluate.classification_plots import draw_confusion, draw_history
+from gptsmith.evaluate.charts import draw_confusion, draw_history
 from gptsmith.files import write_json, write_text
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.recipes import finetune, loop

@@ -7,7 +7,7 @@ batches that are valid; the functions that run there come last.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 
 from gptsmith import sandbox
 from gptsmith.data.paths import has_suffix
+from gptsmith.recognize import COLUMNAR
 
 if TYPE_CHECKING:
     from gptsmith.data.report import ReadReport
 
-SUFFIXES = (".parquet", ".arrow")
+SUFFIXES = COLUMNAR
 _BATCH = 256  # rows
 _LARGE = 4 << 20  # bytes of a batch
 _SECONDS, _MEMORY = 2.0, 384 << 20  # and more for large files
@@ -29,7 +30,7 @@ _SECONDS, _MEMORY = 2.0, 384 << 20  # and more for large files
 
 def read_schema(path: Path) -> pa.Schema:
     """Names and types of the columns. ValueError naming a file that cannot be read."""
-    _, data = sandbox.call(f"{__name__}:schema_of", str(path), what=str(path), **_limits(path))
+    _, data = _in_worker(sandbox.call, schema_of, path)
     return pa.ipc.read_schema(pa.py_buffer(data))
 
 
@@ -37,10 +38,7 @@ def read_batches(
     path: Path, columns: Sequence[str], report: ReadReport
 ) -> Iterator[pa.RecordBatch]:
     """The named columns, a few hundred rows at a time. ValueError for a damaged file."""
-    arguments = (str(path), list(columns))
-    for offset, data in sandbox.stream(
-        f"{__name__}:batches_of", *arguments, what=str(path), **_limits(path)
-    ):
+    for offset, data in _in_worker(sandbox.stream, batches_of, path, list(columns)):
         with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
             yield reader.read_next_batch()
         report.reached(path, offset)
@@ -51,10 +49,7 @@ def check_arrow(path: Path, schema: pa.Schema, otherwise: str) -> None:
 
     otherwise: what a file with other columns is called.
     """
-    fields = [str(field) for field in schema]
-    sandbox.call(
-        f"{__name__}:checked", str(path), fields, otherwise, what=str(path), **_limits(path)
-    )
+    _in_worker(sandbox.call, checked, path, [str(field) for field in schema], otherwise)
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -65,10 +60,18 @@ def is_text(kind: pa.DataType) -> bool:
     return kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind)
 
 
-def _limits(path: Path) -> dict[str, Any]:
-    """Enough for one batch that is as large as the file."""
+def _in_worker(run: Callable, function: Callable, path: Path, *arguments: Any) -> Any:
+    """Call or stream one of the functions below, with enough time and memory for one batch that is
+    as large as the file."""
     size = path.stat().st_size
-    return {"seconds": _SECONDS + size / (100 << 20), "memory": _MEMORY + 4 * size}
+    return run(
+        f"{__name__}:{function.__name__}",
+        str(path),
+        *arguments,
+        what=str(path),
+        seconds=_SECONDS + size / (100 << 20),
+        memory=_MEMORY + 4 * size,
+    )
 
 
 # --- in the worker -------------------------------------------------------------------------------
@@ -126,16 +129,16 @@ def _batches(path: str, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatc
                 for batch in file.iter_batches(_BATCH, columns=columns, use_threads=False):
                     rows += len(batch)
                     yield size * rows // total, batch
-        else:
-            with pa.memory_map(path) as source:
-                opened = _open_arrow(source)
-                if isinstance(opened, pa.RecordBatchStreamReader):
-                    for batch in opened:
-                        yield source.tell(), batch.select(columns)
-                else:
-                    count = opened.num_record_batches
-                    for i in range(count):
-                        yield size * (i + 1) // count, opened.get_batch(i).select(columns)
+            return
+        with pa.memory_map(path) as source:
+            opened = _open_arrow(source)
+            if isinstance(opened, pa.RecordBatchStreamReader):
+                for batch in opened:
+                    yield source.tell(), batch.select(columns)
+                return
+            for i in range(opened.num_record_batches):
+                part = opened.get_batch(i).select(columns)
+                yield size * (i + 1) // opened.num_record_batches, part
 
 
 def _open_arrow(source: pa.MemoryMappedFile) -> Any:

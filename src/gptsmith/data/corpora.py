@@ -40,7 +40,7 @@ _WIKITEXT = {
 }
 NAMES = ("pydocs", "pycode", "shakespeare", "wikitext", *_WIKITEXT, *_ON_HUB)
 
-FolderSource = Callable[[Path, str], Source]
+FolderSource = Callable[[Path, str, ReadOptions, ReadReport], Source]
 
 
 def open_named(
@@ -59,7 +59,7 @@ def open_named(
         return _wikitext("wikitext-2" if name == "wikitext" else name, options, report)
     folder = _data_folder(name)
     if folder is not None and folder.is_dir():
-        source = open_folder(folder, name)
+        source = open_folder(folder, name, options, report)
     else:
         remedy = _offline_remedy(f"{name}/*.parquet (or .jsonl, .txt ...)")
         source = open_hub(_ON_HUB[name], options, report, remedy)

@@ -53,14 +53,10 @@ def find_files(path: str | Path, belongs: Callable[[Path], bool], kinds: str) ->
             raise UnavailableError(f"{path}: no file matches this pattern")
     else:
         raise UnavailableError(f"{path}: no such file or folder")
-    empty = [p for p in found if _is_empty(p)]
+    empty = [p for p in found if p.stat().st_size <= _BLANK and not p.read_bytes().strip()]
     if len(empty) == len(found):
         raise ValueError(f"{path}: its files ({len(found)}) are all empty")
     return Found([p for p in found if p not in set(empty)], empty)
-
-
-def _is_empty(path: Path) -> bool:
-    return path.stat().st_size <= _BLANK and not path.read_bytes().strip()
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -69,19 +65,15 @@ def files_below(folder: Path) -> list[Path]:
         splits = sorted(p.name for p in folder.iterdir() if p.is_dir())
         example = f", for example {folder / splits[0]}" if splits else ""
         raise ValueError(f"{folder}: holds the splits {', '.join(splits)}; name one{example}")
-    below = [
-        p
-        for p in sorted(folder.rglob("*"))
-        if not any(part.startswith(".") for part in p.relative_to(folder).parts)
-    ]
-    for p in (folder, *below):  # rglob skips them silently
-        if p.is_dir() and not os.access(p, os.R_OK | os.X_OK):
+    files = []
+    for p in (folder, *sorted(folder.rglob("*"))):
+        if any(part.startswith(".") for part in p.relative_to(folder).parts):
+            continue
+        if p.is_dir() and not os.access(p, os.R_OK | os.X_OK):  # rglob skips them silently
             raise PermissionError(f"{p}: no permission to read this folder")
-    return [
-        p
-        for p in below
-        if p.is_file() and p.name not in _METADATA and not p.name.startswith("cache-")
-    ]
+        if p.is_file() and p.name not in _METADATA and not p.name.startswith("cache-"):
+            files.append(p)
+    return files
 
 
 def has_suffix(path: Path, *suffixes: str) -> bool:

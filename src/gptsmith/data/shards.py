@@ -22,6 +22,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, overload
@@ -44,21 +45,23 @@ _MAX_SHARDS = 500  # per split: each is an open file in a process that uses the 
 _REMEDY = "copy the file again or prepare the corpus again"
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class Corpus:
     """A complete corpus, opened read-only.
 
     manifest      the parsed manifest.json
-    fingerprint   sha256 over tokenizer and tokens: equal for equal training data
     train, val    their shards, memory-mapped; each is verified when it is first used
     """
 
-    def __init__(
-        self, path: Path, manifest: dict[str, Any], train: "Shards", val: "Shards"
-    ) -> None:
-        self.path = path
-        self.manifest = manifest
-        self.fingerprint: str = manifest["fingerprint"]
-        self.train, self.val = train, val
+    path: Path
+    manifest: dict[str, Any]
+    train: "Shards"
+    val: "Shards"
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over tokenizer and tokens: equal for equal training data."""
+        return str(self.manifest["fingerprint"])
 
     def __repr__(self) -> str:
         tokens = f"{self.train_tokens:,} training and {self.val_tokens:,} validation tokens"

@@ -37,10 +37,9 @@ def open_source(requested: str, options: ReadOptions, report: ReadReport) -> Sou
 
     ValueError for an unknown name, FileNotFoundError if none is available.
     """
-    # a file name may contain "|"
-    names = (
-        [requested] if Path(requested).exists() else [name.strip() for name in requested.split("|")]
-    )
+    names = [name.strip() for name in requested.split("|")]
+    if Path(requested).exists():  # a file name may contain "|"
+        names = [requested]
     for name in names:
         _check_name(name, requested)
     unavailable: list[str] = []
@@ -101,19 +100,16 @@ def _check_name(name: str, requested: str) -> None:
 
 
 def _open(name: str, options: ReadOptions, report: ReadReport) -> Source:
-    def open_path(path: Path, used: str) -> Source:
-        return _open_path(path, used, options, report)
-
     if name in corpora.NAMES:
         if Path(name).exists():
             report.hint(f"{name}: the corpus of that name is used; the file is ./{name}")
-        return corpora.open_named(name, options, report, open_path)
+        return corpora.open_named(name, options, report, _open_path)
     if _is_path(name):
         try:
             path = Path(name).expanduser()
         except RuntimeError:
             raise ValueError(f"{name!r}: no such user's home folder; write the path out") from None
-        return open_path(path, name)
+        return _open_path(path, name, options, report)
     dataset, _, rest = name.partition(":")
     config, _, split = rest.partition(":")
     data_set = hub.HubName(dataset, config or None, split or "train")

@@ -60,18 +60,15 @@ def token_rows(paths: Sequence[Path], report: ReadReport) -> Iterator[TokenRow]:
 
 
 def _lists(path: Path, name: str, column: pa.Array) -> list[np.ndarray]:
-    kind = column.type
-    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    if not (lists or pa.types.is_fixed_size_list(kind)) or not pa.types.is_integer(kind.value_type):
+    kind, types = column.type, pa.types
+    is_fixed = types.is_fixed_size_list(kind)
+    is_list = is_fixed or types.is_list(kind) or types.is_large_list(kind)
+    if not is_list or not types.is_integer(kind.value_type):
         raise ValueError(f"{path}: column {name!r} holds {kind}, not lists of token ids")
     if column.null_count or column.flatten().null_count:
         raise ValueError(f"{path}: column {name!r} has empty (null) entries")
     flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
-    lengths = (
-        np.full(len(column), kind.list_size)
-        if pa.types.is_fixed_size_list(kind)
-        else np.diff(np.asarray(column.offsets))
-    )
+    lengths = [kind.list_size] * len(column) if is_fixed else np.diff(np.asarray(column.offsets))
     return np.split(flat, np.cumsum(lengths)[:-1])
 
 

@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 from data_sets import complete_data
 from local_web import Site
-from text_sources import ROWS, jsonl, read, texts, write_rows
+from text_sources import ROWS, jsonl, opened, read, texts, write_rows
 
 from gptsmith.data import corpora, hub
 from gptsmith.data.documents import row_documents
 from gptsmith.data.options import ReadOptions
 from gptsmith.data.report import ReadReport
-from gptsmith.data.sources import open_source
 
 
 def test_pydocs_contains_documentation() -> None:
@@ -39,12 +38,12 @@ def test_corpus_without_network_says_where_to_put_files(
 ) -> None:
     monkeypatch.delenv("GPTSMITH_DATA", raising=False)
     with pytest.raises(FileNotFoundError, match=rf"put {name}/.*GPTSMITH_DATA"):
-        open_source(name, ReadOptions(), ReadReport())
+        opened(name)
 
 
 def test_hub_name_without_network_is_an_error_with_a_remedy() -> None:
     with pytest.raises(FileNotFoundError, match=r"^owner/name: not available .* their folder inst"):
-        open_source("owner/name", ReadOptions(), ReadReport())
+        opened("owner/name")
 
 
 def test_shakespeare_without_network_says_where_to_put_it(
@@ -55,7 +54,7 @@ def test_shakespeare_without_network_says_where_to_put_it(
     monkeypatch.setenv("GPTSMITH_DATA", str(tmp_path))
     monkeypatch.setenv("NO_PROXY", "*")
     with pytest.raises(FileNotFoundError, match=r"put http://.* into .*tinyshakespeare/input\.txt"):
-        open_source("shakespeare", ReadOptions(), ReadReport())
+        opened("shakespeare")
 
 
 def test_shakespeare_needs_a_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,10 +65,10 @@ def test_shakespeare_needs_a_cache_folder(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("GPTSMITH_DATA", raising=False)
     with pytest.raises(FileNotFoundError, match=r"home directory.* set XDG_CACHE_HOME"):
-        open_source("shakespeare", ReadOptions(), ReadReport())
+        opened("shakespeare")
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/here")
     with pytest.raises(FileNotFoundError, match=r"/dev/null/here.* set XDG_CACHE_HOME"):
-        open_source("shakespeare", ReadOptions(), ReadReport())
+        opened("shakespeare")
 
 
 @pytest.mark.parametrize("name", ["tinyshakespeare/input.txt", "wikitext-2/train.txt"])
@@ -84,8 +83,7 @@ def test_invalid_utf8_in_a_named_corpus(
     corpus = name.partition("/")[0].replace("tiny", "")
     with pytest.raises(ValueError, match=rf"{path}:4: not UTF-8"):
         read(corpus)
-    kept = list(open_source(corpus, ReadOptions(), ReadReport("skip")).documents())
-    assert "".join("".join(map(str, d.chunks)) for d in kept) == " = A = \n\n one \n\n = B = \n"
+    assert "".join(read(corpus, ReadReport("skip"))) == " = A = \n\n one \n\n = B = \n"
 
 
 def test_shakespeare_is_downloaded_once_and_verified(
@@ -112,10 +110,10 @@ def test_named_corpus_is_found_in_the_data_folder(
     monkeypatch.setenv("GPTSMITH_DATA", str(tmp_path))
     (tmp_path / "fineweb-edu").mkdir()
     write_rows(tmp_path / "fineweb-edu" / "000.parquet", ROWS)
-    source = open_source("fineweb-edu", ReadOptions(), ReadReport())
+    source = opened("fineweb-edu")
     assert texts(source.documents()) == ROWS
     assert source.first_shard
-    assert not open_source("pydocs", ReadOptions(), ReadReport()).first_shard
+    assert not opened("pydocs").first_shard
 
 
 def test_wikitext_is_cut_into_articles() -> None:
@@ -134,7 +132,7 @@ def test_wikitext_2(
     sizes = {"wikitext-2/train.txt": 10_797_148, "wikitext-2/valid.txt": 1_121_681}
     folder = real_data if articles == 4 else complete_data(sizes)
     monkeypatch.setenv("GPTSMITH_DATA", str(folder))
-    source = open_source("wikitext", ReadOptions(), ReadReport())
+    source = opened("wikitext")
     train = texts(source.documents())
     assert source.validation is not None
     val = texts(source.validation())

@@ -5,11 +5,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from text_sources import ROWS, jsonl, read, texts, write_rows
+from text_sources import ROWS, jsonl, read, write_rows
 
-from gptsmith.data.options import ReadOptions
 from gptsmith.data.report import ReadReport
-from gptsmith.data.sources import open_source
 
 
 @pytest.mark.parametrize(
@@ -76,7 +74,7 @@ def test_bad_line_is_an_error_or_skipped(
     with pytest.raises(ValueError, match=rf"a\.jsonl:3: {message}"):
         read(path)
     report = ReadReport("skip")
-    assert texts(open_source(str(path), ReadOptions(), report).documents()) == ["good", "better"]
+    assert read(path, report) == ["good", "better"]
     assert report.skipped.counts() == {kind: 1}
 
 
@@ -94,7 +92,7 @@ def test_bad_csv_row_is_an_error_or_skipped(tmp_path: Path, row: bytes, message:
     path.write_bytes(b'id,text\n0,"a\nb"\n' + row + b"\n2,last\n")
     with pytest.raises(ValueError, match=rf"a\.csv:4: .*{message}"):
         read(path)
-    assert read(path, skip=True) == ["a\nb", "last"]
+    assert read(path, ReadReport("skip")) == ["a\nb", "last"]
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet"])
@@ -133,7 +131,7 @@ def test_null_in_a_table_is_an_error_or_skipped(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a", None, "c"]}), path)
     with pytest.raises(ValueError, match=r"a\.parquet, row 2: 'text' is missing"):
         read(path)
-    assert read(path, skip=True) == ["a", "c"]
+    assert read(path, ReadReport("skip")) == ["a", "c"]
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.jsonl.gz"])

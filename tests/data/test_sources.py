@@ -5,11 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
-from text_sources import read, texts
+from text_sources import opened, read
 
-from gptsmith.data.options import ReadOptions
 from gptsmith.data.report import ReadReport
-from gptsmith.data.sources import open_source
 
 
 def test_folders_and_patterns_are_read_in_order(tmp_path: Path) -> None:
@@ -19,7 +17,7 @@ def test_folders_and_patterns_are_read_in_order(tmp_path: Path) -> None:
         (tmp_path / name).write_text(name)
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
     report = ReadReport()
-    assert texts(open_source(str(tmp_path), ReadOptions(), report).documents()) == [
+    assert read(tmp_path, report) == [
         "a.txt",
         "b.txt",
         "deep/c.md",
@@ -66,11 +64,11 @@ def test_missing_or_unsuitable_path_is_named(
 
 def test_misspelt_corpus_name_gets_a_suggestion() -> None:
     with pytest.raises(ValueError, match=r"'pydoc': no such .* did you mean 'pydocs'"):
-        open_source("pydoc", ReadOptions(), ReadReport())
+        opened("pydoc")
     with pytest.raises(ValueError, match=r"'zzz': no such .* corpora are pydocs, "):
-        open_source("pydocs|zzz", ReadOptions(), ReadReport())
+        opened("pydocs|zzz")
     with pytest.raises(ValueError, match="an empty name"):
-        open_source("pydocs|", ReadOptions(), ReadReport())
+        opened("pydocs|")
 
 
 def test_file_names_with_special_characters(
@@ -86,11 +84,11 @@ def test_file_names_with_special_characters(
 def test_alternative_source_is_used_and_the_reason_recorded(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("text")
     asked = f"{tmp_path}/a.txt|{tmp_path}/b.txt|pydocs"
-    source = open_source(asked, ReadOptions(), ReadReport())
+    source = opened(asked)
     assert (source.requested, source.used) == (asked, f"{tmp_path}/b.txt")
     assert source.unavailable == (f"{tmp_path}/a.txt: no such file or folder",)
     with pytest.raises(FileNotFoundError, match=r"a\.txt: no such .*; .*c\.txt: no such"):
-        open_source(f"{tmp_path}/a.txt|{tmp_path}/c.txt", ReadOptions(), ReadReport())
+        opened(f"{tmp_path}/a.txt|{tmp_path}/c.txt")
 
 
 def test_source_files_are_text_whatever_their_name(tmp_path: Path) -> None:
@@ -103,8 +101,7 @@ def test_source_files_are_text_whatever_their_name(tmp_path: Path) -> None:
     (tmp_path / "a.pyc").write_bytes(b"\xa7\r\r\n\0\0\0\0")
     (tmp_path / "package.json").write_text("{}")
     report = ReadReport()
-    source = open_source(str(tmp_path), ReadOptions(), report)
-    assert sorted(texts(source.documents())) == sorted(f"text of {name}" for name in names)
+    assert sorted(read(tmp_path, report)) == sorted(f"text of {name}" for name in names)
     assert report.skipped.counts() == {"empty file": 2}
     assert report.lines()[0] == "skipped 2 of 7 records (28.6%)"
     assert "are read, 1 .json, 1 .pyc not" in next(iter(report.hints))
@@ -121,8 +118,7 @@ def test_files_beside_tables_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "loader.py").write_text("import datasets")
     (tmp_path / "empty.jsonl").touch()
     report = ReadReport()
-    source = open_source(str(tmp_path), ReadOptions(), report)
-    assert texts(source.documents()) == ["a"]
+    assert read(tmp_path, report) == ["a"]
     assert report.skipped.counts() == {"empty file": 1}
     assert "1 .py not" in next(iter(report.hints))
 
@@ -139,8 +135,7 @@ def test_encoding_of_a_text_file_is_found_out(tmp_path: Path, encoding: str) -> 
     text = "Größe und Maß.\r\n" * 99
     (tmp_path / "a.txt").write_bytes(text.encode(encoding))
     report = ReadReport()
-    source = open_source(str(tmp_path / "a.txt"), ReadOptions(), report)
-    assert texts(source.documents()) == [text]
+    assert read(tmp_path / "a.txt", report) == [text]
     assert "read as" in next(iter(report.hints))
     lines = read(tmp_path / "a.txt", document_separator="\r\n")
     assert lines == ["Größe und Maß."] * 99

@@ -5,12 +5,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text_sources import read, texts
+from text_sources import read
 
 from gptsmith.data import text_files
-from gptsmith.data.options import ReadOptions
 from gptsmith.data.report import ReadReport
-from gptsmith.data.sources import open_source
 from gptsmith.data.text_files import TextFile, safe_cut
 from gptsmith.tokenizer import Tokenizer
 
@@ -39,7 +37,7 @@ def test_unused_separator_in_a_text_gives_a_hint(tmp_path: Path) -> None:
     path = tmp_path / "stories.txt"
     path.write_text("one\n<|endoftext|>\ntwo")
     report = ReadReport()
-    assert len(list(open_source(str(path), ReadOptions(), report).documents())) == 1
+    assert len(read(path, report)) == 1
     assert "--document-separator" in next(iter(report.hints))
 
 
@@ -99,9 +97,8 @@ def test_invalid_utf8_error_names_the_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.txt:3: not UTF-8"):
         read(path)
     report = ReadReport("skip")
-    source = open_source(str(path), ReadOptions(), report)
     for _ in range(2):  # however often it is read, each line counts once
-        assert texts(source.documents()) == ["fine\nalso fine\nfine again\n"]
+        assert read(path, report) == ["fine\nalso fine\nfine again\n"]
     assert report.skipped.counts() == {"line that is not UTF-8": 1}
 
 
@@ -122,4 +119,4 @@ def test_an_empty_file_is_an_error(tmp_path: Path, content: bytes, message: str)
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"a\.txt: .*{message}.*--on-error skip"):
         read(path)
-    assert read(path, skip=True) == []
+    assert read(path, ReadReport("skip")) == []

@@ -6,11 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from text_sources import read
+from text_sources import opened, read
 
-from gptsmith.data.options import ReadOptions
 from gptsmith.data.report import ReadReport
-from gptsmith.data.sources import open_source
 from gptsmith.tokenizer import DocumentTokens
 
 
@@ -21,7 +19,7 @@ def ids_of(tmp_path: Path, **columns: list[list[int]]) -> tuple[str, list[list[i
     path = tmp_path / "ids.parquet"
     pq.write_table(pa.table(columns), path)
     report = ReadReport()
-    layout = open_source(str(path), ReadOptions(), report).layout
+    layout = opened(path, report).layout
     assert layout is not None
     found = tokenized_documents([path], layout, DocumentTokens((0,)), 100, report)
     return str(layout), [np.concatenate(list(d.chunks)).tolist() for d in found]
@@ -89,20 +87,17 @@ def test_text_next_to_ids_needs_a_choice(tmp_path: Path) -> None:
     path = tmp_path / "both.parquet"
     pq.write_table(pa.table({"text": ["ab"], "input_ids": [[1, 2]]}), path)
     with pytest.raises(ValueError, match="--text-column text or --text-column input_ids"):
-        open_source(str(path), ReadOptions(), ReadReport())
+        opened(path)
     assert read(path, text_column="text") == ["ab"]
-    assert (
-        open_source(str(path), ReadOptions(text_column="input_ids"), ReadReport()).layout
-        is not None
-    )
+    assert opened(path, text_column="input_ids").layout is not None
     (tmp_path / "a.txt").write_text("text")
     pq.write_table(pa.table({"input_ids": [[1, 2]]}), path)
     with pytest.raises(ValueError, match=r"both\.parquet holds token ids, .*a\.txt does not"):
-        open_source(str(tmp_path), ReadOptions(), ReadReport())
+        opened(tmp_path)
 
 
 def test_ids_of_a_wrong_type_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "ids.parquet"
     pq.write_table(pa.table({"input_ids": ["1 2"]}), path)
     with pytest.raises(ValueError, match="'input_ids' holds string, not lists of token ids"):
-        open_source(str(path), ReadOptions(), ReadReport())
+        opened(path)

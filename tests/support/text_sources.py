@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gptsmith.data.documents import Source
 from gptsmith.data.options import ReadOptions
 from gptsmith.data.report import ReadReport
 from gptsmith.data.sources import open_source
@@ -15,10 +16,13 @@ from gptsmith.data.sources import open_source
 ROWS = ["first text", "second\ntext", 'third "text", ünïcode 🙂']
 
 
-def read(asked: str | Path, **options: Any) -> list[str]:
+def opened(asked: str | Path, report: ReadReport | None = None, **options: Any) -> Source:
+    return open_source(str(asked), ReadOptions(**options), report or ReadReport("stop"))
+
+
+def read(asked: str | Path, report: ReadReport | None = None, **options: Any) -> list[str]:
     """The texts of a source's documents."""
-    on_error = "skip" if options.pop("skip", False) else "stop"
-    return texts(open_source(str(asked), ReadOptions(**options), ReadReport(on_error)).documents())
+    return texts(opened(asked, report, **options).documents())
 
 
 def texts(documents) -> list[str]:  # type: ignore[no-untyped-def]

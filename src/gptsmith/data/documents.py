@@ -108,9 +108,8 @@ def row_documents(
     try:
         column = _text_column(list(first.values), texts, options, first.place)
     except ValueError as error:
-        raise (
-            error if typed else ValueError(f"{error} (the first line names the columns)")
-        ) from None
+        hint = "" if typed else " (the first line names the columns)"
+        raise ValueError(f"{error}{hint}") from None
     yield from _texts(chain([first], rows), column, report)
 
 

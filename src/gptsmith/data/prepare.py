@@ -21,7 +21,14 @@ from gptsmith.data.encode import available_cores, encode, encode_in_order, make_
 from gptsmith.data.options import PrepareConfig, ReadOptions
 from gptsmith.data.output_dir import Identity
 from gptsmith.data.report import ReadReport
-from gptsmith.data.shards import FORMAT, MANIFEST, UNFINISHED, fingerprint, manifest_digest
+from gptsmith.data.shards import (
+    FORMAT,
+    MANIFEST,
+    SPLITS,
+    UNFINISHED,
+    fingerprint,
+    manifest_digest,
+)
 from gptsmith.data.sources import open_source
 from gptsmith.data.split import DocumentSplit
 from gptsmith.data.tokenized import tokenized_documents
@@ -193,21 +200,19 @@ def _resume(
 
 def _check_splits(config: PrepareConfig, writer: CorpusWriter, documents: DocumentSplit) -> None:
     """ValueError if a split is empty."""
-    train, val = writer.tokens("train"), writer.tokens("val")
     where, rules = " ".join(config.sources), "; ".join(documents.rules)
-    if not train and not val:
+    if not any(map(writer.tokens, SPLITS)):
         skipped = ", ".join(f"{count} {kind}" for kind, count in writer.left_out.items() if count)
         raise ValueError(f"{where}: no documents" + (f" (skipped: {skipped})" if skipped else ""))
-    if not val:
-        raise ValueError(
-            f"{where}: nothing is left for validation, which gets {rules}; "
-            "give more text, a larger --val-fraction, or --val FILE"
-        )
-    if not train:
-        raise ValueError(
-            f"{where}: nothing is left for training, validation gets {rules}; "
-            "give more text, or smaller --shard-tokens"
-        )
+    for split, purpose, remedy in (
+        ("val", "validation", "a larger --val-fraction, or --val FILE"),
+        ("train", "training", "or smaller --shard-tokens"),
+    ):
+        if not writer.tokens(split):
+            raise ValueError(
+                f"{where}: nothing is left for {purpose} (validation gets {rules}); "
+                f"give more text, {remedy}"
+            )
 
 
 # --- messages ------------------------------------------------------------------------------------

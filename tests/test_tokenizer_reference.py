@@ -1,4 +1,4 @@
-"""tokenizer.json of strangers: what runs here, what runs in a worker, and what ends it there."""
+"""Untrusted tokenizer.json files: what runs here, what runs in a worker, and what ends it there."""
 
 import json
 import time

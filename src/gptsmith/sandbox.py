@@ -1,4 +1,4 @@
-"""Functions that read what strangers made, run in a worker process with limits of time and memory.
+"""Functions that read untrusted files, run in a worker process with limits on time and memory.
 
 A damaged file can crash the library that reads it, and a small one can ask for hours or for all
 memory: nothing inside a process can stop that. So such functions run in another process. It starts
@@ -119,7 +119,7 @@ class _Worker:
         self.waiting = True
         # far beyond the limit of processor time, for what waits or sleeps
         self._socket.settimeout(20 + 5 * seconds)
-        with suppress(BrokenPipeError, ConnectionResetError):  # `receive` says why it ended
+        with suppress(OSError):  # `receive` says why it ended
             self._socket.sendall(_line([function, arguments, seconds, memory, folder]))
 
     def receive(self, what: str) -> Any:

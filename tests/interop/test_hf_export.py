@@ -41,6 +41,7 @@ from gptsmith.model.lora import LoraConfig, attach
 from gptsmith.model.tuning import Tuning, trainable_state_dict
 from gptsmith.run import Run, Which, layout, weights
 from gptsmith.tokenizer import Tokenizer
+from gptsmith.tokenizer.formats import SPLITS
 from gptsmith.train import checkpoint as checkpoints
 
 # peft of transformers, and of a user of GPT-2 who says nothing of its transposed weights
@@ -201,14 +202,11 @@ def test_vocabulary_padding_is_cut(tmp_path: Path) -> None:
 
 def test_qwen2_with_qwen2_tokenizer_stays_qwen2(tmp_path: Path) -> None:
     document = json.loads(TOKENIZER.to_json())
-    split = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
-        r"\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
     document["pre_tokenizer"] = {
         "type": "Sequence",
         "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False},
+            {"type": "Split", "pattern": {"Regex": SPLITS["qwen2"]}, "behavior": "Isolated",
+             "invert": False},
             {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False,
              "use_regex": False},
         ],

@@ -30,6 +30,7 @@ from gptsmith.model.config import ModelConfig, RopeScaling
 from gptsmith.model.gpt import ACTIVATIONS, GPTModel
 from gptsmith.run.folder import Run
 from gptsmith.tokenizer import Tokenizer
+from gptsmith.tokenizer.formats import SPLITS
 
 pytestmark = pytest.mark.gguf
 llama_cpp = pytest.importorskip("llama_cpp")
@@ -132,13 +133,9 @@ def foreign(name: str) -> Tokenizer:
         first: dict[str, Any] = {"type": "Digits", "individual_digits": True}
         last["use_regex"] = True
     else:
-        numbers = {"llama-bpe": r"\p{N}{1,3}", "qwen2": r"\p{N}"}[name]
-        pattern = (
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + numbers
-            + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-        )  # fmt: skip
         first = {
-            "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False,
+            "type": "Split", "pattern": {"Regex": SPLITS[name]}, "behavior": "Isolated",
+            "invert": False,
         }  # fmt: skip
         last["use_regex"] = False
         document["model"]["ignore_merges"] = name == "llama-bpe"

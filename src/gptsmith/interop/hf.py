@@ -27,8 +27,8 @@ from gptsmith.train import checkpoint as checkpoints
 # Buffers that old checkpoints hold and the model computes: causal masks, rotary frequencies.
 _BUFFERS = re.compile(r"(.*\.)?(attn\.(masked_)?bias|rotary_emb\.inv_freq)")
 _NO_END = (
-    "nothing says which token ends a text: generation ends at its longest; import the model again "
-    "with --eos-token NAME to name it"
+    "no file says which token ends a text, so generation runs to its maximum length; to name the "
+    "token, import the model again with --eos-token NAME"
 )
 _BASE = "base"
 
@@ -153,7 +153,7 @@ def export_adapter(
     with files.atomic_folder(out) as folder:
         (folder / _BASE).mkdir()
         _write_model(folder / _BASE, base, dtype)
-        _write_tokenizer(folder, base)
+        hf_tokenizer.write(folder, base)
         # absolute, because peft resolves it against the working directory
         peft.save(folder, base.config, adapter, base_model=str(out.resolve() / _BASE))
         files.write_text(folder / "README.md", model_card.adapter_text(base, adapter.lora))
@@ -194,17 +194,11 @@ def _write_model(folder: Path, model: ExportableModel, dtype: torch.dtype | None
         stop_ids = () if model.chat_template is None else model.chat_template.stop_ids
         generation = hf_tokenizer.generation_config(tokenizer, stop_ids)
         files.write_json(folder / "generation_config.json", generation)
-    _write_tokenizer(folder, model)
+    hf_tokenizer.write(folder, model)
     layout = {name: (dtype, shape) for name, shape in tensor_shapes(config).items()}
     theirs = _in_transformers(config, tensors, dtype)
     checkpoints.stream_tensors(folder / hf_files.SINGLE, layout, theirs)
     files.write_text(folder / "README.md", model_card.text(model, config, dtype))
-
-
-def _write_tokenizer(folder: Path, model: ExportableModel) -> None:
-    template = None if model.chat_template is None else model.chat_template.source
-    context, classifier = model.config.context_length, bool(model.config.labels)
-    hf_tokenizer.write(folder, model.tokenizer, template, context, classifier)
 
 
 def _in_transformers(

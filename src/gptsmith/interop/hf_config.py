@@ -1,6 +1,6 @@
 """config.json of transformers as a ModelConfig and back, by the records of hf_mapping.py.
 
-A field that config.json leaves out has the default of its class.
+Except for sizes, a field that config.json leaves out has the default of its class.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ def read(raw: Mapping[str, Any], path: Path) -> tuple[ModelConfig, str, list[str
         if name in raw and raw[name] not in expressed:
             raise _unsupported(path, name, raw[name])
     fields: dict[str, Any] = {axis: values[0] for axis, values in family.axes.items()}
-    fields |= {ours: raw.get(theirs, default) for theirs, (ours, default) in family.sizes.items()}
+    fields |= {ours: raw.get(theirs) for theirs, ours in family.sizes.items()}
     fields["tie_embeddings"] = raw.get("tie_word_embeddings", family.gpt2)
     name, activations = family.activation
     activation = raw.get(name, next(iter(activations)))
@@ -68,7 +68,7 @@ def read(raw: Mapping[str, Any], path: Path) -> tuple[ModelConfig, str, list[str
     try:
         config = ModelConfig(**fields)
     except ValidationError as error:
-        theirs = {ours: theirs for theirs, (ours, _) in family.sizes.items()}
+        theirs = {ours: theirs for theirs, ours in family.sizes.items()}
         theirs |= {"tie_embeddings": "tie_word_embeddings", "dropout": highest}
         raise config_error(path, error, theirs) from None
     notes = []
@@ -165,7 +165,7 @@ def config_json(c: ModelConfig, dtype: torch.dtype, tokens: Mapping[str, Any]) -
     raw: dict[str, Any] = {
         "architectures": [family.class_name(bool(c.labels))],
         "model_type": family.model_type,
-        **{theirs: getattr(c, ours) for theirs, (ours, _) in family.sizes.items()},
+        **{theirs: getattr(c, ours) for theirs, ours in family.sizes.items()},
         **{theirs: values[0] for theirs, values in family.fixed.items()},
         name: next(theirs for theirs, ours in activations.items() if ours == c.mlp),
     }

@@ -51,42 +51,33 @@ LLAMA_NAMES: Names = {  # Qwen and Arcee as well
     "score": ("score",),
 }
 
-# Sizes: field of config.json -> our field, and the default of the class.
-Sizes = Mapping[str, tuple[str, Any]]
+# Sizes: field of config.json -> our field. transformers writes all of them, whatever the defaults.
+_GPT2_SIZES = {
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "n_embd": "n_embd",
+    "n_positions": "context_length",
+    "vocab_size": "vocab_size",
+    "layer_norm_epsilon": "norm_eps",
+}
+_LLAMA_SIZES = {  # those of old models lack n_kv_head and head_dim
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "num_key_value_heads": "n_kv_head",
+    "hidden_size": "n_embd",
+    "intermediate_size": "d_ff",
+    "head_dim": "head_dim",
+    "max_position_embeddings": "context_length",
+    "vocab_size": "vocab_size",
+    "rms_norm_eps": "norm_eps",
+}
 
-_GPT2_SIZES: Sizes = {
-    "n_layer": ("n_layer", 12),
-    "n_head": ("n_head", 12),
-    "n_embd": ("n_embd", 768),
-    "n_positions": ("context_length", 1024),
-    "vocab_size": ("vocab_size", 50257),
-    "layer_norm_epsilon": ("norm_eps", 1e-5),
-}
-_LLAMA_SIZES: Sizes = {
-    "num_hidden_layers": ("n_layer", 32),
-    "num_attention_heads": ("n_head", 32),
-    "num_key_value_heads": ("n_kv_head", None),
-    "hidden_size": ("n_embd", 4096),
-    "intermediate_size": ("d_ff", 11008),
-    "head_dim": ("head_dim", None),
-    "max_position_embeddings": ("context_length", 2048),
-    "vocab_size": ("vocab_size", 32000),
-    "rms_norm_eps": ("norm_eps", 1e-6),
-}
-_QWEN2_SIZES: Sizes = {
-    **_LLAMA_SIZES,
-    "num_key_value_heads": ("n_kv_head", 32),
-    "intermediate_size": ("d_ff", 22016),
-    "max_position_embeddings": ("context_length", 32768),
-    "vocab_size": ("vocab_size", 151936),
-}
-_ARCEE_SIZES: Sizes = {
-    **_LLAMA_SIZES,
-    "hidden_size": ("n_embd", 2560),
-    "intermediate_size": ("d_ff", 18432),
-    "max_position_embeddings": ("context_length", 4096),
-    "rms_norm_eps": ("norm_eps", 1e-5),
-}
+
+_SILU = ("hidden_act", {"silu": "swiglu", "swish": "swiglu"})
+_GELU = (
+    "activation_function",
+    {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf"},
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +89,11 @@ class Family:
     """Of the names of its classes."""
     axes: Mapping[str, tuple[Any, ...]]
     """The values of our axes that its classes compute."""
-    activation: tuple[str, Mapping[str, str]]
+    activation: tuple[str, Mapping[str, str]] = _SILU
     """Field of config.json for the activation; its values as our `mlp`, the default first."""
-    fixed: Mapping[str, tuple[Any, ...]]
+    fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Fields of config.json that change what is computed, with the values that we can express."""
-    sizes: Sizes
+    sizes: Mapping[str, str] = field(default_factory=lambda: _LLAMA_SIZES)
     names: Names = field(default_factory=lambda: LLAMA_NAMES)
     gpt2: bool = False
     """Learned positions, as many key/value heads as query heads, and GPT-2's other fields."""
@@ -123,12 +114,6 @@ def _axes(**changed: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:
         "qk_norm": (False,), "mask": ("causal()",), **changed,
     }  # fmt: skip
 
-
-_SILU = ("hidden_act", {"silu": "swiglu", "swish": "swiglu"})
-_GELU = (
-    "activation_function",
-    {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf"},
-)
 
 # If several are equally close to a config that none computes, the error names the first.
 FAMILIES = (
@@ -151,34 +136,21 @@ FAMILIES = (
         axes=_axes(mlp=("relu2",)),
         activation=("hidden_act", {"relu2": "relu2"}),
         fixed={"attention_bias": (False,), "mlp_bias": (False,)},
-        sizes=_ARCEE_SIZES,
     ),
     Family(
         model_type="qwen3",
         prefix="Qwen3",
         axes=_axes(qk_norm=(True,)),
-        activation=_SILU,
         fixed={"attention_bias": (False,)},
-        sizes={**_QWEN2_SIZES, "head_dim": ("head_dim", 128)},
         divisible=False,
     ),
     Family(
         model_type="qwen2",
         prefix="Qwen2",
         axes=_axes(bias=("qkv",)),
-        activation=_SILU,
-        fixed={},
-        sizes=_QWEN2_SIZES,
         head_dim_is_free=False,
     ),
-    Family(
-        model_type="llama",
-        prefix="Llama",
-        axes=_axes(bias=("none", "all")),
-        activation=_SILU,
-        fixed={},
-        sizes=_LLAMA_SIZES,
-    ),
+    Family(model_type="llama", prefix="Llama", axes=_axes(bias=("none", "all"))),
 )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from gptsmith import files
 from gptsmith.chat_template.template import ChatTemplate
+from gptsmith.interop.external_model import ExportableModel
 from gptsmith.interop.hf_files import read_json, refuse_outside_link
 from gptsmith.tokenizer import Tokenizer, TokenRoles
 from gptsmith.tokenizer.formats import SPLITS, with_special_tokens
@@ -139,11 +140,11 @@ def _optional(path: Path) -> dict[str, Any]:
 def roles(tokenizer: Tokenizer, classifier: bool = False) -> dict[str, str]:
     """Special tokens by their role in transformers: bos_token, eos_token, pad_token, unk_token.
 
-    Where no file told, and in a classifier (transformers needs it to find the end of a text), the
+    Where no file says, and in a classifier (transformers needs it to find the end of a text), the
     end of text pads if nothing else does.
     """
     found, ids = tokenizer.roles.names, tokenizer.special_ids
-    if "pad_token" not in found and (classifier or tokenizer.told_roles is None):
+    if "pad_token" not in found and (classifier or tokenizer.declared_roles is None):
         known = {i: name for name, i in tokenizer.special_tokens.items()}
         usable = (i for i in (ids.eos, ids.unk, ids.bos) if i in known and i not in ids.after)
         if (pad := next(usable, None)) is not None:
@@ -155,9 +156,9 @@ def config_ids(tokenizer: Tokenizer, classifier: bool = False) -> dict[str, Any]
     """bos_token_id, eos_token_id and pad_token_id of config.json, as the model's own said."""
     names = roles(tokenizer, classifier)
     ids = {f"{role}_id": tokenizer.special_tokens.get(names.get(role, "")) for role in NAMES[:3]}
-    if (told := tokenizer.told_roles) is None:
+    if (declared := tokenizer.declared_roles) is None:
         return ids
-    kept = {name: told.config[name] for name in IDS if name in told.config}
+    kept = {name: declared.config[name] for name in IDS if name in declared.config}
     if classifier and kept.get("pad_token_id") is None:
         kept["pad_token_id"] = ids["pad_token_id"]
     return kept
@@ -165,14 +166,14 @@ def config_ids(tokenizer: Tokenizer, classifier: bool = False) -> dict[str, Any]
 
 def generation_config(tokenizer: Tokenizer, stop_ids: Sequence[int]) -> dict[str, Any]:
     """generation_config.json, as the model's own said. stop_ids: what ends an answer in a chat."""
-    told, ends = tokenizer.told_roles, tokenizer.special_ids.ends
-    if told is not None and told.generation is not None:
-        fields = dict(told.generation)
+    declared, ends = tokenizer.declared_roles, tokenizer.special_ids.ends
+    if declared is not None and declared.generation is not None:
+        fields = dict(declared.generation)
     else:
         fields = config_ids(tokenizer)
         if ends and not as_ids(fields.get("eos_token_id")):
             fields["eos_token_id"] = list(ends) if len(ends) > 1 else ends[0]
-    if told is None and fields["bos_token_id"] is None:
+    if declared is None and fields["bos_token_id"] is None:
         fields["bos_token_id"] = fields["eos_token_id"]  # without a prompt, it is what starts one
     if not {*stop_ids} <= {*as_ids(fields.get("eos_token_id"))}:
         fields["eos_token_id"] = list(dict.fromkeys([*stop_ids, *ends]))
@@ -187,23 +188,18 @@ def splits_as_qwen2(tokenizer: Tokenizer) -> bool:
     return (steps[0].get("pattern") or {}).get("Regex") == SPLITS["qwen2"]
 
 
-def write(
-    folder: Path,
-    tokenizer: Tokenizer,
-    template: str | None,
-    context: int,
-    classifier: bool = False,
-) -> None:
+def write(folder: Path, model: ExportableModel) -> None:
     """The files from which AutoTokenizer makes the same tokenizer, and its chat template."""
+    tokenizer = model.tokenizer
     files.write_text(folder / _JSON, tokenizer.to_json())
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": context,
+        "model_max_length": model.config.context_length,
         "clean_up_tokenization_spaces": bool(tokenizer.roles.tokenizer.get(CLEAN_UP)),
         "model_input_names": ["input_ids", "attention_mask"],  # GPT-2 would add token_type_ids
-        **roles(tokenizer, classifier),
+        **roles(tokenizer, bool(model.config.labels)),
     }
-    if template is not None:
-        config["chat_template"] = template
-        files.write_text(folder / _TEMPLATE, template)
+    if model.chat_template is not None:
+        config["chat_template"] = model.chat_template.source
+        files.write_text(folder / _TEMPLATE, model.chat_template.source)
     files.write_json(folder / _CONFIG, config)

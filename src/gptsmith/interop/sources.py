@@ -112,9 +112,9 @@ def _open_adapter(folder: Path) -> ExternalModel:
     adapter = peft.load(folder, base.config)
     if (folder / "tokenizer.json").is_file():
         tokenizer = hf_tokenizer.read(folder, "")
-        if (told := base.tokenizer.told_roles) is not None:  # as a whole, the base's model tells
-            own = tokenizer.told_roles or told
-            roles = TokenRoles(own.tokenizer, told.config, told.generation)
+        if (declared := base.tokenizer.declared_roles) is not None:  # of the model, the base says
+            own = tokenizer.declared_roles or declared
+            roles = TokenRoles(own.tokenizer, declared.config, declared.generation)
             tokenizer = Tokenizer(tokenizer.to_json(), folder / "tokenizer.json", roles)
         check_vocabulary(folder, tokenizer, base.config)
         template, unusable = hf_tokenizer.read_template(folder, tokenizer)

@@ -20,7 +20,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"  # in ADAPTER, as peft names it
 TOKENIZER, TEMPLATE, CORPUS, REPORT = (
     "tokenizer.json", "chat_template.jinja", "corpus.json", "report.md",
 )  # fmt: skip
-ROLES = "special_tokens.json"  # of the tokenizer; only where the model's files told them
+ROLES = "special_tokens.json"  # of the tokenizer; only where the model's files declare them
 CHECKPOINTS, LOCK = "checkpoints", ".lock"
 MASK_CODE = re.compile(r"(.+\.py):(\w+)")  # a mask that is Python code: file and function
 

@@ -74,8 +74,8 @@ class TokenRoles:
         path = folder / "generation_config.json"
         generation = _ids(_object(path), path) if path.is_file() else None
         ids = {name: value for name, value in _ids(config, model).items() if name in IDS}
-        told = [*names.values(), *ids.values(), *((generation or {}).get(name) for name in IDS)]
-        if all(value is None for value in told):
+        declared = [*names.values(), *ids.values(), *((generation or {}).get(name) for name in IDS)]
+        if all(value is None for value in declared):
             return None
         if tokenizer.get(CLEAN_UP):
             names[CLEAN_UP] = True

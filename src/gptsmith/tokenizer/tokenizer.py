@@ -47,10 +47,10 @@ class Tokenizer:
     vocab           {token: id}, including special tokens
     vocab_size      ids are 0..vocab_size-1
     special_tokens  {literal: id}
-    roles           which special tokens begin and end a text, pad ...; by spelling if not told
-    told_roles      the same; None if not told by files
+    roles           which special tokens begin and end a text, pad ...; by spelling if no file says
+    declared_roles  the same; None if no file says
     notes           what its files say about special tokens and that cannot be used
-    fingerprint     sha256 of the text of tokenizer.json, and of the roles if told
+    fingerprint     sha256 of the text of tokenizer.json, and of the declared roles
     dtype           the smaller of uint16 and uint32 that holds every id
     """
 
@@ -83,13 +83,13 @@ class Tokenizer:
         self.special_tokens: dict[str, int] = dict(sorted(special.items(), key=lambda t: t[1]))
         self.vocab_size = max(self.vocab.values()) + 1
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
-        self.told_roles: TokenRoles | None = None
+        self.declared_roles: TokenRoles | None = None
         self.notes: list[str] = []
         if roles is not None:
-            self.told_roles, self.notes = roles.within(self.vocab, self.vocab_size)
-        self.roles = self.told_roles or spelled(self.special_tokens)
-        told = None if self.told_roles is None else self.told_roles.to_json().encode()
-        self.fingerprint = fingerprint(text.encode(), told)
+            self.declared_roles, self.notes = roles.within(self.vocab, self.vocab_size)
+        self.roles = self.declared_roles or spelled(self.special_tokens)
+        declared = None if self.declared_roles is None else self.declared_roles.to_json().encode()
+        self.fingerprint = fingerprint(text.encode(), declared)
 
     @classmethod
     def gpt2(cls, folder: str | Path | None = None) -> "Tokenizer":
@@ -161,13 +161,13 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> Path:
         """Write tokenizer.json durably to `path`, or into it if it is a folder; beside it,
-        special_tokens.json where the roles of special tokens were told."""
+        special_tokens.json where the roles of special tokens are declared."""
         path = Path(path)
         path = path / _NAME if path.is_dir() else path
         if path.name != _NAME:
             files.write_text(path, self._text)
             return path
-        if self.told_roles is None:
+        if self.declared_roles is None:
             path.with_name(FILE).unlink(missing_ok=True)
         for name, text in self.contents().items():
             files.write_text(path.with_name(name), text)
@@ -175,7 +175,7 @@ class Tokenizer:
 
     def contents(self) -> dict[str, str]:
         """The files that `save` writes, in their order."""
-        roles = {} if self.told_roles is None else {FILE: self.told_roles.to_json()}
+        roles = {} if self.declared_roles is None else {FILE: self.declared_roles.to_json()}
         return {**roles, _NAME: self._text}
 
     def to_json(self) -> str:
@@ -291,7 +291,7 @@ class Tokenizer:
         if not added:
             return self
         text = with_special_tokens(self._text, added)
-        tokenizer = Tokenizer(text, self._origin, self.told_roles)
+        tokenizer = Tokenizer(text, self._origin, self.declared_roles)
         if tokenizer.vocab_size != self.vocab_size + len(added):
             raise ValueError(
                 f"{self._origin}: its ids have gaps, which `tokenizers` would fill; "
@@ -309,7 +309,7 @@ class Tokenizer:
         return lengths
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[str, str, TokenRoles | None]]:
-        return Tokenizer, (self._text, self._origin, self.told_roles)
+        return Tokenizer, (self._text, self._origin, self.declared_roles)
 
     def __repr__(self) -> str:
         return f"Tokenizer(kind={self.kind!r}, vocab_size={self.vocab_size})"

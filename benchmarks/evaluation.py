@@ -31,6 +31,7 @@ from gptsmith.model import flops
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.run import Run
+from gptsmith.run.create import create_from_weights
 from gptsmith.tokenizer import Tokenizer
 
 DATA = Path(os.environ.get("GPTSMITH_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -103,7 +104,7 @@ def prepare(folder: Path, config: ModelConfig) -> Run:
     tensors = GPTModel(config).state_dict()
     origin = {"import": "random weights"}
     tokenizer = Tokenizer.gpt2(DATA / "gpt2_bpe")
-    run = Run.from_weights(
+    run = create_from_weights(
         folder / "run", origin, config, tokenizer, tensors.items(), torch.float32
     )
     hf.export(exportable(run), folder / "hf")

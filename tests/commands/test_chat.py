@@ -22,7 +22,8 @@ from gptsmith.generate.chat import Chat
 from gptsmith.generate.options import SamplingConfig
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.run import Run, weights
+from gptsmith.run import layout
+from gptsmith.run.create import open_for_training
 
 
 def make_run(path: Path, context: int, template: str | None = TEMPLATE) -> Path:
@@ -39,8 +40,8 @@ def make_run(path: Path, context: int, template: str | None = TEMPLATE) -> Path:
         letters = torch.zeros(config.vocab_size, 1)
         letters[ord("a") : ord("z") + 1] = 1
         model.head_weight.mul_(letters)
-    with Run.create(path, {"stage": "test"}, config, BYTES, template=template) as run:
-        weights.save(run.weights, model.state_dict(), {})
+    with open_for_training(path, {"stage": "test"}, config, BYTES, template=template) as run:
+        run.write_weights(layout.WEIGHTS, model.state_dict())
     return path
 
 

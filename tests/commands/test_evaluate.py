@@ -20,6 +20,7 @@ from gptsmith.data.sources import encode_source
 from gptsmith.evaluate.classification import log_probabilities, score
 from gptsmith.model.config import ModelConfig
 from gptsmith.run import Run
+from gptsmith.run.create import create_from_weights
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train.runtime import choose_precision
 
@@ -222,7 +223,7 @@ def test_results_before_a_failing_judge_are_kept(evaluate, runs, tmp_path):
 def test_half_precision_weights_are_not_converted(evaluate, runs, text, tmp_path):
     halves = ((n, t.bfloat16()) for n, t in Run.open(runs[0]).load_model().state_dict().items())
     half = tmp_path / "half"
-    Run.from_weights(half, {"import": "test"}, CONFIG, BYTES, halves, torch.bfloat16)
+    create_from_weights(half, {"import": "test"}, CONFIG, BYTES, halves, torch.bfloat16)
     losses = []
     for run, precision in ((runs[0], "fp32"), (half, "bfloat16")):
         out = tmp_path / "out.json"

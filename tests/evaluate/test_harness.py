@@ -23,6 +23,7 @@ from gptsmith.interop import hf
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.run import Run
+from gptsmith.run.create import create_from_weights
 from gptsmith.tokenizer import Tokenizer
 
 N = 24
@@ -154,7 +155,7 @@ def made(folder: Path, tokenizer: Tokenizer, context_length: int) -> Run:
     tensors = {
         name: 4 * x if x.dim() > 1 else x for name, x in GPTModel(config).state_dict().items()
     }
-    return Run.from_weights(
+    return create_from_weights(
         folder, {"import": "random"}, config, tokenizer, tensors.items(), torch.float32
     )
 

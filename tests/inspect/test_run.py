@@ -12,6 +12,7 @@ from gptsmith.inspect.run import show_run
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.run import Run
+from gptsmith.run.create import open_for_training
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint
 
@@ -25,7 +26,7 @@ def shown(run: Run) -> str:
 def test_run_report(tmp_path: Path) -> None:
     tokenizer = Tokenizer.byte()
     config = ModelConfig.preset("nano", vocab_size=tokenizer.vocab_size)
-    with Run.create(tmp_path / "run", {"data": {"path": "x"}}, config, tokenizer) as run:
+    with open_for_training(tmp_path / "run", {"data": {"path": "x"}}, config, tokenizer) as run:
         pass
     model = GPTModel(config)
     assert "unfinished" in shown(run)

@@ -25,6 +25,7 @@ from gptsmith.model.config import ModelConfig, RopeScaling
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.rope import rotary_frequencies, rotate
 from gptsmith.run import Run
+from gptsmith.run.create import create_from_weights
 from gptsmith.tokenizer import Tokenizer, bpe
 
 reader = pytest.importorskip("gguf")
@@ -324,7 +325,9 @@ def altered(tmp_path: Path, change: Callable[[Tensor], Tensor]) -> Run:
     name = "blocks.1.mlp.down.weight"
     tensors = ((n, change(x) if n == name else x) for n, x in state.items())
     run = tmp_path / "run"
-    return Run.from_weights(run, {"import": "x"}, config, Tokenizer.byte(), tensors, torch.float32)
+    return create_from_weights(
+        run, {"import": "x"}, config, Tokenizer.byte(), tensors, torch.float32
+    )
 
 
 def test_unsupported_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import PRESETS, ModelConfig, RopeScaling
 from gptsmith.model.lora import LoraConfig, attach
 from gptsmith.model.tuning import Tuning, trainable_state_dict
-from gptsmith.run import Run, Which, layout, weights
+from gptsmith.run import Run, Which, layout
+from gptsmith.run.create import open_for_training
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.tokenizer.formats import SPLITS
 from gptsmith.train import checkpoint as checkpoints
@@ -157,7 +158,7 @@ def test_dtype_option(tmp_path: Path) -> None:
         assert opened(out).dtype == dtype
     large = run.load_model().state_dict()
     large["blocks.0.mlp.down.weight"][0, 0] = 1e6
-    weights.save(run.weights, large, {})
+    run.write_weights(layout.WEIGHTS, large)
     with pytest.raises(ValueError, match=r"mlp.down.weight has values that float16 cannot hold"):
         export(run, tmp_path / "overflow", dtype=torch.float16)
     assert not [path for path in tmp_path.iterdir() if "overflow" in path.name]
@@ -311,7 +312,9 @@ def lora_run(path: Path, config: ModelConfig, new: list[str]) -> Run:
     base = random_run(path.with_name("base of it"), config, tokenizer).load_model()
     template = TEMPLATE if new else None
     tensors = {name: t.clone() for name, t in base.state_dict().items()}
-    run = Run.create(path, {}, config, tokenizer, tuning=tuned, base=tensors, template=template)
+    run = open_for_training(
+        path, {}, config, tokenizer, tuning=tuned, base=tensors, template=template
+    )
     attach(base, tuned.lora, ids)
     torch.manual_seed(5)
     add_noise(base, 0.2)

@@ -19,6 +19,7 @@ from gptsmith.model.lora import LoraConfig
 from gptsmith.model.tuning import Tuning, trainable_state_dict
 from gptsmith.recipes.options import PretrainConfig
 from gptsmith.run import Run, digests
+from gptsmith.run.create import open_for_training
 from gptsmith.run.resume import stored_recipe
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint
@@ -31,7 +32,7 @@ MASK = "def near(b, h, q, k):\n    return (q >= k) & (q - k < 4)\n"
 
 def create(path: Path, model: ModelConfig = SMALL, **options: Any) -> Run:
     config = {"stage": "pretrain", "train": {"steps": 5}, "out": str(path)}
-    return Run.create(path, config, model, TOKENIZER, corpus="c0ffee", **options)
+    return open_for_training(path, config, model, TOKENIZER, corpus="c0ffee", **options)
 
 
 def finished(path: Path, rank: int = 0, **options: Any) -> Path:

@@ -1,4 +1,4 @@
-"""Run.from_weights: weights streamed into a run folder, which is complete or absent."""
+"""create_from_weights: weights streamed into a run folder, which is complete or absent."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +13,7 @@ from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.state_dict import shapes
 from gptsmith.run import Run
+from gptsmith.run.create import create_from_weights
 from gptsmith.tokenizer import Tokenizer
 
 SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=16, context_length=32, vocab_size=257)
@@ -28,7 +29,9 @@ def tensors(dtype: torch.dtype = torch.float32, config: ModelConfig = SMALL) -> 
 def from_weights(
     path: Path, parts: Iterator[tuple[str, Tensor]], dtype: torch.dtype = torch.float32
 ) -> Run:
-    return Run.from_weights(path, CONFIG, SMALL, Tokenizer.byte(), parts, dtype, template=TEMPLATE)
+    return create_from_weights(
+        path, CONFIG, SMALL, Tokenizer.byte(), parts, dtype, template=TEMPLATE
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -18,7 +18,8 @@ from gptsmith.config import diff
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.recipes.options import ChatConfig, PretrainConfig
-from gptsmith.run import Run, layout, weights
+from gptsmith.run import Run, layout
+from gptsmith.run.create import open_for_training
 from gptsmith.run.resume import final_step, recipe_changes, stored_recipe
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint
@@ -33,7 +34,7 @@ TOKENIZER = Tokenizer.byte()
 
 def create(path: Path, model: ModelConfig = SMALL, **options: Any) -> Run:
     tokenizer = options.pop("tokenizer", TOKENIZER)
-    return Run.create(path, CONFIG, model, tokenizer, **{"corpus": "c0ffee", **options})
+    return open_for_training(path, CONFIG, model, tokenizer, **{"corpus": "c0ffee", **options})
 
 
 def model_of(seed: int, config: ModelConfig = SMALL) -> GPTModel:
@@ -82,7 +83,9 @@ def test_create_and_open(tmp_path: Path) -> None:
 
 
 def test_config_of_a_resumed_run_does_not_contain_resume(stopped: Path) -> None:
-    Run.create(stopped, {**CONFIG, "resume": True}, SMALL, TOKENIZER, True, corpus="c0ffee").close()
+    open_for_training(
+        stopped, {**CONFIG, "resume": True}, SMALL, TOKENIZER, True, corpus="c0ffee"
+    ).close()
     assert Run.open(stopped).config["resume"] is False
 
 
@@ -205,7 +208,9 @@ def test_resume_rejects_changes_with_a_diff(stopped: Path) -> None:
     for step in (0, 10, 20):
         flip(stopped / f"checkpoints/step-{step:06d}/model.safetensors")
     with pytest.raises(ValueError, match="every checkpoint"):
-        Run.create(stopped, {**CONFIG, "title": "new"}, SMALL, TOKENIZER, True, corpus="c0ffee")
+        open_for_training(
+            stopped, {**CONFIG, "title": "new"}, SMALL, TOKENIZER, True, corpus="c0ffee"
+        )
     assert (stopped / "config.yaml").read_bytes() == before
     for step in (0, 10, 20):
         flip(stopped / f"checkpoints/step-{step:06d}/model.safetensors")
@@ -295,7 +300,7 @@ def test_the_file_of_a_mask_may_have_another_name_than_the_copy(tmp_path: Path) 
 
 def test_stored_recipe(tmp_path: Path) -> None:
     stopped, config = tmp_path / "run", {"stage": "pretrain", "train": {"steps": 20}}
-    with Run.create(stopped, config, SMALL, TOKENIZER) as run:
+    with open_for_training(stopped, config, SMALL, TOKENIZER) as run:
         save(run, 0)
     own = str(stopped / "config.yaml")
 
@@ -340,7 +345,7 @@ def test_a_forgotten_resume_says_what_the_run_is_and_how_to_go_on(stopped: Path)
 
 def test_a_resumed_run_knows_what_changed(stopped: Path) -> None:
     config = {**CONFIG, "train": {"steps": 40, "seed": 1}, "new": 3, "resume": True}
-    with Run.create(stopped, config, SMALL, TOKENIZER, True, corpus="c0ffee") as run:
+    with open_for_training(stopped, config, SMALL, TOKENIZER, True, corpus="c0ffee") as run:
         assert run.changes == ["train.steps: 20 -> 40"]
 
 
@@ -490,7 +495,7 @@ def test_weights_must_fit_the_model(stopped: Path) -> None:
 def test_weights_keep_their_dtype(stopped: Path) -> None:
     run = Run.open(stopped)
     tensors = {name: t.bfloat16() for name, t in model_of(1).state_dict().items()}
-    weights.save(run.weights, tensors, {})
+    run.write_weights(layout.WEIGHTS, tensors)
     model = run.load_model()  # no step in the header: it is what counts
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert run.notice == ""

@@ -17,7 +17,8 @@ from gptsmith.model import state_dict
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.run import Run, weights
+from gptsmith.run import Run, layout
+from gptsmith.run.create import create_from_weights, open_for_training
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint
 
@@ -31,8 +32,10 @@ def untrained(
     size = dict(n_layer=2, n_head=2, n_embd=32, context_length=64)
     config = ModelConfig(**{**size, **axes}, vocab_size=tokenizer.vocab_size)
     torch.manual_seed(0)
-    with Run.create(path, {"note": "untrained"}, config, tokenizer, template=template) as run:
-        weights.save(run.weights, GPTModel(config).state_dict(), {})
+    with open_for_training(
+        path, {"note": "untrained"}, config, tokenizer, template=template
+    ) as run:
+        run.write_weights(layout.WEIGHTS, GPTModel(config).state_dict())
     return path
 
 
@@ -51,7 +54,7 @@ def random_run(
     tensors = ((name, tensor.to(dtype)) for name, tensor in model.state_dict().items())
     origin = {"import": "random numbers"}
     tokenizer = tokenizer or Tokenizer.byte()
-    return Run.from_weights(path, origin, config, tokenizer, tensors, dtype, template)
+    return create_from_weights(path, origin, config, tokenizer, tensors, dtype, template)
 
 
 def imported_model(found: ExternalModel) -> GPTModel:
@@ -59,7 +62,7 @@ def imported_model(found: ExternalModel) -> GPTModel:
 
 
 def imported_run(path: Path, found: ExternalModel) -> Run:
-    return Run.from_weights(
+    return create_from_weights(
         path, dict(found.origin), found.config, found.tokenizer, found.tensors(), found.dtype,
         found.template,
     )  # fmt: skip

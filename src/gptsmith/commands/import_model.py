@@ -42,12 +42,12 @@ def main(argv: list[str]) -> None:
 
     from gptsmith.interop.sources import open_source
     from gptsmith.model.flops import parameters
-    from gptsmith.run import Run
+    from gptsmith.run.create import create_from_weights
 
     model = open_source(options.source, options.eos_token)
     _describe(model, parameters(model.config))
     total = parameters(model.config) * model.dtype.itemsize
-    run = Run.from_weights(
+    run = create_from_weights(
         options.out,
         dict(model.origin),
         model.config,

@@ -27,6 +27,7 @@ from gptsmith.recipes.loop import TrainingJob
 from gptsmith.recipes.options import FinetuneConfig, SFTConfig
 from gptsmith.recipes.plan import Dataset, Note, Plan
 from gptsmith.run import Run
+from gptsmith.run.create import open_for_training
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train.loss import next_token_loss
 
@@ -118,12 +119,12 @@ def create_run(
     template: str | None = None,
     fixed: Sequence[str] = (),
 ) -> Run:
-    """The run folder, locked. corpus, fixed: see Run.create."""
+    """The run folder, locked. corpus, fixed: see open_for_training."""
     architecture = prepared.model.config
     file, _, function = architecture.mask.rpartition(":")
     if file == "mask.py":  # the new run gets its own copy
         architecture = architecture.change(mask=f"{prepared.run.path / file}:{function}")
-    return Run.create(
+    return open_for_training(
         config.out, config.model_dump(mode="json", by_alias=True), architecture,
         prepared.tokenizer, config.resume, corpus=corpus,
         fixed=("from", "checkpoint", "dropout", *fixed, *loop.FIXED),
@@ -176,7 +177,7 @@ def train_on_examples(
 ) -> int:
     """Supervised fine-tuning; returns the exit code, 0 or loop.STOPPED.
 
-    T: tokens per row (see `row_length`). fixed: see Run.create. started: see loop.train.
+    T: tokens per row (see `row_length`). fixed: see open_for_training. started: see loop.train.
     """
     model, tokenizer = prepared.model, prepared.tokenizer
     seed, pad_id = config.train.seed, prepared.pad_id

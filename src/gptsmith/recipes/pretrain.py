@@ -23,7 +23,7 @@ from gptsmith.recipes import finetune, in_loop_eval, loop, plan
 from gptsmith.recipes.loop import TrainingJob
 from gptsmith.recipes.options import CorpusConfig, PretrainConfig, TextConfig
 from gptsmith.recipes.plan import Note, Plan
-from gptsmith.run import Run
+from gptsmith.run.create import open_for_training
 from gptsmith.train.loss import next_token_loss
 
 
@@ -48,7 +48,7 @@ def pretrain(config: PretrainConfig, started: float | None = None) -> int:
     model.to(resolved.runtime.device)
     model.activation_checkpointing = config.train.activation_checkpointing
     job, notes = _job(resolved, corpus, windows, model)
-    run = Run.create(
+    run = open_for_training(
         config.out, config.model_dump(mode="json"), config.model, corpus.tokenizer, config.resume,
         corpus=corpus.fingerprint, fixed=("document_mask", "pad_vocab_multiple", *loop.FIXED),
     )  # fmt: skip

@@ -1,36 +1,39 @@
-"""Opening, creating and locking a run folder."""
+"""A run folder: its files, its lock and its weights."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gptsmith import files
-from gptsmith.config import diff, flatten
+from gptsmith.interop import peft
 from gptsmith.interop.peft import Adapter
+from gptsmith.model import lora
 from gptsmith.model import state_dict as model_weights
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.model.tuning import Tuning
-from gptsmith.run import digests, layout, weights
-from gptsmith.run import resume as checks
+from gptsmith.model.tuning import Tuning, load_trainable_state_dict
+from gptsmith.run import digests, layout
 from gptsmith.run.layout import MASK, Which
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint as checkpoints
-from gptsmith.train import monitor
+from gptsmith.train import monitor, runtime
 
 if TYPE_CHECKING:
     from gptsmith.chat_template.template import ChatTemplate
 
 
 class Run:
-    """A run folder. Made by `open` (for reading) or `create` (locked, for training).
+    """A run folder, made by `open` for reading or by create.open_for_training.
 
     notice: a line for the user about the weights loaded last, such as that the run is unfinished;
     usually empty.
@@ -70,7 +73,7 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        return layout.read_config(self._verified(layout.CONFIG))
+        return layout.read_config(self.verified(layout.CONFIG))
 
     @property
     def stage(self) -> str:
@@ -79,20 +82,20 @@ class Run:
 
     @cached_property
     def model_config(self) -> ModelConfig:
-        config = layout.read_architecture(self._verified(layout.ARCHITECTURE))
+        config = layout.read_architecture(self.verified(layout.ARCHITECTURE))
         if config.mask.startswith(f"{MASK}:"):
-            self._verified(MASK)
+            self.verified(MASK)
         return config
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        self._verified(layout.ROLES)
-        return Tokenizer.load(self._verified(layout.TOKENIZER))
+        self.verified(layout.ROLES)
+        return Tokenizer.load(self.verified(layout.TOKENIZER))
 
     @cached_property
-    def chat_template(self) -> "ChatTemplate | None":
+    def chat_template(self) -> ChatTemplate | None:
         """The chat format of the model; None if it was not fine-tuned for chat."""
-        path = self._verified(layout.TEMPLATE)
+        path = self.verified(layout.TEMPLATE)
         if not path.is_file():
             return None
         from gptsmith.chat_template.template import ChatTemplate  # Jinja takes 20 ms to import
@@ -111,7 +114,7 @@ class Run:
     @cached_property
     def tuning(self) -> Tuning:
         """Which part of the weights the run trains."""
-        path = self._verified(layout.TUNING)
+        path = self.verified(layout.TUNING)
         if not path.is_file():
             if (self.path / layout.BASE).exists():
                 raise ValueError(f"{self.path} is incomplete: {path.name} is missing")
@@ -121,15 +124,15 @@ class Run:
         except ValidationError as error:
             raise ValueError(f"{path}: {error.errors()[0]['msg']}") from None
 
-    def _verified(self, name: str) -> Path:
+    def verified(self, name: str) -> Path:
         """The path of a file of the folder, which is compared with its digest."""
         digests.check(self.path, name)
         return self.path / name
 
-    # --- opening and creating
+    # --- opening
 
     @classmethod
-    def open(cls, path: str | Path) -> "Run":
+    def open(cls, path: str | Path) -> Run:
         """Open a run for reading.
 
         Raises FileNotFoundError or ValueError that says what the path is instead and what to do.
@@ -141,136 +144,7 @@ class Run:
         _ = run.config, run.model_config  # raises now if they are unreadable
         return run
 
-    @classmethod
-    def create(
-        cls,
-        path: str | Path,
-        config: dict[str, Any],
-        model_config: ModelConfig,
-        tokenizer: Tokenizer,
-        resume: bool = False,
-        *,
-        corpus: str | None = None,
-        fixed: Sequence[str] = (),
-        template: str | None = None,
-        tuning: Tuning | None = None,
-        base: Mapping[str, Tensor] | None = None,
-    ) -> "Run":
-        """Create a run for training, or resume one; locked until `close` or the process ends.
-
-        config: plain values (str, int, float, bool, None, list, dict). model_config: a mask
-        `file.py:function` is copied into the folder as mask.py; `run.model_config.mask` then names
-        the copy. corpus: fingerprint of the training data. tuning: which part of the weights is
-        trained (default: all of them). base: the weights before training, if a part is trained.
-        resume: there must be a checkpoint, and architecture, tokenizer, template, corpus, tuning
-        and the `fixed` fields of config (`train.seed`) must not differ, else ValueError with the
-        differences.
-
-        Raises ValueError if another process trains here, FileExistsError for a folder that is not
-        empty, unless resumed (a run stopped before its first checkpoint counts as empty).
-        """
-        path, tuning, extra = Path(path), tuning or Tuning(), dict[str, bytes]()
-        if code := layout.MASK_CODE.fullmatch(model_config.mask.strip()):
-            source = Path(code[1])
-            model_config = model_config.change(mask=f"{MASK}:{code[2]}")
-            if "model" in config:
-                config = {**config, "model": model_config.model_dump(mode="json")}
-            # on resume, a mask.py without a folder is the run's own copy
-            if source.is_file() and not (resume and source == Path(MASK)):
-                extra[MASK] = source.read_bytes()
-            elif not (resume and (path / MASK).is_file()):
-                raise FileNotFoundError(f"mask {str(source)!r}: there is no such file")
-        check = checks.check_resumable if resume else checks.check_unoccupied
-        check(path)
-        files.make_folder(path)
-        run = cls(path).lock()
-        try:
-            check(path)  # again, now that the folder is locked
-            if resume:
-                flat = flatten(config)
-                new = {
-                    **{name: flat.get(name) for name in fixed},
-                    "model": model_config.model_dump(),
-                    "tokenizer": tokenizer.fingerprint[:12],
-                    layout.TEMPLATE: template,
-                    "tuning": tuning.model_dump(),
-                    "corpus": corpus,
-                    **{name: sha256(data).hexdigest()[:12] for name, data in extra.items()},
-                }
-                run._check_unchanged(new, fixed)
-                run.changes = checks.changed_settings(run.config, config)
-                run.notice = digests.note(path)
-            files.sweep(path)
-            checkpoints.clean(run.checkpoints)
-            if resume:
-                run.resumed = checkpoints.find(run.checkpoints)  # before anything is written
-                if (path / layout.BASE).exists():
-                    digests.adopt(path, layout.BASE)
-            else:  # remains of a run that was stopped before its first checkpoint
-                names = (layout.TUNING, layout.BASE, layout.TEMPLATE, layout.ROLES, MASK)
-                digests.remove(path, names)
-                if not tuning.is_full_finetune:
-                    assert base is not None
-                    weights.save(path / layout.BASE, base, {})
-                    extra[layout.TUNING] = files.json_bytes(tuning.model_dump(mode="json"))
-            extra[layout.CORPUS] = files.json_bytes({"fingerprint": corpus})
-            if "resume" in config:  # so that config.yaml can start another run
-                config = {**config, "resume": False}
-            digests.write(path, extra | _contents(config, model_config, tokenizer, template))
-        except BaseException:
-            run.close()
-            raise
-        run.__dict__.update(config=config, model_config=model_config, tokenizer=tokenizer)
-        run.__dict__.update(template=template, tuning=tuning)
-        return run
-
-    @classmethod
-    def from_weights(
-        cls,
-        path: str | Path,
-        config: dict[str, Any],
-        model_config: ModelConfig,
-        tokenizer: Tokenizer,
-        tensors: Iterable[tuple[str, Tensor]],
-        dtype: torch.dtype,
-        template: str | None = None,
-    ) -> "Run":
-        """Create a run from weights trained elsewhere, written one tensor at a time as `dtype`.
-
-        Raises FileExistsError if `path` is occupied, and ValueError, leaving no folder behind, for
-        tensors that do not fit model_config or are not finite.
-        """
-        shapes = model_weights.shapes(model_config)
-        tensors = model_weights.validated(model_config, tensors, config["import"])
-        with files.atomic_folder(path) as folder:
-            with digests.recorded(folder, layout.WEIGHTS) as temporary:
-                in_file = {name: (dtype, shape) for name, shape in shapes.items()}
-                checkpoints.stream_tensors(temporary, in_file, tensors)
-            digests.write(folder, _contents(config, model_config, tokenizer, template))
-        return cls.open(path)
-
-    def _check_unchanged(self, new: Mapping[str, Any], fixed: Sequence[str]) -> None:
-        recorded, config = self._verified(layout.CORPUS), flatten(self.config)
-        old: dict[str, Any] = {
-            **{name: config.get(name) for name in fixed},
-            "model": self.model_config.model_dump(),
-            "tokenizer": self.tokenizer.fingerprint[:12],
-            layout.TEMPLATE: self.template,
-            "tuning": self.tuning.model_dump(),
-            "corpus": files.mapping(files.read_json(recorded), recorded).get("fingerprint")
-            if recorded.exists()
-            else new["corpus"],
-        }
-        if MASK in new:
-            copy = self.path / MASK
-            old[MASK] = files.sha256(copy)[:12] if copy.is_file() else None
-        if changes := diff(old, new):
-            raise ValueError(
-                f"{self.path} cannot be resumed with other settings: {'; '.join(changes)};"
-                " use the old values, or another --out"
-            )
-
-    def lock(self) -> "Run":
+    def lock(self) -> Run:
         """Lock the folder until `close`, the end of a `with` block, or of the process."""
         if self._lock is None:
             self._lock = files.lock(self.path / layout.LOCK, "or choose another --out")
@@ -282,7 +156,7 @@ class Run:
             self._lock.close()
             self._lock = None
 
-    def __enter__(self) -> "Run":
+    def __enter__(self) -> Run:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -303,32 +177,138 @@ class Run:
         step. Raises ValueError if there are no weights, if they are damaged, of the wrong shape or
         not finite, and for a mask that is Python code unless trust_code is set.
         """
-        return weights.load_model(self, checkpoint, device, trust_code)
-
-    def verify_weights(self) -> None:
-        """Compare the final weights with their digests. ValueError naming the damaged file."""
-        weights.verify(self)
+        tensors, source = self._tensors(checkpoint)
+        if self.tuning.is_full_finetune or source == self.path / layout.WEIGHTS:
+            model = self._complete_model(tensors, source, trust_code)
+        else:
+            model = self._tuned_model(tensors, source, trust_code)
+        return model.to(runtime.choose_device(str(device))).eval()
 
     def base_model(self, trust_code: bool = False) -> GPTModel:
         """The model that a partly trained run started from, without adapters."""
-        return weights.base_model(self, trust_code)
+        source = self.verified(layout.BASE)
+        return self._complete_model(checkpoints.load_tensors(source), source, trust_code)
 
     def load_adapter(self, checkpoint: Which = "last") -> Adapter:
         """A LoRA run's adapter; `notice` and errors as for `load_model`."""
-        return weights.load_adapter(self, checkpoint)
+        tensors, _ = self._tensors(checkpoint)
+        return Adapter(self.tuning.lora, tensors, self.tuning.token_ids)
+
+    def verify_weights(self) -> None:
+        """Compare the final weights with their digests. ValueError naming the damaged file."""
+        remedy = "restore it from a copy, or open a checkpoint with --checkpoint STEP"
+        names = [layout.WEIGHTS]
+        if self.tuning.lora.rank:
+            names = [layout.BASE, *(f"{layout.ADAPTER}/{n}" for n in (peft.CONFIG, peft.WEIGHTS))]
+        for name in names:
+            if (self.path / name).exists():
+                digests.check(self.path, name, remedy)
 
     def finish(self, which: Literal["last", "best"] = "last") -> None:
         """Write the final weights, or the adapter, from the newest checkpoint or the best one."""
-        weights.finish(self, which)
+        newest, damage = checkpoints.find(self.checkpoints)
+        if damage:
+            raise ValueError(f"{'; '.join(damage)}; --resume trains again from step {newest.step}")
+        chosen, _ = checkpoints.find(self.checkpoints, self._best_step(which))
+        tensors, header = chosen.load("model"), {"which": which, "step": str(newest.step)}
+        if self.tuning.lora.rank:
+            self.weights.parent.mkdir(exist_ok=True)
+            adapter = Adapter(self.tuning.lora, tensors, self.tuning.token_ids)
+            peft.save(
+                self.weights.parent, self.model_config, adapter, header,
+                atomic=lambda path: digests.recorded(self.path, f"{layout.ADAPTER}/{path.name}"),
+            )  # fmt: skip
+            return
+        if not self.tuning.is_full_finetune:
+            tensors = self._tuned_model(tensors, chosen.path, trust_code=True).state_dict()
+        self.write_weights(layout.WEIGHTS, tensors, header)
 
+    def write_weights(
+        self, name: str, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None
+    ) -> None:
+        """Write a weights file durably, after recording its digest.
 
-def _contents(
-    config: dict[str, Any], model_config: ModelConfig, tokenizer: Tokenizer, template: str | None
-) -> dict[str, bytes]:
-    """Files of every run by name; config.yaml is the last, because a folder with it is a run."""
-    contents = {name: text.encode() for name, text in tokenizer.contents().items()}
-    if template is not None:
-        contents[layout.TEMPLATE] = template.encode()
-    contents[layout.ARCHITECTURE] = files.json_bytes(model_config.model_dump(mode="json"))
-    contents[layout.CONFIG] = layout.yaml_text(config).encode()
-    return contents
+        header: `which` ("last" or "best") and the `step` at which training ended; none for weights
+        that were not trained here.
+        """
+        with digests.recorded(self.path, name) as temporary:
+            checkpoints.save_tensors(temporary, tensors, header)
+
+    def _complete_model(
+        self, tensors: dict[str, Tensor], source: Path, trust_code: bool
+    ) -> GPTModel:
+        return model_weights.load(
+            self.model_config, tensors, source, mask_folder=self.path, trust_code=trust_code
+        )
+
+    def _tuned_model(self, tensors: dict[str, Tensor], source: Path, trust_code: bool) -> GPTModel:
+        """The base model with these trained weights, adapters merged."""
+        model = self.base_model(trust_code)
+        self.tuning.wrap(model)
+        load_trainable_state_dict(model, tensors, source)
+        lora.merge(model)
+        return model
+
+    def _tensors(self, which: Which) -> tuple[dict[str, Tensor], Path]:
+        """The requested weights (all, or the trained ones), and the file or folder of them."""
+        for _ in range(10):
+            try:
+                return self._read(which)
+            except FileNotFoundError:  # pruned by the process that trains here: look again
+                continue
+        return self._read(which)
+
+    def _read(self, which: Which) -> tuple[dict[str, Tensor], Path]:
+        self.notice = digests.note(self.path)
+        header = None if isinstance(which, int) else self._header()
+        steps = checkpoints.steps(self.checkpoints)
+        if header is not None and which in ("last", header.get("which")):
+            # Training may have continued since. Imported weights have no step: they are final.
+            last_step = int(header.get("step", sys.maxsize))
+            if not any(step > last_step for step in steps):
+                return self._final_tensors(), self.weights
+        if not steps:
+            raise ValueError(
+                f"{self.path} has no checkpoints, only its final {self.weights.name}"
+                if self.weights.exists()
+                else f"{self.path} has no weights yet, it was stopped before its first checkpoint:"
+                " start it again"
+            )
+        chosen, damage = checkpoints.find(self.checkpoints, self._best_step(which))
+        if which == "last":
+            damage.append(f"{self.path} is unfinished: this is its step {chosen.step}")
+        self.notice = "; ".join([*filter(None, [self.notice]), *damage])
+        return chosen.load("model"), chosen.path
+
+    def _header(self) -> dict[str, str] | None:
+        """The metadata of the final weights, which are verified; None if there are none."""
+        path = self.weights
+        if not path.exists():
+            return None
+        self.verify_weights()
+        with path.open("rb"):  # an unreadable file is not a damaged one
+            pass
+        try:
+            with safe_open(path, "pt") as file:
+                return file.metadata() or {}
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} is damaged: {error}; --checkpoint STEP opens another"
+            ) from None
+
+    def _final_tensors(self) -> dict[str, Tensor]:
+        if not self.tuning.lora.rank:
+            return checkpoints.load_tensors(self.weights)
+        try:
+            return dict(peft.load(self.weights.parent, self.model_config).tensors)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
+
+    def _best_step(self, which: Which) -> Literal["last"] | int:
+        """`which`, with "best" replaced by the best step, which the newest checkpoint names."""
+        if which != "best":
+            return which
+        state = checkpoints.find(self.checkpoints)[0].state
+        if state.get("best_loss") is None:
+            raise ValueError(f"{self.path} has no best checkpoint: nothing was evaluated yet")
+        return int(state["best_step"])

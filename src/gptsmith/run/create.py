@@ -1,0 +1,162 @@
+"""Creating a run folder, and opening one again for training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptsmith import files
+from gptsmith.config import diff, flatten
+from gptsmith.model import state_dict as model_weights
+from gptsmith.model.config import ModelConfig
+from gptsmith.model.tuning import Tuning
+from gptsmith.run import Run, digests, layout
+from gptsmith.run import resume as checks
+from gptsmith.run.layout import MASK
+from gptsmith.tokenizer import Tokenizer
+from gptsmith.train import checkpoint as checkpoints
+
+
+def open_for_training(
+    path: str | Path,
+    config: dict[str, Any],
+    model_config: ModelConfig,
+    tokenizer: Tokenizer,
+    resume: bool = False,
+    *,
+    corpus: str | None = None,
+    fixed: Sequence[str] = (),
+    template: str | None = None,
+    tuning: Tuning | None = None,
+    base: Mapping[str, Tensor] | None = None,
+) -> Run:
+    """Create a run for training, or resume one; locked until `close` or the process ends.
+
+    config: plain values (str, int, float, bool, None, list, dict). model_config: a mask
+    `file.py:function` is copied into the folder as mask.py; `run.model_config.mask` then names
+    the copy. corpus: fingerprint of the training data. tuning: which part of the weights is
+    trained (default: all of them). base: the weights before training, if a part is trained.
+    resume: there must be a checkpoint, and architecture, tokenizer, template, corpus, tuning
+    and the `fixed` fields of config (`train.seed`) must not differ, else ValueError with the
+    differences.
+
+    Raises ValueError if another process trains here, FileExistsError for a folder that is not
+    empty, unless resumed (a run stopped before its first checkpoint counts as empty).
+    """
+    path, tuning, extra = Path(path), tuning or Tuning(), dict[str, bytes]()
+    if code := layout.MASK_CODE.fullmatch(model_config.mask.strip()):
+        source = Path(code[1])
+        model_config = model_config.change(mask=f"{MASK}:{code[2]}")
+        if "model" in config:
+            config = {**config, "model": model_config.model_dump(mode="json")}
+        # on resume, a mask.py without a folder is the run's own copy
+        if source.is_file() and not (resume and source == Path(MASK)):
+            extra[MASK] = source.read_bytes()
+        elif not (resume and (path / MASK).is_file()):
+            raise FileNotFoundError(f"mask {str(source)!r}: there is no such file")
+    check = checks.check_resumable if resume else checks.check_unoccupied
+    check(path)
+    files.make_folder(path)
+    run = Run(path).lock()
+    try:
+        check(path)  # again, now that the folder is locked
+        if resume:
+            flat = flatten(config)
+            new = {
+                **{name: flat.get(name) for name in fixed},
+                "model": model_config.model_dump(),
+                "tokenizer": tokenizer.fingerprint[:12],
+                layout.TEMPLATE: template,
+                "tuning": tuning.model_dump(),
+                "corpus": corpus,
+                **{name: sha256(data).hexdigest()[:12] for name, data in extra.items()},
+            }
+            _check_unchanged(run, new, fixed)
+            run.changes = checks.changed_settings(run.config, config)
+            run.notice = digests.note(path)
+        files.sweep(path)
+        checkpoints.clean(run.checkpoints)
+        if resume:
+            run.resumed = checkpoints.find(run.checkpoints)  # before anything is written
+            if (path / layout.BASE).exists():
+                digests.adopt(path, layout.BASE)
+        else:  # remains of a run that was stopped before its first checkpoint
+            names = (layout.TUNING, layout.BASE, layout.TEMPLATE, layout.ROLES, MASK)
+            digests.remove(path, names)
+            if not tuning.is_full_finetune:
+                assert base is not None
+                run.write_weights(layout.BASE, base)
+                extra[layout.TUNING] = files.json_bytes(tuning.model_dump(mode="json"))
+        extra[layout.CORPUS] = files.json_bytes({"fingerprint": corpus})
+        if "resume" in config:  # so that config.yaml can start another run
+            config = {**config, "resume": False}
+        digests.write(path, extra | _contents(config, model_config, tokenizer, template))
+    except BaseException:
+        run.close()
+        raise
+    run.__dict__.update(config=config, model_config=model_config, tokenizer=tokenizer)
+    run.__dict__.update(template=template, tuning=tuning)
+    return run
+
+
+def create_from_weights(
+    path: str | Path,
+    config: dict[str, Any],
+    model_config: ModelConfig,
+    tokenizer: Tokenizer,
+    tensors: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    template: str | None = None,
+) -> Run:
+    """Create a run from weights trained elsewhere, written one tensor at a time as `dtype`.
+
+    Raises FileExistsError if `path` is occupied, and ValueError, leaving no folder behind, for
+    tensors that do not fit model_config or are not finite.
+    """
+    shapes = model_weights.shapes(model_config)
+    tensors = model_weights.validated(model_config, tensors, config["import"])
+    with files.atomic_folder(path) as folder:
+        with digests.recorded(folder, layout.WEIGHTS) as temporary:
+            in_file = {name: (dtype, shape) for name, shape in shapes.items()}
+            checkpoints.stream_tensors(temporary, in_file, tensors)
+        digests.write(folder, _contents(config, model_config, tokenizer, template))
+    return Run.open(path)
+
+
+def _check_unchanged(run: Run, new: Mapping[str, Any], fixed: Sequence[str]) -> None:
+    recorded, config = run.verified(layout.CORPUS), flatten(run.config)
+    old: dict[str, Any] = {
+        **{name: config.get(name) for name in fixed},
+        "model": run.model_config.model_dump(),
+        "tokenizer": run.tokenizer.fingerprint[:12],
+        layout.TEMPLATE: run.template,
+        "tuning": run.tuning.model_dump(),
+        "corpus": files.mapping(files.read_json(recorded), recorded).get("fingerprint")
+        if recorded.exists()
+        else new["corpus"],
+    }
+    if MASK in new:
+        copy = run.path / MASK
+        old[MASK] = files.sha256(copy)[:12] if copy.is_file() else None
+    if changes := diff(old, new):
+        raise ValueError(
+            f"{run.path} cannot be resumed with other settings: {'; '.join(changes)};"
+            " use the old values, or another --out"
+        )
+
+
+def _contents(
+    config: dict[str, Any], model_config: ModelConfig, tokenizer: Tokenizer, template: str | None
+) -> dict[str, bytes]:
+    """Files of every run by name; config.yaml is the last, because a folder with it is a run."""
+    contents = {name: text.encode() for name, text in tokenizer.contents().items()}
+    if template is not None:
+        contents[layout.TEMPLATE] = template.encode()
+    contents[layout.ARCHITECTURE] = files.json_bytes(model_config.model_dump(mode="json"))
+    contents[layout.CONFIG] = layout.yaml_text(config).encode()
+    return contents

@@ -121,7 +121,7 @@ def make_folder(path: Path) -> None:
 
 def refuse_occupied(path: Path) -> None:
     """An OSError unless `atomic_folder` can create a folder at `path` without losing anything."""
-    above = refuse_blocked(path)
+    lowest = refuse_blocked(path)
     if path.is_symlink():
         raise FileExistsError(f"{path} is a link: give the folder that it leads to as --out")
     if path.is_dir():
@@ -132,6 +132,7 @@ def refuse_occupied(path: Path) -> None:
                 f"{path} is a mount point, which the finished folder cannot replace: give a new "
                 f"folder in it, --out {path / 'NAME'}"
             )
+    above = lowest.parent if path.is_dir() else lowest
     if not os.access(above, os.W_OK | os.X_OK):
         raise PermissionError(
             errno.EACCES, f"not writable, so {path} cannot be created", str(above)
@@ -139,17 +140,16 @@ def refuse_occupied(path: Path) -> None:
 
 
 def refuse_blocked(path: Path) -> Path:
-    """The lowest existing folder above `path`. FileExistsError if `path`, or what should be a
-    folder above it, is something else."""
+    """The lowest existing folder at or above `path`. FileExistsError if something else is there."""
     absolute = path.absolute()
-    above = next((p for p in absolute.parents if os.path.lexists(p)), absolute)
-    for found in (above, absolute):
-        if os.path.lexists(found) and not found.is_dir():
-            what = "a link that leads nowhere" if found.is_symlink() else "a file"
-            shown = path if found == absolute else f"{found} is {what}, so {path}"
-            problem = f"is {what}" if found == absolute else "cannot be created"
-            raise FileExistsError(f"{shown} {problem}: choose another --out")
-    return above
+    found = next(p for p in (absolute, *absolute.parents) if os.path.lexists(p))
+    if not found.is_dir():
+        what = "a link that leads nowhere" if found.is_symlink() else "a file"
+        problem = f"{found} is {what}, so {path} cannot be created"
+        if found == absolute:
+            problem = f"{path} is {what}"
+        raise FileExistsError(f"{problem}: choose another --out")
+    return found
 
 
 def _is_mount_point(path: Path) -> bool:

@@ -3,8 +3,8 @@
 runs/NAME/
   config.yaml            resolved configuration of the stage that wrote it
   model.json             architecture (ModelConfig); also mask.py if the mask is Python code
-  tokenizer.json         and special_tokens.json, which tokens begin and end a text, where files
-                         files told
+  tokenizer.json         and special_tokens.json (which tokens begin and end a text), where the
+                         model's own files say so
   chat_template.jinja    chat format of a fine-tuned model
   corpus.json            fingerprint of the training data
   model.safetensors      final weights; the header says which ("last" or "best") and the last step

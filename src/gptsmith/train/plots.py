@@ -86,13 +86,8 @@ def draw_curves(
     steps, tokens = _series(rows, "tokens")
     if len(steps) > 1 and tokens[-1] > tokens[0] and (np.diff(tokens) > 0).all():
         # Tokens over steps are nearly a straight line; it is extrapolated beyond its ends.
-        def to_tokens(x: np.ndarray) -> np.ndarray:
-            return _line(x, steps, tokens)
-
-        def to_steps(x: np.ndarray) -> np.ndarray:
-            return _line(x, tokens, steps)
-
-        top = losses.secondary_xaxis("top", functions=(to_tokens, to_steps))
+        both_ways = (lambda x: _line(x, steps, tokens), lambda x: _line(x, tokens, steps))
+        top = losses.secondary_xaxis("top", functions=both_ways)
         top.spines["top"].set_visible(False)
         top.tick_params(colors="#777777", labelsize=8, length=0, pad=1)
         top.xaxis.set_major_locator(MaxNLocator(6, steps=TICK_STEPS))

@@ -22,7 +22,7 @@ from gptsmith.generate.chat import Chat
 from gptsmith.generate.options import SamplingConfig
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.run import layout
+from gptsmith.run import Run, layout
 from gptsmith.run.create import open_for_training
 
 

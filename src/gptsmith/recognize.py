@@ -16,7 +16,8 @@ _WEIGHTS = (".safetensors", ".gguf", ".pt", ".pth", ".ckpt", ".bin", ".npy", ".n
 _HEAD = 4096
 
 # First bytes -> what it is, and how to get at its text.
-_MAGIC = (
+_UNPACK = "unpack it first"
+_MAGIC: tuple[tuple[bytes | tuple[bytes, ...], str, str], ...] = (
     (b"%PDF-", "a PDF", "extract its text first"),
     (
         b"PK\x03\x04",
@@ -28,24 +29,20 @@ _MAGIC = (
         "a document of an older Office",
         "save a sheet as .csv or a text as .txt",
     ),
-    (b"\x1f\x8b", "a gzip file", "unpack it first"),
-    (b"\x28\xb5\x2f\xfd", "a zstd file", "unpack it first"),
-    (b"BZh", "a bzip2 file", "unpack it first"),
-    (b"\xfd7zXZ\0", "an xz file", "unpack it first"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first"),
+    (b"\x1f\x8b", "a gzip file", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "a zstd file", _UNPACK),
+    (b"BZh", "a bzip2 file", _UNPACK),
+    (b"\xfd7zXZ\0", "an xz file", _UNPACK),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
     (b"PAR1", "a Parquet file", "name it .parquet"),
     (b"ARROW1", "an Arrow file", "name it .arrow"),
     (b"SQLite format 3\0", "an SQLite database", "export a table as .csv"),
     (b"GGUF", "a GGUF model", "import the model that it was made from"),
     (b"\x93NUMPY", "a NumPy array", "give the text that it was made of"),
     (b"\x7fELF", "a program", "give its source"),
-    (b"\x89PNG", "a picture", "give text"),
-    (b"\xff\xd8\xff", "a picture", "give text"),
-    (b"GIF8", "a picture", "give text"),
+    ((b"\x89PNG", b"\xff\xd8\xff", b"GIF8"), "a picture", "give text"),
     (b"RIFF", "a sound, picture or video", "give text"),
-    (b"\x80\x02", "a pickle", "export it as .jsonl or .csv"),
-    (b"\x80\x04\x95", "a pickle", "export it as .jsonl or .csv"),
-    (b"\x80\x05\x95", "a pickle", "export it as .jsonl or .csv"),
+    ((b"\x80\x02", b"\x80\x04\x95", b"\x80\x05\x95"), "a pickle", "export it as .jsonl or .csv"),
 )
 
 
@@ -96,11 +93,8 @@ def is_checkpoint(path: Path) -> bool:
 
 def _made(path: Path) -> Kind | None:
     if is_run(path):
-        return Kind(
-            "a run",
-            f"gptsmith generate {path} continues texts, gptsmith finetune ... --from {path} tunes "
-            "it",
-        )
+        use = f"gptsmith generate {path} continues texts, gptsmith finetune ... --from {path}"
+        return Kind("a run", f"{use} tunes it")
     if is_checkpoint(path):
         return Kind("a checkpoint", f"give its run folder {path.parent.parent} and --checkpoint")
     if is_corpus(path):
@@ -116,15 +110,13 @@ def _folder(path: Path) -> Kind:
     if made := _made(path):
         return made
     inside = sorted(path.iterdir())
-    if runs := [child.name for child in inside if child.is_dir() and is_run(child)]:
-        return Kind("a folder of runs", f"give one of them: {_some(runs)}")
-    if corpora := [child.name for child in inside if child.is_dir() and is_corpus(child)]:
-        return Kind("a folder of prepared corpora", f"give one of them: {_some(corpora)}")
+    for what, is_kind in (("runs", is_run), ("prepared corpora", is_corpus)):
+        if found := [child.name for child in inside if child.is_dir() and is_kind(child)]:
+            return Kind(f"a folder of {what}", f"give one of them: {_some(found)}")
     if not inside:
         return Kind("an empty folder", "give another one")
-    holds = _some([child.name for child in inside])
     use = f"gptsmith prepare {path} --out data/NAME makes a corpus of its texts or tables"
-    return Kind(f"a folder with {holds}", use)
+    return Kind(f"a folder with {_some([child.name for child in inside])}", use)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -138,10 +130,9 @@ def _file(path: Path) -> Kind:
     name = path.name.lower()
     if not path.is_file():
         return Kind("neither a file nor a folder", "write its content to a file")
-    if is_run(path.parent):
-        return Kind(f"a file of the run {path.parent}", "give that folder")
-    if is_corpus(path.parent):
-        return Kind(f"a file of the corpus {path.parent}", "give that folder")
+    for what, is_kind in (("run", is_run), ("corpus", is_corpus)):
+        if is_kind(path.parent):
+            return Kind(f"a file of the {what} {path.parent}", "give that folder")
     if name.removesuffix(".gz").endswith(TABLES) or name.endswith(COLUMNAR):
         return Kind(
             "a table",
@@ -153,10 +144,9 @@ def _file(path: Path) -> Kind:
     if name.endswith(_WEIGHTS):
         return Kind("a file of weights or arrays", "gptsmith import takes a model's folder")
     with path.open("rb") as file:
-        head = file.read(_HEAD)
-    if binary := binary_kind(head):
-        return binary
-    return Kind("a text file", f"gptsmith prepare {path} --out data/NAME makes a corpus of it")
+        binary = binary_kind(file.read(_HEAD))
+    use = f"gptsmith prepare {path} --out data/NAME makes a corpus of it"
+    return binary or Kind("a text file", use)
 
 
 def binary_kind(head: bytes) -> Kind | None:

@@ -56,10 +56,9 @@ def main(argv: list[str]) -> None:
 
 
 def _corpus(options: InspectOptions, out: Console) -> None:
-    from gptsmith.console import Console
     from gptsmith.inspect import corpus, statistics
 
-    report = statistics.corpus_report(options.path, console=Console(stderr=True))
+    report = statistics.corpus_report(options.path)
     if options.png is not None:
         corpus.draw_corpus(report, options.png)
     corpus.show_corpus(report, out, options.top)

@@ -28,73 +28,77 @@ def csv_rows(
 ) -> Iterator[Row]:
     """header: names of the columns, of a file without header line. form: what is not found out."""
     csv.field_size_limit(sys.maxsize)
-    encoding, count = find_encoding(path, form.encoding, report), 0
-    with opened_text(path, encoding) as (raw, text):
+    names, count = None if header is None else list(header), 0
+    with opened_text(path, find_encoding(path, form.encoding, report)) as (raw, text):
         try:
             lines = _Lines(text)
             dialect = _dialect(path, lines, form, report)
-            for place, values in _records(path, lines, dialect, header, report):
+            records = csv.reader(lines, **dialect)
+            while True:
+                place = f"{path}:{lines.begin()}"
+                record = _next_record(records, lines, dialect["delimiter"], names)
+                if record is None:
+                    return
+                values, problem = record
+                if not values and not problem:  # a blank line
+                    continue
+                if names is None:
+                    names = _header(values, problem, place)
+                    continue
                 count += 1
                 if not count % 256:
                     report.reached(path, raw.tell())
-                if values is not None:
-                    yield Row(place, values)
+                kind = "malformed row"
+                if not problem and len(values) != len(names):
+                    problem = f"{len(values)} fields where the header has {len(names)}"
+                elif unicode_problem("".join(values)):
+                    kind, problem = "row that is not UTF-8", f"not UTF-8; {NOT_UTF8}"
+                if problem:
+                    report.reject(kind, place, problem)
+                else:
+                    yield Row(place, dict(zip(names, values, strict=True)))
         finally:
             report.read[path] = count
             report.reached(path, raw.tell())
 
 
-def _records(
-    path: Path,
-    lines: _Lines,
-    dialect: dict[str, Any],
-    header: Sequence[str] | None,
-    report: ReadReport,
-) -> Iterator[tuple[str, dict[str, Any] | None]]:
-    """Place and values of each record; no values of a record that was rejected."""
-    names = list(header) if header is not None else None
-    records = csv.reader(lines, **dialect)
-    while True:
-        place, problem = f"{path}:{lines.begin()}", ""
-        try:
-            values = next(records)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            values, problem = [], f"cannot be read ({error})"
-        width = len(names or values)
-        if len(lines.record) > 1 and (problem or _swallows(lines.record, dialect, width)):
-            # A quote without its end takes the rows behind it into its field: they are read again.
-            last = lines.number
-            lines.again()
-            values, problem = [], f"a field in quotes begins here and has no end up to line {last}"
-        if problem and names is None:
-            raise ValueError(f"{place}: the header line {problem}")
-        if not values and not problem:  # a blank line
-            continue
-        if names is None:
-            names = values
-            if unicode_problem("".join(names)):
-                raise ValueError(f"{place}: the header line is not UTF-8; {NOT_UTF8}")
-            check_unique(names, place)
-            continue
-        kind = "malformed row"
-        if not problem and len(values) != width:
-            problem = f"{len(values)} fields where the header has {width}"
-        elif unicode_problem("".join(values)):
-            kind, problem = "row that is not UTF-8", f"not UTF-8; {NOT_UTF8}"
-        if problem:
-            report.reject(kind, place, problem)
-        yield place, None if problem else dict(zip(names, values, strict=True))
+def _next_record(
+    records: Iterator[list[str]], lines: _Lines, delimiter: str, names: Sequence[str] | None
+) -> tuple[list[str], str] | None:
+    """The fields of the next record, or what is wrong with it; None at the end of the file."""
+    values, problem = [], ""
+    try:
+        values = next(records)
+    except StopIteration:
+        return None
+    except csv.Error as error:
+        problem = f"cannot be read ({error})"
+    swallowed = problem or _swallows(lines.record, delimiter, len(names or values))
+    if len(lines.record) > 1 and swallowed:
+        # A quote without its end takes the rows behind it into its field: they are read again.
+        last = lines.number
+        lines.again()
+        return [], f"a field in quotes begins here and has no end up to line {last}"
+    return values, problem
 
 
-def _swallows(record: Sequence[str], dialect: dict[str, Any], width: int) -> bool:
+def _header(names: list[str], problem: str, place: str) -> list[str]:
+    """The names of a header line. ValueError if it cannot be one."""
+    if problem:
+        raise ValueError(f"{place}: the header line {problem}")
+    if unicode_problem("".join(names)):
+        raise ValueError(f"{place}: the header line is not UTF-8; {NOT_UTF8}")
+    check_unique(names, place)
+    return names
+
+
+def _swallows(record: Sequence[str], delimiter: str, width: int) -> bool:
     """Whether a record of several lines is in truth several rows: each line by itself has as many
     fields as a row, the first and the last one included. In a text of several lines these two have
     the other fields of the row as well."""
     lines = [line for line in record if line.strip()]
     enough = (len(lines) - 1) * (width - 1) >= 6
-    return enough and all(line.count(dialect["delimiter"]) == width - 1 for line in lines)
+    return enough and all(line.count(delimiter) == width - 1 for line in lines)
 
 
 class _Lines:

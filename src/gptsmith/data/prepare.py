@@ -49,7 +49,7 @@ def prepare(config: PrepareConfig) -> Path:
     options = ReadOptions(**config.model_dump(include=set(ReadOptions.model_fields)))
     names = [*config.sources, *([config.val] if config.val is not None else [])]
     opened = [open_source(name, options, report) for name in names]
-    given = given_tokenizer(config.tokenizer, config.vocab_size, opened, config.eos_token)
+    given = given_tokenizer(config, opened)
     identity = output_dir.identify(config, opened, given)
     _print_choices(opened)
     paths = [path for source in opened for path in source.files]
@@ -59,9 +59,7 @@ def prepare(config: PrepareConfig) -> Path:
         opened[: len(config.sources)],
         opened[-1] if config.val is not None else None,
         lambda source: _documents(source, given, report),
-        val_fraction=config.val_fraction,
-        max_documents=config.max_documents,
-        deduplicate=config.deduplicate,
+        config,
     )
     out = config.out
     files.make_folder(out)
@@ -107,7 +105,7 @@ def _make(
     writer = _resume(config, given, identity)
     if writer is None:
         output_dir.start_over(config.out, identity)
-        tokenizer = given or train_tokenizer(config.tokenizer, config.vocab_size, documents, total)
+        tokenizer = given or train_tokenizer(config, documents, total)
         tokenizer.save(config.out / UNFINISHED)
         writer = CorpusWriter(config, tokenizer, identity)
     if writer.batches:

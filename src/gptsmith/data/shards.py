@@ -67,11 +67,6 @@ class Corpus:
         tokens = f"{self.train_tokens:,} training and {self.val_tokens:,} validation tokens"
         return f"Corpus({str(self.path)!r}, {tokens})"
 
-    @staticmethod
-    def is_at(path: str | Path) -> bool:
-        """Whether there is a corpus, perhaps an unfinished one."""
-        return is_corpus(Path(path))
-
     @classmethod
     def open(cls, path: str | Path) -> "Corpus":
         """The corpus in the folder `path`; names, sizes and headers of the shards are checked.
@@ -100,22 +95,19 @@ class Corpus:
                 )
             intact = manifest["fingerprint"] == fingerprint(manifest)
             intact &= manifest.get("digest") in (None, manifest_digest(manifest))
-            train, val = (Shards(path, manifest, split) for split in SPLITS)
-            counts = {
-                split: {name: operator.index(record[name]) for name in _COUNTS}
-                for split, record in manifest["splits"].items()
-            }
-            complete = sum(train.lengths) == counts["train"]["tokens"]
-            complete &= sum(val.lengths) == counts["val"]["tokens"]
+            splits = {split: Shards(path, manifest, split) for split in SPLITS}
+            for split, record in manifest["splits"].items():
+                tokens, *_ = (operator.index(record[name]) for name in _COUNTS)
+                intact &= sum(splits[split].lengths) == tokens
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path}/manifest.json: not a corpus manifest ({error!r}); prepare the corpus again"
             ) from None
-        if not intact or not complete:
+        if not intact:
             raise ValueError(
                 f"{path}/manifest.json: inconsistent (edited?); prepare the corpus again"
             )
-        return cls(path, manifest, train, val)
+        return cls(path, manifest, splits["train"], splits["val"])
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -292,7 +284,7 @@ class ShardWriter:
         for shard in self.record["shards"]:
             _open_shard(folder, shard, dtype.name)
         self._filled = self.tokens - sum(shard["tokens"] for shard in self.record["shards"])
-        self._file = self._resume_shard() if self._filled else None
+        self._file = self._open_shard() if self._filled else None
 
     @property
     def _path(self) -> Path:
@@ -309,7 +301,7 @@ class ShardWriter:
         self.record["bytes"] += text_bytes
         ids = np.ascontiguousarray(ids, self.dtype)
         while len(ids):
-            self._file = self._file or self._start_shard()
+            self._file = self._file or self._open_shard()
             now = ids[: self.shard_tokens - self._filled]
             with files.naming(self._path):
                 self._file.write(now.data)
@@ -336,27 +328,20 @@ class ShardWriter:
             with suppress(OSError):  # what could not be written before cannot be written now
                 self._file.close()
 
-    def _start_shard(self) -> BinaryIO:
+    def _open_shard(self) -> BinaryIO:
+        """The last file, cut to the tokens that are recorded; or a new one."""
+        size = _HEADER_BYTES + self._filled * self.dtype.itemsize
+        if self._filled and (found := self._path.stat().st_size) < size:
+            raise ValueError(f"{self._path}: {found} bytes, {size} were written before")
         if len(self.record["shards"]) == _MAX_SHARDS:
             raise ValueError(
                 f"more than {_MAX_SHARDS:,} shards of {self.shard_tokens:,} tokens: "
                 "give a larger --shard-tokens"
             )
-        file = self._path.open("wb")
+        file = self._path.open("r+b" if self._filled else "wb")
         with files.naming(self._path):
-            file.truncate(_HEADER_BYTES)
-            file.seek(_HEADER_BYTES)
-        return file
-
-    def _resume_shard(self) -> BinaryIO:
-        expected = _HEADER_BYTES + self._filled * self.dtype.itemsize
-        size = self._path.stat().st_size
-        if size < expected:
-            raise ValueError(f"{self._path}: {size} bytes, {expected} were written before")
-        file = self._path.open("r+b")
-        with files.naming(self._path):
-            file.truncate(expected)
-            file.seek(expected)
+            file.truncate(size)
+            file.seek(size)
         return file
 
     def _finish_shard(self) -> None:

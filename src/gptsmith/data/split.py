@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
-from pathlib import Path
 from typing import Literal
 
 from gptsmith.data.documents import Chunk, Document, Source
+from gptsmith.data.options import PrepareConfig
 
 # --- rows ----------------------------------------------------------------------------------------
 
@@ -81,15 +81,12 @@ class DocumentSplit:
         sources: Iterable[Source],
         val: Source | None,
         read: Callable[[Source], Iterator[Document]],
-        *,
-        val_fraction: float,
-        max_documents: int | None,
-        deduplicate: bool,
+        config: PrepareConfig,
     ) -> None:
         """val: a source of validation documents; all `sources` are then for training."""
         self.sources, self.val, self.read = tuple(sources), val, read
-        self.val_fraction, self.max_documents = val_fraction, max_documents
-        self.deduplicate = deduplicate
+        self.val_fraction, self.max_documents = config.val_fraction, config.max_documents
+        self.deduplicate = config.deduplicate
         self.duplicates = 0
         self.rules: list[str] = []
 
@@ -127,8 +124,8 @@ class DocumentSplit:
             return ""
         if any(val.used == source.used for source in self.sources):
             return ", which are trained on too"
-        train = {_file_id(path) for source in self.sources for path in source.files}
-        shared = [path for path in val.files if _file_id(path) in train]
+        train = {path.resolve() for source in self.sources for path in source.files}
+        shared = [path for path in val.files if path.resolve() in train]
         return f", of whose files {len(shared)} are trained on too" if shared else ""
 
     def _candidates(self, seen: set[bytes]) -> Iterator[SplitDocument]:
@@ -209,12 +206,6 @@ class _Slice:
             at += len(chunk)
             if len(part):
                 yield part
-
-
-def _file_id(path: Path) -> tuple[int, int]:
-    """Identifies a file, whatever its name."""
-    status = path.stat()
-    return status.st_dev, status.st_ino
 
 
 def _bytes(chunk: Chunk) -> bytes:

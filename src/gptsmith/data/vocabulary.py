@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gptsmith import terminal
 from gptsmith.data.documents import Source
+from gptsmith.data.options import PrepareConfig
 from gptsmith.data.split import DocumentSplit
 from gptsmith.recognize import wrong_kind
 from gptsmith.run import digests
@@ -17,28 +18,21 @@ _BLOCK = 1 << 16
 _DEFAULT_VOCAB_SIZE = 8192
 
 
-def given_tokenizer(
-    choice: str, vocab_size: int | None, sources: Sequence[Source], eos_token: Sequence[str] = ()
-) -> Tokenizer | None:
-    """The tokenizer that exists before any text is read; None if it is trained on the text.
-
-    eos_token: names of the tokens that end a text, for a tokenizer from a file.
-    """
-    if eos_token and choice in ("gpt2", "bpe", "char", "byte"):
+def given_tokenizer(config: PrepareConfig, sources: Sequence[Source]) -> Tokenizer | None:
+    """The tokenizer that exists before any text is read; None if it is trained on the text."""
+    choice, size = config.tokenizer, config.vocab_size
+    if config.eos_token and choice in ("gpt2", "bpe", "char", "byte"):
         raise ValueError(
-            f"--eos-token {eos_token[0]} is for a tokenizer from a file; {choice} has its own"
+            f"--eos-token {config.eos_token[0]} is for a tokenizer from a file; {choice} has its "
+            "own"
         )
-    if vocab_size is not None and choice != "bpe":
-        raise ValueError(
-            f"--vocab-size {vocab_size} is for --tokenizer bpe; {choice} has its own size"
-        )
+    if size is not None and choice != "bpe":
+        raise ValueError(f"--vocab-size {size} is for --tokenizer bpe; {choice} has its own size")
     if choice in ("bpe", "char"):
-        for source in sources:
-            if source.layout is not None:
-                raise ValueError(
-                    f"{source.used}: holds token ids; give the --tokenizer that made them, "
-                    f"not {choice}"
-                )
+        if ids := next((source for source in sources if source.layout is not None), None):
+            raise ValueError(
+                f"{ids.used}: holds token ids; give the --tokenizer that made them, not {choice}"
+            )
         return None
     if choice == "gpt2":
         return Tokenizer.gpt2()
@@ -54,18 +48,17 @@ def given_tokenizer(
     if Path(choice).is_file() and Path(choice).suffix != ".json":
         raise wrong_kind(Path(choice), "a tokenizer.json or a folder with one")
     tokenizer = Tokenizer.load(choice)
-    return tokenizer.with_eos(eos_token) if eos_token else tokenizer
+    return tokenizer.with_eos(config.eos_token) if config.eos_token else tokenizer
 
 
-def train_tokenizer(
-    choice: str, vocab_size: int | None, documents: DocumentSplit, total: int
-) -> Tokenizer:
+def train_tokenizer(config: PrepareConfig, documents: DocumentSplit, total: int) -> Tokenizer:
     """A char or bpe tokenizer of the documents; total: bytes of the source files."""
-    if choice == "char":
+    if config.tokenizer == "char":
         # Validation documents too: a character that occurs only in them would have no id.
         return Tokenizer.char(str(c) for _, document in documents for c in document.chunks)
     terminal.note("training the tokenizer on the training documents")
-    return Tokenizer.train_bpe(_sample(documents, total), vocab_size or _DEFAULT_VOCAB_SIZE)
+    size = config.vocab_size or _DEFAULT_VOCAB_SIZE
+    return Tokenizer.train_bpe(_sample(documents, total), size)
 
 
 def _sample(documents: DocumentSplit, total: int) -> Iterator[str]:
@@ -77,15 +70,10 @@ def _sample(documents: DocumentSplit, total: int) -> Iterator[str]:
             text = str(chunk)
             for start in range(0, len(text), _BLOCK):
                 block = text[start : start + min(_BLOCK, room)]
-                if share < 1 and not _chosen(block, share):
-                    continue
-                yield block
-                room -= len(block)
+                # `person`: a hash other than that which divides training from validation
+                digest = hashlib.blake2b(block.encode(), digest_size=8, person=b"vocabulary")
+                if share == 1 or int.from_bytes(digest.digest()) < share * 2**64:
+                    yield block
+                    room -= len(block)
                 if room <= 0:
                     return
-
-
-def _chosen(block: str, share: float) -> bool:
-    # `person`: a hash other than that which divides training from validation
-    digest = hashlib.blake2b(block.encode(), digest_size=8, person=b"vocabulary")
-    return int.from_bytes(digest.digest()) < share * 2**64

@@ -35,6 +35,7 @@ from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.target_leakage import first_target
 from gptsmith.progress import progress
+from gptsmith.recognize import is_corpus
 from gptsmith.run import Run, is_run
 from gptsmith.tokenizer import DocumentTokens
 from gptsmith.train.runtime import Precision, choose_precision
@@ -223,7 +224,7 @@ class _Text(NamedTuple):
 
 def _read_text(options: EvaluateOptions, run: Run) -> _Text:
     data = options.data
-    if data is not None and not Corpus.is_at(data):
+    if data is not None and not is_corpus(Path(data)):
         if is_run(Path(data)):
             raise ValueError(f"--data {data} is a run: give a corpus or text")
         report = ReadReport("skip")

@@ -2,17 +2,15 @@
 
 import hashlib
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import track
 
-from gptsmith.console import Console
 from gptsmith.data.shards import SPLITS, Corpus
+from gptsmith.progress import progress
 from gptsmith.tokenizer import DocumentTokens, Tokenizer
 
 _CHUNK = 1 << 22  # tokens at a time: np.bincount widens them to 8 bytes each
@@ -99,38 +97,30 @@ class CorpusReport:
         return int(np.isin(self.splits["val"].digests, self.splits["train"].digests).sum())
 
 
-def corpus_report(
-    path: str | Path, *, pairs: int = 2, context: int = 32, console: Console | None = None
-) -> CorpusReport:
-    """The statistics of the corpus at `path`; reads all of it, with a progress bar on `console`.
+def corpus_report(path: str | Path, *, pairs: int = 2, context: int = 32) -> CorpusReport:
+    """The statistics of the corpus at `path`; reads all of it, and reports progress.
 
     pairs: training pairs of `context` tokens, at evenly spaced places. ValueError for a damaged
     corpus.
     """
     corpus = Corpus.open(path)
-    shards = {"train": corpus.train, "val": corpus.val}
     return CorpusReport(
         path=corpus.path,
         manifest=corpus.manifest,
         tokenizer=corpus.tokenizer,
-        splits={name: _count(corpus, name, shards[name], console) for name in SPLITS},
+        splits={name: _count(corpus, name) for name in SPLITS},
         pairs=_training_pairs(corpus, pairs, context),
     )
 
 
-def _count(
-    corpus: Corpus, name: str, shards: Sequence[np.ndarray], console: Console | None
-) -> SplitStatistics:
-    tokenizer = corpus.tokenizer
-    V = tokenizer.vocab_size
+def _count(corpus: Corpus, name: str) -> SplitStatistics:
+    shards = corpus.train if name == "train" else corpus.val
+    V = corpus.tokenizer.vocab_size
     counts, documents = np.zeros(V, np.int64), _Documents(corpus.document)
     chunks = [
-        (n, start) for n, shard in enumerate(shards) for start in range(0, len(shard), _CHUNK)
+        (n, start) for n, size in enumerate(shards.lengths) for start in range(0, size, _CHUNK)
     ]
-    interactive = console is not None and console.is_terminal
-    for n, start in track(
-        chunks, f"reading {name}", console=console, transient=True, disable=not interactive
-    ):
+    for n, start in progress(chunks, f"reading {name}", len(chunks)):
         ids = np.asarray(shards[n][start : start + _CHUNK])
         counts += np.bincount(ids, minlength=V)
         documents.add(ids)
@@ -138,20 +128,12 @@ def _count(
     return SplitStatistics(
         name=name,
         shards=len(shards),
-        tokens=sum(map(len, shards)),
-        text_bytes=_text_bytes(corpus, name, counts),
+        tokens=sum(shards.lengths),
+        text_bytes=int(corpus.manifest["splits"][name]["bytes"]),
         counts=counts,
         lengths=np.array(documents.lengths, np.int64),
         digests=np.array(documents.digests, np.uint64),
     )
-
-
-def _text_bytes(corpus: Corpus, name: str, counts: np.ndarray) -> int:
-    """Counted, or as `prepare` counted them where ids do not spell the text."""
-    sizes = corpus.tokenizer.token_bytes()
-    if sizes is None or not corpus.tokenizer.spells_text:
-        return int(corpus.manifest["splits"][name]["bytes"])
-    return int(counts @ sizes.astype(np.int64))
 
 
 class _Documents:
@@ -164,6 +146,9 @@ class _Documents:
         self.borders = np.array([*around.before, *around.after], np.int64)
         self.first = around.before[-1] if around.before else None
         self.lengths, self.digests = array("Q"), array("Q")
+        self._begin()
+
+    def _begin(self) -> None:
         self._length, self._open = 0, False
         self._hash = hashlib.blake2b(digest_size=8)
 
@@ -186,13 +171,12 @@ class _Documents:
         if self._open:
             self.lengths.append(self._length)
             self.digests.append(int.from_bytes(self._hash.digest(), "little"))
-            self._length, self._open = 0, False
-            self._hash = hashlib.blake2b(digest_size=8)
+            self._begin()
 
 
 def _training_pairs(corpus: Corpus, count: int, context: int) -> list[TrainingPair]:
     """`count` pairs at evenly spaced places of the training tokens."""
-    ends = np.cumsum([len(shard) for shard in corpus.train])
+    ends = np.cumsum(corpus.train.lengths)
     pairs = []
     for i in range(count if len(ends) else 0):
         at = (2 * i + 1) * int(ends[-1]) // (2 * count)

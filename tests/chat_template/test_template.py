@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chats import BYTES, OURS, learned, said, talk
+from chats import BYTES, OURS, learned, said, stock, stock_ids, talk
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Reference
 from tokenizers.trainers import BpeTrainer
@@ -28,23 +28,7 @@ TALKS = [
 ]
 
 
-def stock(tokenizer: Tokenizer, source: str, **names: str) -> Any:
-    """The same tokenizer and template in the hands of transformers."""
-    from transformers import PreTrainedTokenizerFast
-
-    reference = Reference.from_str(tokenizer.to_json())
-    theirs = PreTrainedTokenizerFast(tokenizer_object=reference, **names)
-    theirs.chat_template = source
-    return theirs
-
-
 OURS_IN_STOCK = stock(BYTES, TEMPLATE)
-
-
-def ids_of(theirs: Any, messages: list[Message], prompt: bool = False) -> list[int]:
-    return theirs.apply_chat_template(
-        messages, tokenize=True, return_dict=False, add_generation_prompt=prompt
-    )
 
 
 def test_reference_conversation_has_the_expected_ids_and_targets(real_data: Path) -> None:
@@ -65,8 +49,8 @@ def test_default_template_equals_transformers(kind: str, messages: list[Message]
     tokenizer = plain.add_special_tokens(CHAT_TOKENS)
     template, theirs = ChatTemplate(TEMPLATE, tokenizer), stock(tokenizer, TEMPLATE)
     ids, scored, ends = template.encode(messages)
-    assert ids == ids_of(theirs, messages)
-    assert template.prompt(messages[:-1]) == ids_of(theirs, messages[:-1], prompt=True)
+    assert ids == stock_ids(theirs, messages)
+    assert template.prompt(messages[:-1]) == stock_ids(theirs, messages[:-1], prompt=True)
     answers = [m["content"] for m in messages if m["role"] == "assistant"]
     wanted = [f"<|assistant|>{answer}<|end|>" for answer in answers]
     assert learned(ids, scored, tokenizer) == wanted
@@ -202,8 +186,8 @@ def test_templates_of_other_models_give_the_ids_of_transformers(name: str) -> No
             with pytest.raises(ValueError, match=r"refuses .*: Users and assistants take turns"):
                 template.encode(messages)
             continue
-        assert template.encode(messages).ids == ids_of(theirs, messages)
-        assert template.prompt(messages[:-1]) == ids_of(theirs, messages[:-1], prompt=True)
+        assert template.encode(messages).ids == stock_ids(theirs, messages)
+        assert template.prompt(messages[:-1]) == stock_ids(theirs, messages[:-1], prompt=True)
     template.check_prefix_preserving()
 
 
@@ -231,7 +215,7 @@ def test_roles_in_any_order_give_the_ids_of_transformers(name: str, turns: str) 
     template, tokenizer, theirs = family(name) if name != "ours" else (OURS, BYTES, OURS_IN_STOCK)
     messages = said(turns)
     try:
-        expected = ids_of(theirs, messages)
+        expected = stock_ids(theirs, messages)
     except Exception as error:
         assert name == "inst"
         with pytest.raises(ValueError, match=f"refuses this conversation: {error}"):
@@ -281,8 +265,8 @@ def test_sentencepiece_space_marks_equal_transformers(scheme: str, source: str) 
     template = ChatTemplate(source, tokenizer)
     theirs = stock(tokenizer, source, eos_token="</s>", bos_token="<s>")
     for messages in (TALKS[0], TALKS[1], TALKS[4]):
-        assert template.encode(messages).ids == ids_of(theirs, messages)
-        assert template.prompt(messages[:-1]) == ids_of(theirs, messages[:-1], prompt=True)
+        assert template.encode(messages).ids == stock_ids(theirs, messages)
+        assert template.prompt(messages[:-1]) == stock_ids(theirs, messages[:-1], prompt=True)
 
 
 def test_content_parts_are_joined() -> None:

@@ -4,8 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from chats import learned, learned_of
-from tokenizers import Tokenizer as Reference
+from chats import learned, learned_of, stock, stock_ids
 
 from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.data.chat import ChatCounts, encode_conversations
@@ -94,6 +93,7 @@ OTHER = """\
 """
 
 TOKENIZER = Tokenizer.byte().add_special_tokens(TOKENS)
+STOCK_QWEN = stock(TOKENIZER, QWEN, eos_token="<|endoftext|>")
 END = "<|im_end|>"
 
 
@@ -105,28 +105,19 @@ def call(name: str, arguments: Any) -> dict[str, Any]:
     return {"id": "call_1", "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def stock(source: str) -> Any:
-    from transformers import PreTrainedTokenizerFast
-
-    theirs = PreTrainedTokenizerFast(
-        tokenizer_object=Reference.from_str(TOKENIZER.to_json()), eos_token="<|endoftext|>"
-    )
-    theirs.chat_template = source
-    return theirs
-
-
 def check(source: str, messages: list[Any], tools: Any = None) -> list[str]:
     """Compares ids with those of transformers; returns the runs of targets as text."""
-    template, theirs = ChatTemplate(source, TOKENIZER), stock(source)
-    options = {"tokenize": True, "return_dict": False, "tools": tools}
+    template, theirs = (
+        ChatTemplate(source, TOKENIZER),
+        stock(TOKENIZER, source, eos_token="<|endoftext|>"),
+    )
     ids, is_target, _ = template.encode(messages, tools=tools)
-    assert ids == theirs.apply_chat_template(messages, **options)
+    assert ids == stock_ids(theirs, messages, tools=tools)
     for i, one in enumerate(messages):
         if one["role"] == "assistant":
             asked = template.prompt(messages[:i], tools=tools)
             assert ids[: len(asked)] == asked
-            options["add_generation_prompt"] = True
-            assert asked == theirs.apply_chat_template(messages[:i], **options)
+            assert asked == stock_ids(theirs, messages[:i], prompt=True, tools=tools)
     return learned(ids, is_target, TOKENIZER)
 
 
@@ -172,7 +163,7 @@ def test_tools_are_written_and_their_text_stays_text() -> None:
     special = {TOKENIZER.special_tokens[name] for name in TOKENS}
     bare = template.encode(messages).ids
     ids = template.encode(messages, tools=TOOLS).ids
-    text = stock(QWEN).apply_chat_template(messages, tools=TOOLS, tokenize=False)
+    text = STOCK_QWEN.apply_chat_template(messages, tools=TOOLS, tokenize=False)
     assert TOKENIZER.decode(ids) == text
     # only the system message that holds them begins and ends with more of the template's tokens
     assert sum(i in special for i in ids) == sum(i in special for i in bare) + 2
@@ -194,7 +185,7 @@ def test_tools_are_written_and_their_text_stays_text() -> None:
 def test_text_of_calls_never_becomes_a_special_token(where: dict[str, Any]) -> None:
     messages = [message("user", "Hi"), message("assistant", "", tool_calls=[{"function": where}])]
     ids, is_target, _ = ChatTemplate(QWEN, TOKENIZER).encode(messages)
-    text = stock(QWEN).apply_chat_template(messages, tokenize=False)
+    text = STOCK_QWEN.apply_chat_template(messages, tokenize=False)
     assert TOKENIZER.decode(ids) == text
     ends = [i for i, one in enumerate(ids) if one == TOKENIZER.special_tokens[END]]
     assert len(ends) == 2
@@ -231,27 +222,25 @@ def test_template_that_drops_an_earlier_thought_is_blamed_for_that_message(messa
     template = ChatTemplate(QWEN, TOKENIZER)
     with pytest.raises(ValueError, match="leaves out the reasoning_content of message 2 of 6:"):
         template.encode(messages)
-    theirs = stock(QWEN).apply_chat_template(messages, tokenize=True, return_dict=False)
-    assert template.encode(messages, learned=[5]).ids == theirs
+    assert template.encode(messages, learned=[5]).ids == stock_ids(STOCK_QWEN, messages)
 
 
 @pytest.mark.parametrize("messages", [THINKING, INLINE], ids=["field", "inline"])
 def test_prompt_leaves_earlier_thoughts_out_as_the_template_does(messages: Any) -> None:
-    template, theirs = ChatTemplate(QWEN, TOKENIZER), stock(QWEN)
+    template = ChatTemplate(QWEN, TOKENIZER)
     for i in (1, 3, 5):
-        assert template.prompt(messages[:i]) == theirs.apply_chat_template(
-            messages[:i], tokenize=True, return_dict=False, add_generation_prompt=True
-        )
+        assert template.prompt(messages[:i]) == stock_ids(STOCK_QWEN, messages[:i], prompt=True)
 
 
 @pytest.mark.parametrize("messages", [THINKING, INLINE], ids=["field", "inline"])
 def test_each_answer_is_learned_where_the_template_writes_its_thoughts(messages: Any) -> None:
-    template, theirs = ChatTemplate(QWEN, TOKENIZER), stock(QWEN)
+    template = ChatTemplate(QWEN, TOKENIZER)
     talk = Conversation(messages, "a:1")
     first, rest = conversation_windows(talk, template, 9999)
     assert (first.answers, rest.answers) == (1, 2)
     whole = [
-        theirs.apply_chat_template(messages[:n], tokenize=False).removesuffix("\n") for n in (2, 6)
+        STOCK_QWEN.apply_chat_template(messages[:n], tokenize=False).removesuffix("\n")
+        for n in (2, 6)
     ]
     assert [TOKENIZER.decode(window.example.ids) for window in (first, rest)] == whole
     start = "<|im_start|>assistant\n"

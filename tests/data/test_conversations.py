@@ -141,7 +141,7 @@ def test_roles_in_any_order_are_learned(tmp_path: Path, template: ChatTemplate, 
         answers = [f"<|assistant|>{m['content']}<|end|>" for m in wanted if m["role"][0] == "a"]
         assert "".join(learned_of(example)) == "".join(answers)
     assert counts.learned == counts.answers == 2 * turns.count("a")
-    greets = "beginning with an answer, which answers no question"
+    greets = "beginning with a message of the assistant"
     assert counts.remarks.counts() == ({greets: 2} if turns.lstrip("s")[0] == "a" else {})
 
 

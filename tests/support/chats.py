@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import tokenizers
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
@@ -31,6 +32,22 @@ def said(turns: str, *contents: str) -> list[Message]:
     roles = {"s": "system", "u": "user", "a": "assistant"}
     texts = contents or tuple(f"{letter}{i}" for i, letter in enumerate(turns))
     return [Message(role=roles[r], content=c) for r, c in zip(turns, texts, strict=True)]
+
+
+def stock(tokenizer: Tokenizer, source: str, **names: str) -> Any:
+    """The same tokenizer and template in the hands of transformers."""
+    from transformers import PreTrainedTokenizerFast
+
+    reference = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+    theirs = PreTrainedTokenizerFast(tokenizer_object=reference, **names)
+    theirs.chat_template = source
+    return theirs
+
+
+def stock_ids(theirs: Any, messages: Sequence[Any], prompt: bool = False, tools: Any = None) -> Any:
+    return theirs.apply_chat_template(
+        messages, tokenize=True, return_dict=False, add_generation_prompt=prompt, tools=tools
+    )
 
 
 def write(path: Path, *rows: Any) -> Path:

@@ -28,20 +28,17 @@ class ChatTemplateText:
     """The text of a conversation by a template.
 
     is_ours: the template is part of this program; others are rendered in a worker process, with
-    little time and memory. ValueError, in one line, for a template that is not valid Jinja.
+    little time and memory.
     """
 
     def __init__(self, source: str, is_ours: bool = False) -> None:
         self._source, self._is_ours = source, is_ours
         self._now = datetime.now().timestamp()  # the same for all renderings: they cannot differ
         self._seconds, self._refusal = _SECONDS, ""
-        self._render(None)
 
     def render(self, **variables: Any) -> str:
-        """ValueError for what the template refuses, or what takes too much time or memory."""
-        return self._render(variables)
-
-    def _render(self, variables: dict[str, Any] | None) -> str:
+        """ValueError, in one line, for invalid Jinja, for what the template refuses, and for what
+        takes too much time or memory."""
         arguments = (self._source, self._now, variables)
         if self._is_ours:
             return rendered(*arguments)[0]
@@ -49,12 +46,9 @@ class ChatTemplateText:
             raise ValueError(self._refusal)
         try:
             text, seconds = sandbox.call(
-                f"{__name__}:rendered",
-                *arguments,
-                what=_WHAT,
-                seconds=self._seconds,
-                memory=_MEMORY,
-            )
+                f"{__name__}:rendered", *arguments,
+                what=_WHAT, seconds=self._seconds, memory=_MEMORY,
+            )  # fmt: skip
         except sandbox.StoppedError as error:
             self._refusal = str(error)  # it is not tried again with each conversation
             raise
@@ -62,11 +56,9 @@ class ChatTemplateText:
         return text
 
 
-def rendered(source: str, now: float, variables: dict[str, Any] | None) -> tuple[str, float]:
-    """The text and the seconds that it took. Without variables: only whether the template is valid.
-
-    now: the time of `strftime_now`. ValueError as from ChatTemplateText.
-    """
+def rendered(source: str, now: float, variables: dict[str, Any]) -> tuple[str, float]:
+    """The text and the seconds that it took. now: the time of `strftime_now`. ValueError as from
+    ChatTemplateText."""
     started = time.process_time()
     try:
         template = _compiled(source, now)
@@ -76,16 +68,14 @@ def rendered(source: str, now: float, variables: dict[str, Any] | None) -> tuple
         raise ValueError(f"chat template, line {error.lineno}: {error.message}") from None
     except Exception as error:  # RecursionError, or SyntaxError of the Python that Jinja makes
         raise ValueError(f"chat template: cannot be compiled ({_reason(error)})") from None
-    text = ""
-    if variables is not None:
-        try:
-            text = template.render(**variables)
-        except MemoryError:
-            raise
-        except Exception as error:  # TemplateError, or any error of the template's own code
-            raise ValueError(f"{_WHAT} refuses this conversation: {_reason(error)}") from None
-        if len(text) > 1_000_000 + 16 * len(str(variables)):
-            raise ValueError(f"{_WHAT} makes {len(text):,} characters of this conversation")
+    try:
+        text = template.render(**variables)
+    except MemoryError:
+        raise
+    except Exception as error:  # TemplateError, or any error of the template's own code
+        raise ValueError(f"{_WHAT} refuses this conversation: {_reason(error)}") from None
+    if len(text) > 1_000_000 + 16 * len(str(variables)):
+        raise ValueError(f"{_WHAT} makes {len(text):,} characters of this conversation")
     return text, time.process_time() - started
 
 

@@ -27,7 +27,7 @@ class ChatLayouts:
     """The layouts of a template.
 
     special: matches the spelling of special tokens. tokens: variables of the template, such as
-    eos_token. is_ours: see ChatTemplateText. ValueError for invalid Jinja.
+    eos_token. is_ours: see ChatTemplateText.
     """
 
     def __init__(

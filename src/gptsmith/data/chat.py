@@ -200,7 +200,7 @@ def encode_conversations(
         for name in template.unread(messages):
             counts.report.hint(f"field {name!r} of messages is not used")
         if messages[turn_starts(messages)[0]]["role"] == "assistant":
-            counts.remarks.add("beginning with an answer, which answers no question", place)
+            counts.remarks.add("beginning with a message of the assistant", place)
         if messages[-1]["role"] == "user":
             counts.remarks.add("ending with a question, which was removed", place)
         answers = conversation.answers if learned is None else learned

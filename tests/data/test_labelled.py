@@ -1,12 +1,10 @@
 import csv
-import gzip
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import chats
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from data_sets import complete_data
 
@@ -50,18 +48,11 @@ def write(kind: str, folder: Path) -> Path:
     rows = pairs()
     records = [{"text": text, "label": label} for text, label in rows]
     path = folder / f"rows.{kind}"
-    lines = "".join(json.dumps(record) + "\n" for record in records)
     match kind:
         case "csv" | "tsv":
             as_csv(path, ["text", "label"], rows)
-        case "json":
-            path.write_text(json.dumps(records))
-        case "jsonl":
-            path.write_text(lines)
-        case "jsonl.gz":
-            path.write_bytes(gzip.compress(lines.encode()))
-        case "parquet":
-            pq.write_table(pa.Table.from_pylist(records), path)
+        case "json" | "jsonl" | "jsonl.gz" | "parquet":
+            chats.write(path, *records)
         case "arrow":
             with pa.ipc.new_file(path, pa.Table.from_pylist(records).schema) as sink:
                 sink.write(pa.Table.from_pylist(records))
@@ -139,9 +130,7 @@ def test_text_and_label_win_over_other_known_names(tmp_path: Path) -> None:
 def test_labels_are_text_whatever_their_type(tmp_path: Path) -> None:
     def labels(values: list[Any]) -> tuple[str, ...]:
         rows = [{"text": t, "label": values[i % len(values)]} for i, (t, _) in enumerate(pairs())]
-        path = tmp_path / "rows.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return load(path).labels
+        return load(chats.write(tmp_path / "rows.jsonl", *rows)).labels
 
     assert labels([1, 10, 9]) == ("1", "9", "10")
     assert labels([1.0, 0.0]) == ("0", "1")  # pandas makes such of integers with gaps
@@ -223,11 +212,7 @@ def test_several_files_are_one_set(tmp_path: Path) -> None:
     [
         (["a", "b"], {}, "which column holds the text? Choose from 'a', 'b' with --text-column"),
         (["review", "x", "label"], {"text_column": "nope"}, "no column 'nope', only 'review'"),
-        (
-            ["review", "sms", "label"],
-            {},
-            "the text? Choose from 'review', 'sms'",
-        ),
+        (["review", "sms", "label"], {}, "the text? Choose from 'review', 'sms'"),
         (["text", "x", "y"], {}, "which column holds the label? Choose from 'text', 'x', 'y'"),
         (["sentence", "index"], {}, "which column holds the label?"),  # all different: no labels
         (["text", "label"], {"label_column": "text"}, "cannot be text and label at once"),
@@ -258,10 +243,9 @@ def test_unclear_columns_are_an_error(
     ],
 )
 def test_bad_rows_are_an_error_or_skipped(tmp_path: Path, bad: dict[str, Any], what: str) -> None:
-    path = tmp_path / "rows.jsonl"
     records: list[dict[str, Any]] = [{"text": text, "label": label} for text, label in pairs()]
     records[5:5] = [bad]
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    path = chats.write(tmp_path / "rows.jsonl", *records)
     with pytest.raises(ValueError, match=f"rows.jsonl:6: {what}; --on-error skip"):
         load(path)
     data = load(path, on_error="skip")

@@ -273,8 +273,6 @@ class LabelledRows(EpochOrder):
         step: int = 1,
         documents: bool = False,
     ) -> None:
-        assert texts.ids
-        assert max(map(len, texts.ids)) <= T
         super().__init__(len(texts.ids), seed)
         self.texts, self.T, self.pad_id = texts, T, pad_id
         self.step, self.documents = step, documents

@@ -18,7 +18,14 @@ from gptsmith.chat_template.message import (
     with_thoughts_apart,
     without_nulls,
 )
-from gptsmith.chat_template.placeholders import MARK, Turn, broken, key_of, mark, replaced, turn
+from gptsmith.chat_template.placeholders import (
+    MARK,
+    MarkedConversation,
+    broken,
+    mark,
+    marked_message,
+    replaced,
+)
 
 MAX_LAYOUTS = 4096  # kept; tools and calls make a new one each
 
@@ -35,7 +42,7 @@ class ChatLayouts:
     ) -> None:
         self.source, self._special, self._tokens = source, special, tokens
         self._text = ChatTemplateText(source, is_ours)
-        self._layouts: dict[tuple[tuple[str, ...], bool, str], str] = {}
+        self._layouts: dict[tuple[tuple[str, ...], bool], str] = {}
         self._reads: dict[str, bool] = {}
 
     def reads(self, field: str) -> bool:
@@ -46,70 +53,71 @@ class ChatLayouts:
             self._reads[field] = re.search(pattern, self.source) is not None
         return self._reads[field]
 
-    def turns(self, messages: Sequence[Message]) -> list[Turn]:
-        """Checked messages as the template is handed them. ValueError for a field that it does not
-        read though it is a part of what is said."""
-        n = len(messages)
+    def marked(
+        self, messages: Sequence[Message], tools: Sequence[Any] | None = None
+    ) -> MarkedConversation:
+        """Checked messages, and tools, as the template is handed them. ValueError for a field that
+        it does not read though it is a part of what is said."""
         if "</think>" in self.source and self.reads("reasoning_content"):
             messages = list(map(with_thoughts_apart, messages))
-        return [
-            turn(i, handed(message, f"message {i + 1} of {n}", self.reads), self._inert)
+        marked = [
+            marked_message(
+                i, handed(message, f"message {i + 1} of {len(messages)}", self.reads), self._inert
+            )
             for i, message in enumerate(messages)
         ]
-
-    def tools(self, tools: Sequence[Any] | None) -> list[Any] | None:
-        """Tools as the template is handed them."""
-        return replaced(without_nulls(tools), self._inert, self._inert) if tools else None
+        given = replaced(without_nulls(tools), self._inert, self._inert) if tools else None
+        return MarkedConversation(marked, given)
 
     def _inert(self, text: str) -> str:
         return broken(text, self._special)
 
-    def layout(self, turns: Sequence[Turn], generate: bool, tools: list[Any] | None = None) -> str:
+    def layout(self, conversation: MarkedConversation, generate: bool) -> str:
         """generate: with the generation prompt at its end. ValueError for a template that does not
         write every text once, or does not write the tools."""
-        key = tuple(turn.shape for turn in turns), generate, key_of(tools)
+        key = conversation.shape, generate
         if key not in self._layouts:
-            layout = self._render([turn.marked for turn in turns], generate, tools)
+            messages, tools = conversation
+            layout = self._render([one.marked for one in messages], generate, tools)
             found = [mark[1] for mark in MARK.finditer(layout)]
-            for i, one in enumerate(turns):
+            for i, one in enumerate(messages):
                 for name in one.texts:
                     field, count = one.needed.get(name), found.count(name)
                     if count > 1 or (field and not count and field not in THINKING):
                         raise ValueError(
                             f"the chat template writes the {field or 'fields'} of message {i + 1} "
-                            f"of {len(turns)} ({one.marked['role']}) {count} times: it must write "
-                            "each once"
+                            f"of {len(messages)} ({one.marked['role']}) {count} times: it must "
+                            "write each once"
                         )
-            if tools and layout == self.layout(turns, generate):
+            if tools and layout == self.layout(MarkedConversation(messages), generate):
                 raise ValueError("it has tools, which the chat template does not write")
             if len(self._layouts) >= MAX_LAYOUTS:
                 self._layouts.clear()
             self._layouts[key] = layout
         return self._layouts[key]
 
-    def without_thoughts(self, turns: Sequence[Turn], layout: str) -> list[int]:
+    def without_thoughts(self, conversation: MarkedConversation, layout: str) -> list[int]:
         """The messages whose thoughts the template leaves out, as some do before the last turn."""
         found = {mark[1] for mark in MARK.finditer(layout)}
         return [
             i
-            for i, one in enumerate(turns)
+            for i, one in enumerate(conversation.messages)
             if any(field in THINKING and name not in found for name, field in one.needed.items())
         ]
 
-    def written(
-        self, turns: Sequence[Turn], generate: bool, tools: list[Any] | None = None
-    ) -> dict[str, str]:
+    def written(self, conversation: MarkedConversation, generate: bool) -> dict[str, str]:
         """What the template writes in place of each placeholder: the text, unchanged, trimmed, or
         escaped in JSON. ValueError naming the first message that it changes in another way."""
-        real, marked = [turn.fields for turn in turns], [turn.marked for turn in turns]
-        layout = self.layout(turns, generate, tools)
-        texts = {name: text for turn in turns for name, text in turn.texts.items()}
-        answers = {str(i) for i, fields in enumerate(real) if fields["role"] == "assistant"}
+        messages, tools = conversation
+        real, marked = [one.fields for one in messages], [one.marked for one in messages]
+        layout = self.layout(conversation, generate)
+        texts = {name: text for one in messages for name, text in one.texts.items()}
+        answers = set(map(str, conversation.answers))
         found = _fitting(layout, self._render(real, generate, tools), texts, answers)
         if found is not None:
             return found
-        changed = len(turns) - 1
-        for i, one in enumerate(turns):  # which message does not fit, among placeholders?
+        changed = len(messages) - 1
+        for i, one in enumerate(messages):  # which message does not fit, among placeholders?
             mixed = self._render([*marked[:i], real[i], *marked[i + 1 :]], generate, tools)
             placed = {name: mark(name) for name in texts} | one.texts
             if _fitting(layout, mixed, placed, answers) is None:
@@ -117,7 +125,7 @@ class ChatLayouts:
                 break
         raise ValueError(
             f"the chat template changes the contents of messages (message {changed + 1} of "
-            f"{len(turns)}, {str(real[changed]['content'])[:40]!r}) so that they cannot be "
+            f"{len(messages)}, {str(real[changed]['content'])[:40]!r}) so that they cannot be "
             "distinguished from its own text"
         )
 

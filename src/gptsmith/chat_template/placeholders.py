@@ -1,5 +1,7 @@
 """Messages with placeholders in place of their texts, to tell a template's own text from theirs."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +20,7 @@ _IDENTIFIERS = ("id", "type", "tool_call_id")  # templates compare these, and ne
 Inert = Callable[[str], str]
 
 
-class Turn(NamedTuple):
+class MarkedMessage(NamedTuple):
     """A message as a template is handed it.
 
     fields   as given
@@ -35,12 +37,33 @@ class Turn(NamedTuple):
     shape: str
 
 
-def turn(i: int, message: Mapping[str, Any], inert: Inert) -> Turn:
+class MarkedConversation(NamedTuple):
+    """A conversation as a template is handed it. tools: what the assistant may call."""
+
+    messages: Sequence[MarkedMessage]
+    tools: list[Any] | None = None
+
+    @property
+    def shape(self) -> tuple[str, ...]:
+        """What the template's text may depend on, apart from the texts of the messages."""
+        tools = json.dumps(self.tools, ensure_ascii=False, default=str) if self.tools else ""
+        return tools, *(message.shape for message in self.messages)
+
+    @property
+    def answers(self) -> list[int]:
+        """The numbers of the assistant's messages."""
+        return [i for i, one in enumerate(self.messages) if one.marked["role"] == "assistant"]
+
+    def before(self, i: int) -> MarkedConversation:
+        return self._replace(messages=self.messages[:i])
+
+
+def marked_message(i: int, message: Mapping[str, Any], inert: Inert) -> MarkedMessage:
     """Message i. inert: makes a text that has no placeholder free of special tokens."""
     role, content = message["role"], message["content"]
     if len(message) == 2:
         marked = {"role": role, "content": mark(i)}
-        return Turn(dict(message), marked, {str(i): content}, {str(i): "content"}, role)
+        return MarkedMessage(dict(message), marked, {str(i): content}, {str(i): "content"}, role)
     fields, marked, texts, needed = {"role": role}, {"role": role}, {}, {}
     if content or not any(name in message for name in CALLS):
         fields["content"], marked["content"] = content, mark(i)
@@ -61,7 +84,7 @@ def turn(i: int, message: Mapping[str, Any], inert: Inert) -> Turn:
         fields[name] = replaced(value, str, inert, name)
         marked[name] = replaced(value, placeholder, inert, name)
     shape = MARK.sub("\ufdd0\ufdd1", json.dumps(marked, ensure_ascii=False, default=str))
-    return Turn(fields, marked, texts, needed, shape)
+    return MarkedMessage(fields, marked, texts, needed, shape)
 
 
 def mark(key: int | str) -> str:
@@ -93,7 +116,3 @@ def broken(text: str, special: re.Pattern[str]) -> str:
     if found := special.search(text):
         raise ValueError(f"{found[0]!r} in a tool or its call is a special token of this tokenizer")
     return text
-
-
-def key_of(value: Sequence[Any] | None) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str) if value else ""

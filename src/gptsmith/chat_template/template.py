@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from gptsmith.chat_template.layout import MAX_LAYOUTS, ChatLayouts
 from gptsmith.chat_template.message import Message, checked, turn_starts
-from gptsmith.chat_template.placeholders import BREAK, MARK, Turn, key_of, owner
+from gptsmith.chat_template.placeholders import BREAK, MARK, MarkedConversation, owner
 from gptsmith.tokenizer import Tokenizer
 
 __all__ = ["CHAT_TOKENS", "TEMPLATE", "ChatPrompt", "ChatTemplate", "Encoded", "Message"]
@@ -98,7 +98,7 @@ class ChatTemplate:
         self._rstrip_tokens = {token["content"] for token in added if token.get("rstrip")}
         # SentencePiece puts a space before the first piece of a text, and before no other.
         self._marks_first = (document.get("pre_tokenizer") or {}).get("prepend_scheme") == "first"
-        self._spans: dict[tuple[tuple[str, ...], str], list[tuple[int, int]]] = {}
+        self._spans: dict[tuple[str, ...], list[tuple[int, int]]] = {}
         self.stop_ids: tuple[int, ...] = ()
         twice = self.layout(("user", "assistant") * 2)
         ends = [self._end(twice, i, 0)[1] for i in (1, 3)]
@@ -124,19 +124,18 @@ class ChatTemplate:
         from the first one that differs from the encoding of the text before the answer alone.
         ValueError for messages without an answer, and for whatever `prompt` refuses.
         """
-        turns, given = self._layouts.turns(checked(messages)), self._layouts.tools(tools)
-        answers = [i for i, turn in enumerate(turns) if turn.marked["role"] == "assistant"]
-        if not answers:
+        marked = self._layouts.marked(checked(messages), tools)
+        if not marked.answers:
             raise ValueError("the conversation has no assistant message: nothing to learn from it")
-        layout = self._layouts.layout(turns, False, given)
-        for i in self._layouts.without_thoughts(turns, layout):
+        layout = self._layouts.layout(marked, False)
+        for i in self._layouts.without_thoughts(marked, layout):
             if learned is None or i in learned:
-                raise ThoughtsLeftOutError(i, len(turns))
-        texts = self._layouts.written(turns, False, given)
+                raise ThoughtsLeftOutError(i, len(messages))
+        texts = self._layouts.written(marked, False)
         ids: list[int] = []
         is_target: list[bool] = []
         at, ends = 0, []
-        for i, (start, end) in zip(answers, self._answers(turns, given), strict=True):
+        for i, (start, end) in zip(marked.answers, self._answers(marked), strict=True):
             before = self._ids(layout[at:start], texts, at == 0)
             if self._special.match(layout, start):
                 new, known = before + self._ids(layout[start:end], texts), len(before)
@@ -169,9 +168,9 @@ class ChatTemplate:
         messages = checked(messages)
         if messages[-1]["role"] not in ("user", "tool"):
             raise ValueError(f"the last message is the {messages[-1]['role']}'s, not the user's")
-        turns, given = self._layouts.turns(messages), self._layouts.tools(tools)
-        layout = self._layouts.layout(turns, True, given)
-        return self._ids(layout, self._layouts.written(turns, True, given), True)
+        marked = self._layouts.marked(messages, tools)
+        layout = self._layouts.layout(marked, True)
+        return self._ids(layout, self._layouts.written(marked, True), True)
 
     def truncate(self, messages: Sequence[Message], limit: int) -> ChatPrompt:
         """The prompt of the newest turns that take at most `limit` tokens, system message included.
@@ -218,7 +217,7 @@ class ChatTemplate:
         write every content exactly once.
         """
         plain = [Message(role=role, content="") for role in roles]
-        return self._layouts.layout(self._layouts.turns(plain), generate)
+        return self._layouts.layout(self._layouts.marked(plain), generate)
 
     def turn_tokens(self) -> TurnTokens:
         """How to find the turns in ids that this template made."""
@@ -235,24 +234,24 @@ class ChatTemplate:
         ids, begin = (self._ids(text.rstrip(), {}) for text in (user, header))
         return TurnTokens(ids, begin, -1 if stop in begin else stop, [] if ids else opening)
 
-    def _answers(self, turns: Sequence[Turn], tools: list[Any] | None) -> list[tuple[int, int]]:
+    def _answers(self, marked: MarkedConversation) -> list[tuple[int, int]]:
         """Where each answer is in the layout: from its generation prompt to its end token."""
-        key = tuple(turn.shape for turn in turns), key_of(tools)
+        key = marked.shape
         if key in self._spans:
             return self._spans[key]
-        layout, spans = self._layouts.layout(turns, False, tools), []
-        for i in (i for i, turn in enumerate(turns) if turn.marked["role"] == "assistant"):
+        layout, spans = self._layouts.layout(marked, False), []
+        for i in marked.answers:
             if i == 0:  # no template is asked what a conversation without messages is
                 text = next(MARK.finditer(layout)).start()
                 start = layout.rfind(self._generation_prompt, 0, text)
                 prompt = layout[:text] if start >= 0 else self._generation_prompt
             else:
                 before, prompt = (
-                    self._layouts.layout(turns[:i], generate, tools) for generate in (False, True)
+                    self._layouts.layout(marked.before(i), generate) for generate in (False, True)
                 )
                 start = self._common(before, prompt)
             if not layout.startswith(prompt):
-                raise ValueError(_difference(layout, prompt, i, len(turns)))
+                raise ValueError(_difference(layout, prompt, i, len(marked.messages)))
             spans.append((start, self._end(layout, i, len(prompt))[0]))
         if len(self._spans) >= MAX_LAYOUTS:
             self._spans.clear()

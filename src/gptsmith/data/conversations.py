@@ -17,7 +17,7 @@ from gptsmith.chat_template.message import CALLS, Message, is_empty
 from gptsmith.data import columns as names
 from gptsmith.data.cells import InvalidRowError, parsed
 from gptsmith.data.columns import quoted
-from gptsmith.data.messages import is_message, made, read_message
+from gptsmith.data.messages import cell_message, is_message, read_message
 from gptsmith.data.options import ChatFiles
 from gptsmith.data.report import ReadReport
 from gptsmith.data.row_fields import (
@@ -169,12 +169,12 @@ def _question_and_answer(row: Row, files: ChatFiles) -> tuple[list[Any], set[str
         if not text.strip():
             raise InvalidRowError("no question", f"no text in {prompt!r}")
         beside = context(values, used)
-        turns.append(made("user", "\n\n".join([text, *beside.values()])))
+        turns.append(cell_message("user", "\n\n".join([text, *beside.values()])))
         used |= beside.keys()
     if _holds_messages(values[response]):
         turns += values[response]
     else:
-        turns.append(made("assistant", cell(values, response)))
+        turns.append(cell_message("assistant", cell(values, response)))
     return turns, used
 
 
@@ -189,7 +189,7 @@ def _with_system(turns: list[Any], text: str, files: ChatFiles) -> list[Any]:
     except InvalidRowError:  # reported with its number later
         first = None
     if first is None or first["role"] != "system":
-        return [made("system", text), *turns]
+        return [cell_message("system", text), *turns]
     if first["content"].strip() != text.strip():
         problem = "the row's system message and that of its messages differ: keep one"
         raise InvalidRowError("two system messages", problem)

@@ -20,7 +20,7 @@ class ReadMessage(NamedTuple):
     is_learned: bool | None = None
 
 
-def made(role: str, text: str) -> ReadMessage:
+def cell_message(role: str, text: str) -> ReadMessage:
     """A message made of a cell."""
     return ReadMessage({"role": role, "content": text})
 

@@ -9,7 +9,7 @@ from gptsmith.chat_template.message import is_empty
 from gptsmith.data import columns as names
 from gptsmith.data.cells import InvalidRowError, cell_text, learned_flag, parsed
 from gptsmith.data.columns import is_irrelevant, quoted
-from gptsmith.data.messages import made
+from gptsmith.data.messages import cell_message
 from gptsmith.data.report import ReadReport
 
 
@@ -40,7 +40,7 @@ def history(values: Mapping[str, Any]) -> list[Any]:
                 asked, answered = (cell_text(text, f"the column {name!r}") for text in pair)
                 if not asked.strip():
                     raise InvalidRowError("no question", f"no text in a question of {name!r}")
-                turns += [made("user", asked), made("assistant", answered)]
+                turns += [cell_message("user", asked), cell_message("assistant", answered)]
             else:
                 problem = f"the column {name!r} holds {str(pair)[:40]}, not [question, answer]"
                 raise InvalidRowError("unreadable history", problem)

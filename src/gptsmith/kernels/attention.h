@@ -1,0 +1,215 @@
+/* The model's structures, and attention over keys and values in pages.
+
+   A page holds keys and values of PAGE positions: keys as (D, PAGE), so that a vector holds one
+   element of several keys and a score is a chain over D, values as (PAGE, D). D is padded to 16. */
+
+#include "matrix.h"
+
+enum { PAGE = 64 };
+enum { LAYERNORM, RMSNORM };
+enum { GELU, GELU_ERF, RELU2, SWIGLU };
+
+typedef struct {
+    const float *weight, *bias; /* bias may be NULL */
+} norm;
+
+typedef struct {
+    norm attention_norm, mlp_norm;
+    const float *q_norm, *k_norm; /* or NULL */
+    matrix qkv, proj, up, down;
+} block;
+
+typedef struct {
+    int64_t n_layer, H, K, D, C, F;
+    int64_t norm_kind, mlp, window; /* window 0: none */
+    const float *cos, *sin; /* (context, D/2), or NULL without rotation */
+    const float *positions; /* (context, C), or NULL */
+    float eps;
+    int32_t cache_bf16;
+    const block *blocks;
+    norm final_norm;
+    matrix embedding;
+} model;
+
+typedef struct { /* the tokens of one pass; those of a row are adjacent, at consecutive positions */
+    int64_t N;
+    const int32_t *ids, *rows, *positions;
+    const int32_t *tables; /* (rows, pages_per_row): the page of each PAGE positions */
+    int64_t pages_per_row;
+    uint8_t *pages;         /* (pages, n_layer, 2, K, PAGE * padded D) floats or bf16 */
+    const uint8_t *allowed; /* (N, H or 1, keys), or NULL: causal within the window */
+    int64_t allowed_token, allowed_head; /* strides */
+    const int32_t *keys; /* with `allowed`: keys of each token's row */
+} batch;
+
+INLINE float sum_of_squares(const float *x, int64_t size, float mean) {
+    vf total = splat(0);
+    int64_t i = 0;
+    for (; i + LANES <= size; i += LANES) {
+        vf d = load(x + i) - mean;
+        total = fma_(d, d, total);
+    }
+    float sum = sum_lanes(total);
+    for (; i < size; i++) sum += (x[i] - mean) * (x[i] - mean);
+    return sum;
+}
+
+INLINE int64_t padded_head(const model *m) { return round_up(m->D, 16); }
+
+static uint8_t *head_of_page(const model *m, const batch *b, int64_t row, int64_t page, int64_t layer,
+                             int64_t value, int64_t head) {
+    int64_t at = b->tables[row * b->pages_per_row + page];
+    int64_t index = ((at * m->n_layer + layer) * 2 + value) * m->K + head;
+    return b->pages + index * PAGE * padded_head(m) * (m->cache_bf16 ? 2 : 4);
+}
+
+INLINE vf load_cached(int bf16, const uint8_t *p, int64_t i) {
+    return bf16 ? load_bf16((const uint16_t *)p + i) : load((const float *)p + i);
+}
+
+INLINE void put_cached(int bf16, uint8_t *p, int64_t i, float x) {
+    if (bf16) ((uint16_t *)p)[i] = to_bf16(x);
+    else ((float *)p)[i] = x;
+}
+
+/* QK-norm and rotation of one query or key head, in place. */
+static void turn(const model *m, const float *weight, int64_t position, float *x) {
+    int64_t half = m->D / 2;
+    if (weight) {
+        float scale = 1.0f / sqrtf(sum_of_squares(x, m->D, 0) / m->D + m->eps);
+        for (int64_t i = 0; i < m->D; i++) x[i] = x[i] * scale * weight[i];
+    }
+    if (!m->cos) return;
+    const float *cos = m->cos + position * half, *sin = m->sin + position * half;
+    for (int64_t i = 0; i < half; i++) {
+        float a = x[i], b = x[i + half];
+        x[i] = a * cos[i] - b * sin[i];
+        x[i + half] = b * cos[i] + a * sin[i];
+    }
+}
+
+/* Head `head` of token `i` among H queries, K keys and K values: turned, and stored in its page. */
+static void place(const model *m, const batch *b, int64_t layer, int64_t i, int64_t head, float *x) {
+    int64_t position = b->positions[i], slot = position % PAGE, value = head >= m->H + m->K;
+    if (!value) turn(m, head < m->H ? m->blocks[layer].q_norm : m->blocks[layer].k_norm, position, x);
+    if (head < m->H) {
+        float scale = 1.0f / sqrtf((float)m->D);
+        for (int64_t d = 0; d < m->D; d++) x[d] *= scale;
+        return;
+    }
+    uint8_t *page = head_of_page(m, b, b->rows[i], position / PAGE, layer, value, (head - m->H) % m->K);
+    for (int64_t d = 0; d < m->D; d++)
+        put_cached(m->cache_bf16, page, value ? slot * padded_head(m) + d : d * PAGE + slot, x[d]);
+}
+
+/* Head h of Q tokens of one row, from i: softmax(q k) v, block by block, each rescaling what came
+   before (online softmax, Milakov & Gimelshein 2018). A token that may see no key gets zeros. */
+INLINE void attend(int Q, int bf16, const model *m, const batch *b, int64_t layer, int64_t i, int64_t h,
+                   const float *qkv, int64_t qkv_width, float *out, int64_t out_width) {
+    enum { S = PAGE / LANES };
+    const int64_t D = m->D, padded = padded_head(m), first = b->positions[i];
+    float largest[4], total[4], *y[4];
+    int64_t from[4], to[4]; /* the keys that each query may see */
+    UNROLL for (int q = 0; q < Q; q++) {
+        largest[q] = -INFINITY, total[q] = 0, y[q] = out + q * out_width;
+        to[q] = b->allowed ? b->keys[i + q] : first + q + 1;
+        from[q] = !b->allowed && m->window && to[q] > m->window ? to[q] - m->window : 0;
+        memset(y[q], 0, D * sizeof(float));
+    }
+    for (int64_t start = from[0] / PAGE * PAGE; start < to[Q - 1]; start += PAGE) {
+        const uint8_t *k = head_of_page(m, b, b->rows[i], start / PAGE, layer, 0, h / (m->H / m->K));
+        const uint8_t *v = head_of_page(m, b, b->rows[i], start / PAGE, layer, 1, h / (m->H / m->K));
+        vf score[4][S];
+        UNROLL for (int q = 0; q < Q; q++) UNROLL for (int s = 0; s < S; s++) score[q][s] = splat(0);
+        for (int64_t d = 0; d < D; d++) {
+            vf key[S];
+            UNROLL for (int s = 0; s < S; s++) key[s] = load_cached(bf16, k, d * PAGE + s * LANES);
+            UNROLL for (int q = 0; q < Q; q++) {
+                vf query = splat(qkv[q * qkv_width + d]);
+                UNROLL for (int s = 0; s < S; s++) score[q][s] = fma_(key[s], query, score[q][s]);
+            }
+        }
+        float p[4][PAGE], rescale[4];
+        int64_t used = 0;
+        UNROLL for (int q = 0; q < Q; q++) {
+            UNROLL for (int s = 0; s < S; s++) store(p[q] + s * LANES, score[q][s]);
+            int64_t low = from[q] - start, high = to[q] - start;
+            for (int64_t j = 0; j < low && j < PAGE; j++) p[q][j] = -INFINITY;
+            for (int64_t j = high < 0 ? 0 : high; j < PAGE; j++) p[q][j] = -INFINITY;
+            if (b->allowed) {
+                const uint8_t *may = b->allowed + (i + q) * b->allowed_token + h * b->allowed_head;
+                for (int64_t j = 0; j < high && j < PAGE; j++) if (!may[start + j]) p[q][j] = -INFINITY;
+            }
+            vf top = load(p[q]);
+            UNROLL for (int s = 1; s < S; s++) top = max_(top, load(p[q] + s * LANES));
+            float best = max_lanes(top);
+            rescale[q] = 1;
+            if (best == -INFINITY) {
+                memset(p[q], 0, sizeof p[q]);
+                continue;
+            }
+            best = best > largest[q] ? best : largest[q];
+            float change[LANES];
+            store(change, exp_(splat(largest[q] - best)));
+            vf sum = splat(0);
+            UNROLL for (int s = 0; s < S; s++) {
+                vf e = exp_(load(p[q] + s * LANES) - best);
+                store(p[q] + s * LANES, e);
+                sum = sum + e;
+            }
+            rescale[q] = change[0], largest[q] = best;
+            total[q] = total[q] * change[0] + sum_lanes(sum);
+            if (high > used) used = high < PAGE ? high : PAGE;
+        }
+        /* Slots from `used` on hold nothing that any of the queries may see. */
+        int64_t d = 0;
+        for (; d + 4 * LANES <= D; d += 4 * LANES) {
+            vf sum[4][4];
+            UNROLL for (int q = 0; q < Q; q++)
+                UNROLL for (int c = 0; c < 4; c++) sum[q][c] = load(y[q] + d + c * LANES) * rescale[q];
+            for (int64_t j = 0; j < used; j++) {
+                vf value[4];
+                UNROLL for (int c = 0; c < 4; c++) value[c] = load_cached(bf16, v, j * padded + d + c * LANES);
+                UNROLL for (int q = 0; q < Q; q++)
+                    UNROLL for (int c = 0; c < 4; c++) sum[q][c] = fma_(value[c], splat(p[q][j]), sum[q][c]);
+            }
+            UNROLL for (int q = 0; q < Q; q++)
+                UNROLL for (int c = 0; c < 4; c++) store(y[q] + d + c * LANES, sum[q][c]);
+        }
+        for (; d < D; d += LANES)
+            UNROLL for (int q = 0; q < Q; q++) { /* the last vector may be a part of one */
+                float part[LANES] = {0};
+                int64_t n = D - d < LANES ? D - d : LANES;
+                memcpy(part, y[q] + d, n * sizeof(float));
+                vf sum = load(part) * rescale[q];
+                for (int64_t j = 0; j < used; j++)
+                    sum = fma_(load_cached(bf16, v, j * padded + d), splat(p[q][j]), sum);
+                store(part, sum);
+                memcpy(y[q] + d, part, n * sizeof(float));
+            }
+    }
+    UNROLL for (int q = 0; q < Q; q++) {
+        float inverse = total[q] > 0 ? 1.0f / total[q] : 0;
+        for (int64_t d = 0; d < D; d++) y[q][d] *= inverse;
+    }
+}
+
+static void attention(const model *m, const batch *b, int64_t layer, const float *qkv, int64_t qkv_width,
+                      float *mixed, int64_t width, int64_t thread, int64_t threads) {
+    int64_t unit = 0, step;
+    for (int64_t i = 0; i < b->N; i += step) {
+        step = 1;
+        while (step < QUERIES && i + step < b->N && b->rows[i + step] == b->rows[i]) step++;
+        if (step < QUERIES) step = 1;
+        for (int64_t h = 0; h < m->H; h++, unit++) {
+            if (unit % threads != thread) continue;
+            const float *q = qkv + i * qkv_width + h * m->D;
+            float *y = mixed + i * width + h * m->D;
+            if (step == 1 && m->cache_bf16) attend(1, 1, m, b, layer, i, h, q, qkv_width, y, width);
+            else if (step == 1) attend(1, 0, m, b, layer, i, h, q, qkv_width, y, width);
+            else if (m->cache_bf16) attend(QUERIES, 1, m, b, layer, i, h, q, qkv_width, y, width);
+            else attend(QUERIES, 0, m, b, layer, i, h, q, qkv_width, y, width);
+        }
+    }
+}
+

@@ -1,0 +1,222 @@
+/* A transformer's forward pass on a CPU, for any number of tokens in one order of addition.
+
+   Every number that a token gets depends on that token, the weights, and the keys and values of its
+   text at absolute positions; never on what else is in the batch, on how a prompt was cut, or on
+   the number of threads. Three rules make it so: each output of a matrix product is one chain of
+   additions along its weight row; attention goes over blocks of PAGE keys, fixed by position; the
+   rest works row by row. Several tokens share loads of weights and keys, never sums.
+
+   A call is one parallel region on the OpenMP runtime that torch uses: two of them would fight for
+   the cores. Its functions are called by address, so the compiler needs no OpenMP of its own. */
+
+#include "attention.h"
+
+typedef struct {
+    void (*parallel)(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel */
+    void (*barrier)(void);
+    int (*thread)(void);
+    int64_t threads;
+} runtime;
+
+typedef struct { /* N rows of each; of the last two at least one for each thread */
+    float *qkv, *mixed, *hidden, *normed;
+    uint8_t *prepared;
+    int64_t prepared_bytes; /* of the widest row */
+} scratch;
+
+/* ---- Row by row -------------------------------------------------------------------------------- */
+
+/* y = norm(x), C real and `width` padded elements (weights and biases are zero beyond C). */
+static void normalize(int64_t kind, norm n, float eps, const float *x, int64_t C, int64_t width, float *y) {
+    float mean = 0;
+    if (kind == LAYERNORM) {
+        vf total = splat(0);
+        for (int64_t i = 0; i < width; i += LANES) total = total + load(x + i);
+        mean = sum_lanes(total) / C;
+    }
+    float scale = 1.0f / sqrtf(sum_of_squares(x, C, mean) / C + eps);
+    for (int64_t i = 0; i < width; i += LANES) {
+        vf v = (load(x + i) - mean) * scale * load(n.weight + i);
+        store(y + i, n.bias ? v + load(n.bias + i) : v);
+    }
+}
+
+INLINE vf activate(int64_t mlp, vf x) {
+    switch (mlp) {
+    case GELU: return x * sigmoid(1.5957691216057308f * fma_(x * x * x, splat(0.044715f), x));
+    case GELU_ERF: return 0.5f * x * (1.0f + erf_(x * 0.70710678118654752f));
+    case RELU2: x = max_(x, splat(0)); return x * x;
+    default: return x * sigmoid(x);
+    }
+}
+
+/* 64 hidden units of the MLP from what `up` gave; beyond F zeros. */
+static void hidden_units(int64_t mlp, int64_t F, int64_t start, const float *up, float *y) {
+    float gate[64], value[64];
+    int64_t n = F - start < 64 ? F - start : 64;
+    memset(gate, 0, sizeof gate);
+    memcpy(gate, up + start, n * sizeof(float));
+    for (int i = 0; i < 64; i += LANES) store(y + i, activate(mlp, load(gate + i)));
+    if (mlp != SWIGLU) return;
+    memset(value, 0, sizeof value);
+    memcpy(value, up + F + start, n * sizeof(float));
+    for (int i = 0; i < 64; i += LANES) store(y + i, load(y + i) * load(value + i));
+}
+
+/* ---- A pass ------------------------------------------------------------------------------------ */
+
+static void run(const runtime *r, void (*work)(void *), void *task) {
+    if (r->threads > 1) r->parallel(work, task, (unsigned)r->threads, 0);
+    else work(task);
+}
+INLINE int64_t thread_of(const runtime *r) { return r->threads > 1 ? r->thread() : 0; }
+INLINE void barrier(const runtime *r) { if (r->threads > 1) r->barrier(); }
+
+/* The items of `count` that are this thread's. */
+#define SHARE(i, count) \
+    for (int64_t i = (count) * thread / threads, end_ = (count) * (thread + 1) / threads; i < end_; i++)
+
+typedef struct {
+    const runtime *runtime;
+    const model *model;
+    const batch *batch;
+    scratch s;
+    float *x;
+} forward_task;
+
+/* What a thread knows. Work between two products is shared by rows and parts of rows; for a single
+   token each thread does it for itself, which costs less than waiting for each other. */
+typedef struct {
+    const forward_task *task;
+    int64_t thread, threads;
+    int64_t part, parts;
+    float *normed;
+    uint8_t *prepared;
+} worker;
+
+static void wait_for_rows(const worker *w) {
+    if (w->parts > 1) barrier(w->task->runtime);
+}
+
+static void norm_rows(const worker *w, norm n, const matrix *next) {
+    const model *m = w->task->model;
+    int64_t thread = w->part, threads = w->parts, width = next->inputs;
+    SHARE(i, w->task->batch->N) {
+        float *y = w->normed + i * width;
+        normalize(m->norm_kind, n, m->eps, w->task->x + i * width, m->C, width, y);
+        for (int64_t k = 0; k < width; k += 64)
+            prepare(next->format, width, k, y + k, w->prepared + i * prepared_bytes(next->format, width));
+    }
+    wait_for_rows(w);
+}
+
+/* y, or x with add, of the prepared rows. */
+static void multiply(const worker *w, const matrix *m, float *y, int64_t width, int add) {
+    linear(m, w->prepared, w->task->batch->N, y, width, add, w->thread, w->threads);
+    barrier(w->task->runtime);
+}
+
+static void attention_part(const worker *w, int64_t layer) {
+    const model *m = w->task->model;
+    const batch *b = w->task->batch;
+    const block *k = m->blocks + layer;
+    float *qkv = w->task->s.qkv, *mixed = w->task->s.mixed;
+    int64_t thread = w->thread, threads = w->threads, heads = m->H + 2 * m->K, N = b->N;
+    int64_t qkv_width = k->qkv.outputs, width = k->proj.inputs, size = m->H * m->D;
+    norm_rows(w, k->attention_norm, &k->qkv);
+    multiply(w, &k->qkv, qkv, qkv_width, 0);
+    SHARE(u, N * heads)
+        place(m, b, layer, u / heads, u % heads, qkv + u / heads * qkv_width + u % heads * m->D);
+    SHARE(i, N) memset(mixed + i * width + size, 0, (width - size) * sizeof(float));
+    barrier(w->task->runtime);
+    attention(m, b, layer, qkv, qkv_width, mixed, width, thread, threads);
+    barrier(w->task->runtime);
+    thread = w->part, threads = w->parts;
+    int64_t pieces = width / 64;
+    SHARE(u, N * pieces) {
+        uint8_t *row = w->prepared + u / pieces * prepared_bytes(k->proj.format, width);
+        prepare(k->proj.format, width, u % pieces * 64, mixed + u * 64, row);
+    }
+    wait_for_rows(w);
+    multiply(w, &k->proj, w->task->x, k->proj.outputs, 1);
+}
+
+static void mlp_part(const worker *w, int64_t layer) {
+    const model *m = w->task->model;
+    const block *k = m->blocks + layer;
+    float *hidden = w->task->s.hidden;
+    norm_rows(w, k->mlp_norm, &k->up);
+    multiply(w, &k->up, hidden, k->up.outputs, 0);
+    int64_t thread = w->part, threads = w->parts, width = k->down.inputs, pieces = width / 64;
+    SHARE(u, w->task->batch->N * pieces) {
+        float y[64];
+        uint8_t *row = w->prepared + u / pieces * prepared_bytes(k->down.format, width);
+        hidden_units(m->mlp, m->F, u % pieces * 64, hidden + u / pieces * k->up.outputs, y);
+        prepare(k->down.format, width, u % pieces * 64, y, row);
+    }
+    wait_for_rows(w);
+    multiply(w, &k->down, w->task->x, k->down.outputs, 1);
+}
+
+static void forward_thread(void *argument) {
+    const forward_task *task = argument;
+    const runtime *r = task->runtime;
+    const model *m = task->model;
+    const batch *b = task->batch;
+    const int64_t thread = thread_of(r), threads = r->threads, width = m->embedding.inputs;
+    worker w = {task, thread, threads, thread, threads, task->s.normed, task->s.prepared};
+    if (b->N == 1) {
+        w.part = 0, w.parts = 1;
+        w.normed += thread * width, w.prepared += thread * task->s.prepared_bytes;
+    }
+    SHARE(i, b->N) {
+        float *x = task->x + i * width;
+        unpack_row(&m->embedding, b->ids[i], x);
+        if (m->positions)
+            for (int64_t c = 0; c < m->C; c++) x[c] += m->positions[b->positions[i] * m->C + c];
+    }
+    barrier(r);
+    for (int64_t layer = 0; layer < m->n_layer; layer++) {
+        attention_part(&w, layer);
+        mlp_part(&w, layer);
+    }
+    SHARE(i, b->N) {
+        float *x = task->x + i * width;
+        normalize(m->norm_kind, m->final_norm, m->eps, x, m->C, width, x);
+    }
+}
+
+/* x (N, padded C): the vectors after the final norm. Keys and values go to the pages. */
+void forward(const runtime *r, const model *m, const batch *b, scratch s, float *x) {
+    forward_task task = {r, m, b, s, x};
+    run(r, forward_thread, &task);
+}
+
+typedef struct {
+    const runtime *runtime;
+    const matrix *m;
+    const float *x;
+    int64_t N;
+    uint8_t *prepared;
+    float *y;
+} product_task;
+
+static void product_thread(void *argument) {
+    const product_task *t = argument;
+    const matrix *m = t->m;
+    int64_t thread = thread_of(t->runtime), threads = t->runtime->threads, pieces = m->inputs / 64;
+    SHARE(u, t->N * pieces) {
+        uint8_t *row = t->prepared + u / pieces * prepared_bytes(m->format, m->inputs);
+        prepare(m->format, m->inputs, u % pieces * 64, t->x + u * 64, row);
+    }
+    barrier(t->runtime);
+    linear(m, t->prepared, t->N, t->y, m->outputs, 0, thread, threads);
+}
+
+/* y (N, outputs) of x (N, inputs), sizes padded. */
+void product(const runtime *r, const matrix *m, const float *x, int64_t N, uint8_t *prepared, float *y) {
+    product_task task = {r, m, x, N, prepared, y};
+    run(r, product_thread, &task);
+}
+
+int64_t row_bytes(int64_t format, int64_t inputs) { return prepared_bytes(format, inputs); }

@@ -1,0 +1,258 @@
+"""A GPTModel for inference: packed weights, keys and values in pages, one call for a whole pass.
+
+N tokens of a pass, C channels, H query heads, D head size, V vocabulary, S keys.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptsmith.kernels import native
+from gptsmith.kernels.native import PAGE
+from gptsmith.kernels.packed_matrix import PackedMatrix, padded
+from gptsmith.kernels.pages import PagedCache, Pages, padded_rows
+from gptsmith.model.gpt import FusedLinear, GPTModel, RMSNorm, SwiGLU, TransformerBlock
+from gptsmith.model.masks import Mask
+from gptsmith.model.rope import rotary_table
+
+Integers = Tensor | Sequence[int]
+
+
+class PackedModel:
+    """Hidden states and logits of a GPTModel for a batch of tokens from any number of texts.
+
+        packed = PackedModel(model)
+        pages = packed.pages(4)
+        table = torch.tensor([[0, 1, 2, 3]], dtype=torch.int32)  # the pages of text 0
+        x = packed.hidden(ids, [0] * len(ids), range(len(ids)), table, pages)  # (N, C)
+        logits = packed.logits(x[-1:])  # (1, V)
+
+    weights: float32, bfloat16, int8 or int4; auto: bfloat16 for a model in it, else float32. The
+    model's own are copied. Keys and values are float32 beside float32 weights, else bfloat16.
+
+    Where `exact` is True, the vector of a token has the same bits in any batch, however its text was
+    cut into passes, and for any number of threads. Elsewhere (no compiler, another device, or a
+    module that the kernels do not know, such as LoRA) the model's own code runs, and a
+    batch changes it by rounding. ValueError for quantized weights there.
+    """
+
+    def __init__(self, model: GPTModel, weights: str = "auto") -> None:
+        if weights not in ("auto", *native.FORMATS):
+            choices = ", ".join(("auto", *native.FORMATS))
+            raise ValueError(f"no weights {weights!r}: choose one of {choices}")
+        self._model = model
+        self._weights = weights
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Pack the weights again, after they have changed. What pages hold is then out of date."""
+        model, weights = self._model, self._weights
+        self._device = model.embedding.token.weight.device
+        dtype = model.embedding.token.weight.dtype
+        if weights == "auto":
+            weights = "bfloat16" if dtype == torch.bfloat16 else "float32"
+        library = native.kernels() if _known(model) else None
+        self.exact = library is not None
+        if library is not None:
+            self._packed = _Packed(library, model, weights)
+            self.cache_dtype = torch.float32 if weights == "float32" else torch.bfloat16
+            return
+        if weights.startswith("int"):
+            raise ValueError(
+                f"{weights} weights need the compiled kernels, which do not serve this model on"
+                f" {self._device}: use bfloat16 or float32"
+            )
+        self.cache_dtype = dtype
+
+    def pages(self, count: int) -> Pages:
+        """Memory for keys and values of `count` times 64 positions."""
+        return Pages(self._model.config, count, self.cache_dtype, self._device)
+
+    @torch.inference_mode()
+    def hidden(
+        self, ids: Integers, rows: Integers, positions: Integers, tables: Tensor, pages: Pages
+    ) -> Tensor:
+        """Vectors (N, C), fp32, after the final norm, of N tokens; keys and values go to the pages.
+
+        Token i has ids[i] and is at positions[i] of the text of rows[i], whose pages are
+        tables[rows[i]], int32, one per 64 positions. Tokens of a row are adjacent and at consecutive
+        positions, after what was read before; a pass writes no other positions of the pages.
+        Pages wholly before a mask's window are not read.
+        """
+        if self.exact:
+            return self._packed.hidden(ids, rows, positions, tables, pages)
+        flat = (torch.as_tensor(x, device=self._device).long() for x in (ids, rows, positions))
+        batch, at, kept, where = padded_rows(*flat, tables.to(self._device))
+        x = self._model.hidden(batch, positions=at, cache=PagedCache(pages, kept))
+        return x.flatten(0, 1)[where].float()
+
+    @torch.inference_mode()
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (N, V), fp32, of vectors (N, C) that `hidden` returned."""
+        if self.exact:
+            return self._packed.logits(x)
+        weight = self._model.head_weight
+        return F.linear(x.to(weight.dtype), weight).float()
+
+
+def _known(model: GPTModel) -> bool:
+    """Whether the kernels compute every part of the model. Others, such as a new norm, run in the
+    model's own code."""
+    config = model.config
+    if model.embedding.token.weight.device.type != "cpu" or config.mlp not in native.MLPS:
+        return False
+    norms = {"layernorm": nn.LayerNorm, "rmsnorm": RMSNorm}
+    kind = norms.get(config.norm)
+    for block in model.blocks:
+        assert isinstance(block, TransformerBlock)
+        attention, mlp = block.attention, block.mlp
+        up = mlp.gate_up if isinstance(mlp, SwiGLU) else mlp.up
+        if {type(m) for m in (attention.qkv, attention.proj, up, mlp.down)} - {nn.Linear, FusedLinear}:
+            return False
+        if type(block.attention_norm) is not kind or type(block.mlp_norm) is not kind:
+            return False
+    plain = type(model.embedding.token) is nn.Embedding and type(model.head) in (nn.Linear, type(None))
+    return plain and type(model.final_norm) is kind
+
+
+class _Packed:
+    """The packed weights, and the structures that tell the kernels where they are."""
+
+    def __init__(self, library: ctypes.CDLL, model: GPTModel, weights: str) -> None:
+        self._library = library
+        self.config, self.mask = model.config, model.mask
+        self._kept: list[Tensor | PackedMatrix] = []  # what the structures point to
+        config = model.config
+        C, blocks = config.n_embd, [self._block(b, weights) for b in model.blocks]
+        tied = model.head is None and not config.labels
+        # Only one row of it is read for a token, so a table of its own is not quantized.
+        own = weights if tied or not weights.startswith("int") else "bfloat16"
+        embedding = self._matrix(model.embedding.token.weight, None, own)
+        self._head = embedding if tied else None
+        if model.head is not None:
+            self._head = self._matrix(model.head.weight, None, weights)
+        self._native = native.Model(
+            *(config.n_layer, config.n_head, config.K, config.D, C, config.F),
+            *(native.NORMS.index(config.norm), native.MLPS.index(config.mlp)),
+            self._window(),
+            eps=config.norm_eps,
+            cache_bf16=weights != "float32",
+            blocks=(native.Block * config.n_layer)(*blocks),
+            final_norm=self._norm(model.final_norm),
+            embedding=embedding.native,
+        )
+        if config.rotary:
+            cos, sin = rotary_table(config, torch.arange(config.context_length))
+            self._native.cos, self._native.sin = self._vector(cos), self._vector(sin)
+        if model.embedding.position is not None:
+            self._native.positions = self._vector(model.embedding.position.weight)
+        first = blocks[0]
+        matrices = (first.qkv, first.proj, first.up, first.down)
+        self._row_bytes = max(library.row_bytes(m.format, m.inputs) for m in matrices)
+        # floats that a token needs in each part of the scratch memory
+        self._widths = (
+            *(first.qkv.outputs, first.proj.inputs, first.up.outputs, first.qkv.inputs),
+            self._row_bytes // 4,
+        )
+
+    # Packing
+
+    def _matrix(self, weight: Tensor, bias: Tensor | None, format: str) -> PackedMatrix:
+        matrix = PackedMatrix(weight, bias, format)
+        self._kept.append(matrix)
+        return matrix
+
+    def _vector(self, x: Tensor, width: int = 0) -> int:
+        """The address of a copy in fp32, padded with zeros to `width`."""
+        x = x.detach().float().contiguous().clone()
+        x = F.pad(x, (0, width - x.shape[-1])) if width else x
+        self._kept.append(x)
+        return x.data_ptr()
+
+    def _norm(self, norm: nn.Module) -> native.Norm:
+        width = padded(self.config.n_embd)
+        bias = getattr(norm, "bias", None)
+        assert isinstance(norm.weight, Tensor)
+        return native.Norm(
+            self._vector(norm.weight, width), None if bias is None else self._vector(bias, width)
+        )
+
+    def _block(self, block: nn.Module, weights: str) -> native.Block:
+        assert isinstance(block, TransformerBlock)
+        attention, mlp = block.attention, block.mlp
+        up = mlp.gate_up if isinstance(mlp, SwiGLU) else mlp.up
+        packed = native.Block(self._norm(block.attention_norm), self._norm(block.mlp_norm))
+        if attention.q_norm is not None and attention.k_norm is not None:
+            packed.q_norm = self._vector(attention.q_norm.weight)
+            packed.k_norm = self._vector(attention.k_norm.weight)
+        for name, linear in zip(
+            ("qkv", "proj", "up", "down"), (attention.qkv, attention.proj, up, mlp.down), strict=True
+        ):
+            setattr(packed, name, self._matrix(linear.weight, linear.bias, weights).native)
+        return packed
+
+    def _window(self) -> int | None:
+        """0 for a causal mask, n for one of the newest n keys, None: each pass evaluates it."""
+        n = self.mask.window
+        both = {f"causal() & sliding_window({n})", f"sliding_window({n}) & causal()"}
+        self._dense = not self.mask.is_plain_causal and self.mask.expression not in both
+        return 0 if self._dense or not n else n
+
+    # A pass
+
+    def hidden(
+        self, ids: Integers, rows: Integers, positions: Integers, tables: Tensor, pages: Pages
+    ) -> Tensor:
+        ids, rows, positions = (
+            torch.as_tensor(x, dtype=torch.int32).contiguous() for x in (ids, rows, positions)
+        )
+        N, C = len(ids), self.config.n_embd
+        assert tables.dtype == torch.int32 and tables.is_contiguous()
+        assert pages.data.dtype == (torch.bfloat16 if self._native.cache_bf16 else torch.float32)
+        batch = native.Batch(
+            N,
+            *(x.data_ptr() for x in (ids, rows, positions, tables)),
+            tables.shape[1],
+            pages.data.data_ptr(),
+        )
+        if self._dense:
+            allowed, keys = _allowed(self.mask, self.config.n_head, rows, positions)
+            batch.allowed, batch.keys = allowed.data_ptr(), keys.data_ptr()
+            batch.allowed_token = allowed.shape[2]
+            batch.allowed_head = 0 if len(allowed) == 1 else allowed.shape[1] * allowed.shape[2]
+        x = torch.empty(N, padded(C))
+        runtime = native.runtime()
+        scratch = [torch.empty(max(N, runtime.threads), width) for width in self._widths]
+        addresses = native.Scratch(*(part.data_ptr() for part in scratch), self._row_bytes)
+        self._library.forward(runtime, self._native, batch, addresses, x.data_ptr())
+        return x[:, :C]
+
+    def logits(self, x: Tensor) -> Tensor:
+        if self._head is None:
+            raise ValueError("this model is a classifier and predicts no next token")
+        V, C = self._head.shape
+        x = F.pad(x.float(), (0, padded(C) - C)).contiguous()
+        matrix = self._head.native
+        y = torch.empty(len(x), matrix.outputs)
+        prepared = torch.empty(len(x) * self._library.row_bytes(matrix.format, matrix.inputs) // 4)
+        self._library.product(
+            native.runtime(), matrix, x.data_ptr(), len(x), prepared.data_ptr(), y.data_ptr()
+        )
+        return y[:, :V]
+
+
+def _allowed(mask: Mask, H: int, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Which keys each token may see, bools (H|1, N, S), and how many its row has (N,)."""
+    _, row, counts = rows.unique_consecutive(return_inverse=True, return_counts=True)
+    lengths = positions[counts.cumsum(0) - 1] + 1
+    keys = torch.arange(int(lengths.max()))
+    allowed = mask.dense(1, H, positions.long(), keys)[0]  # (H|1, N, S)
+    return allowed.contiguous(), lengths[row].contiguous()
+
+
+__all__ = ["PAGE", "PackedModel", "Pages"]

@@ -14,8 +14,8 @@
 typedef struct {
     void (*parallel)(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel */
     void (*barrier)(void);
-    int (*thread)(void);
-    int64_t threads;
+    int (*thread)(void), (*team)(void); /* omp_get_thread_num, omp_get_num_threads */
+    int64_t threads; /* wanted; a limit of the user's may give fewer */
 } runtime;
 
 typedef struct { /* N rows of each; of the last two at least one for each thread */
@@ -70,6 +70,7 @@ static void run(const runtime *r, void (*work)(void *), void *task) {
     else work(task);
 }
 INLINE int64_t thread_of(const runtime *r) { return r->threads > 1 ? r->thread() : 0; }
+INLINE int64_t threads_of(const runtime *r) { return r->threads > 1 ? r->team() : 1; }
 INLINE void barrier(const runtime *r) { if (r->threads > 1) r->barrier(); }
 
 /* The items of `count` that are this thread's. */
@@ -163,7 +164,7 @@ static void forward_thread(void *argument) {
     const runtime *r = task->runtime;
     const model *m = task->model;
     const batch *b = task->batch;
-    const int64_t thread = thread_of(r), threads = r->threads, width = m->embedding.inputs;
+    const int64_t thread = thread_of(r), threads = threads_of(r), width = m->embedding.inputs;
     worker w = {task, thread, threads, thread, threads, task->s.normed, task->s.prepared};
     if (b->N == 1) {
         w.part = 0, w.parts = 1;
@@ -204,7 +205,7 @@ typedef struct {
 static void product_thread(void *argument) {
     const product_task *t = argument;
     const matrix *m = t->m;
-    int64_t thread = thread_of(t->runtime), threads = t->runtime->threads, pieces = m->inputs / 64;
+    int64_t thread = thread_of(t->runtime), threads = threads_of(t->runtime), pieces = m->inputs / 64;
     SHARE(u, t->N * pieces) {
         uint8_t *row = t->prepared + u / pieces * prepared_bytes(m->format, m->inputs);
         prepare(m->format, m->inputs, u % pieces * 64, t->x + u * 64, row);

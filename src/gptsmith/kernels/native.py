@@ -22,7 +22,8 @@ MLPS = ("gelu", "gelu_erf", "relu2", "swiglu")
 
 
 class Runtime(Structure):
-    _fields_ = [(n, c_void_p) for n in ("parallel", "barrier", "thread")] + [("threads", c_int64)]
+    _fields_ = [(n, c_void_p) for n in ("parallel", "barrier", "thread", "team")]
+    _fields_ += [("threads", c_int64)]
 
 
 class Matrix(Structure):
@@ -80,7 +81,9 @@ def kernels() -> ctypes.CDLL | None:
     try:
         return load(build.variants()[0])
     except build.BuildError as error:
-        terminal.note(f"Generation on this CPU uses PyTorch's operations, which are slower: {error}")
+        terminal.note(
+            f"Generation on this CPU uses PyTorch's operations, which are slower: {error}"
+        )
         return None
 
 
@@ -117,7 +120,7 @@ def _openmp() -> tuple[int | None, ...]:
     found = sorted(Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"))
     try:
         library = ctypes.CDLL(str(found[0]))
-        names = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num")
+        names = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")
         return tuple(ctypes.cast(getattr(library, name), c_void_p).value for name in names)
     except (IndexError, OSError, AttributeError):
-        return None, None, None
+        return (None,) * 4

@@ -35,10 +35,10 @@ class PackedModel:
     weights: float32, bfloat16, int8 or int4; auto: bfloat16 for a model in it, else float32. The
     model's own are copied. Keys and values are float32 beside float32 weights, else bfloat16.
 
-    Where `exact` is True, the vector of a token has the same bits in any batch, however its text was
-    cut into passes, and for any number of threads. Elsewhere (no compiler, another device, or a
-    module that the kernels do not know, such as LoRA) the model's own code runs, and a
-    batch changes it by rounding. ValueError for quantized weights there.
+    Where `exact` is True, the vector of a token has the same bits in any batch, however its text
+    was cut into passes, and for any number of threads. Elsewhere (no compiler, another device, or a
+    module that the kernels do not know, such as LoRA) the model's own code runs, and a batch
+    changes it by rounding. ValueError for quantized weights there.
     """
 
     def __init__(self, model: GPTModel, weights: str = "auto") -> None:
@@ -80,14 +80,16 @@ class PackedModel:
         """Vectors (N, C), fp32, after the final norm, of N tokens; keys and values go to the pages.
 
         Token i has ids[i] and is at positions[i] of the text of rows[i], whose pages are
-        tables[rows[i]], int32, one per 64 positions. Tokens of a row are adjacent and at consecutive
-        positions, after what was read before; a pass writes no other positions of the pages.
-        Pages wholly before a mask's window are not read.
+        tables[rows[i]], int32, one per 64 positions. Tokens of a row are adjacent and at
+        consecutive positions, after what was read before; a pass writes no other positions of the
+        pages. Pages wholly before a mask's window are not read.
         """
         if self.exact:
             return self._packed.hidden(ids, rows, positions, tables, pages)
-        flat = (torch.as_tensor(x, device=self._device).long() for x in (ids, rows, positions))
-        batch, at, kept, where = padded_rows(*flat, tables.to(self._device))
+        ids, rows, positions = (
+            torch.as_tensor(x, device=self._device).long() for x in (ids, rows, positions)
+        )
+        batch, at, kept, where = padded_rows(ids, rows, positions, tables.to(self._device))
         x = self._model.hidden(batch, positions=at, cache=PagedCache(pages, kept))
         return x.flatten(0, 1)[where].float()
 
@@ -112,11 +114,17 @@ def _known(model: GPTModel) -> bool:
         assert isinstance(block, TransformerBlock)
         attention, mlp = block.attention, block.mlp
         up = mlp.gate_up if isinstance(mlp, SwiGLU) else mlp.up
-        if {type(m) for m in (attention.qkv, attention.proj, up, mlp.down)} - {nn.Linear, FusedLinear}:
+        if {type(m) for m in (attention.qkv, attention.proj, up, mlp.down)} - {
+            nn.Linear,
+            FusedLinear,
+        }:
             return False
         if type(block.attention_norm) is not kind or type(block.mlp_norm) is not kind:
             return False
-    plain = type(model.embedding.token) is nn.Embedding and type(model.head) in (nn.Linear, type(None))
+    plain = type(model.embedding.token) is nn.Embedding and type(model.head) in (
+        nn.Linear,
+        type(None),
+    )
     return plain and type(model.final_norm) is kind
 
 
@@ -190,9 +198,9 @@ class _Packed:
         if attention.q_norm is not None and attention.k_norm is not None:
             packed.q_norm = self._vector(attention.q_norm.weight)
             packed.k_norm = self._vector(attention.k_norm.weight)
-        for name, linear in zip(
-            ("qkv", "proj", "up", "down"), (attention.qkv, attention.proj, up, mlp.down), strict=True
-        ):
+        linears = {"qkv": attention.qkv, "proj": attention.proj, "up": up, "down": mlp.down}
+        for name, linear in linears.items():
+            assert isinstance(linear, nn.Linear)
             setattr(packed, name, self._matrix(linear.weight, linear.bias, weights).native)
         return packed
 
@@ -212,7 +220,8 @@ class _Packed:
             torch.as_tensor(x, dtype=torch.int32).contiguous() for x in (ids, rows, positions)
         )
         N, C = len(ids), self.config.n_embd
-        assert tables.dtype == torch.int32 and tables.is_contiguous()
+        assert tables.dtype == torch.int32
+        assert tables.is_contiguous()
         assert pages.data.dtype == (torch.bfloat16 if self._native.cache_bf16 else torch.float32)
         batch = native.Batch(
             N,

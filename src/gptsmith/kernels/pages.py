@@ -68,7 +68,7 @@ class PagedCache(KVCache):
         self.tables = self.tables[:, :n]
         self._row, self._token = (positions >= 0).nonzero(as_tuple=True)
         at = positions[self._row, self._token]
-        self._page, self._slot = self.tables[self._row, at // PAGE], at % PAGE
+        self._page, self._offset = self.tables[self._row, at // PAGE], at % PAGE
         keys = torch.arange(n * PAGE, device=positions.device)  # (S,)
         keys = keys.where(keys < lengths[:, None], -1)  # (B, S)
         return mask.dense(len(positions), H, positions, keys)
@@ -79,8 +79,8 @@ class PagedCache(KVCache):
         keys, values = self.pages.layer(layer)
         dtype = keys.dtype
         new = self._row, self._token
-        keys[self._page, :, :D, self._slot] = k.transpose(1, 2)[new].to(dtype)  # (tokens, K, D)
-        values[self._page, :, self._slot, :D] = v.transpose(1, 2)[new].to(dtype)
+        keys[self._page, :, :D, self._offset] = k.transpose(1, 2)[new].to(dtype)  # (tokens, K, D)
+        values[self._page, :, self._offset, :D] = v.transpose(1, 2)[new].to(dtype)
         all_k = keys[self.tables].permute(0, 2, 1, 4, 3).flatten(2, 3)  # (B, K, S, D)
         all_v = values[self.tables].transpose(1, 2).flatten(2, 3)
         return all_k[..., :D].to(k.dtype), all_v[..., :D].to(v.dtype)

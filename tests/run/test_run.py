@@ -1,4 +1,4 @@
-"""run.py, differences.py, model/state_dict.py: the folder that every stage takes and leaves."""
+"""The folder that every stage reads and writes: creating, opening, resuming, its weights."""
 
 import os
 import shutil
@@ -14,7 +14,6 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from gptsmith.config import diff
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.recipes.options import ChatConfig, PretrainConfig
@@ -239,15 +238,6 @@ def test_missing_file_of_a_partly_trained_run(stopped: Path) -> None:
     (stopped / "base.safetensors").touch()
     with pytest.raises(ValueError, match=r"run is incomplete: tuning\.json is missing"):
         Run.open(stopped).load_model()
-
-
-def test_diff() -> None:
-    old = {"model": {"n_layer": 4, "mask": "causal()"}, "seed": 1, "gone": None}
-    new = {"model": {"n_layer": 6, "mask": "causal()"}, "seed": 1, "train": {"steps": 5}}
-    assert diff(old, new) == [
-        "model.n_layer: 4 -> 6", "gone: None -> (absent)", "train.steps: (absent) -> 5"
-    ]  # fmt: skip
-    assert diff(old, old) == []
 
 
 def test_recipe_changes(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from random_weights import randomize
+from small_configs import GPT2 as SMALL_GPT2
+from small_configs import LLAMA as SMALL_LLAMA
 from torch import Tensor
 
 from gptsmith.model.classifier import GPTClassifier
@@ -157,6 +159,11 @@ CASES = {
         dict(OURS, mlp="relu2", tie_embeddings=False),
     ),
 }
+
+
+@pytest.fixture(params=[SMALL_LLAMA, SMALL_GPT2], ids=["llama", "gpt2"])
+def config(request: pytest.FixtureRequest) -> ModelConfig:
+    return request.param
 
 
 @dataclass

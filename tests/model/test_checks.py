@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from small_configs import LLAMA
 
 from gptsmith.model import masks
 from gptsmith.model.classifier import GPTClassifier
@@ -20,9 +21,6 @@ from gptsmith.model.gpt import (
 from gptsmith.model.kv_cache import KVCache
 from gptsmith.model.lora import train_rows
 
-SIZES = dict(n_layer=1, n_head=2, n_embd=16, vocab_size=20, context_length=8)
-LLAMA = ModelConfig(**SIZES)
-GPT2 = ModelConfig(**SIZES, norm="layernorm", mlp="gelu", position="learned", bias="all")
 GOOD = torch.tensor([[1, 2, 3]])
 
 
@@ -30,11 +28,6 @@ def refused(message: str, call, *args: object, **named: object) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         call(*args, **named)
     assert "\n" not in str(caught.value)
-
-
-@pytest.fixture(params=[LLAMA, GPT2], ids=["llama", "gpt2"])
-def config(request: pytest.FixtureRequest) -> ModelConfig:
-    return request.param
 
 
 WRONG_IDS = [
@@ -95,17 +88,17 @@ def test_int32_ids_and_empty_batches_are_accepted(config: ModelConfig) -> None:
 def test_wrong_masks(mask: object, message: str) -> None:
     refused(message, GPTModel, LLAMA, mask=mask)
     refused(message, GPTModel(LLAMA), GOOD, mask=mask)
-    refused(message, MultiHeadAttention(LLAMA), torch.zeros(1, 3, 16), mask)
-    refused(message, TransformerBlock(LLAMA), torch.zeros(1, 3, 16), mask)
+    refused(message, MultiHeadAttention(LLAMA), torch.zeros(1, 3, 32), mask)
+    refused(message, TransformerBlock(LLAMA), torch.zeros(1, 3, 32), mask)
 
 
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (torch.zeros(3, 16), "x is torch.float32 of shape (3, 16): give vectors (B, T, 16)"),
-        (torch.zeros(1, 3, 8), "of shape (1, 3, 8): give vectors (B, T, 16)"),
-        (GOOD, "give vectors (B, T, 16), which TokenEmbedding(config) makes of ids"),
-        ([0.5], "x is list [0.5]: give a tensor (B, T, 16)"),
+        (torch.zeros(3, 32), "x is torch.float32 of shape (3, 32): give vectors (B, T, 32)"),
+        (torch.zeros(1, 3, 8), "of shape (1, 3, 8): give vectors (B, T, 32)"),
+        (GOOD, "give vectors (B, T, 32), which TokenEmbedding(config) makes of ids"),
+        ([0.5], "x is list [0.5]: give a tensor (B, T, 32)"),
     ],
 )
 def test_wrong_vectors(x: object, message: str) -> None:
@@ -130,9 +123,9 @@ def test_wrong_positions_and_documents(named: dict, message: str) -> None:
 def test_attention_with_a_cache_needs_the_rotation_of_its_positions() -> None:
     """The default, positions 0..T-1, would be wrong for all tokens but those of the first pass."""
     cache = KVCache.for_model(LLAMA, masks.causal(), 1)
-    cache.prepare(torch.arange(3), masks.causal(), 2, 8)
+    cache.prepare(torch.arange(3), masks.causal(), 4, 8)
     message = "with a cache, give the rotation of the positions that it holds"
-    refused(message, MultiHeadAttention(LLAMA), torch.zeros(1, 3, 16), cache=cache)
+    refused(message, MultiHeadAttention(LLAMA), torch.zeros(1, 3, 32), cache=cache)
 
 
 @torch.no_grad()

@@ -119,8 +119,15 @@ class Scores:
     @property
     def macro_f1(self) -> float:
         """Mean F1 of the classes that occur as truth or prediction; each class counts the same."""
-        occurs = self.counts.sum(axis=0) + self.support > 0
-        return float(self.f1[occurs].mean())
+        return float(mean_share(2 * self.counts.diagonal(), self.counts.sum(axis=0) + self.support))
+
+    @property
+    def accuracy_95(self) -> tuple[float, float]:
+        """95% interval of the accuracy (Wilson 1927), inside 0 to 1, with a width at both."""
+        z, n, share = 1.96, int(self.counts.sum()), self.accuracy
+        centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+        spread = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+        return float(max(0.0, centre - spread)), float(min(1.0, centre + spread))
 
     def fields(self) -> dict[str, Any]:
         """Everything as plain values, for JSON."""
@@ -183,7 +190,7 @@ def result(
         "classify",
         items,
         list(metrics),
-        details={"accuracy_95": [*wilson(int(scores.counts.trace()), len(items))], **fields},
+        details={"accuracy_95": [*scores.accuracy_95], **fields},
         notes=notes,
         references={"accuracy": {"majority class": scores.majority}},
         statistics={"macro_f1": macro_f1(labels)},
@@ -218,19 +225,11 @@ def scores_of(result: Result) -> Scores:
 def summary(scores: Scores) -> str:
     """Accuracy with its interval, macro-F1 and the majority class, in one line."""
     n = int(scores.counts.sum())
-    low, high = wilson(int(scores.counts.trace()), n)
+    low, high = scores.accuracy_95
     return (
         f"accuracy {scores.accuracy:.2%} (95% interval {low:.1%} to {high:.1%}), macro-F1 "
         f"{scores.macro_f1:.3f} over {n:,} texts (majority class: {scores.majority:.2%})"
     )
-
-
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """95% interval of a share (Wilson 1927), which is inside 0 to 1 and has a width at both."""
-    z, share = 1.96, right / n
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    spread = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    return float(max(0.0, centre - spread)), float(min(1.0, centre + spread))
 
 
 def table(scores: Scores) -> Table:

@@ -80,14 +80,15 @@ class Endpoint:
                 # Jitter, so that threads that were refused together do not return together.
                 wait = FIRST_WAIT * 2 ** (attempt - 1) * random.uniform(0.5, 1)
                 time.sleep(min(MAX_WAIT, max(wait, pause)))
+            pause = 0.0
             try:
                 response = self._client.post(self.address, json=request)
             except httpx.TimeoutException:
-                problem, pause = f"no answer within {self.options.timeout:g} s", 0.0
+                problem = f"no answer within {self.options.timeout:g} s"
                 continue
             except httpx.RequestError as error:
                 why = self._one_line(str(error) or type(error).__name__)
-                problem, pause = f"{self.host} is not reachable ({why})", 0.0
+                problem = f"{self.host} is not reachable ({why})"
                 continue
             status = response.status_code
             if status == 200:

@@ -58,21 +58,21 @@ def load(
     if test is not None and test.is_dir():
         found = (test / folder / "test.jsonl" for folder in (".", "gsm8k", "eval/gsm8k"))
         test = next(filter(Path.is_file, found), test / "test.jsonl")
-    if where is None and (test is None or not test.is_file()):
-        examples = _problems(_hub_rows("train"), shots) if shots else []
-        return _problems(_hub_rows("test"), limit), examples
-    assert test is not None
-    if not test.is_file():
+    if test is None or (where is None and not test.is_file()):
+        rows = {split: _hub_rows(split) for split in ("train", "test")}
+    elif not test.is_file():
         raise FileNotFoundError(f"{test}: no such file of problems")
-    train = test.with_name("train.jsonl")
-    if shots and (train == test or not train.is_file()):
-        raise FileNotFoundError(
-            f"{train}: not found, and the worked examples are in it; --shots 0 asks without"
-        )
-    examples = _problems(read_rows(train), shots) if shots else []
-    problems = _problems(read_rows(test), limit)
+    else:
+        train = test.with_name("train.jsonl")
+        if shots and (train == test or not train.is_file()):
+            raise FileNotFoundError(
+                f"{train}: not found, and the worked examples are in it; --shots 0 asks without"
+            )
+        rows = {"train": read_rows(train), "test": read_rows(test)}
+    examples = _problems(rows["train"], shots) if shots else []
+    problems = _problems(rows["test"], limit)
     if not problems:
-        raise ValueError(f"{test}: no problems in it")
+        raise ValueError(f"{test or 'openai/gsm8k'}: no problems in it")
     return problems, examples
 
 

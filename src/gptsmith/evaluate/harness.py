@@ -11,10 +11,9 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -99,13 +98,12 @@ def _model_class() -> type[LM]:
             windows: list[Request] = []
             owners: list[int] = []
             for i, request in enumerate(requests):
-                parts = get_rolling_token_windows(
+                for part in get_rolling_token_windows(
                     token_list=self.tokenizer.encode(request.args[0]),
                     prefix_token=self._first,
                     max_seq_len=self.model.config.context_length,
                     context_len=1,
-                )
-                for part in parts:
+                ):
                     windows.append(Request(*make_disjoint_window(part)))
                     owners.append(i)
             sums = [0.0] * len(requests)
@@ -124,27 +122,23 @@ def _model_class() -> type[LM]:
             for i, request in enumerate(requests):
                 groups[json.dumps(request.args[1], sort_keys=True)].append(i)
             written = [""] * len(requests)
+            limit = self.model.config.context_length
             for members in groups.values():
                 settings = normalize_gen_kwargs(requests[members[0]].args[1], _TOKENS)
-                texts = self._write([requests[i].args[0] for i in members], settings)
-                for i, text in zip(members, texts, strict=True):
-                    written[i] = text
-                    self.cache_hook.add_partial("generate_until", requests[i].args, text)
+                room = max(limit - settings["max_gen_toks"], limit // 2)
+                sampling = ("top_k", "top_p", "min_p", "repetition_penalty")
+                config = SamplingConfig(
+                    max_new_tokens=settings["max_gen_toks"],
+                    temperature=settings.get("temperature", 1.0 if settings["do_sample"] else 0.0),
+                    **{name: settings[name] for name in sampling if name in settings},
+                )
+                prompts = [self.tokenizer.prompt(requests[i].args[0])[-room:] for i in members]
+                stop = [text for text in settings["until"] if text]
+                found = Engine(self.model, self.tokenizer).generate(prompts, config, stop=stop)
+                for i, generation in zip(members, found, strict=True):
+                    written[i] = generation.text
+                    self.cache_hook.add_partial("generate_until", requests[i].args, written[i])
             return written
-
-        def _write(self, contexts: Sequence[str], settings: dict[str, Any]) -> list[str]:
-            limit = self.model.config.context_length
-            room = max(limit - settings["max_gen_toks"], limit // 2)
-            prompts = [self.tokenizer.prompt(text)[-room:] for text in contexts]
-            sampling = ("top_k", "top_p", "min_p", "repetition_penalty")
-            config = SamplingConfig(
-                max_new_tokens=settings["max_gen_toks"],
-                temperature=settings.get("temperature", 1.0 if settings["do_sample"] else 0.0),
-                **{name: settings[name] for name in sampling if name in settings},
-            )
-            stop = [text for text in settings["until"] if text]
-            results = Engine(self.model, self.tokenizer).generate(prompts, config, stop=stop)
-            return [result.text for result in results]
 
     return GPTSmithLM
 

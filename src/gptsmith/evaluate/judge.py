@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from gptsmith.evaluate.endpoint import Endpoint, EndpointError
 from gptsmith.evaluate.options import JudgeOptions
 from gptsmith.evaluate.reference_metrics import Entry
 from gptsmith.evaluate.report import show
-from gptsmith.evaluate.result import Result, mean
+from gptsmith.evaluate.result import Result, mean_of
 from gptsmith.evaluate.verdict import Verdict, parse_better, parse_score
 from gptsmith.progress import progress
 
@@ -78,11 +78,10 @@ def score(entries: Sequence[Entry], options: JudgeOptions, *, cache: Path) -> Re
     has an `error` in its item and does not count. ValueError if none could be judged.
     """
     prompts = [
-        _prompt(
-            _SCORE, _SCORE_FORM, INSTRUCTION=e.question, REFERENCE=e.reference, ANSWER=e.response
-        )
+        _prompt(_SCORE, _SCORE_FORM, INSTRUCTION=e.question, REFERENCE=e.reference,
+                ANSWER=e.response)
         for e in entries
-    ]
+    ]  # fmt: skip
     verdicts, details = _ask_all(prompts, parse_score, options, cache)
     items = [
         asdict(entry)
@@ -150,8 +149,8 @@ def compare(
             error = next(v.error for v in orders if isinstance(v, NoVerdict))
             items.append(item | {"win": None, "error": error})
     judged = [item for item in items if item["win"] is not None]
-    wins = [item["win"] for item in judged]
-    details |= {"wins": wins.count(1.0), "ties": wins.count(0.5), "losses": wins.count(0.0)}
+    for name, win in (("wins", 1.0), ("ties", 0.5), ("losses", 0.0)):
+        details[name] = sum(item["win"] == win for item in judged)
     # Share of pairs in which the order of the answers did not change the verdict.
     agreed = [item["better"] in ([1, 2], [2, 1], [0, 0]) for item in judged]
     details |= {"agreement": sum(agreed) / len(agreed) if agreed else None, "equal": equal}
@@ -167,17 +166,16 @@ def _result(
     details: Mapping[str, Any],
     notes: Sequence[str] = (),
 ) -> Result:
-    values = [float(item[column]) for item in items if item[column] is not None]
+    judged = [item for item in items if item[column] is not None]
     failed = [item for item in items if item[column] is None]
-    if not values:
+    if not judged:
         why = f": {failed[0]['error']}" if failed else ": there are no answers"
         raise ValueError(f"the judge {details['judge']} scored none of {len(items):,} items{why}")
-    centre, error = mean(values)
     unread = sum(isinstance(verdict, NoVerdict) and verdict.unread for verdict in verdicts)
     details = {"unscored": len(failed), "unread": unread, **details}
     notes = list(notes)
-    if len(values) > 1:
-        low, high = details[f"{metric}_95"] = bootstrap(values)
+    if len(judged) > 1:
+        low, high = details[f"{metric}_95"] = bootstrap([item[column] for item in judged])
         details["interval"] = f"bootstrap over the items, percentiles of {RESAMPLES:,} resamples"
         notes.append(
             f"{task}: 95% interval of the mean {show(metric, low)} to {show(metric, high)} "
@@ -189,10 +187,11 @@ def _result(
             f"{task}: {len(failed):,} of {len(items):,} items could not be judged and do not count"
             f"{replies}; the first: {failed[0]['id']}: {failed[0]['error']}"
         )
-    return Result(
-        task, len(values), {metric: centre}, {metric: error}, items, details, notes,
-        key=("question", "reference"),
+    found = Result.of(
+        task, judged, [metric], details=details, notes=notes, key=("question", "reference"),
+        statistics={metric: mean_of(column)},
     )  # fmt: skip
+    return replace(found, items=items)
 
 
 def _prompt(task: str, form: str, **texts: str) -> str:
@@ -214,8 +213,8 @@ def _ask_all(
     with closing(Endpoint(options)) as endpoint:
         cache.mkdir(parents=True, exist_ok=True)
         found: dict[str, Verdict | NoVerdict] = {}
-        for prompt in dict.fromkeys(prompts):
-            if (stored := _stored(_path(cache, endpoint, prompt), parse)) is not None:
+        for prompt in prompts:
+            if prompt not in found and (stored := _stored(_path(cache, endpoint, prompt), parse)):
                 found[prompt] = stored
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
         failures, gave_up = 0, ""
@@ -251,7 +250,7 @@ def _ask_all(
 
 def _ask(endpoint: Endpoint, prompt: str, parse: Parse, cache: Path) -> Verdict | NoVerdict:
     """Ask, and once more if the reply is no verdict. Verdicts are stored."""
-    messages = _messages(prompt)
+    messages = [{"role": "user", "content": prompt}]
     for _ in range(2):
         request = endpoint.request(messages)
         answer = endpoint.ask(request)
@@ -265,13 +264,9 @@ def _ask(endpoint: Endpoint, prompt: str, parse: Parse, cache: Path) -> Verdict 
     return NoVerdict(f"no verdict in the answer {' '.join(answer.split())[:80]!r}", unread=True)
 
 
-def _messages(prompt: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": prompt}]
-
-
 def _path(cache: Path, endpoint: Endpoint, prompt: str) -> Path:
     """Where a verdict is stored: one model can be served differently at two endpoints."""
-    key = {"endpoint": endpoint.place, **endpoint.request(_messages(prompt))}
+    key = {"endpoint": endpoint.place, **endpoint.request([{"role": "user", "content": prompt}])}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return cache / f"{digest}.json"
 

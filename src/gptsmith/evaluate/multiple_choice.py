@@ -270,9 +270,7 @@ def _own_task(
     from gptsmith.evaluate.question_file import read_questions
 
     found, notes = read_questions(path, report or ReadReport(), form, first_choice)
-    questions = [
-        Question(own.id, _same_context(own.question, own.choices), answer) for own, answer in found
-    ]
+    questions = [Question(q.id, _same_context(q.question, q.choices), i) for q, i in found]
     # Asked in the words of ARC.
     return replace(TASKS["arc_easy"], name=str(path), notes=tuple(notes)), questions
 
@@ -327,37 +325,31 @@ def _with_examples(task: Task, where: Path | None, shots: int) -> Iterator[Quest
             )
         solved = ["".join(example.choices[example.answer]) + "\n\n" for example in shown]
         prefix = task.preamble.format(subject=subject) + "".join(solved)
-        subjects.append([_prefixed(prefix, question) for question in questions])
+        subjects.append([
+            replace(question, choices=tuple((prefix + c, text) for c, text in question.choices))
+            for question in questions
+        ])  # fmt: skip
     return (q for questions in zip_longest(*subjects) for q in questions if q is not None)
 
 
-def _prefixed(prefix: str, question: Question) -> Question:
-    choices = tuple((prefix + context, continuation) for context, continuation in question.choices)
-    return Question(question.id, choices, question.answer)
-
-
 def _by_subject(task: Task, where: Path | None, split: str) -> dict[str, list[Question]]:
-    subjects = defaultdict(list)
-    for file_subject, row in _subject_rows(task, where, split):
-        subject = str(row.values.get("subject", file_subject)).replace("_", " ")
-        subjects[subject].append(_question(task, row))
-    return subjects
-
-
-def _subject_rows(task: Task, where: Path | None, split: str) -> Iterator[tuple[str, Row]]:
-    """Rows of a split, with the subject that their file is named after: anatomy_test.csv."""
-    from gptsmith.data.rows import read_rows, row_files
+    """The questions of a split, by the subject that the row, else the name of its file
+    (anatomy_test.csv) tells."""
+    from gptsmith.data.rows import read_rows
 
     folder = where or data_folder()
-    for place in (folder, *(folder / name for name in task.files)) if folder else ():
-        if (place / split).is_dir():
-            for file in row_files(place / split):
-                subject = file.name.partition(".")[0].removesuffix(f"_{split}")
-                rows = read_rows(file, header=("question", *LETTERS, "answer"))
-                yield from ((subject, row) for row in rows)
-            return
-    if where is not None:
+    places = (folder, *(folder / name for name in task.files)) if folder else ()
+    found = next((place / split for place in places if (place / split).is_dir()), None)
+    if found is not None:
+        rows = read_rows(found, header=("question", *LETTERS, "answer"))
+    elif where is not None:
         raise FileNotFoundError(f"{where}: no folder {split} with the files of {task.name}")
-    name, config, _ = task.hub
-    local = f"{task.files[0]}/{split}/SUBJECT_{split}.csv"
-    yield from (("", row) for row in hub_rows((name, config, split), local))
+    else:
+        name, config, _ = task.hub
+        rows = hub_rows((name, config, split), f"{task.files[0]}/{split}/SUBJECT_{split}.csv")
+    subjects = defaultdict(list)
+    for row in rows:
+        file = Path(row.place).name.partition(".")[0].removesuffix(f"_{split}")
+        subject = str(row.values.get("subject", file)).replace("_", " ")
+        subjects[subject].append(_question(task, row))
+    return subjects

@@ -6,6 +6,7 @@ T nodes of a tree, C channels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -71,10 +72,11 @@ def plan(texts: Sequence[Text], tails: Sequence[int], C: int, lookahead: int) ->
     """
     groups: list[PrefixGroup] = []
     rest: list[Text] = []
-    for run in _runs(texts):
-        members = texts[run]
+    for _, run in groupby(range(len(texts)), key=lambda i: texts[i][:MIN_PREFIX]):
+        numbers = list(run)
+        members = [texts[i] for i in numbers]
         # Outputs are needed for tails, so those cannot be part of the prefix.
-        limit = min(len(text) - tail for text, tail in zip(members, tails[run], strict=True))
+        limit = min(len(texts[i]) - tails[i] for i in numbers)
         length = min(common_prefix(members[0], members[-1]), limit)
         if length >= max(MIN_PREFIX, lookahead) and len(members) > 1:
             trees = _trees(members, length, C, lookahead)
@@ -97,15 +99,6 @@ def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
     return next(
         (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
     )
-
-
-def _runs(texts: Sequence[Text]) -> Iterator[slice]:
-    """Runs of neighbours with the same first MIN_PREFIX tokens."""
-    start = 0
-    for i in range(1, len(texts) + 1):
-        if i == len(texts) or texts[i - 1][:MIN_PREFIX] != texts[i][:MIN_PREFIX]:
-            yield slice(start, i)
-            start = i
 
 
 def _trees(texts: Sequence[Text], start: int, C: int, lookahead: int) -> list[PrefixTree]:

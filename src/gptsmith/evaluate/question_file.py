@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from gptsmith.data.options import FileFormat
-    from gptsmith.data.report import ReadReport
-    from gptsmith.data.rows import Row
+import yaml
+
+from gptsmith.data.columns import quoted
+from gptsmith.data.options import FileFormat
+from gptsmith.data.report import ReadReport
+from gptsmith.data.rows import Row
+from gptsmith.evaluate.task_data import question_rows, text
 
 # Usual names of columns, without case, spaces and underscores; the first one present is used.
 QUESTION = (
@@ -41,6 +45,7 @@ PREFIXES = (
 WRONG_PREFIXES = ("distractor", "incorrectanswer", "wronganswer", "incorrect", "wrong")
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+NUMBERED = (LETTERS.lower(), [str(n) for n in range(100)], [str(n) for n in range(1, 100)])
 SEPARATORS = ("\n", "|", ";")  # of choices in one cell
 BRACKETS = 100  # in a cell that is read as a list: nested ones would take time
 
@@ -68,10 +73,6 @@ class Columns(NamedTuple):
     wrong: bool
     id: str | None
 
-    @property
-    def used(self) -> set[str | None]:
-        return {self.question, self.context, *self.choices, self.answer, self.id}
-
 
 def read_questions(
     path: Path,
@@ -82,12 +83,10 @@ def read_questions(
     """The questions of a file, each with the index of its answer; and notes.
 
     form: encoding and delimiter, if they are not to be found out. first_choice: number of the first
-    choice, if the answers are numbers. ValueError naming the
-    place for columns that are not obvious, for a row that cannot be used unless `report` skips it,
-    and where the form of the answers is not certain.
+    choice, if the answers are numbers. ValueError naming the place for columns that are not
+    obvious, for a row that cannot be used unless `report` skips it, and where the form of the
+    answers is not certain.
     """
-    from gptsmith.evaluate.task_data import question_rows
-
     rows = [_flat(row) for row in question_rows(path, report, form)]
     if not rows:
         raise ValueError(f"{path}: no questions in it")
@@ -100,7 +99,8 @@ def read_questions(
         except ValueError as error:
             report.reject("unusable row", row.place, str(error).removeprefix(f"{row.place}: "))
     answered = _answers(path, questions, report, first_choice)
-    unused = [name for name in names if name not in columns.used and name]
+    used = {columns.question, columns.context, *columns.choices, columns.answer, columns.id}
+    unused = [name for name in names if name and name not in used]
     notes = [f"{path}: columns that are not used: {', '.join(unused)}"] if unused else []
     return answered, [*report.hints, *notes, *(f"{path}: {line}" for line in report.lines())]
 
@@ -115,56 +115,42 @@ def _columns(names: Sequence[str], place: str) -> Columns:
         found = (by_name[name] for name in usual if name in by_name)
         return next((name for name in found if name not in taken), None)
 
-    wrong = False
-    listed = first(CHOICES)
-    choices = [listed] if listed else _numbered(names, PREFIXES)
+    wrong, listed = False, first(CHOICES)
+    choices = [listed] if listed else _numbered(names, PREFIXES, 2)
     if not choices:
-        listed, wrong = first(WRONG), True
-        choices = [listed] if listed else _numbered(names, WRONG_PREFIXES)
+        wrong, listed = True, first(WRONG)
+        choices = [listed] if listed else _numbered(names, WRONG_PREFIXES, 1)
     context = first(CONTEXT, choices)
     question = first(QUESTION, choices)
     if question is None:
         question, context = context, None
     answer = first(RIGHT if wrong else ANSWER, [*choices, question, context])
-    for what, column, usual in (
-        ("question", question, "question"),
-        ("choices", choices, "choices, with a list, or A, B, C, D"),
-        ("answer", answer, "answer"),
-    ):
-        if not column:
-            from gptsmith.data.columns import quoted
-
-            raise ValueError(
-                f"{place}: no column for the {what}, only {quoted(names)}: call it {usual}"
-            )
-    assert question is not None
-    assert answer is not None
-    return Columns(question, context, choices, bool(listed), answer, wrong, first(ID, choices))
+    if question and choices and answer:
+        return Columns(question, context, choices, bool(listed), answer, wrong, first(ID, choices))
+    what, usual = "answer", "answer"
+    if not question:
+        what, usual = "question", "question"
+    elif not choices:
+        what, usual = "choices", "choices, with a list, or A, B, C, D"
+    raise ValueError(f"{place}: no column for the {what}, only {quoted(names)}: call it {usual}")
 
 
 def _plain(name: str) -> str:
     return re.sub(r"[\W_]", "", name).lower()
 
 
-def _numbered(names: Sequence[str], prefixes: Sequence[str]) -> list[str]:
+def _numbered(names: Sequence[str], prefixes: Sequence[str], least: int) -> list[str]:
     """Columns of one choice each, such as A to D or option1 to option4, in order; [] if none."""
     groups: dict[str, dict[str, str]] = {}
     for name in names:
         if found := re.fullmatch(r"(.*?)([a-z]|\d{1,2})", _plain(name)):
             groups.setdefault(found[1], {}).setdefault(found[2], name)
-    for prefix in prefixes:
-        group = groups.get(prefix, {})
-        for start in ("a", "0", "1"):
-            run: list[str] = []
-            while (suffix := _after(start, len(run))) in group:
-                run.append(group[suffix])
-            if len(run) > 1 or (run and prefixes is WRONG_PREFIXES):
+    for group in (groups[prefix] for prefix in prefixes if prefix in groups):
+        for suffixes in NUMBERED:
+            run = [group[suffix] for suffix in takewhile(group.__contains__, suffixes)]
+            if len(run) >= least:
                 return run
     return []
-
-
-def _after(start: str, count: int) -> str:
-    return LETTERS[count].lower() if start == "a" else str(int(start) + count)
 
 
 # --- rows ----------------------------------------------------------------------------------------
@@ -179,14 +165,13 @@ def _flat(row: Row) -> Row:
 
 
 def _question(row: Row, columns: Columns) -> OwnQuestion:
-    from gptsmith.evaluate.task_data import text
-
     values = row.values
-    question = text(row, columns.question)
+    # The prompt of ARC, without doubling what a file already wrote.
+    asked = text(row, columns.question).strip()
+    asked = asked.removeprefix("Question:").removesuffix("Answer:").strip()
+    question = f"Question: {asked}\nAnswer:"
     if columns.context and values.get(columns.context) not in (None, ""):
-        question = f"{text(row, columns.context)}\n{_asked(question)}"
-    else:
-        question = _asked(question)
+        question = f"{text(row, columns.context)}\n{question}"
     if columns.listed:
         choices, labels = _listed(values.get(columns.choices[0]))
     else:
@@ -213,15 +198,9 @@ def _question(row: Row, columns: Columns) -> OwnQuestion:
         text(row, "choice", {"choice": choice})  # checks that it is Unicode
     if answer is None or (isinstance(answer, str) and not answer.strip()):
         raise ValueError(f"{row.place}: it has no answer in {columns.answer!r}")
-    own_id = values.get(columns.id) if columns.id else None
+    own_id = values.get(columns.id or "")
     name = Path(row.place).name if own_id is None else str(own_id)
     return OwnQuestion(row.place, name, question, choices, labels, answer)
-
-
-def _asked(question: str) -> str:
-    """The prompt of ARC, without doubling what a file already wrote."""
-    plain = question.strip().removeprefix("Question:").removesuffix("Answer:").strip()
-    return f"Question: {plain}\nAnswer:"
 
 
 def _listed(value: Any) -> tuple[list[str], list[str]]:
@@ -229,47 +208,38 @@ def _listed(value: Any) -> tuple[list[str], list[str]]:
     label to text, or one of these as the text of a cell."""
     if isinstance(value, str):
         value = _cell(value)
+    labels = None
     if isinstance(value, Mapping):
-        by_name = {_plain(str(key)): inner for key, inner in value.items()}
-        texts = _first(by_name, ("text", "texts", "choices"))
-        if isinstance(texts, list):
-            labels = _first(by_name, ("label", "labels", "key"))
-            return [_text(t) for t in texts], _labels(labels, len(texts))
-        kept = {str(key): inner for key, inner in value.items() if inner is not None}
-        return [_text(inner) for inner in kept.values()], list(kept)
-    if not isinstance(value, list):
-        return [], []
-    if not any(isinstance(one, Mapping) for one in value):
-        return [_text(one) for one in value], [""] * len(value)
-    texts, labels = [], []
-    for one in value:
-        fields = {_plain(str(k)): v for k, v in one.items()} if isinstance(one, Mapping) else {}
-        texts.append(_text(_first(fields, ("text", "content", "value", "choice", "option"))))
-        labels.append(_text(_first(fields, ("label", "key", "letter", "id"))))
-    return texts, labels
+        texts = _field(value, "text", "texts", "choices")
+        labels = _field(value, "label", "labels", "key")
+        if not isinstance(texts, list):
+            kept = {str(key): inner for key, inner in value.items() if inner is not None}
+            texts, labels = list(kept.values()), list(kept)
+    elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
+        texts = [_field(one, "text", "content", "value", "choice", "option") for one in value]
+        labels = [_field(one, "label", "key", "letter", "id") for one in value]
+    else:
+        texts = value if isinstance(value, list) else []
+    if not isinstance(labels, list) or len(labels) != len(texts):
+        labels = [""] * len(texts)
+    return [*map(_text, texts)], [*map(_text, labels)]
+
+
+def _field(value: Any, *names: str) -> Any:
+    """The first of the fields that an object has."""
+    fields = {_plain(str(k)): v for k, v in value.items()} if isinstance(value, Mapping) else {}
+    return next((fields[name] for name in names if name in fields), None)
 
 
 def _lettered(choices: Sequence[str]) -> list[str]:
     """Choices without the letters that they begin with, as in `A) red`; [] if not all do."""
     found = [re.fullmatch(r"(?s)\(?([A-Z])[).:]\s*(.+)", choice) for choice in choices]
-    expected = zip(found, LETTERS, strict=False)
-    in_order = bool(found) and all(one and one[1] == letter for one, letter in expected)
-    return [one[2] for one in found if one] if in_order else []
-
-
-def _labels(value: Any, count: int) -> list[str]:
-    labels = [_text(one) for one in value] if isinstance(value, list) else []
-    return labels if len(labels) == count else [""] * count
-
-
-def _first(values: Mapping[str, Any], names: Iterable[str]) -> Any:
-    return next((values[name] for name in names if name in values), None)
+    texts = [one[2] for one, a in zip(found, LETTERS, strict=False) if one and one[1] == a]
+    return texts if len(texts) == len(choices) else []
 
 
 def _cell(value: str) -> Any:
     """A list or mapping that a CSV holds as text (JSON, or Python's form), or separated choices."""
-    import yaml
-
     if value.lstrip()[:1] in ("[", "{"):
         if value.count("[") + value.count("{") > BRACKETS:
             return None

@@ -69,7 +69,7 @@ class Result:
     """Fields of an item that tell which item of another run is the same."""
     conditions: Mapping[str, Any] = field(default_factory=dict)
     """What the metrics depend on besides the model: two runs should have the same."""
-    statistics: Mapping[str, Statistic] = field(default_factory=dict, repr=False)
+    statistics: Mapping[str, Statistic] = field(default_factory=dict, repr=False, compare=False)
     """Of metrics that are not the mean of the items' field of their name."""
 
     @classmethod

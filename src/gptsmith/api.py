@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from gptsmith.chat_template.template import Message
+from gptsmith.config import flatten
 from gptsmith.evaluate.options import EvaluateOptions
 from gptsmith.generate.options import SamplingConfig
 from gptsmith.run import Run, Which
@@ -168,13 +169,7 @@ def _arguments(recipe: str | Path | None, fields: Mapping[str, Any]) -> Iterator
         raise ValueError("give out=, the run folder to create")
     if recipe is not None:
         yield str(recipe)
-    yield from _flags(fields, "")
-
-
-def _flags(fields: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    for name, value in fields.items():
-        if isinstance(value, Mapping):
-            yield from _flags(value, f"{prefix}{name}.")
-            continue
-        for each in value if isinstance(value, list | tuple) else [value]:
-            yield f"--{prefix}{name}={each}"
+    for name, value in flatten(fields).items():
+        if not isinstance(value, Mapping):  # an empty section
+            for each in value if isinstance(value, list | tuple) else [value]:
+                yield f"--{name}={each}"

@@ -36,22 +36,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.tmp-{secrets.token_hex(4)}{path.suffix}")
-    try:
-        _remove_leftovers(path)
-        with temporary.open("xb") as file:
-            with suppress(OSError):  # a file system may lack flock
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        ours = (None, str(temporary), str(path.parent))
-        if isinstance(error, OSError) and error.errno is not None and error.filename in ours:
-            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
-        raise
+    with naming(path, temporary):
+        try:
+            _remove_leftovers(path)
+            with temporary.open("xb") as file:
+                with suppress(OSError):  # a file system may lack flock
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
 
 
 def _remove_leftovers(path: Path) -> None:
@@ -79,36 +77,40 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             with suppress(ValueError), lock(left, ""):  # locked: still being written
                 shutil.rmtree(left)
     temporary = path.with_name(stem + secrets.token_hex(4))
-    try:
-        temporary.mkdir()
-        with lock(temporary, ""):
-            yield temporary
-            for found in (temporary, *temporary.rglob("*")):
-                sync(found)
-            refuse_occupied(path)
-            os.replace(temporary, path)  # onto an empty folder, too
+    with naming(path, temporary):
         try:
-            sync(path.parent)
-        except OSError:  # it may be lost: the next attempt shall not find it there
-            with suppress(OSError):
-                os.replace(path, temporary)
+            temporary.mkdir()
+            with lock(temporary, ""):
+                yield temporary
+                for found in (temporary, *temporary.rglob("*")):
+                    sync(found)
+                refuse_occupied(path)
+                os.replace(temporary, path)  # onto an empty folder, too
+            try:
+                sync(path.parent)
+            except OSError:  # it may be lost: the next attempt shall not find it there
+                with suppress(OSError):
+                    os.replace(path, temporary)
+                raise
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno is not None:
-            failed = Path(str(error.filename or temporary))
-            if failed == path.parent or failed.is_relative_to(temporary):
-                raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
 
 
 @contextmanager
-def naming(path: str | Path) -> Iterator[None]:
-    """An OSError of the block that names no file (a failed write, fsync or lock) names `path`."""
+def naming(path: str | Path, temporary: Path | None = None) -> Iterator[None]:
+    """An OSError of the block that names no file (a failed write, fsync or lock) names `path`.
+
+    So does one that names `temporary`, what is in it, or the folder of both.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno is None or error.filename is not None:
+        names_another = error.filename is not None
+        if temporary is not None and names_another:
+            failed = Path(str(error.filename))
+            names_another = failed != temporary.parent and not failed.is_relative_to(temporary)
+        if error.errno is None or names_another:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 

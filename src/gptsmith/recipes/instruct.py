@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gptsmith import files
 from gptsmith.chat_template.template import ChatTemplate, opening
@@ -35,6 +35,8 @@ from gptsmith.train.monitor import read_events
 RESPONSES = "responses.json"
 NUM_PROMPTS = 3  # validation instructions to answer at each evaluation
 NUM_REPORTED = 5  # answers in the report
+
+Row = TypeVar("Row")
 
 
 def instruct(config: InstructConfig, started: float | None = None) -> int:
@@ -112,7 +114,7 @@ def load(
     return SFTData(train, val, prompts, notes), _evenly(test_rows, config.responses)
 
 
-def _evenly(rows: list[Instruction], count: int) -> list[Instruction]:
+def _evenly(rows: list[Row], count: int) -> list[Row]:
     """At most `count` rows, evenly spaced."""
     count = min(count, len(rows))
     return [rows[i * len(rows) // count] for i in range(count)]
@@ -152,8 +154,7 @@ def instruct_section(run: Run) -> list[str]:
     """Lines of the report (Markdown): the result of training, and answers with their references."""
     responses = files.read_json(run.path / RESPONSES)
     lines = ["## Answers to test instructions", "", _summary(run, responses), ""]
-    for n in range(min(NUM_REPORTED, len(responses))):
-        row = responses[n * len(responses) // min(NUM_REPORTED, len(responses))]
+    for row in _evenly(responses, NUM_REPORTED):
         names = ("instruction", "input", "response", "output")
         for name, title in zip(names, ("Instruction", "Input", "Answer", "Reference"), strict=True):
             if row[name]:

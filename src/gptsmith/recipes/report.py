@@ -40,6 +40,7 @@ def write_report(run: Run, sections: Sequence[str] = ()) -> None:
     notes = [e for e in events if e["event"] == "note"]
     model = run.model_config
     columns = {n: f for n, f in _COLUMNS.items() if any(n in e for e in validations)}
+    names = {n: _NAMES.get(n, n.replace("_", " ")) for n in columns}
     lines = [
         f"# {run.path.resolve().name}",
         "",
@@ -48,7 +49,7 @@ def write_report(run: Run, sections: Sequence[str] = ()) -> None:
         "",
         "![loss and learning rate](curves.png)",
         "",
-        f"| {' | '.join(_NAMES.get(name, name.replace('_', ' ')) for name in columns)} |",
+        f"| {' | '.join(names.values())} |",
         f"|{'---:|' * len(columns)}",
     ]
     by_step: dict[int, list[dict[str, Any]]] = {}
@@ -59,7 +60,7 @@ def write_report(run: Run, sections: Sequence[str] = ()) -> None:
         lines.append(f"| {' | '.join(cells)} |")
     if by_step and len(last := [*by_step.values()][-1]) > 1:  # the final evaluation, on more text
         scores = (
-            f"{_NAMES.get(name, name.replace('_', ' '))} {number(last[-1][name], form)}"
+            f"{names[name]} {number(last[-1][name], form)}"
             for name, form in columns.items()
             if name in last[-1] and name not in ("step", "seconds")
         )

@@ -8,20 +8,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gptsmith.kernels import native
-from gptsmith.kernels.packed_matrix import GROUP, PackedMatrix, padded, quantize
+from gptsmith.kernels.packed_matrix import PackedMatrix
 
 
-def product(matrix: PackedMatrix, x: Tensor) -> Tensor:
+def pack(weight: Tensor, format: str, bias: Tensor | None = None) -> PackedMatrix:
     library = native.kernels()
     assert library is not None
-    M, N = matrix.shape
-    x = F.pad(x, (0, padded(N) - N)).contiguous()
-    y = torch.empty(len(x), padded(M))
-    prepared = torch.empty(len(x) * library.row_bytes(matrix.native.format, padded(N)) // 4)
-    library.product(
-        native.runtime(), matrix.native, x.data_ptr(), len(x), prepared.data_ptr(), y.data_ptr()
-    )
-    return y[:, :M]
+    return PackedMatrix(library, weight, bias, format)
 
 
 @given(
@@ -32,9 +25,9 @@ def test_each_row_of_a_product_has_its_bits_in_any_batch(
 ) -> None:
     torch.manual_seed(outputs * 300 + inputs)
     weight, bias, x = torch.randn(outputs, inputs), torch.randn(outputs), torch.randn(rows, inputs)
-    matrix = PackedMatrix(weight, bias, format)
-    y = product(matrix, x)
-    assert torch.equal(y, torch.cat([product(matrix, row[None]) for row in x]))
+    matrix = pack(weight, format, bias)
+    y = matrix.product(x)
+    assert torch.equal(y, torch.cat([matrix.product(row[None]) for row in x]))
     error = y - F.linear(x, weight, bias)
     bound = {"float32": 1e-6, "bfloat16": 6e-3, "int8": 2e-2, "int4": 0.25}[format]
     size = weight.abs() @ x.abs().T  # (outputs, rows): of the sums that are rounded
@@ -47,31 +40,39 @@ def test_each_row_of_a_product_has_its_bits_in_any_batch(
 def test_quantized_weights_are_near(format: str, bound: float) -> None:
     torch.manual_seed(0)
     w = torch.randn(256, 512)
-    q, scales = quantize(w, format)
-    back = q.view(256, -1, GROUP[format]) * scales.float()[..., None]
-    assert (back.view_as(w) - w).square().mean().sqrt() < bound
+    assert (pack(w, format).weight() - w).square().mean().sqrt() < bound
 
 
 def test_searched_scales_are_better_than_rounding_to_nearest() -> None:
     torch.manual_seed(0)
     w = torch.randn(64, 512)
-    groups = w.view(64, -1, GROUP["int4"])
+    groups = w.view(64, -1, 32)
     scale = groups.abs().amax(dim=2, keepdim=True) / 7
     nearest = ((groups / scale).round() * scale - groups).square().sum()
-    q, scales = quantize(w, "int4")
-    searched = (q.view_as(groups) * scales.float()[..., None] - groups).square().sum()
-    assert searched < 0.9 * nearest
+    assert (pack(w, "int4").weight() - w).square().sum() < 0.85 * nearest
+
+
+@pytest.mark.parametrize("format", native.FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_of_any_dtype_are_packed(format: str, dtype: torch.dtype) -> None:
+    w = torch.linspace(-1, 1, 70 * 33).view(70, 33).to(dtype)
+    weight = pack(w.T, format).weight()
+    assert torch.equal(weight, pack(w.float().T, format).weight())
+    if format == "float32":
+        assert torch.equal(weight, w.float().T)
+    if format == "bfloat16":
+        assert torch.equal(weight, w.bfloat16().float().T)
 
 
 @pytest.mark.parametrize("format", ["int8", "int4"])
 def test_a_group_of_zeros_and_one_of_huge_weights_are_kept(format: str) -> None:
     w = torch.zeros(2, 128)
     w[1] = 1e30
-    y = product(PackedMatrix(w, None, format), torch.eye(128)[:3])
+    y = pack(w, format).product(torch.eye(128)[:3])
     assert torch.equal(y[:, 0], torch.zeros(3))
     assert ((y[:, 1] - 1e30).abs() < 2e28).all()
 
 
 def test_sizes_of_formats() -> None:
-    bits = {f: PackedMatrix(torch.zeros(64, 1024), None, f).nbytes / 8192 for f in native.FORMATS}
+    bits = {f: pack(torch.zeros(64, 1024), f).nbytes / 8192 for f in native.FORMATS}
     assert bits == {"float32": 32, "bfloat16": 16, "int8": 8.25, "int4": 4.5}

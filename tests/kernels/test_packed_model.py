@@ -1,7 +1,5 @@
 """PackedModel: the model's numbers, and the same bits in any company and however a text was cut."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -55,15 +53,6 @@ def read(packed: PackedModel, text: list[int], pages: Pages | None = None) -> Te
     n = -(-len(text) // PAGE)
     pages = pages or packed.pages(n)
     return packed.hidden(text, [0] * len(text), range(len(text)), tables(1, n), pages)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other on a busy machine take minutes; one test is about them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
    A page holds keys and values of PAGE positions: keys as (D, PAGE), so that a vector holds one
    element of several keys and a score is a chain over D, values as (PAGE, D). D is padded to 16. */
 
-#include "matrix.h"
+#include "pack.h"
 
 enum { PAGE = 64 };
 enum { LAYERNORM, RMSNORM };

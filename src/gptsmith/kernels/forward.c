@@ -220,4 +220,40 @@ void product(const runtime *r, const matrix *m, const float *x, int64_t N, uint8
     run(r, product_thread, &task);
 }
 
+typedef struct {
+    const runtime *runtime;
+    const matrix *m;
+    const void *weight;
+    int64_t bf16, rows, columns;
+} pack_task;
+
+static void pack_thread(void *argument) {
+    const pack_task *t = argument;
+    const matrix *m = t->m;
+    int64_t thread = thread_of(t->runtime), threads = threads_of(t->runtime);
+    int64_t bytes = tile_bytes(m->format, m->inputs);
+    float *x = malloc(m->inputs * sizeof(float));
+    SHARE(i, m->outputs) {
+        memset(x, 0, m->inputs * sizeof(float));
+        for (int64_t k = 0; i < t->rows && k < t->columns; k++)
+            x[k] = t->bf16 ? from_bf16(((const uint16_t *)t->weight)[i * t->columns + k])
+                           : ((const float *)t->weight)[i * t->columns + k];
+        pack_output(m->format, m->inputs, x, i % TILE, (uint8_t *)m->data + i / TILE * bytes);
+    }
+    free(x);
+}
+
+/* Fill m->data from a weight (rows, columns) of floats or bf16. */
+void pack(const runtime *r, const matrix *m, const void *weight, int64_t bf16, int64_t rows, int64_t columns) {
+    pack_task task = {r, m, weight, bf16, rows, columns};
+    run(r, pack_thread, &task);
+}
+
+/* x (inputs): row `row` of the weight. */
+void unpack(const matrix *m, int64_t row, float *x) { unpack_row(m, row, x); }
+
+int64_t packed_bytes(int64_t format, int64_t outputs, int64_t inputs) {
+    return outputs / TILE * tile_bytes(format, inputs);
+}
+
 int64_t row_bytes(int64_t format, int64_t inputs) { return prepared_bytes(format, inputs); }

@@ -214,21 +214,3 @@ static void linear(const matrix *m, const uint8_t *x, int64_t N, float *y, int64
         }
     }
 }
-
-/* One row of a packed matrix, as floats: the vector of a token under an embedding. */
-static void unpack_row(const matrix *m, int64_t row, float *x) {
-    const uint8_t *tile = m->data + row / TILE * tile_bytes(m->format, m->inputs);
-    const uint8_t *body = tile + scale_bytes(m->format, m->inputs);
-    int64_t lane = row % TILE, size = group_of(m->format);
-    for (int64_t k = 0; k < m->inputs; k++) {
-        float scale = from_bf16(((const uint16_t *)tile)[k / size * TILE + lane]);
-        switch (m->format) {
-        case FLOAT32: x[k] = ((const float *)body)[k * TILE + lane]; break;
-        case BFLOAT16: x[k] = from_bf16(((const uint16_t *)body)[(k / 2 * TILE + lane) * 2 + k % 2]); break;
-        case INT8: x[k] = scale * (body[(k / 4 * TILE + lane) * 4 + k % 4] - 128); break;
-        default:
-            x[k] = scale * ((body[(k / 8 * TILE + lane) * 4 + k % 4] >> (k % 8 / 4 * 4) & 15) - 8);
-        }
-    }
-}
-

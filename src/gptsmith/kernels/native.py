@@ -94,15 +94,16 @@ def load(variant: build.Variant) -> ctypes.CDLL:
             library = ctypes.CDLL(str(path))
         except OSError as error:  # such as a temporary folder from which nothing may be run
             raise build.BuildError(str(error)) from None
-    library.forward.argtypes = [
-        *(POINTER(kind) for kind in (Runtime, Model, Batch)),
-        *(Scratch, c_void_p),
-    ]
-    library.product.argtypes = [
-        *(POINTER(Runtime), POINTER(Matrix), c_void_p, c_int64, c_void_p, c_void_p)
-    ]
-    library.forward.restype = library.product.restype = None
-    library.row_bytes.argtypes, library.row_bytes.restype = [c_int64, c_int64], c_int64
+    runtime, matrix, address = POINTER(Runtime), POINTER(Matrix), c_void_p
+    library.forward.argtypes = [runtime, POINTER(Model), POINTER(Batch), Scratch, address]
+    library.product.argtypes = [runtime, matrix, address, c_int64, address, address]
+    library.pack.argtypes = [runtime, matrix, address, *[c_int64] * 3]
+    library.unpack.argtypes = [matrix, c_int64, address]
+    library.row_bytes.argtypes = [c_int64, c_int64]
+    library.packed_bytes.argtypes = [c_int64] * 3
+    for function in (library.forward, library.product, library.pack, library.unpack):
+        function.restype = None
+    library.row_bytes.restype = library.packed_bytes.restype = c_int64
     return library
 
 

@@ -171,7 +171,7 @@ class _Packed:
     # Packing
 
     def _matrix(self, weight: Tensor, bias: Tensor | None, format: str) -> PackedMatrix:
-        matrix = PackedMatrix(weight, bias, format)
+        matrix = PackedMatrix(self._library, weight, bias, format)
         self._kept.append(matrix)
         return matrix
 
@@ -244,15 +244,7 @@ class _Packed:
     def logits(self, x: Tensor) -> Tensor:
         if self._head is None:
             raise ValueError("this model is a classifier and predicts no next token")
-        V, C = self._head.shape
-        x = F.pad(x.float(), (0, padded(C) - C)).contiguous()
-        matrix = self._head.native
-        y = torch.empty(len(x), matrix.outputs)
-        prepared = torch.empty(len(x) * self._library.row_bytes(matrix.format, matrix.inputs) // 4)
-        self._library.product(
-            native.runtime(), matrix, x.data_ptr(), len(x), prepared.data_ptr(), y.data_ptr()
-        )
-        return y[:, :V]
+        return self._head.product(x)
 
 
 def _allowed(mask: Mask, H: int, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

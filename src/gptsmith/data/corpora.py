@@ -56,7 +56,7 @@ def open_named(
         path = _shakespeare()
         return Source(name, partial(text_documents, path, options, report), (path,))
     if name == "wikitext" or name in _WIKITEXT:
-        return _wikitext("wikitext-2" if name == "wikitext" else name, options, report)
+        return _wikitext("wikitext-2" if name == "wikitext" else name, report)
     folder = _data_folder(name)
     if folder is not None and folder.is_dir():
         source = open_folder(folder, name, options, report)
@@ -109,7 +109,7 @@ def _shakespeare() -> Path:
 _TITLE = re.compile(r" = (?!= ).*(?<! =) = \n?")
 
 
-def _wikitext(name: str, options: ReadOptions, report: ReadReport) -> Source:
+def _wikitext(name: str, report: ReadReport) -> Source:
     """Merity et al. 2016 (arXiv:1609.07843), with its own validation split."""
     folder = _data_folder(name)
     if folder is not None and (folder / "train.txt").is_file():

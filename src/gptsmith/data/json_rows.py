@@ -22,8 +22,8 @@ from gptsmith.data.report import ReadReport
 from gptsmith.data.row import Row, unicode_problem
 
 _UNIT = "use a line per row, or a .json file with one list"
-# One value is read as a whole, up to the first limit; of a compressed file, not more than the
-# second, or this many times its size.
+# Characters of one value, which is read as a whole: at most 1 GiB, and, where a compressed file is
+# small, 16 MiB or this many times its size.
 _WHOLE_LIMIT, _SMALL_LIMIT, _WHOLE_RATIO = 1 << 30, LINE_LIMIT, 50
 _COLUMNS = {*MESSAGES, *(name for pair in PROMPT_AND_RESPONSE for name in pair)}
 _SPACE = re.compile(r"\s*")

@@ -16,38 +16,34 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        self._seen: dict[str, set[int]] = {}  # hashes of the places
-        self._first: dict[str, list[str]] = {}
+        self._places: dict[str, dict[int, str]] = {}  # by kind and hash; "" after the first few
 
     def add(self, kind: str, place: str) -> None:
         """Count `place` under `kind`."""
-        seen, first = self._seen.setdefault(kind, set()), self._first.setdefault(kind, [])
-        if hash(place) not in seen:
-            seen.add(hash(place))
-            if len(first) < _SHOWN:
-                first.append(place)
+        seen = self._places.setdefault(kind, {})
+        seen.setdefault(hash(place), place if len(seen) < _SHOWN else "")
 
     def __getitem__(self, kind: str) -> int:
-        return len(self._seen.get(kind, ()))
+        return len(self._places.get(kind, ()))
 
     @property
     def total(self) -> int:
-        return sum(map(len, self._seen.values()))
+        return sum(map(len, self._places.values()))
 
     def counts(self) -> dict[str, int]:
         """The number of places of each kind, sorted by kind."""
-        return {kind: len(self._seen[kind]) for kind in sorted(self._seen)}
+        return {kind: self[kind] for kind in sorted(self._places)}
 
     def lines(self) -> list[str]:
         """Kind, count and first places, a line per kind in order of appearance."""
-        return [
-            f"{kind}: {self[kind]:,} ({', '.join(first)}{', ...' if self[kind] > _SHOWN else ''})"
-            for kind, first in self._first.items()
-        ]
+        lines = []
+        for kind, seen in self._places.items():
+            shown = [*filter(None, seen.values()), *(["..."] if len(seen) > _SHOWN else [])]
+            lines.append(f"{kind}: {len(seen):,} ({', '.join(shown)})")
+        return lines
 
     def clear(self) -> None:
-        self._seen.clear()
-        self._first.clear()
+        self._places.clear()
 
 
 class ReadReport:

@@ -27,10 +27,10 @@ CHUNK_BYTES = 1 << 18  # read at a time
 
 def text_documents(path: Path, options: ReadOptions, report: ReadReport) -> Iterator[Document]:
     """The file as one document, or several between separators."""
-    encoding = find_encoding(path, options.encoding, report)
-    if options.document_separator:
-        return _separated(path, options.document_separator, encoding, report)
-    return _whole(path, encoding, report)
+    text = TextFile(path, report, find_encoding(path, options.encoding, report))
+    return (
+        _separated(text, options.document_separator) if options.document_separator else _whole(text)
+    )
 
 
 # A boundary between two pre-tokens of GPT-2 in any context: white space begins (Python's \S is a
@@ -62,7 +62,7 @@ class TextFile:
     def __iter__(self) -> Iterator[str]:
         parts: list[str] = []  # text after the last safe cut
         length = 0
-        for text in _blocks(self.path, self.encoding, self.report):
+        for text in self.blocks():
             cut = safe_cut(text)
             if cut:
                 yield "".join([*parts, text[:cut]])
@@ -77,11 +77,43 @@ class TextFile:
         if rest := "".join(parts):
             yield rest
 
+    def blocks(self) -> Iterator[str]:
+        """The text in blocks, line ends unchanged, without the lines that are rejected."""
+        path, report, line = self.path, self.report, 1
+        decoder = codecs.getincrementaldecoder(self.encoding)("surrogateescape")
+        with opened(path) as (raw, file), decoding(path):
+            at_end = False
+            while not at_end:
+                data = file.read(CHUNK_BYTES)
+                if report.skips:  # whole lines; otherwise, text without line ends is read in blocks
+                    data += file.readline(LINE_LIMIT)
+                at_end = not data
+                block = decoder.decode(data, at_end)
+                lines = block.count("\n")
+                if unicode_problem(block):
+                    numbered = enumerate(io.StringIO(block, newline=""), line)
+                    block = "".join(text for n, text in numbered if self._is_decoded(text, n))
+                yield block
+                line += lines
+                report.reached(path, raw.tell())
+        if report.skips:
+            report.read[path] = line
+
+    def _is_decoded(self, text: str, line: int) -> bool:
+        """Whether a line is of the encoding; it is rejected if not."""
+        if not unicode_problem(text):
+            return True
+        name = self.encoding.upper().removesuffix("-SIG")
+        remedy = NOT_UTF8 if name == "UTF-8" else "name another --encoding"
+        place, problem = f"{self.path}:{line}", f"not {name}; {remedy}"
+        self.report.reject(f"line that is not {name}", place, problem)
+        return False
+
 
 def text_lines(path: Path, report: ReadReport) -> Iterator[str]:
     """The lines of a UTF-8 file with their line ends."""
     rest = ""
-    for text in _blocks(path, UTF8, report):
+    for text in TextFile(path, report).blocks():
         *lines, rest = (rest + text).split("\n")
         yield from (f"{line}\n" for line in lines)
     if rest:
@@ -95,9 +127,9 @@ def read_text(path: Path, given: str | None, report: ReadReport) -> str:
         return file.read()
 
 
-def _whole(path: Path, encoding: str, report: ReadReport) -> Iterator[Document]:
-    chunks = TextFile(path, report, encoding)
-    for chunk in chunks:
+def _whole(text: TextFile) -> Iterator[Document]:
+    path, report = text.path, text.report
+    for chunk in text:
         if chunk.strip():
             if "<|endoftext|>" in chunk:
                 report.hint(
@@ -105,16 +137,17 @@ def _whole(path: Path, encoding: str, report: ReadReport) -> Iterator[Document]:
                     "use --document-separator '<|endoftext|>'"
                 )
             report.read.setdefault(path, 1)
-            yield Document(str(path), chunks)
+            yield Document(str(path), text)
             return
     report.reject("empty document", str(path), "nothing but white space")
 
 
-def _separated(path: Path, separator: str, encoding: str, report: ReadReport) -> Iterator[Document]:
+def _separated(text: TextFile, separator: str) -> Iterator[Document]:
+    path, report = text.path, text.report
     pending, number = "", 0
-    for text in _blocks(path, encoding, report):
+    for block in text.blocks():
         searched = max(0, len(pending) - len(separator) + 1)
-        pending += text
+        pending += block
         if pending.find(separator, searched) >= 0:
             *whole, pending = pending.split(separator)
             for one in whole:
@@ -124,32 +157,3 @@ def _separated(path: Path, separator: str, encoding: str, report: ReadReport) ->
     report.read.setdefault(path, number + 1)
     if pending := pending.strip("\r\n"):
         yield from document(f"{path}, document {number + 1}", pending, report)
-
-
-def _blocks(path: Path, encoding: str, report: ReadReport) -> Iterator[str]:
-    """The file's text in blocks, line ends unchanged, without the lines that are rejected."""
-    name, line = encoding.upper().removesuffix("-SIG"), 1
-    remedy = NOT_UTF8 if name == "UTF-8" else "name another --encoding"
-
-    def is_good(text: str, line: int) -> bool:
-        if problem := unicode_problem(text):
-            report.reject(f"line that is not {name}", f"{path}:{line}", f"not {name}; {remedy}")
-        return not problem
-
-    decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
-    with opened(path) as (raw, file), decoding(path):
-        data = b"\n"
-        while data:
-            data = file.read(CHUNK_BYTES)
-            if report.skips:  # whole lines; otherwise, text without line ends is read in blocks
-                data += file.readline(LINE_LIMIT)
-            block = decoder.decode(data, final=not data)
-            lines = block.count("\n")
-            if unicode_problem(block):
-                numbered = enumerate(io.StringIO(block, newline=""), line)
-                block = "".join(text for n, text in numbered if is_good(text, n))
-            yield block
-            line += lines
-            report.reached(path, raw.tell())
-    if report.skips:
-        report.read[path] = line

@@ -1,6 +1,8 @@
 """Two runs compared on the items that both have: values, differences, intervals, notes."""
 
+import json
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -142,19 +144,21 @@ def macro_f1(items: Sequence[Item]) -> float:
 
 
 def answers(rng: np.random.Generator) -> Result:
+    """30 items of one measurement, and some of another."""
     items = [
-        {"id": str(i), "measured": "held-out", "skill": "xyz"[i % 3], "correct": rng.random() < 0.5}
-        for i in range(30)
-    ]
+        {"id": str(i), "measured": "held-out" if i < 30 else "facts", "skill": "xyz"[i % 3],
+         "correct": rng.random() < 0.5} for i in range(35)
+    ]  # fmt: skip
     known = {"held-out": skills._mean_over_skills("held-out")}
     return Result.of("skills", items, ["held-out"], statistics=known)
 
 
 def mean_over_skills(items: Sequence[Item]) -> float:
-    found = []
-    for skill in {item["skill"] for item in items}:
-        found.append(np.mean([item["correct"] for item in items if item["skill"] == skill]))
-    return float(np.mean(found))
+    by_skill = defaultdict(list)
+    for item in items:
+        if item["measured"] == "held-out":
+            by_skill[item["skill"]].append(item["correct"])
+    return float(np.mean([np.mean(correct) for correct in by_skill.values()]))
 
 
 def windows(rng: np.random.Generator) -> Result:
@@ -202,6 +206,15 @@ def test_differences_of_other_metrics_are_bootstrapped_over_the_items(
     # on the items that both have, the metric is theirs
     some = replace(two, items=two.items[5:])
     assert compare(NAMES, one, some).first.metrics[metric] == pytest.approx(direct(one.items[5:]))
+
+
+def test_values_that_are_not_finite_have_no_interval_and_are_null_in_json() -> None:
+    found = compare(NAMES, result({"a": math.nan, "b": 0.5}), result({"a": 0.1, "b": 0.2}))
+    assert found.differences["acc"][1] is None
+    fields = json.loads(json.dumps(found.fields(*NAMES), allow_nan=False))
+    assert fields["acc"] == {
+        "one": None, "two": pytest.approx(0.15), "difference": None, "interval_95": None,
+    }  # fmt: skip
 
 
 def test_other_windows_have_no_interval() -> None:

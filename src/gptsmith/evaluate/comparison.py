@@ -36,8 +36,9 @@ class Comparison:
     def fields(self, first: str, second: str) -> dict[str, Any]:
         """For JSON; the arguments are the names of the runs."""
         fields: dict[str, Any] = {"n": self.first.n}
-        for metric, (value, interval) in self.differences.items():
-            a, b = self.first.metrics[metric], self.second.metrics[metric]
+        for metric, (difference, interval) in self.differences.items():
+            values = (self.first.metrics[metric], self.second.metrics[metric], difference)
+            a, b, value = (x if math.isfinite(x) else None for x in values)
             fields[metric] = {first: a, second: b, "difference": value, "interval_95": interval}
         return fields | ({"notes": list(self.notes)} if self.notes else {})
 
@@ -109,7 +110,9 @@ def interval(
         return max(-1.0, centre - spread), min(1.0, centre + spread)
     K, of_b = x.shape[1], of_b or of_a
     low, high = bootstrap(np.hstack([x, y]), lambda m: of_a(m[..., :K]) - of_b(m[..., K:]))
-    return None if math.isclose(low, high, rel_tol=1e-12, abs_tol=1e-12) else (low, high)
+    if not math.isfinite(high - low) or math.isclose(low, high, rel_tol=1e-12, abs_tol=1e-12):
+        return None
+    return low, high
 
 
 def bootstrap(

@@ -19,8 +19,8 @@ Item = Mapping[str, Any]
 class Statistic:
     """How a metric follows from items: `value` of the means over the items of some columns.
 
-    columns: n items -> n rows of K numbers. value: means (..., K) -> metrics (...). A ratio of sums
-    (perplexity, F1, BLEU) is the same ratio of means.
+    columns: items -> a row of K numbers for each, or for those that the metric is about.
+    value: means (..., K) -> metrics (...). A ratio of sums (F1) is the same ratio of means.
     """
 
     columns: Callable[[Sequence[Item]], Any]
@@ -82,7 +82,8 @@ class Result:
         metrics, stderr = {}, {}
         for name in self.metrics:
             statistic = self.statistics.get(name, mean_of(name))
-            rows = np.asarray(statistic.columns(items), np.float64).reshape(len(items), -1)
+            columns = statistic.columns(items)
+            rows = np.asarray(columns, np.float64).reshape(len(columns), -1)
             if rows.shape[1] > 1:
                 metrics[name] = float(statistic.value(rows.mean(axis=0)))
                 continue

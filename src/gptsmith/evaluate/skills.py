@@ -92,9 +92,10 @@ def score(
     notes = [left_out("skills", unknown, len(rows) + len(unknown), why)] if unknown else []
     if not rows:
         raise ValueError(notes[0])
+    scores = by_skill(rows)
     found = Result.of(
-        "skills", rows, list(measured), notes=notes, details={"by_skill": by_skill(rows)},
-        statistics={name: _mean_over_skills(name) for name in measured},
+        "skills", rows, list(scores), notes=notes, details={"by_skill": scores},
+        statistics={name: _mean_over_skills(name) for name in scores},
         conditions={"prompt": prompt_form(None if template is None else template.source)},
     )  # fmt: skip
     return replace(found, n=per_skill)
@@ -112,11 +113,11 @@ def by_skill(rows: Sequence[Row]) -> dict[str, Scores]:
 
 def _mean_over_skills(measured: str) -> Statistic:
     def columns(rows: Sequence[Row]) -> np.ndarray:
-        """Whether each item is one of each skill (n, K), and answered correctly: (n, 2 K)."""
-        names = sorted({row["skill"] for row in rows})
-        asked = [[row["measured"] == measured and row["skill"] == n for n in names] for row in rows]
-        correct = np.array([row["correct"] for row in rows])
-        return np.hstack([asked, asked & correct[:, None]])
+        """Which skill each item of the measurement is of (n, K), and its correct answers (n, K)."""
+        mine = [row for row in rows if row["measured"] == measured]
+        names = sorted({row["skill"] for row in mine})
+        asked = np.array([[row["skill"] == name for name in names] for row in mine])
+        return np.hstack([asked, asked & [[row["correct"]] for row in mine]])
 
     def value(means: np.ndarray) -> Any:
         asked, correct = np.split(means, 2, axis=-1)

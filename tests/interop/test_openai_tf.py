@@ -269,7 +269,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
         "impossible sizes",
     ),
     "n_head that does not divide": (lambda t: {"sizes": {**SIZES, "n_head": 3}}, "multiple of"),
-    "sizes that are no numbers": (lambda t: {"sizes": {**SIZES, "n_ctx": "16"}}, "n_ctx is '16'"),
+    "sizes that are no numbers": (lambda t: {"sizes": {**SIZES, "n_ctx": "x"}}, "n_ctx is 'x'"),
     "no sizes": (lambda t: {"sizes": []}, "a mapping of names"),
 }
 

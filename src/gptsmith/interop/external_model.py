@@ -67,12 +67,7 @@ def config_from(
 
     Raises ValueError naming `path` and the size that is missing or invalid.
     """
-    values = {}
-    for theirs, ours in names.items():
-        value = sizes.get(theirs)
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{path}: {theirs} is {value!r}, expected a number above 0")
-        values[ours] = value
+    values = {ours: sizes.get(theirs) for theirs, ours in names.items()}
     try:
         return ModelConfig.preset("gpt2", **values, **fields)
     except ValidationError as error:

@@ -164,14 +164,13 @@ def _config(args: Any, state: dict[str, Tensor], path: Path) -> ModelConfig:
             raise ValueError(
                 f"{path}: model_args has {name} {value!r}, which is not an option of nanoGPT"
             )
-    dropout = args.get("dropout", 0.0)
     return config_from(
         args,
         _SIZES,
         path,
         mlp="gelu_erf",
         bias="all" if args.get("bias", True) else "none",
-        dropout=dropout if isinstance(dropout, int | float) else 0.0,
+        dropout=args.get("dropout", 0.0),
         tie_embeddings="lm_head.weight" not in state,
     )
 

@@ -214,11 +214,9 @@ def _describe_tokenizer(writer: GGUFWriter, table: Table, chat: ChatTemplate | N
         writer.add_add_eos_token(True)
     if table.pad is not None:
         writer.add_pad_token_id(table.pad)
-    eot, eom = (*_other_ends(table, chat), None, None)[:2]
-    if eot is not None:
-        writer.add_eot_token_id(eot)
-    if eom is not None:
-        writer.add_eom_token_id(eom)
+    others = (writer.add_eot_token_id, writer.add_eom_token_id)
+    for add, i in zip(others, _other_ends(table, chat), strict=False):
+        add(i)
     if chat is not None:
         writer.add_chat_template(chat.source)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from gptsmith import terminal
 from gptsmith.config import load_config
@@ -47,15 +47,25 @@ def main(argv: Sequence[str]) -> None:
         return
     rows = predictions(options, classify)
     if options.out is None:
-        for line in json_lines(rows):
-            terminal.write(line, end="")
+        for row, found in rows:
+            terminal.write(_json(row, found))
         return
-    write = write_csv if options.out.suffix == ".csv" else write_jsonl
     with (
         atomic_path(options.out) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,
     ):
-        count = write(file, rows)
+        table, count = csv.writer(file, lineterminator="\n"), 0
+        names: list[str] = []
+        for count, (row, found) in enumerate(rows, 1):
+            if options.out.suffix == ".jsonl":
+                file.write(f"{_json(row, found)}\n")
+                continue
+            p = found["probabilities"]
+            if count == 1:
+                names = list(row.values)
+                table.writerow([*names, "predicted", *(f"p({label})" for label in p)])
+            values = [row.values.get(name) for name in names]
+            table.writerow([*values, found["predicted"], *p.values()])
     terminal.say(f"{count:,} predictions in {options.out}")
 
 
@@ -107,27 +117,9 @@ def predictions(options: ClassifyOptions, classify: Classify) -> Iterator[tuple[
             yield row, prediction
 
 
-def json_lines(rows: Iterable[tuple[Row, Prediction]]) -> Iterator[str]:
-    for row, found in rows:  # default: dates and bytes of a table have no JSON, so they become text
-        yield json.dumps({**row.values, **found}, ensure_ascii=False, default=str) + "\n"
-
-
-def write_jsonl(file: IO[str], rows: Iterable[tuple[Row, Prediction]]) -> int:
-    return sum(1 for line in json_lines(rows) if file.write(line))
-
-
-def write_csv(file: IO[str], rows: Iterable[tuple[Row, Prediction]]) -> int:
-    writer, count = csv.writer(file, lineterminator="\n"), 0
-    names: list[str] = []
-    for row, found in rows:
-        p = found["probabilities"]
-        if not count:
-            names = list(row.values)
-            writer.writerow([*names, "predicted", *(f"p({label})" for label in p)])
-        values = [row.values.get(name) for name in names]
-        writer.writerow([*values, found["predicted"], *p.values()])
-        count += 1
-    return count
+def _json(row: Row, found: Prediction) -> str:
+    """default: dates and bytes of a table have no JSON, so they become text."""
+    return json.dumps({**row.values, **found}, ensure_ascii=False, default=str)
 
 
 def show(texts: Sequence[str], found: Sequence[Prediction]) -> None:

@@ -73,7 +73,7 @@ def write_examples(
     totals = _Totals()
     with files.atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), schema) as sink:
         for batch in _batches(examples):
-            totals.add(batch)
+            totals.add(_View.of(batch))
             sink.write_batch(batch.replace_schema_metadata(schema.metadata))
         empty = pa.RecordBatch.from_pylist([], schema=schema)
         last = {"metadata": closing()} | totals.summary()
@@ -97,13 +97,13 @@ class Examples(Sequence[Example]):
             batches, self.metadata, recorded = _open(Path(source))
         else:
             batches = list(_batches(source))
+        self._views = [_View.of(batch) for batch in batches]
         totals = _Totals()
-        for batch in batches:
-            totals.add(batch)
+        for view in self._views:
+            totals.add(view)
         summary = totals.summary()
         if recorded is not None and not summary.items() <= recorded.items():
             raise ValueError(f"{source}: damaged, its ids are not those that were written")
-        self._views = [_View.of(batch) for batch in batches]
         self._starts = np.cumsum([0, *map(len, batches)])
         self._chosen = np.arange(self._starts[-1])
         nothing = np.empty(0, np.int64)
@@ -220,9 +220,8 @@ class _Totals:
         self.examples = 0
         self.digests = [hashlib.sha256() for _ in range(3)]  # lengths, ids, labels
 
-    def add(self, batch: pa.RecordBatch) -> None:
-        view = _View.of(batch)
-        self.examples += len(batch)
+    def add(self, view: _View) -> None:
+        self.examples += len(view.names)
         lengths = np.diff(view.offsets).astype("<i8")
         for digest, array in zip(self.digests, (lengths, view.ids, view.labels), strict=True):
             digest.update(array.tobytes())

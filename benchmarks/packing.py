@@ -77,7 +77,7 @@ def measure(path: Path, arguments: argparse.Namespace) -> None:
     texts = (m["content"] for c in read for m in c.messages)
     tokenizer = Tokenizer.train_bpe(texts, 4096).add_special_tokens(CHAT_TOKENS)
     template = ChatTemplate(TEMPLATE, tokenizer)
-    examples, counts = load_chat([path], files, template, tokenizer, T)
+    examples, counts = load_chat([path], files, template, T)
     pad_id = tokenizer.special_tokens["<|pad|>"]
     packed = PackedRows(examples, T, 0, pad_id)
     padded = PaddedRows(examples, T, 0, pad_id, fixed=arguments.compile)

@@ -73,9 +73,9 @@ def test_what_expects_several_refuses_one(loaded: gptsmith.LoadedRun) -> None:
         "messages={'role'": [lambda: chat.reply(message), lambda: loaded.chat(message)],
         "messages='Hi'": [lambda: chat.reply("Hi")],
         "pairs='ab'": [lambda: encode_pairs(TOKENIZER, "ab")],
-        "sources='a.jsonl'": [lambda: load_chat("a.jsonl", ChatFiles(), template, TOKENIZER, 64)],
+        "sources='a.jsonl'": [lambda: load_chat("a.jsonl", ChatFiles(), template, 64)],
         "sources=PosixPath('a.jsonl')": [
-            lambda: load_chat(Path("a.jsonl"), ChatFiles(), template, TOKENIZER, 64)
+            lambda: load_chat(Path("a.jsonl"), ChatFiles(), template, 64)
         ],
         "patterns='blocks.*'": [lambda: freeze(model, "blocks.*")],
         "labels='ab'": [lambda: with_classification_head(model, "ab")],

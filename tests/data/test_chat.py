@@ -25,7 +25,7 @@ def chat(tmp_path: Path) -> Path:
 def load(
     path: Path, template: ChatTemplate, T: int = T, **more: Any
 ) -> tuple[Examples, ChatCounts]:
-    return load_chat([path], ChatFiles(**more), template, BYTES, T)
+    return load_chat([path], ChatFiles(**more), template, T)
 
 
 def unshifted(template: ChatTemplate) -> list[dict[str, list[int]]]:
@@ -168,7 +168,7 @@ def test_prepared_file_gives_the_same_examples(
     out = tmp_path / "new" / "chat.arrow"
 
     def write(**more: Any) -> ChatCounts:
-        return write_chat([chat], ChatFiles(), template, BYTES, T, out, **more)
+        return write_chat([chat], ChatFiles(), template, T, out, **more)
 
     assert write().kept == 2
     direct, _ = load(chat, template)
@@ -184,14 +184,14 @@ def test_prepared_file_gives_the_same_examples(
     write(overwrite=True)
     assert out.read_bytes() == first
     with pytest.raises(ValueError, match=r"ends in \.arrow"):
-        write_chat([chat], ChatFiles(), template, BYTES, T, tmp_path / "x.json")
+        write_chat([chat], ChatFiles(), template, T, tmp_path / "x.json")
 
 
 def test_prepared_file_is_divided_for_shorter_rows(
     tmp_path: Path, chat: Path, template: ChatTemplate
 ) -> None:
     out = tmp_path / "chat.arrow"
-    write_chat([chat], ChatFiles(), template, BYTES, T, out)
+    write_chat([chat], ChatFiles(), template, T, out)
     for rows in (12, 8, 6, 5):
         direct, expected = load(chat, template, T=rows)
         examples, counts = load(out, template, T=rows)
@@ -206,7 +206,7 @@ def test_what_was_left_out_of_a_prepared_file_is_said_when_it_is_read(
     tmp_path: Path, chat: Path, template: ChatTemplate
 ) -> None:
     out = tmp_path / "chat.arrow"
-    write_chat([chat], ChatFiles(), template, BYTES, 5, out)
+    write_chat([chat], ChatFiles(), template, 5, out)
     _, counts = load(out, template)
     assert str(counts).startswith("left out: 2 of 3 answers (66.7%), as a turn is longer")
 
@@ -217,7 +217,7 @@ def test_prepared_file_of_an_earlier_version_is_read(
     """It does not say how many answers it has."""
     out = tmp_path / "chat.arrow"
     examples, _ = load(chat, template)
-    write_examples(out, examples, _made_by(template, BYTES, T))
+    write_examples(out, examples, _made_by(template, T))
     prepared, counts = load(out, template)
     assert prepared.fingerprint == examples.fingerprint
     assert str(counts) == "all 3 answers of 2 conversations are learned"
@@ -227,17 +227,17 @@ def test_prepared_file_of_another_tokenizer_or_template_is_refused(
     tmp_path: Path, chat: Path, template: ChatTemplate
 ) -> None:
     out = tmp_path / "chat.arrow"
-    write_chat([chat], ChatFiles(), template, BYTES, T, out)
+    write_chat([chat], ChatFiles(), template, T, out)
     other = ChatTemplate(TEMPLATE + " ", BYTES)
     assert "another template" in refused(out, other)
     more = BYTES.add_special_tokens(["<|more|>"])
     with pytest.raises(ValueError, match="another tokenizer"):
-        load_chat([out], ChatFiles(), ChatTemplate(TEMPLATE, more), more, T)
+        load_chat([out], ChatFiles(), ChatTemplate(TEMPLATE, more), T)
 
 
 def test_refused_set_leaves_no_file(tmp_path: Path, chat: Path, template: ChatTemplate) -> None:
     with pytest.raises(ValueError, match="no conversation is left"):
-        write_chat([chat], ChatFiles(), template, BYTES, 3, tmp_path / "chat.arrow")
+        write_chat([chat], ChatFiles(), template, 3, tmp_path / "chat.arrow")
     assert [path.name for path in tmp_path.iterdir()] == ["chat.jsonl"]
 
 
@@ -247,7 +247,7 @@ def test_template_that_differs_in_chat_is_rejected(tmp_path: Path, chat: Path) -
         load(chat, ChatTemplate(source, BYTES))
     out = tmp_path / "chat.arrow"
     with pytest.raises(ValueError, match="differs between training and chatting"):
-        write_chat([chat], ChatFiles(), ChatTemplate(source, BYTES), BYTES, T, out)
+        write_chat([chat], ChatFiles(), ChatTemplate(source, BYTES), T, out)
     assert not out.exists()
 
 
@@ -256,7 +256,7 @@ def test_real_conversations_prepared_and_read(
 ) -> None:
     source = real_data / "chat_taskmaster4" / "data_07.json.gz"
     examples, counts = load(source, template, T=256)
-    write_chat([source], ChatFiles(), template, BYTES, 256, tmp_path / "a.arrow")
+    write_chat([source], ChatFiles(), template, 256, tmp_path / "a.arrow")
     mapped, _ = load(tmp_path / "a.arrow", template, T=256)
     assert mapped.fingerprint == examples.fingerprint
     assert counts.read == 20

@@ -52,7 +52,7 @@ def conversations(folder: Path) -> None:
         for example in Examples(path):
             example.labels.sum()
     else:
-        load_chat([path], ChatFiles(), template, grown, 64)
+        load_chat([path], ChatFiles(), template, 64)
 
 
 def documents(folder: Path) -> None:

@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 import pytest
-from chats import BYTES, OURS, talk, write
+from chats import OURS, talk, write
 from rich.console import Console
 
 from gptsmith.data.chat import write_chat
@@ -23,7 +23,7 @@ def chat(tmp_path: Path) -> Path:
 
 
 def report(path: Path, T: int = T) -> ChatReport:
-    return chat_report([path], ChatFiles(on_error="skip"), OURS, BYTES, T)
+    return chat_report([path], ChatFiles(on_error="skip"), OURS, T)
 
 
 def shown(report: ChatReport, first: int = 3, colour: bool = False) -> str:
@@ -81,9 +81,9 @@ def test_long_conversations_are_truncated(tmp_path: Path) -> None:
 
 def test_prepared_files_and_sets_without_targets(chat: Path, tmp_path: Path) -> None:
     out = tmp_path / "chat.arrow"
-    write_chat([chat], ChatFiles(on_error="skip"), OURS, BYTES, T, out)
+    write_chat([chat], ChatFiles(on_error="skip"), OURS, T, out)
     assert report(out).counts.learned == report(chat).counts.learned
     with pytest.raises(ValueError, match="no conversation is left"):
         report(chat, 5)
     with pytest.raises(ValueError, match=r":4: message 2 of 2: .*--on-error"):
-        chat_report([chat], ChatFiles(), OURS, BYTES, T)
+        chat_report([chat], ChatFiles(), OURS, T)

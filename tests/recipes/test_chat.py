@@ -64,7 +64,7 @@ def loss(run: Path, data: Path) -> float:
     model, tokenizer = opened.load_model(), opened.tokenizer
     assert opened.template is not None
     template = ChatTemplate(opened.template, tokenizer)
-    examples, _ = load_chat([data], ChatFiles(), template, tokenizer, 64)
+    examples, _ = load_chat([data], ChatFiles(), template, 64)
     batches = PaddedRows(examples, 64, 0, 0).validation(8)
     return evaluate(model, batches, runtime.choose_precision("fp32", CPU)).loss
 

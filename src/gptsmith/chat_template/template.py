@@ -86,7 +86,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, tokenizer: Tokenizer) -> None:
         self.source = source
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         special = sorted(tokenizer.special_tokens, key=len, reverse=True)
         self._special = re.compile(f"({'|'.join(map(re.escape, special)) or '(?!)'})")
         self._layouts = ChatLayouts(
@@ -201,7 +201,7 @@ class ChatTemplate:
             if ids[: len(prompt)] != prompt:
                 raise ValueError(
                     f"the chat template differs between training and chatting: its prompt ends "
-                    f"with {self._tokenizer.decode(prompt[-5:])!r}, which becomes other tokens"
+                    f"with {self.tokenizer.decode(prompt[-5:])!r}, which becomes other tokens"
                     " once an answer follows; end the generation prompt with a special token"
                 )
 
@@ -225,7 +225,7 @@ class ChatTemplate:
         first, answer, question = MARK.finditer(layout)
         opening, at = [], 0
         while at < first.start() and (found := self._special.match(layout, at)):
-            opening.append(self._tokenizer.special_tokens[found[0]])
+            opening.append(self.tokenizer.special_tokens[found[0]])
             at = found.end()
         end, stop = self._end(layout, 1, answer.end())
         special = list(self._special.finditer(layout, end, question.start()))[1:]
@@ -286,7 +286,7 @@ class ChatTemplate:
         own = [mark.end() for mark in marks if owner(mark) == i]
         at = max(own, default=start)
         limit = next((mark.start() for mark in marks if mark.start() >= at), len(layout))
-        ends = [(m.start(), self._tokenizer.special_tokens[m[0]])
+        ends = [(m.start(), self.tokenizer.special_tokens[m[0]])
                 for m in self._special.finditer(layout, at, limit)]  # fmt: skip
         if not ends:
             raise ValueError(
@@ -307,34 +307,34 @@ class ChatTemplate:
         for i, name in enumerate(pieces[1::2]):  # special tokens that absorb white space
             texts[i] = texts[i].rstrip() if name in self._lstrip_tokens else texts[i]
             texts[i + 1] = texts[i + 1].lstrip() if name in self._rstrip_tokens else texts[i + 1]
-        encoded = self._tokenizer.encode_batch(texts)
+        encoded = self.tokenizer.encode_batch(texts)
         if self._marks_first:  # as transformers does: encode after a newline, then remove it
-            newline = self._tokenizer.encode("\n")
-            behind = self._tokenizer.encode_batch([f"\n{text}" for text in texts])
+            newline = self.tokenizer.encode("\n")
+            behind = self.tokenizer.encode_batch([f"\n{text}" for text in texts])
             for i in range(1 if first else 0, len(texts)):
                 if behind[i][: len(newline)] == newline:
                     encoded[i] = behind[i][len(newline) :]
         ids = encoded[0]
         for name, text in zip(pieces[1::2], encoded[1:], strict=True):
-            ids += [self._tokenizer.special_tokens[name], *text]
+            ids += [self.tokenizer.special_tokens[name], *text]
         return ids
 
     def word(self) -> str:
         """A word of the vocabulary: unlike fixed text, any tokenizer can encode it."""
-        for i in range(self._tokenizer.vocab_size):
-            text = self._tokenizer.decode([i])
+        for i in range(self.tokenizer.vocab_size):
+            text = self.tokenizer.decode([i])
             if text.isalpha() and "\ufffd" not in text:
                 return text
         raise ValueError("the tokenizer has no token made of letters")
 
 
-def chat_tokenizer(tokenizer: Tokenizer, source: str | None) -> tuple[Tokenizer, ChatTemplate]:
-    """Tokenizer and template for chat tuning: the given template, or the default one with its
-    special tokens added to the tokenizer."""
+def tuning_template(tokenizer: Tokenizer, source: str | None) -> ChatTemplate:
+    """The template for chat tuning: the given one, or the built-in one, whose special tokens are
+    added to the tokenizer."""
     if source is None:
         source = opening(tokenizer) + TEMPLATE
         tokenizer = tokenizer.add_special_tokens(CHAT_TOKENS)
-    return tokenizer, ChatTemplate(source, tokenizer)
+    return ChatTemplate(source, tokenizer)
 
 
 def opening(tokenizer: Tokenizer) -> str:

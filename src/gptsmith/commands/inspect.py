@@ -75,13 +75,13 @@ def _run(options: InspectOptions, out: Console) -> None:
 
 
 def _chat(options: InspectOptions, folder: Path, out: Console) -> None:
-    from gptsmith.chat_template.template import chat_tokenizer
+    from gptsmith.chat_template.template import tuning_template
     from gptsmith.inspect import chat
     from gptsmith.recipes.finetune import max_length
     from gptsmith.run import Run
 
     run = Run.open(folder)
-    tokenizer, template = chat_tokenizer(run.tokenizer, run.template)
+    template = tuning_template(run.tokenizer, run.template)
     T = max_length(options.context_length, run.model_config)
-    report = chat.chat_report([options.path], options, template, tokenizer, T)
+    report = chat.chat_report([options.path], options, template, T)
     chat.show_chat(report, out)

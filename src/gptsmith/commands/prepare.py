@@ -64,17 +64,15 @@ def _prepare_chat(argv: list[str]) -> None:
         description="Turn conversations into a memory-mapped file of token ids and labels.",
         positional="sources",
     )
-    from gptsmith.chat_template.template import chat_tokenizer
+    from gptsmith.chat_template.template import tuning_template
     from gptsmith.data.chat import write_chat
     from gptsmith.recipes.finetune import max_length
     from gptsmith.run import Run
 
     run = Run.open(config.tokenizer)
-    tokenizer, template = chat_tokenizer(run.tokenizer, run.template)
+    template = tuning_template(run.tokenizer, run.template)
     T = max_length(config.context_length, run.model_config)
-    counts = write_chat(
-        config.sources, config, template, tokenizer, T, config.out, overwrite=config.overwrite
-    )
+    counts = write_chat(config.sources, config, template, T, config.out, overwrite=config.overwrite)
     terminal.say(f"{config.out}: {counts}")
     terminal.say(
         f"next: gptsmith finetune chat --from {config.tokenizer} --data {config.out} --out RUN2"

@@ -24,7 +24,6 @@ from gptsmith.data.rows import row_files
 from gptsmith.data.token_examples import check_stop_token_trained, token_examples
 from gptsmith.data.tokenized import holds_ids
 from gptsmith.data.windows import Window, conversation_windows, token_windows
-from gptsmith.tokenizer import Tokenizer
 
 FORMAT = 1  # of the file that write_chat makes
 
@@ -92,16 +91,15 @@ def load_chat(
     sources: Sequence[str | Path],
     files: ChatFiles,
     template: ChatTemplate,
-    tokenizer: Tokenizer,
     T: int,
 ) -> tuple[Examples, ChatCounts]:
     """The examples of a set for rows of T tokens: mapped if `write_chat` made the file, else read.
 
     ValueError, with place and remedy, for a set that would teach nothing.
     """
-    examples, counts = _read(sources, files, template, tokenizer, T)
+    examples, counts = _read(sources, files, template, T)
     if len(sources) == 1 and is_chat_set(Path(sources[0])):
-        return _open_prepared(Path(sources[0]), template, tokenizer, counts)
+        return _open_prepared(Path(sources[0]), template, counts)
     return Examples(examples), counts
 
 
@@ -109,7 +107,6 @@ def write_chat(
     sources: Sequence[str | Path],
     files: ChatFiles,
     template: ChatTemplate,
-    tokenizer: Tokenizer,
     T: int,
     out: Path,
     *,
@@ -123,9 +120,9 @@ def write_chat(
         raise ValueError(f"--out {out}: give it a name that ends in .arrow")
     if out.exists() and not overwrite:
         raise FileExistsError(f"--out {out}: already exists; --overwrite replaces it")
-    examples, counts = _read(sources, files, template, tokenizer, T)
+    examples, counts = _read(sources, files, template, T)
     out.parent.mkdir(parents=True, exist_ok=True)
-    facts = _made_by(template, tokenizer, T)
+    facts = _made_by(template, T)
     write_examples(out, examples, facts, lambda: {"said": str(counts)})
     return counts
 
@@ -134,7 +131,6 @@ def _read(
     sources: Sequence[str | Path],
     files: ChatFiles,
     template: ChatTemplate,
-    tokenizer: Tokenizer,
     T: int,
 ) -> tuple[Iterator[Example], ChatCounts]:
     """Examples of conversations, or of tables of token ids and labels, in order, and what will be
@@ -164,8 +160,8 @@ def _read(
                     f"{tables[0]} holds token ids, {other} does not: use them separately"
                 )
             else:
-                found = token_examples(tables, files.labels, tokenizer.vocab_size, report)
-                checked = check_stop_token_trained(found, template, tokenizer)
+                found = token_examples(tables, files.labels, template.tokenizer.vocab_size, report)
+                checked = check_stop_token_trained(found, template)
                 yield from divide(checked, template, counts)
         _check_any_learned(" ".join(map(str, sources)), counts)
 
@@ -220,16 +216,17 @@ def divide(
 # --- prepared files ------------------------------------------------------------------------------
 
 
-def _made_by(template: ChatTemplate, tokenizer: Tokenizer, T: int) -> dict[str, str | int]:
+def _made_by(template: ChatTemplate, T: int) -> dict[str, str | int]:
     digest = hashlib.sha256(template.source.encode()).hexdigest()
-    return {"format": FORMAT, "tokenizer": tokenizer.fingerprint, "template": digest, "T": T}
+    tokenizer = template.tokenizer.fingerprint
+    return {"format": FORMAT, "tokenizer": tokenizer, "template": digest, "T": T}
 
 
 def _open_prepared(
-    path: Path, template: ChatTemplate, tokenizer: Tokenizer, counts: ChatCounts
+    path: Path, template: ChatTemplate, counts: ChatCounts
 ) -> tuple[Examples, ChatCounts]:
     examples = Examples(path)
-    facts, expected = examples.metadata, _made_by(template, tokenizer, counts.T)
+    facts, expected = examples.metadata, _made_by(template, counts.T)
     remedy = "prepare it again with --format chat --tokenizer RUN"
     if facts.get("format") != FORMAT:
         raise ValueError(f"{path}: made by another version of gptsmith; {remedy}")

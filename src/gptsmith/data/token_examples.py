@@ -20,7 +20,6 @@ from gptsmith.data.tokenized import (
     token_rows,
     with_last_label,
 )
-from gptsmith.tokenizer import Tokenizer
 
 
 def token_examples(
@@ -61,7 +60,7 @@ def _labels(row: TokenRow) -> np.ndarray:
 
 
 def check_stop_token_trained(
-    examples: Iterable[Example], template: ChatTemplate, tokenizer: Tokenizer
+    examples: Iterable[Example], template: ChatTemplate
 ) -> Iterator[Example]:
     """Pass the examples on, checking that the model learns to end its answers.
 
@@ -69,7 +68,7 @@ def check_stop_token_trained(
     answer ends with one: a model trained on these would not stop.
     """
     stops, tokens = np.array(template.stop_ids), template.turn_tokens()
-    name = tokenizer.decode(template.stop_ids[:1])
+    name = template.tokenizer.decode(template.stop_ids[:1])
     first, answers, stopped = "", 0, 0
     for example in examples:
         ids, _, place = example

@@ -52,7 +52,6 @@ def chat_report(
     sources: Sequence[str | Path],
     files: ChatFiles,
     template: ChatTemplate,
-    tokenizer: Tokenizer,
     T: int,
 ) -> ChatReport:
     """The report on the set as training in rows of T tokens would use it.
@@ -60,11 +59,11 @@ def chat_report(
     ValueError, as from load_chat, for a set without target tokens, for end tokens outside the
     loss, and for a template that differs between training and chatting.
     """
-    examples, counts = load_chat(sources, files, template, tokenizer, T)
-    for _ in check_stop_token_trained(examples, template, tokenizer):
+    examples, counts = load_chat(sources, files, template, T)
+    for _ in check_stop_token_trained(examples, template):
         pass
     packed = PackedRows(examples, T, seed=0, pad_id=0)
-    return ChatReport(" ".join(map(str, sources)), tokenizer, examples, counts, packed)
+    return ChatReport(" ".join(map(str, sources)), template.tokenizer, examples, counts, packed)
 
 
 def show_chat(report: ChatReport, console: Console, first: int = 3) -> None:

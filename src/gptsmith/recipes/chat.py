@@ -9,7 +9,7 @@ import numpy as np
 
 from gptsmith import files
 from gptsmith.batch import IGNORE_INDEX
-from gptsmith.chat_template.template import CHAT_TOKENS, ChatTemplate, Message, chat_tokenizer
+from gptsmith.chat_template.template import CHAT_TOKENS, ChatTemplate, Message, tuning_template
 from gptsmith.data.chat import ChatCounts, encode_conversations, load_chat
 from gptsmith.data.examples import Example, Examples
 from gptsmith.data.skills import skill_conversations
@@ -17,7 +17,6 @@ from gptsmith.recipes import finetune
 from gptsmith.recipes.finetune import SFTData
 from gptsmith.recipes.options import ChatConfig
 from gptsmith.recipes.plan import Note
-from gptsmith.tokenizer import Tokenizer
 
 BUILT_IN = "skills"  # the data set that needs no file
 NUM_PROMPTS = 3  # validation conversations to answer at each evaluation
@@ -33,7 +32,7 @@ def chat(config: ChatConfig, started: float | None = None) -> int:
     tokens = config.special_tokens or (CHAT_TOKENS if base.template is None else ())
     prepared = finetune.prepare(config, base, tokens)
     try:
-        tokenizer, template = chat_tokenizer(prepared.tokenizer, source)
+        template = tuning_template(prepared.tokenizer, source)
     except ValueError as error:
         if config.template is None or config.resume:
             raise
@@ -41,7 +40,7 @@ def chat(config: ChatConfig, started: float | None = None) -> int:
             f"--template {config.template}: {error} (--special-tokens declares special tokens)"
         ) from None
     T = finetune.row_length(config.context_length, prepared)
-    train, val, notes = load(config, template, tokenizer, T)
+    train, val, notes = load(config, template, T)
     prompts = [first_prompt(example, template) for example in islice(val, NUM_PROMPTS)]
     prompts = [ids for ids in prompts if ids]  # before a greeting there may be nothing
     return finetune.train_on_examples(
@@ -69,7 +68,7 @@ def read_template(config: ChatConfig) -> str | None:
 
 
 def load(
-    config: ChatConfig, template: ChatTemplate, tokenizer: Tokenizer, T: int
+    config: ChatConfig, template: ChatTemplate, T: int
 ) -> tuple[Examples, Examples, list[Note]]:
     """Training examples, validation examples, and notes on them."""
 
@@ -81,7 +80,7 @@ def load(
             counts = ChatCounts(T, divide=config.windows)
             conversations = skill_conversations(config.train.seed, config.questions)
             return Examples(encode_conversations(conversations, template, counts)), str(counts)
-        examples, counts = load_chat(sources, config, template, tokenizer, T)
+        examples, counts = load_chat(sources, config, template, T)
         return examples, str(counts)
 
     if BUILT_IN in config.val:

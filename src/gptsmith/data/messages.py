@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from gptsmith.chat_template.message import CALLS, Message, is_empty, joined_content
@@ -101,11 +102,10 @@ def _role(value: Any, shown: str, files: ChatFiles) -> str:
 
 def _calls(content: Any) -> list[Any]:
     """The calls that a text spells in JSON (LLaMA-Factory): an object, or a list of them."""
-    try:
-        calls = json.loads(content) if isinstance(content, str) else content
-    except (ValueError, RecursionError):
-        calls = None
-    calls = calls if isinstance(calls, list) else [calls]
+    if isinstance(content, str):
+        with suppress(ValueError, RecursionError):
+            content = json.loads(content)
+    calls = content if isinstance(content, list) else [content]
     if not calls or not all(isinstance(call, Mapping) and "name" in call for call in calls):
         raise InvalidRowError("unreadable call", f"not a call in JSON: {str(content)[:60]}")
     return [{"type": "function", "function": dict(call)} for call in calls]

@@ -134,8 +134,8 @@ def tokenizing_part(data: Path, novels: list[Path]) -> tuple[float, str]:
     ids = [
         array
         for batch, encoded in encode_in_order(batches, encode_one, available_cores())
-        for part, of_part in zip(batch.parts, encoded.ids, strict=True)
-        for array in ((eos, of_part) if part.eos else (of_part,))
+        for part, (of_part, _) in zip(batch.parts, encoded, strict=True)
+        for array in ((eos, of_part) if part.begins else (of_part,))
     ]
     return time.perf_counter() - start, digest_of(ids)
 

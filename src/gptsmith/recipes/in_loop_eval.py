@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from gptsmith.evaluate import accuracy
 from gptsmith.evaluate.multiple_choice import Question, Task, load_task
@@ -12,16 +13,13 @@ from gptsmith.recipes.plan import Note
 from gptsmith.tokenizer import Tokenizer
 
 
+@dataclass(frozen=True)
 class TaskEvaluation:
     """A function without arguments that returns all scores by name (hellaswag_acc_token)."""
 
-    def __init__(
-        self,
-        model: GPTModel,
-        tokenizer: Tokenizer,
-        tasks: Sequence[tuple[Task, Sequence[Question]]],
-    ) -> None:
-        self.model, self.tokenizer, self.tasks = model, tokenizer, tasks
+    model: GPTModel
+    tokenizer: Tokenizer
+    tasks: Sequence[tuple[Task, Sequence[Question]]]
 
     def __call__(self) -> Mapping[str, float]:
         results = [

@@ -8,6 +8,7 @@ import importlib.util
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
@@ -144,9 +145,7 @@ class MLflow:
         self.client.update_run(self.run, status="RUNNING")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        from time import time
-
-        now = int(time() * 1000)
+        now = int(time.time() * 1000)
         metrics = [self.metric(name, value, now, step) for name, value in values.items()]
         self.client.log_batch(self.run, metrics)
 

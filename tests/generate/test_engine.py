@@ -12,9 +12,10 @@ from torch import Tensor
 from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import SamplingConfig
 from gptsmith.generate.request import Generation, Request
-from gptsmith.generate.sampling import sample
+from gptsmith.generate.sampling import penalize, sample, uniform
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
+from gptsmith.model.kv_cache import PagedKVCache
 from gptsmith.model.masks import Mask
 from gptsmith.tokenizer import Tokenizer
 
@@ -51,17 +52,17 @@ def full_forward(
     model: GPTModel, prompt: list[int], config: SamplingConfig, seed: int
 ) -> list[int]:
     """The definition: one row, the full forward pass for every token."""
-    generator = torch.Generator().manual_seed(seed)
     limit = model.config.context_length
     context, new = list(prompt), []
-    seen = torch.zeros(1, model.config.vocab_size, dtype=torch.bool)
-    seen[0, context] = True
+    counts = dict.fromkeys(prompt, 0)
     for _ in range(config.max_new_tokens):
         if len(context) > limit:
             context = context[-max(1, limit // 2) :]
-        logits = model(torch.tensor([context]))[:, -1]
-        token = int(sample(logits, [config], [generator], seen))
-        seen[0, token] = True
+        logits = model(torch.tensor([context]))[0, -1]
+        penalize(logits, config, counts, {})
+        position = len(prompt) + len(new)
+        token = int(sample(logits[None], [config], [uniform(seed, position)]))
+        counts[token] = counts.get(token, 0) + 1
         context.append(token)
         new.append(token)
     return new
@@ -91,6 +92,8 @@ samplings = st.builds(
     top_p=st.none() | st.floats(0.1, 1),
     min_p=st.none() | st.floats(0, 0.3),
     repetition_penalty=st.sampled_from([1.0, 1.3]),
+    presence_penalty=st.sampled_from([0.0, 0.7]),
+    frequency_penalty=st.sampled_from([0.0, 0.3]),
     seed=st.integers(0, 100),
 )
 
@@ -122,7 +125,14 @@ def test_batched_rows_equal_the_full_forward_of_each(
 def test_requests_join_and_leave_between_steps(model: GPTModel, data: st.DataObject) -> None:
     """Requests with settings of their own, prompts with shared beginnings, a small batch: every
     text is that of its request alone. Some are cancelled, and the weights are refreshed."""
-    engine = Engine(model, max_batch_size=data.draw(st.integers(1, 3)))
+    engine = Engine(
+        model,
+        max_batch_size=data.draw(st.integers(1, 3)),
+        cache_tokens=data.draw(st.none() | st.integers(CONTEXT, 2 * CONTEXT)),
+        page=data.draw(st.integers(1, 5)),
+        chunk=data.draw(st.integers(1, 8)),
+        budget=data.draw(st.integers(1, 12)),
+    )
     start = data.draw(prompt_lists)
     requests: list[tuple[Request, Generation]] = []
     cancelled = []
@@ -175,12 +185,12 @@ def test_a_step_reads_one_position_per_row_and_finished_rows_leave() -> None:
     config = SamplingConfig(max_new_tokens=10, temperature=1.5)
     with shapes_read(model) as shapes:
         [long, short] = Engine(model).generate([[1, 2, 3], [4]], config)
-    assert shapes == [(2, 3)] + [(2, 1)] * 9
+    assert shapes == [(1, 1), (1, 3)] + [(2, 1)] * 9
     stop = next(t for t in long.ids if t not in short.ids)
     at = long.ids.index(stop)
     with shapes_read(model) as shapes:
         Engine(model).generate([[1, 2, 3], [4]], config, stop_ids=[stop])
-    assert shapes == [(2, 3)] + [(2, 1)] * at + [(1, 1)] * (9 - at)
+    assert shapes == [(1, 1), (1, 3)] + [(2, 1)] * at + [(1, 1)] * (9 - at)
 
 
 def test_waiting_requests_join_when_others_finish() -> None:
@@ -192,14 +202,14 @@ def test_waiting_requests_join_when_others_finish() -> None:
     ]
     with shapes_read(model) as shapes:
         finished = list(engine.as_completed(generations))
-    assert shapes == [(2, 1)] * 3 + [(1, 1), (1, 1), (2, 1)] + [(1, 1)] * 2
+    assert shapes == [(2, 1)] * 5 + [(1, 1)] * 2
     assert finished == generations
     assert list(engine.as_completed(generations)) == generations
 
 
 def test_past_the_context_only_that_row_is_read_again() -> None:
     model = make(GPT2)
-    prompts = [[1] * 15, [2] * 3]
+    prompts = [[*range(15)], [2] * 3]
     with shapes_read(model) as shapes:
         generations = Engine(model).generate(prompts, SamplingConfig(max_new_tokens=6))
     assert shapes == [(2, 15), (2, 1), (1, 1), (1, 8), (2, 1), (2, 1), (2, 1)]
@@ -269,26 +279,31 @@ def test_running_requests_share_their_prefix() -> None:
     assert generations[2].ids == full_forward(model, [1, 2, 3, 4, 7, 1], config, 0)
 
 
-def test_overwritten_keys_of_a_window_are_not_reused() -> None:
-    model = make(MODELS["rope, 1 kv head, window"])
-    engine = Engine(model)
-    config = SamplingConfig(max_new_tokens=4)
-    [first] = engine.generate([[*range(8)]], config)
-    with shapes_read(model) as shapes:
-        engine.generate([[*range(8), *first.ids, 1]], config)
-        engine.generate([[*range(6), 9]], config)
-    assert shapes == [(1, 2), (1, 1), (1, 1), (1, 1), (1, 7), (1, 1), (1, 1), (1, 1)]
+def test_a_window_needs_no_pages_before_it() -> None:
+    model = make(MODELS["rope, 1 kv head, window"].change(context_length=64))
+    engine = Engine(model, page=4)
+    config = SamplingConfig(max_new_tokens=40)
+    running = engine.add(Request([1, 2, 3], config))
+    for _ in range(39):
+        engine.step()
+        assert engine.stats.pages_used <= 3  # a window of 5 tokens
+    [*engine.as_completed([running])]
+    text = [1, 2, 3, *running.ids]
+    for prompt in (text[:30], [*text[:7], 9], [*text, 4]):
+        [generation] = engine.generate([prompt], config)
+        assert generation.ids == full_forward(model, prompt, config, 0)
+    assert generation.cached_tokens == len(text)
 
 
 def test_out_of_memory_while_requests_join_cancels_them(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(make(LLAMA))
     generation = engine.add(Request([1, 2, 3]))
 
-    def reserve(*sizes: int) -> None:
+    def grow(*sizes: object) -> None:
         raise torch.OutOfMemoryError("too large")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine._cache, "reserve", reserve)
+        patch.setattr(PagedKVCache, "grow", grow)
         with pytest.raises(torch.OutOfMemoryError):
             engine.step()
     assert generation.finish_reason == "cancelled"

@@ -7,19 +7,19 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
+from gptsmith.generate import sampling
 from gptsmith.generate.options import SamplingConfig
-from gptsmith.generate.sampling import sample
-
-
-def generators(n: int, seed: int = 0) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed + i) for i in range(n)]
+from gptsmith.generate.sampling import sample, token_logprob, uniform
 
 
 def draw(logits: Tensor, n: int = 20_000, **fields: object) -> Tensor:
-    """Relative frequencies (V,) of n draws, in rows and in steps, from the same logits (V,)."""
-    config, rows = SamplingConfig(**fields), generators(100)
-    batch = logits.expand(100, -1)
-    ids = torch.cat([sample(batch, [config] * 100, rows) for _ in range(n // 100)])
+    """Relative frequencies (V,) of n draws, at positions of several texts, from logits (V,)."""
+    config = SamplingConfig(**fields)
+    batch = logits.double().expand(100, -1)
+    ids = torch.cat([
+        sample(batch, [config] * 100, [uniform(seed, position) for seed in range(100)])
+        for position in range(n // 100)
+    ])  # fmt: skip
     return torch.bincount(ids, minlength=len(logits)) / n
 
 
@@ -44,10 +44,18 @@ def test_frequencies_follow_the_softmax_at_the_temperature(temperature: float) -
     assert not fits(frequencies, (LOGITS / temperature / 1.2).softmax(0))  # the test can fail
 
 
-def test_first_tokens_of_consecutive_seeds_are_uniform() -> None:
-    logits = torch.zeros(20_000, 10)
-    ids = sample(logits, [SamplingConfig(temperature=1.0)] * 20_000, generators(20_000))
-    assert fits(torch.bincount(ids, minlength=10) / 20_000, torch.full((10,), 0.1))
+def test_random_numbers_of_neighbouring_seeds_and_positions_are_independent() -> None:
+    n = 20_000
+    flat = torch.full((10,), 0.1)
+    seeds = torch.tensor([uniform(seed, 5) for seed in range(n)], dtype=torch.double)
+    positions = torch.tensor([uniform(5, position) for position in range(n)], dtype=torch.double)
+    diagonal = torch.tensor([uniform(i, i + 1) for i in range(n)], dtype=torch.double)
+    for numbers in (seeds, positions, diagonal):
+        assert ((numbers >= 0) & (numbers < 1)).all()
+        assert fits(torch.bincount((numbers * 10).long(), minlength=10) / n, flat)
+        assert abs(torch.corrcoef(torch.stack([numbers[:-1], numbers[1:]]))[0, 1]) < 5 / n**0.5
+    assert len({*seeds.tolist(), *positions.tolist(), *diagonal.tolist()}) > 3 * n - 10
+    assert uniform(2**63 - 1, 0) == uniform(2**63 - 1, 0)
 
 
 def test_top_k_top_p_and_min_p_keep_the_right_tokens() -> None:
@@ -102,52 +110,135 @@ configs = st.builds(
     top_k=st.none() | st.integers(1, 20),
     top_p=st.none() | st.floats(1e-9, 1),
     min_p=st.none() | st.floats(0, 1),
-    repetition_penalty=st.sampled_from([1.0, 0.5, 1.3]),
 )
 
 
-@given(logit_rows, configs, st.lists(configs, min_size=2, max_size=2), st.integers(0, 1000))
+@given(
+    logit_rows,
+    configs,
+    st.lists(configs, min_size=2, max_size=2),
+    st.floats(0, 1, exclude_max=True),
+)
 def test_sample_is_independent_of_neighbouring_rows_and_their_settings(
-    logits: Tensor, config: SamplingConfig, others: list[SamplingConfig], seed: int
+    logits: Tensor, config: SamplingConfig, others: list[SamplingConfig], point: float
 ) -> None:
+    logits = logits.double()
     rows = torch.stack([logits.flip(0), logits, -logits])
-    seen = torch.zeros(3, len(logits), dtype=torch.bool)
-    seen[1, 0] = True
-    alone = sample(logits[None], [config], generators(1, seed + 1), seen[1:2])
+    alone = sample(logits[None], [config], [point])
     for neighbours in ([config, config], others):
         settings = [neighbours[0], config, neighbours[1]]
-        assert sample(rows, settings, generators(3, seed), seen)[1] == alone[0]
+        assert sample(rows, settings, [0.5, point, 0.2])[1] == alone[0]
     assert 0 <= alone[0] < len(logits)
-    narrow = config.model_copy(update={"top_k": 1, "repetition_penalty": 1.0, "temperature": 1.0})
-    assert sample(logits[None], [narrow], generators(1, seed)) == logits.argmax()
+    narrow = config.model_copy(update={"top_k": 1, "temperature": 1.0})
+    assert sample(logits[None], [narrow], [point]) == logits.argmax()
 
 
 def test_greedy_takes_the_argmax_and_tiny_temperatures_do_not_overflow() -> None:
-    rows = torch.stack([LOGITS, -LOGITS, LOGITS * 1e4])
+    rows = torch.stack([LOGITS, -LOGITS, LOGITS * 1e4]).double()
     for temperature in (0.0, 1e-310, 1e-40, 1e-6):
-        ids = sample(rows, [SamplingConfig(temperature=temperature)] * 3, generators(3))
+        ids = sample(rows, [SamplingConfig(temperature=temperature)] * 3, [0.1, 0.5, 0.9])
         assert ids.tolist() == [4, 5, 4]
 
 
-def test_a_random_number_of_zero_never_selects_an_excluded_token(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(torch, "rand", lambda n, **_: torch.zeros(n, dtype=torch.double))
+def test_extreme_random_numbers_never_select_an_excluded_token() -> None:
     for config in (SamplingConfig(top_k=1), SamplingConfig(top_p=0.5), SamplingConfig(min_p=0.9)):
-        assert sample(LOGITS[None], [config], generators(1)) == 4
+        for point in (0.0, 1 - 2.0**-53):
+            assert sample(LOGITS[None].double(), [config], [point]) == 4
 
 
-def test_repetition_penalty_lowers_seen_tokens_for_either_sign_of_the_logit() -> None:
-    seen = torch.tensor([[True, True, False]])
-    config = SamplingConfig(temperature=0, repetition_penalty=2.0)
-    assert sample(torch.tensor([[3.0, -1.0, 1.6]]), [config], [], seen) == 2
-    assert sample(torch.tensor([[-2.0, -1.0, -1.9]]), [config], [], seen) == 2
-    assert sample(torch.tensor([[-2.0, -1.0, -2.1]]), [config], [], seen) == 1
-    p = torch.tensor([1.5, -2.0, 1.0]).softmax(0)
-    config = SamplingConfig(temperature=1, repetition_penalty=2.0)
-    rows = torch.tensor([[3.0, -1.0, 1.0]]).expand(20_000, 3)
-    ids = sample(rows, [config] * 20_000, generators(20_000), seen.expand(20_000, 3))
-    assert fits(torch.bincount(ids, minlength=3) / 20_000, p)
+# --- penalties and log-probabilities -------------------------------------------------------------
+
+
+def penalized(
+    logits: Tensor, counts: dict[int, int], bias: dict[int, float] | None = None, **fields: float
+) -> Tensor:
+    x = logits.double().clone()
+    sampling.penalize(x, SamplingConfig(**fields), counts, bias or {})  # type: ignore[arg-type]
+    return x
+
+
+@given(
+    logit_rows,
+    st.lists(st.integers(0, 11), max_size=8),
+    st.lists(st.integers(0, 11), max_size=8),
+    st.floats(0.5, 2),
+    st.floats(-2, 2),
+    st.floats(-2, 2),
+    st.dictionaries(st.integers(0, 11), st.floats(-100, 100), max_size=3),
+)
+def test_penalties_are_those_of_the_definition(
+    logits: Tensor,
+    prompt: list[int],
+    text: list[int],
+    repetition: float,
+    presence: float,
+    frequency: float,
+    bias: dict[int, float],
+) -> None:
+    V = len(logits)
+    prompt, text = [t % V for t in prompt], [t % V for t in text]
+    bias = {t: b for t, b in bias.items() if t < V}
+    counts = dict.fromkeys(prompt, 0)
+    for token in text:
+        counts[token] = counts.get(token, 0) + 1
+    expected = []
+    for token in range(V):  # vLLM: docs of SamplingParams, vllm/model_executor/layers/utils.py
+        x = float(logits[token]) + bias.get(token, 0.0)
+        if token in prompt or token in text:
+            x = x / repetition if x > 0 else x * repetition
+        x -= frequency * text.count(token) + presence * (token in text)
+        expected.append(x)
+    found = penalized(
+        logits, counts, bias, repetition_penalty=repetition,
+        presence_penalty=presence, frequency_penalty=frequency,
+    )  # fmt: skip
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.double))
+
+
+def test_filters_and_repetition_penalty_are_those_of_transformers() -> None:
+    import transformers.generation.logits_process as judge
+
+    generator = torch.Generator().manual_seed(0)
+    for trial in range(40):
+        logits = torch.randn(1, 50, generator=generator) * 3
+        text = torch.randint(50, (1, 12), generator=generator)
+        k, p, low = 1 + trial % 20, 0.3 + 0.017 * trial, 0.005 * trial
+        temperature, penalty = 0.5 + 0.05 * trial, 0.6 + 0.03 * trial
+        kept = logits.double()
+        for warper in (
+            judge.RepetitionPenaltyLogitsProcessor(penalty),
+            judge.TemperatureLogitsWarper(temperature),
+            judge.TopKLogitsWarper(k),
+            judge.TopPLogitsWarper(p),
+            judge.MinPLogitsWarper(low),
+        ):
+            kept = warper(text, kept)
+        expected = kept.softmax(-1)[0]
+        config = SamplingConfig(
+            temperature=temperature, top_k=k, top_p=p, min_p=low, repetition_penalty=penalty
+        )
+        x = penalized(logits[0], dict.fromkeys(text[0].tolist(), 0), repetition_penalty=penalty)
+        # walking through the cumulative distribution finds every token that is left, in order
+        cumulative = expected.cumsum(0)
+        points = [float(c) - float(e) / 2 for c, e in zip(cumulative, expected, strict=True) if e]
+        found = sample(x.expand(len(points), -1), [config] * len(points), points)
+        assert found.tolist() == expected.nonzero().squeeze(1).tolist()
+
+
+def test_logprobs_are_those_of_the_softmax_and_alike_in_any_batch() -> None:
+    logits = torch.randn(7, 50_257, generator=torch.Generator().manual_seed(0))
+    for row in logits:
+        found = token_logprob(row, 17, 5)
+        expected = row.double().log_softmax(0)
+        assert found.logprob == pytest.approx(float(expected[17]), abs=1e-6)
+        assert [token for token, _ in found.top] == expected.topk(5).indices.tolist()
+        assert found == token_logprob(row.clone(), 17, 5)
+    every = token_logprob(torch.randn(40), 3, 100)
+    assert sum(math.exp(value) for _, value in every.top) == pytest.approx(1)
+    assert dict(every.top)[3] == every.logprob
+    tied = token_logprob(torch.tensor([0.0, 2, 1, 2, 2]), 0, 2)
+    assert [token for token, _ in tied.top] == [1, 3]
+    assert token_logprob(LOGITS, 0, 0).top == ()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -156,9 +247,9 @@ def test_logits_without_a_finite_maximum_are_refused(bad: float) -> None:
         with pytest.raises(
             ValueError, match=r"logits reach (nan|inf|-inf): its weights are damaged"
         ):
-            sample(torch.stack([LOGITS, torch.full((8,), bad)]), [config] * 2, generators(2))
+            sample(torch.stack([LOGITS, torch.full((8,), bad)]).double(), [config] * 2, [0.5] * 2)
     padded = torch.where(torch.arange(8) < 4, LOGITS, -math.inf)  # excluded tokens are fine
-    assert sample(padded[None], [SamplingConfig(top_p=0.9)], generators(1)) < 4
+    assert sample(padded[None].double(), [SamplingConfig(top_p=0.9)], [0.5]) < 4
 
 
 @pytest.mark.parametrize(
@@ -175,7 +266,7 @@ def test_logits_without_a_finite_maximum_are_refused(bad: float) -> None:
         ("min_p", -0.5, "greater than or equal to 0"),
         ("min_p", 2, "less than or equal to 1"),
         ("repetition_penalty", 0, "greater than 0"),
-        ("max_new_tokens", 0, "greater than or equal to 1"),
+        ("max_new_tokens", -1, "greater than or equal to 0"),
         ("seed", -1, "greater than or equal to 0"),
         ("seed", 2**63, "less than"),
         ("temprature", 1, "Extra inputs"),

@@ -1,3 +1,5 @@
+from typing import NamedTuple
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from gptsmith.model import masks
 from gptsmith.model.attention import attention
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.model.kv_cache import KVCache
+from gptsmith.model.kv_cache import KVCache, PagedKVCache
 from gptsmith.model.masks import Mask
 
 GPT2 = ModelConfig(
@@ -105,65 +107,6 @@ def test_chunks_of_ragged_rows_equal_the_full_forward(data: st.DataObject) -> No
         assert cache.lengths == done
 
 
-@torch.no_grad()
-def test_rows_are_selected_swapped_copied_and_truncated() -> None:
-    model = make(MODELS["llama, 2 kv heads"])
-    ids = ids_of(model, 4, 24)
-    full = model(ids)
-    cache = cache_for(model, 4)
-    cache.use_rows(0, 3)
-    model(ids[:3, :7], cache=cache)
-    cache.use_rows(3, 4)
-    model(ids[3:, :2], cache=cache)  # joins between steps
-    assert cache.lengths == [7, 7, 7, 2]
-    cache.swap_rows(1, 2)  # row 1 leaves the first two
-    cache.use_rows(0, 2)
-    close(model(ids[[0, 2], 7:8], cache=cache), full[[0, 2], 7:8])
-    assert cache.lengths == [8, 8, 7, 2]
-
-    cache.copy_row(2, 3, 5)  # another continuation of the first five tokens of text 1
-    cache.truncate(0, 0)
-    cache.truncate(1, 6)
-    assert cache.lengths == [0, 6, 7, 5]
-    cache.use_rows(0, 4)
-    positions = torch.tensor([[0, 1, 2], [6, 7, -1], [7, -1, -1], [5, 6, 7]])
-    chunk = torch.stack([ids[3, :3], ids[2, 6:9], ids[1, 7:10], ids[1, 5:8]])
-    logits = model(chunk, positions=positions, cache=cache)
-    close(logits[0], full[3, :3])
-    close(logits[1, :2], full[2, 6:8])
-    close(logits[2, 0], full[1, 7])
-    close(logits[3], full[1, 5:8])
-
-
-@torch.no_grad()
-def test_a_cache_grows_and_keeps_its_tokens() -> None:
-    model = make(MODELS["gpt2"])
-    ids = ids_of(model, 3, 24)
-    full = model(ids)
-    cache = KVCache.for_model(model.config, model.mask, 1, max_length=5)
-    model(ids[:1, :5], cache=cache)
-    cache.grow(3, 10)
-    cache.grow(2, 4)  # never shrinks
-    assert (cache.batch, cache.capacity, cache.lengths) == (3, 10, [5, 0, 0])
-    cache.use_rows(1, 3)
-    model(ids[1:, :5], cache=cache)
-    cache.use_rows(0, 3)
-    close(model(ids[:, 5:10], cache=cache), full[:, 5:10])
-
-
-@torch.no_grad()
-def test_a_window_that_wrapped_is_reusable_only_near_its_end() -> None:
-    model = make(GPT2.change(mask="causal() & sliding_window(5)"))
-    ids = ids_of(model, 1, 24)
-    cache = cache_for(model, 1)
-    model(ids[:, :5], cache=cache)
-    assert [cache.reusable_length(0, n) for n in range(7)] == [0, 1, 2, 3, 4, 5, 5]
-    model(ids[:, 5:9], cache=cache)
-    assert [cache.reusable_length(0, n) for n in (0, 5, 7, 8, 9, 10)] == [0, 0, 0, 8, 9, 9]
-    cache.truncate(0, 8)
-    close(model(ids[:, 8:12], cache=cache), model(ids)[:, 8:12])
-
-
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 @torch.no_grad()
 def test_function_mask_inside_causal_equals_the_full_forward(config: ModelConfig) -> None:
@@ -240,18 +183,62 @@ def test_misuse_is_refused() -> None:
         model(ids, cache=half)
 
 
+class Part(NamedTuple):
+    start: int
+    stop: int
+    pages: list[int]
+    first: int = 0
+
+
+@settings(max_examples=60)
+@given(st.data())
 @torch.no_grad()
-def test_a_truncated_window_row_is_reusable_only_where_its_oldest_visible_key_is_held() -> None:
-    config = ModelConfig(
-        n_layer=1, n_head=2, n_embd=16, vocab_size=20, context_length=16,
-        mask="causal() & sliding_window(4)",
-    )  # fmt: skip
-    model = GPTModel(config).eval()
-    cache = KVCache.for_model(config, model.mask, 1)
-    model.hidden(torch.tensor([[1, 2, 3, 4, 5]]), cache=cache)  # key 0 is overwritten
-    assert [cache.reusable_length(0, n) for n in range(1, 6)] == [0, 0, 0, 4, 5]
-    cache.truncate(0, 4)
-    assert [cache.reusable_length(0, n) for n in range(1, 6)] == [0, 0, 0, 4, 4]
-    more = model.hidden(torch.tensor([[6]]), cache=cache)[0, -1]
-    whole = model.hidden(torch.tensor([[1, 2, 3, 4, 6]]))[0, -1]
-    torch.testing.assert_close(more, whole, rtol=1e-5, atol=1e-6)
+def test_pages_equal_the_full_forward(data: st.DataObject) -> None:
+    """Chunks of ragged rows, in pages in any order; pages before a window are given back."""
+    config = data.draw(st.sampled_from(list(MODELS.values())))
+    model = make(config.change(mask=data.draw(st.sampled_from(MASKS[:-1]))))
+    ids = ids_of(model, 3, 24)
+    full = model(ids)
+    page = data.draw(st.integers(1, 7))
+    cache = PagedKVCache(config, page)
+    each = -(-24 // page)
+    numbers = data.draw(st.permutations(range(3 * each)))
+    cache.grow(3 * each)
+    done = [0, 0, 0]
+    for _ in range(data.draw(st.integers(1, 6))):
+        parts, rows = [], []
+        for row, start in enumerate(done):
+            if size := data.draw(st.integers(0, 24 - start), label=f"row {row}"):
+                oldest = 0 if model.mask.window is None else max(0, start - model.mask.window + 1)
+                first = oldest // page
+                pages = numbers[row * each + first : (row + 1) * each]
+                parts.append(Part(start, start + size, pages, first))
+                rows.append(row)
+        if not parts:
+            continue
+        T = max(part.stop - part.start for part in parts)
+        chunk = torch.zeros((len(parts), T), dtype=torch.long)
+        for i, (row, part) in enumerate(zip(rows, parts, strict=True)):
+            chunk[i, : part.stop - part.start] = ids[row, part.start : part.stop]
+        cache.use(parts)
+        logits = model(chunk, cache=cache)
+        for i, (row, part) in enumerate(zip(rows, parts, strict=True)):
+            close(logits[i, : part.stop - part.start], full[row, part.start : part.stop])
+            done[row] = part.stop
+        cache.grow(cache.k.shape[2] + data.draw(st.integers(0, 2)))
+
+
+@torch.no_grad()
+def test_a_copied_page_serves_another_continuation() -> None:
+    model = make(MODELS["llama, 2 kv heads"])
+    ids = ids_of(model, 2, 24)
+    ids[1, :6] = ids[0, :6]
+    cache = PagedKVCache(model.config, 4)
+    cache.grow(5)
+    cache.use([Part(0, 8, [3, 1])])
+    model(ids[:1, :8], cache=cache)
+    cache.copy(1, 4)
+    cache.use([Part(6, 7, [3, 4]), Part(8, 9, [3, 1, 0])])
+    both = model(torch.stack([ids[1, 6:7], ids[0, 8:9]]), cache=cache)
+    close(both[0, 0], model(ids)[1, 6])
+    close(both[1, 0], model(ids)[0, 8])

@@ -1,31 +1,48 @@
 """The engine: requests for text in, tokens out, many requests at once with one KV cache.
 
-A request joins and leaves between steps, and every step adds one token to each running request.
+A request joins and leaves between steps, and every step adds one token to each request whose prompt
+has been read.
 
-B rows, T tokens, C channels, V vocabulary.
+C channels, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from gptsmith.generate.forward import TorchForward
 from gptsmith.generate.options import DEFAULT_SAMPLING, SamplingConfig
-from gptsmith.generate.prefix_cache import PrefixCache
+from gptsmith.generate.pages import Pages
 from gptsmith.generate.request import Generation, Request, Row
-from gptsmith.generate.sampling import sample
+from gptsmith.generate.sampling import penalize, sample, token_logprob, uniform, wide
+from gptsmith.generate.scheduler import Scheduler, Span
+from gptsmith.model.kv_cache import PagedKVCache
 
 if TYPE_CHECKING:
     from gptsmith.model.gpt import GPTModel
     from gptsmith.tokenizer import Tokenizer
 
 MAX_BATCH_SIZE = 32  # requests that run at the same time
+PAGE = 16  # tokens of a page
+CHUNK = {"cpu": 256, "cuda": 2048}  # tokens of a prompt that are read in one step ...
+BUDGET = {"cpu": 512, "cuda": 8192}  # ... and of all prompts
+SCORED = 64  # tokens of a prompt whose logits are in memory at once
+
+
+class EngineStats(NamedTuple):
+    """Requests and pages now; tokens since the engine was made."""
+
+    waiting: int
+    running: int
+    pages_used: int
+    pages_limit: int
+    tokens_read: int
+    tokens_reused: int
+    tokens_generated: int
 
 
 class Engine:
@@ -45,7 +62,10 @@ class Engine:
     sampled. Keep the engine for prompts that share a prefix, such as the turns of a chat: the
     longest prefix that the cache holds is not read again.
     tokenizer: needed for prompts that are text, stop strings, and the text and end of the results.
-    ValueError for a mask that depends on the row of the batch.
+    max_batch_size: requests that run at the same time; the others wait, at most max_waiting of them
+    (default: any number). cache_tokens: tokens whose keys and values are in memory at the same
+    time, at least the model's context (default: grows as needed, up to max_batch_size contexts).
+    ValueError for a mask that depends on the row of the batch, and for too small a cache.
     """
 
     def __init__(
@@ -53,6 +73,12 @@ class Engine:
         model: GPTModel,
         tokenizer: Tokenizer | None = None,
         max_batch_size: int = MAX_BATCH_SIZE,
+        *,
+        max_waiting: int | None = None,
+        cache_tokens: int | None = None,
+        page: int = PAGE,
+        chunk: int | None = None,
+        budget: int | None = None,
     ) -> None:
         if model.mask.facts.uses_b:
             raise ValueError(
@@ -61,19 +87,36 @@ class Engine:
             )
         self.model = model
         self.tokenizer = tokenizer
-        self.max_batch_size = max_batch_size
-        self._limit = model.config.context_length
+        self._limit = limit = model.config.context_length
         sizes = [model.config.vocab_size] + ([] if tokenizer is None else [tokenizer.vocab_size])
         self._V = min(sizes)
+        if cache_tokens is not None and cache_tokens < limit:
+            raise ValueError(
+                f"cache_tokens of {cache_tokens:,} is less than the model's context of {limit:,}:"
+                " one text may need that many"
+            )
         # A text shorter than this cannot be cached, as later tokens change what earlier ones see.
-        self._lookahead = model.mask.lookahead(self._limit, model.config.n_head)
-        self._waiting: deque[Row] = deque()  # to be read before their next token
-        self._uncached: list[Row] = []  # shorter than the lookahead, read again in every step
-        self._running: list[Row] = []  # row i is row i of the cache
-        self._cache = PrefixCache(model, self._lookahead)
+        self.lookahead = model.mask.lookahead(limit, model.config.n_head)
+        context = -(-limit // page) + 1  # pages of a text, and one to copy the end of another
+        most = max(context, cache_tokens // page) if cache_tokens else max_batch_size * context
+        idle = most if cache_tokens else 2 * context
+        self._pages = Pages(page, most, model.mask.window, idle)
+        kind = self._device.type
+        self._scheduler = Scheduler(
+            self._pages,
+            max_batch_size,
+            chunk=chunk or CHUNK.get(kind, CHUNK["cpu"]),
+            budget=budget or BUDGET.get(kind, BUDGET["cpu"]),
+            lookahead=self.lookahead,
+            max_waiting=max_waiting,
+        )
+        self._page = page
+        self._cache: PagedKVCache | None = None
+        self._forward = TorchForward(model)
+        self._read = self._reused = self._generated = 0
 
     def __repr__(self) -> str:
-        unfinished = len(self._waiting) + len(self._uncached) + len(self._running)
+        unfinished = sum(not row.finished for row in self._scheduler.rows)
         model = f"{self.model.config.n_layer} layers, context {self._limit:,}, on {self._device}"
         return f"Engine({model}, {unfinished} unfinished requests)"
 
@@ -82,43 +125,52 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether a request is unfinished."""
-        return bool(self._waiting or self._uncached or self._running)
+        return any(not row.finished for row in self._scheduler.rows)
+
+    @property
+    def room(self) -> int | None:
+        """Requests that `add` still takes; None: any number."""
+        return self._scheduler.room
+
+    @property
+    def stats(self) -> EngineStats:
+        scheduler, pages = self._scheduler, self._pages
+        return EngineStats(
+            len(scheduler.waiting), len(scheduler.running), pages.used, pages.limit,
+            self._read, self._reused, self._generated,
+        )  # fmt: skip
 
     def add(self, request: Request) -> Generation:
         """Queue a request; `step` extends the generation that this returns.
 
         ValueError for an empty prompt, an id outside the vocabulary, an empty stop string, stop
         strings or on_text without a tokenizer, and a prompt longer than the context with
-        context_shift off.
+        context_shift off. QueueFull where `room` is 0.
         """
-        self._check(request)
+        request.check(self._V, self._limit, self.tokenizer is not None)
         stop_ids = request.stop_ids
         if stop_ids is None:
             stop_ids = () if self.tokenizer is None else self.tokenizer.special_ids.ends
         stream = None if self.tokenizer is None else self.tokenizer.stream(request.prompt)
         row = Row(request, frozenset(stop_ids), self._limit, stream)
-        if request.sampling.repetition_penalty != 1:
-            row.seen = torch.zeros(self._V, dtype=torch.bool, device=self._device)
-            row.seen[row.context] = True
-        if row.remaining:
-            self._waiting.append(row)
+        if row.remaining or row.scores_prompt:
+            self._scheduler.add(row)
         else:
             row.generation.finish_reason = "length"
         return row.generation
 
     def cancel(self, generation: Generation) -> None:
-        """Finish a request now, with the text that is certain so far."""
-        for row in [*self._waiting, *self._uncached, *self._running]:
-            if row.generation is generation and generation.finish_reason is None:
-                generation.finish_reason = "cancelled"
-                self._remove(row)
+        """Finish a request now, with the text that is certain so far; the next step frees what it
+        holds. May be called from another thread."""
+        if generation.finish_reason is None:
+            generation.finish_reason = "cancelled"
 
     def refresh(self) -> None:
         """Forget all cached keys and values: call it when the model's weights have changed.
         Unfinished requests continue with the new weights."""
-        self._waiting.extendleft(reversed(self._running))
-        self._running = []
-        self._cache.clear()
+        self._scheduler.restart()
+        self._cache = None
+        self._forward.refresh()
 
     def generate(
         self,
@@ -170,7 +222,8 @@ class Engine:
     # A step
 
     def step(self) -> list[Generation]:
-        """Add one token to every running request; waiting ones join while there is room.
+        """Add one token to every request whose prompt is read, and read more of the other prompts;
+        waiting requests join while there is room.
 
         Returns the generations that finished in this step. An exception (Ctrl-C, an error in
         on_text) cancels all requests.
@@ -183,10 +236,9 @@ class Engine:
             with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
                 return self._step()
         except BaseException:
-            for row in [*self._waiting, *self._uncached, *self._running]:
-                row.generation.finish_reason = "cancelled"
-            self._waiting.clear()
-            self._uncached, self._running = [], []
+            for row in self._scheduler.rows:
+                self.cancel(row.generation)
+            self._scheduler.leave()
             self.refresh()  # the pass may have stopped halfway
             raise
         finally:
@@ -194,116 +246,75 @@ class Engine:
                 self.model.train()
 
     def _step(self) -> list[Generation]:
-        for row in [row for row in self._running if len(row.context) > self._limit]:
-            self._remove(row, keep=False)
-            self._waiting.appendleft(row)
-        decoding = len(self._running)
-        self._admit()
-        rows = self._running + self._uncached
-        if not rows:
+        spans = self._scheduler.schedule()
+        if not spans:
             return []
-        parts = []  # of (B, C)
-        if decoding:
-            parts.append(self._decode(decoding))
-        if decoding < len(self._running):
-            parts.append(self._prefill(decoding, len(self._running)))
-        if self._uncached:
-            parts.append(self._read_again())
-        x = torch.cat(parts) if len(parts) > 1 else parts[0]
-        logits = F.linear(x, self.model.head_weight)[:, : self._V]
+        vectors = self._forward.hidden(self._prepared_cache(), spans)
+        self._scheduler.read(spans)
+        self._read += sum(len(span.ids) for span in spans)
+        for span, x in zip(spans, vectors, strict=True):
+            if not span.pages:
+                span.row.generation.notice = self._notice()
+            if span.every:
+                self._score_prompt(span, x)
+        ready = [i for i, span in enumerate(spans) if span.stop == len(span.row.context)]
+        if ready:
+            self._extend([spans[i].row for i in ready], torch.cat([vectors[i][-1:] for i in ready]))
+        return [spans[i].row.generation for i in ready if spans[i].row.finished]
+
+    def _prepared_cache(self) -> PagedKVCache:
+        if self._cache is None:
+            weight = self.model.head_weight
+            self._cache = PagedKVCache(self.model.config, self._page, weight.dtype, weight.device)
+        self._cache.grow(self._pages.made)
+        for source, target in self._pages.copies:
+            self._cache.copy(source, target)
+        self._pages.copies.clear()
+        return self._cache
+
+    def _extend(self, rows: Sequence[Row], vectors: Tensor) -> None:
+        """Sample a token for every row, from the vectors (N, C) of the newest ones."""
+        logits = self._forward.logits(vectors, self._V)  # (N, V)
+        x = wide(logits)
         settings = [row.request.sampling for row in rows]
-        tokens = sample(logits, settings, [row.generator for row in rows], self._seen(rows))
-        for row, token in zip(rows, tokens.tolist(), strict=True):
-            if row.generation.finish_reason is None:  # else the on_text of another cancelled it
-                row.push(token)
-        running = self._running + self._uncached
-        finished = [row for row in running if row.generation.finish_reason is not None]
-        for row in reversed(finished):
-            self._remove(row)
-        return [row.generation for row in finished]
+        for i, (row, s) in enumerate(zip(rows, settings, strict=True)):
+            bias, others = row.request.logit_bias, (s.presence_penalty, s.frequency_penalty)
+            if bias or s.repetition_penalty != 1 or any(others):
+                x = x.clone() if x is logits else x
+                penalize(x[i], s, row.counts, bias)
+        uniforms = [uniform(row.request.sampling.seed, row.position) for row in rows]
+        for i, token in enumerate(sample(x, settings, uniforms).tolist()):
+            row = rows[i]
+            if row.finished:  # the on_text of another cancelled it
+                continue
+            if row.remaining == 0:  # only its prompt was to be read
+                row.generation.finish_reason = "length"
+                continue
+            wanted = row.request.logprobs
+            row.push(token, None if wanted is None else token_logprob(logits[i], token, wanted))
+            self._generated += 1
 
-    def _admit(self) -> None:
-        """Start waiting rows while the batch has room."""
-        grown = [row for row in self._uncached if len(row.context) >= self._lookahead]
-        room = self.max_batch_size - len(self._running) - len(self._uncached)
-        taken = list(islice(self._waiting, max(0, room)))
-        for row in taken:
-            if len(row.context) > self._limit:
-                row.shift()
-        joining = grown + [row for row in taken if len(row.context) >= self._lookahead]
-        if joining:
-            longest = max(len(row.context) + row.remaining for row in joining)
-            self._cache.reserve(len(self._running) + len(joining), longest)
-        for row in joining:
-            self._cache.join(row.context)
-        # Only now: out of memory or interrupted, `step` cancels all requests that it finds.
-        for _ in taken:
-            self._waiting.popleft()
-        self._uncached = [row for row in (*self._uncached, *taken) if row not in joining]
-        self._running += joining
+    def _score_prompt(self, span: Span, vectors: Tensor) -> None:
+        """Record the log-probabilities of the tokens of the prompt behind those of a span, whose
+        vectors (T, C) these are."""
+        prompt, found = span.row.request.prompt, span.row.generation.prompt_logprobs
+        if not found:
+            found.append(None)
+        after = range(len(found), min(span.stop + 1, len(prompt)))  # positions to be predicted
+        for start in range(after.start, after.stop, SCORED):
+            part = range(start, min(start + SCORED, after.stop))
+            x = vectors[part.start - 1 - span.start : part.stop - 1 - span.start]
+            for at, logits in zip(part, self._forward.logits(x, self._V), strict=True):
+                found.append(
+                    token_logprob(logits, prompt[at], span.row.request.prompt_logprobs or 0)
+                )
 
-    def _remove(self, row: Row, keep: bool = True) -> None:
-        """Take a row out. keep: the cache still holds its tokens for later prompts."""
-        if row in self._running:
-            i = self._running.index(row)
-            self._cache.leave(i, keep)
-            self._running[i] = self._running[-1]
-            self._running.pop()
-        elif row in self._uncached:
-            self._uncached.remove(row)
-        else:
-            self._waiting.remove(row)
-
-    # Forward passes; each returns the vectors (B, C) of the newest tokens
-
-    def _decode(self, count: int) -> Tensor:
-        """Read one token of each of the first `count` running rows."""
-        ids = torch.tensor([row.context[-1:] for row in self._running[:count]], device=self._device)
-        self._cache.kv.use_rows(0, count)
-        return self.model.hidden(ids, cache=self._cache.kv)[:, 0]
-
-    def _prefill(self, start: int, stop: int) -> Tensor:
-        """Read, in one pass, the tokens of running rows start..stop - 1 that the cache lacks."""
-        cache = self._cache.kv
-        held = cache.lengths[start:stop]
-        rows = self._running[start:stop]
-        ids, padding = self._pad([row.context[n:] for row, n in zip(rows, held, strict=True)])
-        cache.use_rows(start, stop)
-        positions = cache.next_positions(ids.shape[1]).masked_fill(padding, -1)
-        return self._newest(self.model.hidden(ids, positions=positions, cache=cache), padding)
-
-    def _read_again(self) -> Tensor:
-        """Read the whole texts for which the cache cannot be used."""
-        ids, padding = self._pad([row.context for row in self._uncached])
-        # Padding is a document of its own, which the texts cannot see.
-        documents = padding.long() if len(self._uncached) > 1 else None
-        mask = self.model.mask.expression
-        for row in self._uncached:
-            row.generation.notice = (
-                f"under the mask {mask} tokens see later ones, up to position"
-                f" {self._lookahead - 1}: until the text is that long, the KV cache cannot be used"
-                " and each new token requires reading the whole text again"
-            )
-        return self._newest(self.model.hidden(ids, documents=documents), padding)
-
-    def _pad(self, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Ids (B, T), padded on the right, and where the padding is: bools (B, T)."""
-        T = max(map(len, texts))
-        ids = torch.tensor([[*text, *[0] * (T - len(text))] for text in texts], device=self._device)
-        lengths = torch.tensor([len(text) for text in texts], device=self._device)
-        return ids, torch.arange(T, device=self._device) >= lengths[:, None]
-
-    def _newest(self, x: Tensor, padding: Tensor) -> Tensor:
-        """Of vectors (B, T, C), those (B, C) of the last tokens before the padding."""
-        last = (~padding).sum(dim=1) - 1
-        return x[torch.arange(len(x), device=x.device), last]
-
-    def _seen(self, rows: Sequence[Row]) -> Tensor | None:
-        """The tokens of every text, bools (B, V), if a repetition penalty needs them."""
-        if all(row.seen is None for row in rows):
-            return None
-        unused = torch.zeros(self._V, dtype=torch.bool, device=self._device)
-        return torch.stack([unused if row.seen is None else row.seen for row in rows])
+    def _notice(self) -> str:
+        return (
+            f"under the mask {self.model.mask.expression} tokens see later ones, up to position"
+            f" {self.lookahead - 1}: until the text is that long, the KV cache cannot be used"
+            " and each new token requires reading the whole text again"
+        )
 
     # Checks
 
@@ -323,23 +334,3 @@ class Engine:
         if self.tokenizer is None:
             raise ValueError("a prompt that is text needs a tokenizer: Engine(model, tokenizer)")
         return self.tokenizer.prompt(prompt)
-
-    def _check(self, request: Request) -> None:
-        prompt = request.prompt
-        if self.tokenizer is None and (request.stop or request.on_text):
-            raise ValueError("stop strings and on_text need a tokenizer: Engine(model, tokenizer)")
-        if "" in request.stop:
-            raise ValueError("stop contains an empty string, which every text contains: omit it")
-        if len(prompt) == 0:
-            raise ValueError("an empty prompt: start a text with <|endoftext|>")
-        if not (min(prompt) >= 0 and max(prompt) < self._V):
-            bad = next(t for t in prompt if not 0 <= t < self._V)
-            raise ValueError(
-                f"id {bad} is outside the vocabulary 0..{self._V - 1}:"
-                " encode the prompt with the model's own tokenizer"
-            )
-        if not request.context_shift and len(prompt) > self._limit:
-            raise ValueError(
-                f"{len(prompt)} tokens do not fit into the model's context of {self._limit}:"
-                " shorten the prompt"
-            )

@@ -8,8 +8,8 @@ from gptsmith.config import Section
 class SamplingConfig(Section):
     """How the next token is chosen."""
 
-    max_new_tokens: int = Field(200, ge=1)
-    """Stop after this many tokens."""
+    max_new_tokens: int = Field(200, ge=0)
+    """Stop after this many tokens; 0 only reads the prompt."""
     temperature: float = Field(0.8, ge=0)
     """Divides the logits: lower is more predictable, higher more varied, 0 is greedy decoding."""
     top_k: int | None = Field(None, ge=1)
@@ -19,9 +19,14 @@ class SamplingConfig(Section):
     min_p: float | None = Field(None, ge=0, le=1)
     """Sample from tokens that have at least this fraction of the highest probability."""
     repetition_penalty: float = Field(1.0, gt=0)
-    """Above 1, tokens that already occur in the text become less likely."""
+    """Above 1, tokens that already occur in the prompt or the text become less likely."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens that already occur in the new text."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit for each time that it occurs in the new text."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Seed of the first text; text i has SEED + i. The same seed gives the same text."""
+    """Seed of the first text; text i has SEED + i. The same seed gives the same text: a token's
+    random number follows from the seed and its position."""
 
     def with_seed(self, seed: int) -> "SamplingConfig":
         """The same settings with another seed."""

@@ -1,23 +1,24 @@
-"""A request for text, the text generated so far, and what the engine keeps for it.
-
-V vocabulary.
-"""
+"""A request for text, the text generated so far, and what the engine keeps for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
 from gptsmith.generate.options import DEFAULT_SAMPLING, SamplingConfig
+from gptsmith.generate.pages import PageTable
+from gptsmith.generate.sampling import TokenLogprob
 
 if TYPE_CHECKING:
     from gptsmith.tokenizer import TokenStream
 
 OnText = Callable[[str], None]
+
+
+class QueueFull(RuntimeError):
+    """As many requests are waiting as the engine accepts: try again later."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,45 @@ class Request:
     context_shift: bool = True
     """At the end of the model's context, continue from the newest half of the text; if False,
     finish there."""
+    logprobs: int | None = None
+    """Record the log-probability of each new token, and of this many of the likeliest."""
+    prompt_logprobs: int | None = None
+    """The same for the tokens of the prompt, which is then read as a whole."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of these tokens."""
+    namespace: str = ""
+    """What a prompt shares with others is read once among requests of the same namespace only."""
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
+
+    def check(self, V: int, limit: int, has_tokenizer: bool) -> None:
+        """ValueError for what a model with V ids and this context length cannot do."""
+        prompt = self.prompt
+        if not has_tokenizer and (self.stop or self.on_text):
+            raise ValueError("stop strings and on_text need a tokenizer: Engine(model, tokenizer)")
+        if "" in self.stop:
+            raise ValueError("stop contains an empty string, which every text contains: omit it")
+        if len(prompt) == 0:
+            raise ValueError("an empty prompt: start a text with <|endoftext|>")
+        if not (min(prompt) >= 0 and max(prompt) < V):
+            bad = next(t for t in prompt if not 0 <= t < V)
+            raise ValueError(
+                f"id {bad} is outside the vocabulary 0..{V - 1}:"
+                " encode the prompt with the model's own tokenizer"
+            )
+        whole = not self.context_shift or self.prompt_logprobs is not None
+        if whole and len(prompt) > limit:
+            raise ValueError(
+                f"{len(prompt)} tokens do not fit into the model's context of {limit}:"
+                " shorten the prompt"
+            )
+        for token, bias in self.logit_bias.items():
+            if not (0 <= token < V and math.isfinite(bias)):
+                raise ValueError(
+                    f"logit_bias {token}: {bias}: give ids from 0 to {V - 1} and numbers"
+                )
 
 
 @dataclass(eq=False)
@@ -57,8 +93,14 @@ class Generation:
     finished yet."""
     dropped_tokens: int = 0
     """Oldest tokens that were dropped because the text outgrew the model's context."""
+    cached_tokens: int = 0
+    """Tokens of the prompt that were in the cache already."""
     notice: str | None = None
     """For the user: why the KV cache could not be used at first; None if it could."""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    """Of each of the ids, if the request asks for them."""
+    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
+    """Of each token of the prompt, if the request asks for them; None for the first."""
 
 
 class StopStrings:
@@ -92,7 +134,8 @@ class StopStrings:
 class Row:
     """A request in progress.
 
-    stream: gives the text of the new tokens; None: the engine has no tokenizer.
+    limit: the model's context length. stream: gives the text of the new tokens; None: the engine
+    has no tokenizer.
     """
 
     def __init__(
@@ -105,8 +148,8 @@ class Row:
         self.request = request
         self.generation = Generation([])
         self.context = list(request.prompt)  # what the model reads
-        self.generator = torch.Generator().manual_seed(request.sampling.seed)
-        self.seen: Tensor | None = None  # (V,) tokens of prompt and text, for repetition_penalty
+        self.table: PageTable | None = None  # where it is stored; None: not running, or not cached
+        self.counts = dict.fromkeys(self.context, 0)  # how often a token was generated
         self._stream, self._stop = stream, StopStrings(request.stop)
         self._stop_ids = stop_ids
         self._limit = limit
@@ -115,13 +158,39 @@ class Row:
         if not request.context_shift:
             self.remaining = min(self.remaining, limit - len(self.context))
 
-    def shift(self) -> None:
-        """Keep the newest half of the context, to be read again."""
-        dropped = len(self.context) - max(1, self._limit // 2)
-        del self.context[:dropped]
-        self.generation.dropped_tokens += dropped
+    @property
+    def finished(self) -> bool:
+        return self.generation.finish_reason is not None
 
-    def push(self, token: int) -> None:
+    @property
+    def too_long(self) -> bool:
+        """Whether the context is longer than the model's."""
+        return len(self.context) > self._limit
+
+    @property
+    def read(self) -> int:
+        """Tokens of the context whose keys and values are stored."""
+        return 0 if self.table is None else self.table.length
+
+    @property
+    def position(self) -> int:
+        """Place of the next token in the text, the prompt and dropped tokens included."""
+        return len(self.context) + self.generation.dropped_tokens
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the log-probabilities of the prompt are still to be found."""
+        request, found = self.request, self.generation.prompt_logprobs
+        return request.prompt_logprobs is not None and len(found) < len(request.prompt)
+
+    def shift(self) -> None:
+        """Keep the newest half of a context that the model cannot read, to be read again."""
+        if self.too_long:
+            dropped = len(self.context) - max(1, self._limit // 2)
+            del self.context[:dropped]
+            self.generation.dropped_tokens += dropped
+
+    def push(self, token: int, logprob: TokenLogprob | None = None) -> None:
         """Append the next token; the last one sets finish_reason."""
         generation, stream, stop = self.generation, self._stream, self._stop
         piece = ""
@@ -129,10 +198,11 @@ class Row:
             generation.finish_reason = "stop"
         else:
             generation.ids.append(token)
+            if logprob is not None:
+                generation.logprobs.append(logprob)
             self.context.append(token)
+            self.counts[token] = self.counts.get(token, 0) + 1
             self.remaining -= 1
-            if self.seen is not None:
-                self.seen[token] = True
             if stream is not None:
                 piece = stop.push(stream.push(token))
             if stop.stopped:

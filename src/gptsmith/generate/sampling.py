@@ -1,4 +1,7 @@
-"""From next-token logits to tokens: temperature, top-k, top-p, min-p, repetition penalty, greedy.
+"""From next-token logits to tokens: penalties, temperature, top-k, top-p, min-p, greedy; log-probs.
+
+Everything here is a function of its arguments: the random number of a token follows from the seed
+of its text and its position, so a text that is computed again, or ahead, is the same text.
 
 B rows, V vocabulary.
 """
@@ -7,7 +10,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,51 +22,75 @@ from gptsmith.generate.options import SamplingConfig
 _CANDIDATES = 1024  # enough for most nuclei, and six times as fast as sorting 50,257 logits
 
 
-def sample(
-    logits: Tensor,
-    settings: Sequence[SamplingConfig],
-    generators: Sequence[torch.Generator],
-    seen: Tensor | None = None,
-) -> Tensor:
-    """One token for each row of logits (B, V): ids (B,).
+class TokenLogprob(NamedTuple):
+    """A token's log-probability in nats by the model alone, before temperature, penalties and bias.
 
-    A row's token depends only on its own logits, settings and generator (on the CPU; one number
-    per call, none if greedy), and continuously so: it is found by its place in the cumulative
-    distribution in the order of the vocabulary, not in the order of the probabilities, where
-    rounding could swap neighbours. seen: bool (B, V), the tokens to which repetition_penalty
-    applies. ValueError for logits that are not finite numbers.
-    Sources: top-k Fan et al. 2018, top-p Holtzman et al. 2020, min-p Nguyen et al. 2024, repetition
-    penalty Keskar et al. 2019; they are applied in the order of transformers.
+    top: the most likely tokens and their log-probabilities, the likeliest first; of equal ones the
+    smaller ids come first.
+    """
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def uniform(seed: int, position: int) -> float:
+    """The random number in [0, 1) for the token at a position of a text: a hash of the two."""
+    digest = blake2b(b"%d,%d" % (seed, position), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+
+
+def wide(logits: Tensor) -> Tensor:
+    """Logits in float64, on the CPU where the device (MPS) does not have it."""
+    return logits.to("cpu" if logits.device.type == "mps" else logits.device).double()
+
+
+def penalize(
+    x: Tensor, settings: SamplingConfig, counts: Mapping[int, int], bias: Mapping[int, float]
+) -> None:
+    """Add the bias to the logits x (V,) and apply the penalties, in place.
+
+    counts: how often each token of the text has been generated; 0 for those of the prompt only.
+    Order and definitions are those of vLLM: the bias, then the repetition penalty (Keskar et al.
+    2019) for tokens of prompt and text, then frequency and presence penalty (OpenAI) for those of
+    the text.
+    """
+    if bias:
+        x[list(bias)] += x.new_tensor(list(bias.values()))
+    if settings.repetition_penalty != 1 and counts:
+        ids = torch.tensor(list(counts), device=x.device)
+        seen, penalty = x[ids], settings.repetition_penalty
+        x[ids] = torch.where(seen > 0, seen / penalty, seen * penalty)
+    if settings.frequency_penalty or settings.presence_penalty:
+        new = {token: n for token, n in counts.items() if n}
+        lower = settings.frequency_penalty * x.new_tensor(list(new.values()))
+        x[list(new)] -= lower + settings.presence_penalty
+
+
+def sample(x: Tensor, settings: Sequence[SamplingConfig], uniforms: Sequence[float]) -> Tensor:
+    """One token for each row of penalized float64 logits x (B, V): ids (B,).
+
+    A row's token depends only on its own logits, settings and number in [0, 1), and continuously
+    so: it is found by its place in the cumulative distribution in the order of the vocabulary, not
+    in the order of the probabilities, where rounding could swap neighbours. ValueError for logits
+    that are not finite numbers.
+    Sources: top-k Fan et al. 2018, top-p Holtzman et al. 2020, min-p Nguyen et al. 2024; they are
+    applied in the order of transformers.
     """
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for row, s in enumerate(settings):
-        key = (s.temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty)
-        groups[key].append(row)
+        groups[s.temperature, s.top_k, s.top_p, s.min_p].append(row)
+    points = torch.tensor(uniforms, dtype=torch.double, device=x.device)[:, None]  # (B, 1)
     if len(groups) == 1:
-        return _sample(logits, settings[0], generators, seen)
-    ids = torch.empty(len(logits), dtype=torch.long, device=logits.device)
+        return _sample(x, settings[0], points)
+    ids = torch.empty(len(x), dtype=torch.long, device=x.device)
     for rows in groups.values():
-        ids[rows] = _sample(
-            logits[rows],
-            settings[rows[0]],
-            [generators[row] for row in rows],
-            None if seen is None else seen[rows],
-        )
+        ids[rows] = _sample(x[rows], settings[rows[0]], points[rows])
     return ids
 
 
-def _sample(
-    logits: Tensor,
-    settings: SamplingConfig,
-    generators: Sequence[torch.Generator],
-    seen: Tensor | None,
-) -> Tensor:
+def _sample(x: Tensor, settings: SamplingConfig, points: Tensor) -> Tensor:
     """`sample` for rows with the same settings."""
-    # float64, which MPS does not have
-    x = logits.to("cpu" if logits.device.type == "mps" else logits.device).double()
-    if settings.repetition_penalty != 1 and seen is not None:
-        penalty = settings.repetition_penalty
-        x = torch.where(seen.to(x.device), torch.where(x > 0, x / penalty, x * penalty), x)
     top = x.amax(dim=-1, keepdim=True)  # (B, 1), NaN if there is one
     if not top.isfinite().all():
         raise ValueError(
@@ -69,7 +98,7 @@ def _sample(
             " or its precision overflows; check them, or use bf16 or fp32"
         )
     if settings.temperature == 0:
-        return x.argmax(dim=-1).to(logits.device)
+        return x.argmax(dim=-1)
     x = (x - top) / settings.temperature  # (B, V), the largest is 0
     weights = x.exp()
     if settings.top_k is not None or settings.top_p is not None:
@@ -77,9 +106,8 @@ def _sample(
     if settings.min_p:
         weights = weights * (x >= math.log(settings.min_p))
     cumulative = weights.cumsum(dim=-1)  # (B, V)
-    uniform = torch.stack([torch.rand(1, generator=g, dtype=torch.double) for g in generators])
-    point = uniform.to(x.device) * cumulative[:, -1:]  # (B, 1), below the total
-    return torch.searchsorted(cumulative, point, right=True).squeeze(-1).to(logits.device)
+    points = points * cumulative[:, -1:]  # (B, 1), below the total
+    return torch.searchsorted(cumulative, points, right=True).squeeze(-1)
 
 
 def _most_likely(x: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
@@ -100,3 +128,19 @@ def _most_likely(x: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
     above, equal = x > last, x == last
     room = count - above.sum(dim=-1, keepdim=True)
     return above | (equal & (equal.cumsum(dim=-1) <= room))
+
+
+def token_logprob(logits: Tensor, token: int, alternatives: int) -> TokenLogprob:
+    """Of a token under logits (V,), with the most likely alternatives beside it.
+
+    One row at a time: torch may add up a batch of rows in another order.
+    """
+    logprobs = wide(logits).log_softmax(dim=-1).float()
+    top: list[tuple[int, float]] = []
+    if alternatives:
+        # topk alone does not say which of equal values it takes
+        last = logprobs.topk(min(alternatives, len(logprobs))).values[-1]
+        ids = (logprobs >= last).nonzero().squeeze(1)
+        order = logprobs[ids].argsort(descending=True, stable=True)[:alternatives]
+        top = [(int(i), float(logprobs[i])) for i in ids[order]]
+    return TokenLogprob(token, float(logprobs[token]), tuple(top))

@@ -28,7 +28,7 @@ from gptsmith.model import checks, masks
 from gptsmith.model.attention import CausalMask, attention, dense_bias
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.init import initialized
-from gptsmith.model.kv_cache import KVCache
+from gptsmith.model.kv_cache import Cache
 from gptsmith.model.masks import Mask
 from gptsmith.model.rope import rotary_table, rotate
 
@@ -124,7 +124,7 @@ class MultiHeadAttention(nn.Module):
         x: Tensor,
         mask: Mask | Tensor | CausalMask | BlockMask | None = None,
         rotation: tuple[Tensor, Tensor] | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """(B, T, C) of x (B, T, C).
 
@@ -299,7 +299,7 @@ class GPTModel(nn.Module):
         mask: Mask | Tensor | None = None,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Vectors (B, T, C) after the final norm, from which `head_weight` makes logits.
 

@@ -1,9 +1,15 @@
 """The KV cache: keys and values of the tokens a model has read, so a new token costs one position.
 
-B batch (rows), T new tokens, K key/value heads, S slots of a row, D head size.
+`KVCache` has a row for each text; `PagedKVCache` has pages that texts may share (see
+gptsmith.generate.pages).
+
+B batch (rows), T new tokens, K key/value heads, S slots of a row, P pages, D head size.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,16 +18,27 @@ from gptsmith.model.config import ModelConfig
 from gptsmith.model.masks import Mask
 
 
+class Cache(Protocol):
+    """What a forward pass of the model asks of a cache."""
+
+    def next_positions(self, T: int) -> Tensor:
+        """Positions (B, T) of T more tokens in every row."""
+
+    def prepare(self, positions: Tensor, mask: Mask, H: int, limit: int) -> Tensor | None:
+        """The keys that tokens at these positions may see; called once."""
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new keys and values of a layer; returns all that match the mask."""
+
+
 class KVCache:
     """Pre-allocated keys and values of every layer; each row has its own length.
 
     The token at position p of a row is stored in slot p % S. Under a sliding window, S may be as
     small as the window: a token is overwritten only when no later token can see it.
 
-    A forward pass calls `prepare` once and `update` in every layer, for the rows that `use_rows`
-    has selected (at first all of them). Rows with fewer new tokens than others are padded on the
-    right with position -1; padding is neither stored nor seen. Between forward passes, rows can be
-    truncated, copied and swapped, and the cache can grow.
+    A forward pass calls `prepare` once and `update` in every layer. Rows with fewer new tokens than
+    others are padded on the right with position -1; padding is neither stored nor seen.
     """
 
     def __init__(
@@ -40,7 +57,6 @@ class KVCache:
         self.positions = torch.full((batch, capacity), -1, device=device)  # (B, S), -1: empty
         self.lengths = [0] * batch
         """Number of tokens read in each row, which is its next position."""
-        self._rows = slice(0, batch)
         self._mask: Mask | None = None
         # Set by `prepare` for the `update` of every layer:
         self._before = 0  # slots 0.._before - 1 were in use before this pass
@@ -63,13 +79,9 @@ class KVCache:
         device: torch.device | str = "cpu",
     ) -> KVCache:
         """A cache for texts of up to `max_length` tokens (default: the model's whole context)."""
-        capacity = cls.capacity_for(config, mask, max_length or config.context_length)
+        capacity = min(max_length or config.context_length, config.context_length)
+        capacity = min(capacity, mask.window or capacity)
         return cls(config.n_layer, batch, config.K, config.D, capacity, dtype, device)
-
-    @staticmethod
-    def capacity_for(config: ModelConfig, mask: Mask, max_length: int) -> int:
-        """Slots that texts of up to `max_length` tokens need in each row."""
-        return min(max_length, config.context_length, mask.window or config.context_length)
 
     @property
     def batch(self) -> int:
@@ -80,17 +92,10 @@ class KVCache:
         return self.positions.shape[1]
 
     def next_positions(self, T: int) -> Tensor:
-        """Positions (B, T) of T more tokens in every selected row."""
+        """Positions (B, T) of T more tokens in every row."""
         device = self.positions.device
-        start = torch.tensor(self.lengths[self._rows], device=device)[:, None]
+        start = torch.tensor(self.lengths, device=device)[:, None]
         return start + torch.arange(T, device=device)
-
-    # A forward pass
-
-    def use_rows(self, start: int, stop: int) -> None:
-        """Select rows start..stop - 1 for the following forward passes: row i of their input is row
-        start + i of the cache."""
-        self._rows = slice(start, stop)
 
     def prepare(self, positions: Tensor, mask: Mask, H: int, limit: int) -> Tensor | None:
         """Make room for tokens at `positions`, (B, T) or (T,), and return the keys they may see.
@@ -107,20 +112,19 @@ class KVCache:
                 f"position {last} is outside context_length {limit}: keep only the newest "
                 "tokens and fill the cache again"
             )
-        stored = self.positions[self._rows]  # (B, S)
+        stored = self.positions  # (B, S)
         B, S = stored.shape
         T = positions.shape[-1]
         positions = positions.expand(B, T)
         added = (positions >= 0).sum(dim=1).tolist()
-        before = self.lengths[self._rows]
+        before = self.lengths
         self._check(positions, before, added, mask, H, limit)
         self._mask = mask
         self._before = min(max(before), S)
         previous = stored[:, : self._before]
         if T > 1:  # the new tokens may overwrite some that are still to be seen
             previous = previous.clone()  # (B, before)
-        lengths = [n + m for n, m in zip(before, added, strict=True)]
-        self.lengths[self._rows] = lengths
+        self.lengths = lengths = [n + m for n, m in zip(before, added, strict=True)]
         self._used = min(max(lengths), S)
         self._place(positions, lengths, added)
         aligned = min(lengths) == max(lengths)
@@ -175,7 +179,7 @@ class KVCache:
     def _place(self, positions: Tensor, lengths: list[int], added: list[int]) -> None:
         """Choose the slots of the new tokens; the newest S tokens of a row are kept."""
         S = self.capacity
-        stored = self.positions[self._rows]
+        stored = self.positions
         self._slot = self._index = None
         if positions.shape[1] == 1 and min(lengths) == max(lengths) and all(added):
             self._slot = (lengths[0] - 1) % S
@@ -198,7 +202,7 @@ class KVCache:
             raise ValueError(
                 f"a cache of {self.k.dtype} got keys of {k.dtype}: create it with dtype={k.dtype}"
             )
-        stored_k, stored_v = self.k[layer, self._rows], self.v[layer, self._rows]  # (B, K, S, D)
+        stored_k, stored_v = self.k[layer], self.v[layer]  # (B, K, S, D)
         one = k.shape[2] == 1
         if not one and self._before:
             all_k = torch.cat([stored_k[:, :, : self._before], k], dim=2)
@@ -217,59 +221,107 @@ class KVCache:
             return stored_k[:, :, : self._used], stored_v[:, :, : self._used]
         return all_k, all_v
 
-    # Between forward passes
 
-    def reusable_length(self, row: int, length: int) -> int:
-        """How many of the first `length` tokens of a row another continuation can build on: all of
-        them, or 0 if some that it would see have been overwritten."""
-        read = self.lengths[row]
-        length = min(length, read)
-        if read < self.capacity:  # nothing was overwritten
-            return length
-        held = [position for position in self.positions[row].tolist() if position >= 0]
-        oldest_visible = max(0, length - self.capacity + 1)
-        return length if min(held, default=read) <= oldest_visible else 0
+class Part(Protocol):
+    """What a forward pass reads of a text, and where its keys and values are."""
 
-    def truncate(self, row: int, length: int) -> None:
-        """Forget all but the first `length` tokens of a row."""
-        assert length == 0 or length == self.reusable_length(row, length)
-        positions = self.positions[row]
-        positions[positions >= length] = -1
-        self.lengths[row] = length
+    @property
+    def start(self) -> int:
+        """Position of the first token to read."""
 
-    def copy_row(self, source: int, target: int, length: int) -> None:
-        """Replace row `target` by the first `length` tokens of row `source`."""
-        wrapped = self.lengths[source] > self.capacity
-        slots = slice(0, self.capacity if wrapped else length)
-        self.k[:, target, :, slots] = self.k[:, source, :, slots]
-        self.v[:, target, :, slots] = self.v[:, source, :, slots]
-        self.positions[target] = self.positions[source]
-        self.lengths[target] = self.lengths[source]
-        self.truncate(target, length)
+    @property
+    def stop(self) -> int: ...
 
-    def swap_rows(self, a: int, b: int) -> None:
-        """Exchange two rows."""
-        if a == b:
-            return
-        slots = slice(0, min(max(self.lengths[a], self.lengths[b]), self.capacity))
-        for tensor in (self.k, self.v):
-            tensor[:, [a, b], :, slots] = tensor[:, [b, a], :, slots]
-        self.positions[[a, b]] = self.positions[[b, a]]
-        self.lengths[a], self.lengths[b] = self.lengths[b], self.lengths[a]
+    @property
+    def pages(self) -> Sequence[int]:
+        """pages[i] holds the positions from (first + i) * page on."""
 
-    def grow(self, batch: int, capacity: int) -> None:
-        """Make room for at least `batch` rows of `capacity` slots; the stored tokens stay."""
-        B, S = self.batch, self.capacity
-        batch, capacity = max(batch, B), max(capacity, S)
-        if (batch, capacity) == (B, S):
-            return
-        assert capacity == S or max(self.lengths, default=0) <= S  # else tokens would change slots
-        n_layer, _, K, _, D = self.k.shape
-        shape = (n_layer, batch, K, capacity, D)
-        k, v, positions = self.k, self.v, self.positions
-        self.k, self.v = k.new_zeros(shape), v.new_zeros(shape)
-        self.k[:, :B, :, :S], self.v[:, :B, :, :S] = k, v
-        self.positions = positions.new_full((batch, capacity), -1)
-        self.positions[:B, :S] = positions
-        self.lengths += [0] * (batch - B)
-        self._rows = slice(0, batch)
+    @property
+    def first(self) -> int: ...
+
+
+class PagedKVCache:
+    """Keys and values of every layer in pages of a few consecutive tokens of a text.
+
+    Before a forward pass, `use` says which texts it reads, one in each row; `prepare` and `update`
+    are as in KVCache, except that they check nothing. This is the path of torch's own ops: it
+    copies the pages of each row side by side in every layer.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        page: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        shape = (config.n_layer, config.K, 0, page, config.D)
+        self.k = torch.zeros(shape, dtype=dtype, device=device)  # (n_layer, K, P, page, D)
+        self.v = torch.zeros(shape, dtype=dtype, device=device)
+
+    def __repr__(self) -> str:
+        n_layer, _, P, page, _ = self.k.shape
+        pages = f"{P} pages of {page} tokens"
+        return f"PagedKVCache({n_layer} layers, {pages}, {self.k.dtype}, {self.k.device})"
+
+    def grow(self, pages: int) -> None:
+        """Make room for this many pages, and for more; what is stored stays."""
+        n_layer, K, P, page, D = self.k.shape
+        if pages > P:
+            more = (n_layer, K, max(pages, 2 * P) - P, page, D)
+            self.k = torch.cat([self.k, self.k.new_zeros(more)], dim=2)
+            self.v = torch.cat([self.v, self.v.new_zeros(more)], dim=2)
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy a page over another."""
+        for pool in (self.k, self.v):
+            pool[:, :, target] = pool[:, :, source]
+
+    def use(self, parts: Sequence[Part]) -> None:
+        """Row i of the next forward pass reads parts[i]."""
+        self._parts = parts
+
+    def next_positions(self, T: int) -> Tensor:
+        """Positions (B, T) of the tokens to read, -1 behind them."""
+        device = self.k.device
+        start = torch.tensor([[part.start] for part in self._parts], device=device)
+        stop = torch.tensor([[part.stop] for part in self._parts], device=device)
+        positions = start + torch.arange(T, device=device)
+        return positions.masked_fill(positions >= stop, -1)
+
+    def prepare(self, positions: Tensor, mask: Mask, H: int, limit: int) -> Tensor | None:
+        """The keys that tokens at `positions` (B, T) may see, as in KVCache.prepare."""
+        _, K, P, page, _ = self.k.shape
+        parts, (B, T) = self._parts, positions.shape
+        device = positions.device
+        n = max(len(part.pages) for part in parts)
+        padded = [[*part.pages, *[0] * (n - len(part.pages))] for part in parts]
+        table = torch.tensor(padded, device=device)  # (B, n)
+        first = torch.tensor([[part.first] for part in parts], device=device)  # (B, 1)
+        row, token = (positions >= 0).nonzero(as_tuple=True)
+        at = positions[row, token]
+        self._new = row, token
+        self._slots = table[row, at // page - first[row, 0]] * page + at % page
+        heads = torch.arange(K, device=device)[:, None] * P
+        self._index = (table[:, None] + heads).flatten()  # (B * K * n,) rows of k as (K * P, ...)
+        lengths = [part.stop - part.first * page for part in parts]
+        self._used = max(lengths)
+        self._alone = T > 1 and mask.is_plain_causal and not any(part.start for part in parts)
+        if self._alone or (T == 1 and mask.is_plain_causal and min(lengths) == self._used):
+            return None
+        keys = first * page + torch.arange(self._used, device=device)  # (B, S)
+        stop = torch.tensor([[part.stop] for part in parts], device=device)
+        return mask.dense(B, H, positions, keys.masked_fill(keys >= stop, -1))
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k and v (B, K, T, D) of one layer; returns all keys and values (B, K, S, D) of the
+        rows, from their first page on."""
+        row, token = self._new
+        found = []
+        for pool, new in ((self.k[layer], k), (self.v[layer], v)):
+            K, P, page, D = pool.shape
+            pool.view(K, P * page, D)[:, self._slots] = new[row, :, token].transpose(0, 1)
+            if not self._alone:
+                pages = pool.view(K * P, page * D).index_select(0, self._index)
+                found.append(pages.view(len(new), K, -1, D)[:, :, : self._used])
+        return (k, v) if self._alone else (found[0], found[1])

@@ -1,0 +1,205 @@
+"""Which tokens of which requests the model reads in a step. No tensors here.
+
+Requests that generate go first, one token each. What is left of the step's budget goes to prompts,
+in chunks that end at fixed positions, so that a prompt is cut in the same places in any company.
+Source: nano-vllm's scheduler, and Sarathi-Serve (Agrawal et al. 2024) for the chunks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+from gptsmith.generate.pages import Pages
+from gptsmith.generate.request import QueueFull, Row
+
+
+class Span(NamedTuple):
+    """Consecutive tokens of a request to be read: those at start, start + 1 ... of its context.
+
+    every: the vectors of all of them are needed, not only that of the last.
+    """
+
+    row: Row
+    start: int
+    ids: Sequence[int]
+    every: bool = False
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.ids)
+
+    @property
+    def pages(self) -> Sequence[int]:
+        """Pages of the text, from number `first` on; none: it is not cached."""
+        return () if self.row.table is None else self.row.table.numbers
+
+    @property
+    def first(self) -> int:
+        return 0 if self.row.table is None else self.row.table.first
+
+
+class Scheduler:
+    """Requests wait, run and leave.
+
+    chunk: prompts are read up to the next multiple of it. budget: tokens of prompts in a step; one
+    chunk is always read. lookahead: see Mask.lookahead; a shorter text is not cached, but read
+    again in each step. max_waiting: requests that may wait while max_batch_size others run; `add`
+    raises QueueFull beyond it.
+
+    When the pages are used up, the youngest request makes room: it waits and is read again later.
+    """
+
+    def __init__(
+        self,
+        pages: Pages,
+        max_batch_size: int,
+        *,
+        chunk: int,
+        budget: int,
+        lookahead: int = 0,
+        max_waiting: int | None = None,
+    ) -> None:
+        self.pages = pages
+        self.max_batch_size, self.max_waiting = max_batch_size, max_waiting
+        self.chunk, self.budget, self.lookahead = chunk, budget, lookahead
+        self.waiting: deque[Row] = deque()
+        self.running: list[Row] = []  # the youngest last
+
+    @property
+    def rows(self) -> list[Row]:
+        return [*self.running, *self.waiting]
+
+    @property
+    def room(self) -> int | None:
+        """Requests that `add` still takes; None: any number."""
+        if self.max_waiting is None:
+            return None
+        unfinished = sum(not row.finished for row in self.rows)
+        return max(0, self.max_batch_size + self.max_waiting - unfinished)
+
+    def add(self, row: Row) -> None:
+        if self.room == 0:
+            limit = self.max_batch_size + (self.max_waiting or 0)
+            raise QueueFull(f"{limit} requests are unfinished, which is the limit")
+        self.waiting.append(row)
+
+    def schedule(self) -> list[Span]:
+        """What to read in this step; every request appears at most once."""
+        self.leave()
+        for row in [row for row in reversed(self.running) if self._outgrown(row)]:
+            self._preempt(row)
+        spans = []
+        for row in list(self.running):  # the oldest first
+            newest = row.table is None or len(row.context) - row.read == 1
+            if newest and row in self.running and self._room(row):
+                spans.append(self._span(row, len(row.context)))
+        budget = self.budget
+        decoding = {id(span.row) for span in spans}
+        reading = [row for row in self.running if id(row) not in decoding]
+        for row in reading + self._admit():
+            span = self._span(row, (row.read // self.chunk + 1) * self.chunk)
+            if len(span.ids) <= budget or budget == self.budget:
+                spans.append(span)
+                budget -= len(span.ids)
+        return spans
+
+    def read(self, spans: Sequence[Span]) -> None:
+        """These have been read: their keys and values can be shared."""
+        for span in spans:
+            if span.row.table is not None:
+                self.pages.fill(span.row.table, span.stop)
+
+    def leave(self) -> None:
+        """Take out all requests that have finished."""
+        for row in self.rows:
+            if row.finished and row.table is not None:
+                self.pages.close(row.table)
+                row.table = None
+        self.running = [row for row in self.running if not row.finished]
+        self.waiting = deque(row for row in self.waiting if not row.finished)
+
+    def restart(self) -> None:
+        """Read everything again: the weights have changed, or a step has failed."""
+        for row in reversed(list(self.running)):
+            self._preempt(row)
+        self.pages.clear()
+
+    def _span(self, row: Row, stop: int) -> Span:
+        stop = min(len(row.context), max(stop, self.lookahead))
+        return Span(row, row.read, row.context[row.read : stop], row.scores_prompt)
+
+    def _outgrown(self, row: Row) -> bool:
+        """Whether a running text must be read again: it does not fit into the model's context, or
+        it can be cached now."""
+        if row.table is None:
+            return len(row.context) >= self.lookahead
+        return row.too_long
+
+    def _room(self, row: Row) -> bool:
+        """Make room for the newest token of a row, if need be at the cost of younger ones."""
+        while row.table is not None and not self.pages.extend(row.table, len(row.context)):
+            self._preempt(self.running[-1])
+        return row in self.running
+
+    def _preempt(self, row: Row) -> None:
+        """Let a row wait. Its pages can be found until they are needed."""
+        if row.table is not None:
+            self.pages.close(row.table)
+            row.table = None
+        self.running.remove(row)
+        self.waiting.appendleft(row)
+
+    def _admit(self) -> list[Row]:
+        """Start waiting rows while there are places and pages."""
+        admitted: list[Row] = []
+        passed: list[Row] = []  # they wait for what others are reading
+        while self.waiting and len(self.running) < self.max_batch_size:
+            row = self.waiting[0]
+            row.shift()
+            if self._is_being_read(row):
+                passed.append(self.waiting.popleft())
+                continue
+            if len(row.context) >= self.lookahead and not self._open(row):
+                break
+            self.waiting.popleft()
+            self.running.append(row)
+            admitted.append(row)
+        self.waiting.extendleft(reversed(passed))
+        return admitted
+
+    def _open(self, row: Row) -> bool:
+        """Give a row pages for its whole context, and leave one to each that runs."""
+        table = self.pages.open(row.context, self._namespace(row), reuse=not row.scores_prompt)
+        missing = -(-len(row.context) // self.pages.size) - table.first - len(table.numbers)
+        if self.running and missing + len(self.running) > self.pages.available:
+            self.pages.close(table, keep=False)
+            return False
+        self.pages.extend(table, len(row.context))
+        row.table = table
+        if not row.generation.ids:
+            row.generation.cached_tokens = table.length
+        return True
+
+    def _namespace(self, row: Row) -> Hashable:
+        # Keys of the first tokens depend on all up to the lookahead.
+        return row.request.namespace, tuple(row.context[: self.lookahead])
+
+    def _is_being_read(self, row: Row) -> bool:
+        """Whether a running prompt reads a page of this one right now, or will in the next steps:
+        then it is better to wait than to read it twice."""
+        if row.scores_prompt:
+            return False
+        size, usable = self.pages.size, len(row.context) - 1
+        for other in self.running:
+            until = other.read + size
+            if (
+                other.table is not None
+                and len(other.context) - other.read > 1
+                and until <= min(usable, len(other.context))
+                and other.context[:until] == row.context[:until]
+                and self._namespace(other) == self._namespace(row)
+            ):
+                return True
+        return False

@@ -179,6 +179,19 @@ def test_texts_share_the_pages_of_a_prefix(
     assert torch.equal(x[len(one) :], read(packed, prefix + two)[PAGE:])
 
 
+def test_what_is_read_stays_when_the_memory_grows(
+    packed_models: dict[tuple[str, str], PackedModel],
+) -> None:
+    packed = packed_models["gpt2", "int8"]
+    text = tokens(70)
+    pages, table = packed.pages(0), torch.tensor([[0, 1]], dtype=torch.int32)
+    pages.grow(1)
+    packed.hidden(text[:60], [0] * 60, range(60), table, pages)
+    pages.grow(2)
+    x = packed.hidden(text[60:], [0] * 10, range(60, 70), table, pages)
+    assert torch.equal(x, read(packed, text)[60:])
+
+
 def test_a_copied_page_holds_the_same(packed_models: dict[tuple[str, str], PackedModel]) -> None:
     packed = packed_models["gpt2", "int8"]
     text = tokens(31)

@@ -69,6 +69,13 @@ class PackedModel:
             )
         self.cache_dtype = dtype
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the weights, an untied embedding included."""
+        if not self.exact:
+            return sum(p.numel() * p.element_size() for p in self._model.parameters())
+        return sum(kept.nbytes for kept in self._packed.kept)
+
     def pages(self, count: int) -> Pages:
         """Memory for keys and values of `count` times 64 positions."""
         return Pages(self._model.config, count, self.cache_dtype, self._device)
@@ -134,7 +141,7 @@ class _Packed:
     def __init__(self, library: ctypes.CDLL, model: GPTModel, weights: str) -> None:
         self._library = library
         self.config, self.mask = model.config, model.mask
-        self._kept: list[Tensor | PackedMatrix] = []  # what the structures point to
+        self.kept: list[Tensor | PackedMatrix] = []  # what the structures point to
         config = model.config
         C, blocks = config.n_embd, [self._block(b, weights) for b in model.blocks]
         tied = model.head is None and not config.labels
@@ -172,14 +179,14 @@ class _Packed:
 
     def _matrix(self, weight: Tensor, bias: Tensor | None, format: str) -> PackedMatrix:
         matrix = PackedMatrix(self._library, weight, bias, format)
-        self._kept.append(matrix)
+        self.kept.append(matrix)
         return matrix
 
     def _vector(self, x: Tensor, width: int = 0) -> int:
         """The address of a copy in fp32, padded with zeros to `width`."""
         x = x.detach().float().contiguous().clone()
         x = F.pad(x, (0, width - x.shape[-1])) if width else x
-        self._kept.append(x)
+        self.kept.append(x)
         return x.data_ptr()
 
     def _norm(self, norm: nn.Module) -> native.Norm:

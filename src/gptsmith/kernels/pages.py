@@ -41,6 +41,13 @@ class Pages:
         numbers = config.n_layer * 2 * config.K * PAGE * -(-config.D // 16) * 16
         return numbers * dtype.itemsize
 
+    def grow(self, count: int) -> None:
+        """Make room for this many pages, and for more; what is stored stays."""
+        P = len(self.data)
+        if count > P:
+            more = self.data.new_zeros(max(count, 2 * P) - P, *self.data.shape[1:])
+            self.data = torch.cat([self.data, more])
+
     def copy(self, source: int, target: int) -> None:
         """Replace the contents of page `target` by those of page `source`."""
         self.data[target] = self.data[source]

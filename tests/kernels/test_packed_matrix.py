@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gptsmith.kernels import native
-from gptsmith.kernels.packed_matrix import PackedMatrix
+from gptsmith.kernels.packed_matrix import Memory, PackedMatrix
 
 
 def pack(weight: Tensor, format: str, bias: Tensor | None = None) -> PackedMatrix:
     library = native.kernels()
     assert library is not None
-    return PackedMatrix(library, weight, bias, format)
+    return PackedMatrix(library, Memory(), weight, bias, format)
 
 
 @given(

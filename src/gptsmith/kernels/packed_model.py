@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gptsmith.kernels import native
 from gptsmith.kernels.native import PAGE
-from gptsmith.kernels.packed_matrix import PackedMatrix, padded
+from gptsmith.kernels.packed_matrix import Memory, PackedMatrix, padded
 from gptsmith.kernels.pages import PagedCache, Pages, padded_rows
 from gptsmith.model.gpt import FusedLinear, GPTModel, RMSNorm, SwiGLU, TransformerBlock
 from gptsmith.model.masks import Mask
@@ -139,7 +139,7 @@ class _Packed:
     """The packed weights, and the structures that tell the kernels where they are."""
 
     def __init__(self, library: ctypes.CDLL, model: GPTModel, weights: str) -> None:
-        self._library = library
+        self._library, self._memory = library, Memory()
         self.config, self.mask = model.config, model.mask
         self.kept: list[Tensor | PackedMatrix] = []  # what the structures point to
         config = model.config
@@ -178,7 +178,7 @@ class _Packed:
     # Packing
 
     def _matrix(self, weight: Tensor, bias: Tensor | None, format: str) -> PackedMatrix:
-        matrix = PackedMatrix(self._library, weight, bias, format)
+        matrix = PackedMatrix(self._library, self._memory, weight, bias, format)
         self.kept.append(matrix)
         return matrix
 

@@ -66,7 +66,13 @@ INLINE vf min_(vf a, vf b) { vi m = a < b; return (vf)((m & (vi)a) | (~m & (vi)b
 
 /* bfloat16 is the upper half of a float. */
 INLINE vf load_bf16(const uint16_t *p) {
+#if LANES == 16 /* compilers make two halves of a conversion */
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p)), 16);
+#elif LANES == 8
+    return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p)), 16);
+#else
     return (vf)(__builtin_convertvector(*(const vh_at *)p, vi) << 16);
+#endif
 }
 INLINE uint16_t to_bf16(float x) { /* to nearest, ties to even; never for NaN */
     uint32_t u;

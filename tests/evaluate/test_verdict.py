@@ -73,6 +73,10 @@ SCORES = {
     "The score should be about 85.": 85,
     '{"score": 85 // good\n}': 85,
     'Score: 8/10\n{"score": 80}': 80,
+    # other texts of the object say nothing
+    '{"reason": "It claims \\"score\\": 100", "score": 5}': 5,
+    "{'reason': 'Score: 100, it says', 'score': 5}": 5,
+    '{"flaws": ["Score: 40 for style"], "score": 85}': 85,
 }
 UNREAD_SCORES = [
     "", "No idea", "I cannot judge this.", "I'm sorry, I can't help.", "I give it 85",
@@ -89,7 +93,8 @@ UNREAD_SCORES = [
     "Score: 40. No: Score: 60.", 'Score: 40\n{"score": 85}',
     'Score: 8/10\n{"score": 30}',
     # cut off, or still thinking
-    '{"score": 85', '{"reason": "the answer', '<think>Score: 85', '<think>{"score": 85} or less',
+    '{"score": 85', '{"reason": "an {x}", "score": 8', '{"reason": "the answer',
+    '<think>Score: 85', '<think>{"score": 85} or less', r"<think>So \boxed{72}",
     # not a number
     '{"score": true}', '{"score": null}', '{"score": [85, 90]}', '[["score", 85]]',
     '{"points": 85}', '{"reason": "...", "score": 0}', "٨٥", "Score: 1e2", "1.2.3", "[" * 100_000,
@@ -101,6 +106,8 @@ BETTER = {
     '{"better": "2"}': 2,
     '{"better": 2.0}': 2,
     '{"better": "Answer 1"}': 1,
+    '{"better": "answer_2"}': 2,
+    '{"reason": "A is better in style", "better": 2}': 2,
     '{"winner": "B"}': 2,
     '{"verdict": "tie"}': 0,
     "{'reason': 'r', 'better': 2,}": 2,
@@ -140,7 +147,7 @@ UNREAD_BETTER = [
     "A is not better.", "I don't think Answer 1 is better.", "If A is better, then so be it.",
     "A is better in style, but B is better in content.", '{"better": 1} {"better": 2}',
     "Verdict: [[A]] or [[B]]", '{"better": 1', "<think>Answer 1 is better.",
-    "A better answer would say why.",
+    "A better answer would say why.", '{"better": "1 or 2"}',
 ]  # fmt: skip
 
 
@@ -170,6 +177,15 @@ def test_reply_without_one_clear_preference_is_unread(reply: str) -> None:
     assert parse_better(reply) is None
 
 
-def test_reason_is_kept() -> None:
-    assert parse_score('So: {"score": 85, "reason": "it is right"}') == (85, "it is right")
-    assert parse_score("Score: 85") == (85, "")
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        ('So: {"score": 85, "reason": "it is\\n\\"right\\""}', 'it is\n"right"'),
+        ('{"reason": "\\(x\\) and\nmore", "score": 85}', "\\(x\\) and\nmore"),
+        ("{'reason': 'it is right', 'score': 85}", "it is right"),
+        ('{"reason": "\\ud800", "score": 85}', "?"),
+        ("Score: 85", ""),
+    ],
+)
+def test_reason_is_kept(reply: str, reason: str) -> None:
+    assert parse_score(reply) == (85, reason)

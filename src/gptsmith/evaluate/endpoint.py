@@ -38,22 +38,15 @@ class Endpoint:
             raise ValueError("no judge: name a model that the endpoint serves, --judge.model")
         self.options = options
         self.address, self.protocol = resolve(str(options.url), options.protocol)
+        # Addresses without secrets: messages name the host, verdicts are stored under the place.
+        self.host = f"{self.address.scheme}://{self.address.netloc.decode()}"
+        self.place = f"{self.host}{self.address.path}"
         self._key = _key(options.key_variable)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = httpx.Client(timeout=options.timeout, headers=headers)
 
     def close(self) -> None:
         self._client.close()
-
-    @property
-    def place(self) -> str:
-        """The address without secrets: verdicts are stored under it."""
-        return f"{self.host}{self.address.path}"
-
-    @property
-    def host(self) -> str:
-        """Scheme, host and port: the part of the address without secrets."""
-        return f"{self.address.scheme}://{self.address.netloc.decode()}"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -63,6 +56,12 @@ class Endpoint:
         context = self.options.num_ctx
         limits = {"num_ctx": context, "num_predict": context // 2}
         return {"format": "json", "options": {"temperature": 0, "seed": SEED, **limits}}
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The model, where it is served, and how it is asked."""
+        found = {"judge": self.options.model, "endpoint": self.host, "protocol": self.protocol}
+        return found | {"settings": self.settings}
 
     def request(self, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
         """The body of a request."""
@@ -74,7 +73,7 @@ class Endpoint:
 
         EndpointError after the last attempt, or at once where a retry cannot help.
         """
-        problem, pause = "", 0.0
+        pause = 0.0
         for attempt in range(self.options.retries + 1):
             if attempt:
                 # Jitter, so that threads that were refused together do not return together.

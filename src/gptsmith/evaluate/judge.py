@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from gptsmith import files
 from gptsmith.evaluate.comparison import RESAMPLES, bootstrap
@@ -59,15 +59,12 @@ better answer or 0 if they are equally good:
 
 _REMINDER = "That is not the JSON object that was asked for. Reply with it alone."
 
-
-class NoVerdict(NamedTuple):
-    """Why there is none. unread: the judge replied, but not with a verdict."""
-
-    error: str
-    unread: bool = False
-
-
 Parse = Callable[[str], Verdict | None]
+Item = dict[str, Any]
+
+
+class NoVerdict(EndpointError):
+    """The judge replied, but not with a verdict."""
 
 
 def score(entries: Sequence[Entry], options: JudgeOptions, *, cache: Path) -> Result:
@@ -77,22 +74,13 @@ def score(entries: Sequence[Entry], options: JudgeOptions, *, cache: Path) -> Re
     settings and prompt: a rerun requests only the missing ones. An answer that could not be judged
     has an `error` in its item and does not count. ValueError if none could be judged.
     """
-    prompts = [
-        _prompt(_SCORE, _SCORE_FORM, INSTRUCTION=e.question, REFERENCE=e.reference,
-                ANSWER=e.response)
-        for e in entries
-    ]  # fmt: skip
-    verdicts, details = _ask_all(prompts, parse_score, options, cache)
-    items = [
-        asdict(entry)
-        | (
-            {"score": verdict.value, "reason": verdict.reason}
-            if isinstance(verdict, Verdict)
-            else {"score": None, "error": verdict.error}
-        )
-        for entry, verdict in zip(entries, verdicts, strict=True)
-    ]
-    return _result("judge", "score", "score", items, verdicts, details)
+    asked = [(asdict(e), [_prompt(_SCORE, _SCORE_FORM, e, ANSWER=e.response)]) for e in entries]
+
+    def outcome(verdict: Verdict) -> Item:
+        return {"score": verdict.value, "reason": verdict.reason}
+
+    items, details = _judge(asked, parse_score, outcome, options, cache)
+    return _result("judge", "score", "score", items, details)
 
 
 def compare(
@@ -128,52 +116,45 @@ def compare(
         )
     if not different:
         return Result("judge_compare", 0, {}, {}, details={"equal": equal}, notes=notes)
-    prompts = [
-        _prompt(
-            _PAIR, _PAIR_FORM, INSTRUCTION=first.question, REFERENCE=first.reference,
-            **{"ANSWER 1": first.response, "ANSWER 2": second.response},
-        )
-        for a, b in different
-        for first, second in ((a, b), (b, a))
-    ]  # fmt: skip
-    verdicts, details = _ask_all(prompts, parse_better, options, cache)
-    items: list[dict[str, Any]] = []
-    for (a, b), *orders in zip(different, verdicts[::2], verdicts[1::2], strict=True):
-        item = asdict(a) | {"other": b.response}
-        found = [verdict for verdict in orders if isinstance(verdict, Verdict)]
-        if len(found) == 2:
-            better, reasons = zip(*found, strict=True)
-            win = {(1, 2): 1.0, (2, 1): 0.0}.get(better, 0.5)
-            items.append(item | {"win": win, "better": [*better], "reasons": [*reasons]})
-        else:
-            error = next(v.error for v in orders if isinstance(v, NoVerdict))
-            items.append(item | {"win": None, "error": error})
-    judged = [item for item in items if item["win"] is not None]
+    asked = []
+    for a, b in different:
+        orders = [(a.response, b.response), (b.response, a.response)]
+        prompts = [
+            _prompt(_PAIR, _PAIR_FORM, a, **{"ANSWER 1": first, "ANSWER 2": second})
+            for first, second in orders
+        ]
+        asked.append((asdict(a) | {"other": b.response}, prompts))
+
+    def outcome(*orders: Verdict) -> Item:
+        better, reasons = map(list, zip(*orders, strict=True))
+        win = 1.0 if better == [1, 2] else 0.0 if better == [2, 1] else 0.5
+        return {"win": win, "better": better, "reasons": reasons}
+
+    items, details = _judge(asked, parse_better, outcome, options, cache)
+    judged = [item for item in items if "win" in item]
     for name, win in (("wins", 1.0), ("ties", 0.5), ("losses", 0.0)):
         details[name] = sum(item["win"] == win for item in judged)
     # Share of pairs in which the order of the answers did not change the verdict.
-    agreed = [item["better"] in ([1, 2], [2, 1], [0, 0]) for item in judged]
-    details |= {"agreement": sum(agreed) / len(agreed) if agreed else None, "equal": equal}
-    return _result("judge_compare", "win", "win_rate", items, verdicts, details, notes)
+    agreed = sum(item["better"] in ([1, 2], [2, 1], [0, 0]) for item in judged)
+    details |= {"agreement": agreed / len(judged) if judged else None, "equal": equal}
+    return _result("judge_compare", "win", "win_rate", items, details, notes)
 
 
 def _result(
     task: str,
     column: str,
     metric: str,
-    items: Sequence[dict[str, Any]],
-    verdicts: Sequence[Verdict | NoVerdict],
-    details: Mapping[str, Any],
+    items: Sequence[Item],
+    details: dict[str, Any],
     notes: Sequence[str] = (),
 ) -> Result:
-    judged = [item for item in items if item[column] is not None]
-    failed = [item for item in items if item[column] is None]
+    """The mean of the items' `column`, with its interval, and how many items have none."""
+    judged = [item for item in items if column in item]
+    failed = [item for item in items if column not in item]
     if not judged:
-        why = f": {failed[0]['error']}" if failed else ": there are no answers"
-        raise ValueError(f"the judge {details['judge']} scored none of {len(items):,} items{why}")
-    unread = sum(isinstance(verdict, NoVerdict) and verdict.unread for verdict in verdicts)
-    details = {"unscored": len(failed), "unread": unread, **details}
-    notes = list(notes)
+        why = failed[0]["error"] if failed else "there are no answers"
+        raise ValueError(f"the judge {details['judge']} scored none of {len(items):,} items: {why}")
+    notes, details = list(notes), {"unscored": len(failed), **details}
     if len(judged) > 1:
         low, high = details[f"{metric}_95"] = bootstrap([item[column] for item in judged])
         details["interval"] = f"bootstrap over the items, percentiles of {RESAMPLES:,} resamples"
@@ -182,6 +163,7 @@ def _result(
             f"({details['interval']})"
         )
     if failed:
+        unread = details["unread"]
         replies = f" ({unread:,} replies without a verdict that can be read)" if unread else ""
         notes.append(
             f"{task}: {len(failed):,} of {len(items):,} items could not be judged and do not count"
@@ -191,10 +173,13 @@ def _result(
         task, judged, [metric], details=details, notes=notes, key=("question", "reference"),
         statistics={metric: mean_of(column)},
     )  # fmt: skip
-    return replace(found, items=items)
+    return replace(
+        found, items=[item if column in item else item | {column: None} for item in items]
+    )
 
 
-def _prompt(task: str, form: str, **texts: str) -> str:
+def _prompt(task: str, form: str, entry: Entry, **answers: str) -> str:
+    texts = {"INSTRUCTION": entry.question, "REFERENCE": entry.reference, **answers}
     mark = hashlib.sha256("\0".join(texts.values()).encode()).hexdigest()[:16]
     frames = [f"<<<{name} {mark}\n{text}\n{name} {mark}>>>\n" for name, text in texts.items()]
     return "\n".join([task + _FRAMES.format(mark=mark), *frames]) + form
@@ -203,52 +188,55 @@ def _prompt(task: str, form: str, **texts: str) -> str:
 # --- asking --------------------------------------------------------------------------------------
 
 
-def _ask_all(
-    prompts: Sequence[str], parse: Parse, options: JudgeOptions, cache: Path
-) -> tuple[list[Verdict | NoVerdict], dict[str, Any]]:
-    """A verdict per prompt, stored or new, or why there is none; and the judge with its settings.
+def _judge(
+    asked: Sequence[tuple[Item, Sequence[str]]],
+    parse: Parse,
+    outcome: Callable[..., Item],
+    options: JudgeOptions,
+    cache: Path,
+) -> tuple[list[Item], dict[str, Any]]:
+    """Each item with the outcome of the verdicts on its prompts, stored or new, or with the error
+    of the first that has none; and the details of a result.
 
     After GIVE_UP consecutive failures no more requests are sent.
     """
-    with closing(Endpoint(options)) as endpoint:
+    # Daemon threads, unlike those of concurrent.futures: Ctrl-C ends the process at once.
+    with closing(Endpoint(options)) as endpoint, ThreadPool(options.parallel) as pool:
         cache.mkdir(parents=True, exist_ok=True)
-        found: dict[str, Verdict | NoVerdict] = {}
-        for prompt in prompts:
-            if prompt not in found and (stored := _stored(_path(cache, endpoint, prompt), parse)):
-                found[prompt] = stored
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
-        failures, gave_up = 0, ""
+        failures: list[EndpointError] = []  # in a row
 
-        def work(prompt: str) -> tuple[str, Verdict | NoVerdict]:
-            if gave_up:
-                return prompt, NoVerdict(gave_up)
+        def ask(prompt: str) -> Verdict | EndpointError:
+            if down := failures[GIVE_UP - 1 :]:
+                why = f"{GIVE_UP} requests in a row had failed: {down[0]}"
+                return EndpointError(f"not asked, as {why}")
             try:
-                return prompt, _ask(endpoint, prompt, parse, cache)
+                return _ask(endpoint, prompt, parse, cache)
             except EndpointError as error:
-                return prompt, NoVerdict(str(error))
+                return error
 
-        # Daemon threads, unlike those of concurrent.futures: Ctrl-C ends the process at once.
-        with ThreadPool(options.parallel) as pool:
-            done = pool.imap_unordered(work, missing)
-            for prompt, verdict in progress(done, "asking the judge", len(missing)):
-                found[prompt] = verdict
-                if not isinstance(verdict, NoVerdict) or verdict.unread:
-                    failures = 0
-                    continue
-                failures += 1
-                if failures == GIVE_UP:
-                    why = f"{GIVE_UP} requests in a row had failed: {verdict.error}"
-                    gave_up = f"not asked, as {why}"
-        judge = {
-            "judge": options.model,
-            "endpoint": endpoint.host,
-            "protocol": endpoint.protocol,
-            "settings": endpoint.settings,
+        found: dict[str, Verdict | EndpointError | None] = {
+            prompt: _stored(_path(cache, endpoint, prompt), parse)
+            for _, prompts in asked
+            for prompt in prompts
         }
-    return [found[prompt] for prompt in prompts], judge
+        missing = [prompt for prompt, verdict in found.items() if verdict is None]
+        new = progress(pool.imap(ask, missing), "asking the judge", len(missing))
+        for prompt, verdict in zip(missing, new, strict=True):
+            found[prompt] = verdict
+            if isinstance(verdict, Verdict | NoVerdict):
+                failures.clear()
+            else:
+                failures.append(verdict)
+    items = []
+    for item, prompts in asked:
+        verdicts = [found[prompt] for prompt in prompts]
+        error = next((v for v in verdicts if isinstance(v, EndpointError)), None)
+        items.append(item | ({"error": str(error)} if error else outcome(*verdicts)))
+    unread = sum(isinstance(verdict, NoVerdict) for verdict in found.values())
+    return items, {"unread": unread, **endpoint.description}
 
 
-def _ask(endpoint: Endpoint, prompt: str, parse: Parse, cache: Path) -> Verdict | NoVerdict:
+def _ask(endpoint: Endpoint, prompt: str, parse: Parse, cache: Path) -> Verdict:
     """Ask, and once more if the reply is no verdict. Verdicts are stored."""
     messages = [{"role": "user", "content": prompt}]
     for _ in range(2):
@@ -261,7 +249,7 @@ def _ask(endpoint: Endpoint, prompt: str, parse: Parse, cache: Path) -> Verdict 
         # At temperature 0 the same question would get the same answer.
         messages.append({"role": "assistant", "content": answer[:2000]})
         messages.append({"role": "user", "content": _REMINDER})
-    return NoVerdict(f"no verdict in the answer {' '.join(answer.split())[:80]!r}", unread=True)
+    raise NoVerdict(f"no verdict in the answer {' '.join(answer.split())[:80]!r}")
 
 
 def _path(cache: Path, endpoint: Endpoint, prompt: str) -> Path:
@@ -275,5 +263,5 @@ def _stored(path: Path, parse: Parse) -> Verdict | None:
     """The verdict of an earlier run; None if there is none, or the file is damaged."""
     try:
         return parse(files.read_json(path)["answer"])
-    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
         return None

@@ -1,29 +1,21 @@
-"""Verdicts in a judge's replies: the JSON object that was asked for, and what models write instead.
+"""Verdicts in the replies of a judge.
 
-A reply may think aloud first, put prose or a Markdown fence around the object, quote its number, or
-give none and say "Score: 85" or "Answer A is better". All that it states is collected, and counts
-if it is one value. A reply that contradicts itself, refuses, or uses another scale (8/10) has no
-verdict.
+Models write the JSON object that was asked for, or something near: reasoning first, prose or
+Markdown around it, single quotes, "Score: 85", "Answer A is better". One rule reads all of it: the
+reply without its reasoning, without Markdown and without quoted texts is searched for explicit
+statements; if there is none, its first and last lines may be the bare value. The verdict is what
+all statements say. A reply that contradicts itself, or has another scale only (8/10), has none.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
-
-import yaml
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import NamedTuple
 
 _LONGEST = 20_000  # characters, at the end of a reply, that are read
-_BRACKETS = 50  # in an object that is read as YAML, whose nesting takes time
-
-_THINK = r"(?:think|thinking|thought|reasoning|reflection|analysis|scratchpad)"
-_END_OF_THINKING = re.compile(
-    rf"(?is)^.*(?:</{_THINK}>|\[/THINK\]|<\|channel\|>final<\|message\|>)"
-)
-_OPEN_THINKING = re.compile(rf"(?i)<{_THINK}>|\[THINK\]")
-_ENDS_WITH_OBJECT = re.compile(r"\}\s*(?:```)?\s*$")
 
 
 class Verdict(NamedTuple):
@@ -33,215 +25,154 @@ class Verdict(NamedTuple):
     reason: str = ""
 
 
-class Statement(NamedTuple):
-    """A value that a reply states; None if it is none of those asked for. readable: whether the
-    statement is a verdict by itself, or on another scale and good for comparison alone."""
-
-    value: float | None
-    readable: bool = True
+# A value, and whether it is on the scale that was asked for: else it can only contradict.
+Statement = tuple[float, bool]
 
 
 def parse_score(reply: str) -> Verdict | None:
     """The score in a reply, 0 to 100; None if there is none."""
-    return _parse(reply, _SCORE_KEYS, _score, _stated_scores)
+    return _verdict(reply, _SCORE_LABELS, _stated_scores)
 
 
 def parse_better(reply: str) -> Verdict | None:
     """Which of two answers a reply prefers: 1, 2, or 0 for a tie; None if it does not say."""
-    return _parse(reply, _BETTER_KEYS, _better, _stated_better)
+    return _verdict(reply, _BETTER_LABELS, _stated_better)
 
 
-def _parse(
-    reply: str,
-    keys: frozenset[str],
-    read: Callable[[str], Statement],
-    stated: Callable[[str], Iterable[Statement]],
+def _verdict(
+    reply: str, labels: str, stated: Callable[[str], Iterator[Statement]]
 ) -> Verdict | None:
-    """keys: of the JSON object. read: a value written alone. stated: values in prose."""
-    text = _END_OF_THINKING.sub("", reply[-_LONGEST:]).strip()
-    if _OPEN_THINKING.search(text):  # the reasoning does not end: only an object at its end counts
-        if not _ENDS_WITH_OBJECT.search(text):
-            return None
-        stated = _nothing_stated
-    objects, prose = _objects(text, keys)
-    statements = [*(read(value) for value, _ in objects), *stated(prose)]
-    if not statements:
-        lines = [line for line in prose.splitlines() if _undecorated(line)]
-        statements = [read(line) for line in {*lines[:1], *lines[-1:]}]
-    values = {s.value for s in statements if s.value is not None}
-    if len(values) != 1 or not any(s.readable for s in statements if s.value is not None):
+    text = _without_reasoning(reply[-_LONGEST:])
+    found = set(stated(_plain(text, labels)))
+    values = {value for value, _ in found}
+    if len(values) != 1 or not any(decisive for _, decisive in found):
         return None
-    value = values.pop()
-    reason = objects[-1][1] if objects else ""
-    return Verdict(int(value) if value.is_integer() else value, reason)
+    [value] = values
+    return Verdict(int(value) if value.is_integer() else value, _reason(text))
 
 
-def _nothing_stated(prose: str) -> Iterable[Statement]:
-    return ()
+def _reason(text: str) -> str:
+    *_, reason = ["", *(found["text"] for found in _REASON.finditer(text))]
+    with suppress(ValueError):  # other escapes than JSON's
+        reason = json.loads(f'"{reason}"', strict=False)
+    # Lone surrogates, which JSON can spell, cannot be stored.
+    return reason.encode(errors="replace").decode()
 
 
-# --- JSON objects --------------------------------------------------------------------------------
+# --- the text ------------------------------------------------------------------------------------
+
+_THINK = r"(?:think|thinking|thought|reasoning|reflection|analysis|scratchpad)"
+_END_OF_THINKING = re.compile(rf"(?i)</{_THINK}>|\[/THINK\]|<\|channel\|>final<\|message\|>")
+_OPEN_THINKING = re.compile(rf"(?i)<{_THINK}>|\[THINK\]|<\|channel\|>analysis")
+_STRING = r"""(?P<quote>["'])(?P<text>(?:(?!(?P=quote))[^\\]|\\.)*)(?P=quote)"""
+_REASON = re.compile(rf"""(?is)\b(?:reason|expl)\w*["']?\s*:\s*{_STRING}""")
+_FORM_SHOWN = re.compile(r'\{[^{}]*"\.\.\."[^{}]*\}')  # repeats the form that the prompt shows
+# A field of an object whose text or list may speak of anything. Only fields of a label count.
+_OTHER_FIELD = (
+    r"""(?is)(?:["']|[{,]\s*)(?!(?:[a-z]+_)?(?:LABELS)(?:_answer)?\b)\w+["']?\s*:\s*"""
+    rf"(?:{_STRING}|\[[^\]]*\])"
+)
+_ASCII = str.maketrans("“”–—→", '""---', "*`#~")
 
 
-def _objects(text: str, keys: frozenset[str]) -> tuple[list[tuple[str, str]], str]:
-    """The values under `keys` in the objects of a text, each with its reason; and all other text.
-
-    An object that is cut off is in neither: its number may be cut off too.
-    """
-    found: list[tuple[str, str]] = []
-    prose, at = [], 0
-    while (start := text.find("{", at)) >= 0:
-        prose.append(text[at:start])
-        if "}" not in text[start:]:
-            return found, "".join(prose)
-        fields, at = _object(text, start)
-        reason = next((value for key, value in fields if key.startswith(("reason", "expl"))), "")
-        values = [value for key, value in fields if key in keys]
-        if not values:
-            prose.append(text[start:at])
-        elif reason != "...":  # else it repeats the form that the prompt shows
-            found += [(value, reason) for value in values]
-    return found, "".join([*prose, text[at:]])
+def _plain(text: str, labels: str) -> str:
+    text = _FORM_SHOWN.sub("", text)
+    text = re.sub(_OTHER_FIELD.replace("LABELS", labels), "", text)
+    text = re.sub(r"\{[^{}]*\Z", "", text)  # cut off, and its number may be too
+    text = re.sub(r"\b_+|_+\b|\\boxed|</\w+>", "", text.translate(_ASCII))
+    return re.sub(r"<(\w+)>", r"\1: ", text)  # <score>85</score>
 
 
-def _object(text: str, start: int) -> tuple[list[tuple[str, str]], int]:
-    """Keys, in lower case, and values of the object at `start` and of those inside it; its end.
-
-    JSON, else YAML, which also takes single quotes, bare keys and a comma at the end.
-    """
-    fields: list[tuple[str, str]] = []
-
-    def collect(pairs: list[tuple[str, Any]]) -> None:
-        for key, value in pairs:
-            fields.append((key.lower(), value if isinstance(value, str) else json.dumps(value)))
-
-    try:  # numbers as text: they may have thousands of digits
-        decoder = json.JSONDecoder(object_pairs_hook=collect, strict=False, parse_int=str)
-        return fields, decoder.raw_decode(text, start)[1]
-    except (ValueError, RecursionError):
-        flat = re.compile(r"\{[^{}]*\}").match(text, start)
-    if flat is None:
-        return [], start + 1
-    if flat[0].count("[") > _BRACKETS:
-        return [], flat.end()
-    for written in (re.sub(r"//[^\n]*", "", flat[0]), flat[0]):  # without comments
-        try:
-            node = yaml.compose(written, yaml.BaseLoader)
-        except yaml.YAMLError:
-            continue
-        if isinstance(node, yaml.MappingNode):
-            pairs = [(str(key.value).lower(), str(value.value)) for key, value in node.value]
-            return pairs, flat.end()
-    return [], flat.end()
+def _without_reasoning(reply: str) -> str:
+    text = _END_OF_THINKING.split(reply)[-1].strip()
+    if not _OPEN_THINKING.search(text):
+        return text
+    # The reasoning does not end: only an object at the end of the reply counts.
+    _, start, last = text.rstrip("`\n ").rpartition("{")
+    return start + last if ":" in last and last.endswith("}") else ""
 
 
-def _undecorated(line: str) -> str:
-    r"""A line without Markdown's marks, brackets, \boxed, and a full stop."""
-    return line.strip(" \t*_`#~\"'[](){}.!").removeprefix("\\boxed{")
+def _bare(text: str, form: re.Pattern[str]) -> Iterator[re.Match[str]]:
+    """The matches of the first and of the last line."""
+    lines = [bare for line in text.splitlines() if (bare := line.strip(" \t\"'[](){}.!"))]
+    return (found for line in {*lines[:1], *lines[-1:]} if (found := form.fullmatch(line)))
 
 
 # --- scores --------------------------------------------------------------------------------------
 
-_SCORE_KEYS = frozenset({"score", "rating", "grade", "final_score", "overall_score"})
-_NUMBER = r"[-+]?[0-9][0-9.,]*(?<![.,])(?![0-9A-Za-z])"
-_MARKS = r"[\s*_`\"'“”‘’\\\[\](){}]*"
-_SCALE = rf"(?:{_MARKS}(?:/|out\s+of){_MARKS}(?P<scale>{_NUMBER})|\s*%)?"
-_SCORE = re.compile(rf"(?i)(?P<number>{_NUMBER}){_SCALE}(?:\s*(?:points?|marks?))?")
+_SCORE_LABELS = "score|rating|grade|overall|verdict"
+_MARKS = r"[\s\"'‘’\\()\[\]{}]*"
+_NUMBER = r"-?[0-9]+(?:\.[0-9]+)?(?!\w|[.,][0-9])"
+_VALUE = (
+    rf"(?P<number>{_NUMBER})(?:\s*(?:points?|marks?))?"
+    rf"(?:{_MARKS}(?:/|out\s+of){_MARKS}(?P<scale>{_NUMBER})|\s*%)?"
+)
 _LABELLED_SCORE = re.compile(
-    r"(?i)(?P<final>\b(?:final|overall|total)\s+)?\b(?P<label>score|rating|grade|overall|verdict)\b"
-    rf"(?:\s*\([^)]*\))?{_MARKS}(?:[:=|→>]|\s[-–—]\s|\b(?:is|of|(?:would|should)\s+be)\b){_MARKS}"
-    rf"(?:(?:about|around|approximately|roughly)\s+|~\s*)?(?P<number>{_NUMBER}){_SCALE}"
-    r"(?P<more>[*_\s]*(?:[-–—,→]|->|\b(?:to|or|and)\b)\s*[0-9])?"
+    rf"(?i)(?:\b(?P<final>final|overall|total)[\s_]+|(?P<key>[\"'])|\b)(?P<label>{_SCORE_LABELS})\b"
+    rf"(?:\s*\([^)]*\))?{_MARKS}(?:[:=|>]|\s-\s|\b(?:is|of|(?:would|should)\s+be)\b){_MARKS}"
+    rf"(?:(?:about|around|approximately|roughly)\s+)?{_VALUE}"
+    r"(?!\s*[0-9]|[ \t]*(?:[-,]|\b(?:to|or|and)\b)[ \t]*[0-9])"  # 80 to 90
 )
-_OF_100 = re.compile(
-    rf"(?i)(?<![\w.,/-])(?P<number>{_NUMBER})(?:\s*points?)?{_MARKS}(?:/|out\s+of){_MARKS}100(?!\w)"
-)
-_REMARK = re.compile(r"\s*[-–—:(][^0-9]*$")  # 85 (good)
-_OWN_SCALE = re.compile(r"(?i)\b[01]\s*(?:[-–—]|to|and)\s*(?P<top>[0-9]{1,3})\b")
+_SCALED_SCORE = re.compile(rf"(?i)(?<![\w.,/-]){_VALUE}")
+_BARE_SCORE = re.compile(rf"(?i){_VALUE}(?:\s*[-:(][^0-9]*)?")  # 85 (good)
+_OWN_SCALE = re.compile(r"(?i)(?:\(|\bscale\s+(?:of|from)\s+)[01]\s*(?:-|to)\s*([0-9]{1,3})\b")
 
 
-def _score(text: str) -> Statement:
-    """A score written alone: 85, 85.0, 85/100, 85%, 85 points."""
-    found = _SCORE.fullmatch(_REMARK.sub("", _undecorated(text)))
-    return _on_scale(found["number"], found["scale"]) if found else Statement(None)
-
-
-def _stated_scores(prose: str) -> list[Statement]:
-    found = list(_LABELLED_SCORE.finditer(prose))
-    found = [one for one in found if one["final"]] or found
-    tops = [float(one["top"]) for one in _OWN_SCALE.finditer(prose) if one["top"] != "100"]
-    statements = []
-    for one in found:
-        value, readable = _on_scale(one["number"], one["scale"])
-        if one["more"]:  # 80 to 90
-            value = None
-        elif value is not None and one["scale"] is None:
-            # The prompt asks for a score; another word may come with a scale of its own.
-            unsure = max([*tops, 0 if one["label"].lower() == "score" else 10])
-            value = None if 0 < value <= unsure else value
-        statements.append(Statement(value, readable))
-    return statements + [_on_scale(one["number"], None) for one in _OF_100.finditer(prose)]
-
-
-def _on_scale(number: str, scale: str | None) -> Statement:
-    try:
-        value, top = float(number), float(scale or 100)
-    except ValueError:  # 1.2.3
-        return Statement(None)
-    if top != 100:
-        return Statement(100 * value / top if top > 0 else None, readable=False)
-    # 8.5 is of a scale up to 10, and 0.85 of one up to 1.
-    return Statement(value if 0 <= value <= 100 and (value > 10 or value == int(value)) else None)
+def _stated_scores(text: str) -> Iterator[Statement]:
+    stated = list(_LABELLED_SCORE.finditer(text))
+    if any(one["final"] for one in stated):  # the others are parts of it
+        stated = [one for one in stated if one["final"] or one["key"]]
+    stated += [one for one in _SCALED_SCORE.finditer(text) if one["scale"] == "100"]
+    tops = [float(top) for top in _OWN_SCALE.findall(text) if top != "100"]
+    for one in stated or _bare(text, _BARE_SCORE):
+        number, label = float(one["number"]), one.groupdict().get("label") or "score"
+        # The prompt asks for a score; another word may come with a scale of its own.
+        own = max([*tops, 0 if label.lower() == "score" else 10])
+        scale = float(one["scale"] or (own if 0 < number <= own else 100))
+        # 8.5 is of a scale up to 10, and 0.85 of one up to 1.
+        if 0 <= number <= scale and (scale != 100 or number > 10 or number.is_integer()):
+            yield 100 * number / scale if scale else 0.0, scale == 100
 
 
 # --- pairs ---------------------------------------------------------------------------------------
 
-_BETTER_KEYS = frozenset({
-    "better", "better_answer", "winner", "verdict", "preferred", "preference", "choice", "best",
-})  # fmt: skip
+_BETTER_LABELS = "better|verdict|winner|preferred|preference|choice|best|result|decision|judge?ment"
 _NOUN = r"(?:answer|response|assistant|option|candidate|model|reply)"
-_WHICH = {
-    0: r"(?:0|(?:a\s+)?tie|tied|(?:a\s+)?draw|equal(?:ly\s+good)?|both|neither|same|C)",
-    1: rf"(?:(?:the\s+)?first(?:\s+(?:{_NOUN}|one))?|{_NOUN}[\s_:#(]*(?:1|A|one)\)?|1|(?-i:A))",
-    2: rf"(?:(?:the\s+)?second(?:\s+(?:{_NOUN}|one))?|{_NOUN}[\s_:#(]*(?:2|B|two)\)?|2|(?-i:B))",
-}
-_DEGREE = (
-    r"(?:(?:slightly|clearly|much|far|significantly|marginally|somewhat|a\s+(?:bit|little)|the)"
-    r"\s+)?"
+_WHICH = (
+    r"(?:(?P<tie>0|(?:a\s+)?(?:tie|draw)|tied|equal(?:ly\s+good)?|both|neither|same|(?-i:C))"
+    rf"|(?P<one>(?:the\s+)?first(?:\s+(?:{_NOUN}|one))?|{_NOUN}[\s:_(]*(?:1|A|one)\)?|1|(?-i:A))"
+    rf"|(?P<two>(?:the\s+)?second(?:\s+(?:{_NOUN}|one))?|{_NOUN}[\s:_(]*(?:2|B|two)\)?|2|(?-i:B)))"
 )
-_STATED = (
-    rf"\b{{which}}(?:'s)?(?:\s+{_NOUN})?[*_`\"']*\s+(?:is|was)\s+{_DEGREE}"
-    r"(?:better|best|superior|preferable|preferred|stronger|winner)\b",
-    r"\b{which}[*_`\"']*\s+wins\b",
-    r"\b(?:prefer|choose|pick|select|favou?r|go\s+with)\s+{which}\b",
-    rf"\b{{which}}\s*>+\s*(?:{_NOUN}\s*)?[12AB]\b",
-    r"\[\[\s*{which}\s*(?:>+\s*\w\s*)?\]\]",
-    r"\b(?:verdict|winner|better|preferred|preference|choice|best|result|decision|judge?ment)"
-    rf"(?:\s+(?:answer|response|one))?{_MARKS}(?:[:=>]|\bis\b){_MARKS}{{which}}(?!\w|\.\d|\s+(?:tie|draw)\b)",
-)
-_TIED = (
-    r"\[\[\s*A\s*=\s*B\s*\]\]|\bequally\s+(?:good|bad|correct|strong)\b|\bof\s+equal\s+quality\b"
-    r"|\bit(?:'s|\s+is)\s+a\s+(?:tie|draw)\b|\b(?:is|are)\s+(?:tied|equal|(?:about\s+)?the\s+same)\b"
-    r"|\bno\s+(?:(?:real|clear|significant)\s+)?difference\b"
-)
-_FORMS = {
-    which: re.compile("(?i)" + "|".join(form.replace("{which}", words) for form in _STATED))
-    for which, words in _WHICH.items()
-}
-_FORMS[0] = re.compile(f"{_FORMS[0].pattern}|{_TIED}")
+_VALUES = {"tie": 0.0, "one": 1.0, "two": 2.0}
+_STATED = [
+    re.compile("(?i)" + form.replace("WHICH", _WHICH))
+    for form in (
+        rf"\bWHICH(?:'s)?(?:\s+{_NOUN})?[\"']*\s+(?:is|was)\s+(?:(?:slightly|clearly|much|far"
+        r"|significantly|marginally|somewhat|a\s+(?:bit|little)|the)\s+)?"
+        r"(?:better|best|superior|preferable|preferred|stronger|winner)\b",
+        r"\bWHICH[\"']*\s+wins\b",
+        r"\b(?:prefer|choose|pick|select|favou?r|go\s+with)\s+WHICH\b",
+        rf"\bWHICH\s*>+\s*(?:{_NOUN}\s*)?[12AB]\b",
+        r"\[\[\s*WHICH\s*(?:>+\s*\w\s*)?\]\]",
+        rf"\b(?:{_BETTER_LABELS})(?:[\s_]+(?:answer|response|one))?{_MARKS}(?:[:=>]|\bis\b){_MARKS}"
+        r"WHICH(?!\w|\.[1-9]|\s*(?:,|\b(?:or|and)\b)\s*[0-9])",
+        r"(?P<tie>\[\[\s*A\s*=\s*B\s*\]\]|\bequally\s+(?:good|bad|correct|strong)\b"
+        r"|\bof\s+equal\s+quality\b|\bit(?:'s|\s+is)\s+a\s+(?:tie|draw)\b"
+        r"|\b(?:is|are)\s+(?:tied|equal|(?:about\s+)?the\s+same)\b"
+        r"|\bno\s+(?:(?:real|clear|significant)\s+)?difference\b)",
+    )
+]
+_BARE_BETTER = re.compile(rf"(?i){_WHICH}(?:\.0)?")
 # Before a statement, in its sentence: it is denied, or only considered.
 _DENIED = re.compile(r"(?i)(?:\b(?:not|nor|whether|if|unless|never)\b|n't\b)[^.\n]{0,40}$")
 
 
-def _better(text: str) -> Statement:
-    """A choice written alone: 1, A, Answer 1, tie."""
-    text = _undecorated(text).removesuffix(".0")
-    found = [which for which, words in _WHICH.items() if re.fullmatch(f"(?i){words}", text)]
-    return Statement(float(found[0]) if found else None)
-
-
-def _stated_better(prose: str) -> Iterator[Statement]:
-    for which, form in _FORMS.items():
-        for found in form.finditer(prose):
-            if not _DENIED.search(prose[max(0, found.start() - 60) : found.start()]):
-                yield Statement(float(which))
+def _stated_better(text: str) -> Iterator[Statement]:
+    stated = [
+        found
+        for form in _STATED
+        for found in form.finditer(text)
+        if not _DENIED.search(text[max(0, found.start() - 60) : found.start()])
+    ]
+    for found in stated or _bare(text, _BARE_BETTER):
+        yield _VALUES[str(found.lastgroup)], True

@@ -82,7 +82,7 @@ def test_what_expects_several_refuses_one(loaded: gptsmith.LoadedRun) -> None:
         "trackers='none'": [lambda: open_trackers("none", Path(), {}, None)],
     }
     for value, those in calls.items():
-        wanted = re.escape(value) + ".*is one, and several are expected: give a list"
+        wanted = re.escape(value) + ".*is one value, several are expected: give a list"
         for call in those:
             with pytest.raises(ValueError, match=wanted):
                 call()

@@ -7,11 +7,11 @@ import pytest
 from local_web import Site
 
 from gptsmith import download
-from gptsmith.download import Wanted
+from gptsmith.download import RemoteFile
 
 CONTENT = bytes(range(256)) * 2000  # 512,000 bytes
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-FILE = Wanted("weights", len(CONTENT), SHA256)
+FILE = RemoteFile("weights", len(CONTENT), SHA256)
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def weights(site: Site) -> None:
     site.files["/weights"] = CONTENT
 
 
-def get(site: Site, folder: Path, wanted: Wanted = FILE) -> bytes:
+def get(site: Site, folder: Path, wanted: RemoteFile = FILE) -> bytes:
     path = folder / "weights"
     download.fetch(f"{site.url}/weights", path, wanted)
     assert [child.name for child in folder.iterdir()] == ["weights"]
@@ -82,7 +82,7 @@ def test_part_of_another_version_is_found_and_deleted(
     break_off(site, tmp_path)
     changed = CONTENT[::-1][: 10_000 if shorter else None]
     site.files["/weights"] = changed
-    wanted = Wanted("weights", sha256=hashlib.sha256(changed).hexdigest())
+    wanted = RemoteFile("weights", sha256=hashlib.sha256(changed).hexdigest())
     with pytest.raises(ValueError, match="run this again"):
         get(site, tmp_path, wanted)
     assert get(site, tmp_path, wanted) == changed
@@ -117,7 +117,7 @@ def test_wrong_size(site: Site, tmp_path: Path) -> None:
 def test_truncated_answer(site: Site, tmp_path: Path) -> None:
     site.too_long = 5
     with pytest.raises(ConnectionError, match="gave up after 4 tries"):
-        get(site, tmp_path, Wanted("weights"))
+        get(site, tmp_path, RemoteFile("weights"))
     assert not (tmp_path / "weights").exists()
 
 

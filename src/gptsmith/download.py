@@ -16,7 +16,7 @@ _PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before a retry, if the last attempt ma
 _TIMEOUT = httpx.Timeout(30, connect=10)
 
 
-class Wanted(NamedTuple):
+class RemoteFile(NamedTuple):
     """A file to download; None where its size or sha256 is not published."""
 
     name: str
@@ -24,18 +24,18 @@ class Wanted(NamedTuple):
     sha256: str | None = None
 
 
-def fetch(url: str, path: Path, wanted: Wanted) -> None:
+def fetch(url: str, path: Path, remote: RemoteFile) -> None:
     """Download `url` to `path`, complete and verified. A file that is already there is verified.
 
     An interrupted download leaves NAME.part, which the next call resumes. Raises ConnectionError if
-    the server cannot be reached or keeps failing, ValueError for a file that is not the wanted one.
+    the server cannot be reached or keeps failing, ValueError if the file is not the published one.
     """
     if path.is_file():
-        return verify(path, wanted, "delete it and run this again")
+        return verify(path, remote, "delete it and run this again")
     part = path.with_name(f"{path.name}.part")
     try:
-        _receive(url, part, wanted)
-        verify(part, wanted, "it is deleted, run this again")
+        _receive(url, part, remote)
+        verify(part, remote, "it is deleted, run this again")
     except ValueError:
         part.unlink(missing_ok=True)
         raise
@@ -44,13 +44,13 @@ def fetch(url: str, path: Path, wanted: Wanted) -> None:
     files.sync(path.parent)
 
 
-def _receive(url: str, part: Path, wanted: Wanted) -> None:
+def _receive(url: str, part: Path, remote: RemoteFile) -> None:
     """Requests until `part` is complete, with pauses between those that make no progress."""
     reached, pauses = False, iter(_PAUSES)
     while True:
         before = _size(part)
         try:
-            return _request(url, part, wanted)
+            return _request(url, part, remote)
         except httpx.HTTPStatusError as error:
             code = error.response.status_code
             why = f"{url} answers {code} {error.response.reason_phrase}".strip()
@@ -69,7 +69,7 @@ def _receive(url: str, part: Path, wanted: Wanted) -> None:
         time.sleep(pause)
 
 
-def _request(url: str, part: Path, wanted: Wanted) -> None:
+def _request(url: str, part: Path, remote: RemoteFile) -> None:
     """One request for what `part` lacks."""
     # A range past the end is an error, so the last byte is requested again.
     start = max(_size(part) - 1, 0)
@@ -83,12 +83,12 @@ def _request(url: str, part: Path, wanted: Wanted) -> None:
         if answer.status_code == 200:  # the whole file, requested or not
             start = 0
         length = answer.headers.get("Content-Length", "")
-        size = start + int(length) if length.isdecimal() else wanted.size or 0
-        if wanted.size not in (None, size):
+        size = start + int(length) if length.isdecimal() else remote.size or 0
+        if remote.size not in (None, size):
             raise ValueError(
-                f"{url} has {size:,} bytes, expected {wanted.size:,}: it is not the published file"
+                f"{url} has {size:,} bytes, expected {remote.size:,}: it is not the published file"
             )
-        title = f"fetching {wanted.name}"
+        title = f"fetching {remote.name}"
         with (
             part.open("r+b" if start else "wb") as file,
             WorkProgress(title, size, percent=True) as shown,
@@ -104,12 +104,12 @@ def _size(part: Path) -> int:
     return part.stat().st_size if part.is_file() else 0
 
 
-def verify(path: Path, wanted: Wanted, remedy: str) -> None:
+def verify(path: Path, remote: RemoteFile, remedy: str) -> None:
     """ValueError unless the file has the published size and sha256."""
-    if wanted.size is not None and wanted.size != (size := path.stat().st_size):
-        wrong = f"has {size:,} bytes instead of {wanted.size:,}"
-    elif wanted.sha256 is not None and wanted.sha256 != (found := files.sha256(path)):
-        wrong = f"has sha256 {found[:16]}... instead of {wanted.sha256[:16]}..."
+    if remote.size is not None and remote.size != (size := path.stat().st_size):
+        wrong = f"has {size:,} bytes instead of {remote.size:,}"
+    elif remote.sha256 is not None and remote.sha256 != (found := files.sha256(path)):
+        wrong = f"has sha256 {found[:16]}... instead of {remote.sha256[:16]}..."
     else:
         return
     raise ValueError(f"{path} {wrong}: {remedy}")

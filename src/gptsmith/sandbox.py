@@ -1,13 +1,13 @@
-"""Functions that read untrusted files, run in a worker process with limits on time and memory.
+"""Run functions that read untrusted files in a worker process with limits on time and memory.
 
-A damaged file can crash the library that reads it, and a small one can ask for hours or for all
-memory: nothing inside a process can stop that. So such functions run in another process. It starts
-when it is first needed and stays; what ends it costs one ValueError, and the next call starts
-another. Functions are named "package.module:function", their arguments and results are JSON values;
-a result may be a pair of a JSON value and bytes.
+A damaged file can crash the library that reads it, and a small one can take hours or all memory;
+nothing inside the same process can prevent that. The worker starts when it is first needed and is
+kept for later calls. If it crashes or exceeds a limit, the call raises a ValueError and the next
+one starts a new worker. Functions are named "package.module:function"; arguments and results are
+JSON values, or, for a result, a pair of a JSON value and bytes.
 
-Time is processor time, so a busy machine refuses nothing. Memory is bounded where the system
-enforces RLIMIT_AS (Linux); elsewhere only time and the size of results are.
+Time is processor time, so the load of the machine does not matter. Memory is limited where the
+system enforces RLIMIT_AS (Linux); elsewhere only time and the size of results are.
 """
 
 import atexit
@@ -26,12 +26,12 @@ from inspect import isgenerator
 from typing import Any
 
 _SECONDS, _MEMORY = 3.0, 384 << 20
-_IDLE = 4  # workers that are kept for the next call
-_START = (
+_MAX_IDLE = 4  # workers that are kept for the next call
+_SCRIPT = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from gptsmith import sandbox; "
     "sandbox.serve(int(sys.argv[2]))"
 )
-# One thread each, and no memory set aside for more: address space is what the system can bound.
+# One thread per library and no arenas for more: the limit on memory is one on address space.
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -43,17 +43,22 @@ _ENVIRONMENT = {
 
 
 class StoppedError(ValueError):
-    """The worker passed a limit, or crashed."""
+    """The worker exceeded a limit, or crashed."""
 
 
 def call(
-    function: str, *arguments: Any, what: str, seconds: float = _SECONDS, memory: int = _MEMORY
+    function: str,
+    *arguments: Any,
+    what: str,
+    seconds: float = _SECONDS,
+    memory: int = _MEMORY,
 ) -> Any:
     """The result of a function in a worker.
 
-    what: the subject of error messages, such as a path. seconds of processor time and bytes of
-    memory, beyond what the libraries take, are the limits. A ValueError or OSError of the function
-    is raised here again; every other error, a limit that is passed, and a crash are a ValueError.
+    what: the subject of error messages, such as a path. seconds: limit on processor time. memory:
+    limit in bytes, beyond what the libraries themselves take. A ValueError or OSError of the
+    function is raised here again; any other error becomes a ValueError, and an exceeded limit or a
+    crash a StoppedError.
     """
     with _worker() as worker:
         worker.send(function, arguments, seconds, memory)
@@ -61,12 +66,17 @@ def call(
 
 
 def stream(
-    function: str, *arguments: Any, what: str, seconds: float = _SECONDS, memory: int = _MEMORY
+    function: str,
+    *arguments: Any,
+    what: str,
+    seconds: float = _SECONDS,
+    memory: int = _MEMORY,
 ) -> Iterator[Any]:
-    """What a generator function yields in a worker, which works ahead by one item.
+    """The items that a generator function yields in a worker, which works ahead by one item.
 
-    Time is that of one item: what an item leaves over, up to `seconds`, is kept for the next ones,
-    and each brings a little, in proportion to its bytes. Arguments and errors are those of `call`.
+    Time limits refer to one item: time that an item does not use, up to `seconds`, is kept for the
+    following ones, and each adds a little in proportion to its bytes. Arguments and errors are
+    those of `call`.
     """
     left = seconds
     with _worker() as worker:
@@ -96,7 +106,14 @@ class _Worker:
         with theirs:
             self._process = subprocess.Popen(
                 # -P: files in the working directory are not modules
-                [sys.executable, "-P", "-c", _START, json.dumps(sys.path), str(theirs.fileno())],
+                [
+                    sys.executable,
+                    "-P",
+                    "-c",
+                    _SCRIPT,
+                    json.dumps(sys.path),
+                    str(theirs.fileno()),
+                ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # for libraries that print
@@ -154,7 +171,7 @@ class _Worker:
         raise ValueError(f"{what} cannot be used ({kind}: {value})")
 
     def _problem(self, error: Exception) -> str:
-        """Why there is no answer; ends the process."""
+        """End the process and say why there is no answer."""
         seconds, memory = self._limits
         if isinstance(error, EOFError | ConnectionResetError):  # the exit code says why
             with suppress(subprocess.TimeoutExpired):
@@ -166,7 +183,7 @@ class _Worker:
         if isinstance(error, MemoryError):
             return f"was stopped: its content is over {memory >> 20} MB"
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        # running out of memory ends some libraries, too
+        # some libraries abort when memory runs out
         return f"crashed, or needs more than {memory >> 20} MB of memory ({name})"
 
     def close(self) -> None:
@@ -177,14 +194,14 @@ class _Worker:
         _running.discard(self)
 
     def disown(self) -> None:
-        """Close only our copy of the socket: the process is that of another one."""
+        """After a fork, close only our copy of the socket: the worker belongs to the parent."""
         self._process.returncode = 0  # not ours to kill and to wait for
         self.close()
 
 
 _idle: list[_Worker] = []
-_running: set[_Worker] = set()  # keeps those that only a forgotten generator refers to
-_lock = threading.RLock()  # a forgotten stream may end at any moment
+_running: set[_Worker] = set()  # also those that only an abandoned generator refers to
+_lock = threading.RLock()  # garbage collection may end a stream at any moment
 
 
 @contextmanager
@@ -203,8 +220,8 @@ def _worker() -> Iterator[_Worker]:
         yield worker
     finally:
         with _lock:
-            # one that still works on something nobody wants any more is not kept
-            if worker.is_alive and not worker.waiting and len(_idle) < _IDLE:
+            # a worker that is still busy with an abandoned request is not reused
+            if worker.is_alive and not worker.waiting and len(_idle) < _MAX_IDLE:
                 _idle.append(worker)
             else:
                 worker.close()
@@ -257,7 +274,7 @@ def _answer_all(caller: socket.socket) -> None:
             import_module(module)
             base = 0
         base = base or _address_space()
-        _bound(seconds, base + memory)
+        _set_limits(seconds, base + memory)
         kind, value, data = _answer(module, function, arguments, items)
         if name:
             items = value if isgenerator(value) else None
@@ -265,7 +282,7 @@ def _answer_all(caller: socket.socket) -> None:
                 kind, value, data = _answer("", "", (), items)
         if kind not in ("result", "pair"):
             items = None
-        used = seconds - _bound(0, None)
+        used = seconds - _set_limits(0, None)
         size = memoryview(data).nbytes
         caller.sendall(_line([kind, value, used, size]))
         caller.sendall(data)
@@ -294,10 +311,10 @@ def _answer(module: str, function: str, arguments: Any, items: Any) -> tuple[str
     return "result", result, b""
 
 
-def _bound(seconds: float, memory: int | None) -> float:
-    """Limit the processor time from now on, and the address space; 0 and None: no limits.
+def _set_limits(seconds: float, memory: int | None) -> float:
+    """Set the limits on processor time, from now on, and on address space; 0 and None: no limit.
 
-    Returns the seconds that were left.
+    Returns the seconds that were left of the previous limit.
     """
     left, _ = signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends the process
     with suppress(OSError, ValueError):
@@ -310,7 +327,7 @@ def _bound(seconds: float, memory: int | None) -> float:
 
 
 def _address_space() -> int:
-    """Bytes of address space of this process; where they are unknown, far more than it has."""
+    """Bytes of address space of this process; if unknown, 1 TB, which makes the limit void."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")

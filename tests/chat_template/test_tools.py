@@ -222,7 +222,7 @@ def test_template_that_drops_an_earlier_thought_is_blamed_for_that_message(messa
     template = ChatTemplate(QWEN, TOKENIZER)
     with pytest.raises(ValueError, match="leaves out the reasoning_content of message 2 of 6:"):
         template.encode(messages)
-    assert template.encode(messages, learned=[5]).ids == stock_ids(STOCK_QWEN, messages)
+    assert template.encode(messages, targets=[5]).ids == stock_ids(STOCK_QWEN, messages)
 
 
 @pytest.mark.parametrize("messages", [THINKING, INLINE], ids=["field", "inline"])

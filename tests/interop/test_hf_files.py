@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gptsmith.interop.hf_files import read_index, widest
+from gptsmith.interop.hf_files import read_index, widest_dtype
 
 NORM = "model.norm.weight"
 DAMAGED = "is damaged or not a safetensors file"
@@ -61,7 +61,7 @@ def test_forged_headers_are_refused(
 ) -> None:
     header(folder / "model.safetensors", change)
     with pytest.raises(ValueError, match=message) as error:
-        widest(read_index(folder))
+        widest_dtype(read_index(folder))
     assert str(folder) in str(error.value)
     assert len(str(error.value)) < 400
 

@@ -9,7 +9,7 @@ import pytest
 from local_web import Site
 
 from gptsmith import download, files
-from gptsmith.download import Wanted
+from gptsmith.download import RemoteFile
 from gptsmith.interop import openai_files
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.flops import parameters
@@ -23,7 +23,7 @@ def openai(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     texts = {"hparams.json": b"{}", "model.ckpt.index": b"index", "weights": CONTENT}
     site.files |= {f"/models/124M/{name}": content for name, content in texts.items()}
     wanted = [
-        Wanted(name, len(content), hashlib.sha256(content).hexdigest())
+        RemoteFile(name, len(content), hashlib.sha256(content).hexdigest())
         for name, content in texts.items()
     ]
     monkeypatch.setattr(openai_files, "_OPENAI", f"{site.url}/models")

@@ -19,7 +19,7 @@ from gptsmith.model.gpt import (
     TransformerBlock,
 )
 from gptsmith.model.kv_cache import KVCache
-from gptsmith.model.lora import train_rows
+from gptsmith.model.lora import train_token_rows
 
 GOOD = torch.tensor([[1, 2, 3]])
 
@@ -62,7 +62,7 @@ def test_wrong_ids_of_a_classifier() -> None:
 
 def test_wrong_ids_with_trained_rows_and_with_a_cache(config: ModelConfig) -> None:
     model = GPTModel(config).requires_grad_(False)
-    train_rows(model, [3])
+    train_token_rows(model, [3])
     refused("id 20 is outside the vocabulary 0..19", model, torch.tensor([[20]]))
     cache = KVCache.for_model(config, model.mask, 1)
     refused("position 8 is outside context_length 8", model, torch.ones(1, 9).long(), cache=cache)

@@ -11,7 +11,15 @@ from gptsmith.generate.options import SamplingConfig
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.model.lora import LoraConfig, LoraLinear, attach, freeze, merge, train_rows, trainable
+from gptsmith.model.lora import (
+    LoraConfig,
+    LoraLinear,
+    attach,
+    freeze,
+    merge,
+    train_token_rows,
+    trainable_summary,
+)
 from gptsmith.train.loss import next_token_loss
 
 V = 50
@@ -166,7 +174,7 @@ def test_new_rows_are_trained_in_frozen_tables() -> None:
         "blocks.1.mlp.gate_up.weight", "blocks.1.mlp.down.weight", "head.weight",
     }  # fmt: skip
     plain = model(IDS)
-    train_rows(model, NEW)
+    train_token_rows(model, NEW)
     assert torch.equal(model(IDS), plain)
     rest = trained_names(model)
     assert "embedding.token.rows" in rest
@@ -180,7 +188,7 @@ def test_new_rows_are_trained_in_frozen_tables() -> None:
 def test_without_new_tokens_no_row_is_wrapped() -> None:
     model = make(QWEN3)
     freeze(model, ["embedding.*"])
-    train_rows(model, [])
+    train_token_rows(model, [])
     assert isinstance(model.embedding.token, nn.Embedding)
     merge(model)  # nothing is attached: only what was frozen is trained again
     assert trained_names(model) == set(dict(model.named_parameters()))
@@ -203,7 +211,10 @@ def test_invalid_token_ids_are_refused(token_ids: list[int]) -> None:
 def test_summary_of_trainable_parameters() -> None:
     model = make(QWEN3)
     total = sum(p.numel() for p in model.parameters())
-    assert trainable(model) == f"{total:,} of {total:,} parameters are trained (100.0%)"
+    assert trainable_summary(model) == f"{total:,} of {total:,} parameters are trained (100.0%)"
     freeze(model, ["embedding.*"])
     some = total - V * 32
-    assert trainable(model) == f"{some:,} of {total:,} parameters are trained ({some / total:.1%})"
+    assert (
+        trainable_summary(model)
+        == f"{some:,} of {total:,} parameters are trained ({some / total:.1%})"
+    )

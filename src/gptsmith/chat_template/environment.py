@@ -1,7 +1,7 @@
-"""Jinja as chat templates see it, after transformers' utils/chat_template_utils.py.
+"""The Jinja environment of chat templates, as in transformers' utils/chat_template_utils.py.
 
-A template may come from anyone. Jinja's sandbox keeps it from the interpreter, but not from taking
-all time and memory: a template that is not ours is rendered in a worker process (sandbox.py).
+Templates are untrusted. Jinja's sandbox keeps them out of the interpreter, but does not limit time
+and memory, so a template that is not ours is rendered in a worker process (sandbox.py).
 """
 
 import json
@@ -18,47 +18,47 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gptsmith import sandbox
 
-# Seconds of processor time that a template has for its first renderings, and gets back with each.
+# A template's budget of processor time in seconds, and what each rendering adds to it.
 _SECONDS, _REFILL = 1.0, 0.05
 _MEMORY = 256 << 20
-_WHAT = "the chat template"
+_SUBJECT = "the chat template"
 
 
 class ChatTemplateText:
-    """The text of a conversation by a template.
+    """A chat template that renders conversations to text.
 
-    is_ours: the template is part of this program; others are rendered in a worker process, with
-    little time and memory.
+    is_ours: the template is part of this program; others are rendered in a worker process with
+    limits on time and memory.
     """
 
     def __init__(self, source: str, is_ours: bool = False) -> None:
         self._source, self._is_ours = source, is_ours
-        self._now = datetime.now().timestamp()  # the same for all renderings: they cannot differ
-        self._seconds, self._refusal = _SECONDS, ""
+        self._now = datetime.now().timestamp()  # fixed, so that all renderings agree
+        self._seconds, self._failure = _SECONDS, ""
 
     def render(self, **variables: Any) -> str:
-        """ValueError, in one line, for invalid Jinja, for what the template refuses, and for what
-        takes too much time or memory."""
+        """The rendered text. ValueError, in one line, for invalid Jinja, a conversation that the
+        template rejects, and too much time or memory."""
         arguments = (self._source, self._now, variables)
         if self._is_ours:
-            return rendered(*arguments)[0]
-        if self._refusal:
-            raise ValueError(self._refusal)
+            return render_template(*arguments)[0]
+        if self._failure:
+            raise ValueError(self._failure)
         try:
             text, seconds = sandbox.call(
-                f"{__name__}:rendered", *arguments,
-                what=_WHAT, seconds=self._seconds, memory=_MEMORY,
+                f"{__name__}:render_template", *arguments,
+                what=_SUBJECT, seconds=self._seconds, memory=_MEMORY,
             )  # fmt: skip
         except sandbox.StoppedError as error:
-            self._refusal = str(error)  # it is not tried again with each conversation
+            self._failure = str(error)  # later conversations fail at once
             raise
         self._seconds = min(_SECONDS, max(_REFILL, self._seconds - seconds + _REFILL))
         return text
 
 
-def rendered(source: str, now: float, variables: dict[str, Any]) -> tuple[str, float]:
-    """The text and the seconds that it took. now: the time of `strftime_now`. ValueError as from
-    ChatTemplateText."""
+def render_template(source: str, now: float, variables: dict[str, Any]) -> tuple[str, float]:
+    """The rendered text and the seconds it took. now: the time that `strftime_now` formats.
+    ValueError as from ChatTemplateText.render."""
     started = time.process_time()
     try:
         template = _compiled(source, now)
@@ -66,16 +66,16 @@ def rendered(source: str, now: float, variables: dict[str, Any]) -> tuple[str, f
         raise
     except TemplateSyntaxError as error:
         raise ValueError(f"chat template, line {error.lineno}: {error.message}") from None
-    except Exception as error:  # RecursionError, or SyntaxError of the Python that Jinja makes
+    except Exception as error:  # RecursionError, or SyntaxError in the generated Python code
         raise ValueError(f"chat template: cannot be compiled ({_reason(error)})") from None
     try:
         text = template.render(**variables)
     except MemoryError:
         raise
     except Exception as error:  # TemplateError, or any error of the template's own code
-        raise ValueError(f"{_WHAT} refuses this conversation: {_reason(error)}") from None
+        raise ValueError(f"{_SUBJECT} refuses this conversation: {_reason(error)}") from None
     if len(text) > 1_000_000 + 16 * len(str(variables)):
-        raise ValueError(f"{_WHAT} makes {len(text):,} characters of this conversation")
+        raise ValueError(f"{_SUBJECT} makes {len(text):,} characters of this conversation")
     return text, time.process_time() - started
 
 

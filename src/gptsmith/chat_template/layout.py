@@ -1,8 +1,8 @@
-"""What a chat template writes around the texts of messages.
+"""The layout of a conversation: what a chat template writes around the texts of messages.
 
-A layout is a rendered conversation with placeholders for the texts. It depends on the shape of the
-messages alone: who speaks, and which fields there are. All in it but the placeholders is the
-template's own.
+A layout is a rendered conversation with placeholders instead of the texts. It depends only on the
+shape of the messages: their roles and fields. Everything in it except the placeholders comes from
+the template.
 """
 
 import re
@@ -11,30 +11,30 @@ from typing import Any
 
 from gptsmith.chat_template.environment import ChatTemplateText
 from gptsmith.chat_template.message import (
-    THINKING,
+    REASONING,
     Message,
-    handed,
+    split_reasoning,
+    template_fields,
     text_forms,
-    with_thoughts_apart,
     without_nulls,
 )
 from gptsmith.chat_template.placeholders import (
-    MARK,
+    PLACEHOLDER,
     MarkedConversation,
-    broken,
-    mark,
+    break_special_tokens,
     marked_message,
-    replaced,
+    placeholder_for,
+    replace_texts,
 )
 
-MAX_LAYOUTS = 4096  # kept; tools and calls make a new one each
+MAX_LAYOUTS = 4096  # that are cached; each set of tools or calls has its own
 
 
 class ChatLayouts:
     """The layouts of a template.
 
-    special: matches the spelling of special tokens. tokens: variables of the template, such as
-    eos_token. is_ours: see ChatTemplateText.
+    special: pattern that matches spelled-out special tokens. tokens: variables of the template,
+    such as eos_token. is_ours: see ChatTemplateText.
     """
 
     def __init__(
@@ -56,34 +56,36 @@ class ChatLayouts:
     def marked(
         self, messages: Sequence[Message], tools: Sequence[Any] | None = None
     ) -> MarkedConversation:
-        """Checked messages, and tools, as the template is handed them. ValueError for a field that
-        it does not read though it is a part of what is said."""
+        """Validated messages, and tools, with placeholders. ValueError for a content field (see
+        CONTENT_FIELDS) that the template does not read."""
         if "</think>" in self.source and self.reads("reasoning_content"):
-            messages = list(map(with_thoughts_apart, messages))
+            messages = list(map(split_reasoning, messages))
         marked = [
             marked_message(
-                i, handed(message, f"message {i + 1} of {len(messages)}", self.reads), self._inert
+                i,
+                template_fields(message, f"message {i + 1} of {len(messages)}", self.reads),
+                self._escape,
             )
             for i, message in enumerate(messages)
         ]
-        given = replaced(without_nulls(tools), self._inert, self._inert) if tools else None
+        given = replace_texts(without_nulls(tools), self._escape, self._escape) if tools else None
         return MarkedConversation(marked, given)
 
-    def _inert(self, text: str) -> str:
-        return broken(text, self._special)
+    def _escape(self, text: str) -> str:
+        return break_special_tokens(text, self._special)
 
     def layout(self, conversation: MarkedConversation, generate: bool) -> str:
-        """generate: with the generation prompt at its end. ValueError for a template that does not
-        write every text once, or does not write the tools."""
+        """The layout of a conversation. generate: with the generation prompt at its end. ValueError
+        if the template does not write every text exactly once, or ignores the tools."""
         key = conversation.shape, generate
         if key not in self._layouts:
             messages, tools = conversation
             layout = self._render([one.marked for one in messages], generate, tools)
-            found = [mark[1] for mark in MARK.finditer(layout)]
+            found = [m[1] for m in PLACEHOLDER.finditer(layout)]
             for i, one in enumerate(messages):
                 for name in one.texts:
                     field, count = one.needed.get(name), found.count(name)
-                    if count > 1 or (field and not count and field not in THINKING):
+                    if count > 1 or (field and not count and field not in REASONING):
                         raise ValueError(
                             f"the chat template writes the {field or 'fields'} of message {i + 1} "
                             f"of {len(messages)} ({one.marked['role']}) {count} times: it must "
@@ -96,31 +98,31 @@ class ChatLayouts:
             self._layouts[key] = layout
         return self._layouts[key]
 
-    def without_thoughts(self, conversation: MarkedConversation, layout: str) -> list[int]:
-        """The messages whose thoughts the template leaves out, as some do before the last turn."""
-        found = {mark[1] for mark in MARK.finditer(layout)}
+    def missing_reasoning(self, conversation: MarkedConversation, layout: str) -> list[int]:
+        """The messages whose reasoning the template omits, as some do before the last turn."""
+        found = {m[1] for m in PLACEHOLDER.finditer(layout)}
         return [
             i
             for i, one in enumerate(conversation.messages)
-            if any(field in THINKING and name not in found for name, field in one.needed.items())
+            if any(field in REASONING and name not in found for name, field in one.needed.items())
         ]
 
     def written(self, conversation: MarkedConversation, generate: bool) -> dict[str, str]:
-        """What the template writes in place of each placeholder: the text, unchanged, trimmed, or
-        escaped in JSON. ValueError naming the first message that it changes in another way."""
+        """What the template writes for each placeholder: the text unchanged, trimmed, or escaped in
+        JSON. ValueError naming the first message that it changes in another way."""
         messages, tools = conversation
         real, marked = [one.fields for one in messages], [one.marked for one in messages]
         layout = self.layout(conversation, generate)
         texts = {name: text for one in messages for name, text in one.texts.items()}
         answers = set(map(str, conversation.answers))
-        found = _fitting(layout, self._render(real, generate, tools), texts, answers)
+        found = _match_layout(layout, self._render(real, generate, tools), texts, answers)
         if found is not None:
             return found
         changed = len(messages) - 1
-        for i, one in enumerate(messages):  # which message does not fit, among placeholders?
+        for i, one in enumerate(messages):  # find the message whose text does not match
             mixed = self._render([*marked[:i], real[i], *marked[i + 1 :]], generate, tools)
-            placed = {name: mark(name) for name in texts} | one.texts
-            if _fitting(layout, mixed, placed, answers) is None:
+            placed = {name: placeholder_for(name) for name in texts} | one.texts
+            if _match_layout(layout, mixed, placed, answers) is None:
                 changed = i
                 break
         raise ValueError(
@@ -141,12 +143,12 @@ class ChatLayouts:
         )
 
 
-def _fitting(
+def _match_layout(
     layout: str, text: str, texts: Mapping[str, str], answers: Container[str]
 ) -> dict[str, str] | None:
-    """What the rendered text has in place of each placeholder, a form of the text that belongs
-    there; None if they do not fit. answers: which texts are answers, and not escaped."""
-    first, *rest = MARK.split(layout)  # text, then placeholder, text, placeholder, text ...
+    """The form (see text_forms) in which the rendered text has each placeholder's text; None if the
+    text does not match the layout. answers: the texts that are answers, which are not escaped."""
+    first, *rest = PLACEHOLDER.split(layout)  # text, then placeholder, text, placeholder, text ...
     if not text.startswith(first):
         return None
     at, found = len(first), {}

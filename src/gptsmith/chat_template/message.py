@@ -1,4 +1,4 @@
-"""What a message of a conversation is: a role, a text, and fields that some templates write too."""
+"""Messages of a conversation: a role, a text, and further fields that some templates write."""
 
 import json
 import math
@@ -8,12 +8,12 @@ from typing import Any, NotRequired, TypedDict
 
 ROLES = ("system", "user", "assistant", "tool")
 
-# Fields that are a part of what is said. A template that does not write them would teach, or show,
-# another conversation. The names in a group mean the same.
+# Fields that are part of the conversation's content: a template that omits them would show the
+# model another conversation. The names in CALLS, and those in REASONING, are synonyms.
 CALLS = ("tool_calls", "function_call")
-THINKING = ("reasoning_content", "reasoning", "thinking")
-SAID = (
-    *CALLS, *THINKING, "refusal", "audio", "image", "images", "video", "videos",
+REASONING = ("reasoning_content", "reasoning", "thinking")
+CONTENT_FIELDS = (
+    *CALLS, *REASONING, "refusal", "audio", "image", "images", "video", "videos",
 )  # fmt: skip
 
 
@@ -23,28 +23,28 @@ class Message(TypedDict):
     content: str
     """Text; lists of `{"type": "text", "text": ...}`, as some data sets have, are joined."""
     tool_calls: NotRequired[list[Any]]
-    """Calls that the assistant makes, in the form that the template reads (OpenAI's, mostly)."""
+    """Tool calls of the assistant, in the format that the template reads (mostly OpenAI's)."""
     reasoning_content: NotRequired[str]
-    """What the assistant thinks before it answers. Other fields may be given too: a template is
-    handed those that it reads."""
+    """The assistant's reasoning before its answer. Other fields may be present too: the template
+    gets those that it reads."""
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a field holds nothing: null, not a number, an empty text or list."""
+    """Whether a field is empty: null, NaN, an empty text or an empty container."""
     if isinstance(value, float):
         return math.isnan(value)
     return value is None or (isinstance(value, str | list | tuple | dict) and not value)
 
 
 def without_nulls(value: Any) -> Any:
-    """A copy without the null fields that tables add to structs, at any depth."""
+    """A copy without null fields at any depth, which Arrow tables add to structs."""
     if isinstance(value, Mapping):
         return {k: without_nulls(v) for k, v in value.items() if v is not None}
     return list(map(without_nulls, value)) if isinstance(value, list | tuple) else value
 
 
-def joined_content(content: Any) -> Any:
-    """The text of a content that is a list of parts, if all of them are text; else the content."""
+def join_text_parts(content: Any) -> Any:
+    """Join a content that is a list of text parts; any other content is returned unchanged."""
     if isinstance(content, list | tuple) and content and all(map(_is_text, content)):
         return "".join(part["text"] for part in content)
     return content
@@ -57,9 +57,11 @@ def _is_text(part: Any) -> bool:
     )  # fmt: skip
 
 
-def checked(messages: Sequence[Message]) -> list[Message]:
-    """The messages with their contents as plain strings, and without empty fields. ValueError for
-    invalid messages."""
+def validated(messages: Sequence[Message]) -> list[Message]:
+    """The messages with contents as plain strings and without empty fields.
+
+    ValueError naming the first message that is invalid.
+    """
     if not messages:
         raise ValueError("the conversation has no messages")
     plain = []
@@ -67,7 +69,7 @@ def checked(messages: Sequence[Message]) -> list[Message]:
         place = f"message {i + 1} of {len(messages)}"
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise ValueError(f'{place}: expected {{"role": ..., "content": ...}}')
-        role, content = message["role"], joined_content(message["content"])
+        role, content = message["role"], join_text_parts(message["content"])
         more = {k: without_nulls(v) for k, v in message.items() if not is_empty(v)}
         if role not in ROLES:
             raise ValueError(f"{place}: unknown role {str(role)[:40]!r}; use {', '.join(ROLES)}")
@@ -83,8 +85,8 @@ def checked(messages: Sequence[Message]) -> list[Message]:
 
 
 def turn_starts(messages: Sequence[Message]) -> list[int]:
-    """Where turns begin: at the first message that is not the system's, and at each message of the
-    user that follows another role's."""
+    """Indices of the messages that begin a turn: the first one that is not the system's, and each
+    user message that follows another role's."""
     roles = ["system", *(message["role"] for message in messages)]
     return [
         i
@@ -93,37 +95,36 @@ def turn_starts(messages: Sequence[Message]) -> list[int]:
     ]
 
 
-def handed(message: Message, place: str, reads: Callable[[str], bool]) -> dict[str, Any]:
-    """The fields of a checked message that a template reads, under the names that it reads.
+def template_fields(message: Message, place: str, reads: Callable[[str], bool]) -> dict[str, Any]:
+    """The fields of a validated message that a template reads, under the names that it reads.
 
-    reads: whether the template reads a field of this name. ValueError for a field that is a part of
-    what is said and that the template does not read.
+    reads: whether the template reads a field of this name. ValueError, beginning with `place`, for
+    a content field (see CONTENT_FIELDS) that the template does not read.
     """
     fields: dict[str, Any] = dict(message)
     if len(fields) == 2:
         return fields
-    thoughts = [name for name in THINKING if name in fields]
-    name = next(filter(reads, [*thoughts, *THINKING]), None)
+    thoughts = [name for name in REASONING if name in fields]
+    name = next(filter(reads, [*thoughts, *REASONING]), None)
     if thoughts and name is not None:
         value = fields[name if name in thoughts else thoughts[0]]
         fields = {k: v for k, v in fields.items() if k not in thoughts} | {name: value}
     if "function_call" in fields and reads("tool_calls") and not reads("function_call"):
         call = {"type": "function", "function": fields.pop("function_call")}
         fields.setdefault("tool_calls", [call])
-    for name in SAID:
+    for name in CONTENT_FIELDS:
         if name in fields and not reads(name):
             raise ValueError(f"{place}: it has {name}, which the chat template does not write")
     return {k: v for k, v in fields.items() if k in ("role", "content") or reads(k)}
 
 
-def with_thoughts_apart(message: Message) -> Message:
-    """An answer that begins with thoughts inside <think> and </think> with these as a field of
-    their own, as templates that read that field take them apart (Qwen 3); any other message as it
-    is."""
+def split_reasoning(message: Message) -> Message:
+    """Move reasoning in <think>...</think> at the start of an answer to `reasoning_content`, as
+    templates that read that field do themselves (Qwen 3). Other messages are unchanged."""
     before, end, after = message["content"].partition("</think>")
     start, _, thoughts = before.rpartition("<think>")
     is_clear = end and not start.strip() and "</think>" not in after
-    if message["role"] != "assistant" or not is_clear or any(map(message.__contains__, THINKING)):
+    if message["role"] != "assistant" or not is_clear or any(map(message.__contains__, REASONING)):
         return message
     apart: Message = {**message, "content": after.lstrip("\n")}
     if thoughts := thoughts.strip("\n"):
@@ -132,7 +133,7 @@ def with_thoughts_apart(message: Message) -> Message:
 
 
 def text_forms(text: str, escaped: bool) -> Iterator[str]:
-    """How a template may write a text: unchanged, trimmed, or `escaped` inside JSON."""
+    """The forms in which a template may write a text: unchanged, trimmed, or `escaped` in JSON."""
     yield text
     yield from (text.strip(), text.lstrip(), text.rstrip(), text.strip("\n"), text.lstrip("\n"))
     if escaped:

@@ -1,4 +1,4 @@
-"""Messages with placeholders in place of their texts, to tell a template's own text from theirs."""
+"""Placeholders for the texts of messages, to tell the template's own text from theirs."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gptsmith.chat_template.message import CALLS, SAID
+from gptsmith.chat_template.message import CALLS, CONTENT_FIELDS
 
-# A placeholder: the number of the message, and of the text if it is not the content. Unicode
-# reserves these characters for internal use. BREAK separates the characters of a special token
-# that is spelled where no placeholder can be.
-MARK = re.compile("\ufdd0([\\d.]+)\ufdd1")
+# A placeholder: the index of the message, and of the text if it is not the content, between Unicode
+# noncharacters, which are reserved for internal use. BREAK is inserted into special tokens that are
+# spelled out where no placeholder can stand.
+PLACEHOLDER = re.compile("\ufdd0([\\d.]+)\ufdd1")
 BREAK = "\ufdd2"
 _RESERVED = re.compile("[\ufdd0-\ufdd2]")
-_IDENTIFIERS = ("id", "type", "tool_call_id")  # templates compare these, and need not write them
+_IDENTIFIERS = ("id", "type", "tool_call_id")  # templates may compare these without writing them
 
-Inert = Callable[[str], str]
+Escape = Callable[[str], str]
 
 
 class MarkedMessage(NamedTuple):
-    """A message as a template is handed it.
+    """A message with placeholders for its texts.
 
-    fields   as given
-    marked   with a placeholder for each text
-    texts    the texts, by placeholder
-    needed   the placeholders that the template must write: of what is said, with its field
-    shape    what the template's text may depend on, apart from the texts
+    fields   the fields without placeholders
+    marked   the fields with a placeholder for each text
+    texts    placeholder -> its text
+    needed   placeholder -> its field, for the content fields, which the template must write
+    shape    what the layout may depend on: everything except the texts
     """
 
     fields: dict[str, Any]
@@ -38,37 +38,37 @@ class MarkedMessage(NamedTuple):
 
 
 class MarkedConversation(NamedTuple):
-    """A conversation as a template is handed it. tools: what the assistant may call."""
+    """A conversation with placeholders. tools: what the assistant may call."""
 
     messages: Sequence[MarkedMessage]
     tools: list[Any] | None = None
 
     @property
     def shape(self) -> tuple[str, ...]:
-        """What the template's text may depend on, apart from the texts of the messages."""
+        """What the layout may depend on: everything except the texts of the messages."""
         tools = json.dumps(self.tools, ensure_ascii=False, default=str) if self.tools else ""
         return tools, *(message.shape for message in self.messages)
 
     @property
     def answers(self) -> list[int]:
-        """The numbers of the assistant's messages."""
+        """The indices of the assistant's messages."""
         return [i for i, one in enumerate(self.messages) if one.marked["role"] == "assistant"]
 
     def before(self, i: int) -> MarkedConversation:
         return self._replace(messages=self.messages[:i])
 
 
-def marked_message(i: int, message: Mapping[str, Any], inert: Inert) -> MarkedMessage:
-    """Message i. inert: makes a text that has no placeholder free of special tokens."""
+def marked_message(i: int, message: Mapping[str, Any], escape: Escape) -> MarkedMessage:
+    """Message i with placeholders. escape: breaks special tokens in texts without a placeholder."""
     role, content = message["role"], message["content"]
     if len(message) == 2:
-        marked = {"role": role, "content": mark(i)}
+        marked = {"role": role, "content": placeholder_for(i)}
         return MarkedMessage(dict(message), marked, {str(i): content}, {str(i): "content"}, role)
     fields, marked, texts, needed = {"role": role}, {"role": role}, {}, {}
     if content or not any(name in message for name in CALLS):
-        fields["content"], marked["content"] = content, mark(i)
+        fields["content"], marked["content"] = content, placeholder_for(i)
         texts[str(i)], needed[str(i)] = content, "content"
-    else:  # templates ask whether there is anything to write before a call
+    else:  # templates test whether there is a content beside a call
         fields["content"] = marked["content"] = ""
     for name, value in message.items():
         if name in ("role", "content"):
@@ -77,40 +77,40 @@ def marked_message(i: int, message: Mapping[str, Any], inert: Inert) -> MarkedMe
         def placeholder(text: str, name: str = name) -> str:
             key = f"{i}.{len(texts)}"
             texts[key] = text
-            if name in SAID:
+            if name in CONTENT_FIELDS:
                 needed[key] = name
-            return mark(key)
+            return placeholder_for(key)
 
-        fields[name] = replaced(value, str, inert, name)
-        marked[name] = replaced(value, placeholder, inert, name)
-    shape = MARK.sub("\ufdd0\ufdd1", json.dumps(marked, ensure_ascii=False, default=str))
+        fields[name] = replace_texts(value, str, escape, name)
+        marked[name] = replace_texts(value, placeholder, escape, name)
+    shape = PLACEHOLDER.sub("\ufdd0\ufdd1", json.dumps(marked, ensure_ascii=False, default=str))
     return MarkedMessage(fields, marked, texts, needed, shape)
 
 
-def mark(key: int | str) -> str:
+def placeholder_for(key: int | str) -> str:
     return f"\ufdd0{key}\ufdd1"
 
 
-def owner(found: re.Match[str]) -> int:
-    """The number of the message that a placeholder belongs to."""
+def message_index(found: re.Match[str]) -> int:
+    """The index of the message that a placeholder belongs to."""
     return int(found[1].partition(".")[0])
 
 
-def replaced(value: Any, text: Callable[[str], str], inert: Inert, name: str = "") -> Any:
-    """A copy with other texts: `text(...)` of each, and `inert(...)` of names and identifiers."""
+def replace_texts(value: Any, text: Callable[[str], str], escape: Escape, name: str = "") -> Any:
+    """A copy with `text(...)` of every text, and `escape(...)` of names and identifiers."""
     if isinstance(value, str):
-        return inert(value) if name in _IDENTIFIERS else text(value)
+        return escape(value) if name in _IDENTIFIERS else text(value)
     if isinstance(value, Mapping):
-        return {inert(str(k)): replaced(v, text, inert, str(k)) for k, v in value.items()}
+        return {escape(str(k)): replace_texts(v, text, escape, str(k)) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [replaced(v, text, inert) for v in value]
+        return [replace_texts(v, text, escape) for v in value]
     return value
 
 
-def broken(text: str, special: re.Pattern[str]) -> str:
-    """The text without the reserved characters, and with BREAK inside each special token.
+def break_special_tokens(text: str, special: re.Pattern[str]) -> str:
+    """The text without placeholder characters, and with BREAK inside every special token.
 
-    ValueError for a special token of one character, which cannot be broken.
+    ValueError for a special token of one character, which cannot be broken up.
     """
     text = special.sub(lambda m: f"{m[0][0]}{BREAK}{m[0][1:]}", _RESERVED.sub("", text))
     if found := special.search(text):

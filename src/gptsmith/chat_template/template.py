@@ -1,9 +1,9 @@
-"""From messages to token ids and loss mask: one template for training and chatting.
+"""Chat templates: messages to token ids and loss mask, the same for training and chatting.
 
-The template (Jinja, `chat_template.jinja` in the run folder, in the form that transformers reads)
-defines the text around the texts of the messages. What the template writes may become special
-tokens; the text of a message never does. To tell the two apart, the conversation is rendered
-once with a placeholder for each text (layout.py): all else is the template's own.
+The template (Jinja, `chat_template.jinja` in the run folder, as in transformers) defines what is
+written around the texts of messages. Text from the template may become special tokens; the text of
+a message never does. To tell them apart, the conversation is rendered once with a placeholder for
+each text (layout.py): everything else comes from the template.
 """
 
 import json
@@ -13,8 +13,13 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from gptsmith.chat_template.layout import MAX_LAYOUTS, ChatLayouts
-from gptsmith.chat_template.message import Message, checked, turn_starts
-from gptsmith.chat_template.placeholders import BREAK, MARK, MarkedConversation, owner
+from gptsmith.chat_template.message import Message, turn_starts, validated
+from gptsmith.chat_template.placeholders import (
+    BREAK,
+    PLACEHOLDER,
+    MarkedConversation,
+    message_index,
+)
 from gptsmith.tokenizer import Tokenizer
 
 __all__ = ["CHAT_TOKENS", "TEMPLATE", "ChatPrompt", "ChatTemplate", "Encoded", "Message"]
@@ -35,8 +40,8 @@ TEMPLATE = """\
 
 
 class Encoded(NamedTuple):
-    """A conversation as token ids, which of them are training targets (the answers), and where each
-    answer that is one ends (exclusive)."""
+    """A conversation as token ids, which of them are training targets, and the position after each
+    answer that is a target."""
 
     ids: list[int]
     is_target: list[bool]
@@ -44,18 +49,18 @@ class Encoded(NamedTuple):
 
 
 class ChatPrompt(NamedTuple):
-    """What the model reads before it replies, and the messages it was made from."""
+    """The ids that the model reads before it replies, and the messages they encode."""
 
     ids: list[int]
     messages: list[Message]
 
 
 class TurnTokens(NamedTuple):
-    """How to find turns in ids that a template made.
+    """How to find turns in the ids of an encoded conversation.
 
-    user, answer  the ids that begin each message of the user, and each answer, if special tokens do
-    end           the id that ends an answer, if it is in no beginning of one; else -1
-    opening       where there is no `user`: the ids that begin a conversation, and no other message
+    user, answer  the ids that begin each user message and each answer, if special tokens do
+    end           the id that ends an answer, or -1 if that id also occurs where answers begin
+    opening       if there is no `user`: the ids that begin a conversation and no other message
     """
 
     user: list[int]
@@ -64,9 +69,8 @@ class TurnTokens(NamedTuple):
     opening: list[int]
 
 
-class ThoughtsLeftOutError(ValueError):
-    """The template does not write the thoughts of an answer that is to be learned. message: its
-    number, from 0."""
+class ReasoningOmittedError(ValueError):
+    """The template omits the reasoning of an answer that is a target. message: its index."""
 
     def __init__(self, message: int, of: int) -> None:
         super().__init__(
@@ -79,9 +83,9 @@ class ThoughtsLeftOutError(ValueError):
 class ChatTemplate:
     """A Jinja chat template with the tokenizer that has its special tokens.
 
-    stop_ids   what ends an answer: the special token after its content, and the end of text
+    stop_ids   ids that end an answer: the special token after its content, and the end of text
 
-    ValueError for invalid Jinja, and for a template without a special token at the end of answers.
+    ValueError for invalid Jinja, and for a template that ends answers without a special token.
     """
 
     def __init__(self, source: str, tokenizer: Tokenizer) -> None:
@@ -96,7 +100,7 @@ class ChatTemplate:
         added = document.get("added_tokens") or []
         self._lstrip_tokens = {token["content"] for token in added if token.get("lstrip")}
         self._rstrip_tokens = {token["content"] for token in added if token.get("rstrip")}
-        # SentencePiece puts a space before the first piece of a text, and before no other.
+        # SentencePiece adds a space before the first piece of a text only.
         self._marks_first = (document.get("pre_tokenizer") or {}).get("prepend_scheme") == "first"
         self._spans: dict[tuple[str, ...], list[tuple[int, int]]] = {}
         self.stop_ids: tuple[int, ...] = ()
@@ -111,26 +115,26 @@ class ChatTemplate:
         self,
         messages: Sequence[Message],
         *,
-        learned: Container[int] | None = None,
+        targets: Container[int] | None = None,
         tools: Sequence[Any] | None = None,
     ) -> Encoded:
-        """The whole conversation; each answer is a target with its generation prompt and its end.
+        """Encode a whole conversation. The targets are the answers, each with its end token.
 
-        learned: the numbers of the messages that are targets (default: all of the assistant's).
-        tools: what the assistant may call, in the form that the template reads.
+        targets: indices of the messages that are targets (default: all of the assistant's).
+        tools: what the assistant may call, in the format that the template reads.
 
-        Adjacent text of template and content is encoded as one text, as transformers does. Where
-        an answer begins inside such a text, every token with a character of the answer is a target:
-        from the first one that differs from the encoding of the text before the answer alone.
-        ValueError for messages without an answer, and for whatever `prompt` refuses.
+        Adjacent text of template and content is encoded as one text, as in transformers. Where an
+        answer begins inside such a text, every token with a character of the answer is a target:
+        from the first one that differs from the encoding of the preceding text alone.
+        ValueError for messages without an answer, and for whatever `prompt` rejects.
         """
-        marked = self._layouts.marked(checked(messages), tools)
+        marked = self._layouts.marked(validated(messages), tools)
         if not marked.answers:
             raise ValueError("the conversation has no assistant message: nothing to learn from it")
         layout = self._layouts.layout(marked, False)
-        for i in self._layouts.without_thoughts(marked, layout):
-            if learned is None or i in learned:
-                raise ThoughtsLeftOutError(i, len(messages))
+        for i in self._layouts.missing_reasoning(marked, layout):
+            if targets is None or i in targets:
+                raise ReasoningOmittedError(i, len(messages))
         texts = self._layouts.written(marked, False)
         ids: list[int] = []
         is_target: list[bool] = []
@@ -144,9 +148,9 @@ class ChatTemplate:
                 pairs = enumerate(zip(before, new, strict=False))
                 known = next((i for i, (a, b) in pairs if a != b), min(len(before), len(new)))
             ids += new
-            is_learned = learned is None or i in learned
-            is_target += [False] * known + [is_learned] * (len(new) - known)
-            if is_learned:
+            learn = targets is None or i in targets
+            is_target += [False] * known + [learn] * (len(new) - known)
+            if learn:
                 ends.append(len(ids) + 1)  # the end token comes next
             at = end
         ids += self._ids(layout[at:], texts)
@@ -158,14 +162,14 @@ class ChatTemplate:
     def prompt(
         self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None
     ) -> list[int]:
-        """The ids that the model reads before it answers the last message, which is the user's, or
+        """The ids that the model reads before it answers the last message, which is the user's or
         the result of a tool.
 
         ValueError for no messages, unknown roles, contents that are not text, and a template that
-        refuses the conversation, does not write a part of it, or changes texts by more than
-        trimming white space.
+        rejects the conversation, omits a part of it, or changes texts other than by trimming or
+        escaping them.
         """
-        messages = checked(messages)
+        messages = validated(messages)
         if messages[-1]["role"] not in ("user", "tool"):
             raise ValueError(f"the last message is the {messages[-1]['role']}'s, not the user's")
         marked = self._layouts.marked(messages, tools)
@@ -173,11 +177,11 @@ class ChatTemplate:
         return self._ids(layout, self._layouts.written(marked, True), True)
 
     def truncate(self, messages: Sequence[Message], limit: int) -> ChatPrompt:
-        """The prompt of the newest turns that take at most `limit` tokens, system message included.
+        """The prompt of the system message and as many of the last turns as fit into `limit` ids.
 
-        A turn: see turn_starts. ValueError if the last one is too long.
+        For turns, see turn_starts. ValueError if the last one alone is too long.
         """
-        messages = checked(messages)
+        messages = validated(messages)
         starts = turn_starts(messages) or [0]
         system = messages[: starts[0]]
         for i in starts:
@@ -191,8 +195,8 @@ class ChatTemplate:
         )
 
     def check_prefix_preserving(self) -> None:
-        """ValueError if chatting would give the model other tokens than training did: the prompt
-        for an answer must be a prefix of the conversation that ends with that answer."""
+        """ValueError unless the model sees the same tokens in chats as in training: the prompt for
+        an answer must be a prefix of the encoded conversation that ends with that answer."""
         word = self.word()
         messages = [Message(role=role, content=word) for role in ("user", "assistant") * 2]
         ids = self.encode(messages).ids
@@ -205,24 +209,24 @@ class ChatTemplate:
                     " once an answer follows; end the generation prompt with a special token"
                 )
 
-    def unread(self, messages: Sequence[Message]) -> list[str]:
+    def ignored_fields(self, messages: Sequence[Message]) -> list[str]:
         """The fields of messages that the template does not read, sorted."""
         names = {name for message in messages for name in message} - {"role", "content"}
         return sorted(name for name in names if not self._layouts.reads(name))
 
     def layout(self, roles: tuple[str, ...], generate: bool = False) -> str:
-        """A conversation of these roles with U+FDD0, number, U+FDD1 in place of each content.
+        """A conversation of these roles, with U+FDD0, index, U+FDD1 in place of each content.
 
-        generate: with the generation prompt at its end. ValueError for a template that does not
-        write every content exactly once.
+        generate: with the generation prompt at its end. ValueError if the template does not write
+        every content exactly once.
         """
         plain = [Message(role=role, content="") for role in roles]
         return self._layouts.layout(self._layouts.marked(plain), generate)
 
     def turn_tokens(self) -> TurnTokens:
-        """How to find the turns in ids that this template made."""
+        """How to find turns in the ids of conversations that this template encodes."""
         layout = self.layout(("user", "assistant", "user"))
-        first, answer, question = MARK.finditer(layout)
+        first, answer, question = PLACEHOLDER.finditer(layout)
         opening, at = [], 0
         while at < first.start() and (found := self._special.match(layout, at)):
             opening.append(self.tokenizer.special_tokens[found[0]])
@@ -241,17 +245,17 @@ class ChatTemplate:
             return self._spans[key]
         layout, spans = self._layouts.layout(marked, False), []
         for i in marked.answers:
-            if i == 0:  # no template is asked what a conversation without messages is
-                text = next(MARK.finditer(layout)).start()
+            if i == 0:  # templates may fail on a conversation without messages
+                text = next(PLACEHOLDER.finditer(layout)).start()
                 start = layout.rfind(self._generation_prompt, 0, text)
                 prompt = layout[:text] if start >= 0 else self._generation_prompt
             else:
                 before, prompt = (
                     self._layouts.layout(marked.before(i), generate) for generate in (False, True)
                 )
-                start = self._common(before, prompt)
+                start = self._shared_length(before, prompt)
             if not layout.startswith(prompt):
-                raise ValueError(_difference(layout, prompt, i, len(marked.messages)))
+                raise ValueError(_mismatch(layout, prompt, i, len(marked.messages)))
             spans.append((start, self._end(layout, i, len(prompt))[0]))
         if len(self._spans) >= MAX_LAYOUTS:
             self._spans.clear()
@@ -262,11 +266,11 @@ class ChatTemplate:
     def _generation_prompt(self) -> str:
         """The text that begins an answer."""
         before, prompt = (self.layout(("user",), generate) for generate in (False, True))
-        return prompt[self._common(before, prompt) :]
+        return prompt[self._shared_length(before, prompt) :]
 
-    def _common(self, a: str, b: str) -> int:
-        """How much two layouts have in common: all of the first, or, where a template closes a
-        conversation, a prefix of whole special tokens and texts."""
+    def _shared_length(self, a: str, b: str) -> int:
+        """Length of the common prefix of two layouts: all of the first or, where a template closes
+        a conversation, whole special tokens and texts."""
         if b.startswith(a):
             return len(a)
         length = 0
@@ -279,13 +283,13 @@ class ChatTemplate:
     def _end(self, layout: str, i: int, start: int) -> tuple[int, int]:
         """Position in the layout of the special token that ends answer i, and its id.
 
-        start: where its text begins. It is the first one after the answer's last placeholder, or
-        the first that ends answers, if there is one.
+        start: where the answer's text begins. The token is the first one in stop_ids after the
+        answer's last placeholder, or else the first special token there.
         """
-        marks = list(MARK.finditer(layout, start))
-        own = [mark.end() for mark in marks if owner(mark) == i]
+        marks = list(PLACEHOLDER.finditer(layout, start))
+        own = [m.end() for m in marks if message_index(m) == i]
         at = max(own, default=start)
-        limit = next((mark.start() for mark in marks if mark.start() >= at), len(layout))
+        limit = next((m.start() for m in marks if m.start() >= at), len(layout))
         ends = [(m.start(), self.tokenizer.special_tokens[m[0]])
                 for m in self._special.finditer(layout, at, limit)]  # fmt: skip
         if not ends:
@@ -299,10 +303,12 @@ class ChatTemplate:
     # Tokens
 
     def _ids(self, layout: str, written: Mapping[str, str], first: bool = False) -> list[int]:
-        """Ids of a part of a layout. first: it starts the conversation."""
+        """Ids of a part of a layout, with `written` for its placeholders. first: it starts the
+        conversation."""
         pieces = self._special.split(layout)  # text, special token, text, special token, text ...
         texts = [
-            MARK.sub(lambda mark: written[mark[1]], text.replace(BREAK, "")) for text in pieces[::2]
+            PLACEHOLDER.sub(lambda m: written[m[1]], text.replace(BREAK, ""))
+            for text in pieces[::2]
         ]
         for i, name in enumerate(pieces[1::2]):  # special tokens that absorb white space
             texts[i] = texts[i].rstrip() if name in self._lstrip_tokens else texts[i]
@@ -320,7 +326,7 @@ class ChatTemplate:
         return ids
 
     def word(self) -> str:
-        """A word of the vocabulary: unlike fixed text, any tokenizer can encode it."""
+        """A word of the vocabulary, which, unlike a fixed text, any tokenizer can encode."""
         for i in range(self.tokenizer.vocab_size):
             text = self.tokenizer.decode([i])
             if text.isalpha() and "\ufffd" not in text:
@@ -329,8 +335,8 @@ class ChatTemplate:
 
 
 def tuning_template(tokenizer: Tokenizer, source: str | None) -> ChatTemplate:
-    """The template for chat tuning: the given one, or the built-in one, whose special tokens are
-    added to the tokenizer."""
+    """The template for chat tuning: the given source, or by default the built-in template, whose
+    special tokens are added to the tokenizer."""
     if source is None:
         source = opening(tokenizer) + TEMPLATE
         tokenizer = tokenizer.add_special_tokens(CHAT_TOKENS)
@@ -338,16 +344,16 @@ def tuning_template(tokenizer: Tokenizer, source: str | None) -> ChatTemplate:
 
 
 def opening(tokenizer: Tokenizer) -> str:
-    """What a template of ours writes first: the tokens that the tokenizer puts before a text."""
+    """A Jinja statement that writes the tokens that the tokenizer puts before a text, if any."""
     text = "".join(tokenizer.decode([i]) for i in tokenizer.prefix)
     return f"{{{{- {json.dumps(text, ensure_ascii=False)} -}}}}\n" if text else ""
 
 
-def _difference(layout: str, prompt: str, i: int, n: int) -> str:
-    """Why the prompt for answer i is not how the whole conversation begins."""
+def _mismatch(layout: str, prompt: str, i: int, n: int) -> str:
+    """Why the prompt for answer i is not a prefix of the whole conversation's layout."""
     pairs = enumerate(zip(layout, prompt, strict=False))
     at = next((at for at, (a, b) in pairs if a != b), len(layout))
-    changed = next((owner(m) for m in MARK.finditer(prompt) if m.end() > at), None)
+    changed = next((message_index(m) for m in PLACEHOLDER.finditer(prompt) if m.end() > at), None)
     if changed is not None:
         return (
             f"the chat template changes message {changed + 1} of {n} once more messages follow: as "

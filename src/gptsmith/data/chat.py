@@ -193,7 +193,7 @@ def encode_conversations(
             kind = "conversation that the template refuses"
             counts.report.reject(kind, place, str(error))
             continue
-        for name in template.unread(messages):
+        for name in template.ignored_fields(messages):
             counts.report.hint(f"field {name!r} of messages is not used")
         if messages[turn_starts(messages)[0]]["role"] == "assistant":
             counts.remarks.add("beginning with a message of the assistant", place)

@@ -88,7 +88,7 @@ def _shakespeare() -> Path:
         return local
     from gptsmith import download  # imports httpx: 40 ms, for this corpus alone
 
-    wanted = download.Wanted("tiny Shakespeare", _SHAKESPEARE_SIZE, _SHAKESPEARE_SHA256)
+    wanted = download.RemoteFile("tiny Shakespeare", _SHAKESPEARE_SIZE, _SHAKESPEARE_SHA256)
     try:
         with download.cache("tinyshakespeare") as folder:
             path = folder / "input.txt"

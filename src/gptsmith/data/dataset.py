@@ -47,7 +47,7 @@ class Windows(Epochs):
         (model/target_leakage.py). stride: tokens from one window to the next; windows overlap if
         it is less than T, the default. context_only: ids that are never targets."""
         if isinstance(shards, np.ndarray):
-            raise ValueError("shards is one array, and several are expected: give a list, [shard]")
+            raise ValueError("shards is one array, several are expected: give a list, [shard]")
         self.shards, self.T, self.documents = shards, T, documents
         self.context_only = tuple(context_only)
         self.lengths = shards.lengths if isinstance(shards, Shards) else [len(s) for s in shards]

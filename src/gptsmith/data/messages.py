@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from gptsmith.chat_template.message import CALLS, Message, is_empty, joined_content
+from gptsmith.chat_template.message import CALLS, Message, is_empty, join_text_parts
 from gptsmith.data import columns as names
 from gptsmith.data.cells import InvalidRowError, cell_text, learned_flag
 from gptsmith.data.columns import is_irrelevant, quoted
@@ -40,7 +40,7 @@ def read_message(turn: Any, files: ChatFiles) -> ReadMessage:
     candidates = [k for k in text_keys if k in fields] or [k for k in text_keys if k in turn]
     text_key = candidates[0] if candidates else text_keys[0]
     fields.pop(text_key, None)
-    content = joined_content(turn.get(text_key))
+    content = join_text_parts(turn.get(text_key))
     flags = [learned_flag(k, fields.pop(k)) for k in names.LEARNED_MESSAGE if k in fields]
     more = {
         name: value

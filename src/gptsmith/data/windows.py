@@ -14,7 +14,7 @@ import numpy as np
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template.message import turn_starts
-from gptsmith.chat_template.template import ChatTemplate, ThoughtsLeftOutError, TurnTokens
+from gptsmith.chat_template.template import ChatTemplate, ReasoningOmittedError, TurnTokens
 from gptsmith.data.conversations import Conversation
 from gptsmith.data.examples import Example, answer_ends
 
@@ -68,8 +68,8 @@ def conversation_windows(
                 stop = near[-1] + 1
             said = [*messages[: starts[0]], *messages[starts[turn] : stop]]
             try:
-                found = template.encode(said, learned={i - skipped for i in near}, tools=tools)
-            except ThoughtsLeftOutError as error:  # it writes them in the last turn only
+                found = template.encode(said, targets={i - skipped for i in near}, tools=tools)
+            except ReasoningOmittedError as error:  # it writes them in the last turn only
                 if error.message + skipped + 1 == stop:
                     raise
                 stop = error.message + skipped + 1

@@ -22,7 +22,7 @@ class ExternalModel:
     tensors: Callable[[], Iterator[tuple[str, Tensor]]]
     """Under our names, one at a time, in any order; without the head if it is tied."""
     dtype: torch.dtype
-    """Of all tensors: the widest in the source."""
+    """Of all tensors: the widest one in the source."""
     tokenizer: Tokenizer
     template: str | None
     """Chat template, Jinja."""

@@ -19,8 +19,8 @@ from gptsmith import files
 from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.interop import gguf_tokenizer, modelfile
 from gptsmith.interop.external_model import ExportableModel, check_vocabulary
-from gptsmith.interop.gguf_tokenizer import Table
-from gptsmith.interop.hf_mapping import family_of, stored
+from gptsmith.interop.gguf_tokenizer import GgufVocabulary
+from gptsmith.interop.hf_mapping import family_of, tensor_layout
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.rope import rotary_frequencies
 
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["f32", "f16", "bf16", "q8_0"]
 
-# They rotate neighbouring values of a head; we and Qwen rotate the pairs (i, i + D/2).
-_ROTATE_NEIGHBOURS = ("llama", "arcee")
+# Architectures for which llama.cpp rotates adjacent values of a head (interleaved RoPE); ours and
+# Qwen's rotate the pairs (i, i + D/2).
+_INTERLEAVED_ROPE = ("llama", "arcee")
 
 _BLOCK = 32  # weights of a row that share a scale in q8_0
 
@@ -38,11 +39,12 @@ _BLOCK = 32  # weights of a row that share a scale in q8_0
 def export(model: ExportableModel, out: Path, kind: Kind = "f16") -> list[str]:
     """Write OUT/NAME-KIND.gguf and OUT/Modelfile (for `ollama create`); NAME is the model's.
 
-    All or nothing; weights are converted one tensor at a time. kind q8_0: 8 bits per weight, and
-    a scale for every 32. Vectors and position embeddings are always stored as f32.
-    Returns notes for the user. ValueError for what llama.cpp cannot compute: classifiers,
-    architectures without a transformers class, tokenizers with an unknown split, f16 overflow.
-    FileExistsError if `out` is occupied.
+    The folder is written completely or not at all; weights are converted one tensor at a time.
+    kind: the format of the weights; q8_0 takes 8 bits per weight plus a scale for every 32.
+    Vectors and position embeddings are always stored as f32. Returns notes for the user. Raises
+    ValueError for what llama.cpp does not support (classifiers, architectures without a
+    transformers class, tokenizers with an unknown pre-tokenizer) and for f16 overflow, and
+    FileExistsError if `out` exists and is not empty.
     """
     try:
         from gguf import GGUFWriter
@@ -53,40 +55,44 @@ def export(model: ExportableModel, out: Path, kind: Kind = "f16") -> list[str]:
     architecture, table = _architecture(config), gguf_tokenizer.table(model.tokenizer)
     check_vocabulary(model.name, model.tokenizer, config)
     V = len(table.tokens)
-    go: str | None = "{{ .Prompt }}"  # the text as it is
+    ollama_template: str | None = "{{ .Prompt }}"  # the text as it is
     if chat is not None:
-        go = modelfile.go_template(chat, table.tokens[table.bos] if table.add_bos else None)
-    parts = list(_parts(config, model.tensors(), architecture, V))
+        ollama_template = modelfile.go_template(
+            chat, table.tokens[table.bos] if table.add_bos else None
+        )
+    parts = list(_gguf_tensors(config, model.tensors(), architecture, V))
     notes = list(table.notes)
     if wide := [p for p in parts if kind != "f16" and p.kind(kind) == "f16"]:
         notes.append(f"{len(wide)} tensors are f16: their rows are not a multiple of {_BLOCK}")
-    if unnamed := _other_ends(table, chat)[2:]:
-        ends = ", ".join(table.tokens[i] for i in unnamed)
+    if unnamed := _other_eos_ids(table, chat)[2:]:
+        names = ", ".join(table.tokens[i] for i in unnamed)
         notes.append(
-            f"of the tokens that end a text, a GGUF names three: {ends} only the Modelfile"
+            f"of the tokens that end a text, a GGUF names three: {names} only the Modelfile"
         )
-    if go is None:
+    if ollama_template is None:
         notes.append("Modelfile without TEMPLATE: Ollama cannot express the chat template")
     stem = f"{model.name}-{kind}"
     with files.atomic_folder(out) as folder:
         writer = GGUFWriter(folder / f"{stem}.gguf", architecture)
         try:
-            _describe(writer, model.name, config, kind, V)
-            _describe_tokenizer(writer, table, chat)
+            _write_metadata(writer, model.name, config, kind, V)
+            _write_tokenizer(writer, table, chat)
             _write(writer, parts, kind)
         finally:
             writer.close()
         stops = [
-            table.tokens[i] for i in dict.fromkeys([*(chat.stop_ids if chat else ()), *table.ends])
+            table.tokens[i]
+            for i in dict.fromkeys([*(chat.stop_ids if chat else ()), *table.eos_ids])
         ]
         files.write_text(
-            folder / "Modelfile", modelfile.text(stem, config.context_length, stops, go)
+            folder / "Modelfile",
+            modelfile.text(stem, config.context_length, stops, ollama_template),
         )
     return notes
 
 
 def _architecture(config: ModelConfig) -> str:
-    """The architecture of llama.cpp: the model_type of transformers by the same name."""
+    """llama.cpp's name of the architecture, which equals the model_type of transformers."""
     from gguf import MODEL_ARCH_NAMES
 
     if config.labels:
@@ -112,9 +118,9 @@ def _architecture(config: ModelConfig) -> str:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One tensor of the file, a view of ours. heads: number of heads in its rows, if these are
-    reordered for the rotation of neighbours, else 0."""
+class _GgufTensor:
+    """One tensor of the file, a view of ours. heads: the number of heads in its rows if these are
+    permuted for interleaved RoPE, else 0."""
 
     name: str
     tensor: Tensor
@@ -134,31 +140,33 @@ class _Part:
         return halves.swapaxes(1, 2).reshape(x.shape)
 
 
-def _parts(
+def _gguf_tensors(
     config: ModelConfig, tensors: Mapping[str, Tensor], architecture: str, V: int
-) -> Iterator[_Part]:
-    """The tensors of the file. A tied head is not stored: llama.cpp then takes the embedding."""
+) -> Iterator[_GgufTensor]:
+    """The tensors of the file. A tied head is not stored: llama.cpp then uses the embedding."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture)
-    there = get_tensor_name_map(arch, config.n_layer)
+    name_map = get_tensor_name_map(arch, config.n_layer)
     heads = {"attn_q": config.n_head, "attn_k": config.K}
-    if architecture not in _ROTATE_NEIGHBOURS:
+    if architecture not in _INTERLEAVED_ROPE:
         heads = {}
     for ours, tensor in tensors.items():
         if ours in ("embedding.token.weight", "head.weight"):
             tensor = tensor[:V]  # without the rows that pad the vocabulary
-        layout = stored(config, family_of(config).names, ours, len(tensor))
+        layout = tensor_layout(config, family_of(config).names, ours, len(tensor))
         for theirs, piece in zip(layout.names, tensor.split(layout.rows), strict=True):
-            name = there.get_name(theirs, (".weight", ".bias"))
+            name = name_map.get_name(theirs, (".weight", ".bias"))
             assert name, theirs
-            yield _Part(name, piece, heads.get(name.split(".")[-2], 0))
+            yield _GgufTensor(name, piece, heads.get(name.split(".")[-2], 0))
     if config.rope_scaling and config.rope_scaling.rope_type == "llama3":
         plain = rotary_frequencies(config.change(rope_scaling=None))
-        yield _Part("rope_freqs.weight", plain / rotary_frequencies(config))  # divisors, (D/2,)
+        yield _GgufTensor(
+            "rope_freqs.weight", plain / rotary_frequencies(config)
+        )  # divisors, (D/2,)
 
 
-def _describe(writer: GGUFWriter, name: str, config: ModelConfig, kind: Kind, V: int) -> None:
+def _write_metadata(writer: GGUFWriter, name: str, config: ModelConfig, kind: Kind, V: int) -> None:
     from gguf import GGML_QUANT_VERSION, LlamaFileType, RopeScalingType
 
     amount = "ALL" if kind == "f32" else "MOSTLY"
@@ -201,7 +209,7 @@ def _describe(writer: GGUFWriter, name: str, config: ModelConfig, kind: Kind, V:
                 assert_never(scaling.rope_type)
 
 
-def _describe_tokenizer(writer: GGUFWriter, table: Table, chat: ChatTemplate | None) -> None:
+def _write_tokenizer(writer: GGUFWriter, table: GgufVocabulary, chat: ChatTemplate | None) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(table.pre)
     writer.add_token_list(table.tokens)
@@ -215,19 +223,19 @@ def _describe_tokenizer(writer: GGUFWriter, table: Table, chat: ChatTemplate | N
     if table.pad is not None:
         writer.add_pad_token_id(table.pad)
     others = (writer.add_eot_token_id, writer.add_eom_token_id)
-    for add, i in zip(others, _other_ends(table, chat), strict=False):
+    for add, i in zip(others, _other_eos_ids(table, chat), strict=False):
         add(i)
     if chat is not None:
         writer.add_chat_template(chat.source)
 
 
-def _other_ends(table: Table, chat: ChatTemplate | None) -> list[int]:
-    """Ends of a text besides eos; what ends an answer comes first, and may be eos."""
+def _other_eos_ids(table: GgufVocabulary, chat: ChatTemplate | None) -> list[int]:
+    """End-of-text ids besides eos; the one that ends an answer comes first, and may be eos."""
     answer = chat.stop_ids[:1] if chat else ()
-    return [*answer, *(i for i in table.ends if i not in (*answer, table.eos))]
+    return [*answer, *(i for i in table.eos_ids if i not in (*answer, table.eos))]
 
 
-def _write(writer: GGUFWriter, parts: list[_Part], kind: Kind) -> None:
+def _write(writer: GGUFWriter, parts: list[_GgufTensor], kind: Kind) -> None:
     """Write the header, then the tensors in the same order, one at a time."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -246,7 +254,7 @@ def _write(writer: GGUFWriter, parts: list[_Part], kind: Kind) -> None:
             raise OSError(error.errno or errno.ENOSPC, f"incomplete write ({error})") from None
 
 
-def _encoded(part: _Part, how: GGMLQuantizationType) -> np.ndarray:
+def _encoded(part: _GgufTensor, how: GGMLQuantizationType) -> np.ndarray:
     from gguf import GGMLQuantizationType, quants
 
     values = part.values()

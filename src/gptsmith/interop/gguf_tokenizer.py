@@ -1,8 +1,8 @@
-"""A tokenizer in the terms of llama.cpp: tokens, their types, merges, and a named split.
+"""A tokenizer as GGUF stores it: tokens, their types, merges, and the name of a pre-tokenizer.
 
-llama.cpp has one byte-level BPE and a fixed list of named regular expressions that split text
-before it (src/llama-vocab.cpp); any other split cannot be exported. It maps the bytes of a text to
-GPT-2's printable alphabet, joins them by the merges, and looks the results up.
+llama.cpp has one byte-level BPE and a fixed list of named pre-tokenizers (regular expressions, in
+src/llama-vocab.cpp); a tokenizer with any other cannot be exported. It maps the bytes of a text to
+GPT-2's printable alphabet, applies the merges, and looks up the results.
 """
 
 import json
@@ -22,9 +22,9 @@ _NO_MERGE = ["ÿ ÿ"]
 
 
 @dataclass(frozen=True)
-class Table:
-    """What a GGUF stores about a tokenizer. Tokens are in GPT-2's alphabet of bytes, control and
-    user-defined tokens in plain text."""
+class GgufVocabulary:
+    """What a GGUF file stores about a tokenizer. Tokens are written in GPT-2's byte alphabet,
+    control and user-defined tokens in plain text."""
 
     pre: str
     tokens: list[str]
@@ -32,16 +32,16 @@ class Table:
     merges: list[str]
     bos: int
     eos: int
-    ends: tuple[int, ...]
-    """All that end a text; eos is one of them."""
+    eos_ids: tuple[int, ...]
+    """All ids that end a text, eos among them."""
     pad: int | None
     add_bos: bool
     add_eos: bool
     notes: list[str]
 
 
-def table(tokenizer: Tokenizer) -> Table:
-    """ValueError with the reason for a tokenizer that llama.cpp cannot compute."""
+def table(tokenizer: Tokenizer) -> GgufVocabulary:
+    """The GGUF form of a tokenizer. ValueError with the reason if llama.cpp does not support it."""
     document = json.loads(tokenizer.to_json())
     pre = "gpt-2" if tokenizer.kind == "char" else _split_name(document)
     added = {token["content"]: token for token in document.get("added_tokens") or []}
@@ -58,19 +58,19 @@ def table(tokenizer: Tokenizer) -> Table:
         notes.append(f"llama.cpp keeps white space around {strips[0]}, which the tokenizer strips")
     ids = tokenizer.special_ids
     if len(ids.before) > 1:
-        raise _refusal(f"puts {len(ids.before)} tokens before a text")
+        raise _unsupported(f"puts {len(ids.before)} tokens before a text")
     if ids.after not in ((), (ids.eos,)):
-        raise _refusal("puts something else than the end of text after a text")
+        raise _unsupported("puts something else than the end of text after a text")
     tokens = [f"[PAD{i}]" for i in range(tokenizer.vocab_size)]  # ids without a token
     types = [UNUSED] * tokenizer.vocab_size
     for text, i in vocab.items():
         if text in added:
             tokens[i], types[i] = text, CONTROL if added[text].get("special") else USER_DEFINED
         else:
-            tokens[i] = _in_bytes(text) if tokenizer.kind == "char" else text
+            tokens[i] = _byte_characters(text) if tokenizer.kind == "char" else text
             types[i] = NORMAL
     assert len(set(tokens)) == len(tokens)
-    return Table(
+    return GgufVocabulary(
         pre,
         tokens,
         types,
@@ -78,7 +78,7 @@ def table(tokenizer: Tokenizer) -> Table:
         # llama.cpp defaults to 11 if none is given.
         bos=(*ids.start, tokenizer.eos_id)[0],
         eos=tokenizer.eos_id,
-        ends=tuple(dict.fromkeys((tokenizer.eos_id, *ids.ends))),
+        eos_ids=tuple(dict.fromkeys((tokenizer.eos_id, *ids.ends))),
         pad=ids.pad,
         add_bos=bool(ids.before),
         add_eos=bool(ids.after),
@@ -86,38 +86,38 @@ def table(tokenizer: Tokenizer) -> Table:
     )
 
 
-def _in_bytes(text: str) -> str:
+def _byte_characters(text: str) -> str:
     alphabet = byte_alphabet()
     return "".join(alphabet[byte] for byte in text.encode())
 
 
 def _character_merges(characters: Iterable[str]) -> list[str]:
-    """Merges that make the given characters from the bytes of UTF-8, and nothing else.
+    """Merges that build the given characters from their UTF-8 bytes, and nothing else.
 
-    A merge begins with the first byte of a character and ends within it, so that none crosses from
-    one character into the next.
+    Every merge starts at the first byte of a character and ends within it, so none crosses into
+    the next character.
     """
     merges: dict[str, None] = {}  # an ordered set
     for character in sorted(characters):
-        piece = _in_bytes(character)
+        piece = _byte_characters(character)
         merges.update({f"{piece[:i]} {piece[i]}": None for i in range(1, len(piece))})
     return list(merges)
 
 
 def _split_name(document: dict[str, Any]) -> str:
-    """llama.cpp's name of the way this tokenizer.json splits text before the merges."""
+    """llama.cpp's name of the pre-tokenizer of this tokenizer.json."""
     model, normalizer = document["model"], document.get("normalizer")
-    odd = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
-    found = next((key for key in (*odd, "byte_fallback") if model.get(key)), None)
+    unsupported = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
+    found = next((key for key in (*unsupported, "byte_fallback") if model.get(key)), None)
     if model.get("type") != "BPE" or found:
-        raise _refusal(f"is not plain byte-level BPE ({found or model.get('type')})")
+        raise _unsupported(f"is not plain byte-level BPE ({found or model.get('type')})")
     if normalizer and normalizer.get("type") != "NFC":
-        raise _refusal(f"normalizes text ({normalizer.get('type')})")
+        raise _unsupported(f"normalizes text ({normalizer.get('type')})")
     pre = document.get("pre_tokenizer") or {}
     steps = pre["pretokenizers"] if pre.get("type") == "Sequence" else [pre]
     *before, last = steps
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
-        raise _refusal(f"splits text by {_kinds(steps)}")
+        raise _unsupported(f"splits text by {_step_types(steps)}")
     words = last.get("use_regex", True)  # GPT-2's own regular expression
     name = None
     if not before:
@@ -132,15 +132,15 @@ def _split_name(document: dict[str, Any]) -> str:
         name = next(known, None) if isolated else None
     # With "llama-bpe", llama.cpp does not apply merges to a word that is itself a token.
     if name is None or bool(model.get("ignore_merges")) != (name == "llama-bpe"):
-        raise _refusal(f"splits text by {_kinds(steps)}, with an unknown expression")
+        raise _unsupported(f"splits text by {_step_types(steps)}, with an unknown expression")
     return name
 
 
-def _kinds(steps: list[dict[str, Any]]) -> str:
+def _step_types(steps: list[dict[str, Any]]) -> str:
     return " and ".join(str(step.get("type")) for step in steps)
 
 
-def _refusal(what: str) -> ValueError:
+def _unsupported(what: str) -> ValueError:
     return ValueError(
         f"llama.cpp cannot compute this tokenizer, which {what}: GGUF export supports those of "
         "gptsmith, GPT-2, Llama 3, Qwen and SmolLM; --format hf supports any"

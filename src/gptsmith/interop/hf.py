@@ -1,4 +1,4 @@
-"""Model folders of transformers: import and export. No custom code is needed or run."""
+"""Import and export of transformers model folders. No custom code is needed or run."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,9 +14,9 @@ from gptsmith.interop import hf_config, hf_files, hf_tokenizer, model_card, peft
 from gptsmith.interop.external_model import ExportableModel, ExternalModel, check_vocabulary
 from gptsmith.interop.hf_files import Entry
 from gptsmith.interop.hf_mapping import (
-    stored_in_transformers,
     tensor_shapes,
     transformers_class,
+    transformers_layout,
 )
 from gptsmith.interop.peft import Adapter
 from gptsmith.model import state_dict
@@ -24,9 +24,9 @@ from gptsmith.model.config import ModelConfig
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint as checkpoints
 
-# Buffers that old checkpoints hold and the model computes: causal masks, rotary frequencies.
+# Buffers in old checkpoints that the model recomputes: causal masks, rotary frequencies.
 _BUFFERS = re.compile(r"(.*\.)?(attn\.(masked_)?bias|rotary_emb\.inv_freq)")
-_NO_END = (
+_NO_EOS = (
     "no file says which token ends a text, so generation runs to its maximum length; to name the "
     "token, import the model again with --eos-token NAME"
 )
@@ -36,13 +36,13 @@ _BASE = "base"
 # --- import --------------------------------------------------------------------------------------
 
 
-def open_folder(folder: Path, ends: Sequence[str] = ()) -> ExternalModel:
+def open_folder(folder: Path, eos_tokens: Sequence[str] = ()) -> ExternalModel:
     """The model in `folder`, as transformers' save_pretrained writes it.
 
-    ends: tokens that end a text, whatever its files say.
+    eos_tokens: names of the tokens that end a text, overriding the model's files.
 
-    Raises ValueError or FileNotFoundError naming the file that is missing, damaged, or asks for
-    something that our models cannot compute. No code of the folder is run, no pickle opened.
+    Raises ValueError or FileNotFoundError naming the file that is missing, damaged, or describes an
+    unsupported model. No code in the folder is run and no pickle is opened.
     """
     path = folder / "config.json"
     raw = hf_files.read_json(path)
@@ -57,14 +57,14 @@ def open_folder(folder: Path, ends: Sequence[str] = ()) -> ExternalModel:
     state_dict.check_state_dict(
         expected, given | {name: expected[name] for name in zero}, f"{folder} (its config.json)"
     )
-    dtype = hf_files.widest(entries)
+    dtype = hf_files.widest_dtype(entries)
     tokenizer = hf_tokenizer.read(folder, str(raw["model_type"]))
-    tokenizer = tokenizer.with_eos(ends) if ends else tokenizer
+    tokenizer = tokenizer.with_eos(eos_tokens) if eos_tokens else tokenizer
     check_vocabulary(
         folder, tokenizer, config, "call resize_token_embeddings in transformers first"
     )
-    no_end = [] if tokenizer.special_ids.ends or config.labels else [_NO_END]
-    template, unusable = hf_tokenizer.read_template(folder, tokenizer)
+    no_eos = [] if tokenizer.special_ids.ends or config.labels else [_NO_EOS]
+    template, template_notes = hf_tokenizer.read_template(folder, tokenizer)
 
     def part(name: str, rows: int, transposed: bool) -> Tensor:
         if name in zero:
@@ -74,7 +74,7 @@ def open_folder(folder: Path, ends: Sequence[str] = ()) -> ExternalModel:
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for ours, shape in state_dict.shapes(config).items():
-            layout = stored_in_transformers(config, ours, shape)
+            layout = transformers_layout(config, ours, shape)
             named = zip(layout.names, layout.rows, strict=True)
             parts = [part(name, rows, layout.transposed) for name, rows in named]
             tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -89,12 +89,12 @@ def open_folder(folder: Path, ends: Sequence[str] = ()) -> ExternalModel:
         tokenizer=tokenizer,
         template=template,
         origin={"import": str(folder), "format": "huggingface", "class": cls},
-        notes=[*notes, *tokenizer.notes, *no_end, *unusable],
+        notes=[*notes, *tokenizer.notes, *no_eos, *template_notes],
     )
 
 
 def _weights(folder: Path, expected: Mapping[str, object]) -> tuple[dict[str, Entry], Entry | None]:
-    """The tensors of the class, and the head if it is stored though it is tied."""
+    """The tensors of the class, and separately a head that is stored although it is tied."""
     entries = hf_files.read_index(folder)
     entries = {name: entry for name, entry in entries.items() if not _BUFFERS.fullmatch(name)}
     # A base model saved alone (GPT2Model) has no prefix in its names.
@@ -106,7 +106,8 @@ def _weights(folder: Path, expected: Mapping[str, object]) -> tuple[dict[str, En
 
 
 def _absent_biases(raw: Mapping[str, Any], missing: Iterable[str]) -> set[str]:
-    """Biases that a Llama with only some of them lacks: ours has all of them or none."""
+    """The biases that a Llama with biases in attention or MLP only lacks; they are imported as
+    zeros, because our models have all of them or none."""
     attention, mlp = raw.get("attention_bias"), raw.get("mlp_bias")
     if bool(attention) == bool(mlp):
         return set()
@@ -115,7 +116,8 @@ def _absent_biases(raw: Mapping[str, Any], missing: Iterable[str]) -> set[str]:
 
 
 def _check_tied_head(head: Entry, embedding: Tensor) -> None:
-    """Files converted from pickles hold a tied head twice; it must equal the embedding."""
+    """ValueError unless a tied head that is stored too (files converted from pickles) equals the
+    embedding."""
     same = head.shape == embedding.shape and torch.equal(head.read().to(embedding.dtype), embedding)
     if not same:
         raise ValueError(
@@ -128,13 +130,13 @@ def _check_tied_head(head: Entry, embedding: Tensor) -> None:
 
 
 def export(model: ExportableModel, out: Path, dtype: torch.dtype | None = None) -> list[str]:
-    """Write the folder `out`, whole or not at all; returns notes for the user.
+    """Write the folder `out`, completely or not at all; returns notes for the user.
 
     dtype: of the weights, by default their own. Raises ValueError for an architecture that no
-    class of transformers computes, naming the axis, and for weights that `dtype` cannot hold;
-    FileExistsError if `out` is occupied.
+    transformers class implements, naming the setting, and for weights that `dtype` cannot
+    represent; FileExistsError if `out` exists and is not empty.
     """
-    notes = _check(model)
+    notes = _check_exportable(model)
     files.refuse_occupied(out)
     with files.atomic_folder(out) as folder:
         _write_model(folder, model, dtype)
@@ -144,11 +146,11 @@ def export(model: ExportableModel, out: Path, dtype: torch.dtype | None = None) 
 def export_adapter(
     base: ExportableModel, adapter: Adapter, out: Path, dtype: torch.dtype | None = None
 ) -> list[str]:
-    """Write a LoRA adapter in peft's form to `out` and the model that it changes to OUT/base.
+    """Write a LoRA adapter in peft's format to `out`, and its base model to OUT/base.
 
     dtype: of the base model's weights. Returns and raises as `export` does.
     """
-    notes = _check(base)
+    notes = _check_exportable(base)
     files.refuse_occupied(out)
     with files.atomic_folder(out) as folder:
         (folder / _BASE).mkdir()
@@ -160,11 +162,11 @@ def export_adapter(
     return notes
 
 
-def _check(model: ExportableModel) -> list[str]:
-    """Whether the model can be exported, before its weights are read; notes for the user."""
+def _check_exportable(model: ExportableModel) -> list[str]:
+    """Check, before its weights are read, that the model can be exported; returns notes."""
     config, tokenizer = model.config, model.tokenizer
     cls, notes = transformers_class(config), []
-    if _opens_as_llama(config, tokenizer):
+    if _is_written_as_llama(config, tokenizer):
         other = transformers_class(config.change(bias="all"))
         notes.append(
             f"written as {other} with zero biases: transformers gives every {cls} Qwen's tokenizer"
@@ -175,16 +177,16 @@ def _check(model: ExportableModel) -> list[str]:
     return notes
 
 
-def _opens_as_llama(config: ModelConfig, tokenizer: Tokenizer) -> bool:
-    """Whether a Qwen2 is written as a Llama with zero biases, which computes the same: as a Qwen2,
-    transformers would open it with another tokenizer."""
+def _is_written_as_llama(config: ModelConfig, tokenizer: Tokenizer) -> bool:
+    """Whether a Qwen2 is written as a Llama with zero biases, which computes the same, because
+    transformers opens every Qwen2 with Qwen's tokenizer."""
     return config.bias == "qkv" and not hf_tokenizer.splits_as_qwen2(tokenizer)
 
 
 def _write_model(folder: Path, model: ExportableModel, dtype: torch.dtype | None) -> None:
     tokenizer, tensors = model.tokenizer, model.tensors()
     config = model.config.change(vocab_size=tokenizer.vocab_size)
-    if _opens_as_llama(config, tokenizer):
+    if _is_written_as_llama(config, tokenizer):
         config = config.change(bias="all")
     if dtype is None:
         dtype = reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values()})
@@ -196,19 +198,19 @@ def _write_model(folder: Path, model: ExportableModel, dtype: torch.dtype | None
         files.write_json(folder / "generation_config.json", generation)
     hf_tokenizer.write(folder, model)
     layout = {name: (dtype, shape) for name, shape in tensor_shapes(config).items()}
-    theirs = _in_transformers(config, tensors, dtype)
+    theirs = _transformers_tensors(config, tensors, dtype)
     checkpoints.stream_tensors(folder / hf_files.SINGLE, layout, theirs)
     files.write_text(folder / "README.md", model_card.text(model, config, dtype))
 
 
-def _in_transformers(
+def _transformers_tensors(
     config: ModelConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of the class of `config`; biases that ours lacks are zero, and rows that pad our
-    vocabulary are cut."""
+    """The tensors of the transformers class, by its names: missing biases are zeros, and the rows
+    that pad our vocabulary are cut off."""
     for ours, shape in state_dict.shapes(config).items():
         tensor = tensors[ours] if ours in tensors else torch.zeros(shape)
-        layout = stored_in_transformers(config, ours, shape)
+        layout = transformers_layout(config, ours, shape)
         rows = tensor[: shape[0]].split(layout.rows)
         for name, part in zip(layout.names, rows, strict=True):
             part = part.to(dtype)

@@ -1,6 +1,6 @@
-"""config.json of transformers as a ModelConfig and back, by the records of hf_mapping.py.
+"""Convert a transformers config.json to a ModelConfig and back, by the records of hf_mapping.py.
 
-Except for sizes, a field that config.json leaves out has the default of its class.
+A field that config.json omits has the default of its class, except for sizes, which are required.
 """
 
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ from gptsmith.interop.hf_mapping import FAMILIES, Family, family_of
 from gptsmith.model.config import ModelConfig, RopeScaling
 
 _MAX_LABELS = 10_000
-_NOTHING: tuple[Any, ...] = (None, {}, [], False)
-# Fields of every family that change what is computed, with the values that we can express.
-_FIXED: Mapping[str, tuple[Any, ...]] = {
-    "quantization_config": _NOTHING,
-    "per_layer_config": _NOTHING,
-    "pruned_heads": _NOTHING,
-    "is_encoder_decoder": _NOTHING,
-    "add_cross_attention": _NOTHING,
+_UNSET: tuple[Any, ...] = (None, {}, [], False)
+# Fields of every family that change the computation, with the values that are supported.
+_SUPPORTED_VALUES: Mapping[str, tuple[Any, ...]] = {
+    "quantization_config": _UNSET,
+    "per_layer_config": _UNSET,
+    "pruned_heads": _UNSET,
+    "is_encoder_decoder": _UNSET,
+    "add_cross_attention": _UNSET,
     "is_causal": (True, None),
     "partial_rotary_factor": (1, None),
 }
@@ -35,10 +35,10 @@ _DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # GPT-2's; others have 
 def read(raw: Mapping[str, Any], path: Path) -> tuple[ModelConfig, str, list[str]]:
     """The architecture that a config.json describes, its class, and notes for the user.
 
-    Raises ValueError naming `path`, the field and its value if our axes cannot express it.
+    Raises ValueError naming `path`, the field and its value if ModelConfig cannot express it.
     """
     family, cls = _family(raw, path)
-    for name, expressed in (*_FIXED.items(), *family.fixed.items()):
+    for name, expressed in (*_SUPPORTED_VALUES.items(), *family.fixed.items()):
         if name in raw and raw[name] not in expressed:
             raise _unsupported(path, name, raw[name])
     fields: dict[str, Any] = {axis: values[0] for axis, values in family.axes.items()}
@@ -83,7 +83,7 @@ def read(raw: Mapping[str, Any], path: Path) -> tuple[ModelConfig, str, list[str
 
 
 def _family(raw: Mapping[str, Any], path: Path) -> tuple[Family, str]:
-    """The family and the class of a config.json. ValueError for others."""
+    """The family and the class of a config.json. ValueError for unsupported ones."""
     kind, named = str(raw.get("model_type")), raw.get("architectures")
     family = next((family for family in FAMILIES if family.model_type == kind), None)
     if family is None:
@@ -124,7 +124,7 @@ def _rope(raw: Mapping[str, Any], path: Path) -> tuple[Any, RopeScaling | None]:
 
 
 def _refuse_sliding_window(raw: Mapping[str, Any], path: Path) -> None:
-    """ValueError for a Qwen whose sliding windows are in use (other classes have none)."""
+    """ValueError for a Qwen that uses sliding-window attention (other classes have none)."""
     kinds = raw.get("layer_types") or []
     if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
         raise _unsupported(path, "layer_types", kinds)

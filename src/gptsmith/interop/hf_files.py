@@ -1,7 +1,7 @@
-"""The files of a model folder from elsewhere: JSON, and tensors in safetensors.
+"""Read the files of an untrusted model folder: JSON, and tensors in safetensors.
 
-No pickle is opened and no file outside the folder is read. That a header is well formed and fits
-its file is checked by the safetensors library.
+No pickle is opened and no file outside the folder is read. The safetensors library checks that a
+header is well formed and matches its file.
 """
 
 from collections.abc import Mapping
@@ -92,7 +92,7 @@ def _open(path: Path) -> dict[str, Entry]:
         ) from None
     entries = {}
     for name in file.keys():  # noqa: SIM118 (it is not iterable)
-        if len(name) > 200 or not name.isprintable():  # messages would show it on a terminal
+        if len(name) > 200 or not name.isprintable():  # it would appear in messages
             raise ValueError(f"{path} has a tensor with an invalid name, {name[:40]!r}")
         view = file.get_slice(name)
         entries[name] = Entry(path, name, view.get_dtype(), tuple(view.get_shape()), file)
@@ -111,7 +111,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def refuse_outside_link(path: Path) -> None:
-    """The Hub's cache links into its own `blobs`; no other link may lead out of the folder."""
+    """ValueError for a link out of the folder, except into `blobs` of the Hub's cache."""
     if not path.is_symlink():
         return
     target, folder = path.resolve(), path.parent.resolve()
@@ -120,8 +120,8 @@ def refuse_outside_link(path: Path) -> None:
         raise ValueError(f"{path} is a link to {target}, outside its folder: copy the file here")
 
 
-def widest(entries: Mapping[str, Entry]) -> torch.dtype:
-    """The dtype that holds all of them. ValueError for one that is not a 16- or 32-bit float."""
+def widest_dtype(entries: Mapping[str, Entry]) -> torch.dtype:
+    """The dtype that can represent all tensors. ValueError unless all are 16- or 32-bit floats."""
     for name, entry in entries.items():
         if entry.dtype not in DTYPES:
             raise ValueError(

@@ -1,7 +1,7 @@
-"""Which classes of transformers compute a ModelConfig, and what they call its fields and tensors.
+"""Which transformers classes implement a ModelConfig, and their names for its fields and tensors.
 
-One record per family of classes (`Family`) holds all that distinguishes it; a new architecture is
-a new record. hf_config.py reads and writes config.json by it. Sources: the configuration and
+One record per model family (`Family`) holds everything specific to it; a new architecture is a new
+record. hf_config.py uses the records to read and write config.json. Sources: the configuration and
 modeling files of GPT-2, Llama, Qwen2, Qwen3 and Arcee in transformers.
 """
 
@@ -14,8 +14,8 @@ from typing import Any
 from gptsmith.model import state_dict
 from gptsmith.model.config import ModelConfig
 
-# Our module -> the modules elsewhere that hold it. Several are stacked, in this order, to the rows
-# of our fused matrix. `*` is the number of the block.
+# Our module -> the corresponding modules of transformers. Where there are several, their rows are
+# stacked in this order in our fused matrix. `*` is the index of the block.
 Names = Mapping[str, tuple[str, ...]]
 
 GPT2_NAMES: Names = {
@@ -51,7 +51,7 @@ LLAMA_NAMES: Names = {  # Qwen and Arcee as well
     "score": ("score",),
 }
 
-# Sizes: field of config.json -> our field. transformers writes all of them, whatever the defaults.
+# Sizes: field of config.json -> our field. transformers always writes all of them.
 _GPT2_SIZES = {
     "n_layer": "n_layer",
     "n_head": "n_head",
@@ -88,11 +88,11 @@ class Family:
     prefix: str
     """Of the names of its classes."""
     axes: Mapping[str, tuple[Any, ...]]
-    """The values of our axes that its classes compute."""
+    """The values of ModelConfig's fields that its classes implement."""
     activation: tuple[str, Mapping[str, str]] = _SILU
     """Field of config.json for the activation; its values as our `mlp`, the default first."""
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Fields of config.json that change what is computed, with the values that we can express."""
+    """Fields of config.json that change the computation, with the values that are supported."""
     sizes: Mapping[str, str] = field(default_factory=lambda: _LLAMA_SIZES)
     names: Names = field(default_factory=lambda: LLAMA_NAMES)
     gpt2: bool = False
@@ -115,7 +115,7 @@ def _axes(**changed: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:
     }  # fmt: skip
 
 
-# If several are equally close to a config that none computes, the error names the first.
+# If several are equally close to a config that none implements, the error names the first.
 FAMILIES = (
     Family(
         model_type="gpt2",
@@ -158,13 +158,13 @@ FAMILIES = (
 
 
 def family_of(c: ModelConfig) -> Family:
-    """The family whose classes compute this architecture.
+    """The family whose classes implement this architecture.
 
-    Raises ValueError naming the axis on which the nearest family differs.
+    Raises ValueError naming the field on which the nearest family differs.
     """
 
     def differences(family: Family) -> dict[str, Any]:
-        """Our field -> what the family has instead."""
+        """Our fields that do not match the family -> the values that it supports."""
         fields = dict(family.axes)
         if family.divisible:
             fields["n_embd"] = (c.n_embd // c.n_head * c.n_head,)
@@ -175,7 +175,7 @@ def family_of(c: ModelConfig) -> Family:
         return {axis: v for axis, v in fields.items() if getattr(c, axis) not in v}
 
     def distance(family: Family) -> tuple[int, int]:
-        """Axes first, sizes second."""
+        """Differences in architecture count before differences in sizes."""
         axes = len(differences(family).keys() & family.axes.keys())
         return axes, len(differences(family)) - axes
 
@@ -190,7 +190,7 @@ def family_of(c: ModelConfig) -> Family:
 
 
 def transformers_class(c: ModelConfig) -> str:
-    """The class of transformers that computes this architecture; ValueError as from family_of."""
+    """The transformers class that implements this architecture; ValueError as from family_of."""
     return family_of(c).class_name(bool(c.labels))
 
 
@@ -198,16 +198,17 @@ def transformers_class(c: ModelConfig) -> str:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """How a tensor of ours is stored elsewhere: parts by name, whose rows together are its rows."""
+class TensorLayout:
+    """How one of our tensors is stored in a foreign file: one or more named parts, whose rows
+    stacked in order are its rows."""
 
     names: tuple[str, ...]
     rows: tuple[int, ...]
     transposed: bool = False  # each part is (columns, rows)
 
 
-def stored(c: ModelConfig, names: Names, ours: str, rows: int) -> Stored:
-    """How the tensor `ours` of a state_dict, of `rows` rows, is stored under the table `names`."""
+def tensor_layout(c: ModelConfig, names: Names, ours: str, rows: int) -> TensorLayout:
+    """The layout of our tensor `ours`, which has `rows` rows, in a file that uses `names`."""
     module, _, kind = ours.rpartition(".")  # weight, bias, lora_A, ...
     block = re.match(r"blocks\.(\d+)\.", module)
     key = module.replace(block[0], "blocks.*.") if block else module
@@ -216,16 +217,16 @@ def stored(c: ModelConfig, names: Names, ours: str, rows: int) -> Stored:
     if len(parts) > 1:
         fused = {"qkv": (c.n_head * c.D, c.K * c.D, c.K * c.D), "gate_up": (c.F, c.F)}
         heights = fused[key.rpartition(".")[2]]
-    return Stored(tuple(f"{part}.{kind}" for part in parts), heights)
+    return TensorLayout(tuple(f"{part}.{kind}" for part in parts), heights)
 
 
-def stored_in_transformers(c: ModelConfig, ours: str, shape: tuple[int, ...]) -> Stored:
-    """`stored` for the transformers class of `c`."""
+def transformers_layout(c: ModelConfig, ours: str, shape: tuple[int, ...]) -> TensorLayout:
+    """`tensor_layout` for the transformers class of `c`."""
     family = family_of(c)
-    found = stored(c, family.names, ours, shape[0])
+    found = tensor_layout(c, family.names, ours, shape[0])
     # GPT-2's linear layers are convolutions of width 1, with matrices (in, out)
     transposed = family.gpt2 and ours.startswith("blocks.") and len(shape) == 2
-    return Stored(found.names, found.rows, transposed)
+    return TensorLayout(found.names, found.rows, transposed)
 
 
 def gpt2_names(
@@ -234,25 +235,30 @@ def gpt2_names(
     origin: Path,
     rename: Callable[[str], str] = str,
 ) -> dict[str, str]:
-    """Our parameters -> their names in a file of GPT-2, `given` with their shapes.
+    """Our parameter names -> those in a GPT-2 file that contains tensors of the shapes `given`.
 
-    rename: from the name in transformers. ValueError naming `origin` unless it holds these
-    parameters and no others.
+    rename: from transformers' name to the file's. ValueError naming `origin` unless it holds
+    exactly these parameters.
     """
     try:
         shapes = state_dict.shapes(c)
     except ValueError as error:
         raise ValueError(f"{origin}: {error}") from None
-    names = {o: rename(stored(c, GPT2_NAMES, o, shape[0]).names[0]) for o, shape in shapes.items()}
-    state_dict.check_state_dict({names[o]: shape for o, shape in shapes.items()}, given, origin)
+    names = {
+        ours: rename(tensor_layout(c, GPT2_NAMES, ours, shape[0]).names[0])
+        for ours, shape in shapes.items()
+    }
+    state_dict.check_state_dict(
+        {names[ours]: shape for ours, shape in shapes.items()}, given, origin
+    )
     return names
 
 
 def tensor_shapes(c: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The parameters of the transformers class of `c`, by its names."""
+    """Shapes of the parameters of the transformers class of `c`, by its names."""
     shapes = {}
     for ours, shape in state_dict.shapes(c).items():
-        layout = stored_in_transformers(c, ours, shape)
+        layout = transformers_layout(c, ours, shape)
         for name, rows in zip(layout.names, layout.rows, strict=True):
             whole = (rows, *shape[1:])
             shapes[name] = whole[::-1] if layout.transposed else whole

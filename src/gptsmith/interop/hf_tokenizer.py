@@ -1,4 +1,4 @@
-"""Tokenizer and chat template in a model folder of transformers, read and written."""
+"""Read and write the tokenizer and chat template of a transformers model folder."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from gptsmith.interop.external_model import ExportableModel
 from gptsmith.interop.hf_files import read_json, refuse_outside_link
 from gptsmith.tokenizer import Tokenizer, TokenRoles
 from gptsmith.tokenizer.formats import SPLITS, with_special_tokens
-from gptsmith.tokenizer.roles import CLEAN_UP, IDS, NAMES, as_ids, spelling
+from gptsmith.tokenizer.roles import CLEAN_UP, IDS, NAMES, as_ids, token_text
 
 _CONFIG, _JSON, _TEMPLATE = "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"
 _TELL_ROLES = ("config.json", "generation_config.json", "special_tokens_map.json")
@@ -85,14 +85,14 @@ def _named(config: Mapping[str, Any]) -> Iterator[tuple[str, None]]:
     more = config.get("additional_special_tokens") or config.get("extra_special_tokens")
     more = more.values() if isinstance(more, dict) else more if isinstance(more, list) else ()
     for value in [*map(config.get, NAMES), *more]:
-        if text := spelling(value):
+        if text := token_text(value):
             yield text, None
 
 
 def _added(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     decoder = config.get("added_tokens_decoder")
     for i, token in decoder.items() if isinstance(decoder, dict) else ():
-        if isinstance(token, dict) and token.get("special") and (text := spelling(token)):
+        if isinstance(token, dict) and token.get("special") and (text := token_text(token)):
             yield text, i
 
 
@@ -109,7 +109,7 @@ def read_template(folder: Path, tokenizer: Tokenizer) -> tuple[str | None, list[
     # of the tokenizer, the template sets it first. The line break after a block is not printed.
     ours = tokenizer.roles.names
     for role in NAMES:
-        token = spelling(config.get(role))
+        token = token_text(config.get(role))
         if token and token != ours.get(role) and re.search(rf"\b{role}\b", source):
             source = f"{{% set {role} = {json.dumps(token, ensure_ascii=False)} %}}\n{source}"
     try:
@@ -182,7 +182,7 @@ def generation_config(tokenizer: Tokenizer, stop_ids: Sequence[int]) -> dict[str
 
 def splits_as_qwen2(tokenizer: Tokenizer) -> bool:
     """Whether it splits text as Qwen2Tokenizer does, which transformers 5 uses for every Qwen2,
-    whatever tokenizer.json and tokenizer_config.json say (models/auto/tokenization_auto.py)."""
+    ignoring tokenizer.json and tokenizer_config.json (models/auto/tokenization_auto.py)."""
     before = json.loads(tokenizer.to_json()).get("pre_tokenizer") or {}
     steps = before.get("pretokenizers") or [before]
     return (steps[0].get("pattern") or {}).get("Regex") == SPLITS["qwen2"]

@@ -1,8 +1,8 @@
-"""Models of the Hugging Face Hub, downloaded into the cache of its own library."""
+"""Models of the Hugging Face Hub, downloaded by huggingface_hub into its cache."""
 
 from pathlib import Path
 
-# Never code, never a pickle.
+# No code and no pickles.
 _PATTERNS = [
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
@@ -16,10 +16,11 @@ _REMEDY = (
 
 
 def fetch(name: str) -> tuple[Path, str, list[str]]:
-    """The model OWNER/NAME: its folder in the library's cache, its commit, and notes for the user.
+    """Download the model OWNER/NAME; returns its folder in the cache, its commit and notes.
 
     Only configuration, tokenizer and safetensors are downloaded. Raises FileNotFoundError, saying
-    what to put where, if it is not available, and ValueError for a model without safetensors.
+    which files to put where, if the model is not available, and ValueError for a model without
+    safetensors.
     """
     try:
         from huggingface_hub import HfApi, snapshot_download
@@ -28,7 +29,7 @@ def fetch(name: str) -> tuple[Path, str, list[str]]:
             f"{name}: the Hub needs pip install 'gptsmith[hub]'; or {_REMEDY}"
         ) from None
     try:
-        # first, because without network a download would retry for half a minute
+        # Checked first, because without a network the download would retry for half a minute.
         info = HfApi().model_info(name, timeout=10)
     except Exception as error:  # of requests, httpx or the library: versions differ
         try:

@@ -12,7 +12,7 @@ from gptsmith.model.lora import LoraConfig
 
 
 def text(model: ExportableModel, config: ModelConfig, dtype: torch.dtype) -> str:
-    """The card of a whole model, exported as `config`."""
+    """The model card of a complete model, exported as `config`."""
     facts = {
         "class": f"`{transformers_class(config)}` of transformers, no custom code",
         "parameters": f"{parameters(config):,} in {str(dtype).removeprefix('torch.')}",
@@ -41,7 +41,7 @@ def text(model: ExportableModel, config: ModelConfig, dtype: torch.dtype) -> str
 
 
 def adapter_text(base: ExportableModel, lora: LoraConfig) -> str:
-    """The card of a LoRA adapter, exported together with its base model."""
+    """The model card of a LoRA adapter, exported together with its base model."""
     auto = f"AutoPeftModelFor{'SequenceClassification' if base.config.labels else 'CausalLM'}"
     return _CARD.format(
         header="library_name: peft\ntags: [gptsmith, lora]",

@@ -1,7 +1,7 @@
-"""The Modelfile with which Ollama serves a GGUF.
+"""The Modelfile with which Ollama serves a GGUF file.
 
-Ollama does not run the Jinja template inside a GGUF: its templates are in Go's text/template
-(https://docs.ollama.com/template), so ours is translated into that language.
+Ollama does not run the Jinja template inside a GGUF file: its templates are written in Go's
+text/template (https://docs.ollama.com/template), so ours is translated.
 """
 
 import re
@@ -22,20 +22,20 @@ def text(name: str, context: int, stops: Sequence[str], template: str | None) ->
     return "\n".join([*lines, f"PARAMETER num_ctx {context}", ""])
 
 
-def go_template(chat: ChatTemplate, beginning: str | None) -> str | None:
-    """A template in Go that renders conversations as `chat` does; None if it has another form.
+def go_template(chat: ChatTemplate, bos: str | None) -> str | None:
+    """A Go template that renders conversations as `chat` does; None if it cannot be translated.
 
-    The form: an opening if there is no system message, one block for each message that depends only
-    on its role, and the generation prompt after a last message that is not the assistant's.
-    beginning: a token that llama.cpp itself puts before every text and that is not repeated.
+    It can if a conversation consists of an opening (only without a system message), one block per
+    message that depends on its role alone, and the generation prompt after a last message that is
+    not the assistant's. bos: a token that llama.cpp itself puts before every text.
     """
     try:
-        blocks, opening, prompt = _pieces(chat)
-    except ValueError:  # for example, no system messages
+        blocks, opening, prompt = _blocks(chat)
+    except ValueError:  # for example, it does not accept system messages
         return None
-    if beginning:
-        opening = opening.removeprefix(beginning)
-        blocks["system"] = blocks["system"].removeprefix(beginning)
+    if bos:
+        opening = opening.removeprefix(bos)
+        blocks["system"] = blocks["system"].removeprefix(bos)
     branches = []
     for role, block in blocks.items():
         before, after = map(_literal, block.split(_CONTENT))
@@ -53,9 +53,9 @@ def go_template(chat: ChatTemplate, beginning: str | None) -> str | None:
     return None if '"""' in written else written
 
 
-def _pieces(chat: ChatTemplate) -> tuple[dict[str, str], str, str]:
-    """The block of each role, the opening, and the generation prompt; ValueError if the template
-    does not consist of them."""
+def _blocks(chat: ChatTemplate) -> tuple[dict[str, str], str, str]:
+    """The block of each role, the opening, and the generation prompt; ValueError if rendered
+    conversations do not consist of them."""
 
     def shape(*roles: str, generate: bool = False) -> str:
         return _MARK.sub(_CONTENT, chat.layout(roles, generate))

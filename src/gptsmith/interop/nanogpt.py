@@ -1,8 +1,8 @@
-"""nanoGPT's checkpoints (ckpt.pt of github.com/karpathy/nanoGPT): GPT-2's network, saved by torch.
+"""Import nanoGPT checkpoints (ckpt.pt of github.com/karpathy/nanoGPT): GPT-2, saved by torch.
 
-A .pt file is a zip of tensors and one pickle. torch opens it with weights_only=True, which builds
-only tensors and plain containers and runs no code of the file; tensors are read when they are
-needed. Names are those of GPT-2 in transformers, matrices are (out, in) as ours.
+A .pt file is a zip of tensors and one pickle. It is opened with weights_only=True, which builds
+only tensors and plain containers and runs no code from the file; tensors are memory-mapped. Names
+are those of GPT-2 in transformers, matrices are (out, in) like ours.
 """
 
 import pickletools
@@ -32,8 +32,9 @@ _GPT2_VOCABULARIES = (50257, 50304)  # exact, and rounded up to a multiple of 64
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# What the pickle of a state dict asks for. torch allows more, such as `bytearray` of any size.
-_REQUESTED = re.compile(
+# The globals that the pickle of a state dict refers to. torch allows more, such as `bytearray` of
+# any size.
+_ALLOWED_GLOBALS = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)"
     r"|torch ((Float|Half|BFloat16|Double|Long|Int|Short|Char|Byte|Bool)Storage|Size)"
 )
@@ -51,7 +52,7 @@ _GELU = (
 def open_file(path: Path) -> ExternalModel:
     """The model in a ckpt.pt of nanoGPT, with the tokenizer.json in its folder, or else GPT-2's.
 
-    Raises ValueError, in one line, for a file that is damaged, holds code, or is of another
+    Raises ValueError, in one line, for a file that is damaged, contains code, or has another
     architecture.
     """
     content = _load(path)
@@ -90,7 +91,7 @@ def open_file(path: Path) -> ExternalModel:
 
 
 def _load(path: Path) -> Any:
-    """What torch.save wrote. ValueError unless it is made of tensors and plain containers."""
+    """The saved object. ValueError unless it consists of tensors and plain containers."""
     try:
         archive = zipfile.ZipFile(path)
     # zipfile raises NotImplementedError for compression methods that it does not know.
@@ -125,7 +126,7 @@ def _check_pickle(data: bytes) -> None:
         if count > _MAX_OPERATIONS:
             raise ValueError(f"more than {_MAX_OPERATIONS:,} operations")
         named = operation.name in ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")
-        if named and not _REQUESTED.fullmatch(str(argument)):
+        if named and not _ALLOWED_GLOBALS.fullmatch(str(argument)):
             raise ValueError(f"it asks for {str(argument).replace(' ', '.')!r:.80}")
 
 
@@ -145,7 +146,7 @@ def _tensors(state: Any, path: Path) -> dict[str, Tensor]:
             or tensor.layout is not torch.strided
             or tensor.device.type != "cpu"
             or tensor.dtype not in _DTYPES
-            # such as one number that is repeated a billion times
+            # an expanded tensor, such as one number repeated a billion times
             or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size()
         ):
             raise ValueError(f"{path}: {key!r} is not a dense tensor of floating-point numbers")

@@ -1,15 +1,15 @@
-"""The files of OpenAI's GPT-2, downloaded from where they were published."""
+"""Download the files of OpenAI's GPT-2 from OpenAI's server."""
 
 from pathlib import Path
 
 from gptsmith import download
-from gptsmith.download import Wanted
+from gptsmith.download import RemoteFile
 
 _OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/models"
 _DATA = "model.ckpt.data-00000-of-00001"
 _NAMES = ("checkpoint", "encoder.json", "vocab.bpe", "hparams.json", "model.ckpt.index", _DATA)
-# Size and sha256, as far as they are known: of all models, and of one. The checksums of the index
-# find damage to the weights in any case.
+# Size and sha256 where they are known; keys without a folder hold for every size. The checksums in
+# the index detect damaged weights in any case.
 _KNOWN: dict[str, tuple[int, str | None]] = {
     "checkpoint": (77, "dd1b025d2e155283f5e300ce95bf6d5b6bc0f7fe010db73daa6975eb896ab9cb"),
     "encoder.json": (
@@ -29,7 +29,7 @@ _KNOWN: dict[str, tuple[int, str | None]] = {
 }  # fmt: skip
 GPT2 = {
     size: [
-        Wanted(name, *_KNOWN.get(name, _KNOWN.get(f"{size}/{name}", (None, None))))
+        RemoteFile(name, *_KNOWN.get(name, _KNOWN.get(f"{size}/{name}", (None, None))))
         for name in _NAMES
     ]
     for size in ("124M", "355M", "774M", "1558M")
@@ -43,10 +43,10 @@ def gpt2(size: str) -> Path:
     ValueError for a file that is not the published one.
     """
     with download.cache("gpt2", size) as folder:
-        for wanted in GPT2[size]:
-            url = f"{_OPENAI}/{size}/{wanted.name}"
+        for remote in GPT2[size]:
+            url = f"{_OPENAI}/{size}/{remote.name}"
             try:
-                download.fetch(url, folder / wanted.name, wanted)
+                download.fetch(url, folder / remote.name, remote)
             except ConnectionError as error:
                 missing = [w.name for w in GPT2[size] if not (folder / w.name).is_file()]
                 raise FileNotFoundError(

@@ -1,9 +1,9 @@
-"""OpenAI's GPT-2 as it was published: a TensorFlow checkpoint, hparams.json and two BPE tables.
+"""Import GPT-2 in OpenAI's original format: a TensorFlow checkpoint, hparams.json and BPE tables.
 
-A folder: hparams.json, checkpoint (names the newest), NAME.index, NAME.data-0000i-of-0000n,
-encoder.json, vocab.bpe. gpt-2-simple and nshepperd's fine-tuning write the same form, with the
-optimizer's variables in it, which are ignored. Names and shapes: src/model.py of
-github.com/openai/gpt-2.
+The folder contains hparams.json, checkpoint (which names the newest), NAME.index,
+NAME.data-0000i-of-0000n, encoder.json and vocab.bpe. gpt-2-simple and nshepperd's fine-tuning
+write the same format, plus the optimizer's variables, which are ignored. Names and shapes:
+src/model.py of github.com/openai/gpt-2.
 """
 
 import re
@@ -70,7 +70,7 @@ def open_folder(folder: Path) -> ExternalModel:
 
 
 def _weights(entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """Those of the model. The optimizer's variables are below them (model/wte/Adam) or outside
+    """The model's variables. The optimizer's are named below them (model/wte/Adam) or outside
     model/ (beta1_power, global_step)."""
 
     def is_below_another(name: str) -> bool:
@@ -84,7 +84,7 @@ def _weights(entries: Mapping[str, Entry]) -> dict[str, Entry]:
 
 
 def _variable(name: str) -> str:
-    """The name of a tensor of transformers' GPT-2 in TensorFlow: transformer.h.0.ln_1.weight is
+    """transformers' name of a tensor of GPT-2 -> TensorFlow's: transformer.h.0.ln_1.weight is
     model/h0/ln_1/g."""
     module, _, kind = name.removeprefix("transformer.").rpartition(".")
     path = re.sub(r"^h\.", "h", module).replace(".", "/")

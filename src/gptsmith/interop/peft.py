@@ -1,9 +1,9 @@
-"""LoRA adapters on disk, in peft's form: written, read, and converted to our names and back.
+"""LoRA adapters on disk, in peft's format: write, read, and convert to our names and back.
 
-peft knows the modules of transformers' classes, where q, k and v (gate and up) are separate layers;
-ours are fused. An adapter of ours is split by the rows of B, every part with the same A. Adapters
-of several parts are joined: parts with the same A share it; others are stacked, A below A and B
-next to B, with rank and alpha multiplied accordingly.
+peft uses the modules of transformers' classes, where q, k and v (gate and up) are separate layers;
+ours are fused. Our adapters are split by the rows of B, and every part gets a copy of A. Separate
+adapters are joined: parts with the same A share it; distinct A's are stacked vertically and their
+B's block-diagonally, with rank and alpha multiplied accordingly.
 """
 
 from __future__ import annotations
@@ -27,7 +27,14 @@ from pydantic import (
 from torch import Tensor
 
 from gptsmith import files
-from gptsmith.interop.hf_mapping import GPT2_NAMES, LLAMA_NAMES, Names, Stored, family_of, stored
+from gptsmith.interop.hf_mapping import (
+    GPT2_NAMES,
+    LLAMA_NAMES,
+    Names,
+    TensorLayout,
+    family_of,
+    tensor_layout,
+)
 from gptsmith.model import state_dict
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
@@ -38,12 +45,12 @@ from gptsmith.train import checkpoint as checkpoints
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
-_ROWS = ".token_adapter.trainable_tokens_delta"
+_TOKEN_ROWS = ".token_adapter.trainable_tokens_delta"
 
-# For an architecture that no class of transformers has: our modules keep their names.
+# For architectures without a transformers class, whose modules keep our names.
 _OWN_NAMES: Names = {name: (name,) for name in (*GPT2_NAMES, *LLAMA_NAMES)}
 
-# Fields of adapter_config.json that make an adapter compute something else than A and B say.
+# Fields of adapter_config.json that change what an adapter computes, beyond A and B.
 _UNSUPPORTED = (
     "use_rslora", "use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "layer_replication",
     "use_qalora", "use_bdlora", "target_parameters", "alora_invocation_tokens", "arrow_config",
@@ -52,7 +59,7 @@ _UNSUPPORTED = (
 
 
 class _Config(BaseModel):
-    """The fields of adapter_config.json that are read here, with the values of plain LoRA."""
+    """The fields of adapter_config.json that are used here, with the values of plain LoRA."""
 
     model_config = ConfigDict(strict=True)
 
@@ -124,8 +131,8 @@ def _linears(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _kind(module: str) -> str:
-    """Its name within a block: `attention.qkv`."""
+def _layer_kind(module: str) -> str:
+    """The name of a layer within its block: `attention.qkv`."""
     return module.split(".", 2)[2]
 
 
@@ -141,15 +148,15 @@ def to_peft(config: ModelConfig, adapter: Adapter) -> tuple[dict[str, Tensor], d
     for name, tensor in adapter.tensors.items():
         module, _, kind = name.rpartition(".")
         if kind in ("lora_A", "lora_B"):
-            adapted.add(_kind(module))
-            layout = stored(config, names, name, len(tensor))
+            adapted.add(_layer_kind(module))
+            layout = tensor_layout(config, names, name, len(tensor))
             is_shared = kind == "lora_A"
             parts = [tensor] * len(layout.names) if is_shared else tensor.split(layout.rows)
             for part_name, part in zip(layout.names, parts, strict=True):
                 # safetensors refuses tensors that share memory
                 theirs[f"{_PREFIX}{part_name}.weight"] = part.clone()
         elif kind == "rows":
-            theirs[f"{_PREFIX}{names[module][0]}{_ROWS}"] = tensor
+            theirs[f"{_PREFIX}{names[module][0]}{_TOKEN_ROWS}"] = tensor
         else:
             assert name == "score.weight", name
             theirs[_PREFIX + name] = tensor
@@ -181,7 +188,7 @@ def _targets(config: ModelConfig, names: Names, adapted: set[str]) -> list[str]:
     else what follows the number of the block."""
     parts = {
         part.partition("*.")[2]: kind in adapted
-        for kind in dict.fromkeys(map(_kind, _linears(config)))
+        for kind in dict.fromkeys(map(_layer_kind, _linears(config)))
         for part in names[f"blocks.*.{kind}"]
     }
     words = {part: part.split(".")[-1] for part in parts}
@@ -202,7 +209,9 @@ def from_peft(
     read = _validated(config, fields)
     parent = str((read.auto_mapping or {}).get("parent_library"))
     names = _OWN_NAMES if parent.startswith("gptsmith.") else family_of(config).names
-    tables = {names[table][0] + _ROWS: f"{table}.rows" for table in ("embedding.token", "head")}
+    tables = {
+        names[table][0] + _TOKEN_ROWS: f"{table}.rows" for table in ("embedding.token", "head")
+    }
     matrices: dict[str, Tensor] = {}
     ours: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -219,7 +228,7 @@ def from_peft(
             matrices[name.removesuffix(".weight")] = tensor
     joined = {}
     for module, (rows, columns) in _linears(config).items():
-        layout = stored(config, names, f"{module}.lora", rows)
+        layout = tensor_layout(config, names, f"{module}.lora", rows)
         joined[module] = _join(layout, columns, read.r, matrices)
     if matrices:
         raise ValueError(
@@ -230,13 +239,13 @@ def from_peft(
     rank = max(len(a) for a, _ in joined.values())
     if not rank:
         raise ValueError("the adapter has no LoRA matrices: it would change nothing")
-    kinds = dict.fromkeys(_kind(module) for module, (a, _) in joined.items() if len(a))
+    kinds = dict.fromkeys(_layer_kind(module) for module, (a, _) in joined.items() if len(a))
     for module, (a, b) in joined.items():
-        if _kind(module) in kinds:
+        if _layer_kind(module) in kinds:
             zeros = rank - len(a)
             ours[f"{module}.lora_A"] = torch.cat([a, a.new_zeros(zeros, a.shape[1])])
             ours[f"{module}.lora_B"] = torch.cat([b, b.new_zeros(len(b), zeros)], 1)
-    every = kinds.keys() == set(map(_kind, joined))
+    every = kinds.keys() == set(map(_layer_kind, joined))
     lora = LoraConfig(
         rank=rank,
         alpha=read.lora_alpha * rank / read.r,
@@ -247,12 +256,12 @@ def from_peft(
 
 
 def _join(
-    layout: Stored, columns: int, r: int, matrices: dict[str, Tensor]
+    layout: TensorLayout, columns: int, r: int, matrices: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """A (k * r, columns) and B (all rows, k * r) of a fused matrix, from the adapters (rank r) of
-    some of its parts, which have k different A. Removes what it uses from `matrices`."""
-    different: list[Tensor] = []
-    blocks: list[tuple[int, int, Tensor]] = []  # top row, index among the different A, B
+    some of its parts, which have k distinct A. Removes what it uses from `matrices`."""
+    distinct: list[Tensor] = []
+    blocks: list[tuple[int, int, Tensor]] = []  # top row, index among the distinct A, B
     for i, (name, rows) in enumerate(zip(layout.names, layout.rows, strict=True)):
         pair = [matrices.pop(f"{name}_{side}", None) for side in "AB"]
         shapes = [None if x is None else tuple(x.shape) for x in pair]
@@ -265,10 +274,10 @@ def _join(
                 "incomplete"
             )
         a, b = (x for x in pair if x is not None)
-        at = next((i for i, x in enumerate(different) if torch.equal(a, x)), len(different))
-        different[at:] = different[at:] or [a]
+        at = next((i for i, x in enumerate(distinct) if torch.equal(a, x)), len(distinct))
+        distinct[at:] = distinct[at:] or [a]
         blocks.append((sum(layout.rows[:i]), at * r, b))
-    joined_a = torch.cat([*different, torch.empty(0, columns)])
+    joined_a = torch.cat([*distinct, torch.empty(0, columns)])
     joined_b = torch.zeros(sum(layout.rows), len(joined_a), dtype=joined_a.dtype)
     for top, left, b in blocks:
         joined_b[top : top + len(b), left : left + r] = b

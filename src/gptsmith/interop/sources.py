@@ -1,4 +1,4 @@
-"""What can be imported, by path or name, and which reader opens it."""
+"""Open a model to import, given by path or name, with the reader for its format."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -13,13 +13,13 @@ from gptsmith.interop.external_model import ExternalModel, check_vocabulary
 from gptsmith.model import lora, state_dict
 from gptsmith.tokenizer import Tokenizer, TokenRoles
 
-_ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Names without an owner, which the Hub no longer uses.
-_OWNERS = {"distilgpt2": "distilbert/distilgpt2"} | {
+_HUB_OWNERS = {"distilgpt2": "distilbert/distilgpt2"} | {
     name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 }
 _NANOGPT = (".pt", ".pth", ".ckpt")
-_OTHERS = {
+_UNSUPPORTED = {
     ".gguf": "is an export for llama.cpp: import the model that it was made from",
     ".bin": "is a pickle of weights, which can run code: if you trust it, load it with "
     "transformers, save it with save_pretrained and import that folder",
@@ -32,47 +32,47 @@ _EXPECTED = (
 )
 
 
-def open_source(source: str, ends: Sequence[str] = ()) -> ExternalModel:
+def open_source(source: str, eos_tokens: Sequence[str] = ()) -> ExternalModel:
     """The model at a path, or by name: a size of OpenAI's GPT-2, or OWNER/NAME of the Hub.
 
-    ends: names of the tokens that end a text, whatever the model's files say.
+    eos_tokens: names of the tokens that end a text, overriding the model's files.
 
-    An existing path comes before a name, and the files in it decide. Raises ValueError or
+    An existing path takes precedence over a name; its files decide the format. Raises ValueError or
     FileNotFoundError that says what was found or expected, and the remedy.
     """
-    model = _find(source, ends)
-    return replace(model, tokenizer=model.tokenizer.with_eos(ends)) if ends else model
+    model = _open(source, eos_tokens)
+    return replace(model, tokenizer=model.tokenizer.with_eos(eos_tokens)) if eos_tokens else model
 
 
-def _find(source: str, ends: Sequence[str]) -> ExternalModel:
+def _open(source: str, eos_tokens: Sequence[str]) -> ExternalModel:
     path = Path(source).expanduser()
     if path.is_dir():
-        return _open_folder(path, ends)
+        return _open_folder(path, eos_tokens)
     if path.exists():
         return _open_file(path)
     if source in openai_files.GPT2:
         found = openai_tf.open_folder(openai_files.gpt2(source))
         return replace(found, origin={**found.origin, "import": source})
-    if _ON_HUB.fullmatch(source):
+    if _HUB_NAME.fullmatch(source):
         folder, revision, notes = hub.fetch(source)
-        found = hf.open_folder(folder, ends)
+        found = hf.open_folder(folder, eos_tokens)
         origin = {**found.origin, "import": source, "revision": revision}
         return replace(found, origin=origin, notes=[*notes, *found.notes])
-    known = f" ({_OWNERS[source]} on the Hub)" if source in _OWNERS else ""
+    known = f" ({_HUB_OWNERS[source]} on the Hub)" if source in _HUB_OWNERS else ""
     raise FileNotFoundError(
         f"{source}: there is no such file or folder{known}; expected {_EXPECTED}, a size of GPT-2 "
         f"({', '.join(openai_files.GPT2)}), or OWNER/NAME of the Hub"
     )
 
 
-def _open_folder(folder: Path, ends: Sequence[str]) -> ExternalModel:
+def _open_folder(folder: Path, eos_tokens: Sequence[str]) -> ExternalModel:
     names = sorted(child.name for child in folder.iterdir() if child.is_file())
     if {"config.yaml", "model.json"} <= set(names):
         raise ValueError(f"{folder} is a run of gptsmith already: use it as it is")
     if "hparams.json" in names:
         return openai_tf.open_folder(folder)
     if "config.json" in names:
-        return hf.open_folder(folder, ends)
+        return hf.open_folder(folder, eos_tokens)
     if "manifest.json" in names:
         raise ValueError(
             f"{folder} is a prepared corpus or a run's checkpoint: import takes models"
@@ -84,17 +84,17 @@ def _open_folder(folder: Path, ends: Sequence[str]) -> ExternalModel:
             raise ValueError(
                 f"{folder} has no config.json: for a nanoGPT checkpoint, give {folder / name}"
             )
-        if Path(name).suffix in _OTHERS:
-            raise ValueError(f"{folder}: {name} {_OTHERS[Path(name).suffix]}")
+        if Path(name).suffix in _UNSUPPORTED:
+            raise ValueError(f"{folder}: {name} {_UNSUPPORTED[Path(name).suffix]}")
     raise ValueError(f"{folder} holds no model: expected {_EXPECTED}")
 
 
 def _open_adapter(folder: Path) -> ExternalModel:
-    """The model that a LoRA adapter of peft makes of its base, merged.
+    """A LoRA adapter in peft's format, merged into its base model.
 
-    The base is the one that adapter_config.json names, or, where that is not here, the folder
-    `base` in the adapter's, into which `export --adapter` writes it. A tokenizer beside the adapter
-    is used instead of the base's.
+    The base is the folder that adapter_config.json names or, if that does not exist, `base` inside
+    the adapter's folder, where `export --adapter` writes it. A tokenizer in the adapter's folder
+    replaces the base's.
     """
     path = folder / peft.CONFIG
     name = str(files.mapping(files.read_json(path), path).get("base_model_name_or_path") or "")
@@ -112,13 +112,13 @@ def _open_adapter(folder: Path) -> ExternalModel:
     adapter = peft.load(folder, base.config)
     if (folder / "tokenizer.json").is_file():
         tokenizer = hf_tokenizer.read(folder, "")
-        if (declared := base.tokenizer.declared_roles) is not None:  # of the model, the base says
+        if (declared := base.tokenizer.declared_roles) is not None:  # ids are in the base's config
             own = tokenizer.declared_roles or declared
             roles = TokenRoles(own.tokenizer, declared.config, declared.generation)
             tokenizer = Tokenizer(tokenizer.to_json(), folder / "tokenizer.json", roles)
         check_vocabulary(folder, tokenizer, base.config)
-        template, unusable = hf_tokenizer.read_template(folder, tokenizer)
-        notes = [*base.notes, *unusable]
+        template, template_notes = hf_tokenizer.read_template(folder, tokenizer)
+        notes = [*base.notes, *template_notes]
         base = replace(base, tokenizer=tokenizer, template=template or base.template, notes=notes)
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
@@ -140,6 +140,6 @@ def _open_file(path: Path) -> ExternalModel:
     folder = path.parent
     if (folder / "config.json").is_file() or (folder / "hparams.json").is_file():
         raise ValueError(f"{path} is one file of a model: give its folder, {folder}")
-    if path.suffix in _OTHERS:
-        raise ValueError(f"{path} {_OTHERS[path.suffix]}")
+    if path.suffix in _UNSUPPORTED:
+        raise ValueError(f"{path} {_UNSUPPORTED[path.suffix]}")
     raise ValueError(f"{path} is not a model: expected {_EXPECTED}")

@@ -1,9 +1,9 @@
-"""TensorFlow's checkpoint files ("tensor bundle" of format V2), read without TensorFlow.
+"""Read TensorFlow checkpoints ("tensor bundle", format V2) without TensorFlow.
 
-NAME.index is a table as LevelDB writes it (github.com/google/leveldb, doc/table_format.md): blocks
-of keys that share prefixes, an index of the blocks, a footer. Its values are small protocol buffers
-(tensorflow/core/protobuf/tensor_bundle.proto): under "" how many data files there are, and under
-each variable's name its type, shape, place in NAME.data-0000i-of-0000n, and checksum.
+NAME.index is a LevelDB table (github.com/google/leveldb, doc/table_format.md): blocks of keys with
+shared prefixes, an index of the blocks, and a footer. Its values are protocol buffers
+(tensorflow/core/protobuf/tensor_bundle.proto): under the key "" the number of data files, and under
+each variable's name its type, shape, location in NAME.data-0000i-of-0000n, and checksum.
 Files are not trusted: nothing is read or allocated beyond the sizes of the files.
 """
 
@@ -19,8 +19,8 @@ from torch import Tensor
 
 _MAGIC = bytes.fromhex("57fb808b247547db")
 _FOOTER = 48
-_LARGEST_INDEX = 1 << 20  # bytes; that of GPT-2 1558M has about 21,000
-_LONGEST_NAME = 256
+_MAX_INDEX_BYTES = 1 << 20  # bytes; that of GPT-2 1558M has about 21,000
+_MAX_NAME_BYTES = 256
 # tensorflow/core/framework/types.proto
 _DTYPES = {1: torch.float32, 14: torch.bfloat16, 19: torch.float16}
 
@@ -45,10 +45,10 @@ def read_index(prefix: Path) -> dict[str, Entry]:
     """
     path = prefix.with_name(f"{prefix.name}.index")
     size = path.stat().st_size
-    if size > _LARGEST_INDEX:
+    if size > _MAX_INDEX_BYTES:
         raise ValueError(f"{path} has {size:,} bytes, too many for the index of a GPT-2")
     try:
-        table = dict(_table(path.read_bytes()))
+        table = dict(_table_items(path.read_bytes()))
         header, _ = _fields(table.pop(b"", b""))
         shards = header.get(1, 0)
         _require(shards <= len(table) + 1, f"{shards} data files")
@@ -106,7 +106,7 @@ def _entry(name: str, value: bytes, files: list[Path]) -> Entry:
     return Entry(name, dtype, shape, files[shard], offset, size, checksum)
 
 
-def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _table_items(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """The keys and values of a whole table."""
     _require(data.endswith(_MAGIC), "the footer is not a table's")
     footer = data[-_FOOTER:]
@@ -136,20 +136,20 @@ def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
         length, at = _varint(block, at)
         _require(shared <= len(key) and at + rest + length <= end, f"an entry at {offset + at}")
         key = key[:shared] + block[at : at + rest]
-        _require(len(key) <= _LONGEST_NAME, f"a name of {len(key)} bytes")
+        _require(len(key) <= _MAX_NAME_BYTES, f"a name of {len(key)} bytes")
         yield key, block[at + rest : at + rest + length]
         at += rest + length
 
 
 def _handle(data: bytes, at: int) -> tuple[int, int, int]:
-    """Offset and size of a block, and where what follows begins."""
+    """A block handle: offset and size of a block, and the position after the handle."""
     offset, at = _varint(data, at)
     size, at = _varint(data, at)
     return offset, size, at
 
 
 def _fields(data: bytes) -> tuple[dict[int, int], dict[int, list[bytes]]]:
-    """The numbers and the messages in a protocol buffer (protobuf.dev, "Encoding"), by field."""
+    """Numbers and messages of a protocol buffer (protobuf.dev, "Encoding"), by field number."""
     numbers: dict[int, int] = {}
     messages: dict[int, list[bytes]] = {}
     at = 0
@@ -173,7 +173,7 @@ def _fields(data: bytes) -> tuple[dict[int, int], dict[int, list[bytes]]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of 7 bits per byte, lowest first, and where what follows begins."""
+    """A varint (7 bits per byte, lowest first) and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         value |= (data[at] & 0x7F) << shift
@@ -184,7 +184,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _masked_crc(data: Any) -> int:  # bytes or an array of them
-    """CRC-32C in the form in which LevelDB stores that of data that may contain checksums."""
+    """LevelDB's masked CRC-32C, for data that may itself contain checksums."""
     checksum = google_crc32c.value(data)
     rotated = (checksum >> 15 | checksum << 17) & 0xFFFFFFFF
     return (rotated + 0xA282EAD8) & 0xFFFFFFFF

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention over three backends, and a CPU form for training in bfloat16.
+"""Scaled dot-product attention: three backends, and a blocked CPU version for bfloat16 training.
 
 B batch, H query heads, K key/value heads, T queries, S keys, D head size.
 """
@@ -25,7 +25,7 @@ class CausalMask(NamedTuple):
 def dense_bias(
     mask: Mask, B: int, H: int, T: int, device: torch.device
 ) -> Tensor | CausalMask | None:
-    """The mask over T tokens as `attention` takes it."""
+    """A mask over T tokens in the form that `attention` takes."""
     if mask.is_plain_causal:
         return None
     at = torch.arange(T, device=device)

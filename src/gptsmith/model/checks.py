@@ -1,8 +1,7 @@
-"""What users pass to the network, and what the error says: the value, and what to give instead.
+"""Checks of the arguments of network modules; errors state the value and what to give instead.
 
-Shapes and dtypes are known without looking at the numbers. Numbers are read from CPU tensors only:
-reading them from another device would wait for it, in every step. In compiled code nothing is
-checked that depends on numbers.
+Shapes and dtypes are always checked, values on the CPU only: reading them from another device would
+synchronize with it in every step. Compiled code does not check values.
 
 B batch, T time, C channels, V vocabulary.
 """
@@ -101,7 +100,7 @@ def check_mask(mask: object) -> None:
 
 
 def _outside(numbers: Tensor, limit: int) -> tuple[int, ...]:
-    """The first number that is not in 0..limit - 1, as far as they can be read at no cost."""
+    """An example of a number outside 0..limit - 1, or (); numbers on other devices are not read."""
     if torch.compiler.is_compiling() or numbers.device.type != "cpu" or not numbers.numel():
         return ()
     low, high = map(int, numbers.aminmax())

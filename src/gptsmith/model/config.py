@@ -1,4 +1,4 @@
-"""The space of models: a few axes of one network, and named points (presets) in it."""
+"""The architecture of a model: ModelConfig and its presets."""
 
 from __future__ import annotations
 
@@ -146,8 +146,8 @@ class ModelConfig(BaseModel):
         assert self.d_ff is not None
         return self.d_ff
 
-    # What the axes mean. Each is decided once, by an exhaustive match: a value that no case names
-    # is an error everywhere, and never counted, trained or exported as another one.
+    # The meaning of each option is decided once, by an exhaustive match: a new value is an error
+    # everywhere until it is handled, and never counted, trained or exported as another one.
     @property
     def rotary(self) -> bool:
         """Whether attention rotates queries and keys; otherwise positions are learned vectors."""
@@ -193,7 +193,7 @@ class ModelConfig(BaseModel):
                 assert_never(unknown)
 
     def change(self, **fields: Any) -> ModelConfig:
-        """A validated copy with other values; sizes that depend on a changed one are derived."""
+        """A validated copy with changed fields; sizes that depend on them are derived again."""
         values = self.model_dump()
         if {"n_head", "n_embd"} & fields.keys():
             values.update(n_kv_head=None, head_dim=None, d_ff=None)

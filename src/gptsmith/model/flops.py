@@ -1,4 +1,4 @@
-"""Parameters, FLOPs and memory of an architecture, by closed formulas.
+"""Parameters, FLOPs and memory of an architecture, by closed-form formulas.
 
 B batch, T time, C channels, H heads, K key/value heads, D head size, F hidden width, V vocabulary.
 """
@@ -29,7 +29,7 @@ def parameters(c: ModelConfig) -> int:
 
 
 def _norm(c: ModelConfig) -> tuple[int, int]:
-    """Of one norm: its vectors (C,) of parameters, and those that it saves for each token."""
+    """For one norm: how many vectors (C,) of parameters it has, and how many it saves per token."""
     match c.norm:
         case "layernorm":
             return 1 + c.linear_bias, 1
@@ -40,7 +40,7 @@ def _norm(c: ModelConfig) -> tuple[int, int]:
 
 
 def block_matrices(c: ModelConfig) -> int:
-    """Parameters of the matrices in all blocks: those that Muon trains and every token passes."""
+    """Parameters of the matrices in all blocks, which Muon trains and every token uses."""
     attention = (c.n_head + 2 * c.K) * c.D + c.n_head * c.D
     return c.n_layer * c.n_embd * (attention + c.F * (2 + c.gated))
 

@@ -1,4 +1,4 @@
-"""The whole network: a decoder-only transformer whose variants are a few axes of `ModelConfig`.
+"""The whole network: a decoder-only transformer whose variants are options of `ModelConfig`.
 
 Every part works on its own: `MultiHeadAttention(config)(x)` is causal, rotates queries and keys if
 the config says rope, and starts with the weights that it would have inside a `GPTModel`.
@@ -92,8 +92,8 @@ class TokenEmbedding(nn.Module):
 
 
 class FusedLinear(nn.Linear):
-    """Several matrices in one product, stacked by rows; `fused_rows` are their heights, for an
-    optimizer that treats each matrix by itself."""
+    """Several linear layers computed as one: their matrices are stacked by rows. `fused_rows` has
+    their numbers of rows, for optimizers that update each matrix separately."""
 
     def __init__(self, inputs: int, fused_rows: tuple[int, ...], bias: bool) -> None:
         super().__init__(inputs, sum(fused_rows), bias=bias)
@@ -247,8 +247,8 @@ class TransformerBlock(nn.Module):
 class GPTModel(nn.Module):
     """Token ids in, logits out.
 
-    mask_folder: where a `file.py:function` mask is looked up; the file is imported, that is its
-    code runs, only with trust_code. mask: what config.mask names, if it is loaded already.
+    mask_folder: where a `file.py:function` mask is looked up; the file is imported, which runs its
+    code, only with trust_code. mask: the mask that config.mask names, if it is already loaded.
     """
 
     def __init__(

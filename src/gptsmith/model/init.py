@@ -15,22 +15,22 @@ from torch import nn
 
 from gptsmith.model.config import ModelConfig
 
-_INSIDE = ContextVar("_INSIDE", default=False)
+_INITIALIZING = ContextVar("_INSIDE", default=False)
 
 
 @contextmanager
 def initialized(module: nn.Module, config: ModelConfig) -> Iterator[None]:
-    """Context in which `module` creates its parts; at its end, `init_weights` draws their weights.
+    """Context in which `module` creates its submodules; on exit, their weights are initialized.
 
-    Of nested contexts only the outermost draws, so that a model's weights are drawn in one pass
-    over all its parameters.
+    Of nested contexts only the outermost calls `init_weights`, so a model's weights are drawn in
+    one pass over all its parameters.
     """
-    outermost = not _INSIDE.get()
-    token = _INSIDE.set(True)
+    outermost = not _INITIALIZING.get()
+    token = _INITIALIZING.set(True)
     try:
         yield
     finally:
-        _INSIDE.reset(token)
+        _INITIALIZING.reset(token)
     if outermost:
         init_weights(module, config)
 

@@ -1,4 +1,4 @@
-"""The KV cache: keys and values of the tokens a model has read, so a new token costs one position.
+"""The KV cache: keys and values of the tokens read so far, so a new token costs one position.
 
 `KVCache` has a row for each text; `PagedKVCache` has pages that texts may share (see
 gptsmith.generate.pages).
@@ -126,7 +126,7 @@ class KVCache:
             previous = previous.clone()  # (B, before)
         self.lengths = lengths = [n + m for n, m in zip(before, added, strict=True)]
         self._used = min(max(lengths), S)
-        self._place(positions, lengths, added)
+        self._choose_slots(positions, lengths, added)
         aligned = min(lengths) == max(lengths)
         if T == 1:
             if mask.is_plain_causal and aligned:
@@ -176,7 +176,7 @@ class KVCache:
                     f" mask {mask.expression}: {enough} are enough for any text"
                 )
 
-    def _place(self, positions: Tensor, lengths: list[int], added: list[int]) -> None:
+    def _choose_slots(self, positions: Tensor, lengths: list[int], added: list[int]) -> None:
         """Choose the slots of the new tokens; the newest S tokens of a row are kept."""
         S = self.capacity
         stored = self.positions

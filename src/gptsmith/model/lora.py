@@ -1,6 +1,6 @@
-"""Train a part of a model: low-rank adapters, rows of new tokens, unfrozen parameters.
+"""Train part of a model: low-rank adapters, embeddings of new tokens, unfrozen parameters.
 
-Each wraps modules of an existing model; `merge` unwraps them. LoRA: Hu et al. 2021.
+The first two wrap modules of an existing model; `merge` unwraps them. LoRA: Hu et al. 2021.
 B batch, T time, C channels, V vocabulary, r rank, n trainable rows.
 """
 
@@ -21,9 +21,9 @@ from gptsmith.model.gpt import GPTModel
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer plus a product of two thin matrices, A (r, in) and B (out, r).
+    """A frozen linear layer plus the low-rank update B @ A, with A (r, in) and B (out, r).
 
-    B starts at zero and A as in peft, so the layer initially computes what it did before.
+    B starts at zero and A as in peft, so initially the output is unchanged.
     """
 
     def __init__(self, base: nn.Linear, config: LoraConfig) -> None:
@@ -49,7 +49,7 @@ class LoraLinear(nn.Module):
 class TrainableTokens(nn.Module):
     """A frozen table (V, C), embedding or output head, whose rows `ids` are trained.
 
-    They are a separate parameter, so gradients and checkpoints contain no other rows.
+    The rows are a separate parameter, so gradients and checkpoints contain no other rows.
     """
 
     def __init__(self, base: nn.Embedding | nn.Linear, ids: Sequence[int]) -> None:
@@ -89,8 +89,8 @@ def attach(model: GPTModel, config: LoraConfig, token_ids: Sequence[int] = ()) -
     """Wrap the target layers of `model` in place and freeze everything else.
 
     Parameters without pretrained values stay trainable: the head of a classifier, and the rows
-    `token_ids` of the embedding and of an untied head (see train_rows). Parameters get the names
-    `blocks.0.attention.qkv.lora_A`, `.lora_B` and `.base.weight`, until `merge`.
+    `token_ids` of the embedding and of an untied head (see train_token_rows). Parameters get the
+    names `blocks.0.attention.qkv.lora_A`, `.lora_B` and `.base.weight`, until `merge`.
     Raises ValueError for a target that the blocks do not have.
     """
     assert config.rank > 0
@@ -109,10 +109,10 @@ def attach(model: GPTModel, config: LoraConfig, token_ids: Sequence[int] = ()) -
             model.blocks.set_submodule(name, LoraLinear(linear, config).train(model.training))
     if isinstance(model, GPTClassifier):
         model.score.requires_grad_(True)
-    train_rows(model, token_ids)
+    train_token_rows(model, token_ids)
 
 
-def train_rows(model: GPTModel, token_ids: Sequence[int]) -> None:
+def train_token_rows(model: GPTModel, token_ids: Sequence[int]) -> None:
     """Train the rows `token_ids` of the embedding and of an untied head if these are frozen.
 
     Freeze first. The rows are the parameters `embedding.token.rows` and `head.rows` (n, C), in the
@@ -128,8 +128,8 @@ def train_rows(model: GPTModel, token_ids: Sequence[int]) -> None:
 
 
 def merge(model: GPTModel) -> None:
-    """Fold adapters and trained rows into the weights, in place: afterwards the model has its plain
-    modules and names, and all of it is trainable. Without adapters nothing changes."""
+    """Merge adapters and trained rows into the weights, in place. Afterwards the model has its
+    plain modules and names, and all parameters are trainable."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLinear | TrainableTokens):
             model.set_submodule(name, module.merged())
@@ -155,8 +155,8 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
         raise ValueError(f"freeze {list(patterns)} leaves nothing to train: remove a pattern")
 
 
-def trainable(model: nn.Module) -> str:
-    """How much of a model is trained, as text."""
+def trainable_summary(model: nn.Module) -> str:
+    """How many parameters of a model are trained, as text."""
     total = sum(p.numel() for p in model.parameters())
     some = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return f"{some:,} of {total:,} parameters are trained ({some / total:.1%})"

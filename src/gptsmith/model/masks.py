@@ -1,4 +1,4 @@
-"""Attention masks as a small algebra: one definition, three backends.
+"""Attention masks as a small algebra, with one definition for all backends.
 
 A mask is a function of four integer tensors, mask(b, h, q, k) -> bool: may position q of row b
 attend to position k in head h? The same function object becomes a dense boolean tensor for
@@ -29,12 +29,16 @@ Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 VALID = "causal(), sliding_window(n), prefix(n), bidirectional(), combined by & | ~ and parentheses"
 
 _OR, _AND, _ATOM = 0, 1, 2  # Python's precedence, for the parentheses in `Mask.expression`
-_LARGEST = 2**31 - 1  # FlexAttention's kernels index with int32
+_MAX_INT32 = 2**31 - 1  # FlexAttention's kernels index with int32
 _LOOKAHEAD_BLOCK = 1 << 22  # mask entries evaluated at a time
 
 
 class Facts(NamedTuple):
-    """What is known about a mask without evaluating it."""
+    """Properties of a mask that are known without evaluating it.
+
+    inside_causal: no query attends to a later key. uses_b, uses_h: it depends on the row of the
+    batch, or on the head. level: precedence of its outermost operator.
+    """
 
     window: int | None = None
     plain_causal: bool = False
@@ -61,8 +65,8 @@ class Mask:
         facts: Facts | None = None,
     ) -> None:
         self.expression = expression or str(getattr(rule, "__name__", type(rule).__name__))
-        if facts is None:  # a user's function: nothing is known, everything is checked
-            self.rule = _checked(rule, self.expression)
+        if facts is None:  # a user's function, of which nothing is known
+            self.rule = _with_checks(rule, self.expression)
             facts = _probe(self.rule, self.expression)
         else:
             self.rule = rule  # type: ignore[assignment]
@@ -87,7 +91,7 @@ class Mask:
         f, g, x, y = self.rule, other.rule, self.facts, other.facts
         window = y.window if x.window is None else min(x.window, y.window or x.window)
         facts = Facts(window, inside_causal=x.inside_causal or y.inside_causal, level=_AND)
-        return self._joined(other, lambda b, h, q, k: f(b, h, q, k) & g(b, h, q, k), facts)
+        return self._combine(other, lambda b, h, q, k: f(b, h, q, k) & g(b, h, q, k), facts)
 
     def __or__(self, other: "Mask") -> "Mask":
         if not isinstance(other, Mask):
@@ -95,10 +99,10 @@ class Mask:
         f, g, x, y = self.rule, other.rule, self.facts, other.facts
         window = max(x.window, y.window) if x.window and y.window else None
         facts = Facts(window, inside_causal=x.inside_causal and y.inside_causal, level=_OR)
-        return self._joined(other, lambda b, h, q, k: f(b, h, q, k) | g(b, h, q, k), facts)
+        return self._combine(other, lambda b, h, q, k: f(b, h, q, k) | g(b, h, q, k), facts)
 
-    def _joined(self, other: "Mask", rule: Rule, facts: Facts) -> "Mask":
-        """Both masks as one; `facts` are those in which & and | differ."""
+    def _combine(self, other: "Mask", rule: Rule, facts: Facts) -> "Mask":
+        """The combined mask; `facts` has the properties in which & and | differ."""
         x, y = self.facts, other.facts
         sign = " & " if facts.level == _AND else " | "
         facts = facts._replace(
@@ -106,13 +110,13 @@ class Mask:
             uses_b=x.uses_b or y.uses_b,
             uses_h=x.uses_h or y.uses_h,
         )
-        text = sign.join(_wrap(facts.level, mask) for mask in (self, other))
+        text = sign.join(_parenthesized(facts.level, mask) for mask in (self, other))
         return Mask(rule, text, facts=facts)
 
     def __invert__(self) -> "Mask":
         f = self.rule
         facts = Facts(uses_b=self.facts.uses_b, uses_h=self.facts.uses_h)
-        text = "~" + _wrap(_ATOM, self)
+        text = "~" + _parenthesized(_ATOM, self)
         return Mask(lambda b, h, q, k: ~f(b, h, q, k), text, facts=facts)
 
     def __repr__(self) -> str:
@@ -209,13 +213,13 @@ def causal() -> Mask:
 
 def sliding_window(n: int) -> Mask:
     """The n - 1 previous positions, itself, and all later ones: intersect it with causal()."""
-    n = _whole("sliding_window", n, 1)
+    n = _check_integer("sliding_window", n, 1)
     return Mask(lambda b, h, q, k: q - k < n, f"sliding_window({n})", facts=Facts(window=n))
 
 
 def prefix(n: int) -> Mask:
     """Every position attends to the first n; the rest is causal (prefix LM, as in T5)."""
-    n = _whole("prefix", n, 0)
+    n = _check_integer("prefix", n, 0)
     return Mask(lambda b, h, q, k: (k < n) | (q >= k), f"prefix({n})", facts=Facts())
 
 
@@ -288,7 +292,7 @@ def parse(expression: str, folder: Path | None = None, trust_code: bool = False)
 
 
 def _build(node: ast.AST, text: str) -> Mask:
-    """The allow-list of `parse`."""
+    """The mask of a syntax tree, of which only the forms in VALID are allowed."""
     match node:
         case ast.BinOp(left, ast.BitAnd(), right):
             return _build(left, text) & _build(right, text)
@@ -334,8 +338,8 @@ def _from_file(text: str, path: Path, name: str, trust_code: bool) -> Mask:
     return Mask(found, text)
 
 
-def _checked(rule: Callable[..., Tensor | bool], expression: str) -> Rule:
-    """A user's rule with its requirements checked at each call; errors name it."""
+def _with_checks(rule: Callable[..., Tensor | bool], expression: str) -> Rule:
+    """A user's rule that is checked at each call; errors contain the expression."""
 
     def checked(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         try:
@@ -360,8 +364,8 @@ def _checked(rule: Callable[..., Tensor | bool], expression: str) -> Rule:
 def _probe(rule: Rule, expression: str) -> Facts:
     """Call the rule once with all-zero indices of size two.
 
-    Any table can be indexed by them, an `if` on them fails, and the shape of the result shows
-    whether the rule depends on b and h.
+    They are valid for a table of any size, an `if` on them fails, and the shape of the result
+    shows whether the rule depends on b and h.
     """
     zeros = torch.zeros(2, dtype=torch.long)
     b, h, q, k = (zeros.view([2 if i == j else 1 for j in range(4)]) for i in range(4))
@@ -375,11 +379,11 @@ def _probe(rule: Rule, expression: str) -> Facts:
     return Facts(uses_b=by_b == 2, uses_h=by_h == 2)
 
 
-def _whole(name: str, n: object, least: int) -> int:
-    if not isinstance(n, int) or isinstance(n, bool) or not least <= n <= _LARGEST:
-        raise ValueError(f"{name}({n!r}) needs a whole number from {least} to {_LARGEST}")
+def _check_integer(name: str, n: object, least: int) -> int:
+    if not isinstance(n, int) or isinstance(n, bool) or not least <= n <= _MAX_INT32:
+        raise ValueError(f"{name}({n!r}) needs a whole number from {least} to {_MAX_INT32}")
     return n
 
 
-def _wrap(level: int, mask: Mask) -> str:
+def _parenthesized(level: int, mask: Mask) -> str:
     return f"({mask.expression})" if mask.facts.level < level else mask.expression

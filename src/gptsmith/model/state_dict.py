@@ -1,4 +1,4 @@
-"""Build a model from stored weights or from another model, checked strictly.
+"""Build a model from stored weights or from another model, with strict checks.
 
 C channels, V vocabulary.
 """
@@ -33,7 +33,7 @@ def load(
     Raises ValueError naming `origin` and the parameters that are missing, unexpected, of another
     shape, or not finite. mask_folder, trust_code: see GPTModel.
     """
-    if config.n_layer > len(tensors):  # or all of them would be laid out first
+    if config.n_layer > len(tensors):  # before that many layers are created
         raise ValueError(
             f"{origin} does not fit the architecture: {config.n_layer} layers, but {len(tensors)} "
             "tensors"

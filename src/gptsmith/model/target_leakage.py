@@ -1,4 +1,4 @@
-"""Can a position see its own target through the attention mask?
+"""Target leakage: whether a position can see its own target through the attention mask.
 
 T time, H heads, L layers.
 """
@@ -10,18 +10,16 @@ from torch import Tensor
 
 from gptsmith.model.masks import Mask
 
-_LONGEST = 4096  # positions; for these, following all paths takes half a minute and 0.3 GB
+_MAX_POSITIONS = 4096  # for which following all paths takes half a minute and 0.3 GB
 
 
 def first_target(mask: Mask, T: int, H: int, n_layer: int) -> int:
-    """The first position that next-token loss may predict from: 0 inside causal, n - 1 for
-    prefix(n).
+    """The first position whose next-token prediction is valid: 0 if the mask is inside causal,
+    n - 1 for prefix(n).
 
-    What a position knows after L layers is everything that it reaches in L hops, so the mask's
-    L-th boolean power decides, not the mask. Positions that reach their own target must be a run
-    from 0 (a prefix, whose targets are then masked).
-
-    Raises ValueError naming the first offending position otherwise.
+    After L layers, information flows along paths of L hops, so the mask's L-th boolean power
+    decides, not the mask itself. The positions that reach their own target must be the first ones
+    (a prefix, whose targets are then masked); otherwise ValueError names the first other one.
     """
     if mask.facts.uses_b:
         raise ValueError(
@@ -33,9 +31,11 @@ def first_target(mask: Mask, T: int, H: int, n_layer: int) -> int:
     ahead = mask.lookahead(T, H)
     if ahead == 0:
         return 0
-    leaks = _see_next(mask, ahead, H)  # (ahead - 1,): position t reaches its target, token t + 1
+    leaks = _attends_to_next(
+        mask, ahead, H
+    )  # (ahead - 1,): position t reaches its target, token t + 1
     if not bool(leaks.all()):
-        leaks = _reach_next(mask, ahead, H, n_layer)
+        leaks = _reaches_next(mask, ahead, H, n_layer)
     leaks = torch.cat([leaks, torch.zeros(T - ahead, dtype=torch.bool)])  # (T - 1,)
     first = int((~leaks).int().argmax()) if not bool(leaks.all()) else T
     if bool(leaks[first:].any()) or first == T:
@@ -48,20 +48,20 @@ def first_target(mask: Mask, T: int, H: int, n_layer: int) -> int:
     return first
 
 
-def _see_next(mask: Mask, T: int, H: int) -> Tensor:
+def _attends_to_next(mask: Mask, T: int, H: int) -> Tensor:
     """Which of the positions 0..T-2 attend to the next one in some head."""
     q = torch.arange(T - 1).view(1, 1, -1, 1)
     seen = mask(torch.zeros(1, 1, 1, 1).long(), torch.arange(H).view(1, H, 1, 1), q, q + 1)
     return seen.expand(1, H, T - 1, 1).any(dim=1).flatten()
 
 
-def _reach_next(mask: Mask, T: int, H: int, n_layer: int) -> Tensor:
-    """Which of the positions 0..T-2 know the next one after n_layer layers."""
-    if T > _LONGEST:
+def _reaches_next(mask: Mask, T: int, H: int, n_layer: int) -> Tensor:
+    """Which of the positions 0..T-2 receive information about the next one in n_layer layers."""
+    if T > _MAX_POSITIONS:
         raise ValueError(
             f"mask {mask.expression!r} looks ahead over {T} positions, and whether positions see "
-            f"their targets is checked over {_LONGEST}: take a shorter context_length, or a mask "
-            "inside causal()"
+            f"their targets is checked over {_MAX_POSITIONS}: take a shorter context_length, or a "
+            "mask inside causal()"
         )
     at = torch.arange(T)
     one = mask.dense(1, H, at, at).expand(1, H, T, T)[0].any(dim=0) | torch.eye(T, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Which weights of a model are trained."""
+"""Tuning: which weights of a model are trained."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Tuning(BaseModel):
             lora.attach(model, self.lora, self.token_ids)
         elif self.freeze:
             lora.freeze(model, self.freeze)
-            lora.train_rows(model, self.token_ids)
+            lora.train_token_rows(model, self.token_ids)
 
 
 def trainable_state_dict(model: nn.Module) -> dict[str, Tensor]:

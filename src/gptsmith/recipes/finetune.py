@@ -108,7 +108,9 @@ def resolve(config: C, prepared: PreparedModel, dataset: Dataset) -> Plan[C]:
     """`plan.resolve` for fine-tuning; moves the model to its device."""
     resolved = plan.resolve(config, prepared.model.config, dataset)
     prepared.model.to(resolved.runtime.device)
-    return resolved.with_notes([Note("base", f"{config.base}, {lora.trainable(prepared.model)}")])
+    return resolved.with_notes(
+        [Note("base", f"{config.base}, {lora.trainable_summary(prepared.model)}")]
+    )
 
 
 def create_run(

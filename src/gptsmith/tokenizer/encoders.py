@@ -1,4 +1,4 @@
-"""Text to arrays of ids: by a table of characters, by bytes, or by the fastest exact BPE."""
+"""Encode texts to arrays of ids: by a table of characters, by bytes, or by BPE."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -9,23 +9,26 @@ from gptsmith.tokenizer import bpe
 Encoder = Callable[[Sequence[str]], list[np.ndarray]]
 
 
-def encoder(
-    kind: str, vocab: Mapping[str, int], merges: Sequence[str], by_reference: Encoder
+def fastest_encoder(
+    kind: str, vocab: Mapping[str, int], merges: Sequence[str], reference: Encoder
 ) -> Encoder:
-    """The fastest exact encoder. vocab: without special tokens; by_reference: right for any."""
+    """The fastest encoder that is exact for a tokenizer.
+
+    vocab: without special tokens. reference: an encoder that is exact for any text, but slow.
+    """
     if kind == "char":
         return CharacterEncoder(vocab)
     if kind == "byte":
         return lambda texts: [np.frombuffer(text.encode(), np.uint8) for text in texts]
-    # GPT-2's own table was recognized by its digest; a test holds it to the same condition.
-    if kind != "gpt2" and not (kind == "bpe" and bpe.is_ranked(vocab, merges)):
-        return by_reference
+    # GPT-2's table was recognized by its digest; a test checks this condition for it.
+    if kind != "gpt2" and not (kind == "bpe" and bpe.tiktoken_is_exact(vocab, merges)):
+        return reference
     fast = bpe.FastEncoder(bpe.ranks(vocab, merges))
 
     def encode(texts: Sequence[str]) -> list[np.ndarray]:
-        if all(map(fast.takes, texts)):
+        if all(map(fast.accepts, texts)):
             return fast(texts)
-        return [(fast if fast.takes(text) else by_reference)([text])[0] for text in texts]
+        return [(fast if fast.accepts(text) else reference)([text])[0] for text in texts]
 
     return encode
 
@@ -57,7 +60,7 @@ class CharacterEncoder:
         return ids
 
 
-def refuse_surrogates(texts: Sequence[str]) -> None:
+def check_no_surrogates(texts: Sequence[str]) -> None:
     """ValueError naming the first lone surrogate in one of the texts."""
     for text in texts:
         try:
@@ -69,11 +72,11 @@ def refuse_surrogates(texts: Sequence[str]) -> None:
             ) from None
 
 
-def not_empty(texts: Iterable[str]) -> Iterator[str]:
-    """The texts that a tokenizer is trained on; ValueError if all of them are empty."""
+def require_text(texts: Iterable[str]) -> Iterator[str]:
+    """Yield the training texts of a tokenizer; ValueError if all of them are empty."""
     empty = True
     for text in texts:
-        refuse_surrogates([text])
+        check_no_surrogates([text])
         empty = empty and not text
         yield text
     if empty:

@@ -1,7 +1,7 @@
-"""The file format of tokenizers: writing and recognizing tokenizer.json, finding GPT-2's files.
+"""The file format of tokenizers: write and recognize tokenizer.json, find GPT-2's files.
 
-Every kind is a "BPE" model of Hugging Face `tokenizers`, so other libraries open it: characters
-and bytes are BPE without merges.
+Every kind is a "BPE" model of Hugging Face `tokenizers`, so other libraries can open it; character
+and byte tokenizers are BPE without merges.
 """
 
 import hashlib
@@ -40,17 +40,17 @@ def recognize(document: dict[str, Any]) -> tuple[str, list[str]]:
     """The kind and, for byte-level BPE, its merges as "left right". Decided by content alone."""
     try:
         return _recognize(document)
-    except (AttributeError, KeyError, TypeError):  # not in this format, which `tokenizers` will say
+    except (AttributeError, KeyError, TypeError):  # malformed: `tokenizers` will raise the error
         return "other", []
 
 
 def _recognize(document: dict[str, Any]) -> tuple[str, list[str]]:
     model, added = document["model"], document.get("added_tokens") or []
     vocab, rules = model.get("vocab"), model.get("merges")
-    odd = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+    unsupported = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
     if (
         model.get("type") != "BPE"
-        or any(model.get(key) for key in (*odd, "ignore_merges"))
+        or any(model.get(key) for key in (*unsupported, "ignore_merges"))
         or document.get("normalizer")
         or not all(token.get("special") for token in added)
         or not isinstance(vocab, dict)

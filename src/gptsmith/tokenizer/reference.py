@@ -1,9 +1,10 @@
 """Any tokenizer.json through the `tokenizers` library: always correct, slower than our encoders.
 
-A tokenizer.json from elsewhere is a program. Regular expressions may take forever for forty
-letters, replacements may make gigabytes of a word, and what the library cannot do ends in a panic.
-Every file is opened in a worker process first (sandbox.py), with limits of time and memory; what is
-made of steps whose work is bounded is then used here, all others there.
+An untrusted tokenizer.json is in effect a program: a regular expression may take forever for forty
+letters, replacements may turn a word into gigabytes, and the library panics on what it does not
+support. So every file is first opened in a worker process with limits on time and memory
+(sandbox.py). A tokenizer whose steps all take bounded work is then used in this process, any other
+in the worker.
 """
 
 import hashlib
@@ -18,8 +19,8 @@ from gptsmith import sandbox
 from gptsmith.tokenizer.formats import SPLITS
 
 _SECONDS = 2.0  # and more for large files and long texts
-_MAX_GROWTH = 64  # of a text by replacements
-_CHILDREN = ("normalizers", "pretokenizers", "processors", "decoders")  # of a step "Sequence"
+_MAX_GROWTH = 64  # factor by which replacements may lengthen a text
+_CHILD_KEYS = ("normalizers", "pretokenizers", "processors", "decoders")  # of a step "Sequence"
 # Steps that take time in proportion to the text, and make it a few times as long at most.
 _BOUNDED = (
     "BPEDecoder", "BertNormalizer", "BertPreTokenizer", "BertProcessing", "ByteFallback",
@@ -30,25 +31,26 @@ _BOUNDED = (
 )  # fmt: skip
 
 
-class Reference:
-    """The library's tokenizer for a document, without truncation and padding.
+class ReferenceTokenizer:
+    """The library's tokenizer for a tokenizer.json, without truncation and padding.
 
-    vocab     {token: id}, with the added tokens
-    special   {token: id} of those that are special
-    ValueError naming `origin`, from every method, for what the library cannot do.
+    vocab     {token: id}, including added tokens
+    special   {token: id} of the special tokens
+
+    Every method raises ValueError naming `origin` for what the library cannot do.
     """
 
     def __init__(self, text: str, document: dict[str, Any], origin: str) -> None:
         self._text, self._origin = text, origin
         self._digest = hashlib.sha256(text.encode()).hexdigest()
         self._local: Tokenizer | None = None
-        self.vocab, self.special = self._call("vocabulary", None, 0)  # or it panics while it opens
+        self.vocab, self.special = self._call("vocabulary", None, 0)
         most = 100_000 + 10 * len(self.vocab)
         if self.vocab and max(self.vocab.values()) > most:
             name, i = max(self.vocab.items(), key=lambda item: item[1])
             raise ValueError(f"{origin}: {name!r:.40} has the id {i} in {len(self.vocab):,} tokens")
         if _is_bounded(document):
-            self._local = _opened(text, origin)
+            self._local = _open(text, origin)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, uint32, without the tokens that are put around it."""
@@ -69,7 +71,7 @@ class Reference:
             "memory": (384 << 20) + 60 * len(self._text) + 400 * size,
         }
         function = f"{__name__}:run"
-        for text in (None, self._text):  # a worker that used it last has it already
+        for text in (None, self._text):  # the worker may still have it from the last call
             found = sandbox.call(
                 function, self._digest, text, method, argument, self._origin, **limits
             )
@@ -79,7 +81,7 @@ class Reference:
 
 
 def _is_bounded(document: dict[str, Any]) -> bool:
-    """Whether the work for a text is bounded, whatever the text."""
+    """Whether encoding and decoding take bounded work for any text."""
     model = document["model"]
     longest = model.get("max_input_chars_per_word", 100)
     if not isinstance(longest, int) or longest > 1000:
@@ -88,16 +90,16 @@ def _is_bounded(document: dict[str, Any]) -> bool:
     try:
         return all(_growth(document.get(name)) <= _MAX_GROWTH for name in steps)
     except (TypeError, AttributeError, KeyError, RecursionError, ValueError):
-        return False  # not in the library's format, which it will say
+        return False  # malformed: the library will raise the error
 
 
 def _growth(step: dict[str, Any] | None) -> float:
-    """How many times as long a step can make a text; infinity also for unbounded time."""
+    """The factor by which a step can lengthen a text; infinity also for unbounded time."""
     if step is None:
         return 1
     match step["type"]:
         case "Sequence":
-            parts: Any = next((step[name] for name in _CHILDREN if name in step), None)
+            parts: Any = next((step[name] for name in _CHILD_KEYS if name in step), None)
             return math.prod(map(_growth, parts))
         case "Prepend":
             return 1 if len(step["prepend"]) <= 8 else math.inf
@@ -112,7 +114,7 @@ def _growth(step: dict[str, Any] | None) -> float:
     return math.inf
 
 
-def _opened(text: str, origin: str) -> Tokenizer:
+def _open(text: str, origin: str) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(text)
         tokenizer.no_truncation()
@@ -151,10 +153,10 @@ _last: dict[str, Tokenizer] = {}  # by digest
 
 
 def run(digest: str, text: str | None, method: str, argument: Any, origin: str) -> Any:
-    """The result of a method; None if the tokenizer is not the last one used, and not given."""
+    """The result of a method; None if `text` is not given and another tokenizer was used last."""
     if digest not in _last:
         if text is None:
             return None
         _last.clear()
-        _last[digest] = _opened(text, origin)
+        _last[digest] = _open(text, origin)
     return _run(_last[digest], method, argument, origin)

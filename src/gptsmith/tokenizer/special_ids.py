@@ -1,4 +1,4 @@
-"""Ids of special tokens by role, and of what is put around a text and around a document."""
+"""Ids of special tokens by role, and the ids added around a text and around a document."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gptsmith.tokenizer.roles import TokenRoles, spelled
+from gptsmith.tokenizer.roles import TokenRoles, roles_from_spelling
 
 Around = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """Ids by role.
+    """Ids of special tokens by role.
 
-    bos, eos, pad, unk  of the tokenizer, else as the model names them
-    ends                all that end a generated text, eos only where the model names no others
-    before, after       what the tokenizer puts around a text
-    start               what an empty text is: before, else bos, else eos (of the text before it)
-    control             special tokens that are no part of a text: all but unk
-    document            what is around a document in a stream of tokens
+    bos, eos, pad, unk  as the tokenizer names them, else as the model does
+    ends                all ids that end a generated text; only eos unless the model names others
+    before, after       ids that the tokenizer's post-processor adds around a text
+    start               the prompt for an empty text: before, else bos, else eos
+    control             special tokens that are not part of a text: all but unk
+    document            ids around a document in a stream of tokens
     """
 
     bos: int | None
@@ -43,7 +43,7 @@ class SpecialIds:
         special: Mapping[str, int],
         post_processor: Any,
     ) -> SpecialIds:
-        """vocab: all tokens; special: the special ones; post_processor: of tokenizer.json."""
+        """vocab: all tokens. special: the special ones. post_processor: that of tokenizer.json."""
 
         def named(role: str) -> int | None:
             name = roles.tokenizer.get(role)
@@ -56,7 +56,10 @@ class SpecialIds:
         ends = tuple(dict.fromkeys(roles.ids("eos_token_id")))
         if eos is None and ends:
             eos = ends[0]
-        if eos is None and (name := spelled(special).tokenizer["eos_token"]) is not None:
+        if (
+            eos is None
+            and (name := roles_from_spelling(special).tokenizer["eos_token"]) is not None
+        ):
             eos = special[name]
         pad = named("pad_token")
         if pad is None:
@@ -75,11 +78,11 @@ class SpecialIds:
 
     @property
     def document(self) -> DocumentTokens:
-        """`start` and an end, unless what starts a text ends one too, as <|endoftext|> does."""
+        """`start` and an end token, unless `start` itself ends a text, as <|endoftext|> does."""
         ends = {*self.ends, self.eos}
         before, after = self.start, self.after
         if after and not self.before and self.bos is None:
-            before = ()  # the end of one document is all that is between two
+            before = ()  # only the end token separates two documents
         if not after and self.eos is not None and not ends.intersection(before):
             after = (self.eos,)
         return DocumentTokens(before, after, tuple(i for i in before if i not in ends))
@@ -88,7 +91,7 @@ class SpecialIds:
 class DocumentTokens(NamedTuple):
     """Ids before and after each document in a stream of tokens.
 
-    context_only: those of them that are never targets, because they end no text.
+    context_only: those that are never targets, because they do not end a text.
     """
 
     before: tuple[int, ...] = ()
@@ -96,7 +99,7 @@ class DocumentTokens(NamedTuple):
     context_only: tuple[int, ...] = ()
 
     def starts(self, ids: np.ndarray) -> np.ndarray:
-        """Where documents begin in ids (..., T), as bools (..., T)."""
+        """Which of the ids (..., T) are the first of a document: bools (..., T)."""
         found = np.zeros(ids.shape, bool)
         if self.before:
             places = max(ids.shape[-1] - len(self.before) + 1, 0)
@@ -109,10 +112,10 @@ class DocumentTokens(NamedTuple):
 
 
 def around(post_processor: Any) -> Around:
-    """What a tokenizer.json's post-processor puts before and after a text.
+    """The ids that the post-processor of a tokenizer.json adds before and after a text.
 
-    It must be one that `tokenizers` accepts; these are all of its kinds. ValueError for a token
-    that it names and does not give.
+    Covers every kind of post-processor in `tokenizers`. ValueError for one that is malformed, for
+    example that refers to a token without ids.
     """
     try:
         return _around(post_processor)

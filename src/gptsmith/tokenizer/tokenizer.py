@@ -1,8 +1,8 @@
-"""Text to token ids and back: GPT-2's vocabulary, trained BPE, characters, bytes, other files.
+"""Tokenizers: GPT-2's vocabulary, trained BPE, characters, bytes, and any tokenizer.json.
 
-One class and one file format, `tokenizer.json` of Hugging Face `tokenizers`, for every kind.
-`encode` treats its text as plain text: "<|end|>" typed by a user is seven characters and not the
-special token (split_special_tokens=True in transformers). Chat templates write special ids.
+All kinds share one class and one file format, `tokenizer.json` of Hugging Face `tokenizers`.
+`encode` treats its input as plain text: "<|end|>" typed by a user is seven characters, not the
+special token (split_special_tokens=True in transformers). Only chat templates write special ids.
 """
 
 import json
@@ -17,7 +17,7 @@ import numpy as np
 from gptsmith import files
 from gptsmith.arguments import check_several
 from gptsmith.tokenizer import bpe
-from gptsmith.tokenizer.encoders import Encoder, encoder, not_empty, refuse_surrogates
+from gptsmith.tokenizer.encoders import Encoder, check_no_surrogates, fastest_encoder, require_text
 from gptsmith.tokenizer.formats import (
     ENDOFTEXT,
     byte_level_text,
@@ -28,14 +28,14 @@ from gptsmith.tokenizer.formats import (
     tables_in,
     with_special_tokens,
 )
-from gptsmith.tokenizer.reference import Reference
-from gptsmith.tokenizer.roles import FILE, TokenRoles, fingerprint, spelled
+from gptsmith.tokenizer.reference import ReferenceTokenizer
+from gptsmith.tokenizer.roles import ROLES_FILE, TokenRoles, fingerprint, roles_from_spelling
 from gptsmith.tokenizer.special_ids import SpecialIds
 from gptsmith.tokenizer.stream import TokenStream
 
 SPECIAL_TOKENS = (ENDOFTEXT, "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
-_NAME = "tokenizer.json"
+_TOKENIZER_FILE = "tokenizer.json"
 _MAX_BYTES = 64 << 20  # of a tokenizer.json; Gemma's has 33 million
 _STEPS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
@@ -47,9 +47,9 @@ class Tokenizer:
     vocab           {token: id}, including special tokens
     vocab_size      ids are 0..vocab_size-1
     special_tokens  {literal: id}
-    roles           which special tokens begin and end a text, pad ...; by spelling if no file says
-    declared_roles  the same; None if no file says
-    notes           what its files say about special tokens and that cannot be used
+    roles           which special tokens begin and end a text, pad ...; by spelling if undeclared
+    declared_roles  the same; None if no file declares them
+    notes           declarations of its files that cannot be used, for the user
     fingerprint     sha256 of the text of tokenizer.json, and of the declared roles
     dtype           the smaller of uint16 and uint32 that holds every id
     """
@@ -60,7 +60,7 @@ class Tokenizer:
         origin: str | Path = "tokenizer.json",
         roles: TokenRoles | None = None,
     ) -> None:
-        """roles: as the model's files tell them. ValueError naming `origin` if `text` is not a
+        """roles: as declared by the model's files. ValueError naming `origin` if `text` is not a
         tokenizer.json."""
         document = files.parse_json(text, origin)
         if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
@@ -86,8 +86,8 @@ class Tokenizer:
         self.declared_roles: TokenRoles | None = None
         self.notes: list[str] = []
         if roles is not None:
-            self.declared_roles, self.notes = roles.within(self.vocab, self.vocab_size)
-        self.roles = self.declared_roles or spelled(self.special_tokens)
+            self.declared_roles, self.notes = roles.restricted_to(self.vocab, self.vocab_size)
+        self.roles = self.declared_roles or roles_from_spelling(self.special_tokens)
         declared = None if self.declared_roles is None else self.declared_roles.to_json().encode()
         self.fingerprint = fingerprint(text.encode(), declared)
 
@@ -116,14 +116,14 @@ class Tokenizer:
         check_several(texts, "texts")
         if vocab_size < 257:
             raise ValueError(f"vocab_size {vocab_size} is less than 257: 256 bytes and {ENDOFTEXT}")
-        vocab, merges = bpe.train(not_empty(texts), vocab_size - 1)
+        vocab, merges = bpe.train(require_text(texts), vocab_size - 1)
         return cls(byte_level_text(vocab | {ENDOFTEXT: len(vocab)}, merges))
 
     @classmethod
     def char(cls, texts: Iterable[str]) -> "Tokenizer":
         """One id per character of the texts, in code point order, then <|endoftext|>."""
         seen: set[str] = set()
-        for text in not_empty(texts):
+        for text in require_text(texts):
             seen.update(text)
         vocab = {character: i for i, character in enumerate(sorted(seen))}
         # BPE without merges and without a split: `tokenizers` then splits text into characters and
@@ -143,11 +143,11 @@ class Tokenizer:
         The other files in its folder tell the roles of special tokens (see TokenRoles.read).
         """
         path = Path(path)
-        if path.is_dir() and not (path / _NAME).exists():
+        if path.is_dir() and not (path / _TOKENIZER_FILE).exists():
             vocab_path, merges_path = tables_in(path)
             text = byte_level_text(*read_tables(vocab_path, merges_path))
             return cls(text, vocab_path, TokenRoles.read(path))
-        path = path / _NAME if path.is_dir() else path
+        path = path / _TOKENIZER_FILE if path.is_dir() else path
         if not path.exists():
             raise FileNotFoundError(
                 f"{path}: no such file; expected a tokenizer.json or the folder that holds one"
@@ -156,43 +156,43 @@ class Tokenizer:
             raise ValueError(f"{path}: not a regular file; expected a tokenizer.json")
         if (size := path.stat().st_size) > _MAX_BYTES:
             raise ValueError(f"{path}: {size:,} bytes, more than the {_MAX_BYTES:,} allowed")
-        roles = TokenRoles.read(path.parent) if path.name == _NAME else None
+        roles = TokenRoles.read(path.parent) if path.name == _TOKENIZER_FILE else None
         return cls(files.read_text(path), path, roles)
 
     def save(self, path: str | Path) -> Path:
         """Write tokenizer.json durably to `path`, or into it if it is a folder; beside it,
         special_tokens.json where the roles of special tokens are declared."""
         path = Path(path)
-        path = path / _NAME if path.is_dir() else path
-        if path.name != _NAME:
+        path = path / _TOKENIZER_FILE if path.is_dir() else path
+        if path.name != _TOKENIZER_FILE:
             files.write_text(path, self._text)
             return path
         if self.declared_roles is None:
-            path.with_name(FILE).unlink(missing_ok=True)
+            path.with_name(ROLES_FILE).unlink(missing_ok=True)
         for name, text in self.contents().items():
             files.write_text(path.with_name(name), text)
         return path
 
     def contents(self) -> dict[str, str]:
         """The files that `save` writes, in their order."""
-        roles = {} if self.declared_roles is None else {FILE: self.declared_roles.to_json()}
-        return {**roles, _NAME: self._text}
+        roles = {} if self.declared_roles is None else {ROLES_FILE: self.declared_roles.to_json()}
+        return {**roles, _TOKENIZER_FILE: self._text}
 
     def to_json(self) -> str:
         return self._text
 
     @cached_property
     def special_ids(self) -> SpecialIds:
-        """Ids by role, and what is put around a text."""
+        """Ids by role, and the ids added around a text."""
         if self._steps["post_processor"]:
-            assert self._reference is not None  # raises for one that is malformed
+            assert self._reference is not None  # opening it raises if it is malformed
         return SpecialIds.of(
             self.roles, self.vocab, self.special_tokens, self._steps["post_processor"]
         )
 
     @property
     def eos_id(self) -> int:
-        """The token that ends a text; ValueError if nothing says."""
+        """The token that ends a text; ValueError if no file names it."""
         if self.special_ids.eos is None:
             raise ValueError(
                 f"{self._origin}: nothing says which token ends a text; special tokens are "
@@ -206,7 +206,7 @@ class Tokenizer:
         return self.special_ids.before
 
     def with_eos(self, names: Sequence[str]) -> "Tokenizer":
-        """The same tokenizer, except that these tokens, made special, end a text.
+        """The same tokenizer, except that these tokens are special and end a text.
 
         ValueError for a name that is not one of its tokens.
         """
@@ -222,9 +222,9 @@ class Tokenizer:
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Ids of `text`; ValueError for a lone surrogate or an unknown character.
 
-        By default all of it is plain text. allow_special: the spelling of a special token becomes
-        its id. Use that only for text of your own, never for text from a user or a corpus, which
-        could end a message or start one in another role.
+        By default all of it is plain text. allow_special: spelled-out special tokens become their
+        ids. Use this only for text that you wrote yourself; text from a user or a corpus could end
+        a message or start one in another role.
         """
         if not allow_special or not self.special_tokens:
             return self.encode_array(text).tolist()
@@ -237,7 +237,7 @@ class Tokenizer:
         return ids
 
     def prompt(self, text: str) -> list[int]:
-        """Ids to generate from: the prefix and the text, or, if both are empty, what starts one."""
+        """Ids to generate from: the prefix and the text or, if both are empty, the start token."""
         ids = [*self.prefix, *self.encode(text)] or [*self.special_ids.start]
         if not ids:
             raise ValueError(
@@ -258,7 +258,7 @@ class Tokenizer:
         try:
             return [ids.astype(self.dtype, copy=False) for ids in self._encoder(texts)]
         except UnicodeEncodeError:
-            refuse_surrogates(texts)
+            check_no_surrogates(texts)
             raise
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -276,7 +276,7 @@ class Tokenizer:
         return b"".join([pieces[i] for i in self._checked(ids)])
 
     def stream(self, prompt: Sequence[int] = ()) -> TokenStream:
-        """The text of ids that arrive one at a time, as the continuation of a prompt."""
+        """A stream that decodes ids one at a time, as the continuation of a prompt."""
         return TokenStream(self, prompt)
 
     def add_special_tokens(self, names: Iterable[str]) -> "Tokenizer":
@@ -315,9 +315,9 @@ class Tokenizer:
         return f"Tokenizer(kind={self.kind!r}, vocab_size={self.vocab_size})"
 
     @cached_property
-    def _reference(self) -> Reference:
+    def _reference(self) -> ReferenceTokenizer:
         """The file as `tokenizers` reads it: slower, but correct for every file."""
-        return Reference(self._text, json.loads(self._text), self._origin)
+        return ReferenceTokenizer(self._text, json.loads(self._text), self._origin)
 
     @cached_property
     def has_fixed_bytes(self) -> bool:
@@ -329,7 +329,7 @@ class Tokenizer:
 
     @cached_property
     def spells_text(self) -> bool:
-        """Whether the bytes of the ids of a text are its UTF-8 bytes: nothing is normalized."""
+        """Whether the bytes of a text's ids are its UTF-8 bytes: nothing normalized or added."""
         before = self._steps["pre_tokenizer"]
         steps = before.get("pretokenizers") or [before]
         spaced = any(step.get("add_prefix_space") for step in steps)
@@ -337,7 +337,7 @@ class Tokenizer:
 
     @cached_property
     def byte_ids(self) -> frozenset[int]:
-        """Ids of single bytes, which the decoder joins to characters (SentencePiece)."""
+        """Ids of single bytes, which the decoder combines into characters (SentencePiece)."""
         if '"ByteFallback"' not in json.dumps(self._steps["decoder"]):
             return frozenset()
         return frozenset(i for p, i in self.vocab.items() if re.fullmatch("<0x[0-9A-F]{2}>", p))
@@ -364,8 +364,8 @@ class Tokenizer:
     @cached_property
     def _encoder(self) -> Encoder:
         vocab = {p: i for p, i in self.vocab.items() if p not in self.special_tokens}
-        return encoder(self.kind, vocab, self._merges, self._encode_by_reference)
+        return fastest_encoder(self.kind, vocab, self._merges, self._encode_by_reference)
 
     def _encode_by_reference(self, texts: Sequence[str]) -> list[np.ndarray]:
-        refuse_surrogates(texts)
+        check_no_surrogates(texts)
         return self._reference.encode(texts)

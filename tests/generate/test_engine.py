@@ -61,7 +61,7 @@ def full_forward(
         logits = model(torch.tensor([context]))[0, -1]
         penalize(logits, config, counts, {})
         position = len(prompt) + len(new)
-        token = int(sample(logits[None], [config], [uniform(seed, position)]))
+        [token] = sample(logits[None], [config], [uniform(seed, position)])
         counts[token] = counts.get(token, 0) + 1
         context.append(token)
         new.append(token)

@@ -14,20 +14,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from gptsmith.generate.forward import TorchForward
+from gptsmith.generate.forward import make_forward
 from gptsmith.generate.options import DEFAULT_SAMPLING, SamplingConfig
 from gptsmith.generate.pages import Pages
 from gptsmith.generate.request import Generation, Request, Row
 from gptsmith.generate.sampling import penalize, sample, token_logprob, uniform, wide
 from gptsmith.generate.scheduler import Scheduler, Span
-from gptsmith.model.kv_cache import PagedKVCache
 
 if TYPE_CHECKING:
     from gptsmith.model.gpt import GPTModel
     from gptsmith.tokenizer import Tokenizer
 
 MAX_BATCH_SIZE = 32  # requests that run at the same time
-PAGE = 16  # tokens of a page
 CHUNK = {"cpu": 256, "cuda": 2048}  # tokens of a prompt that are read in one step ...
 BUDGET = {"cpu": 512, "cuda": 8192}  # ... and of all prompts
 SCORED = 64  # tokens of a prompt whose logits are in memory at once
@@ -57,14 +55,18 @@ class Engine:
         while engine.busy:
             engine.step()
 
-    The text of a request depends on its prompt, settings and seed alone; other requests change it
-    by rounding at most. Ids beyond the tokenizer's vocabulary, which a padded model has, are never
-    sampled. Keep the engine for prompts that share a prefix, such as the turns of a chat: the
-    longest prefix that the cache holds is not read again.
+    The text of a request depends on its prompt, settings and seed alone. Where `exact` is True (our
+    kernels run: float32 and bfloat16 on a CPU), so do the bits of its log-probabilities, in any
+    company, cached or not. Elsewhere other requests change them by rounding, and so a text in
+    which two tokens are equally likely. Ids beyond the tokenizer's vocabulary, which a padded model
+    has, are never sampled. Keep the engine for prompts that share a prefix, such as the turns of a
+    chat: the longest prefix that the cache holds is not read again.
     tokenizer: needed for prompts that are text, stop strings, and the text and end of the results.
     max_batch_size: requests that run at the same time; the others wait, at most max_waiting of them
     (default: any number). cache_tokens: tokens whose keys and values are in memory at the same
     time, at least the model's context (default: grows as needed, up to max_batch_size contexts).
+    weights: int8 or int4 quantizes them, where our kernels run. page: a size of pages, for torch's
+    own ops. chunk, budget: see Scheduler.
     ValueError for a mask that depends on the row of the batch, and for too small a cache.
     """
 
@@ -76,7 +78,8 @@ class Engine:
         *,
         max_waiting: int | None = None,
         cache_tokens: int | None = None,
-        page: int = PAGE,
+        weights: str = "auto",
+        page: int | None = None,
         chunk: int | None = None,
         budget: int | None = None,
     ) -> None:
@@ -97,6 +100,8 @@ class Engine:
             )
         # A text shorter than this cannot be cached, as later tokens change what earlier ones see.
         self.lookahead = model.mask.lookahead(limit, model.config.n_head)
+        self._forward = make_forward(model, weights, page)
+        page = self._forward.page
         context = -(-limit // page) + 1  # pages of a text, and one to copy the end of another
         most = max(context, cache_tokens // page) if cache_tokens else max_batch_size * context
         idle = most if cache_tokens else 2 * context
@@ -110,9 +115,6 @@ class Engine:
             lookahead=self.lookahead,
             max_waiting=max_waiting,
         )
-        self._page = page
-        self._cache: PagedKVCache | None = None
-        self._forward = TorchForward(model)
         self._read = self._reused = self._generated = 0
 
     def __repr__(self) -> str:
@@ -121,6 +123,11 @@ class Engine:
         return f"Engine({model}, {unfinished} unfinished requests)"
 
     # Requests
+
+    @property
+    def exact(self) -> bool:
+        """Whether log-probabilities are the same bits in any company."""
+        return self._forward.exact
 
     @property
     def busy(self) -> bool:
@@ -168,9 +175,12 @@ class Engine:
     def refresh(self) -> None:
         """Forget all cached keys and values: call it when the model's weights have changed.
         Unfinished requests continue with the new weights."""
-        self._scheduler.restart()
-        self._cache = None
+        self._restart()
         self._forward.refresh()
+
+    def _restart(self) -> None:
+        self._scheduler.restart()
+        self._forward.clear()
 
     def generate(
         self,
@@ -239,7 +249,7 @@ class Engine:
             for row in self._scheduler.rows:
                 self.cancel(row.generation)
             self._scheduler.leave()
-            self.refresh()  # the pass may have stopped halfway
+            self._restart()  # the pass may have stopped halfway
             raise
         finally:
             if training:
@@ -249,7 +259,12 @@ class Engine:
         spans = self._scheduler.schedule()
         if not spans:
             return []
-        vectors = self._forward.hidden(self._prepared_cache(), spans)
+        cache = self._forward.cache
+        cache.grow(self._pages.made)
+        for source, target in self._pages.copies:
+            cache.copy(source, target)
+        self._pages.copies.clear()
+        vectors = self._forward.hidden(spans)
         self._scheduler.read(spans)
         self._read += sum(len(span.ids) for span in spans)
         for span, x in zip(spans, vectors, strict=True):
@@ -262,16 +277,6 @@ class Engine:
             self._extend([spans[i].row for i in ready], torch.cat([vectors[i][-1:] for i in ready]))
         return [spans[i].row.generation for i in ready if spans[i].row.finished]
 
-    def _prepared_cache(self) -> PagedKVCache:
-        if self._cache is None:
-            weight = self.model.head_weight
-            self._cache = PagedKVCache(self.model.config, self._page, weight.dtype, weight.device)
-        self._cache.grow(self._pages.made)
-        for source, target in self._pages.copies:
-            self._cache.copy(source, target)
-        self._pages.copies.clear()
-        return self._cache
-
     def _extend(self, rows: Sequence[Row], vectors: Tensor) -> None:
         """Sample a token for every row, from the vectors (N, C) of the newest ones."""
         logits = self._forward.logits(vectors, self._V)  # (N, V)
@@ -283,7 +288,7 @@ class Engine:
                 x = x.clone() if x is logits else x
                 penalize(x[i], s, row.counts, bias)
         uniforms = [uniform(row.request.sampling.seed, row.position) for row in rows]
-        for i, token in enumerate(sample(x, settings, uniforms).tolist()):
+        for i, token in enumerate(sample(x, settings, uniforms)):
             row = rows[i]
             if row.finished:  # the on_text of another cancelled it
                 continue

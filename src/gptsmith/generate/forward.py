@@ -1,4 +1,4 @@
-"""The forward passes of the engine, by torch's own ops.
+"""The forward passes of the engine: by our compiled kernels, or by torch's own ops.
 
 B rows, T tokens, C channels, V vocabulary, N vectors.
 """
@@ -6,6 +6,7 @@ B rows, T tokens, C channels, V vocabulary, N vectors.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,44 +14,110 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptsmith.generate.scheduler import Span
+from gptsmith.kernels.packed_model import PAGE, PackedModel
+from gptsmith.kernels.pages import Pages
 from gptsmith.model.kv_cache import PagedKVCache
 
 if TYPE_CHECKING:
     from gptsmith.model.gpt import GPTModel
 
+TORCH_PAGE = 16  # tokens of a page for torch's own ops
 
-class TorchForward:
-    """Vectors and logits of spans. Rounding depends on which spans are read together."""
 
-    def __init__(self, model: GPTModel) -> None:
-        self.model = model
+class KernelForward:
+    """By the compiled kernels: a token's vector and logits have the same bits whatever else is
+    read, and however its text was cut into spans."""
 
-    def hidden(self, cache: PagedKVCache, spans: Sequence[Span]) -> list[Tensor]:
+    exact = True
+    page = PAGE
+
+    def __init__(self, packed: PackedModel) -> None:
+        self._packed = packed
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all keys and values, and free their memory."""
+        self.cache = self._packed.pages(0)
+
+    def refresh(self) -> None:
+        """The weights have changed."""
+        self._packed.refresh()
+        self.clear()
+
+    def hidden(self, spans: Sequence[Span]) -> list[Tensor]:
         """Read the spans, and store their keys and values. For each, the vectors (T, C) of all its
         tokens, or the one (1, C) of its last token."""
         found: dict[int, Tensor] = {}
-        for group in _similar(spans):
-            found |= zip(group, self._read(cache, [spans[i] for i in group]), strict=True)
+        stored = [i for i, span in enumerate(spans) if span.pages]
+        if stored:
+            tables = [[*[-1] * spans[i].first, *spans[i].pages] for i in stored]
+            found |= zip(stored, self._read([spans[i] for i in stored], tables, self.cache))  # noqa: B905
+        bare = [i for i, span in enumerate(spans) if not span.pages]
+        if bare:  # not cached: pages for this pass only
+            counts = [-(-len(spans[i].ids) // PAGE) for i in bare]
+            tables = [
+                [*range(end - n, end)] for n, end in zip(counts, accumulate(counts), strict=True)
+            ]
+            pages = self._packed.pages(sum(counts))
+            found |= zip(bare, self._read([spans[i] for i in bare], tables, pages))  # noqa: B905
         return [found[i] for i in range(len(spans))]
 
     def logits(self, x: Tensor, V: int) -> Tensor:
         """(N, V) of vectors x (N, C)."""
-        return F.linear(x, self.model.head_weight)[:, :V]
+        return self._packed.logits(x)[:, :V]
+
+    def _read(
+        self, spans: Sequence[Span], tables: Sequence[list[int]], pages: Pages
+    ) -> Iterator[Tensor]:
+        n = max(map(len, tables))
+        x = self._packed.hidden(
+            [token for span in spans for token in span.ids],
+            [row for row, span in enumerate(spans) for _ in span.ids],
+            [position for span in spans for position in range(span.start, span.stop)],
+            torch.tensor([[*t, *[-1] * (n - len(t))] for t in tables], dtype=torch.int32),
+            pages,
+        )
+        for span, vectors in zip(spans, x.split([len(span.ids) for span in spans]), strict=True):
+            yield vectors if span.every else vectors[-1:]
+
+
+class TorchForward:
+    """By torch's own ops: rounding depends on which spans are read together. Methods: see
+    KernelForward."""
+
+    exact = False
+
+    def __init__(self, model: GPTModel, page: int = TORCH_PAGE) -> None:
+        self._model, self.page = model, page
+        self.clear()
+
+    def clear(self) -> None:
+        weight = self._model.head_weight
+        self.cache = PagedKVCache(self._model.config, self.page, weight.dtype, weight.device)
 
     def refresh(self) -> None:
-        """The weights have changed."""
+        self.clear()
 
-    def _read(self, cache: PagedKVCache, spans: Sequence[Span]) -> Iterator[Tensor]:
-        device = self.model.head_weight.device
+    def hidden(self, spans: Sequence[Span]) -> list[Tensor]:
+        found: dict[int, Tensor] = {}
+        for group in _similar(spans):
+            found |= zip(group, self._read([spans[i] for i in group]), strict=True)
+        return [found[i] for i in range(len(spans))]
+
+    def logits(self, x: Tensor, V: int) -> Tensor:
+        return F.linear(x, self._model.head_weight)[:, :V]
+
+    def _read(self, spans: Sequence[Span]) -> Iterator[Tensor]:
+        device = self._model.head_weight.device
         T = max(len(span.ids) for span in spans)
         ids = torch.tensor([[*s.ids, *[0] * (T - len(s.ids))] for s in spans], device=device)
         if spans[0].pages:
-            cache.use(spans)
-            x = self.model.hidden(ids, cache=cache)  # (B, T, C)
+            self.cache.use(spans)
+            x = self._model.hidden(ids, cache=self.cache)  # (B, T, C)
         else:  # padding is a document of its own, which the texts cannot see
             lengths = torch.tensor([[len(span.ids)] for span in spans], device=device)
             padding = (torch.arange(T, device=device) >= lengths).long()  # (B, T)
-            x = self.model.hidden(ids, documents=padding if len(spans) > 1 else None)
+            x = self._model.hidden(ids, documents=padding if len(spans) > 1 else None)
         for vectors, span in zip(x, spans, strict=True):
             yield vectors[: len(span.ids)] if span.every else vectors[len(span.ids) - 1, None]
 
@@ -77,3 +144,19 @@ def _similar(spans: Sequence[Span]) -> Iterator[list[int]]:
         group.append(i)
     if group:
         yield group
+
+
+def make_forward(
+    model: GPTModel, weights: str = "auto", page: int | None = None
+) -> KernelForward | TorchForward:
+    """The kernels where they serve the model as it is, or as quantized weights; else torch's ops.
+
+    weights: see PackedModel. page: tokens of a page, for torch's ops. ValueError for quantized
+    weights that need the kernels where there are none.
+    """
+    dtype = model.head_weight.dtype
+    if page is None and (weights != "auto" or dtype in (torch.float32, torch.bfloat16)):
+        packed = PackedModel(model, weights)
+        if packed.exact:
+            return KernelForward(packed)
+    return TorchForward(model, page or TORCH_PAGE)

@@ -9,7 +9,6 @@ B rows, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
@@ -67,67 +66,55 @@ def penalize(
         x[list(new)] -= lower + settings.presence_penalty
 
 
-def sample(x: Tensor, settings: Sequence[SamplingConfig], uniforms: Sequence[float]) -> Tensor:
-    """One token for each row of penalized float64 logits x (B, V): ids (B,).
+def sample(x: Tensor, settings: Sequence[SamplingConfig], uniforms: Sequence[float]) -> list[int]:
+    """One token for each row of penalized float64 logits x (B, V).
 
     A row's token depends only on its own logits, settings and number in [0, 1), and continuously
     so: it is found by its place in the cumulative distribution in the order of the vocabulary, not
-    in the order of the probabilities, where rounding could swap neighbours. ValueError for logits
-    that are not finite numbers.
+    in the order of the probabilities, where rounding could swap neighbours. Each row is computed
+    by itself, as torch may add up a batch in another order. ValueError for logits that are not
+    finite numbers.
     Sources: top-k Fan et al. 2018, top-p Holtzman et al. 2020, min-p Nguyen et al. 2024; they are
     applied in the order of transformers.
     """
-    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
-    for row, s in enumerate(settings):
-        groups[s.temperature, s.top_k, s.top_p, s.min_p].append(row)
-    points = torch.tensor(uniforms, dtype=torch.double, device=x.device)[:, None]  # (B, 1)
-    if len(groups) == 1:
-        return _sample(x, settings[0], points)
-    ids = torch.empty(len(x), dtype=torch.long, device=x.device)
-    for rows in groups.values():
-        ids[rows] = _sample(x[rows], settings[rows[0]], points[rows])
-    return ids
-
-
-def _sample(x: Tensor, settings: SamplingConfig, points: Tensor) -> Tensor:
-    """`sample` for rows with the same settings."""
-    top = x.amax(dim=-1, keepdim=True)  # (B, 1), NaN if there is one
-    if not top.isfinite().all():
+    best, greedy = x.max(dim=-1)  # NaN if there is one
+    if not best.isfinite().all():
         raise ValueError(
-            f"the model's logits reach {top[~top.isfinite()][0].item()}: its weights are damaged"
+            f"the model's logits reach {best[~best.isfinite()][0].item()}: its weights are damaged"
             " or its precision overflows; check them, or use bf16 or fp32"
         )
-    if settings.temperature == 0:
-        return x.argmax(dim=-1)
-    x = (x - top) / settings.temperature  # (B, V), the largest is 0
+    tokens = greedy.tolist()
+    for row, (s, point) in enumerate(zip(settings, uniforms, strict=True)):
+        if s.temperature:
+            tokens[row] = _sample((x[row] - best[row]) / s.temperature, s, point)
+    return tokens
+
+
+def _sample(x: Tensor, settings: SamplingConfig, uniform: float) -> int:
+    """From log-probabilities x (V,) up to a constant, the largest 0."""
     weights = x.exp()
     if settings.top_k is not None or settings.top_p is not None:
         weights = weights * _most_likely(x, settings.top_k, settings.top_p)
     if settings.min_p:
         weights = weights * (x >= math.log(settings.min_p))
-    cumulative = weights.cumsum(dim=-1)  # (B, V)
-    points = points * cumulative[:, -1:]  # (B, 1), below the total
-    return torch.searchsorted(cumulative, points, right=True).squeeze(-1)
+    cumulative = weights.cumsum(dim=0)  # (V,)
+    return int(torch.searchsorted(cumulative, uniform * cumulative[-1], right=True))
 
 
 def _most_likely(x: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-    """Which entries of x (B, V) are in the top k and, within those, in the nucleus of top_p: bools
-    (B, V). Of equal entries the smaller ids come first."""
-    V = x.shape[-1]
-    best = x.topk(min(top_k or _CANDIDATES, V)).values  # (B, k), the largest first
-    if top_p is None:
-        count = torch.full_like(x[:, :1], best.shape[-1], dtype=torch.long)  # (B, 1)
-    else:
-        total = (x if top_k is None else best).logsumexp(dim=-1, keepdim=True)
-        cumulative = (best - total).exp().cumsum(dim=-1)  # (B, k)
-        if top_k is None and bool((cumulative[:, -1] < top_p).any()):
-            best = x.sort(dim=-1, descending=True).values
-            cumulative = (best - total).exp().cumsum(dim=-1)
-        count = 1 + (cumulative[:, :-1] < top_p).sum(dim=-1, keepdim=True)
-    last = best.gather(-1, count - 1)
-    above, equal = x > last, x == last
-    room = count - above.sum(dim=-1, keepdim=True)
-    return above | (equal & (equal.cumsum(dim=-1) <= room))
+    """Which entries of x (V,) are in the top k and, within those, in the nucleus of top_p: bools
+    (V,). Of equal entries the smaller ids come first."""
+    best = x.topk(min(top_k or _CANDIDATES, len(x))).values  # the largest first
+    count = len(best)
+    if top_p is not None:
+        total = (x if top_k is None else best).logsumexp(dim=0)
+        cumulative = (best - total).exp().cumsum(dim=0)
+        if top_k is None and cumulative[-1] < top_p:
+            best = x.sort(descending=True).values
+            cumulative = (best - total).exp().cumsum(dim=0)
+        count = 1 + int((cumulative[:-1] < top_p).sum())
+    above, equal = x > best[count - 1], x == best[count - 1]
+    return above | (equal & (equal.cumsum(dim=0) <= count - above.sum()))
 
 
 def token_logprob(logits: Tensor, token: int, alternatives: int) -> TokenLogprob:

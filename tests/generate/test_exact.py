@@ -1,0 +1,158 @@
+"""Where our kernels run, a request gets the same ids and the same bits of log-probabilities in any
+company, cold or warm, however its prompt is cut, interrupted or not."""
+
+import random
+
+import pytest
+import torch
+
+from gptsmith.generate.engine import Engine
+from gptsmith.generate.options import SamplingConfig
+from gptsmith.generate.request import Generation, Request
+from gptsmith.model.config import ModelConfig
+from gptsmith.model.gpt import GPTModel
+
+V, CONTEXT = 97, 256
+LLAMA = ModelConfig(
+    n_layer=2, n_head=4, n_kv_head=2, n_embd=56, context_length=CONTEXT, vocab_size=V
+)
+GPT2 = LLAMA.change(norm="layernorm", mlp="gelu", position="learned", bias="all", n_kv_head=4)
+CASES = {
+    "llama fp32": (LLAMA, torch.float32),
+    "llama bf16": (LLAMA, torch.bfloat16),
+    "gpt2 fp32": (GPT2, torch.float32),
+    "gpt2 bf16": (GPT2, torch.bfloat16),
+    "window bf16": (LLAMA.change(mask="causal() & sliding_window(70)"), torch.bfloat16),
+    "prefix fp32": (LLAMA.change(mask="prefix(5)"), torch.float32),
+}
+
+
+def make(name: str) -> GPTModel:
+    config, dtype = CASES[name]
+    torch.manual_seed(0)
+    model = GPTModel(config)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    return model.to(dtype).eval()
+
+
+@pytest.fixture(scope="module", params=CASES)
+def model(request: pytest.FixtureRequest) -> GPTModel:
+    model = make(request.param)
+    if not Engine(model).exact:
+        pytest.skip("no compiled kernels on this machine")
+    return model
+
+
+def requests(n: int, scored: bool = True) -> list[Request]:
+    """Prompts of 1 to 200 tokens, some with common beginnings; greedy and sampled."""
+    choose = random.Random(0)
+    system = [choose.randrange(V) for _ in range(100)]
+    made = []
+    for i in range(n):
+        prompt = [choose.randrange(V) for _ in range(choose.choice([1, 5, 40, 64, 65, 100]))]
+        if i % 3 == 0:
+            prompt = system[: choose.choice([20, 64, 100])] + prompt
+        sampling = SamplingConfig(
+            max_new_tokens=choose.randrange(1, 24),
+            temperature=choose.choice([0, 0.8, 1.5]),
+            top_k=choose.choice([None, 20]),
+            top_p=choose.choice([None, 0.9]),
+            frequency_penalty=choose.choice([0, 0.5]),
+            seed=i,
+        )
+        scores = 1 if scored and i % 5 == 0 else None
+        made.append(Request(prompt, sampling, logprobs=3, prompt_logprobs=scores))
+    return made
+
+
+def run(engine: Engine, given: list[Request]) -> list[Generation]:
+    generations = [engine.add(request) for request in given]
+    return [*engine.as_completed(generations)] and generations
+
+
+def same(found: list[Generation], expected: list[Generation]) -> bool:
+    for a, b in zip(found, expected, strict=True):
+        assert a.ids == b.ids
+        assert a.logprobs == b.logprobs  # the same bits
+        assert a.prompt_logprobs == b.prompt_logprobs
+    return True
+
+
+@pytest.fixture(scope="module")
+def alone(model: GPTModel) -> list[Generation]:
+    """Each request by itself on a fresh engine."""
+    engine = Engine(model)
+    generations = []
+    for request in requests(40):
+        generations += run(engine, [request])
+        engine.refresh()
+    return generations
+
+
+def test_company_changes_no_bit(model: GPTModel, alone: list[Generation]) -> None:
+    assert same(run(Engine(model), requests(40)), alone)
+
+
+def test_a_prefix_hit_changes_no_bit(model: GPTModel, alone: list[Generation]) -> None:
+    engine = Engine(model, cache_tokens=40 * CONTEXT)
+    run(engine, requests(40))
+    warm = run(engine, requests(40))
+    assert sum(generation.cached_tokens for generation in warm) > 1000
+    assert same(warm, alone)
+
+
+@pytest.mark.parametrize(("chunk", "budget"), [(7, 7), (64, 100), (33, 500)])
+def test_cuts_of_prompts_change_no_bit(
+    model: GPTModel, alone: list[Generation], chunk: int, budget: int
+) -> None:
+    engine = Engine(model, chunk=chunk, budget=budget, max_batch_size=9)
+    assert same(run(engine, requests(40)), alone)
+
+
+def test_preemption_and_cancelled_neighbours_change_no_bit(
+    model: GPTModel, alone: list[Generation]
+) -> None:
+    engine = Engine(model, cache_tokens=CONTEXT + 64, max_batch_size=8)
+    others = [engine.add(request) for request in requests(12, scored=False)]
+    generations = [engine.add(request) for request in requests(40)]
+    for generation in others:
+        engine.step()
+        engine.cancel(generation)
+    assert [*engine.as_completed(generations)]
+    assert same(generations, alone)
+
+
+def test_threads_change_no_bit(model: GPTModel, alone: list[Generation]) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert same(run(Engine(model), requests(40)), alone)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_step_of_training_between_equal_requests_counts() -> None:
+    model = make("llama fp32")
+    engine = Engine(model)
+    [before] = run(engine, requests(1))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p), alpha=0.05)
+    engine.refresh()
+    [after] = run(engine, requests(1))
+    assert after.cached_tokens == 0
+    assert after.logprobs != before.logprobs
+    assert same([after], run(Engine(model), requests(1)))
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_quantized_weights_generate(weights: str) -> None:
+    model = make("llama bf16")
+    if not Engine(model).exact:
+        with pytest.raises(ValueError, match="need the compiled kernels"):
+            Engine(model, weights=weights)
+        return
+    together = run(Engine(model, weights=weights), requests(9))
+    single = [run(Engine(model, weights=weights), [request])[0] for request in requests(9)]
+    assert same(together, single)

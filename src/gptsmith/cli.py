@@ -25,6 +25,7 @@ VERBS = {
     "classify": ("commands.classify", "classify texts with a tuned model"),
     "evaluate": ("commands.evaluate", "measure a model: perplexity, tasks, responses"),
     "generate": ("commands.generate", "continue prompts with a trained model"),
+    "serve": ("commands.serve", "chat page and OpenAI-compatible API"),
     "import": ("commands.import_model", "turn an external model into a run"),
     "export": ("commands.export", "convert a model for transformers or llama.cpp"),
     "inspect": ("commands.inspect", "show a corpus, a run or a chat data set"),

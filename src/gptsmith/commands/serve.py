@@ -1,0 +1,94 @@
+"""`gptsmith serve RUN...`: a chat page and an OpenAI-compatible API on this machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from gptsmith import terminal
+from gptsmith.config import load_config
+from gptsmith.run.options import WeightOptions
+from gptsmith.serve.options import ServeOptions
+
+
+def main(argv: list[str]) -> None:
+    options = load_config(
+        ServeOptions,
+        argv,
+        prog="gptsmith serve",
+        description="Serve runs: a chat page, and the API of OpenAI's clients.",
+        positional="run",
+    )
+    try:
+        import starlette  # noqa: F401
+        import uvicorn
+    except ImportError:
+        raise ValueError("serving needs the extra serve: pip install 'gptsmith[serve]'") from None
+    from gptsmith.serve.access import is_loopback, read_keys
+    from gptsmith.serve.app import create_app
+    from gptsmith.serve.served import ServedModel
+
+    if (options.tls_cert is None) != (options.tls_key is None):
+        raise ValueError("--tls-cert and --tls-key belong together: give both")
+    keys = [key for key in (options.api_key, os.environ.get("GPTSMITH_API_KEY")) if key]
+    if options.api_key_file is not None:
+        keys += read_keys(options.api_key_file)
+    if not is_loopback(options.host) and not keys:
+        raise ValueError(
+            f"--host {options.host} can be reached from other machines: set an API key, "
+            "by --api-key-file FILE or the environment variable GPTSMITH_API_KEY"
+        )
+    listening = _listen(options.host, options.port)
+    try:
+        models = _load(options, ServedModel)
+        app = create_app(models, options, keys)
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=max(1, round(options.drain)),
+            ssl_certfile=options.tls_cert,
+            ssl_keyfile=options.tls_key,
+            ws="none",
+            h11_max_incomplete_event_size=64_000,
+            server_header=False,
+        )
+        port = listening.getsockname()[1]
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        url = f"http{'s' if options.tls_cert else ''}://{host}:{port}"
+        for name, model in models.items():
+            terminal.say(f"serving {name} ({model.kind}, context {model.context_length:,})")
+        terminal.say(f"chat page: {url}    API: {url}/v1    Ctrl-C stops")
+        uvicorn.Server(config).run(sockets=[listening])
+    finally:
+        listening.close()
+
+
+def _load(options: ServeOptions, kind: type) -> dict:
+    from gptsmith.run import Run
+
+    models: dict = {}
+    for path in options.run:
+        run = Run.open(path)
+        name = run.path.resolve().name
+        if name in models:
+            raise ValueError(f"{path}: a model named {name} is served already: rename the folder")
+        weights = WeightOptions(
+            run=path,
+            checkpoint=options.checkpoint,
+            device=options.device,
+            trust_code=options.trust_code,
+        )
+        models[name] = kind(name, run, weights.load(run), options.max_batch_size)
+    return models
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. ValueError for an address that cannot be used."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(f"--host {host} --port {port}: {reason}; try another --port") from None

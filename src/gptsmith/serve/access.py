@@ -1,0 +1,140 @@
+"""Who may use the server. Closed by default: pages of other sites, names that a foreign DNS server
+points at this machine, and clients without the key are turned away before a route is chosen.
+
+Plain ASGI: it wraps `receive` to count bytes and leaves disconnects visible to the application.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gptsmith.serve.errors import ApiError
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+OPEN_PATHS = ("/", "/health")  # and the files of the page: what a browser needs to ask for the key
+PAGE = "/page/"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on can be reached from this machine only."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def read_keys(path: Path) -> list[str]:
+    """The API keys of a file, one per line. ValueError if there is none."""
+    keys = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    keys = [key for key in keys if key and not key.startswith("#")]
+    if not keys:
+        raise ValueError(f"--api-key-file {path}: has no key; write one per line")
+    return keys
+
+
+class Access:
+    """ASGI middleware that lets a request through or answers with the reason why not.
+
+    keys: none: every client is let in. hosts: names under which the server may be addressed.
+    origins: sites whose pages may use it. It puts the name space of the client's key, in which
+    cached prefixes are shared, into the scope as "namespace".
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Sequence[str],
+        hosts: Iterable[str],
+        origins: Iterable[str],
+        max_body_bytes: int,
+    ) -> None:
+        self._app = app
+        self._keys = [key.encode() for key in keys]
+        self._hosts = {host.lower().strip("[]") for host in hosts}
+        self._origins = {origin.lower().rstrip("/") for origin in origins}
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":  # lifespan; there are no WebSockets
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check(scope)
+        except ApiError as error:
+            await error.response(scope, receive, send)
+            return
+        received = 0
+
+        async def limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_body_bytes:
+                raise self._too_large()
+            return message
+
+        await self._app(scope, limited, send)
+
+    def _check(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if (name := _hostname(f"//{host}")) not in self._hosts:
+            raise ApiError(
+                403, f"host {name!r} is not served here: start with --allow-host {name or 'NAME'}"
+            )
+        origin = headers.get("origin")
+        if origin is not None and origin.lower() not in self._origins:
+            own = f"{scope['scheme']}://{host}".lower()
+            if origin.lower() != own:
+                raise ApiError(
+                    403, f"pages of {origin} may not use this server: see --allow-origin"
+                )
+        if scope["method"] == "OPTIONS":
+            return  # a browser asks what is allowed before it sends the key
+        self._check_body(scope["method"], headers)
+        path = scope["path"]
+        if path not in OPEN_PATHS and not path.startswith(PAGE):
+            scope["namespace"] = self._namespace(headers.get("authorization", ""))
+
+    def _check_body(self, method: str, headers: Headers) -> None:
+        if method not in ("POST", "PUT", "PATCH"):
+            return
+        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise ApiError(415, "send JSON, with the header Content-Type: application/json")
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > self._max_body_bytes:
+            raise self._too_large()
+
+    def _namespace(self, authorization: str) -> str:
+        if not self._keys:
+            return ""
+        scheme, _, given = authorization.partition(" ")
+        key = given.strip().encode() if scheme.lower() == "bearer" else b""
+        matches = [hmac.compare_digest(key, known) for known in self._keys]  # all, in equal time
+        if not any(matches):
+            message = "wrong API key" if key else "this server needs an API key"
+            raise ApiError(
+                401,
+                f"{message}: send it as Authorization: Bearer KEY",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        return sha256(key).hexdigest()
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"the body is longer than {self._max_body_bytes:,} bytes")
+
+
+def _hostname(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""

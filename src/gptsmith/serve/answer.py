@@ -1,0 +1,204 @@
+"""What is sent back for a request for text: whole, or in chunks, in OpenAI's two forms."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Any, ClassVar
+
+from gptsmith.generate.request import Generation
+from gptsmith.generate.sampling import TokenLogprob
+from gptsmith.serve.protocol import ChatBody, CompletionBody
+from gptsmith.serve.served import ServedModel
+from gptsmith.serve.worker import Progress
+
+Json = dict[str, Any]
+
+
+class Answer:
+    """The answer to one request: choice i continues prompts[i]. See ChatAnswer, CompletionAnswer.
+
+    generations: of the choices, set once they are known.
+    """
+
+    prefix: ClassVar[str]
+    object: ClassVar[str]
+    chunk_object: ClassVar[str]
+
+    def __init__(
+        self, model: ServedModel, body: Any, prompts: Sequence[list[int]], echoes: Sequence[str]
+    ) -> None:
+        self.model, self.body, self.prompts, self.echoes = model, body, prompts, echoes
+        self.generations: list[Generation] = []
+        self.id, self.created = f"{self.prefix}-{uuid.uuid4().hex}", int(time.time())
+        self._sent = [Progress() for _ in prompts]
+
+    def whole(self) -> Json:
+        """The answer once all texts have ended."""
+        choices = [self._choice(i, g) for i, g in enumerate(self.generations)]
+        return self._envelope(self.object, choices) | {"usage": self._usage()}
+
+    def opening(self) -> Iterator[Json]:
+        """The chunks before the first token."""
+        return iter(())
+
+    def chunks(self, progress: Sequence[Progress]) -> Iterator[Json]:
+        """One chunk per choice that has changed since the last call."""
+        for i, (old, new) in enumerate(zip(self._sent, progress, strict=True)):
+            if new == old:
+                continue
+            self._sent[i] = new
+            choice = self._delta(i, old, new)
+            if self.body.return_token_ids:
+                choice["token_ids"] = self.generations[i].ids[old.length : new.length]
+            yield self._chunk([choice])
+
+    def closing(self) -> Iterator[Json]:
+        """The chunks after the last token."""
+        if self.body.stream_options.include_usage:
+            yield self._envelope(self.chunk_object, []) | {"usage": self._usage()}
+
+    def _envelope(self, kind: str, choices: list[Json]) -> Json:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model.name,
+            "choices": choices,
+        }
+
+    def _chunk(self, choices: list[Json]) -> Json:
+        chunk = self._envelope(self.chunk_object, choices)
+        return chunk | {"usage": None} if self.body.stream_options.include_usage else chunk
+
+    def _usage(self) -> Json:
+        prompt = sum(map(len, self.prompts[:: self.body.n]))
+        new = sum(len(g.ids) for g in self.generations)
+        cached = sum(g.cached_tokens for g in self.generations[:: self.body.n])
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": new,
+            "total_tokens": prompt + new,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
+    def _choice(self, i: int, generation: Generation) -> Json:
+        choice: Json = {
+            "index": i,
+            **self._content(i, generation),
+            "logprobs": self._logprobs(i, 0, len(generation.ids)),
+            "finish_reason": generation.finish_reason,
+        }
+        if self.body.return_token_ids:
+            choice |= {"prompt_token_ids": self.prompts[i], "token_ids": generation.ids}
+        return choice
+
+    # What differs between the forms
+
+    def _content(self, i: int, generation: Generation) -> Json:
+        raise NotImplementedError
+
+    def _delta(self, i: int, old: Progress, new: Progress) -> Json:
+        raise NotImplementedError
+
+    def _logprobs(self, i: int, start: int, stop: int) -> Json | None:
+        raise NotImplementedError
+
+
+class ChatAnswer(Answer):
+    """The form of /v1/chat/completions."""
+
+    prefix, object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
+    body: ChatBody
+
+    def opening(self) -> Iterator[Json]:
+        for i, prompt in enumerate(self.prompts):
+            choice: Json = {
+                "index": i,
+                "delta": {"role": "assistant", "content": ""},
+                "logprobs": None,
+                "finish_reason": None,
+            }
+            if self.body.return_token_ids:
+                choice["prompt_token_ids"] = prompt
+            yield self._chunk([choice])
+
+    def _content(self, i: int, generation: Generation) -> Json:
+        return {"message": {"role": "assistant", "content": generation.text, "refusal": None}}
+
+    def _delta(self, i: int, old: Progress, new: Progress) -> Json:
+        text = new.text[len(old.text) :]
+        return {
+            "index": i,
+            "delta": {"content": text} if text else {},
+            "logprobs": self._logprobs(i, old.length, new.length),
+            "finish_reason": new.finish_reason,
+        }
+
+    def _logprobs(self, i: int, start: int, stop: int) -> Json | None:
+        if not self.body.logprobs:
+            return None
+        scored = self.generations[i].logprobs[start:stop]
+        return {
+            "content": [
+                self._token(t.id, t.logprob)
+                | {"top_logprobs": [self._token(*pair) for pair in t.top]}
+                for t in scored
+            ],
+            "refusal": None,
+        }
+
+    def _token(self, token: int, logprob: float) -> Json:
+        data = self.model.tokenizer.decode_bytes([token])
+        return {"token": self.model.token_name(token), "logprob": logprob, "bytes": list(data)}
+
+
+class CompletionAnswer(Answer):
+    """The form of /v1/completions."""
+
+    prefix, object, chunk_object = "cmpl", "text_completion", "text_completion"
+    body: CompletionBody
+
+    def _content(self, i: int, generation: Generation) -> Json:
+        return {"text": self.echoes[i] + generation.text}
+
+    def _delta(self, i: int, old: Progress, new: Progress) -> Json:
+        text = new.text[len(old.text) :]
+        if old == Progress():
+            text = self.echoes[i] + text
+        return {
+            "index": i,
+            "text": text,
+            "logprobs": self._logprobs(i, old.length, new.length),
+            "finish_reason": new.finish_reason,
+        }
+
+    def _logprobs(self, i: int, start: int, stop: int) -> Json | None:
+        if self.body.logprobs is None:
+            return None
+        generation, name = self.generations[i], self.model.token_name
+        ids: Sequence[int] = generation.ids[start:stop]
+        scored: Sequence[TokenLogprob | None] = generation.logprobs[start:stop]
+        if self.body.echo and start == 0:
+            ids = [*self.prompts[i], *ids]
+            scored = [*generation.prompt_logprobs, *scored]  # the first has none
+        names = [name(token) for token in ids]
+        return {
+            "tokens": names,
+            "token_logprobs": [t and t.logprob for t in scored],
+            "top_logprobs": [t and self._top(t) for t in scored],
+            "text_offset": list(accumulate(map(len, names), initial=self._offset(i, start)))[:-1],
+        }
+
+    def _top(self, scored: TokenLogprob) -> Json:
+        """The likeliest tokens by name; of two with the same name, the likelier."""
+        return {self.model.token_name(token): p for token, p in reversed(scored.top)}
+
+    def _offset(self, i: int, start: int) -> int:
+        """Where token `start` of a text begins, in characters of its tokens' names."""
+        tokens = self.generations[i].ids[:start]
+        if self.body.echo and start:
+            tokens = [*self.prompts[i], *tokens]
+        return sum(len(self.model.token_name(token)) for token in tokens)

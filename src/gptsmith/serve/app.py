@@ -1,0 +1,324 @@
+"""The HTTP application: OpenAI's API, and the chat page, for the models of one server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
+
+from gptsmith.generate.request import Generation
+from gptsmith.generate.request import Request as TextRequest
+from gptsmith.serve import errors, openapi
+from gptsmith.serve.access import LOOPBACK, PAGE, Access
+from gptsmith.serve.answer import Answer, ChatAnswer, CompletionAnswer
+from gptsmith.serve.errors import ApiError
+from gptsmith.serve.metrics import Metrics
+from gptsmith.serve.options import ServeOptions
+from gptsmith.serve.protocol import (
+    ChatBody,
+    ClassifyBody,
+    CompletionBody,
+    DetokenizeBody,
+    Generating,
+    TokenizeBody,
+    parse,
+)
+from gptsmith.serve.served import ServedModel
+from gptsmith.serve.worker import QueueFullError, Ticket, Worker
+
+PAGE_FILES = Path(__file__).parent / "page"
+T = TypeVar("T")
+
+
+class Server:
+    """The models, the thread that computes, and the handlers of all paths."""
+
+    def __init__(self, models: Mapping[str, ServedModel], options: ServeOptions) -> None:
+        self.models = models
+        self.metrics = Metrics()
+        engines = [model.engine for model in models.values() if model.engine is not None]
+        room = options.max_queue + options.max_batch_size * max(1, len(engines))
+        self.worker = Worker(engines, room, self.metrics)
+        # Templates and tokenizers: beside the event loop, one at a time.
+        self._encoder = ThreadPoolExecutor(1, "encoder")
+
+    @asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        self.worker.start()
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self.worker.close)
+            self._encoder.shutdown(cancel_futures=True)
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            Route("/", self.page),
+            Mount(PAGE.rstrip("/"), StaticFiles(directory=PAGE_FILES)),
+            Route("/health", self.health),
+            Route("/metrics", self.report_metrics),
+            Route("/openapi.json", self.describe_api),
+            Route("/v1/models", self.list_models),
+            Route("/v1/models/{name:path}", self.show_model),
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/completions", self.complete, methods=["POST"]),
+            Route("/v1/classify", self.classify, methods=["POST"]),
+            Route("/tokenize", self.tokenize, methods=["POST"]),
+            Route("/detokenize", self.detokenize, methods=["POST"]),
+        ]
+
+    # Text
+
+    async def chat(self, request: Request) -> Response:
+        body = parse(await request.body(), ChatBody)
+        model = self.find(body.model)
+        ids = await self._encode(
+            model.chat_ids, body.messages, body.tools, body.continue_final_message
+        )
+        limit = body.max_tokens if body.max_tokens is not None else body.max_completion_tokens
+        answer = ChatAnswer(model, body, [ids] * body.n, [""] * body.n)
+        scored = body.top_logprobs if body.logprobs else None
+        stop_ids = (*model.chat_stop_ids, *body.stop_token_ids)
+        return await self._answer(request, answer, limit, stop_ids, scored)
+
+    async def complete(self, request: Request) -> Response:
+        body = parse(await request.body(), CompletionBody)
+        model = self.find(body.model)
+        model.generating_engine()
+        given = body.prompt
+        several = isinstance(given, list) and bool(given) and not isinstance(given[0], int)
+        prompts: list[Any] = given if several else [given]  # type: ignore[assignment]
+        encoded = [await self._encode(model.prompt_ids, prompt) for prompt in prompts]
+        echoes = [""] * len(prompts)
+        if body.echo:
+            echoes = [p if isinstance(p, str) else model.tokenizer.decode(p) for p in prompts]
+        answer = CompletionAnswer(
+            model, body, _repeated(encoded, body.n), _repeated(echoes, body.n)
+        )
+        stop_ids = (*model.tokenizer.special_ids.ends, *body.stop_token_ids)
+        return await self._answer(request, answer, body.max_tokens, stop_ids, body.logprobs)
+
+    async def _answer(
+        self,
+        request: Request,
+        answer: Answer,
+        limit: int | None,
+        stop_ids: Sequence[int],
+        scored: int | None,
+    ) -> Response:
+        body: Generating = answer.body
+        model = answer.model
+        requests: list[TextRequest] = []
+        for i, ids in enumerate(answer.prompts):
+            sampling = body.sampling(model.room(ids, limit))
+            requests.append(
+                TextRequest(
+                    ids,
+                    sampling.with_seed(sampling.seed + i % body.n),
+                    body.stop,
+                    stop_ids,
+                    context_shift=False,
+                    logprobs=scored,
+                    prompt_logprobs=scored if getattr(body, "echo", False) else None,
+                    logit_bias=body.logit_bias,
+                    namespace=request.scope["namespace"],
+                )
+            )
+        try:
+            ticket = self.worker.submit(model.generating_engine(), requests)
+        except QueueFullError as error:
+            raise ApiError(
+                429, f"busy: {error}; try again", code="queue_full", headers={"Retry-After": "1"}
+            ) from None
+        answer.generations = ticket.generations
+        if body.stream:
+            return EventStream(_events(answer, ticket), self.worker, ticket)
+        generations = await self._finished(request, ticket)
+        if generations is None:
+            return Response(status_code=499)  # nobody reads it
+        return JSONResponse(answer.whole())
+
+    async def _finished(self, request: Request, ticket: Ticket) -> list[Generation] | None:
+        """The texts of a ticket; None if the client closes the connection before they end."""
+        result = asyncio.ensure_future(ticket.result())
+        gone = asyncio.ensure_future(_disconnected(request))
+        try:
+            await asyncio.wait({result, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not result.done():
+                return None
+            return result.result()
+        except ValueError as error:
+            raise ApiError(400, str(error)) from None
+        except Exception as error:
+            raise ApiError(500, f"{type(error).__name__}: {error}") from error
+        finally:
+            result.cancel()
+            gone.cancel()
+            self.worker.cancel(ticket)
+
+    # Other uses of a model
+
+    async def classify(self, request: Request) -> Response:
+        body = parse(await request.body(), ClassifyBody)
+        model = self.find(body.model)
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        if not texts:
+            raise ApiError(400, "input: no text", param="input")
+        found = await self._encode(model.classify, texts)
+        data = [{"index": i, **prediction} for i, prediction in enumerate(found)]
+        return JSONResponse({"object": "list", "model": model.name, "data": data})
+
+    async def tokenize(self, request: Request) -> Response:
+        body = parse(await request.body(), TokenizeBody)
+        model = self.find(body.model)
+        if (body.prompt is None) == (not body.messages):
+            raise ApiError(400, "give either prompt or messages")
+        if body.messages:
+            ids = await self._encode(model.chat_ids, body.messages)
+        else:
+            ids = await self._encode(model.prompt_ids, body.prompt, body.add_special_tokens)
+        return JSONResponse(
+            {
+                "count": len(ids),
+                "max_model_len": model.context_length,
+                "tokens": ids,
+                "token_strs": [model.token_name(i) for i in ids],
+            }
+        )
+
+    async def detokenize(self, request: Request) -> Response:
+        body = parse(await request.body(), DetokenizeBody)
+        model = self.find(body.model)
+        model.check_ids(body.tokens, "tokens")
+        return JSONResponse({"prompt": model.tokenizer.decode(body.tokens)})
+
+    # The server
+
+    async def list_models(self, request: Request) -> Response:
+        data = [model.describe() for model in self.models.values()]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def show_model(self, request: Request) -> Response:
+        return JSONResponse(self.find(request.path_params["name"]).describe())
+
+    async def health(self, request: Request) -> Response:
+        alive = self.worker.is_alive()
+        return JSONResponse({"status": "ok" if alive else "failed"}, 200 if alive else 503)
+
+    async def report_metrics(self, request: Request) -> Response:
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def describe_api(self, request: Request) -> Response:
+        return JSONResponse(openapi.document())
+
+    async def page(self, request: Request) -> Response:
+        return FileResponse(PAGE_FILES / "index.html", headers={"Cache-Control": "no-cache"})
+
+    def find(self, name: str | None) -> ServedModel:
+        """The model of this name. ApiError (404) that lists the names."""
+        if name is None and len(self.models) == 1:
+            return next(iter(self.models.values()))
+        if name is None or name not in self.models:
+            names = ", ".join(self.models)
+            raise ApiError(
+                404,
+                f"no model {name!r} here: {names}" if name else f"model: give one of {names}",
+                param="model",
+                code="model_not_found",
+            )
+        return self.models[name]
+
+    async def _encode(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._encoder, function, *arguments)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events. However they end, and even if they never began, the ticket is
+    cancelled."""
+
+    def __init__(self, events: AsyncIterator[str], worker: Worker, ticket: Ticket) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, headers=headers, media_type="text/event-stream")
+        self._worker, self._ticket = worker, ticket
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._worker.cancel(self._ticket)
+
+
+async def _events(answer: Answer, ticket: Ticket) -> AsyncIterator[str]:
+    """The chunks of an answer as events; an error is the last one."""
+    for chunk in answer.opening():
+        yield _event(chunk)
+    try:
+        async for progress in ticket.updates():
+            for chunk in answer.chunks(progress):
+                yield _event(chunk)
+    except Exception as error:
+        status = 400 if isinstance(error, ValueError) else 500
+        yield _event(ApiError(status, f"{type(error).__name__}: {error}").body)
+        return
+    for chunk in answer.closing():
+        yield _event(chunk)
+    yield "data: [DONE]\n\n"
+
+
+def _event(data: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+async def _disconnected(request: Request) -> None:
+    """Return when the client has closed the connection."""
+    with suppress(ClientDisconnect):
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+
+def _repeated(items: Sequence[T], n: int) -> list[T]:
+    return [item for item in items for _ in range(n)]
+
+
+def create_app(
+    models: Mapping[str, ServedModel], options: ServeOptions, keys: Sequence[str] = ()
+) -> Starlette:
+    """The application for these models, by name. keys: API keys, of which clients need one."""
+    server = Server(models, options)
+    middleware = [
+        Middleware(
+            Access,
+            keys=keys,
+            hosts=(*LOOPBACK, options.host, *options.allow_host),
+            origins=options.allow_origin,
+            max_body_bytes=options.max_body_bytes,
+        )
+    ]
+    if options.allow_origin:
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=options.allow_origin,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+        middleware.insert(0, cors)
+    return Starlette(
+        routes=server.routes(),
+        middleware=middleware,
+        exception_handlers={ApiError: errors.respond, 404: errors.unknown, 405: errors.unknown},
+        lifespan=server.lifespan,
+    )

@@ -1,0 +1,53 @@
+"""Errors of the API, in OpenAI's form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+
+class ApiError(Exception):
+    """An error that the client is told: HTTP status, message, and the field that it concerns."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code, self.headers = status, param, code, headers
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kind = _KINDS.get(self.status, "server_error" if self.status >= 500 else _INVALID)
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    @property
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body, self.status, self.headers)
+
+
+_INVALID = "invalid_request_error"
+_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+async def respond(request: Request, error: Exception) -> JSONResponse:
+    """Starlette's handler of ApiError."""
+    assert isinstance(error, ApiError)
+    return error.response
+
+
+async def unknown(request: Request, error: Exception) -> JSONResponse:
+    """Starlette's handler of unknown paths (404) and methods (405)."""
+    status = getattr(error, "status_code", 404)
+    headers = getattr(error, "headers", None)
+    message = f"{request.method} {request.url.path} is not served; see /openapi.json"
+    return ApiError(status, message, headers=headers).response

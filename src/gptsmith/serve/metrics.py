@@ -1,0 +1,62 @@
+"""What /metrics reports, in Prometheus' format."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+if TYPE_CHECKING:
+    from gptsmith.serve.worker import Ticket
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+
+
+class Metrics:
+    """The figures of one server. Each has a registry of its own, so several fit in one process."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+
+        def name(what: str) -> str:
+            return f"gptsmith_{what}"
+
+        self.unfinished = Gauge(
+            name("unfinished_texts"), "Texts that run or wait", registry=registry
+        )
+        self.refused = Counter(
+            name("refused_requests"), "Requests that found the queue full", registry=registry
+        )
+        self.texts = Counter(
+            name("texts"), "Finished texts, by reason", ["finish_reason"], registry=registry
+        )
+        self.prompt_tokens = Counter(name("prompt_tokens"), "Tokens of prompts", registry=registry)
+        self.new_tokens = Counter(name("new_tokens"), "Generated tokens", registry=registry)
+        self.first_token = Histogram(
+            name("time_to_first_token_seconds"),
+            "From the request to its first token",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.per_token = Histogram(
+            name("time_per_token_seconds"),
+            "Mean time between the tokens of a text",
+            buckets=_TOKEN_SECONDS,
+            registry=registry,
+        )
+
+    def finished(self, ticket: Ticket, now: float) -> None:
+        """Count a ticket whose texts have ended."""
+        for request, progress in zip(ticket.requests, ticket.progress, strict=False):
+            self.texts.labels(progress.finish_reason or "error").inc()
+            self.prompt_tokens.inc(len(request.prompt))
+            self.new_tokens.inc(progress.length)
+        if ticket.first_token is not None:
+            self.first_token.observe(ticket.first_token - ticket.submitted)
+            longest = max(progress.length for progress in ticket.progress)
+            if longest > 1:
+                self.per_token.observe((now - ticket.first_token) / (longest - 1))
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,113 @@
+"""The description of the API (/openapi.json), made from the classes that parse its bodies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from gptsmith import __version__
+from gptsmith.serve.protocol import (
+    ChatBody,
+    ClassifyBody,
+    CompletionBody,
+    DetokenizeBody,
+    RequestBody,
+    TokenizeBody,
+)
+
+_POST: dict[str, tuple[type[RequestBody], str, str]] = {
+    "/v1/chat/completions": (ChatBody, "The reply to a conversation", "text/event-stream"),
+    "/v1/completions": (CompletionBody, "The continuation of texts", "text/event-stream"),
+    "/v1/classify": (ClassifyBody, "The classes of texts", ""),
+    "/tokenize": (TokenizeBody, "The token ids of a text or a conversation", ""),
+    "/detokenize": (DetokenizeBody, "The text of token ids", ""),
+}
+_GET = {
+    "/v1/models": "The models",
+    "/v1/models/{name}": "One model",
+    "/health": "Whether the server works",
+}
+_STATUS = {
+    "400": "The request is wrong; the message says where",
+    "401": "No API key, or a wrong one",
+    "403": "The host or the origin is not allowed",
+    "404": "No such model",
+    "413": "The body is too large",
+    "415": "The body is not JSON",
+    "429": "The queue is full; see Retry-After",
+    "500": "The server failed",
+}
+
+
+def document() -> dict[str, Any]:
+    """The API as OpenAPI 3.1."""
+    bodies = [(kind, "validation") for kind, _, _ in _POST.values()]
+    _, schemas = models_json_schema(bodies, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
+    errors = {
+        status: {"description": text, "content": _content("#/components/schemas/Error")}
+        for status, text in _STATUS.items()
+    }
+    paths: dict[str, Any] = {}
+    for path, (kind, summary, also) in _POST.items():
+        answer: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+        if also:
+            answer[also] = {"schema": {"type": "string"}}
+        paths[path] = {
+            "post": {
+                "summary": summary,
+                "requestBody": {
+                    "required": True,
+                    "content": _content(f"#/components/schemas/{kind.__name__}"),
+                },
+                "responses": {"200": {"description": summary, "content": answer}, **errors},
+            }
+        }
+    for path, summary in _GET.items():
+        get: dict[str, Any] = {
+            "summary": summary,
+            "responses": {
+                "200": {
+                    "description": summary,
+                    "content": {"application/json": {"schema": {"type": "object"}}},
+                },
+                **errors,
+            },
+        }
+        if "{name}" in path:
+            name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+            get["parameters"] = [name]
+        paths[path] = {"get": get}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "gptsmith", "version": __version__},
+        "paths": paths,
+        "components": {
+            "schemas": {**schemas.get("$defs", {}), "Error": _ERROR},
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"key": []}],
+    }
+
+
+def _content(reference: str) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": reference}}}
+
+
+_TEXT_OR_NULL = {"type": ["string", "null"]}
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": _TEXT_OR_NULL,
+                "code": _TEXT_OR_NULL,
+            },
+        }
+    },
+}

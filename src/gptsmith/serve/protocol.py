@@ -1,0 +1,199 @@
+"""The bodies of requests, in OpenAI's form with vLLM's extensions.
+
+A field that would change the answer and that is not supported is refused by name, never ignored.
+Fields without effect here, and neutral values of unsupported ones, are accepted.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from gptsmith.flags import reason
+from gptsmith.generate.options import SamplingConfig
+from gptsmith.serve.errors import ApiError
+
+NO_EFFECT = frozenset(
+    {"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user"}
+)
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "best_of": (1,),
+    "function_call": ("auto", "none"),
+    "functions": ([],),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "suffix": ("",),
+    "tool_choice": ("auto", "none"),
+    "tools": ([],),
+}
+
+TokenId = Annotated[int, BeforeValidator(lambda i: int(i) if str(i).isdecimal() else i)]
+"""In JSON, keys are text."""
+
+Body = TypeVar("Body", bound="RequestBody")
+
+
+class RequestBody(BaseModel):
+    """What all bodies have in common."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+    supported: ClassVar[frozenset[str]] = frozenset()
+
+    model: str | None = None
+    """Name of the model; may be omitted if only one is served."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _neutral(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            raise ValueError("the body should be a JSON object")
+        kept = {k: v for k, v in body.items() if v is not None and k not in NO_EFFECT}
+        for name, values in NEUTRAL.items():
+            if name in kept and name not in cls.model_fields and kept[name] in values:
+                del kept[name]
+        return kept
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    include_usage: bool = False
+    """Send the numbers of tokens in a last chunk."""
+    include_obfuscation: bool = False
+    """Has no effect."""
+
+
+class JsonSchema(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True, populate_by_name=True)
+
+    name: str = ""
+    definition: dict[str, Any] = Field({}, alias="schema")
+
+
+class ResponseFormat(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JsonSchema | None = None
+
+
+class Generating(RequestBody):
+    """A request for text."""
+
+    max_tokens: int | None = Field(None, ge=0)
+    """Most tokens to generate."""
+    temperature: float = Field(1.0, ge=0, le=100)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=-1)
+    """0 or -1: all tokens."""
+    min_p: float = Field(0.0, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] = {}
+    """Token id -> what is added to its logit."""
+    seed: int | None = None
+    """The same seed gives the same text. Text i of n has the seed + i."""
+    n: int = Field(1, ge=1, le=128)
+    """Texts per prompt."""
+    stop: str | list[str] = []
+    """What ends a text and is not part of it."""
+    stop_token_ids: list[int] = []
+    """Token ids that end a text, besides those of the model."""
+    stream: bool = False
+    """Send the text as it is generated, as server-sent events."""
+    stream_options: StreamOptions = StreamOptions()
+    return_token_ids: bool = False
+    """Also return the token ids of prompt and text."""
+    response_format: ResponseFormat = ResponseFormat()
+
+    def sampling(self, max_new_tokens: int) -> SamplingConfig:
+        """The settings for the engine; without a seed, a random one."""
+        seed = secrets.randbits(62) if self.seed is None else self.seed % 2**63
+        return SamplingConfig(
+            max_new_tokens=max_new_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k if self.top_k > 0 else None,
+            top_p=self.top_p if self.top_p < 1 else None,
+            min_p=self.min_p or None,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            seed=seed,
+        )
+
+
+class ChatBody(Generating):
+    """The body of /v1/chat/completions."""
+
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    """The conversation: {"role": ..., "content": ...} each."""
+    max_completion_tokens: int | None = Field(None, ge=0)
+    """Another name of max_tokens."""
+    logprobs: bool = False
+    """Return the log-probability of each token."""
+    top_logprobs: int = Field(0, ge=0, le=20)
+    """How many of the likeliest tokens to return at each position."""
+    tools: list[dict[str, Any]] = []
+    """What the assistant may call, if the chat template shows it to the model."""
+    continue_final_message: bool = False
+    """Continue the last message, which is the assistant's, instead of adding one."""
+    add_generation_prompt: bool = True
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ChatBody:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        return self
+
+
+class CompletionBody(Generating):
+    """The body of /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]] = ""
+    """A text, token ids, or several of either."""
+    max_tokens: int | None = Field(16, ge=0)
+    logprobs: int | None = Field(None, ge=0, le=20)
+    """Return log-probabilities, and this many of the likeliest tokens at each position."""
+    echo: bool = False
+    """Return the prompt too, before the text."""
+
+
+class TokenizeBody(RequestBody):
+    """The body of /tokenize: a text, or messages."""
+
+    prompt: str | None = None
+    messages: list[dict[str, Any]] = []
+    add_special_tokens: bool = True
+    """Also what the model's tokenizer puts before a text."""
+
+
+class DetokenizeBody(RequestBody):
+    """The body of /detokenize."""
+
+    tokens: list[int]
+
+
+class ClassifyBody(RequestBody):
+    """The body of /v1/classify."""
+
+    input: str | list[str]
+
+
+def parse(body: bytes, kind: type[Body]) -> Body:
+    """A body as an object. ApiError (400) that names the first wrong field."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        name = ".".join(str(part) for part in first["loc"][:1])
+        if first["type"] == "extra_forbidden":
+            message = f"{'.'.join(map(str, first['loc']))} is not supported"
+        else:
+            message = f"{name}: {reason(first['msg'])}" if name else reason(first["msg"])
+        raise ApiError(400, message, param=name or None) from None

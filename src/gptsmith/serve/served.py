@@ -1,0 +1,154 @@
+"""A run that is being served: its engine, and what makes prompts of what clients send."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptsmith.evaluate.classification import predict
+from gptsmith.generate.engine import Engine
+from gptsmith.model.classifier import GPTClassifier
+from gptsmith.run import Run
+from gptsmith.serve.errors import ApiError
+from gptsmith.train.runtime import choose_precision
+
+if TYPE_CHECKING:
+    from gptsmith.chat_template.template import ChatTemplate, Message
+    from gptsmith.model.gpt import GPTModel
+
+
+class ServedModel:
+    """A model under a name.
+
+    engine: None for a classifier, which generates no text.
+    """
+
+    def __init__(self, name: str, run: Run, model: GPTModel, max_batch_size: int) -> None:
+        self.name, self.model = name, model
+        self.tokenizer = run.tokenizer
+        self.template: ChatTemplate | None = run.chat_template
+        self.context_length = model.config.context_length
+        self.created = int(Path(run.path).stat().st_mtime) or int(time.time())
+        is_classifier = isinstance(model, GPTClassifier)
+        self.engine = None if is_classifier else Engine(model, run.tokenizer, max_batch_size)
+
+    @property
+    def kind(self) -> str:
+        """classifier, chat or text."""
+        if self.engine is None:
+            return "classifier"
+        return "text" if self.template is None else "chat"
+
+    def describe(self) -> dict[str, Any]:
+        """The entry of /v1/models."""
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "gptsmith",
+            "max_model_len": self.context_length,
+            "kind": self.kind,
+            "labels": list(self.model.config.labels or ()) or None,
+        }
+
+    def generating_engine(self) -> Engine:
+        """ApiError for a classifier."""
+        if self.engine is None:
+            raise ApiError(400, f"{self.name} is a classifier: use /v1/classify", param="model")
+        return self.engine
+
+    def chat_template(self) -> ChatTemplate:
+        """ApiError for a model that is not a chat model."""
+        self.generating_engine()
+        if self.template is None:
+            raise ApiError(
+                400,
+                f"{self.name} is not a chat model, it continues texts: use /v1/completions",
+                param="model",
+            )
+        return self.template
+
+    @cached_property
+    def chat_stop_ids(self) -> tuple[int, ...]:
+        return (*self.chat_template().stop_ids, *self.tokenizer.special_ids.control)
+
+    def chat_ids(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[Any] = (),
+        continue_final: bool = False,
+    ) -> list[int]:
+        """The ids before the reply to a conversation. continue_final: up to the end of its last
+        message, which is the assistant's. ApiError for an invalid conversation."""
+        template = self.chat_template()
+        conversation: Any = [_message(message) for message in messages]
+        try:
+            if not continue_final:
+                return template.prompt(conversation, tools=tools or None)
+            if conversation[-1].get("role") != "assistant":
+                raise ValueError("continue_final_message: the last message is not the assistant's")
+            ids, is_target = template.encode(conversation, tools=tools or None)
+            end = max(i for i, learned in enumerate(is_target) if learned)
+            return ids[:end]  # without the token that ends the message
+        except ValueError as error:
+            raise ApiError(400, f"messages: {error}", param="messages") from None
+
+    def classify(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """The class of each text, and the probabilities of all classes. ApiError for a model that
+        is not a classifier, and for text that the tokenizer cannot encode."""
+        if not isinstance(self.model, GPTClassifier):
+            raise ApiError(400, f"{self.name} is not a classifier", param="model")
+        precision = choose_precision("fp32", self.model.head_weight.device)
+        try:
+            found, _ = predict(self.model, self.tokenizer, texts, precision)
+        except ValueError as error:
+            raise ApiError(400, f"input: {error}", param="input") from None
+        return found
+
+    def prompt_ids(self, prompt: str | list[int], prefix: bool = True) -> list[int]:
+        """The ids of a prompt. ApiError for text that the tokenizer cannot encode, and for ids
+        outside the vocabulary."""
+        if not isinstance(prompt, str):
+            self.check_ids(prompt, "prompt")
+            return prompt
+        try:
+            return self.tokenizer.prompt(prompt) if prefix else self.tokenizer.encode(prompt)
+        except ValueError as error:
+            raise ApiError(400, f"prompt: {error}", param="prompt") from None
+
+    def check_ids(self, ids: Sequence[int], param: str) -> None:
+        V = self.tokenizer.vocab_size
+        bad = next((i for i in ids if not 0 <= i < V), None)
+        if bad is not None:
+            raise ApiError(400, f"{param}: id {bad} is outside 0..{V - 1}", param=param)
+
+    def room(self, prompt: Sequence[int], wanted: int | None) -> int:
+        """How many tokens may be generated after a prompt. ApiError if it fills the context."""
+        if not prompt:
+            raise ApiError(400, "the prompt is empty, and so is the text", param="prompt")
+        room = self.context_length - len(prompt)
+        if room < (0 if wanted == 0 else 1):
+            raise ApiError(
+                400,
+                f"the prompt has {len(prompt):,} tokens, but the model's context has"
+                f" {self.context_length:,}, and needs room for the text: shorten the prompt",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        return room if wanted is None else min(wanted, room)
+
+    def token_name(self, i: int) -> str:
+        """A token as text, as OpenAI writes it: half a character is bytes:\\xf0\\x9f."""
+        data = self.tokenizer.decode_bytes([i])
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def _message(message: dict[str, Any]) -> Message | dict[str, Any]:
+    """A message with the role that templates know: OpenAI's clients call the system developer."""
+    return message | {"role": "system"} if message.get("role") == "developer" else message

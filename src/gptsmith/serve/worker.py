@@ -1,0 +1,178 @@
+"""The thread that computes: it owns the engines, and tells waiting clients what is new.
+
+HTTP, JSON and templates stay outside it. A client that reads slowly holds nobody up: it finds the
+newest state when it comes back, and takes the difference to what it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import NamedTuple
+
+from gptsmith import terminal
+from gptsmith.generate.engine import Engine
+from gptsmith.generate.request import Generation, Request
+from gptsmith.serve.metrics import Metrics
+
+
+class QueueFullError(Exception):
+    """There is no room for more texts."""
+
+
+class Progress(NamedTuple):
+    """How far a text has come: its text, the number of its tokens, why it ended."""
+
+    text: str = ""
+    length: int = 0
+    finish_reason: str | None = None
+
+
+class Ticket:
+    """Texts that one client waits for. Belongs to the event loop that submitted it."""
+
+    def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
+        self.engine, self.requests = engine, requests
+        self.generations: list[Generation] = []
+        self.progress: tuple[Progress, ...] = (Progress(),) * len(requests)
+        self.error: Exception | None = None
+        self.submitted = time.perf_counter()
+        self.first_token: float | None = None
+        self.loop = asyncio.get_running_loop()
+        self.changed = asyncio.Event()
+
+    @property
+    def is_done(self) -> bool:
+        return self.error is not None or all(p.finish_reason for p in self.progress)
+
+    async def updates(self) -> AsyncIterator[tuple[Progress, ...]]:
+        """The state of the texts, each time that it has changed, to the end. Raises the error that
+        ended them."""
+        while True:
+            await self.changed.wait()
+            self.changed.clear()
+            if self.error is not None:
+                raise self.error
+            progress = self.progress
+            yield progress
+            if all(p.finish_reason for p in progress):
+                return
+
+    async def result(self) -> list[Generation]:
+        """The finished texts."""
+        async for _ in self.updates():
+            pass
+        return self.generations
+
+
+class Worker(threading.Thread):
+    """Runs engines, one step of each busy one in turn, so models share the machine fairly.
+
+    max_texts: unfinished texts, running or waiting, beyond which `submit` refuses.
+    """
+
+    def __init__(self, engines: Sequence[Engine], max_texts: int, metrics: Metrics) -> None:
+        super().__init__(name="engine", daemon=True)
+        self.engines, self.max_texts, self.metrics = engines, max_texts, metrics
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = threading.Event()
+        self._closed = False
+        self._tickets: list[Ticket] = []
+        self._texts = 0  # unfinished; changed by the event loop alone
+
+    # Called by the event loop
+
+    def submit(self, engine: Engine, requests: Sequence[Request]) -> Ticket:
+        """Have texts generated. QueueFullError if too many wait already; `updates` raises the
+        ValueError of the engine for a request that it refuses."""
+        if self._texts + len(requests) > self.max_texts:
+            self.metrics.refused.inc()
+            raise QueueFullError(f"{self._texts} texts are waiting or being generated")
+        ticket = Ticket(engine, requests)
+        self._texts += len(requests)
+        self._post(lambda: self._start(ticket))
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Stop generating; harmless for texts that have finished."""
+        if not ticket.is_done:
+            self._post(lambda: self._cancel(ticket))
+
+    def close(self) -> None:
+        """End the thread after its current step."""
+        self._closed = True
+        self._wake.set()
+        self.join()
+
+    def _post(self, call: Callable[[], None]) -> None:
+        self._inbox.append(call)
+        self._wake.set()
+
+    def _notify(self, tickets: Sequence[Ticket], ended: int) -> None:
+        """Wake who waits for these tickets; `ended` texts make room for others."""
+        self._texts -= ended
+        for ticket in tickets:
+            ticket.changed.set()
+
+    # In the thread
+
+    def run(self) -> None:
+        while not self._closed:
+            self._wake.clear()
+            while self._inbox:
+                self._inbox.popleft()()
+            busy = [engine for engine in self.engines if engine.busy]
+            for engine in busy:
+                self._step(engine)
+            self._publish()
+            if not busy:
+                self._wake.wait()
+
+    def _start(self, ticket: Ticket) -> None:
+        self._tickets.append(ticket)
+        try:
+            for request in ticket.requests:
+                ticket.generations.append(ticket.engine.add(request))
+        except Exception as error:
+            self._cancel(ticket)
+            ticket.error = error
+
+    def _cancel(self, ticket: Ticket) -> None:
+        for generation in ticket.generations:
+            ticket.engine.cancel(generation)
+
+    def _step(self, engine: Engine) -> None:
+        try:
+            engine.step()
+        except Exception as error:  # the engine has cancelled its texts and can go on
+            terminal.note("".join(traceback.format_exception(error)).rstrip())
+            for ticket in self._tickets:
+                if ticket.engine is engine:
+                    ticket.error = error
+
+    def _publish(self) -> None:
+        """Tell the clients whose texts have changed."""
+        now = time.perf_counter()
+        changed = []
+        for ticket in self._tickets:
+            progress = tuple(
+                Progress(g.text, len(g.ids), g.finish_reason) for g in ticket.generations
+            )
+            if progress != ticket.progress or ticket.error is not None:
+                if ticket.first_token is None and any(p.length for p in progress):
+                    ticket.first_token = now
+                ticket.progress = progress
+                changed.append(ticket)
+                if ticket.is_done:
+                    self.metrics.finished(ticket, now)
+        self._tickets = [ticket for ticket in self._tickets if not ticket.is_done]
+        self.metrics.unfinished.set(sum(len(ticket.requests) for ticket in self._tickets))
+        for loop in {ticket.loop for ticket in changed}:
+            mine = [ticket for ticket in changed if ticket.loop is loop]
+            ended = sum(len(ticket.requests) for ticket in mine if ticket.is_done)
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._notify, mine, ended)

@@ -316,9 +316,11 @@ def create_app(
             allow_headers=["Authorization", "Content-Type"],
         )
         middleware.insert(0, cors)
-    return Starlette(
+    app = Starlette(
         routes=server.routes(),
         middleware=middleware,
         exception_handlers={ApiError: errors.respond, 404: errors.unknown, 405: errors.unknown},
         lifespan=server.lifespan,
     )
+    app.state.server = server
+    return app

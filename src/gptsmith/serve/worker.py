@@ -82,18 +82,18 @@ class Worker(threading.Thread):
         self._wake = threading.Event()
         self._closed = False
         self._tickets: list[Ticket] = []
-        self._texts = 0  # unfinished; changed by the event loop alone
+        self.unfinished_texts = 0  # changed by the event loop alone
 
     # Called by the event loop
 
     def submit(self, engine: Engine, requests: Sequence[Request]) -> Ticket:
         """Have texts generated. QueueFullError if too many wait already; `updates` raises the
         ValueError of the engine for a request that it refuses."""
-        if self._texts + len(requests) > self.max_texts:
+        if self.unfinished_texts + len(requests) > self.max_texts:
             self.metrics.refused.inc()
-            raise QueueFullError(f"{self._texts} texts are waiting or being generated")
+            raise QueueFullError(f"{self.unfinished_texts} texts are waiting or being generated")
         ticket = Ticket(engine, requests)
-        self._texts += len(requests)
+        self.unfinished_texts += len(requests)
         self._post(lambda: self._start(ticket))
         return ticket
 
@@ -114,7 +114,7 @@ class Worker(threading.Thread):
 
     def _notify(self, tickets: Sequence[Ticket], ended: int) -> None:
         """Wake who waits for these tickets; `ended` texts make room for others."""
-        self._texts -= ended
+        self.unfinished_texts -= ended
         for ticket in tickets:
             ticket.changed.set()
 

@@ -1,0 +1,128 @@
+"""Who is let in."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from api_server import Api, chat_run, served, serving_models
+
+from gptsmith import cli
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """A server with two API keys."""
+    run = chat_run(tmp_path_factory.mktemp("locked") / "chat")
+    with serving_models(
+        {"chat": served(run)},
+        keys=("first", "second"),
+        allow_host=("chat.example.org",),
+        allow_origin=("https://friend.example.org",),
+        max_body_bytes=2000,
+    ) as api:
+        yield api
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/openapi.json", "/v1/models/chat"])
+def test_a_key_is_needed(locked: Api, path: str) -> None:
+    for key in (None, "third", "first ", "FIRST", ""):
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        response = locked.client.get(path, headers=headers)
+        expected = 200 if key == "first " else 401  # white space around it does not count
+        assert response.status_code == expected, key
+    response = locked.client.get(path, headers={"Authorization": "Basic first"})
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert response.json()["error"]["code"] == "invalid_api_key"
+    for key in ("first", "second"):
+        headers = {"Authorization": f"Bearer {key}"}
+        assert locked.client.get(path, headers=headers).status_code == 200
+
+
+def test_the_page_and_health_need_no_key(locked: Api) -> None:
+    assert locked.client.get("/").status_code == 200
+    assert locked.client.get("/health").status_code == 200
+    assert locked.client.get("/page/index.html").status_code == 200
+    assert locked.client.get("/page/../app.py").status_code in (401, 404)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:1", 200),
+        ("localhost", 200),
+        ("[::1]:80", 200),
+        ("chat.example.org", 200),
+        ("evil.example.org", 403),
+        ("localhost.evil.org", 403),
+        ("127.0.0.1.evil.org", 403),
+        ("", 403),
+        ("[", 403),
+    ],
+)
+def test_foreign_host_names_are_refused(locked: Api, host: str, status: int) -> None:
+    assert locked.client.get("/health", headers={"Host": host}).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://127.0.0.1:{port}", 200),
+        ("https://friend.example.org", 200),
+        ("http://127.0.0.1", 403),
+        ("https://127.0.0.1:{port}", 403),
+        ("https://evil.example.org", 403),
+        ("null", 403),
+    ],
+)
+def test_pages_of_other_sites_are_refused(locked: Api, origin: str, status: int) -> None:
+    port = locked.url.rpartition(":")[2]
+    headers = {"Origin": origin.format(port=port), "Authorization": "Bearer first"}
+    assert locked.client.get("/v1/models", headers=headers).status_code == status
+
+
+def test_named_origins_get_cors_headers(locked: Api) -> None:
+    asks = {"Origin": "https://friend.example.org", "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,content-type"}  # fmt: skip
+    response = locked.client.options("/v1/chat/completions", headers=asks)
+    assert response.status_code == 200
+    assert response.headers["access-control-allow-origin"] == "https://friend.example.org"
+    asks["Origin"] = "https://evil.example.org"
+    response = locked.client.options("/v1/chat/completions", headers=asks)
+    assert "access-control-allow-origin" not in response.headers
+
+
+def test_posts_are_json(locked: Api) -> None:
+    """A form, which a foreign page can send without asking first, is not accepted."""
+    headers = {"Authorization": "Bearer first", "Content-Type": "text/plain"}
+    response = locked.client.post("/v1/completions", content="{}", headers=headers)
+    assert response.status_code == 415
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_long_bodies_are_refused(locked: Api, chunked: bool) -> None:
+    headers = {"Authorization": "Bearer first", "Content-Type": "application/json"}
+    body = b'{"prompt": "' + b"a" * 3000 + b'"}'
+    content = iter([body[:1000], body[1000:]]) if chunked else body
+    response = locked.client.post("/v1/completions", content=content, headers=headers)
+    assert response.status_code == 413
+    assert "2,000 bytes" in response.json()["error"]["message"]
+
+
+def test_an_address_that_others_reach_needs_a_key(
+    user_error, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GPTSMITH_API_KEY", raising=False)
+    error = user_error("serve", tmp_path, "--host", "0.0.0.0")
+    assert "can be reached from other machines: set an API key" in error
+    (tmp_path / "keys").write_text("# nobody\n\n")
+    error = user_error("serve", tmp_path, "--api-key-file", tmp_path / "keys")
+    assert "has no key" in error
+    error = user_error("serve", tmp_path, "--tls-cert", tmp_path / "keys")
+    assert "belong together" in error
+    assert cli.main(["serve", "--help"]) == 0
+
+
+def test_an_occupied_port_is_one_line(user_error, locked: Api, tmp_path: Path) -> None:
+    port = locked.url.rpartition(":")[2]
+    assert "try another --port" in user_error("serve", tmp_path, "--port", port)

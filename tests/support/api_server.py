@@ -1,0 +1,86 @@
+"""The real HTTP server in a thread of the test's process, with models of random weights."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from runs import random_run
+
+from gptsmith.chat_template.template import chat_tokenizer
+from gptsmith.model.config import ModelConfig
+from gptsmith.run import Run
+from gptsmith.serve.app import create_app
+from gptsmith.serve.options import ServeOptions
+from gptsmith.serve.served import ServedModel
+from gptsmith.tokenizer import Tokenizer
+
+
+def chat_run(path: Path, seed: int = 1, **axes: Any) -> Run:
+    """A chat model of bytes that says random things."""
+    tokenizer, template = chat_tokenizer(Tokenizer.byte(), None)
+    size = dict(n_layer=2, n_head=2, n_embd=32, context_length=256)
+    config = ModelConfig(**{**size, **axes}, vocab_size=tokenizer.vocab_size)
+    return random_run(path, config, tokenizer, template.source, seed=seed)
+
+
+def served(run: Run, name: str = "chat", max_batch_size: int = 8) -> ServedModel:
+    return ServedModel(name, run, run.load_model("last", "cpu"), max_batch_size)
+
+
+class Api:
+    """A client of the server. app.state of the server: `server`."""
+
+    def __init__(self, url: str, server: Any) -> None:
+        self.url, self.server = url, server
+        self.client = httpx.Client(base_url=url, timeout=60)
+
+    def post(self, path: str, **body: Any) -> Any:
+        """The JSON of a successful answer."""
+        response = self.client.post(path, json=body)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def error(self, path: str, status: int, **body: Any) -> dict[str, Any]:
+        """The error of a refused request, which has all fields of OpenAI's."""
+        response = self.client.post(path, json=body)
+        assert response.status_code == status, response.text
+        error = response.json()["error"]
+        assert error.keys() == {"message", "type", "param", "code"}
+        assert "\n" not in error["message"]
+        return error
+
+    def until_idle(self) -> None:
+        """Wait until nothing is generated and nothing waits."""
+        deadline = time.monotonic() + 30
+        worker = self.server.worker
+        while worker.unfinished_texts or any(engine.busy for engine in worker.engines):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+
+@contextmanager
+def serving_models(
+    models: Mapping[str, ServedModel], keys: Sequence[str] = (), **options: Any
+) -> Iterator[Api]:
+    """The server of these models, on a free port."""
+    app = create_app(models, ServeOptions(run=(Path(),), **options), keys)
+    config = uvicorn.Config(
+        app, log_config=None, log_level="warning", ws="none", timeout_graceful_shutdown=5
+    )
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        api = Api(f"http://127.0.0.1:{listening.getsockname()[1]}", app.state.server)
+        try:
+            with api.client:
+                yield api
+        finally:
+            server.should_exit = True
+            thread.join()

@@ -28,9 +28,7 @@ def test_chat_answers_with_the_text_of_the_library(api: Api) -> None:
     model = api.server.models["chat"]
     chat = Chat(model.model, model.tokenizer, model.template)
     expected = chat.reply(ASK, SamplingConfig(seed=5, temperature=1, max_new_tokens=30))
-    found = api.post(
-        "/v1/chat/completions", model="chat", messages=ASK, max_tokens=30, seed=5
-    )
+    found = api.post("/v1/chat/completions", model="chat", messages=ASK, max_tokens=30, seed=5)
     [choice] = found["choices"]
     assert choice["message"]["role"] == "assistant"
     assert choice["message"]["content"] == expected.text
@@ -122,7 +120,9 @@ def test_chat_logprobs_with_and_without_alternatives(api: Api) -> None:
         assert (best["token"], best["logprob"]) == (token["token"], token["logprob"])  # greedy
         assert len(token["top_logprobs"]) == 3
     chunks = streamed(api, "/v1/chat/completions", **body)
-    parts = [c["logprobs"]["content"] for chunk in chunks for c in chunk["choices"] if c["logprobs"]]
+    parts = [
+        c["logprobs"]["content"] for chunk in chunks for c in chunk["choices"] if c["logprobs"]
+    ]
     assert [token for part in parts for token in part] == plain
 
 
@@ -154,7 +154,9 @@ def test_a_wrong_field_is_named(
     assert error["type"] == "invalid_request_error"
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"model": NaN}', b'{"a": "\\ud800"}', b"\xff"])
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"{", b'{"model": NaN}', b'{"a": "\\ud800"}', b"\xff"]
+)
 def test_a_body_that_is_no_object_is_one_line(api: Api, body: bytes) -> None:
     headers = {"Content-Type": "application/json"}
     response = api.client.post("/v1/completions", content=body, headers=headers)

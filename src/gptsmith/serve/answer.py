@@ -53,6 +53,8 @@ class Answer:
             choice = self._delta(i, old, new)
             if self.body.return_token_ids:
                 choice["token_ids"] = self.generations[i].ids[old.length : new.length]
+                if old == Progress():
+                    choice["prompt_token_ids"] = self.prompts[i]
             yield self._chunk([choice])
 
     def closing(self) -> Iterator[Json]:
@@ -95,6 +97,19 @@ class Answer:
             choice |= {"prompt_token_ids": self.prompts[i], "token_ids": generation.ids}
         return choice
 
+    def _scored(self, i: int, start: int, stop: int) -> list[Json]:
+        """The new tokens of a text with their log-probabilities and alternatives."""
+        return [
+            self._token(t.id, t.logprob) | {"top_logprobs": [self._token(*pair) for pair in t.top]}
+            for t in self.generations[i].logprobs[start:stop]
+        ]
+
+    def _token(self, token: int, logprob: float) -> Json:
+        data = self.model.tokenizer.decode_bytes([token])
+        name = self.model.token_name(token)
+        entry: Json = {"token": name, "logprob": logprob, "bytes": list(data)}
+        return entry | {"token_id": token} if self.body.return_token_ids else entry
+
     # What differs between the forms
 
     def _content(self, i: int, generation: Generation) -> Json:
@@ -114,15 +129,13 @@ class ChatAnswer(Answer):
     body: ChatBody
 
     def opening(self) -> Iterator[Json]:
-        for i, prompt in enumerate(self.prompts):
+        for i in range(len(self.prompts)):
             choice: Json = {
                 "index": i,
                 "delta": {"role": "assistant", "content": ""},
                 "logprobs": None,
                 "finish_reason": None,
             }
-            if self.body.return_token_ids:
-                choice["prompt_token_ids"] = prompt
             yield self._chunk([choice])
 
     def _content(self, i: int, generation: Generation) -> Json:
@@ -140,19 +153,7 @@ class ChatAnswer(Answer):
     def _logprobs(self, i: int, start: int, stop: int) -> Json | None:
         if not self.body.logprobs:
             return None
-        scored = self.generations[i].logprobs[start:stop]
-        return {
-            "content": [
-                self._token(t.id, t.logprob)
-                | {"top_logprobs": [self._token(*pair) for pair in t.top]}
-                for t in scored
-            ],
-            "refusal": None,
-        }
-
-    def _token(self, token: int, logprob: float) -> Json:
-        data = self.model.tokenizer.decode_bytes([token])
-        return {"token": self.model.token_name(token), "logprob": logprob, "bytes": list(data)}
+        return {"content": self._scored(i, start, stop), "refusal": None}
 
 
 class CompletionAnswer(Answer):
@@ -185,7 +186,8 @@ class CompletionAnswer(Answer):
             ids = [*self.prompts[i], *ids]
             scored = [*generation.prompt_logprobs, *scored]  # the first has none
         names = [name(token) for token in ids]
-        return {
+        more = {"content": self._scored(i, start, stop)} if self.body.return_token_ids else {}
+        return more | {
             "tokens": names,
             "token_logprobs": [t and t.logprob for t in scored],
             "top_logprobs": [t and self._top(t) for t in scored],

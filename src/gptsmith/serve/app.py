@@ -88,6 +88,8 @@ class Server:
         ids = await self._encode(
             model.chat_ids, body.messages, body.tools, body.continue_final_message
         )
+        model.check_ids(body.continue_token_ids, "continue_token_ids")
+        ids = [*ids, *body.continue_token_ids]
         limit = body.max_tokens if body.max_tokens is not None else body.max_completion_tokens
         answer = ChatAnswer(model, body, [ids] * body.n, [""] * body.n)
         scored = body.top_logprobs if body.logprobs else None
@@ -187,7 +189,7 @@ class Server:
         if (body.prompt is None) == (not body.messages):
             raise ApiError(400, "give either prompt or messages")
         if body.messages:
-            ids = await self._encode(model.chat_ids, body.messages)
+            ids = await self._encode(model.chat_ids, body.messages, (), body.continue_final_message)
         else:
             ids = await self._encode(model.prompt_ids, body.prompt, body.add_special_tokens)
         return JSONResponse(

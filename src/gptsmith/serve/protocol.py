@@ -20,6 +20,7 @@ NO_EFFECT = frozenset(
     {"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user"}
 )
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
     "best_of": (1,),
     "function_call": ("auto", "none"),
     "functions": ([],),
@@ -109,7 +110,7 @@ class Generating(RequestBody):
     """Send the text as it is generated, as server-sent events."""
     stream_options: StreamOptions = StreamOptions()
     return_token_ids: bool = False
-    """Also return the token ids of prompt and text."""
+    """Also return the token ids of prompt and text, and of the alternatives in logprobs."""
     response_format: ResponseFormat = ResponseFormat()
 
     def sampling(self, max_new_tokens: int) -> SamplingConfig:
@@ -143,12 +144,15 @@ class ChatBody(Generating):
     """What the assistant may call, if the chat template shows it to the model."""
     continue_final_message: bool = False
     """Continue the last message, which is the assistant's, instead of adding one."""
-    add_generation_prompt: bool = True
+    continue_token_ids: list[int] = []
+    """The first tokens of the reply, which is continued from there."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatBody:
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
+        if self.continue_final_message and self.continue_token_ids:
+            raise ValueError("give either continue_final_message or continue_token_ids")
         return self
 
 
@@ -169,6 +173,8 @@ class TokenizeBody(RequestBody):
 
     prompt: str | None = None
     messages: list[dict[str, Any]] = []
+    continue_final_message: bool = False
+    """Up to the end of the last message, which is the assistant's."""
     add_special_tokens: bool = True
     """Also what the model's tokenizer puts before a text."""
 

@@ -52,6 +52,7 @@ class ServedModel:
             "max_model_len": self.context_length,
             "kind": self.kind,
             "labels": list(self.model.config.labels or ()) or None,
+            "special_tokens": list(self.tokenizer.special_tokens),
         }
 
     def generating_engine(self) -> Engine:

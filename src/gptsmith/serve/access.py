@@ -13,12 +13,19 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gptsmith.serve.errors import ApiError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 OPEN_PATHS = ("/", "/health")  # and the files of the page: what a browser needs to ask for the key
 PAGE = "/page/"
 
@@ -66,10 +73,16 @@ class Access:
         if scope["type"] != "http":  # lifespan; there are no WebSockets
             await self._app(scope, receive, send)
             return
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
         try:
             self._check(scope)
         except ApiError as error:
-            await error.response(scope, receive, send)
+            await error.response(scope, receive, guarded)
             return
         received = 0
 
@@ -81,7 +94,7 @@ class Access:
                 raise self._too_large()
             return message
 
-        await self._app(scope, limited, send)
+        await self._app(scope, limited, guarded)
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)

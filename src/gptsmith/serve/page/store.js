@@ -44,7 +44,8 @@ export function messagesOf({ system, messages }) {
 }
 
 export function toLines(conversations) {
-  const lines = conversations.map((one) => JSON.stringify({ messages: messagesOf(one) }));
+  const lines = conversations.map((one) => JSON.stringify(
+    one.messages[0]?.role === "text" ? { text: one.messages[0].content } : { messages: messagesOf(one) }));
   return lines.map((line) => line + "\n").join("");
 }
 
@@ -52,12 +53,13 @@ export function toLines(conversations) {
 export function fromLines(text) {
   const lines = text.split("\n").map((line, i) => [line, i + 1]);
   return lines.filter(([line]) => line.trim()).map(([line, number]) => {
-    let messages;
+    let messages, text;
     try {
-      ({ messages } = JSON.parse(line));
+      ({ messages, text } = JSON.parse(line));
     } catch {
-      throw new Error(`line ${number}: not JSON`);
+      throw new Error(`line ${number}: not a JSON object`);
     }
+    if (typeof text === "string") return create({ messages: [{ role: "text", content: text }] });
     const valid = Array.isArray(messages) && messages.every(
       (m) => typeof m?.content === "string" && ["system", "user", "assistant"].includes(m.role));
     if (!valid || !messages.length) {

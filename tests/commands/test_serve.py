@@ -1,0 +1,99 @@
+"""`gptsmith serve` in a process of its own."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from runs import GPTSMITH
+
+pytest.importorskip("starlette")
+
+
+@contextmanager
+def serving(*words: object, **environment: str) -> Iterator[tuple[subprocess.Popen, str]]:
+    """The process and the URL that it printed."""
+    process = subprocess.Popen(
+        [*GPTSMITH, "serve", *map(str, words), "--port", "0", "--device", "cpu"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | environment,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        lines = []
+        while not lines or "chat page" not in lines[-1]:
+            lines.append(process.stdout.readline())
+            assert lines[-1], process.stderr and process.stderr.read()
+        [url] = re.findall(r"chat page: (\S+)", lines[-1])
+        yield process, url
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from api_server import chat_run
+
+    return chat_run(tmp_path_factory.mktemp("serve") / "chat", context_length=2048).path
+
+
+def test_sigterm_lets_a_running_stream_end(run: Path) -> None:
+    with serving(run) as (process, url):
+        body = {"prompt": "a", "max_tokens": 1500, "stream": True, "temperature": 0}
+        events: list[str] = []
+        begun = threading.Event()
+
+        def read() -> None:
+            with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
+                for line in response.iter_lines():
+                    events.append(line)
+                    begun.set()
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        assert begun.wait(60)
+        process.send_signal(signal.SIGTERM)
+        thread.join(60)
+        assert "data: [DONE]" in events
+        process.wait(30)
+        assert process.returncode in (0, -signal.SIGTERM)
+
+
+def test_a_key_from_the_environment_is_asked_for(run: Path) -> None:
+    with serving(run, GPTSMITH_API_KEY="secret") as (process, url):
+        assert httpx.get(f"{url}/v1/models").status_code == 401
+        headers = {"Authorization": "Bearer secret"}
+        found = httpx.get(f"{url}/v1/models", headers=headers)
+        assert [model["id"] for model in found.json()["data"]] == ["chat"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) in (0, 130)
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_two_runs_of_one_name_are_refused(run: Path, user_error) -> None:
+    assert "rename the folder" in user_error("serve", run, run, "--port", "0")
+
+
+def test_a_port_that_is_taken_is_one_line(run: Path, user_error) -> None:
+    with serving(run) as (_, url):
+        port = url.rpartition(":")[2]
+        assert "try another --port" in user_error("serve", run, "--port", port)
+
+
+def test_bodies_are_read_as_json_lines_would_be(run: Path) -> None:
+    """What a client sends never becomes a special token, and no byte is lost on the way."""
+    with serving(run) as (_, url):
+        text = "<|end|>\u0000é😀\\"
+        found = httpx.post(f"{url}/tokenize", json={"prompt": text}).json()
+        back = httpx.post(f"{url}/detokenize", json={"tokens": found["tokens"]}).json()
+        assert back["prompt"] == text
+        assert json.dumps(text) in json.dumps(back)

@@ -1,0 +1,55 @@
+"""Clients that people use, unchanged."""
+
+import pytest
+from api_server import Api
+
+openai = pytest.importorskip("openai")
+
+ASK = [{"role": "user", "content": "Name a colour."}]
+
+
+@pytest.fixture
+def client(api: Api):
+    return openai.OpenAI(base_url=f"{api.url}/v1", api_key="any", max_retries=0)
+
+
+def test_openai_chat_streams_what_it_answers(client) -> None:
+    body = dict(model="chat", messages=ASK, max_tokens=40, seed=1)
+    whole = client.chat.completions.create(**body)
+    stream = client.chat.completions.create(
+        **body, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
+
+
+def test_openai_logprobs(client) -> None:
+    found = client.chat.completions.create(
+        model="chat", messages=ASK, max_tokens=4, logprobs=True, top_logprobs=2, temperature=0
+    )
+    tokens = found.choices[0].logprobs.content
+    assert all(len(token.top_logprobs) == 2 for token in tokens)
+    joined = b"".join(bytes(token.bytes) for token in tokens).decode(errors="replace")
+    assert joined.startswith(found.choices[0].message.content)
+
+
+def test_openai_completions_and_models(client) -> None:
+    found = client.completions.create(model="text", prompt=["a", "b"], max_tokens=3, logprobs=1)
+    assert [choice.index for choice in found.choices] == [0, 1]
+    assert len(found.choices[0].logprobs.tokens) == found.usage.completion_tokens / 2
+    assert [model.id for model in client.models.list()] == ["chat", "text", "classifier"]
+    assert client.models.retrieve("text").id == "text"
+
+
+def test_openai_errors_have_their_classes(client) -> None:
+    with pytest.raises(openai.NotFoundError, match="no model 'x' here"):
+        client.chat.completions.create(model="x", messages=ASK)
+    with pytest.raises(openai.BadRequestError, match="grammar is not supported"):
+        client.chat.completions.create(model="chat", messages=ASK, extra_body={"grammar": "g"})
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="text", prompt="a" * 100)
+    assert caught.value.code == "context_length_exceeded"

@@ -20,22 +20,21 @@ pytest.importorskip("starlette")
 @contextmanager
 def serving(*words: object, **environment: str) -> Iterator[tuple[subprocess.Popen, str]]:
     """The process and the URL that it printed."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*GPTSMITH, "serve", *map(str, words), "--port", "0", "--device", "cpu"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | environment,
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        lines = []
-        while not lines or "chat page" not in lines[-1]:
-            lines.append(process.stdout.readline())
-            assert lines[-1], process.stderr and process.stderr.read()
-        [url] = re.findall(r"chat page: (\S+)", lines[-1])
-        yield process, url
-    finally:
-        process.kill()
-        process.wait()
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            lines = []
+            while not lines or "chat page" not in lines[-1]:
+                lines.append(process.stdout.readline())
+                assert lines[-1], process.stderr and process.stderr.read()
+            [url] = re.findall(r"chat page: (\S+)", lines[-1])
+            yield process, url
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="module")

@@ -25,11 +25,10 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 
 @pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/openapi.json", "/v1/models/chat"])
 def test_a_key_is_needed(locked: Api, path: str) -> None:
-    for key in (None, "third", "first ", "FIRST", ""):
-        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        response = locked.client.get(path, headers=headers)
-        expected = 200 if key == "first " else 401  # white space around it does not count
-        assert response.status_code == expected, key
+    assert locked.client.get(path).status_code == 401
+    for value in ("Bearer third", "Bearer FIRST", "Bearer first x", "Bearer", "first"):
+        response = locked.client.get(path, headers={"Authorization": value})
+        assert response.status_code == 401, value
     response = locked.client.get(path, headers={"Authorization": "Basic first"})
     assert response.status_code == 401
     assert response.headers["www-authenticate"] == "Bearer"

@@ -164,8 +164,6 @@ class Server:
             return result.result()
         except ValueError as error:
             raise ApiError(400, str(error)) from None
-        except Exception as error:
-            raise ApiError(500, f"{type(error).__name__}: {error}") from error
         finally:
             result.cancel()
             gone.cancel()
@@ -321,7 +319,12 @@ def create_app(
     app = Starlette(
         routes=server.routes(),
         middleware=middleware,
-        exception_handlers={ApiError: errors.respond, 404: errors.unknown, 405: errors.unknown},
+        exception_handlers={
+            ApiError: errors.respond,
+            404: errors.unknown,
+            405: errors.unknown,
+            Exception: errors.failed,
+        },
         lifespan=server.lifespan,
     )
     app.state.server = server

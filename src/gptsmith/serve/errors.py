@@ -45,6 +45,11 @@ async def respond(request: Request, error: Exception) -> JSONResponse:
     return error.response
 
 
+async def failed(request: Request, error: Exception) -> JSONResponse:
+    """Starlette's handler of all other exceptions; the server's log has the traceback."""
+    return ApiError(500, f"{type(error).__name__}: {error}").response
+
+
 async def unknown(request: Request, error: Exception) -> JSONResponse:
     """Starlette's handler of unknown paths (404) and methods (405)."""
     status = getattr(error, "status_code", 404)

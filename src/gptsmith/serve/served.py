@@ -102,7 +102,7 @@ class ServedModel:
         is not a classifier, and for text that the tokenizer cannot encode."""
         if not isinstance(self.model, GPTClassifier):
             raise ApiError(400, f"{self.name} is not a classifier", param="model")
-        precision = choose_precision("fp32", self.model.head_weight.device)
+        precision = choose_precision("fp32", next(self.model.parameters()).device)
         try:
             found, _ = predict(self.model, self.tokenizer, texts, precision)
         except ValueError as error:

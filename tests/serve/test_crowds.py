@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import pytest
 from api_server import Api, chat_run, served, serving_models
 
@@ -91,7 +90,7 @@ def test_many_clients_get_their_own_answers(api: Api) -> None:
     alone = {w: api.post("/v1/completions", **body, prompt=w)["choices"][0]["text"] for w in words}
 
     def ask(word: str) -> bool:
-        response = httpx.post(f"{api.url}/v1/completions", json=body | {"prompt": word}, timeout=60)
+        response = api.client.post("/v1/completions", json=body | {"prompt": word})
         return response.json()["choices"][0]["text"] == alone[word]
 
     with ThreadPoolExecutor(16) as pool:

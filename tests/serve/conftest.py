@@ -25,4 +25,5 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         "classifier": served(classifier, "classifier"),
     }
     with serving_models(models) as api:
+        api.folder = folder
         yield api

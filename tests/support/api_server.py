@@ -34,10 +34,11 @@ def served(run: Run, name: str = "chat", max_batch_size: int = 8) -> ServedModel
 
 
 class Api:
-    """A client of the server. app.state of the server: `server`."""
+    """A client of the server. folder: where the runs are, for who wants to read them."""
 
     def __init__(self, url: str, server: Any) -> None:
         self.url, self.server = url, server
+        self.folder = Path()
         self.client = httpx.Client(base_url=url, timeout=60)
 
     def post(self, path: str, **body: Any) -> Any:

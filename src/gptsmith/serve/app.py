@@ -88,8 +88,7 @@ class Server:
         ids = await self._encode(
             model.chat_ids, body.messages, body.tools, body.continue_final_message
         )
-        model.check_ids(body.continue_token_ids, "continue_token_ids")
-        ids = [*ids, *body.continue_token_ids]
+        ids += model.checked_ids(body.continue_token_ids, "continue_token_ids")
         limit = body.max_tokens if body.max_tokens is not None else body.max_completion_tokens
         answer = ChatAnswer(model, body, [ids] * body.n, [""] * body.n)
         scored = body.top_logprobs if body.logprobs else None
@@ -202,8 +201,8 @@ class Server:
     async def detokenize(self, request: Request) -> Response:
         body = parse(await request.body(), DetokenizeBody)
         model = self.find(body.model)
-        model.check_ids(body.tokens, "tokens")
-        return JSONResponse({"prompt": model.tokenizer.decode(body.tokens)})
+        ids = model.checked_ids(body.tokens, "tokens")
+        return JSONResponse({"prompt": model.tokenizer.decode(ids)})
 
     # The server
 

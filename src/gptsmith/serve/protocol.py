@@ -175,6 +175,8 @@ class TokenizeBody(RequestBody):
     messages: list[dict[str, Any]] = []
     continue_final_message: bool = False
     """Up to the end of the last message, which is the assistant's."""
+    continue_token_ids: list[int] = []
+    """The first tokens of the reply."""
     add_special_tokens: bool = True
     """Also what the model's tokenizer puts before a text."""
 

@@ -113,18 +113,19 @@ class ServedModel:
         """The ids of a prompt. ApiError for text that the tokenizer cannot encode, and for ids
         outside the vocabulary."""
         if not isinstance(prompt, str):
-            self.check_ids(prompt, "prompt")
-            return prompt
+            return self.checked_ids(prompt, "prompt")
         try:
             return self.tokenizer.prompt(prompt) if prefix else self.tokenizer.encode(prompt)
         except ValueError as error:
             raise ApiError(400, f"prompt: {error}", param="prompt") from None
 
-    def check_ids(self, ids: Sequence[int], param: str) -> None:
+    def checked_ids(self, ids: list[int], param: str) -> list[int]:
+        """The ids. ApiError for one outside the vocabulary."""
         V = self.tokenizer.vocab_size
         bad = next((i for i in ids if not 0 <= i < V), None)
         if bad is not None:
             raise ApiError(400, f"{param}: id {bad} is outside 0..{V - 1}", param=param)
+        return ids
 
     def room(self, prompt: Sequence[int], wanted: int | None) -> int:
         """How many tokens may be generated after a prompt. ApiError if it fills the context."""

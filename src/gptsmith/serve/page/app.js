@@ -97,9 +97,10 @@ async function drawRaw() {
     $("messages").replaceChildren(element("p", { class: "hint" }, "Nothing to show yet."));
     return;
   }
-  const body = isText() ? { prompt: last.content } : {
-    messages: store.messagesOf(current), continue_final_message: last.role === "assistant",
-  };
+  const ids = last.tokens?.map((one) => one.id);
+  const messages = ids ? store.messagesOf(current).slice(0, -1) : store.messagesOf(current);
+  const body = isText() ? { prompt: last.content } : ids ? { messages, continue_token_ids: ids } :
+    { messages, continue_final_message: last.role === "assistant" };
   const found = await post("/tokenize", { model: model().id, ...body });
   if (view !== "raw") return;
   const note = `${found.count} tokens of at most ${found.max_model_len}, as the model reads them`;
@@ -169,7 +170,7 @@ function question() {
     model: model().id, ...sampling(), return_token_ids: true,
     stream_options: { include_usage: true },
   };
-  const ids = last.tokens?.map((token) => token.id);
+  const ids = last.tokens?.map((one) => one.id);
   if (isText()) {
     const prompt = ids ? [...last.prefix, ...ids] : last.content;
     return ["/v1/completions", { ...body, prompt, logprobs: ALTERNATIVES }];

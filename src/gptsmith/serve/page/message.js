@@ -58,8 +58,9 @@ export function raw(names, special) {
   return element("div", { class: "tokens", tabindex: "0" }, ...parts);
 }
 
-// White space that can be seen.
-export const shown = (text) => text.replaceAll("\n", "⏎\n").replaceAll("\t", "⇥\t") || "∅";
+// White space that can be seen; a part of a character as its bytes.
+export const shown = (text) =>
+  text.replaceAll("\n", "⏎\n").replaceAll("\t", "⇥\t").replace(/^bytes:/, "") || "∅";
 
 export const percent = (logprob) => {
   const p = 100 * Math.exp(logprob);

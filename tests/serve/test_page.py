@@ -164,7 +164,9 @@ def test_conversations_leave_and_return_as_training_data(page, api: Api, tmp_pat
     assert [m["role"] for m in messages] == ["system", "user", "assistant"]
     from gptsmith import cli
 
-    assert cli.main(["inspect", str(path), "--tokenizer", str(api.folder / "chat")]) == 0  # it is a chat data set
+    assert (
+        cli.main(["inspect", str(path), "--tokenizer", str(api.folder / "chat")]) == 0
+    )  # it is a chat data set
     page.locator("#file").set_input_files(path)
     page.locator("#status", has_text="1 conversations imported").wait_for()
     assert page.locator("#list li").count() == 2

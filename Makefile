@@ -66,7 +66,7 @@ $(VENV)/.torch: constraints.txt
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
-	@$(PIP) -q -e .
+	@$(PIP) -q -e ".[serve]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed

@@ -99,6 +99,7 @@ def main(argv: Sequence[str]) -> int:
     terminal.say(f"""
 report.md, curves.png and samples.txt in {base} and {tuned} describe the training. Next:
 
+  gptsmith serve {tuned}      # the chat page: open http://127.0.0.1:8000 in a browser
   gptsmith chat {tuned}
   gptsmith generate {base} --prompt "Return a list of" --num-samples 3
   gptsmith inspect {corpus}

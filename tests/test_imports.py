@@ -33,7 +33,7 @@ FLOORS: dict[str, set[str]] = {
     "api": {"commands", "evaluate", "generate"} | MIDDLE,
     "demo": {"commands", "recipes", "evaluate", "generate", "data"} | MIDDLE,
     "commands": {"serve", "recipes", "inspect", "evaluate", "interop", "generate", "data"} | MIDDLE,
-    "serve": {"face", "evaluate", "generate"} | MIDDLE,
+    "serve": {"evaluate", "generate"} | MIDDLE,
     "recipes": {"evaluate", "generate", "data"} | MIDDLE,
     "inspect": {"data"} | MIDDLE,
     "evaluate": {"generate", "data"} | MIDDLE,

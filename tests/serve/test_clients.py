@@ -45,6 +45,32 @@ def test_openai_completions_and_models(client) -> None:
     assert client.models.retrieve("text").id == "text"
 
 
+def test_harness_scores_what_it_scores_in_process(api: Api, tmp_path) -> None:
+    """lm-evaluation-harness over HTTP: item by item the sums of the library, cold and warm."""
+    completions = pytest.importorskip("lm_eval.models.openai_completions")
+    from lm_eval.api.instance import Instance
+
+    from gptsmith import cli
+    from gptsmith.evaluate.harness import lm as harness
+
+    run = api.folder / "text"
+    assert cli.main(["export", str(run), "--format", "hf", "--out", str(tmp_path / "hf")]) == 0
+    remote = completions.LocalCompletionsAPI(
+        base_url=f"{api.url}/v1/completions", model="text", tokenizer=str(tmp_path / "hf"),
+        tokenizer_backend="huggingface", max_length=63, batch_size=1,
+    )  # fmt: skip
+    pairs = [("The cat", " sat"), ("The cat", " sat down"), ("One, two,", " three"), ("x", "y" * 9)]
+    requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs * 2)]
+    found = remote.loglikelihood(requests)
+    local = harness(run, device="cpu")
+    expected = local.loglikelihood(requests)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert [x for x, _ in found] == pytest.approx([x for x, _ in expected], abs=1e-4)
+    settings = {"until": ["z"], "max_gen_toks": 6}
+    asks = [Instance("generate_until", {}, (prompt, settings), 0) for prompt in ("a", "b")]
+    assert remote.generate_until(asks) == local.generate_until(asks)
+
+
 def test_openai_errors_have_their_classes(client) -> None:
     with pytest.raises(openai.NotFoundError, match="no model 'x' here"):
         client.chat.completions.create(model="x", messages=ASK)

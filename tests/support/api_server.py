@@ -12,7 +12,7 @@ import httpx
 import uvicorn
 from runs import random_run
 
-from gptsmith.chat_template.template import chat_tokenizer
+from gptsmith.chat_template.template import tuning_template
 from gptsmith.model.config import ModelConfig
 from gptsmith.run import Run
 from gptsmith.serve.app import create_app
@@ -23,7 +23,8 @@ from gptsmith.tokenizer import Tokenizer
 
 def chat_run(path: Path, seed: int = 1, **axes: Any) -> Run:
     """A chat model of bytes that says random things."""
-    tokenizer, template = chat_tokenizer(Tokenizer.byte(), None)
+    template = tuning_template(Tokenizer.byte(), None)
+    tokenizer = template.tokenizer
     size = dict(n_layer=2, n_head=2, n_embd=32, context_length=256)
     config = ModelConfig(**{**size, **axes}, vocab_size=tokenizer.vocab_size)
     return random_run(path, config, tokenizer, template.source, seed=seed)

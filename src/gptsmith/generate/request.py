@@ -99,6 +99,8 @@ class Generation:
     """For the user: why the KV cache could not be used at first; None if it could."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     """Of each of the ids, if the request asks for them."""
+    stop_logprob: TokenLogprob | None = None
+    """Of the stop id that ended the text, which is not among the ids."""
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
     """Of each token of the prompt, if the request asks for them; None for the first."""
 
@@ -196,6 +198,7 @@ class Row:
         piece = ""
         if token in self._stop_ids:
             generation.finish_reason = "stop"
+            generation.stop_logprob = logprob
         else:
             generation.ids.append(token)
             if logprob is not None:

@@ -90,18 +90,18 @@ class Answer:
         choice: Json = {
             "index": i,
             **self._content(i, generation),
-            "logprobs": self._logprobs(i, 0, len(generation.ids)),
+            "logprobs": self._logprobs(i, Progress(), _end(generation)),
             "finish_reason": generation.finish_reason,
         }
         if self.body.return_token_ids:
             choice |= {"prompt_token_ids": self.prompts[i], "token_ids": generation.ids}
         return choice
 
-    def _scored(self, i: int, start: int, stop: int) -> list[Json]:
+    def _scored(self, i: int, old: Progress, new: Progress) -> list[Json]:
         """The new tokens of a text with their log-probabilities and alternatives."""
         return [
             self._token(t.id, t.logprob) | {"top_logprobs": [self._token(*pair) for pair in t.top]}
-            for t in self.generations[i].logprobs[start:stop]
+            for t in self.generations[i].logprobs[old.length : new.length]
         ]
 
     def _token(self, token: int, logprob: float) -> Json:
@@ -118,7 +118,7 @@ class Answer:
     def _delta(self, i: int, old: Progress, new: Progress) -> Json:
         raise NotImplementedError
 
-    def _logprobs(self, i: int, start: int, stop: int) -> Json | None:
+    def _logprobs(self, i: int, old: Progress, new: Progress) -> Json | None:
         raise NotImplementedError
 
 
@@ -146,14 +146,14 @@ class ChatAnswer(Answer):
         return {
             "index": i,
             "delta": {"content": text} if text else {},
-            "logprobs": self._logprobs(i, old.length, new.length),
+            "logprobs": self._logprobs(i, old, new),
             "finish_reason": new.finish_reason,
         }
 
-    def _logprobs(self, i: int, start: int, stop: int) -> Json | None:
+    def _logprobs(self, i: int, old: Progress, new: Progress) -> Json | None:
         if not self.body.logprobs:
             return None
-        return {"content": self._scored(i, start, stop), "refusal": None}
+        return {"content": self._scored(i, old, new), "refusal": None}
 
 
 class CompletionAnswer(Answer):
@@ -172,35 +172,43 @@ class CompletionAnswer(Answer):
         return {
             "index": i,
             "text": text,
-            "logprobs": self._logprobs(i, old.length, new.length),
+            "logprobs": self._logprobs(i, old, new),
             "finish_reason": new.finish_reason,
         }
 
-    def _logprobs(self, i: int, start: int, stop: int) -> Json | None:
+    def _logprobs(self, i: int, old: Progress, new: Progress) -> Json | None:
+        """A stop token counts, as in vLLM: lm-evaluation-harness drops the last one, whatever it
+        is, to be left with the prompt."""
         if self.body.logprobs is None:
             return None
         generation, name = self.generations[i], self.model.token_name
-        ids: Sequence[int] = generation.ids[start:stop]
-        scored: Sequence[TokenLogprob | None] = generation.logprobs[start:stop]
-        if self.body.echo and start == 0:
+        scored: list[TokenLogprob | None] = [*generation.logprobs[old.length : new.length]]
+        if new.finish_reason and generation.stop_logprob:
+            scored.append(generation.stop_logprob)
+        ids = [t.id for t in scored if t]
+        if self.body.echo and old == Progress():
             ids = [*self.prompts[i], *ids]
             scored = [*generation.prompt_logprobs, *scored]  # the first has none
         names = [name(token) for token in ids]
-        more = {"content": self._scored(i, start, stop)} if self.body.return_token_ids else {}
+        more = {"content": self._scored(i, old, new)} if self.body.return_token_ids else {}
         return more | {
             "tokens": names,
             "token_logprobs": [t and t.logprob for t in scored],
             "top_logprobs": [t and self._top(t) for t in scored],
-            "text_offset": list(accumulate(map(len, names), initial=self._offset(i, start)))[:-1],
+            "text_offset": list(accumulate(map(len, names), initial=self._offset(i, old)))[:-1],
         }
 
     def _top(self, scored: TokenLogprob) -> Json:
         """The likeliest tokens by name; of two with the same name, the likelier."""
         return {self.model.token_name(token): p for token, p in reversed(scored.top)}
 
-    def _offset(self, i: int, start: int) -> int:
-        """Where token `start` of a text begins, in characters of its tokens' names."""
-        tokens = self.generations[i].ids[:start]
-        if self.body.echo and start:
+    def _offset(self, i: int, sent: Progress) -> int:
+        """Where what was not sent begins, in characters of the names of the tokens before it."""
+        tokens = self.generations[i].ids[: sent.length]
+        if self.body.echo and sent != Progress():
             tokens = [*self.prompts[i], *tokens]
         return sum(len(self.model.token_name(token)) for token in tokens)
+
+
+def _end(generation: Generation) -> Progress:
+    return Progress(generation.text, len(generation.ids), generation.finish_reason)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from gptsmith import __version__
 from gptsmith.serve.protocol import (
     ChatBody,
     ClassifyBody,
@@ -80,7 +80,7 @@ def document() -> dict[str, Any]:
         paths[path] = {"get": get}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "gptsmith", "version": __version__},
+        "info": {"title": "gptsmith", "version": version("gptsmith")},
         "paths": paths,
         "components": {
             "schemas": {**schemas.get("$defs", {}), "Error": _ERROR},

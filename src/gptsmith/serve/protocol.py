@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -26,6 +26,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "functions": ([],),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
+    "response_format": ({"type": "text"},),
     "suffix": ("",),
     "tool_choice": ("auto", "none"),
     "tools": ([],),
@@ -43,7 +44,6 @@ class RequestBody(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
-    supported: ClassVar[frozenset[str]] = frozenset()
 
     model: str | None = None
     """Name of the model; may be omitted if only one is served."""
@@ -67,20 +67,6 @@ class StreamOptions(BaseModel):
     """Send the numbers of tokens in a last chunk."""
     include_obfuscation: bool = False
     """Has no effect."""
-
-
-class JsonSchema(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True, populate_by_name=True)
-
-    name: str = ""
-    definition: dict[str, Any] = Field({}, alias="schema")
-
-
-class ResponseFormat(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    type: Literal["text", "json_object", "json_schema"] = "text"
-    json_schema: JsonSchema | None = None
 
 
 class Generating(RequestBody):
@@ -111,7 +97,6 @@ class Generating(RequestBody):
     stream_options: StreamOptions = StreamOptions()
     return_token_ids: bool = False
     """Also return the token ids of prompt and text, and of the alternatives in logprobs."""
-    response_format: ResponseFormat = ResponseFormat()
 
     def sampling(self, max_new_tokens: int) -> SamplingConfig:
         """The settings for the engine; without a seed, a random one."""

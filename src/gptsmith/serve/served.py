@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptsmith.evaluate.classification import predict
+from gptsmith.evaluate.classification import max_length, predict
 from gptsmith.generate.engine import Engine
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.run import Run
@@ -31,6 +31,7 @@ class ServedModel:
         self.tokenizer = run.tokenizer
         self.template: ChatTemplate | None = run.chat_template
         self.context_length = model.config.context_length
+        self.max_length = max_length(run)  # of a text that is classified
         self.created = int(Path(run.path).stat().st_mtime) or int(time.time())
         is_classifier = isinstance(model, GPTClassifier)
         self.engine = None if is_classifier else Engine(model, run.tokenizer, max_batch_size)
@@ -91,7 +92,7 @@ class ServedModel:
                 return template.prompt(conversation, tools=tools or None)
             if conversation[-1].get("role") != "assistant":
                 raise ValueError("continue_final_message: the last message is not the assistant's")
-            ids, is_target = template.encode(conversation, tools=tools or None)
+            ids, is_target, _ = template.encode(conversation, tools=tools or None)
             end = max(i for i, learned in enumerate(is_target) if learned)
             return ids[:end]  # without the token that ends the message
         except ValueError as error:
@@ -104,7 +105,7 @@ class ServedModel:
             raise ApiError(400, f"{self.name} is not a classifier", param="model")
         precision = choose_precision("fp32", next(self.model.parameters()).device)
         try:
-            found, _ = predict(self.model, self.tokenizer, texts, precision)
+            found, _ = predict(self.model, self.tokenizer, texts, self.max_length, precision)
         except ValueError as error:
             raise ApiError(400, f"input: {error}", param="input") from None
         return found

@@ -224,7 +224,7 @@ def test_missing_and_bad_files(files, tmp_path):
     (files / "test.jsonl").write_text('{"question": "a", "answer": "5"}')
     with pytest.raises(ValueError, match=r"test.jsonl:1: the answer does not end in '#### NUMBER'"):
         load(files, shots=0)
-    with pytest.raises(FileNotFoundError, match="nowhere: no such file of problems"):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such file"):
         load(tmp_path / "nowhere")
     (files / "test.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="no problems in it"):

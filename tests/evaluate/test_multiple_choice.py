@@ -186,7 +186,7 @@ def test_folder_that_contains_the_file(tmp_path: Path) -> None:
     assert len(load("piqa", tmp_path)) == 1
     with pytest.raises(FileNotFoundError, match=r"winogrande is not here as eval/llm_foundry/wino"):
         load("winogrande", tmp_path)
-    with pytest.raises(FileNotFoundError, match="no folder dev with the files of mmlu"):
+    with pytest.raises(FileNotFoundError, match="mmlu is not here as eval/mmlu/dev or mmlu/dev"):
         load("mmlu", tmp_path)
 
 

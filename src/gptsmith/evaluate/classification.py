@@ -5,13 +5,13 @@ B batch, T time, N texts, L classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
+from rich.table import Column, Table
 
 from gptsmith.data.classification import encode_texts, pad
 from gptsmith.data.labelled import LabelledText
@@ -129,11 +129,13 @@ class Scores:
         spread = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
         return float(max(0.0, centre - spread)), float(min(1.0, centre + spread))
 
+    def per_class(self) -> Iterator[tuple[str, float, float, float, int]]:
+        """Each class with its precision, recall, F1 and number of texts."""
+        columns = (self.precision, self.recall, self.f1, self.support)
+        return zip(self.labels, *(column.tolist() for column in columns), strict=True)
+
     def fields(self) -> dict[str, Any]:
         """Everything as plain values, for JSON."""
-        per_class = zip(
-            self.labels, self.precision, self.recall, self.f1, self.support, strict=True
-        )
         return {
             "accuracy": self.accuracy,
             "macro_f1": self.macro_f1,
@@ -141,8 +143,8 @@ class Scores:
             "majority_accuracy": self.majority,
             "texts": int(self.counts.sum()),
             "classes": {
-                label: dict(precision=float(p), recall=float(r), f1=float(f), support=int(n))
-                for label, p, r, f, n in per_class
+                label: {"precision": p, "recall": r, "f1": f, "support": n}
+                for label, p, r, f, n in self.per_class()
             },
             "confusion": {"labels": list(self.labels), "counts": self.counts.tolist()},
         }
@@ -235,36 +237,27 @@ def summary(scores: Scores) -> str:
 def table(scores: Scores) -> Table:
     """Precision, recall, F1 and support of each class, for the terminal."""
     head, *rows, foot = _cells(scores)
-    made = Table(*head)
-    for column in made.columns[1:]:
-        column.justify = "right"
-    for i, row in enumerate(rows, 1):
-        made.add_row(*row, end_section=i == len(rows))
+    made = Table(head[0], *(Column(name, justify="right") for name in head[1:]))
+    for row in rows:
+        made.add_row(*row)
+    made.add_section()
     made.add_row(*foot)
     return made
 
 
 def markdown(scores: Scores) -> list[str]:
     """The same table as lines of Markdown."""
-    head, *rows = ([cell.replace("|", "\\|") for cell in row] for row in _cells(scores))
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in _cells(scores)]
+    rows.insert(1, ["---", *["---:"] * (len(rows[0]) - 1)])
+    return [f"| {' | '.join(row)} |" for row in rows]
 
 
 def _cells(scores: Scores) -> list[list[str]]:
-    per_class = zip(scores.precision, scores.recall, scores.f1, scores.support, strict=True)
+    means = scores.precision.mean(), scores.recall.mean(), scores.macro_f1, scores.counts.sum()
+    rows = [*scores.per_class(), ("mean", *means)]
     return [
         ["class", "precision", "recall", "F1", "texts"],
-        *(
-            [label, f"{p:.3f}", f"{r:.3f}", f"{f:.3f}", f"{n:,}"]
-            for label, (p, r, f, n) in zip(scores.labels, per_class, strict=True)
-        ),
-        [
-            "mean",
-            *(f"{x.mean():.3f}" for x in (scores.precision, scores.recall)),
-            f"{scores.macro_f1:.3f}",
-            f"{scores.counts.sum():,}",
-        ],
+        *([label, f"{p:.3f}", f"{r:.3f}", f"{f:.3f}", f"{n:,}"] for label, p, r, f, n in rows),
     ]
 
 

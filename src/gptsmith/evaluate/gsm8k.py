@@ -16,7 +16,7 @@ from pathlib import Path
 from gptsmith.chat_template.template import ChatTemplate, Message
 from gptsmith.data.rows import Row, read_rows
 from gptsmith.evaluate.result import Result, encodable, left_out, prompt_form
-from gptsmith.evaluate.task_data import data_folder, hub_rows, text
+from gptsmith.evaluate.task_data import find, hub_rows, text
 from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import SamplingConfig
 from gptsmith.generate.request import Request
@@ -24,6 +24,7 @@ from gptsmith.model.gpt import GPTModel
 from gptsmith.progress import progress
 from gptsmith.tokenizer import Tokenizer
 
+HUB = ("openai/gsm8k", "main")
 SHOTS = 5  # worked examples before a question, for a base model
 ANSWER_TOKENS = 256  # maximum length of an answer
 STOP = ("Question:", "</s>", "<|im_end|>")
@@ -54,14 +55,15 @@ def load(
     files. Default: $GPTSMITH_DATA if it has them, else openai/gsm8k from the Hub.
     ValueError naming the row for one without question, answer or `#### `.
     """
-    test = where or data_folder()
-    if test is not None and test.is_dir():
-        found = (test / folder / "test.jsonl" for folder in (".", "gsm8k", "eval/gsm8k"))
-        test = next(filter(Path.is_file, found), test / "test.jsonl")
-    if test is None or (where is None and not test.is_file()):
-        rows = {split: _hub_rows(split) for split in ("train", "test")}
+    test = where
+    if test is None or test.is_dir():
+        folders = ("", "gsm8k/", "eval/gsm8k/")
+        test = find("gsm8k", where, [f"{folder}test.jsonl" for folder in folders])
+    if test is None:
+        files = "eval/gsm8k/test.jsonl and train.jsonl"
+        rows = {split: hub_rows((*HUB, split), files) for split in ("train", "test")}
     elif not test.is_file():
-        raise FileNotFoundError(f"{test}: no such file of problems")
+        raise FileNotFoundError(f"{test}: no such file")
     else:
         train = test.with_name("train.jsonl")
         if shots and (train == test or not train.is_file()):
@@ -72,7 +74,7 @@ def load(
     examples = _problems(rows["train"], shots) if shots else []
     problems = _problems(rows["test"], limit)
     if not problems:
-        raise ValueError(f"{test or 'openai/gsm8k'}: no problems in it")
+        raise ValueError(f"{test or HUB[0]}: no problems in it")
     return problems, examples
 
 
@@ -84,10 +86,6 @@ def _problems(rows: Iterator[Row], limit: int | None) -> list[Problem]:
             raise ValueError(f"{row.place}: the answer does not end in '#### NUMBER'")
         problems.append(problem)
     return problems
-
-
-def _hub_rows(split: str) -> Iterator[Row]:
-    return hub_rows(("openai/gsm8k", "main", split), "eval/gsm8k/test.jsonl and train.jsonl")
 
 
 # --- score ---------------------------------------------------------------------------------------

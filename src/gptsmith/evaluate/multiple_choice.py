@@ -16,7 +16,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptsmith.evaluate.task_data import data_folder, hub_rows, label, question_rows, text, texts
+from gptsmith.evaluate.task_data import find, hub_rows, label, question_rows, text, texts
 
 if TYPE_CHECKING:
     from gptsmith.data.options import FileFormat
@@ -295,18 +295,10 @@ def _question(task: Task, row: Row) -> Question:
 
 
 def _rows(task: Task, where: Path | None) -> Iterator[Row]:
-    folder = where or data_folder()
-    if folder is not None and not folder.is_dir():
-        return question_rows(folder)
-    if folder is not None:
-        for pattern in (*task.files, *(Path(pattern).name for pattern in task.files)):
-            if found := sorted(folder.glob(pattern)):
-                return question_rows(found[0])
-    if where is not None:
-        raise FileNotFoundError(
-            f"{where}: {task.name} is not here as {' or '.join(task.files)}; give its file"
-        )
-    return hub_rows(task.hub, task.files[0])
+    found = where
+    if found is None or found.is_dir():
+        found = find(task.name, where, [*task.files, *(Path(name).name for name in task.files)])
+    return question_rows(found) if found else hub_rows(task.hub, task.files[0])
 
 
 def _with_examples(task: Task, where: Path | None, shots: int) -> Iterator[Question]:
@@ -337,13 +329,9 @@ def _by_subject(task: Task, where: Path | None, split: str) -> dict[str, list[Qu
     (anatomy_test.csv) tells."""
     from gptsmith.data.rows import read_rows
 
-    folder = where or data_folder()
-    places = (folder, *(folder / name for name in task.files)) if folder else ()
-    found = next((place / split for place in places if (place / split).is_dir()), None)
-    if found is not None:
+    found = find(task.name, where, [f"{name}/{split}" for name in (*task.files, ".")])
+    if found:
         rows = read_rows(found, header=("question", *LETTERS, "answer"))
-    elif where is not None:
-        raise FileNotFoundError(f"{where}: no folder {split} with the files of {task.name}")
     else:
         name, config, _ = task.hub
         rows = hub_rows((name, config, split), f"{task.files[0]}/{split}/SUBJECT_{split}.csv")

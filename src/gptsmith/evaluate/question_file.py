@@ -284,10 +284,11 @@ def _readings(question: OwnQuestion) -> dict[str, int]:
 
 def _index(choices: Iterable[str], wanted: str) -> int | None:
     """The position of the one choice that equals `wanted`, if need be without case."""
-    exact = [i for i, choice in enumerate(choices) if choice and choice == wanted]
-    folded = [i for i, c in enumerate(choices) if c and c.casefold() == wanted.casefold()]
-    found = exact if len(exact) == 1 else folded
-    return found[0] if len(found) == 1 else None
+    for form in (str, str.casefold):
+        found = [i for i, choice in enumerate(choices) if choice and form(choice) == form(wanted)]
+        if len(found) == 1:
+            return found[0]
+    return None
 
 
 def _answers(

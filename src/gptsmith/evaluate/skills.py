@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from rich.table import Table
+from rich.table import Column, Table
 
 from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
 from gptsmith.data import skills
@@ -170,9 +170,7 @@ def mean(scores: Scores) -> float:
 
 def table(columns: Mapping[str, Scores]) -> Table:
     """Accuracy in per cent, a row per skill, a column per measurement."""
-    shown = Table("skill", *columns)
-    for column in shown.columns[1:]:
-        column.justify = "right"
+    shown = Table("skill", *(Column(name, justify="right") for name in columns))
     for name in dict.fromkeys(name for scores in columns.values() for name in scores):
         shares = (scores.get(name) for scores in columns.values())
         shown.add_row(name, *(f"{s[0] / s[1]:.0%}" if s else "" for s in shares))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,15 @@ if TYPE_CHECKING:
     from gptsmith.data.rows import Row
 
 
-def data_folder() -> Path | None:
-    """The folder that $GPTSMITH_DATA names, if it exists."""
-    root = os.environ.get("GPTSMITH_DATA")
-    return Path(root) if root and Path(root).is_dir() else None
+def find(task: str, where: Path | None, names: Sequence[str]) -> Path | None:
+    """The file or folder of a task: the first of `names`, which may be patterns, in the folder
+    `where`. Default: $GPTSMITH_DATA, and None if it has none of them: they are on the Hub."""
+    folder = where or os.environ.get("GPTSMITH_DATA")
+    paths = (path for name in names if folder for path in sorted(Path(folder).glob(name)))
+    found = next(paths, None)
+    if found is None and where is not None:
+        raise FileNotFoundError(f"{where}: {task} is not here as {' or '.join(names)}")
+    return found
 
 
 def hub_rows(hub: tuple[str, str | None, str], local: str) -> Iterator[Row]:

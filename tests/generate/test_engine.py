@@ -132,6 +132,7 @@ def test_requests_join_and_leave_between_steps(model: GPTModel, data: st.DataObj
         page=data.draw(st.integers(1, 5)),
         chunk=data.draw(st.integers(1, 8)),
         budget=data.draw(st.integers(1, 12)),
+        draft_tokens=data.draw(st.integers(0, 4)),
     )
     start = data.draw(prompt_lists)
     requests: list[tuple[Request, Generation]] = []

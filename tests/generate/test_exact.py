@@ -123,6 +123,22 @@ def test_preemption_and_cancelled_neighbours_change_no_bit(
     assert same(generations, alone)
 
 
+def test_speculation_changes_no_bit(model: GPTModel, alone: list[Generation]) -> None:
+    for draft_tokens in (1, 5):
+        engine = Engine(model, draft_tokens=draft_tokens, cache_tokens=CONTEXT * 9)
+        assert same(run(engine, requests(40)), alone)
+    forced = {7: 100.0}  # a text that repeats itself
+    sampling = SamplingConfig(max_new_tokens=60, temperature=0.8)
+    request = Request([1, 2, 3], sampling, logit_bias=forced, logprobs=2)
+    engine, steps = Engine(model, draft_tokens=5), 0
+    generation = engine.add(request)
+    while engine.busy:
+        engine.step()
+        steps += 1
+    assert steps < 20
+    assert same([generation], run(Engine(model), [request]))
+
+
 def test_threads_change_no_bit(model: GPTModel, alone: list[Generation]) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -9,17 +9,17 @@ C channels, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from gptsmith.generate.extend import extend, score_prompt
 from gptsmith.generate.forward import make_forward
 from gptsmith.generate.options import DEFAULT_SAMPLING, SamplingConfig
 from gptsmith.generate.pages import Pages
 from gptsmith.generate.request import Generation, Request, Row
-from gptsmith.generate.sampling import penalize, sample, token_logprob, uniform, wide
-from gptsmith.generate.scheduler import Scheduler, Span
+from gptsmith.generate.scheduler import Scheduler, Span, Stats
 
 if TYPE_CHECKING:
     from gptsmith.model.gpt import GPTModel
@@ -29,18 +29,6 @@ MAX_BATCH_SIZE = 32  # requests that run at the same time
 CHUNK = {"cpu": 256, "cuda": 2048}  # tokens of a prompt that are read in one step ...
 BUDGET = {"cpu": 512, "cuda": 8192}  # ... and of all prompts
 SCORED = 64  # tokens of a prompt whose logits are in memory at once
-
-
-class EngineStats(NamedTuple):
-    """Requests and pages now; tokens since the engine was made."""
-
-    waiting: int
-    running: int
-    pages_used: int
-    pages_limit: int
-    tokens_read: int
-    tokens_reused: int
-    tokens_generated: int
 
 
 class Engine:
@@ -65,8 +53,9 @@ class Engine:
     max_batch_size: requests that run at the same time; the others wait, at most max_waiting of them
     (default: any number). cache_tokens: tokens whose keys and values are in memory at the same
     time, at least the model's context (default: grows as needed, up to max_batch_size contexts).
-    weights: int8 or int4 quantizes them, where our kernels run. page: a size of pages, for torch's
-    own ops. chunk, budget: see Scheduler.
+    weights: int8 or int4 quantizes them, where our kernels run. draft_tokens: how many a step may
+    guess from the text itself and check at once, for texts that repeat themselves. page: tokens of
+    a page, for torch's own ops. chunk, budget: see Scheduler.
     ValueError for a mask that depends on the row of the batch, and for too small a cache.
     """
 
@@ -79,6 +68,7 @@ class Engine:
         max_waiting: int | None = None,
         cache_tokens: int | None = None,
         weights: str = "auto",
+        draft_tokens: int = 0,
         page: int | None = None,
         chunk: int | None = None,
         budget: int | None = None,
@@ -114,8 +104,8 @@ class Engine:
             budget=budget or BUDGET.get(kind, BUDGET["cpu"]),
             lookahead=self.lookahead,
             max_waiting=max_waiting,
+            draft_tokens=draft_tokens,
         )
-        self._read = self._reused = self._generated = 0
 
     def __repr__(self) -> str:
         unfinished = sum(not row.finished for row in self._scheduler.rows)
@@ -140,12 +130,8 @@ class Engine:
         return self._scheduler.room
 
     @property
-    def stats(self) -> EngineStats:
-        scheduler, pages = self._scheduler, self._pages
-        return EngineStats(
-            len(scheduler.waiting), len(scheduler.running), pages.used, pages.limit,
-            self._read, self._reused, self._generated,
-        )  # fmt: skip
+    def stats(self) -> Stats:
+        return self._scheduler.stats
 
     def add(self, request: Request) -> Generation:
         """Queue a request; `step` extends the generation that this returns.
@@ -266,60 +252,34 @@ class Engine:
         self._pages.copies.clear()
         vectors = self._forward.hidden(spans)
         self._scheduler.read(spans)
-        self._read += sum(len(span.ids) for span in spans)
         for span, x in zip(spans, vectors, strict=True):
             if not span.pages:
-                span.row.generation.notice = self._notice()
-            if span.every:
+                span.row.generation.notice = (
+                    f"under the mask {self.model.mask.expression} tokens see later ones, up to"
+                    f" position {self.lookahead - 1}: until the text is that long, the KV cache"
+                    " cannot be used and each new token requires reading the whole text again"
+                )
+            if span.row.scores_prompt:
                 self._score_prompt(span, x)
-        ready = [i for i, span in enumerate(spans) if span.stop == len(span.row.context)]
+        ready = [i for i, s in enumerate(spans) if s.stop - len(s.draft) == len(s.row.context)]
+        rows = [spans[i].row for i in ready]
         if ready:
-            self._extend([spans[i].row for i in ready], torch.cat([vectors[i][-1:] for i in ready]))
-        return [spans[i].row.generation for i in ready if spans[i].row.finished]
-
-    def _extend(self, rows: Sequence[Row], vectors: Tensor) -> None:
-        """Sample a token for every row, from the vectors (N, C) of the newest ones."""
-        logits = self._forward.logits(vectors, self._V)  # (N, V)
-        x = wide(logits)
-        settings = [row.request.sampling for row in rows]
-        for i, (row, s) in enumerate(zip(rows, settings, strict=True)):
-            bias, others = row.request.logit_bias, (s.presence_penalty, s.frequency_penalty)
-            if bias or s.repetition_penalty != 1 or any(others):
-                x = x.clone() if x is logits else x
-                penalize(x[i], s, row.counts, bias)
-        uniforms = [uniform(row.request.sampling.seed, row.position) for row in rows]
-        for i, token in enumerate(sample(x, settings, uniforms)):
-            row = rows[i]
-            if row.finished:  # the on_text of another cancelled it
-                continue
-            if row.remaining == 0:  # only its prompt was to be read
-                row.generation.finish_reason = "length"
-                continue
-            wanted = row.request.logprobs
-            row.push(token, None if wanted is None else token_logprob(logits[i], token, wanted))
-            self._generated += 1
+            drafts = [spans[i].draft for i in ready]
+            newest = [vectors[i][-1 - len(spans[i].draft) :] for i in ready]
+            logits = self._forward.logits(torch.cat(newest), self._V)
+            parts = logits.split([len(x) for x in newest])
+            extend(rows, drafts, parts)
+            self._scheduler.accept(rows)
+        return [row.generation for row in rows if row.finished]
 
     def _score_prompt(self, span: Span, vectors: Tensor) -> None:
-        """Record the log-probabilities of the tokens of the prompt behind those of a span, whose
-        vectors (T, C) these are."""
-        prompt, found = span.row.request.prompt, span.row.generation.prompt_logprobs
+        """Record log-probabilities of the tokens behind those of a span with these vectors."""
+        found = span.row.generation.prompt_logprobs
         if not found:
-            found.append(None)
-        after = range(len(found), min(span.stop + 1, len(prompt)))  # positions to be predicted
-        for start in range(after.start, after.stop, SCORED):
-            part = range(start, min(start + SCORED, after.stop))
-            x = vectors[part.start - 1 - span.start : part.stop - 1 - span.start]
-            for at, logits in zip(part, self._forward.logits(x, self._V), strict=True):
-                found.append(
-                    token_logprob(logits, prompt[at], span.row.request.prompt_logprobs or 0)
-                )
-
-    def _notice(self) -> str:
-        return (
-            f"under the mask {self.model.mask.expression} tokens see later ones, up to position"
-            f" {self.lookahead - 1}: until the text is that long, the KV cache cannot be used"
-            " and each new token requires reading the whole text again"
-        )
+            found.append(None)  # nothing is before the first token
+        for start in range(0, len(vectors), SCORED):
+            logits = self._forward.logits(vectors[start : start + SCORED], self._V)
+            score_prompt(span.row, span.start + start + 1, logits)
 
     # Checks
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from gptsmith.generate.drafts import PromptLookup
 from gptsmith.generate.options import DEFAULT_SAMPLING, SamplingConfig
 from gptsmith.generate.pages import PageTable
 from gptsmith.generate.sampling import TokenLogprob
@@ -154,6 +155,7 @@ class Row:
         self.counts = dict.fromkeys(self.context, 0)  # how often a token was generated
         self._stream, self._stop = stream, StopStrings(request.stop)
         self._stop_ids = stop_ids
+        self._lookup = PromptLookup()
         self._limit = limit
         self.remaining = request.sampling.max_new_tokens
         """Tokens that may still be generated."""
@@ -184,6 +186,11 @@ class Row:
         """Whether the log-probabilities of the prompt are still to be found."""
         request, found = self.request, self.generation.prompt_logprobs
         return request.prompt_logprobs is not None and len(found) < len(request.prompt)
+
+    def guess(self, count: int) -> Sequence[int]:
+        """At most `count` of the next tokens, if there is a guess: as many as may still come."""
+        room = min(count, self.remaining - 1, self._limit - len(self.context))
+        return self._lookup.guess(self.context, room)
 
     def shift(self) -> None:
         """Keep the newest half of a context that the model cannot read, to be read again."""

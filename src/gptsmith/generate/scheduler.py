@@ -18,13 +18,15 @@ from gptsmith.generate.request import QueueFull, Row
 class Span(NamedTuple):
     """Consecutive tokens of a request to be read: those at start, start + 1 ... of its context.
 
-    every: the vectors of all of them are needed, not only that of the last.
+    every: the vectors of all of them are needed, not only that of the last. draft: the last of the
+    ids, if they are guesses of what comes after the context.
     """
 
     row: Row
     start: int
     ids: Sequence[int]
     every: bool = False
+    draft: Sequence[int] = ()
 
     @property
     def stop(self) -> int:
@@ -40,13 +42,25 @@ class Span(NamedTuple):
         return 0 if self.row.table is None else self.row.table.first
 
 
+class Stats(NamedTuple):
+    """Requests and pages now; tokens since the engine was made."""
+
+    waiting: int
+    running: int
+    pages_used: int
+    pages_limit: int
+    tokens_read: int
+    tokens_reused: int
+    tokens_guessed: int
+
+
 class Scheduler:
     """Requests wait, run and leave.
 
     chunk: prompts are read up to the next multiple of it. budget: tokens of prompts in a step; one
     chunk is always read. lookahead: see Mask.lookahead; a shorter text is not cached, but read
     again in each step. max_waiting: requests that may wait while max_batch_size others run; `add`
-    raises QueueFull beyond it.
+    raises QueueFull beyond it. draft_tokens: how many a text may guess in a step.
 
     When the pages are used up, the youngest request makes room: it waits and is read again later.
     """
@@ -60,16 +74,24 @@ class Scheduler:
         budget: int,
         lookahead: int = 0,
         max_waiting: int | None = None,
+        draft_tokens: int = 0,
     ) -> None:
         self.pages = pages
         self.max_batch_size, self.max_waiting = max_batch_size, max_waiting
         self.chunk, self.budget, self.lookahead = chunk, budget, lookahead
+        self.draft_tokens = draft_tokens
         self.waiting: deque[Row] = deque()
         self.running: list[Row] = []  # the youngest last
+        self._read = self._reused = self._guessed = 0
 
     @property
     def rows(self) -> list[Row]:
         return [*self.running, *self.waiting]
+
+    @property
+    def stats(self) -> Stats:
+        pages, now = self.pages, (len(self.waiting), len(self.running))
+        return Stats(*now, pages.used, pages.limit, self._read, self._reused, self._guessed)
 
     @property
     def room(self) -> int | None:
@@ -94,7 +116,7 @@ class Scheduler:
         for row in list(self.running):  # the oldest first
             newest = row.table is None or len(row.context) - row.read == 1
             if newest and row in self.running and self._room(row):
-                spans.append(self._span(row, len(row.context)))
+                spans.append(self._with_draft(self._span(row, len(row.context))))
         budget = self.budget
         decoding = {id(span.row) for span in spans}
         reading = [row for row in self.running if id(row) not in decoding]
@@ -108,8 +130,16 @@ class Scheduler:
     def read(self, spans: Sequence[Span]) -> None:
         """These have been read: their keys and values can be shared."""
         for span in spans:
+            self._read += len(span.ids)
             if span.row.table is not None:
-                self.pages.fill(span.row.table, span.stop)
+                self.pages.fill(span.row.table, span.stop - len(span.draft))
+
+    def accept(self, rows: Sequence[Row]) -> None:
+        """The rows have new tokens; all but the newest of them were read as drafts."""
+        for row in rows:
+            if row.table is not None and row.table.length < len(row.context) - 1:
+                self._guessed += len(row.context) - 1 - row.table.length
+                self.pages.fill(row.table, len(row.context) - 1)
 
     def leave(self) -> None:
         """Take out all requests that have finished."""
@@ -129,6 +159,16 @@ class Scheduler:
     def _span(self, row: Row, stop: int) -> Span:
         stop = min(len(row.context), max(stop, self.lookahead))
         return Span(row, row.read, row.context[row.read : stop], row.scores_prompt)
+
+    def _with_draft(self, span: Span) -> Span:
+        """With guessed tokens, if there are any and pages for them."""
+        row, table = span.row, span.row.table
+        if not self.draft_tokens or table is None or span.every:
+            return span
+        draft = row.guess(self.draft_tokens)
+        if not draft or not self.pages.extend(table, len(row.context) + len(draft)):
+            return span
+        return Span(row, span.start, [*span.ids, *draft], True, draft)
 
     def _outgrown(self, row: Row) -> bool:
         """Whether a running text must be read again: it does not fit into the model's context, or
@@ -177,6 +217,7 @@ class Scheduler:
             self.pages.close(table, keep=False)
             return False
         self.pages.extend(table, len(row.context))
+        self._reused += table.length
         row.table = table
         if not row.generation.ids:
             row.generation.cached_tokens = table.length

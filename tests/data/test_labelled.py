@@ -1,4 +1,5 @@
 import csv
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,54 @@ def test_label_forms_of_lines(
     assert ("the label is what stands" in said) == ("\t" not in form)
 
 
+@pytest.mark.parametrize(
+    ("form", "labels"),
+    [
+        ("{label} {text} {end}", ("DESC:manner", "HUM:ind", "NUM:date")),  # as in TREC
+        ("{label} {text} {end}", ("neg", "pos")),
+        ("{label} {text} {end}", ("__label__x", "__label__y")),
+        ("{text},{label}", ("not spam", "spam")),
+        ("{text},{label}", ("New York", "Paris")),
+        ("{label}: {text}", ("not spam", "spam")),
+        ("{label}; {text}", ("so so", "not at all")),
+        ('"{text}",{label}', ("neg", "pos")),  # as in a .csv
+        ('"{label}","{text}"', ("neg", "pos")),
+    ],
+)
+def test_labels_are_told_from_punctuation_and_parts_of_labels(
+    tmp_path: Path, form: str, labels: tuple[str, ...]
+) -> None:
+    rows = [(text, label, "?." [i % 2]) for i, (text, label) in enumerate(pairs(60, labels))]
+    path = tmp_path / "rows.txt"
+    lines = (form.format(text=text, label=label, end=end) for text, label, end in rows)
+    path.write_text("\n".join(lines))
+    ended = "{end}" in form
+    assert content(load(path)) == sorted((f"{t} {e}" if ended else t, x) for t, x, e in rows)
+
+
+@pytest.mark.parametrize("header", ["sentence\tlabel", "label\ttext", "text,label", "v1;v2"])
+def test_a_header_line_of_a_text_file_names_its_columns(tmp_path: Path, header: str) -> None:
+    delimiter = next(d for d in "\t,;" if d in header)
+    label_first = header.startswith(("label", "v1"))
+    rows = [f'"{t}"{delimiter}{x}' if not label_first else f"{x}{delimiter}{t}" for t, x in pairs()]
+    (tmp_path / "rows.txt").write_text("\n".join([header, *rows]))
+    assert content(load(tmp_path / "rows.txt")) == sorted(pairs())
+
+
+def test_json_under_another_name_is_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "rows.txt"
+    path.write_text("".join(json.dumps({"text": t, "label": x}) + "\n" for t, x in pairs()))
+    assert content(load(path)) == sorted(pairs())
+
+
+def test_a_line_of_several_labels_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.txt"
+    lines = [f"__label__{x} {text}\n" for text, x in pairs()]
+    path.write_text("".join([*lines, "__label__pos __label__neg both\n"]))
+    with pytest.raises(ValueError, match=r"rows\.txt:41: several labels"):
+        load(path)
+
+
 def test_few_lines_of_another_form_are_named(tmp_path: Path) -> None:
     rows = [f"{label} {text}\n" for text, label in pairs(60)]
     (tmp_path / "rows.txt").write_text("".join([*rows, "alone\n"]))
@@ -234,11 +283,11 @@ def test_unclear_columns_are_an_error(
         ({"text": "a heron", "label": None}, "the label is missing"),
         ({"text": "a heron"}, "the label is missing"),
         ({"text": "a heron", "label": ""}, "the label is missing"),
-        ({"text": "a heron", "label": ["x"]}, "the label is missing"),
+        ({"text": "a heron", "label": ["x"]}, "the label holds a list, not text"),
         ({"text": "a heron", "label": float("nan")}, "the label is missing"),
         ({"text": None, "label": "no"}, "the text is missing"),
         ({"text": " \n", "label": "no"}, "the text is missing"),
-        ({"text": 7, "label": "no"}, "the text is missing"),
+        ({"text": {"a": 7}, "label": "no"}, "the text holds a struct, not text"),
         ({"text": "\ud800", "label": "no"}, "not UTF-8"),
     ],
 )
@@ -246,11 +295,12 @@ def test_bad_rows_are_an_error_or_skipped(tmp_path: Path, bad: dict[str, Any], w
     records: list[dict[str, Any]] = [{"text": text, "label": label} for text, label in pairs()]
     records[5:5] = [bad]
     path = chats.write(tmp_path / "rows.jsonl", *records)
-    with pytest.raises(ValueError, match=f"rows.jsonl:6: {what}; --on-error skip"):
+    with pytest.raises(ValueError, match=f"rows.jsonl:6: {what}.*; --on-error skip"):
         load(path)
     data = load(path, on_error="skip")
     assert content(data) == sorted(pairs())
-    assert f"skipped, {what}: 1 ({path}:6)" in data.notes
+    kind = "cell that is not text" if "holds" in what else what
+    assert f"skipped, {kind}: 1 ({path}:6)" in data.notes
 
 
 def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gptsmith.data.cells import InvalidRowError, cell_text
 from gptsmith.data.columns import LABEL, TEXT, choose_column, unclear_column, usual_columns
+from gptsmith.data.csv_rows import csv_rows
 from gptsmith.data.options import FileFormat, LabelledFiles
-from gptsmith.data.paths import has_suffix
 from gptsmith.data.report import ReadReport
-from gptsmith.data.rows import SUFFIXES, Row, read_rows, unicode_problem
+from gptsmith.data.rows import Row, is_table, read_rows, unicode_problem
 from gptsmith.data.text_files import read_text
 from gptsmith.recognize import is_made, wrong_kind
 
@@ -33,7 +34,11 @@ def read_labelled(path: Path, files: LabelledFiles, report: ReadReport) -> list[
     """
     rows = []
     for place, text, label in _pairs(path, files, report):
-        row = LabelledText(_text(text), _label(label), place)
+        try:
+            row = LabelledText(_text(text), _label(label), place)
+        except InvalidRowError as error:
+            report.reject(error.kind, place, str(error))
+            continue
         if problem := _problem(row):
             report.reject(problem, place, problem)
         else:
@@ -62,7 +67,10 @@ def read_texts(
         column = column or (names[0] if len(names) == 1 else None)
         if column is None:
             raise unclear_column("text", names, row.place)
-        text = _text(row.values.get(column))
+        try:
+            text = _text(row.values.get(column))
+        except InvalidRowError as error:
+            raise ValueError(f"{row.place}: {error} (column {column!r})") from None
         if problem := _problem(LabelledText(text, "any", row.place)):
             raise ValueError(f"{row.place}: {problem} (column {column!r})")
         yield text, row
@@ -100,9 +108,14 @@ def _table_pairs(path: Path, files: LabelledFiles, report: ReadReport) -> Iterat
             for row in read_rows(path, report, header=("0", "1"), form=files):
                 yield row.place, row.values[str(1 - at)], row.values[str(at)]
             return
-    text, label = _text_and_label(names, rows, files)
-    for row in rows:
-        yield row.place, row.values.get(text), row.values.get(label)
+    yield from _column_pairs(rows, files)
+
+
+def _column_pairs(rows: Sequence[Row], files: LabelledFiles) -> Iterator[Pair]:
+    if rows:
+        text, label = _text_and_label(list(rows[0].values), rows, files)
+        for row in rows:
+            yield row.place, row.values.get(text), row.values.get(label)
 
 
 def _text_and_label(names: list[str], rows: Sequence[Row], files: LabelledFiles) -> tuple[str, str]:
@@ -128,22 +141,30 @@ def _text_and_label(names: list[str], rows: Sequence[Row], files: LabelledFiles)
 
 # Where a line may be divided: at the first one of a character, behind a label, or at the last one,
 # before a label.
-_DIVISIONS = [(delimiter, side) for delimiter in "|; ," for side in (0, 1)]
+_DIVISIONS = [(delimiter, side) for delimiter in "|;,: " for side in (0, 1)]
+_DIVISIONS.remove((":", 1))
 _NAMES = {"\t": "tab", " ": "space", ",": "comma"}
 # +1, 0, 4.5, __label__spam, DESC:manner: labels by their form, however many there are
 _LABEL_FORM = re.compile(r"[-+]?\d+(\.\d+)?|__label__\S+|[^\W\d_]\w*:\S*\w")
+# The last "word" of many texts (tokenized ones end in " ." or " ?"), and never a label.
+_PUNCTUATION = re.compile(r"[.,:;!?…'\"”’)\]}]+")
 
 
 def _line_pairs(path: Path, files: LabelledFiles, report: ReadReport) -> Iterator[Pair]:
     """Lines of a label and a text, in this order or the other.
 
-    The two are divided by a tab, |, ; or comma, or the label is the first or the last word. The
-    labels must be obvious: they repeat, and are few or all of a form in which labels are written.
-    If there are several such ways to divide the lines, that with the shortest labels is right.
+    The two are divided by a tab, |, ;, comma or colon, or the label is the first or the last word.
+    The labels must be obvious: they repeat, and are few or all of a form in which labels are
+    written. If there are several such ways to divide the lines, that with labels of such a form is
+    right, else one that does not divide at a space, and that with the shortest labels.
     """
     text = read_text(path, files.encoding, report)
     lines = [(i, line.strip()) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     report.read[path] = len(lines)
+    if lines and (delimiter := _header_delimiter(lines[0][1])):
+        form = FileFormat(encoding=files.encoding, delimiter=delimiter)
+        yield from _column_pairs(list(csv_rows(path, report, None, form)), files)
+        return
     delimiter = files.delimiter or "\t"
     ways = _ways(lines, [(delimiter, 0), (delimiter, 1)])
     if files.delimiter is None:
@@ -153,31 +174,68 @@ def _line_pairs(path: Path, files: LabelledFiles, report: ReadReport) -> Iterato
             f"{path}:1: which part of a line is the label? Write label, TAB, text, with labels "
             "that repeat, or a .csv with the header line text,label"
         )
-    delimiter, side, pairs = ways[min(ways)]
+    _, delimiter, side, pairs = _best(ways)
     if delimiter != "\t":
         where = "after the last" if side else "before the first"
         report.hint(f"{path}: the label is what stands {where} {_NAMES.get(delimiter, delimiter)}")
     for (i, line), pair in zip(lines, pairs, strict=True):
-        yield f"{path}:{i}", *(pair or (None, line))
+        if pair and pair[1].startswith("__label__") and "__label__" in pair[0]:
+            report.reject("several labels", f"{path}:{i}", "several labels: a text has one here")
+        else:
+            yield f"{path}:{i}", *(pair or (None, line))
 
 
 _Divided = tuple[str, str] | None  # text and label
 
 
+class _Way(NamedTuple):
+    """A division that gives labels. rank: whether they are of no certain form, the length of the
+    longest, and their number. side: see _divide."""
+
+    rank: tuple[bool, int, int]
+    delimiter: str
+    side: int
+    pairs: list[_Divided]
+
+
 def _ways(
     lines: Sequence[tuple[int, str]], divisions: Sequence[tuple[str, int]]
-) -> dict[tuple[int, int], tuple[str, int, list[_Divided]]]:
-    """The divisions that give labels, by the length of the longest label and their number."""
-    ways: dict[tuple[int, int], tuple[str, int, list[_Divided]]] = {}
+) -> list[_Way]:
+    """The divisions that give labels; none if both sides of a tab do, equally well."""
+    ways: list[_Way] = []
     for delimiter, side in divisions:
         pairs = [_divide(line, delimiter, side) for _, line in lines]
         labels = Counter(pair[1] for pair in pairs if pair)
         if _are_labels(labels, len(lines), delimiter):
-            key = (0 if delimiter == "\t" else max(map(len, labels)), len(labels))
-            if key in ways and delimiter == "\t":  # either column may be the label
-                return {}
-            ways.setdefault(key, (delimiter, side, pairs))
+            rank = (not _are_of_form(labels), max(map(len, labels)), len(labels))
+            if delimiter == "\t":
+                rank = (False, 0, len(labels))
+                if any(way.rank == rank for way in ways):
+                    return []
+            ways.append(_Way(rank, delimiter, side, pairs))
     return ways
+
+
+def _best(ways: Sequence[_Way]) -> _Way:
+    """The way with the best rank: of those with labels of a certain form, else of those that do not
+    divide at a space. Where words around a label are always the same, it is the label alone."""
+    formed = [way for way in ways if not way.rank[0]]
+    divided = [way for way in ways if way.delimiter != " "]
+    best = min(formed or divided or ways, key=lambda way: way.rank)
+    return next((way for way in ways if _is_within(way, best)), best)
+
+
+def _is_within(way: _Way, other: _Way) -> bool:
+    """Whether the labels of the other way are those of this one and words that are always the
+    same."""
+    rests = set()
+    for mine, theirs in zip(way.pairs, other.pairs, strict=True):
+        if mine and theirs:
+            part, label = mine[1], theirs[1]
+            if not (label.endswith(part) if way.side else label.startswith(part)):
+                return False
+            rests.add(label.removesuffix(part) if way.side else label.removeprefix(part))
+    return way.side == other.side and len(rests) == 1 and rests != {""}
 
 
 def _divide(line: str, delimiter: str, side: int) -> _Divided:
@@ -188,6 +246,11 @@ def _divide(line: str, delimiter: str, side: int) -> _Divided:
         return None
     junction = f"{delimiter} "  # which may be several characters: label ||| text
     left, right = parts[0].rstrip(junction), parts[1].lstrip(junction)
+    if delimiter in "|;,":  # as in a .csv
+        left, right = (
+            part[1:-1].replace('""', '"') if re.fullmatch(r'(?s)".*"', part) else part
+            for part in (left, right)
+        )
     text, label = (left, right) if side else (right, left)
     return text, label if delimiter == "\t" else label.removesuffix(":")
 
@@ -197,14 +260,30 @@ def _are_labels(counts: Counter[str], lines: int, delimiter: str) -> bool:
     total = counts.total()
     if not counts or total * 10 < lines * 9 or 2 * len(counts) > total:
         return False
-    by_form = len(counts) > 1 and all(map(_LABEL_FORM.fullmatch, counts))
+    if delimiter == " " and any(map(_PUNCTUATION.fullmatch, counts)):
+        return False
+    by_form = len(counts) > 1 and _are_of_form(counts)
     few = 1 < len(counts) <= 20 and min(counts.values()) > 1 and max(map(len, counts)) <= 40
     return delimiter == "\t" or by_form or few
 
 
+def _are_of_form(labels: Iterable[str]) -> bool:
+    """Whether all of them are of a form in which labels are written."""
+    return all(map(_LABEL_FORM.fullmatch, labels))
+
+
 def _is_lines(path: Path) -> bool:
     """Whether this is a file of lines rather than a table."""
-    return path.is_file() and not has_suffix(path, *SUFFIXES)
+    return path.is_file() and not is_table(path)
+
+
+def _header_delimiter(line: str) -> str:
+    """The delimiter of a line that names a column of texts and one of labels; "" for others."""
+    for delimiter in "\t,;|":
+        names = [name.strip(" \"'") for name in line.split(delimiter)]
+        if usual_columns(names, TEXT) and usual_columns(names, LABEL):
+            return delimiter
+    return ""
 
 
 def _class_folders(path: Path) -> list[Path]:
@@ -224,16 +303,13 @@ def _label_column(columns: Sequence[Sequence[Any]]) -> int | None:
 
 
 def _text(value: Any) -> str:
-    return value.strip() if isinstance(value, str) else ""
+    return cell_text(value, "the text").strip()
 
 
 def _label(value: Any) -> str:
-    """A label as text; "" if it is missing or of an unsuitable type."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):  # pandas turns integers with missing values into floats
-        return "" if value != value else str(int(value) if value.is_integer() else value)
-    return str(value).strip() if isinstance(value, str | int) else ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # pandas turns integers with missing values into floats
+    return cell_text(value, "the label").strip()
 
 
 def _problem(row: LabelledText) -> str:

@@ -5,6 +5,7 @@ Files are streamed, except one that is a single JSON value.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from gptsmith.recognize import TABLES, is_made, wrong_kind
 
 SUFFIXES = (*TABLES, *(f"{suffix}.gz" for suffix in TABLES), *columnar.SUFFIXES)
 _KINDS = ", ".join((*TABLES, *columnar.SUFFIXES))
+_JSON = re.compile(r'\s*(\{\s*["}]|\[\s*[{\["\]])')
 CSV = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 
 
@@ -60,7 +62,7 @@ def find_tables(path: str | Path) -> Found:
         raise wrong_kind(path, "a table or a folder of tables")
     found = find_files(path, lambda file: has_suffix(file, *SUFFIXES), f"file of {_KINDS}")
     for file in found.files:
-        if not has_suffix(file, *SUFFIXES) and not _looks_like_json(file):
+        if not is_table(file):
             raise wrong_kind(file, f"a table ({_KINDS})")
     return found
 
@@ -85,11 +87,13 @@ def file_rows(
         yield from json_rows(path, report, form.encoding)
 
 
-def _looks_like_json(path: Path) -> bool:
-    """Whether a file of another suffix holds JSON."""
+def is_table(path: Path) -> bool:
+    """Whether a file is named as a table, or holds JSON under another name."""
+    if has_suffix(path, *SUFFIXES):
+        return True
     try:
         with opened_text(path, find_encoding(path, None, ReadReport())) as (_, file):
-            return file.read(1 << 12).lstrip().startswith(("{", "["))
+            return _JSON.match(file.read(1 << 12)) is not None
     except ValueError:
         return False
 

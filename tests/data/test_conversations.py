@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from chats import learned_of, said, write
 from data_sets import complete_data
@@ -268,6 +270,9 @@ def test_cells_of_a_typed_table(tmp_path: Path) -> None:
     row = {"question": 3, "context": date(2024, 5, 1), "answer": 2.5, "image": None}
     path = write(tmp_path / "a.parquet", row, row | {"context": None})
     assert texts(path) == [["3\n\n2024-05-01", "2.5"], ["3", "2.5"]]
+    table = pa.table({"question": ["q"], "answer": pa.array([0.1], pa.float32())})
+    pq.write_table(table, path)
+    assert texts(path) == [["q", "0.1"]]
     write(tmp_path / "b.parquet", row | {"answer": b"x"})
     with pytest.raises(ValueError, match="row 1: the column 'answer' holds a binary value"):
         read(tmp_path / "b.parquet")

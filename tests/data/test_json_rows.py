@@ -39,6 +39,16 @@ def test_rows_in_one_value(tmp_path: Path, value: Any, indent: int | None) -> No
     assert read(tmp_path / "a.json", json.dumps(value, indent=indent)) == ROWS
 
 
+@pytest.mark.parametrize("others", [{}, {"id": ["x", "y"]}])
+def test_columns_may_hold_conversations(tmp_path: Path, others: dict[str, Any]) -> None:
+    rows = [{"messages": TURNS}, {"messages": TURNS[::-1]}]
+    rows = [row | {k: v[i] for k, v in others.items()} for i, row in enumerate(rows)]
+    lists = {name: [row[name] for row in rows] for name in rows[0]}
+    numbered = {name: dict(zip("01", cells, strict=True)) for name, cells in lists.items()}
+    for value in (lists, numbered):  # of datasets: to_dict(), and of pandas: to_json()
+        assert read(tmp_path / "a.json", json.dumps(value)) == rows
+
+
 def test_what_the_rows_are_is_said(tmp_path: Path) -> None:
     report = ReadReport()
     read(tmp_path / "a.json", json.dumps({"examples": ROWS}), report)

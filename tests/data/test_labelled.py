@@ -196,7 +196,7 @@ def test_label_forms_of_lines(
 def test_labels_are_told_from_punctuation_and_parts_of_labels(
     tmp_path: Path, form: str, labels: tuple[str, ...]
 ) -> None:
-    rows = [(text, label, "?." [i % 2]) for i, (text, label) in enumerate(pairs(60, labels))]
+    rows = [(text, label, "?."[i % 2]) for i, (text, label) in enumerate(pairs(60, labels))]
     path = tmp_path / "rows.txt"
     lines = (form.format(text=text, label=label, end=end) for text, label, end in rows)
     path.write_text("\n".join(lines))

@@ -43,9 +43,9 @@ def learned(path: Path, template: ChatTemplate) -> list[list[str]]:
 # --- whether it is learned -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["weight", "train", "loss_mask", "trainable", "loss"])
+@pytest.mark.parametrize("name", ["weight", "train", "loss_mask", "loss_scale", "loss"])
 @pytest.mark.parametrize(
-    ("yes", "no"), [(1, 0), (1.0, 0.0), (True, False), ("1", "0"), ("true", "false")]
+    ("yes", "no"), [(1, 0), (1.0, 0.0), (True, False), ("1", "0.00"), ("true", "no")]
 )
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_answers_with_a_weight_of_0_are_not_learned(
@@ -58,6 +58,30 @@ def test_answers_with_a_weight_of_0_are_not_learned(
     assert learned(write(path, {"messages": messages}), template) == [["A pear."]]
     messages = talk({name: None}, {name: None}, {name: None}, {name: None})
     assert learned(write(path, {"messages": messages}), template) == [["Granite.", "A pear."]]
+
+
+@pytest.mark.parametrize("name", ["masked", "ignore"])
+def test_masked_answers_are_not_learned(tmp_path: Path, template: ChatTemplate, name: str) -> None:
+    messages = talk({name: True}, {name: True}, {name: None}, {name: False})
+    assert learned(write(tmp_path / "a.jsonl", {"messages": messages}), template) == [["A pear."]]
+
+
+@pytest.mark.parametrize("name", ["mask", "train_detail"])
+def test_fields_that_do_not_say_what_is_learned_are_refused(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "a.jsonl", {"messages": talk({}, {name: 1})})
+    with pytest.raises(ValueError, match=rf"message 2 of 4: {name} does not say .* with weight"):
+        read(path)
+
+
+def test_weights_of_parts_are_those_of_the_answer(tmp_path: Path, template: ChatTemplate) -> None:
+    def parts(*weights: Any) -> dict[str, Any]:
+        return {"content": [{"type": "text", "text": "x", "weight": w} for w in weights]}
+
+    messages = talk({}, parts(0, 0), {}, parts(1, None))
+    assert learned(write(tmp_path / "a.jsonl", {"messages": messages}), template) == [["xx"]]
+    path = write(tmp_path / "b.jsonl", {"messages": talk({}, parts(1, 0))})
+    with pytest.raises(ValueError, match="message 2 of 4: some parts of its content are learned"):
+        read(path)
 
 
 def test_weight_of_a_row_is_that_of_its_answers(tmp_path: Path, template: ChatTemplate) -> None:
@@ -186,6 +210,33 @@ def test_message_with_a_call_needs_no_text(tmp_path: Path) -> None:
 
 
 # --- names of one's own --------------------------------------------------------------------------
+
+
+def test_calls_and_tools_in_json(tmp_path: Path) -> None:
+    call, tool = {"name": "clock", "arguments": {}}, {"name": "clock", "description": "d"}
+    turns = talk({}, {"tool_calls": json.dumps([call])}, {}, {"tool_calls": "[]"})
+    path = write(tmp_path / "a.jsonl", {"messages": turns, "tools": [json.dumps(tool)]})
+    (conversation,) = read(path)
+    assert conversation.tools == [tool]
+    assert conversation.messages[1]["tool_calls"] == [call]
+    assert "tool_calls" not in conversation.messages[3]
+
+
+def test_conversations_of_other_services(tmp_path: Path) -> None:
+    said = [("user", "q"), ("model", "a")]
+    gemini = [{"role": role, "parts": [{"text": text}]} for role, text in said]
+    bedrock = [{"role": m["role"], "content": m["parts"]} for m in gemini]
+    path = write(
+        tmp_path / "a.jsonl",
+        {"contents": gemini, "systemInstruction": {"role": "system", "parts": [{"text": "s"}]}},
+        {"messages": bedrock, "system": [{"text": "s"}]},
+    )
+    expected = [("system", "s"), ("user", "q"), ("assistant", "a")]
+    for conversation in read(path):
+        assert [(m["role"], m["content"]) for m in conversation.messages] == expected
+    gemini[1]["parts"].insert(0, {"text": "hm", "thought": True})
+    with pytest.raises(ValueError, match="message 2 of 2: its text holds a list"):
+        read(write(path, {"contents": gemini}))
 
 
 def test_own_roles_and_fields(tmp_path: Path) -> None:

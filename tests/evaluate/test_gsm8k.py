@@ -217,13 +217,20 @@ def test_without_files_and_network_the_error_names_the_files_to_provide(monkeypa
     assert len(str(caught.value)) < 400
 
 
+def test_white_space_behind_a_reference_is_ignored(model):
+    problem = Problem("Add 1 and 2.", "1 + 2 = 3.\n#### 1,203\r\n")
+    (item,) = score(model, TOKENIZER, None, [problem], max_new_tokens=8).items
+    assert item["answer"] == "1203"
+
+
 def test_missing_and_bad_files(files, tmp_path):
     (files / "train.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="--shots 0"):
         load(files)
-    (files / "test.jsonl").write_text('{"question": "a", "answer": "5"}')
-    with pytest.raises(ValueError, match=r"test.jsonl:1: the answer does not end in '#### NUMBER'"):
-        load(files, shots=0)
+    for answer in ("5", "so #### 5 apples", "so #### five"):  # never equal to a number
+        (files / "test.jsonl").write_text(json.dumps({"question": "a", "answer": answer}))
+        with pytest.raises(ValueError, match=r"test.jsonl:1: the answer does not end in '#### NUM"):
+            load(files, shots=0)
     with pytest.raises(FileNotFoundError, match="nowhere: no such file"):
         load(tmp_path / "nowhere")
     (files / "test.jsonl").write_text("\n")

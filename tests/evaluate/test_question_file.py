@@ -75,14 +75,28 @@ def test_forms_of_choices_and_answers(row: Row, tmp_path: Path) -> None:
         ("['sand', 'water', 'iron']", "water"),
         ("{'text': ['sand', 'water', 'iron'], 'label': ['A', 'B', 'C']}", "B"),
         ('{"A": "sand", "B": "water", "C": "iron"}', "B"),
+        ("['sand' 'water' 'iron']", "water"),  # numpy
+        ("['sand' 'water'\n 'iron']", "B"),
+        ("{'text': array(['sand', 'water', 'iron'], dtype=object), "
+         "'label': array(['A', 'B', 'C'])}", "B"),
+        ("[sand, water, iron]", "water"),
         ("sand|water|iron", "water"),
         ("A. sand\nB. water\nC. iron", "B"),
     ],
-)
+)  # fmt: skip
 def test_choices_in_a_cell_of_a_csv(cell: str, answer: str, tmp_path: Path) -> None:
     (question,) = load(str(table(tmp_path, ASK | {"choices": cell, "answer": answer})))
     assert texts(question) == [" sand", " water", " iron"]
     assert question.answer == 1
+
+
+def test_texts_in_a_list_of_a_csv_are_those_that_were_written(tmp_path: Path) -> None:
+    lists = (['it\'s "wet"', "a\nb\\n", "50%"], ["1/2", "é", " - "], ["[x]", "#y", "z: 1"])
+    for written in (str, json.dumps):
+        for choices in lists:
+            row = ASK | {"choices": written(choices), "answer": "A"}
+            (question,) = load(str(table(tmp_path, row)))
+            assert texts(question) == [f" {choice.strip()}" for choice in choices]
 
 
 def test_wrong_answers_beside_the_right_one(tmp_path: Path) -> None:

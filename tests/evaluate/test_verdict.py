@@ -62,6 +62,13 @@ SCORES = {
     "Accuracy score: 90\nStyle score: 70\nOverall score: 80": 80,
     "Score: 0": 0,
     "<score>85</score>": 85,
+    "Score：85": 85,
+    "Score: $85$": 85,
+    "$\\boxed{85}$": 85,
+    "◁think▷Score: 10◁/think▷Score: 85": 85,
+    "<seed:think>Score: 10</seed:think>Score: 85": 85,
+    "<|begin_of_thought|>Score: 10<|end_of_thought|>85": 85,
+    "Thinking...\nScore: 10?\n...done thinking.\n\nScore: 85": 85,
     "```\n85\n```": 85,
     "“score”: 85": 85,
     "I'd rate this 85/100.": 85,
@@ -94,7 +101,7 @@ UNREAD_SCORES = [
     'Score: 8/10\n{"score": 30}',
     # cut off, or still thinking
     '{"score": 85', '{"reason": "an {x}", "score": 8', '{"reason": "the answer',
-    '<think>Score: 85', '<think>{"score": 85} or less', r"<think>So \boxed{72}",
+    '<think>Score: 85', "◁think▷Score: 85", '<think>{"score": 85} or less', r"<think>So \boxed{72}",
     # not a number
     '{"score": true}', '{"score": null}', '{"score": [85, 90]}', '[["score", 85]]',
     '{"points": 85}', '{"reason": "...", "score": 0}', "٨٥", "Score: 1e2", "1.2.3", "[" * 100_000,

@@ -11,9 +11,10 @@ ROLES = ("system", "user", "assistant", "tool")
 # Fields that are part of the conversation's content: a template that omits them would show the
 # model another conversation. The names in CALLS, and those in REASONING, are synonyms.
 CALLS = ("tool_calls", "function_call")
-REASONING = ("reasoning_content", "reasoning", "thinking")
+REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts")
 CONTENT_FIELDS = (
-    *CALLS, *REASONING, "refusal", "audio", "image", "images", "video", "videos",
+    *CALLS, *REASONING, "tool_call", "tool_use", "tool_plan", "reasoning_details", "refusal",
+    "audio", "image", "images", "video", "videos",
 )  # fmt: skip
 
 
@@ -53,7 +54,7 @@ def join_text_parts(content: Any) -> Any:
 def _is_text(part: Any) -> bool:
     kinds = (None, "text", "input_text", "output_text")
     return isinstance(part, Mapping) and isinstance(part.get("text"), str) and (
-        part.get("type") in kinds
+        part.get("type") in kinds and not part.get("thought")  # Gemini's
     )  # fmt: skip
 
 

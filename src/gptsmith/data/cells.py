@@ -7,7 +7,7 @@ from datetime import date, time
 from decimal import Decimal
 from typing import Any
 
-from gptsmith.chat_template.message import is_empty
+from gptsmith.chat_template.message import is_empty, join_text_parts
 
 
 class InvalidRowError(ValueError):
@@ -21,8 +21,10 @@ class InvalidRowError(ValueError):
 def cell_text(value: Any, what: str, kind: str = "cell that is not text") -> str:
     """The text of a cell: numbers, dates and truth values as they are written, "" if it is empty.
 
-    what: names the cell. InvalidRowError for anything else, such as a list.
+    what: names the cell. A list of parts that are text is joined. InvalidRowError for anything
+    else, such as another list.
     """
+    value = join_text_parts(value)
     if is_empty(value):
         return ""
     if isinstance(value, bool):
@@ -41,15 +43,20 @@ def learned_flag(name: str, value: Any) -> bool:
     """
     if is_empty(value):
         return True
-    words = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
-    found = words.get(str(value).strip().lower())
-    if found is None:
+    text = str(value).strip().lower()
+    if text in ("true", "yes", "false", "no"):
+        return text in ("true", "yes")
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.5
+    if number not in (0, 1):
         raise InvalidRowError(
             "unknown weight",
             f"{name} {str(value)[:40]}: an answer is learned (1, true) or not (0, false), nothing "
             "between; change it, or rename it if it means something else",
         )
-    return found
+    return number == 1
 
 
 def parsed(value: Any, name: str) -> Any:

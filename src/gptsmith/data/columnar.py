@@ -151,11 +151,15 @@ def _open_arrow(source: pa.MemoryMappedFile) -> Any:
 
 
 def _decoded(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch without dictionaries, which would be sent with every part of it."""
-    columns = [
-        column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-        for column in batch.columns
-    ]
+    """The batch without dictionaries, which would be sent with every part of it, and with numbers
+    of 32 bits as they are written, which to_pylist would widen (0.1 to 0.10000000149011612)."""
+    columns = []
+    for column in batch.columns:
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if pa.types.is_float32(column.type):
+            column = column.cast(pa.string()).cast(pa.float64())
+        columns.append(column)
     return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 

@@ -14,13 +14,14 @@ TEXT = (
 )  # fmt: skip
 LABEL = ("label", "class", "target", "sentiment", "category", "v1")
 
-# Conversations: the messages of a row (OpenAI, ShareGPT, Taskmaster), and in each message the
-# speaker and the text.
+# Conversations: the messages of a row (OpenAI, ShareGPT, Taskmaster, Gemini), and in each message
+# the speaker and the text.
 MESSAGES = (
     "messages", "conversations", "conversation", "utterances", "dialogue", "dialog", "turns",
+    "contents",
 )  # fmt: skip
 ROLE = ("role", "from", "speaker", "author", "sender")
-CONTENT = ("content", "value", "text")
+CONTENT = ("content", "value", "text", "parts")
 ROLES = {
     "system": "system",
     "developer": "system",
@@ -29,6 +30,11 @@ ROLES = {
     "prompter": "user",
     "assistant": "assistant",
     "gpt": "assistant",
+    "chatgpt": "assistant",
+    "ai": "assistant",
+    "chatbot": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
     "bot": "assistant",
     "model": "assistant",
     "tool": "tool",
@@ -54,12 +60,19 @@ PROMPT_AND_RESPONSE = (
 CONTEXT = ("input", "context", "passage", "document", "background", "knowledge")
 HISTORY = ("history",)
 # A row of either form may have a system message and tools.
-SYSTEM = ("system", "system_prompt", "system_message")
+SYSTEM = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
 TOOLS = ("tools", "functions")
 # Whether an answer, or all of a row, is learned: 1 or 0, true or false. In a message only, `loss`
 # is one of them: that of a row is a measurement.
-LEARNED = ("weight", "weights", "train", "training", "trainable", "loss_mask", "loss_weight")
+LEARNED = (
+    "weight", "weights", "train", "training", "trainable", "is_trainable", "learn", "loss_mask",
+    "loss_weight", "loss_scale",
+)  # fmt: skip
 LEARNED_MESSAGE = (*LEARNED, "loss")
+MASKED_MESSAGE = ("masked", "ignore", "ignored")  # the contrary
+# Fields that say it in a way that cannot be followed: which of its values means what, or which part
+# of a message is learned.
+UNCLEAR_MESSAGE = ("mask", "train_detail", "training_detail")
 # What a text model cannot read.
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 # Known not to matter; other columns that are not used are reported.

@@ -227,7 +227,7 @@ def _columns(value: dict[str, Any]) -> list[dict[str, Any]] | None:
             return [dict(zip(map(str, names), row, strict=True)) for row in data]
         return None
     held = list(value.values())
-    if len(held) < 2 or not held[0]:
+    if not held or not held[0]:
         return None
     if all(isinstance(column, dict) for column in held):
         numbers = list(held[0])
@@ -236,6 +236,6 @@ def _columns(value: dict[str, Any]) -> list[dict[str, Any]] | None:
         return [{name: column[n] for name, column in value.items()} for n in numbers]
     if not all(isinstance(column, list) for column in held) or len(set(map(len, held))) > 1:
         return None
-    if any(isinstance(cell, dict | list) for column in held for cell in column):
-        return None
+    if any(isinstance(cell, dict) for column in held for cell in column):
+        return None  # rows, or messages
     return [dict(zip(value, cells, strict=True)) for cells in zip(*held, strict=True)]

@@ -198,9 +198,7 @@ class _Way(NamedTuple):
     pairs: list[_Divided]
 
 
-def _ways(
-    lines: Sequence[tuple[int, str]], divisions: Sequence[tuple[str, int]]
-) -> list[_Way]:
+def _ways(lines: Sequence[tuple[int, str]], divisions: Sequence[tuple[str, int]]) -> list[_Way]:
     """The divisions that give labels; none if both sides of a tab do, equally well."""
     ways: list[_Way] = []
     for delimiter, side in divisions:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from gptsmith.chat_template.message import CALLS, Message, is_empty, join_text_parts
 from gptsmith.data import columns as names
-from gptsmith.data.cells import InvalidRowError, cell_text, learned_flag
+from gptsmith.data.cells import InvalidRowError, cell_text, learned_flag, parsed
 from gptsmith.data.columns import is_irrelevant, quoted
 from gptsmith.data.options import ChatFiles
 
@@ -41,12 +41,15 @@ def read_message(turn: Any, files: ChatFiles) -> ReadMessage:
     text_key = candidates[0] if candidates else text_keys[0]
     fields.pop(text_key, None)
     content = join_text_parts(turn.get(text_key))
-    flags = [learned_flag(k, fields.pop(k)) for k in names.LEARNED_MESSAGE if k in fields]
+    flags = _flags(fields, turn.get(text_key))
     more = {
         name: value
         for name, value in fields.items()
         if not is_irrelevant(name) or (name == "tool_call_id" and role == "tool")
     }
+    for name in more.keys() & {*CALLS}:
+        if (call := parsed(more.pop(name), name)) is not None:  # in a table, JSON
+            more[name] = call
     if role == "call":
         role, content, more["tool_calls"] = "assistant", "", _calls(content)
     kind = "message without text"
@@ -59,6 +62,23 @@ def read_message(turn: Any, files: ChatFiles) -> ReadMessage:
         )
     message = {**more, "role": role, "content": text}
     return ReadMessage(message, all(flags) if flags else None)  # type: ignore[arg-type]
+
+
+def _flags(fields: dict[str, Any], content: Any) -> list[bool]:
+    """Whether a message is learned, as its fields say, which are taken out, and its parts."""
+    flags = [learned_flag(k, fields.pop(k)) for k in names.LEARNED_MESSAGE if k in fields]
+    flags += [not learned_flag(k, fields.pop(k)) for k in names.MASKED_MESSAGE if k in fields]
+    if unclear := next((k for k in names.UNCLEAR_MESSAGE if not is_empty(fields.get(k))), None):
+        raise InvalidRowError(
+            "unknown weight",
+            f"{unclear} does not say whether the message is learned: say it with weight, 0 or 1, "
+            f"and remove {unclear}",
+        )
+    parts = content if isinstance(content, list) else []
+    of_parts = [_flags(dict(part), None) for part in parts if isinstance(part, Mapping)]
+    if len({all(found) for found in of_parts}) > 1:
+        raise InvalidRowError("unknown weight", "some parts of its content are learned, others not")
+    return flags + [flag for found in of_parts for flag in found]
 
 
 def is_message(turn: Any, files: ChatFiles) -> bool:

@@ -49,7 +49,8 @@ def history(values: Mapping[str, Any]) -> list[Any]:
 
 def system_text(values: Mapping[str, Any]) -> str:
     """The system message of a row, "" if it has none. InvalidRowError for two different ones."""
-    found = texts(values, names.SYSTEM)
+    plain = {k: v.get("parts", v) if isinstance(v, Mapping) else v for k, v in values.items()}
+    found = texts(plain, names.SYSTEM)
     if len(set(found.values())) > 1:
         raise InvalidRowError("two system messages", f"{quoted(found)} differ")
     return next(iter(found.values()), "")
@@ -60,6 +61,8 @@ def tools_of(values: Mapping[str, Any]) -> list[Any] | None:
     for name in names.TOOLS:
         if tools := parsed(values.get(name), name):
             tools = [tools] if isinstance(tools, Mapping) else tools
+            if isinstance(tools, list):
+                tools = [parsed(tool, name) for tool in tools]
             if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
                 problem = f"the column {name!r} holds {str(tools)[:40]}, not a list of tools"
                 raise InvalidRowError("unreadable tools", problem)

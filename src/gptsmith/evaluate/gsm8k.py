@@ -82,7 +82,8 @@ def _problems(rows: Iterator[Row], limit: int | None) -> list[Problem]:
     problems = []
     for row in islice(rows, limit):
         problem = Problem(text(row, "question"), text(row, "answer"))
-        if "#### " not in problem.answer:
+        solution, _, number = problem.answer.rpartition("#### ")
+        if not solution or not re.fullmatch(r"-?[0-9]*\.?[0-9]+", _plain(number)):
             raise ValueError(f"{row.place}: the answer does not end in '#### NUMBER'")
         problems.append(problem)
     return problems
@@ -211,6 +212,7 @@ def flexible(text: str) -> str:
 
 def _plain(text: str) -> str:
     """A number without separators and currency; of a whole solution, the number after `#### `."""
+    text = text.strip()
     for pattern in _IGNORED:
         text = pattern.sub("", text)
     return text.lower()

@@ -62,8 +62,14 @@ def _reason(text: str) -> str:
 # --- the text ------------------------------------------------------------------------------------
 
 _THINK = r"(?:think|thinking|thought|reasoning|reflection|analysis|scratchpad)"
-_END_OF_THINKING = re.compile(rf"(?i)</{_THINK}>|\[/THINK\]|<\|channel\|>final<\|message\|>")
-_OPEN_THINKING = re.compile(rf"(?i)<{_THINK}>|\[THINK\]|<\|channel\|>analysis")
+# <think>, [THINK], ◁think▷, <seed:think>, <|begin_of_thought|>
+_END_OF_THINKING = re.compile(
+    rf"(?i)[<\[◁]\|?(?:/|end_of_)(?:\w+:)?{_THINK}\|?[>\]▷]"
+    r"|<\|channel\|>final<\|message\|>|\.\.\.\s*done thinking\."
+)
+_OPEN_THINKING = re.compile(
+    rf"(?i)[<\[◁]\|?(?:begin_of_)?(?:\w+:)?{_THINK}\|?[>\]▷]|<\|channel\|>analysis"
+)
 _STRING = r"""(?P<quote>["'])(?P<text>(?:(?!(?P=quote))[^\\]|\\.)*)(?P=quote)"""
 _REASON = re.compile(rf"""(?is)\b(?:reason|expl)\w*["']?\s*:\s*{_STRING}""")
 _FORM_SHOWN = re.compile(r'\{[^{}]*"\.\.\."[^{}]*\}')  # repeats the form that the prompt shows
@@ -72,7 +78,7 @@ _OTHER_FIELD = (
     r"""(?is)(?:["']|[{,]\s*)(?!(?:[a-z]+_)?(?:LABELS)(?:_answer)?\b)\w+["']?\s*:\s*"""
     rf"(?:{_STRING}|\[[^\]]*\])"
 )
-_ASCII = str.maketrans("“”–—→", '""---', "*`#~")
+_ASCII = str.maketrans("“”–—→：", '""---:', "*`#~$")
 
 
 def _plain(text: str, labels: str) -> str:

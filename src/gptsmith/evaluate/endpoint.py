@@ -11,7 +11,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -41,6 +41,11 @@ class Endpoint:
         # Addresses without secrets: messages name the host, verdicts are stored under the place.
         self.host = f"{self.address.scheme}://{self.address.netloc.decode()}"
         self.place = f"{self.host}{self.address.path}"
+        # What makes an answer as reproducible as the server can, in the protocol's terms.
+        self.settings: dict[str, Any] = {"temperature": 0, "seed": SEED}
+        if self.protocol == "ollama":  # OpenAI's limit of length has different names in servers
+            limits = {"num_ctx": options.num_ctx, "num_predict": options.num_ctx // 2}
+            self.settings = {"format": "json", "options": self.settings | limits}
         self._key = _key(options.key_variable)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = httpx.Client(timeout=options.timeout, headers=headers)
@@ -48,24 +53,9 @@ class Endpoint:
     def close(self) -> None:
         self._client.close()
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What makes an answer as reproducible as the server can, in the protocol's terms."""
-        if self.protocol == "openai":  # no limit of length: its name differs between servers
-            return {"temperature": 0, "seed": SEED}
-        context = self.options.num_ctx
-        limits = {"num_ctx": context, "num_predict": context // 2}
-        return {"format": "json", "options": {"temperature": 0, "seed": SEED, **limits}}
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """The model, where it is served, and how it is asked."""
-        found = {"judge": self.options.model, "endpoint": self.host, "protocol": self.protocol}
-        return found | {"settings": self.settings}
-
-    def request(self, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    def request(self, *messages: Mapping[str, str]) -> dict[str, Any]:
         """The body of a request."""
-        body: dict[str, Any] = {"model": self.options.model, "messages": list(messages)}
+        body: dict[str, Any] = {"model": self.options.model, "messages": messages}
         return body | ({"stream": False} if self.protocol == "ollama" else {}) | self.settings
 
     def ask(self, request: Mapping[str, Any]) -> str:
@@ -89,8 +79,7 @@ class Endpoint:
                 why = self._one_line(str(error) or type(error).__name__)
                 problem = f"{self.host} is not reachable ({why})"
                 continue
-            status = response.status_code
-            if status == 200:
+            if (status := response.status_code) == 200:
                 return self._answer(response)
             problem = f"HTTP {status}: {self._one_line(response.text or response.reason_phrase)}"
             if status not in _RETRY and status < 500:

@@ -233,14 +233,20 @@ def _judge(
         error = next((v for v in verdicts if isinstance(v, EndpointError)), None)
         items.append(item | ({"error": str(error)} if error else outcome(*verdicts)))
     unread = sum(isinstance(verdict, NoVerdict) for verdict in found.values())
-    return items, {"unread": unread, **endpoint.description}
+    return items, {
+        "unread": unread,
+        "judge": options.model,
+        "endpoint": endpoint.host,
+        "protocol": endpoint.protocol,
+        "settings": endpoint.settings,
+    }
 
 
 def _ask(endpoint: Endpoint, prompt: str, parse: Parse, cache: Path) -> Verdict:
     """Ask, and once more if the reply is no verdict. Verdicts are stored."""
     messages = [{"role": "user", "content": prompt}]
     for _ in range(2):
-        request = endpoint.request(messages)
+        request = endpoint.request(*messages)
         answer = endpoint.ask(request)
         if (verdict := parse(answer)) is not None:
             kept = {"endpoint": endpoint.place, "request": request, "answer": answer}
@@ -254,7 +260,7 @@ def _ask(endpoint: Endpoint, prompt: str, parse: Parse, cache: Path) -> Verdict:
 
 def _path(cache: Path, endpoint: Endpoint, prompt: str) -> Path:
     """Where a verdict is stored: one model can be served differently at two endpoints."""
-    key = {"endpoint": endpoint.place, **endpoint.request([{"role": "user", "content": prompt}])}
+    key = {"endpoint": endpoint.place, **endpoint.request({"role": "user", "content": prompt})}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return cache / f"{digest}.json"
 

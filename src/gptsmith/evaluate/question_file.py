@@ -178,13 +178,10 @@ def _question(row: Row, columns: Columns) -> OwnQuestion:
     question = f"Question: {asked}\nAnswer:"
     if columns.context and values.get(columns.context) not in (None, ""):
         question = f"{text(row, columns.context)}\n{question}"
-    if columns.listed:
-        choices, labels = _listed(values.get(columns.choices[0]))
-    else:
-        cells = [_text(values.get(name)) for name in columns.choices]
-        while cells and not cells[-1]:  # a row may have fewer choices
-            cells.pop()
-        choices, labels = cells, [""] * len(cells)
+    given = [values.get(name) for name in columns.choices]
+    choices, labels = _listed(given[0] if columns.listed else given)
+    while choices and not choices[-1]:  # a row may have fewer choices
+        choices, labels = choices[:-1], labels[:-1]
     if lettered := _lettered(choices):
         choices, labels = lettered, [*LETTERS[: len(lettered)]]
     answer: Any = values.get(columns.answer)
@@ -194,11 +191,9 @@ def _question(row: Row, columns: Columns) -> OwnQuestion:
         choices, labels = [*choices, _text(answer)], [*labels, ""]
         answer = LETTERS[len(choices) - 1]
     if len(choices) < 2 or not all(choices):
-        given = values.get(columns.choices[0])
-        if columns.listed and isinstance(given, str):
-            problem = f"the choices {given!r:.60} are one text: separate them by |"
-        else:
-            problem = f"the choices are {choices!r:.60}, not two or more texts"
+        problem = f"the choices are {choices!r:.60}, not two or more texts"
+        if columns.listed and isinstance(given[0], str):
+            problem = f"the choices {given[0]!r:.60} are one text: separate them by |"
         raise ValueError(f"{row.place}: {problem}")
     for choice in choices:
         text(row, "choice", {"choice": choice})  # checks that it is Unicode

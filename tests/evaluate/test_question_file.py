@@ -99,6 +99,12 @@ def test_texts_in_a_list_of_a_csv_are_those_that_were_written(tmp_path: Path) ->
             assert texts(question) == [f" {choice.strip()}" for choice in choices]
 
 
+def test_json_in_a_cell_of_a_csv_is_read_as_written(tmp_path: Path) -> None:
+    cell = '{"A": "\\ud83d\\ude00", "B": 0.50, "C": 1e3, "D": null}'
+    (question,) = load(str(table(tmp_path, ASK | {"choices": cell, "answer": "B"})))
+    assert texts(question) == [" \N{GRINNING FACE}", " 0.50", " 1e3"]
+
+
 def test_wrong_answers_beside_the_right_one(tmp_path: Path) -> None:
     columns = {"correct_answer": "water", "distractor1": "sand", "distractor2": "iron"}
     listed = {"answer": "water", "incorrect_answers": ["sand", "iron"]}

@@ -71,7 +71,6 @@ SCORES = {
     "Thinking...\nScore: 10?\n...done thinking.\n\nScore: 85": 85,
     "```\n85\n```": 85,
     "“score”: 85": 85,
-    "Score：85": 85,
     "I'd rate this 85/100.": 85,
     "85/100. The answer is right.": 85,
     "The answer deserves 85 points out of 100.": 85,

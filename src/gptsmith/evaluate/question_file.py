@@ -8,10 +8,8 @@ form in which all of them are choices. Two forms that would give different answe
 from __future__ import annotations
 
 import ast
-import io
 import json
 import re
-import tokenize
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import takewhile
@@ -53,6 +51,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 NUMBERED = (LETTERS.lower(), [str(n) for n in range(100)], [str(n) for n in range(1, 100)])
 SEPARATORS = ("\n", "|", ";")  # of choices in one cell
 _ARRAY = re.compile(r"\barray\((\[[^\]]*\])(?:,\s*dtype=[^)]*)?\)")  # as pandas writes numpy's
+_QUOTED = re.compile(r"""(?s)(?P<text>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(?P<next>\s*(?=['"]))?""")
 BRACKETS = 100  # in a cell that is read as a list: nested ones would take time
 
 
@@ -245,38 +244,28 @@ def _cell(value: str) -> Any:
     if value[:1] in ("[", "{"):
         if value.count("[") + value.count("{") > BRACKETS:
             return None
-        try:
-            return yaml.load(value if _is_json(value) else _as_yaml(value), yaml.BaseLoader)
-        except yaml.YAMLError:
-            return None
+        with suppress(ValueError):
+            return json.loads(value, parse_int=str, parse_float=str)
+        with suppress(yaml.YAMLError):
+            return yaml.load(_as_yaml(value), yaml.BaseLoader)
+        return None
     separator = next((s for s in SEPARATORS if s in value), None)
     return separator and [part.strip() for part in value.split(separator) if part.strip()]
-
-
-def _is_json(value: str) -> bool:
-    with suppress(ValueError):
-        json.loads(value)
-        return True
-    return False
 
 
 def _as_yaml(value: str) -> str:
     """A list of texts in Python's or numpy's form, with texts as JSON spells them and commas
     between them; any other value as it is."""
-    parts, last = [], 0
-    try:
-        for token in tokenize.generate_tokens(io.StringIO(value).readline):
-            if token.type == tokenize.STRING:
-                parts.append(", " if last == tokenize.STRING else "")
-                parts.append(json.dumps(str(ast.literal_eval(token.string)), ensure_ascii=False))
-            elif token.type == tokenize.OP and token.string in "[]{},:":
-                parts.append(f"{token.string} ")
-            elif token.string.strip():
-                return value
-            last = token.type if token.string.strip() else last
-    except (tokenize.TokenError, SyntaxError, ValueError):
+
+    def as_json(found: re.Match[str]) -> str:
+        comma = "" if found["next"] is None else ", "
+        return json.dumps(str(ast.literal_eval(found["text"])), ensure_ascii=False) + comma
+
+    if re.search(r"[^\[\]{},:\s]", _QUOTED.sub("", value)):
         return value
-    return "".join(parts)
+    with suppress(SyntaxError, ValueError):
+        return _QUOTED.sub(as_json, value)
+    return value
 
 
 def _text(value: Any) -> str:

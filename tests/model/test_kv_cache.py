@@ -14,6 +14,7 @@ from gptsmith.model.gpt import GPTModel
 from gptsmith.model.kv_cache import KVCache, PagedKVCache
 from gptsmith.model.masks import Mask
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 GPT2 = ModelConfig(
     n_layer=2, n_head=4, n_embd=16, context_length=24, vocab_size=31,
     norm="layernorm", mlp="gelu", position="learned", bias="all",

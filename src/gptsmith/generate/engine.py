@@ -32,7 +32,7 @@ SCORED = 64  # tokens of a prompt whose logits are in memory at once
 
 
 class Engine:
-    """Generates text for any number of requests with one model.
+    """Generates text for any number of requests.
 
         engine = Engine(model, tokenizer)
         [generation] = engine.generate("Once upon a time", SamplingConfig(temperature=0))
@@ -81,8 +81,7 @@ class Engine:
         self.model = model
         self.tokenizer = tokenizer
         self._limit = limit = model.config.context_length
-        sizes = [model.config.vocab_size] + ([] if tokenizer is None else [tokenizer.vocab_size])
-        self._V = min(sizes)
+        self._V = min(x.vocab_size for x in (model.config, tokenizer) if x is not None)
         if cache_tokens is not None and cache_tokens < limit:
             raise ValueError(
                 f"cache_tokens of {cache_tokens:,} is less than the model's context of {limit:,}:"
@@ -208,7 +207,8 @@ class Engine:
         pending = {id(generation): generation for generation in generations}
         while pending:
             # Not by what `step` returns: it does not return requests that were cancelled.
-            finished = [g for g in pending.values() if g.finish_reason is not None or not self.busy]
+            busy = self.busy
+            finished = [g for g in pending.values() if g.finish_reason is not None or not busy]
             for generation in finished:
                 del pending[id(generation)]
                 yield generation
@@ -245,10 +245,9 @@ class Engine:
         spans = self._scheduler.schedule()
         if not spans:
             return []
-        cache = self._forward.cache
-        cache.grow(self._pages.made)
+        self._forward.cache.grow(self._pages.made)
         for source, target in self._pages.copies:
-            cache.copy(source, target)
+            self._forward.cache.copy(source, target)
         self._pages.copies.clear()
         vectors = self._forward.hidden(spans)
         self._scheduler.read(spans)

@@ -143,12 +143,14 @@ class Scheduler:
 
     def leave(self) -> None:
         """Take out all requests that have finished."""
-        for row in self.rows:
-            if row.finished and row.table is not None:
+        gone = [row for row in self.rows if row.finished]
+        for row in gone:
+            if row.table is not None:
                 self.pages.close(row.table)
                 row.table = None
-        self.running = [row for row in self.running if not row.finished]
-        self.waiting = deque(row for row in self.waiting if not row.finished)
+        if gone:
+            self.running = [row for row in self.running if not row.finished]
+            self.waiting = deque(row for row in self.waiting if not row.finished)
 
     def restart(self) -> None:
         """Read everything again: the weights have changed, or a step has failed."""

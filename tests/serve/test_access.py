@@ -1,5 +1,6 @@
 """Who is let in."""
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from api_server import Api, chat_run, served, serving_models
 
 from gptsmith import cli
+from gptsmith.serve import access
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,16 @@ def test_long_bodies_are_refused(locked: Api, chunked: bool) -> None:
     response = locked.client.post("/v1/completions", content=content, headers=headers)
     assert response.status_code == 413
     assert "2,000 bytes" in response.json()["error"]["message"]
+
+
+def test_a_body_that_never_ends_is_given_up(locked: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "BODY_SECONDS", 0.1)
+    head = "POST /tokenize HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer first\r\n"
+    head += "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    port = int(locked.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
 
 
 def test_an_address_that_others_reach_needs_a_key(

@@ -141,13 +141,38 @@ def test_chat_logprobs_with_and_without_alternatives(api: Api) -> None:
         ("completions", {"prompt": "a" * 300}, None, "300 tokens"),
         ("completions", {"prompt": "a", "best_of": 4}, "best_of", "not supported"),
         ("completions", {"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias", "integer"),
-        ("completions", {"prompt": "a", "stop": [""]}, None, "empty"),
+        ("completions", {"prompt": "a", "stop": [""]}, "stop", "at least 1"),
+        ("completions", {"prompt": "a", "stop": ["x"] * 65}, "stop", "at most 64"),
+        ("completions", {"prompt": "a", "stop_token_ids": [999]}, "stop_token_ids", "outside"),
+        ("completions", {"prompt": "a", "logit_bias": {"999": 1}}, "logit_bias", "outside"),
+        ("completions", {"prompt": "a", "repetition_penalty": 1e-308}, None, "0.01"),
+        ("completions", {"prompt": ["a"] * 99, "n": 99}, None, "9,801 texts, but at most"),
+        ("chat/completions", {"messages": ASK * 300}, "messages", "300 messages"),
+        (
+            "chat/completions",
+            {"messages": ASK, "max_tokens": 1, "max_completion_tokens": 2},
+            None,
+            "differ",
+        ),
+        (
+            "chat/completions",
+            {"messages": ASK, "tools": [{}], "tool_choice": "none"},
+            "tool_choice",
+            "not supported",
+        ),
+        (
+            "chat/completions",
+            {"messages": ASK, "tools": [{}], "parallel_tool_calls": False},
+            "parallel_tool_calls",
+            "not supported",
+        ),
     ],
 )
 def test_a_wrong_field_is_named(
     api: Api, path: str, body: dict[str, Any], param: str | None, says: str
 ) -> None:
     error = api.error(f"/v1/{path}", 400, model="chat", **body)
+    assert api.error(f"/v1/{path}", 400, model="chat", stream=True, **body) == error
     assert says in error["message"]
     if param is not None:
         assert error["param"] == param
@@ -241,6 +266,27 @@ def test_a_final_message_is_continued(api: Api) -> None:
         "/v1/chat/completions", 400, model="chat", messages=ASK, continue_final_message=True
     )
     assert "not the assistant's" in error["message"]
+
+
+def test_a_reply_is_continued_after_a_begun_message_and_tokens(api: Api) -> None:
+    """As the page continues a text that was edited, continued and stopped."""
+    begun = [*ASK, {"role": "assistant", "content": "It is"}]
+    more = dict(model="chat", continue_final_message=True, continue_token_ids=[97, 240])
+    ids = api.post("/tokenize", messages=begun, **more)["tokens"]
+    model = api.server.models["chat"]
+    assert ids == [*model.template.prompt(ASK), *model.tokenizer.encode("It is"), 97, 240]
+    found = api.post(
+        "/v1/chat/completions", messages=begun, **more, max_tokens=1, return_token_ids=True
+    )
+    assert found["choices"][0]["prompt_token_ids"] == ids
+    assert api.post("/tokenize", model="chat", prompt=ids)["tokens"] == ids
+    for body in (
+        dict(prompt="a", continue_token_ids=[1]),
+        dict(messages=ASK, add_special_tokens=False),
+        dict(messages=ASK, prompt="a"),
+        dict(),
+    ):
+        api.error("/tokenize", 400, model="chat", **body)
 
 
 def test_models_health_metrics_and_description(api: Api) -> None:

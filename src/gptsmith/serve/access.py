@@ -6,6 +6,7 @@ Plain ASGI: it wraps `receive` to count bytes and leaves disconnects visible to 
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
@@ -19,10 +20,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gptsmith.serve.errors import ApiError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+BODY_SECONDS = 60  # for a whole body to arrive
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
@@ -40,7 +43,7 @@ def is_loopback(host: str) -> bool:
 
 def read_keys(path: Path) -> list[str]:
     """The API keys of a file, one per line. ValueError if there is none."""
-    keys = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    keys = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     keys = [key for key in keys if key and not key.startswith("#")]
     if not keys:
         raise ValueError(f"--api-key-file {path}: has no key; write one per line")
@@ -84,12 +87,18 @@ class Access:
         except ApiError as error:
             await error.response(scope, receive, guarded)
             return
-        received = 0
+        received, complete = 0, False
+        deadline = asyncio.get_running_loop().time() + BODY_SECONDS
 
         async def limited() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, complete
+            try:
+                async with asyncio.timeout_at(None if complete else deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise ApiError(408, f"the body took longer than {BODY_SECONDS} s") from None
             received += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
             if received > self._max_body_bytes:
                 raise self._too_large()
             return message
@@ -130,7 +139,7 @@ class Access:
         if not self._keys:
             return ""
         scheme, _, given = authorization.partition(" ")
-        key = given.strip().encode() if scheme.lower() == "bearer" else b""
+        key = given.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
         matches = [hmac.compare_digest(key, known) for known in self._keys]  # all, in equal time
         if not any(matches):
             message = "wrong API key" if key else "this server needs an API key"

@@ -26,6 +26,7 @@ class Answer:
     prefix: ClassVar[str]
     object: ClassVar[str]
     chunk_object: ClassVar[str]
+    field: ClassVar[str]  # of the body, that has the prompt
 
     def __init__(
         self, model: ServedModel, body: Any, prompts: Sequence[list[int]], echoes: Sequence[str]
@@ -126,6 +127,7 @@ class ChatAnswer(Answer):
     """The form of /v1/chat/completions."""
 
     prefix, object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
+    field = "messages"
     body: ChatBody
 
     def opening(self) -> Iterator[Json]:
@@ -160,6 +162,7 @@ class CompletionAnswer(Answer):
     """The form of /v1/completions."""
 
     prefix, object, chunk_object = "cmpl", "text_completion", "text_completion"
+    field = "prompt"
     body: CompletionBody
 
     def _content(self, i: int, generation: Generation) -> Json:

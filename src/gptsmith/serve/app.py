@@ -86,14 +86,16 @@ class Server:
         body = parse(await request.body(), ChatBody)
         model = self.find(body.model)
         ids = await self._encode(
-            model.chat_ids, body.messages, body.tools, body.continue_final_message
+            model.chat_ids,
+            body.messages,
+            body.tools,
+            body.continue_final_message,
+            body.continue_token_ids,
         )
-        ids += model.checked_ids(body.continue_token_ids, "continue_token_ids")
-        limit = body.max_tokens if body.max_tokens is not None else body.max_completion_tokens
         answer = ChatAnswer(model, body, [ids] * body.n, [""] * body.n)
         scored = body.top_logprobs if body.logprobs else None
         stop_ids = (*model.chat_stop_ids, *body.stop_token_ids)
-        return await self._answer(request, answer, limit, stop_ids, scored)
+        return await self._answer(request, answer, body.limit, stop_ids, scored)
 
     async def complete(self, request: Request) -> Response:
         body = parse(await request.body(), CompletionBody)
@@ -102,6 +104,9 @@ class Server:
         given = body.prompt
         several = isinstance(given, list) and bool(given) and not isinstance(given[0], int)
         prompts: list[Any] = given if several else [given]  # type: ignore[assignment]
+        most = self.worker.max_texts
+        if len(prompts) * body.n > most:
+            raise ApiError(400, f"{len(prompts) * body.n:,} texts, but at most {most} at a time")
         encoded = [await self._encode(model.prompt_ids, prompt) for prompt in prompts]
         echoes = [""] * len(prompts)
         if body.echo:
@@ -122,9 +127,11 @@ class Server:
     ) -> Response:
         body: Generating = answer.body
         model = answer.model
+        model.checked_ids(body.stop_token_ids, "stop_token_ids")
+        model.checked_ids(body.logit_bias, "logit_bias")
         requests: list[TextRequest] = []
         for i, ids in enumerate(answer.prompts):
-            sampling = body.sampling(model.room(ids, limit))
+            sampling = body.sampling(model.room(ids, limit, answer.field))
             requests.append(
                 TextRequest(
                     ids,
@@ -174,8 +181,6 @@ class Server:
         body = parse(await request.body(), ClassifyBody)
         model = self.find(body.model)
         texts = [body.input] if isinstance(body.input, str) else body.input
-        if not texts:
-            raise ApiError(400, "input: no text", param="input")
         found = await self._encode(model.classify, texts)
         data = [{"index": i, **prediction} for i, prediction in enumerate(found)]
         return JSONResponse({"object": "list", "model": model.name, "data": data})
@@ -183,26 +188,31 @@ class Server:
     async def tokenize(self, request: Request) -> Response:
         body = parse(await request.body(), TokenizeBody)
         model = self.find(body.model)
-        if (body.prompt is None) == (not body.messages):
-            raise ApiError(400, "give either prompt or messages")
-        if body.messages:
-            ids = await self._encode(model.chat_ids, body.messages, (), body.continue_final_message)
-        else:
-            ids = await self._encode(model.prompt_ids, body.prompt, body.add_special_tokens)
-        return JSONResponse(
-            {
-                "count": len(ids),
-                "max_model_len": model.context_length,
-                "tokens": ids,
-                "token_strs": [model.token_name(i) for i in ids],
-            }
-        )
+
+        def answer() -> Response:
+            if body.prompt is None:
+                ids = model.chat_ids(
+                    body.messages, (), body.continue_final_message, body.continue_token_ids
+                )
+            else:
+                ids = model.prompt_ids(body.prompt, body.add_special_tokens)
+            names = {i: model.token_name(i) for i in set(ids)}
+            return JSONResponse(
+                {
+                    "count": len(ids),
+                    "max_model_len": model.context_length,
+                    "tokens": ids,
+                    "token_strs": [names[i] for i in ids],
+                }
+            )
+
+        return await self._encode(answer)
 
     async def detokenize(self, request: Request) -> Response:
         body = parse(await request.body(), DetokenizeBody)
         model = self.find(body.model)
         ids = model.checked_ids(body.tokens, "tokens")
-        return JSONResponse({"prompt": model.tokenizer.decode(ids)})
+        return JSONResponse({"prompt": await self._encode(model.tokenizer.decode, ids)})
 
     # The server
 

@@ -33,6 +33,7 @@ _STATUS = {
     "401": "No API key, or a wrong one",
     "403": "The host or the origin is not allowed",
     "404": "No such model",
+    "408": "The body took too long",
     "413": "The body is too large",
     "415": "The body is not JSON",
     "429": "The queue is full; see Retry-After",

@@ -32,6 +32,9 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "tools": ([],),
 }
 
+StopString = Annotated[str, Field(min_length=1, max_length=1000)]
+"""The engine looks for each one after every token, while all other clients wait."""
+
 TokenId = Annotated[int, BeforeValidator(lambda i: int(i) if str(i).isdecimal() else i)]
 """In JSON, keys are text."""
 
@@ -55,7 +58,9 @@ class RequestBody(BaseModel):
             raise ValueError("the body should be a JSON object")
         kept = {k: v for k, v in body.items() if v is not None and k not in NO_EFFECT}
         for name, values in NEUTRAL.items():
-            if name in kept and name not in cls.model_fields and kept[name] in values:
+            # Beside tools only the default, which comes first, changes nothing.
+            neutral = values[:1] if kept.get("tools") else values
+            if name in kept and name not in cls.model_fields and kept[name] in neutral:
                 del kept[name]
         return kept
 
@@ -79,7 +84,7 @@ class Generating(RequestBody):
     top_k: int = Field(0, ge=-1)
     """0 or -1: all tokens."""
     min_p: float = Field(0.0, ge=0, le=1)
-    repetition_penalty: float = Field(1.0, gt=0)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] = {}
@@ -88,7 +93,7 @@ class Generating(RequestBody):
     """The same seed gives the same text. Text i of n has the seed + i."""
     n: int = Field(1, ge=1, le=128)
     """Texts per prompt."""
-    stop: str | list[str] = []
+    stop: StopString | Annotated[list[StopString], Field(max_length=64)] = []
     """What ends a text and is not part of it."""
     stop_token_ids: list[int] = []
     """Token ids that end a text, besides those of the model."""
@@ -130,15 +135,22 @@ class ChatBody(Generating):
     continue_final_message: bool = False
     """Continue the last message, which is the assistant's, instead of adding one."""
     continue_token_ids: list[int] = []
-    """The first tokens of the reply, which is continued from there."""
+    """The first tokens of the reply, which is continued from there; with continue_final_message,
+    what comes after that message's text."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatBody:
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
-        if self.continue_final_message and self.continue_token_ids:
-            raise ValueError("give either continue_final_message or continue_token_ids")
+        limits = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            raise ValueError("max_tokens and max_completion_tokens differ: give one of them")
         return self
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens to generate, under either name."""
+        return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
 
 
 class CompletionBody(Generating):
@@ -156,7 +168,8 @@ class CompletionBody(Generating):
 class TokenizeBody(RequestBody):
     """The body of /tokenize: a text, or messages."""
 
-    prompt: str | None = None
+    prompt: str | list[int] | None = None
+    """A text; or token ids, to be named."""
     messages: list[dict[str, Any]] = []
     continue_final_message: bool = False
     """Up to the end of the last message, which is the assistant's."""
@@ -164,6 +177,16 @@ class TokenizeBody(RequestBody):
     """The first tokens of the reply."""
     add_special_tokens: bool = True
     """Also what the model's tokenizer puts before a text."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TokenizeBody:
+        if (self.prompt is None) == (not self.messages):
+            raise ValueError("give either prompt or messages")
+        if self.prompt is not None and (self.continue_final_message or self.continue_token_ids):
+            raise ValueError("to continue a reply, give messages")
+        if self.prompt is None and not self.add_special_tokens:
+            raise ValueError("add_special_tokens: the chat template decides it for messages")
+        return self
 
 
 class DetokenizeBody(RequestBody):
@@ -175,7 +198,8 @@ class DetokenizeBody(RequestBody):
 class ClassifyBody(RequestBody):
     """The body of /v1/classify."""
 
-    input: str | list[str]
+    input: str | Annotated[list[str], Field(min_length=1, max_length=1024)]
+    """A text, or several."""
 
 
 def parse(body: bytes, kind: type[Body]) -> Body:
@@ -183,10 +207,16 @@ def parse(body: bytes, kind: type[Body]) -> Body:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        first = min(error.errors(), key=_rank)
         name = ".".join(str(part) for part in first["loc"][:1])
         if first["type"] == "extra_forbidden":
             message = f"{'.'.join(map(str, first['loc']))} is not supported"
         else:
             message = f"{name}: {reason(first['msg'])}" if name else reason(first["msg"])
         raise ApiError(400, message, param=name or None) from None
+
+
+def _rank(error: Any) -> tuple[bool, bool]:
+    """Unknown fields come first; of a field that may have several types, the errors of the type
+    that it has."""
+    return error["type"] != "extra_forbidden", error["type"].endswith("_type")

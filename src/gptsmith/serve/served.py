@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gptsmith.evaluate.classification import max_length, predict
 from gptsmith.generate.engine import Engine
@@ -18,6 +18,8 @@ from gptsmith.train.runtime import choose_precision
 if TYPE_CHECKING:
     from gptsmith.chat_template.template import ChatTemplate, Message
     from gptsmith.model.gpt import GPTModel
+
+Ids = TypeVar("Ids", bound=Iterable[int])
 
 
 class ServedModel:
@@ -82,19 +84,24 @@ class ServedModel:
         messages: Sequence[dict[str, Any]],
         tools: Sequence[Any] = (),
         continue_final: bool = False,
+        begun: Sequence[int] = (),
     ) -> list[int]:
-        """The ids before the reply to a conversation. continue_final: up to the end of its last
-        message, which is the assistant's. ApiError for an invalid conversation."""
+        """The ids before the reply to a conversation, then those of a reply that has begun.
+        continue_final: up to the end of the last message, which is the assistant's. ApiError for
+        an invalid conversation."""
         template = self.chat_template()
+        self.checked_ids(begun, "continue_token_ids")
+        if len(messages) > self.context_length:  # a template takes long for so many
+            raise self._too_long(f"{len(messages):,} messages", "messages")
         conversation: Any = [_message(message) for message in messages]
         try:
             if not continue_final:
-                return template.prompt(conversation, tools=tools or None)
+                return [*template.prompt(conversation, tools=tools or None), *begun]
             if conversation[-1].get("role") != "assistant":
                 raise ValueError("continue_final_message: the last message is not the assistant's")
             ids, is_target, _ = template.encode(conversation, tools=tools or None)
             end = max(i for i, learned in enumerate(is_target) if learned)
-            return ids[:end]  # without the token that ends the message
+            return [*ids[:end], *begun]  # without the token that ends the message
         except ValueError as error:
             raise ApiError(400, f"messages: {error}", param="messages") from None
 
@@ -120,7 +127,7 @@ class ServedModel:
         except ValueError as error:
             raise ApiError(400, f"prompt: {error}", param="prompt") from None
 
-    def checked_ids(self, ids: list[int], param: str) -> list[int]:
+    def checked_ids(self, ids: Ids, param: str) -> Ids:
         """The ids. ApiError for one outside the vocabulary."""
         V = self.tokenizer.vocab_size
         bad = next((i for i in ids if not 0 <= i < V), None)
@@ -128,20 +135,23 @@ class ServedModel:
             raise ApiError(400, f"{param}: id {bad} is outside 0..{V - 1}", param=param)
         return ids
 
-    def room(self, prompt: Sequence[int], wanted: int | None) -> int:
+    def room(self, prompt: Sequence[int], wanted: int | None, param: str) -> int:
         """How many tokens may be generated after a prompt. ApiError if it fills the context."""
         if not prompt:
-            raise ApiError(400, "the prompt is empty, and so is the text", param="prompt")
+            raise ApiError(400, "the prompt is empty, and so is the text", param=param)
         room = self.context_length - len(prompt)
         if room < (0 if wanted == 0 else 1):
-            raise ApiError(
-                400,
-                f"the prompt has {len(prompt):,} tokens, but the model's context has"
-                f" {self.context_length:,}, and needs room for the text: shorten the prompt",
-                param="messages",
-                code="context_length_exceeded",
-            )
+            raise self._too_long(f"{len(prompt):,} tokens", param)
         return room if wanted is None else min(wanted, room)
+
+    def _too_long(self, length: str, param: str) -> ApiError:
+        return ApiError(
+            400,
+            f"the prompt has {length}, but the model's context has {self.context_length:,} tokens,"
+            " and needs room for the text: shorten the prompt",
+            param=param,
+            code="context_length_exceeded",
+        )
 
     def token_name(self, i: int) -> str:
         """A token as text, as OpenAI writes it: half a character is bytes:\\xf0\\x9f."""

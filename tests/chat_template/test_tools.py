@@ -318,9 +318,10 @@ def test_a_call_in_the_older_form_is_handed_as_a_tool_call() -> None:
     template = ChatTemplate(QWEN, TOKENIZER)
     asked = message("user", "a")
     new = message("assistant", "", tool_calls=[{"type": "function", "function": old}])
-    assert template.encode([asked, message("assistant", None, function_call=old)]) == (
-        template.encode([asked, new])
-    )
+    given = [asked, message("assistant", None, function_call=old, mood="calm")]
+    assert template.encode(given) == template.encode([asked, new])
+    given.append(message("tool", "r", tool_call_id="1"))
+    assert template.ignored_fields(given) == ["mood"]
 
 
 def test_roles_that_the_template_does_not_write_are_refused() -> None:

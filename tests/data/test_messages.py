@@ -214,6 +214,10 @@ def test_message_with_a_call_needs_no_text(tmp_path: Path) -> None:
 
 def test_calls_and_tools_in_json(tmp_path: Path) -> None:
     call, tool = {"name": "clock", "arguments": {}}, {"name": "clock", "description": "d"}
+    for calls in (json.dumps([call]), [json.dumps(call)], json.dumps(call), call):
+        row = {"messages": talk({}, {"tool_calls": calls})}
+        (conversation,) = read(write(tmp_path / "a.jsonl", row))
+        assert conversation.messages[1]["tool_calls"] == [call]
     turns = talk({}, {"tool_calls": json.dumps([call])}, {}, {"tool_calls": "[]"})
     path = write(tmp_path / "a.jsonl", {"messages": turns, "tools": [json.dumps(tool)]})
     (conversation,) = read(path)

@@ -24,7 +24,9 @@ def test_folders_and_patterns_are_read_in_order(tmp_path: Path) -> None:
     ]
     assert "1 .md, 2 .txt are read, 1 .png not" in next(iter(report.hints))
     assert read(tmp_path / "*.txt") == ["a.txt", "b.txt"]
+    (tmp_path / "deep" / "circle").symlink_to(tmp_path)
     assert read(f"{tmp_path}/**/*.md") == ["deep/c.md"]
+    (tmp_path / "deep" / "circle").unlink()
 
 
 def test_folder_without_read_permission_is_an_error(

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from gptsmith.chat_template.layout import MAX_LAYOUTS, ChatLayouts
-from gptsmith.chat_template.message import Message, turn_starts, validated
+from gptsmith.chat_template.message import CONTENT_FIELDS, Message, turn_starts, validated
 from gptsmith.chat_template.placeholders import (
     BREAK,
     PLACEHOLDER,
@@ -210,8 +210,10 @@ class ChatTemplate:
                 )
 
     def ignored_fields(self, messages: Sequence[Message]) -> list[str]:
-        """The fields of messages that the template does not read, sorted."""
-        names = {name for message in messages for name in message} - {"role", "content"}
+        """The fields of messages that the template does not read, sorted. Not those that it reads
+        under another name, and identifiers."""
+        names = {name for message in messages for name in message}
+        names -= {"role", "content", "tool_call_id", *CONTENT_FIELDS}
         return sorted(name for name in names if not self._layouts.reads(name))
 
     def layout(self, roles: tuple[str, ...], generate: bool = False) -> str:

@@ -48,8 +48,11 @@ def read_message(turn: Any, files: ChatFiles) -> ReadMessage:
         if not is_irrelevant(name) or (name == "tool_call_id" and role == "tool")
     }
     for name in more.keys() & {*CALLS}:
-        if (call := parsed(more.pop(name), name)) is not None:  # in a table, JSON
-            more[name] = call
+        if (given := parsed(more.pop(name), name)) is not None:  # in a table, JSON
+            more[name] = given
+            if name == "tool_calls":
+                calls = given if isinstance(given, list) else [given]
+                more[name] = [parsed(call, name) for call in calls]
     if role == "call":
         role, content, more["tool_calls"] = "assistant", "", _calls(content)
     kind = "message without text"

@@ -38,7 +38,7 @@ class FileFormat(Section):
     @classmethod
     def _check_encoding(cls, value: str | None) -> str | None:
         try:
-            "a".encode(value or "utf-8")
+            b"a".decode(value or "utf-8", "surrogateescape")
         except (LookupError, ValueError):
             raise ValueError("should be an encoding that Python knows, such as cp1251") from None
         return value

@@ -48,7 +48,11 @@ def find_files(path: str | Path, belongs: Callable[[Path], bool], kinds: str) ->
     elif path.exists():
         raise ValueError(f"{path}: neither a file nor a folder; write its content to a file")
     elif glob.has_magic(str(path)):
-        found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
+        matches = map(Path, glob.glob(str(path), recursive=True))
+        # ** follows links, perhaps in a circle: a file that is matched twice is read once.
+        nearest_last = sorted(matches, key=lambda p: (len(p.parts), p), reverse=True)
+        files = {p.resolve(): p for p in nearest_last if p.is_file()}
+        found = sorted(files.values())
         if not found:
             raise UnavailableError(f"{path}: no file matches this pattern")
     else:

@@ -1,7 +1,9 @@
-"""(a), (e) Training speed side by side with transformers' GPT2LMHeadModel in a plain loop.
+"""(a), (e) Training speed side by side with transformers' GPT2LMHeadModel in a plain loop, and on a
+GPU with nanoGPT.
 
     python -m benchmarks train                     CPU: configs/bench-gpt2-10m.yaml
     python -m benchmarks train --device cuda       GPU: GPT-2 124M at T=1024, under 8 minutes
+    python -m benchmarks train --device cuda --only nanoGPT --only compiled --rounds 3
 
 Each contestant has a process of its own, so that peak memory is measured separately; they
 alternate, and the figures are medians over the rounds. Each rate comes with its share of the
@@ -21,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 from benchmarks._machine import gemm_flops, peak_mib, sync
@@ -65,6 +68,7 @@ def contestants() -> list[Contestant]:
     return [
         Contestant("transformers, fp32, eager", "transformers", False, False),
         Contestant("transformers, low precision, compiled", "transformers", True, True),
+        Contestant("nanoGPT, low precision, compiled", "nanoGPT", True, True),
         Contestant("gptsmith, low precision, eager", "gptsmith", True, False),
         Contestant("gptsmith, low precision, compiled", "gptsmith", True, True),
     ]
@@ -129,19 +133,34 @@ def theirs(who: Contestant, work: Work, batch: Batch) -> Callable[[], object]:
     return step
 
 
+def nanogpt(who: Contestant, work: Work, batch: Batch) -> Callable[[], object]:
+    from benchmarks._nanogpt import training_step
+
+    dtype = runtime.choose_precision("auto", work.device).dtype
+    on_device = batch.to(work.device)
+    return training_step(work.config, on_device.inputs, on_device.targets, dtype)
+
+
 def serve(parent: Connection, who: Contestant, work: Work) -> None:
     """A contestant's process: sends the seconds of its first two steps, then, for every number of
-    steps that it gets, their seconds and its peak memory. Sends None if its library is missing."""
-    torch.manual_seed(0)
-    rows = torch.randint(0, work.config.vocab_size, (work.B, work.config.context_length + 1))
-    batch = Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
+    steps that it gets, their seconds and its peak memory. Sends why, as text, if it cannot."""
     try:
-        step = {"gptsmith": ours, "transformers": theirs}[who.library](who, work, batch)
+        contest(parent, who, work)
     except ModuleNotFoundError as error:
         if error.name != who.library:
             raise
-        parent.send(None)
-        return
+        parent.send(f"{who.library} is not installed")
+    except Exception as error:  # out of memory: the others go on
+        parent.send(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        raise
+
+
+def contest(parent: Connection, who: Contestant, work: Work) -> None:
+    torch.manual_seed(0)
+    rows = torch.randint(0, work.config.vocab_size, (work.B, work.config.context_length + 1))
+    batch = Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
+    makers = {"gptsmith": ours, "transformers": theirs, "nanoGPT": nanogpt}
+    step = makers[who.library](who, work, batch)
 
     def timed(steps: int) -> float:
         sync(work.device)
@@ -168,17 +187,27 @@ def measure(
     context = multiprocessing.get_context("spawn")  # contestants share no state
     present: list[tuple[Contestant, Connection]] = []
     processes, gemms = [], []
+
+    def answered(who: Contestant, pipe: Connection) -> Any:
+        """What the contestant sends; None, after a line that says why, if it is out."""
+        try:
+            answer = pipe.recv()
+        except EOFError:
+            answer = "its process died"
+        if isinstance(answer, str):
+            print(f"{who.name}: left out, {answer}", flush=True)
+            return None
+        return answer
+
     for who in everyone:
         here, there = context.Pipe()
         processes.append(context.Process(target=serve, args=(there, who, work), daemon=True))
         processes[-1].start()
         there.close()  # so that recv ends if the process does
-        first = here.recv()
-        if first is None:
-            print(f"{who.name}: left out, {who.library} is not installed")
-            continue
-        who.first_seconds = first
-        present.append((who, here))
+        if first := answered(who, here):
+            who.first_seconds = first
+            present.append((who, here))
+            print(f"{who.name}: first two steps {first:.1f} s", flush=True)
     per_token = flops.flops_per_token(work.config)
     tokens = steps * work.B * work.config.context_length
     for number in range(rounds):
@@ -186,16 +215,20 @@ def measure(
             print(f"{number} rounds of {rounds}: out of time")
             break
         gemms.append(gemm_flops(work.device))
-        for who, pipe in present:
+        for who, pipe in list(present):
             pipe.send(steps)
-            seconds, who.peak_mib = pipe.recv()
+            answer = answered(who, pipe)
+            if answer is None:
+                present.remove((who, pipe))
+                continue
+            seconds, who.peak_mib = answer
             who.rates.append(tokens / seconds)
             who.shares.append(who.rates[-1] * per_token / gemms[-1])
     for _, pipe in present:
         pipe.send(0)
     for process in processes:
         process.join()
-    return [who for who, _ in present], statistics.median(gemms)
+    return [who for who in everyone if who.rates], statistics.median(gemms)
 
 
 def work_of(device: torch.device, name: str | None, B: int | None) -> Work:
@@ -225,12 +258,21 @@ def main(argv: Sequence[str] = ()) -> None:
     parser.add_argument(
         "--eager", action="store_true", help="without torch.compile, which takes minutes"
     )
+    parser.add_argument(
+        "--only", action="append", help="contestants with this word in their names, repeatable"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(argv)
     device = runtime.choose_device(options.device)
     work = work_of(device, options.model, options.batch_size)
     steps = options.steps or (10 if device.type == "cuda" else 2)
-    everyone = [who for who in contestants() if not (options.eager and who.compiled)]
+    everyone = [
+        who
+        for who in contestants()
+        if not (options.eager and who.compiled)
+        and (who.library != "nanoGPT" or device.type == "cuda")
+        and (not options.only or any(word in who.name for word in options.only))
+    ]
     everyone, gemm = measure(work, everyone, options.rounds, steps)
 
     c, peak = work.config, runtime.peak_flops(device)

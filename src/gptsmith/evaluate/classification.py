@@ -43,7 +43,7 @@ def log_probabilities(
                 taken = order[first : first + batch_size]
                 ids, lengths = pad([rows[i] for i in taken], pad_id, model.config.context_length)
                 logits = model.logits(ids.to(device), lengths.to(device))  # (B, L)
-                found[taken] = logits.double().log_softmax(dim=-1).cpu().numpy()
+                found[taken] = logits.cpu().double().log_softmax(dim=-1).numpy()
     finally:
         model.train(training)
     return found

@@ -207,7 +207,7 @@ def _read(model: GPTModel, trees: Sequence[PrefixTree], prefix: KVCache | None) 
     H = model.config.n_head
     allowed = model.mask.dense(B, H, positions, positions) & same_text.to(device)  # (B, H|1, T, T)
     if prefix is not None:
-        before = model.mask.dense(B, H, positions, prefix.positions[0])  # (B, H|1, T, S)
+        before = model.mask.dense(B, H, positions, prefix.positions[0].to(device))  # (B, H|1, T, S)
         allowed = torch.cat([before, allowed], dim=-1)
     return model.hidden(ids, positions=positions, cache=_TreeCache(prefix, allowed))
 

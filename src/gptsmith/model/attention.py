@@ -49,7 +49,8 @@ def attention(
     grouped = q.shape[1] != k.shape[1]
     if isinstance(mask, BlockMask):
         fuse = q.device.type == "cuda" and not torch.compiler.is_compiling()
-        out = _flex(fuse)(q, k, v, block_mask=mask, enable_gqa=grouped)
+        flex: Any = _fused_flex() if fuse else flex_attention  # which, eager, computes all scores
+        out = flex(q, k, v, block_mask=mask, enable_gqa=grouped)
         assert isinstance(out, Tensor)
         return out
     slow = q.device.type == "cpu" and (grouped or q.dtype == torch.bfloat16)
@@ -57,7 +58,8 @@ def attention(
     allowed = mask.allowed if isinstance(mask, CausalMask) else mask  # for the other kernels
     if slow and q.shape[2] == 1 and not dropout:
         return decode_attention(q, k, v, allowed)
-    if grouped and q.device.type != "cuda":  # the CPU's fused kernel needs equal heads
+    # The fused kernels of the CPU, of fp32 and of masks need equal heads.
+    if grouped and (q.device.type != "cuda" or allowed is not None or q.dtype == torch.float32):
         groups = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         grouped = False
@@ -78,9 +80,8 @@ def attention(
 
 
 @cache
-def _flex(fuse: bool) -> Any:
-    """FlexAttention: a fused kernel if compiled; the eager form computes all scores."""
-    return torch.compile(flex_attention, dynamic=False) if fuse else flex_attention
+def _fused_flex() -> Any:
+    return torch.compile(flex_attention, dynamic=False)
 
 
 def _blocked_is_faster(q: Tensor, masked: bool) -> bool:

@@ -330,7 +330,7 @@ class GPTModel(nn.Module):
             bias = cache.prepare(positions, mask or self.mask, self.config.n_head, limit)
         else:
             bias = self._mask(mask, documents, B, T, ids.device)
-        where = positions.clamp(min=0) if cache is not None else positions
+        where = positions.clamp(min=0).to(ids.device) if cache is not None else positions
         x = self.embedding(ids, where)  # (B, T, C)
         rotation = None
         if self.rotary:
@@ -369,11 +369,13 @@ class GPTModel(nn.Module):
             mask = mask & masks.documents(documents)
         elif mask.is_plain_causal:
             return None
-        # FlexAttention skips blocks that are wholly masked, but has no dropout, and compiles anew
-        # for each length: a generation that grows token by token stays with the dense mask.
-        flex = device.type == "cuda" and not (self.training and self.config.dropout)
-        if flex and (self.training or T == self.config.context_length):
-            if mask is not self.mask:
+        # FlexAttention skips blocks that are wholly masked, but has no dropout, takes heads of 16 or
+        # more, and compiles anew for each length: only for lengths that stay the same.
+        flex = device.type == "cuda" and self.config.D >= 16
+        flex = flex and not (self.training and self.config.dropout)
+        compiling = torch.compiler.is_compiling()
+        if flex and (compiling or T == self.config.context_length):
+            if mask is not self.mask or compiling:  # a graph is compiled again if the cache changes
                 return mask.block_mask(B, H, T, device)
             key = (B if mask.facts.uses_b else 1, T, device)
             if key not in self._block_masks:

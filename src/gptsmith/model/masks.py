@@ -167,7 +167,8 @@ class Mask:
         from torch.nn.attention.flex_attention import create_block_mask
 
         rows, heads = B if self.facts.uses_b else None, H if self.facts.uses_h else None
-        if torch.is_inference_mode_enabled():  # it is cached, and training needs it too
+        # dynamo cannot trace the question, and a graph does not cache the result
+        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
             with torch.inference_mode(False):
                 return create_block_mask(self.rule, rows, heads, T, T, device=device)
         return create_block_mask(self.rule, rows, heads, T, T, device=device)

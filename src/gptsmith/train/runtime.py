@@ -64,10 +64,12 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"no device {name!r}: choose auto, cpu, cuda, cuda:N or mps") from None
-    missing = (device.type == "cuda" and not torch.cuda.is_available()) or (
-        device.type == "mps" and not torch.backends.mps.is_available()
-    )
-    if missing or device.type not in ("cpu", "cuda", "mps"):
+    count = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if (device.index or 0) >= count.get(device.type, 0):
         raise ValueError(f"device {name!r} is not available here: choose cpu or auto")
     return device
 

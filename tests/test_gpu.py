@@ -1,0 +1,335 @@
+"""A GPU computes what the CPU does: training, scoring, generation, whole commands.
+
+    python -m pytest -m gpu                            where there is a CUDA device
+    GPTSMITH_TEST_DEVICE=cpu python -m pytest -m gpu   the same path on the CPU, to check the tests
+"""
+
+import itertools
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from random_weights import randomize
+from runs import events
+from torch import Tensor
+
+from gptsmith import cli
+from gptsmith.batch import IGNORE_INDEX, Batch
+from gptsmith.evaluate import likelihood, perplexity
+from gptsmith.evaluate.classification import log_probabilities
+from gptsmith.generate.engine import Engine
+from gptsmith.generate.options import SamplingConfig
+from gptsmith.model.classifier import GPTClassifier
+from gptsmith.model.config import LoraConfig, ModelConfig
+from gptsmith.model.gpt import GPTModel
+from gptsmith.model.tuning import Tuning
+from gptsmith.train import runtime
+from gptsmith.train.loss import next_token_loss
+from gptsmith.train.optim import Optimizer
+from gptsmith.train.options import OptimConfig
+from gptsmith.train.runtime import Precision
+from gptsmith.train.step import Step, train_steps
+
+DEVICE = os.environ.get("GPTSMITH_TEST_DEVICE", "cuda")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a CUDA device"
+    ),
+    # torch's own, while it compiles; and its advice on fp32, which these comparisons do not want
+    pytest.mark.filterwarnings("ignore:.*(torch.jit|should not be inst):DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning"),
+]
+
+T, V = 128, 300
+SIZES = dict(n_layer=2, n_head=4, n_embd=64, context_length=T, vocab_size=V)
+GPT2 = dict(norm="layernorm", mlp="gelu", position="learned", bias="all")
+AXES = {
+    "llama": {},
+    "gpt2": GPT2,
+    "grouped": dict(n_kv_head=2, qk_norm=True),
+    "window": dict(mask="causal() & sliding_window(40)"),
+    "grouped window": dict(n_kv_head=1, mask="causal() & sliding_window(40)"),
+    "look-ahead": dict(mask="prefix(20)"),
+    "small heads": dict(n_head=8, mask="causal() & sliding_window(40)"),  # D = 8
+}
+
+
+def model_of(axes: dict[str, object], device: str = "cpu") -> GPTModel:
+    model = GPTModel(ModelConfig(**{**SIZES, **axes}))
+    randomize(model, size=0.1)
+    return model.to(device)
+
+
+def batches(step: int, packed: bool = False, B: int = 4) -> list[Batch]:
+    """Two micro-batches; packed: of several documents, whose borders move from step to step."""
+    made = []
+    for i in range(2):
+        generator = torch.Generator().manual_seed(10 * step + i)
+        ids = torch.randint(V, (B, T + 1), generator=generator)
+        batch = Batch(ids[:, :-1], ids[:, 1:].clone(), name=f"step {step}, batch {i}")
+        batch.targets[:, : 5 + step] = IGNORE_INDEX
+        if packed:
+            starts = torch.rand(B, T, generator=generator) < 0.04
+            starts[:, 0] = True
+            at = torch.arange(T).expand(B, T)
+            positions = at - torch.where(starts, at, 0).cummax(dim=1).values
+            batch = replace(batch, documents=starts.cumsum(dim=1), positions=positions)
+        made.append(batch)
+    return made
+
+
+def train(
+    model: GPTModel,
+    device: str,
+    precision: str = "fp32",
+    *,
+    n: int = 3,
+    compiled: bool = False,
+    packed: bool = False,
+    kind: str = "muon",
+    rate: float = 1e-3,
+) -> list[Step]:
+    model.to(device)
+    run = train_steps(
+        model,
+        runtime.compiled(next_token_loss) if compiled else next_token_loss,
+        lambda step: batches(step, packed),
+        Optimizer(model, OptimConfig(kind=kind), device),
+        learning_rate=lambda step: rate,
+        precision=Precision(precision, device, ""),
+        max_grad_norm=1.0,
+        seed=0,
+        scaler=torch.amp.GradScaler(device) if precision == "fp16" else None,
+    )
+    return list(itertools.islice(run, n))
+
+
+def assert_like(steps: list[Step], expected: list[Step], rtol: float) -> None:
+    for a, b in zip(steps, expected, strict=True):
+        assert not a.skipped
+        assert a.loss == pytest.approx(b.loss, rel=rtol)
+        assert a.grad_norm == pytest.approx(b.grad_norm, rel=10 * rtol)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("packed", [False, True], ids=["whole rows", "packed"])
+@pytest.mark.parametrize("axes", AXES.values(), ids=AXES)
+def test_training_equals_the_cpus(axes: dict[str, object], packed: bool, compiled: bool) -> None:
+    expected = train(model_of(axes), "cpu", packed=packed)
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    steps = train(model_of(axes), DEVICE, packed=packed, compiled=compiled)
+    assert_like(steps, expected, 1e-3)
+    if compiled:
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("packed", [False, True], ids=["whole rows", "packed"])
+@pytest.mark.parametrize("axes", ["gpt2", "grouped"])
+def test_bf16_is_near_fp32(axes: str, packed: bool, compiled: bool) -> None:
+    expected = train(model_of(AXES[axes]), "cpu", packed=packed)
+    steps = train(model_of(AXES[axes]), DEVICE, "bf16", packed=packed, compiled=compiled)
+    assert_like(steps, expected, 2e-2)
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_fp16_trains_with_its_scaler(kind: str, compiled: bool) -> None:
+    if DEVICE == "cpu":
+        pytest.skip("fp16 is for GPUs")
+    expected = train(model_of(GPT2), "cpu", kind=kind, n=20)
+    steps = train(model_of(GPT2), DEVICE, "fp16", kind=kind, n=20, compiled=compiled)
+    overflows = [step for step in steps if step.skipped]
+    assert all("fp16 overflow at loss scale" in step.skipped for step in overflows)
+    assert len(overflows) <= 10
+    assert steps[-1].loss == pytest.approx(expected[-1].loss, rel=0.02)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_lora_and_activation_checkpointing(compiled: bool) -> None:
+    results = []
+    for device in ("cpu", DEVICE):
+        model = model_of(AXES["grouped"])
+        torch.manual_seed(0)
+        Tuning(lora=LoraConfig(rank=4), freeze=()).wrap(model)
+        model.activation_checkpointing = True
+        on = compiled and device == DEVICE
+        results.append(train(model, device, packed=True, compiled=on))
+    assert_like(results[1], results[0], 1e-3)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_dropout_trains(compiled: bool) -> None:
+    model = model_of({**GPT2, "dropout": 0.1})
+    for packed in (False, True):
+        steps = train(model, DEVICE, "bf16", packed=packed, compiled=compiled)
+        assert all(math.isfinite(step.loss) and not step.skipped for step in steps)
+
+
+@pytest.mark.parametrize("axes", AXES.values(), ids=AXES)
+def test_greedy_texts_equal_the_cpus(axes: dict[str, object]) -> None:
+    prompts = [[7] * 3, [11, 12, 13, 200], list(range(30)), [5] * (T - 10)]
+    texts = [
+        [g.ids for g in Engine(model_of(axes, device)).generate(prompts, SamplingConfig(
+            temperature=0, max_new_tokens=40))]
+        for device in ("cpu", DEVICE)
+    ]  # fmt: skip
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("axes", AXES.values(), ids=AXES)
+def test_sampled_texts_equal_the_cpus(axes: dict[str, object]) -> None:
+    sampling = SamplingConfig(
+        max_new_tokens=30, top_k=50, top_p=0.9, min_p=0.01, repetition_penalty=1.2
+    )
+    texts = [
+        [g.ids for g in Engine(model_of(axes, device)).generate([[1, 2], [3]], sampling)]
+        for device in ("cpu", DEVICE)
+    ]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_in_half_precision_generate(dtype: torch.dtype) -> None:
+    model = model_of(AXES["grouped"], DEVICE).to(dtype)
+    [a, b] = Engine(model).generate([[1], [2] * 20], SamplingConfig(max_new_tokens=20))
+    assert len(a.ids) == len(b.ids) == 20
+
+
+@pytest.mark.parametrize("axes", AXES.values(), ids=AXES)
+def test_likelihoods_equal_the_cpus(axes: dict[str, object]) -> None:
+    context = list(range(40))
+    requests = [
+        likelihood.Request([*context, n, n + 1], [n + 5, *range(m)])
+        for n in range(12)
+        for m in (1, 3, 6)
+    ]
+    on_cpu, here = (
+        likelihood.log_likelihoods(model_of(axes, device), requests) for device in ("cpu", DEVICE)
+    )
+    for a, b in zip(on_cpu, here, strict=True):
+        assert a.nats == pytest.approx(b.nats, rel=1e-3)
+        assert a.greedy == b.greedy
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["whole rows", "packed"])
+@pytest.mark.parametrize("axes", AXES.values(), ids=AXES)
+def test_validation_equals_the_cpus(axes: dict[str, object], packed: bool) -> None:
+    a, b = (
+        perplexity.evaluate(
+            model_of(axes, device),
+            [*batches(0, packed), *batches(1, packed, B=1)],
+            Precision("fp32", device, ""),
+        )
+        for device in ("cpu", DEVICE)
+    )
+    assert a.loss == pytest.approx(b.loss, rel=1e-4)
+    assert (a.tokens, a.top1, a.top5) == (b.tokens, pytest.approx(b.top1), pytest.approx(b.top5))
+
+
+@pytest.mark.parametrize("axes", ["gpt2", "grouped", "look-ahead"])
+def test_classes_equal_the_cpus(axes: str) -> None:
+    """Texts of 24 lengths: no kernel may be compiled for each."""
+    texts = [np.arange(n) for n in range(1, 97, 4)]
+    results = []
+    for device in ("cpu", DEVICE):
+        model = GPTClassifier(ModelConfig(**{**SIZES, **AXES[axes]}, labels=("a", "b", "c")))
+        randomize(model, size=0.1)
+        precision = Precision("fp32", device, "")
+        results.append(log_probabilities(model.to(device), texts, precision, batch_size=2))
+    np.testing.assert_allclose(*results, rtol=1e-3, atol=1e-4)
+
+
+def test_two_runs_of_one_seed_are_alike() -> None:
+    steps = [train(model_of(GPT2), DEVICE, "bf16", n=10, compiled=True) for _ in range(2)]
+    assert_like(steps[0], steps[1], 1e-3)
+
+
+# --- whole commands ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pretrained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "base"
+    assert pretrain(corpus, run, "--train.steps", "30") == 0
+    return run
+
+
+def pretrain(corpus: Path, run: Path, *more: str) -> int:
+    return cli.main([
+        "pretrain", "--data", str(corpus), "--out", str(run), "--train.device", DEVICE,
+        "--train.compile", "off", "--model.n-layer", "2", "--model.n-head", "4", "--model.n-embd",
+        "64", "--model.context-length", "128", "--train.batch-size", "8", "--eval.interval", "10",
+        "--eval.tokens", "2000", "--eval.sample-tokens", "8", "--optim.learning-rate", "0.01",
+        "--monitor.trackers", "none", "--monitor.log-interval", "1", *more,
+    ])  # fmt: skip
+
+
+def losses(run: Path, kind: str = "train", name: str = "train_loss") -> list[float]:
+    return [event[name] for event in events(run, kind)]
+
+
+def test_pretraining_learns_and_resumes(corpus: Path, pretrained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert pretrain(corpus, run, "--train.steps", "30", "--save.interval", "15") == 0
+    whole = losses(run)
+    assert whole[-1] < whole[0] - 1
+    assert whole == pytest.approx(losses(pretrained), rel=0.02)
+    shutil.rmtree(run / "checkpoints" / "step-000030")
+    assert cli.main(["pretrain", "--resume", "--out", str(run)]) == 0
+    assert losses(run)[:15] == whole[:15]
+    assert losses(run) == pytest.approx(whole, rel=0.02)
+
+
+CHAT = '{"messages": [{"role": "user", "content": "1 plus %d"}, {"role": "assistant", "content": "is %d."}]}\n'  # noqa: E501
+TEXTS = "label,text\n" + "".join(
+    f"{'even' if n % 2 == 0 else 'odd'},{'two ' * (n % 2 == 0)}{n} and {n + 2}\n" for n in range(80)
+)
+
+
+@pytest.mark.parametrize("more", [(), ("--lora.rank", "4")], ids=["all", "lora"])
+@pytest.mark.parametrize("kind", ["chat", "classify"])
+def test_fine_tuning(kind: str, more: tuple[str, ...], pretrained: Path, tmp_path: Path) -> None:
+    rows = "".join(CHAT % (n, n + 1) for n in range(80)) if kind == "chat" else TEXTS
+    data = tmp_path / ("data.jsonl" if kind == "chat" else "data.csv")
+    data.write_text(rows)
+    out = tmp_path / "out"
+    command = [
+        "finetune", kind, "--from", pretrained, "--data", data, "--out", out, "--train.device",
+        DEVICE, "--train.epochs", "2", "--train.batch-size", "4", "--monitor.trackers", "none", *more,
+    ]  # fmt: skip
+    assert cli.main([*map(str, command)]) == 0
+    assert all(math.isfinite(loss) for loss in losses(out, "val", "val_loss"))
+    if kind == "classify":
+        assert cli.main(["classify", str(out), "two 3 and 5", "--device", DEVICE]) == 0
+    else:
+        assert cli.main(["evaluate", str(out), "--device", DEVICE, "--tasks", "skills",
+                         "--per-skill", "2"]) == 0  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_precisions_of_a_whole_run(precision: str, corpus: Path, tmp_path: Path) -> None:
+    if precision == "fp16" and DEVICE == "cpu":
+        pytest.skip("fp16 is for GPUs")
+    run = tmp_path / "run"
+    words = ["--train.steps", "30", "--document-mask", "--train.precision", precision]
+    assert pretrain(corpus, run, *words) == 0
+    assert losses(run)[-1] < losses(run)[0] - 1
+    generate: Callable[..., int] = cli.main
+    assert generate(["generate", str(run), "--device", DEVICE, "--prompt", "1 plus",
+                     "--max-new-tokens", "20"]) == 0  # fmt: skip
+    assert cli.main(["evaluate", str(run), "--device", DEVICE, "--data", str(corpus)]) == 0
+
+
+def test_ids_on_the_device_are_checked(pretrained: Path) -> None:
+    model = model_of({}, DEVICE)
+    ids: Tensor = torch.arange(10, device=DEVICE)[None]
+    assert model(ids).shape == (1, 10, V)

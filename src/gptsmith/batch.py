@@ -48,13 +48,14 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
 
-        def move(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.to(device, non_blocking=True)
+        def move(x: Tensor) -> Tensor:
+            x = x.pin_memory() if device.type == "cuda" else x  # else the copy is waited for
+            return x.to(device, non_blocking=True)
 
         return replace(
             self,
-            inputs=self.inputs.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
-            documents=move(self.documents),
-            positions=move(self.positions),
+            inputs=move(self.inputs),
+            targets=move(self.targets),
+            documents=None if self.documents is None else move(self.documents),
+            positions=None if self.positions is None else move(self.positions),
         )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gptsmith.batch import IGNORE_INDEX, Batch
+from gptsmith.model import gpt
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.train import runtime
@@ -215,6 +216,40 @@ def test_compiled_loss_is_one_graph_with_the_same_gradients(
             results.append([summed.detach(), *(p.grad for p in model.parameters())])
         for a, b in zip(*results, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("of", ["whole rows", "packed rows"])
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {},
+        dict(mask="causal() & sliding_window(8)"),
+        dict(mask="causal() & sliding_window(8)", n_kv_head=1),
+        dict(mask="prefix(3)"),
+    ],
+)
+def test_flex_attention_is_one_graph_for_all_batches(
+    axes: dict, of: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: block masks are made inside the graph, for the documents of each batch."""
+    real = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **given: real(f, backend="eager", fullgraph=True, **given)
+    )
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    torch.manual_seed(0)
+    sizes = dict(n_layer=2, n_head=2, n_embd=32, d_ff=8, context_length=16, vocab_size=50)
+    model = GPTModel(ModelConfig(**{**sizes, **axes})).eval()
+    graph = runtime.compiled(next_token_loss)
+    with torch.no_grad():  # FlexAttention has no backward pass on a CPU
+        dense = [next_token_loss(model, batch) for batch in batches(of)]
+        monkeypatch.setattr(gpt, "has_flex_kernel", lambda device: True)
+        for batch, expected in zip(batches(of), dense, strict=True):
+            with torch._dynamo.config.patch(error_on_recompile=True):
+                torch.testing.assert_close(graph(model, batch), expected, rtol=1e-4, atol=0)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 

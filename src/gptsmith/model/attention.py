@@ -5,12 +5,14 @@ B batch, H query heads, K key/value heads, T queries, S keys, D head size.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from gptsmith.model.masks import Mask
@@ -77,6 +79,14 @@ def attention(
         q, k, v, attn_mask=allowed | ~sees, dropout_p=dropout, enable_gqa=grouped
     )
     return out * sees.to(out.dtype)
+
+
+def any_length() -> AbstractContextManager[None]:
+    """Without cuDNN's kernels, which are planned anew for each number of keys: in decoding with
+    bf16 that takes 45 ms a token, ten times the rest (H200, docs/log.md)."""
+    return sdpa_kernel([
+        SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
+    ])  # fmt: skip
 
 
 @cache

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -25,7 +26,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
 from gptsmith.model import checks, masks
-from gptsmith.model.attention import CausalMask, attention, dense_bias
+from gptsmith.model.attention import CausalMask, any_length, attention, dense_bias
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.init import initialized
 from gptsmith.model.kv_cache import Cache
@@ -244,6 +245,10 @@ class TransformerBlock(nn.Module):
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
+def has_flex_kernel(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
 class GPTModel(nn.Module):
     """Token ids in, logits out.
 
@@ -339,11 +344,13 @@ class GPTModel(nn.Module):
             if torch.is_autocast_enabled(kind):
                 dtype = torch.get_autocast_dtype(kind)
             rotation = (cos.to(dtype), sin.to(dtype))  # ((B,) T, 1, D/2)
-        for block in self.blocks:
-            if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, bias, rotation, None, use_reentrant=False)
-            else:
-                x = block(x, bias, rotation, cache)
+        fixed_length = x.device.type != "cuda" or torch.is_grad_enabled()
+        with nullcontext() if fixed_length else any_length():
+            for block in self.blocks:
+                if self.activation_checkpointing and self.training:
+                    x = checkpoint(block, x, bias, rotation, None, use_reentrant=False)
+                else:
+                    x = block(x, bias, rotation, cache)
         return self.final_norm(x)
 
     def _mask(
@@ -371,7 +378,7 @@ class GPTModel(nn.Module):
             return None
         # FlexAttention skips blocks that are wholly masked, but has no dropout, takes heads of 16 or
         # more, and compiles anew for each length: only for lengths that stay the same.
-        flex = device.type == "cuda" and self.config.D >= 16
+        flex = has_flex_kernel(device) and self.config.D >= 16
         flex = flex and not (self.training and self.config.dropout)
         compiling = torch.compiler.is_compiling()
         if flex and (compiling or T == self.config.context_length):

@@ -187,6 +187,9 @@ def train_on_examples(
         PackedRows(part, T, seed, pad_id) if config.pack else PaddedRows(part, T, seed, pad_id)
         for part in (data.train, data.val)
     )
+    if not config.pack and config.train.compile == "auto":  # rows would all be padded to T
+        train = config.train.model_copy(update=dict(compile="off"))
+        config = config.model_copy(update=dict(train=train))
     resolved = resolve(config, prepared, rows)
     config, runtime = resolved.config, resolved.runtime
     if isinstance(rows, PaddedRows):

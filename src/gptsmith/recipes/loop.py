@@ -7,6 +7,7 @@ sample the model. Everything else is here.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -81,9 +82,9 @@ def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float |
         with session.open_monitor(started) as monitor:
             for note in notes:
                 monitor.log(session.state.step, "note", message=str(note))
-            if not config.resume:
-                session.start()
             try:
+                if not config.resume:
+                    session.start()
                 for step in session.steps():
                     done, best = session.record(step), False
                     if done or _due(config.eval.interval, step.step):
@@ -102,6 +103,8 @@ def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float |
                 session.state.guard.in_a_row = 0  # a resumed run has its full patience again
                 session.save()
                 raise
+            except torch.OutOfMemoryError as error:
+                raise session.out_of_memory() from error
             session.end()
         job.verify_data()  # what was not read yet, before a result is published
         run.finish("best" if config.eval.patience else "last")
@@ -167,7 +170,7 @@ class _Session:
             LearningRate(plan.config.optim, plan.duration),
             torch.amp.GradScaler(device.type) if plan.runtime.precision.name == "fp16" else None,
         )
-        self.saved_at = time.perf_counter()
+        self.saved_at, self.save_seconds = time.perf_counter(), 0.0
         # Evaluations are compared on the same text; the final one uses more of it.
         tokens = self.config.eval.tokens
         self.limit, self.last_limit = (
@@ -331,12 +334,14 @@ class _Session:
         return 0 < self.config.eval.patience <= self.state.evals_since_best
 
     def save_is_due(self) -> bool:
-        overdue = time.perf_counter() - self.saved_at > self.config.save.seconds
+        # Training stands still meanwhile: at most a thirtieth of the time.
+        pause = max(self.config.save.seconds, 30 * self.save_seconds)
+        overdue = time.perf_counter() - self.saved_at > pause
         return overdue or _due(self.config.save.interval, self.state.step)
 
     def save(self) -> None:
         """Make the metrics durable, then write a checkpoint and remove old ones."""
-        state, folder = self.state, self.run.checkpoints
+        state, folder, began = self.state, self.run.checkpoints, time.perf_counter()
         state.seconds = self.monitor.seconds
         self.monitor.sync()
         position = self.job.dataset.position(state.step * self.plan.rows_per_step)
@@ -347,6 +352,26 @@ class _Session:
         checkpoint.save(folder, state.step, tensors, {**state.to_json(), "position": position})
         self.prune()
         self.saved_at = time.perf_counter()
+        self.save_seconds = self.saved_at - began
+
+    def out_of_memory(self) -> ValueError:
+        """What to do then. A run without a step leaves its folder free for another attempt."""
+        train, device, free = self.config.train, self.plan.runtime.device, ""
+        if self.state.step == 0:
+            shutil.rmtree(self.run.checkpoints, ignore_errors=True)
+        else:
+            free = "free some and --resume, or start another run: "
+        tokens = self.plan.rows_per_step * self.job.dataset.T
+        smaller = "a smaller model or context, or --train.activation-checkpointing"
+        if train.batch_size > 1:
+            smaller = (
+                f"--train.batch-size {train.batch_size // 2} "
+                f"(--train.total-batch-tokens {tokens} keeps the step as large)"
+            )
+        return ValueError(
+            f"{device} is out of memory with train.batch_size {train.batch_size}, after "
+            f"{self.state.step:,} steps: {free}try {smaller}"
+        )
 
     def prune(self) -> None:
         """Remove old checkpoints."""

@@ -186,4 +186,6 @@ def fused_rows(model: nn.Module, name: str) -> tuple[int, ...] | None:
 
 
 def _has_fast_bf16(device_type: str) -> bool:
-    return device_type == "cuda" or (device_type == "cpu" and cpu_has_bf16())
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device_type == "cpu" and cpu_has_bf16()

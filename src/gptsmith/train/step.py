@@ -139,8 +139,9 @@ def train_steps(
         if scaler:
             for each in optimizer.optimizers:
                 scaler.unscale_(each)
-        grad_norm = float(nn.utils.clip_grad_norm_(params, max_grad_norm or math.inf))
-        mean_loss = float(distributed.sum_over_ranks(total))
+        norm = nn.utils.clip_grad_norm_(params, max_grad_norm or math.inf)
+        total = distributed.sum_over_ranks(total)
+        mean_loss, grad_norm = torch.stack([total, norm]).tolist()  # a GPU is waited for once
         rate = learning_rate(step)
         overflow = math.isfinite(mean_loss) and not math.isfinite(grad_norm)
         if scaler and overflow and scaler.get_scale() > 1:

@@ -1,7 +1,7 @@
 """A GPU computes what the CPU does: training, scoring, generation, whole commands.
 
-    python -m pytest -m gpu                            where there is a CUDA device
-    GPTSMITH_TEST_DEVICE=cpu python -m pytest -m gpu   the same path on the CPU, to check the tests
+python -m pytest -m gpu                            where there is a CUDA device
+GPTSMITH_TEST_DEVICE=cpu python -m pytest -m gpu   the same path on the CPU, to check the tests
 """
 
 import itertools
@@ -154,15 +154,16 @@ def test_fp16_trains_with_its_scaler(kind: str, compiled: bool) -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_lora_and_activation_checkpointing(compiled: bool) -> None:
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+def test_lora_and_activation_checkpointing(recompute: bool, compiled: bool) -> None:
     results = []
     for device in ("cpu", DEVICE):
         model = model_of(AXES["grouped"])
         torch.manual_seed(0)
         Tuning(lora=LoraConfig(rank=4), freeze=()).wrap(model)
-        model.activation_checkpointing = True
+        model.activation_checkpointing = recompute
         on = compiled and device == DEVICE
-        results.append(train(model, device, packed=True, compiled=on))
+        results.append(train(model, device, packed=recompute, compiled=on))
     assert_like(results[1], results[0], 1e-3)
 
 

@@ -158,6 +158,30 @@ def test_memory_of_activations_is_close_for_any_combination_of_axes(c: ModelConf
     assert estimate == pytest.approx(saved_bytes(c, 4, 8), rel=0.25)
 
 
+@pytest.mark.parametrize(
+    ("name", "B", "kept", "recomputed"),
+    [("gpt2", 8, 5115, 2803), ("gpt2", 32, 13_292, 4047), ("fast", 64, 3213, 1717),
+     ("course", 16, 6398, 2359)],
+)  # fmt: skip
+def test_memory_in_bf16_is_near_that_of_a_gpu(
+    name: str, B: int, kept: int, recomputed: int
+) -> None:
+    """Peaks in MiB, measured on an H200: Muon, eager, with and without checkpointing of blocks."""
+    c = ModelConfig.preset(name, vocab_size=50304) if name == "gpt2" else ModelConfig.preset(name)
+    for peak, checkpointing in ((kept, False), (recomputed, True)):
+        memory = training_memory(
+            c, B, c.context_length, "muon", low_precision=True, checkpointing=checkpointing
+        )
+        # the loss's chunks of logits, about a GiB, are not counted
+        assert peak - 1200 < memory.total / 2**20 < 1.25 * peak
+
+
+def test_memory_of_a_part_that_is_trained() -> None:
+    c = small("tiny", 8)
+    memory = training_memory(c, 1, 8, "muon", trained=100)
+    assert (memory.gradients, memory.optimizer) == (400, 800)
+
+
 def test_kv_cache_size_matches_the_formula() -> None:
     for name in ("gpt2", "smollm2-135m"):
         c = small(name, 16)

@@ -15,6 +15,7 @@ from gptsmith import cli
 from gptsmith.commands import pretrain
 from gptsmith.config import load_config
 from gptsmith.interop.hf_mapping import transformers_class
+from gptsmith.recipes import loop
 from gptsmith.recipes.options import PretrainConfig
 from gptsmith.run import Run
 from gptsmith.train import checkpoint
@@ -273,3 +274,33 @@ def test_resume_says_what_is_left_and_what_changes(corpus, tmp_path, capsys):
     assert final["tokens"] > 9 * events(run, "val")[-2]["tokens"]
     sentence = f"On {final['tokens']:,} tokens, at the end: validation loss"
     assert sentence in (run / "report.md").read_text()
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_out_of_memory_is_one_line_and_leaves_a_way_on(
+    at, corpus, tmp_path, user_error, monkeypatch
+):
+    run = tmp_path / "run"
+    real, calls = loop.train_steps, []
+
+    def steps(model, loss, *arguments, **named):
+        def full(*given):
+            calls.append(0)
+            if len(calls) > at:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return loss(*given)
+
+        return real(model, full, *arguments, **named)
+
+    monkeypatch.setattr(loop, "train_steps", steps)
+    words = ["--train.steps", "6", "--save.interval", "2", "--eval.interval", "0"]
+    error = user_error(*command(corpus, run, *words))
+    assert "out of memory with train.batch_size 4" in error
+    assert "try --train.batch-size 2 (--train.total-batch-tokens 128 keeps" in error
+    monkeypatch.undo()
+    if at == 0:  # the folder is free for the smaller batch
+        assert train(corpus, run, *words, "--train.batch-size", "2") == 0
+    else:
+        assert "--resume" in error
+        assert cli.main(["pretrain", "--resume", "--out", str(run)]) == 0
+    assert events(run, "train")[-1]["step"] == 6

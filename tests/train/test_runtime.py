@@ -1,5 +1,6 @@
 """Precision, device, torch.compile and allocator."""
 
+import importlib.util
 import platform
 import shutil
 import subprocess
@@ -81,6 +82,10 @@ def test_choose_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert runtime.choose_device("auto") == MPS
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert runtime.choose_device("auto") == CUDA
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert runtime.choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(ValueError, match="'cuda:2' is not available here"):
+        runtime.choose_device("cuda:2")
 
 
 @pytest.mark.parametrize(
@@ -139,6 +144,21 @@ def test_auto_compiles_long_runs_only() -> None:
     assert choose_compile("auto", MPS, 1e30, None)[0] is False
     assert choose_compile("on", CPU, 1.0, None) == (True, "as configured")
     assert choose_compile("off", CUDA, 1e30, None) == (False, "as configured")
+
+
+@pytest.mark.usefixtures("compiler")
+def test_auto_on_a_gpu_depends_on_its_age_and_on_the_length_of_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    for flops, seconds, on in ((1e14, None, False), (1e17, None, True), (1e17, 20.0, False)):
+        assert choose_compile("auto", CUDA, flops, seconds)[0] is on
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    assert choose_compile("auto", CUDA, 1e17, None) == (
+        False,
+        "the GPU is older than those that Triton supports",
+    )
 
 
 @pytest.mark.usefixtures("no_compiler")
@@ -246,7 +266,7 @@ def test_flex_attention_is_one_graph_for_all_batches(
     graph = runtime.compiled(next_token_loss)
     with torch.no_grad():  # FlexAttention has no backward pass on a CPU
         dense = [next_token_loss(model, batch) for batch in batches(of)]
-        monkeypatch.setattr(gpt, "has_flex_kernel", lambda device: True)
+        monkeypatch.setattr(gpt, "is_cuda", lambda device: True)
         for batch, expected in zip(batches(of), dense, strict=True):
             with torch._dynamo.config.patch(error_on_recompile=True):
                 torch.testing.assert_close(graph(model, batch), expected, rtol=1e-4, atol=0)

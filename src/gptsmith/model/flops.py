@@ -77,8 +77,22 @@ class TrainingMemory:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def training_memory(c: ModelConfig, B: int, T: int, optimizer: str = "adamw") -> TrainingMemory:
-    """Memory of one fp32 training step on a micro-batch (B, T), without activation checkpointing.
+def training_memory(
+    c: ModelConfig,
+    B: int,
+    T: int,
+    optimizer: str = "adamw",
+    *,
+    trained: int | None = None,
+    low_precision: bool = False,
+    checkpointing: bool = False,
+) -> TrainingMemory:
+    """Memory of one training step on a micro-batch (B, T), by default in fp32.
+
+    trained: number of parameters that are trained (default: all). low_precision: bf16 or fp16
+    autocast on a GPU, where 0.62 to 0.76 of the blocks' activations were measured (docs/log.md);
+    0.75 are counted. checkpointing: a block keeps its input only, and one at a time the rest. The
+    loss's chunks of logits, up to a GiB on a GPU, are not counted.
 
     Weights, gradients and the optimizer's moments (two for AdamW; Muon keeps one for the matrices
     of the blocks) are exact. Activations are what autograd saves in eager fp32 on a CPU under the
@@ -86,7 +100,8 @@ def training_memory(c: ModelConfig, B: int, T: int, optimizer: str = "adamw") ->
     the products, but also its casts of the weights and, in short rows, attention's probabilities.
     """
     n = parameters(c)
-    moments = 2 * n - (block_matrices(c) if optimizer == "muon" else 0)
+    gradients = n if trained is None else trained
+    moments = 2 * gradients - (block_matrices(c) if optimizer == "muon" and gradients == n else 0)
     heads, kv = c.n_head * c.D, c.K * c.D
     grouped, rope = c.K < c.n_head, c.rotary
     # A norm saves its input (RMSNorm also the scaled one), the linear layer after it its own.
@@ -96,7 +111,10 @@ def training_memory(c: ModelConfig, B: int, T: int, optimizer: str = "adamw") ->
     if c.qk_norm or not (rope and grouped):
         attention += heads + 2 * kv
     hidden = c.F * (4 if c.gated else 2)
-    per_token = c.n_layer * (2 * (norm + c.n_embd) + attention + hidden) + norm + c.n_embd
+    block = 2 * (norm + c.n_embd) + attention + hidden
+    if low_precision:
+        block = block * 3 // 4
+    blocks = block + c.n_layer * c.n_embd if checkpointing else c.n_layer * block
     # The loss keeps the gradient of the head from its forward pass.
-    saved = B * T * per_token + c.vocab_size * c.n_embd * (not c.labels)
-    return TrainingMemory(4 * n, 4 * n, 4 * moments, 4 * saved)
+    saved = B * T * (blocks + norm + c.n_embd) + c.vocab_size * c.n_embd * (not c.labels)
+    return TrainingMemory(4 * n, 4 * gradients, 4 * moments, 4 * saved)

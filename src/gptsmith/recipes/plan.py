@@ -74,8 +74,11 @@ class Plan(Generic[R_co]):
         return replace(self, notes=tuple(every))
 
 
-def resolve(config: R, model: ModelConfig, dataset: Dataset) -> Plan[R]:
-    """Resolve what depends on machine and data; ValueError for what this machine cannot do."""
+def resolve(config: R, model: ModelConfig, dataset: Dataset, trained: int | None = None) -> Plan[R]:
+    """Resolve what depends on machine and data; ValueError for what this machine cannot do.
+
+    trained: number of parameters that are trained (default: all).
+    """
     train, T = config.train, dataset.T
     try:
         device = runtime.choose_device(train.device)
@@ -98,9 +101,14 @@ def resolve(config: R, model: ModelConfig, dataset: Dataset) -> Plan[R]:
     duration = Duration(None if train.seconds else steps, train.seconds)
     work = flops.flops_per_token(model) * steps * rows_per_step * T
     compiled, reason = runtime.choose_compile(train.compile, device, work, train.seconds)
-    memory = flops.training_memory(model, train.batch_size, T, config.optim.kind)
+    memory = flops.training_memory(
+        model, train.batch_size, T, config.optim.kind, trained=trained,
+        low_precision=device.type == "cuda" and precision.name != "fp32",
+        checkpointing=train.activation_checkpointing,
+    )  # fmt: skip
     available = runtime.memory_bytes(device)
-    if available and memory.total > 1.5 * available:  # the formula assumes fp32, accurate to 25%
+    # The formula is accurate to a quarter; on a CPU it assumes fp32, and there is swap.
+    if available and memory.total > (1.25 if device.type == "cuda" else 1.5) * available:
         raise ValueError(
             f"model and train.batch_size {train.batch_size} need about "
             f"{memory.total / 2**30:,.0f} GiB, {device} has {available / 2**30:,.0f}: use a "

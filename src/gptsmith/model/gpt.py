@@ -249,13 +249,6 @@ def is_cuda(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-@torch.compiler.nested_compile_region
-def block_region(block: nn.Module, *arguments: Any) -> Tensor:
-    """A block whose graph, inside a compiled one, serves all layers: a third less time to compile
-    GPT-2 for a GPU (docs/log.md)."""
-    return block(*arguments)
-
-
 class GPTModel(nn.Module):
     """Token ids in, logits out.
 
@@ -351,16 +344,11 @@ class GPTModel(nn.Module):
             if torch.is_autocast_enabled(kind):
                 dtype = torch.get_autocast_dtype(kind)
             rotation = (cos.to(dtype), sin.to(dtype))  # ((B,) T, 1, D/2)
-        cuda = is_cuda(x.device)
-        # not with what such a region might not take: random numbers, masks
-        plain = bias is None and cache is None and not self.config.dropout
-        region = cuda and plain and torch.compiler.is_compiling()
-        with any_length() if cuda and not torch.is_grad_enabled() else nullcontext():
+        inference = is_cuda(x.device) and not torch.is_grad_enabled()
+        with any_length() if inference else nullcontext():
             for block in self.blocks:
                 if self.activation_checkpointing and self.training:
                     x = checkpoint(block, x, bias, rotation, None, use_reentrant=False)
-                elif region:
-                    x = block_region(block, x, None, rotation)
                 else:
                     x = block(x, bias, rotation, cache)
         return self.final_norm(x)

@@ -103,6 +103,7 @@ def main(argv: Sequence[str] = ()) -> None:
         budget = statistics.median(budgets)
         limits = ["--train.steps", "none", "--train.seconds", f"{budget - 5:.1f}"]
         more = ["--train.batch-size", "32", "--optim.momentum", "0.9"]
+        more += ["--optim.learning-rate", "0.007"]
         outcome = ours(corpus, folder / "long", *limits, *more)
         print(f"gptsmith in the classic recipe's time: {outcome.summary(gemm)}")
 

@@ -305,7 +305,8 @@ def test_fine_tuning(kind: str, more: tuple[str, ...], pretrained: Path, tmp_pat
     out = tmp_path / "out"
     command = [
         "finetune", kind, "--from", pretrained, "--data", data, "--out", out, "--train.device",
-        DEVICE, "--train.epochs", "2", "--train.batch-size", "4", "--monitor.trackers", "none", *more,
+        DEVICE, "--train.epochs", "2", "--train.batch-size", "4", "--monitor.trackers", "none",
+        *more,
     ]  # fmt: skip
     assert cli.main([*map(str, command)]) == 0
     assert all(math.isfinite(loss) for loss in losses(out, "val", "val_loss"))

@@ -111,7 +111,7 @@ report.md, curves.png and samples.txt in {base} and {tuned} describe the trainin
 
 # A model of this size learns fastest with these (docs/log.md).
 LEARNING = (
-    "--optim.schedule", "linear", "--optim.learning-rate", "0.01",
+    "--optim.schedule", "linear", "--optim.learning-rate", "0.005",
     "--optim.momentum", "0.9", "--optim.embedding-lr-scale", "2",
 )  # fmt: skip
 

@@ -4,6 +4,7 @@ The meta device has shapes and no numbers: a tensor on another device cannot be 
 tensors, and whatever a GPU would have to be waited for (`item`, `tolist`, `nonzero`) raises.
 """
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from gptsmith.model import gpt
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.model.kv_cache import KVCache
+from gptsmith.model.kv_cache import KVCache, PagedKVCache
 from gptsmith.model.masks import Mask
 from gptsmith.train.loss import next_token_loss
 from gptsmith.train.optim import Optimizer
@@ -83,6 +84,22 @@ def test_the_cache_waits_for_no_number(axes: dict[str, Any]) -> None:
             x = model.hidden(ids(1), cache=cache)
     assert x.device == META
     assert cache.lengths == [11, 9]
+
+
+@axes_of_models
+def test_pages_wait_for_no_number(axes: dict[str, Any]) -> None:
+    model = model_of(axes).eval()
+    cache = PagedKVCache(model.config, 4, device=META)
+    cache.grow(6)
+    with torch.inference_mode():
+        for spans in ([(0, 8), (0, 6)], [(8, 9), (6, 7)]):
+            cache.use([
+                SimpleNamespace(start=start, stop=stop, pages=range(3 * i, 3 * i + 3), first=0)
+                for i, (start, stop) in enumerate(spans)
+            ])  # fmt: skip
+            T = max(stop - start for start, stop in spans)
+            ids = torch.zeros(2, T, dtype=torch.long, device=META)
+            assert model.hidden(ids, cache=cache).device == META
 
 
 @pytest.mark.parametrize("look", ["prefix(5)", "causal() & sliding_window(9)"])

@@ -376,8 +376,8 @@ class GPTModel(nn.Module):
             mask = mask & masks.documents(documents)
         elif mask.is_plain_causal:
             return None
-        # FlexAttention skips blocks that are wholly masked, but has no dropout, takes heads of 16 or
-        # more, and compiles anew for each length: only for lengths that stay the same.
+        # FlexAttention skips blocks that are wholly masked, but has no dropout, needs heads of at
+        # least 16, and compiles anew for each length: only for lengths that stay the same.
         flex = is_cuda(device) and self.config.D >= 16
         flex = flex and not (self.training and self.config.dropout)
         compiling = torch.compiler.is_compiling()

@@ -54,7 +54,8 @@ class KVCache:
         shape = (n_layer, batch, n_kv_head, capacity, head_dim)
         self.k = torch.zeros(shape, dtype=dtype, device=device)  # (n_layer, B, K, S, D)
         self.v = torch.zeros(shape, dtype=dtype, device=device)
-        self.positions = torch.full((batch, capacity), -1, device=device)  # (B, S), -1: empty
+        # Positions and lengths stay on the host, so that `prepare` never waits for a GPU.
+        self.positions = torch.full((batch, capacity), -1)  # (B, S), -1: empty
         self.lengths = [0] * batch
         """Number of tokens read in each row, which is its next position."""
         self._mask: Mask | None = None
@@ -92,10 +93,8 @@ class KVCache:
         return self.positions.shape[1]
 
     def next_positions(self, T: int) -> Tensor:
-        """Positions (B, T) of T more tokens in every row."""
-        device = self.positions.device
-        start = torch.tensor(self.lengths, device=device)[:, None]
-        return start + torch.arange(T, device=device)
+        """Positions (B, T) of T more tokens in every row, on the CPU."""
+        return torch.tensor(self.lengths)[:, None] + torch.arange(T)
 
     def prepare(self, positions: Tensor, mask: Mask, H: int, limit: int) -> Tensor | None:
         """Make room for tokens at `positions`, (B, T) or (T,), and return the keys they may see.
@@ -106,6 +105,7 @@ class KVCache:
         the row, earlier tokens would have seen these later ones, a token that is still visible
         would be overwritten, or the positions do not continue the stored ones or leave the context.
         """
+        positions, device = positions.cpu(), self.k.device
         last = int(positions.max())
         if last >= limit:
             raise ValueError(
@@ -131,10 +131,11 @@ class KVCache:
         if T == 1:
             if mask.is_plain_causal and aligned:
                 return None
-            return mask.dense(B, H, positions, stored[:, : self._used])
+            return mask.dense(B, H, positions.to(device), stored[:, : self._used].to(device))
         if self._before == 0 and mask.is_plain_causal:
             return None
-        return mask.dense(B, H, positions, torch.cat([previous, positions], dim=1))
+        keys = torch.cat([previous, positions], dim=1).to(device)
+        return mask.dense(B, H, positions.to(device), keys)
 
     def _check(
         self,
@@ -185,11 +186,12 @@ class KVCache:
             self._slot = (lengths[0] - 1) % S
             stored[:, self._slot] = positions[:, 0]
             return
-        oldest = torch.tensor(lengths, device=positions.device)[:, None] - S
+        oldest = torch.tensor(lengths)[:, None] - S
         row, token = ((positions >= 0) & (positions >= oldest)).nonzero(as_tuple=True)
         kept = positions[row, token]
-        self._index = row, token, kept % S
         stored[row, kept % S] = kept
+        device = self.k.device
+        self._index = row.to(device), token.to(device), (kept % S).to(device)
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k and v (B, K, T, D) of one layer; returns the keys and values to attend to.
@@ -282,36 +284,36 @@ class PagedKVCache:
         self._parts = parts
 
     def next_positions(self, T: int) -> Tensor:
-        """Positions (B, T) of the tokens to read, -1 behind them."""
-        device = self.k.device
-        start = torch.tensor([[part.start] for part in self._parts], device=device)
-        stop = torch.tensor([[part.stop] for part in self._parts], device=device)
-        positions = start + torch.arange(T, device=device)
+        """Positions (B, T) of the tokens to read, -1 behind them, on the CPU."""
+        start = torch.tensor([[part.start] for part in self._parts])
+        stop = torch.tensor([[part.stop] for part in self._parts])
+        positions = start + torch.arange(T)
         return positions.masked_fill(positions >= stop, -1)
 
     def prepare(self, positions: Tensor, mask: Mask, H: int, limit: int) -> Tensor | None:
         """The keys that tokens at `positions` (B, T) may see, as in KVCache.prepare."""
         _, K, P, page, _ = self.k.shape
         parts, (B, T) = self._parts, positions.shape
-        device = positions.device
+        positions, device = positions.cpu(), self.k.device  # nothing here waits for a GPU
         n = max(len(part.pages) for part in parts)
         padded = [[*part.pages, *[0] * (n - len(part.pages))] for part in parts]
-        table = torch.tensor(padded, device=device)  # (B, n)
-        first = torch.tensor([[part.first] for part in parts], device=device)  # (B, 1)
+        table = torch.tensor(padded)  # (B, n)
+        first = torch.tensor([[part.first] for part in parts])  # (B, 1)
         row, token = (positions >= 0).nonzero(as_tuple=True)
         at = positions[row, token]
-        self._new = row, token
-        self._slots = table[row, at // page - first[row, 0]] * page + at % page
-        heads = torch.arange(K, device=device)[:, None] * P
-        self._index = (table[:, None] + heads).flatten()  # (B * K * n,) rows of k as (K * P, ...)
+        self._new = row.to(device), token.to(device)
+        self._slots = (table[row, at // page - first[row, 0]] * page + at % page).to(device)
+        heads = torch.arange(K)[:, None] * P
+        index = (table[:, None] + heads).flatten()  # (B * K * n,) rows of k as (K * P, ...)
+        self._index = index.to(device)
         lengths = [part.stop - part.first * page for part in parts]
         self._used = max(lengths)
         self._alone = T > 1 and mask.is_plain_causal and not any(part.start for part in parts)
         if self._alone or (T == 1 and mask.is_plain_causal and min(lengths) == self._used):
             return None
-        keys = first * page + torch.arange(self._used, device=device)  # (B, S)
-        stop = torch.tensor([[part.stop] for part in parts], device=device)
-        return mask.dense(B, H, positions, keys.masked_fill(keys >= stop, -1))
+        keys = first * page + torch.arange(self._used)  # (B, S)
+        keys = keys.masked_fill(keys >= torch.tensor([[part.stop] for part in parts]), -1)
+        return mask.dense(B, H, positions.to(device), keys.to(device))
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k and v (B, K, T, D) of one layer; returns all keys and values (B, K, S, D) of the

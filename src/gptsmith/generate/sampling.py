@@ -102,7 +102,6 @@ def _sample(x: Tensor, settings: SamplingConfig, uniform: float) -> int:
 
 
 def _most_likely(x: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-<<<<<<< HEAD
     """Which entries of x (V,) are in the top k and, within those, in the nucleus of top_p: bools
     (V,). Of equal entries the smaller ids come first."""
     best = x.topk(min(top_k or _CANDIDATES, len(x))).values  # the largest first
@@ -116,26 +115,6 @@ def _most_likely(x: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
         count = 1 + int((cumulative[:-1] < top_p).sum())
     above, equal = x > best[count - 1], x == best[count - 1]
     return above | (equal & (equal.cumsum(dim=0) <= count - above.sum()))
-=======
-    """Which entries of x (B, V) are in the top k and, within those, in the nucleus of top_p: bools
-    (B, V). Of equal entries the smaller ids come first."""
-    V = x.shape[-1]
-    best = x.topk(min(top_k or _CANDIDATES, V)).values  # (B, k), the largest first
-    if top_p is None:
-        count = torch.full_like(x[:, :1], best.shape[-1], dtype=torch.long)  # (B, 1)
-    else:
-        total = (x if top_k is None else best).logsumexp(dim=-1, keepdim=True)
-        cumulative = (best - total).exp().cumsum(dim=-1)  # (B, k)
-        # a GPU sorts sooner than it answers
-        if top_k is None and (x.is_cuda or bool((cumulative[:, -1] < top_p).any())):
-            best = x.sort(dim=-1, descending=True).values
-            cumulative = (best - total).exp().cumsum(dim=-1)
-        count = 1 + (cumulative[:, :-1] < top_p).sum(dim=-1, keepdim=True)
-    last = best.gather(-1, count - 1)
-    above, equal = x > last, x == last
-    room = count - above.sum(dim=-1, keepdim=True)
-    return above | (equal & (equal.cumsum(dim=-1) <= room))
->>>>>>> 7de1e0d (GPU: bookkeeping of both caches on the host; rates of the demo and of the long Shakespeare run, tuned on a GPU)
 
 
 def token_logprob(logits: Tensor, token: int, alternatives: int) -> TokenLogprob:

@@ -1,7 +1,6 @@
 """The training loop of every recipe: steps, metrics, evaluations, checkpoints, stopping.
 
-A recipe provides a `TrainingJob`: a model, a loss, a dataset, and functions that evaluate and
-sample the model. Everything else is here.
+A recipe provides a `TrainingJob`: model, loss, dataset, evaluation, samples. The rest is here.
 """
 
 from __future__ import annotations
@@ -170,7 +169,7 @@ class _Session:
             LearningRate(plan.config.optim, plan.duration),
             torch.amp.GradScaler(device.type) if plan.runtime.precision.name == "fp16" else None,
         )
-        self.saved_at, self.save_seconds = time.perf_counter(), 0.0
+        self.next_save = time.perf_counter() + self.config.save.seconds
         # Evaluations are compared on the same text; the final one uses more of it.
         tokens = self.config.eval.tokens
         self.limit, self.last_limit = (
@@ -334,10 +333,9 @@ class _Session:
         return 0 < self.config.eval.patience <= self.state.evals_since_best
 
     def save_is_due(self) -> bool:
-        # Training stands still meanwhile: at most a thirtieth of the time.
-        pause = max(self.config.save.seconds, 30 * self.save_seconds)
-        overdue = time.perf_counter() - self.saved_at > pause
-        return overdue or _due(self.config.save.interval, self.state.step)
+        return time.perf_counter() > self.next_save or _due(
+            self.config.save.interval, self.state.step
+        )
 
     def save(self) -> None:
         """Make the metrics durable, then write a checkpoint and remove old ones."""
@@ -351,27 +349,21 @@ class _Session:
         }
         checkpoint.save(folder, state.step, tensors, {**state.to_json(), "position": position})
         self.prune()
-        self.saved_at = time.perf_counter()
-        self.save_seconds = self.saved_at - began
+        now = time.perf_counter()  # saving, for which training stops, takes a thirtieth at most
+        self.next_save = now + max(self.config.save.seconds, 30 * (now - began))
 
     def out_of_memory(self) -> ValueError:
         """What to do then. A run without a step leaves its folder free for another attempt."""
-        train, device, free = self.config.train, self.plan.runtime.device, ""
-        if self.state.step == 0:
+        B, step = self.config.train.batch_size, self.state.step
+        remedy = "free some and --resume, or start another run: " if step else ""
+        if step == 0:
             shutil.rmtree(self.run.checkpoints, ignore_errors=True)
-        else:
-            free = "free some and --resume, or start another run: "
-        tokens = self.plan.rows_per_step * self.job.dataset.T
-        smaller = "a smaller model or context, or --train.activation-checkpointing"
-        if train.batch_size > 1:
-            smaller = (
-                f"--train.batch-size {train.batch_size // 2} "
-                f"(--train.total-batch-tokens {tokens} keeps the step as large)"
-            )
-        return ValueError(
-            f"{device} is out of memory with train.batch_size {train.batch_size}, after "
-            f"{self.state.step:,} steps: {free}try {smaller}"
-        )
+        remedy += "try --train.activation-checkpointing"
+        if B > 1:
+            tokens = self.plan.rows_per_step * self.job.dataset.T
+            remedy += f", or --train.batch-size {B // 2} --train.total-batch-tokens {tokens}"
+        full = f"{self.plan.runtime.device} is out of memory with train.batch_size {B}"
+        return ValueError(f"{full}, after {step:,} steps: {remedy}")
 
     def prune(self) -> None:
         """Remove old checkpoints."""

@@ -6,6 +6,7 @@ A response is correct if it equals the expected answer, except for white space a
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -103,12 +104,11 @@ def score(
 
 def by_skill(rows: Sequence[Row]) -> dict[str, Scores]:
     """Correct and all responses by measurement and skill, of the items of a result."""
-    scores: dict[str, Scores] = {}
+    scores: dict[str, Scores] = defaultdict(dict)
     for row in rows:
-        of_skills = scores.setdefault(row["measured"], {})
-        correct, total = of_skills.get(row["skill"], (0, 0))
-        of_skills[row["skill"]] = correct + row["correct"], total + 1
-    return scores
+        correct, total = scores[row["measured"]].get(row["skill"], (0, 0))
+        scores[row["measured"]][row["skill"]] = correct + row["correct"], total + 1
+    return dict(scores)
 
 
 def _mean_over_skills(measured: str) -> Statistic:
@@ -141,13 +141,12 @@ def few_shot(model: GPTModel, tokenizer: Tokenizer, items: Sequence[Item], seed:
     """
     room = model.config.context_length - GREEDY.max_new_tokens
     examples = skills.worked_examples(seed, EXAMPLES)
-    known, _ = encodable(tokenizer, [transcript(e.messages, e.answer) for e in examples])
-    examples = [examples[i] for i in known]
+    solved = [transcript(e.messages, e.answer) for e in examples]
+    known, _ = encodable(tokenizer, solved)
     prompts = []
     for item in items:
-        solved = [transcript(e.messages, e.answer) for e in examples if e.skill == item.skill]
         prompt = transcript(item.messages)
-        for text in solved:
+        for text in (solved[i] for i in known if examples[i].skill == item.skill):
             if len(tokenizer.prompt(longer := f"{text}\n\n{prompt}")) > room:
                 break
             prompt = longer
@@ -163,17 +162,13 @@ def transcript(messages: Sequence[Message], answer: str = "") -> str:
     return "\n".join([*lines, f"A: {answer}".rstrip()])
 
 
-def mean(scores: Scores) -> float:
-    """Mean accuracy over the skills; each skill counts the same."""
-    return sum(correct / total for correct, total in scores.values()) / len(scores)
-
-
 def table(columns: Mapping[str, Scores]) -> Table:
-    """Accuracy in per cent, a row per skill, a column per measurement."""
+    """Accuracy in per cent, a row per skill, a column per measurement, and their means."""
     shown = Table("skill", *(Column(name, justify="right") for name in columns))
     for name in dict.fromkeys(name for scores in columns.values() for name in scores):
         shares = (scores.get(name) for scores in columns.values())
         shown.add_row(name, *(f"{s[0] / s[1]:.0%}" if s else "" for s in shares))
     shown.add_section()
-    shown.add_row("mean", *(f"{mean(scores):.0%}" for scores in columns.values()))
+    means = (np.mean([correct / n for correct, n in s.values()]) for s in columns.values())
+    shown.add_row("mean", *(f"{mean:.0%}" for mean in means))
     return shown

@@ -137,10 +137,7 @@ def test(run: Run, data: LabelledSet, texts: EncodedTexts, runtime: Runtime, pad
     write_text(run.path / PREDICTIONS, "".join(_predictions(data, log_p)))
     draw_confusion(run.path / CONFUSION, scores, f"{name}, test split")
     draw_history(run.path / HISTORY, read_events(run.metrics), name)
-    summary = (
-        f"Test split: accuracy {scores.accuracy:.2%}, macro-F1 {scores.macro_f1:.3f} over "
-        f"{len(data.test):,} texts (majority class: {scores.majority:.2%})"
-    )
+    summary = f"Test split: {measure.summary(scores)}"
     lines = [
         "## Test", "", f"{summary}.", "", *measure.markdown(scores), "",
         f"![confusion matrix]({CONFUSION}.png)", "", f"![loss and accuracy]({HISTORY}.png)", "",

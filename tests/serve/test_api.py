@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from api_server import Api
 
+from gptsmith.generate import extend
+
 ASK = [{"role": "user", "content": "What is 2 + 2?"}]
 
 
@@ -55,6 +57,19 @@ def test_joined_deltas_are_the_unstreamed_text(api: Api) -> None:
         assert text == choice["message"]["content"]
         reasons = [c["finish_reason"] for c in mine]
         assert reasons == [None] * (len(mine) - 1) + [choice["finish_reason"]]
+
+
+def test_no_chunk_has_half_a_character_or_part_of_a_stop_string(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model writes this text, one byte a token."""
+    script = iter("a\N{GRINNING FACE} ST END STOP b".encode())
+    monkeypatch.setattr(extend, "sample", lambda x, *_: [next(script) for _ in x])
+    chunks = streamed(api, "/v1/completions", model="text", prompt="a", stop=["x", "STOP"])
+    texts = [choice["text"] for chunk in chunks for choice in chunk["choices"]]
+    assert "".join(texts) == "a\N{GRINNING FACE} ST END "
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    assert all("\ufffd" not in text for text in texts)
 
 
 def test_completions_take_texts_and_ids_and_lists_of_both(api: Api) -> None:

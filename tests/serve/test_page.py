@@ -2,11 +2,12 @@
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from api_server import Api
+from api_server import Api, chat_run, served, serving_models
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -100,6 +101,102 @@ def test_messages_are_edited_regenerated_and_continued(page, api: Api) -> None:
     page.locator("#status", has_text="tokens in").wait_for()
     more = expected(api, ("user", "Bye"), ("assistant", "It is"), continue_final_message=True)
     assert "".join(answers(page)[0].split()) == "".join(f"It is{more}".split())
+
+
+def test_a_reply_is_continued_twice_after_an_edit(page, api: Api) -> None:
+    """What was written and what was generated are both read again, token for token."""
+    asked = dict(model="chat", temperature=0, continue_final_message=True, logprobs=True)
+    for n in range(100):
+        user, begun = f"Say {n}", {"role": "assistant", "content": "It is"}
+        body = asked | {"messages": [{"role": "user", "content": user}, begun], "max_tokens": 12}
+        [choice] = api.post("/v1/chat/completions", **body)["choices"]
+        if choice["finish_reason"] == "length":
+            break
+    page.locator("#max_tokens").evaluate("node => node.value = 6")
+    ask(page, user)
+    model = page.locator("article.assistant")
+    model.get_by_role("button", name="Edit").press("Enter")
+    page.keyboard.press("Control+a")
+    page.keyboard.type("It is")
+    page.keyboard.press("Control+Enter")
+    for _ in range(2):
+        page.evaluate("document.getElementById('status').textContent = ''")
+        model.get_by_role("button", name="Continue").press("Enter")
+        page.locator("#status", has_text="6 tokens in").wait_for()
+    assert page.evaluate("document.activeElement.id") == "input"
+    page.get_by_label("Tokens", exact=True).check()
+    found = page.locator("article.assistant .tokens button").count()
+    assert found == len(choice["logprobs"]["content"]) == 12
+    labels = page.locator("article.assistant .tokens button").evaluate_all(
+        "nodes => nodes.map(node => node.getAttribute('aria-label'))"
+    )
+    names = [token["token"] for token in choice["logprobs"]["content"]]
+    assert [label.rpartition(", ")[0] for label in labels] == names
+
+
+@pytest.fixture
+def slow(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chat model takes its time, so that a reply can be disturbed."""
+    engine = api.server.models["chat"].engine
+    step = engine.step
+
+    def wait_and_step() -> None:
+        time.sleep(0.03)
+        step()
+
+    monkeypatch.setattr(engine, "step", wait_and_step)
+
+
+def begin(page, api: Api) -> None:
+    """Send a message that gets a long reply, and wait for its first characters."""
+    page.locator("#max_tokens").evaluate("node => node.value = 200")
+    prompts = (f"Say {n}" for n in range(100))
+    text = next(prompt for prompt in prompts if len(expected(api, ("user", prompt))) > 9)
+    page.get_by_label("Message", exact=True).fill(text)
+    page.keyboard.press("Enter")
+    sync_api.expect(page.locator("article.assistant .content")).not_to_be_empty(timeout=20_000)
+
+
+def test_a_reply_outlives_a_look_at_another_conversation(page, api: Api, slow: None) -> None:
+    begin(page, api)
+    assert page.locator("article .tools button").count() == 0  # nothing to press meanwhile
+    page.get_by_role("button", name="New conversation").click()
+    page.locator("#status", has_text="stopped after").wait_for()
+    api.until_idle()
+    page.locator("#list li button:first-child").click()
+    assert page.locator("article.assistant .content").evaluate("node => node.textContent")
+    assert page.locator("article.assistant").get_by_role("button", name="Continue").count() == 1
+
+
+def test_a_conversation_that_is_deleted_during_a_reply_is_gone(page, api: Api, slow: None) -> None:
+    begin(page, api)
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Delete Say").click()
+    page.locator("#status", has_text="stopped after").wait_for()
+    page.reload()
+    page.get_by_role("option", name="chat").wait_for(state="attached")
+    page.wait_for_timeout(200)
+    assert page.locator("#list li").count() == 0
+    api.until_idle()
+
+
+def test_the_key_is_asked_for_and_kept_in_the_tab(browser, tmp_path: Path) -> None:
+    models = {"chat": served(chat_run(tmp_path / "chat"))}
+    with serving_models(models, keys=("secret",)) as locked:
+        page = browser.new_page()
+        page.set_default_timeout(20_000)
+        page.goto(locked.url)
+        page.locator("#key").wait_for(state="visible")
+        page.keyboard.press("Escape")
+        page.locator("#status.error", has_text="needs an API key").wait_for()
+        page.reload()
+        for key in ("wrong", "secret"):
+            page.locator("#key-input").fill(key)
+            page.keyboard.press("Enter")
+        page.get_by_role("option", name="chat").wait_for(state="attached")
+        assert page.evaluate("Object.values(sessionStorage)") == ["secret"]
+        assert page.evaluate("JSON.stringify(localStorage)").count("secret") == 0
+        page.close()
 
 
 def test_a_token_is_replaced_by_an_alternative(page, api: Api) -> None:
@@ -205,6 +302,16 @@ def test_markdown_is_text_and_never_html(page) -> None:
     assert 'href="https://a.b"' in found
     assert "javascript:alert(1)" in found.replace("&amp;", "&")  # as text, not as a link
     assert 'href="javascript' not in found
+
+
+def test_characters_that_are_spread_over_tokens_are_whole(page) -> None:
+    parts = [[0xEF, 0xBB, 0xBF, 0xF0], [0x9F, 0x98], [0x80, 0xF0, 0x9F]]  # the last one is begun
+    found = page.evaluate(
+        """async (parts) => (await import("/page/message.js")).textOf(
+          parts.map((bytes) => ({ bytes })))""",
+        parts,
+    )
+    assert found == "\ufeff\N{GRINNING FACE}"
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(320, "light"), (1200, "dark"), (1200, "light")])

@@ -9,8 +9,12 @@ export class ApiError extends Error {
   }
 }
 
-// Asks the person for a key; set by app.js.
+// Asks the person for a key, "" if there is none; set by app.js.
 export const asking = { key: async () => "" };
+
+function lost(error) {
+  throw error.name === "AbortError" ? error : new ApiError(0, "the server cannot be reached");
+}
 
 async function request(path, body, signal) {
   for (;;) {
@@ -23,14 +27,16 @@ async function request(path, body, signal) {
       },
       body: body === undefined ? undefined : JSON.stringify(body),
       signal,
-    });
+    }).catch(lost);
     if (response.ok) return response;
     if (response.status !== 401) {
       const answer = await response.json().catch(() => null);
       throw new ApiError(response.status, answer?.error?.message ?? response.statusText);
     }
     sessionStorage.removeItem(KEY);
-    sessionStorage.setItem(KEY, await asking.key());
+    const given = await asking.key();
+    if (!given) throw new ApiError(401, "this server needs an API key: reload the page to give one");
+    sessionStorage.setItem(KEY, given);
   }
 }
 
@@ -43,7 +49,7 @@ export async function* stream(path, body, signal) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = "";
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await reader.read().catch(lost);
     if (done) throw new ApiError(0, "the connection ended before the text did");
     buffer += value;
     const events = buffer.split("\n\n");

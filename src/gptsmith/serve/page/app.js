@@ -46,9 +46,10 @@ function sampling() {
   return fields;
 }
 
-async function keep() {
-  current.updated = Date.now();
-  if (current.messages.length) await store.save(current);
+async function keep(conversation = current) {
+  conversation.updated = Date.now();
+  if (conversation.messages.length) await store.save(conversation);
+  else await store.remove(conversation.id);
   conversations = await store.all();
   drawList();
 }
@@ -59,14 +60,17 @@ function drawList() {
   $("list").replaceChildren(...conversations.map((one) => element("li", {},
     element("button", {
       type: "button", "aria-current": one.id === current.id ? "true" : null,
-      onclick: () => open(one),
+      onclick: () => open(one.id === current.id ? current : one),
     }, store.title(one)),
     element("button", {
       type: "button", "aria-label": `Delete ${store.title(one)}`,
       onclick: () => attempt(async () => {
         if (!confirm(`Delete "${store.title(one)}"?`)) return;
         await store.remove(one.id);
-        if (one.id === current.id) open(store.create());
+        if (one.id === current.id) {
+          current.messages.length = 0; // a reply in progress is not kept either
+          open(store.create());
+        }
         await keep();
       }),
     }, "×"))));
@@ -97,18 +101,16 @@ async function drawRaw() {
     $("messages").replaceChildren(element("p", { class: "hint" }, "Nothing to show yet."));
     return;
   }
-  const ids = last.tokens?.map((one) => one.id);
-  const messages = ids ? store.messagesOf(current).slice(0, -1) : store.messagesOf(current);
-  const body = isText() ? { prompt: last.content } : ids ? { messages, continue_token_ids: ids } :
-    { messages, continue_final_message: last.role === "assistant" };
-  const found = await post("/tokenize", { model: model().id, ...body });
-  if (view !== "raw") return;
+  const conversation = current;
+  const found = await post("/tokenize", { model: model().id, ...context() });
+  if (view !== "raw" || conversation !== current) return;
   const note = `${found.count} tokens of at most ${found.max_model_len}, as the model reads them`;
   $("messages").replaceChildren(element("p", { class: "hint" }, note),
     raw(found.token_strs, new Set(model().special_tokens)));
 }
 
 function actions(message, i) {
+  if (running) return {};
   const last = i === current.messages.length - 1;
   const all = { Edit: () => edit(i) };
   if (message.role === "assistant") {
@@ -119,7 +121,7 @@ function actions(message, i) {
   }
   if (last && message.role !== "user") all.Continue = () => attempt(() => reply());
   if (last && message.role === "user") all.Answer = () => attempt(() => reply());
-  all.Delete = () => attempt(async () => {
+  all["Delete from here"] = () => attempt(async () => {
     current.messages.length = i;
     draw();
     await keep();
@@ -136,6 +138,7 @@ function edit(i) {
       current.messages[i] = { role: message.role, content: box.value };
     }
     draw();
+    $("messages").children[i]?.querySelector(".tools button")?.focus();
     if (changed) await keep();
   });
   box.addEventListener("keydown", (event) => {
@@ -150,7 +153,7 @@ function edit(i) {
 }
 
 function open(conversation) {
-  running?.abort();
+  if (conversation !== current) running?.abort();
   current = conversation;
   $("system").value = current.system;
   $("side").classList.remove("open");
@@ -162,25 +165,27 @@ function open(conversation) {
 
 // Generating
 
-// What is asked for the next piece of the current conversation. The tokens of a message are
-// continued as they are; a text that was edited is encoded anew.
-function question() {
+// What the model reads of the current conversation. The tokens of the last message are taken as
+// they are; a text that was written or edited is encoded.
+function context() {
   const last = current.messages.at(-1);
+  const ids = last.tokens?.map((one) => one.id) ?? [];
+  if (isText()) return { prompt: ids.length ? [...last.prefix, ...ids] : last.content };
+  const messages = store.messagesOf(current);
+  if (last.role !== "assistant") return { messages };
+  const written = last.before ?? (ids.length ? "" : last.content);
+  if (written) messages.at(-1).content = written;
+  else messages.pop();
+  return { messages, continue_final_message: Boolean(written), continue_token_ids: ids };
+}
+
+function question() {
   const body = {
     model: model().id, ...sampling(), return_token_ids: true,
-    stream_options: { include_usage: true },
+    stream_options: { include_usage: true }, ...context(),
   };
-  const ids = last.tokens?.map((one) => one.id);
-  if (isText()) {
-    const prompt = ids ? [...last.prefix, ...ids] : last.content;
-    return ["/v1/completions", { ...body, prompt, logprobs: ALTERNATIVES }];
-  }
-  const chat = { ...body, logprobs: true, top_logprobs: ALTERNATIVES };
-  if (last.role !== "assistant") return ["/v1/chat/completions", { ...chat, messages: store.messagesOf(current) }];
-  const messages = store.messagesOf(current);
-  if (!ids) return ["/v1/chat/completions", { ...chat, messages, continue_final_message: true }];
-  messages.pop();
-  return ["/v1/chat/completions", { ...chat, messages, continue_token_ids: ids }];
+  if (isText()) return ["/v1/completions", { ...body, logprobs: ALTERNATIVES }];
+  return ["/v1/chat/completions", { ...body, logprobs: true, top_logprobs: ALTERNATIVES }];
 }
 
 // Reply to the last message, or continue it if it is the model's.
@@ -200,10 +205,21 @@ async function reply() {
   $("send").disabled = true;
   $("stop").disabled = false;
   draw();
+  if (document.activeElement === document.body) $("stop").focus(); // the button pressed is gone
   status("Generating …");
   const started = performance.now();
   let count = 0;
   let reason = "";
+  let frame = 0;
+  const show = () => {
+    frame = 0;
+    const box = $("messages");
+    const node = box.lastElementChild?.querySelector(".content");
+    if (running !== control || conversation !== current || view === "raw" || !node) return;
+    const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
+    fill(node, message, view, (k) => showToken(conversation.messages.indexOf(message), k));
+    if (atEnd) box.scrollTop = box.scrollHeight;
+  };
   try {
     for await (const chunk of stream(path, body, control.signal)) {
       for (const choice of chunk.choices) {
@@ -214,11 +230,7 @@ async function reply() {
         count += scored.length;
         reason = choice.finish_reason ?? reason;
       }
-      if (conversation !== current) continue;
-      const node = $("messages").lastElementChild?.querySelector(".content");
-      if (node && view !== "raw") {
-        fill(node, message, view, (k) => showToken(conversation.messages.indexOf(message), k));
-      }
+      frame ||= requestAnimationFrame(show);
     }
     const seconds = (performance.now() - started) / 1000;
     const end = reason === "length" ? "; cut at the limit, Continue goes on" : "";
@@ -231,8 +243,9 @@ async function reply() {
     $("send").disabled = false;
     $("stop").disabled = true;
     if (!message.content && !message.tokens.length) conversation.messages.pop();
-    if (conversation === current) draw();
-    await keep();
+    draw();
+    if ([document.body, $("stop")].includes(document.activeElement)) $("input").focus();
+    await keep(conversation);
   }
 }
 
@@ -260,9 +273,10 @@ async function goOn(i, k, other) {
   $("token").close();
   const message = current.messages[i];
   current.messages.length = i + 1;
+  const { top } = message.tokens[k];
   message.tokens.length = k;
   const ends = model().special_tokens.includes(other.text);
-  if (!ends) message.tokens.push({ ...other, top: message.tokens[k]?.top ?? [] });
+  if (!ends) message.tokens.push({ ...other, top });
   message.content = (message.before ?? "") + textOf(message.tokens);
   if (ends) {
     draw();
@@ -280,7 +294,7 @@ async function classify(text) {
 
 async function send() {
   const text = $("input").value;
-  if (running || !text.trim()) return;
+  if (running || !model() || !text.trim()) return;
   if (model().kind === "classifier") {
     await classify(text);
     return;
@@ -319,6 +333,13 @@ function connect() {
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") running?.abort();
   });
+  document.addEventListener("visibilitychange", () => attempt(async () => {
+    if (document.hidden || running) return;
+    conversations = await store.all(); // another tab may have changed them
+    const newer = conversations.find((one) => one.id === current.id && one.updated > current.updated);
+    if (newer) open(newer);
+    else drawList();
+  }));
   $("stop").addEventListener("click", () => running?.abort());
   $("new").addEventListener("click", () => open(store.create()));
   $("menu").addEventListener("click", () => {
@@ -326,7 +347,7 @@ function connect() {
     $("menu").setAttribute("aria-expanded", String(isOpen));
   });
   $("model").addEventListener("change", () => {
-    localStorage.setItem("model", $("model").value);
+    localStorage.setItem("gptsmith-model", $("model").value);
     open(store.create());
   });
   $("views").addEventListener("change", (event) => {
@@ -351,21 +372,23 @@ function connect() {
     status(`${found.length} conversations imported`);
   }));
   asking.key = () => new Promise((resolve) => {
-    $("key-input").value = "";
-    $("key").addEventListener("close", () => resolve($("key-input").value), { once: true });
+    $("key-input").value = $("key").returnValue = "";
+    $("key").addEventListener("close", () => {
+      resolve($("key").returnValue && $("key-input").value);
+    }, { once: true });
     $("key").showModal();
   });
 }
 
 function drawSettings() {
-  const kept = JSON.parse(localStorage.getItem("sampling") ?? "{}");
+  const kept = JSON.parse(localStorage.getItem("gptsmith-sampling") ?? "{}");
   const system = element("label", { class: "wide" }, "System message",
     element("textarea", { id: "system", rows: "2" }));
   const numbers = SAMPLING.map(([name, label, value]) => {
     const input = element("input", { id: name, type: "number", min: "0", step: "any" });
     input.value = kept[name] ?? value;
     input.addEventListener("change", () => {
-      localStorage.setItem("sampling", JSON.stringify(sampling()));
+      localStorage.setItem("gptsmith-sampling", JSON.stringify(sampling()));
     });
     return element("label", {}, label, input);
   });
@@ -377,7 +400,7 @@ async function start() {
   connect();
   models = (await get("/v1/models")).data;
   $("model").replaceChildren(...models.map((one) => element("option", { value: one.id }, one.id)));
-  const chosen = localStorage.getItem("model");
+  const chosen = localStorage.getItem("gptsmith-model");
   if (models.some((one) => one.id === chosen)) $("model").value = chosen;
   conversations = await store.all();
   open(store.create());

@@ -69,7 +69,7 @@ export const percent = (logprob) => {
 
 // The text of tokens; a character may be spread over several.
 export function textOf(tokens) {
-  const decoder = new TextDecoder();
+  const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   return tokens.map((token) => decoder.decode(new Uint8Array(token.bytes), { stream: true })).join("");
 }
 

@@ -116,6 +116,13 @@ def test_decoders_are_bounded() -> None:
         tokenizer.decode([VOCAB["a"]] * 50)
 
 
+def test_a_decoder_that_panics_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    strip = {"type": "Strip", "content": "a", "start": 0, "stop": 9}
+    with pytest.raises(ValueError, match=r"^[^\n]*cannot decode with it"):
+        Tokenizer(json.dumps(document(decoder=strip))).decode([VOCAB["a"]])
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize(
     "changes",
     [

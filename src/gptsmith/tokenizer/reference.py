@@ -103,6 +103,8 @@ def _growth(step: dict[str, Any] | None) -> float:
             return math.prod(map(_growth, parts))
         case "Prepend":
             return 1 if len(step["prepend"]) <= 8 else math.inf
+        case "Strip" if step.get("stop"):  # as a decoder: panics at the end of a short token
+            return math.inf
         case "Replace" if text := step["pattern"].get("String"):
             return max(1.0, len(step["content"]) / len(text))
         case "Split" if (

@@ -144,6 +144,17 @@ def test_resuming_a_finished_run_changes_nothing(corpus, whole, tmp_path):
     same_state(whole, run)
 
 
+@pytest.mark.parametrize("kept", [0, 40])
+def test_lost_metrics_are_said(corpus, whole, tmp_path, kept):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(b"".join(lines[:kept]))
+    said = finish(command(corpus, run, "--resume"))
+    assert re.search(rf"metrics.jsonl has no metrics behind step \d+ of {STEPS}", said)
+    assert "has no metrics" not in finish(command(corpus, whole, "--resume"))
+
+
 def test_damaged_newest_checkpoint_is_reported_and_the_next_used(corpus, whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole, run)

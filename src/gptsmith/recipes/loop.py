@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -200,8 +201,21 @@ class _Session:
         rate = saved.get("learning_rate") or self._last_rate()
         jump = state.learning_rate.load(rate, state.step, state.seconds)
         changes = (f"changed: {change}" for change in self.run.changes)
-        texts = [self.run.notice, *damage, *changes, self.resumed_at(), jump]
+        lost = self._lost_history()
+        texts = [self.run.notice, *damage, *changes, lost, self.resumed_at(), jump]
         return [Note("resume", text) for text in texts if text]
+
+    def _lost_history(self) -> str:
+        """A remark if metrics.jsonl ends before the checkpoint: whole lines at its end are gone."""
+        events = read_events(self.run.metrics, until=self.state.step)
+        steps = [0, *(event["step"] for event in events if event["event"] == "train")]
+        usual = max([self.config.monitor.log_interval, *(b - a for a, b in pairwise(steps))])
+        if (steps[-1] and self.state.step - steps[-1] <= usual) or not self.state.step:
+            return ""
+        return (
+            f"{self.run.metrics} has no metrics behind step {steps[-1]:,} of {self.state.step:,}: "
+            "curve and report lack them, unless you restore the file from a copy"
+        )
 
     def resumed_at(self) -> str:
         """Where a resumed run stands, and what is left of it."""

@@ -65,7 +65,8 @@ def test_no_chunk_has_half_a_character_or_part_of_a_stop_string(
     """The model writes this text, one byte a token."""
     script = iter("a\N{GRINNING FACE} ST END STOP b".encode())
     monkeypatch.setattr(extend, "sample", lambda x, *_: [next(script) for _ in x])
-    chunks = streamed(api, "/v1/completions", model="text", prompt="a", stop=["x", "STOP"])
+    body = dict(model="text", prompt="a", stop=["x", "STOP"], max_tokens=40)
+    chunks = streamed(api, "/v1/completions", **body)
     texts = [choice["text"] for chunk in chunks for choice in chunk["choices"]]
     assert "".join(texts) == "a\N{GRINNING FACE} ST END "
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"

@@ -27,13 +27,13 @@ def long_request(**more: object) -> dict:
     return dict(model="chat", prompt="a", max_tokens=4000, temperature=0, **more)
 
 
-def send(api: Api, body: bytes) -> socket.socket:
-    """A raw connection that has sent a request for a completion."""
+def send(api: Api, body: bytes, length: int | None = None) -> socket.socket:
+    """A raw connection that has sent a request for a completion, or says that it is longer."""
     host, _, port = api.url.removeprefix("http://").partition(":")
     connection = socket.create_connection((host, int(port)))
     connection.sendall(
         b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+        b"Content-Length: %d\r\n\r\n%b" % (length or len(body), body)
     )
     return connection
 
@@ -59,6 +59,13 @@ def test_a_closed_connection_frees_its_slot_in_every_state(small: Api, stream: b
         assert after["choices"] == alone["choices"]
     small.until_idle()
     assert small.server.worker.unfinished_texts == 0
+
+
+def test_half_a_request_leaves_no_traceback(small: Api, caplog: pytest.LogCaptureFixture) -> None:
+    send(small, b'{"prompt": "a"}', length=100).close()
+    assert small.client.get("/health").is_success
+    time.sleep(0.1)
+    assert caplog.records == []
 
 
 def test_a_full_queue_is_said_at_once(small: Api) -> None:

@@ -330,6 +330,7 @@ def create_app(
         middleware=middleware,
         exception_handlers={
             ApiError: errors.respond,
+            ClientDisconnect: errors.gone,
             404: errors.unknown,
             405: errors.unknown,
             Exception: errors.failed,

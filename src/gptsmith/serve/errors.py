@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 
 class ApiError(Exception):
@@ -43,6 +43,12 @@ async def respond(request: Request, error: Exception) -> JSONResponse:
     """Starlette's handler of ApiError."""
     assert isinstance(error, ApiError)
     return error.response
+
+
+async def gone(request: Request, error: Exception) -> Response:
+    """Starlette's handler of a client that left before its request was complete: nobody reads the
+    answer, and it is no fault of the server's."""
+    return Response(status_code=499)
 
 
 async def failed(request: Request, error: Exception) -> JSONResponse:

@@ -86,6 +86,14 @@ def test_question_and_answer_columns(tmp_path: Path, names: tuple[str, str]) -> 
     assert messages(table) == [TALK[:2]]
 
 
+def test_names_of_columns_in_any_case(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("Context;Question ;ANSWER\nc;q;a\n")
+    assert texts(path) == [["q\n\nc", "a"]]
+    files = ChatFiles(prompt_column="Question ", response_column="ANSWER")
+    assert [c.answers for c in read(path, files=files)] == [[1]]
+
+
 def test_configured_columns(tmp_path: Path) -> None:
     row = {"q": "Hi, I am Ann.", "a": "Hello Ann!", "talk": TALK, "prompt": "x", "response": "y"}
     path = write(tmp_path / "a.jsonl", row)

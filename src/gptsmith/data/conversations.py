@@ -62,6 +62,7 @@ def read_conversations(
     """
     for source in sources:
         for number, row in enumerate(read_rows(source, report, form=files)):
+            row = _with_usual_names(row, files)
             try:
                 found = _messages_of(row, files)
                 if found is None and not number:
@@ -106,6 +107,23 @@ def _conversation(
     learned = learned_answers(values, flags, answers)
     mention_unused(values, set(), report)
     return conversation._replace(learned=None if len(learned) == len(answers) else learned)
+
+
+_KNOWN = {
+    *names.MESSAGES, *(name for pair in names.PROMPT_AND_RESPONSE for name in pair), *names.CONTEXT,
+    *names.HISTORY, *names.SYSTEM, *names.TOOLS, *names.LEARNED, *names.MEDIA,
+}  # fmt: skip
+
+
+def _with_usual_names(row: Row, files: ChatFiles) -> Row:
+    """The row with columns such as `Question ` under their usual names, unless configured."""
+    configured = (files.messages_column, files.prompt_column, files.response_column)
+    values: dict[str, Any] = {}
+    for name, value in row.values.items():
+        usual = name.strip().lower()
+        is_other = name in configured or usual not in _KNOWN
+        values[name if is_other or usual in row.values or usual in values else usual] = value
+    return row._replace(values=values)
 
 
 # --- the messages of a row -----------------------------------------------------------------------

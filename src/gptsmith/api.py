@@ -13,6 +13,7 @@ from gptsmith.config import flatten
 from gptsmith.evaluate.options import EvaluateOptions
 from gptsmith.generate.options import SamplingConfig
 from gptsmith.run import Run, Which
+from gptsmith.run.options import Quantized
 
 if TYPE_CHECKING:
     from gptsmith.evaluate.result import Result
@@ -34,13 +35,20 @@ class LoadedRun:
     """
 
     def __init__(
-        self, run: Run, checkpoint: Which = "last", device: str = "auto", trust_code: bool = False
+        self,
+        run: Run,
+        checkpoint: Which = "last",
+        device: str = "auto",
+        trust_code: bool = False,
+        quantize: Quantized | None = None,
     ) -> None:
         """Arguments and errors: see `load`."""
         self.run, self.checkpoint = run, checkpoint
-        self.device, self.trust_code = device, trust_code
+        self.device, self.trust_code, self.quantize = device, trust_code, quantize
         self.model: GPTModel = run.load_model(checkpoint, device, trust_code)
         self.tokenizer: Tokenizer = run.tokenizer
+        if quantize:
+            _ = self.engine  # quantizes them now
 
     def __repr__(self) -> str:
         return f"LoadedRun({str(self.run.path)!r})"
@@ -93,17 +101,18 @@ class LoadedRun:
 
         config = EvaluateOptions(
             run=self.run.path, checkpoint=self.checkpoint, device=self.device,
-            trust_code=self.trust_code, tasks=tasks or ("perplexity",), **options,
+            trust_code=self.trust_code, tasks=tasks or ("perplexity",),
+            **{"quantize": self.quantize, **options},
         )  # fmt: skip
         results = [job() for job in evaluation.prepare(config, self.run, lambda: self.model)]
         return {result.task: result for result in results}
 
     @cached_property
     def engine(self) -> Engine:
-        """The engine that `generate` uses. Call `engine.refresh()` after a change of weights."""
+        """What `generate` and `chat` use. Call `engine.refresh()` after a change of weights."""
         from gptsmith.generate.engine import Engine
 
-        return Engine(self.model, self.tokenizer)
+        return Engine(self.model, self.tokenizer, weights=self.quantize or "auto")
 
     @cached_property
     def _chat(self) -> Chat:
@@ -114,7 +123,7 @@ class LoadedRun:
                 f"{self.run.path} is not a chat model: gptsmith.finetune('chat', "
                 f"base={str(self.run.path)!r}, ...) makes one, run.generate continues text"
             )
-        return Chat(self.model, self.tokenizer, self.run.chat_template)
+        return Chat(self.model, self.tokenizer, self.run.chat_template, self.engine)
 
 
 def load(
@@ -122,14 +131,17 @@ def load(
     checkpoint: Which = "last",
     device: str = "auto",
     trust_code: bool = False,
+    quantize: Quantized | None = None,
 ) -> LoadedRun:
     """Open a run folder and load its model.
 
     checkpoint: "last", "best" or a step. device: auto, cpu, cuda, cuda:N or mps. trust_code: allow
-    a mask that is Python code in the run folder. ValueError or FileNotFoundError for a path that is
-    not a run, and for missing or damaged weights.
+    a mask that is Python code in the run folder. quantize: "int8" or "int4", the weights that
+    `generate`, `chat` and the tasks of `evaluate` that generate text use; `model` keeps its own.
+    ValueError or FileNotFoundError for a path that is not a run, for missing or damaged weights,
+    and for quantized weights where the compiled kernels do not serve the model.
     """
-    return LoadedRun(Run.open(path), checkpoint, device, trust_code)
+    return LoadedRun(Run.open(path), checkpoint, device, trust_code, quantize)
 
 
 def pretrain(recipe: str | Path | None = None, **fields: Any) -> LoadedRun:

@@ -7,6 +7,7 @@ import pytest
 from api_server import Api
 
 from gptsmith.generate import extend
+from gptsmith.run import Run
 
 ASK = [{"role": "user", "content": "What is 2 + 2?"}]
 
@@ -28,7 +29,8 @@ def test_chat_answers_with_the_text_of_the_library(api: Api) -> None:
     from gptsmith.generate.options import SamplingConfig
 
     model = api.server.models["chat"]
-    chat = Chat(model.model, model.tokenizer, model.template)
+    original = Run.open(api.folder / "chat").load_model()
+    chat = Chat(original, model.tokenizer, model.template)
     expected = chat.reply(ASK, SamplingConfig(seed=5, temperature=1, max_new_tokens=30))
     found = api.post("/v1/chat/completions", model="chat", messages=ASK, max_tokens=30, seed=5)
     [choice] = found["choices"]
@@ -116,7 +118,8 @@ def test_echo_scores_the_whole_prompt(api: Api, warm: bool) -> None:
     import torch
 
     with torch.no_grad():
-        logits = model.model(torch.tensor([prompt]))[0].log_softmax(-1)
+        original = Run.open(api.folder / "text").load_model()
+        logits = original(torch.tensor([prompt]))[0].log_softmax(-1)
     expected = [float(logits[i, token]) for i, token in enumerate(prompt[1:])]
     assert scored["token_logprobs"][1:] == pytest.approx(expected, abs=1e-4)
     assert all(len(top) == 2 for top in scored["top_logprobs"][1:])

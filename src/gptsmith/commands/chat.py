@@ -18,7 +18,7 @@ from gptsmith import files, terminal
 from gptsmith.chat_template.template import Message
 from gptsmith.config import load_config
 from gptsmith.generate.options import SamplingConfig
-from gptsmith.run.options import WeightOptions
+from gptsmith.run.options import TextWeightOptions
 
 if TYPE_CHECKING:
     from gptsmith.generate.chat import Chat
@@ -34,7 +34,7 @@ Ctrl-C stops a reply. End a line with \\ to continue the message on the next lin
 before a message that starts with /."""
 
 
-class ChatOptions(SamplingConfig, WeightOptions):
+class ChatOptions(SamplingConfig, TextWeightOptions):
     """Which model, and how it samples its replies."""
 
     temperature: float = Field(0.6, ge=0)
@@ -52,6 +52,7 @@ def main(argv: list[str]) -> None:
         positional="run",
     )
     from gptsmith.generate.chat import Chat  # imports torch: not before help and option errors
+    from gptsmith.generate.engine import Engine
     from gptsmith.run import Run
 
     run = Run.open(options.run)
@@ -62,7 +63,9 @@ def main(argv: list[str]) -> None:
             f"{run.path} is not a chat model: make one from it with gptsmith finetune chat "
             f"--from {run.path} --data FILE --out RUN2"
         )
-    session = Session(Chat(options.load(run), run.tokenizer, run.chat_template), options)
+    model = options.load(run)
+    engine = Engine(model, run.tokenizer, weights=options.engine_weights, keep_model=False)
+    session = Session(Chat(model, run.tokenizer, run.chat_template, engine), options)
     if options.system is not None:
         session.set_system_message(options.system)
     if sys.stdin.isatty() and sys.stdout.isatty():

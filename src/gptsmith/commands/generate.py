@@ -11,13 +11,13 @@ from pydantic import Field
 from gptsmith import terminal
 from gptsmith.config import load_config
 from gptsmith.generate.options import SamplingConfig
-from gptsmith.run.options import WeightOptions
+from gptsmith.run.options import TextWeightOptions
 
 if TYPE_CHECKING:
     from gptsmith.tokenizer import Tokenizer
 
 
-class GenerateOptions(SamplingConfig, WeightOptions):
+class GenerateOptions(SamplingConfig, TextWeightOptions):
     """What to continue, with which model, and how to sample."""
 
     prompt: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     def show(piece: str) -> None:
         terminal.write(piece, end="", flush=True)
 
-    engine = Engine(model, run.tokenizer)
+    engine = Engine(model, run.tokenizer, weights=options.engine_weights, keep_model=False)
     samples = [
         (prompt, seed, engine.add(
             Request(ids, options.with_seed(seed), options.stop, on_text=show if streams else None)

@@ -99,6 +99,7 @@ def score(
     problems: Sequence[Problem],
     examples: Sequence[Problem] = (),
     max_new_tokens: int = ANSWER_TOKENS,
+    weights: str = "auto",
 ) -> Result:
     """Share of problems with the correct number; the solutions are generated greedily.
 
@@ -106,7 +107,7 @@ def score(
     None) reads the examples before each question; a chat model gets a user message, with the
     examples as earlier turns. Examples that do not fit into the context are left out; a question
     that does not fit counts as wrong. Questions and examples that the tokenizer cannot encode are
-    left out. Notes say how many. ValueError without problems.
+    left out. Notes say how many. weights: see Engine. ValueError without problems.
     """
     chat = None if template is None else ChatTemplate(template, tokenizer)
     C = model.config.context_length
@@ -125,7 +126,7 @@ def score(
     examples = [examples[i] for i in shown]
     asked = {i: _prompt(tokenizer, chat, problems[i], examples, room) for i in known}
     fitting = sorted((len(ids), i) for i, (ids, _) in asked.items() if len(ids) <= room)
-    engine = Engine(model, tokenizer)
+    engine = Engine(model, tokenizer, weights=weights)
     config = SamplingConfig(temperature=0, max_new_tokens=max_new_tokens)
     stop_ids = [*tokenizer.special_ids.ends, *tokenizer.special_ids.control]
     stop, stop_ids = (STOP, stop_ids) if chat is None else ((), [*stop_ids, *chat.stop_ids])

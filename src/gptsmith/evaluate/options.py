@@ -13,7 +13,7 @@ from gptsmith.config import Section
 from gptsmith.data.options import FileFormat, LabelledFiles, OnError
 from gptsmith.evaluate.multiple_choice import TASKS as MULTIPLE_CHOICE
 from gptsmith.flags import nearest
-from gptsmith.run.options import WeightOptions
+from gptsmith.run.options import TextWeightOptions, WeightOptions
 from gptsmith.train.options import PrecisionName
 
 TASKS = ("perplexity", "skills", *MULTIPLE_CHOICE, "gsm8k", "text", "judge", "classify")
@@ -40,7 +40,7 @@ class JudgeOptions(Section):
     """Ollama: context in tokens; longer prompts are not judged."""
 
 
-class EvaluateOptions(WeightOptions, LabelledFiles):
+class EvaluateOptions(TextWeightOptions, LabelledFiles):
     """What to measure, and on what."""
 
     tasks: tuple[str, ...] = Field(

@@ -40,7 +40,12 @@ GREEDY = SamplingConfig(temperature=0, max_new_tokens=80)
 
 
 def score(
-    model: GPTModel, tokenizer: Tokenizer, template: ChatTemplate | None, seed: int, per_skill: int
+    model: GPTModel,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    seed: int,
+    per_skill: int,
+    weights: str = "auto",
 ) -> Result:
     """The mean over the skills of the share of correct responses, in several measurements.
 
@@ -48,12 +53,12 @@ def score(
     lengths; facts about Python are separate, because they can only be memorised.
     A base model (template None) is asked about held-out items as a chat model, with the embeddings
     of the chat tokens that tuning starts from (untuned), and in plain text, after a few worked
-    examples. Items that the tokenizer cannot encode are left out, with a note.
+    examples. Items that the tokenizer cannot encode are left out, with a note. weights: see Engine.
     """
     if template is None:
         held_out = skills.held_out(seed, per_skill)
         measured = {"untuned": held_out, "with examples": held_out}
-        chat = _untuned(model, tokenizer)
+        chat = _untuned(model, tokenizer, weights)
     else:
         measured = {
             "held-out": skills.held_out(seed, per_skill),
@@ -61,7 +66,7 @@ def score(
             "other lengths": skills.held_out(seed, per_skill, "lengths"),
             "facts": skills.fact_items(seed, per_skill),
         }
-        chat = Chat(model, tokenizer, template)
+        chat = Chat(model, tokenizer, template, Engine(model, tokenizer, weights=weights))
     rows, unknown = [], list[str]()
     why = ""
     for name, items in measured.items():
@@ -74,7 +79,7 @@ def score(
         why = why or problem
         unknown += [f"{name} {i + 1}" for i in range(len(items)) if i not in {*known}]
         if name == "with examples":
-            responses = few_shot(model, tokenizer, [items[i] for i in known], seed)
+            responses = few_shot(model, tokenizer, [items[i] for i in known], seed, weights)
         else:
             prompts = [chat.encode(items[i].messages, GREEDY).ids for i in known]
             responses = [reply.text for reply in chat.reply_all(prompts, GREEDY)]
@@ -126,14 +131,21 @@ def _mean_over_skills(measured: str) -> Statistic:
     return Statistic(columns, value)
 
 
-def _untuned(model: GPTModel, tokenizer: Tokenizer) -> Chat:
+def _untuned(model: GPTModel, tokenizer: Tokenizer, weights: str) -> Chat:
     with_chat_tokens = tokenizer.add_special_tokens(CHAT_TOKENS)
     V = max(model.config.vocab_size, with_chat_tokens.vocab_size)
     resized = resize_token_embeddings(copy.deepcopy(model), V, tokenizer.vocab_size)
-    return Chat(resized, with_chat_tokens, ChatTemplate(TEMPLATE, with_chat_tokens))
+    engine = Engine(resized, with_chat_tokens, weights=weights)
+    return Chat(resized, with_chat_tokens, ChatTemplate(TEMPLATE, with_chat_tokens), engine)
 
 
-def few_shot(model: GPTModel, tokenizer: Tokenizer, items: Sequence[Item], seed: int) -> list[str]:
+def few_shot(
+    model: GPTModel,
+    tokenizer: Tokenizer,
+    items: Sequence[Item],
+    seed: int,
+    weights: str = "auto",
+) -> list[str]:
     """The first line that the model writes after each question.
 
     The prompt starts with up to EXAMPLES worked examples of the same skill, as many as leave room
@@ -151,7 +163,8 @@ def few_shot(model: GPTModel, tokenizer: Tokenizer, items: Sequence[Item], seed:
                 break
             prompt = longer
         prompts.append(prompt)
-    generations = Engine(model, tokenizer).generate(prompts, GREEDY, stop=["\n"])
+    engine = Engine(model, tokenizer, weights=weights)
+    generations = engine.generate(prompts, GREEDY, stop=["\n"])
     return [generation.text for generation in generations]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,7 @@ from gptsmith.run import Run, is_run
 from gptsmith.tokenizer import DocumentTokens
 from gptsmith.train.runtime import Precision, choose_precision
 
+GENERATING = ("skills", "gsm8k")  # tasks in which the model writes text
 SEED = 0  # of the questions on skills: the same ones each time
 
 Job = Callable[[], Result]
@@ -71,7 +73,13 @@ def prepare(
     model: gives the model when the first job needs it; default: it is loaded from the run.
     """
     model = model or cache(lambda: options.load(run))
-    return [_job(name, options, run, model) for name in names(options, run)]
+    found = names(options, run)
+    if options.quantize and (others := [name for name in found if name not in GENERATING]):
+        raise ValueError(
+            f"--quantize {options.quantize} is for tasks that generate text"
+            f" ({', '.join(GENERATING)}), not {', '.join(others)}: measure these without it"
+        )
+    return [_job(name, options, run, model) for name in found]
 
 
 def compare_responses(options: EvaluateOptions, runs: Sequence[Run]) -> Result:
@@ -87,9 +95,13 @@ def _job(name: str, options: EvaluateOptions, run: Run, model: Callable[[], GPTM
         case "classify":
             return _classify(options, run, model)
         case "skills":
-            return lambda: skills.score(
-                model(), run.tokenizer, run.chat_template, SEED, options.per_skill
-            )
+            return lambda: _with_weights(
+                options,
+                skills.score(
+                    model(), run.tokenizer, run.chat_template, SEED, options.per_skill,
+                    options.engine_weights,
+                ),
+            )  # fmt: skip
         case "text":
             return partial(reference_metrics.score, _responses(options, run))
         case "judge":
@@ -100,7 +112,13 @@ def _job(name: str, options: EvaluateOptions, run: Run, model: Callable[[], GPTM
             default = gsm8k.SHOTS if run.template is None else 0
             shots = default if options.shots is None else options.shots
             problems, examples = gsm8k.load(options.task_data, options.limit, shots)
-            return lambda: gsm8k.score(model(), run.tokenizer, run.template, problems, examples)
+            return lambda: _with_weights(
+                options,
+                gsm8k.score(
+                    model(), run.tokenizer, run.template, problems, examples,
+                    weights=options.engine_weights,
+                ),
+            )  # fmt: skip
         case _:
             report = ReadReport(options.on_error)
             task, questions = multiple_choice.load_task(
@@ -108,6 +126,13 @@ def _job(name: str, options: EvaluateOptions, run: Run, model: Callable[[], GPTM
                 report=report, form=options, first_choice=options.first_choice,
             )  # fmt: skip
             return lambda: accuracy.score(model(), run.tokenizer, task, questions, progress=True)
+
+
+def _with_weights(options: EvaluateOptions, result: Result) -> Result:
+    """The result, which says if the weights were quantized."""
+    if options.quantize is None:
+        return result
+    return replace(result, conditions={**result.conditions, "weights": options.quantize})
 
 
 def _responses(options: EvaluateOptions, run: Run) -> list[reference_metrics.Entry]:

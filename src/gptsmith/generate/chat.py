@@ -32,8 +32,15 @@ class Chat:
     common with the last one.
     """
 
-    def __init__(self, model: GPTModel, tokenizer: Tokenizer, template: ChatTemplate) -> None:
-        self.engine = Engine(model, tokenizer)
+    def __init__(
+        self,
+        model: GPTModel,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        engine: Engine | None = None,
+    ) -> None:
+        """engine: the model's; default: a new one."""
+        self.engine = engine or Engine(model, tokenizer)
         self.template = template
         self._context_length = model.config.context_length
         self._stop_ids = (*template.stop_ids, *tokenizer.special_ids.control)

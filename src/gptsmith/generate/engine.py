@@ -53,10 +53,12 @@ class Engine:
     max_batch_size: requests that run at the same time; the others wait, at most max_waiting of them
     (default: any number). cache_tokens: tokens whose keys and values are in memory at the same
     time, at least the model's context (default: grows as needed, up to max_batch_size contexts).
-    weights: int8 or int4 quantizes them, where our kernels run. draft_tokens: how many a step may
-    guess from the text itself and check at once, for texts that repeat themselves. page: tokens of
-    a page, for torch's own ops. chunk, budget: see Scheduler.
-    ValueError for a mask that depends on the row of the batch, and for too small a cache.
+    weights: int8 or int4 quantizes them, where our kernels run. keep_model=False: free the model's
+    own weights once the kernels have a copy; neither the model nor `refresh` can then be used.
+    draft_tokens: how many a step may guess from the text itself and check at once, for texts that
+    repeat themselves. page: tokens of a page, for torch's own ops. chunk, budget: see Scheduler.
+    ValueError for a mask that depends on the row of the batch, for too small a cache, and for
+    quantized weights where our kernels do not run.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Engine:
         cache_tokens: int | None = None,
         weights: str = "auto",
         draft_tokens: int = 0,
+        keep_model: bool = True,
         page: int | None = None,
         chunk: int | None = None,
         budget: int | None = None,
@@ -89,7 +92,7 @@ class Engine:
             )
         # A text shorter than this cannot be cached, as later tokens change what earlier ones see.
         self.lookahead = model.mask.lookahead(limit, model.config.n_head)
-        self._forward = make_forward(model, weights, page)
+        self._forward = make_forward(model, weights, page, keep_model=keep_model)
         page = self._forward.page
         context = -(-limit // page) + 1  # pages of a text, and one to copy the end of another
         most = max(context, cache_tokens // page) if cache_tokens else max_batch_size * context
@@ -284,7 +287,7 @@ class Engine:
 
     @property
     def _device(self) -> torch.device:
-        return self.model.head_weight.device
+        return self._forward.device
 
     def _encode(self, prompt: str | Sequence[int]) -> Sequence[int]:
         if hasattr(prompt, "tolist"):  # a tensor or an array of ids

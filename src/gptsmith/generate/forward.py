@@ -30,6 +30,7 @@ class KernelForward:
 
     exact = True
     page = PAGE
+    device = torch.device("cpu")
 
     def __init__(self, packed: PackedModel) -> None:
         self._packed = packed
@@ -91,9 +92,13 @@ class TorchForward:
         self._model, self.page = model, page
         self.clear()
 
+    @property
+    def device(self) -> torch.device:
+        return self._model.head_weight.device
+
     def clear(self) -> None:
-        weight = self._model.head_weight
-        self.cache = PagedKVCache(self._model.config, self.page, weight.dtype, weight.device)
+        dtype = self._model.head_weight.dtype
+        self.cache = PagedKVCache(self._model.config, self.page, dtype, self.device)
 
     def refresh(self) -> None:
         self.clear()
@@ -108,15 +113,14 @@ class TorchForward:
         return F.linear(x, self._model.head_weight)[:, :V]
 
     def _read(self, spans: Sequence[Span]) -> Iterator[Tensor]:
-        device = self._model.head_weight.device
         T = max(len(span.ids) for span in spans)
-        ids = torch.tensor([[*s.ids, *[0] * (T - len(s.ids))] for s in spans], device=device)
+        ids = torch.tensor([[*s.ids, *[0] * (T - len(s.ids))] for s in spans], device=self.device)
         if spans[0].pages:
             self.cache.use(spans)
             x = self._model.hidden(ids, cache=self.cache)  # (B, T, C)
         else:  # padding is a document of its own, which the texts cannot see
-            lengths = torch.tensor([[len(span.ids)] for span in spans], device=device)
-            padding = (torch.arange(T, device=device) >= lengths).long()  # (B, T)
+            lengths = torch.tensor([[len(span.ids)] for span in spans], device=self.device)
+            padding = (torch.arange(T, device=self.device) >= lengths).long()  # (B, T)
             x = self._model.hidden(ids, documents=padding if len(spans) > 1 else None)
         for vectors, span in zip(x, spans, strict=True):
             yield vectors[: len(span.ids)] if span.every else vectors[len(span.ids) - 1, None]
@@ -147,16 +151,20 @@ def _similar(spans: Sequence[Span]) -> Iterator[list[int]]:
 
 
 def make_forward(
-    model: GPTModel, weights: str = "auto", page: int | None = None
+    model: GPTModel,
+    weights: str = "auto",
+    page: int | None = None,
+    *,
+    keep_model: bool = True,
 ) -> KernelForward | TorchForward:
     """The kernels where they serve the model as it is, or as quantized weights; else torch's ops.
 
-    weights: see PackedModel. page: tokens of a page, for torch's ops. ValueError for quantized
-    weights that need the kernels where there are none.
+    weights, keep_model: see PackedModel. page: tokens of a page, for torch's ops. ValueError for
+    quantized weights that need the kernels where there are none.
     """
     dtype = model.head_weight.dtype
     if page is None and (weights != "auto" or dtype in (torch.float32, torch.bfloat16)):
-        packed = PackedModel(model, weights)
+        packed = PackedModel(model, weights, keep_model=keep_model)
         if packed.exact:
             return KernelForward(packed)
     return TorchForward(model, page or TORCH_PAGE)

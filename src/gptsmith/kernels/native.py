@@ -76,11 +76,14 @@ class Scratch(Structure):
 
 
 @functools.cache
-def kernels() -> ctypes.CDLL | None:
-    """The kernels for this CPU, compiled on first use; None, with a notice, where that fails."""
+def kernels(required: bool = False) -> ctypes.CDLL | None:
+    """The kernels for this CPU, compiled on first use; None, with a notice, where that fails, or
+    BuildError if they are required."""
     try:
         return load(build.variants()[0])
     except build.BuildError as error:
+        if required:
+            raise
         terminal.note(
             f"Generation on this CPU uses PyTorch's operations, which are slower: {error}"
         )

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptsmith.kernels import native
+from gptsmith.kernels import build, native
 from gptsmith.kernels.native import PAGE
 from gptsmith.kernels.packed_matrix import Memory, PackedMatrix, padded
 from gptsmith.kernels.pages import PagedCache, Pages, padded_rows
@@ -32,42 +32,57 @@ class PackedModel:
         x = packed.hidden(ids, [0] * len(ids), range(len(ids)), table, pages)  # (N, C)
         logits = packed.logits(x[-1:])  # (1, V)
 
-    weights: float32, bfloat16, int8 or int4; auto: bfloat16 for a model in it, else float32. The
-    model's own are copied. Keys and values are float32 beside float32 weights, else bfloat16.
+    weights: float32, bfloat16, int8 or int4; auto: bfloat16 for a model in it, else float32. Keys
+    and values are float32 beside float32 weights, else bfloat16. The model's own weights are
+    copied; keep_model=False frees them then, after which neither the model nor `refresh` works.
 
     Where `exact` is True, the vector of a token has the same bits in any batch, however its text
     was cut into passes, and for any number of threads. Elsewhere (no compiler, another device, or a
     module that the kernels do not know, such as LoRA) the model's own code runs, and a batch
-    changes it by rounding. ValueError for quantized weights there.
+    changes it by rounding, and keeps its weights. ValueError for quantized weights there.
     """
 
-    def __init__(self, model: GPTModel, weights: str = "auto") -> None:
+    def __init__(self, model: GPTModel, weights: str = "auto", *, keep_model: bool = True) -> None:
         if weights not in ("auto", *native.FORMATS):
             choices = ", ".join(("auto", *native.FORMATS))
             raise ValueError(f"no weights {weights!r}: choose one of {choices}")
         self._model = model
-        self._weights = weights
+        self._weights, self._keep_model = weights, keep_model
         self.refresh()
 
     def refresh(self) -> None:
         """Pack the weights again, after they have changed. What pages hold is then out of date."""
         model, weights = self._model, self._weights
+        if model.head_weight.is_meta:
+            raise ValueError("this model's weights were freed (keep_model=False): load it again")
         self._device = model.embedding.token.weight.device
         dtype = model.embedding.token.weight.dtype
         if weights == "auto":
             weights = "bfloat16" if dtype == torch.bfloat16 else "float32"
-        library = native.kernels() if _known(model) else None
+        library = self._library(weights.startswith("int"))
         self.exact = library is not None
-        if library is not None:
-            self._packed = _Packed(library, model, weights)
-            self.cache_dtype = torch.float32 if weights == "float32" else torch.bfloat16
+        if library is None:
+            self.cache_dtype = dtype
             return
-        if weights.startswith("int"):
-            raise ValueError(
-                f"{weights} weights need the compiled kernels, which do not serve this model on"
-                f" {self._device}: use bfloat16 or float32"
-            )
-        self.cache_dtype = dtype
+        self._packed = _Packed(library, model, weights, self._keep_model)
+        self.cache_dtype = torch.float32 if weights == "float32" else torch.bfloat16
+
+    def _library(self, required: bool) -> ctypes.CDLL | None:
+        """The kernels, if they serve the model. ValueError if they do not and are required."""
+        if not required:
+            return native.kernels() if _known(self._model) else None
+        if self._device.type != "cpu":
+            problem = f"which run on a CPU, not on {self._device}: choose the device cpu"
+        elif not _known(self._model):
+            problem = "which do not know all modules of this model: merge adapters"
+        else:
+            try:
+                return native.kernels(required=True)
+            except build.BuildError as error:
+                problem = f"but {error}: install a C compiler"
+        raise ValueError(
+            f"{self._weights} weights need the compiled kernels, {problem}, or do not quantize"
+        )
 
     @property
     def nbytes(self) -> int:
@@ -138,12 +153,18 @@ def _known(model: GPTModel) -> bool:
 class _Packed:
     """The packed weights, and the structures that tell the kernels where they are."""
 
-    def __init__(self, library: ctypes.CDLL, model: GPTModel, weights: str) -> None:
+    def __init__(
+        self, library: ctypes.CDLL, model: GPTModel, weights: str, keep_model: bool
+    ) -> None:
         self._library, self._memory = library, Memory()
         self.config, self.mask = model.config, model.mask
         self.kept: list[Tensor | PackedMatrix] = []  # what the structures point to
         config = model.config
-        C, blocks = config.n_embd, [self._block(b, weights) for b in model.blocks]
+        C, blocks = config.n_embd, []
+        for block in model.blocks:
+            blocks.append(self._block(block, weights))
+            if not keep_model:
+                block.to("meta")  # at once: never both as a whole
         tied = model.head is None and not config.labels
         # Only one row of it is read for a token, so a table of its own is not quantized.
         own = weights if tied or not weights.startswith("int") else "bfloat16"
@@ -166,6 +187,8 @@ class _Packed:
             self._native.cos, self._native.sin = self._vector(cos), self._vector(sin)
         if model.embedding.position is not None:
             self._native.positions = self._vector(model.embedding.position.weight)
+        if not keep_model:
+            model.to("meta")
         first = blocks[0]
         matrices = (first.qkv, first.proj, first.up, first.down)
         self._row_bytes = max(library.row_bytes(m.format, m.inputs) for m in matrices)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from gptsmith import terminal
 from gptsmith.config import Section
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from gptsmith.model.gpt import GPTModel
     from gptsmith.run import Run
+
+Quantized = Literal["int8", "int4"]
 
 
 class WeightOptions(Section):
@@ -42,3 +44,17 @@ class WeightOptions(Section):
         if run.notice:
             terminal.note(run.notice)
         return model
+
+
+class TextWeightOptions(WeightOptions):
+    """Weights that text is generated with."""
+
+    quantize: Quantized | None = None
+    """Round the weights to 8 or 4 bits when they are loaded, on a CPU: about a quarter or a seventh
+    of the memory of float32, and faster. The files of the run stay as they are (default: use the
+    weights as they are)."""
+
+    @property
+    def engine_weights(self) -> str:
+        """The argument `weights` of an Engine."""
+        return self.quantize or "auto"

@@ -12,6 +12,7 @@ from gptsmith.evaluate.classification import max_length, predict
 from gptsmith.generate.engine import Engine
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.run import Run
+from gptsmith.run.options import Quantized
 from gptsmith.serve.errors import ApiError
 from gptsmith.train.runtime import choose_precision
 
@@ -25,18 +26,34 @@ Ids = TypeVar("Ids", bound=Iterable[int])
 class ServedModel:
     """A model under a name.
 
-    engine: None for a classifier, which generates no text.
+    model: its weights are freed where the engine has a copy of its own. quantize: int8 or int4.
+    engine: None for a classifier, which generates no text. ValueError for a classifier that is to
+    be quantized, and where the kernels cannot serve quantized weights.
     """
 
-    def __init__(self, name: str, run: Run, model: GPTModel, max_batch_size: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        run: Run,
+        model: GPTModel,
+        max_batch_size: int,
+        quantize: Quantized | None = None,
+    ) -> None:
         self.name, self.model = name, model
         self.tokenizer = run.tokenizer
         self.template: ChatTemplate | None = run.chat_template
         self.context_length = model.config.context_length
         self.max_length = max_length(run)  # of a text that is classified
         self.created = int(Path(run.path).stat().st_mtime) or int(time.time())
-        is_classifier = isinstance(model, GPTClassifier)
-        self.engine = None if is_classifier else Engine(model, run.tokenizer, max_batch_size)
+        self.engine = None
+        if not isinstance(model, GPTClassifier):
+            self.engine = Engine(
+                model, run.tokenizer, max_batch_size, weights=quantize or "auto", keep_model=False
+            )
+        elif quantize:
+            raise ValueError(
+                f"--quantize {quantize} is for text, and {run.path} is a classifier: serve it alone"
+            )
 
     @property
     def kind(self) -> str:

@@ -81,7 +81,7 @@ def test_items_with_unknown_characters_are_left_out_and_counted(base, monkeypatc
     unknown = sum("7" in text for text in every)
     assert 0 < unknown < 32
     answering(monkeypatch, lambda i: "")
-    monkeypatch.setattr(scoring, "few_shot", lambda _, __, items, ___: [""] * len(items))
+    monkeypatch.setattr(scoring, "few_shot", lambda _, __, items, *___: [""] * len(items))
     result = scoring.score(model, tokenizer, None, seed=0, per_skill=4)
     assert len(result.items) == 2 * (32 - unknown)
     assert f"skills: {2 * unknown} of 64 questions are left out: the tokenizer" in result.notes[0]

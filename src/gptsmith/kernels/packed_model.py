@@ -64,7 +64,9 @@ class PackedModel:
         if library is None:
             self.cache_dtype = dtype
             return
-        self._packed = _Packed(library, model, weights, self._keep_model)
+        self._packed = _Packed(library, model, weights)
+        if not self._keep_model:
+            model.to("meta")
         self.cache_dtype = torch.float32 if weights == "float32" else torch.bfloat16
 
     def _library(self, required: bool) -> ctypes.CDLL | None:
@@ -153,18 +155,12 @@ def _known(model: GPTModel) -> bool:
 class _Packed:
     """The packed weights, and the structures that tell the kernels where they are."""
 
-    def __init__(
-        self, library: ctypes.CDLL, model: GPTModel, weights: str, keep_model: bool
-    ) -> None:
+    def __init__(self, library: ctypes.CDLL, model: GPTModel, weights: str) -> None:
         self._library, self._memory = library, Memory()
         self.config, self.mask = model.config, model.mask
         self.kept: list[Tensor | PackedMatrix] = []  # what the structures point to
         config = model.config
-        C, blocks = config.n_embd, []
-        for block in model.blocks:
-            blocks.append(self._block(block, weights))
-            if not keep_model:
-                block.to("meta")  # at once: never both as a whole
+        C, blocks = config.n_embd, [self._block(b, weights) for b in model.blocks]
         tied = model.head is None and not config.labels
         # Only one row of it is read for a token, so a table of its own is not quantized.
         own = weights if tied or not weights.startswith("int") else "bfloat16"
@@ -187,8 +183,6 @@ class _Packed:
             self._native.cos, self._native.sin = self._vector(cos), self._vector(sin)
         if model.embedding.position is not None:
             self._native.positions = self._vector(model.embedding.position.weight)
-        if not keep_model:
-            model.to("meta")
         first = blocks[0]
         matrices = (first.qkv, first.proj, first.up, first.down)
         self._row_bytes = max(library.row_bytes(m.format, m.inputs) for m in matrices)

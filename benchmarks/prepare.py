@@ -135,7 +135,7 @@ def tokenizing_part(data: Path, novels: list[Path]) -> tuple[float, str]:
         array
         for batch, encoded in encode_in_order(batches, encode_one, available_cores())
         for part, (of_part, _) in zip(batch.parts, encoded, strict=True)
-        for array in ((eos, of_part) if part.begins else (of_part,))
+        for array in ((eos, of_part) if part.delimited else (of_part,))
     ]
     return time.perf_counter() - start, digest_of(ids)
 

@@ -1,4 +1,4 @@
-"""Batches: what the data rooms yield and a loss takes. B rows, T tokens."""
+"""Batches, which the data loaders yield and the losses take. B rows, T tokens."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True, repr=False)
 class Batch:
-    """Token ids and what each position should predict.
+    """Token ids and the target of each position.
 
     inputs     (B, T) int64
-    targets    (B, T) int64, IGNORE_INDEX where there is nothing to predict
-    documents  (B, T) int64: attention stays within positions of equal number
+    targets    (B, T) int64, IGNORE_INDEX where there is none
+    documents  (B, T) int64: positions attend only to positions with the same number
     positions  (B, T) int64: position of each token in its document; default 0..T-1
-    name       which samples these are, for error messages
-    count      what the loss is divided by, over all micro-batches and ranks of a step: the targets,
-               unless the data says otherwise (pairs, for preferences)
-    tokens     inputs that are not padding; default all of them
+    name       describes the samples in error messages
+    count      what the summed loss is divided by, after adding it up over all micro-batches and
+               ranks of a step; default the number of targets (for preferences, of pairs)
+    tokens     number of inputs that are not padding; default all of them
     """
 
     inputs: Tensor

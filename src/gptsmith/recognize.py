@@ -1,7 +1,6 @@
-"""What a path is - a run, a corpus, a table, a text - found by file names and first bytes.
+"""Recognize what a path is (a run, a corpus, a table, a text) by file names and first bytes.
 
-A command that is given another kind of path than it takes says what it got, and which command takes
-that.
+A command that gets the wrong kind of path says what it is and which command takes it.
 """
 
 from __future__ import annotations
@@ -61,10 +60,10 @@ def wrong_kind(path: Path, wanted: str) -> ValueError | FileNotFoundError:
     return ValueError(f"{path} is {what}, not {wanted}: {use}")
 
 
-def is_made(path: Path) -> bool:
-    """Whether a path is something that gptsmith or another trainer made, not data of people."""
+def is_artifact(path: Path) -> bool:
+    """Whether a path is an artifact of gptsmith or of another trainer, rather than data."""
     is_part = path.suffix == ".npy" or path.name in ("manifest.json", "tokenizer.json")
-    return _made(path) is not None if path.is_dir() else is_part and is_corpus(path.parent)
+    return _artifact(path) is not None if path.is_dir() else is_part and is_corpus(path.parent)
 
 
 def recognize(path: Path) -> Kind:
@@ -91,7 +90,7 @@ def is_checkpoint(path: Path) -> bool:
 # --- folders -------------------------------------------------------------------------------------
 
 
-def _made(path: Path) -> Kind | None:
+def _artifact(path: Path) -> Kind | None:
     if is_run(path):
         use = f"gptsmith generate {path} continues texts, gptsmith finetune ... --from {path}"
         return Kind("a run", f"{use} tunes it")
@@ -107,19 +106,19 @@ def _made(path: Path) -> Kind | None:
 
 
 def _folder(path: Path) -> Kind:
-    if made := _made(path):
+    if made := _artifact(path):
         return made
     inside = sorted(path.iterdir())
     for what, is_kind in (("runs", is_run), ("prepared corpora", is_corpus)):
         if found := [child.name for child in inside if child.is_dir() and is_kind(child)]:
-            return Kind(f"a folder of {what}", f"give one of them: {_some(found)}")
+            return Kind(f"a folder of {what}", f"give one of them: {_first_names(found)}")
     if not inside:
         return Kind("an empty folder", "give another one")
     use = f"gptsmith prepare {path} --out data/NAME makes a corpus of its texts or tables"
-    return Kind(f"a folder with {_some([child.name for child in inside])}", use)
+    return Kind(f"a folder with {_first_names([child.name for child in inside])}", use)
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
@@ -150,7 +149,7 @@ def _file(path: Path) -> Kind:
 
 
 def binary_kind(head: bytes) -> Kind | None:
-    """What a file is that begins with these bytes, if it is certainly no text."""
+    """The kind of a file that begins with these bytes, if it is certainly not text."""
     has_no_text = b"\0" in head or not head.isascii()
     for magic, what, use in _MAGIC:
         if head.startswith(magic) and (has_no_text or magic == b"%PDF-"):
@@ -166,10 +165,9 @@ _CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r\b\x1a\x1b"))
 
 
 def utf16(head: bytes) -> str | None:
-    """utf-16-le or utf-16-be, if a file without byte order mark that begins with these bytes is
-    text in it: spaces, line ends and other ASCII are among its characters, and nothing is that
-    cannot be printed. (Text in ASCII with a stray zero byte decodes to Chinese; real Chinese has
-    many bytes beyond ASCII.)"""
+    """utf-16-le or utf-16-be if a file without byte order mark that begins with these bytes is text
+    in it, that is, contains spaces and other ASCII and only printable characters. (ASCII text with
+    a stray zero byte decodes to Chinese; real Chinese has many bytes beyond ASCII.)"""
     if b"\0" not in head:
         return None
     found, most = None, 0

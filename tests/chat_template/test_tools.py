@@ -4,12 +4,12 @@ import json
 from typing import Any
 
 import pytest
-from chats import learned, learned_of, stock, stock_ids
+from chats import learned, stock, stock_ids, target_texts
 
 from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.data.chat import ChatCounts, encode_conversations
+from gptsmith.data.chat_windows import conversation_windows
 from gptsmith.data.conversations import Conversation
-from gptsmith.data.windows import conversation_windows
 from gptsmith.tokenizer import Tokenizer
 
 TOKENS = ("<|im_start|>", "<|im_end|>", "<|eom|>")
@@ -244,7 +244,7 @@ def test_each_answer_is_learned_where_the_template_writes_its_thoughts(messages:
     ]
     assert [TOKENIZER.decode(window.example.ids) for window in (first, rest)] == whole
     start = "<|im_start|>assistant\n"
-    assert [learned_of(window.example, TOKENIZER) for window in (first, rest)] == [
+    assert [target_texts(window.example, TOKENIZER) for window in (first, rest)] == [
         [f"{start}<think>\nTwo and two.\n</think>\n\n4{END}"],
         [f"{start}6{END}", f"{start}<think>\nFour and four.\n</think>\n\n8{END}"],
     ]
@@ -252,7 +252,7 @@ def test_each_answer_is_learned_where_the_template_writes_its_thoughts(messages:
     assert [window.answers for window in short] == [1, 1, 1]
     counts = ChatCounts(9999)
     list(encode_conversations([talk], template, counts))
-    assert (counts.answers, counts.learned) == (3, 3)
+    assert (counts.answers, counts.kept_answers) == (3, 3)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_token_ids_are_the_same_examples(
     examples, counts = load(path, template, labels=kind)
     assert examples.fingerprint == expected.fingerprint
     assert [e.name for e in examples] == [f"{path}, row 1", f"{path}, row 2"]
-    assert (counts.kept, counts.learned, counts.remarks.total) == (2, 3, 0)
+    assert (counts.kept, counts.kept_answers, counts.remarks.total) == (2, 3, 0)
 
 
 def test_a_dataset_saved_by_datasets(tmp_path: Path, chat: Path, template: ChatTemplate) -> None:
@@ -153,7 +153,7 @@ def test_long_token_rows_are_divided_into_windows(tmp_path: Path, template: Chat
     assert counts.remarks.lines() == [
         f"divided into windows of at most {lengths[1] - 1} tokens: 1 ({path}, row 2)"
     ]
-    assert (counts.learned, counts.answers, len(examples)) == (3, 3, 3)
+    assert (counts.kept_answers, counts.answers, len(examples)) == (3, 3, 3)
     parts = [e.ids.tolist() for e in examples]
     assert parts[1] + parts[2] == rows[1]["input_ids"]
     assert {int(e.ids[-1]) for e in examples} == {BYTES.special_tokens["<|end|>"]}
@@ -174,8 +174,8 @@ def test_prepared_file_gives_the_same_examples(
     direct, _ = load(chat, template)
     prepared, counts = load(out, template)
     assert prepared.fingerprint == direct.fingerprint
-    assert (counts.read, counts.kept, counts.answers, counts.learned) == (2, 2, 3, 3)
-    assert str(counts) == "all 3 answers of 2 conversations are learned"
+    assert (counts.read, counts.kept, counts.answers, counts.kept_answers) == (2, 2, 3, 3)
+    assert str(counts) == "all 3 answers of 2 conversations are trained on"
     assert [e.name for e in prepared] == [e.name for e in direct]
     assert len(load(out, template, T=100)[0]) == 2
     with pytest.raises(FileExistsError, match="--overwrite"):
@@ -220,7 +220,7 @@ def test_prepared_file_of_an_earlier_version_is_read(
     write_examples(out, examples, _made_by(template, T))
     prepared, counts = load(out, template)
     assert prepared.fingerprint == examples.fingerprint
-    assert str(counts) == "all 3 answers of 2 conversations are learned"
+    assert str(counts) == "all 3 answers of 2 conversations are trained on"
 
 
 def test_prepared_file_of_another_tokenizer_or_template_is_refused(
@@ -260,7 +260,7 @@ def test_real_conversations_prepared_and_read(
     mapped, _ = load(tmp_path / "a.arrow", template, T=256)
     assert mapped.fingerprint == examples.fingerprint
     assert counts.read == 20
-    assert (counts.answers, counts.learned) == (35, 35)
+    assert (counts.answers, counts.kept_answers) == (35, 35)
     assert counts.remarks.total > 0
     assert int(mapped.lengths.max()) <= 257
     for example in mapped:

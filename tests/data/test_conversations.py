@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from chats import learned_of, said, write
+from chats import said, target_texts, write
 from data_sets import complete_data
 
 from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate
@@ -149,8 +149,8 @@ def test_roles_in_any_order_are_learned(tmp_path: Path, template: ChatTemplate, 
     counts = ChatCounts(200)
     for example in encode_conversations(found, template, counts):
         answers = [f"<|assistant|>{m['content']}<|end|>" for m in wanted if m["role"][0] == "a"]
-        assert "".join(learned_of(example)) == "".join(answers)
-    assert counts.learned == counts.answers == 2 * turns.count("a")
+        assert "".join(target_texts(example)) == "".join(answers)
+    assert counts.kept_answers == counts.answers == 2 * turns.count("a")
     greets = "beginning with a message of the assistant"
     assert counts.remarks.counts() == ({greets: 2} if turns.lstrip("s")[0] == "a" else {})
 
@@ -306,7 +306,7 @@ def test_messages_in_a_table_of_text(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     quoted = json.dumps(TALK).replace('"', '""')
     path.write_text(f'messages,weight\n"{quoted}",1\n"{quoted}",0\n')
-    assert [c.learned for c in read(path)] == [None, frozenset()]
+    assert [c.targets for c in read(path)] == [None, frozenset()]
     assert messages(path) == [TALK] * 2
 
 
@@ -334,11 +334,11 @@ def encode(
 def test_only_answers_are_targets(template: ChatTemplate) -> None:
     (example,), counts = encode(template, [[BRIEF, *TALK]], 200)
     assert example.ids.tolist() == template.encode([BRIEF, *TALK]).ids  # type: ignore[list-item]
-    assert learned_of(example) == [
+    assert target_texts(example) == [
         "<|assistant|>Hello Ann!<|end|>", "<|assistant|>Ann.<|end|>"
     ]  # fmt: skip
     assert (example.name, example.ids.dtype) == ("chat.jsonl:1", np.int32)
-    assert str(counts) == "all 2 answers of 1 conversations are learned"
+    assert str(counts) == "all 2 answers of 1 conversations are trained on"
 
 
 def test_labels_match_the_reference_case(real_data: Path) -> None:
@@ -352,7 +352,7 @@ def test_labels_match_the_reference_case(real_data: Path) -> None:
 def test_question_at_the_end_is_removed(template: ChatTemplate) -> None:
     (example,), counts = encode(template, [TALK[:3]], 200)
     assert example.ids.tolist() == template.encode(TALK[:2]).ids  # type: ignore[arg-type]
-    assert (counts.remarks.total, counts.kept, counts.learned) == (1, 1, 1)
+    assert (counts.remarks.total, counts.kept, counts.kept_answers) == (1, 1, 1)
 
 
 def test_conversation_that_cannot_be_encoded_is_named(template: ChatTemplate) -> None:

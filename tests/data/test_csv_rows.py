@@ -1,4 +1,4 @@
-"""Delimiter and encoding of a .csv are found out; rows behind an unclosed quote are not lost."""
+"""Delimiter and encoding of a .csv are detected; rows after an unclosed quote are not lost."""
 
 from pathlib import Path
 from typing import Any

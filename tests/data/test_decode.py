@@ -1,4 +1,4 @@
-"""The encoding of a file is found out only where its bytes leave no doubt."""
+"""The encoding of a file is detected only where its bytes leave no doubt."""
 
 import gzip
 from pathlib import Path

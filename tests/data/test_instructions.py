@@ -10,7 +10,7 @@ from data_sets import complete_data
 
 from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.data.instructions import (
-    CLASSIC,
+    ALPACA_PROMPT,
     Instruction,
     Prompt,
     encode_instructions,
@@ -47,7 +47,7 @@ def row(instruction: str = "Do.", given: str = "", output: str = "Done.") -> Ins
     return Instruction(instruction, given, output, "here:1")
 
 
-def encoded(rows, tokenizer, text=CLASSIC, T=512, **options):
+def encoded(rows, tokenizer, text=ALPACA_PROMPT, T=512, **options):
     prompt = Prompt.parse(text)
     template = ChatTemplate(prompt.template("<|endoftext|>"), tokenizer)
     template.check_prefix_preserving()
@@ -264,7 +264,7 @@ def test_template_agrees_with_transformers(bpe, tmp_path):
 
     bpe.save(tmp_path / "tokenizer.json")
     rows = [row(" a\n", " b\n", " c\n"), row()]
-    for text in (CLASSIC, 'Oh.\n\n Q: {instruction} \n\n"{input}"\n\u00e9\U0001f600:\n'):
+    for text in (ALPACA_PROMPT, 'Oh.\n\n Q: {instruction} \n\n"{input}"\n\u00e9\U0001f600:\n'):
         prompt = Prompt.parse(text)
         stock = PreTrainedTokenizerFast(
             tokenizer_file=str(tmp_path / "tokenizer.json"),

@@ -1,11 +1,11 @@
-"""What a message of a data set says: who speaks, what, and whether it is learned."""
+"""Messages of a data set: their role, their text, and whether they are training targets."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chats import learned_of, write
+from chats import target_texts, write
 
 from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.data.chat import ChatCounts, encode_conversations
@@ -35,12 +35,12 @@ def learned(path: Path, template: ChatTemplate) -> list[list[str]]:
     counts = ChatCounts(999, ReadReport("stop"))
     conversations = read_conversations([path], DEFAULT, counts.report)
     return [
-        [run.removeprefix("<|assistant|>").removesuffix("<|end|>") for run in learned_of(example)]
+        [run.removeprefix("<|assistant|>").removesuffix("<|end|>") for run in target_texts(example)]
         for example in encode_conversations(conversations, template, counts)
     ]
 
 
-# --- whether it is learned -----------------------------------------------------------------------
+# --- targets --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["weight", "train", "loss_mask", "loss_scale", "loss"])
@@ -99,8 +99,8 @@ def test_weight_of_a_row_is_that_of_its_answers(tmp_path: Path, template: ChatTe
     counts = ChatCounts(999)
     conversations = read_conversations([path], DEFAULT, counts.report)
     list(encode_conversations(conversations, template, counts))
-    assert (counts.read, counts.kept, counts.answers, counts.learned) == (6, 4, 5, 5)
-    assert "conversation without an answer to learn: 2" in str(counts)
+    assert (counts.read, counts.kept, counts.answers, counts.kept_answers) == (6, 4, 5, 5)
+    assert "conversation without an answer to train on: 2" in str(counts)
 
 
 @pytest.mark.parametrize("value", [0.5, 2, -1, "half", [1], {"a": 1}])
@@ -120,9 +120,9 @@ def test_weights_of_other_messages_are_mentioned(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {"messages": talk({"weight": 1}, {"weight": 1})})
     report = ReadReport("stop")
     (conversation,) = read_conversations([path], DEFAULT, report)
-    assert conversation.learned is None
+    assert conversation.targets is None
     assert list(report.hints) == [
-        "only answers are learned, whatever the weights of other messages"
+        "only answers are trained on, whatever the weights of other messages"
     ]
     path = write(tmp_path / "b.jsonl", {"messages": talk({"weight": 0})})
     report = ReadReport("stop")

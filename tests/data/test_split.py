@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from gptsmith.data.examples import Example, Examples
 from gptsmith.data.instructions import Instruction, split_instructions
 from gptsmith.data.options import SplitConfig
-from gptsmith.data.split import fill, group, hash_order
+from gptsmith.data.split import fill_splits, group_rows, hash_order
 
 
 def test_groups_keep_the_order_of_their_keys() -> None:
-    assert group(["b", "a", "b", "c"]) == {"b": [0, 2], "a": [1], "c": [3]}
+    assert group_rows(["b", "a", "b", "c"]) == {"b": [0, 2], "a": [1], "c": [3]}
 
 
 def test_hash_order_depends_on_key_and_seed_alone() -> None:
@@ -27,15 +27,15 @@ def test_hash_order_depends_on_key_and_seed_alone() -> None:
 
 @given(st.lists(st.integers(1, 5), max_size=30), st.integers(0, 20), st.integers(0, 20))
 def test_fill_respects_the_room_and_loses_nothing(sizes: list[int], a: int, b: int) -> None:
-    splits = fill(range(len(sizes)), (a, b), sizes)
+    splits = fill_splits(range(len(sizes)), (a, b), sizes)
     assert sorted(number for part in splits for number in part) == list(range(len(sizes)))
     for room, part in zip((a, b), splits, strict=False):
         assert sum(sizes[i] for i in part) <= room
 
 
 def test_fill_takes_groups_in_order() -> None:
-    assert fill([3, 0, 2, 1], (1, 2)) == [[3], [0, 2], [1]]
-    assert fill([3, 0, 2, 1], (2, 9), [1, 1, 1, 3]) == [[0, 2], [1, 3], []]
+    assert fill_splits([3, 0, 2, 1], (1, 2)) == [[3], [0, 2], [1]]
+    assert fill_splits([3, 0, 2, 1], (2, 9), [1, 1, 1, 3]) == [[0, 2], [1, 3], []]
 
 
 def test_splits_of_runs_made_before_stay_the_same() -> None:

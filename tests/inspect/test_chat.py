@@ -45,7 +45,7 @@ def test_counts(chat: Path) -> None:
     )
     assert r.counts.report.skipped.counts() == {"empty answer": 1}
     turns = [1, 1, 8, 1, 2]
-    assert r.counts.learned == sum(turns)
+    assert r.counts.kept_answers == sum(turns)
     assert r.examples.tokens == 12 * sum(turns)  # four special tokens, six bytes and two
     assert r.examples.targets == 4 * sum(turns)
     text = shown(r)
@@ -53,7 +53,7 @@ def test_counts(chat: Path) -> None:
         "5, 13 answers (2.6 each)", "156, 33.3% targets", "12 to 96, median 12",
         "rows of 100 tokens 2 when packed, 75.5% filled; 5 when padded, 30.2% filled",
         "used skipped: 1 of 5 rows (20.0%), empty answer: 1",
-        "all 13 answers of 4 conversations are learned; ending with a question",
+        "all 13 answers of 4 conversations are trained on; ending with a question",
         "divided into windows of at most 101 tokens: 1",
         "64-127",
     ):  # fmt: skip
@@ -82,7 +82,7 @@ def test_long_conversations_are_truncated(tmp_path: Path) -> None:
 def test_prepared_files_and_sets_without_targets(chat: Path, tmp_path: Path) -> None:
     out = tmp_path / "chat.arrow"
     write_chat([chat], ChatFiles(on_error="skip"), OURS, T, out)
-    assert report(out).counts.learned == report(chat).counts.learned
+    assert report(out).counts.kept_answers == report(chat).counts.kept_answers
     with pytest.raises(ValueError, match="no conversation is left"):
         report(chat, 5)
     with pytest.raises(ValueError, match=r":4: message 2 of 2: .*--on-error"):

@@ -210,7 +210,7 @@ def test_prepared_set_fits_the_run_it_is_prepared_for(
     proposed = said.rpartition("next: gptsmith ")[2].replace("RUN2", str(run)).split()
     finish([*proposed, *COMMON, "--train.steps", "1"])
     notes = [event["message"] for event in events(run, "note")]
-    assert "data: all 90 answers of 60 conversations are learned" in notes
+    assert "data: all 90 answers of 60 conversations are trained on" in notes
 
 
 def test_corpus_is_not_a_chat_set(base: Path, corpus: Path, tmp_path: Path, user_error) -> None:

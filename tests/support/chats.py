@@ -1,4 +1,4 @@
-"""Conversations, the built-in template over bytes, and what of a conversation is learned."""
+"""Conversations, the built-in template over bytes, and the texts of its targets."""
 
 import gzip
 import json
@@ -71,7 +71,7 @@ def learned(
     return [tokenizer.decode([int(i) for i, _ in run]) for is_run, run in pairs if is_run]
 
 
-def learned_of(example: Example, tokenizer: Tokenizer = BYTES) -> list[str]:
+def target_texts(example: Example, tokenizer: Tokenizer = BYTES) -> list[str]:
     is_target = example.labels != IGNORE_INDEX
     assert (example.labels == example.ids)[is_target].all()
     return learned(example.ids.tolist(), is_target.tolist(), tokenizer)

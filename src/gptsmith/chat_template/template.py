@@ -75,7 +75,7 @@ class ReasoningOmittedError(ValueError):
     def __init__(self, message: int, of: int) -> None:
         super().__init__(
             f"the chat template leaves out the reasoning_content of message {message + 1} of {of}: "
-            "it would not be learned"
+            "the model would not learn it"
         )
         self.message = message
 

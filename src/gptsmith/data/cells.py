@@ -1,4 +1,4 @@
-"""Cells of tables: their text, whether they say that an answer is learned, and JSON in them."""
+"""Cells of tables: as text, as a flag that makes an answer a training target, and as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gptsmith.chat_template.message import is_empty, join_text_parts
 
 
 class InvalidRowError(ValueError):
-    """A row that is not a conversation. kind: for counting. The text has no place."""
+    """A row that is not a conversation. kind: what it is counted as. The text has no place."""
 
     def __init__(self, kind: str, problem: str) -> None:
         super().__init__(problem)
@@ -19,9 +19,9 @@ class InvalidRowError(ValueError):
 
 
 def cell_text(value: Any, what: str, kind: str = "cell that is not text") -> str:
-    """The text of a cell: numbers, dates and truth values as they are written, "" if it is empty.
+    """The text of a cell; numbers, dates and booleans are converted, empty cells become "".
 
-    what: names the cell. A list of parts that are text is joined. InvalidRowError for anything
+    what: names the cell in errors. A list of text parts is joined. InvalidRowError for anything
     else, such as another list.
     """
     value = join_text_parts(value)
@@ -36,10 +36,10 @@ def cell_text(value: Any, what: str, kind: str = "cell that is not text") -> str
     raise InvalidRowError(kind, f"{what} holds a {of}, not text: {str(value)[:40]}")
 
 
-def learned_flag(name: str, value: Any) -> bool:
-    """Whether an answer is learned, from a cell such as `weight`; it is if the cell is empty.
+def target_flag(name: str, value: Any) -> bool:
+    """Whether a cell such as `weight` makes an answer a training target; an empty one does.
 
-    InvalidRowError for a value that is neither yes nor no, such as 0.5.
+    InvalidRowError for a value that is neither true nor false, such as 0.5.
     """
     if is_empty(value):
         return True
@@ -53,14 +53,14 @@ def learned_flag(name: str, value: Any) -> bool:
     if number not in (0, 1):
         raise InvalidRowError(
             "unknown weight",
-            f"{name} {str(value)[:40]}: an answer is learned (1, true) or not (0, false), nothing "
-            "between; change it, or rename it if it means something else",
+            f"{name} {str(value)[:40]}: an answer is trained on (1, true) or not (0, false), "
+            "nothing between; change it, or rename it if it means something else",
         )
     return number == 1
 
 
-def parsed(value: Any, name: str) -> Any:
-    """The value of a column, read from JSON if it is a text, as in a .csv; None if it is empty."""
+def parse_json(value: Any, name: str) -> Any:
+    """The value of a column, parsed as JSON if it is a text, as in a .csv; None if it is empty."""
     if isinstance(value, str) and value:
         try:
             value = json.loads(value)

@@ -1,6 +1,6 @@
-"""Chat sets for training: conversations or ready token ids -> examples, checked.
+"""Chat data sets: conversations, or tables of token ids, to checked training examples.
 
-A set is read into memory, or written once to a file that is then memory-mapped
+A data set is read into memory, or encoded once into a file that is memory-mapped afterwards
 (`gptsmith prepare --format chat`).
 """
 
@@ -15,6 +15,7 @@ from gptsmith.arguments import check_several
 from gptsmith.chat_template.message import turn_starts
 from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.data import columnar
+from gptsmith.data.chat_windows import Window, conversation_windows, token_windows
 from gptsmith.data.conversations import Conversation, read_conversations
 from gptsmith.data.examples import Example, Examples, answer_ends, is_chat_set, write_examples
 from gptsmith.data.options import ChatFiles
@@ -23,23 +24,23 @@ from gptsmith.data.report import ReadReport, Tally
 from gptsmith.data.rows import row_files
 from gptsmith.data.token_examples import check_stop_token_trained, token_examples
 from gptsmith.data.tokenized import holds_ids
-from gptsmith.data.windows import Window, conversation_windows, token_windows
 
 FORMAT = 1  # of the file that write_chat makes
 
 
 @dataclass
 class ChatCounts:
-    """What became of the answers of a set, in examples of at most T + 1 tokens.
+    """How the answers of a data set are used, in examples of at most T + 1 tokens.
 
-    report     the rows that are not conversations (not counted in `read`), and remarks on the files
-    divide     whether long conversations are divided; otherwise only their beginning is used
-    read       conversations
-    kept       conversations of which something is learned
-    answers    answers to learn in them; `learned` of these are, the others are left out
-    too_long   conversations with an answer that is left out, as its turn alone is longer
-    remarks    conversations that are used, but not as they are, or that teach nothing
-    prepared   what was said when the set was prepared, if it is used as it is
+    report         rows that are not conversations (not counted in `read`), and hints about files
+    divide         whether long conversations are divided; otherwise only their beginning is used
+    read           conversations read
+    kept           conversations with at least one target
+    answers        answers that should be targets
+    kept_answers   those that fit and are targets; the others are left out
+    too_long       conversations with an answer that is left out because its turn is too long
+    remarks        conversations that are changed, or that have no targets
+    prepared       the summary from when the set was prepared, if it is used unchanged
     """
 
     T: int
@@ -48,22 +49,25 @@ class ChatCounts:
     read: int = 0
     kept: int = 0
     answers: int = 0
-    learned: int = 0
+    kept_answers: int = 0
     too_long: Tally = field(default_factory=Tally)
     remarks: Tally = field(default_factory=Tally)
     prepared: str = ""
 
     def count(self, windows: Iterable[Window], answers: int, place: str) -> Iterator[Example]:
-        """The examples of a conversation's windows, counted. answers: those to learn."""
+        """Yield the examples of a conversation's windows and count them.
+
+        answers: how many answers of the conversation should be targets.
+        """
         found, limit = list(windows), f"{self.T + 1:,} tokens"
         if not self.divide:
             found = [window for window in found[:1] if window.turn == 0]
-        learned = sum(window.answers for window in found)
+        kept_answers = sum(window.answers for window in found)
         self.read, self.kept = self.read + 1, self.kept + bool(found)
-        self.answers, self.learned = self.answers + answers, self.learned + learned
+        self.answers, self.kept_answers = self.answers + answers, self.kept_answers + kept_answers
         if not answers:
-            self.remarks.add("conversation without an answer to learn", place)
-        if learned < answers:
+            self.remarks.add("conversation without an answer to train on", place)
+        if kept_answers < answers:
             what = "a turn" if self.divide else "the conversation"
             self.too_long.add(f"{what} is longer than {limit}", place)
         if len(found) > 1:
@@ -71,11 +75,11 @@ class ChatCounts:
         yield from (window.example for window in found)
 
     def __str__(self) -> str:
-        """What is left out first, then what is learned."""
+        """A summary: first what is left out, then what is trained on."""
         if self.prepared:
             return self.prepared
         parts = []
-        if left := self.answers - self.learned:
+        if left := self.answers - self.kept_answers:
             share = f"{left:,} of {self.answers:,} answers ({left / self.answers:.1%})"
             parts += [f"left out: {share}, as {line}" for line in self.too_long.lines()]
         if skipped := self.report.skipped.total:
@@ -83,7 +87,9 @@ class ChatCounts:
             lines = ", ".join(self.report.skipped.lines())
             parts.append(f"skipped: {skipped:,} of {rows:,} rows ({skipped / rows:.1%}), {lines}")
         which = "" if left else "all "
-        parts.append(f"{which}{self.learned:,} answers of {self.kept:,} conversations are learned")
+        parts.append(
+            f"{which}{self.kept_answers:,} answers of {self.kept:,} conversations are trained on"
+        )
         return "; ".join([*parts, *self.remarks.lines(), *self.report.hints])
 
 
@@ -93,9 +99,9 @@ def load_chat(
     template: ChatTemplate,
     T: int,
 ) -> tuple[Examples, ChatCounts]:
-    """The examples of a set for rows of T tokens: mapped if `write_chat` made the file, else read.
+    """The examples of a data set for rows of T tokens: memory-mapped if `write_chat` made the file.
 
-    ValueError, with place and remedy, for a set that would teach nothing.
+    ValueError, with place and remedy, for a data set without targets.
     """
     examples, counts = _read(sources, files, template, T)
     if len(sources) == 1 and is_chat_set(Path(sources[0])):
@@ -112,7 +118,7 @@ def write_chat(
     *,
     overwrite: bool = False,
 ) -> ChatCounts:
-    """Encode a set into a file for `load_chat`, in bounded memory and written durably.
+    """Encode a data set into a file for `load_chat`, in bounded memory and written durably.
 
     ValueError as from `load_chat`; FileExistsError for an existing file without `overwrite`.
     """
@@ -122,7 +128,7 @@ def write_chat(
         raise FileExistsError(f"--out {out}: already exists; --overwrite replaces it")
     examples, counts = _read(sources, files, template, T)
     out.parent.mkdir(parents=True, exist_ok=True)
-    facts = _made_by(template, T)
+    facts = _provenance(template, T)
     write_examples(out, examples, facts, lambda: {"said": str(counts)})
     return counts
 
@@ -133,10 +139,10 @@ def _read(
     template: ChatTemplate,
     T: int,
 ) -> tuple[Iterator[Example], ChatCounts]:
-    """Examples of conversations, or of tables of token ids and labels, in order, and what will be
-    counted while they are read.
+    """Examples of conversations, or of tables of token ids and labels, in order, and their counts,
+    which are complete once all were read.
 
-    ValueError at their end if there was nothing to learn from.
+    Raises ValueError after the last one if there are no targets.
     """
     check_several(sources, "sources")
     template.check_prefix_preserving()
@@ -163,12 +169,12 @@ def _read(
                 found = token_examples(tables, files.labels, template.tokenizer.vocab_size, report)
                 checked = check_stop_token_trained(found, template)
                 yield from divide(checked, template, counts)
-        _check_any_learned(" ".join(map(str, sources)), counts)
+        _check_any_target(" ".join(map(str, sources)), counts)
 
     return examples(), counts
 
 
-def _check_any_learned(where: str, counts: ChatCounts) -> None:
+def _check_any_target(where: str, counts: ChatCounts) -> None:
     if not counts.kept and counts.read and not counts.answers:
         raise ValueError(
             f"{where}: every label is -100 (masked), or every weight 0: training on it teaches "
@@ -184,9 +190,9 @@ def _check_any_learned(where: str, counts: ChatCounts) -> None:
 def encode_conversations(
     conversations: Iterable[Conversation], template: ChatTemplate, counts: ChatCounts
 ) -> Iterator[Example]:
-    """Their examples, of at most counts.T + 1 tokens; `counts` records what is left out."""
+    """Examples of at most counts.T + 1 tokens; `counts` records what is left out."""
     for conversation in conversations:
-        messages, place, learned, _ = conversation
+        messages, place, kept_answers, _ = conversation
         try:
             windows = list(conversation_windows(conversation, template, counts.T + 1))
         except ValueError as error:
@@ -199,14 +205,14 @@ def encode_conversations(
             counts.remarks.add("beginning with a message of the assistant", place)
         if messages[-1]["role"] == "user":
             counts.remarks.add("ending with a question, which was removed", place)
-        answers = conversation.answers if learned is None else learned
+        answers = conversation.answers if kept_answers is None else kept_answers
         yield from counts.count(windows, len(answers), place)
 
 
 def divide(
     examples: Iterable[Example], template: ChatTemplate, counts: ChatCounts
 ) -> Iterator[Example]:
-    """Examples of at most counts.T + 1 tokens from longer ones."""
+    """Divide examples into ones of at most counts.T + 1 tokens."""
     tokens = template.turn_tokens()
     for example in examples:
         windows = token_windows(example, tokens, counts.T + 1)
@@ -216,7 +222,7 @@ def divide(
 # --- prepared files ------------------------------------------------------------------------------
 
 
-def _made_by(template: ChatTemplate, T: int) -> dict[str, str | int]:
+def _provenance(template: ChatTemplate, T: int) -> dict[str, str | int]:
     digest = hashlib.sha256(template.source.encode()).hexdigest()
     tokenizer = template.tokenizer.fingerprint
     return {"format": FORMAT, "tokenizer": tokenizer, "template": digest, "T": T}
@@ -226,7 +232,7 @@ def _open_prepared(
     path: Path, template: ChatTemplate, counts: ChatCounts
 ) -> tuple[Examples, ChatCounts]:
     examples = Examples(path)
-    facts, expected = examples.metadata, _made_by(template, counts.T)
+    facts, expected = examples.metadata, _provenance(template, counts.T)
     remedy = "prepare it again with --format chat --tokenizer RUN"
     if facts.get("format") != FORMAT:
         raise ValueError(f"{path}: made by another version of gptsmith; {remedy}")

@@ -1,6 +1,6 @@
-"""Labelled texts for classification: three splits, encoded, in batches of padded rows.
+"""Labelled texts for classification: three splits, encoding, and batches of padded rows.
 
-No text is in two splits: the model could then remember its label.
+No text is in two splits, since the model could have memorized its label.
 B batch, T time (of the longest row in the batch).
 """
 
@@ -23,7 +23,7 @@ from gptsmith.data.labelled import LabelledText, read_labelled
 from gptsmith.data.options import LabelledConfig
 from gptsmith.data.order import EpochOrder, permutation
 from gptsmith.data.report import ReadReport
-from gptsmith.data.split import fill, group
+from gptsmith.data.split import fill_splits, group_rows
 from gptsmith.tokenizer import Tokenizer
 
 _MULTIPLE = 8  # padded lengths are rounded up to this, which suits matrix products
@@ -31,7 +31,7 @@ _MULTIPLE = 8  # padded lengths are rounded up to this, which suits matrix produ
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """A data set in three splits. notes: what was found, decided and skipped."""
+    """A data set in three splits. notes: for the user, what was detected, decided and skipped."""
 
     labels: tuple[str, ...]  # sorted: as numbers, if all of them are
     train: list[LabelledText]
@@ -109,7 +109,7 @@ def sort_labels(labels: Collection[str]) -> tuple[str, ...]:
 
 
 def _key(row: LabelledText) -> str:
-    """Equal for texts that differ in white space only."""
+    """A key that is equal for texts that differ only in white space."""
     return " ".join(row.text.split())
 
 
@@ -139,12 +139,12 @@ def _split(
     seed: int,
     notes: list[str],
 ) -> list[list[LabelledText]]:
-    """Test, val and train: of each label the shares (test, val), copies of a text together.
+    """Test, validation and training split: the shares (test, val) of each label's texts, with
+    copies of a text in one split.
 
-    A label with too few texts goes first to the training split, then to the test, then to
-    validation.
+    If a label has too few texts, the training split comes first, then test, then validation.
     """
-    groups = list(group(map(_key, rows)).values())
+    groups = list(group_rows(map(_key, rows)).values())
     chosen: list[list[int]] = [[], [], []]
     for number, label in enumerate(labels):
         texts = [rows_of for rows_of in groups if rows[rows_of[0]].label == label]
@@ -154,7 +154,9 @@ def _split(
             notes.append(f"label {label!r} has {len(texts)} texts: too few for every split")
             room = [len(texts) - 1, 0]
         order = permutation(len(texts), seed, number).tolist()
-        for into, found in zip(chosen, fill(order, room, list(map(len, texts))), strict=True):
+        for into, found in zip(
+            chosen, fill_splits(order, room, list(map(len, texts))), strict=True
+        ):
             into += [row for at in found for row in texts[at]]
     if copies := len(rows) - len(groups):
         notes.append(f"{copies:,} of {len(rows):,} texts repeat another one: copies share a split")
@@ -164,7 +166,7 @@ def _split(
 def _balance(
     rows: list[LabelledText], labels: Sequence[str], seed: int, notes: list[str]
 ) -> list[LabelledText]:
-    """Equally many rows of each label, as the rarest has: a random draw, in the original order."""
+    """As many rows of each label as the rarest one has, drawn at random, in the original order."""
     places = [[i for i, row in enumerate(rows) if row.label == label] for label in labels]
     least = min(map(len, places))
     kept = [
@@ -182,8 +184,8 @@ def _balance(
 def encode_texts(
     tokenizer: Tokenizer, texts: Sequence[str], T: int
 ) -> tuple[list[np.ndarray], int]:
-    """Ids of each text, stripped and truncated to T with what the tokenizer puts around a text, and
-    the number of texts that were truncated.
+    """Ids of each text, stripped and truncated to T tokens including those that the tokenizer adds
+    around a text, and the number of texts that were truncated.
 
     ValueError for a text that has no token.
     """
@@ -204,7 +206,7 @@ def encode_texts(
 
 @dataclass(frozen=True)
 class EncodedTexts:
-    """Texts as ids, the class number of each, and the number of truncated texts."""
+    """Texts as ids, the class index of each, and the number of truncated texts."""
 
     ids: list[np.ndarray]
     classes: list[int]

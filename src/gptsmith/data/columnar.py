@@ -1,8 +1,8 @@
 """Parquet and Arrow files: their schema, and their columns in batches of bounded size.
 
-pyarrow trusts what it reads: a flipped bit can crash the process, and a few bytes can stand for
-gigabytes. Files are therefore opened and validated in a worker process (sandbox.py), which sends
-batches that are valid; the functions that run there come last.
+pyarrow trusts its input: a flipped bit can crash the process, and a few bytes can expand to
+gigabytes. So files are opened and validated in a worker process (sandbox.py), which sends valid
+batches; the functions that run there are at the end of this file.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def read_batches(
         report.reached(path, offset)
 
 
-def check_arrow(path: Path, schema: pa.Schema, otherwise: str) -> None:
+def check_arrow(path: Path, schema: pa.Schema, wrong_schema: str) -> None:
     """ValueError unless an Arrow file has these columns, and valid values, none of them null.
 
-    otherwise: what a file with other columns is called.
+    wrong_schema: the problem to report for a file with other columns.
     """
-    _in_worker(sandbox.call, checked, path, [str(field) for field in schema], otherwise)
+    _in_worker(sandbox.call, validate_arrow, path, [str(field) for field in schema], wrong_schema)
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -61,8 +61,8 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def _in_worker(run: Callable, function: Callable, path: Path, *arguments: Any) -> Any:
-    """Call or stream one of the functions below, with enough time and memory for one batch that is
-    as large as the file."""
+    """Call or stream one of the functions below, with limits that suffice even if one batch is as
+    large as the file."""
     size = path.stat().st_size
     return run(
         f"{__name__}:{function.__name__}",
@@ -89,12 +89,12 @@ def schema_of(path: str) -> tuple[None, memoryview]:
         return None, memoryview(schema.serialize())
 
 
-def checked(path: str, fields: list[str], otherwise: str) -> None:
+def validate_arrow(path: str, fields: list[str], wrong_schema: str) -> None:
     """See check_arrow."""
     with _readable(path, "cannot be read as an Arrow file"), pa.memory_map(path) as source:
         opened = pa.ipc.open_file(source)
         if [str(field) for field in opened.schema] != fields:
-            raise ValueError(f"{path}: {otherwise}")
+            raise ValueError(f"{path}: {wrong_schema}")
         for i in range(opened.num_record_batches):
             batch = opened.get_batch(i)
             batch.validate(full=True)
@@ -103,7 +103,7 @@ def checked(path: str, fields: list[str], otherwise: str) -> None:
 
 
 def batches_of(path: str, columns: list[str]) -> Iterator[tuple[int, memoryview]]:
-    """How far the file was read, in bytes, and a batch, serialized."""
+    """Position in the file in bytes, and a serialized batch."""
     rows = 0
     for offset, batch in _batches(path, columns):
         with _readable(path, f"damaged after row {rows}"):
@@ -151,8 +151,8 @@ def _open_arrow(source: pa.MemoryMappedFile) -> Any:
 
 
 def _decoded(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch without dictionaries, which would be sent with every part of it, and with numbers
-    of 32 bits as they are written, which to_pylist would widen (0.1 to 0.10000000149011612)."""
+    """The batch with dictionary columns decoded (a dictionary would be sent with every slice), and
+    with float32 by the shortest decimal (to_pylist would widen 0.1 to 0.10000000149011612)."""
     columns = []
     for column in batch.columns:
         if pa.types.is_dictionary(column.type):
@@ -164,8 +164,8 @@ def _decoded(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _is_plain(kind: pa.DataType) -> bool:
-    """Whether Python's values take about as much memory as the column: so no type whose values
-    are stored once and used often, or not at all."""
+    """Whether the Python values take about as much memory as the column. Not so for types that
+    store a value once for many rows, or that store nothing (null)."""
     kinds = pa.types
     if kinds.is_list(kind) or kinds.is_large_list(kind):
         return not kinds.is_boolean(kind.value_type) and _is_plain(kind.value_type)

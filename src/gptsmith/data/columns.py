@@ -1,4 +1,4 @@
-"""Usual names of columns in data sets, and choosing a column by its name.
+"""Common names of columns in data sets, and choosing a column by its name.
 
 To recognise another name, add it here.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-# The first name of a tuple wins over the others. If it is absent, only one other may be present.
+# The first name of a tuple takes precedence. Without it, exactly one of the others must be present.
 TEXT = (
     "text", "content", "document", "article", "story", "body", "sentence", "review", "message",
     "sms", "v2",
@@ -45,8 +45,8 @@ ROLES = {
     "function_call": "call",  # an assistant's message whose text is the call
     "tool_call": "call",
 }
-# A question and its answer, and what a row of this form may have beside them: what the question is
-# about, earlier questions and answers.
+# Names of a question and its answer; such rows may also have context for the question, and earlier
+# questions and answers.
 PROMPT_AND_RESPONSE = (
     ("prompt", "response"),
     ("prompt", "completion"),
@@ -59,23 +59,22 @@ PROMPT_AND_RESPONSE = (
 )
 CONTEXT = ("input", "context", "passage", "document", "background", "knowledge")
 HISTORY = ("history",)
-# A row of either form may have a system message and tools.
+# Rows of both kinds may have a system message and tools.
 SYSTEM = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
 TOOLS = ("tools", "functions")
-# Whether an answer, or all of a row, is learned: 1 or 0, true or false. In a message only, `loss`
-# is one of them: that of a row is a measurement.
-LEARNED = (
+# Flags that say whether an answer, or every answer of a row, is a target: 1 or 0, true or false.
+# `loss` is one in messages only: in a row it is a measurement.
+TARGET_FLAGS = (
     "weight", "weights", "train", "training", "trainable", "is_trainable", "learn", "loss_mask",
     "loss_weight", "loss_scale",
 )  # fmt: skip
-LEARNED_MESSAGE = (*LEARNED, "loss")
-MASKED_MESSAGE = ("masked", "ignore", "ignored")  # the contrary
-# Fields that say it in a way that cannot be followed: which of its values means what, or which part
-# of a message is learned.
-UNCLEAR_MESSAGE = ("mask", "train_detail", "training_detail")
+MESSAGE_TARGET_FLAGS = (*TARGET_FLAGS, "loss")
+MESSAGE_MASK_FLAGS = ("masked", "ignore", "ignored")  # the opposite
+# Ambiguous flags: it is unknown what their values mean, or which part of a message is a target.
+MESSAGE_UNCLEAR_FLAGS = ("mask", "train_detail", "training_detail")
 # What a text model cannot read.
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
-# Known not to matter; other columns that are not used are reported.
+# Columns without influence on training; other unused columns are reported.
 IRRELEVANT = (
     "id", "idx", "index", "uuid", "hash", "timestamp", "created_at", "source", "dataset", "lang",
     "language", "split", "url", "license", "tags", "meta", "metadata", "parallel_tool_calls",
@@ -83,15 +82,15 @@ IRRELEVANT = (
 
 
 def is_irrelevant(name: str) -> bool:
-    """Whether a column is known not to matter for what is learned."""
+    """Whether a column is known to have no influence on training."""
     name = name.strip().lower()
     return not name or name in IRRELEVANT or name.startswith("__") or name.endswith("_id")
 
 
 def usual_columns(names: Iterable[str], usual: Sequence[str]) -> list[str]:
-    """Those of `names` that are in `usual`; only the first of `usual`, if it is present.
+    """The `names` that occur in `usual`, or only the first of `usual` if it is present.
 
-    Case and surrounding white space do not matter, but an exact match of the first name wins.
+    Case and surrounding white space are ignored, but an exact match of the first name wins.
     """
     names = list(names)
     if usual[0] in names:
@@ -103,7 +102,7 @@ def usual_columns(names: Iterable[str], usual: Sequence[str]) -> list[str]:
 def choose_column(
     names: Sequence[str], configured: str | None, usual: Sequence[str], place: str
 ) -> str | None:
-    """The configured column (ValueError if it is missing), or the only one with a usual name."""
+    """The configured column (ValueError if it is missing), or the only one with a common name."""
     if configured is not None:
         if configured not in names:
             raise ValueError(f"{place}: no column {configured!r}, only {quoted(names)}")
@@ -121,5 +120,5 @@ def unclear_column(what: str, names: Sequence[str], place: str) -> ValueError:
 
 
 def quoted(names: Iterable[str]) -> str:
-    """Column names for a message."""
+    """Column names, quoted and joined for a message."""
     return ", ".join(repr(name) for name in names)

@@ -1,10 +1,11 @@
-"""Conversations from the formats in which data sets store them.
+"""Read conversations from the formats in which data sets store them.
 
-A conversation is an optional system message, then messages of the user and the assistant; tools may
-speak after the assistant. Mostly the user begins and the two take turns, but a greeting before the
-first question, or several messages of one in a row, are conversations too: what a template cannot
-write, it refuses itself. Any other row is an error that names its place, or is skipped and counted,
-as configured. Each column of a row is used, known to be irrelevant, or reported.
+A conversation is an optional system message followed by messages of the user and the assistant;
+results of tools may follow the assistant's. Usually the user begins and the two alternate, but a
+greeting before the first question and several messages of one speaker in a row are accepted too:
+the template rejects what it cannot write. Any other row is an error that names its place, or is
+skipped and counted, as configured. Every column of a row is used, known to be irrelevant, or
+reported.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 from gptsmith.chat_template.message import CALLS, Message, is_empty
 from gptsmith.data import columns as names
-from gptsmith.data.cells import InvalidRowError, parsed
+from gptsmith.data.cells import InvalidRowError, parse_json
 from gptsmith.data.columns import quoted
 from gptsmith.data.messages import cell_message, is_message, read_message
 from gptsmith.data.options import ChatFiles
@@ -24,31 +25,31 @@ from gptsmith.data.row_fields import (
     cell,
     context,
     history,
-    learned_answers,
-    mention_unused,
     refuse_media,
+    report_unused_columns,
     system_text,
+    target_answers,
     tools_of,
 )
 from gptsmith.data.rows import Row, read_rows
 
 
 class Conversation(NamedTuple):
-    """Checked messages.
+    """A conversation of validated messages.
 
-    place    where they are, for errors
-    learned  numbers of the answers to learn; None: all
+    place    where it comes from, for errors
+    targets  indices of the answers that are targets; None: all
     tools    what the assistant may call
     """
 
     messages: list[Message]
     place: str
-    learned: frozenset[int] | None = None
+    targets: frozenset[int] | None = None
     tools: list[Any] | None = None
 
     @property
     def answers(self) -> list[int]:
-        """The numbers of the assistant's messages."""
+        """The indices of the assistant's messages."""
         return [i for i, message in enumerate(self.messages) if message["role"] == "assistant"]
 
 
@@ -57,8 +58,8 @@ def read_conversations(
 ) -> Iterator[Conversation]:
     """The conversations of files, folders and patterns (data/rows.py), in order.
 
-    ValueError naming the place of a row that is not a conversation (unless `report` skips those),
-    or the columns if no column of a source can be the messages.
+    ValueError naming the place of a row that is not a conversation (unless `report` skips it), or
+    the columns of a source in which no column can be the messages.
     """
     for source in sources:
         for number, row in enumerate(read_rows(source, report, form=files)):
@@ -82,7 +83,7 @@ def read_conversations(
 def _conversation(
     row: Row, turns: list[Any], used: set[str], files: ChatFiles, report: ReadReport
 ) -> Conversation:
-    """The conversation of a row. used: the columns that `turns` were made of."""
+    """The conversation of a row. used: the columns from which `turns` were taken."""
     values = {name: value for name, value in row.values.items() if name not in used}
     refuse_media(values)
     if system := system_text(values):
@@ -99,14 +100,14 @@ def _conversation(
         messages.append(message)
         flags.append(flag)
         if flag and message["role"] != "assistant":
-            report.hint("only answers are learned, whatever the weights of other messages")
+            report.hint("only answers are trained on, whatever the weights of other messages")
     conversation = Conversation(messages, row.place, tools=tools_of(values))
     answers = conversation.answers
     if not answers:
         raise InvalidRowError("conversation without an answer", "no assistant message")
-    learned = learned_answers(values, flags, answers)
-    mention_unused(values, set(), report)
-    return conversation._replace(learned=None if len(learned) == len(answers) else learned)
+    targets = target_answers(values, flags, answers)
+    report_unused_columns(values, set(), report)
+    return conversation._replace(targets=None if len(targets) == len(answers) else targets)
 
 
 _KNOWN = {
@@ -137,7 +138,7 @@ def _messages_of(row: Row, files: ChatFiles) -> tuple[list[Any], set[str]] | Non
     name = min(named, key=lambda name: is_empty(values[name]), default=None)
     turns = values[name] if name else None
     if name and isinstance(turns, str) and turns.lstrip().startswith("["):
-        turns = parsed(turns, name)  # in a table of text
+        turns = parse_json(turns, name)  # in a table of text
     if files.messages_column is None and (is_empty(turns) or not isinstance(turns, list)):
         found = _question_and_answer(row, files)
         if found is not None or files.prompt_column is not None:
@@ -152,8 +153,8 @@ def _messages_of(row: Row, files: ChatFiles) -> tuple[list[Any], set[str]] | Non
 
 
 def _column_of_messages(values: Mapping[str, Any], files: ChatFiles) -> str | None:
-    """The column that holds messages under a name of its own, if there is one such column. Not
-    below a message, as in a tree: those are its replies."""
+    """The only column that holds messages, under an unknown name, if there is exactly one. None for
+    a row that is itself a message: in a tree of messages, the list holds its replies."""
     if is_message(values, files):
         return None
     found = [
@@ -165,7 +166,7 @@ def _column_of_messages(values: Mapping[str, Any], files: ChatFiles) -> str | No
 
 
 def _question_and_answer(row: Row, files: ChatFiles) -> tuple[list[Any], set[str]] | None:
-    """The messages of a row that has a question and its answer, and the columns they are from."""
+    """The messages of a row with a question and an answer, and the columns they are from."""
     values = row.values
     usual: Sequence[tuple[str, str]] = names.PROMPT_AND_RESPONSE
     if files.prompt_column is not None and files.response_column is not None:
@@ -201,7 +202,7 @@ def _holds_messages(value: Any) -> bool:
 
 
 def _with_system(turns: list[Any], text: str, files: ChatFiles) -> list[Any]:
-    """The messages with the row's system message before them, unless they begin with the same."""
+    """Put the row's system message before the messages, unless they begin with the same one."""
     try:
         first = read_message(turns[0], files).message if turns else None
     except InvalidRowError:  # reported with its number later
@@ -215,7 +216,7 @@ def _with_system(turns: list[Any], text: str, files: ChatFiles) -> list[Any]:
 
 
 def _check_order(before: Sequence[Message], message: Message, flag: bool | None) -> None:
-    """InvalidRowError for a message that cannot follow those before it, or that says nothing."""
+    """InvalidRowError for a message that cannot follow those before it, or is empty."""
     role, last = message["role"], before[-1]["role"] if before else "system"
     if role == "system" and last != "system":
         raise InvalidRowError("system message not at the beginning", "a system message")

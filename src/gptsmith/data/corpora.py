@@ -1,7 +1,7 @@
-"""Corpora by name: pydocs, shakespeare, wikitext-2, fineweb-edu ...
+"""Named corpora: pydocs, shakespeare, wikitext-2, fineweb-edu ...
 
-A named corpus is looked for in $GPTSMITH_DATA first, which works without network, and then on the
-Hugging Face Hub. Where neither has it, the error says which files to put where.
+A named corpus is looked up in $GPTSMITH_DATA first, which works without a network, and then on the
+Hugging Face Hub. If neither has it, the error says which files to put where.
 """
 
 import os
@@ -26,7 +26,7 @@ _SHAKESPEARE_SIZE = 1_115_394
 _SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 
-# Corpora of the Hub. Their files may also be in a folder of that name in $GPTSMITH_DATA.
+# Corpora on the Hub. Their files may also be in a folder of the same name in $GPTSMITH_DATA.
 _ON_HUB = {
     "wikipedia": HubName("wikimedia/wikipedia", "20231101.en"),
     "openwebtext": HubName("Skylion007/openwebtext"),
@@ -138,7 +138,7 @@ def _wikitext(name: str, report: ReadReport) -> Source:
 
 
 def articles(lines: Iterable[str], place: str) -> Iterator[Document]:
-    """The articles of a WikiText file from its lines; joined, they are the whole file."""
+    """Split the lines of a WikiText file into articles; concatenated, they are the whole file."""
     report, number = ReadReport(), 0
     article: list[str] = []
     blank = True  # a title is between blank lines; a line of mathematics may look like one

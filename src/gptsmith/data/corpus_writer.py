@@ -1,6 +1,6 @@
-"""Writes encoded batches to the shards of an unfinished corpus, and its journal.
+"""Write encoded batches to the shards of an unfinished corpus, and keep its journal.
 
-Every few seconds the journal records how many batches the shards hold. A writer created from the
+Every few seconds the journal records how many batches the shards contain. A writer created from the
 journal's state truncates the shards to these batches.
 """
 
@@ -75,18 +75,19 @@ class CorpusWriter:
     def write(self, batch: TextBatch, encoded: Encoded) -> None:
         """Append a batch; every few seconds, update the journal.
 
-        Documents of "first_shard" go to validation, whole, until the next would not fit into its
-        first shard.
+        Documents of the split "first_shard" go to validation until one does not fit into its first
+        shard, and from then on to training.
         """
-        around = self._document
+        document_tokens = self._document
         before, after = (
-            np.array(ids, self.tokenizer.dtype) for ids in (around.before, around.after)
+            np.array(ids, self.tokenizer.dtype)
+            for ids in (document_tokens.before, document_tokens.after)
         )
         added: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
         documents, text_bytes = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
         val_tokens = self.tokens("val")
         for part, (ids, size) in zip(batch.parts, encoded, strict=True):
-            whole = [before, ids, after] if part.begins else [ids]
+            whole = [before, ids, after] if part.delimited else [ids]
             split: str = part.split
             if split == "first_shard":
                 self.first_shard_full |= val_tokens + sum(map(len, whole)) > self.shard_tokens
@@ -105,7 +106,7 @@ class CorpusWriter:
             self.journal()
 
     def journal(self) -> None:
-        """Make durable what was written, and record it."""
+        """Sync the shards and record how far they have come."""
         for writer in self.writers.values():
             writer.sync()
         state = {

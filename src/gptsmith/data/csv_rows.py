@@ -1,4 +1,4 @@
-"""Rows of .csv and .tsv files; delimiter and encoding are found out where they are not given."""
+"""Rows of .csv and .tsv files; delimiter and encoding are detected unless they are given."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from gptsmith.data.decode import LINE_LIMIT, NOT_UTF8, find_encoding, opened_text
+from gptsmith.data.decode import LINE_LIMIT, NOT_UTF8, find_encoding, open_text
 from gptsmith.data.options import FileFormat
 from gptsmith.data.paths import has_suffix
 from gptsmith.data.report import ReadReport
@@ -26,16 +26,20 @@ _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)  # Excel writes
 def csv_rows(
     path: Path, report: ReadReport, header: Sequence[str] | None, form: FileFormat
 ) -> Iterator[Row]:
-    """header: names of the columns, of a file without header line. form: what is not found out."""
+    """The rows of a file.
+
+    header: names of the columns of a file without header line. form: encoding and delimiter, where
+    they are given. ValueError naming the place of a malformed row, unless `report` skips it.
+    """
     csv.field_size_limit(sys.maxsize)
     names, count = None if header is None else list(header), 0
-    with opened_text(path, find_encoding(path, form.encoding, report)) as (raw, text):
+    with open_text(path, find_encoding(path, form.encoding, report)) as (raw, text):
         try:
             lines = _Lines(text)
             dialect = _dialect(path, lines, form, report)
             records = csv.reader(lines, **dialect)
             while True:
-                place = f"{path}:{lines.begin()}"
+                place = f"{path}:{lines.start_record()}"
                 record = _next_record(records, lines, dialect["delimiter"], names)
                 if record is None:
                     return
@@ -73,11 +77,11 @@ def _next_record(
         return None
     except csv.Error as error:
         problem = f"cannot be read ({error})"
-    swallowed = problem or _swallows(lines.record, delimiter, len(names or values))
+    swallowed = problem or _has_unclosed_quote(lines.record, delimiter, len(names or values))
     if len(lines.record) > 1 and swallowed:
-        # A quote without its end takes the rows behind it into its field: they are read again.
+        # An unclosed quote swallows the following rows into its field: read them again.
         last = lines.number
-        lines.again()
+        lines.rewind()
         return [], f"a field in quotes begins here and has no end up to line {last}"
     return values, problem
 
@@ -92,20 +96,20 @@ def _header(names: list[str], problem: str, place: str) -> list[str]:
     return names
 
 
-def _swallows(record: Sequence[str], delimiter: str, width: int) -> bool:
-    """Whether a record of several lines is in truth several rows: each line by itself has as many
-    fields as a row, the first and the last one included. In a text of several lines these two have
-    the other fields of the row as well."""
+def _has_unclosed_quote(record: Sequence[str], delimiter: str, width: int) -> bool:
+    """Whether a record of several lines is really several rows: every line by itself has as many
+    fields as a row. In a genuine field of several lines, the first and the last line also contain
+    the other fields of the row."""
     lines = [line for line in record if line.strip()]
     enough = (len(lines) - 1) * (width - 1) >= 6
     return enough and all(line.count(delimiter) == width - 1 for line in lines)
 
 
 class _Lines:
-    """The lines of a file for csv.reader; those of the present record can be read again.
+    """The lines of a file for csv.reader; those of the current record can be read again.
 
-    record   the lines of the present record
-    number   of the last line
+    record   the lines of the current record
+    number   the number of the last line
     """
 
     def __init__(self, file: TextIO) -> None:
@@ -134,18 +138,18 @@ class _Lines:
         """The next line, or a part of it where it is very long; "" at the end."""
         return self.waiting.popleft() if self.waiting else self.file.readline(LINE_LIMIT)
 
-    def begin(self) -> int:
-        """Begin a record; the number of its first line."""
+    def start_record(self) -> int:
+        """Start a new record; returns the number of its first line."""
         self.record, self.size = [], 0
         return self.number + 1
 
-    def again(self) -> None:
-        """Give the lines of this record again, except the first."""
+    def rewind(self) -> None:
+        """Go back to the second line of this record."""
         self.waiting.extendleft(reversed(self.record[1:]))
         self.number -= len(self.record) - 1
 
     def peek(self, size: int) -> str:
-        """About `size` characters, in whole lines, which are given later."""
+        """About `size` characters, in whole lines, without consuming them."""
         while size > 0 and (line := self.file.readline(LINE_LIMIT)):
             self.waiting.append(line)
             size -= len(line)
@@ -156,34 +160,34 @@ class _Lines:
 
 
 def _dialect(path: Path, lines: _Lines, form: FileFormat, report: ReadReport) -> dict[str, Any]:
-    """The arguments of csv.reader. A hint says which delimiter was found out."""
+    """The arguments of csv.reader. A hint reports a delimiter that was detected."""
     is_tsv = has_suffix(path, ".tsv", ".tsv.gz")
-    usual = "\t" if is_tsv else ","
+    default = "\t" if is_tsv else ","
     sample, delimiter = lines.peek(_SAMPLE), form.delimiter
     if named := _SEPARATOR_LINE.match(sample):
         next(lines)
         sample, delimiter = sample[named.end() :], delimiter or named[1]
-    delimiter = delimiter or find_delimiter(sample, usual)
-    if delimiter not in (usual, form.delimiter):
+    delimiter = delimiter or find_delimiter(sample, default)
+    if delimiter not in (default, form.delimiter):
         report.hint(f"{path}: read with the delimiter {delimiter!r}")
     # A .tsv has no quoting (IANA text/tab-separated-values): " is an ordinary character.
     quoting = csv.QUOTE_NONE if is_tsv and delimiter == "\t" else csv.QUOTE_MINIMAL
     return {"delimiter": delimiter, "quoting": quoting, "strict": quoting == csv.QUOTE_MINIMAL}
 
 
-def find_delimiter(sample: str, usual: str) -> str:
-    """The delimiter of a table that begins with `sample`: `usual`, unless another one divides the
-    first line, and more of the records into as many fields as that."""
-    best, found = _agreement(sample, usual), usual
+def find_delimiter(sample: str, default: str) -> str:
+    """The delimiter of a table that begins with `sample`: `default`, unless another one splits the
+    first line, and more of the records into as many fields as that line."""
+    best, found = _consistency(sample, default), default
     for delimiter in ",\t;|":
-        share = _agreement(sample, delimiter) if delimiter != usual else 0.0
+        share = _consistency(sample, delimiter) if delimiter != default else 0.0
         if share > max(best, 0.5):
             best, found = share, delimiter
     return found
 
 
-def _agreement(sample: str, delimiter: str) -> float:
-    """The share of records with as many fields as the first one; 0 if that has a single one."""
+def _consistency(sample: str, delimiter: str) -> float:
+    """The share of records with as many fields as the first one; 0 if that has only one."""
     records = csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter)
     widths = [len(record) for record in islice(records, _RECORDS) if record]
     return widths.count(widths[0]) / len(widths) if widths and widths[0] > 1 else 0.0

@@ -42,7 +42,7 @@ class Windows(Epochs):
         stride: int | None = None,
         context_only: Sequence[int] = (),
     ) -> None:
-        """documents: tokens around a document, to restrict attention to documents; None: do not.
+        """documents: the tokens around a document, if attention is restricted to documents.
         mask_targets_before: number of positions at the start of each row that are not targets
         (model/target_leakage.py). stride: tokens from one window to the next; windows overlap if
         it is less than T, the default. context_only: ids that are never targets."""
@@ -115,14 +115,14 @@ class Windows(Epochs):
 
 def make_batch(
     rows: np.ndarray,
-    around: DocumentTokens | None,
+    document_tokens: DocumentTokens | None,
     name: str,
     mask_targets_before: int | np.ndarray = 0,
     mask_targets_from: int | np.ndarray | None = None,
     context_only: Sequence[int] = (),
 ) -> Batch:
-    """rows (B, T + 1) of ids -> inputs and targets (B, T), with document numbers given what is
-    around a document.
+    """rows (B, T + 1) of ids -> inputs and targets (B, T), and, with document_tokens, the document
+    number of each position.
 
     Only positions from mask_targets_before up to mask_targets_from are targets: one number for all
     rows, or one for each (B,). Ids in context_only are never targets.
@@ -137,8 +137,8 @@ def make_batch(
         masked = masked | np.isin(rows[:, 1:], context_only)
     targets.masked_fill_(torch.from_numpy(masked), IGNORE_INDEX)
     documents = None
-    if around is not None:  # counting their beginnings numbers the documents of a row
-        documents = torch.from_numpy(around.starts(rows[:, :-1])).cumsum(dim=1)
+    if document_tokens is not None:  # counting their beginnings numbers the documents of a row
+        documents = torch.from_numpy(document_tokens.starts(rows[:, :-1])).cumsum(dim=1)
     return Batch(inputs, targets, documents=documents, name=name)
 
 

@@ -1,8 +1,9 @@
-"""The bytes of a file as text: gzip, and encodings.
+"""Decode the bytes of a file: gzip, and detection of the encoding.
 
-The same rule for all text formats: a byte order mark decides. Otherwise the text is UTF-8 if nearly
-all of it is valid UTF-8 (the reader rejects the other lines one by one), UTF-16 if its zero bytes
-say so, cp1252 if it reads like a Western text in it. Nothing else is guessed: --encoding names it.
+The same rules hold for all text formats. A byte order mark decides. Otherwise the text is UTF-8 if
+nearly all of it is valid UTF-8 (readers reject the remaining lines one by one), UTF-16 if its zero
+bytes indicate that, cp1252 if it then reads like Western European text. Other encodings are not
+guessed and need --encoding.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _BLOCK = 1 << 20
 _SAMPLE = 1 << 18
 _RATIO = 250  # gzip reaches 1,000 on one repeated byte, and a tenth of this on repetitive logs
 
-_MARKS = (
+_BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, UTF8),
     (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark begins it
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -38,8 +39,8 @@ _MARKS = (
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """The file as stored, for its position, and its bytes, decompressed if it is a gzip file.
+def open_bytes(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """The raw file, for its position, and its bytes, decompressed if it is a gzip file.
 
     ValueError for a damaged gzip file.
     """
@@ -55,14 +56,14 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
 
 
 @contextmanager
-def opened_text(path: Path, encoding: str, newline: str = "") -> Iterator[tuple[BinaryIO, TextIO]]:
-    """The file as stored, for its position, and its text. newline: as of `open`.
+def open_text(path: Path, encoding: str, newline: str = "") -> Iterator[tuple[BinaryIO, TextIO]]:
+    """The raw file, for its position, and its text. newline: as for `open`.
 
-    Bytes that are not of the encoding become lone surrogates, so that a reader can reject the line
-    that has them: strict decoding would fail at the end of a buffer, far from it. ValueError where
-    that is impossible, as for half a character of UTF-16.
+    Invalid bytes become lone surrogates, so that a reader can reject the line that contains them;
+    strict decoding would fail at the end of a buffer, far from it. ValueError where that is
+    impossible, as for half a character of UTF-16.
     """
-    with opened(path) as (raw, file), decoding(path):
+    with open_bytes(path) as (raw, file), decoding(path):
         yield raw, io.TextIOWrapper(file, encoding, "surrogateescape", newline)
 
 
@@ -77,14 +78,14 @@ def decoding(path: Path) -> Iterator[None]:
 
 
 def find_encoding(path: Path, given: str | None, report: ReadReport) -> str:
-    """The encoding of a file: as given, or found out from its bytes, all of which are read.
+    """The encoding of a file: as given, or detected from its bytes, all of which are read.
 
-    A hint says what was found out. ValueError for a file that is no text.
+    A hint reports a detected encoding other than UTF-8. ValueError for a file that is not text.
     """
     if given is not None:
         return UTF8 if codecs.lookup(given).name == "utf-8" else given
     status = path.stat()
-    found = _find(path, status.st_size, status.st_mtime_ns)
+    found = _detect(path, status.st_size, status.st_mtime_ns)
     if found == "cp1252":
         report.hint(
             f"{path}: read as cp1252, as it is not UTF-8 (if letters look wrong, name its "
@@ -96,14 +97,14 @@ def find_encoding(path: Path, given: str | None, report: ReadReport) -> str:
 
 
 @lru_cache(256)
-def _find(path: Path, size: int, modified: int) -> str:
-    """size, modified: of the file, so that a changed file is looked at again."""
+def _detect(path: Path, size: int, modified: int) -> str:
+    """Detect the encoding. size, modified: cache keys, so that a changed file is read again."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     total = valid = invalid = 0  # bytes: all, and those of characters beyond ASCII
     sample = bytearray()  # lines with such bytes
-    with opened(path) as (raw, file):
+    with open_bytes(path) as (raw, file):
         block = file.read(_BLOCK)
-        if marked := _marked(path, block[:_SAMPLE]):
+        if marked := _encoding_of_head(path, block[:_SAMPLE]):
             return marked
         while block:
             text = decoder.decode(block)
@@ -121,9 +122,9 @@ def _find(path: Path, size: int, modified: int) -> str:
     return "cp1252" if invalid > 10 * valid and _is_western(bytes(sample[:_SAMPLE])) else "utf-8"
 
 
-def _marked(path: Path, head: bytes) -> str | None:
-    """The encoding that the first bytes of a file tell; None for UTF-8 and its supersets."""
-    for mark, name in _MARKS:
+def _encoding_of_head(path: Path, head: bytes) -> str | None:
+    """The encoding that the first bytes of a file determine; None if they do not."""
+    for mark, name in _BYTE_ORDER_MARKS:
         if head.startswith(mark):
             return name
     found = utf16(head)
@@ -141,20 +142,20 @@ def _count_escaped(text: str) -> int:
 
 
 _SMALL, _CAPITAL = "a-zß-öø-þšžœ", "A-ZÀ-ÖØ-ÞŠŽŒŸ"
-# What does not occur in a Western language: three letters with accents in a row, a capital with an
-# accent behind a small letter, a sign inside a word other than an apostrophe, dash or soft hyphen.
-_ODD = re.compile(
+# What does not occur in Western languages: three accented letters in a row, an accented capital
+# after a small letter, a symbol inside a word other than an apostrophe, dash or soft hyphen.
+_NOT_WESTERN = re.compile(
     f"[À-ÖØ-öø-þŠŽŒšžœŸ]{{3,}}|(?<=[{_SMALL}])[À-ÖØ-ÞŠŽŒŸ]|ÿ"
     f"|(?<=[{_SMALL}{_CAPITAL}])[^\\x00-\\x7f{_SMALL}{_CAPITAL}’‘´·\xad–—…](?=[{_SMALL}{_CAPITAL}])"
 )
 
 
 def _is_western(sample: bytes) -> bool:
-    """Whether bytes read like a Western European text in cp1252."""
+    """Whether the bytes read like Western European text in cp1252."""
     try:
         text = sample.decode("cp1252")
     except UnicodeDecodeError:
         return False
     beyond = sum(not character.isascii() for character in text)
-    odd = sum(len(match.group()) for match in _ODD.finditer(text))
+    odd = sum(len(match.group()) for match in _NOT_WESTERN.finditer(text))
     return odd * 20 <= beyond

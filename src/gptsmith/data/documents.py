@@ -1,4 +1,4 @@
-"""Documents, which every source of text yields, and documents from the rows of tables."""
+"""Documents, which every source of text yields, and reading them from the rows of tables."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Chunk = str | np.ndarray
 
 
 class Document(NamedTuple):
-    """One document: text in chunks whose ids, joined, are the ids of the whole; or ids already.
+    """One document: text, in chunks that can be encoded separately, or token ids.
 
-    place     where it comes from, for messages: "notes.txt", "chat.jsonl:17"
-    chunks    str, or arrays of token ids; can be iterated more than once
-    begins    whether it is a document of its own, with what is put around one
+    place      where it comes from, for messages: "notes.txt", "chat.jsonl:17"
+    chunks     str, or arrays of token ids; can be iterated more than once
+    delimited  whether document tokens are put around it (not for parts of documents and streams)
     """
 
     place: str
     chunks: Iterable[Chunk]
-    begins: bool = True
+    delimited: bool = True
 
 
 class TokenLayout(NamedTuple):
@@ -53,12 +53,12 @@ class Source:
     """An opened source of documents.
 
     used           what was opened, as the manifest records it
-    documents      starts reading from the beginning
-    files          the local files behind it, in reading order
-    validation     the source's own validation documents
-    first_shard    the source validates on its first shard of tokens
-    layout         of files that hold token ids instead of text
-    requested      what the user wrote
+    documents      reads the documents from the beginning
+    files          its local files, in reading order
+    validation     reads the source's own validation documents, if it has any
+    first_shard    whether its first shard of tokens is for validation
+    layout         the layout of files that hold token ids instead of text
+    requested      the source as the user wrote it
     unavailable    why alternatives to the left of it were not used
     """
 
@@ -73,7 +73,7 @@ class Source:
 
 
 def document(place: str, text: str, report: ReadReport) -> Iterator[Document]:
-    """The text as a document, unless it is blank or not Unicode."""
+    """Yield the text as a document, unless it is blank or not Unicode."""
     if problem := unicode_problem(text):
         report.reject("row that is not UTF-8", place, problem)
     elif text.strip():
@@ -83,7 +83,7 @@ def document(place: str, text: str, report: ReadReport) -> Iterator[Document]:
 
 
 def table_documents(path: Path, options: ReadOptions, report: ReadReport) -> Iterator[Document]:
-    """A document per row of a table: the text column."""
+    """One document per row of a table, from its text column."""
     if has_suffix(path, *columnar.SUFFIXES):
         schema = columnar.read_schema(path)
         texts = [field.name for field in schema if columnar.is_text(field.type)]
@@ -100,7 +100,7 @@ def table_documents(path: Path, options: ReadOptions, report: ReadReport) -> Ite
 def row_documents(
     rows: Iterator[Row], options: ReadOptions, report: ReadReport, *, typed: bool = True
 ) -> Iterator[Document]:
-    """A document per row. typed: values have types, as in JSON; in a .csv all are strings."""
+    """One document per row. typed: values have types, as in JSON; in a .csv all are strings."""
     first = next(rows, None)
     if first is None:
         return
@@ -114,7 +114,7 @@ def row_documents(
 
 
 def _text_column(names: list[str], texts: list[str], options: ReadOptions, place: str) -> str:
-    """The column of the text: as configured, or with a usual name, or the only one of strings."""
+    """The text column: as configured, or with a common name, or the only one of strings."""
     column = columns.choose_column(names, options.text_column, columns.TEXT, place)
     if column is None and len(texts) == 1:
         column = texts[0]

@@ -1,4 +1,4 @@
-"""Documents to token ids, in batches of about a megabyte of text, encoded on all cores, in order.
+"""Encode documents in batches of about a megabyte of text, on all cores, in order.
 
 A batch's ids depend on its text alone and batches come back in order, so neither the number of
 threads nor an interruption changes a byte of the corpus.
@@ -23,38 +23,37 @@ BATCH_SIZE = 1 << 20  # characters, or tokens where the source holds tokens
 class Part(NamedTuple):
     """A chunk of a document.
 
-    first   whether the document begins here
-    begins  whether what is around a document goes before it
-    place   of the document, for messages
+    first      whether it is the first chunk of the document
+    delimited  whether document tokens go around it
+    place      place of the document, for messages
     """
 
     split: Split
     chunk: Chunk
     first: bool
-    begins: bool
+    delimited: bool
     place: str
 
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Consecutive parts. left_out: documents skipped since the beginning, by reason."""
+    """Consecutive parts. left_out: documents skipped since the start, by reason."""
 
     parts: list[Part]
     left_out: dict[str, int]
 
 
 Encoded = list[tuple[np.ndarray, int]]
-"""Of each part: its ids, without what is around a document, and the UTF-8 bytes of its text."""
+"""For each part: its ids, without document tokens, and the number of UTF-8 bytes of its text."""
 
 
 def make_batches(
     documents: Iterable[SplitDocument], *, whole: bool, left_out: Callable[[], dict[str, int]]
 ) -> Iterator[TextBatch]:
-    """The documents in batches.
+    """Group the documents into batches.
 
-    whole: join the chunks of each document, for tokenizers that may encode chunks differently, or
-    where a token follows a document.
-    left_out: documents skipped so far.
+    whole: join the chunks of each document, for tokenizers that might encode chunks differently,
+    or if a token follows each document. left_out: returns the documents skipped so far.
     """
     parts: list[Part] = []
     sizes = dict.fromkeys(("train", "val"), 0)
@@ -64,7 +63,7 @@ def make_batches(
             chunks = [_join(chunks)]
         for number, chunk in enumerate(chunks):
             first = number == 0
-            parts.append(Part(split, chunk, first, first and document.begins, document.place))
+            parts.append(Part(split, chunk, first, first and document.delimited, document.place))
             sizes["val" if split == "val" else "train"] += len(chunk)
             # Validation text alone fills a batch only where all of it comes first. A limit on
             # training tokens then stops validation at about the same document.
@@ -81,7 +80,7 @@ def _join(chunks: Iterable[Chunk]) -> Chunk:
 
 
 def encode(batch: TextBatch, tokenizer: Tokenizer, token_bytes: np.ndarray | None) -> Encoded:
-    """ValueError naming the place of a text that the tokenizer cannot encode."""
+    """Encode a batch. ValueError naming the place of a text that the tokenizer cannot encode."""
     texts = [part.chunk for part in batch.parts if isinstance(part.chunk, str)]
     try:
         arrays = iter(tokenizer.encode_arrays(texts))
@@ -99,7 +98,7 @@ def encode(batch: TextBatch, tokenizer: Tokenizer, token_bytes: np.ndarray | Non
             encoded.append((next(arrays), len(chunk.encode())))
         else:
             ids = chunk.astype(tokenizer.dtype)
-            if token_bytes is None:  # the text itself is not there
+            if token_bytes is None:  # measured by decoding, as there is no text
                 encoded.append((ids, len(tokenizer.decode(ids).encode())))
             else:
                 encoded.append((ids, int(token_bytes[ids].sum(dtype=np.int64))))
@@ -113,8 +112,8 @@ def encode_in_order(
 ) -> Generator[tuple[TextBatch, Encoded]]:
     """Batches with their ids, in order, a few at a time.
 
-    Threads, because the encoder releases the interpreter lock: on two cores 56 MB/s of English,
-    where worker processes would only add copies and start-up time.
+    It uses threads, because the encoder releases the interpreter lock (56 MB/s of English text on
+    two cores); processes would only add copies and start-up time.
     """
     pool = ThreadPoolExecutor(threads)
     pending: deque[tuple[TextBatch, Future[Encoded]]] = deque()

@@ -1,8 +1,8 @@
 """Examples for fine-tuning, token sequences with labels, in memory or in a memory-mapped file.
 
-The file is Arrow IPC with the usual columns `input_ids` and `labels` (unshifted: label i is the id
-at i, or -100 where nothing is learned), and `scored` (the number of targets) and `name` (where the
-example comes from). A last, empty record batch carries the totals.
+The file is Arrow IPC with the common columns `input_ids` and `labels` (unshifted: label i is the id
+at i, or -100 if it is not a target), plus `scored` (the number of targets) and `name` (where the
+example comes from). An empty record batch at the end carries the totals.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template.template import TurnTokens
 from gptsmith.data.columnar import check_arrow, read_schema
 from gptsmith.data.order import permutation
-from gptsmith.data.split import fill
+from gptsmith.data.split import fill_splits
 
 _TOKENS = 1 << 18  # of a record batch, about: 2 MB
 _OTHER = "not a file of examples; make one with gptsmith prepare"
@@ -48,8 +48,8 @@ class Example(NamedTuple):
 
 
 def answer_ends(example: Example, tokens: TurnTokens) -> np.ndarray:
-    """Where each answer ends (exclusive): each run of labels other than -100 is one, or several in
-    a row."""
+    """Where each answer ends (exclusive). Each run of labels other than -100 is one answer, or
+    several consecutive ones."""
     ids, labels, _ = example
     is_target = np.append(labels != IGNORE_INDEX, False)
     is_end = is_target[:-1] & ~is_target[1:]
@@ -64,10 +64,10 @@ def write_examples(
     metadata: dict[str, Any],
     closing: Callable[[], dict[str, Any]] = dict,
 ) -> None:
-    """Write them durably, one record batch at a time.
+    """Write examples durably, one record batch at a time.
 
-    metadata: facts for the reader, stored as JSON: what made the ids, how long an example may be.
-    closing: gives those that are known after the last example.
+    metadata: stored as JSON, such as what made the ids and the maximum length of an example.
+    closing: returns further metadata that is known only after the last example.
     """
     schema = _SCHEMA.with_metadata({_METADATA: json.dumps(metadata)})
     totals = _Totals()
@@ -83,10 +83,10 @@ def write_examples(
 class Examples(Sequence[Example]):
     """A sequence of examples. Those of a file are read from disk when they are used.
 
-    lengths          tokens of each example, (n,) int64
-    target_lengths   targets of each, (n,) int64
-    fingerprint      sha256 over ids and labels, in their order
-    metadata         the facts given to `write_examples`; empty for examples in memory
+    lengths          number of tokens of each example, (n,) int64
+    target_lengths   number of targets of each, (n,) int64
+    fingerprint      sha256 over ids and labels, in order
+    metadata         what was given to `write_examples`; empty for examples in memory
     """
 
     def __init__(self, source: str | Path | Iterable[Example]) -> None:
@@ -112,7 +112,7 @@ class Examples(Sequence[Example]):
         self.fingerprint: str = summary["fingerprint"]
 
     def take(self, numbers: Sequence[int] | np.ndarray) -> Examples:
-        """The examples of the given numbers, in that order; no tokens are copied."""
+        """The examples at the given indices, in that order; no tokens are copied."""
         numbers = np.asarray(numbers, dtype=np.int64)
         part = copy.copy(self)
         part._chosen = self._chosen[numbers]
@@ -122,9 +122,9 @@ class Examples(Sequence[Example]):
         return part
 
     def split(self, shares: Sequence[float], seed: int) -> list[Examples]:
-        """Disjoint parts of about these shares, at least one example each, drawn by the seed.
+        """Split into random disjoint parts of about these shares, with at least one example each.
 
-        Consecutive examples of one name are windows of one conversation and stay together.
+        Consecutive examples with the same name are windows of one conversation and stay together.
         ValueError if there are fewer conversations than parts.
         """
         starts = self._conversations()
@@ -137,11 +137,11 @@ class Examples(Sequence[Example]):
         room = [b - a for a, b in pairwise(ends)]
         return [
             self.take([i for c in part for i in range(starts[c], starts[c + 1])])
-            for part in fill(order.tolist(), room)
+            for part in fill_splits(order.tolist(), room)
         ]
 
     def _conversations(self) -> list[int]:
-        """Where each run of examples of one name begins, and their number."""
+        """Start of each run of examples with the same name, followed by the number of examples."""
         names = pa.chunked_array([view.names for view in self._views], pa.string())
         names = names.take(pa.array(self._chosen))
         new = pc.not_equal(names[1:], names[:-1]).to_numpy().astype(bool)
@@ -214,7 +214,7 @@ def _batch(examples: list[Example]) -> pa.RecordBatch:
 
 
 class _Totals:
-    """Count and fingerprint of examples, independent of the borders of record batches."""
+    """Count and fingerprint of examples, independent of how they are divided into batches."""
 
     def __init__(self) -> None:
         self.examples = 0

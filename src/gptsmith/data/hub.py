@@ -21,7 +21,7 @@ class HubName(NamedTuple):
 
 
 def open_hub(hub: HubName, options: ReadOptions, report: ReadReport, remedy: str) -> Source:
-    """A data set as a source of documents. Its revision is recorded, and read at every pass.
+    """A data set as a source of documents. Its revision is recorded and used in every pass.
 
     UnavailableError with the remedy if the Hub cannot be reached.
     """

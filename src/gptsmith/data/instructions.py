@@ -1,6 +1,6 @@
-"""Instructions with answers (Alpaca's format): rows -> splits -> examples with masked prompts.
+"""Instructions with answers (Alpaca's format): rows, splits, and examples with masked prompts.
 
-The prompt is a chat template, in which the instruction is the user's message and the answer the
+The prompt becomes a chat template in which the instruction is the user's message and the answer the
 assistant's. It is stored in the run, so that later questions are encoded as in training.
 """
 
@@ -24,22 +24,22 @@ from gptsmith.data.row_fields import (
     cell,
     context,
     history,
-    learned_answers,
-    mention_unused,
     refuse_media,
+    report_unused_columns,
     system_text,
+    target_answers,
     texts,
     tools_of,
 )
 from gptsmith.data.rows import Row, check_unicode, read_rows
-from gptsmith.data.split import fill, group, hash_order
+from gptsmith.data.split import fill_splits, group_rows, hash_order
 from gptsmith.data.tokenized import IDS
 
 # Taori et al. 2023, "Stanford Alpaca", PROMPT_DICT in train.py. The line end after the last line is
 # added here, so that the tokens of the prompt do not depend on how the answer begins.
 _TASK = "Below is an instruction that describes a task{}. "
 _ASK = "Write a response that appropriately completes the request."
-CLASSIC = (
+ALPACA_PROMPT = (
     _TASK.format("")
     + _ASK
     + "\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
@@ -49,7 +49,7 @@ _PAIRED = _TASK.format(", paired with an input that provides further context") +
 
 @dataclass(frozen=True)
 class Instruction:
-    """A row of the file. place: where it is, for errors. system: replaces the opening."""
+    """A row of a file. place: where it is, for errors. system: replaces the prompt's opening."""
 
     instruction: str
     input: str
@@ -60,7 +60,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Format of a prompt. See `parse`."""
+    """The parts of a prompt format. See `parse`."""
 
     opening: str
     opening_with_input: str
@@ -69,7 +69,7 @@ class Prompt:
     after: str
 
     @classmethod
-    def parse(cls, text: str = CLASSIC) -> Prompt:
+    def parse(cls, text: str = ALPACA_PROMPT) -> Prompt:
         """From a text with {instruction} and, after it, {input} for rows that have one.
 
         Without an input, the text between the two is omitted. The text up to the last blank line
@@ -97,7 +97,7 @@ class Prompt:
                 "write --prompt $'...', in YAML double quotes"
             )
         opening, blank, before = head.rpartition("\n\n")
-        with_input = _PAIRED if text == CLASSIC else opening
+        with_input = _PAIRED if text == ALPACA_PROMPT else opening
         return cls(opening, with_input, blank + before, between, after)
 
     def messages(self, row: Instruction) -> list[Message]:
@@ -111,9 +111,9 @@ class Prompt:
         return [{"role": "system", "content": system}, user] if system else [user]
 
     def template(self, eos: str, start: str = "") -> str:
-        """As a chat template (Jinja): an answer ends with `eos`, the literal of that token.
+        """The prompt as a Jinja chat template. eos: the text of the token that ends an answer.
 
-        start: a template's beginning (see chat_template.opening).
+        start: what the template begins with (see chat_template.template.opening).
 
         Texts are quoted with JSON's escapes, which Jinja understands: unquoted they would lose
         leading and trailing white space. The hyphens remove the line ends between the tags.
@@ -157,8 +157,8 @@ def read_instructions(
     """The rows of a file (data/rows.py) that have an instruction and an answer.
 
     Rows in which either is blank, or whose weight is 0, are skipped and counted. ValueError naming
-    the place of a row whose column is missing or does not hold text, and of one with earlier turns
-    or tools, which this form of tuning has no place for.
+    the place of a row with a missing or non-text column, or with earlier turns or tools, which
+    instruction tuning does not support.
     """
     has_inputs, place = False, ""
     for row in read_rows(path, report, form=form):
@@ -166,14 +166,14 @@ def read_instructions(
         has_inputs |= row.values.get(columns.input) is not None
         try:
             instruction = _instruction(row, columns, report)
-            is_learned = learned_answers(row.values, [None], [0])
+            is_target = target_answers(row.values, [None], [0])
         except InvalidRowError as error:
             raise ValueError(f"{place}: {error}") from None
         if not instruction.instruction.strip():
             report.skipped.add("no instruction", place)
         elif not instruction.output.strip():
             report.skipped.add("no answer", place)
-        elif not is_learned:
+        elif not is_target:
             report.skipped.add("weight 0", place)
         else:
             yield instruction
@@ -194,16 +194,18 @@ def _instruction(row: Row, columns: InstructionColumns, report: ReadReport) -> I
             problem = f"no column {name!r}; choose the {what} from {quoted(values)}"
             raise InvalidRowError("no column", f"{problem} with --columns.{what} NAME")
     if history(values):
-        problem = "it has earlier turns (history): learn them with gptsmith finetune chat"
+        problem = "it has earlier turns (history): use gptsmith finetune chat"
         raise InvalidRowError("row with history", problem)
     if tools_of(values):
         raise InvalidRowError("row with tools", "it has tools, which instructions do not use")
     refuse_media(values)
     used = {columns.instruction, columns.output, columns.input}
     given = texts(values, (columns.input,))
-    if columns.input == InstructionColumns().input:  # not configured: what is beside counts too
+    if (
+        columns.input == InstructionColumns().input
+    ):  # not configured: other context columns count too
         given |= context(values, used)
-    mention_unused(values, used | given.keys() | {*HISTORY}, report)
+    report_unused_columns(values, used | given.keys() | {*HISTORY}, report)
     instruction, output = cell(values, columns.instruction), cell(values, columns.output)
     for name, text in (
         (columns.instruction, instruction),
@@ -225,14 +227,16 @@ class InstructionSplit:
 
 
 def split_instructions(rows: Iterable[Instruction], config: SplitConfig) -> InstructionSplit:
-    """Divide the rows by a hash of their prompts; prompts that differ only in case and white space
+    """Split the rows by a hash of their prompts; prompts that differ only in case and white space
     stay together.
 
     The split depends neither on the order of the file nor on the tokenizer, and when a file grows,
     most prompts stay in their split. ValueError if a configured split gets no prompt.
     """
     rows = list(rows)
-    prompts = group(" ".join(f"{row.instruction}\n{row.input}".casefold().split()) for row in rows)
+    prompts = group_rows(
+        " ".join(f"{row.instruction}\n{row.input}".casefold().split()) for row in rows
+    )
     n = len(prompts)
     n_test, n_val = (round(share * n) for share in (config.test_fraction, config.val_fraction))
     if not n_val or (config.test_fraction and not n_test) or n_test + n_val >= n:
@@ -245,7 +249,7 @@ def split_instructions(rows: Iterable[Instruction], config: SplitConfig) -> Inst
     members = list(prompts.values())
     test, val, train = (
         [rows[i] for i in sorted(i for number in part for i in members[number])]
-        for part in fill(hash_order(list(prompts), config.split_seed), (n_test, n_val))
+        for part in fill_splits(hash_order(list(prompts), config.split_seed), (n_test, n_val))
     )
     return InstructionSplit(train, val, test)
 
@@ -261,10 +265,10 @@ def encode_instructions(
     report: ReadReport,
     mask_prompt: bool = True,
 ) -> Iterator[tuple[Instruction, Example]]:
-    """Each row with its ids, which begin with those of its prompt and end with <|endoftext|>.
+    """Encode each row: the ids of its prompt and its answer, which ends with <|endoftext|>.
 
-    mask_prompt: only the answer and its end are targets. A row that does not fit into T tokens is
-    skipped and counted: truncated, it would teach an answer without its question or its end.
+    mask_prompt: only the answer and its end token are targets. A row that does not fit into T
+    tokens is skipped and counted: if truncated, it would lack its question or its end.
     """
     for row in rows:
         answer: Message = {"role": "assistant", "content": row.output}

@@ -1,7 +1,7 @@
-"""Rows of JSON files: a value on each line, or all rows in one value.
+"""Rows of JSON files: one value per line, or all rows in one value.
 
-That value may be a list of rows, an object that holds one such list, an object whose fields are the
-rows, columns as pandas writes them, or a single row.
+That value may be a list of rows, an object with one such list, an object whose fields are the rows,
+columns as pandas writes them, or a single row.
 """
 
 from __future__ import annotations
@@ -16,23 +16,26 @@ from pathlib import Path
 from typing import Any
 
 from gptsmith.data.columns import MESSAGES, PROMPT_AND_RESPONSE, ROLE, quoted
-from gptsmith.data.decode import LINE_LIMIT, NOT_UTF8, find_encoding, opened_text
+from gptsmith.data.decode import LINE_LIMIT, NOT_UTF8, find_encoding, open_text
 from gptsmith.data.paths import has_suffix
 from gptsmith.data.report import ReadReport
 from gptsmith.data.row import Row, unicode_problem
 
 _UNIT = "use a line per row, or a .json file with one list"
-# Characters of one value, which is read as a whole: at most 1 GiB, and, where a compressed file is
-# small, 16 MiB or this many times its size.
+# Limits for a single value, in characters: 1 GiB, or, for a small compressed file, 16 MiB or this
+# many times its size.
 _WHOLE_LIMIT, _SMALL_LIMIT, _WHOLE_RATIO = 1 << 30, LINE_LIMIT, 50
 _COLUMNS = {*MESSAGES, *(name for pair in PROMPT_AND_RESPONSE for name in pair)}
 _SPACE = re.compile(r"\s*")
 
 
 def json_rows(path: Path, report: ReadReport, given: str | None) -> Iterator[Row]:
-    """given: the encoding, if it is not to be found out."""
+    """The rows of a file. given: its encoding; None: detect it.
+
+    ValueError naming file and line of what cannot be read, unless `report` skips it.
+    """
     encoding = find_encoding(path, given, report)
-    values = _whole(path, encoding, report)
+    values = _rows_of_file(path, encoding, report)
     if values is None:
         yield from _line_rows(path, encoding, report)
         return
@@ -43,7 +46,7 @@ def json_rows(path: Path, report: ReadReport, given: str | None) -> Iterator[Row
 
 
 def _row(value: Any, place: str, report: ReadReport) -> Row | None:
-    """A JSON value as a row; None if it is not a row, which `report` counts."""
+    """A JSON value as a row; None if it is not one, which is reported."""
     if isinstance(value, dict):
         return Row(place, value)
     if isinstance(value, list):
@@ -68,7 +71,7 @@ def _reason(error: Exception) -> str:
 
 def _line_rows(path: Path, encoding: str, report: ReadReport) -> Iterator[Row]:
     number = blank = 0
-    with opened_text(path, encoding, "\n") as (raw, file):
+    with open_text(path, encoding, "\n") as (raw, file):
         read_line = partial(file.readline, LINE_LIMIT)
         try:
             for number, line in enumerate(iter(read_line, ""), 1):
@@ -77,7 +80,7 @@ def _line_rows(path: Path, encoding: str, report: ReadReport) -> Iterator[Row]:
                 place = f"{path}:{number}"
                 if line.isspace():
                     blank += 1
-                elif len(line) >= LINE_LIMIT and _goes_on(line, read_line):
+                elif len(line) >= LINE_LIMIT and _skip_rest_of_line(line, read_line):
                     problem = f"a line of more than {LINE_LIMIT >> 20} MiB; {_UNIT}"
                     report.reject("line that is too long", place, problem)
                 elif unicode_problem(line):
@@ -96,8 +99,8 @@ def _line_rows(path: Path, encoding: str, report: ReadReport) -> Iterator[Row]:
             report.reached(path, raw.tell())
 
 
-def _goes_on(line: str, read_line: Callable[[], str]) -> bool:
-    """Whether a line of LINE_LIMIT characters is incomplete; its rest is then passed over."""
+def _skip_rest_of_line(line: str, read_line: Callable[[], str]) -> bool:
+    """Skip the rest of a line that was cut at LINE_LIMIT; returns whether there was more."""
     goes_on = False
     while line and not line.endswith("\n"):
         line = read_line()
@@ -108,9 +111,9 @@ def _goes_on(line: str, read_line: Callable[[], str]) -> bool:
 # --- all rows in one value -----------------------------------------------------------------------
 
 
-def _whole(path: Path, encoding: str, report: ReadReport) -> list[tuple[str, Any]] | None:
-    """Places and rows of a file that is not a value per line; None if it is."""
-    with opened_text(path, encoding, "\n") as (_, file):
+def _rows_of_file(path: Path, encoding: str, report: ReadReport) -> list[tuple[str, Any]] | None:
+    """Places and rows of a file, or None if it has one value per line."""
+    with open_text(path, encoding, "\n") as (_, file):
         lines = iter(partial(file.readline, LINE_LIMIT), "")
         first = next((line for line in lines if line.strip()), "")
         has_more = any(line.strip() for line in lines)
@@ -122,22 +125,22 @@ def _whole(path: Path, encoding: str, report: ReadReport) -> list[tuple[str, Any
         begins = first.strip() in ("{", "[", "[{", "[[", "{[")  # printed over several lines
         if not begins and not is_json:
             return None
-        values = _values(path, encoding)
+        values = _parse_values(path, encoding)
     else:
         if has_more or (isinstance(values[0], dict) and not is_json):
             return None
-        rows = _rows_in(values[0], path, report)
+        rows = _rows_of_value(values[0], path, report)
         return None if [row for _, row in rows] == values else rows  # a line that is a row
     if len(values) == 1:
-        return _rows_in(values[0], path, report)
+        return _rows_of_value(values[0], path, report)
     return [(f"{path}, row {n}", value) for n, value in enumerate(values, 1)] or None
 
 
-def _values(path: Path, encoding: str) -> list[Any]:
-    """The JSON values that follow each other in a file; none if some lines are values, so that the
-    lines should be read one by one. ValueError naming the line of what is not JSON."""
+def _parse_values(path: Path, encoding: str) -> list[Any]:
+    """The consecutive JSON values of a file; empty if single lines are values, so that the file
+    should be read line by line. ValueError naming the line of what is not JSON."""
     limit = min(_WHOLE_LIMIT, max(_SMALL_LIMIT, _WHOLE_RATIO * path.stat().st_size))
-    with opened_text(path, encoding) as (_, file):
+    with open_text(path, encoding) as (_, file):
         text = file.read(limit + 1)
     if len(text) > limit:
         raise ValueError(
@@ -168,8 +171,8 @@ def _is_row(line: str) -> bool:
         return False
 
 
-def _rows_in(value: Any, path: Path, report: ReadReport) -> list[tuple[str, Any]]:
-    """The rows that one value holds, with their places. ValueError if it is not clear which."""
+def _rows_of_value(value: Any, path: Path, report: ReadReport) -> list[tuple[str, Any]]:
+    """The rows in a single value, with their places. ValueError if they are ambiguous."""
 
     def numbered(rows: list[Any], name: str = "row") -> list[tuple[str, Any]]:
         return [(f"{path}, {name} {n}", row) for n, row in enumerate(rows, 1)]
@@ -178,7 +181,7 @@ def _rows_in(value: Any, path: Path, report: ReadReport) -> list[tuple[str, Any]
         return numbered(value)
     if not isinstance(value, dict):
         return numbered([value])
-    if (rows := _columns(value)) is not None:
+    if (rows := _rows_of_columns(value)) is not None:
         report.hint(f"{path}: read as columns {quoted(rows[0] if rows else value)}")
         return numbered(rows)
     if any(name in _COLUMNS for name in value):
@@ -209,14 +212,14 @@ def _are_rows(value: Any) -> bool:
 
 
 def _are_messages(value: Any) -> bool:
-    """Whether this is a conversation: a list of messages, which tell their speaker."""
+    """Whether this is a conversation: a list of messages, each with its speaker."""
     return _are_rows(value) and all(any(name in message for name in ROLE) for message in value)
 
 
-def _columns(value: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """The rows of a table by columns, as pandas writes it: lists of equal length, mappings from the
-    same row numbers, or (`orient="split"`) a list of names and lists of values; None for anything
-    else."""
+def _rows_of_columns(value: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The rows of a column-oriented table as pandas writes it: lists of equal length, mappings with
+    the same row numbers as keys, or (`orient="split"`) a list of names and lists of values. None
+    for anything else."""
     names, data = value.get("columns"), value.get("data")
     if (
         isinstance(names, list)

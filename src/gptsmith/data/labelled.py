@@ -1,4 +1,4 @@
-"""Labelled texts from tables, files of lines and folders; the label is found if it is obvious."""
+"""Read labelled texts from tables, text files and folders; an obvious label is detected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gptsmith.data.options import FileFormat, LabelledFiles
 from gptsmith.data.report import ReadReport
 from gptsmith.data.rows import Row, is_table, read_rows, unicode_problem
 from gptsmith.data.text_files import read_text
-from gptsmith.recognize import is_made, wrong_kind
+from gptsmith.recognize import is_artifact, wrong_kind
 
 
 class LabelledText(NamedTuple):
@@ -80,7 +80,7 @@ Pair = tuple[str, Any, Any]  # place, text, label
 
 
 def _pairs(path: Path, files: LabelledFiles, report: ReadReport) -> Iterator[Pair]:
-    if is_made(path):
+    if is_artifact(path):
         raise wrong_kind(path, "a set of labelled texts")
     if folders := _class_folders(path):
         for folder in folders:
@@ -139,24 +139,24 @@ def _text_and_label(names: list[str], rows: Sequence[Row], files: LabelledFiles)
 
 # --- lines ---------------------------------------------------------------------------------------
 
-# Where a line may be divided: at the first one of a character, behind a label, or at the last one,
-# before a label.
-_DIVISIONS = [(delimiter, side) for delimiter in "|;,: " for side in (0, 1)]
-_DIVISIONS.remove((":", 1))
+# Where to split a line: at the first delimiter, after a leading label (0), or at the last one,
+# before a trailing label (1).
+_LAYOUTS = [(delimiter, side) for delimiter in "|;,: " for side in (0, 1)]
+_LAYOUTS.remove((":", 1))
 _NAMES = {"\t": "tab", " ": "space", ",": "comma"}
-# +1, 0, 4.5, __label__spam, DESC:manner: labels by their form, however many there are
+# +1, 0, 4.5, __label__spam, DESC:manner: recognized as labels by their form, whatever their number
 _LABEL_FORM = re.compile(r"[-+]?\d+(\.\d+)?|__label__\S+|[^\W\d_]\w*:\S*\w")
 # The last "word" of many texts (tokenized ones end in " ." or " ?"), and never a label.
 _PUNCTUATION = re.compile(r"[.,:;!?…'\"”’)\]}]+")
 
 
 def _line_pairs(path: Path, files: LabelledFiles, report: ReadReport) -> Iterator[Pair]:
-    """Lines of a label and a text, in this order or the other.
+    """Lines of a label and a text, in either order.
 
-    The two are divided by a tab, |, ;, comma or colon, or the label is the first or the last word.
-    The labels must be obvious: they repeat, and are few or all of a form in which labels are
-    written. If there are several such ways to divide the lines, that with labels of such a form is
-    right, else one that does not divide at a space, and that with the shortest labels.
+    They are separated by a tab, |, ;, comma or colon, or the label is the first or last word. The
+    labels must be obvious: they repeat, and they are few or all have a typical form. Of several
+    possible layouts, those with labels of a typical form take precedence, then those that do not
+    split at a space, then the one with the shortest labels.
     """
     text = read_text(path, files.encoding, report)
     lines = [(i, line.strip()) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -166,18 +166,18 @@ def _line_pairs(path: Path, files: LabelledFiles, report: ReadReport) -> Iterato
         yield from _column_pairs(list(csv_rows(path, report, None, form)), files)
         return
     delimiter = files.delimiter or "\t"
-    ways = _ways(lines, [(delimiter, 0), (delimiter, 1)])
+    layouts = _label_layouts(lines, [(delimiter, 0), (delimiter, 1)])
     if files.delimiter is None:
-        ways = ways or _ways(lines, _DIVISIONS)
-    if not ways:
+        layouts = layouts or _label_layouts(lines, _LAYOUTS)
+    if not layouts:
         raise ValueError(
             f"{path}:1: which part of a line is the label? Write label, TAB, text, with labels "
             "that repeat, or a .csv with the header line text,label"
         )
-    _, delimiter, side, pairs = _best(ways)
+    _, delimiter, side, pairs = _best_layout(layouts)
     if delimiter != "\t":
         where = "after the last" if side else "before the first"
-        report.hint(f"{path}: the label is what stands {where} {_NAMES.get(delimiter, delimiter)}")
+        report.hint(f"{path}: the label is the part {where} {_NAMES.get(delimiter, delimiter)}")
     for (i, line), pair in zip(lines, pairs, strict=True):
         if pair and pair[1].startswith("__label__") and "__label__" in pair[0]:
             report.reject("several labels", f"{path}:{i}", "several labels: a text has one here")
@@ -185,59 +185,63 @@ def _line_pairs(path: Path, files: LabelledFiles, report: ReadReport) -> Iterato
             yield f"{path}:{i}", *(pair or (None, line))
 
 
-_Divided = tuple[str, str] | None  # text and label
+_TextAndLabel = tuple[str, str] | None  # text and label
 
 
-class _Way(NamedTuple):
-    """A division that gives labels. rank: whether they are of no certain form, the length of the
-    longest, and their number. side: see _divide."""
+class _Layout(NamedTuple):
+    """A way to split lines into texts and labels.
+
+    rank: whether the labels have no typical form, the length of the longest, and their number.
+    side: see _split_line.
+    """
 
     rank: tuple[bool, int, int]
     delimiter: str
     side: int
-    pairs: list[_Divided]
+    pairs: list[_TextAndLabel]
 
 
-def _ways(lines: Sequence[tuple[int, str]], divisions: Sequence[tuple[str, int]]) -> list[_Way]:
-    """The divisions that give labels; none if both sides of a tab do, equally well."""
-    ways: list[_Way] = []
+def _label_layouts(
+    lines: Sequence[tuple[int, str]], divisions: Sequence[tuple[str, int]]
+) -> list[_Layout]:
+    """The possible layouts; none if both sides of a tab could equally well be the labels."""
+    layouts: list[_Layout] = []
     for delimiter, side in divisions:
-        pairs = [_divide(line, delimiter, side) for _, line in lines]
+        pairs = [_split_line(line, delimiter, side) for _, line in lines]
         labels = Counter(pair[1] for pair in pairs if pair)
         if _are_labels(labels, len(lines), delimiter):
             rank = (not _are_of_form(labels), max(map(len, labels)), len(labels))
             if delimiter == "\t":
                 rank = (False, 0, len(labels))
-                if any(way.rank == rank for way in ways):
+                if any(layout.rank == rank for layout in layouts):
                     return []
-            ways.append(_Way(rank, delimiter, side, pairs))
-    return ways
+            layouts.append(_Layout(rank, delimiter, side, pairs))
+    return layouts
 
 
-def _best(ways: Sequence[_Way]) -> _Way:
-    """The way with the best rank: of those with labels of a certain form, else of those that do not
-    divide at a space. Where words around a label are always the same, it is the label alone."""
-    formed = [way for way in ways if not way.rank[0]]
-    divided = [way for way in ways if way.delimiter != " "]
-    best = min(formed or divided or ways, key=lambda way: way.rank)
-    return next((way for way in ways if _is_within(way, best)), best)
+def _best_layout(layouts: Sequence[_Layout]) -> _Layout:
+    """The layout with the best rank: of those with labels of a typical form, else of those that do
+    not split at a space. A layout that only strips constant words from its labels is preferred."""
+    formed = [layout for layout in layouts if not layout.rank[0]]
+    divided = [layout for layout in layouts if layout.delimiter != " "]
+    best = min(formed or divided or layouts, key=lambda layout: layout.rank)
+    return next((layout for layout in layouts if _has_shorter_labels(layout, best)), best)
 
 
-def _is_within(way: _Way, other: _Way) -> bool:
-    """Whether the labels of the other way are those of this one and words that are always the
-    same."""
+def _has_shorter_labels(layout: _Layout, other: _Layout) -> bool:
+    """Whether the other layout's labels are those of this one plus words that are always equal."""
     rests = set()
-    for mine, theirs in zip(way.pairs, other.pairs, strict=True):
+    for mine, theirs in zip(layout.pairs, other.pairs, strict=True):
         if mine and theirs:
             part, label = mine[1], theirs[1]
-            if not (label.endswith(part) if way.side else label.startswith(part)):
+            if not (label.endswith(part) if layout.side else label.startswith(part)):
                 return False
-            rests.add(label.removesuffix(part) if way.side else label.removeprefix(part))
-    return way.side == other.side and len(rests) == 1 and rests != {""}
+            rests.add(label.removesuffix(part) if layout.side else label.removeprefix(part))
+    return layout.side == other.side and len(rests) == 1 and rests != {""}
 
 
-def _divide(line: str, delimiter: str, side: int) -> _Divided:
-    """Text and label of a line; None if it is not divided. side: 0 if the label comes first."""
+def _split_line(line: str, delimiter: str, side: int) -> _TextAndLabel:
+    """Text and label of a line; None without the delimiter. side: 0 if the label comes first."""
     separator = None if delimiter == " " else delimiter
     parts = line.rsplit(separator, 1) if side else line.split(separator, 1)
     if len(parts) < 2:
@@ -254,7 +258,7 @@ def _divide(line: str, delimiter: str, side: int) -> _Divided:
 
 
 def _are_labels(counts: Counter[str], lines: int, delimiter: str) -> bool:
-    """Whether these are the labels of a file of so many lines."""
+    """Whether these can be the labels of a file with this many lines."""
     total = counts.total()
     if not counts or total * 10 < lines * 9 or 2 * len(counts) > total:
         return False

@@ -1,4 +1,4 @@
-"""One message of a data set, in any of the usual forms."""
+"""Parse one message of a data set, in any of the common formats."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from typing import Any, NamedTuple
 
 from gptsmith.chat_template.message import CALLS, Message, is_empty, join_text_parts
 from gptsmith.data import columns as names
-from gptsmith.data.cells import InvalidRowError, cell_text, learned_flag, parsed
+from gptsmith.data.cells import InvalidRowError, cell_text, parse_json, target_flag
 from gptsmith.data.columns import is_irrelevant, quoted
 from gptsmith.data.options import ChatFiles
 
 
 class ReadMessage(NamedTuple):
-    """is_learned: as the message says; None if it says nothing."""
+    """A message. is_target: as its flags say; None if it has none."""
 
     message: Message
-    is_learned: bool | None = None
+    is_target: bool | None = None
 
 
 def cell_message(role: str, text: str) -> ReadMessage:
-    """A message made of a cell."""
+    """A message from a cell of a table."""
     return ReadMessage({"role": role, "content": text})
 
 
 def read_message(turn: Any, files: ChatFiles) -> ReadMessage:
-    """The message with its role, its content and all other fields that hold something and may
-    matter. InvalidRowError for one that cannot be understood."""
+    """The message with its role, its content and all other relevant non-empty fields.
+
+    InvalidRowError for a message that cannot be interpreted.
+    """
     if isinstance(turn, ReadMessage):
         return turn
     if not isinstance(turn, Mapping):
@@ -48,11 +50,11 @@ def read_message(turn: Any, files: ChatFiles) -> ReadMessage:
         if not is_irrelevant(name) or (name == "tool_call_id" and role == "tool")
     }
     for name in more.keys() & {*CALLS}:
-        if (given := parsed(more.pop(name), name)) is not None:  # in a table, JSON
+        if (given := parse_json(more.pop(name), name)) is not None:  # in a table, JSON
             more[name] = given
             if name == "tool_calls":
                 calls = given if isinstance(given, list) else [given]
-                more[name] = [parsed(call, name) for call in calls]
+                more[name] = [parse_json(call, name) for call in calls]
     if role == "call":
         role, content, more["tool_calls"] = "assistant", "", _calls(content)
     kind = "message without text"
@@ -68,10 +70,12 @@ def read_message(turn: Any, files: ChatFiles) -> ReadMessage:
 
 
 def _flags(fields: dict[str, Any], content: Any) -> list[bool]:
-    """Whether a message is learned, as its fields say, which are taken out, and its parts."""
-    flags = [learned_flag(k, fields.pop(k)) for k in names.LEARNED_MESSAGE if k in fields]
-    flags += [not learned_flag(k, fields.pop(k)) for k in names.MASKED_MESSAGE if k in fields]
-    if unclear := next((k for k in names.UNCLEAR_MESSAGE if not is_empty(fields.get(k))), None):
+    """Whether a message is a target, by its fields, which are removed, and by its parts."""
+    flags = [target_flag(k, fields.pop(k)) for k in names.MESSAGE_TARGET_FLAGS if k in fields]
+    flags += [not target_flag(k, fields.pop(k)) for k in names.MESSAGE_MASK_FLAGS if k in fields]
+    if unclear := next(
+        (k for k in names.MESSAGE_UNCLEAR_FLAGS if not is_empty(fields.get(k))), None
+    ):
         raise InvalidRowError(
             "unknown weight",
             f"{unclear} does not say whether the message is learned: say it with weight, 0 or 1, "
@@ -98,7 +102,7 @@ def _text_keys(files: ChatFiles) -> tuple[str, ...]:
 
 
 def _role_key(fields: Mapping[str, Any], files: ChatFiles) -> str:
-    """The field of the speaker: as configured, a usual one, or the one with a configured role."""
+    """The field of the role: as configured, a common name, or the one with a configured role."""
     if files.role_key is not None:
         return files.role_key
     own = {role.lower() for role in (files.user_role, files.assistant_role) if role is not None}
@@ -124,7 +128,7 @@ def _role(value: Any, shown: str, files: ChatFiles) -> str:
 
 
 def _calls(content: Any) -> list[Any]:
-    """The calls that a text spells in JSON (LLaMA-Factory): an object, or a list of them."""
+    """Tool calls that are given as JSON text (LLaMA-Factory): one object, or a list of them."""
     if isinstance(content, str):
         with suppress(ValueError, RecursionError):
             content = json.loads(content)

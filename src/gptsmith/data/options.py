@@ -1,4 +1,4 @@
-"""Configuration of data: how files are read, which columns are used, how sets are split.
+"""Configuration of data: how files are read, which columns are used, how data sets are split.
 
 Imports neither torch nor pyarrow, so that `--help` and configuration errors are immediate.
 """
@@ -25,14 +25,14 @@ Paths = Annotated[tuple[Path, ...], BeforeValidator(_listed), Field(min_length=1
 
 
 class FileFormat(Section):
-    """How the bytes of text files and tables are read, where it is not to be found out."""
+    """How text files and tables are decoded and parsed, where that is not detected."""
 
     encoding: str | None = None
-    """Encoding of text, .csv, .tsv and .jsonl files: cp1251, shift_jis ... (default: found out
-    among UTF-8, UTF-16 and cp1252, and said)."""
+    """Encoding of text, .csv, .tsv and .jsonl files: cp1251, shift_jis ... (default: UTF-8, UTF-16
+    or cp1252 is detected, and reported)."""
     delimiter: str | None = None
-    """Delimiter of the fields of a .csv, or tab (default: found out among , ; | and tab, and
-    said)."""
+    """Delimiter of the fields of a .csv, or tab (default: one of , ; | and tab is detected, and
+    reported)."""
 
     @field_validator("encoding")
     @classmethod
@@ -70,24 +70,24 @@ class ChatFiles(FileFormat):
     """How files of conversations are read."""
 
     messages_column: str | None = None
-    """Column of the messages, if its name is not one of the usual ones."""
+    """Column of the messages, if it does not have a common name."""
     prompt_column: str | None = None
     """Column of the questions, in a table of questions and answers."""
     response_column: str | None = None
     """Column of the answers."""
     user_role: str | None = None
-    """Name of the user in the messages, if it is not one of the usual ones (user, human ...)."""
+    """Name of the user in the messages, if it is not a common one (user, human ...)."""
     assistant_role: str | None = None
-    """Name of the assistant, whose messages are learned."""
+    """Name of the assistant, whose messages are the training targets."""
     role_key: str | None = None
     """Field of a message that says who speaks (role, from, speaker ...)."""
     text_key: str | None = None
     """Field of a message that holds its text (content, value, text)."""
     windows: bool = True
     """Divide conversations that are longer than a row into windows of whole turns, so that every
-    answer is learned; otherwise the end of such a conversation is left out."""
+    answer is trained on; otherwise only the beginning of such a conversation is used."""
     labels: Labels = "auto"
-    """Of token ids that come with labels: unshifted (label i is the id at i) or shifted."""
+    """Labels of tables of token ids: unshifted (label i is the id at i) or shifted."""
     on_error: OnError = "stop"
     """On a row that is not a conversation: stop with an error, or skip and count it."""
 
@@ -134,7 +134,7 @@ class LabelledFiles(FileFormat):
 
 
 class LabelledConfig(LabelledFiles):
-    """Where the labelled texts are, and how they are split."""
+    """Where labelled texts are, and how they are split."""
 
     data: Paths
     """Table (csv, tsv, json, jsonl, parquet, arrow), lines of a label and a text (`label<TAB>text`,
@@ -151,8 +151,8 @@ class LabelledConfig(LabelledFiles):
     split_seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the split and of balancing."""
     balance: bool = False
-    """Train on equally many texts per label: as many as the rarest label has. The other splits keep
-    their shares, so that their accuracy is what to expect in use."""
+    """Train on the same number of texts per label, that of the rarest one. Validation and test keep
+    the real proportions, so that their accuracy is what to expect in use."""
     deduplicate: bool = False
     """Keep each text once. Otherwise copies stay, but all of them in one split."""
     on_error: OnError = "stop"
@@ -168,7 +168,7 @@ class LabelledConfig(LabelledFiles):
 
 
 class PrepareConfig(FileFormat):
-    """What to make a corpus of, and how."""
+    """What a corpus is made from, and how."""
 
     sources: tuple[str, ...] = Field(min_length=1)
     """Corpora by name (pydocs, pycode, shakespeare, wikitext-2, wikipedia, openwebtext,
@@ -181,14 +181,14 @@ class PrepareConfig(FileFormat):
     """gpt2, bpe (trained on the training documents), char, byte, or a tokenizer.json or the
     folder of a run, corpus or model that holds one."""
     eos_token: tuple[str, ...] = ()
-    """Token that ends a text, repeatable, where the files beside a tokenizer.json do not say."""
+    """Token that ends a text, if the files next to a tokenizer.json do not name it. Repeatable."""
     vocab_size: int | None = Field(None, ge=257, le=1_000_000)
     """Vocabulary size of --tokenizer bpe (default: 8192)."""
     val: str | None = None
     """A source of validation documents; all others are then for training."""
     val_fraction: float = Field(0.1, gt=0, lt=1)
-    """Share for validation where the sources bring no validation split: of a single document its
-    last characters, of several those with the lowest hash."""
+    """Share for validation if the sources have no validation split: the last characters of a single
+    document, or the documents with the lowest hashes."""
     text_column: str | None = None
     """Column of the text in tables and .jsonl files, where it is not obvious."""
     document_separator: str | None = Field(None, min_length=1)

@@ -1,7 +1,6 @@
-"""Random orders that are pure functions of their keys.
+"""Random orders as pure functions of their keys.
 
-An order has no state: sample i of a run is the same on any number of ranks, before or after a
-crash.
+An order has no state: sample i of a run is the same for any number of ranks, and after a resume.
 """
 
 from __future__ import annotations

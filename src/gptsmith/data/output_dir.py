@@ -1,4 +1,4 @@
-"""The output directory of `prepare`: what may be written to it, resumed in it, or replaced.
+"""The output directory of `prepare`: whether a corpus may be created, resumed or replaced in it.
 
 A corpus is made in the subfolder `unfinished` and moved out of it when it is complete; an existing
 corpus stays intact until then. A journal records settings and sources: an unfinished corpus is
@@ -21,14 +21,14 @@ from gptsmith.data.shards import JOURNAL, MANIFEST, UNFINISHED, manifest_digest
 from gptsmith.data.text_files import CHUNK_BYTES
 from gptsmith.tokenizer import DocumentTokens, Tokenizer
 
-TOKENIZER, ROLES = "tokenizer.json", "special_tokens.json"  # the second only where files tell
+TOKENIZER, ROLES = "tokenizer.json", "special_tokens.json"  # the second only if roles are declared
 
-# What a corpus is made of and how: {"settings": ..., "sources": [...], "seen": ...}. "seen" is a
-# digest of what can change the bytes of an unfinished corpus but not those of a complete one: the
-# times of the source files and the way that work is divided.
+# What a corpus is made from and how: {"settings": ..., "sources": [...], "seen": ...}. "seen" is a
+# digest of what must not change while a corpus is unfinished, but may change afterwards: the
+# modification times of the source files and the way in which work is divided.
 Identity = dict[str, Any]
-_COMPARED = ("used", "rows", "files", "bytes")  # facts about a source that a message names
-_DIVISION = [2, BATCH_SIZE, CHUNK_BYTES]  # another number if work is divided in another way
+_COMPARED = ("used", "rows", "files", "bytes")  # properties of a source that messages mention
+_DIVISION = [2, BATCH_SIZE, CHUNK_BYTES]  # first: a version, to be raised when the division changes
 
 
 def identify(config: PrepareConfig, sources: Iterable[Source], given: Tokenizer | None) -> Identity:
@@ -48,8 +48,8 @@ def identify(config: PrepareConfig, sources: Iterable[Source], given: Tokenizer 
 
     unset = set() if config.eos_token else {"eos_token"}  # of earlier versions, which lacked it
     settings = config.model_dump(mode="json", exclude={"out", "overwrite", "workers", *unset})
-    if given is not None and (around := around_documents(given)):
-        settings["document"] = around
+    if given is not None and (document_tokens := document_token_fields(given)):
+        settings["document"] = document_tokens
     times = [(str(path), path.stat().st_mtime_ns) for source in sources for path in source.files]
     return {
         "settings": settings | {"given_tokenizer": given.fingerprint if given else None},
@@ -58,12 +58,12 @@ def identify(config: PrepareConfig, sources: Iterable[Source], given: Tokenizer 
     }
 
 
-def around_documents(tokenizer: Tokenizer) -> dict[str, list[int]]:
-    """What is around a document, by field; empty if it is an end of text before it."""
-    around = tokenizer.special_ids.document
-    if around == DocumentTokens((tokenizer.eos_id,)):
+def document_token_fields(tokenizer: Tokenizer) -> dict[str, list[int]]:
+    """The document tokens, by field; empty if they are just an end of text before each document."""
+    document_tokens = tokenizer.special_ids.document
+    if document_tokens == DocumentTokens((tokenizer.eos_id,)):
         return {}
-    return {name: list(ids) for name, ids in around._asdict().items()}
+    return {name: list(ids) for name, ids in document_tokens._asdict().items()}
 
 
 def holds_corpus(
@@ -79,7 +79,7 @@ def holds_corpus(
         publish(out)
     if (out / MANIFEST).is_file():
         made = _read(out / MANIFEST)
-        difference = _difference(made, identity) or _newer(out / MANIFEST, sources)
+        difference = _difference(made, identity) or _changed_source(out / MANIFEST, sources)
         if overwrite and (difference or not interrupted):
             return False
         if difference:
@@ -101,7 +101,7 @@ def holds_corpus(
 
 
 def read_journal(out: Path, identity: Identity) -> Identity | None:
-    """The journal of an interrupted run with this identity, if it came as far as its tokenizer."""
+    """The journal of an interrupted run with this identity, if its tokenizer was written."""
     work = out / UNFINISHED
     if not (work / JOURNAL).is_file() or not (work / TOKENIZER).is_file():
         return None
@@ -110,14 +110,14 @@ def read_journal(out: Path, identity: Identity) -> Identity | None:
 
 
 def write_journal(out: Path, identity: Identity, state: dict[str, Any] | None = None) -> None:
-    """Record that the corpus has come as far as `state`."""
+    """Record the progress of the corpus, `state`."""
     journal = {**identity, "state": state}
     journal["digest"] = manifest_digest(journal)
     files.write_json(out / UNFINISHED / JOURNAL, journal)
 
 
 def start_over(out: Path, identity: Identity) -> None:
-    """Replace an unfinished corpus by a new one, which has only a journal."""
+    """Replace an unfinished corpus with a new one that has only a journal."""
     _clear(out / UNFINISHED)
     (out / UNFINISHED).mkdir()
     write_journal(out, identity)
@@ -131,9 +131,9 @@ def discard(out: Path) -> None:
 
 
 def publish(out: Path) -> None:
-    """Move the complete corpus in `unfinished` to `out`, in place of the one there.
+    """Move the complete corpus from `unfinished` to `out`, replacing the one there.
 
-    The manifest goes last: without it there is no corpus in `out`, and as long as it is in
+    The manifest is moved last: without it there is no corpus in `out`, and while it is still in
     `unfinished`, calling this again completes the move.
     """
     work = out / UNFINISHED
@@ -209,7 +209,7 @@ def _changed(journal: Identity, identity: Identity) -> str:
     return difference
 
 
-def _newer(manifest: Path, sources: Iterable[Path]) -> str:
+def _changed_source(manifest: Path, sources: Iterable[Path]) -> str:
     """A source file that was written after the corpus was made, for a message; or nothing."""
     made = manifest.stat().st_mtime_ns
     path = next((path for path in sources if path.stat().st_mtime_ns > made), None)

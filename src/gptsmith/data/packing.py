@@ -1,7 +1,7 @@
-"""Rows of examples for training: several per row, or one per row and padding after it.
+"""Training batches of examples: packed (several per row), or padded (one per row).
 
 An example of n tokens takes n - 1 positions: its last token is a target only. B rows, T positions.
-As in dataset.Windows, which examples a row of the endless sequence holds is a pure function of
+As in dataset.Windows, the examples of a row of the endless sequence are a pure function of
 (seed, epoch, index), without replacement.
 """
 
@@ -18,19 +18,19 @@ from gptsmith.data.examples import Example, Examples
 from gptsmith.data.order import EpochOrder, permutation
 
 _MULTIPLE = 32  # padded lengths are rounded up to this: fewer shapes, whole vectors
-_KEY = 0x9AC7  # another stream of random numbers than the order of the epochs
+_PACKING_KEY = 0x9AC7  # another stream of random numbers than the order of the epochs
 _MAX_NAMES = 3  # examples that a batch's name mentions
 
 
 def pack(sizes: np.ndarray, T: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sizes (n,) of at most T each into rows of at most T: best fit, the largest first.
+    """Pack examples of the given sizes (n,), each at most T, into rows of T: best-fit decreasing.
 
-    Returns the numbers of the examples, row after row (n,), and where each row begins (rows + 1,).
+    Returns the indices of the examples, row by row (n,), and where each row begins (rows + 1,).
     Examples of equal size are taken in random order. Johnson (1973): at most 11/9 of the fewest
     possible rows, plus one.
     """
     sizes = sizes.astype(np.int64)
-    order = permutation(len(sizes), seed, 0, _KEY)
+    order = permutation(len(sizes), seed, 0, _PACKING_KEY)
     order = order[np.argsort(-sizes[order], kind="stable")]
     left: list[list[int]] = [[] for _ in range(T + 1)]  # rows by their free positions
     occupied = 0  # bit r: some row has r free positions
@@ -71,12 +71,12 @@ class _Rows(EpochOrder, ABC):
             )
 
     @abstractmethod
-    def _make(self, rows: Sequence[int]) -> Batch:
+    def _make_batch(self, rows: Sequence[int]) -> Batch:
         """The rows of these numbers."""
 
     def batch(self, first: int, count: int) -> Batch:
         """Rows first..first+count-1 of the endless sequence."""
-        return self._make([self.item(i) for i in range(first, first + count)])
+        return self._make_batch([self.item(i) for i in range(first, first + count)])
 
     def validation(self, B: int, limit: int | None = None) -> Iterator[Batch]:
         """Every row once in fixed order; with a limit, rows of about that many tokens, spread
@@ -85,9 +85,9 @@ class _Rows(EpochOrder, ABC):
         keep = n if limit is None or limit >= tokens else max(1, n * limit // tokens)
         rows = [i * n // keep for i in range(keep)]
         for at in range(0, keep, B):
-            yield self._make(rows[at : at + B])
+            yield self._make_batch(rows[at : at + B])
 
-    def _filled(self, rows: Sequence[Sequence[Example]], width: int, packed: bool) -> Batch:
+    def _fill_batch(self, rows: Sequence[Sequence[Example]], width: int, packed: bool) -> Batch:
         """Rows of `width`; packed: with the number of the document and the position in it."""
         inputs = np.full((len(rows), width), self.pad_id, np.int64)
         targets = np.full_like(inputs, IGNORE_INDEX)
@@ -113,11 +113,11 @@ class _Rows(EpochOrder, ABC):
 
 
 class PackedRows(_Rows):
-    """Several examples per row of T, each of which attends to itself only, from position 0.
+    """Several examples per row of T, each attending only to itself, with positions from 0.
 
-    Which examples share a row is decided once; the order of the rows is new in each epoch. The rest
-    of a row is padding, a document of its own. A mask that counts from the beginning of the row,
-    such as prefix(n), would apply to the first example only: it needs PaddedRows.
+    Which examples share a row is decided once; the order of rows is new in each epoch. The rest of
+    a row is padding, as a document of its own. A mask that counts from the start of the row, such
+    as prefix(n), would apply to the first example only: it needs PaddedRows.
     """
 
     def __init__(self, examples: Examples, T: int, seed: int, pad_id: int) -> None:
@@ -130,10 +130,10 @@ class PackedRows(_Rows):
         """Share of the positions that hold a token."""
         return float((self.examples.lengths - 1).sum()) / (self.per_epoch * self.T)
 
-    def _make(self, rows: Sequence[int]) -> Batch:
+    def _make_batch(self, rows: Sequence[int]) -> Batch:
         members = [self._members[self._starts[row] : self._starts[row + 1]] for row in rows]
         found = [[self.examples[int(number)] for number in numbers] for numbers in members]
-        return self._filled(found, self.T, packed=True)
+        return self._fill_batch(found, self.T, packed=True)
 
 
 class PaddedRows(_Rows):
@@ -147,8 +147,8 @@ class PaddedRows(_Rows):
         super().__init__(examples, T, seed, pad_id)
         self.fixed = fixed
 
-    def _make(self, rows: Sequence[int]) -> Batch:
+    def _make_batch(self, rows: Sequence[int]) -> Batch:
         found = [[self.examples[row]] for row in rows]
         longest = max(1, *(len(example.ids) - 1 for (example,) in found))
         width = min(self.T, -(-longest // _MULTIPLE) * _MULTIPLE)
-        return self._filled(found, self.T if self.fixed else width, packed=False)
+        return self._fill_batch(found, self.T if self.fixed else width, packed=False)

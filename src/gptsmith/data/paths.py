@@ -1,4 +1,4 @@
-"""The files of a path, a folder or a pattern, in a fixed order."""
+"""Find the files of a path, a folder or a pattern, in a fixed order."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from gptsmith.data.report import ReadReport
 
 # Files that `datasets` writes next to the data, or a download of the Hub brings along.
 _METADATA = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
-_BLANK = 4096  # a file of at most this size is looked into for anything but white space
+_BLANK = 4096  # only files of at most this size are checked for being blank
 
 
 class UnavailableError(FileNotFoundError):
     """A valid source that is not available; the next alternative may be tried."""
 
 
-class Found(NamedTuple):
-    """The files to read, and those of a folder or pattern that hold nothing."""
+class FoundFiles(NamedTuple):
+    """The files to read, and the empty ones of a folder or pattern."""
 
     files: list[Path]
     empty: Sequence[Path] = ()
@@ -31,16 +31,16 @@ class Found(NamedTuple):
             report.skipped.add("empty file", str(path))
 
 
-def find_files(path: str | Path, belongs: Callable[[Path], bool], kinds: str) -> Found:
-    """The file of a path, all files of a pattern, or those of a folder that `belongs` accepts.
+def find_files(path: str | Path, belongs: Callable[[Path], bool], kinds: str) -> FoundFiles:
+    """The file at a path, all files of a pattern, or those of a folder that `belongs` accepts.
 
-    In a folder, hidden files and what `datasets` adds are left out. kinds: what is looked for in a
-    folder, for messages. UnavailableError (a FileNotFoundError) if there is no file,
+    In a folder, hidden files and the metadata of `datasets` are ignored. kinds: what is looked for
+    in a folder, for messages. UnavailableError (a FileNotFoundError) if there is no file,
     PermissionError for a folder that cannot be read, ValueError for a folder with several splits.
     """
     path = Path(path)
     if path.is_file():
-        return Found([path])
+        return FoundFiles([path])
     if path.is_dir():
         found = [p for p in files_below(path) if belongs(p)]
         if not found:
@@ -60,11 +60,11 @@ def find_files(path: str | Path, belongs: Callable[[Path], bool], kinds: str) ->
     empty = [p for p in found if p.stat().st_size <= _BLANK and not p.read_bytes().strip()]
     if len(empty) == len(found):
         raise ValueError(f"{path}: its files ({len(found)}) are all empty")
-    return Found([p for p in found if p not in set(empty)], empty)
+    return FoundFiles([p for p in found if p not in set(empty)], empty)
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files below a folder, sorted, except hidden ones and what `datasets` adds."""
+    """All files below a folder, sorted, except hidden ones and the metadata of `datasets`."""
     if (folder / "dataset_dict.json").is_file():
         splits = sorted(p.name for p in folder.iterdir() if p.is_dir())
         example = f", for example {folder / splits[0]}" if splits else ""

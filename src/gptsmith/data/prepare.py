@@ -1,8 +1,8 @@
-"""Raw text to token shards: `gptsmith prepare SOURCE... --out data/NAME`.
+"""Prepare a corpus, raw text to token shards: `gptsmith prepare SOURCE... --out data/NAME`.
 
-Documents are divided into training and validation (split), encoded (encode) and appended to shards
-(shards). Every few seconds a journal records how many batches the shards hold; resuming cuts the
-shards back to that, reads the sources up to that batch without encoding them, and continues.
+Documents are split into training and validation (split), encoded (encode) and appended to shards
+(shards). Every few seconds a journal records how many batches the shards contain. To resume, the
+shards are truncated to these batches, and the sources are read, without encoding, up to there.
 """
 
 import time
@@ -15,6 +15,7 @@ from typing import Any
 
 from gptsmith import files, terminal
 from gptsmith.data import output_dir
+from gptsmith.data.corpus_tokenizer import given_tokenizer, train_tokenizer
 from gptsmith.data.corpus_writer import CorpusWriter
 from gptsmith.data.documents import Document, Source
 from gptsmith.data.encode import available_cores, encode, encode_in_order, make_batches
@@ -32,17 +33,16 @@ from gptsmith.data.shards import (
 from gptsmith.data.sources import open_source
 from gptsmith.data.split import DocumentSplit
 from gptsmith.data.tokenized import tokenized_documents
-from gptsmith.data.vocabulary import given_tokenizer, train_tokenizer
 from gptsmith.progress import WorkProgress
 from gptsmith.tokenizer import Tokenizer
 
 
 def prepare(config: PrepareConfig) -> Path:
-    """Make the corpus that `config` describes; its folder.
+    """Make the corpus that `config` describes; returns its folder.
 
-    Called again after a kill it resumes, and the files are the same byte for byte. ValueError,
-    FileNotFoundError or FileExistsError, in one line, for user errors; a corpus that is in the
-    folder already is then unchanged, and nothing of the new one is left.
+    Called again after a kill, it resumes and produces byte-identical files. ValueError,
+    FileNotFoundError or FileExistsError, in one line, for user errors; an existing corpus in the
+    folder is then unchanged, and nothing of the new one is left.
     """
     started = time.monotonic()
     report = ReadReport(config.on_error)
@@ -98,7 +98,7 @@ def _make(
     given: Tokenizer | None,
     identity: Identity,
 ) -> dict[str, Any]:
-    """Tokenizer, shards and manifest in `unfinished`, from the start or as the journal says.
+    """Write tokenizer, shards and manifest to `unfinished`, from the start or from the journal.
 
     total: bytes of the source files.
     """
@@ -172,8 +172,8 @@ def _manifest(
         "settings": writer.identity["settings"],
         "sources": writer.identity["sources"],
     }
-    if around := output_dir.around_documents(tokenizer):
-        manifest["document"] = around
+    if document_tokens := output_dir.document_token_fields(tokenizer):
+        manifest["document"] = document_tokens
     manifest["fingerprint"] = fingerprint(manifest)
     return manifest | {"digest": manifest_digest(manifest)}
 

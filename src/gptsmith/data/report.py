@@ -1,4 +1,4 @@
-"""Report on files while they are read: skipped records, hints for the user, progress."""
+"""Reports on files while they are read: skipped records, hints for the user, progress."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 from gptsmith.data.options import OnError
 
-_SHOWN = 3  # places that a line names
+_SHOWN = 3  # places that a line of the report lists
 
 
 class Tally:
-    """The number of places of each kind, and the first of them.
+    """Counts places by kind and keeps the first few of each kind.
 
     A place counts once per kind, even if its file is read repeatedly.
     """
@@ -35,7 +35,7 @@ class Tally:
         return {kind: self[kind] for kind in sorted(self._places)}
 
     def lines(self) -> list[str]:
-        """Kind, count and first places, a line per kind in order of appearance."""
+        """Kind, count and first places, one line per kind in order of appearance."""
         lines = []
         for kind, seen in self._places.items():
             shown = [*filter(None, seen.values()), *(["..."] if len(seen) > _SHOWN else [])]
@@ -47,12 +47,12 @@ class Tally:
 
 
 class ReadReport:
-    """Handles records that cannot be used, and collects remarks for the user.
+    """Handles records that cannot be used, and collects hints for the user.
 
     on_error   stop with a ValueError, or skip and count; None: stop, without mentioning --on-error,
                which the command does not have
     skipped    skipped records, by kind
-    hints      remarks for the user, each once, in order
+    hints      hints for the user, without repetitions, in order
     position   bytes read so far, over all files of `starts`
     read       records of each file (rows; lines of a text file), skipped ones included
     """
@@ -85,7 +85,7 @@ class ReadReport:
         return f"{skipped:,} of {total:,} records ({skipped / max(1, total):.1%})"
 
     def lines(self) -> list[str]:
-        """What was skipped: how much of all, then one line per kind."""
+        """What was skipped: the share of all records, then one line per kind."""
         if not self.skipped.total:
             return []
         kinds = [f"skipped, {line}" for line in self.skipped.lines()]

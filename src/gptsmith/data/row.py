@@ -1,4 +1,4 @@
-"""A row of a table, and what every reader of tables checks."""
+"""A row of a table, and the checks that all table readers share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_unicode(row: Row, name: str, text: str) -> None:
 
 
 def unicode_problem(text: str) -> str:
-    """Where a text has a lone surrogate, which JSON can encode and UTF-8 cannot; "" if nowhere."""
+    """A description of the first lone surrogate, which JSON can encode but UTF-8 cannot, or ""."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -31,8 +31,8 @@ def unicode_problem(text: str) -> str:
 
 
 def check_unique(names: Sequence[str], place: str) -> None:
-    """ValueError for two columns of the same name, of which a row could hold only one. Columns
-    without a name, such as an index that pandas wrote, are not read and may occur repeatedly."""
+    """ValueError for two columns with the same name. Columns without a name, such as an index that
+    pandas wrote, are not read and may occur repeatedly."""
     for name in names:
         if name and names.count(name) > 1:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What a row says beside its messages, or its question and answer."""
+"""Fields of a row besides its messages: context, history, system message, tools, target flags."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from gptsmith.chat_template.message import is_empty
 from gptsmith.data import columns as names
-from gptsmith.data.cells import InvalidRowError, cell_text, learned_flag, parsed
+from gptsmith.data.cells import InvalidRowError, cell_text, parse_json, target_flag
 from gptsmith.data.columns import is_irrelevant, quoted
 from gptsmith.data.messages import cell_message
 from gptsmith.data.report import ReadReport
@@ -18,13 +18,13 @@ def cell(values: Mapping[str, Any], name: str) -> str:
 
 
 def texts(values: Mapping[str, Any], columns: tuple[str, ...]) -> dict[str, str]:
-    """The texts of those columns that have one, by column."""
+    """The non-blank texts of the given columns, by column."""
     found = {name: cell(values, name) for name in columns if name in values}
     return {name: text for name, text in found.items() if text.strip()}
 
 
 def context(values: Mapping[str, Any], without: set[str]) -> dict[str, str]:
-    """The texts of the columns that say what a question is about (Alpaca's `input`)."""
+    """The texts of the columns that give context to a question (Alpaca's `input`)."""
     return texts(values, tuple(name for name in names.CONTEXT if name not in without))
 
 
@@ -32,7 +32,7 @@ def history(values: Mapping[str, Any]) -> list[Any]:
     """The earlier messages of a row, pairs of question and answer (Alpaca) or messages."""
     turns: list[Any] = []
     for name in names.HISTORY:
-        pairs = parsed(values.get(name), name) or []
+        pairs = parse_json(values.get(name), name) or []
         for pair in pairs if isinstance(pairs, list) else [pairs]:
             if isinstance(pair, Mapping):
                 turns.append(pair)
@@ -59,10 +59,10 @@ def system_text(values: Mapping[str, Any]) -> str:
 def tools_of(values: Mapping[str, Any]) -> list[Any] | None:
     """The tools of a row: a list of objects, or its JSON; None if there are none."""
     for name in names.TOOLS:
-        if tools := parsed(values.get(name), name):
+        if tools := parse_json(values.get(name), name):
             tools = [tools] if isinstance(tools, Mapping) else tools
             if isinstance(tools, list):
-                tools = [parsed(tool, name) for tool in tools]
+                tools = [parse_json(tool, name) for tool in tools]
             if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
                 problem = f"the column {name!r} holds {str(tools)[:40]}, not a list of tools"
                 raise InvalidRowError("unreadable tools", problem)
@@ -70,33 +70,37 @@ def tools_of(values: Mapping[str, Any]) -> list[Any] | None:
     return None
 
 
-def learned_answers(
+def target_answers(
     values: Mapping[str, Any], flags: list[bool | None], answers: list[int]
 ) -> frozenset[int]:
-    """The answers to learn, as messages and the row say. InvalidRowError for unclear flags."""
-    learned = {i for i in answers if flags[i] is not False}
-    for name in names.LEARNED:
+    """The answers that are targets by the flags of messages and row. InvalidRowError for invalid
+    flags.
+
+    flags: of each message. answers: indices of the assistant's messages.
+    """
+    targets = {i for i in answers if flags[i] is not False}
+    for name in names.TARGET_FLAGS:
         value = values.get(name)
         if isinstance(value, list) and value:
             if len(value) != len(flags):
                 problem = f"{name} has {len(value)} values for {len(flags)} messages"
                 raise InvalidRowError("unknown weight", problem)
-            learned &= {i for i in answers if learned_flag(name, value[i])}
-        elif not learned_flag(name, value):
-            learned.clear()
-    return frozenset(learned)
+            targets &= {i for i in answers if target_flag(name, value[i])}
+        elif not target_flag(name, value):
+            targets.clear()
+    return frozenset(targets)
 
 
 def refuse_media(values: Mapping[str, Any]) -> None:
-    """InvalidRowError for a row with pictures or sounds, which a text model cannot read."""
+    """InvalidRowError for a row with images, audio or video, which a text model cannot read."""
     for name in names.MEDIA:
         if not is_empty(values.get(name)):
             raise InvalidRowError("row with media", f"it has {name}, which the model cannot read")
 
 
-def mention_unused(values: Mapping[str, Any], used: set[str], report: ReadReport) -> None:
-    """Tell the user of columns that hold something and are neither used nor known not to matter."""
-    used = used.union(names.SYSTEM, names.LEARNED, names.TOOLS)
+def report_unused_columns(values: Mapping[str, Any], used: set[str], report: ReadReport) -> None:
+    """Report non-empty columns that are neither used nor known to be irrelevant."""
+    used = used.union(names.SYSTEM, names.TARGET_FLAGS, names.TOOLS)
     for name, value in values.items():
         if name not in used and not is_empty(value) and not is_irrelevant(name):
             report.hint(f"column {name!r} is not used")

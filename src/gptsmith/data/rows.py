@@ -1,6 +1,6 @@
 """Rows of tables: .json .jsonl .csv .tsv (each also .gz) .parquet .arrow, with their places.
 
-Files are streamed, except one that is a single JSON value.
+Files are streamed, except those that are a single JSON value.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from pathlib import Path
 
 from gptsmith.data import columnar
 from gptsmith.data.csv_rows import csv_rows
-from gptsmith.data.decode import find_encoding, opened_text
+from gptsmith.data.decode import find_encoding, open_text
 from gptsmith.data.json_rows import json_rows
 from gptsmith.data.options import FileFormat
-from gptsmith.data.paths import Found, find_files, has_suffix
+from gptsmith.data.paths import FoundFiles, find_files, has_suffix
 from gptsmith.data.report import ReadReport
 from gptsmith.data.row import Row as Row
 from gptsmith.data.row import check_unicode as check_unicode
 from gptsmith.data.row import check_unique
 from gptsmith.data.row import unicode_problem as unicode_problem
-from gptsmith.recognize import TABLES, is_made, wrong_kind
+from gptsmith.recognize import TABLES, is_artifact, wrong_kind
 
 SUFFIXES = (*TABLES, *(f"{suffix}.gz" for suffix in TABLES), *columnar.SUFFIXES)
 _KINDS = ", ".join((*TABLES, *columnar.SUFFIXES))
@@ -40,8 +40,8 @@ def read_rows(
     A line of JSON that is a list becomes a row with a single column, `messages`.
     report: what to do with rows that cannot be read (default: ValueError).
     header: names of the columns where a .csv or .tsv has no header line.
-    form: encoding and delimiter, if they are not to be found out.
-    ValueError naming file and line.
+    form: encoding and delimiter, if they are not to be detected.
+    ValueError naming file and line of a row that cannot be read.
     """
     report = report or ReadReport()
     found = find_tables(path)
@@ -55,10 +55,10 @@ def row_files(path: str | Path) -> list[Path]:
     return find_tables(path).files
 
 
-def find_tables(path: str | Path) -> Found:
-    """`row_files`, with the empty ones of a folder or pattern aside."""
+def find_tables(path: str | Path) -> FoundFiles:
+    """The tables at a path, in a folder or of a pattern, and the empty ones separately."""
     path = Path(path)
-    if is_made(path):
+    if is_artifact(path):
         raise wrong_kind(path, "a table or a folder of tables")
     found = find_files(path, lambda file: has_suffix(file, *SUFFIXES), f"file of {_KINDS}")
     for file in found.files:
@@ -92,7 +92,7 @@ def is_table(path: Path) -> bool:
     if has_suffix(path, *SUFFIXES):
         return True
     try:
-        with opened_text(path, find_encoding(path, None, ReadReport())) as (_, file):
+        with open_text(path, find_encoding(path, None, ReadReport())) as (_, file):
             return _JSON.match(file.read(1 << 12)) is not None
     except ValueError:
         return False

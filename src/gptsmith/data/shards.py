@@ -1,18 +1,19 @@
 """A prepared corpus on disk: token shards, a tokenizer, and a manifest that is written last.
 
     data/NAME/
-      manifest.json       what the corpus holds and how it was made; its presence says "complete"
+      manifest.json       contents and origin of the corpus; it exists only once it is complete
       tokenizer.json
       train-00000.npy ... val-00000.npy ...    uint16 or uint32, one dimension
 
 A split is one stream of tokens. A document is <|endoftext|> followed by its tokens, so that its
 first token has a context too. With a tokenizer that begins texts with another token, it is that
-token, its tokens and the end of text (see `document` in the manifest).
+token, the document's tokens and the end of text (see `document` in the manifest).
 
-`prepare` cuts the stream into shards of equal length, and a document that does not fit continues in
-the next one; readers take shards of any lengths, which the manifest gives.
+`prepare` cuts the stream into shards of equal length; a document that does not fit continues in the
+next one. Readers accept shards of any length, as given by the manifest.
 
-While a corpus is made, its files and a journal (progress.json) are in the folder `unfinished`.
+While a corpus is being made, its files and a journal (progress.json) are in the folder
+`unfinished`.
 """
 
 import hashlib
@@ -38,8 +39,8 @@ FORMAT = 1
 SPLITS = ("train", "val")
 MANIFEST, JOURNAL, UNFINISHED = "manifest.json", "progress.json", "unfinished"
 _COUNTS = ("tokens", "documents", "bytes")
-# numpy pads its header to a multiple of 64 bytes. This fixed size holds any length, so that tokens
-# can be appended before their number is known.
+# numpy pads its header to a multiple of 64 bytes. This fixed size has room for any length, so that
+# tokens can be appended before their number is known.
 _HEADER_BYTES = 128
 _MAX_SHARDS = 500  # per split: each is an open file in a process that uses the corpus
 _REMEDY = "copy the file again or prepare the corpus again"
@@ -50,7 +51,7 @@ class Corpus:
     """A complete corpus, opened read-only.
 
     manifest      the parsed manifest.json
-    train, val    their shards, memory-mapped; each is verified when it is first used
+    train, val    the shards of each split, memory-mapped; each is verified on first use
     """
 
     path: Path
@@ -121,7 +122,7 @@ class Corpus:
 
     @cached_property
     def document(self) -> DocumentTokens:
-        """What is around each document; where the manifest does not say, the end of text before."""
+        """The tokens around each document; by default, the end of text before it."""
         given = self.manifest.get("document")
         if given is None:
             return DocumentTokens((self.tokenizer.eos_id,))
@@ -143,14 +144,14 @@ class Corpus:
         return int(self.manifest["splits"]["val"]["tokens"])
 
     def verify(self) -> None:
-        """Read everything and compare with the manifest. ValueError naming what is damaged."""
+        """Read everything and compare it with the manifest. ValueError naming a damaged file."""
         self.val.verify()
         self.train.verify()
         assert self.tokenizer is not None
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:
-    """sha256 over what training depends on: the tokenizer, and the tokens of each split."""
+    """sha256 over what training depends on: the tokenizer and the tokens of each split."""
     seen = {
         "tokenizer": manifest["tokenizer"]["fingerprint"],
         "splits": {
@@ -166,13 +167,12 @@ def fingerprint(manifest: dict[str, Any]) -> str:
 class Shards(Sequence[np.ndarray]):
     """The shards of a split: memory-mapped arrays of token ids.
 
-    Each is read as a whole when it is first used, and must have the sha256 of the manifest and no
-    ids beyond the vocabulary; ValueError naming it otherwise. lengths: tokens of each, known
-    without reading any.
+    On its first use a shard is read completely; ValueError naming it unless it has the sha256 of
+    the manifest and no ids outside the vocabulary. lengths: number of tokens of each shard.
     """
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], split: str) -> None:
-        """Names, sizes and headers are checked; errors as of Corpus.open."""
+        """Checks names, sizes and headers; raises as Corpus.open does."""
         self._folder, self._records = folder, manifest["splits"][split]["shards"]
         self._arrays = [_open_shard(folder, shard, manifest["dtype"]) for shard in self._records]
         size = manifest["tokenizer"].get("vocab_size")
@@ -201,14 +201,14 @@ class Shards(Sequence[np.ndarray]):
         return array
 
     def verify(self) -> None:
-        """Read all shards that were not read yet."""
+        """Verify all shards that have not been used yet."""
         for index in range(len(self)):
             _ = self[index]
 
     def verify_in_background(self) -> None:
-        """Read all of them in a thread, while training begins.
+        """Verify all shards in a thread, while training begins.
 
-        Once a damaged one is found, the next use of any raises its error.
+        Once a damaged one is found, the next use of any shard raises the error.
         """
 
         def read() -> None:
@@ -233,7 +233,7 @@ class Shards(Sequence[np.ndarray]):
 
 
 def manifest_digest(content: Mapping[str, Any]) -> str:
-    """sha256 of a manifest or journal, which records it as `digest`; earlier versions did not."""
+    """sha256 of a manifest or journal, stored in it as `digest` (missing in earlier versions)."""
     rest = {name: value for name, value in content.items() if name != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -264,9 +264,8 @@ def _open_shard(folder: Path, shard: dict[str, Any], dtype: str) -> np.ndarray:
 class ShardWriter:
     """Appends tokens to one split of a corpus that is being made.
 
-    `record` is the manifest's entry for this split. Tokens that it counts beyond its list of shards
-    are in the last file, which gets its header when it is full; so record and files are enough to
-    resume.
+    `record` is the manifest's entry for this split. Tokens beyond its list of shards are in the
+    last file, which gets its header when it is full; record and files are sufficient to resume.
     """
 
     def __init__(
@@ -277,8 +276,8 @@ class ShardWriter:
         shard_tokens: int,
         record: dict[str, Any] | None = None,
     ) -> None:
-        """record: of an interrupted run. Tokens that were written after it are dropped; ValueError
-        or FileNotFoundError if tokens that it counts are missing."""
+        """record: that of an interrupted run. Tokens written after it are dropped; ValueError or
+        FileNotFoundError if tokens that it counts are missing."""
         self.folder, self.split, self.dtype, self.shard_tokens = folder, split, dtype, shard_tokens
         self.record = record or {"tokens": 0, "documents": 0, "bytes": 0, "shards": []}
         for shard in self.record["shards"]:
@@ -311,7 +310,7 @@ class ShardWriter:
                 self._finish_shard()
 
     def sync(self) -> None:
-        """Make what was appended durable."""
+        """Flush what was appended to disk."""
         if self._file:
             with files.naming(self._path):
                 self._file.flush()
@@ -329,7 +328,7 @@ class ShardWriter:
                 self._file.close()
 
     def _open_shard(self) -> BinaryIO:
-        """The last file, cut to the tokens that are recorded; or a new one."""
+        """The last file, truncated to the recorded tokens, or a new one."""
         size = _HEADER_BYTES + self._filled * self.dtype.itemsize
         if self._filled and (found := self._path.stat().st_size) < size:
             raise ValueError(f"{self._path}: {found} bytes, {size} were written before")

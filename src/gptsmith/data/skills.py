@@ -1,9 +1,9 @@
 """The built-in chat set: small skills with checkable answers, and questions about Python itself.
 
 It is generated on demand from words of the documentation of the user's own Python and from random
-letters and numbers; nothing is downloaded. Questions about a skill have several phrasings and an
-argument: a word, a pair of numbers, a name. A hash divides arguments into those that training may
-use and those it never sees, so that no answer to a held-out item can be memorized.
+letters and numbers; nothing is downloaded. A question about a skill has one of several phrasings
+and an argument: a word, a pair of numbers, a name. A hash decides which arguments training may use
+and which are held out, so that no answer to a held-out item can be memorized.
 """
 
 from __future__ import annotations
@@ -131,39 +131,39 @@ class Item(NamedTuple):
 
 def skill_conversations(seed: int, count: int) -> Iterator[Conversation]:
     """Training conversations, the same for the same seed and the same version of Python."""
-    author = _Author(Random(f"train {seed}"), held_out=False, kind="seen")
+    generator = _Generator(Random(f"train {seed}"), held_out=False, kind="seen")
     for i in range(count):
-        yield Conversation(_messages(author.conversation()), f"skills {i}")
+        yield Conversation(_messages(generator.conversation()), f"skills {i}")
 
 
 def held_out(seed: int, per_skill: int, kind: Kind = "seen") -> list[Item]:
-    """Items of every skill whose arguments training never uses.
+    """Items of every skill with held-out arguments.
 
-    kind: seen, with phrasings and word lengths of training; phrasings, with other phrasings;
-    lengths, with words of other lengths, for the skills that are about words.
+    kind: seen, with the phrasings and word lengths of training; phrasings, with other phrasings;
+    lengths, with words of other lengths, for the skills about words.
     """
-    author = _Author(Random(f"{kind} {seed}"), held_out=True, kind=kind)
+    generator = _Generator(Random(f"{kind} {seed}"), held_out=True, kind=kind)
     skills = SKILLS if kind != "lengths" else WORD_SKILLS
-    return [author.item(skill) for skill in skills for _ in range(per_skill)]
+    return [generator.item(skill) for skill in skills for _ in range(per_skill)]
 
 
 def worked_examples(seed: int, per_skill: int) -> list[Item]:
     """Items with arguments and phrasings of training, for few-shot prompts."""
-    author = _Author(Random(f"examples {seed}"), held_out=False, kind="seen")
-    return [author.item(skill) for skill in SKILLS for _ in range(per_skill)]
+    generator = _Generator(Random(f"examples {seed}"), held_out=False, kind="seen")
+    return [generator.item(skill) for skill in SKILLS for _ in range(per_skill)]
 
 
 def fact_items(seed: int, per_kind: int) -> list[Item]:
-    """Questions about Python in phrasings that training does not use: on functions that training
-    explains, and on functions that it does not. They test memory, not skill."""
-    author = _Author(Random(f"facts {seed}"), held_out=True, kind="phrasings")
+    """Questions about Python in held-out phrasings, on functions that training explains and on
+    others. They test memory, not skill."""
+    generator = _Generator(Random(f"facts {seed}"), held_out=True, kind="phrasings")
     items = []
     for skill, facts in (
         ("facts in training", _facts()[:FACTS]),
         ("facts held out", _facts()[FACTS:]),
     ):
-        for function, summary in author.random.sample(facts, min(per_kind, len(facts))):
-            question = author.phrase("facts", f=function)
+        for function, summary in generator.random.sample(facts, min(per_kind, len(facts))):
+            question = generator.phrase("facts", f=function)
             items.append(Item(skill, [{"role": "user", "content": question}], summary))
     return items
 
@@ -181,21 +181,21 @@ def _messages(exchanges: list[Exchange]) -> list[Message]:
     ]
 
 
-class _Author:
-    """Writes exchanges from a random stream, with arguments of training or held-out ones."""
+class _Generator:
+    """Generates exchanges at random, with training or held-out arguments."""
 
     def __init__(self, random: Random, held_out: bool, kind: Kind) -> None:
         self.random, self.held_out, self.kind = random, held_out, kind
         self.lengths = OTHER_LENGTHS if kind == "lengths" else tuple(LENGTHS)
 
     def conversation(self) -> list[Exchange]:
-        """One to three exchanges, or a name that is given and asked for later."""
+        """One to three exchanges, or a conversation that mentions a name and later asks for it."""
         if self.random.random() < _NAME_SHARE:
             return self.exchanges("name", self.random.choice((0, 1, 1, 2)))
         return [self.exchange() for _ in range(self.random.randint(1, 3))]
 
     def exchanges(self, skill: str, between: int | None = None) -> list[Exchange]:
-        """The exchanges that ask for a skill; for the name, with others in between."""
+        """The exchanges for a skill; for the name, with `between` others in the middle."""
         if skill != "name":
             return [self.ask(skill)]
         name = self.name()
@@ -239,7 +239,7 @@ class _Author:
         return self.phrase(skill, x=word), answers.get(skill, str(len(word)))
 
     def phrase(self, thing: str, **arguments: object) -> str:
-        """A phrasing; in training every fourth is written carelessly."""
+        """A phrasing; in training, one in four is in lower case without its full stop."""
         phrasings = PHRASINGS[thing]
         choices = phrasings.unseen if self.kind == "phrasings" else phrasings.seen
         text = self.random.choice(choices).format(**arguments)
@@ -280,7 +280,7 @@ class _Author:
                 return a, b
 
     def name(self) -> str:
-        """A person's name, half of the time an invented one, so that copying is learned."""
+        """A person's name, half of the time an invented one, so that the model learns to copy."""
         while True:
             name = self.random.choice(_NAMES)
             if self.random.random() < 0.5:

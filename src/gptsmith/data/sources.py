@@ -1,7 +1,7 @@
-"""Sources of text, as the user names them: corpora, files, folders, patterns, data sets of the Hub.
+"""Open sources of text by name: corpora, files, folders, patterns, data sets of the Hub.
 
-Nothing is replaced silently: alternatives are those that the user lists, as in
-`wikipedia|wikitext-2`. They are tried from left to right; the choice is recorded with its reason.
+The user may list alternatives, as in `wikipedia|wikitext-2`. They are tried from left to right, and
+the choice is recorded with its reason; nothing else is substituted.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from gptsmith.data.options import ReadOptions
 from gptsmith.data.paths import UnavailableError, files_below, find_files, has_suffix
 from gptsmith.data.report import ReadReport
 from gptsmith.data.tokenized import IDS, find_layout, holds_ids
-from gptsmith.recognize import binary_kind, is_made, wrong_kind
+from gptsmith.recognize import binary_kind, is_artifact, wrong_kind
 from gptsmith.tokenizer import Tokenizer
 
-# Without .json: in a folder such a file is hardly ever a text.
+# Without .json: in a folder, such files rarely hold text.
 _TABLES = tuple(s for s in rows.SUFFIXES if s not in (".json", ".json.gz"))
 SUFFIXES = (*text_files.SUFFIXES, *_TABLES)
 
@@ -56,27 +56,27 @@ def open_source(requested: str, options: ReadOptions, report: ReadReport) -> Sou
 def encode_source(
     requested: str, tokenizer: Tokenizer, options: ReadOptions, report: ReadReport
 ) -> tuple[np.ndarray, int]:
-    """The ids of all documents of a source, in memory, and the documents' bytes in UTF-8.
+    """The ids of all documents of a source, in memory, and their number of UTF-8 bytes.
 
-    Around each document are the tokens that are around one in a corpus, so that every token has a
-    context to be predicted from.
-
-    Errors as from open_source; ValueError also for a source without text or with token ids.
+    Document tokens are added as in a corpus, so that every token has a context. Raises as
+    open_source does, and ValueError for a source without text or with token ids.
     """
     source = open_source(requested, options, report)
     if source.layout is not None:
         raise ValueError(f"{source.used}: holds token ids; gptsmith prepare makes a corpus of it")
-    around = tokenizer.special_ids.document
-    before, after = (np.array(ids, tokenizer.dtype) for ids in (around.before, around.after))
+    document_tokens = tokenizer.special_ids.document
+    before, after = (
+        np.array(ids, tokenizer.dtype) for ids in (document_tokens.before, document_tokens.after)
+    )
     parts: list[np.ndarray] = []
     text_bytes = 0
     for document in source.documents():
-        text = "".join(map(str, document.chunks))  # as a whole: chunks could cut a word
+        text = "".join(map(str, document.chunks))  # not by chunks, which could split a word
         try:
             ids = tokenizer.encode_array(text).astype(tokenizer.dtype)
         except ValueError as error:
             raise ValueError(f"{document.place}: {error}") from None
-        parts += [before, ids, after] if document.begins else [ids]
+        parts += [before, ids, after] if document.delimited else [ids]
         text_bytes += len(text.encode())
     if not parts:
         raise ValueError(f"{requested}: no text in it")
@@ -84,7 +84,7 @@ def encode_source(
 
 
 def _is_path(name: str) -> bool:
-    """Whether this is a local path. `owner/name` is a name of the Hub unless it exists here."""
+    """Whether this is a local path. `owner/name` is a data set of the Hub unless it exists here."""
     looks = name.startswith(("/", "./", "../", "~")) or has_suffix(Path(name), *SUFFIXES)
     return looks or glob.has_magic(name) or Path(name).exists()
 
@@ -118,10 +118,10 @@ def _open(name: str, options: ReadOptions, report: ReadReport) -> Source:
 
 
 def _open_path(path: Path, name: str, options: ReadOptions, report: ReadReport) -> Source:
-    if is_made(path):
+    if is_artifact(path):
         raise wrong_kind(path, "text")
     below = files_below(path) if path.is_dir() else []
-    # Beside tables, other files are what describes them.
+    # In a folder with tables, other files are documentation.
     has_tables = any(has_suffix(file, *_TABLES) for file in below)
 
     def belongs(file: Path) -> bool:

@@ -1,7 +1,7 @@
-"""Dividing a set into training, validation and test splits, the same way each time it is read.
+"""Deterministic training, validation and test splits.
 
-Rows with equal keys form a group, which stays in one split: a model must not be tested on what it
-was trained on.
+Rows with equal keys form a group that stays in one split: a model must not be tested on what it was
+trained on.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from gptsmith.data.options import PrepareConfig
 # --- rows ----------------------------------------------------------------------------------------
 
 
-def group(keys: Iterable[str]) -> dict[str, list[int]]:
-    """The numbers of the rows of each key, keys in order of appearance."""
+def group_rows(keys: Iterable[str]) -> dict[str, list[int]]:
+    """The indices of the rows with each key; keys in order of appearance."""
     groups: dict[str, list[int]] = {}
     for number, key in enumerate(keys):
         groups.setdefault(key, []).append(number)
@@ -26,22 +26,21 @@ def group(keys: Iterable[str]) -> dict[str, list[int]]:
 
 
 def hash_order(keys: Sequence[str], seed: int) -> list[int]:
-    """The keys' numbers, ordered by a hash of seed and key.
+    """The indices of the keys, ordered by a hash of seed and key.
 
-    It depends neither on the order of the keys nor on other keys, so that most keys stay in their
-    split when a file grows.
+    A key's hash does not depend on other keys, so most keys stay in their split when a file grows.
     """
     digests = [hashlib.sha256(f"{seed}\n{key}".encode()).digest() for key in keys]
     return sorted(range(len(keys)), key=digests.__getitem__)
 
 
-def fill(
+def fill_splits(
     order: Iterable[int], room: Sequence[int], sizes: Sequence[int] | None = None
 ) -> list[list[int]]:
-    """Divide numbered groups into splits of limited room and one more that takes the rest.
+    """Assign groups to splits of limited room; a further split takes the rest.
 
-    Each group goes, in the given order, to the first split that has room for all of it.
-    sizes: of the groups (default: 1 each). The numbers of each split are returned sorted.
+    In the given order, each group goes to the first split that has room for all of it. sizes: of
+    the groups (default: 1 each). Returns the sorted group indices of each split.
     """
     left = list(room)
     splits: list[list[int]] = [[] for _ in (*room, None)]
@@ -56,7 +55,7 @@ def fill(
 
 # --- documents -----------------------------------------------------------------------------------
 
-# "first_shard": to validation until its first shard is full, and to training from then on.
+# "first_shard": to validation until its first shard is full, then to training.
 Split = Literal["train", "val", "first_shard"]
 SplitDocument = tuple[Split, Document]
 
@@ -65,14 +64,14 @@ _HASHED = 1 << 16  # characters of a document that its hash depends on
 
 
 class DocumentSplit:
-    """The documents of a corpus with their split, in one order; can be iterated more than once.
+    """The documents of a corpus with their splits; can be iterated more than once.
 
-    A single document's last characters are for validation. Of several, those with a low hash are,
-    so that neither reordering nor adding documents moves one to another split. Sources may have
-    their own validation documents, or use their first shard. Validation documents that are known
-    from the start come first.
+    A single document is split before its last characters. Of several, those with a low hash are for
+    validation, so that reordering or adding documents never moves one to another split. Sources may
+    have their own validation documents, or use their first shard. Validation documents that are
+    known from the start come first.
 
-    duplicates   documents left out as exact copies, so far in this iteration
+    duplicates   documents skipped as exact copies, so far in this iteration
     rules        how validation documents are chosen, in words, so far in this iteration
     """
 
@@ -119,7 +118,7 @@ class DocumentSplit:
                 yield from source.validation()
 
     def _overlap(self, val: Source) -> str:
-        """Which part of the validation source is also trained on, making its loss too low."""
+        """A remark if files of the validation source are also trained on, or ""."""
         if self.deduplicate:
             return ""
         if any(val.used == source.used for source in self.sources):
@@ -129,7 +128,7 @@ class DocumentSplit:
         return f", of whose files {len(shared)} are trained on too" if shared else ""
 
     def _candidates(self, seen: set[bytes]) -> Iterator[SplitDocument]:
-        """Documents in reading order; here, "val" marks those that are still to be divided."""
+        """Documents in reading order; "val" marks those that are yet to be split."""
         for source in self.sources:
             split: Split = "val"
             if self.val is not None or source.validation is not None:
@@ -160,7 +159,7 @@ class DocumentSplit:
             yield split, document
 
     def _few(self, documents: list[SplitDocument]) -> Iterator[SplitDocument]:
-        """For few documents, which fit into memory: an exact share, and at least one."""
+        """Split few documents, which fit into memory, by an exact share of at least one."""
         undecided = [i for i, (split, _) in enumerate(documents) if split == "val"]
         val: list[int] = []
         if len(undecided) == 1:
@@ -170,24 +169,26 @@ class DocumentSplit:
         elif undecided:
             count = min(max(1, round(self.val_fraction * len(undecided))), len(undecided) - 1)
             self._rule(f"the {count} of {len(undecided)} documents with the lowest hash")
-            val, _ = fill(sorted(undecided, key=lambda i: (_hash(documents[i][1]), i)), [count])
+            val, _ = fill_splits(
+                sorted(undecided, key=lambda i: (_hash(documents[i][1]), i)), [count]
+            )
         yield from (documents[i] for i in val)
         for i, (split, document) in enumerate(documents):
             if i not in val:
                 yield "train" if split == "val" else split, document
 
     def _cut(self, document: Document) -> tuple[Document, Document]:
-        """A document for training and its last part for validation."""
+        """Split a document into its training part and, at the end, its validation part."""
         total = sum(map(len, document.chunks))
         cut = int(total * (1 - self.val_fraction))
-        unit = "tokens" if document.begins is False else "characters"
+        unit = "tokens" if document.delimited is False else "characters"
         if not 0 < cut < total:
             raise ValueError(
                 f"{document.place}: {total} {unit} leave nothing for training or nothing for "
                 "validation; give more text, or --val FILE"
             )
         self._rule(f"the last {self.val_fraction:.4g} of one document's {unit}")
-        tail = Document(document.place, _Slice(document.chunks, cut, total), begins=False)
+        tail = Document(document.place, _Slice(document.chunks, cut, total), delimited=False)
         return document._replace(chunks=_Slice(document.chunks, 0, cut)), tail
 
 
@@ -220,7 +221,7 @@ def _digest(chunks: Iterable[Chunk]) -> bytes:
 
 
 def _hash(document: Document) -> int:
-    """A number below 2**64 that depends on the (beginning of the) document's text alone."""
+    """A 64-bit hash of the first characters of the document."""
     head: list[Chunk] = []
     missing = _HASHED
     for chunk in document.chunks:

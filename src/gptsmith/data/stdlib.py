@@ -1,6 +1,6 @@
-"""Two corpora on every machine: the documentation and the source of Python's standard library.
+"""Built-in corpora: the documentation and the source code of Python's standard library.
 
-Its source files are parsed, not imported. The same installation gives the same text.
+Its files are parsed, not imported. The same installation always gives the same text.
 """
 
 import ast
@@ -14,8 +14,8 @@ from pathlib import Path
 from gptsmith.data.documents import Document
 from gptsmith.data.paths import UnavailableError
 
-# Not part of the library, or not written to be read.
-_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+# Not part of the library, or not meant to be read.
+_EXCLUDED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _TOPICS = Path("pydoc_data", "topics.py")
 
 
@@ -38,7 +38,7 @@ def pycode() -> Iterator[Document]:
 def _modules() -> list[tuple[Path, Path]]:
     root = Path(sysconfig.get_paths()["stdlib"])
     names = sorted(path.relative_to(root) for path in root.rglob("*.py"))
-    found = [(root / name, name) for name in names if not _LEFT_OUT & set(name.parts)]
+    found = [(root / name, name) for name in names if not _EXCLUDED & set(name.parts)]
     if not found:
         raise UnavailableError(
             f"{root}: this Python has no source files of its standard library; "
@@ -58,7 +58,7 @@ def _documentation() -> list[tuple[str, str]]:
         module = ".".join(name.with_suffix("").parts).removesuffix(".__init__")
         if name == _TOPICS:
             found += [(f"topic {title}", text.strip() + "\n") for title, text in _topics(tree)]
-        elif text := "\n".join(_described(tree, module)):
+        elif text := "\n".join(_documentation_lines(tree, module)):
             found.append((module, f"{module}\n{'=' * len(module)}\n\n{text}"))
     return found
 
@@ -71,7 +71,7 @@ def _topics(tree: ast.Module) -> list[tuple[str, str]]:
     return []
 
 
-def _described(node: ast.AST, name: str, indent: str = "") -> Iterator[str]:
+def _documentation_lines(node: ast.AST, name: str, indent: str = "") -> Iterator[str]:
     """Lines of documentation for a module, class or function, and for its public members."""
     assert isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
     own = ast.get_docstring(node)
@@ -89,7 +89,7 @@ def _described(node: ast.AST, name: str, indent: str = "") -> Iterator[str]:
             continue
         if child.name.startswith("_"):
             continue
-        lines = list(_described(child, child.name, indent + "    "))
+        lines = list(_documentation_lines(child, child.name, indent + "    "))
         if lines:
             yield f"{indent}{title}"
             yield from lines

@@ -12,15 +12,15 @@ from gptsmith.data.decode import (
     UTF8,
     decoding,
     find_encoding,
-    opened,
-    opened_text,
+    open_bytes,
+    open_text,
 )
 from gptsmith.data.documents import Document, document
 from gptsmith.data.options import ReadOptions
 from gptsmith.data.report import ReadReport
 from gptsmith.data.row import unicode_problem
 
-SUFFIXES = (".txt", ".md", ".txt.gz", ".md.gz")  # read in a folder, whatever else it holds
+SUFFIXES = (".txt", ".md", ".txt.gz", ".md.gz")  # read in a folder even if it holds tables
 
 CHUNK_BYTES = 1 << 18  # read at a time
 
@@ -28,9 +28,9 @@ CHUNK_BYTES = 1 << 18  # read at a time
 def text_documents(path: Path, options: ReadOptions, report: ReadReport) -> Iterator[Document]:
     """The file as one document, or several between separators."""
     text = TextFile(path, report, find_encoding(path, options.encoding, report))
-    return (
-        _separated(text, options.document_separator) if options.document_separator else _whole(text)
-    )
+    if options.document_separator:
+        return _separated_documents(text, options.document_separator)
+    return _one_document(text)
 
 
 # A boundary between two pre-tokens of GPT-2 in any context: white space begins (Python's \S is a
@@ -39,10 +39,10 @@ _BOUNDARY = re.compile(r"\S(?=[ \t\r\n])|[A-Za-z](?=[!-@\[-`{-~])")
 
 
 def safe_cut(text: str) -> int:
-    """The last index where `text` may be cut without a change of ids; 0 if there is none.
+    """The last index at which cutting `text` does not change its ids; 0 if there is none.
 
-    Valid for GPT-2's split pattern (no pre-token spans such a boundary, and none depends on what
-    comes before it) and trivially for characters and bytes. Other tokenizers get whole documents.
+    Valid for GPT-2's split pattern (no pre-token spans such a boundary or depends on what is before
+    it) and trivially for characters and bytes. Other tokenizers get whole documents.
     """
     window = 256
     while True:
@@ -54,7 +54,7 @@ def safe_cut(text: str) -> int:
 
 
 class TextFile:
-    """The chunks of a text file, read again at each iteration."""
+    """The chunks of a text file, which is read anew in each iteration."""
 
     def __init__(self, path: Path, report: ReadReport, encoding: str = UTF8) -> None:
         self.path, self.report, self.encoding = path, report, encoding
@@ -78,10 +78,10 @@ class TextFile:
             yield rest
 
     def blocks(self) -> Iterator[str]:
-        """The text in blocks, line ends unchanged, without the lines that are rejected."""
+        """The text in blocks, with its line ends, without rejected lines."""
         path, report, line = self.path, self.report, 1
         decoder = codecs.getincrementaldecoder(self.encoding)("surrogateescape")
-        with opened(path) as (raw, file), decoding(path):
+        with open_bytes(path) as (raw, file), decoding(path):
             at_end = False
             while not at_end:
                 data = file.read(CHUNK_BYTES)
@@ -100,7 +100,7 @@ class TextFile:
             report.read[path] = line
 
     def _is_decoded(self, text: str, line: int) -> bool:
-        """Whether a line is of the encoding; it is rejected if not."""
+        """Whether a line is valid in the encoding; if not, it is rejected."""
         if not unicode_problem(text):
             return True
         name = self.encoding.upper().removesuffix("-SIG")
@@ -121,13 +121,15 @@ def text_lines(path: Path, report: ReadReport) -> Iterator[str]:
 
 
 def read_text(path: Path, given: str | None, report: ReadReport) -> str:
-    """The text of a file; bytes that are not in its encoding become lone surrogates. A hint says
-    what encoding was found out."""
-    with opened_text(path, find_encoding(path, given, report)) as (_, file):
+    """The text of a file; invalid bytes become lone surrogates. A hint reports a detected encoding.
+
+    given: the encoding; None: detect it.
+    """
+    with open_text(path, find_encoding(path, given, report)) as (_, file):
         return file.read()
 
 
-def _whole(text: TextFile) -> Iterator[Document]:
+def _one_document(text: TextFile) -> Iterator[Document]:
     path, report = text.path, text.report
     for chunk in text:
         if chunk.strip():
@@ -142,7 +144,7 @@ def _whole(text: TextFile) -> Iterator[Document]:
     report.reject("empty document", str(path), "nothing but white space")
 
 
-def _separated(text: TextFile, separator: str) -> Iterator[Document]:
+def _separated_documents(text: TextFile, separator: str) -> Iterator[Document]:
     path, report = text.path, text.report
     pending, number = "", 0
     for block in text.blocks():

@@ -1,4 +1,4 @@
-"""Examples from tables of token ids and labels that other tools made."""
+"""Examples from tables of token ids and labels made by other tools."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def token_examples(
 ) -> Iterator[Example]:
     """Rows of input_ids and labels as examples, whose labels are unshifted.
 
-    ValueError for ids outside the vocabulary, and if comparison cannot tell whether labels are
-    shifted.
+    labels: whether the table's labels are shifted; "auto" detects it. ValueError for ids outside
+    the vocabulary, and if it is ambiguous whether labels are shifted.
     """
     kind = labels
     if kind == "auto":
@@ -53,7 +53,7 @@ def token_examples(
 def _labels(row: TokenRow) -> np.ndarray:
     if row.labels is None:
         raise ValueError(
-            f"{row.place}: no column {LABELS!r} to say which tokens are learned; add one, with "
+            f"{row.place}: no column {LABELS!r} to say which tokens are targets; add one, with "
             "-100 for all others, or give the conversations as text"
         )
     return row.labels
@@ -62,10 +62,10 @@ def _labels(row: TokenRow) -> np.ndarray:
 def check_stop_token_trained(
     examples: Iterable[Example], template: ChatTemplate
 ) -> Iterator[Example]:
-    """Pass the examples on, checking that the model learns to end its answers.
+    """Yield the examples, checking that the model learns to end its answers.
 
-    ValueError if the end token after an answer is not a target, and, after the last example, if no
-    answer ends with one: a model trained on these would not stop.
+    ValueError if the end token after an answer is not a target, or, after the last example, if no
+    answer ends with one: a model trained on them would not stop.
     """
     stops, tokens = np.array(template.stop_ids), template.turn_tokens()
     name = template.tokenizer.decode(template.stop_ids[:1])
@@ -77,7 +77,7 @@ def check_stop_token_trained(
         following = np.isin(np.append(ids, -1)[ends], stops)
         if (following & ~last).any():
             raise ValueError(
-                f"{place}: {name} after an answer is not learned (its label is -100): the model "
+                f"{place}: {name} after an answer is not a target (its label is -100): the model "
                 "would never stop; give it a label, or give the conversations as text"
             )
         first, answers, stopped = first or place, answers + len(ends), stopped + int(last.sum())

@@ -1,9 +1,9 @@
-"""Tables of token ids, in the column input_ids and optionally labels.
+"""Tables of token ids, in a column input_ids and optionally labels.
 
-Such files differ in two ways. Both are found by comparing all rows, or the file is rejected:
-labels equal input_ids (the model shifts them) or are shifted already (labels[i] = input_ids[i + 1],
-so that the last label of a row is one token more); and rows are documents, or blocks of equal
-length cut from one stream, as packing scripts write them.
+Such files differ in two ways, which are detected by comparing all rows; ambiguous files are
+rejected. Labels equal input_ids (the model shifts them), or are shifted already (labels[i] =
+input_ids[i + 1], so that the last label of a row is an additional token). And rows are documents,
+or blocks of equal length cut from one stream, as packing scripts write them.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ def _lists(path: Path, name: str, column: pa.Array) -> list[np.ndarray]:
 
 
 class ShiftDetector:
-    """Finds whether labels are shifted, from all rows together.
+    """Detects from all rows together whether labels are shifted.
 
-    remedy: what the user can do if the rows do not tell.
+    remedy: for errors, what the user can do if it is ambiguous.
     """
 
     def __init__(self, remedy: str) -> None:
@@ -86,7 +86,7 @@ class ShiftDetector:
         self.rows = self.unshifted = self.shifted = 0
 
     def add(self, place: str, ids: np.ndarray, labels: np.ndarray) -> None:
-        """Compare one row. ValueError if its labels fit neither reading."""
+        """Add one row. ValueError if its labels are neither shifted nor unshifted."""
         is_target = labels != _IGNORED
         same = bool((labels == ids)[is_target].all())
         ahead = bool((labels[:-1] == ids[1:])[is_target[:-1]].all())
@@ -98,7 +98,7 @@ class ShiftDetector:
         self.shifted += ahead
 
     def result(self, name: Path) -> Literal["shifted", "unshifted"]:
-        """The one reading that fits all rows; ValueError if both do, or neither."""
+        """The kind of labels that fits all rows; ValueError if both do, or neither."""
         same, ahead = self.unshifted == self.rows, self.shifted == self.rows
         if same == ahead:
             why = "both readings fit" if same else "some rows fit one reading, some the other"
@@ -140,15 +140,18 @@ def find_layout(paths: Sequence[Path], report: ReadReport) -> TokenLayout:
 def tokenized_documents(
     paths: Sequence[Path],
     layout: TokenLayout,
-    around: DocumentTokens,
+    document_tokens: DocumentTokens,
     vocab_size: int,
     report: ReadReport,
 ) -> Iterator[Document]:
-    """The rows as documents, without the tokens around a document, or all of them as one.
+    """The rows as documents, without their document tokens, or all rows as one document.
 
     ValueError for an id outside the vocabulary.
     """
-    first, last = (np.array(ids) for ids in (around.before, around.after or around.before))
+    first, last = (
+        np.array(ids)
+        for ids in (document_tokens.before, document_tokens.after or document_tokens.before)
+    )
 
     def checked() -> Iterator[TokenRow]:
         for row in token_rows(paths, report):
@@ -156,7 +159,7 @@ def tokenized_documents(
             yield row
 
     if layout.stream:
-        yield Document(str(paths[0]), _Stream(checked, layout.labels == "shifted"), begins=False)
+        yield Document(str(paths[0]), _Stream(checked, layout.labels == "shifted"), delimited=False)
         return
     for place, ids, labels in checked():
         if layout.labels == "shifted" and labels is not None:
@@ -172,7 +175,7 @@ def tokenized_documents(
 
 
 class _Stream:
-    """All rows in order; if labels are shifted, also the last token, which only labels hold."""
+    """All rows in order; if labels are shifted, also the last token, which only labels contain."""
 
     def __init__(self, rows: Callable[[], Iterator[TokenRow]], shifted: bool) -> None:
         self.rows, self.shifted = rows, shifted
@@ -198,5 +201,5 @@ def check_ids(row: TokenRow, vocab_size: int) -> None:
 
 
 def with_last_label(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Ids and the last label, the one more token of a shifted row, unless it is -100."""
+    """The ids plus the last label, which is the additional token of a shifted row, unless -100."""
     return np.append(ids, labels[-1:][labels[-1:] != _IGNORED])

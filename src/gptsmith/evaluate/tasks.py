@@ -199,8 +199,8 @@ def _perplexity(options: EvaluateOptions, run: Run, model: Callable[[], GPTModel
     if stride > T:
         raise ValueError(f"--stride {stride} is more than the window of {T}: it would skip tokens")
     text = _read_text(options, run)
-    documents = text.around if run.config.get("document_mask") else None
-    skipped = text.around.context_only
+    documents = text.document_tokens if run.config.get("document_mask") else None
+    skipped = text.document_tokens.context_only
     B, limit = options.batch_size or max(1, 8192 // T), options.limit and options.limit * stride
 
     def job() -> Result:
@@ -241,7 +241,7 @@ class _Text(NamedTuple):
     """Text to predict: streams of tokens, what is around each document, and its bytes in UTF-8."""
 
     streams: Sequence[np.ndarray]
-    around: DocumentTokens
+    document_tokens: DocumentTokens
     text_bytes: int
     name: str
     notes: list[str]

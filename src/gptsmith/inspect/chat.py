@@ -68,19 +68,19 @@ def chat_report(
 
 def show_chat(report: ChatReport, console: Console, first: int = 3) -> None:
     """Print the report and the first conversations, target tokens in green, special tokens in
-    magenta; without colour, target tokens stand in ⟦ ⟧."""
+    magenta; without colour, target tokens are enclosed in ⟦ ⟧."""
     plain = console.no_color or console.color_system is None
     console.print(Group(*_parts(report, first, plain)))
 
 
 def _parts(report: ChatReport, first: int, plain: bool) -> Iterator[RenderableType]:
     examples, counts, packed = report.examples, report.counts, report.packed
-    n = len(examples)
+    n, answers = len(examples), counts.kept_answers
     yield title("chat set", report.name)
     yield properties(
         {
             "used": str(counts),
-            "examples": f"{n:,}, {counts.learned:,} answers ({counts.learned / n:.1f} each)",
+            "examples": f"{n:,}, {answers:,} answers ({answers / n:.1f} each)",
             "tokens": f"{examples.tokens:,}, {examples.targets / examples.tokens:.1%} targets",
             "tokens per example": quantiles(examples.lengths),
             f"rows of {counts.T:,} tokens": f"{packed.per_epoch:,} when packed, "

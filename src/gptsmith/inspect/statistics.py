@@ -142,9 +142,9 @@ class _Documents:
     Documents are what is between the tokens around them; the first of a stream may begin without.
     """
 
-    def __init__(self, around: DocumentTokens) -> None:
-        self.borders = np.array([*around.before, *around.after], np.int64)
-        self.first = around.before[-1] if around.before else None
+    def __init__(self, document_tokens: DocumentTokens) -> None:
+        self.borders = np.array([*document_tokens.before, *document_tokens.after], np.int64)
+        self.first = document_tokens.before[-1] if document_tokens.before else None
         self.lengths, self.digests = array("Q"), array("Q")
         self._begin()
 

@@ -12,7 +12,7 @@ from gptsmith.chat_template.template import ChatTemplate, opening
 from gptsmith.console import Console
 from gptsmith.data.examples import Example, Examples
 from gptsmith.data.instructions import (
-    CLASSIC,
+    ALPACA_PROMPT,
     PLAIN,
     Instruction,
     Prompt,
@@ -68,7 +68,7 @@ def choose_prompt(
             f"{tokenizer.decode([tokenizer.eos_id])!r} ends a text and is no special token: import "
             "the model again with --eos-token NAME"
         )
-    prompt = Prompt.parse(text or CLASSIC)
+    prompt = Prompt.parse(text or ALPACA_PROMPT)
     source = prompt.template(eos, opening(tokenizer))
     if text is None and model_template not in (None, source):
         prompt, source = PLAIN, str(model_template)

@@ -1,4 +1,4 @@
-"""The tokenizer of a corpus: given, or trained on the documents themselves."""
+"""The tokenizer of a corpus: an existing one, or one trained on its documents."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ _DEFAULT_VOCAB_SIZE = 8192
 
 
 def given_tokenizer(config: PrepareConfig, sources: Sequence[Source]) -> Tokenizer | None:
-    """The tokenizer that exists before any text is read; None if it is trained on the text."""
+    """The existing tokenizer that `config` names; None if one is to be trained."""
     choice, size = config.tokenizer, config.vocab_size
     if config.eos_token and choice in ("gpt2", "bpe", "char", "byte"):
         raise ValueError(
@@ -52,7 +52,7 @@ def given_tokenizer(config: PrepareConfig, sources: Sequence[Source]) -> Tokeniz
 
 
 def train_tokenizer(config: PrepareConfig, documents: DocumentSplit, total: int) -> Tokenizer:
-    """A char or bpe tokenizer of the documents; total: bytes of the source files."""
+    """Train a char or bpe tokenizer on the documents. total: bytes of the source files."""
     if config.tokenizer == "char":
         # Validation documents too: a character that occurs only in them would have no id.
         return Tokenizer.char(str(c) for _, document in documents for c in document.chunks)
@@ -62,7 +62,7 @@ def train_tokenizer(config: PrepareConfig, documents: DocumentSplit, total: int)
 
 
 def _sample(documents: DocumentSplit, total: int) -> Iterator[str]:
-    """All training text if it is short, else blocks from all of it, chosen by hash."""
+    """All training text if it is short, else blocks from all over it, chosen by hash."""
     share = _SAMPLE / total if total > _SAMPLE else 1.0
     room = _SAMPLE
     for split, document in documents:
@@ -70,7 +70,7 @@ def _sample(documents: DocumentSplit, total: int) -> Iterator[str]:
             text = str(chunk)
             for start in range(0, len(text), _BLOCK):
                 block = text[start : start + min(_BLOCK, room)]
-                # `person`: a hash other than that which divides training from validation
+                # `person` makes it independent of the hash that selects validation documents
                 digest = hashlib.blake2b(block.encode(), digest_size=8, person=b"vocabulary")
                 if share == 1 or int.from_bytes(digest.digest()) < share * 2**64:
                     yield block

@@ -1,8 +1,9 @@
-"""Conversations that are longer than a row, divided into windows of whole turns.
+"""Divide conversations that are longer than a row into windows of whole turns.
 
-A turn is a message of the user, or several in a row, and what follows; a greeting before the first
-is a turn too. The system message is repeated in every window. Each answer is learned once, in a
-window that begins with its turn or an earlier one; an answer that does not fit even so is left out.
+A turn is one or more consecutive user messages and what follows; a greeting before the first one is
+a turn too. The system message is repeated in every window. Each answer is a target once, in a
+window that begins with its turn or an earlier one. An answer that does not fit into a window of its
+own turn is left out.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from gptsmith.data.examples import Example, answer_ends
 
 
 class Window(NamedTuple):
-    """What follows the last answer is removed, as nothing in it is learned. turn: its first one."""
+    """A part of a conversation, up to the end of its last target.
+
+    answers: the number of answers that are targets. turn: the index of its first turn.
+    """
 
     example: Example
     answers: int
@@ -28,14 +32,17 @@ class Window(NamedTuple):
 
 
 Indices = Sequence[int] | np.ndarray
-_Part = tuple[np.ndarray, np.ndarray, np.ndarray]  # ids, labels, where each answer to learn ends
+_Part = tuple[np.ndarray, np.ndarray, np.ndarray]  # ids, labels, ends of the target answers
 
 
 def _windows(
     part: Callable[[int, int], _Part], turns: Sequence[int], place: str, limit: int
 ) -> Iterator[Window]:
-    """turns: of the answers to learn. part(turn, i): from this turn on, with answer i and those
-    after it as targets; fewer than all, if a window must end before the next one."""
+    """The windows of a conversation.
+
+    turns: the turn of each target answer. part(turn, i): the conversation from this turn on, with
+    answer i and the following ones as targets; it may contain fewer than all of them.
+    """
     done, turn = 0, 0
     while done < len(turns):
         ids, labels, ends = part(turn, done)
@@ -43,7 +50,7 @@ def _windows(
         if count:
             end = ends[count - 1]
             yield Window(Example(ids[:end], labels[:end], place), count, turn)
-        elif turn < turns[done]:  # turns before it, in which nothing is learned
+        elif turn < turns[done]:  # skip earlier turns without targets
             turn += 1
             continue
         done += max(1, count)
@@ -55,21 +62,21 @@ def conversation_windows(
     conversation: Conversation, template: ChatTemplate, limit: int
 ) -> Iterator[Window]:
     """The windows of a conversation, of at most `limit` tokens. ValueError from the template."""
-    messages, place, learned, tools = conversation
-    answers = [i for i in conversation.answers if learned is None or i in learned]
+    messages, place, targets, tools = conversation
+    answers = [i for i in conversation.answers if targets is None or i in targets]
     starts = turn_starts(messages)
 
     def part(turn: int, first: int) -> _Part:
-        """Rendered anew: a template may write its first or last turn in another way."""
+        """Rendered anew, because a template may write the first or last turn differently."""
         skipped, stop = starts[turn] - starts[0], len(messages)
         while True:
             near = [i for i in answers[first : first + limit + 1] if i < stop]
-            if len(near) > limit:  # more cannot fit: each takes a token
+            if len(near) > limit:  # more cannot fit, since each takes at least a token
                 stop = near[-1] + 1
             said = [*messages[: starts[0]], *messages[starts[turn] : stop]]
             try:
                 found = template.encode(said, targets={i - skipped for i in near}, tools=tools)
-            except ReasoningOmittedError as error:  # it writes them in the last turn only
+            except ReasoningOmittedError as error:  # it is written in the last turn only
                 if error.message + skipped + 1 == stop:
                     raise
                 stop = error.message + skipped + 1
@@ -82,8 +89,8 @@ def conversation_windows(
 
 
 def token_windows(example: Example, tokens: TurnTokens, limit: int) -> Iterator[Window]:
-    """The same for a conversation of which only token ids and labels are known. Where the ids do
-    not tell where the user's messages begin, a turn begins after each answer."""
+    """The windows of a conversation that is given as token ids and labels. If its ids do not show
+    where user messages begin, a turn begins after each answer."""
     ids, labels, place = example
     ends = answer_ends(example, tokens)
     if not len(ends):
@@ -107,7 +114,7 @@ def token_windows(example: Example, tokens: TurnTokens, limit: int) -> Iterator[
     def part(turn: int, first: int) -> _Part:
         here = slice(int(starts[turn]), int(starts[turn]) + limit - before)
         new = labels[here].copy()
-        new[: max(0, befores[first] - here.start)] = IGNORE_INDEX  # learned in another window
+        new[: max(0, befores[first] - here.start)] = IGNORE_INDEX  # targets of another window
         head = np.full(before, IGNORE_INDEX, labels.dtype)
         joined = np.concatenate([ids[:before], ids[here]])
         return joined, np.concatenate([head, new]), ends[first:] - here.start + before
@@ -121,7 +128,7 @@ def _turns_of(positions: Indices, starts: Indices) -> list[int]:
 
 
 def _occurrences(ids: np.ndarray, pattern: Sequence[int]) -> np.ndarray:
-    """Where the pattern begins in the ids."""
+    """Positions at which the pattern begins."""
     n = len(pattern)
     if not n or len(ids) < n:
         return np.empty(0, np.int64)

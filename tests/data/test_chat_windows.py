@@ -1,4 +1,4 @@
-"""Long conversations become windows of whole turns; each answer that fits is learned once."""
+"""Long conversations become windows of whole turns; each answer that fits is trained on once."""
 
 import re
 from collections import Counter
@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chats import BYTES, OURS, learned_of, said
+from chats import BYTES, OURS, said, target_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.data.chat import ChatCounts, divide, encode_conversations
+from gptsmith.data.chat_windows import conversation_windows, token_windows
 from gptsmith.data.conversations import Conversation
 from gptsmith.data.examples import Example, Examples
-from gptsmith.data.windows import conversation_windows, token_windows
 from gptsmith.tokenizer import Tokenizer
 
 PLACE = "chat.jsonl:1"
@@ -67,7 +67,7 @@ def tokens_of(talk: Conversation, template: ChatTemplate) -> Example:
 
 def runs(example: Example) -> list[bytes]:
     """The runs of targets, without their special tokens."""
-    return [re.sub(r"<\|\w+\|>", "", run).encode() for run in learned_of(example)]
+    return [re.sub(r"<\|\w+\|>", "", run).encode() for run in target_texts(example)]
 
 
 @given(
@@ -193,15 +193,15 @@ def test_answers_left_out_are_counted_first() -> None:
     counts = ChatCounts(20)
     talks = [conversation([3, 3, 3, 30, 3, 3]), conversation([30, 3]), conversation([2, 2])]
     made = list(encode_conversations(talks, OURS, counts))
-    assert (counts.read, counts.kept, counts.answers, counts.learned) == (3, 2, 5, 3)
+    assert (counts.read, counts.kept, counts.answers, counts.kept_answers) == (3, 2, 5, 3)
     assert len(made) == 3
     assert str(counts).startswith(
         "left out: 2 of 5 answers (40.0%), as a turn is longer than 21 tokens: 1 (chat.jsonl:1); "
-        "3 answers of 2 conversations are learned; divided into windows of at most 21 tokens: 1"
+        "3 answers of 2 conversations are trained on; divided into windows of at most 21 tokens: 1"
     )
     whole = ChatCounts(99)
     assert len(list(encode_conversations(talks, OURS, whole))) == 3
-    assert str(whole) == "all 5 answers of 3 conversations are learned"
+    assert str(whole) == "all 5 answers of 3 conversations are trained on"
 
 
 def test_only_the_beginning_is_used_without_windows() -> None:

@@ -449,7 +449,7 @@ def test_stored_configuration_keeps_what_was_done_before_a_field_existed(tmp_pat
         assert renamed["optim"].get("decay_start", "after-warmup") == expected
     assert configuration.rename_keys(renamed) == renamed
     fields = PretrainConfig.model_fields
-    for name in configuration.FORMER_DEFAULTS:
+    for name in configuration.LEGACY_DEFAULTS:
         section, field = name.split(".")
         assert field in type(fields[section].default).model_fields
 

@@ -109,7 +109,7 @@ def test_killed_writer_leaves_a_whole_file_and_sweep_removes_the_rest(tmp_path: 
     (tmp_path / ".a.tmp-0123abcd.txt").write_text("left by a killed writer")
     (tmp_path / ".tmpSw2efU").write_text("left by safetensors")
     (tmp_path / "notes.tmp-0123abcd.txt").write_text("a user's own file")
-    files.sweep(tmp_path)
+    files.remove_temporary_files(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["a.txt", "notes.tmp-0123abcd.txt"]
 
 

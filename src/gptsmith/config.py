@@ -45,7 +45,7 @@ RENAMED_KEYS = {
 
 # What was done before a field existed, where that is not its default. It counts for configurations
 # that a run has stored, which name every field of their time; a recipe gets the present default.
-FORMER_DEFAULTS = {"optim.decay_start": "first-step"}
+LEGACY_DEFAULTS = {"optim.decay_start": "first-step"}
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -149,8 +149,8 @@ def read_recipe(path: Path, config_class: type[BaseModel]) -> list[Setting]:
     options = options_of(config_class)
     settings = [] if root is None else list(_read_section(root, (), options, path))
     given = {setting.path for setting in settings}
-    if _is_stored(path[0] for path in given):
-        former = {tuple(name.split(".")): value for name, value in FORMER_DEFAULTS.items()}
+    if _is_run_config(path[0] for path in given):
+        former = {tuple(name.split(".")): value for name, value in LEGACY_DEFAULTS.items()}
         absent = former.keys() & options.keys() - given
         settings += [Setting(name, former[name], f"{path}: {'.'.join(name)}") for name in absent]
     return settings
@@ -217,14 +217,14 @@ def _value(node: yaml.Node, place: str) -> Any:
         raise ValueError(f"{place}: {node.value!r:.40} is no {kind}") from None
 
 
-def _is_stored(names: Iterable[str]) -> bool:
+def _is_run_config(names: Iterable[str]) -> bool:
     """Whether a configuration with these top-level fields was written by a run, not by a person."""
     return {"out", "resume"} <= set(names)
 
 
 def rename_keys(mapping: Mapping[str, Any], section: str = "") -> dict[str, Any]:
     """A stored configuration as the present version would have written it: with the present key
-    names (one that is there wins over a former one) and with `FORMER_DEFAULTS`.
+    names (one that is there wins over a former one) and with `LEGACY_DEFAULTS`.
 
     section: which part of a configuration `mapping` is, for example "model" for a model.json.
     """
@@ -234,8 +234,8 @@ def rename_keys(mapping: Mapping[str, Any], section: str = "") -> dict[str, Any]
         new = RENAMED_KEYS[path].rpartition(".")[2] if path in RENAMED_KEYS else key
         if new == key or new not in mapping:
             renamed[new] = rename_keys(value, path) if isinstance(value, Mapping) else value
-    if not section and _is_stored(mapping):
-        for name, value in FORMER_DEFAULTS.items():
+    if not section and _is_run_config(mapping):
+        for name, value in LEGACY_DEFAULTS.items():
             within, _, field = name.partition(".")
             if isinstance(renamed.get(within), dict):
                 renamed[within].setdefault(field, value)

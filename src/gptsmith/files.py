@@ -234,7 +234,7 @@ def _not_utf8(path: str | Path, error: UnicodeDecodeError) -> ValueError:
     return ValueError(f"{path}, byte {error.start}: not UTF-8 ({error.reason})")
 
 
-def mapping(content: Any, path: str | Path) -> dict[str, Any]:
+def check_mapping(content: Any, path: str | Path) -> dict[str, Any]:
     """`content`, checked to be a mapping. ValueError naming the file."""
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a mapping of names to values")
@@ -287,7 +287,7 @@ def sync(path: str | Path) -> None:
         os.close(descriptor)
 
 
-def sweep(folder: str | Path) -> None:
+def remove_temporary_files(folder: str | Path) -> None:
     """Remove temporary files of killed writes from `folder`, whose lock the caller holds."""
     for path in Path(folder).iterdir():
         if _TEMPORARY.fullmatch(path.name) and path.is_file():

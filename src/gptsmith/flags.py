@@ -143,7 +143,7 @@ def flag_name(path: Iterable[str]) -> str:
     return "--" + ".".join(path).replace("_", "-")
 
 
-_INPUTS = {("data",), ("val",), ("test",)}  # of other options, the last value counts
+_PATH_OPTIONS = {("data",), ("val",), ("test",)}  # of other options, the last value counts
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -178,7 +178,7 @@ class FlagParser(argparse.ArgumentParser):
                 groups[path] = self.add_argument_group(".".join(path), about)
             if path != (positional,) and (arguments := _arguments(option)):
                 group = groups.get(path) or groups[path[:-1]]
-                if path in _INPUTS:
+                if path in _PATH_OPTIONS:
                     arguments["action"] = "append"
                 action = group.add_argument(flag_name(path), dest=".".join(path), **arguments)
                 self.names += [name[2:] for name in action.option_strings]
@@ -207,7 +207,7 @@ class FlagParser(argparse.ArgumentParser):
         for dest, value in vars(values).items():
             path = tuple(dest.split("."))
             option, place = self.options[path], flag_name(path)
-            if path in _INPUTS and option.item is None:
+            if path in _PATH_OPTIONS and option.item is None:
                 if len(set(value)) > 1:  # the last one would silently replace the others
                     raise ValueError(
                         f"{place} is given twice ({value[0]} and {value[1]}), and takes one path: "
@@ -253,7 +253,7 @@ def _arguments(option: Option) -> dict[str, Any]:
     if option.field.is_required():
         about += " (required)"
     elif "default:" not in about.lower():  # otherwise the text says what the default means
-        about += f" (default: {_show(option.default)})"
+        about += f" (default: {_format_default(option.default)})"
     arguments: dict[str, Any] = {"help": about.strip().replace("%", "%%")}
     if set(option.kinds) == {bool}:
         return arguments | {"action": argparse.BooleanOptionalAction}
@@ -272,7 +272,7 @@ def _metavar(annotation: Any) -> str:
     return "|".join(words.get(kind, str(kind)) for kind in _kinds(annotation))
 
 
-def _show(default: Any) -> str:
+def _format_default(default: Any) -> str:
     if default is None or isinstance(default, bool):
         return {None: "none", True: "yes", False: "no"}[default]
     if isinstance(default, tuple | list):

@@ -33,14 +33,14 @@ def visible(text: str, keep: str = "\n\t") -> str:
     """
     if text.isprintable():
         return text
-    return "".join(c if c in keep or not _is_control(c) else spelled(c) for c in text)
+    return "".join(c if c in keep or not _is_control(c) else escaped(c) for c in text)
 
 
 def _is_control(c: str) -> bool:
     return not c.isprintable() and unicodedata.category(c) in _CATEGORIES and c not in _WRITING
 
 
-def spelled(c: str) -> str:
+def escaped(c: str) -> str:
     r"""A character as an escape of Python's: \n, \x1b, \u202e, \udcff."""
     return c.encode("unicode_escape").decode("ascii")
 

@@ -9,7 +9,7 @@ from chats import BYTES, talk, write
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template.template import TEMPLATE, ChatTemplate
-from gptsmith.data.chat import ChatCounts, _made_by, load_chat, write_chat
+from gptsmith.data.chat import ChatCounts, _provenance, load_chat, write_chat
 from gptsmith.data.examples import Examples, write_examples
 from gptsmith.data.options import ChatFiles, Labels
 
@@ -217,7 +217,7 @@ def test_prepared_file_of_an_earlier_version_is_read(
     """It does not say how many answers it has."""
     out = tmp_path / "chat.arrow"
     examples, _ = load(chat, template)
-    write_examples(out, examples, _made_by(template, T))
+    write_examples(out, examples, _provenance(template, T))
     prepared, counts = load(out, template)
     assert prepared.fingerprint == examples.fingerprint
     assert str(counts) == "all 3 answers of 2 conversations are trained on"

@@ -16,7 +16,7 @@ from gptsmith.evaluate.accuracy import WORD_PERPLEXITY
 from gptsmith.evaluate.comparison import bootstrap, compare, interval
 from gptsmith.evaluate.perplexity import STATISTICS
 from gptsmith.evaluate.reference_metrics import Entry
-from gptsmith.evaluate.report import show_difference
+from gptsmith.evaluate.report import format_difference
 from gptsmith.evaluate.result import Item, Result
 
 NAMES = ("one", "two")
@@ -150,7 +150,7 @@ def answers(rng: np.random.Generator) -> Result:
          "correct": rng.random() < 0.5} for i in range(35)
     ]  # fmt: skip
     known = {"held-out": skills._mean_over_skills("held-out")}
-    return Result.of("skills", items, ["held-out"], statistics=known)
+    return Result.from_items("skills", items, ["held-out"], statistics=known)
 
 
 def mean_over_skills(items: Sequence[Item]) -> float:
@@ -166,7 +166,7 @@ def windows(rng: np.random.Generator) -> Result:
         {"id": str(i), "nats": float(n), "tokens": 16 - i % 3, "bytes": 20 + i % 7,
          "top1": 3, "top5": 9} for i, n in enumerate(rng.uniform(20, 60, size=30))
     ]  # fmt: skip
-    return Result.of("perplexity", items, list(STATISTICS), statistics=STATISTICS)
+    return Result.from_items("perplexity", items, list(STATISTICS), statistics=STATISTICS)
 
 
 def bits_per_byte(items: Sequence[Item]) -> float:
@@ -298,6 +298,6 @@ def test_bootstrap_interval_is_reproducible_and_near_the_normal_one() -> None:
 
 
 def test_difference_as_text() -> None:
-    assert show_difference("acc", 0.025, (-0.01, 0.06)) == "+2.5 [-1.0, +6.0] pp"
-    assert show_difference("bits_per_byte", -0.12345, None) == "-0.1235"
-    assert show_difference("score", 4.0, (1.0, 7.0)) == "+4.0 [+1.0, +7.0]"
+    assert format_difference("acc", 0.025, (-0.01, 0.06)) == "+2.5 [-1.0, +6.0] pp"
+    assert format_difference("bits_per_byte", -0.12345, None) == "-0.1235"
+    assert format_difference("score", 4.0, (1.0, 7.0)) == "+4.0 [+1.0, +7.0]"

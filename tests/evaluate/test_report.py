@@ -112,4 +112,4 @@ def test_narrow_terminal_cuts_no_figures():
 
 
 def test_huge_perplexity_has_three_digits():
-    assert report.show("perplexity", 5.79e16, 2.5e17) == "5.79e+16 ± 2.5e+17"
+    assert report.format_value("perplexity", 5.79e16, 2.5e17) == "5.79e+16 ± 2.5e+17"

@@ -331,7 +331,7 @@ def test_random_damage_is_refused_or_harmless(tmp_path: Path) -> None:
     prefix = tmp_path / "model.ckpt"
     for i in range(3):
         shutil.copy(FIXTURE / f"model.ckpt.data-0000{i}-of-00003", tmp_path)
-    original = list(openai_tf.tf_bundle._table((FIXTURE / "model.ckpt.index").read_bytes()))
+    original = list(openai_tf.tf_bundle._table_items((FIXTURE / "model.ckpt.index").read_bytes()))
     random = np.random.default_rng(0)
     refused = 0
     for _ in range(100):

@@ -28,7 +28,7 @@ def timed(config: OptimConfig, limit: float, lengths: list[float]) -> list[float
     for step, length in enumerate(lengths):
         if seconds >= limit:
             break
-        found.append(rate.begin(step, seconds))
+        found.append(rate.start_step(step, seconds))
         seconds += length
     return found
 
@@ -113,10 +113,12 @@ def test_peak_is_reached_exactly_and_then_only_left_downwards(
     first = warmup_steps(optim, duration)
     if len(found) <= first:  # only a time limit ends a run during its warm-up
         assert by_the_clock
-        assert "ended during its warm-up" in LearningRate(optim, duration).unreached(len(found))
+        assert "ended during its warm-up" in LearningRate(optim, duration).unreached_peak(
+            len(found)
+        )
     else:
         assert found[first] == max(found) == peak
-        assert not LearningRate(optim, duration).unreached(len(found))
+        assert not LearningRate(optim, duration).unreached_peak(len(found))
     for before, after in pairwise(found[: first + 1]):
         assert before < after
     for before, after in pairwise(found[first:]):
@@ -144,24 +146,24 @@ def test_resumed_run_with_a_time_limit_has_the_same_rates(at: int) -> None:
     optim, duration = config("cosine", warmup_steps=5), Duration(None, 10.0)
     seconds = [0.3 * step for step in range(30)]
     whole = LearningRate(optim, duration)
-    expected = [whole.begin(step, seconds[step]) for step in range(30)]
+    expected = [whole.start_step(step, seconds[step]) for step in range(30)]
     first = LearningRate(optim, duration)
     for step in range(at):
-        first.begin(step, seconds[step])
+        first.start_step(step, seconds[step])
     state = first.state(at, seconds[at])
     second = LearningRate(optim, duration)
     assert second.load(state, at, seconds[at]) == ""
-    assert [second.begin(step, seconds[step]) for step in range(at, 30)] == expected[at:]
+    assert [second.start_step(step, seconds[step]) for step in range(at, 30)] == expected[at:]
 
 
 def test_peak_step_that_failed_begins_the_decay_when_it_is_repeated() -> None:
     optim, duration = config("linear", warmup_steps=2), Duration(None, 100.0)
     rate = LearningRate(optim, duration)
     for step in range(3):  # the last one diverges: the checkpoint is that of step 2
-        rate.begin(step, 10.0 * step)
+        rate.start_step(step, 10.0 * step)
     state, resumed = rate.state(2, 30.0), LearningRate(optim, duration)
     resumed.load(state, 2, 30.0)
-    assert resumed.begin(2, 45.0) == 1
+    assert resumed.start_step(2, 45.0) == 1
 
 
 @pytest.mark.parametrize(

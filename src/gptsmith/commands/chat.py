@@ -211,7 +211,7 @@ def save(name: str, messages: list[Message]) -> str:
     """
     if not name:
         raise ValueError("/save needs a file name")
-    messages = _answered(messages)
+    messages = _without_empty_replies(messages)
     if not any(message["role"] == "assistant" for message in messages):
         raise ValueError("no reply yet: nothing to save")
     path = Path(os.path.expanduser(name))
@@ -232,7 +232,7 @@ def save(name: str, messages: list[Message]) -> str:
     return f"{len(messages)} messages saved, conversation {len(others) + 1}"
 
 
-def _answered(messages: list[Message]) -> list[Message]:
+def _without_empty_replies(messages: list[Message]) -> list[Message]:
     """The messages without turns whose reply is empty: a model should not learn empty replies."""
     kept: list[Message] = []
     for message in messages:

@@ -248,9 +248,9 @@ def _open(path: Path) -> tuple[list[pa.RecordBatch], dict[str, Any], dict[str, A
     if metadata is None or totals is None or _TOTALS.encode() not in totals:
         raise ValueError(f"{path}: {_OTHER}")
     facts, summary = (
-        files.mapping(files.parse_json(x, path), path) for x in (metadata, totals[_TOTALS])
+        files.check_mapping(files.parse_json(x, path), path) for x in (metadata, totals[_TOTALS])
     )
-    return batches, facts | files.mapping(summary.get("metadata", {}), path), summary
+    return batches, facts | files.check_mapping(summary.get("metadata", {}), path), summary
 
 
 def is_chat_set(path: Path) -> bool:

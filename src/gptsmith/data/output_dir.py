@@ -139,7 +139,7 @@ def publish(out: Path) -> None:
     work = out / UNFINISHED
     splits = files.read_json(work / MANIFEST)["splits"].values()
     names = {shard["file"] for split in splits for shard in split["shards"]}
-    files.sweep(work)
+    files.remove_temporary_files(work)
     (work / JOURNAL).unlink(missing_ok=True)
     (out / MANIFEST).unlink(missing_ok=True)
     if (work / TOKENIZER).is_file():
@@ -159,7 +159,7 @@ def publish(out: Path) -> None:
 def _clear(work: Path) -> None:
     """Remove the folder `unfinished`, if it exists."""
     if work.is_dir():
-        files.sweep(work)
+        files.remove_temporary_files(work)
         for path in (*_shards(work), work / TOKENIZER, work / ROLES, work / JOURNAL):
             path.unlink(missing_ok=True)
         work.rmdir()

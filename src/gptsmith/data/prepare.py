@@ -187,7 +187,7 @@ def _resume(
         return None
     tokenizer = given or Tokenizer.load(config.out / UNFINISHED)
     state = journal.pop("state")
-    files.sweep(config.out / UNFINISHED)
+    files.remove_temporary_files(config.out / UNFINISHED)
     try:
         # with the journal's reasons why alternatives were passed over: the manifest keeps them
         return CorpusWriter(config, tokenizer, journal, state)

@@ -1,12 +1,12 @@
-"""Accuracy on multiple-choice tasks: the answer is the choice that the model finds likeliest.
+"""Accuracy on multiple-choice tasks: the model's answer is the choice with the highest likelihood.
 
     acc        by the sum of the log-probabilities
     acc_norm   by the sum divided by the characters of the choice, without its leading space, as in
                lm-evaluation-harness
     acc_token  by the mean over tokens, as in the reproductions of GPT-2
 
-Where there is one continuation (LAMBADA's last word), acc is the share that greedy decoding would
-produce, and perplexity is exp of the mean negative log-probability of a word.
+For tasks with a single continuation (LAMBADA's last word), acc is the share of items that greedy
+decoding gets right, and perplexity is exp of the mean negative log-probability of a word.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from gptsmith.evaluate.likelihood import Likelihood, Request, encode_pairs, log_likelihoods
 from gptsmith.evaluate.multiple_choice import Question, Task
-from gptsmith.evaluate.result import Result, Statistic, chance, exp, left_out
+from gptsmith.evaluate.result import Result, Statistic, chance, exp, left_out_note
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.target_leakage import first_target
 from gptsmith.tokenizer import Tokenizer
@@ -56,7 +56,7 @@ def score(
         _item(task, question, requests, list(islice(found, len(requests))))
         for question, requests in selected
     ]
-    return Result.of(
+    return Result.from_items(
         task.name,
         items,
         task.metrics,
@@ -85,11 +85,11 @@ def select(
 ) -> tuple[list[tuple[Question, list[Request]]], list[str]]:
     """The questions that the model can be scored on, with the tokens of their choices, and notes.
 
-    Left out, with a note that names some: questions that the tokenizer cannot encode, or one of
-    whose choices it joins to the context without a token of its own; choices longer than the
-    model's context; and an answer that the mask would reveal (prefix(n), for a context of fewer
-    than n tokens). Longer questions are truncated on the left, with a note. ValueError if no
-    question is left, and for a mask other than prefix(n) that lets a token see later ones.
+    A question is left out, with a note, if the tokenizer cannot encode it or merges one of its
+    choices into the context without a token of its own; if a choice is longer than the model's
+    context; or if the mask would reveal the answer (prefix(n) with a question of fewer than n
+    tokens). Longer questions are truncated on the left, with a note. ValueError if no question is
+    left, and for a mask other than prefix(n) that lets a token see later ones.
     """
     C = model.config.context_length
     # Tokens before this position see later ones, and would see the answer: prefix(n).
@@ -97,7 +97,7 @@ def select(
     selected: list[tuple[Question, list[Request]]] = []
     unscored: dict[str, list[str]] = {}
     truncated = 0
-    for question, requests in zip(questions, _encoded(tokenizer, questions), strict=True):
+    for question, requests in zip(questions, _encode_questions(tokenizer, questions), strict=True):
         if isinstance(requests, str):
             reason = requests
         elif not all(request.continuation for request in requests):
@@ -114,7 +114,7 @@ def select(
             truncated += any(len(r.context) + len(r.continuation) > C + 1 for r in requests)
             continue
         unscored.setdefault(reason, []).append(question.id)
-    notes = [left_out(name, ids, len(questions), reason) for reason, ids in unscored.items()]
+    notes = [left_out_note(name, ids, len(questions), reason) for reason, ids in unscored.items()]
     if truncated:
         notes.append(
             f"{name}: {truncated:,} of {len(questions):,} questions are truncated on the left: "
@@ -125,8 +125,10 @@ def select(
     return selected, notes
 
 
-def _encoded(tokenizer: Tokenizer, questions: Sequence[Question]) -> Iterator[list[Request] | str]:
-    """The tokens of each question's choices, or why it has none."""
+def _encode_questions(
+    tokenizer: Tokenizer, questions: Sequence[Question]
+) -> Iterator[list[Request] | str]:
+    """For each question, the tokens of its choices, or why it cannot be encoded."""
     try:
         requests = encode_pairs(tokenizer, [pair for q in questions for pair in q.choices])
     except ValueError:  # a character that the tokenizer does not know

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gptsmith.evaluate.classification import Scores
-from gptsmith.evaluate.report import SHARE, UNITS, find, references_of, rows_of, show
+from gptsmith.evaluate.report import SHARE, UNITS, find, format_value, references_of, rows_of
 from gptsmith.evaluate.result import Result
 from gptsmith.files import write_figure
 from gptsmith.train.figure_text import figure_text, with_fonts
@@ -81,8 +81,9 @@ def _panel(
                     width, at, xerr=spread, color=INK, elinewidth=1, capsize=2.5, capthick=1
                 )
             axes.annotate(
-                show(metric, value), (width + spread, at), (5, 0), textcoords="offset points",
-                va="center", color=INK, fontsize=8, path_effects=edge, zorder=4,
+                format_value(metric, value), (width + spread, at), (5, 0),
+                textcoords="offset points", va="center", color=INK, fontsize=8, path_effects=edge,
+                zorder=4,
             )  # fmt: skip
             right = max(right, width + spread)
     lines = {

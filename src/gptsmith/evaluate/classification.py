@@ -188,7 +188,7 @@ def result(
     ]
     fields = scores.fields()
     metrics = {name: fields.pop(name) for name in ("accuracy", "macro_f1", "loss")}
-    made = Result.of(
+    made = Result.from_items(
         "classify",
         items,
         list(metrics),

@@ -1,5 +1,5 @@
-"""Two runs compared on the items that both have, with the difference and its confidence interval;
-and what else differs between the two measurements."""
+"""Compare two runs on their common items: differences with confidence intervals, and notes on what
+else differs between the two measurements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gptsmith.evaluate.report import Difference, show
+from gptsmith.evaluate.report import Difference, format_value
 from gptsmith.evaluate.result import Item, Result, Statistic, chance, mean_of
 
 RESAMPLES = 10_000
@@ -25,8 +25,11 @@ Key = tuple[object, ...]
 
 @dataclass(frozen=True)
 class Comparison:
-    """A task of two runs, reduced to what can be compared. differences: the first run's metrics
-    minus the second's. notes: what was left out, and what else differs."""
+    """The results of two runs on one task, reduced to what can be compared.
+
+    differences: the first run's metrics minus the second's. notes: what was left out, and what else
+    differs.
+    """
 
     first: Result
     second: Result
@@ -66,10 +69,10 @@ def compare(names: tuple[str, str], first: Result, second: Result) -> Comparison
     a, b = _by_key(first), _by_key(second)
     common = [key for key in a if key in b]
     if not (len(common) == len(first.items) == len(second.items)):
-        notes.append(_left_out(names, first, second, len(common)))
+        notes.append(_unmatched_note(names, first, second, len(common)))
         shared = [m for m in shared if _statistic(first, m)] if common else []
         first, second = (
-            _on(result, shared, [items[key] for key in common])
+            _with_items(result, shared, [items[key] for key in common])
             for result, items in ((first, a), (second, b))
         )
     differences = {}
@@ -141,8 +144,8 @@ def _statistic(result: Result, metric: str) -> Statistic | None:
 
 
 def _by_key(result: Result) -> dict[Key, Item]:
-    """The items by their key, and by a number where several have the same one; without those that
-    have no value, as where a judge gave no verdict."""
+    """The items by their key, numbered if several have the same one, without items that have no
+    value, such as those without a judge's verdict."""
     seen: Counter[Key] = Counter()
     items = {}
     for item in result.items:
@@ -153,13 +156,13 @@ def _by_key(result: Result) -> dict[Key, Item]:
     return items
 
 
-def _on(result: Result, metrics: Sequence[str], items: Sequence[Item]) -> Result:
-    """The result of some of its items, with the chance of guessing those."""
+def _with_items(result: Result, metrics: Sequence[str], items: Sequence[Item]) -> Result:
+    """The result recomputed for a part of its items, including the accuracy by chance."""
     known = {metric: dict(found) for metric, found in result.references.items()}
     for found in known.values():
         if "chance" in found and items:
             found["chance"] = chance([len(item["nats"]) for item in items])
-    return replace(result, metrics=dict.fromkeys(metrics, 0.0), references=known).on(items)
+    return replace(result, metrics=dict.fromkeys(metrics, 0.0), references=known).with_items(items)
 
 
 # --- notes ---------------------------------------------------------------------------------------
@@ -177,10 +180,12 @@ def _different_conditions(names: tuple[str, str], first: Result, second: Result)
     return [f"{first.task}: {' and '.join(names)} were measured differently: {'; '.join(differ)}"]
 
 
-def _left_out(names: tuple[str, str], first: Result, second: Result, common: int) -> str:
+def _unmatched_note(names: tuple[str, str], first: Result, second: Result, common: int) -> str:
     own = []
     for name, result in zip(names, (first, second), strict=True):
-        values = ", ".join(f"{metric} {show(metric, x)}" for metric, x in result.metrics.items())
+        values = ", ".join(
+            f"{metric} {format_value(metric, x)}" for metric, x in result.metrics.items()
+        )
         own.append(f"{name} alone: {result.n:,} items, {values}")
     what = f"compared on the {common:,} items that both runs have"
     if not common:

@@ -1,7 +1,7 @@
-"""Chat completions over HTTP: the protocol of OpenAI, which most servers speak, or Ollama's own.
+"""Chat completions over HTTP, by OpenAI's protocol, which most servers support, or Ollama's own.
 
-Ollama's own protocol is the only one that sets num_ctx. Through OpenAI's, Ollama silently truncates
-what is longer than its default context.
+Only Ollama's own protocol sets num_ctx; through OpenAI's, Ollama silently truncates prompts that
+are longer than its default context.
 References: platform.openai.com/docs/api-reference/chat and docs/api.md in ollama/ollama.
 """
 
@@ -23,7 +23,9 @@ FIRST_WAIT = 1.0  # seconds before the second attempt, doubled for each further 
 MAX_WAIT = 60.0  # ... up to this, even if the server asks for more
 
 _RETRY = (408, 425, 429)  # and 5xx
-_MASKED = 8  # length from which on a key is masked in texts; "none" or "EMPTY" are not secrets
+_MIN_SECRET_LENGTH = (
+    8  # length from which on a key is masked in texts; "none" or "EMPTY" are not secrets
+)
 
 
 class EndpointError(Exception):
@@ -107,19 +109,19 @@ class Endpoint:
             tokens = reply.get("prompt_eval_count", 0) + reply.get("eval_count", 0)
             if tokens >= self.options.num_ctx:  # the beginning of the prompt was cut off
                 raise EndpointError(f"{tokens} tokens do not fit: raise --judge.num-ctx")
-        return self._masked(answer)
+        return self._mask_key(answer)
 
     def _one_line(self, text: str) -> str:
         """A server's message, safe to print."""
-        line = " ".join(self._masked(text).split())
+        line = " ".join(self._mask_key(text).split())
         return "".join(c for c in line if c.isprintable())[:200]
 
-    def _masked(self, text: str) -> str:
-        return text.replace(self._key, "***") if len(self._key) >= _MASKED else text
+    def _mask_key(self, text: str) -> str:
+        return text.replace(self._key, "***") if len(self._key) >= _MIN_SECRET_LENGTH else text
 
 
 def resolve(url: str, protocol: str) -> tuple[httpx.URL, str]:
-    """The address for requests, and the protocol that is spoken there."""
+    """The URL for requests, and the protocol to use there."""
     parsed = httpx.URL(url)
     path = parsed.path.rstrip("/")
     if protocol == "auto":

@@ -1,4 +1,4 @@
-"""GSM8K (Cobbe et al. 2021): word problems; the last number of the written solution counts.
+"""GSM8K (Cobbe et al. 2021): word problems, scored by the last number of the generated solution.
 
 Prompts, stop strings and answer extraction are those of lm-evaluation-harness 0.4
 (tasks/gsm8k/gsm8k.yaml), except for the worked examples: the harness draws new ones for each
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gptsmith.chat_template.template import ChatTemplate, Message
 from gptsmith.data.rows import Row, read_rows
-from gptsmith.evaluate.result import Result, encodable, left_out, prompt_form
+from gptsmith.evaluate.result import Result, encodable_indices, left_out_note, prompt_form
 from gptsmith.evaluate.task_data import find, hub_rows, text
 from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import SamplingConfig
@@ -113,13 +113,13 @@ def score(
     C = model.config.context_length
     room = max(C - max_new_tokens, C // 2)
     asking = [p.question if chat else _text([p]) for p in problems]
-    known, why = encodable(tokenizer, asking)
+    known, why = encodable_indices(tokenizer, asking)
     notes = []
     if unknown := sorted({*range(len(problems))} - {*known}):
-        notes.append(left_out("gsm8k", [str(i + 1) for i in unknown], len(problems), why))
+        notes.append(left_out_note("gsm8k", [str(i + 1) for i in unknown], len(problems), why))
     if problems and not known:
         raise ValueError(notes[0])
-    shown, why = encodable(tokenizer, [p.question + p.answer for p in examples])
+    shown, why = encodable_indices(tokenizer, [p.question + p.answer for p in examples])
     if len(shown) < len(examples):
         count = len(examples) - len(shown)
         notes.append(f"gsm8k: {count:,} of {len(examples):,} examples are left out: {why}")
@@ -164,7 +164,9 @@ def score(
         "max_new_tokens": max_new_tokens,
         "prompt": prompt_form(template),
     }
-    return Result.of("gsm8k", items, ("strict", "flexible"), notes=notes, conditions=conditions)
+    return Result.from_items(
+        "gsm8k", items, ("strict", "flexible"), notes=notes, conditions=conditions
+    )
 
 
 def _prompt(

@@ -1,8 +1,8 @@
-"""A language model as the judge of answers (Zheng et al. 2023, "Judging LLM-as-a-Judge").
+"""LLM as a judge of answers (Zheng et al. 2023, "Judging LLM-as-a-Judge").
 
-An answer may try to influence the judge. Each text is therefore quoted in a frame marked with a
-digest of all texts, which no text can contain, so none can close its frame; and the prompt says
-that the texts are material to judge. Models may still be swayed: read the verdicts.
+An answer may try to influence the judge. So each text is quoted in a frame marked with a digest of
+all texts, which no text can contain and so none can close, and the prompt says that the texts are
+material to judge. Models may still be swayed: read the verdicts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gptsmith.evaluate.comparison import RESAMPLES, bootstrap
 from gptsmith.evaluate.endpoint import Endpoint, EndpointError
 from gptsmith.evaluate.options import JudgeOptions
 from gptsmith.evaluate.reference_metrics import Entry
-from gptsmith.evaluate.report import show
+from gptsmith.evaluate.report import format_value
 from gptsmith.evaluate.result import Result, mean_of
 from gptsmith.evaluate.verdict import Verdict, parse_better, parse_score
 from gptsmith.progress import progress
@@ -88,11 +88,11 @@ def compare(
 ) -> Result:
     """How often the answers of A are better than those of B to the same questions.
 
-    The judge is asked twice, with the answers in either order, because it may favour a position. A
-    win or a loss is where it prefers the same answer both times; everything else is a tie, which
-    counts half in the win rate. Equal answers are not judged and do not count; without any other,
-    the result has no metrics and a note. Cache and errors: see `score`. ValueError without a common
-    question.
+    The judge is asked twice, with the answers in both orders, because it may have a position bias.
+    A win or loss is a pair in which it prefers the same answer both times; everything else is a
+    tie, which counts half in the win rate. Equal answers are not judged and do not count; if there
+    are no others, the result has no metrics and a note. Cache and errors: see `score`. ValueError
+    without a common question.
     """
     others: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries_b:
@@ -158,10 +158,8 @@ def _result(
     if len(judged) > 1:
         low, high = details[f"{metric}_95"] = bootstrap([item[column] for item in judged])
         details["interval"] = f"bootstrap over the items, percentiles of {RESAMPLES:,} resamples"
-        notes.append(
-            f"{task}: 95% interval of the mean {show(metric, low)} to {show(metric, high)} "
-            f"({details['interval']})"
-        )
+        bounds = f"{format_value(metric, low)} to {format_value(metric, high)}"
+        notes.append(f"{task}: 95% interval of the mean {bounds} ({details['interval']})")
     if failed:
         unread = details["unread"]
         replies = f" ({unread:,} replies without a verdict that can be read)" if unread else ""
@@ -169,7 +167,7 @@ def _result(
             f"{task}: {len(failed):,} of {len(items):,} items could not be judged and do not count"
             f"{replies}; the first: {failed[0]['id']}: {failed[0]['error']}"
         )
-    found = Result.of(
+    found = Result.from_items(
         task, judged, [metric], details=details, notes=notes, key=("question", "reference"),
         statistics={metric: mean_of(column)},
     )  # fmt: skip
@@ -195,8 +193,8 @@ def _judge(
     options: JudgeOptions,
     cache: Path,
 ) -> tuple[list[Item], dict[str, Any]]:
-    """Each item with the outcome of the verdicts on its prompts, stored or new, or with the error
-    of the first that has none; and the details of a result.
+    """Each item with the outcome of the verdicts (cached or new) on its prompts, or with the first
+    error; and the details of a result.
 
     After GIVE_UP consecutive failures no more requests are sent.
     """
@@ -243,7 +241,7 @@ def _judge(
 
 
 def _ask(endpoint: Endpoint, prompt: str, parse: Parse, cache: Path) -> Verdict:
-    """Ask, and once more if the reply is no verdict. Verdicts are stored."""
+    """Ask the judge, and once more if its reply is not a verdict. Verdicts are stored."""
     messages = [{"role": "user", "content": prompt}]
     for _ in range(2):
         request = endpoint.request(*messages)

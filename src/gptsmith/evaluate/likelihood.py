@@ -1,9 +1,9 @@
-"""Log-likelihoods of many continuations; tokens that several texts share are read once.
+"""Log-likelihoods of many continuations; tokens that several texts share are processed once.
 
 A question with four endings is one row of the batch: its context, then the endings side by side as
-branches of a prefix tree. A token sees its own text only and counts positions along it, so every
-branch is scored as if it stood alone. A prefix that many rows share (worked examples) is read
-once, before them, and stays in a KV cache.
+branches of a prefix tree. A token attends only to its own text and counts positions along it, so
+every branch is scored as if it were alone. A prefix that many rows share (few-shot examples) is
+processed once, before them, and stays in a KV cache.
 
 B rows, T tokens, S tokens of the shared prefix, C channels, H heads, K key/value heads, D head
 size, V vocabulary, N target tokens.
@@ -39,7 +39,7 @@ class Request(NamedTuple):
 
 
 class Likelihood(NamedTuple):
-    """Log-probability of a continuation in nats; whether greedy decoding would produce it."""
+    """Log-probability of a continuation in nats, and whether greedy decoding would produce it."""
 
     nats: float
     greedy: bool
@@ -51,9 +51,9 @@ class Likelihood(NamedTuple):
 def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[Request]:
     """Encode pairs of context and continuation as one text each, split after the context's tokens.
 
-    Spaces at the end of the context go to the continuation. Tokens that the tokenizer puts before
-    a text are part of the context; an empty context is that prefix, else <|endoftext|>. All as in
-    lm-evaluation-harness (TemplateLM._encode_pair).
+    Trailing spaces of the context go to the continuation. Tokens that the tokenizer puts before a
+    text are part of the context; an empty context becomes that prefix, else <|endoftext|>. All this
+    is as in lm-evaluation-harness (TemplateLM._encode_pair).
     """
     check_several(pairs, "pairs")
     moved = []
@@ -84,7 +84,7 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list
 
 
 def _without_context(ids: list[int], start: list[int]) -> Request:
-    """A text that begins with the start tokens already gets no second copy of them."""
+    """The request without context: the start tokens, unless the text already begins with them."""
     return Request(ids[:1], ids[1:]) if ids[:1] == start else Request(start, ids)
 
 
@@ -131,8 +131,8 @@ def log_likelihoods(
             for group, batch in steps if title is None else progress(steps, title, len(steps)):
                 if group is not current:
                     current = group
-                    cache = _read_prefix(model, group.prefix) if group.prefix else None
-                x = _read(model, batch, cache)  # (B, T, C)
+                    cache = _prefill_prefix(model, group.prefix) if group.prefix else None
+                x = _hidden_states(model, batch, cache)  # (B, T, C)
                 _gather(x, weight[:V], batch, requests, by_text, found)
     finally:
         model.train(training)
@@ -140,9 +140,9 @@ def log_likelihoods(
 
 
 def _requests_by_text(requests: Sequence[Request], C: int, V: int) -> dict[Text, list[int]]:
-    """The texts that the model reads, each with the requests that it answers.
+    """The model's input texts, each with the indices of the requests that it answers.
 
-    The last token of a continuation is only a target, and not read.
+    The last token of a continuation is only a target, not an input.
     """
     by_text: dict[Text, list[int]] = defaultdict(list)
     for i, (context, continuation) in enumerate(requests):
@@ -166,7 +166,7 @@ def _requests_by_text(requests: Sequence[Request], C: int, V: int) -> dict[Text,
 
 
 class _TreeCache(KVCache):
-    """Gives a forward pass over trees its mask, and the shared prefix's keys and values.
+    """Gives a forward pass over trees its mask and the keys and values of the shared prefix.
 
     The keys and values of the trees themselves are not stored.
     """
@@ -186,16 +186,16 @@ class _TreeCache(KVCache):
         return torch.cat([prefix_k, k], dim=2), torch.cat([prefix_v, v], dim=2)  # (B, K, S + T, D)
 
 
-def _read_prefix(model: GPTModel, prefix: Text) -> KVCache:
-    """All keys and values of one row; a sliding window is applied when the trees are read."""
+def _prefill_prefix(model: GPTModel, prefix: Text) -> KVCache:
+    """Keys and values of the prefix; a sliding window is applied when the trees are processed."""
     config, weight = model.config, model.head_weight
     cache = KVCache(config.n_layer, 1, config.K, config.D, len(prefix), weight.dtype, weight.device)
     model.hidden(torch.tensor([prefix], device=weight.device), cache=cache)
     return cache
 
 
-def _read(model: GPTModel, trees: Sequence[PrefixTree], prefix: KVCache | None) -> Tensor:
-    """The hidden vectors (B, T, C) of all nodes, a tree in each row, padded on the right."""
+def _hidden_states(model: GPTModel, trees: Sequence[PrefixTree], prefix: KVCache | None) -> Tensor:
+    """Hidden states (B, T, C) of all nodes, with one tree per row, padded on the right."""
     device, B, T = model.head_weight.device, len(trees), max(map(len, trees))
     ids = torch.tensor([t.ids + [0] * (T - len(t)) for t in trees], device=device)
     if prefix is None and model.mask.is_plain_causal and all(len(t.paths) == 1 for t in trees):

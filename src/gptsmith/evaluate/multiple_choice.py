@@ -29,7 +29,7 @@ LETTERS = ("A", "B", "C", "D")
 
 @dataclass(frozen=True)
 class Question:
-    """A question; the model's answer is the choice with the likeliest continuation.
+    """A question; the model's answer is the choice whose continuation is most likely.
 
     id: the row's own, else file:line. choices: pairs of context and continuation; a continuation
     starts with the space between the two. answer: index of the correct choice.
@@ -42,19 +42,19 @@ class Question:
 
 @dataclass(frozen=True)
 class Task:
-    """A multiple-choice task: where its questions are, how they are asked, what is reported."""
+    """A multiple-choice task: where its questions are, their prompts, and the reported metrics."""
 
     name: str
     question: Callable[[Row], tuple[Choices, int]]
     """Choices and the index of the correct one. ValueError naming file and line for a bad row."""
     files: tuple[str, ...]
-    """Below a data folder, as patterns: the first that matches is read. With `shots`, folders."""
+    """Patterns below a data folder, of which the first match is read; folders if `shots` is set."""
     hub: tuple[str, str | None, str]
     """Name, configuration and split on the Hugging Face Hub."""
     metrics: tuple[str, ...] = ("acc", "acc_norm", "acc_token")
-    """What is reported: accuracies by different normalisations, perplexity (see accuracy.py)."""
+    """Reported metrics: accuracy with different normalisations, perplexity (see accuracy.py)."""
     main_metric: str = "acc_norm"
-    """The metric by which the task is known: plotted during training."""
+    """The metric that is usually quoted for the task, and plotted during training."""
     gpt2: Mapping[str, float] = field(default_factory=dict)
     """Published scores of GPT-2 124M, by metric."""
     shots: int = 0
@@ -62,7 +62,7 @@ class Task:
     preamble: str = ""
     """Before the worked examples; {subject} is replaced."""
     notes: tuple[str, ...] = ()
-    """What the reader must know of a file of one's own."""
+    """Notes on a custom file of questions, for the user."""
 
 
 # --- rows to questions ---------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def load_task(
             found = (_question(task, row) for row in _rows(task, where))
         questions = list(islice(found, limit))
     elif Path(name).suffix or "/" in name or os.path.exists(name):
-        task, questions = _own_task(Path(name), report, form, first_choice)
+        task, questions = _file_task(Path(name), report, form, first_choice)
         questions = questions[:limit]
     else:
         raise ValueError(f"no task {name!r}: choose among {', '.join(TASKS)}, or name a file")
@@ -263,7 +263,7 @@ def load(
     return load_task(name, where, limit, shots)[1]
 
 
-def _own_task(
+def _file_task(
     path: Path, report: ReadReport | None, form: FileFormat | None, first_choice: int | None
 ) -> tuple[Task, list[Question]]:
     from gptsmith.data.report import ReadReport
@@ -271,12 +271,12 @@ def _own_task(
 
     found, notes = read_questions(path, report or ReadReport(), form, first_choice)
     questions = [Question(q.id, _same_context(q.question, q.choices), i) for q, i in found]
-    # Asked in the words of ARC.
+    # The prompt is that of ARC.
     return replace(TASKS["arc_easy"], name=str(path), notes=tuple(notes)), questions
 
 
 def _with_unique_ids(questions: Sequence[Question]) -> list[Question]:
-    """An id that several questions have gets a number: two runs are compared by it."""
+    """Number ids that occur repeatedly, since items of two runs are matched by id."""
     seen: Counter[str] = Counter()
     unique = []
     for question in questions:
@@ -325,8 +325,8 @@ def _with_examples(task: Task, where: Path | None, shots: int) -> Iterator[Quest
 
 
 def _by_subject(task: Task, where: Path | None, split: str) -> dict[str, list[Question]]:
-    """The questions of a split, by the subject that the row, else the name of its file
-    (anatomy_test.csv) tells."""
+    """The questions of a split by subject, which is a column or, if there is none, part of the file
+    name (anatomy_test.csv)."""
     from gptsmith.data.rows import read_rows
 
     found = find(task.name, where, [f"{name}/{split}" for name in (*task.files, ".")])

@@ -20,7 +20,7 @@ TASKS = ("perplexity", "skills", *MULTIPLE_CHOICE, "gsm8k", "text", "judge", "cl
 
 
 class JudgeOptions(Section):
-    """The model that judges, and where it is served."""
+    """The judge model, and where it is served."""
 
     url: HttpUrl = HttpUrl("http://localhost:11434")
     """URL of Ollama, or of any server with OpenAI's chat completions (https://HOST/v1)."""
@@ -55,8 +55,8 @@ class EvaluateOptions(TextWeightOptions, LabelledFiles):
     """Use only the first LIMIT questions of a task (mmlu: of all subjects in turn); perplexity:
     LIMIT windows, evenly spaced."""
     compare: Path | None = None
-    """Another run, measured in the same way: table and chart show both on the items that both have,
-    with the difference and its 95% interval."""
+    """Another run to compare with: table and chart show both on their common items, with the
+    difference and its 95% interval."""
     out: Path | None = None
     """Write the results to this .json file, with every item (.items.jsonl) and a chart."""
     data: str | None = None
@@ -78,8 +78,8 @@ class EvaluateOptions(TextWeightOptions, LabelledFiles):
     task_data: Path | None = None
     """File or folder with a task's questions (default: $GPTSMITH_DATA, else the Hub)."""
     first_choice: int | None = Field(None, ge=0, le=1)
-    """Files of questions: number of the first choice, where the answers are numbers that do not
-    show it."""
+    """Files of questions: number of the first choice (0 or 1), if the numeric answers leave it
+    open."""
     shots: int | None = Field(None, ge=0)
     """mmlu, gsm8k: worked examples before a question (default: 5; gsm8k of a chat model: 0)."""
     per_skill: int = Field(50, ge=1)

@@ -1,4 +1,4 @@
-"""How well a model predicts text: loss, perplexity, bits per byte, next-token accuracy.
+"""Language modelling metrics: loss, perplexity, bits per byte, next-token accuracy.
 
 N target tokens, C channels, V vocabulary.
 """
@@ -35,7 +35,7 @@ class Scores:
     top5: float  # share among the five highest
     tokens: int
     windows: Sequence[Item] = ()
-    """The sums that STATISTICS divides, of each row of the batches."""
+    """For each row of the batches, the sums from which STATISTICS computes the metrics."""
 
     def fields(self) -> dict[str, float | int | None]:
         """Metrics by name; the loss is val_loss."""
@@ -119,11 +119,11 @@ def target_bytes(
     text_bytes: int,
     context_only: Sequence[int] = (),
 ) -> Tensor | float | None:
-    """For `evaluate`: how many bytes of text the targets of a stream of tokens stand for.
+    """The bytes of text that targets stand for, as `evaluate` takes them.
 
-    Exact for each id (V,) where ids spell the text. Elsewhere (text is normalized, or spaces come
-    between tokens) the bytes of the documents, `text_bytes`, over all targets. context_only: ids
-    that are never targets. None without targets.
+    Exact for each id (V,) if the ids spell the text. Otherwise (text is normalized, or spaces are
+    inserted between tokens) the average: the documents' bytes, `text_bytes`, divided by the number
+    of targets. context_only: ids that are never targets. None without targets.
     """
     sizes = tokenizer.token_bytes()
     if sizes is not None and tokenizer.spells_text:

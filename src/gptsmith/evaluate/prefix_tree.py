@@ -1,4 +1,4 @@
-"""Prefix trees of token sequences, so that tokens which several texts share are read once.
+"""Prefix trees of token sequences, so that tokens which several texts share are processed once.
 
 T nodes of a tree, C channels.
 """
@@ -58,14 +58,14 @@ class PrefixTree:
 
 
 class PrefixGroup(NamedTuple):
-    """Trees whose texts all begin with `prefix`, which is read once, before them."""
+    """Trees whose texts all begin with `prefix`, which is processed once, before them."""
 
     prefix: Text
     trees: list[PrefixTree]
 
 
 def plan(texts: Sequence[Text], tails: Sequence[int], C: int, lookahead: int) -> list[PrefixGroup]:
-    """How to read the sorted `texts`; the outputs at the last `tails[i]` tokens of each are used.
+    """Group the sorted `texts`. Outputs are needed at the last `tails[i]` tokens of each text.
 
     C: the model's width. lookahead: no text may branch before this position, because earlier
     tokens see the tokens up to there (`Mask.lookahead`).
@@ -102,10 +102,10 @@ def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
 
 
 def _trees(texts: Sequence[Text], start: int, C: int, lookahead: int) -> list[PrefixTree]:
-    """Sorted texts as trees; neighbours are in one tree where that is less work.
+    """Sorted texts as trees; neighbours share a tree if that is less work.
 
-    n tokens that are not read again save 24 C^2 n operations in each layer (12 C^2 weights);
-    branches of a and b tokens in one dense attention cost 8 C a b.
+    Not processing n tokens again saves 24 C^2 n operations per layer (12 C^2 weights); branches of
+    a and b tokens in one dense attention cost 8 C a b.
     """
     trees: list[PrefixTree] = []
     for i, text in enumerate(texts):

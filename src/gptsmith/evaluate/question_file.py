@@ -1,8 +1,8 @@
-"""A multiple-choice file of one's own: which columns hold question, choices and answer.
+"""Custom multiple-choice files: detect the columns of question, choices and answer.
 
-Choices are a list, texts with labels, or a column each; the answer is a label, a letter, a text, or
-a number from 0 or from 1. Which of these the answers are is decided for the whole file: it is the
-form in which all of them are choices. Two forms that would give different answers are an error.
+Choices are a list, texts with labels, or one column each; the answer is a label, a letter, a text,
+or a number from 0 or from 1. The form of the answers is decided for the whole file: the one in
+which all of them are valid choices. Two forms that would give different answers are an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gptsmith.data.report import ReadReport
 from gptsmith.data.rows import Row
 from gptsmith.evaluate.task_data import question_rows, text
 
-# Usual names of columns, without case, spaces and underscores; the first one present is used.
+# Common names of columns, without case, spaces and underscores; the first one present is used.
 QUESTION = (
     "question", "questionstem", "stem", "query", "prompt", "goal", "problem", "instruction",
     "input", "ctx", "sentence", "text", "q",
@@ -55,8 +55,8 @@ _QUOTED = re.compile(r"""(?s)(?P<text>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(?P<ne
 BRACKETS = 100  # in a cell that is read as a list: nested ones would take time
 
 
-class OwnQuestion(NamedTuple):
-    """A row of a file of questions. label: of each choice, "" if it has none."""
+class QuestionRow(NamedTuple):
+    """A row of a question file. labels: one per choice, "" if it has none."""
 
     place: str
     id: str
@@ -84,13 +84,13 @@ def read_questions(
     report: ReadReport,
     form: FileFormat | None = None,
     first_choice: int | None = None,
-) -> tuple[list[tuple[OwnQuestion, int]], list[str]]:
+) -> tuple[list[tuple[QuestionRow, int]], list[str]]:
     """The questions of a file, each with the index of its answer; and notes.
 
-    form: encoding and delimiter, if they are not to be found out. first_choice: number of the first
+    form: encoding and delimiter, if they are not to be detected. first_choice: number of the first
     choice, if the answers are numbers. ValueError naming the place for columns that are not
-    obvious, for a row that cannot be used unless `report` skips it, and where the form of the
-    answers is not certain.
+    obvious, for a row that cannot be used unless `report` skips it, and if the form of the answers
+    is ambiguous.
     """
     rows = [_flat(row) for row in question_rows(path, report, form)]
     if not rows:
@@ -114,7 +114,7 @@ def read_questions(
 
 
 def _columns(names: Sequence[str], place: str) -> Columns:
-    by_name = {_plain(name): name for name in reversed(names)}
+    by_name = {_normalized(name): name for name in reversed(names)}
 
     def first(usual: Iterable[str], taken: Iterable[str | None] = ()) -> str | None:
         found = (by_name[name] for name in usual if name in by_name)
@@ -140,7 +140,7 @@ def _columns(names: Sequence[str], place: str) -> Columns:
     raise ValueError(f"{place}: no column for the {what}, only {quoted(names)}: call it {usual}")
 
 
-def _plain(name: str) -> str:
+def _normalized(name: str) -> str:
     return re.sub(r"[\W_]", "", name).lower()
 
 
@@ -148,7 +148,7 @@ def _numbered(names: Sequence[str], prefixes: Sequence[str], least: int) -> list
     """Columns of one choice each, such as A to D or option1 to option4, in order; [] if none."""
     groups: dict[str, dict[str, str]] = {}
     for name in names:
-        if found := re.fullmatch(r"(.*?)([a-z]|\d{1,2})", _plain(name)):
+        if found := re.fullmatch(r"(.*?)([a-z]|\d{1,2})", _normalized(name)):
             groups.setdefault(found[1], {}).setdefault(found[2], name)
     for group in (groups[prefix] for prefix in prefixes if prefix in groups):
         for suffixes in NUMBERED:
@@ -169,7 +169,7 @@ def _flat(row: Row) -> Row:
     return row._replace(values={k: v for k, v in row.values.items() if k != "question"} | question)
 
 
-def _question(row: Row, columns: Columns) -> OwnQuestion:
+def _question(row: Row, columns: Columns) -> QuestionRow:
     values = row.values
     # The prompt of ARC, without doubling what a file already wrote.
     asked = text(row, columns.question).strip()
@@ -200,7 +200,7 @@ def _question(row: Row, columns: Columns) -> OwnQuestion:
         raise ValueError(f"{row.place}: it has no answer in {columns.answer!r}")
     own_id = values.get(columns.id or "")
     name = Path(row.place).name if own_id is None else str(own_id)
-    return OwnQuestion(row.place, name, question, choices, labels, answer)
+    return QuestionRow(row.place, name, question, choices, labels, answer)
 
 
 def _listed(value: Any) -> tuple[list[str], list[str]]:
@@ -227,7 +227,9 @@ def _listed(value: Any) -> tuple[list[str], list[str]]:
 
 def _field(value: Any, *names: str) -> Any:
     """The first of the fields that an object has."""
-    fields = {_plain(str(k)): v for k, v in value.items()} if isinstance(value, Mapping) else {}
+    fields = (
+        {_normalized(str(k)): v for k, v in value.items()} if isinstance(value, Mapping) else {}
+    )
     return next((fields[name] for name in names if name in fields), None)
 
 
@@ -278,8 +280,8 @@ def _text(value: Any) -> str:
 # --- answers -------------------------------------------------------------------------------------
 
 
-def _readings(question: OwnQuestion) -> dict[str, int]:
-    """The index that the answer means in each form in which it is one of the choices."""
+def _interpretations(question: QuestionRow) -> dict[str, int]:
+    """The index of the answer under each form in which it is a valid choice."""
     n, answer = len(question.choices), question.answer
     if isinstance(answer, float) and answer.is_integer():  # pandas, where an answer was missing
         answer = int(answer)
@@ -300,7 +302,7 @@ def _readings(question: OwnQuestion) -> dict[str, int]:
 
 
 def _index(choices: Iterable[str], wanted: str) -> int | None:
-    """The position of the one choice that equals `wanted`, if need be without case."""
+    """The index of the only choice that equals `wanted`, ignoring case if necessary."""
     for form in (str, str.casefold):
         found = [i for i, choice in enumerate(choices) if choice and form(choice) == form(wanted)]
         if len(found) == 1:
@@ -309,19 +311,19 @@ def _index(choices: Iterable[str], wanted: str) -> int | None:
 
 
 def _answers(
-    path: Path, questions: Sequence[OwnQuestion], report: ReadReport, first_choice: int | None
-) -> list[tuple[OwnQuestion, int]]:
-    readings = [_readings(question) for question in questions]
+    path: Path, questions: Sequence[QuestionRow], report: ReadReport, first_choice: int | None
+) -> list[tuple[QuestionRow, int]]:
+    interpretations = [_interpretations(question) for question in questions]
     forms = ["labels", "letters", "texts", "numbers from 0", "numbers from 1"]
     if first_choice is not None:
         forms = [f"numbers from {first_choice}"]
-    counts = {form: sum(form in found for found in readings) for form in forms}
+    counts = {form: sum(form in found for found in interpretations) for form in forms}
     most = max(counts.values(), default=0)
     best = [form for form in forms if counts[form] == most]
-    if "labels" in best:  # the file says itself what its answers mean
+    if "labels" in best:  # explicit labels take precedence
         best = ["labels"]
     answered = []
-    for question, found in zip(questions, readings, strict=True):
+    for question, found in zip(questions, interpretations, strict=True):
         indices = {form: found[form] for form in best if form in found}
         if len(set(indices.values())) > 1:
             base = all(form.startswith("numbers") for form in indices)

@@ -1,5 +1,5 @@
 """Metrics of responses against references: exact match, ROUGE (rouge-score), BLEU (sacrebleu);
-and the files that contain both."""
+and reading the files that contain both."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gptsmith.run import digests
 RESPONSES = "responses.json"  # in a run folder, written by instruction tuning
 ROUGE = ("rouge1", "rouge2", "rougeL")
 
-# Usual names of the columns; the first one present is used.
+# Common names of the columns; the first one present is used.
 _REFERENCE = ("output", "reference", "target", "answer", "expected")
 _RESPONSE = ("response", "model_response", "prediction", "completion", "generated")
 _QUESTION = ("instruction", "question", "prompt")
@@ -105,7 +105,7 @@ def score(entries: Sequence[Entry]) -> Result:
             notes.append(
                 f"ROUGE uses a-z and 0-9 only: {unscored:,} references have none and score 0"
             )
-    return Result.of(
+    return Result.from_items(
         "text", items, metrics, details=details, notes=notes, statistics={"bleu": CORPUS_BLEU},
         key=("question", "reference"),  # two runs may have answered in another order
     )  # fmt: skip

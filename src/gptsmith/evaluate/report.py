@@ -12,7 +12,7 @@ from rich.table import Table
 from gptsmith.console import Text
 from gptsmith.evaluate.result import Result
 
-# Axis and number format of metrics that are not shares. Shares (0 to 1) have one axis in common.
+# Axis label and number format of metrics that are not shares. All shares (0 to 1) use one axis.
 UNITS = {
     "val_loss": ("loss (nats per token, lower is better)", ",.4f"),
     "loss": ("loss (nats per text, lower is better)", ",.4f"),
@@ -26,7 +26,7 @@ SHARE = ("share of the items", ".1%")
 Difference = tuple[float, tuple[float, float] | None]  # and a 95% interval if one can be given
 
 
-def show(metric: str, value: float, error: float = math.nan) -> str:
+def format_value(metric: str, value: float, error: float = math.nan) -> str:
     """A value as text, with its standard error if there is one: `29.4% ± 0.5`."""
     form = UNITS.get(metric, SHARE)[1]
     if abs(value) >= 1e7:  # the perplexity of an untrained model
@@ -35,7 +35,7 @@ def show(metric: str, value: float, error: float = math.nan) -> str:
     return f"{text} ± {format(error, form).rstrip('%')}" if math.isfinite(error) else text
 
 
-def show_difference(metric: str, value: float, interval: tuple[float, float] | None) -> str:
+def format_difference(metric: str, value: float, interval: tuple[float, float] | None) -> str:
     """A difference and its interval as text; of shares in percentage points: `+2.5 [-1.0, +6.0]
     pp`."""
     form = UNITS.get(metric, SHARE)[1]
@@ -77,14 +77,16 @@ def comparison(
         for metric, known in references.items():
             found = [find(results, task, metric) for results in runs.values()]
             cells = [
-                show(metric, r.metrics[metric], r.stderr.get(metric, math.nan)) if r else ""
+                format_value(metric, r.metrics[metric], r.stderr.get(metric, math.nan)) if r else ""
                 for r in found
             ]
             if differences is not None:
                 difference = differences.get(task, {}).get(metric)
-                cells.append(show_difference(metric, *difference) if difference else "")
+                cells.append(format_difference(metric, *difference) if difference else "")
             if has_references:
-                cells.append("\n".join(f"{name} {show(metric, x)}" for name, x in known.items()))
+                cells.append(
+                    "\n".join(f"{name} {format_value(metric, x)}" for name, x in known.items())
+                )
             shown.add_row(metric, *cells)
         tables += [Text(f"{task}, {' / '.join(dict.fromkeys(counts))} items"), shown]
     return Group(*tables)

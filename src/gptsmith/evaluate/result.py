@@ -1,4 +1,4 @@
-"""Results of evaluation tasks: metrics, and the items that they are made of."""
+"""Results of evaluation tasks: metrics, and the items from which they are computed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Item = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Statistic:
-    """How a metric follows from items: `value` of the means over the items of some columns.
+    """How a metric is computed from items: a function of the means of some columns.
 
-    columns: items -> a row of K numbers for each, or for those that the metric is about.
+    columns: items -> a row of K numbers for each item that the metric is about.
     value: means (..., K) -> metrics (...). A ratio of sums (F1) is the same ratio of means.
     """
 
@@ -60,25 +60,27 @@ class Result:
     """Standard errors, by metric, of those that have one."""
     items: Sequence[Item] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
-    """More for the JSON: settings, intervals, counts."""
+    """Further fields for the JSON: settings, intervals, counts."""
     notes: Sequence[str] = ()
-    """What the reader must know to interpret the metrics, one line each."""
+    """Remarks that are needed to interpret the metrics, one line each."""
     references: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Scores to compare with, by metric and name: chance, GPT-2 124M."""
     key: tuple[str, ...] = ("id",)
-    """Fields of an item that tell which item of another run is the same."""
+    """Fields that identify an item, to match it with the same one of another run."""
     conditions: Mapping[str, Any] = field(default_factory=dict)
-    """What the metrics depend on besides the model: two runs should have the same."""
+    """What the metrics depend on besides the model, and should be equal in a comparison."""
     statistics: Mapping[str, Statistic] = field(default_factory=dict, repr=False, compare=False)
-    """Of metrics that are not the mean of the items' field of their name."""
+    """For metrics that are not simply the mean of the items' field of the same name."""
 
     @classmethod
-    def of(cls, task: str, items: Sequence[Item], metrics: Sequence[str], **fields: Any) -> Result:
+    def from_items(
+        cls, task: str, items: Sequence[Item], metrics: Sequence[str], **fields: Any
+    ) -> Result:
         """The result of items: each metric, and its standard error if it is a mean."""
-        return cls(task, len(items), dict.fromkeys(metrics, 0.0), {}, **fields).on(items)
+        return cls(task, len(items), dict.fromkeys(metrics, 0.0), {}, **fields).with_items(items)
 
-    def on(self, items: Sequence[Item]) -> Result:
-        """The result of other items. ValueError for none."""
+    def with_items(self, items: Sequence[Item]) -> Result:
+        """The same result computed from other items. ValueError for none."""
         metrics, stderr = {}, {}
         for name in self.metrics:
             statistic = self.statistics.get(name, mean_of(name))
@@ -105,14 +107,14 @@ class Result:
 
 
 def prompt_form(template: str | None) -> str:
-    """How questions are put, to tell whether two runs were asked alike."""
+    """The form of the prompt, for `conditions`: plain text, or a chat template by its digest."""
     if template is None:
         return "plain text"
     return f"chat template {hashlib.sha256(template.encode()).hexdigest()[:8]}"
 
 
-def left_out(task: str, ids: Sequence[str], total: int, why: str) -> str:
-    """The note on questions that are not asked."""
+def left_out_note(task: str, ids: Sequence[str], total: int, why: str) -> str:
+    """A note on questions that are left out."""
     names = f"{', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''}"
     return (
         f"{task}: {len(ids):,} of {total:,} questions are left out: {why} "
@@ -120,9 +122,9 @@ def left_out(task: str, ids: Sequence[str], total: int, why: str) -> str:
     )
 
 
-def encodable(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[int], str]:
-    """Which of the texts the tokenizer can encode, by number, and why it cannot encode the others:
-    one of characters does not know all of them."""
+def encodable_indices(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[list[int], str]:
+    """Indices of the texts that the tokenizer can encode, and why it cannot encode the others (a
+    character tokenizer does not know every character)."""
     known, why = [], ""
     for i, text in enumerate(texts):
         try:

@@ -21,8 +21,8 @@ from gptsmith.evaluate.result import Item as Row
 from gptsmith.evaluate.result import (
     Result,
     Statistic,
-    encodable,
-    left_out,
+    encodable_indices,
+    left_out_note,
     mean_share,
     prompt_form,
 )
@@ -47,13 +47,13 @@ def score(
     per_skill: int,
     weights: str = "auto",
 ) -> Result:
-    """The mean over the skills of the share of correct responses, in several measurements.
+    """Accuracy, averaged over the skills, in several measurements.
 
-    A chat model is asked about held-out items: with new arguments, also new phrasings, or new word
-    lengths; facts about Python are separate, because they can only be memorised.
-    A base model (template None) is asked about held-out items as a chat model, with the embeddings
-    of the chat tokens that tuning starts from (untuned), and in plain text, after a few worked
-    examples. Items that the tokenizer cannot encode are left out, with a note. weights: see Engine.
+    A chat model answers held-out items with new arguments, and also with new phrasings or word
+    lengths; facts about Python are separate, because they can only be memorised. A base model
+    (template None) answers held-out items as a chat model would, with the initial embeddings of the
+    chat tokens (untuned), and in plain text after a few worked examples. Items that the tokenizer
+    cannot encode are left out, with a note. weights: see Engine.
     """
     if template is None:
         held_out = skills.held_out(seed, per_skill)
@@ -75,7 +75,7 @@ def score(
             else "\n".join(message["content"] for message in item.messages)
             for item in items
         ]  # fmt: skip
-        known, problem = encodable(tokenizer, asked)
+        known, problem = encodable_indices(tokenizer, asked)
         why = why or problem
         unknown += [f"{name} {i + 1}" for i in range(len(items)) if i not in {*known}]
         if name == "with examples":
@@ -95,11 +95,11 @@ def score(
             }
             for i, response in zip(known, responses, strict=True)
         ]
-    notes = [left_out("skills", unknown, len(rows) + len(unknown), why)] if unknown else []
+    notes = [left_out_note("skills", unknown, len(rows) + len(unknown), why)] if unknown else []
     if not rows:
         raise ValueError(notes[0])
     scores = by_skill(rows)
-    found = Result.of(
+    found = Result.from_items(
         "skills", rows, list(scores), notes=notes, details={"by_skill": scores},
         statistics={name: _mean_over_skills(name) for name in scores},
         conditions={"prompt": prompt_form(None if template is None else template.source)},
@@ -146,15 +146,15 @@ def few_shot(
     seed: int,
     weights: str = "auto",
 ) -> list[str]:
-    """The first line that the model writes after each question.
+    """The first line that the model generates after each question.
 
-    The prompt starts with up to EXAMPLES worked examples of the same skill, as many as leave room
-    for an answer in the context.
+    The prompt starts with up to EXAMPLES worked examples of the same skill, as many as fit into the
+    context together with an answer.
     """
     room = model.config.context_length - GREEDY.max_new_tokens
     examples = skills.worked_examples(seed, EXAMPLES)
     solved = [transcript(e.messages, e.answer) for e in examples]
-    known, _ = encodable(tokenizer, solved)
+    known, _ = encodable_indices(tokenizer, solved)
     prompts = []
     for item in items:
         prompt = transcript(item.messages)

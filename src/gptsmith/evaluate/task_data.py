@@ -1,7 +1,6 @@
-"""Files of evaluation tasks: where they are found, and checked access to the columns of a row.
+"""Locate the files of evaluation tasks, and read the columns of their rows with checks.
 
-The readers are imported inside the functions: the names of the tasks are part of the help, which
-must not wait for them.
+The readers are imported inside functions, because --help lists the tasks and must not load them.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def hub_rows(hub: tuple[str, str | None, str], local: str) -> Iterator[Row]:
 def question_rows(
     path: str | Path, report: ReadReport | None = None, form: FileFormat | None = None
 ) -> Iterator[Row]:
-    """The rows of a file of questions, with the labels of a second file if it has one beside it."""
+    """The rows of a question file, with labels from a separate file next to it, if there is one."""
     from gptsmith.data.rows import read_rows
 
     path = Path(path)

@@ -1,4 +1,4 @@
-"""The tasks of EvaluateOptions as jobs: prepared before the model is loaded, then run on it."""
+"""Evaluation tasks as jobs, which are prepared before the model is loaded."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Job = Callable[[], Result]
 
 
 def names(options: EvaluateOptions, run: Run) -> tuple[str, ...]:
-    """The tasks to do: those of the options, or the one that suits the run."""
+    """The tasks of the options, by default the one that suits the run."""
     labels = run.model_config.labels
     found = options.tasks or (("classify",) if labels else ("perplexity",))
     if labels and found != ("classify",):
@@ -69,8 +69,8 @@ def prepare(
 ) -> list[Job]:
     """A job for each task, in the order of the options.
 
-    Questions and texts are read now, so that wrong input is reported before hours of measuring.
-    model: gives the model when the first job needs it; default: it is loaded from the run.
+    Questions and texts are read now, so that wrong input is reported before hours of evaluation.
+    model: returns the model when the first job needs it; by default it is loaded from the run.
     """
     model = model or cache(lambda: options.load(run))
     found = names(options, run)
@@ -238,7 +238,7 @@ def _perplexity(options: EvaluateOptions, run: Run, model: Callable[[], GPTModel
 
 
 class _Text(NamedTuple):
-    """Text to predict: streams of tokens, what is around each document, and its bytes in UTF-8."""
+    """Text to predict: streams of tokens, their document tokens, and its number of UTF-8 bytes."""
 
     streams: Sequence[np.ndarray]
     document_tokens: DocumentTokens

@@ -1,10 +1,10 @@
-"""Verdicts in the replies of a judge.
+"""Parse a judge's verdict from its reply.
 
-Models write the JSON object that was asked for, or something near: reasoning first, prose or
-Markdown around it, single quotes, "Score: 85", "Answer A is better". One rule reads all of it: the
-reply without its reasoning, without Markdown and without quoted texts is searched for explicit
-statements; if there is none, its first and last lines may be the bare value. The verdict is what
-all statements say. A reply that contradicts itself, or has another scale only (8/10), has none.
+Models write the requested JSON object or something similar: reasoning first, prose or Markdown
+around it, single quotes, "Score: 85", "Answer A is better". One rule covers all of these: the reply
+without reasoning, Markdown and quoted texts is searched for explicit statements; if there are none,
+its first or last line may be the bare value. The verdict is what all statements agree on. A reply
+that contradicts itself, or only uses another scale (8/10), has no verdict.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-_LONGEST = 20_000  # characters, at the end of a reply, that are read
+_MAX_CHARACTERS = 20_000  # characters, at the end of a reply, that are read
 
 
 class Verdict(NamedTuple):
@@ -42,7 +42,7 @@ def parse_better(reply: str) -> Verdict | None:
 def _verdict(
     reply: str, labels: str, stated: Callable[[str], Iterator[Statement]]
 ) -> Verdict | None:
-    text = _without_reasoning(reply[-_LONGEST:])
+    text = _without_reasoning(reply[-_MAX_CHARACTERS:])
     found = set(stated(_plain(text, labels)))
     values = {value for value, _ in found}
     if len(values) != 1 or not any(decisive for _, decisive in found):

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from gptsmith.console import Console, Text
-from gptsmith.terminal import spelled
+from gptsmith.terminal import escaped
 
 _BAR = 40  # characters of the longest bar
 SHOW_LINE_ENDS = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "␍"})
@@ -77,7 +77,7 @@ def printable(text: str, replacements: Mapping[int, str] = SHOW_SPACES, allowed:
     """`text` with all that is not printable spelt out, except what is `allowed`: stricter than what
     reaches the terminal anyway, because it shows which token has a no-break space or a tab."""
     text = text.translate(replacements)
-    return "".join(c if c.isprintable() or c in allowed else spelled(c) for c in text)
+    return "".join(c if c.isprintable() or c in allowed else escaped(c) for c in text)
 
 
 def file_size(size: float) -> str:

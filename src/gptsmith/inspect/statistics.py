@@ -146,9 +146,9 @@ class _Documents:
         self.borders = np.array([*document_tokens.before, *document_tokens.after], np.int64)
         self.first = document_tokens.before[-1] if document_tokens.before else None
         self.lengths, self.digests = array("Q"), array("Q")
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._length, self._open = 0, False
         self._hash = hashlib.blake2b(digest_size=8)
 
@@ -171,7 +171,7 @@ class _Documents:
         if self._open:
             self.lengths.append(self._length)
             self.digests.append(int.from_bytes(self._hash.digest(), "little"))
-            self._begin()
+            self._reset()
 
 
 def _training_pairs(corpus: Corpus, count: int, context: int) -> list[TrainingPair]:

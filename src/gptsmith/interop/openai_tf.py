@@ -38,7 +38,7 @@ def open_folder(folder: Path) -> ExternalModel:
     """
     prefix, hparams = _newest(folder), folder / "hparams.json"
     entries = _weights(tf_bundle.read_index(prefix))
-    config = config_from(files.mapping(files.read_json(hparams), hparams), _SIZES, hparams)
+    config = config_from(files.check_mapping(files.read_json(hparams), hparams), _SIZES, hparams)
     given = {  # a matrix is (1, in, out), the kernel of a convolution of width 1
         name: entry.shape[:0:-1] if entry.shape[:-2] == (1,) else entry.shape
         for name, entry in entries.items()

@@ -112,7 +112,7 @@ def load(folder: Path, config: ModelConfig) -> Adapter:
     or as from from_peft."""
     tensors = checkpoints.load_tensors(folder / WEIGHTS)
     path = folder / CONFIG
-    return from_peft(config, tensors, files.mapping(files.read_json(path), path))
+    return from_peft(config, tensors, files.check_mapping(files.read_json(path), path))
 
 
 def _names(config: ModelConfig) -> Names:

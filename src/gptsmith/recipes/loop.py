@@ -77,7 +77,7 @@ def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float |
     with run, StopSignal() as stop:
         if plan.runtime.device.type == "cpu":
             runtime.keep_freed_memory()
-        session = _Session(run, job, plan)
+        session = _TrainingSession(run, job, plan)
         notes = [*plan.notes, *(session.resume() if config.resume else [])]
         with session.open_monitor(started) as monitor:
             for note in notes:
@@ -156,7 +156,7 @@ class RunState:
 _JSON_FIELDS = ("step", "tokens", "seconds", "best_step", "best_loss", "evals_since_best")
 
 
-class _Session:
+class _TrainingSession:
     """The part of a run that this process executes."""
 
     monitor: Monitor
@@ -272,7 +272,7 @@ class _Session:
                 dataset, s * plan.rows_per_step, plan.rows_per_step, config.train.batch_size
             ),
             self.optimizer,
-            learning_rate=lambda s: self.state.learning_rate.begin(s, self.monitor.seconds),
+            learning_rate=lambda s: self.state.learning_rate.start_step(s, self.monitor.seconds),
             precision=plan.runtime.precision,
             max_grad_norm=config.optim.max_grad_norm,
             seed=config.train.seed,
@@ -391,8 +391,8 @@ class _Session:
         if skipped := state.guard.skipped:
             message = f"{skipped} of {state.step:,} steps were skipped"
             monitor.log(state.step, "note", message=message, closing=True)
-        if unreached := state.learning_rate.unreached(state.step):
-            monitor.log(state.step, "note", message=unreached, closing=True)
+        if unreached_peak := state.learning_rate.unreached_peak(state.step):
+            monitor.log(state.step, "note", message=unreached_peak, closing=True)
         if state.best_step == 0 and state.evals_since_best:
             message = (
                 f"no evaluation was better than the one before training ({state.best_loss:.4g}): "

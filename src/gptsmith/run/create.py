@@ -78,13 +78,13 @@ def open_for_training(
             }
             _check_unchanged(run, new, fixed)
             run.changes = checks.changed_settings(run.config, config)
-            run.notice = digests.note(path)
-        files.sweep(path)
+            run.notice = digests.unverified_note(path)
+        files.remove_temporary_files(path)
         checkpoints.clean(run.checkpoints)
         if resume:
             run.resumed = checkpoints.find(run.checkpoints)  # before anything is written
             if (path / layout.BASE).exists():
-                digests.adopt(path, layout.BASE)
+                digests.record_existing(path, layout.BASE)
         else:  # remains of a run that was stopped before its first checkpoint
             names = (layout.TUNING, layout.BASE, layout.TEMPLATE, layout.ROLES, MASK)
             digests.remove(path, names)
@@ -136,7 +136,7 @@ def _check_unchanged(run: Run, new: Mapping[str, Any], fixed: Sequence[str]) -> 
         "tokenizer": run.tokenizer.fingerprint[:12],
         layout.TEMPLATE: run.template,
         "tuning": run.tuning.model_dump(),
-        "corpus": files.mapping(files.read_json(recorded), recorded).get("fingerprint")
+        "corpus": files.check_mapping(files.read_json(recorded), recorded).get("fingerprint")
         if recorded.exists()
         else new["corpus"],
     }

@@ -31,7 +31,7 @@ def recorded(folder: Path, name: str) -> Iterator[Path]:
         _record(folder, name, temporary)
 
 
-def adopt(folder: Path, name: str) -> None:
+def record_existing(folder: Path, name: str) -> None:
     """Record the digest of a file that is there, unless it has one."""
     if name not in _read(folder):
         _record(folder, name, folder / name)
@@ -77,7 +77,7 @@ def check(folder: Path, name: str, remedy: str = "restore it from a copy") -> No
         recorded = again
 
 
-def note(folder: Path) -> str:
+def unverified_note(folder: Path) -> str:
     """A note on a run without digests, for the user; empty if it has them."""
     if (folder / NAME).exists():
         return ""
@@ -87,7 +87,7 @@ def note(folder: Path) -> str:
 def _read(folder: Path) -> dict[str, list[str]]:
     path = folder / NAME
     try:
-        content = files.mapping(files.read_json(path), path).get("files")
+        content = files.check_mapping(files.read_json(path), path).get("files")
     except FileNotFoundError:
         return {}
     except ValueError as error:

@@ -48,7 +48,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # YAMLError, or whatever yaml raises for a value that it cannot make
         raise ValueError(f"{path} is unreadable: {' '.join(str(error).split())}") from None
-    return rename_keys(files.mapping(content, path))
+    return rename_keys(files.check_mapping(content, path))
 
 
 def yaml_text(config: dict[str, Any]) -> str:
@@ -85,7 +85,7 @@ def resume_command(path: Path, stage: str) -> str:
 
 def read_architecture(path: Path) -> ModelConfig:
     """model.json; ValueError naming an invalid field."""
-    content = rename_keys(files.mapping(files.read_json(path), path), "model")
+    content = rename_keys(files.check_mapping(files.read_json(path), path), "model")
     try:
         return ModelConfig.model_validate(content)
     except ValidationError as error:

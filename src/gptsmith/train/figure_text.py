@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
-from gptsmith.terminal import spelled, visible
+from gptsmith.terminal import escaped, visible
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,7 +36,7 @@ def figure_text(text: str, limit: int = 40) -> str:
     def drawable(c: str) -> bool:
         return any(font.get_char_index(ord(c)) for font in fonts.values())
 
-    text = "".join(c if drawable(c) else spelled(c) for c in visible(text, keep=""))
+    text = "".join(c if drawable(c) else escaped(c) for c in visible(text, keep=""))
     text = text if len(text) <= limit else f"{text[: limit - 1]}…"
     text = text.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text

@@ -98,7 +98,7 @@ class Monitor:
         fields: JSON values or one-element tensors; NaN and infinity become null. `seconds` is
         added, and to "val" the peak memory. A note is shown as its `message`, without the step.
         """
-        values = {name: _plain(value) for name, value in fields.items()}
+        values = {name: _json_value(value) for name, value in fields.items()}
         values.setdefault("seconds", round(self.seconds, 3))
         if event == "val":
             values.setdefault("peak_memory_mb", round(peak_memory_mb(), 1))
@@ -268,7 +268,7 @@ def command_start() -> float:
     return now - max(age, 0.0)
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     """As a JSON value: tensors and NumPy scalars become numbers, NaN and infinity None."""
     if hasattr(value, "item"):
         value = value.item()

@@ -91,7 +91,7 @@ def draw_curves(
         top.spines["top"].set_visible(False)
         top.tick_params(colors="#777777", labelsize=8, length=0, pad=1)
         top.xaxis.set_major_locator(MaxNLocator(6, steps=TICK_STEPS))
-        top.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+        top.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _compact(value)))
 
     write_figure(path, figure)
 
@@ -164,7 +164,7 @@ def _line(x: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
     return inside + slope * (np.minimum(x - xs[0], 0) + np.maximum(x - xs[-1], 0))
 
 
-def _short(tokens: float) -> str:
+def _compact(tokens: float) -> str:
     """12,345,678 as 12.3M; 0 as "0 tokens", because the axis has no other label."""
     if tokens <= 0:
         return "0 tokens" if tokens == 0 else ""

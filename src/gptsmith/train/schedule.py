@@ -83,7 +83,7 @@ class LearningRate:
         ended = seconds if self.warmup_seconds is None else self.warmup_seconds
         return learning_rate(self.config, self.duration, step, seconds, ended)
 
-    def begin(self, step: int, seconds: float) -> float:
+    def start_step(self, step: int, seconds: float) -> float:
         """`at` for the step that begins now: the first after warm-up begins the decay."""
         if self.warmup_seconds is None and step >= warmup_steps(self.config, self.duration):
             self.warmup_seconds = seconds
@@ -108,7 +108,7 @@ class LearningRate:
             f"({progress:.0%} is done)"
         )
 
-    def unreached(self, step: int) -> str:
+    def unreached_peak(self, step: int) -> str:
         """What to say if a run of `step` steps ended before the peak; usually nothing."""
         warmup = warmup_steps(self.config, self.duration)
         if self.config.decay_start == "first-step" or not 0 < step <= warmup:

@@ -150,8 +150,8 @@ def pretrain(recipe: str | Path | None = None, **fields: Any) -> LoadedRun:
         run = gptsmith.pretrain(data="data/x", out="runs/x", model="tiny", train={"steps": 500})
 
     recipe: a YAML file. fields: named as in a recipe, which they override; sections are mappings.
-    If a signal stops training, the run is saved and loaded as it stands. ValueError for whatever
-    the command line refuses.
+    If a signal stops training, the run is saved and loaded as it is. ValueError for whatever the
+    command line rejects.
     """
     from gptsmith.commands.pretrain import main
 

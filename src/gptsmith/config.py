@@ -1,4 +1,4 @@
-"""One configuration from three layers: preset or defaults < recipe YAML < command line.
+"""Build a configuration from three layers: preset or defaults < recipe YAML < command line.
 
 Recipe and flags are read into one list of settings (path, value, place), from which the
 configuration class is built once. A flag therefore replaces exactly the field it names, and sizes
@@ -43,8 +43,8 @@ RENAMED_KEYS = {
     "monitor.log_every": "monitor.log_interval",
 }
 
-# What was done before a field existed, where that is not its default. It counts for configurations
-# that a run has stored, which name every field of their time; a recipe gets the present default.
+# Behaviour from before a field existed, where it differs from the default. It applies to stored
+# configurations of runs, which name every field of their time; recipes get the current default.
 LEGACY_DEFAULTS = {"optim.decay_start": "first-step"}
 
 C = TypeVar("C", bound=BaseModel)
@@ -103,7 +103,7 @@ MAX_YAML_BYTES = 200_000  # which take 2 s to parse
 
 
 class BoundedLoader(yaml.SafeLoader):
-    """Refuses aliases of nested values: a few lines of them stand for billions of values."""
+    """Rejects aliases of nested values, a few lines of which can expand to billions of values."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         is_alias = self.check_event(yaml.AliasEvent)
@@ -223,8 +223,8 @@ def _is_run_config(names: Iterable[str]) -> bool:
 
 
 def rename_keys(mapping: Mapping[str, Any], section: str = "") -> dict[str, Any]:
-    """A stored configuration as the present version would have written it: with the present key
-    names (one that is there wins over a former one) and with `LEGACY_DEFAULTS`.
+    """A stored configuration as the current version would have written it: with current key names
+    (which take precedence over old ones) and with `LEGACY_DEFAULTS`.
 
     section: which part of a configuration `mapping` is, for example "model" for a model.json.
     """
@@ -252,7 +252,7 @@ def _build(
     path: OptionPath = (),
     positional: str | None = None,
 ) -> C:
-    """The section at `path`: its settings over the preset that they name, or over its default."""
+    """The section at `path`: its settings applied to the preset they name, or to its default."""
     given: dict[str, Any] = {}
     for child in dict.fromkeys(s.path[: len(path) + 1] for s in settings if s.path != path):
         inner = [s for s in settings if s.path[: len(child)] == child]

@@ -1,4 +1,4 @@
-"""rich's console for tables, reports and progress; its texts go through `terminal.visible`."""
+"""rich's console for tables, reports and progress, with all text passed through `visible`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _FILE_WIDTH = 120  # columns where there is no terminal, for which rich assumes 
 
 
 class Console(rich.console.Console):
-    """A console that shows texts as they are: control characters are spelt out; brackets and
-    :colons: are not markup.
+    """A console that shows text literally: control characters are escaped; brackets and :colons:
+    are not markup.
 
     stderr: write to standard error, where progress and notices belong. options: rich's.
     """
@@ -37,7 +37,7 @@ class Console(rich.console.Console):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """Whatever made the segments, no text in them is raw."""
+        """Escape the text of all segments, whatever made them."""
         for segment in super().render(renderable, options):
             if segment.control:
                 yield segment
@@ -46,7 +46,7 @@ class Console(rich.console.Console):
 
 
 class Text(rich.text.Text):
-    """rich's Text, with control characters spelt out."""
+    """rich's Text, with control characters escaped."""
 
     def __init__(self, text: str = "", *style: Any, **options: Any) -> None:
         super().__init__(visible(text), *style, **options)

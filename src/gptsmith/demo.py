@@ -1,7 +1,7 @@
-"""`gptsmith demo`: every stage of a model's life, on data that every Python installation has.
+"""`gptsmith demo`: all stages from text to chat model, on data that every Python installation has.
 
-Each stage is a command that a user could type; it is printed before it runs. Skills are scored
-before and after chat tuning, on held-out questions.
+Each stage is a command that a user could type, and is printed before it runs. Skills are scored on
+held-out questions before and after chat tuning.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Durable writes: after a kill or a power cut a file is the old one or the new one, whole.
+"""Durable, atomic writes: after a kill or power failure a file is either the old or the new one.
 
 Always the same steps: a temporary name in the same folder, fsync, os.replace, fsync of the folder
 (without the last, a power cut may lose the rename although the data is on disk).
@@ -30,9 +30,9 @@ _CHUNKED = "sha256/16MiB:"
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path next to `path`; fsynced and renamed to `path` on success, else removed.
 
-    It is an empty file at first. Its name keeps the suffix, because np.save and matplotlib read the
-    format from it. What an earlier attempt left that was killed is removed. An OSError (disk full,
-    no permission) names `path`, not the temporary file.
+    The file is created empty. Its name keeps the suffix, from which np.save and matplotlib take the
+    format. Leftovers of an earlier attempt that was killed are removed. An OSError (disk full, no
+    permission) names `path`, not the temporary file.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.tmp-{secrets.token_hex(4)}{path.suffix}")
@@ -88,7 +88,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
                 os.replace(temporary, path)  # onto an empty folder, too
             try:
                 sync(path.parent)
-            except OSError:  # it may be lost: the next attempt shall not find it there
+            except OSError:  # the rename may be lost: undo it, so that the next attempt can write
                 with suppress(OSError):
                     os.replace(path, temporary)
                 raise
@@ -99,9 +99,9 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: str | Path, temporary: Path | None = None) -> Iterator[None]:
-    """An OSError of the block that names no file (a failed write, fsync or lock) names `path`.
+    """Make OSErrors of the block that name no file (a failed write, fsync or lock) name `path`.
 
-    So does one that names `temporary`, what is in it, or the folder of both.
+    The same holds for errors that name `temporary`, something in it, or the folder of both.
     """
     try:
         yield
@@ -116,7 +116,7 @@ def naming(path: str | Path, temporary: Path | None = None) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and those above it, if needed; FileExistsError naming what is in the way."""
+    """Create a folder and its parents, if needed; FileExistsError naming what is in the way."""
     refuse_blocked(path)
     path.mkdir(parents=True, exist_ok=True)
 
@@ -181,14 +181,14 @@ def write_json(path: str | Path, obj: Any) -> None:
 
 
 def json_bytes(obj: Any) -> bytes:
-    """What `write_json` writes."""
+    """The bytes that `write_json` writes."""
     return (json.dumps(obj, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def write_figure(path: str | Path, figure: Any, **options: Any) -> None:
-    """A matplotlib figure. options: of savefig; the format is that of the suffix by default.
+    """Write a matplotlib figure. options: of savefig; by default the suffix gives the format.
 
-    It is drawn in memory: matplotlib's writers lose the cause if the disk fails.
+    It is drawn in memory, because matplotlib's writers lose the cause of a disk error.
     """
     path, image = Path(path), io.BytesIO()
     figure.savefig(image, **{"format": path.suffix.removeprefix("."), **options})
@@ -248,10 +248,10 @@ def sha256(path: str | Path) -> str:
 
 
 def digest(path: str | Path) -> str:
-    """The digest by which a file is recorded: its sha256 in hexadecimal.
+    """The digest under which a file is recorded: its sha256 in hexadecimal.
 
-    Of a file over 16 MiB, `sha256/16MiB:` and the sha256 of the sha256 digests (32 bytes each) of
-    its parts of 16 MiB, which are hashed in threads: 0.2 s for 500 MB on two cores.
+    For a file over 16 MiB it is `sha256/16MiB:` followed by the sha256 of the concatenated sha256
+    digests of its 16 MiB parts, which are hashed in threads: 0.2 s for 500 MB on two cores.
     """
     with naming(path), Path(path).open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -273,7 +273,7 @@ def _hash_part(descriptor: int, start: int) -> bytes:
 
 
 def has_digest(path: str | Path, recorded: str) -> bool:
-    """Whether the file has a digest that `digest` or `sha256` gave."""
+    """Whether the file matches a recorded result of `digest` or `sha256`."""
     return recorded == (digest if recorded.startswith(_CHUNKED) else sha256)(path)
 
 

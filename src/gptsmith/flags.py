@@ -1,4 +1,4 @@
-"""The options of a configuration class: what its fields accept, and the flags that set them."""
+"""The options of a configuration class: the values of its fields, and their command-line flags."""
 
 import argparse
 import difflib
@@ -28,7 +28,7 @@ class Section(BaseModel):
 
 @dataclass(frozen=True)
 class Setting:
-    """A value that the user wrote, in the type of its option, and where it was written.
+    """A value given by the user, converted to the type of its option, and where it was given.
 
     The value of a section is the name of a preset, or None.
     """
@@ -68,7 +68,7 @@ class Option:
         return " ".join((self.field.description or "").split())
 
     def convert(self, value: Any, place: str) -> Any:
-        """What was written (text, a list of texts, None) as a valid value of the field."""
+        """Convert the user's input (text, a list of texts, None) to a valid value of the field."""
         if self.section is not None:
             return value
         if isinstance(value, str) and value.lower() in ("none", "null") and self.takes_none:
@@ -128,7 +128,7 @@ def options_of(
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
-    """The name that was probably meant; the last part of a dotted name counts as well."""
+    """The name that was probably meant, if any; a match of its last dotted part also counts."""
     names = list(names)
     by_word = {name.rpartition(".")[2]: name for name in reversed(names)} | {n: n for n in names}
     near = [word] if word in by_word else []
@@ -188,9 +188,9 @@ class FlagParser(argparse.ArgumentParser):
     def read(
         self, argv: Sequence[str], renamed: Mapping[str, str]
     ) -> tuple[list[Setting], list[str]]:
-        """The settings of the flags, and the other words; `--` ends the flags.
+        """The settings from the flags, and the remaining words; `--` ends the flags.
 
-        renamed: former names of options and their present ones, to suggest these.
+        renamed: old names of options -> current ones, to suggest the latter.
         """
         stop = list(argv).index("--") if "--" in argv else len(argv)
         values, words = self.parse_known_args(self._normalize(argv[:stop]))

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal; elsewhere a line every few seconds, and the last."""
+"""Progress of long work: a bar on a terminal, otherwise a line every few seconds."""
 
 import sys
 import time

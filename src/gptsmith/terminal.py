@@ -1,9 +1,9 @@
-"""The exit for text that people read: whatever is in it, it cannot control the terminal.
+"""All output for people goes through this file, so that no text can control the terminal.
 
-Prompts, model output, file names, labels and error messages may contain escape sequences, which
-retitle a window, hide lines or answer for the user. `visible` spells such characters out. Messages
-go through `say` (standard output) and `note` (standard error), tables and progress through
-`gptsmith.console`. `write` is for data that others read: exact, except on a terminal.
+Prompts, model output, file names, labels and error messages may contain escape sequences, which can
+retitle a window, hide lines or type answers. `visible` escapes such characters. Messages go through
+`say` (standard output) and `note` (standard error), tables and progress through `gptsmith.console`.
+`write` is for data: exact in files and pipes, escaped on a terminal.
 
 Only the standard library is imported here: `gptsmith --help` must be instant.
 """
@@ -27,9 +27,9 @@ _WRITING = frozenset(
 
 
 def visible(text: str, keep: str = "\n\t") -> str:
-    r"""The text with every control character spelt out, such as \x1b, \x9b, \r or \u202e.
+    r"""The text with every control character escaped, such as \x1b, \x9b, \r or \u202e.
 
-    keep: control characters that stay; "" makes one line of any text. Idempotent.
+    keep: control characters that stay; with "", any text becomes one line. Idempotent.
     """
     if text.isprintable():
         return text
@@ -41,7 +41,7 @@ def _is_control(c: str) -> bool:
 
 
 def escaped(c: str) -> str:
-    r"""A character as an escape of Python's: \n, \x1b, \u202e, \udcff."""
+    r"""A character as a Python escape sequence: \n, \x1b, \u202e, \udcff."""
     return c.encode("unicode_escape").decode("ascii")
 
 
@@ -77,13 +77,13 @@ def write(text: str, end: str = "\n", flush: bool = False) -> None:
 
 
 def flush_output() -> None:
-    """Write what `write` still holds; OSError if it cannot be written (a full disk)."""
+    """Flush standard output; OSError if it cannot be written (a full disk)."""
     with _named(sys.stdout):
         sys.stdout.flush()
 
 
 def encodable(text: str, encoding: str | None) -> str:
-    """The text with characters that the encoding does not have spelt out."""
+    """The text with characters that the encoding lacks escaped."""
     return text.encode(encoding or "utf-8", "backslashreplace").decode(encoding or "utf-8")
 
 
@@ -104,7 +104,7 @@ def _named(stream: TextIO) -> Iterator[None]:
 
 
 def show_library_messages() -> None:
-    """Make what libraries warn of and log visible: it may quote names and data."""
+    """Escape what libraries warn about and log, since it may quote names and data."""
     import logging
     import warnings
 

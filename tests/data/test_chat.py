@@ -134,7 +134,7 @@ def test_sets_without_targets_are_rejected(
     end = BYTES.special_tokens["<|end|>"]
     endless = [r | {"labels": [IGNORE_INDEX if i == end else i for i in r["labels"]]} for r in rows]
     said = refused(write(tmp_path / "b.parquet", *endless), template)
-    assert said.startswith("b.parquet, row 1: <|end|> after an answer is not learned")
+    assert said.startswith("b.parquet, row 1: <|end|> after an answer is not a target")
     cut = [{k: v[:-1] for k, v in rows[0].items()}]
     said = refused(write(tmp_path / "c.parquet", *cut), template)
     assert "none of the 1 answers of this set ends with <|end|>" in said

@@ -80,7 +80,7 @@ def test_weights_of_parts_are_those_of_the_answer(tmp_path: Path, template: Chat
     messages = talk({}, parts(0, 0), {}, parts(1, None))
     assert learned(write(tmp_path / "a.jsonl", {"messages": messages}), template) == [["xx"]]
     path = write(tmp_path / "b.jsonl", {"messages": talk({}, parts(1, 0))})
-    with pytest.raises(ValueError, match="message 2 of 4: some parts of its content are learned"):
+    with pytest.raises(ValueError, match="message 2 of 4: some parts of its content are targets"):
         read(path)
 
 

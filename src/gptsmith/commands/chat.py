@@ -233,7 +233,7 @@ def save(name: str, messages: list[Message]) -> str:
 
 
 def _without_empty_replies(messages: list[Message]) -> list[Message]:
-    """The messages without turns whose reply is empty: a model should not learn empty replies."""
+    """The messages without turns with an empty reply, on which no model should be trained."""
     kept: list[Message] = []
     for message in messages:
         if message["role"] == "assistant" and not message["content"].strip():

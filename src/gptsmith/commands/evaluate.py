@@ -1,4 +1,4 @@
-"""`gptsmith evaluate RUN`: text, questions and instructions, for one run or for two to compare."""
+"""`gptsmith evaluate RUN`: evaluate a run on text, questions or instructions, or compare two."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gptsmith.config import load_config
 from gptsmith.console import Console
 from gptsmith.evaluate.options import EvaluateOptions
 
-# Tasks whose results are printed in a form of their own.
+# Tasks whose results are printed separately, not in the table of all results.
 SHOWN_ALONE = ("perplexity", "skills", "classify")
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _report(
 
 
 def _compare(results: Mapping[str, Sequence[Result]]) -> dict[str, Comparison]:
-    """By task, what can be compared of two runs; none for one run."""
+    """The comparison of two runs, by task; empty for one run."""
     from gptsmith.evaluate.comparison import compare
 
     if len(results) < 2:

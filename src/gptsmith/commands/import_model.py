@@ -1,4 +1,4 @@
-"""`gptsmith import SOURCE --out RUN`: a model from elsewhere becomes a run."""
+"""`gptsmith import SOURCE --out RUN`: convert an external model to a run."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class ImportOptions(Section):
     out: Path
     """The run to create: a new or empty folder."""
     eos_token: tuple[str, ...] = ()
-    """Token that ends a text, repeatable; the first is the tokenizer's (default: as the model's own
-    files say)."""
+    """Token that ends a text, repeatable; the first becomes the tokenizer's eos token (default: as
+    the model's own files declare)."""
 
 
 def main(argv: list[str]) -> None:

@@ -78,13 +78,13 @@ def _flags(fields: dict[str, Any], content: Any) -> list[bool]:
     ):
         raise InvalidRowError(
             "unknown weight",
-            f"{unclear} does not say whether the message is learned: say it with weight, 0 or 1, "
+            f"{unclear} does not say whether the message is a target: use weight, 0 or 1, "
             f"and remove {unclear}",
         )
     parts = content if isinstance(content, list) else []
     of_parts = [_flags(dict(part), None) for part in parts if isinstance(part, Mapping)]
     if len({all(found) for found in of_parts}) > 1:
-        raise InvalidRowError("unknown weight", "some parts of its content are learned, others not")
+        raise InvalidRowError("unknown weight", "some parts of its content are targets, others not")
     return flags + [flag for found in of_parts for flag in found]
 
 

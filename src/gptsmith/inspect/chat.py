@@ -1,6 +1,6 @@
 """The report on a chat data set: its size, and which tokens the model is trained to predict.
 
-A set that training would reject is rejected here with the same error.
+A data set that training would reject is rejected here with the same error.
 """
 
 from __future__ import annotations

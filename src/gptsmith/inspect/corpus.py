@@ -1,4 +1,4 @@
-"""The report on a prepared corpus: tables for the terminal, and a picture."""
+"""The report on a prepared corpus: tables for the terminal, and a figure."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path

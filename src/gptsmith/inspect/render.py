@@ -1,4 +1,4 @@
-"""Text, tables and histograms that the reports share, for a terminal or a file."""
+"""Text, tables and histograms for the reports, on a terminal or in a file."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -74,8 +74,8 @@ def histogram_bars(lengths: np.ndarray) -> Table:
 
 
 def printable(text: str, replacements: Mapping[int, str] = SHOW_SPACES, allowed: str = "") -> str:
-    """`text` with all that is not printable spelt out, except what is `allowed`: stricter than what
-    reaches the terminal anyway, because it shows which token has a no-break space or a tab."""
+    """`text` with unprintable characters escaped, except those in `allowed`. This is stricter than
+    `terminal.visible`: it also shows which token has a no-break space or a tab."""
     text = text.translate(replacements)
     return "".join(c if c.isprintable() or c in allowed else escaped(c) for c in text)
 

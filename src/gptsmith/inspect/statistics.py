@@ -139,7 +139,7 @@ def _count(corpus: Corpus, name: str) -> SplitStatistics:
 class _Documents:
     """Lengths and hashes of the documents in a stream of tokens that arrives in chunks.
 
-    Documents are what is between the tokens around them; the first of a stream may begin without.
+    Documents are what is between document tokens; the first of a stream may begin without one.
     """
 
     def __init__(self, document_tokens: DocumentTokens) -> None:

@@ -1,4 +1,4 @@
-"""Fine-tuning on conversations: a trained model becomes a chat model."""
+"""Fine-tune a model on conversations, which makes it a chat model."""
 
 from __future__ import annotations
 

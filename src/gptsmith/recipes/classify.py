@@ -1,4 +1,4 @@
-"""Fine-tuning a model to classify texts, and testing it."""
+"""Fine-tune a model to classify texts, and evaluate it on the test split."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from gptsmith.train.loss import classification_loss
 from gptsmith.train.monitor import read_events
 from gptsmith.train.runtime import Runtime
 
-# Files that the test writes to the run folder; pictures as .png and .pdf.
+# Files that the test writes to the run folder; figures as .png and .pdf.
 RESULTS, PREDICTIONS = "test.json", "test-predictions.jsonl"
 CONFUSION, HISTORY = "confusion", "history"
 NUM_TRAIN_TEXTS = 256  # training texts to evaluate as well, to show overfitting
@@ -110,9 +110,9 @@ def freeze_untrained(config: ClassifyConfig, n_layer: int) -> ClassifyConfig:
 
 
 def _with_total_batch_tokens(config: ClassifyConfig, T: int) -> ClassifyConfig:
-    """The configuration with the size of a step in tokens, as the loop needs it.
+    """The configuration with the size of a step in tokens, as the training loop needs it.
 
-    Batches have many shapes, for which compiling does not pay: `auto` is off here.
+    Batches have many shapes, for which compiling does not pay off: `auto` means off here.
     """
     train, texts = config.train, config.texts_per_step
     if texts % train.batch_size:
@@ -127,7 +127,7 @@ def _with_total_batch_tokens(config: ClassifyConfig, T: int) -> ClassifyConfig:
 
 
 def test(run: Run, data: LabelledSet, texts: EncodedTexts, runtime: Runtime, pad_id: int) -> None:
-    """Evaluate the finished run on the test split: table, pictures, all predictions, report."""
+    """Evaluate the finished run on the test split: table, figures, all predictions, report."""
     model = run.lock().load_model("last", runtime.device, trust_code=True)
     assert isinstance(model, GPTClassifier)
     log_p = measure.log_probabilities(model, texts.ids, runtime.precision, pad_id)

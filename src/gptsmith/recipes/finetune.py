@@ -52,13 +52,13 @@ class PreparedModel:
 
     @property
     def pad_id(self) -> int:
-        """Padding of rows. It is never a target and never attended to, so any id will do."""
+        """The id that pads rows. It is never a target nor attended to, so any id would do."""
         return self.tokenizer.special_tokens.get("<|pad|>", 0)
 
 
 def base_run(config: FinetuneConfig) -> Run:
-    """The run that provides model, tokenizer and template: the base, or on resume the run itself,
-    which no longer needs its base."""
+    """The run that provides model, tokenizer and template: the base run or, on resume, the run
+    itself, which no longer needs its base."""
     return Run.open(config.out if config.resume else config.base)
 
 
@@ -150,7 +150,7 @@ def row_length(context_length: int | None, prepared: PreparedModel) -> int:
     if start := first_target(mask, T, config.n_head, config.n_layer):
         raise ValueError(
             f"the mask {mask.expression} shows the first {start} tokens their own targets: answers "
-            "there cannot be learned; fine-tune a model with a mask inside causal()"
+            "there cannot be trained on; fine-tune a model with a mask inside causal()"
         )
     return T
 

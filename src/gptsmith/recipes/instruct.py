@@ -1,4 +1,4 @@
-"""Fine-tuning on instructions, and the model's answers to held-out instructions."""
+"""Fine-tune a model on instructions, and save its answers to held-out instructions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop of every recipe: steps, metrics, evaluations, checkpoints, stopping.
+"""The training loop of all recipes: steps, metrics, evaluations, checkpoints, stopping.
 
 A recipe provides a `TrainingJob`: model, loss, dataset, evaluation, samples. The rest is here.
 """
@@ -100,13 +100,13 @@ def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float |
                         monitor.line.print(f"{saved}; --resume continues")
                         return STOPPED
             except TrainingDiverged:
-                session.state.guard.in_a_row = 0  # a resumed run has its full patience again
+                session.state.guard.in_a_row = 0  # a resumed run starts with full patience
                 session.save()
                 raise
             except torch.OutOfMemoryError as error:
                 raise session.out_of_memory() from error
             session.end()
-        job.verify_data()  # what was not read yet, before a result is published
+        job.verify_data()  # data that was not read yet, before the final weights are written
         run.finish("best" if config.eval.patience else "last")
         write_report(run)
     return STOPPED if stop.received else 0  # after 0, a recipe would continue, with its test
@@ -114,7 +114,7 @@ def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float |
 
 @dataclass
 class RunState:
-    """What changes during a run, besides weights and optimizer."""
+    """The state of a run besides weights and optimizer."""
 
     guard: LossSpikeGuard
     learning_rate: LearningRate
@@ -197,7 +197,7 @@ class _TrainingSession:
         if math.isfinite(state.best_loss) and state.best_step not in kept:
             # The best checkpoint is gone, with a newer one that was damaged: look for another.
             state.best_step, state.best_loss, state.evals_since_best = state.step, math.inf, 0
-        self.prune()  # what a killed process had no time to remove
+        self.prune()  # old checkpoints that a killed process did not remove
         rate = saved.get("learning_rate") or self._last_rate()
         jump = state.learning_rate.load(rate, state.step, state.seconds)
         changes = (f"changed: {change}" for change in self.run.changes)
@@ -218,7 +218,7 @@ class _TrainingSession:
         )
 
     def resumed_at(self) -> str:
-        """Where a resumed run stands, and what is left of it."""
+        """At which step the run continues, or that nothing is left to train."""
         total, step = self.plan.duration.steps, self.state.step
         at = f"step {step:,}" + (f" of {total:,}" if total else "")
         if self.progress() < 1 and not self.stops_early():
@@ -227,8 +227,8 @@ class _TrainingSession:
         return f"nothing is left to train at {at}; to go on: {further} --train.steps N"
 
     def _last_rate(self) -> dict[str, float | None]:
-        """In place of a checkpoint's state of the learning rate, which earlier versions did not
-        write: the last rate on record, if this configuration would have had another one there."""
+        """A replacement for the learning-rate state that checkpoints of earlier versions lack: the
+        last recorded rate, if this configuration gives another one for that step."""
         events = read_events(self.run.metrics, until=self.state.step)
         trained = [e for e in events if e["event"] == "train" and "learning_rate" in e]
         state: dict[str, float | None] = {"warmup_seconds": None, "next": None}

@@ -187,7 +187,7 @@ class TextConfig(FinetuneConfig, CorpusConfig):
 
 
 class SFTConfig(FinetuneConfig):
-    """Options of fine-tuning on examples: prompts and the answers to learn."""
+    """Options of fine-tuning on examples: prompts with the answers to train on."""
 
     context_length: int | None = Field(None, ge=2)
     """Tokens per row (default: the model's context)."""

@@ -1,4 +1,4 @@
-"""Resolving a configuration for a machine and a dataset, once, at the start of a run."""
+"""Resolve a configuration for a machine and a dataset, once, at the start of a run."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ class Note(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan(Generic[R_co]):
-    """A configuration with everything resolved that depends on machine and data.
+    """A configuration in which everything that depends on machine and data is resolved.
 
-    config: complete, as it goes into config.yaml; a resumed run reuses its values. rows_per_step:
+    config: complete, as written to config.yaml; a resumed run reuses its values. rows_per_step:
     rows of an optimizer step, over all ranks.
     """
 

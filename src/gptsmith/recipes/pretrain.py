@@ -1,4 +1,4 @@
-"""Training on a prepared corpus: pretraining, and its continuation from an existing model.
+"""Train on a prepared corpus: pretraining from scratch, or continued from an existing model.
 
 Continuing on a domain's raw text before fine-tuning improves results on its tasks (Howard & Ruder
 2018, "ULMFiT"; Gururangan et al. 2020, "Don't stop pretraining").

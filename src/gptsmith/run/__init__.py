@@ -3,8 +3,8 @@
 runs/NAME/
   config.yaml            resolved configuration of the stage that wrote it
   model.json             architecture (ModelConfig); also mask.py if the mask is Python code
-  tokenizer.json         and special_tokens.json (which tokens begin and end a text), where the
-                         model's own files say so
+  tokenizer.json         and special_tokens.json (which tokens begin and end a text), if the
+                         model's own files declare it
   chat_template.jinja    chat format of a fine-tuned model
   corpus.json            fingerprint of the training data
   model.safetensors      final weights; the header says which ("last" or "best") and the last step
@@ -16,7 +16,7 @@ runs/NAME/
   test.json ...          classify: test-predictions.jsonl, confusion.*, history.*
   .lock                  flock of the process that trains here; contains its id
 
-A run that trains only a part of the weights has two more, and with LoRA no model.safetensors:
+A run that trains only part of the weights also has these, and with LoRA no model.safetensors:
   tuning.json            which part (model/tuning.py)
   base.safetensors       the weights it started from
   adapter/               LoRA: adapter_config.json, adapter_model.safetensors, in the format of peft

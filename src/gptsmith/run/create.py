@@ -1,4 +1,4 @@
-"""Creating a run folder, and opening one again for training."""
+"""Create a run folder, or open an existing one to resume training."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def open_for_training(
     and the `fixed` fields of config (`train.seed`) must not differ, else ValueError with the
     differences.
 
-    Raises ValueError if another process trains here, FileExistsError for a folder that is not
-    empty, unless resumed (a run stopped before its first checkpoint counts as empty).
+    Raises ValueError if another process trains here, and FileExistsError for a folder that is not
+    empty unless it is resumed (a run stopped before its first checkpoint counts as empty).
     """
     path, tuning, extra = Path(path), tuning or Tuning(), dict[str, bytes]()
     if code := layout.MASK_CODE.fullmatch(model_config.mask.strip()):

@@ -2,9 +2,9 @@
 
     {"files": {"model.safetensors": [DIGEST, DIGEST OF THE FILE THAT IT REPLACED], ...}}
 
-A digest (files.digest) is recorded before its file is replaced, beside the one of the file there:
-after a kill at any moment the file has one of the two. It is compared whenever the file is opened.
-Runs that were made before there were digests have none, and are read as they are.
+A new digest (files.digest) is recorded before its file is replaced, next to that of the old file,
+so after a kill at any moment the file matches one of the two. Digests are compared whenever a file
+is opened. Runs of earlier versions have none and are read without verification.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -32,13 +32,13 @@ def recorded(folder: Path, name: str) -> Iterator[Path]:
 
 
 def record_existing(folder: Path, name: str) -> None:
-    """Record the digest of a file that is there, unless it has one."""
+    """Record the digest of an existing file, unless it has one."""
     if name not in _read(folder):
         _record(folder, name, folder / name)
 
 
 def _record(folder: Path, name: str, written: Path) -> None:
-    """Record the digest of a written file beside the last one of this name."""
+    """Record the digest of a new file next to that of the file which it replaces."""
     content, digest = _read(folder), files.digest(written)
     before = content.get(name, [])
     if before[:1] != [digest]:
@@ -78,7 +78,7 @@ def check(folder: Path, name: str, remedy: str = "restore it from a copy") -> No
 
 
 def unverified_note(folder: Path) -> str:
-    """A note on a run without digests, for the user; empty if it has them."""
+    """A note for the user if the run has no digests; otherwise empty."""
     if (folder / NAME).exists():
         return ""
     return f"{folder} has no {NAME} (it was made by an earlier version): read without verification"

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A run folder, made by `open` for reading or by create.open_for_training.
+    """A run folder, opened by `open` for reading or by create.open_for_training.
 
-    notice: a line for the user about the weights loaded last, such as that the run is unfinished;
-    usually empty.
+    notice: a line for the user about the weights that were loaded last, for example that the run is
+    unfinished; usually empty.
     """
 
     def __init__(self, path: Path) -> None:
@@ -125,7 +125,7 @@ class Run:
             raise ValueError(f"{path}: {error.errors()[0]['msg']}") from None
 
     def verified(self, name: str) -> Path:
-        """The path of a file of the folder, which is compared with its digest."""
+        """The path of a file in the folder, after comparing it with its digest."""
         digests.check(self.path, name)
         return self.path / name
 
@@ -135,7 +135,7 @@ class Run:
     def open(cls, path: str | Path) -> Run:
         """Open a run for reading.
 
-        Raises FileNotFoundError or ValueError that says what the path is instead and what to do.
+        Raises FileNotFoundError or ValueError that says what the path is instead, and the remedy.
         """
         path = Path(path)
         if not layout.is_run(path):
@@ -250,7 +250,7 @@ class Run:
         return model
 
     def _tensors(self, which: Which) -> tuple[dict[str, Tensor], Path]:
-        """The requested weights (all, or the trained ones), and the file or folder of them."""
+        """The requested weights (all, or the trained ones), and their file or folder."""
         for _ in range(10):
             try:
                 return self._read(which)

@@ -1,4 +1,4 @@
-"""File names of a run folder, reading its configuration, errors for paths that are not a run."""
+"""The layout of a run folder: file names, its configuration, and errors for other paths."""
 
 import re
 import shlex
@@ -29,7 +29,7 @@ Which = Literal["last", "best"] | int
 
 
 def not_a_run_error(path: Path) -> OSError | ValueError:
-    """An error that says what `path` is if not a run, and what to do."""
+    """The error for a path that is not a run: what it is instead, and the remedy."""
     if not path.exists():
         return FileNotFoundError(f"there is no run folder {path}: gptsmith pretrain makes one")
     missing = [name for name in (CONFIG, ARCHITECTURE) if not (path / name).is_file()]

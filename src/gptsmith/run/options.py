@@ -1,4 +1,4 @@
-"""Options of commands that use the weights of a run. Reading them needs no torch."""
+"""Options of commands that use the weights of a run; this file does not import torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Quantized = Literal["int8", "int4"]
 
 
 class WeightOptions(Section):
-    """Which weights of which run, and the device they are used on."""
+    """Which weights of which run are used, and on which device."""
 
     run: Path
     """A run folder."""

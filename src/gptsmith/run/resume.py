@@ -105,8 +105,8 @@ def recipe_changes(
 ) -> list[str]:
     """How a recipe differs from a stored configuration, as lines of `diff`.
 
-    Values are compared as what they mean to their fields, however they are spelled. Those that
-    `flags` replace, and those that the run resolved when it started, do not count.
+    Values are compared after conversion to the types of their fields. Values that `flags` replace
+    or that the run resolved when it started are ignored.
     """
     defaults = {".".join(path): o.default for path, o in options_of(config_class).items()}
     new, old = _values(recipe, config_class), defaults | _values(stored, config_class)
@@ -122,7 +122,7 @@ def recipe_changes(
 
 
 def _values(path: Path, config_class: type[BaseModel]) -> dict[str, Any]:
-    """The values of a recipe, by name, in the types of their fields; a preset as what it sets."""
+    """The values of a recipe by name, in the types of their fields, with presets expanded."""
     options, settings = options_of(config_class), read_recipe(path, config_class)
     values: dict[str, Any] = {}
     for preset in settings:
@@ -140,7 +140,7 @@ def _values(path: Path, config_class: type[BaseModel]) -> dict[str, Any]:
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What a resumed run does differently, as lines of `diff`, for the user."""
+    """The settings that change on a resume, as lines of `diff`, for the user."""
     a, b = flatten(old), flatten(new)
     names = [name for name in b if name in a and name not in ("out", "resume")]
     return diff({name: a[name] for name in names}, {name: b[name] for name in names})

@@ -1,12 +1,12 @@
-"""Resumable state on disk: only complete, verified checkpoints are candidates for a resume.
+"""Checkpoints: resumable state on disk, of which only complete and verified ones are used.
 
     checkpoints/step-000500/
       model.safetensors  optimizer.safetensors ...   one file per group of tensors
       state.json                                     everything but tensors
       manifest.json                                  step, sizes, digests; written last
 
-A save fills `step-000500.tmp-xxxxxxxx` and renames it. A folder with a manifest is complete even
-under its temporary name, so that there is a checkpoint at every moment of a replacement.
+A save writes `step-000500.tmp-xxxxxxxx` and renames it. A folder with a manifest is complete even
+under its temporary name, so there is a checkpoint at every moment, also during a replacement.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ _DTYPES = {
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file, not durably (see files.atomic_path).
+    """Write a safetensors file, without fsync (see files.atomic_path).
 
-    Equal tensors give equal bytes: the library's own save orders the metadata at random, and takes
-    the memory of a second copy. metadata: for the header. Pass tied weights once.
+    Equal tensors give equal files, unlike with the library's own save, which orders the metadata at
+    random and needs memory for a second copy. metadata: for the header. Pass tied weights once.
     """
     views = [(t.data_ptr(), t.shape, t.stride()) for t in tensors.values() if t.numel()]
     assert len(views) == len(set(views)), "two names for one tensor"
@@ -110,7 +110,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file; ValueError if it is damaged."""
     from safetensors.torch import load_file
 
-    with path.open("rb"):  # the library has no names for a missing or an unreadable file
+    with path.open("rb"):  # the library's errors do not name a missing or unreadable file
         pass
     try:
         with naming(path):
@@ -159,11 +159,11 @@ def steps(folder: Path) -> list[int]:
 
 
 def find(folder: Path, which: Literal["last"] | int = "last") -> tuple[Checkpoint, list[str]]:
-    """The newest intact checkpoint, or that of a given step, and the damage of newer ones.
+    """The newest intact checkpoint, or that of a given step, and the damage found in newer ones.
 
     Raises FileNotFoundError if there is none, ValueError if all are damaged or the requested step
-    is damaged or missing; the message lists the others. The folder may be that of a run in
-    training: what its process removes meanwhile is looked for again.
+    is damaged or missing; the message lists the others. The run may be in training: if its process
+    removes a checkpoint meanwhile, the search starts again.
     """
     while True:
         candidates, damage = _candidates(folder), list[str]()
@@ -190,7 +190,7 @@ def find(folder: Path, which: Literal["last"] | int = "last") -> tuple[Checkpoin
 def verify(path: Path, step: int) -> str | None:
     """What is wrong with a checkpoint folder, naming the file; None if it is intact.
 
-    OSError for files that cannot be read: they may be intact, and are not to be removed as damaged.
+    OSError for files that cannot be read, which may be intact and must not be removed as damaged.
     """
     manifest = path / MANIFEST
     if not manifest.is_file():
@@ -265,7 +265,7 @@ def _temporary_path(final: Path) -> Path:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint folder in such an order that the remains of it never look complete."""
+    """Remove a checkpoint folder in an order in which its remains never look complete."""
     temporary = path if ".tmp-" in path.name else _temporary_path(path)
     try:
         if temporary != path:

@@ -1,4 +1,4 @@
-"""Names in figures: of runs, classes and tasks, in any script.
+"""Make text safe for figures: names of runs, classes and tasks in any script.
 
 matplotlib warns about every character that its font lacks, draws a box for it, reads `$...$` as a
 formula, and leaves labels that start with an underscore out of legends.
@@ -27,7 +27,7 @@ _OTHERS = (
 
 
 def figure_text(text: str, limit: int = 40) -> str:
-    """The text as a figure shows it: characters that no font has are spelt out, as in terminals.
+    """The text as a figure shows it: characters that no font has are escaped.
 
     limit: characters shown; a longer text would leave no room for the figure.
     """
@@ -43,7 +43,7 @@ def figure_text(text: str, limit: int = 40) -> str:
 
 
 def with_fonts(draw: Callable[P, R]) -> Callable[P, R]:
-    """A function that draws a figure, with the fonts that `figure_text` counts on."""
+    """Decorator for functions that draw a figure: sets the fonts that `figure_text` relies on."""
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -1,4 +1,4 @@
-"""Losses: loss(model, batch) -> sum over the batch, which the step divides by `batch.count`.
+"""Losses: loss(model, batch) -> sum over the batch, which the step divides by its count.
 
 B batch, T time, N = B * T, C channels, V vocabulary.
 """

@@ -1,10 +1,9 @@
-"""The output of a training run: a progress line, metrics.jsonl, and the files derived from it.
+"""The output of a training run: a progress line, metrics.jsonl, and files derived from it.
 
-metrics.jsonl is the record, one JSON object per line, with the CRC-32 of the object without it:
+metrics.jsonl is the record: one JSON object per line, with the CRC-32 of the rest of the line:
     {"event": "train", "step": 500, "train_loss": 1.93, ..., "seconds": 12.3, "crc32": "9bd2c0a1"}
-Events are train, val, tasks, note and sample. They may have any fields; metrics.csv has those in
-COLUMNS.
-metrics.csv, curves.png and samples.txt are derived from the record and can always be rebuilt.
+Events are train, val, tasks, note and sample. They may have any fields; metrics.csv contains those
+in COLUMNS. metrics.csv, curves.png and samples.txt are derived from the record and can be rebuilt.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ class Monitor:
         """Progress of the run and plain lines, for the terminal; not recorded."""
         self.trackers = open_trackers(trackers, folder, config, resumed)
         events = [] if resumed is None else read_events(folder / METRICS, until=resumed)
-        # what was said at the end of the run is said again when it ends again
+        # final notes are written again when the run ends again
         self.events = [event for event in events if not event.get("closing")]
         with atomic_path(folder / METRICS) as temporary:
             temporary.write_text("".join(map(_json, self.events)))
@@ -188,8 +187,8 @@ class Monitor:
 def read_events(path: Path, until: int | None = None) -> list[dict[str, Any]]:
     """The events of a metrics.jsonl up to step `until`; none if the file is missing.
 
-    The last line is left out if it is incomplete, as a kill or a power failure leaves it.
-    ValueError naming any other line that is no event, or that does not have its checksum.
+    An incomplete last line, as left by a kill or a power failure, is ignored. ValueError naming any
+    other line that is not an event with its checksum.
     """
     if not path.exists():
         return []
@@ -227,9 +226,9 @@ def _event(line: bytes, checked: bool) -> dict[str, Any] | None:
 def table(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of metrics.csv: the train, val and tasks events of a step merged into one row.
 
-    A val event gives epoch, loss and time only: its `tokens` are not training tokens. The second
-    one of a step, at the end of a run, is on more text and cannot be compared with the others.
-    Fields of tasks events become additional columns.
+    Of a val event only epoch, loss and time are used: its `tokens` are not training tokens. A
+    second one of the same step, at the end of a run, uses more text and is not comparable with the
+    others. Fields of tasks events become additional columns.
     """
     rows: dict[int, dict[str, Any]] = {}
     for event in events:
@@ -269,7 +268,7 @@ def command_start() -> float:
 
 
 def _json_value(value: Any) -> Any:
-    """As a JSON value: tensors and NumPy scalars become numbers, NaN and infinity None."""
+    """A JSON value: tensors and NumPy scalars become numbers, NaN and infinity None."""
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest.
+"""Optimizers: AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest.
 
 Muon: Jordan et al. 2024 (kellerjordan.github.io/posts/muon); the update is scaled to the RMS of
 AdamW's, 0.2 * sqrt(max(rows, columns)), so that both share one learning rate and weight decay

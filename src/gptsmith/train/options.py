@@ -1,4 +1,4 @@
-"""Configuration of training; torch is not needed to read it."""
+"""Configuration of the optimizer; this file does not import torch."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ class OptimConfig(Section):
     """Clip the norm of the whole gradient to this value; 0 disables clipping."""
     schedule: Schedule = "cosine"
     warmup_steps: int = Field(20, ge=0)
-    """Steps before the learning rate is at its peak; half of a run that would end before that."""
+    """Steps before the learning rate reaches its peak; shorter runs warm up for half of their
+    steps."""
     decay_start: DecayStart = "after-warmup"
-    """Where the decay begins; first-step: at step 0, multiplied by the warm-up, so that the peak is
-    never reached, as in runs made before this was an option."""
+    """Where the decay begins. first-step: at step 0, multiplied by the warm-up, so the peak is not
+    reached, as in runs of earlier versions."""
     min_lr_ratio: float = Field(0.05, ge=0, le=1)
     """Learning rate at the end of the run, as a fraction of the peak."""
     decay_fraction: float = Field(0.3, gt=0, le=1)

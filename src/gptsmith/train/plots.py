@@ -1,4 +1,4 @@
-"""curves.png: losses over steps (and tokens), task scores if any, learning rate below."""
+"""curves.png: losses over steps (and tokens), task scores if there are any, learning rate."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -44,7 +44,7 @@ class Precision:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device, precision and compilation, which a training run chooses once, at its start."""
+    """Device, precision and compilation, which are chosen once, at the start of a run."""
 
     device: torch.device
     precision: Precision

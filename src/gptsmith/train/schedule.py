@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a pure function of the step, the elapsed time and the run's length."""
+"""Learning-rate schedules, as a pure function of the step, the elapsed time and the duration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gptsmith.train.options import OptimConfig
 
 @dataclass(frozen=True)
 class Duration:
-    """Where the run ends: at `steps`, or at `seconds`."""
+    """The length of a run: a number of steps, or of seconds."""
 
     steps: int | None
     seconds: float | None
@@ -72,19 +72,20 @@ def learning_rate(
 
 @dataclass
 class LearningRate:
-    """The learning rate over a run. Its state is when warm-up ended, which a time limit needs."""
+    """The learning rate of a run. Its state is the time at which warm-up ended, which is needed for
+    runs with a time limit."""
 
     config: OptimConfig
     duration: Duration
     warmup_seconds: float | None = None
 
     def at(self, step: int, seconds: float) -> float:
-        """Of step `step` (from 0), beginning after `seconds`."""
+        """The rate of step `step` (from 0), which begins after `seconds`."""
         ended = seconds if self.warmup_seconds is None else self.warmup_seconds
         return learning_rate(self.config, self.duration, step, seconds, ended)
 
     def start_step(self, step: int, seconds: float) -> float:
-        """`at` for the step that begins now: the first after warm-up begins the decay."""
+        """The rate of the step that begins now; records the time at which warm-up ended."""
         if self.warmup_seconds is None and step >= warmup_steps(self.config, self.duration):
             self.warmup_seconds = seconds
         return self.at(step, seconds)
@@ -94,8 +95,8 @@ class LearningRate:
         return {"warmup_seconds": self.warmup_seconds, "next": self.at(step, seconds)}
 
     def load(self, state: Mapping[str, float | None], step: int, seconds: float) -> str:
-        """The inverse of `state`; returns what to say if the rate jumps, because the configuration
-        has changed."""
+        """The inverse of `state`; returns a note if the rate jumps because the configuration has
+        changed, else an empty string."""
         if step > warmup_steps(self.config, self.duration):  # else that step is yet to begin
             self.warmup_seconds = state["warmup_seconds"]
         before, now = state["next"], self.at(step, seconds)
@@ -109,7 +110,7 @@ class LearningRate:
         )
 
     def unreached_peak(self, step: int) -> str:
-        """What to say if a run of `step` steps ended before the peak; usually nothing."""
+        """A note if a run of `step` steps ended before the peak; usually empty."""
         warmup = warmup_steps(self.config, self.duration)
         if self.config.decay_start == "first-step" or not 0 < step <= warmup:
             return ""

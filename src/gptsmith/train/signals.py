@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a request to stop that does not kill child processes."""
+"""Handle SIGTERM and SIGINT as a request to stop, without killing child processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training step of every recipe: a generator that yields after each optimizer step.
+"""The training step of all recipes: a generator that yields after each optimizer step.
 
 What happens between steps (logging, evaluation, checkpoints) is in recipes/loop.py.
 """

@@ -1,4 +1,4 @@
-"""Experiment trackers besides the run folder: TensorBoard, Weights & Biases, MLflow, trackio.
+"""Experiment trackers: TensorBoard, Weights & Biases, MLflow, trackio.
 
 Each is imported only when it is used. metrics.jsonl remains the record. A resumed run continues the
 same W&B, MLflow or trackio run: trackers.json holds their ids.

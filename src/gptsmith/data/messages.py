@@ -78,7 +78,7 @@ def _flags(fields: dict[str, Any], content: Any) -> list[bool]:
     ):
         raise InvalidRowError(
             "unknown weight",
-            f"{unclear} does not say whether the message is a target: use weight, 0 or 1, "
+            f"{unclear} does not say whether the message is a target: mark it with weight, 0 or 1, "
             f"and remove {unclear}",
         )
     parts = content if isinstance(content, list) else []

@@ -112,7 +112,7 @@ def _conversation(
 
 _KNOWN = {
     *names.MESSAGES, *(name for pair in names.PROMPT_AND_RESPONSE for name in pair), *names.CONTEXT,
-    *names.HISTORY, *names.SYSTEM, *names.TOOLS, *names.LEARNED, *names.MEDIA,
+    *names.HISTORY, *names.SYSTEM, *names.TOOLS, *names.TARGET_FLAGS, *names.MEDIA,
 }  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """Who is let in."""
 
+import contextlib
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 from api_server import Api, chat_run, served, serving_models
 
 from gptsmith import cli
-from gptsmith.serve import access
+from gptsmith.serve import access, connection
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +117,30 @@ def test_a_body_that_never_ends_is_given_up(locked: Api, monkeypatch: pytest.Mon
     head = "POST /tokenize HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer first\r\n"
     head += "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
     port = int(locked.url.rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-        connection.sendall(head.encode())
-        assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        client.sendall(head.encode())
+        assert client.recv(1000).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /health HTT", b"GET /health HTTP/1.1\r\nHost: localhos"]
+)
+def test_a_connection_without_a_request_is_closed(
+    locked: Api, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    """Also one that has been answered before, and sends the next request byte by byte."""
+    monkeypatch.setattr(connection, "REQUEST_SECONDS", 0.2)
+    port = int(locked.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        if sent:
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b"200 OK" in client.recv(10_000)
+        with contextlib.suppress(ConnectionError):
+            for byte in sent:
+                client.sendall(bytes([byte]))
+                time.sleep(0.02)
+            while data := client.recv(10_000):
+                assert b"HTTP/1.1" not in data  # the rest of the first answer
 
 
 def test_an_address_that_others_reach_needs_a_key(

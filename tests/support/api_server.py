@@ -16,6 +16,7 @@ from gptsmith.chat_template.template import tuning_template
 from gptsmith.model.config import ModelConfig
 from gptsmith.run import Run
 from gptsmith.serve.app import create_app
+from gptsmith.serve.connection import Connection
 from gptsmith.serve.options import ServeOptions
 from gptsmith.serve.served import ServedModel
 from gptsmith.tokenizer import Tokenizer
@@ -73,7 +74,12 @@ def serving_models(
     """The server of these models, on a free port."""
     app = create_app(models, ServeOptions(run=(Path(),), **options), keys)
     config = uvicorn.Config(
-        app, log_config=None, log_level="warning", ws="none", timeout_graceful_shutdown=5
+        app,
+        log_config=None,
+        log_level="warning",
+        http=Connection,
+        ws="none",
+        timeout_graceful_shutdown=5,
     )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listening:

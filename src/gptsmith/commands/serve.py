@@ -26,6 +26,7 @@ def main(argv: list[str]) -> None:
         raise ValueError("serving needs the extra serve: pip install 'gptsmith[serve]'") from None
     from gptsmith.serve.access import is_loopback, read_keys
     from gptsmith.serve.app import create_app
+    from gptsmith.serve.connection import Connection
     from gptsmith.serve.served import ServedModel
 
     if (options.tls_cert is None) != (options.tls_key is None):
@@ -50,6 +51,7 @@ def main(argv: list[str]) -> None:
             timeout_graceful_shutdown=max(1, round(options.drain)),
             ssl_certfile=options.tls_cert,
             ssl_keyfile=options.tls_key,
+            http=Connection,
             ws="none",
             h11_max_incomplete_event_size=64_000,
             server_header=False,

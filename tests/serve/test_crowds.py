@@ -139,3 +139,23 @@ def test_an_error_in_the_engine_ends_its_texts_and_nothing_else(
     assert error["message"] == "RuntimeError: out of memory"
     small.post("/v1/completions", model="chat", prompt="a", max_tokens=3)
     small.until_idle()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_that_stops_tells_its_clients(
+    tmp_path_factory: pytest.TempPathFactory, stream: bool
+) -> None:
+    """A text that is still unfinished when the time to drain is over ends with an error."""
+    import json
+
+    run = chat_run(tmp_path_factory.mktemp("stopped") / "chat", context_length=4096)
+    with serving_models({"chat": served(run)}) as api:
+        body = long_request(stream=stream, logit_bias=dict.fromkeys(map(str, range(256, 262)), -99))
+        client = send(api, json.dumps(body).encode())
+        while not api.server.worker.unfinished_texts:
+            time.sleep(0.01)
+    client.settimeout(20)
+    received = b"".join(iter(lambda: client.recv(65536), b""))
+    client.close()
+    assert b"the server is shutting down" in received
+    assert stream or received.startswith(b"HTTP/1.1 503 ")

@@ -16,7 +16,7 @@ from gptsmith.chat_template.template import tuning_template
 from gptsmith.model.config import ModelConfig
 from gptsmith.run import Run
 from gptsmith.serve.app import create_app
-from gptsmith.serve.connection import Connection
+from gptsmith.serve.connection import Connection, HttpServer
 from gptsmith.serve.options import ServeOptions
 from gptsmith.serve.served import ServedModel
 from gptsmith.tokenizer import Tokenizer
@@ -79,9 +79,8 @@ def serving_models(
         log_level="warning",
         http=Connection,
         ws="none",
-        timeout_graceful_shutdown=5,
     )
-    server = uvicorn.Server(config)
+    server = HttpServer(config, app.state.server.worker, drain=0.3)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
         raise ValueError("serving needs the extra serve: pip install 'gptsmith[serve]'") from None
     from gptsmith.serve.access import is_loopback, read_keys
     from gptsmith.serve.app import create_app
-    from gptsmith.serve.connection import Connection
+    from gptsmith.serve.connection import Connection, HttpServer
     from gptsmith.serve.served import ServedModel
 
     if (options.tls_cert is None) != (options.tls_key is None):
@@ -48,7 +48,6 @@ def main(argv: list[str]) -> None:
             log_config=None,
             log_level="warning",
             access_log=False,
-            timeout_graceful_shutdown=max(1, round(options.drain)),
             ssl_certfile=options.tls_cert,
             ssl_keyfile=options.tls_key,
             http=Connection,
@@ -62,7 +61,7 @@ def main(argv: list[str]) -> None:
         for name, model in models.items():
             terminal.say(f"serving {name} ({model.kind}, context {model.context_length:,})")
         terminal.say(f"chat page: {url}    API: {url}/v1    Ctrl-C stops")
-        uvicorn.Server(config).run(sockets=[listening])
+        HttpServer(config, app.state.server.worker, options.drain).run(sockets=[listening])
     finally:
         listening.close()
 

@@ -280,8 +280,10 @@ async def _events(answer: Answer, ticket: Ticket) -> AsyncIterator[str]:
             for chunk in answer.chunks(progress):
                 yield _event(chunk)
     except Exception as error:
-        status = 400 if isinstance(error, ValueError) else 500
-        yield _event(ApiError(status, f"{type(error).__name__}: {error}").body)
+        if not isinstance(error, ApiError):
+            status = 400 if isinstance(error, ValueError) else 500
+            error = ApiError(status, f"{type(error).__name__}: {error}")
+        yield _event(error.body)
         return
     for chunk in answer.closing():
         yield _event(chunk)

@@ -102,6 +102,10 @@ class Worker(threading.Thread):
         if not ticket.is_done:
             self._post(lambda: self._cancel(ticket))
 
+    def end_all(self, error: Exception) -> None:
+        """End all texts, running or waiting, by an error."""
+        self._post(lambda: self._fail(self._tickets, error))
+
     def close(self) -> None:
         """End the thread after its current step."""
         self._closed = True
@@ -150,9 +154,12 @@ class Worker(threading.Thread):
             engine.step()
         except Exception as error:  # the engine has cancelled its texts and can go on
             terminal.note("".join(traceback.format_exception(error)).rstrip())
-            for ticket in self._tickets:
-                if ticket.engine is engine:
-                    ticket.error = error
+            self._fail([ticket for ticket in self._tickets if ticket.engine is engine], error)
+
+    def _fail(self, tickets: Sequence[Ticket], error: Exception) -> None:
+        for ticket in tickets:
+            self._cancel(ticket)
+            ticket.error = error
 
     def _publish(self) -> None:
         """Tell the clients whose texts have changed."""

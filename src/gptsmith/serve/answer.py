@@ -12,7 +12,7 @@ from gptsmith.generate.request import Generation
 from gptsmith.generate.sampling import TokenLogprob
 from gptsmith.serve.protocol import ChatBody, CompletionBody
 from gptsmith.serve.served import ServedModel
-from gptsmith.serve.worker import Progress
+from gptsmith.serve.worker import TextState
 
 Json = dict[str, Any]
 
@@ -34,7 +34,7 @@ class Answer:
         self.model, self.body, self.prompts, self.echoes = model, body, prompts, echoes
         self.generations: list[Generation] = []
         self.id, self.created = f"{self.prefix}-{uuid.uuid4().hex}", int(time.time())
-        self._sent = [Progress() for _ in prompts]
+        self._sent = [TextState() for _ in prompts]
 
     def whole(self) -> Json:
         """The answer once all texts have ended."""
@@ -45,7 +45,7 @@ class Answer:
         """The chunks before the first token."""
         return iter(())
 
-    def chunks(self, progress: Sequence[Progress]) -> Iterator[Json]:
+    def chunks(self, progress: Sequence[TextState]) -> Iterator[Json]:
         """One chunk per choice that has changed since the last call."""
         for i, (old, new) in enumerate(zip(self._sent, progress, strict=True)):
             if new == old:
@@ -54,7 +54,7 @@ class Answer:
             choice = self._delta(i, old, new)
             if self.body.return_token_ids:
                 choice["token_ids"] = self.generations[i].ids[old.length : new.length]
-                if old == Progress():
+                if old == TextState():
                     choice["prompt_token_ids"] = self.prompts[i]
             yield self._chunk([choice])
 
@@ -91,14 +91,14 @@ class Answer:
         choice: Json = {
             "index": i,
             **self._content(i, generation),
-            "logprobs": self._logprobs(i, Progress(), _end(generation)),
+            "logprobs": self._logprobs(i, TextState(), _end(generation)),
             "finish_reason": generation.finish_reason,
         }
         if self.body.return_token_ids:
             choice |= {"prompt_token_ids": self.prompts[i], "token_ids": generation.ids}
         return choice
 
-    def _scored(self, i: int, old: Progress, new: Progress) -> list[Json]:
+    def _scored(self, i: int, old: TextState, new: TextState) -> list[Json]:
         """The new tokens of a text with their log-probabilities and alternatives."""
         return [
             self._token(t.id, t.logprob) | {"top_logprobs": [self._token(*pair) for pair in t.top]}
@@ -116,10 +116,10 @@ class Answer:
     def _content(self, i: int, generation: Generation) -> Json:
         raise NotImplementedError
 
-    def _delta(self, i: int, old: Progress, new: Progress) -> Json:
+    def _delta(self, i: int, old: TextState, new: TextState) -> Json:
         raise NotImplementedError
 
-    def _logprobs(self, i: int, old: Progress, new: Progress) -> Json | None:
+    def _logprobs(self, i: int, old: TextState, new: TextState) -> Json | None:
         raise NotImplementedError
 
 
@@ -143,7 +143,7 @@ class ChatAnswer(Answer):
     def _content(self, i: int, generation: Generation) -> Json:
         return {"message": {"role": "assistant", "content": generation.text, "refusal": None}}
 
-    def _delta(self, i: int, old: Progress, new: Progress) -> Json:
+    def _delta(self, i: int, old: TextState, new: TextState) -> Json:
         text = new.text[len(old.text) :]
         return {
             "index": i,
@@ -152,7 +152,7 @@ class ChatAnswer(Answer):
             "finish_reason": new.finish_reason,
         }
 
-    def _logprobs(self, i: int, old: Progress, new: Progress) -> Json | None:
+    def _logprobs(self, i: int, old: TextState, new: TextState) -> Json | None:
         if not self.body.logprobs:
             return None
         return {"content": self._scored(i, old, new), "refusal": None}
@@ -168,9 +168,9 @@ class CompletionAnswer(Answer):
     def _content(self, i: int, generation: Generation) -> Json:
         return {"text": self.echoes[i] + generation.text}
 
-    def _delta(self, i: int, old: Progress, new: Progress) -> Json:
+    def _delta(self, i: int, old: TextState, new: TextState) -> Json:
         text = new.text[len(old.text) :]
-        if old == Progress():
+        if old == TextState():
             text = self.echoes[i] + text
         return {
             "index": i,
@@ -179,7 +179,7 @@ class CompletionAnswer(Answer):
             "finish_reason": new.finish_reason,
         }
 
-    def _logprobs(self, i: int, old: Progress, new: Progress) -> Json | None:
+    def _logprobs(self, i: int, old: TextState, new: TextState) -> Json | None:
         """A stop token counts, as in vLLM: lm-evaluation-harness drops the last one, whatever it
         is, to be left with the prompt."""
         if self.body.logprobs is None:
@@ -189,7 +189,7 @@ class CompletionAnswer(Answer):
         if new.finish_reason and generation.stop_logprob:
             scored.append(generation.stop_logprob)
         ids = [t.id for t in scored if t]
-        if self.body.echo and old == Progress():
+        if self.body.echo and old == TextState():
             ids = [*self.prompts[i], *ids]
             scored = [*generation.prompt_logprobs, *scored]  # the first has none
         names = [name(token) for token in ids]
@@ -205,13 +205,13 @@ class CompletionAnswer(Answer):
         """The likeliest tokens by name; of two with the same name, the likelier."""
         return {self.model.token_name(token): p for token, p in reversed(scored.top)}
 
-    def _offset(self, i: int, sent: Progress) -> int:
+    def _offset(self, i: int, sent: TextState) -> int:
         """Where what was not sent begins, in characters of the names of the tokens before it."""
         tokens = self.generations[i].ids[: sent.length]
-        if self.body.echo and sent != Progress():
+        if self.body.echo and sent != TextState():
             tokens = [*self.prompts[i], *tokens]
         return sum(len(self.model.token_name(token)) for token in tokens)
 
 
-def _end(generation: Generation) -> Progress:
-    return Progress(generation.text, len(generation.ids), generation.finish_reason)
+def _end(generation: Generation) -> TextState:
+    return TextState(generation.text, len(generation.ids), generation.finish_reason)

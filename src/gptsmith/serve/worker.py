@@ -24,7 +24,7 @@ class QueueFullError(Exception):
     """There is no room for more texts."""
 
 
-class Progress(NamedTuple):
+class TextState(NamedTuple):
     """How far a text has come: its text, the number of its tokens, why it ended."""
 
     text: str = ""
@@ -38,7 +38,7 @@ class Ticket:
     def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
         self.engine, self.requests = engine, requests
         self.generations: list[Generation] = []
-        self.progress: tuple[Progress, ...] = (Progress(),) * len(requests)
+        self.progress: tuple[TextState, ...] = (TextState(),) * len(requests)
         self.error: Exception | None = None
         self.submitted = time.perf_counter()
         self.first_token: float | None = None
@@ -49,7 +49,7 @@ class Ticket:
     def is_done(self) -> bool:
         return self.error is not None or all(p.finish_reason for p in self.progress)
 
-    async def updates(self) -> AsyncIterator[tuple[Progress, ...]]:
+    async def updates(self) -> AsyncIterator[tuple[TextState, ...]]:
         """The state of the texts, each time that it has changed, to the end. Raises the error that
         ended them."""
         while True:
@@ -167,7 +167,7 @@ class Worker(threading.Thread):
         changed = []
         for ticket in self._tickets:
             progress = tuple(
-                Progress(g.text, len(g.ids), g.finish_reason) for g in ticket.generations
+                TextState(g.text, len(g.ids), g.finish_reason) for g in ticket.generations
             )
             if progress != ticket.progress or ticket.error is not None:
                 if ticket.first_token is None and any(p.length for p in progress):

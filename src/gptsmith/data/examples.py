@@ -71,7 +71,11 @@ def write_examples(
     """
     schema = _SCHEMA.with_metadata({_METADATA: json.dumps(metadata)})
     totals = _Totals()
-    with files.atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), schema) as sink:
+    with (
+        files.atomic_path(path) as temporary,
+        temporary.open("wb") as file,  # pyarrow's own errors would name the temporary file
+        pa.ipc.new_file(file, schema) as sink,
+    ):
         for batch in _batches(examples):
             totals.add(_View.of(batch))
             sink.write_batch(batch.replace_schema_metadata(schema.metadata))

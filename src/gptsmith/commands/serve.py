@@ -81,7 +81,14 @@ def _load(options: ServeOptions, kind: type) -> dict:
             device=options.device,
             trust_code=options.trust_code,
         )
-        models[name] = kind(name, run, weights.load(run), options.max_batch_size, options.quantize)
+        models[name] = kind(
+            name,
+            run,
+            weights.load(run),
+            options.max_batch_size,
+            options.quantize,
+            options.cache_tokens,
+        )
     return models
 
 

@@ -90,8 +90,13 @@ class Scheduler:
 
     @property
     def stats(self) -> Stats:
-        pages, now = self.pages, (len(self.waiting), len(self.running))
-        return Stats(*now, pages.used, pages.limit, self._read, self._reused, self._guessed)
+        pages = self.pages
+        waiting, running = (
+            sum(not row.finished for row in rows) for rows in (self.waiting, self.running)
+        )
+        return Stats(
+            waiting, running, pages.used, pages.limit, self._read, self._reused, self._guessed
+        )
 
     @property
     def room(self) -> int | None:

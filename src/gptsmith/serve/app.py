@@ -228,6 +228,7 @@ class Server:
         return JSONResponse({"status": "ok" if alive else "failed"}, 200 if alive else 503)
 
     async def report_metrics(self, request: Request) -> Response:
+        self.metrics.show([engine.stats for engine in self.worker.engines])
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def describe_api(self, request: Request) -> Response:

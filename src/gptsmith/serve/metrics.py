@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 if TYPE_CHECKING:
+    from gptsmith.generate.scheduler import Stats
     from gptsmith.serve.worker import Ticket
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -22,8 +24,17 @@ class Metrics:
         def name(what: str) -> str:
             return f"gptsmith_{what}"
 
-        self.unfinished = Gauge(
-            name("unfinished_texts"), "Texts that run or wait", registry=registry
+        self.running = Gauge(
+            name("running_texts"), "Texts that are being generated", registry=registry
+        )
+        self.waiting = Gauge(name("waiting_texts"), "Texts that wait", registry=registry)
+        self.cache_used = Gauge(
+            name("cache_used_ratio"),
+            "Used share of the memory for keys and values",
+            registry=registry,
+        )
+        self.reused_tokens = Gauge(
+            name("reused_tokens"), "Tokens of prompts that were in the cache", registry=registry
         )
         self.refused = Counter(
             name("refused_requests"), "Requests that found the queue full", registry=registry
@@ -45,6 +56,14 @@ class Metrics:
             buckets=_TOKEN_SECONDS,
             registry=registry,
         )
+
+    def show(self, stats: Sequence[Stats]) -> None:
+        """The present state of the engines."""
+        self.running.set(sum(s.running for s in stats))
+        self.waiting.set(sum(s.waiting for s in stats))
+        self.reused_tokens.set(sum(s.tokens_reused for s in stats))
+        pages = sum(s.pages_limit for s in stats)
+        self.cache_used.set(sum(s.pages_used for s in stats) / max(1, pages))
 
     def finished(self, ticket: Ticket, now: float) -> None:
         """Count a ticket whose texts have ended."""

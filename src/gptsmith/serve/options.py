@@ -37,6 +37,9 @@ class ServeOptions(Section):
     """Texts of a model that are generated at the same time; the others wait."""
     max_queue: int = Field(256, ge=0)
     """Texts that wait, of all models; beyond it, clients are told to try again (429)."""
+    cache_tokens: int | None = Field(None, ge=1)
+    """Tokens of a model whose keys and values are in memory at the same time, at least its context;
+    texts that do not fit wait (default: as many contexts as --max-batch-size)."""
     max_body_bytes: int = Field(4_000_000, ge=1000)
     """Longest request body."""
     drain: float = Field(30, ge=0)

@@ -27,6 +27,7 @@ class ServedModel:
     """A model under a name.
 
     model: its weights are freed where the engine has a copy of its own. quantize: int8 or int4.
+    cache_tokens: see Engine.
     engine: None for a classifier, which generates no text. ValueError for a classifier that is to
     be quantized, and where the kernels cannot serve quantized weights.
     """
@@ -38,6 +39,7 @@ class ServedModel:
         model: GPTModel,
         max_batch_size: int,
         quantize: Quantized | None = None,
+        cache_tokens: int | None = None,
     ) -> None:
         self.name, self.model = name, model
         self.tokenizer = run.tokenizer
@@ -48,7 +50,12 @@ class ServedModel:
         self.engine = None
         if not isinstance(model, GPTClassifier):
             self.engine = Engine(
-                model, run.tokenizer, max_batch_size, weights=quantize or "auto", keep_model=False
+                model,
+                run.tokenizer,
+                max_batch_size,
+                cache_tokens=cache_tokens,
+                weights=quantize or "auto",
+                keep_model=False,
             )
         elif quantize:
             raise ValueError(

@@ -177,7 +177,6 @@ class Worker(threading.Thread):
                 if ticket.is_done:
                     self.metrics.finished(ticket, now)
         self._tickets = [ticket for ticket in self._tickets if not ticket.is_done]
-        self.metrics.unfinished.set(sum(len(ticket.requests) for ticket in self._tickets))
         for loop in {ticket.loop for ticket in changed}:
             mine = [ticket for ticket in changed if ticket.loop is loop]
             ended = sum(len(ticket.requests) for ticket in mine if ticket.is_done)

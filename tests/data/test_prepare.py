@@ -137,9 +137,9 @@ def test_bpe_is_trained_on_training_documents_only(tmp_path: Path) -> None:
 def test_bpe_is_trained_on_a_sample_of_a_large_corpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gptsmith.data import vocabulary
+    from gptsmith.data import corpus_tokenizer
 
-    monkeypatch.setattr(vocabulary, "_SAMPLE", 20_000)
+    monkeypatch.setattr(corpus_tokenizer, "_SAMPLE", 20_000)
     texts = [f"common common rare{i:05}" * 4 for i in range(2000)]
     source = write_jsonl(tmp_path / "a.jsonl", texts)
     corpora = [run(tmp_path / name, source, tokenizer="bpe", vocab_size=500) for name in ("a", "b")]

@@ -128,5 +128,5 @@ def test_roles_of_special_tokens_are_those_of_the_model() -> None:
     roles = TokenRoles({"bos_token": "<go>", "eos_token": "<fin>"}, {}, generation)
     made = gguf_tokenizer.table(Tokenizer(json.dumps(document), roles=roles))
     assert (made.bos, made.eos, made.pad) == (ids["<go>"], ids["<fin>"], None)
-    assert made.ends == (ids["<fin>"], ids["<halt>"])
+    assert made.eos_ids == (ids["<fin>"], ids["<halt>"])
     assert (made.add_bos, made.add_eos) == (True, True)

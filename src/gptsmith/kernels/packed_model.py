@@ -53,7 +53,7 @@ class PackedModel:
     def refresh(self) -> None:
         """Pack the weights again, after they have changed. What pages hold is then out of date."""
         model, weights = self._model, self._weights
-        if model.head_weight.is_meta:
+        if model.embedding.token.weight.is_meta:
             raise ValueError("this model's weights were freed (keep_model=False): load it again")
         self._device = model.embedding.token.weight.device
         dtype = model.embedding.token.weight.dtype

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_weights import model_in_float64
 from torch import Tensor
 
 from gptsmith.generate.engine import Engine
@@ -36,15 +37,6 @@ MODELS = {
     "bidirectional": LLAMA.change(mask="bidirectional()"),
     "context of 1": GPT2.change(context_length=1),
 }
-
-
-def make(config: ModelConfig) -> GPTModel:
-    """In float64, so that rounding never decides and equal means equal."""
-    torch.manual_seed(0)
-    model = GPTModel(config).double()
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    return model.eval()
 
 
 @torch.no_grad()
@@ -98,7 +90,7 @@ samplings = st.builds(
 )
 
 
-@pytest.mark.parametrize("model", [make(c) for c in MODELS.values()], ids=MODELS)
+@pytest.mark.parametrize("model", [model_in_float64(c) for c in MODELS.values()], ids=MODELS)
 @settings(max_examples=12)
 @given(
     prompts=st.lists(prompt_lists, min_size=1, max_size=4),
@@ -119,7 +111,7 @@ def test_batched_rows_equal_the_full_forward_of_each(
         assert generation.finish_reason == ("stop" if stop in full else "length")
 
 
-@pytest.mark.parametrize("model", [make(c) for c in MODELS.values()], ids=MODELS)
+@pytest.mark.parametrize("model", [model_in_float64(c) for c in MODELS.values()], ids=MODELS)
 @settings(max_examples=12)
 @given(data=st.data())
 def test_requests_join_and_leave_between_steps(model: GPTModel, data: st.DataObject) -> None:
@@ -166,7 +158,7 @@ def test_requests_join_and_leave_between_steps(model: GPTModel, data: st.DataObj
 
 @torch.no_grad()
 def test_float32_rows_agree_within_rounding() -> None:
-    model = make(LLAMA).float()
+    model = model_in_float64(LLAMA).float()
     prompts = [[1, 2, 3, 4, 5, 6, 7], [8], [9, 10, 11]]
     config = SamplingConfig(max_new_tokens=40)
     for i, generation in enumerate(Engine(model).generate(prompts, config)):
@@ -176,13 +168,13 @@ def test_float32_rows_agree_within_rounding() -> None:
 
 
 def test_a_bfloat16_model_generates() -> None:
-    model = make(LLAMA).bfloat16()
+    model = model_in_float64(LLAMA).bfloat16()
     generations = Engine(model).generate([[1, 2, 3], [4]], SamplingConfig(max_new_tokens=30))
     assert [len(g.ids) for g in generations] == [30, 30]
 
 
 def test_a_step_reads_one_position_per_row_and_finished_rows_leave() -> None:
-    model = make(GPT2)
+    model = model_in_float64(GPT2)
     config = SamplingConfig(max_new_tokens=10, temperature=1.5)
     with shapes_read(model) as shapes:
         [long, short] = Engine(model).generate([[1, 2, 3], [4]], config)
@@ -195,7 +187,7 @@ def test_a_step_reads_one_position_per_row_and_finished_rows_leave() -> None:
 
 
 def test_waiting_requests_join_when_others_finish() -> None:
-    model = make(GPT2)
+    model = model_in_float64(GPT2)
     engine = Engine(model, max_batch_size=2)
     lengths = (3, 5, 4)
     generations = [
@@ -209,7 +201,7 @@ def test_waiting_requests_join_when_others_finish() -> None:
 
 
 def test_past_the_context_only_that_row_is_read_again() -> None:
-    model = make(GPT2)
+    model = model_in_float64(GPT2)
     prompts = [[*range(15)], [2] * 3]
     with shapes_read(model) as shapes:
         generations = Engine(model).generate(prompts, SamplingConfig(max_new_tokens=6))
@@ -221,7 +213,7 @@ def test_past_the_context_only_that_row_is_read_again() -> None:
 
 
 def test_without_context_shift_a_text_ends_with_the_context() -> None:
-    engine = Engine(make(GPT2))
+    engine = Engine(model_in_float64(GPT2))
     prompts = [[1] * 10, [2] * 15, [3] * 16]
     config = SamplingConfig(max_new_tokens=40)
     shifted = engine.generate(prompts, config)
@@ -235,12 +227,12 @@ def test_without_context_shift_a_text_ends_with_the_context() -> None:
 
 def test_a_mask_that_looks_ahead_is_noted() -> None:
     config = SamplingConfig(max_new_tokens=6)
-    engine = Engine(make(MODELS["prefix"]))
+    engine = Engine(model_in_float64(MODELS["prefix"]))
     short, long = engine.generate([[1], [1, 2, 3, 4, 5]], config)
     assert short.notice is not None
     assert "prefix(4)" in short.notice
     assert long.notice is None
-    by_row = make(GPT2)
+    by_row = model_in_float64(GPT2)
     by_row.mask = Mask(lambda b, h, q, k: (q >= k) & (b >= 0), "rows")
     with pytest.raises(ValueError, match="mask rows depends on the row"):
         Engine(by_row)
@@ -250,7 +242,7 @@ def test_a_mask_that_looks_ahead_is_noted() -> None:
 
 
 def test_a_prompt_that_continues_a_finished_text_reads_only_what_is_new() -> None:
-    model = make(GPT2.change(context_length=32))
+    model = model_in_float64(GPT2.change(context_length=32))
     engine = Engine(model)
     config = SamplingConfig(max_new_tokens=4)
     [first] = engine.generate([[1, 2, 3]], config)
@@ -267,7 +259,7 @@ def test_a_prompt_that_continues_a_finished_text_reads_only_what_is_new() -> Non
 
 
 def test_running_requests_share_their_prefix() -> None:
-    model = make(GPT2)
+    model = model_in_float64(GPT2)
     engine = Engine(model)
     config = SamplingConfig(max_new_tokens=5)
     generations = [engine.add(Request([1, 2, 3, 4, 5, 6], config))]
@@ -281,7 +273,7 @@ def test_running_requests_share_their_prefix() -> None:
 
 
 def test_a_window_needs_no_pages_before_it() -> None:
-    model = make(MODELS["rope, 1 kv head, window"].change(context_length=64))
+    model = model_in_float64(MODELS["rope, 1 kv head, window"].change(context_length=64))
     engine = Engine(model, page=4)
     config = SamplingConfig(max_new_tokens=40)
     running = engine.add(Request([1, 2, 3], config))
@@ -297,7 +289,7 @@ def test_a_window_needs_no_pages_before_it() -> None:
 
 
 def test_out_of_memory_while_requests_join_cancels_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine(make(LLAMA))
+    engine = Engine(model_in_float64(LLAMA))
     generation = engine.add(Request([1, 2, 3]))
 
     def grow(*sizes: object) -> None:
@@ -314,7 +306,7 @@ def test_out_of_memory_while_requests_join_cancels_them(monkeypatch: pytest.Monk
 
 
 def test_a_cancelled_request_is_completed_while_others_go_on() -> None:
-    engine = Engine(make(LLAMA))
+    engine = Engine(model_in_float64(LLAMA))
     long = engine.add(Request([1, 2], SamplingConfig(max_new_tokens=12)))
     short = engine.add(Request([3, 4], SamplingConfig(max_new_tokens=12)))
     engine.step()
@@ -326,7 +318,7 @@ def test_a_cancelled_request_is_completed_while_others_go_on() -> None:
 
 @torch.no_grad()
 def test_refresh_forgets_the_keys_of_old_weights() -> None:
-    model = make(LLAMA)
+    model = model_in_float64(LLAMA)
     engine = Engine(model)
     config = SamplingConfig(max_new_tokens=6)
     engine.generate([[1, 2, 3, 4]], config)
@@ -343,7 +335,7 @@ def test_refresh_forgets_the_keys_of_old_weights() -> None:
 
 
 def test_an_interrupted_step_cancels_everything_and_leaves_a_working_engine() -> None:
-    model = make(GPT2)
+    model = model_in_float64(GPT2)
     engine = Engine(model)
     config = SamplingConfig(max_new_tokens=6)
     expected = ids_of(Engine(model).generate([[1, 2], [3]], config))
@@ -363,7 +355,7 @@ def test_an_interrupted_step_cancels_everything_and_leaves_a_working_engine() ->
 
 
 def test_on_text_may_cancel_its_request() -> None:
-    model, tokenizer = make(GPT2.change(vocab_size=257)), Tokenizer.byte()
+    model, tokenizer = model_in_float64(GPT2.change(vocab_size=257)), Tokenizer.byte()
     engine = Engine(model, tokenizer)
     generations: list[Generation] = []
     config = SamplingConfig(max_new_tokens=6)
@@ -377,7 +369,7 @@ def test_on_text_may_cancel_its_request() -> None:
 
 
 def test_training_mode_and_global_random_state_are_kept() -> None:
-    model = make(GPT2.change(dropout=0.5)).train()
+    model = model_in_float64(GPT2.change(dropout=0.5)).train()
     state = torch.get_rng_state()
     config = SamplingConfig(max_new_tokens=20)
     first = ids_of(Engine(model).generate([[1, 2]], config))
@@ -391,7 +383,7 @@ def test_training_mode_and_global_random_state_are_kept() -> None:
 
 def test_invalid_requests_are_refused() -> None:
     config = SamplingConfig(max_new_tokens=2)
-    engine = Engine(make(GPT2))
+    engine = Engine(model_in_float64(GPT2))
     with pytest.raises(ValueError, match=r"prompt 1: an empty prompt: .* <\|endoftext\|>"):
         engine.generate([[1], []], config)
     assert not engine.busy
@@ -403,7 +395,7 @@ def test_invalid_requests_are_refused() -> None:
     with pytest.raises(ValueError, match="needs a tokenizer"):
         engine.generate("x", config)
     with pytest.raises(ValueError, match="empty string"):
-        Engine(make(GPT2), Tokenizer.byte()).generate([[1]], config, stop=["x", ""])
+        Engine(model_in_float64(GPT2), Tokenizer.byte()).generate([[1]], config, stop=["x", ""])
 
 
 # --- text ----------------------------------------------------------------------------------------
@@ -426,7 +418,7 @@ def saying(model: GPTModel, ids: list[int]) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def byte_model() -> GPTModel:
-    model = make(GPT2.change(vocab_size=300, context_length=64, n_embd=64))
+    model = model_in_float64(GPT2.change(vocab_size=300, context_length=64, n_embd=64))
     with torch.no_grad():  # ids that can be told apart
         model.embedding.token.weight.div_(model.embedding.token.weight.norm(dim=1, keepdim=True))
     return model

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from random_weights import model_in_float64
 
 from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import SamplingConfig
@@ -19,11 +20,7 @@ PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9]
 
 @pytest.fixture(scope="module")
 def model() -> GPTModel:
-    torch.manual_seed(0)
-    model = GPTModel(CONFIG).double()
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    return model.eval()
+    return model_in_float64(CONFIG)
 
 
 @torch.no_grad()

@@ -7,10 +7,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import torch
 
+from gptsmith.generate.engine import Engine
+from gptsmith.generate.options import SamplingConfig
 from gptsmith.kernels import build, native
-from gptsmith.kernels.packed_model import PackedModel
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 
@@ -140,12 +140,12 @@ def test_without_a_compiler_torch_serves_and_says_so_once(
     native.kernels.cache_clear()
     try:
         for _ in range(2):
-            packed = PackedModel(GPTModel(ModelConfig.preset("nano")))
-            assert not packed.exact
+            engine = Engine(GPTModel(ModelConfig.preset("nano")))
+            assert not engine.exact
     finally:
         native.kernels.cache_clear()
-    table = torch.zeros(1, 1, dtype=torch.int32)
-    assert packed.hidden([1, 2], [0, 0], [0, 1], table, packed.pages(1)).shape == (2, 64)
+    [generation] = engine.generate([[1, 2]], SamplingConfig(max_new_tokens=2))
+    assert len(generation.ids) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "no C compiler" in said

@@ -1,4 +1,4 @@
-"""PackedModel: the model's numbers, and the same bits in any company and however a text was cut."""
+"""PackedModel: the model's numbers, bit-identical in any batch and however a text was split."""
 
 import pytest
 import torch
@@ -6,8 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gptsmith.generate.engine import Engine
+from gptsmith.generate.options import SamplingConfig
+from gptsmith.generate.request import Request
 from gptsmith.kernels import build, native
-from gptsmith.kernels.packed_model import PAGE, PackedModel, Pages
+from gptsmith.kernels.packed_model import PAGE, PackedModel, Pages, library_for
 from gptsmith.model import lora
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import LoraConfig, ModelConfig
@@ -69,8 +72,8 @@ def packed_models() -> dict[tuple[str, str], PackedModel]:
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_are_those_of_the_model(name: str, format: str, bound: float) -> None:
     model = make_model(name)
+    assert library_for(model, format) is not None
     packed = PackedModel(model, format)
-    assert packed.exact
     text = tokens(200)
     with torch.no_grad():
         expected = model(torch.tensor([text]))[0]
@@ -248,9 +251,10 @@ def test_refresh_takes_the_new_weights() -> None:
 
 def test_a_classifier_has_vectors_and_no_logits() -> None:
     config = ModelConfig.preset("nano", labels=("a", "b"), vocab_size=V)
-    packed = PackedModel(GPTClassifier(config))
+    model = GPTClassifier(config)
+    assert library_for(model) is not None
+    packed = PackedModel(model)
     x = read(packed, tokens(5))
-    assert packed.exact
     assert x.shape == (5, 64)
     with pytest.raises(ValueError, match="classifier"):
         packed.logits(x)
@@ -259,24 +263,23 @@ def test_a_classifier_has_vectors_and_no_logits() -> None:
 # Without kernels
 
 
-def check_the_models_own_code(packed: PackedModel, model: GPTModel) -> None:
+def check_that_torch_serves(model: GPTModel) -> None:
     """Two texts in passes that mix them, against the model."""
+    assert library_for(model) is None
+    engine = Engine(model, chunk=64)
+    assert not engine.exact
     texts = [tokens(80), tokens(100, 3)]
-    pages, table = packed.pages(4), tables(2, 2)
-    found: list[list[Tensor]] = [[], []]
-    for cuts in (((0, 70), (0, 64)), ((70, 71), (64, 65)), ((71, 80), (65, 100))):
-        ids, rows, positions = [], [], []
-        for row, (start, stop) in enumerate(cuts):
-            ids += texts[row][start:stop]
-            rows += [row] * (stop - start)
-            positions += range(start, stop)
-        x = packed.hidden(ids, rows, positions, table, pages)
-        for row in (0, 1):
-            found[row].append(x[torch.tensor(rows) == row])
-    for text, parts in zip(texts, found, strict=True):
+    greedy = SamplingConfig(max_new_tokens=1, temperature=0)
+    found = [engine.add(Request(text, greedy, prompt_logprobs=V)) for text in texts]
+    assert len([*engine.as_completed(found)]) == 2
+    for text, generation in zip(texts, found, strict=True):
         with torch.no_grad():
-            expected = model(torch.tensor([text]))[0]
-        assert (packed.logits(torch.cat(parts)) - expected).abs().max() < 1e-4
+            expected = model(torch.tensor([text]))[0].log_softmax(-1)
+        for row, one in zip(expected, generation.prompt_logprobs[1:], strict=False):
+            assert one is not None
+            ids, logprobs = zip(*one.top, strict=True)
+            assert len(ids) == V
+            assert (row[list(ids)] - torch.tensor(logprobs)).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -284,20 +287,15 @@ def test_torch_serves_where_there_are_no_kernels(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native, "kernels", lambda: None)
-    model = make_model(name)
-    packed = PackedModel(model)
-    assert not packed.exact
-    check_the_models_own_code(packed, model)
+    check_that_torch_serves(make_model(name))
 
 
 def test_a_module_that_the_kernels_do_not_know_runs_its_own_code() -> None:
     model = make_model("gpt2")
     lora.attach(model, LoraConfig(rank=2))
-    packed = PackedModel(model)
-    assert not packed.exact
-    check_the_models_own_code(packed, model)
+    check_that_torch_serves(model)
     with pytest.raises(ValueError, match="int8 weights need the compiled kernels"):
-        PackedModel(model, "int8")
+        library_for(model, "int8")
 
 
 def test_unknown_weights_are_refused_with_the_known_ones() -> None:

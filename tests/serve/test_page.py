@@ -48,6 +48,13 @@ def ask(page, text: str) -> None:
     page.locator("#status", has_text="tokens in").wait_for()
 
 
+def press(page, button) -> None:
+    """Press a button that has the model write, and wait for the end."""
+    page.evaluate("document.getElementById('status').textContent = ''")
+    button.click()
+    page.locator("#status", has_text="tokens in").wait_for()
+
+
 def answers(page) -> list[str]:
     return page.locator("article.assistant .content").all_inner_texts()
 
@@ -89,16 +96,12 @@ def test_messages_are_edited_regenerated_and_continued(page, api: Api) -> None:
     user.get_by_role("button", name="Edit").click()
     user.get_by_label("Text of the message").fill("Bye")
     user.get_by_role("button", name="Save").click()
-    page.evaluate("document.getElementById('status').textContent = ''")
-    model.get_by_role("button", name="Regenerate").click()
-    page.locator("#status", has_text="tokens in").wait_for()
+    press(page, model.get_by_role("button", name="Regenerate"))
     assert answers(page)[0].split() == expected(api, ("user", "Bye")).split()
     model.get_by_role("button", name="Edit").click()
     model.get_by_label("Text of the message").fill("It is")
     model.get_by_role("button", name="Save").click()
-    page.evaluate("document.getElementById('status').textContent = ''")
-    model.get_by_role("button", name="Continue").click()
-    page.locator("#status", has_text="tokens in").wait_for()
+    press(page, model.get_by_role("button", name="Continue"))
     more = expected(api, ("user", "Bye"), ("assistant", "It is"), continue_final_message=True)
     assert "".join(answers(page)[0].split()) == "".join(f"It is{more}".split())
 
@@ -210,9 +213,7 @@ def test_a_token_is_replaced_by_an_alternative(page, api: Api) -> None:
     choices = page.locator("#alternatives button:enabled")
     assert choices.count() == 7  # of 8, the one that was taken is not to be chosen
     label = choices.first.inner_text()
-    page.evaluate("document.getElementById('status').textContent = ''")
-    choices.first.click()
-    page.locator("#status", has_text="tokens in").wait_for()
+    press(page, choices.first)
     after = tokens.all_inner_texts()
     assert after[:2] == before[:2]
     assert label.startswith(after[2].strip())

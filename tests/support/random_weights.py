@@ -3,6 +3,9 @@
 import torch
 from torch import nn
 
+from gptsmith.model.config import ModelConfig
+from gptsmith.model.gpt import GPTModel
+
 
 def randomize(model: nn.Module, seed: int = 1, size: float = 0.25) -> None:
     """New weights of standard deviation `size`: biases that are not zero, norms around one."""
@@ -19,3 +22,12 @@ def add_noise(model: nn.Module, size: float) -> None:
         for p in model.parameters():
             if p.requires_grad:
                 p.add_(size * torch.randn_like(p))
+
+
+def model_in_float64(config: ModelConfig) -> GPTModel:
+    """A model in eval mode; in float64, rounding never decides and equal means equal."""
+    torch.manual_seed(0)
+    model = GPTModel(config).double()
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.3)
+    return model.eval()

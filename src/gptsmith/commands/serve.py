@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+from typing import TYPE_CHECKING
 
 from gptsmith import terminal
 from gptsmith.config import load_config
-from gptsmith.run.options import WeightOptions
 from gptsmith.serve.options import ServeOptions
+
+if TYPE_CHECKING:
+    from gptsmith.serve.served import ServedModel
 
 
 def main(argv: list[str]) -> None:
@@ -27,7 +30,6 @@ def main(argv: list[str]) -> None:
     from gptsmith.serve.access import is_loopback, read_keys
     from gptsmith.serve.app import create_app
     from gptsmith.serve.connection import Connection, HttpServer
-    from gptsmith.serve.served import ServedModel
 
     if (options.tls_cert is None) != (options.tls_key is None):
         raise ValueError("--tls-cert and --tls-key belong together: give both")
@@ -41,7 +43,7 @@ def main(argv: list[str]) -> None:
         )
     listening = _listen(options.host, options.port)
     try:
-        models = _load(options, ServedModel)
+        models = _load(options)
         app = create_app(models, options, keys)
         config = uvicorn.Config(
             app,
@@ -66,25 +68,20 @@ def main(argv: list[str]) -> None:
         listening.close()
 
 
-def _load(options: ServeOptions, kind: type) -> dict:
+def _load(options: ServeOptions) -> dict[str, ServedModel]:
     from gptsmith.run import Run
+    from gptsmith.serve.served import ServedModel
 
-    models: dict = {}
+    models: dict[str, ServedModel] = {}
     for path in options.run:
         run = Run.open(path)
         name = run.path.resolve().name
         if name in models:
             raise ValueError(f"{path}: a model named {name} is served already: rename the folder")
-        weights = WeightOptions(
-            run=path,
-            checkpoint=options.checkpoint,
-            device=options.device,
-            trust_code=options.trust_code,
-        )
-        models[name] = kind(
+        models[name] = ServedModel(
             name,
             run,
-            weights.load(run),
+            options.load(run),
             options.max_batch_size,
             options.quantize,
             options.cache_tokens,

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from gptsmith.tokenizer import Tokenizer
 
 
+def reply_stop_ids(template: ChatTemplate) -> tuple[int, ...]:
+    """The ids that end a reply."""
+    return (*template.stop_ids, *template.tokenizer.special_ids.control)
+
+
 class Chat:
     """A chat model that can be talked to.
 
@@ -43,7 +48,7 @@ class Chat:
         self.engine = engine or Engine(model, tokenizer)
         self.template = template
         self._context_length = model.config.context_length
-        self._stop_ids = (*template.stop_ids, *tokenizer.special_ids.control)
+        self._stop_ids = reply_stop_ids(template)
 
     def __repr__(self) -> str:
         return f"Chat({self.engine!r})"

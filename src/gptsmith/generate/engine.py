@@ -44,11 +44,11 @@ class Engine:
             engine.step()
 
     The text of a request depends on its prompt, settings and seed alone. Where `exact` is True (our
-    kernels run: float32 and bfloat16 on a CPU), so do the bits of its log-probabilities, in any
-    company, cached or not. Elsewhere other requests change them by rounding, and so a text in
-    which two tokens are equally likely. Ids beyond the tokenizer's vocabulary, which a padded model
-    has, are never sampled. Keep the engine for prompts that share a prefix, such as the turns of a
-    chat: the longest prefix that the cache holds is not read again.
+    kernels run: float32 and bfloat16 on a CPU), so do its log-probabilities, bit for bit, whatever
+    else is in the batch or in the cache. Elsewhere other requests change them by rounding, and so a
+    text in which two tokens are equally likely. Ids beyond the tokenizer's vocabulary, which a
+    padded model has, are never sampled. Keep the engine for prompts that share a prefix, such as
+    the turns of a chat: the longest prefix that the cache holds is not read again.
     tokenizer: needed for prompts that are text, stop strings, and the text and end of the results.
     max_batch_size: requests that run at the same time; the others wait, at most max_waiting of them
     (default: any number). cache_tokens: tokens whose keys and values are in memory at the same
@@ -118,7 +118,7 @@ class Engine:
 
     @property
     def exact(self) -> bool:
-        """Whether log-probabilities are the same bits in any company."""
+        """Whether log-probabilities are bit-identical whatever else is in the batch."""
         return self._forward.exact
 
     @property

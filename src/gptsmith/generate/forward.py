@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptsmith.generate.scheduler import Span
-from gptsmith.kernels.packed_model import PAGE, PackedModel
+from gptsmith.kernels.packed_model import PAGE, PackedModel, library_for
 from gptsmith.kernels.pages import Pages
 from gptsmith.model.kv_cache import PagedKVCache
 
@@ -52,7 +52,8 @@ class KernelForward:
         stored = [i for i, span in enumerate(spans) if span.pages]
         if stored:
             tables = [[*[-1] * spans[i].first, *spans[i].pages] for i in stored]
-            found |= zip(stored, self._read([spans[i] for i in stored], tables, self.cache))  # noqa: B905
+            vectors = self._read([spans[i] for i in stored], tables, self.cache)
+            found |= zip(stored, vectors, strict=True)
         bare = [i for i, span in enumerate(spans) if not span.pages]
         if bare:  # not cached: pages for this pass only
             counts = [-(-len(spans[i].ids) // PAGE) for i in bare]
@@ -60,7 +61,7 @@ class KernelForward:
                 [*range(end - n, end)] for n, end in zip(counts, accumulate(counts), strict=True)
             ]
             pages = self._packed.pages(sum(counts))
-            found |= zip(bare, self._read([spans[i] for i in bare], tables, pages))  # noqa: B905
+            found |= zip(bare, self._read([spans[i] for i in bare], tables, pages), strict=True)
         return [found[i] for i in range(len(spans))]
 
     def logits(self, x: Tensor, V: int) -> Tensor:
@@ -163,8 +164,7 @@ def make_forward(
     quantized weights that need the kernels where there are none.
     """
     dtype = model.head_weight.dtype
-    if page is None and (weights != "auto" or dtype in (torch.float32, torch.bfloat16)):
-        packed = PackedModel(model, weights, keep_model=keep_model)
-        if packed.exact:
-            return KernelForward(packed)
+    exact = weights != "auto" or dtype in (torch.float32, torch.bfloat16)
+    if page is None and exact and library_for(model, weights) is not None:
+        return KernelForward(PackedModel(model, weights, keep_model=keep_model))
     return TorchForward(model, page or TORCH_PAGE)

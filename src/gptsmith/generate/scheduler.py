@@ -1,8 +1,8 @@
 """Which tokens of which requests the model reads in a step. No tensors here.
 
 Requests that generate go first, one token each. What is left of the step's budget goes to prompts,
-in chunks that end at fixed positions, so that a prompt is cut in the same places in any company.
-Source: nano-vllm's scheduler, and Sarathi-Serve (Agrawal et al. 2024) for the chunks.
+in chunks that end at fixed positions, so that a prompt is split in the same places whatever else is
+in the batch. Source: nano-vllm's scheduler, and Sarathi-Serve (Agrawal et al. 2024) for the chunks.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gptsmith.kernels import build, native
 from gptsmith.kernels.native import PAGE
 from gptsmith.kernels.packed_matrix import Memory, PackedMatrix, padded
-from gptsmith.kernels.pages import PagedCache, Pages, padded_rows
+from gptsmith.kernels.pages import Pages
 from gptsmith.model.gpt import FusedLinear, GPTModel, RMSNorm, SwiGLU, TransformerBlock
 from gptsmith.model.masks import Mask
 from gptsmith.model.rope import rotary_table
@@ -36,16 +36,11 @@ class PackedModel:
     and values are float32 beside float32 weights, else bfloat16. The model's own weights are
     copied; keep_model=False frees them then, after which neither the model nor `refresh` works.
 
-    Where `exact` is True, the vector of a token has the same bits in any batch, however its text
-    was cut into passes, and for any number of threads. Elsewhere (no compiler, another device, or a
-    module that the kernels do not know, such as LoRA) the model's own code runs, and a batch
-    changes it by rounding, and keeps its weights. ValueError for quantized weights there.
+    The vector of a token has the same bits in any batch, however its text was cut into passes, and
+    for any number of threads. Only for models that `library_for` gives kernels for.
     """
 
     def __init__(self, model: GPTModel, weights: str = "auto", *, keep_model: bool = True) -> None:
-        if weights not in ("auto", *native.FORMATS):
-            choices = ", ".join(("auto", *native.FORMATS))
-            raise ValueError(f"no weights {weights!r}: choose one of {choices}")
         self._model = model
         self._weights, self._keep_model = weights, keep_model
         self.refresh()
@@ -53,49 +48,24 @@ class PackedModel:
     def refresh(self) -> None:
         """Pack the weights again, after they have changed. What pages hold is then out of date."""
         model, weights = self._model, self._weights
-        if model.embedding.token.weight.is_meta:
-            raise ValueError("this model's weights were freed (keep_model=False): load it again")
-        self._device = model.embedding.token.weight.device
-        dtype = model.embedding.token.weight.dtype
+        library = library_for(model, weights)
+        assert library is not None, "ask library_for first"
         if weights == "auto":
+            dtype = model.embedding.token.weight.dtype
             weights = "bfloat16" if dtype == torch.bfloat16 else "float32"
-        library = self._library(weights.startswith("int"))
-        self.exact = library is not None
-        if library is None:
-            self.cache_dtype = dtype
-            return
         self._packed = _Packed(library, model, weights)
         if not self._keep_model:
             model.to("meta")
         self.cache_dtype = torch.float32 if weights == "float32" else torch.bfloat16
 
-    def _library(self, required: bool) -> ctypes.CDLL | None:
-        """The kernels, if they serve the model. ValueError if they do not and are required."""
-        if not required:
-            return native.kernels() if _known(self._model) else None
-        if self._device.type != "cpu":
-            problem = f"which run on a CPU, not on {self._device}: choose the device cpu"
-        elif not _known(self._model):
-            problem = "which do not know all modules of this model: merge adapters"
-        else:
-            try:
-                return native.kernels(required=True)
-            except build.BuildError as error:
-                problem = f"but {error}: install a C compiler"
-        raise ValueError(
-            f"{self._weights} weights need the compiled kernels, {problem}, or do not quantize"
-        )
-
     @property
     def nbytes(self) -> int:
         """Memory of the weights, an untied embedding included."""
-        if not self.exact:
-            return sum(p.numel() * p.element_size() for p in self._model.parameters())
         return sum(kept.nbytes for kept in self._packed.kept)
 
     def pages(self, count: int) -> Pages:
         """Memory for keys and values of `count` times 64 positions."""
-        return Pages(self._model.config, count, self.cache_dtype, self._device)
+        return Pages(self._packed.config, count, self.cache_dtype)
 
     @torch.inference_mode()
     def hidden(
@@ -108,27 +78,44 @@ class PackedModel:
         consecutive positions, after what was read before; a pass writes no other positions of the
         pages. Pages wholly before a mask's window are not read.
         """
-        if self.exact:
-            return self._packed.hidden(ids, rows, positions, tables, pages)
-        ids, rows, positions = (
-            torch.as_tensor(x, device=self._device).long() for x in (ids, rows, positions)
-        )
-        batch, at, kept, where = padded_rows(ids, rows, positions, tables.to(self._device))
-        x = self._model.hidden(batch, positions=at, cache=PagedCache(pages, kept))
-        return x.flatten(0, 1)[where].float()
+        return self._packed.hidden(ids, rows, positions, tables, pages)
 
     @torch.inference_mode()
     def logits(self, x: Tensor) -> Tensor:
         """Logits (N, V), fp32, of vectors (N, C) that `hidden` returned."""
-        if self.exact:
-            return self._packed.logits(x)
-        weight = self._model.head_weight
-        return F.linear(x.to(weight.dtype), weight).float()
+        return self._packed.logits(x)
+
+
+def library_for(model: GPTModel, weights: str = "auto") -> ctypes.CDLL | None:
+    """The kernels, if they serve a model with these weights; else None.
+
+    They do not where there is no compiler (a notice says so once), on another device, and for a
+    module that they do not know, such as LoRA's. ValueError for quantized weights there, for
+    unknown weights, and for a model whose own weights were freed.
+    """
+    if weights not in ("auto", *native.FORMATS):
+        choices = ", ".join(("auto", *native.FORMATS))
+        raise ValueError(f"no weights {weights!r}: choose one of {choices}")
+    device = model.embedding.token.weight.device
+    if device.type == "meta":
+        raise ValueError("this model's weights were freed (keep_model=False): load it again")
+    if not weights.startswith("int"):
+        return native.kernels() if _known(model) else None
+    if device.type != "cpu":
+        problem = f"which run on a CPU, not on {device}: choose the device cpu"
+    elif not _known(model):
+        problem = "which do not know all modules of this model: merge adapters"
+    else:
+        try:
+            return native.kernels(required=True)
+        except build.BuildError as error:
+            problem = f"but {error}: install a C compiler"
+    raise ValueError(f"{weights} weights need the compiled kernels, {problem}, or do not quantize")
 
 
 def _known(model: GPTModel) -> bool:
-    """Whether the kernels compute every part of the model. Others, such as a new norm, run in the
-    model's own code."""
+    """Whether the kernels compute every part of the model. For others, such as one with a
+    new norm, torch computes all."""
     config = model.config
     if model.embedding.token.weight.device.type != "cpu" or config.mlp not in native.MLPS:
         return False

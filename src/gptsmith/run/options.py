@@ -18,11 +18,9 @@ if TYPE_CHECKING:
 Quantized = Literal["int8", "int4"]
 
 
-class WeightOptions(Section):
-    """Which weights of which run are used, and on which device."""
+class WeightChoice(Section):
+    """Which weights of a run are used, and on which device."""
 
-    run: Path
-    """A run folder."""
     checkpoint: Which = "last"
     """Which weights: of the last step, of the best validation loss, or of a kept step."""
     device: str = "auto"
@@ -46,8 +44,15 @@ class WeightOptions(Section):
         return model
 
 
-class TextWeightOptions(WeightOptions):
-    """Weights that text is generated with."""
+class WeightOptions(WeightChoice):
+    """Which weights of which run are used, and on which device."""
+
+    run: Path
+    """A run folder."""
+
+
+class Quantization(Section):
+    """How weights that text is generated with are stored in memory."""
 
     quantize: Quantized | None = None
     """Round the weights to 8 or 4 bits when they are loaded, on a CPU: about a quarter or a seventh
@@ -58,3 +63,7 @@ class TextWeightOptions(WeightOptions):
     def engine_weights(self) -> str:
         """The argument `weights` of an Engine."""
         return self.quantize or "auto"
+
+
+class TextWeightOptions(Quantization, WeightOptions):
+    """Weights that text is generated with."""

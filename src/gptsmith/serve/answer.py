@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from gptsmith.serve.worker import TextState
 Json = dict[str, Any]
 
 
-class Answer:
+class Answer(ABC):
     """The answer to one request: choice i continues prompts[i]. See ChatAnswer, CompletionAnswer.
 
     generations: of the choices, set once they are known.
@@ -35,6 +36,7 @@ class Answer:
         self.generations: list[Generation] = []
         self.id, self.created = f"{self.prefix}-{uuid.uuid4().hex}", int(time.time())
         self._sent = [TextState() for _ in prompts]
+        self._offsets = [0] * len(prompts)  # characters of the names of the tokens that were sent
 
     def whole(self) -> Json:
         """The answer once all texts have ended."""
@@ -113,14 +115,17 @@ class Answer:
 
     # What differs between the forms
 
+    @abstractmethod
     def _content(self, i: int, generation: Generation) -> Json:
-        raise NotImplementedError
+        """The text of a choice."""
 
+    @abstractmethod
     def _delta(self, i: int, old: TextState, new: TextState) -> Json:
-        raise NotImplementedError
+        """A choice of a chunk: what is new since `old` was sent."""
 
+    @abstractmethod
     def _logprobs(self, i: int, old: TextState, new: TextState) -> Json | None:
-        raise NotImplementedError
+        """Of what is new since `old` was sent; None if they were not asked for."""
 
 
 class ChatAnswer(Answer):
@@ -193,24 +198,18 @@ class CompletionAnswer(Answer):
             ids = [*self.prompts[i], *ids]
             scored = [*generation.prompt_logprobs, *scored]  # the first has none
         names = [name(token) for token in ids]
+        *offsets, self._offsets[i] = accumulate(map(len, names), initial=self._offsets[i])
         more = {"content": self._scored(i, old, new)} if self.body.return_token_ids else {}
         return more | {
             "tokens": names,
             "token_logprobs": [t and t.logprob for t in scored],
             "top_logprobs": [t and self._top(t) for t in scored],
-            "text_offset": list(accumulate(map(len, names), initial=self._offset(i, old)))[:-1],
+            "text_offset": offsets,
         }
 
     def _top(self, scored: TokenLogprob) -> Json:
         """The likeliest tokens by name; of two with the same name, the likelier."""
         return {self.model.token_name(token): p for token, p in reversed(scored.top)}
-
-    def _offset(self, i: int, sent: TextState) -> int:
-        """Where what was not sent begins, in characters of the names of the tokens before it."""
-        tokens = self.generations[i].ids[: sent.length]
-        if self.body.echo and sent != TextState():
-            tokens = [*self.prompts[i], *tokens]
-        return sum(len(self.model.token_name(token)) for token in tokens)
 
 
 def _end(generation: Generation) -> TextState:

@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
-from gptsmith.generate.request import Generation
+from gptsmith.generate.request import Generation, QueueFull
 from gptsmith.generate.request import Request as TextRequest
 from gptsmith.serve import errors, openapi
 from gptsmith.serve.access import LOOPBACK, PAGE, Access
@@ -37,7 +37,7 @@ from gptsmith.serve.protocol import (
     parse,
 )
 from gptsmith.serve.served import ServedModel
-from gptsmith.serve.worker import QueueFullError, Ticket, Worker
+from gptsmith.serve.worker import Ticket, Worker
 
 PAGE_FILES = Path(__file__).parent / "page"
 T = TypeVar("T")
@@ -147,7 +147,7 @@ class Server:
             )
         try:
             ticket = self.worker.submit(model.generating_engine(), requests)
-        except QueueFullError as error:
+        except QueueFull as error:
             raise ApiError(
                 429, f"busy: {error}; try again", code="queue_full", headers={"Retry-After": "1"}
             ) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -19,42 +19,31 @@ class Metrics:
     """The figures of one server. Each has a registry of its own, so several fit in one process."""
 
     def __init__(self) -> None:
-        registry = self.registry = CollectorRegistry()
-
-        def name(what: str) -> str:
-            return f"gptsmith_{what}"
-
-        self.running = Gauge(
-            name("running_texts"), "Texts that are being generated", registry=registry
-        )
-        self.waiting = Gauge(name("waiting_texts"), "Texts that wait", registry=registry)
+        self._registry = CollectorRegistry()
+        ours: dict[str, Any] = {"namespace": "gptsmith", "registry": self._registry}
+        self.running = Gauge("running_texts", "Texts that are being generated", **ours)
+        self.waiting = Gauge("waiting_texts", "Texts that wait", **ours)
         self.cache_used = Gauge(
-            name("cache_used_ratio"),
-            "Used share of the memory for keys and values",
-            registry=registry,
+            "cache_used_ratio", "Used share of the memory for keys and values", **ours
         )
         self.reused_tokens = Gauge(
-            name("reused_tokens"), "Tokens of prompts that were in the cache", registry=registry
+            "reused_tokens", "Tokens of prompts that were in the cache", **ours
         )
-        self.refused = Counter(
-            name("refused_requests"), "Requests that found the queue full", registry=registry
-        )
-        self.texts = Counter(
-            name("texts"), "Finished texts, by reason", ["finish_reason"], registry=registry
-        )
-        self.prompt_tokens = Counter(name("prompt_tokens"), "Tokens of prompts", registry=registry)
-        self.new_tokens = Counter(name("new_tokens"), "Generated tokens", registry=registry)
+        self.refused = Counter("refused_requests", "Requests that found the queue full", **ours)
+        self.texts = Counter("texts", "Finished texts, by reason", ["finish_reason"], **ours)
+        self.prompt_tokens = Counter("prompt_tokens", "Tokens of prompts", **ours)
+        self.new_tokens = Counter("new_tokens", "Generated tokens", **ours)
         self.first_token = Histogram(
-            name("time_to_first_token_seconds"),
+            "time_to_first_token_seconds",
             "From the request to its first token",
             buckets=_SECONDS,
-            registry=registry,
+            **ours,
         )
         self.per_token = Histogram(
-            name("time_per_token_seconds"),
+            "time_per_token_seconds",
             "Mean time between the tokens of a text",
             buckets=_TOKEN_SECONDS,
-            registry=registry,
+            **ours,
         )
 
     def show(self, stats: Sequence[Stats]) -> None:
@@ -78,4 +67,4 @@ class Metrics:
                 self.per_token.observe((now - ticket.first_token) / (longest - 1))
 
     def text(self) -> bytes:
-        return generate_latest(self.registry)
+        return generate_latest(self._registry)

@@ -6,12 +6,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from gptsmith.config import Section
-from gptsmith.run import Which
-from gptsmith.run.options import Quantized
+from gptsmith.run.options import Quantization, WeightChoice
 
 
-class ServeOptions(Section):
+class ServeOptions(Quantization, WeightChoice):
     """Which models are served, to whom, and with how much memory."""
 
     run: tuple[Path, ...] = Field((), min_length=1)
@@ -44,12 +42,3 @@ class ServeOptions(Section):
     """Longest request body."""
     drain: float = Field(30, ge=0)
     """After SIGTERM or Ctrl-C, seconds in which running requests may finish."""
-    checkpoint: Which = "last"
-    """Which weights: of the last step, of the best validation loss, or of a kept step."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
-    quantize: Quantized | None = None
-    """Round the weights to 8 or 4 bits when they are loaded, on a CPU: about a quarter or a seventh
-    of the memory of float32, and faster (default: use the weights as they are)."""
-    trust_code: bool = False
-    """Allow a mask that is Python code in the run folder."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gptsmith.evaluate.classification import max_length, predict
+from gptsmith.generate.chat import reply_stop_ids
 from gptsmith.generate.engine import Engine
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.run import Run
@@ -101,7 +102,7 @@ class ServedModel:
 
     @cached_property
     def chat_stop_ids(self) -> tuple[int, ...]:
-        return (*self.chat_template().stop_ids, *self.tokenizer.special_ids.control)
+        return reply_stop_ids(self.chat_template())
 
     def chat_ids(
         self,

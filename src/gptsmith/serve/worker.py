@@ -16,12 +16,8 @@ from typing import NamedTuple
 
 from gptsmith import terminal
 from gptsmith.generate.engine import Engine
-from gptsmith.generate.request import Generation, Request
+from gptsmith.generate.request import Generation, QueueFull, Request
 from gptsmith.serve.metrics import Metrics
-
-
-class QueueFullError(Exception):
-    """There is no room for more texts."""
 
 
 class TextState(NamedTuple):
@@ -87,11 +83,11 @@ class Worker(threading.Thread):
     # Called by the event loop
 
     def submit(self, engine: Engine, requests: Sequence[Request]) -> Ticket:
-        """Have texts generated. QueueFullError if too many wait already; `updates` raises the
+        """Have texts generated. QueueFull if too many wait already; `updates` raises the
         ValueError of the engine for a request that it refuses."""
         if self.unfinished_texts + len(requests) > self.max_texts:
             self.metrics.refused.inc()
-            raise QueueFullError(f"{self.unfinished_texts} texts are waiting or being generated")
+            raise QueueFull(f"{self.unfinished_texts} texts are waiting or being generated")
         ticket = Ticket(engine, requests)
         self.unfinished_texts += len(requests)
         self._post(lambda: self._start(ticket))

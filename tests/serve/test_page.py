@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,14 +44,18 @@ def page(browser, api: Api) -> Iterator:
 def ask(page, text: str) -> None:
     """Send a message, and wait for the end of the reply."""
     page.get_by_label("Message", exact=True).fill(text)
-    page.keyboard.press("Enter")
-    page.locator("#status", has_text="tokens in").wait_for()
+    generates(page, lambda: page.keyboard.press("Enter"))
 
 
 def press(page, button) -> None:
     """Press a button that has the model write, and wait for the end."""
+    generates(page, button.click)
+
+
+def generates(page, act: Callable[[], None]) -> None:
+    """Do what has the model write, and wait until the reply is complete and kept."""
     page.evaluate("document.getElementById('status').textContent = ''")
-    button.click()
+    act()
     page.locator("#status", has_text="tokens in").wait_for()
 
 

@@ -168,8 +168,8 @@ class Server:
             if not result.done():
                 return None
             return result.result()
-        except ValueError as error:
-            raise ApiError(400, str(error)) from None
+        except Exception as error:  # the worker has logged it: the connection need not be closed
+            raise errors.as_api_error(error) from None
         finally:
             result.cancel()
             gone.cancel()
@@ -281,10 +281,7 @@ async def _events(answer: Answer, ticket: Ticket) -> AsyncIterator[str]:
             for chunk in answer.chunks(progress):
                 yield _event(chunk)
     except Exception as error:
-        if not isinstance(error, ApiError):
-            status = 400 if isinstance(error, ValueError) else 500
-            error = ApiError(status, f"{type(error).__name__}: {error}")
-        yield _event(error.body)
+        yield _event(errors.as_api_error(error).body)
         return
     for chunk in answer.closing():
         yield _event(chunk)

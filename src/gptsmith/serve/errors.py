@@ -39,6 +39,17 @@ _INVALID = "invalid_request_error"
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
+def as_api_error(error: Exception) -> ApiError:
+    """What a client is told of an error that ended its texts."""
+    if isinstance(error, ApiError):
+        return error
+    return ApiError(400, str(error)) if isinstance(error, ValueError) else _failure(error)
+
+
+def _failure(error: Exception) -> ApiError:
+    return ApiError(500, f"{type(error).__name__}: {error}")
+
+
 async def respond(request: Request, error: Exception) -> JSONResponse:
     """Starlette's handler of ApiError."""
     assert isinstance(error, ApiError)
@@ -53,7 +64,7 @@ async def gone(request: Request, error: Exception) -> Response:
 
 async def failed(request: Request, error: Exception) -> JSONResponse:
     """Starlette's handler of all other exceptions; the server's log has the traceback."""
-    return ApiError(500, f"{type(error).__name__}: {error}").response
+    return _failure(error).response
 
 
 async def unknown(request: Request, error: Exception) -> JSONResponse:

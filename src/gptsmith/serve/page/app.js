@@ -210,6 +210,7 @@ async function reply() {
   const started = performance.now();
   let count = 0;
   let reason = "";
+  let ended = "";
   let frame = 0;
   const show = () => {
     frame = 0;
@@ -234,10 +235,10 @@ async function reply() {
     }
     const seconds = (performance.now() - started) / 1000;
     const end = reason === "length" ? "; cut at the limit, Continue goes on" : "";
-    status(`${count} tokens in ${seconds.toFixed(1)} s${end}`);
+    ended = `${count} tokens in ${seconds.toFixed(1)} s${end}`;
   } catch (error) {
     if (error.name !== "AbortError") throw error;
-    status(`stopped after ${count} tokens`);
+    ended = `stopped after ${count} tokens`;
   } finally {
     running = null;
     $("send").disabled = false;
@@ -247,6 +248,7 @@ async function reply() {
     if ([document.body, $("stop")].includes(document.activeElement)) $("input").focus();
     await keep(conversation);
   }
+  status(ended);
 }
 
 const token = ({ token_id, token, bytes, logprob, top_logprobs = [] }) => ({

@@ -63,7 +63,7 @@ def test_finetune_makes_a_chat_model_that_replies(base: gptsmith.LoadedRun, tmp_
     )
 
 
-def test_wrong_fields_are_refused_as_on_the_command_line(corpus: Path, tmp_path: Path) -> None:
+def test_wrong_fields_are_rejected_as_on_the_command_line(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"did you mean --train.steps"):
         gptsmith.pretrain(data=corpus, out=tmp_path / "run", train={"step": 3})
     with pytest.raises(ValueError, match="give out="):

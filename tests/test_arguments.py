@@ -1,4 +1,4 @@
-"""One text, path or message where several are expected is refused, or is one."""
+"""One text, path or message where several are expected is rejected, or is one."""
 
 import re
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_a_list_of_ids_is_no_list_of_prompts(loaded: gptsmith.LoadedRun) -> None
         loaded.engine.generate([1, 2])
 
 
-def test_what_expects_several_refuses_one(loaded: gptsmith.LoadedRun) -> None:
+def test_what_expects_several_rejects_one(loaded: gptsmith.LoadedRun) -> None:
     model, template = loaded.model, ChatTemplate(TEMPLATE, TOKENIZER)
     chat = gptsmith.Chat(model, TOKENIZER, template)
     message = {"role": "user", "content": "Hi"}

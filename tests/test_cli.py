@@ -23,7 +23,7 @@ def run(*argv: str, **options: object) -> subprocess.CompletedProcess[str]:
 
 
 def complaint(done: subprocess.CompletedProcess[str]) -> str:
-    """The single line on stderr of a command that refused its input."""
+    """The single line on stderr of a command that rejected its input."""
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1, done.stderr

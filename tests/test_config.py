@@ -55,7 +55,7 @@ def write(folder: Path, text: str) -> str:
     return str(path)
 
 
-def refused(*argv: str, kind: type[Any] = Recipe) -> str:
+def rejected(*argv: str, kind: type[Any] = Recipe) -> str:
     with pytest.raises((ValueError, OSError)) as caught:
         load(*argv, kind=kind)
     message = str(caught.value)
@@ -192,7 +192,7 @@ def test_aliased_field_is_set_by_its_alias(
     ],
 )
 def test_errors_name_the_alias(tmp_path: Path, argv: str, text: str, message: str) -> None:
-    assert re.search(message, refused(write(tmp_path, text), *argv.split(), kind=Tuning))
+    assert re.search(message, rejected(write(tmp_path, text), *argv.split(), kind=Tuning))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_errors_name_the_alias(tmp_path: Path, argv: str, text: str, message: st
     ],
 )
 def test_bad_recipe_is_a_one_line_error(tmp_path: Path, text: str, message: str) -> None:
-    assert message in refused(write(tmp_path, text))
+    assert message in rejected(write(tmp_path, text))
 
 
 @pytest.mark.parametrize(
@@ -274,14 +274,14 @@ def test_bad_recipe_is_a_one_line_error(tmp_path: Path, text: str, message: str)
     ],
 )
 def test_bad_command_line_is_a_one_line_error(argv: str, message: str) -> None:
-    assert message in refused(*argv.split())
+    assert message in rejected(*argv.split())
 
 
-def test_recipe_that_is_not_text_is_refused(tmp_path: Path) -> None:
+def test_recipe_that_is_not_text_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "bytes.yaml").write_bytes(b"data: \xff\xfe\n")
-    assert "not UTF-8 text (byte 6)" in refused(str(tmp_path / "bytes.yaml"))
+    assert "not UTF-8 text (byte 6)" in rejected(str(tmp_path / "bytes.yaml"))
     (tmp_path / "folder.yaml").mkdir()
-    assert "is a folder, not a recipe" in refused(str(tmp_path / "folder.yaml"))
+    assert "is a folder, not a recipe" in rejected(str(tmp_path / "folder.yaml"))
 
 
 def test_help_shows_every_flag_with_its_docstring(capsys: pytest.CaptureFixture[str]) -> None:
@@ -332,8 +332,8 @@ def test_yaml_scalar_has_the_type_of_its_field(
 
 
 @pytest.mark.parametrize("text", ["0x10", "1:30", "1.2.3e4", "1e999", "[" * 300 + "]" * 300])
-def test_invalid_number_is_refused_with_its_place(tmp_path: Path, text: str) -> None:
-    assert "recipe.yaml:2: tokens: " in refused(write(tmp_path, f"data: a\ntokens: {text}\n"))
+def test_invalid_number_is_rejected_with_its_place(tmp_path: Path, text: str) -> None:
+    assert "recipe.yaml:2: tokens: " in rejected(write(tmp_path, f"data: a\ntokens: {text}\n"))
 
 
 @pytest.mark.parametrize("text", ["yes", "on", "True", "1"])
@@ -344,8 +344,8 @@ def test_spellings_of_booleans_in_yaml(tmp_path: Path, text: str) -> None:
 
 
 def test_a_negated_flag_takes_no_value() -> None:
-    assert "unexpected argument 'true'" in refused("--data", "a", "--no-resume", "true")
-    assert "--no-resume" in refused("--data", "a", "--no-resume=true")
+    assert "unexpected argument 'true'" in rejected("--data", "a", "--no-resume", "true")
+    assert "--no-resume" in rejected("--data", "a", "--no-resume=true")
 
 
 @pytest.mark.parametrize(
@@ -408,7 +408,7 @@ def test_a_recipe_may_use_the_names_of_earlier_versions(tmp_path: Path) -> None:
     ],
 )
 def test_errors_near_a_renamed_key(tmp_path: Path, text: str, argv: str, message: str) -> None:
-    assert message in refused(write(tmp_path, text), *argv.split(), kind=Renamed)
+    assert message in rejected(write(tmp_path, text), *argv.split(), kind=Renamed)
 
 
 def test_rename_keys() -> None:
@@ -463,7 +463,7 @@ def test_stored_configuration_keeps_what_was_done_before_a_field_existed(tmp_pat
 )
 def test_malformed_yaml_scalar_is_one_line_with_its_place(tmp_path: Path, value: str) -> None:
     path = write(tmp_path, f"train:\n  batch_size: {value}\n")
-    assert ".yaml:2: train.batch_size: " in refused(path, kind=PretrainConfig)
+    assert ".yaml:2: train.batch_size: " in rejected(path, kind=PretrainConfig)
     with pytest.raises(ValueError, match=r"^[^\n]*recipe\.yaml[^\n]*$"):
         read_config(Path(path))
 
@@ -481,16 +481,16 @@ def test_malformed_yaml_scalar_is_one_line_with_its_place(tmp_path: Path, value:
         "a: !!python/object/apply:os.getcwd []\n",
     ],
 )
-def test_yaml_that_asks_for_too_much_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+def test_yaml_that_asks_for_too_much_is_rejected_in_one_line(tmp_path: Path, text: str) -> None:
     path = Path(write(tmp_path, text))
     for read in (read_config, partial(configuration.read_recipe, config_class=PretrainConfig)):
         with pytest.raises(ValueError, match=r"^[^\n]*recipe\.yaml[^\n]*$"):
             read(path)
 
 
-def test_path_given_twice_is_refused() -> None:
+def test_path_given_twice_is_rejected() -> None:
     argv = ["--data", "data/x", "--out", "runs/y", "--data"]
-    message = refused(*argv, "data/z", kind=PretrainConfig)
+    message = rejected(*argv, "data/z", kind=PretrainConfig)
     assert "--data is given twice (data/x and data/z)" in message
     found = pretraining(*argv, "data/x", "--train.steps", "5", "--train.steps", "6")
     assert (str(found.data), found.train.steps) == ("data/x", 6)

@@ -132,7 +132,7 @@ def test_failed_folder_is_removed(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_an_occupied_folder_is_refused(tmp_path: Path) -> None:
+def test_an_occupied_folder_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
     (tmp_path / "file").touch()
@@ -231,12 +231,12 @@ def test_an_error_with_a_name_keeps_it(tmp_path: Path) -> None:
         raise ValueError("no system call")
 
 
-def test_a_mount_point_is_refused_before_the_work(
+def test_a_mount_point_is_rejected_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a Docker volume: rename(2) cannot replace it."""
     (tmp_path / "volume").mkdir()
-    files.refuse_occupied(tmp_path / "volume")
+    files.check_creatable(tmp_path / "volume")
     table = f"36 35 98:0 / {tmp_path}/volume rw,noatime master:1 - ext3 /dev/root rw\n"
     read = Path.read_text
     monkeypatch.setattr(
@@ -244,8 +244,8 @@ def test_a_mount_point_is_refused_before_the_work(
         lambda p, **o: table if str(p) == "/proc/self/mountinfo" else read(p, **o),
     )  # fmt: skip
     with pytest.raises(FileExistsError, match=r"volume is a mount point.*--out .*volume/NAME"):
-        files.refuse_occupied(tmp_path / "volume")
-    files.refuse_occupied(tmp_path / "volume" / "new")
+        files.check_creatable(tmp_path / "volume")
+    files.check_creatable(tmp_path / "volume" / "new")
 
 
 def test_links_that_lead_nowhere_are_named(tmp_path: Path) -> None:
@@ -253,10 +253,10 @@ def test_links_that_lead_nowhere_are_named(tmp_path: Path) -> None:
     (tmp_path / "gone").symlink_to("nowhere")
     (tmp_path / "one").symlink_to("other")
     (tmp_path / "other").symlink_to("one")
-    for refuse in (files.make_folder, files.refuse_occupied):
+    for reject in (files.make_folder, files.check_creatable):
         for name in ("loop", "gone", "one", "loop/below", "gone/below/deep"):
             with pytest.raises(FileExistsError, match=r"is a link that leads nowhere.*--out"):
-                refuse(tmp_path / name)
+                reject(tmp_path / name)
     files.make_folder(tmp_path / "a" / "b")
     files.make_folder(tmp_path / "a" / "b")
     (tmp_path / "link").symlink_to("a")
@@ -264,12 +264,12 @@ def test_links_that_lead_nowhere_are_named(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["b", "c"]
 
 
-def test_an_unwritable_parent_is_refused_before_the_work(
+def test_an_unwritable_parent_is_rejected_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     with pytest.raises(
         PermissionError, match=r"not writable, so .*deep cannot be created"
     ) as caught:
-        files.refuse_occupied(tmp_path / "new" / "deep")
+        files.check_creatable(tmp_path / "new" / "deep")
     assert caught.value.filename == str(tmp_path)

@@ -78,7 +78,7 @@ def test_a_life_killed_again_and_again_leaves_the_same_files(folder: Path) -> No
             while kills < goal:
                 kills += kill(disk, again(words, work / run), rng, folder / "copy")
                 out = work / words[-1]
-                if out.is_file():  # killed when it was whole, which would now be refused
+                if out.is_file():  # killed when it was whole, which would now be rejected
                     assert content(work)[out.name] == expected[out.name]
                     out.unlink()
                 elif words[0] in ("export", "import") and out.exists():

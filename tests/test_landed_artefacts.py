@@ -169,7 +169,7 @@ def test_resumed_run_keeps_its_learning_rates_until_told(
         assert max(peaks) == optim["learning_rate"]
 
 
-def test_resume_refuses_changes_of_the_configuration(landed: Path) -> None:
+def test_resume_rejects_changes_of_the_configuration(landed: Path) -> None:
     config = Run.open("pretrain-unfinished").model_config
     assert config.vocab_size == 320  # 300, rounded up to a multiple of 64
     assert {"embedding.token.weight", "head.weight"} <= RUNS["pretrain-unfinished"][

@@ -102,7 +102,7 @@ def test_every_verb_says_what_it_got(
         assert error.count("\n") == 1, words
 
 
-def test_data_of_another_kind_is_refused_by_every_reader(tmp_path: Path) -> None:
+def test_data_of_another_kind_is_rejected_by_every_reader(tmp_path: Path) -> None:
     from gptsmith.data.rows import read_rows
 
     corpus = make(tmp_path / "corpus", CORPUS)

@@ -138,7 +138,7 @@ def test_messages_are_visible_and_data_is_exact_except_on_a_terminal(
     assert screen.getvalue() == "\\x1b]0;x\\x07\n\t☃"
 
 
-def test_data_is_refused_where_the_encoding_lacks_a_character(
+def test_data_is_rejected_where_the_encoding_lacks_a_character(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))

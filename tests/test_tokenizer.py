@@ -316,7 +316,7 @@ def test_save_load_pickle(trained: Tokenizer, tmp_path: Path) -> None:
         assert Tokenizer.load(kind.save(tmp_path)).kind == kind.kind
 
 
-def test_invalid_tokenizer_files_are_refused(tmp_path: Path, real_data: Path) -> None:
+def test_invalid_tokenizer_files_are_rejected(tmp_path: Path, real_data: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere.*no such file"):
         Tokenizer.load(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"no tokenizer here"):
@@ -468,7 +468,7 @@ def test_other_files_are_encoded_by_tokenizers(kind: str, tmp_path: Path) -> Non
             _ = ours.eos_id
 
 
-def test_special_tokens_are_refused_where_they_would_change_ids(trained: Tokenizer) -> None:
+def test_special_tokens_are_rejected_where_they_would_change_ids(trained: Tokenizer) -> None:
     for name in ("", "e", "he"):
         with pytest.raises(
             ValueError, match=f"special token '{name}' is empty or already an ordinary"

@@ -154,7 +154,7 @@ def test_a_decoder_that_panics_is_one_line(capfd: pytest.CaptureFixture[str]) ->
         {"decoder": {"type": "Nothing"}},
     ],
 )
-def test_malformed_documents_are_refused_in_one_line(
+def test_malformed_documents_are_rejected_in_one_line(
     changes: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ValueError, match=r"^far/tokenizer\.json[^\n]*$"):
@@ -162,7 +162,7 @@ def test_malformed_documents_are_refused_in_one_line(
     assert capfd.readouterr() == ("", "")
 
 
-def test_post_processors_that_name_no_token_are_refused() -> None:
+def test_post_processors_that_name_no_token_are_rejected() -> None:
     pieces = [
         {"SpecialToken": {"id": "<s>", "type_id": 0}},
         {"Sequence": {"id": "A", "type_id": 0}},
@@ -186,7 +186,7 @@ def test_files_of_many_megabytes_are_not_parsed(tmp_path: Path) -> None:
         Tokenizer.load(path)
 
 
-def test_merges_of_tokens_that_are_not_there_are_refused() -> None:
+def test_merges_of_tokens_that_are_not_there_are_rejected() -> None:
     text = Tokenizer.train_bpe(["the best of times, the best"] * 3, 270).to_json()
     changed = json.loads(text)
     for parts in (["t", "Z"], ["Z", "t"], ["b", "t"]):
@@ -195,7 +195,7 @@ def test_merges_of_tokens_that_are_not_there_are_refused() -> None:
             Tokenizer(json.dumps(changed), "far").encode("the best")
 
 
-def test_added_tokens_that_are_not_text_are_refused() -> None:
+def test_added_tokens_that_are_not_text_are_rejected() -> None:
     changed = json.loads(Tokenizer.char(["abc"]).to_json())
     changed["added_tokens"][0]["content"] = 5
     with pytest.raises(ValueError, match=r"^far[^\n]*cannot read it"):

@@ -69,7 +69,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     permission) names `path`. FileExistsError if `path` exists, unless it is an empty folder.
     """
     path = Path(path)
-    refuse_occupied(path)
+    check_creatable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     stem = f".{path.name}.tmp-"
     for left in path.parent.glob(f"{glob.escape(stem)}*"):
@@ -84,7 +84,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
                 yield temporary
                 for found in (temporary, *temporary.rglob("*")):
                     sync(found)
-                refuse_occupied(path)
+                check_creatable(path)
                 os.replace(temporary, path)  # onto an empty folder, too
             try:
                 sync(path.parent)
@@ -117,13 +117,13 @@ def naming(path: str | Path, temporary: Path | None = None) -> Iterator[None]:
 
 def make_folder(path: Path) -> None:
     """Create a folder and its parents, if needed; FileExistsError naming what is in the way."""
-    refuse_blocked(path)
+    lowest_existing_folder(path)
     path.mkdir(parents=True, exist_ok=True)
 
 
-def refuse_occupied(path: Path) -> None:
+def check_creatable(path: Path) -> None:
     """An OSError unless `atomic_folder` can create a folder at `path` without losing anything."""
-    lowest = refuse_blocked(path)
+    lowest = lowest_existing_folder(path)
     if path.is_symlink():
         raise FileExistsError(f"{path} is a link: give the folder that it leads to as --out")
     if path.is_dir():
@@ -141,7 +141,7 @@ def refuse_occupied(path: Path) -> None:
         )
 
 
-def refuse_blocked(path: Path) -> Path:
+def lowest_existing_folder(path: Path) -> Path:
     """The lowest existing folder at or above `path`. FileExistsError if something else is there."""
     absolute = path.absolute()
     found = next(p for p in (absolute, *absolute.parents) if os.path.lexists(p))

@@ -120,9 +120,9 @@ def test_a_long_conversation_is_no_offence() -> None:
         ("{% if 1 %}" * 3000 + "{% endif %}" * 3000, "chat template: cannot be compiled"),
         ("{{ 1 " + "+ 1" * 30_000 + " }}", "chat template"),
         ("{{ x | nothing }}", r"chat template, line 1: No filter named 'nothing'"),
-        ("{% include 'a' %}", "refuses this conversation: no loader"),
-        ("{{ raise_exception('no\nway') }}", "refuses this conversation: no way$"),
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "refuses .*recursion"),
+        ("{% include 'a' %}", "rejects this conversation: no loader"),
+        ("{{ raise_exception('no\nway') }}", "rejects this conversation: no way$"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "rejects .*recursion"),
         ("{{ 'a' * 2000000 }}", "the chat template makes 2,000,000 characters"),
     ],
 )

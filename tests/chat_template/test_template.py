@@ -183,7 +183,7 @@ def test_templates_of_other_models_give_the_ids_of_transformers(name: str) -> No
     template, _, theirs = family(name)
     for messages in TALKS:
         if name in ("inst",) and messages[0]["role"] == "system":
-            with pytest.raises(ValueError, match=r"refuses .*: Users and assistants take turns"):
+            with pytest.raises(ValueError, match=r"rejects .*: Users and assistants take turns"):
                 template.encode(messages)
             continue
         assert template.encode(messages).ids == stock_ids(theirs, messages)
@@ -211,14 +211,14 @@ def test_templates_of_other_models_mark_the_assistant_tokens_as_targets(name: st
 )
 @pytest.mark.parametrize("name", ["ours", *FAMILIES])
 def test_roles_in_any_order_give_the_ids_of_transformers(name: str, turns: str) -> None:
-    """A greeting, several messages of one: it is for the template to refuse them."""
+    """A greeting, several messages of one: it is for the template to reject them."""
     template, tokenizer, theirs = family(name) if name != "ours" else (OURS, BYTES, OURS_IN_STOCK)
     messages = said(turns)
     try:
         expected = stock_ids(theirs, messages)
     except Exception as error:
         assert name == "inst"
-        with pytest.raises(ValueError, match=f"refuses this conversation: {error}"):
+        with pytest.raises(ValueError, match=f"rejects this conversation: {error}"):
             template.encode(messages)
         return
     ids, is_target, ends = template.encode(messages)
@@ -294,7 +294,7 @@ NO_ROLE: Any = [{"from": "human", "value": "Hi"}]
         (talk("a\ud800", "b"), "lone surrogate"),
     ],
 )
-def test_invalid_conversations_are_refused(messages: list[Message], message: str) -> None:
+def test_invalid_conversations_are_rejected(messages: list[Message], message: str) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]{1,300}$") as caught:
         OURS.encode(messages)
     assert message in str(caught.value)
@@ -318,19 +318,19 @@ LOOP = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }
         (LOOP.replace("<|end|>", "</s>"), r"\('</s>' does\)"),  # no token of this tokenizer
         (LOOP.replace("m.content", "m.content + m.content"), r"message 1 of 4 \(user\) 2 times"),
         ("{{ messages[0].content }}<|end|>", r"message 2 of 4 \(assistant\) 0 times"),
-        (LOOP.replace("'<|' +", "''.__class__.__mro__[1] +"), "refuses this conversation: "),
-        (LOOP.replace("m.role", "m.name"), "refuses this conversation: 'dict object' has no"),
+        (LOOP.replace("'<|' +", "''.__class__.__mro__[1] +"), "rejects this conversation: "),
+        (LOOP.replace("m.role", "m.name"), "rejects this conversation: 'dict object' has no"),
         (LOOP + "{{ 'a' * 10000000000 }}", "the chat template was stopped at 256 MB of memory"),
     ],
 )
-def test_unusable_templates_are_refused_at_construction(source: str, message: str) -> None:
+def test_unusable_templates_are_rejected_at_construction(source: str, message: str) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]{1,300}$") as caught:
         ChatTemplate(source, BYTES)
     caught.match(message)
 
 
 @pytest.mark.parametrize("change", ["m.content | upper", "m.content[:5]", "m.content | tojson"])
-def test_template_that_changes_contents_is_refused(change: str) -> None:
+def test_template_that_changes_contents_is_rejected(change: str) -> None:
     template = ChatTemplate(LOOP.replace("m.content", f"({change})"), BYTES)
     with pytest.raises(ValueError, match="changes the contents of messages"):
         template.encode(talk("Red and\nblue", "Green and\nblue"))
@@ -343,7 +343,7 @@ def test_template_that_changes_contents_is_refused(change: str) -> None:
         "<|user|>",
     ],
 )
-def test_template_that_is_not_prefix_preserving_is_refused(prompt: str) -> None:
+def test_template_that_is_not_prefix_preserving_is_rejected(prompt: str) -> None:
     source = LOOP + "{% if add_generation_prompt %}" + prompt.replace("\n", "{{ '\n' }}")
     template = ChatTemplate(source + "{% endif %}", BYTES)
     with pytest.raises(ValueError, match="differs between training and chatting"):
@@ -352,7 +352,7 @@ def test_template_that_is_not_prefix_preserving_is_refused(prompt: str) -> None:
         template.encode(talk("Hi", "Ho"))
 
 
-def test_prompt_that_ends_inside_a_token_is_refused() -> None:
+def test_prompt_that_ends_inside_a_token_is_rejected() -> None:
     tokenizer = Tokenizer.train_bpe(["Assistant: Ask Again Any Assistant: Ask"] * 9, 300)
     source = (
         "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"

@@ -1,4 +1,4 @@
-"""Calls, results of tools and thoughts: ids as transformers makes them, or a refusal by place."""
+"""Tool calls, their results and reasoning: ids as transformers makes them, or an error by place."""
 
 import json
 from typing import Any
@@ -259,7 +259,7 @@ def test_each_answer_is_learned_where_the_template_writes_its_thoughts(messages:
     "content",
     ["Well: <think>a</think>b", "<think>a</think>b</think>c", "<think>x<think>a</think>b"],
 )
-def test_text_that_the_template_drops_beside_thoughts_is_refused(content: str) -> None:
+def test_text_that_the_template_drops_beside_thoughts_is_rejected(content: str) -> None:
     template = ChatTemplate(QWEN, TOKENIZER)
     asked = message("user", "a")
     with pytest.raises(ValueError, match=r"changes the contents of messages \(message 2 of 2"):
@@ -268,7 +268,7 @@ def test_text_that_the_template_drops_beside_thoughts_is_refused(content: str) -
     check(QWEN, both)
 
 
-def test_thoughts_that_are_never_written_are_refused() -> None:
+def test_thoughts_that_are_never_written_are_rejected() -> None:
     source = QWEN.replace("{{- '<think>\\n' + thoughts.strip('\\n') + '\\n</think>", "{{- '")
     assert source != QWEN
     with pytest.raises(ValueError, match="leaves out the reasoning_content of message 2 of 2"):
@@ -324,7 +324,7 @@ def test_a_call_in_the_older_form_is_handed_as_a_tool_call() -> None:
     assert template.ignored_fields(given) == ["mood"]
 
 
-def test_roles_that_the_template_does_not_write_are_refused() -> None:
+def test_roles_that_the_template_does_not_write_are_rejected() -> None:
     messages = [
         message("user", "a"), message("assistant", "", tool_calls=[call("f", {})]),
         message("tool", "r"), message("assistant", "b"),

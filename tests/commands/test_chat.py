@@ -168,7 +168,7 @@ def test_an_error_ends_piped_input(say, run: Path, line: str, message: str) -> N
     assert message in err
 
 
-def test_save_refuses_files_without_conversations(say, run: Path, tmp_path: Path) -> None:
+def test_save_rejects_files_without_conversations(say, run: Path, tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("my notes\n")
     code, _, err = say(run, "Hi", f"/save {file}")
@@ -191,7 +191,7 @@ def test_save_omits_empty_replies(tmp_path: Path) -> None:
         save("~nobody-of-this-name/x.jsonl", messages)
 
 
-def test_base_model_is_refused(say, tmp_path: Path) -> None:
+def test_base_model_is_rejected(say, tmp_path: Path) -> None:
     code, out, err = say(make_run(tmp_path / "base", 32, template=None), "Hi")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "is not a chat model: make one from it with gptsmith finetune chat" in err
@@ -207,7 +207,7 @@ def test_a_template_without_system_messages(say, tmp_path: Path) -> None:
     assert say(path, "Hi")[0] == 0
     code, _, err = say(path, "Hi", options="--system Be")
     assert code == 2
-    assert "the chat template refuses this conversation: No system role" in err
+    assert "the chat template rejects this conversation: No system role" in err
 
 
 # In a terminal

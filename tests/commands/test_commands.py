@@ -1,4 +1,4 @@
-"""prepare, pretrain, inspect, evaluate, generate: what the verbs print, and how they refuse."""
+"""prepare, pretrain, inspect, evaluate, generate: what the verbs print, and their errors."""
 
 import io
 import json
@@ -256,7 +256,7 @@ def test_moved_corpus_is_reported(say, run: Path, corpus: Path, tmp_path: Path) 
     assert "was not trained on a prepared corpus: give --data" in say("evaluate", copy)[2]
 
 
-def test_another_tokenizer_is_refused(say, run: Path, tmp_path: Path) -> None:
+def test_another_tokenizer_is_rejected(say, run: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT + "ÄÖÜ", encoding="utf-8")
     succeed("prepare", tmp_path / "text.txt", "--out", tmp_path / "data", "--tokenizer", "byte")
     code, _, err = say("evaluate", run, "--data", tmp_path / "data")

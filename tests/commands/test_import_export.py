@@ -79,7 +79,7 @@ def test_printed_commands_are_quoted(tmp_path: Path, capsys: pytest.CaptureFixtu
         ([], "--format is required"),
     ],
 )
-def test_invalid_options_are_refused(words: list[str], message: str, tmp_path: Path) -> None:
+def test_invalid_options_are_rejected(words: list[str], message: str, tmp_path: Path) -> None:
     run = from_weights(tmp_path / "run")
     with pytest.raises(ValueError, match=message):
         export.main([str(run.path), "--out", str(tmp_path / "out"), *words])

@@ -1,4 +1,4 @@
-"""`--quantize`: the commands that take it, and the uses for which it is refused."""
+"""`--quantize`: the commands that take it, and the uses for which it is rejected."""
 
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def test_evaluate_says_what_was_measured_and_what_cannot_be(run: Run, user_error
     assert "--quantize int4 is for tasks that generate text (skills, gsm8k), not perplex" in found
 
 
-def test_serve_refuses_a_classifier(tmp_path: Path, user_error) -> None:
+def test_serve_rejects_a_classifier(tmp_path: Path, user_error) -> None:
     pytest.importorskip("starlette")
     config = ModelConfig(**SIZE, vocab_size=257, labels=("ham", "spam"))
     path = random_run(tmp_path / "classifier", config, Tokenizer.byte()).path
@@ -81,7 +81,7 @@ def test_serve(run: Run, engine: Engine) -> None:
     assert served.model.head_weight.is_meta  # in memory once
 
 
-def test_another_number_of_bits_is_refused(run: Run, user_error) -> None:
+def test_another_number_of_bits_is_rejected(run: Run, user_error) -> None:
     assert "--quantize: should be 'int8' or 'int4'" in user_error(
         "generate", run.path, "--quantize", "int3"
     )

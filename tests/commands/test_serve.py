@@ -78,7 +78,7 @@ def test_a_key_from_the_environment_is_asked_for(run: Path) -> None:
         assert "Traceback" not in process.stderr.read()
 
 
-def test_two_runs_of_one_name_are_refused(run: Path, user_error) -> None:
+def test_two_runs_of_one_name_are_rejected(run: Path, user_error) -> None:
     assert "rename the folder" in user_error("serve", run, run, "--port", "0")
 
 

@@ -118,7 +118,7 @@ def test_reports(made: SimpleNamespace) -> None:
     check(shown(one, [*one, f"b{NAME}"]), r"ham[b]\x1b]0;x", r"spam[b]\x1b]0;x")
 
 
-def test_refusals(made: SimpleNamespace) -> None:
+def test_errors(made: SimpleNamespace) -> None:
     recipe = made.folder / f"{visible(NAME, '').replace('/', '')}.yaml"
     recipe.write_text('model:\n  "n\\e]0;x\\a": 1\n')
     typed = made.folder / "typed.yaml"

@@ -1,4 +1,4 @@
-"""Chat sets: token ids with labels, prepared files, and what is refused."""
+"""Chat sets: token ids with labels, prepared files, and what is rejected."""
 
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def test_a_dataset_saved_by_datasets(tmp_path: Path, chat: Path, template: ChatT
         assert load(tmp_path / name, template)[0].fingerprint == expected.fingerprint
 
 
-def refused(path: Path, template: ChatTemplate, **more: Any) -> str:
+def rejected(path: Path, template: ChatTemplate, **more: Any) -> str:
     with pytest.raises(ValueError) as caught:
         load(path, template, **more)
     text = str(caught.value)
@@ -100,28 +100,28 @@ def refused(path: Path, template: ChatTemplate, **more: Any) -> str:
     return text.replace(str(path), path.name)
 
 
-def test_ambiguous_labels_are_refused(tmp_path: Path, template: ChatTemplate) -> None:
+def test_ambiguous_labels_are_rejected(tmp_path: Path, template: ChatTemplate) -> None:
     end = BYTES.special_tokens["<|end|>"]
     both = write(
         tmp_path / "a.parquet", *[{"input_ids": [7, end, end], "labels": [-100, end, end]}]
     )
-    said = refused(both, template)
+    said = rejected(both, template)
     assert said.startswith("a.parquet: cannot tell whether labels are shifted (both")
     assert "--labels unshifted" in said
     assert load(both, template, labels="unshifted")[0][0].labels.tolist() == [-100, end, end]
     mixed = unshifted(template)[:1] + shifted(unshifted(template))[1:]
-    assert "(some rows fit" in refused(write(tmp_path / "b.parquet", *mixed), template)
+    assert "(some rows fit" in rejected(write(tmp_path / "b.parquet", *mixed), template)
     wrong = [{"input_ids": [1, 2, 3], "labels": [3, 1, 2]}]
     path = write(tmp_path / "c.parquet", *wrong)
-    assert refused(path, template).startswith("c.parquet, row 1: labels are neither")
-    assert "not shifted" in refused(path, template, labels="shifted")
+    assert rejected(path, template).startswith("c.parquet, row 1: labels are neither")
+    assert "not shifted" in rejected(path, template, labels="shifted")
     alone = write(tmp_path / "d.parquet", {"input_ids": [1, 2, 3]})
-    assert "no column 'labels'" in refused(alone, template)
-    assert "no column 'labels'" in refused(alone, template, labels="shifted")
+    assert "no column 'labels'" in rejected(alone, template)
+    assert "no column 'labels'" in rejected(alone, template, labels="shifted")
     uneven = write(tmp_path / "e.parquet", {"input_ids": [1, 2, 3], "labels": [1]})
-    assert "row 1: 1 labels for 3" in refused(uneven, template)
+    assert "row 1: 1 labels for 3" in rejected(uneven, template)
     large = write(tmp_path / "f.parquet", {"input_ids": [1, 999], "labels": [1, 999]})
-    assert "row 1: token id 999 is outside the tokenizer's 0..261" in refused(large, template)
+    assert "row 1: token id 999 is outside the tokenizer's 0..261" in rejected(large, template)
 
 
 def test_sets_without_targets_are_rejected(
@@ -130,15 +130,15 @@ def test_sets_without_targets_are_rejected(
     rows = unshifted(template)
     masked = [r | {"labels": [IGNORE_INDEX] * len(r["labels"])} for r in rows]
     path = write(tmp_path / "a.parquet", *masked)
-    assert refused(path, template, labels="unshifted").startswith("a.parquet: every label is -100")
+    assert rejected(path, template, labels="unshifted").startswith("a.parquet: every label is -100")
     end = BYTES.special_tokens["<|end|>"]
     endless = [r | {"labels": [IGNORE_INDEX if i == end else i for i in r["labels"]]} for r in rows]
-    said = refused(write(tmp_path / "b.parquet", *endless), template)
+    said = rejected(write(tmp_path / "b.parquet", *endless), template)
     assert said.startswith("b.parquet, row 1: <|end|> after an answer is not a target")
     cut = [{k: v[:-1] for k, v in rows[0].items()}]
-    said = refused(write(tmp_path / "c.parquet", *cut), template)
+    said = rejected(write(tmp_path / "c.parquet", *cut), template)
     assert "none of the 1 answers of this set ends with <|end|>" in said
-    assert "no conversation is left: left out: 3 of 3 answers (100.0%)" in refused(
+    assert "no conversation is left: left out: 3 of 3 answers (100.0%)" in rejected(
         chat, template, T=3
     )
     with pytest.raises(ValueError, match="--on-error"):
@@ -223,19 +223,19 @@ def test_prepared_file_of_an_earlier_version_is_read(
     assert str(counts) == "all 3 answers of 2 conversations are trained on"
 
 
-def test_prepared_file_of_another_tokenizer_or_template_is_refused(
+def test_prepared_file_of_another_tokenizer_or_template_is_rejected(
     tmp_path: Path, chat: Path, template: ChatTemplate
 ) -> None:
     out = tmp_path / "chat.arrow"
     write_chat([chat], ChatFiles(), template, T, out)
     other = ChatTemplate(TEMPLATE + " ", BYTES)
-    assert "another template" in refused(out, other)
+    assert "another template" in rejected(out, other)
     more = BYTES.add_special_tokens(["<|more|>"])
     with pytest.raises(ValueError, match="another tokenizer"):
         load_chat([out], ChatFiles(), ChatTemplate(TEMPLATE, more), T)
 
 
-def test_refused_set_leaves_no_file(tmp_path: Path, chat: Path, template: ChatTemplate) -> None:
+def test_rejected_set_leaves_no_file(tmp_path: Path, chat: Path, template: ChatTemplate) -> None:
     with pytest.raises(ValueError, match="no conversation is left"):
         write_chat([chat], ChatFiles(), template, 3, tmp_path / "chat.arrow")
     assert [path.name for path in tmp_path.iterdir()] == ["chat.jsonl"]

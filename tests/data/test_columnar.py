@@ -81,21 +81,21 @@ def test_each_bit_of_a_small_arrow_file(tmp_path: Path) -> None:
     data = path.read_bytes()
     expected = outcome(path)
     texts = {value for row in expected for value in row.values()}
-    same = other = refused = 0
+    same = other = rejected = 0
     for at in range(0, len(data), 3):  # every third byte; `make fuzz` takes the others
         new = bytearray(data)
         new[at] ^= 1 << at % 8
         path.write_bytes(bytes(new))
         found = outcome(path)
         if isinstance(found, str):
-            refused += 1
+            rejected += 1
         elif found == expected:
             same += 1
         else:  # a flipped bit of the text itself
             other += 1
             assert len(found) <= len(expected)
     assert same
-    assert refused
+    assert rejected
     assert other < len("".join(texts)) + 40
 
 

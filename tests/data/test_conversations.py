@@ -209,7 +209,7 @@ def test_history_is_the_earlier_messages(tmp_path: Path) -> None:
             read(write(path, row | {"history": bad}))
 
 
-def test_two_system_messages_are_refused(tmp_path: Path) -> None:
+def test_two_system_messages_are_rejected(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.jsonl",
         {"system": " Be brief.", "messages": [BRIEF, *TALK]},
@@ -263,7 +263,7 @@ def test_numbers_and_truth_values_are_text(tmp_path: Path, value: Any, text: str
 
 @pytest.mark.parametrize("value", [["a"], {"a": 1}, [["a", "b"]]])
 @pytest.mark.parametrize("column", ["instruction", "input", "output"])
-def test_cells_that_are_not_text_are_refused_by_place(
+def test_cells_that_are_not_text_are_rejected_by_place(
     tmp_path: Path, value: Any, column: str
 ) -> None:
     row = {"instruction": "Add.", "input": "2 3", "output": "5"}

@@ -130,7 +130,7 @@ def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, 
     return source, out
 
 
-def test_unfinished_corpus_with_other_settings_is_refused(
+def test_unfinished_corpus_with_other_settings_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, out = interrupted(tmp_path, monkeypatch)
@@ -144,7 +144,7 @@ def test_unfinished_corpus_with_other_settings_is_refused(
     assert len(run(out, source, overwrite=True).train) == 1
 
 
-def test_unfinished_corpus_with_a_changed_source_is_refused(
+def test_unfinished_corpus_with_a_changed_source_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, out = interrupted(tmp_path, monkeypatch)

@@ -78,7 +78,7 @@ def test_what_is_no_text_is_named(tmp_path: Path, data: bytes, what: str) -> Non
         found(tmp_path / "a.csv", data)
 
 
-def test_a_compressed_bomb_is_refused(tmp_path: Path) -> None:
+def test_a_compressed_bomb_is_rejected(tmp_path: Path) -> None:
     data = gzip.compress(b'{"text": "' + b"a" * (30 << 20))
     with pytest.raises(ValueError, match=r"a\.jsonl\.gz: unpacks to more than 250 times its size"):
         found(tmp_path / "a.jsonl.gz", data)

@@ -97,7 +97,7 @@ def test_bad_csv_row_is_an_error_or_skipped(tmp_path: Path, row: bytes, message:
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet"])
 @pytest.mark.parametrize("text_column", ["text", None])
-def test_duplicate_column_names_are_refused(
+def test_duplicate_column_names_are_rejected(
     tmp_path: Path, name: str, text_column: str | None
 ) -> None:
     path = tmp_path / name
@@ -146,7 +146,7 @@ def test_damaged_file_error_names_the_file(tmp_path: Path, name: str) -> None:
         read(path)
 
 
-def test_text_column_of_another_type_is_refused(tmp_path: Path) -> None:
+def test_text_column_of_another_type_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": [1, 2]}), path)
     with pytest.raises(ValueError, match="'text' holds int64, not text"):

@@ -110,7 +110,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_files_are_refused(tmp_path: Path) -> None:
+def test_other_files_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.arrow"
     table = pa.table({"input_ids": [[1, 2]], "labels": [[1, 2]]})
     with pa.ipc.new_file(str(path), table.schema) as sink:

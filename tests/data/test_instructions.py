@@ -337,7 +337,7 @@ def test_custom_prompts():
      "Q: {instruction}", "{instruction} {input} ", "{instruction}\n{input}{input}:",
      "{instruction} A: ", r"Q: {instruction}\nA:"],
 )  # fmt: skip
-def test_invalid_prompts_are_refused(text):
+def test_invalid_prompts_are_rejected(text):
     with pytest.raises(ValueError, match=r"^the prompt .* (must contain|must end|contains a)"):
         Prompt.parse(text)
 

@@ -219,7 +219,7 @@ def test_json_under_another_name_is_a_table(tmp_path: Path) -> None:
     assert content(load(path)) == sorted(pairs())
 
 
-def test_a_line_of_several_labels_is_refused(tmp_path: Path) -> None:
+def test_a_line_of_several_labels_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "rows.txt"
     lines = [f"__label__{x} {text}\n" for text, x in pairs()]
     path.write_text("".join([*lines, "__label__pos __label__neg both\n"]))
@@ -253,7 +253,7 @@ def test_several_files_are_one_set(tmp_path: Path) -> None:
     assert content(data) == sorted(rows)
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- what is rejected -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -319,14 +319,14 @@ def test_a_line_without_label(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "Call me\nIshmael\n", "one two\nthree four\n"])
-def test_text_without_labels_is_refused(tmp_path: Path, text: str) -> None:
+def test_text_without_labels_is_rejected(tmp_path: Path, text: str) -> None:
     path = tmp_path / "novel.txt"
     path.write_text(text)
     with pytest.raises(ValueError, match="which part of a line is the label"):
         load(path)
 
 
-def test_unusable_sets_are_refused(tmp_path: Path) -> None:
+def test_unusable_sets_are_rejected(tmp_path: Path) -> None:
     path = as_csv(tmp_path / "rows.csv", ["text", "label"], pairs())
     same = as_csv(tmp_path / "same.csv", ["text", "label"], [(t, "x") for t, _ in pairs()])
     with pytest.raises(ValueError, match="all texts are labelled 'x'"):

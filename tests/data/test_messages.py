@@ -67,7 +67,7 @@ def test_masked_answers_are_not_learned(tmp_path: Path, template: ChatTemplate, 
 
 
 @pytest.mark.parametrize("name", ["mask", "train_detail"])
-def test_fields_that_do_not_say_what_is_learned_are_refused(tmp_path: Path, name: str) -> None:
+def test_fields_that_do_not_say_what_is_learned_are_rejected(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / "a.jsonl", {"messages": talk({}, {name: 1})})
     with pytest.raises(ValueError, match=rf"message 2 of 4: {name} does not say .* with weight"):
         read(path)
@@ -105,7 +105,7 @@ def test_weight_of_a_row_is_that_of_its_answers(tmp_path: Path, template: ChatTe
 
 @pytest.mark.parametrize("value", [0.5, 2, -1, "half", [1], {"a": 1}])
 @pytest.mark.parametrize("where", ["message", "row"])
-def test_weights_between_0_and_1_are_refused_by_place(
+def test_weights_between_0_and_1_are_rejected_by_place(
     tmp_path: Path, value: Any, where: str
 ) -> None:
     row = {"messages": talk({}, {"weight": value} if where == "message" else {})}
@@ -147,7 +147,7 @@ CALLS = {"tool_calls": [{"id": "call_1", "type": "function", "function": CALL}]}
         ({"audio": {"id": "a"}}, "audio"),
     ],
 )
-def test_what_the_template_does_not_write_is_refused_by_place(
+def test_what_the_template_does_not_write_is_rejected_by_place(
     tmp_path: Path, template: ChatTemplate, field: dict[str, Any], what: str
 ) -> None:
     good, bad = {"messages": talk()}, {"messages": talk({}, {}, {}, field)}
@@ -165,7 +165,7 @@ def test_what_the_template_does_not_write_is_refused_by_place(
 
 
 @pytest.mark.parametrize("tools", [[{"name": "clock"}], '[{"name": "clock"}]', {"name": "clock"}])
-def test_tools_that_the_template_does_not_write_are_refused_by_place(
+def test_tools_that_the_template_does_not_write_are_rejected_by_place(
     tmp_path: Path, template: ChatTemplate, tools: Any
 ) -> None:
     path = write(tmp_path / "a.jsonl", {"messages": talk(), "tools": tools})

@@ -27,7 +27,7 @@ def test_preparing_a_complete_corpus_again_does_nothing(
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
 
 
-def test_another_corpus_is_refused_or_replaced(tmp_path: Path) -> None:
+def test_another_corpus_is_rejected_or_replaced(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", ["one", "two", "three"])
     out = tmp_path / "out"
     run(out, source, shard_tokens=3)
@@ -109,7 +109,7 @@ def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+def test_folder_with_other_files_is_rejected(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", ["one", "two"])
     out = tmp_path / "out"
     out.mkdir()
@@ -122,20 +122,20 @@ def test_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     assert snapshot(out) == {"thesis.txt": b"mine"}
 
 
-def test_second_process_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_process_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", ["one", "two"])
     finish = CorpusWriter.finish
-    refused = []
+    rejected = []
 
     def try_again(self: CorpusWriter) -> dict[str, Any]:
         with pytest.raises(ValueError, match=r"out is in use by another process: .* --out"):
             run(tmp_path / "out", source)
-        refused.append(True)
+        rejected.append(True)
         return finish(self)
 
     monkeypatch.setattr(CorpusWriter, "finish", try_again)
     run(tmp_path / "out", source).verify()
-    assert refused == [True]
+    assert rejected == [True]
 
 
 @pytest.mark.parametrize("kills", [1, 2])

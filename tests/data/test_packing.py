@@ -161,7 +161,7 @@ def test_limit_spreads_validation_rows_evenly() -> None:
     assert sum(len(batch.inputs) for batch in rows.validation(4, limit=10**9)) == 40
 
 
-def test_examples_longer_than_a_row_are_refused() -> None:
+def test_examples_longer_than_a_row_are_rejected() -> None:
     examples = make([3, 18, 4])
     for kind in (PackedRows, PaddedRows):
         with pytest.raises(ValueError, match=r"chat\.jsonl:2: 18 tokens .* rows of 16"):

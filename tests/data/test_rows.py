@@ -98,7 +98,7 @@ def test_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [row.place for row in read_rows("**/*.jsonl.gz")] == ["deep/b.jsonl.gz:1"]
 
 
-def refused(path: Path, **options: Any) -> str:
+def rejected(path: Path, **options: Any) -> str:
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         values(path, **options)
     text = str(caught.value)
@@ -109,7 +109,7 @@ def refused(path: Path, **options: Any) -> str:
 
 def test_errors_name_file_and_place(tmp_path: Path) -> None:
     def bad(name: str, data: bytes) -> str:
-        return refused(write(tmp_path / name, data))
+        return rejected(write(tmp_path / name, data))
 
     good = as_lines(ROWS[:1])
     assert bad("a.jsonl", good + b'{"text": "x"\n').startswith("a.jsonl:2: not JSON (Expecting")
@@ -131,18 +131,18 @@ def test_errors_name_file_and_place(tmp_path: Path) -> None:
     assert "is a text file, not a table" in bad("l.txt", b"words")
     damaged = tmp_path / "m.jsonl.gz"
     damaged.write_bytes(gzip.compress(as_lines(ROWS) * 99)[:-9])
-    assert "damaged gzip" in refused(damaged)
+    assert "damaged gzip" in rejected(damaged)
     twice = pa.table([[1], [2]], names=["a", "a"])
     with pa.ipc.new_file(str(tmp_path / "n.arrow"), twice.schema) as sink:
         sink.write_table(twice)
-    assert "two columns are called 'a'" in refused(tmp_path / "n.arrow")
-    assert "no such file" in refused(tmp_path / "none.csv")
-    assert "matches this pattern" in refused(tmp_path / "*.nothing")
+    assert "two columns are called 'a'" in rejected(tmp_path / "n.arrow")
+    assert "no such file" in rejected(tmp_path / "none.csv")
+    assert "matches this pattern" in rejected(tmp_path / "*.nothing")
     (tmp_path / "empty").mkdir()
-    assert "in this folder" in refused(tmp_path / "empty")
+    assert "in this folder" in rejected(tmp_path / "empty")
     (tmp_path / "set" / "train").mkdir(parents=True)
     (tmp_path / "set" / "dataset_dict.json").write_text("{}")
-    assert "splits train" in refused(tmp_path / "set")
+    assert "splits train" in rejected(tmp_path / "set")
 
 
 def test_bad_rows_are_skipped_and_counted(tmp_path: Path) -> None:

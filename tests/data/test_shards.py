@@ -127,7 +127,7 @@ def test_verify_finds_a_changed_token(corpus: Path) -> None:
         Corpus.open(corpus).verify()
 
 
-def test_tokenizer_of_another_corpus_is_refused(corpus: Path, tmp_path: Path) -> None:
+def test_tokenizer_of_another_corpus_is_rejected(corpus: Path, tmp_path: Path) -> None:
     from gptsmith.tokenizer import Tokenizer
 
     Tokenizer.char(["abc"]).save(corpus)
@@ -147,7 +147,7 @@ def test_tokenizer_of_another_corpus_is_refused(corpus: Path, tmp_path: Path) ->
         ({"fingerprint": "0"}, "inconsistent"),
     ],
 )
-def test_edited_manifest_is_refused(corpus: Path, change: dict, message: str) -> None:
+def test_edited_manifest_is_rejected(corpus: Path, change: dict, message: str) -> None:
     path = corpus / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=message):
@@ -155,7 +155,7 @@ def test_edited_manifest_is_refused(corpus: Path, change: dict, message: str) ->
 
 
 @pytest.mark.parametrize("content", ["[]", "null", "3", "{}", '{"format": 1}'])
-def test_manifest_of_another_kind_is_refused_and_kept(
+def test_manifest_of_another_kind_is_rejected_and_kept(
     corpus: Path, content: str, tmp_path: Path
 ) -> None:
     path = corpus / "manifest.json"
@@ -220,7 +220,7 @@ def test_writer_resumes_at_any_recorded_state(tmp_path: Path, dtype: type) -> No
         assert writer.record["tokens"] == writer.record["bytes"] == 1000
 
 
-def test_writer_refuses_a_shard_that_lost_data(tmp_path: Path) -> None:
+def test_writer_rejects_a_shard_that_lost_data(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, "train", np.dtype(np.uint16), 300)
     writer.append(np.zeros(100), documents=1, text_bytes=100)
     writer.close()

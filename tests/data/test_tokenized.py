@@ -71,14 +71,14 @@ def test_padding_is_removed(tmp_path: Path) -> None:
         ([[5, 6], [8, 9]], "2 labels for 3 input_ids"),
     ],
 )
-def test_ambiguous_labels_are_refused(
+def test_ambiguous_labels_are_rejected(
     tmp_path: Path, labels: list[list[int]], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         ids_of(tmp_path, input_ids=[[5, 6, 7], [8, 9, 1]], labels=labels)
 
 
-def test_ids_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:
+def test_ids_outside_the_vocabulary_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"row 2: token id 100 is outside .* 0\.\.99"):
         ids_of(tmp_path, input_ids=[[5, 6, 7], [8, 100]])
 
@@ -96,7 +96,7 @@ def test_text_next_to_ids_needs_a_choice(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
-def test_ids_of_a_wrong_type_are_refused(tmp_path: Path) -> None:
+def test_ids_of_a_wrong_type_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "ids.parquet"
     pq.write_table(pa.table({"input_ids": ["1 2"]}), path)
     with pytest.raises(ValueError, match="'input_ids' holds string, not lists of token ids"):

@@ -180,6 +180,6 @@ def test_addresses_and_protocols(url, protocol, address, spoken):
         ({"url": "http://x:port"}, "url"),
     ],
 )
-def test_invalid_options_are_refused_before_any_request(tmp_path, changed, message):
+def test_invalid_options_are_rejected_before_any_request(tmp_path, changed, message):
     with pytest.raises(ValueError, match=message):
         judge.score([worth(1)], JudgeOptions(**{"model": "judge", **changed}), cache=tmp_path)

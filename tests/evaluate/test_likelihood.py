@@ -157,12 +157,12 @@ def test_bfloat16_weights_and_independence_of_autocast_and_mode() -> None:
         (Request([1], [V]), f"the id {V}, outside the vocabulary 0..{V - 1}"),
     ],
 )
-def test_invalid_requests_are_refused(request_: Request, message: str) -> None:
+def test_invalid_requests_are_rejected(request_: Request, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         log_likelihoods(model_of("tiny", "causal()"), [Request([1], [1]), request_])
 
 
-def test_mask_that_depends_on_the_batch_row_is_refused() -> None:
+def test_mask_that_depends_on_the_batch_row_is_rejected() -> None:
     model = model_of("tiny", "causal()")
     model.mask = masks.causal() & masks.documents(torch.zeros(4, LIMIT, dtype=torch.long))
     with pytest.raises(ValueError, match="depends on the row of the batch"):

@@ -125,7 +125,7 @@ def test_model_keeps_its_mode(model: GPTModel, training: bool) -> None:
     assert model.training is training
 
 
-def test_batches_without_targets_are_refused(model: GPTModel) -> None:
+def test_batches_without_targets_are_rejected(model: GPTModel) -> None:
     ids = torch.zeros(1, 4, dtype=torch.long)
     for given in ([], [Batch(ids, torch.full_like(ids, IGNORE_INDEX))]):
         with pytest.raises(ValueError, match="fewer than two tokens"):

@@ -102,7 +102,7 @@ def test_other_column_names(tmp_path):
         ([1], "row 1: a row must be a JSON object"),
     ],
 )
-def test_bad_files_are_refused_with_their_place(tmp_path, rows, message):
+def test_bad_files_are_rejected_with_their_place(tmp_path, rows, message):
     path = write(tmp_path / "rows.json", rows)
     with pytest.raises(ValueError, match=message) as caught:
         read_responses(path)

@@ -62,7 +62,7 @@ def serve() -> None:
             kind = "result"
         except BaseException as error:
             wrong = isinstance(error, WRONG_INPUT) or getattr(error, "errno", 0) in WRONG_NAMES
-            kind = "refused" if wrong else type(error).__name__
+            kind = "rejected" if wrong else type(error).__name__
             where = traceback.extract_tb(error.__traceback__)[-1]
             detail = f"{Path(where.filename).name}:{where.lineno}: {' '.join(str(error).split())}"
         seconds = _processor_time() - started
@@ -116,7 +116,7 @@ class Child:
         kind, detail, seconds, peak = json.loads(line)
         if self.noise.stat().st_size > before:
             return "noise", self.noise.read_text(errors="replace")[before:][:300]
-        if kind not in ("result", "refused"):
+        if kind not in ("result", "rejected"):
             return kind, detail
         if seconds > SECONDS:
             return "slow", f"{seconds:.1f} s, {detail}"

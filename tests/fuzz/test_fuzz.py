@@ -10,7 +10,7 @@ INPUTS = 300
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured by /proc")
-def test_damaged_files_are_read_or_refused_in_one_line() -> None:
+def test_damaged_files_are_read_or_rejected_in_one_line() -> None:
     script = Path(__file__).with_name("run.py")
     done = subprocess.run(
         [sys.executable, str(script), "--inputs", str(INPUTS), "--seed", "1"],

@@ -381,7 +381,7 @@ def test_training_mode_and_global_random_state_are_kept() -> None:
     assert Engine(model).generate([], config) == []
 
 
-def test_invalid_requests_are_refused() -> None:
+def test_invalid_requests_are_rejected() -> None:
     config = SamplingConfig(max_new_tokens=2)
     engine = Engine(model_in_float64(GPT2))
     with pytest.raises(ValueError, match=r"prompt 1: an empty prompt: .* <\|endoftext\|>"):

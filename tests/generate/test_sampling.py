@@ -240,7 +240,7 @@ def test_logprobs_are_those_of_the_softmax_and_alike_in_any_batch() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_logits_without_a_finite_maximum_are_refused(bad: float) -> None:
+def test_logits_without_a_finite_maximum_are_rejected(bad: float) -> None:
     for config in (SamplingConfig(), SamplingConfig(temperature=0)):
         with pytest.raises(
             ValueError, match=r"logits reach (nan|inf|-inf): its weights are damaged"
@@ -270,7 +270,7 @@ def test_logits_without_a_finite_maximum_are_refused(bad: float) -> None:
         ("temprature", 1, "Extra inputs"),
     ],
 )
-def test_invalid_settings_are_refused(field: str, value: float, words: str) -> None:
+def test_invalid_settings_are_rejected(field: str, value: float, words: str) -> None:
     with pytest.raises(ValidationError, match=words) as caught:
         SamplingConfig(**{field: value})  # type: ignore[arg-type]
     assert field in str(caught.value)

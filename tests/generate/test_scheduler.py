@@ -217,7 +217,7 @@ def test_idle_pages_do_not_let_the_cache_grow_without_need() -> None:
     assert pages.made <= 10
 
 
-def test_a_full_queue_refuses() -> None:
+def test_a_full_queue_rejects() -> None:
     scheduler = make(batch=1, max_waiting=2)
     first, *_ = rows = [row_of([1]) for _ in range(3)]
     assert scheduler.room == 3

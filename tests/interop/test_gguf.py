@@ -1,4 +1,4 @@
-"""The GGUF export, read back by the `gguf` package: what it holds, and what is refused.
+"""The GGUF export, read back by the `gguf` package: what it holds, and what is rejected.
 
 llama.cpp itself runs these files in test_llama_cpp.py.
 """
@@ -294,7 +294,7 @@ def test_template_without_go_form_is_left_out(tmp_path: Path) -> None:
     assert read(tmp_path / "out")[0]["tokenizer.chat_template"] == template
 
 
-# Refusals
+# What is rejected
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,9 @@ def test_template_without_go_form_is_left_out(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_unsupported_model_is_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_unsupported_model_is_rejected(
+    fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     run = random_run(tmp_path / "run", ModelConfig(**fields))
     with pytest.raises(ValueError, match=message) as error:
         gguf.export(exportable(run), tmp_path / "out")
@@ -330,7 +332,7 @@ def altered(tmp_path: Path, change: Callable[[Tensor], Tensor]) -> Run:
     )
 
 
-def test_unsupported_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_unsupported_tokenizer_is_rejected(tmp_path: Path) -> None:
     document = json.loads(Tokenizer.train_bpe(["one two " * 9], 270).to_json())
     document["pre_tokenizer"]["use_regex"] = False
     tokenizer = Tokenizer(json.dumps(document, ensure_ascii=False))

@@ -70,7 +70,7 @@ def test_known_splits(name: str, tokenizer: Tokenizer) -> None:
         (with_split(WORDS, unk_token="a"), "not plain byte-level BPE (unk_token)"),
     ],
 )
-def test_unknown_splits_are_refused(tokenizer: Tokenizer, message: str) -> None:
+def test_unknown_splits_are_rejected(tokenizer: Tokenizer, message: str) -> None:
     with pytest.raises(ValueError, match="cannot compute this tokenizer") as error:
         gguf_tokenizer.table(tokenizer)
     assert message in str(error.value)

@@ -176,7 +176,7 @@ def test_dtype_option(tmp_path: Path) -> None:
         (dict(n_embd=30, head_dim=8), "with n_embd 30 .* Llama, the nearest, has 28"),
     ],
 )
-def test_architecture_without_transformers_class_is_refused(
+def test_architecture_without_transformers_class_is_rejected(
     fields: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     run = random_run(tmp_path / "run", ModelConfig(**{**SMALL, **fields}), TOKENIZER)

@@ -1,4 +1,4 @@
-"""Files of a model folder from elsewhere: damaged and forged ones are refused."""
+"""Files of a model folder from elsewhere: damaged and forged ones are rejected."""
 
 import json
 import struct
@@ -56,7 +56,7 @@ def set_field(name: str, **values: Any) -> Callable[[dict[str, Any]], object]:
         (lambda fields: b"\xff\xfe{}", DAMAGED),
     ],
 )
-def test_forged_headers_are_refused(
+def test_forged_headers_are_rejected(
     change: Callable[[dict[str, Any]], object], message: str, folder: Path
 ) -> None:
     header(folder / "model.safetensors", change)
@@ -66,7 +66,7 @@ def test_forged_headers_are_refused(
     assert len(str(error.value)) < 400
 
 
-def test_damaged_files_are_refused(folder: Path) -> None:
+def test_damaged_files_are_rejected(folder: Path) -> None:
     path = folder / "model.safetensors"
     data = path.read_bytes()
     for content in (
@@ -98,7 +98,7 @@ def shards(folder: Path, names: dict[str, str], files: dict[str, dict[str, Tenso
     return folder
 
 
-def test_shards_outside_the_folder_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_shards_outside_the_folder_are_rejected(folder: Path, tmp_path: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors, tmp_path / "x.safetensors")
     index = folder / "model.safetensors.index.json"

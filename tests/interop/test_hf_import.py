@@ -1,4 +1,4 @@
-"""Folders of transformers become runs that compute the same; unsupported ones are refused."""
+"""Folders of transformers become runs that compute the same; unsupported ones are rejected."""
 
 import json
 from collections.abc import Callable
@@ -179,7 +179,7 @@ def test_vocabulary_padding_is_kept(folder: Path, tmp_path: Path) -> None:
         (dict(model_type="gpt2", architectures=None, add_cross_attention=True), "cross_attention"),
     ],
 )  # fmt: skip
-def test_unsupported_config_is_refused(fields: dict[str, Any], message: str, folder: Path) -> None:
+def test_unsupported_config_is_rejected(fields: dict[str, Any], message: str, folder: Path) -> None:
     with pytest.raises(ValueError, match=message) as error:
         open_folder(edit(folder, **fields))
     assert str(folder) in str(error.value)
@@ -197,7 +197,7 @@ def test_custom_code_is_not_run(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_nan_and_infinity_are_refused(value: float, folder: Path, tmp_path: Path) -> None:
+def test_nan_and_infinity_are_rejected(value: float, folder: Path, tmp_path: Path) -> None:
     rewrite(folder, lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"][3].fill_(value))
     with pytest.raises(
         ValueError, match=r"blocks\.1\.mlp\.gate_up\.weight contains NaN or infinity"
@@ -217,7 +217,7 @@ def test_nan_and_infinity_are_refused(value: float, folder: Path, tmp_path: Path
         ),
     ],
 )
-def test_tensors_that_do_not_fit_are_refused(
+def test_tensors_that_do_not_fit_are_rejected(
     change: Callable[[dict[str, Tensor]], object], message: str, folder: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):

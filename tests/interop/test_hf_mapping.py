@@ -36,7 +36,7 @@ def test_class_of_every_preset_and_axes_without_one() -> None:
             transformers_class(config)
 
 
-def test_unknown_value_of_an_axis_is_refused() -> None:
+def test_unknown_value_of_an_axis_is_rejected() -> None:
     """Not exported as the nearest class, even if the config accepts it one day."""
     for axis in ("norm", "mlp", "position", "bias", "qk_norm", "mask"):
         for preset in ("gpt2", "course", "fast"):
@@ -50,7 +50,7 @@ def test_every_field_of_the_config_is_mapped() -> None:
     elsewhere = {"rope_theta", "rope_scaling", "dropout", "tie_embeddings", "labels"}
     for family in FAMILIES:
         sizes = set(family.sizes.values())
-        if family.gpt2:  # d_ff is n_inner; the others are refused
+        if family.gpt2:  # d_ff is n_inner; the others are rejected
             sizes |= {"d_ff", "n_kv_head", "head_dim"}
         assert elsewhere | family.axes.keys() | sizes == set(ModelConfig.model_fields)
 

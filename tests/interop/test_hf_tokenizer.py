@@ -75,7 +75,7 @@ def test_special_tokens_of_other_tokenizer_files(tmp_path: Path) -> None:
         ("added_tokens.json", '{"<y>": 1.5}', r"'<y>' the id 1\.5"),
     ],
 )  # fmt: skip
-def test_forged_files_are_refused(file: str, text: str, message: str, tmp_path: Path) -> None:
+def test_forged_files_are_rejected(file: str, text: str, message: str, tmp_path: Path) -> None:
     CHAR.save(tmp_path / "tokenizer.json")
     (tmp_path / file).write_text(text)
     with pytest.raises(ValueError, match=message) as error:

@@ -166,7 +166,7 @@ def test_gpt2_vocabulary_is_used_if_it_fits(
     assert imported.config.vocab_size == 50304  # padding stays: the model was trained with it
 
 
-def test_missing_or_wrong_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_missing_or_wrong_tokenizer_is_rejected(tmp_path: Path) -> None:
     path = save(tmp_path, ARGS, state_of(ARGS))
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"holds no tokenizer.*prepare TEXT --tokenizer char"):
@@ -184,7 +184,7 @@ class Payload:
         return os.mkdir, (str(self.path),)
 
 
-def test_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
+def test_pickle_that_runs_code_is_rejected(tmp_path: Path) -> None:
     trap = tmp_path / "it-ran"
     path = tmp_path / "ckpt.pt"
     torch.save({"model": {}, "model_args": Payload(trap)}, path)
@@ -199,7 +199,7 @@ def test_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     assert trap.exists()
 
 
-def test_damaged_files_are_refused(tmp_path: Path) -> None:
+def test_damaged_files_are_rejected(tmp_path: Path) -> None:
     path = save(tmp_path, ARGS, state_of(ARGS))
     good = path.read_bytes()
     for broken in (good[:-100], good[: len(good) // 2], b"", bytes(1000)):
@@ -232,7 +232,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_pickle_that_asks_for_memory_is_refused_before_it_is_loaded(
+def test_pickle_that_asks_for_memory_is_rejected_before_it_is_loaded(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "ckpt.pt"
@@ -246,7 +246,7 @@ def test_pickle_that_asks_for_memory_is_refused_before_it_is_loaded(
 
 
 FC = "transformer.h.1.mlp.c_fc.weight"
-REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+REJECTED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a missing tensor": ({}, {FC: None}, r"h\.1\.mlp\.c_fc\.weight is missing"),
     "a wrong shape": ({}, {FC: torch.zeros(8, 8)}, r"has shape \(8, 8\), expected \(32, 8\)"),
     "a tensor too many": (
@@ -270,9 +270,9 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_unsupported_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
-    args, tensors, words = REFUSED[name]
+@pytest.mark.parametrize("name", REJECTED)
+def test_unsupported_checkpoint_is_rejected(tmp_path: Path, name: str) -> None:
+    args, tensors, words = REJECTED[name]
     state = {**state_of(ARGS), **tensors}
     state = {key: tensor for key, tensor in state.items() if tensor is not None}
     with pytest.raises(ValueError, match=words) as error:
@@ -282,7 +282,7 @@ def test_unsupported_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("content", [[], {"model": {}}, {"model": [], "model_args": {}}, 3])
-def test_other_pickles_are_refused(tmp_path: Path, content: Any) -> None:
+def test_other_pickles_are_rejected(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "some.pt"
     torch.save(content, path)
     with pytest.raises(ValueError, match=r"some\.pt"):

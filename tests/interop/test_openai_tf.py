@@ -214,13 +214,13 @@ def test_tensors_are_read_lazily(tmp_path: Path, tensors: dict[str, np.ndarray])
         next(reading)
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- what is rejected -----------------------------------------------------------------------------
 
 Change = Callable[[dict[str, np.ndarray]], dict[str, Any]]
 W = "model/h0/mlp/c_fc/w"
 HUGE = 1 << 62
 
-REFUSED: dict[str, tuple[Change, str]] = {
+REJECTED: dict[str, tuple[Change, str]] = {
     "a variable is missing": (lambda t: {"tensors": {n: t[n] for n in t if n != W}}, W),
     "a variable of another shape": (
         lambda t: {"tensors": {**t, "model/ln_f/g": np.ones(C + 1, np.float32)}},
@@ -274,9 +274,9 @@ REFUSED: dict[str, tuple[Change, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_unsupported_is_refused(tmp_path: Path, tensors: dict[str, np.ndarray], name: str) -> None:
-    change, words = REFUSED[name]
+@pytest.mark.parametrize("name", REJECTED)
+def test_unsupported_is_rejected(tmp_path: Path, tensors: dict[str, np.ndarray], name: str) -> None:
+    change, words = REJECTED[name]
     arguments: dict[str, Any] = {"tensors": tensors, "sizes": SIZES, **change(tensors)}
     write(tmp_path, **arguments)
     with pytest.raises(ValueError, match=words) as error:
@@ -285,7 +285,7 @@ def test_unsupported_is_refused(tmp_path: Path, tensors: dict[str, np.ndarray], 
     assert len(str(error.value)) < 400
 
 
-def test_damaged_files_are_refused(tmp_path: Path) -> None:
+def test_damaged_files_are_rejected(tmp_path: Path) -> None:
     folder = tmp_path / "it"
     shutil.copytree(FIXTURE, folder)
     index, data = folder / "model.ckpt.index", folder / "model.ckpt.data-00001-of-00003"
@@ -310,7 +310,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         openai_tf.open_folder(folder)
 
 
-def test_bad_content_under_good_checksums_is_refused(tmp_path: Path) -> None:
+def test_bad_content_under_good_checksums_is_rejected(tmp_path: Path) -> None:
     prefix = tmp_path / "m"
     index = tmp_path / "m.index"
     header = (b"", message((1, 0)))
@@ -326,14 +326,14 @@ def test_bad_content_under_good_checksums_is_refused(tmp_path: Path) -> None:
             openai_tf.tf_bundle.read_index(prefix)
 
 
-def test_random_damage_is_refused_or_harmless(tmp_path: Path) -> None:
+def test_random_damage_is_rejected_or_harmless(tmp_path: Path) -> None:
     """Values changed at random under good checksums: an error of ours, never another."""
     prefix = tmp_path / "model.ckpt"
     for i in range(3):
         shutil.copy(FIXTURE / f"model.ckpt.data-0000{i}-of-00003", tmp_path)
     original = list(openai_tf.tf_bundle._table_items((FIXTURE / "model.ckpt.index").read_bytes()))
     random = np.random.default_rng(0)
-    refused = 0
+    rejected = 0
     for _ in range(100):
         entries = [(key, bytearray(value)) for key, value in original]
         for _ in range(3):
@@ -344,12 +344,12 @@ def test_random_damage_is_refused_or_harmless(tmp_path: Path) -> None:
         try:
             found = openai_tf.tf_bundle.read_index(prefix)
         except (ValueError, FileNotFoundError):
-            refused += 1
+            rejected += 1
             continue
         for one in found.values():
             if one.dtype is not None:
                 try:
                     assert isinstance(openai_tf.tf_bundle.read_tensor(one), Tensor)
                 except ValueError:
-                    refused += 1
-    assert refused > 50
+                    rejected += 1
+    assert rejected > 50

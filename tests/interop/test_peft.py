@@ -191,7 +191,7 @@ def adapter() -> Files:
         ("lora_dropout", "0.1"), ("lora_dropout", -1), ("init_lora_weights", [1]),
     ],
 )  # fmt: skip
-def test_other_adapters_than_plain_lora_are_refused(
+def test_other_adapters_than_plain_lora_are_rejected(
     adapter: Files, field: str, value: object
 ) -> None:
     tensors, config = adapter
@@ -199,7 +199,7 @@ def test_other_adapters_than_plain_lora_are_refused(
         from_peft(QWEN3, tensors, {**config, field: value})
 
 
-def test_unexpected_tensors_are_refused(adapter: Files) -> None:
+def test_unexpected_tensors_are_rejected(adapter: Files) -> None:
     tensors, config = adapter
     name = "base_model.model.model.layers.1.self_attn.q_proj.lora_{}.weight"
     here = "model.layers.1.self_attn.q_proj"

@@ -107,7 +107,7 @@ def test_source_selects_its_reader(
         (["here/corpus.txt"], "here/corpus.txt", "is not a model"),
     ],
 )
-def test_other_sources_are_refused_with_a_remedy(
+def test_other_sources_are_rejected_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], given: str, words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

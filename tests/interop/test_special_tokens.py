@@ -335,7 +335,7 @@ def test_end_of_text_that_no_file_names_is_given_by_an_option(
 
 
 @pytest.mark.parametrize("value", ["2", True, 1.5, [1, "x"], {"content": "</s>"}])
-def test_ids_of_another_type_are_refused(value: Any, tmp_path: Path) -> None:
+def test_ids_of_another_type_are_rejected(value: Any, tmp_path: Path) -> None:
     path = foreign_models.save("own_names", tmp_path / "model")
     (path / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
     with pytest.raises(ValueError, match=r"generation_config.json: eos_token_id is .*expected"):

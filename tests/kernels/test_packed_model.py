@@ -298,7 +298,7 @@ def test_a_module_that_the_kernels_do_not_know_runs_its_own_code() -> None:
         library_for(model, "int8")
 
 
-def test_unknown_weights_are_refused_with_the_known_ones() -> None:
+def test_unknown_weights_are_rejected_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"'int5'.*auto, float32, bfloat16, int8, int4"):
         PackedModel(make_model("gpt2"), "int5")
 

@@ -1,4 +1,4 @@
-"""Wrong arguments of the network are refused in one line that says what to give instead."""
+"""Wrong arguments of the network are rejected in one line that says what to give instead."""
 
 import re
 
@@ -24,7 +24,7 @@ from gptsmith.model.lora import train_token_rows
 GOOD = torch.tensor([[1, 2, 3]])
 
 
-def refused(message: str, call, *args: object, **named: object) -> None:
+def rejected(message: str, call, *args: object, **named: object) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         call(*args, **named)
     assert "\n" not in str(caught.value)
@@ -48,25 +48,25 @@ WRONG_IDS = [
 
 @pytest.mark.parametrize(("ids", "message"), WRONG_IDS)
 def test_wrong_ids(config: ModelConfig, ids: object, message: str) -> None:
-    refused(message, GPTModel(config), ids)
+    rejected(message, GPTModel(config), ids)
     if "context_length" not in message or config.position == "learned":
-        refused(message, TokenEmbedding(config), ids)
+        rejected(message, TokenEmbedding(config), ids)
 
 
 def test_wrong_ids_of_a_classifier() -> None:
     classifier = GPTClassifier(LLAMA.change(labels=("a", "b")))
     for ids, message in WRONG_IDS:
-        refused(message, classifier.logits, ids, torch.tensor([1]))
-    refused("lengths of shape (2,) for 1 texts", classifier.logits, GOOD, torch.tensor([1, 1]))
+        rejected(message, classifier.logits, ids, torch.tensor([1]))
+    rejected("lengths of shape (2,) for 1 texts", classifier.logits, GOOD, torch.tensor([1, 1]))
 
 
 def test_wrong_ids_with_trained_rows_and_with_a_cache(config: ModelConfig) -> None:
     model = GPTModel(config).requires_grad_(False)
     train_token_rows(model, [3])
-    refused("id 20 is outside the vocabulary 0..19", model, torch.tensor([[20]]))
+    rejected("id 20 is outside the vocabulary 0..19", model, torch.tensor([[20]]))
     cache = KVCache.for_model(config, model.mask, 1)
-    refused("position 8 is outside context_length 8", model, torch.ones(1, 9).long(), cache=cache)
-    refused("ids[None] is a batch", model, torch.tensor([1]), cache=cache)
+    rejected("position 8 is outside context_length 8", model, torch.ones(1, 9).long(), cache=cache)
+    rejected("ids[None] is a batch", model, torch.tensor([1]), cache=cache)
 
 
 def test_int32_ids_and_empty_batches_are_accepted(config: ModelConfig) -> None:
@@ -86,10 +86,10 @@ def test_int32_ids_and_empty_batches_are_accepted(config: ModelConfig) -> None:
     ],
 )
 def test_wrong_masks(mask: object, message: str) -> None:
-    refused(message, GPTModel, LLAMA, mask=mask)
-    refused(message, GPTModel(LLAMA), GOOD, mask=mask)
-    refused(message, MultiHeadAttention(LLAMA), torch.zeros(1, 3, 32), mask)
-    refused(message, TransformerBlock(LLAMA), torch.zeros(1, 3, 32), mask)
+    rejected(message, GPTModel, LLAMA, mask=mask)
+    rejected(message, GPTModel(LLAMA), GOOD, mask=mask)
+    rejected(message, MultiHeadAttention(LLAMA), torch.zeros(1, 3, 32), mask)
+    rejected(message, TransformerBlock(LLAMA), torch.zeros(1, 3, 32), mask)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_wrong_masks(mask: object, message: str) -> None:
     ],
 )
 def test_wrong_vectors(x: object, message: str) -> None:
-    refused(message, MultiHeadAttention(LLAMA), x)
+    rejected(message, MultiHeadAttention(LLAMA), x)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_wrong_vectors(x: object, message: str) -> None:
     ],
 )
 def test_wrong_positions_and_documents(named: dict, message: str) -> None:
-    refused(message, GPTModel(LLAMA), GOOD, **named)
+    rejected(message, GPTModel(LLAMA), GOOD, **named)
 
 
 def test_attention_with_a_cache_needs_the_rotation_of_its_positions() -> None:
@@ -125,7 +125,7 @@ def test_attention_with_a_cache_needs_the_rotation_of_its_positions() -> None:
     cache = KVCache.for_model(LLAMA, masks.causal(), 1)
     cache.prepare(torch.arange(3), masks.causal(), 4, 8)
     message = "with a cache, give the rotation of the positions that it holds"
-    refused(message, MultiHeadAttention(LLAMA), torch.zeros(1, 3, 32), cache=cache)
+    rejected(message, MultiHeadAttention(LLAMA), torch.zeros(1, 3, 32), cache=cache)
 
 
 @torch.no_grad()
@@ -140,7 +140,7 @@ def test_a_compiled_model_accepts_what_the_plain_one_does(config: ModelConfig) -
         model(GOOD, positions=positions, documents=documents),
     )
     falls_back = torch.compile(model, backend="eager")
-    refused("longer than context_length 8", falls_back, torch.ones(1, 9).long())
+    rejected("longer than context_length 8", falls_back, torch.ones(1, 9).long())
 
 
 @pytest.mark.parametrize(
@@ -154,4 +154,4 @@ def test_a_compiled_model_accepts_what_the_plain_one_does(config: ModelConfig) -
 def test_wrong_configurations(wrong: object, message: str) -> None:
     parts = (GPTModel, TokenEmbedding, MultiHeadAttention, FeedForward, SwiGLU, TransformerBlock)
     for part in parts:
-        refused(message, part, wrong)
+        rejected(message, part, wrong)

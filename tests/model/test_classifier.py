@@ -51,7 +51,7 @@ def test_a_batched_row_equals_the_row_alone_under_any_mask(mask: str, position: 
 
 
 @pytest.mark.parametrize("length", [0, 13])
-def test_invalid_length_is_refused(length: int) -> None:
+def test_invalid_length_is_rejected(length: int) -> None:
     model = GPTClassifier(ModelConfig(**SMALL, labels=LABELS))
     with pytest.raises(ValueError, match=rf"lengths \[12, {length}\] of rows of 12 tokens"):
         model.logits(texts(2, 12)[0], torch.tensor([12, length]))

@@ -36,7 +36,7 @@ def test_omitted_sizes_are_derived() -> None:
         (dict(labels=["a", "b", "a"]), "labels has 'a' twice"),
     ],
 )
-def test_invalid_values_are_refused_by_field(fields: dict, words: str) -> None:
+def test_invalid_values_are_rejected_by_field(fields: dict, words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         ModelConfig(**fields)
 

@@ -69,14 +69,14 @@ def test_the_residual_stream_does_not_grow_with_depth() -> None:
     assert sizes[24] == pytest.approx(sizes[2], rel=0.1)
 
 
-def test_a_sequence_longer_than_the_context_is_refused_with_both_numbers() -> None:
+def test_a_sequence_longer_than_the_context_is_rejected_with_both_numbers() -> None:
     for position in POSITIONS:
         with pytest.raises(ValueError, match=r"13 tokens .* context_length 12"):
             tiny(position=position)(ids(T=13))
 
 
 @pytest.mark.parametrize("position", POSITIONS)
-def test_positions_outside_the_context_are_refused(position: str) -> None:
+def test_positions_outside_the_context_are_rejected(position: str) -> None:
     model = tiny(position=position)
     for first, bad in ((9, 12), (-1, -1)):
         at = torch.arange(first, first + 4)
@@ -139,7 +139,7 @@ def test_a_mask_may_differ_by_row_and_head() -> None:
     assert not torch.allclose(mixed, model(ids(), mask=wide), atol=1e-2)
 
 
-def test_additive_masks_and_wrong_shapes_are_refused() -> None:
+def test_additive_masks_and_wrong_shapes_are_rejected() -> None:
     model = tiny()
     scores = torch.zeros(T, T).masked_fill(torch.ones(T, T).triu(1).bool(), float("-inf"))
     for bad in (scores, torch.full((T, T), 0.5), torch.full((T, T), 2), scores.nan_to_num(-1e9)):

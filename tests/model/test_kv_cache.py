@@ -158,7 +158,7 @@ def test_masks_that_look_ahead_need_one_pass() -> None:
 
 
 @torch.no_grad()
-def test_misuse_is_refused() -> None:
+def test_misuse_is_rejected() -> None:
     model = make(GPT2)
     ids = ids_of(model, 2, 24)
     cache = cache_for(model, 2)

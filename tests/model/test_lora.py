@@ -194,7 +194,7 @@ def test_without_new_tokens_no_row_is_wrapped() -> None:
     assert trained_names(model) == set(dict(model.named_parameters()))
 
 
-def test_useless_freeze_patterns_are_refused() -> None:
+def test_useless_freeze_patterns_are_rejected() -> None:
     model = make(QWEN3)
     with pytest.raises(ValueError, match=r"'block\.\*' matches no parameter of .*embedding\.token"):
         freeze(model, ["embedding.*", "block.*"])
@@ -203,7 +203,7 @@ def test_useless_freeze_patterns_are_refused() -> None:
 
 
 @pytest.mark.parametrize("token_ids", [[3, 3], [V], [-1]])
-def test_invalid_token_ids_are_refused(token_ids: list[int]) -> None:
+def test_invalid_token_ids_are_rejected(token_ids: list[int]) -> None:
     with pytest.raises(ValueError, match=r"token ids .* give each once, in 0\.\.49"):
         attach(make(GPT2), LoraConfig(rank=2), token_ids)
 

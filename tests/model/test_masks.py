@@ -182,7 +182,7 @@ def test_parse_keeps_the_precedence_of_python() -> None:
         ("rule.py:", "rule.py:"),
     ],
 )
-def test_parse_refuses_by_name_and_in_one_line(text: str, part: str) -> None:
+def test_parse_rejects_by_name_and_in_one_line(text: str, part: str) -> None:
     with pytest.raises(ValueError) as caught:
         parse(text)
     message = str(caught.value)
@@ -273,7 +273,7 @@ def test_rules_of_lower_rank_plain_bools_and_tables_work_everywhere() -> None:
         (lambda b, h, q, k: torch.ones(0)[q] > 0, "out of bounds"),
     ],
 )
-def test_rule_that_is_not_elementwise_is_refused(rule: object, words: str) -> None:
+def test_rule_that_is_not_elementwise_is_rejected(rule: object, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         Mask(rule, "mine")  # type: ignore[arg-type]
     assert str(caught.value).startswith("mask mine: ")

@@ -114,7 +114,7 @@ def test_a_vocabulary_does_not_shrink(size: int, used: int | None) -> None:
         dict(n_embd=10**7, head_dim=4), dict(n_head=2 * 10**8, n_kv_head=2, head_dim=4),
     ],
 )  # fmt: skip
-def test_sizes_beyond_the_weights_are_refused_before_anything_is_allocated(
+def test_sizes_beyond_the_weights_are_rejected_before_anything_is_allocated(
     sizes: dict[str, int],
 ) -> None:
     config = ModelConfig(n_layer=1, n_head=2, n_embd=8, context_length=8, vocab_size=16)
@@ -123,7 +123,7 @@ def test_sizes_beyond_the_weights_are_refused_before_anything_is_allocated(
         load(config.change(**sizes), tensors, "there")
 
 
-def test_more_layers_and_longer_rotary_tables_than_anybody_has_are_refused() -> None:
+def test_more_layers_and_longer_rotary_tables_than_anybody_has_are_rejected() -> None:
     with pytest.raises(ValueError, match="n_layer"):
         ModelConfig(n_layer=10**6)
     with pytest.raises(ValueError, match="too long for the rotary tables of head_dim 64: at most"):

@@ -26,7 +26,7 @@ def test_prefix_targets_count_from_its_last_position(n: int, first: int) -> None
 
 
 @pytest.mark.parametrize("mask", [bidirectional(), prefix(T), prefix(2 * T), sliding_window(3)])
-def test_masks_that_show_all_targets_are_refused(mask: Mask) -> None:
+def test_masks_that_show_all_targets_are_rejected(mask: Mask) -> None:
     with pytest.raises(ValueError, match=r"position 0 can see token 1, .* prefix\(n\)"):
         first_target(mask, T, H, n_layer=1)
 

@@ -1,4 +1,4 @@
-"""Chat tuning by the real command: what is trained, killed and resumed, what is refused."""
+"""Chat tuning by the real command: what is trained, killed and resumed, what is rejected."""
 
 import json
 import shutil
@@ -146,52 +146,52 @@ def test_checkpoint_contains_trained_parameters_only(base: Path, tuned) -> None:
 def test_user_errors(base: Path, data: Path, tuned, tmp_path: Path, user_error) -> None:
     _, path = tuned
 
-    def refused(*argv: object) -> str:
+    def rejected(*argv: object) -> str:
         return user_error("finetune", "chat", *argv)
 
     out = tmp_path / "out"
     start = ("--from", base, "--data", data, "--out", out)
-    assert "contains a run that ended at step 60: gptsmith finetune chat --out" in refused(
+    assert "contains a run that ended at step 60: gptsmith finetune chat --out" in rejected(
         "--from", base, "--data", data, "--out", path
     )
-    assert "no run folder" in refused("--from", tmp_path / "x", "--data", data, "--out", out)
-    assert "more than the model's 64" in refused(*start, "--context-length", "65")
-    assert "lora.targets has 'q'" in refused(*start, "--lora.rank", "2", "--lora.targets", "q")
-    assert "no effect with rank 0" in refused(*start, "--lora.targets", "qkv")
-    assert "matches no parameter" in refused(*start, "--freeze", "block.*")
-    assert "leaves nothing to train" in refused(*start, "--freeze", "*")
-    assert "nothing to resume" in refused(*start, "--resume")
-    assert "give both" in refused(*start, "--special-tokens", "<|x|>")
+    assert "no run folder" in rejected("--from", tmp_path / "x", "--data", data, "--out", out)
+    assert "more than the model's 64" in rejected(*start, "--context-length", "65")
+    assert "lora.targets has 'q'" in rejected(*start, "--lora.rank", "2", "--lora.targets", "q")
+    assert "no effect with rank 0" in rejected(*start, "--lora.targets", "qkv")
+    assert "matches no parameter" in rejected(*start, "--freeze", "block.*")
+    assert "leaves nothing to train" in rejected(*start, "--freeze", "*")
+    assert "nothing to resume" in rejected(*start, "--resume")
+    assert "give both" in rejected(*start, "--special-tokens", "<|x|>")
     odd = tmp_path / "odd.jinja"
     odd.write_bytes(b"\xb0")
-    assert f"{odd}, byte 0: not UTF-8" in refused(*start, "--template", odd)
+    assert f"{odd}, byte 0: not UTF-8" in rejected(*start, "--template", odd)
     odd.write_text("")
-    assert f"--template {odd}: " in refused(*start, "--template", odd)
+    assert f"--template {odd}: " in rejected(*start, "--template", odd)
     odd.write_text("{{ messages[0].content }} ")
-    assert "does not contain this token" in refused(
+    assert "does not contain this token" in rejected(
         *start, "--template", odd, "--special-tokens", "<|x|>"
     )
-    assert f"--template {odd}: " in refused(*start, "--template", odd)
-    assert "no such file" in refused(*start, "--template", tmp_path / "none.jinja")
-    assert "--from is required" in refused("--data", data, "--out", out)
+    assert f"--template {odd}: " in rejected(*start, "--template", odd)
+    assert "no such file" in rejected(*start, "--template", tmp_path / "none.jinja")
+    assert "--from is required" in rejected("--data", data, "--out", out)
     anywhere = ("--from", base, "--out", out, "--data")
-    assert f"{base} is a run, not a table" in refused(*anywhere, base)
+    assert f"{base} is a run, not a table" in rejected(*anywhere, base)
     more = ("--from", base, "--data", data, "--out", path, "--resume")
-    assert "tuning." in refused(*more, *COMMON, "--lora.rank", "3")
-    assert "unexpected argument 'oops'" in refused(*more, "oops")
-    assert "--train.steps none" in refused(*more, "--train.seconds", "3")
-    assert "a.yaml" not in refused(*more, "--eval.prompt", "a.yaml", "--dropout", "0.3")
+    assert "tuning." in rejected(*more, *COMMON, "--lora.rank", "3")
+    assert "unexpected argument 'oops'" in rejected(*more, "oops")
+    assert "--train.steps none" in rejected(*more, "--train.seconds", "3")
+    assert "a.yaml" not in rejected(*more, "--eval.prompt", "a.yaml", "--dropout", "0.3")
     error = user_error("finetune", "text", "--out", path, "--resume")
     assert "was made by gptsmith finetune chat" in error
     other = ("--from", out, "--data", data, "--out", path, "--resume")
-    assert "from: " in refused(*other, *COMMON)
+    assert "from: " in rejected(*other, *COMMON)
     for flag, value in (
         ("--dropout", "0.3"),
         ("--template", odd),
         ("--checkpoint", "best"),
         ("--questions", "3"),
     ):
-        assert f"{flag[2:]}: " in refused(*more, *COMMON, flag, value)
+        assert f"{flag[2:]}: " in rejected(*more, *COMMON, flag, value)
     assert not out.exists()
 
 

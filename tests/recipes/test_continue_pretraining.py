@@ -1,4 +1,4 @@
-"""Continued pretraining by the real command: it learns, leaves the rest alone, resumes, refuses."""
+"""Continued pretraining by the real command: it learns, resumes, and changes nothing else."""
 
 from pathlib import Path
 from typing import Any
@@ -88,17 +88,17 @@ def test_positions_that_see_their_target_are_masked(tmp_path, monkeypatch):
 
 
 def test_user_errors(base, corpus, tmp_path, user_error):
-    def refused(*words: object) -> str:
+    def rejected(*words: object) -> str:
         return user_error("finetune", "text", *words, *COMMON)
 
     out = tmp_path / "out"
     start = ("--from", base, "--data", corpus, "--out", out)
-    assert "more than the model's 64" in refused(*start, "--context-length", "65")
-    assert "leaves nothing to train" in refused(*start, "--freeze", "*")
-    assert "no prepared corpus" in refused("--from", base, "--data", tmp_path / "x", "--out", out)
+    assert "more than the model's 64" in rejected(*start, "--context-length", "65")
+    assert "leaves nothing to train" in rejected(*start, "--freeze", "*")
+    assert "no prepared corpus" in rejected("--from", base, "--data", tmp_path / "x", "--out", out)
     folder = tmp_path / "other"
     folder.mkdir()
     other = prepared(untrained(folder / "run", Tokenizer.char(["0123456789 .plusi"])), folder)
-    message = refused("--from", base, "--data", other, "--out", out)
+    message = rejected("--from", base, "--data", other, "--out", out)
     assert f"prepare it again with --tokenizer {base}" in message
     assert not out.exists()

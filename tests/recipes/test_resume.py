@@ -182,7 +182,7 @@ def test_resume_rejects_changed_settings(corpus, whole, change, says):
     done = subprocess.run(
         [*GPTSMITH, *command(corpus, whole, "--resume", *change)], capture_output=True, text=True
     )
-    assert files == stored(whole)  # nothing is lost or changed by a refusal
+    assert files == stored(whole)  # a rejected command changes nothing
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr

@@ -188,12 +188,12 @@ def test_unreadable_weights_are_not_called_damaged(
     path = finished(tmp_path / "run")
     opened = Path.open
 
-    def refuse(self: Path, *args: Any, **options: Any) -> Any:
+    def reject(self: Path, *args: Any, **options: Any) -> Any:
         if self.name == "model.safetensors":
             raise PermissionError(13, "Permission denied", str(self))
         return opened(self, *args, **options)
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "open", reject)
     for _ in range(2):
         with pytest.raises(PermissionError, match=r"model\.safetensors"):
             Run.open(path).load_model()

@@ -63,7 +63,7 @@ def test_the_page_and_health_need_no_key(locked: Api) -> None:
         ("[", 403),
     ],
 )
-def test_foreign_host_names_are_refused(locked: Api, host: str, status: int) -> None:
+def test_foreign_host_names_are_rejected(locked: Api, host: str, status: int) -> None:
     assert locked.client.get("/health", headers={"Host": host}).status_code == status
 
 
@@ -78,7 +78,7 @@ def test_foreign_host_names_are_refused(locked: Api, host: str, status: int) -> 
         ("null", 403),
     ],
 )
-def test_pages_of_other_sites_are_refused(locked: Api, origin: str, status: int) -> None:
+def test_pages_of_other_sites_are_rejected(locked: Api, origin: str, status: int) -> None:
     port = locked.url.rpartition(":")[2]
     headers = {"Origin": origin.format(port=port), "Authorization": "Bearer first"}
     assert locked.client.get("/v1/models", headers=headers).status_code == status
@@ -103,7 +103,7 @@ def test_posts_are_json(locked: Api) -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_long_bodies_are_refused(locked: Api, chunked: bool) -> None:
+def test_long_bodies_are_rejected(locked: Api, chunked: bool) -> None:
     headers = {"Authorization": "Bearer first", "Content-Type": "application/json"}
     body = b'{"prompt": "' + b"a" * 3000 + b'"}'
     content = iter([body[:1000], body[1000:]]) if chunked else body

@@ -50,7 +50,7 @@ class Api:
         return response.json()
 
     def error(self, path: str, status: int, **body: Any) -> dict[str, Any]:
-        """The error of a refused request, which has all fields of OpenAI's."""
+        """The error of a rejected request, which has all fields of OpenAI's."""
         response = self.client.post(path, json=body)
         assert response.status_code == status, response.text
         error = response.json()["error"]

@@ -248,10 +248,10 @@ def test_an_unreadable_checkpoint_is_not_called_damaged(
 ) -> None:
     """Resuming from an older one would remove it."""
 
-    def refuse(path: Path, recorded: str) -> bool:
+    def reject(path: Path, recorded: str) -> bool:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(checkpoint, "has_digest", refuse)
+    monkeypatch.setattr(checkpoint, "has_digest", reject)
     with pytest.raises(PermissionError, match=r"model\.safetensors"):
         checkpoint.find(folder)
 

@@ -447,11 +447,11 @@ def test_trackio_local(tmp_path: Path) -> None:
 
 
 def test_tracker_that_fails_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> trackers.Tracker:
+    def reject(*_: object) -> trackers.Tracker:
         raise RuntimeError("No API key configured.\nUse `wandb login`.")
 
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: True)
-    monkeypatch.setitem(trackers.TRACKERS, "wandb", refuse)
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", reject)
     with pytest.raises(
         ValueError, match=r"wandb failed to start: No API.*\(WANDB_MODE=offline"
     ) as e:

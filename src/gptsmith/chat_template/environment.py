@@ -73,7 +73,7 @@ def render_template(source: str, now: float, variables: dict[str, Any]) -> tuple
     except MemoryError:
         raise
     except Exception as error:  # TemplateError, or any error of the template's own code
-        raise ValueError(f"{_SUBJECT} refuses this conversation: {_reason(error)}") from None
+        raise ValueError(f"{_SUBJECT} rejects this conversation: {_reason(error)}") from None
     if len(text) > 1_000_000 + 16 * len(str(variables)):
         raise ValueError(f"{_SUBJECT} makes {len(text):,} characters of this conversation")
     return text, time.process_time() - started
@@ -95,13 +95,13 @@ class _Generation(Extension):
 
 @lru_cache(maxsize=8)
 def _compiled(source: str, now: float) -> Template:
-    def refuse(message: str) -> NoReturn:
+    def raise_exception(message: str) -> NoReturn:
         raise TemplateError(message)
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
-    environment.globals["raise_exception"] = refuse
+    environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = datetime.fromtimestamp(now).strftime
     return environment.from_string(source)

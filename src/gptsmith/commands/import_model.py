@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
         description="Import a model from elsewhere as a run.",
         positional="source",
     )
-    files.refuse_occupied(options.out)  # before a download, not after
+    files.check_creatable(options.out)  # before a download, not after
 
     from gptsmith.interop.sources import open_source
     from gptsmith.model.flops import parameters

@@ -196,7 +196,7 @@ def encode_conversations(
         try:
             windows = list(conversation_windows(conversation, template, counts.T + 1))
         except ValueError as error:
-            kind = "conversation that the template refuses"
+            kind = "conversation that the template rejects"
             counts.report.reject(kind, place, str(error))
             continue
         for name in template.ignored_fields(messages):

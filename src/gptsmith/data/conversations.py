@@ -23,9 +23,9 @@ from gptsmith.data.options import ChatFiles
 from gptsmith.data.report import ReadReport
 from gptsmith.data.row_fields import (
     cell,
+    check_no_media,
     context,
     history,
-    refuse_media,
     report_unused_columns,
     system_text,
     target_answers,
@@ -85,7 +85,7 @@ def _conversation(
 ) -> Conversation:
     """The conversation of a row. used: the columns from which `turns` were taken."""
     values = {name: value for name, value in row.values.items() if name not in used}
-    refuse_media(values)
+    check_no_media(values)
     if system := system_text(values):
         turns = _with_system(turns, system, files)
     messages: list[Message] = []

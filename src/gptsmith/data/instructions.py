@@ -22,9 +22,9 @@ from gptsmith.data.options import FileFormat, InstructionColumns, SplitConfig
 from gptsmith.data.report import ReadReport
 from gptsmith.data.row_fields import (
     cell,
+    check_no_media,
     context,
     history,
-    refuse_media,
     report_unused_columns,
     system_text,
     target_answers,
@@ -198,7 +198,7 @@ def _instruction(row: Row, columns: InstructionColumns, report: ReadReport) -> I
         raise InvalidRowError("row with history", problem)
     if tools_of(values):
         raise InvalidRowError("row with tools", "it has tools, which instructions do not use")
-    refuse_media(values)
+    check_no_media(values)
     used = {columns.instruction, columns.output, columns.input}
     given = texts(values, (columns.input,))
     if (

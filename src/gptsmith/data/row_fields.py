@@ -91,7 +91,7 @@ def target_answers(
     return frozenset(targets)
 
 
-def refuse_media(values: Mapping[str, Any]) -> None:
+def check_no_media(values: Mapping[str, Any]) -> None:
     """InvalidRowError for a row with images, audio or video, which a text model cannot read."""
     for name in names.MEDIA:
         if not is_empty(values.get(name)):

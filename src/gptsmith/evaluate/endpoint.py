@@ -68,7 +68,7 @@ class Endpoint:
         pause = 0.0
         for attempt in range(self.options.retries + 1):
             if attempt:
-                # Jitter, so that threads that were refused together do not return together.
+                # Jitter, so that threads that were rejected together do not return together.
                 wait = FIRST_WAIT * 2 ** (attempt - 1) * random.uniform(0.5, 1)
                 time.sleep(min(MAX_WAIT, max(wait, pause)))
             pause = 0.0

@@ -50,7 +50,7 @@ def export(model: ExportableModel, out: Path, kind: Kind = "f16") -> list[str]:
         from gguf import GGUFWriter
     except ImportError:
         raise ValueError('gguf is not installed: pip install "gptsmith[gguf]"') from None
-    files.refuse_occupied(out)
+    files.check_creatable(out)
     config, chat = model.config, model.chat_template
     architecture, table = _architecture(config), gguf_tokenizer.table(model.tokenizer)
     check_vocabulary(model.name, model.tokenizer, config)

@@ -137,7 +137,7 @@ def export(model: ExportableModel, out: Path, dtype: torch.dtype | None = None) 
     represent; FileExistsError if `out` exists and is not empty.
     """
     notes = _check_exportable(model)
-    files.refuse_occupied(out)
+    files.check_creatable(out)
     with files.atomic_folder(out) as folder:
         _write_model(folder, model, dtype)
     return notes
@@ -151,7 +151,7 @@ def export_adapter(
     dtype: of the base model's weights. Returns and raises as `export` does.
     """
     notes = _check_exportable(base)
-    files.refuse_occupied(out)
+    files.check_creatable(out)
     with files.atomic_folder(out) as folder:
         (folder / _BASE).mkdir()
         _write_model(folder / _BASE, base, dtype)

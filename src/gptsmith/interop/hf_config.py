@@ -52,7 +52,7 @@ def read(raw: Mapping[str, Any], path: Path) -> tuple[ModelConfig, str, list[str
     if family.gpt2:
         fields["d_ff"] = raw.get("n_inner")
     else:
-        _refuse_sliding_window(raw, path)
+        _check_no_sliding_window(raw, path)
         fields["rope_theta"], fields["rope_scaling"] = _rope(raw, path)
     if "all" in family.axes["bias"] and (raw.get("attention_bias") or raw.get("mlp_bias")):
         fields["bias"] = "all"
@@ -123,7 +123,7 @@ def _rope(raw: Mapping[str, Any], path: Path) -> tuple[Any, RopeScaling | None]:
         raise config_error(path, error, names) from None
 
 
-def _refuse_sliding_window(raw: Mapping[str, Any], path: Path) -> None:
+def _check_no_sliding_window(raw: Mapping[str, Any], path: Path) -> None:
     """ValueError for a Qwen that uses sliding-window attention (other classes have none)."""
     kinds = raw.get("layer_types") or []
     if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):

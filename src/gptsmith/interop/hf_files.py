@@ -77,7 +77,7 @@ def read_index(folder: Path) -> dict[str, Entry]:
 
 def _open(path: Path) -> dict[str, Entry]:
     """The tensors of a safetensors file. ValueError naming the file if it is not well formed."""
-    refuse_outside_link(path)
+    check_link_target(path)
     with path.open("rb") as start:
         header = int.from_bytes(start.read(8), "little")
     if _MAX_JSON_BYTES < header < path.stat().st_size:
@@ -101,7 +101,7 @@ def _open(path: Path) -> dict[str, Entry]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. ValueError naming the file if it is damaged, too large or a link outside."""
-    refuse_outside_link(path)
+    check_link_target(path)
     if (size := path.stat().st_size) > _MAX_JSON_BYTES:
         raise ValueError(f"{path} has {size:,} bytes, more than the {_MAX_JSON_BYTES:,} allowed")
     content = files.read_json(path)
@@ -110,7 +110,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def refuse_outside_link(path: Path) -> None:
+def check_link_target(path: Path) -> None:
     """ValueError for a link out of the folder, except into `blobs` of the Hub's cache."""
     if not path.is_symlink():
         return

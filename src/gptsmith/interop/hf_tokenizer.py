@@ -9,7 +9,7 @@ from typing import Any
 from gptsmith import files
 from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.interop.external_model import ExportableModel
-from gptsmith.interop.hf_files import read_json, refuse_outside_link
+from gptsmith.interop.hf_files import check_link_target, read_json
 from gptsmith.tokenizer import Tokenizer, TokenRoles
 from gptsmith.tokenizer.formats import SPLITS, with_special_tokens
 from gptsmith.tokenizer.roles import CLEAN_UP, IDS, NAMES, as_ids, token_text
@@ -29,7 +29,7 @@ def read(folder: Path, model_type: str) -> Tokenizer:
         _optional(folder / name)
     remedy = "in transformers, AutoTokenizer.from_pretrained(F).save_pretrained(F) makes one"
     if (path := folder / _JSON).is_file():
-        refuse_outside_link(path)
+        check_link_target(path)
         tokenizer = Tokenizer.load(path)
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         kind = str(config.get("tokenizer_class", "GPT2Tokenizer"))
@@ -123,7 +123,7 @@ def read_template(folder: Path, tokenizer: Tokenizer) -> tuple[str | None, list[
 def _template_in(folder: Path, config: Mapping[str, Any]) -> str | None:
     path = folder / _TEMPLATE
     if path.is_file():
-        refuse_outside_link(path)
+        check_link_target(path)
         return files.read_text(path)
     given = _optional(folder / "chat_template.json").get("chat_template")
     given = given or config.get("chat_template")

@@ -153,7 +153,7 @@ def to_peft(config: ModelConfig, adapter: Adapter) -> tuple[dict[str, Tensor], d
             is_shared = kind == "lora_A"
             parts = [tensor] * len(layout.names) if is_shared else tensor.split(layout.rows)
             for part_name, part in zip(layout.names, parts, strict=True):
-                # safetensors refuses tensors that share memory
+                # safetensors rejects tensors that share memory
                 theirs[f"{_PREFIX}{part_name}.weight"] = part.clone()
         elif kind == "rows":
             theirs[f"{_PREFIX}{names[module][0]}{_TOKEN_ROWS}"] = tensor

@@ -19,7 +19,7 @@ from gptsmith.train import monitor
 def check_unoccupied(path: Path) -> None:
     """Raise unless a new run can be written to `path`: a new or empty folder, or one whose run was
     stopped before its first checkpoint."""
-    files.refuse_blocked(path)
+    files.lowest_existing_folder(path)
     if not path.exists() or not any(path.iterdir()) or _is_untrained(path):
         return
     if not layout.is_run(path):

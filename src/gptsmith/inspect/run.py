@@ -1,6 +1,6 @@
 """The report on a run folder: architecture, cost, last metrics, checkpoints."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import RenderableType
@@ -19,6 +19,30 @@ def show_run(run: Run, console: Console) -> None:
 
 
 def _parts(run: Run) -> Iterator[RenderableType]:
+    yield title("run", run.path)
+    yield _model_properties(run)
+    damage: list[str] = []
+    rows: list[dict[str, Any]] = []
+    try:
+        rows = monitor.table(monitor.read_events(run.metrics))
+    except ValueError as error:
+        damage.append(str(error))
+    try:
+        run.verify_weights()
+    except ValueError as error:
+        damage.append(str(error))
+    if rows:
+        yield heading("last metrics")
+        yield _last_metrics(rows)
+    if damage:
+        yield heading("damage")
+        yield Text("\n".join(damage), "red")
+    yield heading("checkpoints")
+    yield _checkpoints(run)
+
+
+def _model_properties(run: Run) -> RenderableType:
+    """Architecture, tokenizer, and the memory that inference and training need."""
     c, tokenizer = run.model_config, run.tokenizer
     heads = f"{c.n_head} heads" + (f" ({c.K} key/value)" if c.n_head != c.K else "")
     variant = [
@@ -35,8 +59,7 @@ def _parts(run: Run) -> Iterator[RenderableType]:
     weights = "none: the run is unfinished, resume it"
     if run.weights.is_file():
         weights = f"{run.weights.name}, {file_size(run.weights.stat().st_size)}"
-    yield title("run", run.path)
-    yield properties(
+    return properties(
         {
             "architecture": f"{c.n_layer} layers, {c.n_embd} wide, {heads} of {c.D}, MLP {c.F}, "
             f"context {c.context_length:,}",
@@ -53,29 +76,21 @@ def _parts(run: Run) -> Iterator[RenderableType]:
             "weights": weights,
         }
     )
-    damage: list[str] = []
-    rows: list[dict[str, Any]] = []
-    try:
-        rows = monitor.table(monitor.read_events(run.metrics))
-    except ValueError as error:
-        damage.append(str(error))
-    try:
-        run.verify_weights()
-    except ValueError as error:
-        damage.append(str(error))
-    if rows:
-        yield heading("last metrics")
-        last = {n: value for row in rows for n, value in row.items() if value is not None}
-        shown = {name: _number(value) for name, value in last.items()}
-        scores = [(row["val_loss"], row["step"]) for row in rows if row["val_loss"] is not None]
-        if scores:
-            loss, step = min(scores)
-            shown["best val_loss"] = f"{loss:.4f} at step {step:,}"
-        yield properties(shown)
-    if damage:
-        yield heading("damage")
-        yield Text("\n".join(damage), "red")
-    yield heading("checkpoints")
+
+
+def _last_metrics(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """The last value of each column of metrics.csv, and the best validation loss."""
+    last = {n: value for row in rows for n, value in row.items() if value is not None}
+    shown = {name: _number(value) for name, value in last.items()}
+    scores = [(row["val_loss"], row["step"]) for row in rows if row["val_loss"] is not None]
+    if scores:
+        loss, step = min(scores)
+        shown["best val_loss"] = f"{loss:.4f} at step {step:,}"
+    return properties(shown)
+
+
+def _checkpoints(run: Run) -> RenderableType:
+    """Steps, sizes, and whether the files are intact."""
     table = Table.grid(padding=(0, 2))
     for folder in sorted(run.checkpoints.glob("step-*")):
         number = folder.name.removeprefix("step-")
@@ -88,7 +103,7 @@ def _parts(run: Run) -> Iterator[RenderableType]:
             if problem is None or folder.exists():  # else pruned by the process that trains here
                 state = Text(f"damaged: {problem}", "red") if problem else Text("intact")
                 table.add_row(f"step {int(number):,}", file_size(size), state)
-    yield table if table.row_count else Text("none")
+    return table if table.row_count else Text("none")
 
 
 def _number(value: Any) -> str:

@@ -45,25 +45,7 @@ def draw_curves(
         axes.grid(color=GRID, linewidth=0.7)
         axes.set_axisbelow(True)
 
-    steps, train = _series(rows, "train_loss")
-    at, val = _series(rows, "val_loss")
-    if len(steps) >= 40:  # single batches are noisy: draw them faintly, and their trend
-        losses.plot(steps, train, color=TRAIN, alpha=0.28, linewidth=0.8)
-        trend = _smooth(train)
-        losses.plot(steps, trend, color=TRAIN, linewidth=1.8, label="train (smoothed)")
-    elif len(steps):
-        losses.plot(steps, train, color=TRAIN, linewidth=1.8, marker=".", label="train")
-    if len(at):
-        # In the legend, which is placed automatically: a label at the point would hide others.
-        best = int(np.argmin(val))
-        suffix = "" if best == len(val) - 1 else f", best at step {at[best]:,.0f}"
-        label = f"val {val[best]:.3f}{suffix}"
-        losses.plot(at, val, color=VAL, linewidth=1.8, marker="o", markersize=3.5, label=label)
-    if len(steps) or len(at):
-        losses.legend(frameon=False, fontsize=9, labelcolor=INK)
-        losses.set_ylim(*_limits(np.concatenate([train, val])))
-    losses.set_ylabel("loss (nats per token)", color=INK, fontsize=9)
-    losses.yaxis.set_major_locator(MaxNLocator(7))
+    _draw_losses(losses, rows)
     losses.set_title(
         figure_text(title, 80), loc="left", color=INK, fontsize=11, fontweight="bold", pad=10
     )
@@ -94,6 +76,30 @@ def draw_curves(
         top.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _compact(value)))
 
     write_figure(path, figure)
+
+
+def _draw_losses(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    steps, train = _series(rows, "train_loss")
+    at, val = _series(rows, "val_loss")
+    if len(steps) >= 40:  # single batches are noisy: draw them faintly, and their trend
+        axes.plot(steps, train, color=TRAIN, alpha=0.28, linewidth=0.8)
+        trend = _smooth(train)
+        axes.plot(steps, trend, color=TRAIN, linewidth=1.8, label="train (smoothed)")
+    elif len(steps):
+        axes.plot(steps, train, color=TRAIN, linewidth=1.8, marker=".", label="train")
+    if len(at):
+        # In the legend, which is placed automatically: a label at the point would hide others.
+        best = int(np.argmin(val))
+        suffix = "" if best == len(val) - 1 else f", best at step {at[best]:,.0f}"
+        label = f"val {val[best]:.3f}{suffix}"
+        axes.plot(at, val, color=VAL, linewidth=1.8, marker="o", markersize=3.5, label=label)
+    if len(steps) or len(at):
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+        axes.set_ylim(*_limits(np.concatenate([train, val])))
+    axes.set_ylabel("loss (nats per token)", color=INK, fontsize=9)
+    axes.yaxis.set_major_locator(MaxNLocator(7))
 
 
 def _draw_scores(

@@ -116,11 +116,12 @@ def _wikitext(name: str, report: ReadReport) -> Source:
         train, valid = folder / "train.txt", folder / "valid.txt"
         if not valid.is_file():
             raise UnavailableError(f"{valid}: missing next to {train}")
+        val = Source(name, lambda: articles(text_lines(valid, report), str(valid)))
         return Source(
             name,
             lambda: articles(text_lines(train, report), str(train)),
             (train,),
-            validation=lambda: articles(text_lines(valid, report), str(valid)),
+            validation=val,
         )
     hub = _WIKITEXT[name]
     revision = hub_revision(hub, _offline_remedy(f"{name}/train.txt and {name}/valid.txt"))
@@ -130,11 +131,9 @@ def _wikitext(name: str, report: ReadReport) -> Source:
         # the Hub's rows are the lines of the original files, where blank ones are empty
         return articles((row["text"] or " \n" for _, row in rows), f"{hub.name}:{split}")
 
-    return Source(
-        f"{name} (Hub {hub.name}@{revision})",
-        partial(read, "train"),
-        validation=partial(read, "validation"),
-    )
+    used = f"{name} (Hub {hub.name}@{revision})"
+    val = Source(used, partial(read, "validation"))
+    return Source(used, partial(read, "train"), validation=val)
 
 
 def articles(lines: Iterable[str], place: str) -> Iterator[Document]:

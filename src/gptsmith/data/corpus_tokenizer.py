@@ -8,6 +8,7 @@ from gptsmith import terminal
 from gptsmith.data.documents import Source
 from gptsmith.data.options import PrepareConfig
 from gptsmith.data.split import DocumentSplit
+from gptsmith.data.token_files import TokenFiles
 from gptsmith.recognize import wrong_kind
 from gptsmith.run import digests
 from gptsmith.run.layout import ROLES
@@ -34,6 +35,14 @@ def given_tokenizer(config: PrepareConfig, sources: Sequence[Source]) -> Tokeniz
                 f"{ids.used}: holds token ids; give the --tokenizer that made them, not {choice}"
             )
         return None
+    for source in sources if choice == "gpt2" else ():
+        own = source.layout.vocabulary if isinstance(source.layout, TokenFiles) else None
+        if own is not None:
+            raise ValueError(
+                f"{source.used}: its ids are not GPT-2's; their vocabulary is in {own}, a pickle, "
+                "which is not read: prepare the text, or give the same vocabulary as --tokenizer "
+                "tokenizer.json"
+            )
     if choice == "gpt2":
         return Tokenizer.gpt2()
     if choice == "byte":

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from gptsmith.data.options import ReadOptions
 from gptsmith.data.paths import has_suffix
 from gptsmith.data.report import ReadReport
 from gptsmith.data.rows import CSV, Row, file_rows, unicode_problem
+
+if TYPE_CHECKING:
+    from gptsmith.data.token_files import TokenFiles
 
 Chunk = str | np.ndarray
 
@@ -33,7 +36,7 @@ class Document(NamedTuple):
 
 
 class TokenLayout(NamedTuple):
-    """How files of token ids are arranged.
+    """How tables of token ids are arranged.
 
     labels   "none", "unshifted" or "shifted"
     stream   the rows are consecutive blocks of one stream
@@ -55,7 +58,7 @@ class Source:
     used           what was opened, as the manifest records it
     documents      reads the documents from the beginning
     files          its local files, in reading order
-    validation     reads the source's own validation documents, if it has any
+    validation     the source's own validation documents, if it has any
     first_shard    whether its first shard of tokens is for validation
     layout         the layout of files that hold token ids instead of text
     requested      the source as the user wrote it
@@ -65,9 +68,9 @@ class Source:
     used: str
     documents: Callable[[], Iterator[Document]]
     files: tuple[Path, ...] = ()
-    validation: Callable[[], Iterator[Document]] | None = None
+    validation: Source | None = None
     first_shard: bool = False
-    layout: TokenLayout | None = None
+    layout: TokenLayout | TokenFiles | None = None
     requested: str = ""
     unavailable: tuple[str, ...] = ()
 

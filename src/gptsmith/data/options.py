@@ -172,9 +172,10 @@ class PrepareConfig(FileFormat):
 
     sources: tuple[str, ...] = Field(min_length=1)
     """Corpora by name (pydocs, pycode, shakespeare, wikitext-2, wikipedia, openwebtext,
-    fineweb-edu), tables (.json .jsonl .csv .tsv, also .gz, .parquet .arrow) and text files of any
-    name, folders and patterns of them, or data sets of the Hub as
-    OWNER/NAME[:CONFIG[:SPLIT]]. `a|b` takes b where a is not available."""
+    fineweb-edu), tables (.json .jsonl .csv .tsv, also .gz, .parquet .arrow), text files of any
+    name, token ids of nanoGPT and llm.c (.bin) and of datatrove (.ds), folders and patterns of
+    them, or data sets of the Hub as OWNER/NAME[:CONFIG[:SPLIT]]. `a|b` takes b where a is not
+    available."""
     out: Path
     """Folder of the corpus."""
     tokenizer: str = "gpt2"

@@ -32,6 +32,7 @@ from gptsmith.data.shards import (
 )
 from gptsmith.data.sources import open_source
 from gptsmith.data.split import DocumentSplit
+from gptsmith.data.token_files import TokenFiles
 from gptsmith.data.tokenized import tokenized_documents
 from gptsmith.progress import WorkProgress
 from gptsmith.tokenizer import Tokenizer
@@ -85,9 +86,10 @@ def _documents(source: Source, given: Tokenizer | None, report: ReadReport) -> I
     if source.layout is None:
         return source.documents()
     assert given is not None
-    return tokenized_documents(
-        source.files, source.layout, given.special_ids.document, given.vocab_size, report
-    )
+    document_tokens, size = given.special_ids.document, given.vocab_size
+    if isinstance(source.layout, TokenFiles):
+        return source.layout.documents(document_tokens, size, report)
+    return tokenized_documents(source.files, source.layout, document_tokens, size, report)
 
 
 def _make(

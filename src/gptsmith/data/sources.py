@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gptsmith.data import columnar, corpora, hub, rows, text_files
+from gptsmith.data import columnar, corpora, hub, rows, text_files, token_files
 from gptsmith.data.documents import Document, Source, TokenLayout, table_documents
 from gptsmith.data.options import ReadOptions
 from gptsmith.data.paths import UnavailableError, files_below, find_files, has_suffix
@@ -27,7 +27,7 @@ from gptsmith.tokenizer import Tokenizer
 
 # Without .json: in a folder, such files rarely hold text.
 _TABLES = tuple(s for s in rows.SUFFIXES if s not in (".json", ".json.gz"))
-SUFFIXES = (*text_files.SUFFIXES, *_TABLES)
+SUFFIXES = (*text_files.SUFFIXES, *_TABLES, *token_files.SUFFIXES)
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]*(:[\w.-]+)?)?")
 
@@ -121,11 +121,16 @@ def _open_path(path: Path, name: str, options: ReadOptions, report: ReadReport) 
     if is_artifact(path):
         raise wrong_kind(path, "text")
     below = files_below(path) if path.is_dir() else []
-    # In a folder with tables, other files are documentation.
+    # In a folder with tables or token ids, other files are documentation.
     has_tables = any(has_suffix(file, *_TABLES) for file in below)
+    has_tokens = any(map(token_files.is_token_file, below))
 
     def belongs(file: Path) -> bool:
-        return has_suffix(file, *SUFFIXES) or (not has_tables and _is_text(file))
+        if has_tokens:
+            return token_files.is_token_file(file)
+        return has_suffix(file, *text_files.SUFFIXES, *_TABLES) or (
+            not has_tables and _is_text(file)
+        )
 
     found = find_files(path, belongs, "table (.jsonl, .csv, .parquet ...) and no text file")
     if others := set(below) - {*found.files, *found.empty}:
@@ -133,6 +138,8 @@ def _open_path(path: Path, name: str, options: ReadOptions, report: ReadReport) 
             f"{path}: {_suffixes(found.files)} are read, {_suffixes(others)} not; a pattern "
             f"('{path}/**/*.SUFFIX') reads others"
         )
+    if any(has_suffix(file, *token_files.SUFFIXES) for file in found.files):
+        return _token_source(name, found.files, report, folder=bool(below))
     layout = _layout(found.files, options, report)
 
     def read() -> Iterator[Document]:
@@ -141,6 +148,22 @@ def _open_path(path: Path, name: str, options: ReadOptions, report: ReadReport) 
             yield from _read(path, options, report)
 
     return Source(name, read, tuple(found.files), layout=layout)
+
+
+def _token_source(name: str, files: Sequence[Path], report: ReadReport, *, folder: bool) -> Source:
+    """Files of token ids of other trainers; in a folder, those named val are for validation."""
+    if other := next((p for p in files if not has_suffix(p, *token_files.SUFFIXES)), None):
+        raise ValueError(
+            f"{other} holds text, other files of {name} token ids; prepare them separately"
+        )
+
+    def read() -> Iterator[Document]:
+        raise AssertionError("needs a tokenizer: prepare reads the layout's documents")
+
+    train, val = token_files.split_validation(files) if folder else (list(files), [])
+    own = Source(name, read, layout=token_files.open_token_files(val, report)) if val else None
+    layout = token_files.open_token_files(train, report)
+    return Source(name, read, (*train, *val), validation=own, layout=layout)
 
 
 def _is_text(path: Path) -> bool:

@@ -115,7 +115,7 @@ class DocumentSplit:
         for source in self.sources:
             if source.validation is not None:
                 self._rule(f"the validation split of {source.used}")
-                yield from source.validation()
+                yield from self.read(source.validation)
 
     def _overlap(self, val: Source) -> str:
         """A remark if files of the validation source are also trained on, or ""."""
@@ -181,7 +181,7 @@ class DocumentSplit:
         """Split a document into its training part and, at the end, its validation part."""
         total = sum(map(len, document.chunks))
         cut = int(total * (1 - self.val_fraction))
-        unit = "tokens" if document.delimited is False else "characters"
+        unit = "characters" if isinstance(next(iter(document.chunks)), str) else "tokens"
         if not 0 < cut < total:
             raise ValueError(
                 f"{document.place}: {total} {unit} leave nothing for training or nothing for "

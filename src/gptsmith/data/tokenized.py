@@ -148,10 +148,6 @@ def tokenized_documents(
 
     ValueError for an id outside the vocabulary.
     """
-    first, last = (
-        np.array(ids)
-        for ids in (document_tokens.before, document_tokens.after or document_tokens.before)
-    )
 
     def checked() -> Iterator[TokenRow]:
         for row in token_rows(paths, report):
@@ -164,14 +160,21 @@ def tokenized_documents(
     for place, ids, labels in checked():
         if layout.labels == "shifted" and labels is not None:
             ids = with_last_label(ids, labels)
-        if len(last) and np.array_equal(ids[-len(last) :], last):
-            ids = ids[: -len(last)]
-        if len(first) and np.array_equal(ids[: len(first)], first):
-            ids = ids[len(first) :]
+        ids = without_document_tokens(ids, document_tokens)
         if len(ids) == 0:
             report.reject("empty document", place, "an empty document")
         else:
             yield Document(place, (ids,))
+
+
+def without_document_tokens(ids: np.ndarray, document_tokens: DocumentTokens) -> np.ndarray:
+    """A document's ids without the tokens that begin and end it."""
+    first, last = document_tokens.before, document_tokens.after or document_tokens.before
+    if last and np.array_equal(ids[-len(last) :], last):
+        ids = ids[: -len(last)]
+    if first and np.array_equal(ids[: len(first)], first):
+        ids = ids[len(first) :]
+    return ids
 
 
 class _Stream:

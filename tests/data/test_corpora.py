@@ -135,7 +135,7 @@ def test_wikitext_2(
     source = opened("wikitext")
     train = texts(source.documents())
     assert source.validation is not None
-    val = texts(source.validation())
+    val = texts(source.validation.documents())
     assert source.used == "wikitext-2"
     assert (len(train), len(val)) == (articles, of_validation)
     assert "".join(train) == (folder / "wikitext-2" / "train.txt").read_text()

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -74,6 +75,32 @@ def test_a_key_from_the_environment_is_asked_for(run: Path) -> None:
         assert [model["id"] for model in found.json()["data"]] == ["chat"]
         process.send_signal(signal.SIGINT)
         assert process.wait(30) in (0, 130)
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_https(run: Path, tmp_path: Path) -> None:
+    """With a certificate that the client trusts: answers, streams, and pages of this origin."""
+    from api_server import certificate
+
+    cert, key = certificate(tmp_path)
+    with serving(run, "--tls-cert", cert, "--tls-key", key) as (process, url):
+        assert url.startswith("https://127.0.0.1:")
+        trust = ssl.create_default_context(cafile=cert)
+        body = {"prompt": "a", "max_tokens": 8, "temperature": 0}
+        with httpx.Client(base_url=url, verify=trust, headers={"Origin": url}) as client:
+            assert "<title>" in client.get("/").text
+            whole = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+            with client.stream("POST", "/v1/completions", json=body | {"stream": True}) as response:
+                lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+            assert lines.pop() == "[DONE]"
+            assert "".join(json.loads(line)["choices"][0]["text"] for line in lines) == whole
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(url)  # nobody else has signed it
+        with pytest.raises(httpx.TransportError):
+            httpx.get(url.replace("https", "http"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) in (0, -signal.SIGTERM)
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
 

@@ -2,12 +2,13 @@
 
 import contextlib
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from api_server import Api, chat_run, served, serving_models
+from api_server import Api, certificate, chat_run, served, serving_models
 
 from gptsmith import cli
 from gptsmith.serve import access, connection
@@ -40,6 +41,22 @@ def test_a_key_is_needed(locked: Api, path: str) -> None:
     for key in ("first", "second"):
         headers = {"Authorization": f"Bearer {key}"}
         assert locked.client.get(path, headers=headers).status_code == 200
+
+
+def test_keys_are_compared_in_constant_time(locked: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the function made for it, with every key, as values of one length."""
+    compared: list[tuple[bytes, bytes]] = []
+
+    def spy(a: bytes, b: bytes) -> bool:
+        compared.append((a, b))
+        return a == b
+
+    monkeypatch.setattr(access.hmac, "compare_digest", spy)
+    for key, status in (("first", 200), ("f", 401), ("x" * 500, 401)):
+        compared.clear()
+        headers = {"Authorization": f"Bearer {key}"}
+        assert locked.client.get("/v1/models", headers=headers).status_code == status
+        assert [(len(a), len(b)) for a, b in compared] == [(32, 32), (32, 32)]
 
 
 def test_the_page_and_health_need_no_key(locked: Api) -> None:
@@ -155,6 +172,23 @@ def test_an_address_that_others_reach_needs_a_key(
     error = user_error("serve", tmp_path, "--tls-cert", tmp_path / "keys")
     assert "belong together" in error
     assert cli.main(["serve", "--help"]) == 0
+
+
+def test_unusable_certificates_are_one_line(user_error, tmp_path: Path) -> None:
+    def error(cert: Path, key: Path) -> str:
+        return user_error("serve", tmp_path, "--tls-cert", cert, "--tls-key", key)
+
+    (cert, key), (_, other) = certificate(tmp_path), certificate(tmp_path, "other")
+    text, locked = tmp_path / "text", tmp_path / "locked.key"
+    text.write_text("no PEM")
+    protect = ["openssl", "pkey", "-in", key, "-out", locked, "-aes256", "-passout", "pass:x"]
+    subprocess.run(protect, check=True)
+    assert f"{tmp_path / 'none'}" in error(tmp_path / "none", key)
+    assert f"{tmp_path / 'none'}" in error(cert, tmp_path / "none")
+    assert f"--tls-cert {text}: has no certificate" in error(text, key)
+    assert f"--tls-key {text}: has no private key" in error(cert, text)
+    assert f"--tls-key {other}: is not the key of {cert}" in error(cert, other)
+    assert f"--tls-key {locked}: is encrypted" in error(cert, locked)
 
 
 def test_an_occupied_port_is_one_line(user_error, locked: Api, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from api_server import Api, chat_run, served, serving_models
+from api_server import Api, certificate, chat_run, served, serving_models
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -332,3 +332,18 @@ def test_the_page_is_accessible_and_fits(page, width: int, scheme: str, tmp_path
         assert results.violations_count == 0, results.generate_report()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         page.screenshot(path=tmp_path / f"{width}-{scheme}-{view}.png")
+
+
+def test_the_page_works_over_https(browser, tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    model = served(chat_run(tmp_path / "chat"))
+    with serving_models({"chat": model}, tls_cert=cert, tls_key=key) as api:
+        page = browser.new_context(ignore_https_errors=True).new_page()
+        page.set_default_timeout(20_000)
+        page.goto(api.url)
+        page.get_by_role("option", name="chat").wait_for(state="attached")
+        for name, value in (("temperature", 0), ("max_tokens", 12)):
+            page.locator(f"#{name}").evaluate(f"node => node.value = {value}")
+        ask(page, "Hello")
+        assert answers(page)[0].split() == expected(api, ("user", "Hello")).split()
+        page.context.close()

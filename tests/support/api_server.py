@@ -1,6 +1,9 @@
 """The real HTTP server in a thread of the test's process, with models of random weights."""
 
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
+import pytest
 from runs import random_run
 
 from gptsmith.chat_template.template import tuning_template
 from gptsmith.model.config import ModelConfig
 from gptsmith.run import Run
 from gptsmith.serve.app import create_app
-from gptsmith.serve.connection import Connection, HttpServer
+from gptsmith.serve.connection import http_server
 from gptsmith.serve.options import ServeOptions
 from gptsmith.serve.served import ServedModel
 from gptsmith.tokenizer import Tokenizer
@@ -35,13 +38,27 @@ def served(run: Run, name: str = "chat", max_batch_size: int = 8) -> ServedModel
     return ServedModel(name, run, run.load_model("last", "cpu"), max_batch_size)
 
 
-class Api:
-    """A client of the server. folder: where the runs are, for who wants to read them."""
+def certificate(folder: Path, name: str = "server") -> tuple[Path, Path]:
+    """A self-signed certificate for this machine, and its private key. Skips without openssl."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    cert, key = folder / f"{name}.pem", folder / f"{name}.key"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    files = ["-out", str(cert), "-keyout", str(key)]
+    subprocess.run([*command.split(), *names, *files], check=True, capture_output=True)
+    return cert, key
 
-    def __init__(self, url: str, server: Any) -> None:
+
+class Api:
+    """A client of the server. certificate: the only one that it trusts. folder: where the runs
+    are, for who wants to read them."""
+
+    def __init__(self, url: str, server: Any, certificate: Path | None = None) -> None:
         self.url, self.server = url, server
         self.folder = Path()
-        self.client = httpx.Client(base_url=url, timeout=60)
+        trust = True if certificate is None else ssl.create_default_context(cafile=certificate)
+        self.client = httpx.Client(base_url=url, timeout=60, verify=trust)
 
     def post(self, path: str, **body: Any) -> Any:
         """The JSON of a successful answer."""
@@ -72,19 +89,15 @@ def serving_models(
     models: Mapping[str, ServedModel], keys: Sequence[str] = (), **options: Any
 ) -> Iterator[Api]:
     """The server of these models, on a free port."""
-    app = create_app(models, ServeOptions(run=(Path(),), **options), keys)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        log_level="warning",
-        http=Connection,
-        ws="none",
-    )
-    server = HttpServer(config, app.state.server.worker, drain=0.3)
+    chosen = ServeOptions(run=(Path(),), **{"drain": 0.3, **options})
+    app = create_app(models, chosen, keys)
+    server = http_server(app, chosen)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
-        api = Api(f"http://127.0.0.1:{listening.getsockname()[1]}", app.state.server)
+        scheme = "http" if chosen.tls_cert is None else "https"
+        url = f"{scheme}://127.0.0.1:{listening.getsockname()[1]}"
+        api = Api(url, app.state.server, chosen.tls_cert)
         try:
             with api.client:
                 yield api

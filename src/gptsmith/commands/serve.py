@@ -24,16 +24,19 @@ def main(argv: list[str]) -> None:
     )
     try:
         import starlette  # noqa: F401
-        import uvicorn
+        import uvicorn  # noqa: F401
     except ImportError:
         raise ValueError("serving needs the extra serve: pip install 'gptsmith[serve]'") from None
     from gptsmith.serve.access import is_loopback, read_keys
     from gptsmith.serve.app import create_app
-    from gptsmith.serve.connection import Connection, HttpServer
+    from gptsmith.serve.connection import check_certificate, http_server
 
     if (options.tls_cert is None) != (options.tls_key is None):
         raise ValueError("--tls-cert and --tls-key belong together: give both")
-    keys = [key for key in (options.api_key, os.environ.get("GPTSMITH_API_KEY")) if key]
+    if options.tls_cert is not None and options.tls_key is not None:
+        check_certificate(options.tls_cert, options.tls_key)
+    given = (options.api_key, os.environ.get("GPTSMITH_API_KEY"))
+    keys = [key.strip() for key in given if key and key.strip()]
     if options.api_key_file is not None:
         keys += read_keys(options.api_key_file)
     if not is_loopback(options.host) and not keys:
@@ -45,25 +48,14 @@ def main(argv: list[str]) -> None:
     try:
         models = _load(options)
         app = create_app(models, options, keys)
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            ssl_certfile=options.tls_cert,
-            ssl_keyfile=options.tls_key,
-            http=Connection,
-            ws="none",
-            h11_max_incomplete_event_size=64_000,
-            server_header=False,
-        )
+        server = http_server(app, options)
         port = listening.getsockname()[1]
         host = f"[{options.host}]" if ":" in options.host else options.host
         url = f"http{'s' if options.tls_cert else ''}://{host}:{port}"
         for name, model in models.items():
             terminal.say(f"serving {name} ({model.kind}, context {model.context_length:,})")
         terminal.say(f"chat page: {url}    API: {url}/v1    Ctrl-C stops")
-        HttpServer(config, app.state.server.worker, options.drain).run(sockets=[listening])
+        server.run(sockets=[listening])
     finally:
         listening.close()
 

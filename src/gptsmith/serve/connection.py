@@ -1,18 +1,48 @@
-"""HTTP/1.1 connections that a client cannot hold for nothing, and how the server ends them."""
+"""HTTP/1.1 connections that a client cannot hold for nothing, and how the server ends them; TLS."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
+from pathlib import Path
+from typing import NoReturn
 
 import h11
 import uvicorn
+from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gptsmith.serve.errors import ApiError
+from gptsmith.serve.options import ServeOptions
 from gptsmith.serve.worker import Worker
 
 REQUEST_SECONDS = 20  # for the headers of a request to arrive
+MAX_HEADER_BYTES = 64_000
+
+
+def check_certificate(certificate: Path, key: Path) -> None:
+    """ValueError for files that HTTPS cannot be served with: no PEM, a key of another certificate,
+    an encrypted key (a server that asks for a password would not start by itself)."""
+
+    def reject() -> NoReturn:
+        raise ValueError(
+            f"--tls-key {key}: is encrypted: decrypt it with openssl pkey -in {key} -out NEW"
+        )
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    for path in (certificate, key):
+        path.open("rb").close()  # the errors of ssl do not name the file
+    try:
+        context.load_verify_locations(certificate)
+    except ssl.SSLError:
+        raise ValueError(f"--tls-cert {certificate}: has no certificate in PEM form") from None
+    try:
+        context.load_cert_chain(certificate, key, password=reject)
+    except ssl.SSLError as error:
+        other = error.reason == "KEY_VALUES_MISMATCH"
+        problem = f"is not the key of {certificate}" if other else "has no private key in PEM form"
+        raise ValueError(f"--tls-key {key}: {problem}") from None
 
 
 class HttpServer(uvicorn.Server):
@@ -30,6 +60,23 @@ class HttpServer(uvicorn.Server):
         timer = loop.call_later(self._drain, self._worker.end_all, error)
         await super().shutdown(sockets)
         timer.cancel()
+
+
+def http_server(app: Starlette, options: ServeOptions) -> HttpServer:
+    """The HTTP server of an application that `create_app` made."""
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        ssl_certfile=options.tls_cert,
+        ssl_keyfile=options.tls_key,
+        http=Connection,
+        ws="none",
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        server_header=False,
+    )
+    return HttpServer(config, app.state.server.worker, options.drain)
 
 
 class Connection(H11Protocol):

@@ -121,12 +121,12 @@ def test_ids_around_a_text_are_those_of_the_stock_tokenizer(
     stock.split_special_tokens = True
     for text in PROMPTS:
         expected = stock(text).input_ids
-        assert [*ours.prefix, *ours.encode(text), *ours.special_ids.after] == expected
+        assert [*ours.prefix, *ours.encode(text), *ours.special_ids.suffix] == expected
     special = ours.special_ids
     ends = as_ids(json.loads((folder(kind) / "config.json").read_text()).get("eos_token_id"))
     if (path := folder(kind) / "generation_config.json").is_file():
         ends = as_ids(json.loads(path.read_text()).get("eos_token_id")) or ends
-    assert [*special.ends] == [i for i in ends or as_ids(stock.eos_token_id) if i < len(stock)]
+    assert [*special.eos_ids] == [i for i in ends or as_ids(stock.eos_token_id) if i < len(stock)]
     assert (stock.eos_token_id or special.eos) == special.eos
     assert stock.unk_token_id == special.unk
     assert (stock.bos_token_id or special.bos) == special.bos
@@ -163,7 +163,7 @@ def test_generated_text_is_that_of_transformers(
 ) -> None:
     run = imported(kind)
     prompts = [p for p in PROMPTS if p or run.tokenizer.prefix]
-    if run.tokenizer.special_ids.after:  # a text to be continued has not ended
+    if run.tokenizer.special_ids.suffix:  # a text to be continued has not ended
         prompts = []
     model = stock_model(folder(kind))
     found = Engine(run.load_model(), run.tokenizer).generate(prompts, GREEDY)
@@ -231,13 +231,13 @@ def test_documents_of_a_corpus_begin_and_end_as_texts_of_the_model(
     held = [t for t in texts if _holds(ids, parts[t])]
     assert list(chain(*(parts[t] for t in held))) == ids
     assert 0 < len(held) < len(texts)
-    if special.before:
-        assert before == special.before
-    elif special.after:
-        assert (before, after) == ((), special.after)
-    assert {*special.ends, special.eos}.intersection((*before, *after))
+    if special.prefix:
+        assert before == special.prefix
+    elif special.suffix:
+        assert (before, after) == ((), special.suffix)
+    assert {*special.eos_ids, special.eos}.intersection((*before, *after))
     never = set(corpus.document.context_only)
-    assert never == set(before) - {*special.ends, special.eos}
+    assert never == set(before) - {*special.eos_ids, special.eos}
     stream, text_bytes = encode_source(str(source), ours, ReadOptions(), ReadReport())
     assert stream.tolist() == list(chain(*parts.values()))
     assert text_bytes == sum(len(t.encode()) for t in texts)
@@ -322,16 +322,16 @@ def test_end_of_text_that_no_file_names_is_given_by_an_option(
     words += ["--eos-token", "<fin>", "--eos-token", "<halt>"]
     assert cli.main([*map(str, words)]) == 0
     tokenizer = Corpus.open(tmp_path / "corpus").tokenizer
-    assert tokenizer.special_ids.ends == (made.token_to_id("<fin>"), made.token_to_id("<halt>"))
+    assert tokenizer.special_ids.eos_ids == (made.token_to_id("<fin>"), made.token_to_id("<halt>"))
     path = foreign_models.save("nothing", tmp_path / "model")
     run = tmp_path / "run"
     assert cli.main(["import", str(path), "--out", str(run)]) == 0
-    assert Tokenizer.load(run).special_ids.ends == ()
+    assert Tokenizer.load(run).special_ids.eos_ids == ()
     assert cli.main(["generate", str(run), "--prompt", "The", "--max-new-tokens", "3"]) == 0
     assert "--eos-token" in user_error("generate", run)
     named = tmp_path / "named"
     assert cli.main(["import", str(path), "--out", str(named), "--eos-token", "."]) == 0
-    assert Tokenizer.load(named).decode(Tokenizer.load(named).special_ids.ends) == "."
+    assert Tokenizer.load(named).decode(Tokenizer.load(named).special_ids.eos_ids) == "."
 
 
 @pytest.mark.parametrize("value", ["2", True, 1.5, [1, "x"], {"content": "</s>"}])
@@ -348,7 +348,7 @@ def test_stored_roles_follow_a_tokenizer(imported: Callable[[str], Run], tmp_pat
     ours.save(tmp_path / "tokenizer.json")
     copy = Tokenizer.load(tmp_path)
     assert (copy.fingerprint, copy.special_ids) == (ours.fingerprint, ours.special_ids)
-    assert ours.add_special_tokens(["<new>"]).special_ids.ends == ours.special_ids.ends
+    assert ours.add_special_tokens(["<new>"]).special_ids.eos_ids == ours.special_ids.eos_ids
     plain = Tokenizer(ours.to_json())
     assert plain.fingerprint != ours.fingerprint
     plain.save(tmp_path)

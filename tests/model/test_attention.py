@@ -85,7 +85,7 @@ def test_bfloat16_training_takes_the_blocked_form(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("T", [64, 300])
-def test_mask_inside_causal_takes_the_blocked_form(T: int) -> None:
+def test_causal_mask_takes_the_blocked_form(T: int) -> None:
     """Documents of unequal length, and one query that sees nothing."""
     documents = torch.arange(T) // 37
     allowed = (documents[:, None] == documents).tril()[None, None]

@@ -110,7 +110,7 @@ def test_chunks_of_ragged_rows_equal_the_full_forward(data: st.DataObject) -> No
 
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 @torch.no_grad()
-def test_function_mask_inside_causal_equals_the_full_forward(config: ModelConfig) -> None:
+def test_causal_function_mask_equals_the_full_forward(config: ModelConfig) -> None:
     model = make(config)
     rule = Mask(per_head)
     ids = ids_of(model, 2, 24)

@@ -84,14 +84,14 @@ def test_chat_begins_and_ends_as_texts_of_the_model(
     run = finetune("chat", base.path, rows(tmp_path / "d.jsonl", conversation), tmp_path / "out")
     template, before = run.chat_template, base.tokenizer.special_ids
     assert template is not None
-    assert run.tokenizer.special_ids.ends == before.ends
+    assert run.tokenizer.special_ids.eos_ids == before.eos_ids
     messages = conversation("who sat in the hall", "the king")["messages"]
     encoded = template.encode(messages)
     assert tuple(encoded.ids[: len(before.before)]) == before.before
     assert encoded.ids[len(before.before)] not in before.before
     assert not any(encoded.is_target[: len(before.before)])
     tokenizer, ends = exported(run, tmp_path / "hf")
-    assert {*template.stop_ids, *before.ends} == {*ends}
+    assert {*template.stop_ids, *before.eos_ids} == {*ends}
     stock = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
     assert stock == encoded.ids
     greedy = SamplingConfig(temperature=0, max_new_tokens=8)
@@ -116,14 +116,14 @@ def test_instructions_begin_and_end_as_texts_of_the_model(
     assert run.chat_template is not None
     encoded = run.chat_template.encode(conversation("who", "the king")["messages"])
     special = base.tokenizer.special_ids
-    assert tuple(encoded.ids[: len(special.before)]) == special.before
+    assert tuple(encoded.ids[: len(special.prefix)]) == special.prefix
     assert encoded.ids[-1] == special.eos
     assert encoded.is_target[-1]
     assert (tmp_path / "out" / "special_tokens.json").read_text() == (
         base.path / "special_tokens.json"
     ).read_text()
     _, ends = exported(run, tmp_path / "hf")
-    assert {*ends} == {*special.ends}
+    assert {*ends} == {*special.eos_ids}
 
 
 @pytest.mark.parametrize("kind", ["spm", "llama3", "own_names", "appends", "gpt2"])
@@ -167,4 +167,4 @@ def test_text_continues_with_the_documents_of_the_model(
     bits = val["val_loss"] * targets / np.log(2) / size
     assert val["bits_per_byte"] == pytest.approx(bits, rel=0.02)  # the first token is no target
     _, ends = exported(run, tmp_path / "hf")
-    assert {*ends} == {*base.tokenizer.special_ids.ends}
+    assert {*ends} == {*base.tokenizer.special_ids.eos_ids}

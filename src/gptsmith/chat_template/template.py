@@ -106,7 +106,7 @@ class ChatTemplate:
         self.stop_ids: tuple[int, ...] = ()
         twice = self.layout(("user", "assistant") * 2)
         ends = [self._end(twice, i, 0)[1] for i in (1, 3)]
-        self.stop_ids = tuple(dict.fromkeys([*ends, *tokenizer.special_ids.ends]))
+        self.stop_ids = tuple(dict.fromkeys([*ends, *tokenizer.special_ids.eos_ids]))
 
     def __repr__(self) -> str:
         return f"ChatTemplate({len(self.source):,} characters, stop_ids {list(self.stop_ids)})"

@@ -191,17 +191,17 @@ def encode_texts(
     """
     check_several(texts, "texts")
     special = tokenizer.special_ids
-    before, after = np.array(special.before, np.int64), list(special.after)
-    while after and after[-1] == special.pad:  # a classifier reads up to the padding
-        after.pop()
-    room = T - len(before) - len(after)
+    prefix, suffix = np.array(special.prefix, np.int64), list(special.suffix)
+    while suffix and suffix[-1] == special.pad:  # a classifier reads up to the padding
+        suffix.pop()
+    room = T - len(prefix) - len(suffix)
     ids = tokenizer.encode_arrays([text.strip() for text in texts])
     for text, row in zip(texts, ids, strict=True):
         if not len(row):
             raise ValueError(f"text {text[:40]!r} has no token: there is nothing to classify")
     truncated = sum(len(row) > room for row in ids)
-    end = np.array(after, np.int64)
-    return [np.concatenate([before, row[:room], end]) for row in ids], truncated
+    end = np.array(suffix, np.int64)
+    return [np.concatenate([prefix, row[:room], end]) for row in ids], truncated
 
 
 @dataclass(frozen=True)

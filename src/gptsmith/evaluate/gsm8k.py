@@ -128,7 +128,7 @@ def score(
     fitting = sorted((len(ids), i) for i, (ids, _) in asked.items() if len(ids) <= room)
     engine = Engine(model, tokenizer, weights=weights)
     config = SamplingConfig(temperature=0, max_new_tokens=max_new_tokens)
-    stop_ids = [*tokenizer.special_ids.ends, *tokenizer.special_ids.control]
+    stop_ids = [*tokenizer.special_ids.eos_ids, *tokenizer.special_ids.control]
     stop, stop_ids = (STOP, stop_ids) if chat is None else ((), [*stop_ids, *chat.stop_ids])
     generations = {
         i: engine.add(Request(asked[i][0], config, stop, stop_ids, context_shift=chat is None))

@@ -66,12 +66,12 @@ class _RunRequests:
             device = "auto"  # the default of the harness's command is cuda:0
         self.tokenizer = run.tokenizer
         self.model = run.load_model(checkpoint, device, trust_code)
-        if not self.tokenizer.special_ids.start:
+        if not self.tokenizer.special_ids.start_ids:
             raise ValueError(
                 f"{run.path}: nothing says which token begins or ends a text: import the model"
                 " again with --eos-token NAME"
             )
-        self._first = self.tokenizer.special_ids.start[-1]
+        self._first = self.tokenizer.special_ids.start_ids[-1]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         pairs = [request.args for request in requests]

@@ -108,7 +108,7 @@ def log_likelihoods(
     vocabulary, and a mask that depends on the row of the batch.
     """
     config, weight = model.config, model.head_weight
-    if model.mask.facts.uses_b:
+    if model.mask.properties.uses_b:
         raise ValueError(
             f"the mask {model.mask.expression} depends on the row of the batch, so a score would"
             " depend on its neighbours: use a mask without b"

@@ -76,7 +76,7 @@ class Engine:
         chunk: int | None = None,
         budget: int | None = None,
     ) -> None:
-        if model.mask.facts.uses_b:
+        if model.mask.properties.uses_b:
             raise ValueError(
                 f"the mask {model.mask.expression} depends on the row of the batch: generated texts"
                 " must not depend on their neighbours; use a mask without b"
@@ -145,7 +145,7 @@ class Engine:
         request.check(self._V, self._limit, self.tokenizer is not None)
         stop_ids = request.stop_ids
         if stop_ids is None:
-            stop_ids = () if self.tokenizer is None else self.tokenizer.special_ids.ends
+            stop_ids = () if self.tokenizer is None else self.tokenizer.special_ids.eos_ids
         stream = None if self.tokenizer is None else self.tokenizer.stream(request.prompt)
         row = Row(request, frozenset(stop_ids), self._limit, stream)
         if row.remaining or row.scores_prompt:

@@ -57,9 +57,9 @@ def table(tokenizer: Tokenizer) -> GgufVocabulary:
     if strips:
         notes.append(f"llama.cpp keeps white space around {strips[0]}, which the tokenizer strips")
     ids = tokenizer.special_ids
-    if len(ids.before) > 1:
-        raise _unsupported(f"puts {len(ids.before)} tokens before a text")
-    if ids.after not in ((), (ids.eos,)):
+    if len(ids.prefix) > 1:
+        raise _unsupported(f"puts {len(ids.prefix)} tokens before a text")
+    if ids.suffix not in ((), (ids.eos,)):
         raise _unsupported("puts something else than the end of text after a text")
     tokens = [f"[PAD{i}]" for i in range(tokenizer.vocab_size)]  # ids without a token
     types = [UNUSED] * tokenizer.vocab_size
@@ -76,12 +76,12 @@ def table(tokenizer: Tokenizer) -> GgufVocabulary:
         types,
         merges or _NO_MERGE,
         # llama.cpp defaults to 11 if none is given.
-        bos=(*ids.start, tokenizer.eos_id)[0],
+        bos=(*ids.start_ids, tokenizer.eos_id)[0],
         eos=tokenizer.eos_id,
-        eos_ids=tuple(dict.fromkeys((tokenizer.eos_id, *ids.ends))),
+        eos_ids=tuple(dict.fromkeys((tokenizer.eos_id, *ids.eos_ids))),
         pad=ids.pad,
-        add_bos=bool(ids.before),
-        add_eos=bool(ids.after),
+        add_bos=bool(ids.prefix),
+        add_eos=bool(ids.suffix),
         notes=notes,
     )
 

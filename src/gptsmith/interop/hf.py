@@ -63,7 +63,7 @@ def open_folder(folder: Path, eos_tokens: Sequence[str] = ()) -> ExternalModel:
     check_vocabulary(
         folder, tokenizer, config, "call resize_token_embeddings in transformers first"
     )
-    no_eos = [] if tokenizer.special_ids.ends or config.labels else [_NO_EOS]
+    no_eos = [] if tokenizer.special_ids.eos_ids or config.labels else [_NO_EOS]
     template, template_notes = hf_tokenizer.read_template(folder, tokenizer)
 
     def part(name: str, rows: int, transposed: bool) -> Tensor:

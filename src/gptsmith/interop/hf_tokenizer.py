@@ -146,7 +146,7 @@ def roles(tokenizer: Tokenizer, classifier: bool = False) -> dict[str, str]:
     found, ids = tokenizer.roles.names, tokenizer.special_ids
     if "pad_token" not in found and (classifier or tokenizer.declared_roles is None):
         known = {i: name for name, i in tokenizer.special_tokens.items()}
-        usable = (i for i in (ids.eos, ids.unk, ids.bos) if i in known and i not in ids.after)
+        usable = (i for i in (ids.eos, ids.unk, ids.bos) if i in known and i not in ids.suffix)
         if (pad := next(usable, None)) is not None:
             found["pad_token"] = known[pad]
     return found
@@ -166,7 +166,7 @@ def config_ids(tokenizer: Tokenizer, classifier: bool = False) -> dict[str, Any]
 
 def generation_config(tokenizer: Tokenizer, stop_ids: Sequence[int]) -> dict[str, Any]:
     """generation_config.json, as the model's own said. stop_ids: what ends an answer in a chat."""
-    declared, ends = tokenizer.declared_roles, tokenizer.special_ids.ends
+    declared, ends = tokenizer.declared_roles, tokenizer.special_ids.eos_ids
     if declared is not None and declared.generation is not None:
         fields = dict(declared.generation)
     else:

@@ -32,7 +32,7 @@ def dense_bias(
         return None
     at = torch.arange(T, device=device)
     dense = mask.dense(B, H, at, at)  # (B|1, H|1, T, T)
-    return CausalMask(dense) if mask.facts.inside_causal else dense
+    return CausalMask(dense) if mask.is_causal else dense
 
 
 def attention(
@@ -45,7 +45,7 @@ def attention(
     """Attention of q (B, H, T, D) over k and v (B, K, S, D), K dividing H. Returns (B, H, T, D).
 
     mask: None for causal (T == S; a single query attends to all keys), booleans broadcastable to
-    (B, H, T, S) with True = may attend (CausalMask: known to be inside causal), or a FlexAttention
+    (B, H, T, S) with True = may attend (CausalMask: known to be causal), or a FlexAttention
     BlockMask. A query that may attend to no key yields zeros.
     """
     grouped = q.shape[1] != k.shape[1]
@@ -126,7 +126,7 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Te
 def blocked_causal(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
     """Causal attention by plain products, one block of queries at a time, without later keys.
 
-    q, k, v (B, H, T, D); allowed (B|1, H|1, T, T): a mask inside causal, instead of causal itself.
+    q, k, v (B, H, T, D); allowed (B|1, H|1, T, T): a causal mask, instead of causal().
     Saves the probabilities for the backward pass: about 4*B*H*T*T bytes.
     """
     T, D = q.shape[2:]

@@ -54,7 +54,7 @@ class GPTClassifier(GPTModel):
             raise ValueError(f"lengths {lengths.tolist()} of rows of {T} tokens: give 1 to {T}")
         # Under a causal mask no real token attends to padding. Under others it might: there,
         # padding is a document of its own.
-        causal = self.mask.facts.inside_causal
+        causal = self.mask.is_causal
         documents = None if causal else (at >= lengths[:, None]).long()  # (B, T)
         hidden = self.hidden(ids, documents=documents)  # (B, T, C)
         return self.score(hidden[torch.arange(B, device=ids.device), lengths - 1])

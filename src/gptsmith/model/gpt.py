@@ -384,7 +384,7 @@ class GPTModel(nn.Module):
         if flex and (compiling or T == self.config.context_length):
             if mask is not self.mask or compiling:  # a graph is compiled again if the cache changes
                 return mask.block_mask(B, H, T, device)
-            key = (B if mask.facts.uses_b else 1, T, device)
+            key = (B if mask.properties.uses_b else 1, T, device)
             if key not in self._block_masks:
                 self._block_masks[key] = mask.block_mask(B, H, T, device)
             return self._block_masks[key]

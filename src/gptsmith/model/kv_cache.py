@@ -157,7 +157,7 @@ class KVCache:
                 f"the cache was filled under the mask {self._mask.expression}, not under"
                 f" {mask.expression}: create a new cache"
             )
-        if mask.facts.uses_b:
+        if mask.properties.uses_b:
             raise ValueError(
                 f"no cache under the mask {mask.expression}: it depends on the row of the batch;"
                 " use the full forward pass"

@@ -33,16 +33,16 @@ _MAX_INT32 = 2**31 - 1  # FlexAttention's kernels index with int32
 _LOOKAHEAD_BLOCK = 1 << 22  # mask entries evaluated at a time
 
 
-class Facts(NamedTuple):
+class MaskProperties(NamedTuple):
     """Properties of a mask that are known without evaluating it.
 
-    inside_causal: no query attends to a later key. uses_b, uses_h: it depends on the row of the
-    batch, or on the head. level: precedence of its outermost operator.
+    plain_causal: it is causal(). causal: no query attends to a later key. uses_b, uses_h: it
+    depends on the row of the batch, or on the head. level: precedence of its outermost operator.
     """
 
     window: int | None = None
     plain_causal: bool = False
-    inside_causal: bool = False
+    causal: bool = False
     uses_b: bool = False
     uses_h: bool = False
     level: int = _ATOM
@@ -62,25 +62,31 @@ class Mask:
         rule: Callable[..., Tensor | bool],
         expression: str | None = None,
         *,
-        facts: Facts | None = None,
+        properties: MaskProperties | None = None,
     ) -> None:
         self.expression = expression or str(getattr(rule, "__name__", type(rule).__name__))
-        if facts is None:  # a user's function, of which nothing is known
+        if properties is None:  # a user's function, of which nothing is known
             self.rule = _with_checks(rule, self.expression)
-            facts = _probe(self.rule, self.expression)
+            properties = _probe(self.rule, self.expression)
         else:
             self.rule = rule  # type: ignore[assignment]
-        self.facts = facts
+        self.properties = properties
         self._measured: dict[tuple[int, int, int], int] = {}  # lookahead of (T, H, B)
 
     @property
     def window(self) -> int | None:
         """Keys more than window - 1 positions back are never visible; the KV cache drops them."""
-        return self.facts.window
+        return self.properties.window
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether no query attends to a later key, as far as that is known without evaluating."""
+        return self.properties.causal
 
     @property
     def is_plain_causal(self) -> bool:
-        return self.facts.plain_causal
+        """Whether the mask is causal() itself."""
+        return self.properties.plain_causal
 
     def __call__(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return self.rule(b, h, q, k)
@@ -88,36 +94,36 @@ class Mask:
     def __and__(self, other: "Mask") -> "Mask":
         if not isinstance(other, Mask):
             return NotImplemented
-        f, g, x, y = self.rule, other.rule, self.facts, other.facts
+        f, g, x, y = self.rule, other.rule, self.properties, other.properties
         window = y.window if x.window is None else min(x.window, y.window or x.window)
-        facts = Facts(window, inside_causal=x.inside_causal or y.inside_causal, level=_AND)
-        return self._combine(other, lambda b, h, q, k: f(b, h, q, k) & g(b, h, q, k), facts)
+        properties = MaskProperties(window, causal=x.causal or y.causal, level=_AND)
+        return self._combine(other, lambda b, h, q, k: f(b, h, q, k) & g(b, h, q, k), properties)
 
     def __or__(self, other: "Mask") -> "Mask":
         if not isinstance(other, Mask):
             return NotImplemented
-        f, g, x, y = self.rule, other.rule, self.facts, other.facts
+        f, g, x, y = self.rule, other.rule, self.properties, other.properties
         window = max(x.window, y.window) if x.window and y.window else None
-        facts = Facts(window, inside_causal=x.inside_causal and y.inside_causal, level=_OR)
-        return self._combine(other, lambda b, h, q, k: f(b, h, q, k) | g(b, h, q, k), facts)
+        properties = MaskProperties(window, causal=x.causal and y.causal, level=_OR)
+        return self._combine(other, lambda b, h, q, k: f(b, h, q, k) | g(b, h, q, k), properties)
 
-    def _combine(self, other: "Mask", rule: Rule, facts: Facts) -> "Mask":
-        """The combined mask; `facts` has the properties in which & and | differ."""
-        x, y = self.facts, other.facts
-        sign = " & " if facts.level == _AND else " | "
-        facts = facts._replace(
+    def _combine(self, other: "Mask", rule: Rule, properties: MaskProperties) -> "Mask":
+        """The combined mask; `properties` has those in which & and | differ."""
+        x, y = self.properties, other.properties
+        sign = " & " if properties.level == _AND else " | "
+        properties = properties._replace(
             plain_causal=x.plain_causal and y.plain_causal,
             uses_b=x.uses_b or y.uses_b,
             uses_h=x.uses_h or y.uses_h,
         )
-        text = sign.join(_parenthesized(facts.level, mask) for mask in (self, other))
-        return Mask(rule, text, facts=facts)
+        text = sign.join(_parenthesized(properties.level, mask) for mask in (self, other))
+        return Mask(rule, text, properties=properties)
 
     def __invert__(self) -> "Mask":
         f = self.rule
-        facts = Facts(uses_b=self.facts.uses_b, uses_h=self.facts.uses_h)
+        properties = MaskProperties(uses_b=self.properties.uses_b, uses_h=self.properties.uses_h)
         text = "~" + _parenthesized(_ATOM, self)
-        return Mask(lambda b, h, q, k: ~f(b, h, q, k), text, facts=facts)
+        return Mask(lambda b, h, q, k: ~f(b, h, q, k), text, properties=properties)
 
     def __repr__(self) -> str:
         return f"Mask({self.expression})"
@@ -143,12 +149,12 @@ class Mask:
         prompt is prefilled in one pass at least this long. Measured over all T x T pairs of every
         head and row, so it holds for user-defined rules too.
         """
-        if self.facts.inside_causal or T <= 1:
+        if self.is_causal or T <= 1:
             return 0
         if (T, H, B) in self._measured:
             return self._measured[T, H, B]
         keys = torch.arange(T)
-        rows = max(1, _LOOKAHEAD_BLOCK // (T * (H if self.facts.uses_h else 1)))
+        rows = max(1, _LOOKAHEAD_BLOCK // (T * (H if self.properties.uses_h else 1)))
         last = 0
         for start in range(0, T, rows):
             queries = keys[start : start + rows]
@@ -166,7 +172,7 @@ class Mask:
         """
         from torch.nn.attention.flex_attention import create_block_mask
 
-        rows, heads = B if self.facts.uses_b else None, H if self.facts.uses_h else None
+        rows, heads = B if self.properties.uses_b else None, H if self.properties.uses_h else None
         # dynamo cannot trace the question, and a graph does not cache the result
         if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
             with torch.inference_mode(False):
@@ -208,25 +214,29 @@ class Mask:
 
 def causal() -> Mask:
     """Every position attends to itself and to all earlier ones."""
-    facts = Facts(plain_causal=True, inside_causal=True)
-    return Mask(lambda b, h, q, k: q >= k, "causal()", facts=facts)
+    properties = MaskProperties(plain_causal=True, causal=True)
+    return Mask(lambda b, h, q, k: q >= k, "causal()", properties=properties)
 
 
 def sliding_window(n: int) -> Mask:
     """The n - 1 previous positions, itself, and all later ones: intersect it with causal()."""
     n = _check_integer("sliding_window", n, 1)
-    return Mask(lambda b, h, q, k: q - k < n, f"sliding_window({n})", facts=Facts(window=n))
+    return Mask(
+        lambda b, h, q, k: q - k < n, f"sliding_window({n})", properties=MaskProperties(window=n)
+    )
 
 
 def prefix(n: int) -> Mask:
     """Every position attends to the first n; the rest is causal (prefix LM, as in T5)."""
     n = _check_integer("prefix", n, 0)
-    return Mask(lambda b, h, q, k: (k < n) | (q >= k), f"prefix({n})", facts=Facts())
+    return Mask(lambda b, h, q, k: (k < n) | (q >= k), f"prefix({n})", properties=MaskProperties())
 
 
 def bidirectional() -> Mask:
     """Every position attends to every position."""
-    return Mask(lambda b, h, q, k: (q >= 0) & (k >= 0), "bidirectional()", facts=Facts())
+    return Mask(
+        lambda b, h, q, k: (q >= 0) & (k >= 0), "bidirectional()", properties=MaskProperties()
+    )
 
 
 def documents(ids: Tensor) -> Mask:
@@ -239,8 +249,8 @@ def documents(ids: Tensor) -> Mask:
             f"documents(ids): got {ids.dtype} of shape {tuple(ids.shape)};"
             " give integers of shape (B, T)"
         )
-    facts = Facts(uses_b=True)
-    return Mask(lambda b, h, q, k: ids[b, q] == ids[b, k], "documents(ids)", facts=facts)
+    properties = MaskProperties(uses_b=True)
+    return Mask(lambda b, h, q, k: ids[b, q] == ids[b, k], "documents(ids)", properties=properties)
 
 
 def dense_mask(tensor: Tensor, B: int, H: int, T: int) -> Tensor:
@@ -333,7 +343,7 @@ def _from_file(text: str, path: Path, name: str, trust_code: bool) -> Mask:
         raise ValueError(f"mask {text!r}: {path} raises {error!r}") from error
     found = getattr(module, name, None)
     if isinstance(found, Mask):
-        return Mask(found.rule, text, facts=found.facts)
+        return Mask(found.rule, text, properties=found.properties)
     if not callable(found) or len(inspect.signature(found).parameters) != 4:
         raise ValueError(f"mask {text!r}: {path} has no function {name}(b, h, q, k)")
     return Mask(found, text)
@@ -362,7 +372,7 @@ def _with_checks(rule: Callable[..., Tensor | bool], expression: str) -> Rule:
     return checked
 
 
-def _probe(rule: Rule, expression: str) -> Facts:
+def _probe(rule: Rule, expression: str) -> MaskProperties:
     """Call the rule once with all-zero indices of size two.
 
     They are valid for a table of any size, an `if` on them fails, and the shape of the result
@@ -377,7 +387,7 @@ def _probe(rule: Rule, expression: str) -> Facts:
             " (2, 2, 2, 2); return one bool for each element"
         )
     by_b, by_h = ([1] * (4 - len(shape)) + list(shape))[:2]
-    return Facts(uses_b=by_b == 2, uses_h=by_h == 2)
+    return MaskProperties(uses_b=by_b == 2, uses_h=by_h == 2)
 
 
 def _check_integer(name: str, n: object, least: int) -> int:
@@ -387,4 +397,4 @@ def _check_integer(name: str, n: object, least: int) -> int:
 
 
 def _parenthesized(level: int, mask: Mask) -> str:
-    return f"({mask.expression})" if mask.facts.level < level else mask.expression
+    return f"({mask.expression})" if mask.properties.level < level else mask.expression

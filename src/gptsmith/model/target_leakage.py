@@ -14,14 +14,14 @@ _MAX_POSITIONS = 4096  # for which following all paths takes half a minute and 0
 
 
 def first_target(mask: Mask, T: int, H: int, n_layer: int) -> int:
-    """The first position whose next-token prediction is valid: 0 if the mask is inside causal,
+    """The first position whose next-token prediction is valid: 0 if the mask is causal,
     n - 1 for prefix(n).
 
     After L layers, information flows along paths of L hops, so the mask's L-th boolean power
     decides, not the mask itself. The positions that reach their own target must be the first ones
     (a prefix, whose targets are then masked); otherwise ValueError names the first other one.
     """
-    if mask.facts.uses_b:
+    if mask.properties.uses_b:
         raise ValueError(
             f"mask {mask.expression!r} depends on the row of the batch, so a text would be trained "
             "differently from row to row; use h, q and k only"
@@ -42,7 +42,7 @@ def first_target(mask: Mask, T: int, H: int, n_layer: int) -> int:
         bad = first + int(leaks[first:].int().argmax()) if first < T else 0
         raise ValueError(
             f"mask {mask.expression!r}: position {bad} can see token {bad + 1}, its own "
-            "target; next-token loss needs a mask inside causal(), or prefix(n) shorter than "
+            "target; next-token loss needs a causal mask, or prefix(n) shorter than "
             f"the context, here {T}"
         )
     return first
@@ -61,7 +61,7 @@ def _reaches_next(mask: Mask, T: int, H: int, n_layer: int) -> Tensor:
         raise ValueError(
             f"mask {mask.expression!r} looks ahead over {T} positions, and whether positions see "
             f"their targets is checked over {_MAX_POSITIONS}: take a shorter context_length, or a "
-            "mask inside causal()"
+            "causal mask"
         )
     at = torch.arange(T)
     one = mask.dense(1, H, at, at).expand(1, H, T, T)[0].any(dim=0) | torch.eye(T, dtype=torch.bool)

@@ -58,7 +58,7 @@ def classify(config: ClassifyConfig, started: float | None = None) -> int:
     T = max(map(len, train.ids))
     rows = LabelledRows(
         train, T, config.train.seed, pad_id,
-        step=config.texts_per_step, documents=not model.mask.facts.inside_causal,
+        step=config.texts_per_step, documents=not model.mask.is_causal,
     )  # fmt: skip
     plan = finetune.resolve(_with_total_batch_tokens(config, T), prepared, rows)
     notes = list(data.notes)

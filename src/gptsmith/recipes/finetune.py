@@ -150,7 +150,7 @@ def row_length(context_length: int | None, prepared: PreparedModel) -> int:
     if start := first_target(mask, T, config.n_head, config.n_layer):
         raise ValueError(
             f"the mask {mask.expression} shows the first {start} tokens their own targets: answers "
-            "there cannot be trained on; fine-tune a model with a mask inside causal()"
+            "there cannot be trained on; fine-tune a model with a causal mask"
         )
     return T
 

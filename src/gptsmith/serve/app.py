@@ -114,7 +114,7 @@ class Server:
         answer = CompletionAnswer(
             model, body, _repeated(encoded, body.n), _repeated(echoes, body.n)
         )
-        stop_ids = (*model.tokenizer.special_ids.ends, *body.stop_token_ids)
+        stop_ids = (*model.tokenizer.special_ids.eos_ids, *body.stop_token_ids)
         return await self._answer(request, answer, body.max_tokens, stop_ids, body.logprobs)
 
     async def _answer(

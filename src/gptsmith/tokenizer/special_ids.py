@@ -1,4 +1,4 @@
-"""Ids of special tokens by role, and the ids added around a text and around a document."""
+"""Ids of special tokens by role, and the ids before and after a text or a document."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from gptsmith.tokenizer.roles import TokenRoles, roles_from_spelling
 
-Around = tuple[tuple[int, ...], tuple[int, ...]]
+Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -19,20 +19,20 @@ class SpecialIds:
     """Ids of special tokens by role.
 
     bos, eos, pad, unk  as the tokenizer names them, else as the model does
-    ends                all ids that end a generated text; only eos unless the model names others
-    before, after       ids that the tokenizer's post-processor adds around a text
-    start               the prompt for an empty text: before, else bos, else eos
+    eos_ids             all ids that end a generated text; only eos unless the model names others
+    prefix, suffix      ids that the tokenizer's post-processor adds before and after a text
+    start_ids           what generation starts from without a prompt: prefix, else bos, else eos
     control             special tokens that are not part of a text: all but unk
-    document            ids around a document in a stream of tokens
+    document            ids before and after a document in a stream of tokens
     """
 
     bos: int | None
     eos: int | None
     pad: int | None
     unk: int | None
-    ends: tuple[int, ...]
-    before: tuple[int, ...]
-    after: tuple[int, ...]
+    eos_ids: tuple[int, ...]
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
     control: frozenset[int]
 
     @classmethod
@@ -53,9 +53,9 @@ class SpecialIds:
         known = frozenset(special.values())
         if bos is None:  # a default of the model's configuration may be any token
             bos = next((i for i in roles.ids("bos_token_id") if i in known), None)
-        ends = tuple(dict.fromkeys(roles.ids("eos_token_id")))
-        if eos is None and ends:
-            eos = ends[0]
+        eos_ids = tuple(dict.fromkeys(roles.ids("eos_token_id")))
+        if eos is None and eos_ids:
+            eos = eos_ids[0]
         if (
             eos is None
             and (name := roles_from_spelling(special).tokenizer["eos_token"]) is not None
@@ -66,22 +66,22 @@ class SpecialIds:
             pad = next(iter(roles.ids("pad_token_id")), None)
         return cls(
             bos, eos, pad, unk,
-            ends or (() if eos is None else (eos,)),
-            *around(post_processor),
+            eos_ids or (() if eos is None else (eos,)),
+            *prefix_and_suffix(post_processor),
             known - {unk},
         )  # fmt: skip
 
     @property
-    def start(self) -> tuple[int, ...]:
+    def start_ids(self) -> tuple[int, ...]:
         bos = self.eos if self.bos is None else self.bos
-        return self.before or (() if bos is None else (bos,))
+        return self.prefix or (() if bos is None else (bos,))
 
     @property
     def document(self) -> DocumentTokens:
-        """`start` and an end token, unless `start` itself ends a text, as <|endoftext|> does."""
-        ends = {*self.ends, self.eos}
-        before, after = self.start, self.after
-        if after and not self.before and self.bos is None:
+        """`start_ids` and an end token, unless `start_ids` end a text, as <|endoftext|> does."""
+        ends = {*self.eos_ids, self.eos}
+        before, after = self.start_ids, self.suffix
+        if after and not self.prefix and self.bos is None:
             before = ()  # only the end token separates two documents
         if not after and self.eos is not None and not ends.intersection(before):
             after = (self.eos,)
@@ -111,19 +111,19 @@ class DocumentTokens(NamedTuple):
         return found
 
 
-def around(post_processor: Any) -> Around:
+def prefix_and_suffix(post_processor: Any) -> tuple[Ids, Ids]:
     """The ids that the post-processor of a tokenizer.json adds before and after a text.
 
     Covers every kind of post-processor in `tokenizers`. ValueError for one that is malformed, for
     example that refers to a token without ids.
     """
     try:
-        return _around(post_processor)
+        return _prefix_and_suffix(post_processor)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"the post_processor of tokenizer.json is malformed ({error!r})") from None
 
 
-def _around(post_processor: Any) -> Around:
+def _prefix_and_suffix(post_processor: Any) -> tuple[Ids, Ids]:
     match (post_processor or {}).get("type"):
         case "TemplateProcessing":
             special, pieces = post_processor["special_tokens"], post_processor["single"]
@@ -139,7 +139,7 @@ def _around(post_processor: Any) -> Around:
             before: tuple[int, ...] = ()
             after: tuple[int, ...] = ()
             for step in post_processor["processors"]:
-                first, last = _around(step)
+                first, last = _prefix_and_suffix(step)
                 before, after = first + before, after + last
             return before, after
         case _:

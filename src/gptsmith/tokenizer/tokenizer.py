@@ -183,7 +183,7 @@ class Tokenizer:
 
     @cached_property
     def special_ids(self) -> SpecialIds:
-        """Ids by role, and the ids added around a text."""
+        """Ids by role, and those that are added before and after a text."""
         if self._steps["post_processor"]:
             assert self._reference is not None  # opening it raises if it is malformed
         return SpecialIds.of(
@@ -203,7 +203,7 @@ class Tokenizer:
     @property
     def prefix(self) -> tuple[int, ...]:
         """Ids that the file's post-processor puts before a text (Llama's <|begin_of_text|>)."""
-        return self.special_ids.before
+        return self.special_ids.prefix
 
     def with_eos(self, names: Sequence[str]) -> "Tokenizer":
         """The same tokenizer, except that these tokens are special and end a text.
@@ -238,7 +238,7 @@ class Tokenizer:
 
     def prompt(self, text: str) -> list[int]:
         """Ids to generate from: the prefix and the text or, if both are empty, the start token."""
-        ids = [*self.prefix, *self.encode(text)] or [*self.special_ids.start]
+        ids = [*self.prefix, *self.encode(text)] or [*self.special_ids.start_ids]
         if not ids:
             raise ValueError(
                 f"an empty text, and nothing says which token of {self._origin} starts one: "

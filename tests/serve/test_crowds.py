@@ -3,11 +3,12 @@
 import contextlib
 import random
 import socket
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import httpx
 import pytest
 from api_server import Api, chat_run, served, serving_models
 
@@ -25,6 +26,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 def long_request(**more: object) -> dict:
     """A text that would be generated for a long time."""
     return dict(model="chat", prompt="a", max_tokens=4000, temperature=0, **more)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def send(api: Api, body: bytes, length: int | None = None) -> socket.socket:
@@ -73,10 +81,7 @@ def test_a_full_queue_is_said_at_once(small: Api) -> None:
 
     body = json.dumps(long_request(n=6)).encode()
     connection = send(small, body)
-    deadline = time.monotonic() + 20
-    while small.server.worker.unfinished_texts < 6:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: small.server.worker.unfinished_texts == 6)
     started = time.monotonic()
     response = small.client.post("/v1/completions", json=long_request())
     assert response.status_code == 429
@@ -87,6 +92,47 @@ def test_a_full_queue_is_said_at_once(small: Api) -> None:
     connection.close()
     small.until_idle()
     assert small.client.post("/v1/completions", json=long_request() | {"max_tokens": 1}).is_success
+
+
+def test_a_flooded_model_does_not_hold_up_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted in steps: a text of the other model, asked for while 30 long ones fill all places
+    and the queue, joins at once, and waits for one step of the flood per token."""
+    import json
+
+    models = {
+        name: served(chat_run(tmp_path / name, context_length=4096), name)
+        for name in ("flooded", "other")
+    }
+    endless = {str(i): -100 for i in range(256, 262)}
+    flood = long_request(logit_bias=endless) | {"model": "flooded"}
+    happened: list[str] = []
+
+    def spy(name: str, method: str) -> None:
+        engine = models[name].engine
+        call = getattr(engine, method)
+        monkeypatch.setattr(
+            engine, method, lambda *x: (happened.append(f"{name} {method}"), call(*x))[1]
+        )
+
+    with serving_models(models, max_batch_size=8, max_queue=22) as api:
+        connections = [send(api, json.dumps(flood).encode()) for _ in range(30)]
+        wait_until(lambda: api.server.worker.unfinished_texts == 30)
+        assert api.client.post("/v1/completions", json=flood).status_code == 429
+        for name in models:
+            spy(name, "step")
+        spy("other", "add")
+        api.post("/v1/completions", model="other", prompt="a", max_tokens=20, logit_bias=endless)
+        assert api.server.worker.unfinished_texts == 30  # the flood goes on
+        for connection in connections:
+            connection.close()
+        api.until_idle()
+    first = happened.index("other add")
+    last = len(happened) - happened[::-1].index("other step")
+    during = happened[first + 1 : last]
+    assert during.count("other step") == 20
+    assert 0 < during.count("flooded step") <= 20
 
 
 def test_many_clients_get_their_own_answers(api: Api) -> None:
@@ -106,22 +152,28 @@ def test_many_clients_get_their_own_answers(api: Api) -> None:
 
 
 def test_a_slow_reader_does_not_slow_the_others(small: Api) -> None:
+    """It reads nothing until all texts have ended, its own too; then it misses nothing."""
     import json
 
-    slow = send(small, json.dumps(long_request(stream=True) | {"max_tokens": 2000}).encode())
-    assert slow.recv(1)  # and nothing more
-    done = threading.Event()
-
-    def ask() -> None:
+    body = long_request(logprobs=5, return_token_ids=True) | {"max_tokens": 800}
+    body["logit_bias"] = dict.fromkeys(map(str, range(256, 262)), -100)
+    small.listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32_768)  # of new connections
+    narrow = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)])
+    with httpx.Client(base_url=small.url, transport=narrow, timeout=60) as slow:
+        ask = slow.build_request("POST", "/v1/completions", json=body | {"stream": True})
+        response = slow.send(ask, stream=True)
         small.post("/v1/completions", model="chat", prompt="b", max_tokens=20)
-        done.set()
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    assert done.wait(30)
-    thread.join()
-    slow.close()
-    small.until_idle()
+        assert small.server.worker.unfinished_texts == 1
+        small.until_idle()
+        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert lines.pop() == "[DONE]"
+    assert len(lines) < 700  # what it did not read in time came in one piece
+    choices = [json.loads(line)["choices"][0] for line in lines]
+    [whole] = small.post("/v1/completions", **body)["choices"]
+    assert "".join(choice["text"] for choice in choices) == whole["text"]
+    assert [i for choice in choices for i in choice["token_ids"]] == whole["token_ids"]
+    scored = [x for choice in choices for x in choice["logprobs"]["token_logprobs"]]
+    assert scored == whole["logprobs"]["token_logprobs"]
 
 
 def test_an_error_in_the_engine_ends_its_texts_and_nothing_else(

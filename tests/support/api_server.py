@@ -52,11 +52,12 @@ def certificate(folder: Path, name: str = "server") -> tuple[Path, Path]:
 
 class Api:
     """A client of the server. certificate: the only one that it trusts. folder: where the runs
-    are, for who wants to read them."""
+    are, for who wants to read them. listening: the server's socket."""
 
     def __init__(self, url: str, server: Any, certificate: Path | None = None) -> None:
         self.url, self.server = url, server
         self.folder = Path()
+        self.listening: socket.socket
         trust = True if certificate is None else ssl.create_default_context(cafile=certificate)
         self.client = httpx.Client(base_url=url, timeout=60, verify=trust)
 
@@ -98,6 +99,7 @@ def serving_models(
         scheme = "http" if chosen.tls_cert is None else "https"
         url = f"{scheme}://127.0.0.1:{listening.getsockname()[1]}"
         api = Api(url, app.state.server, chosen.tls_cert)
+        api.listening = listening
         try:
             with api.client:
                 yield api

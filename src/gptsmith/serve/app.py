@@ -50,10 +50,10 @@ class Server:
         self.models = models
         self.metrics = Metrics()
         engines = [model.engine for model in models.values() if model.engine is not None]
-        room = options.max_queue + options.max_batch_size * max(1, len(engines))
-        self.worker = Worker(engines, room, self.metrics)
-        # Templates and tokenizers: beside the event loop, one at a time.
-        self._encoder = ThreadPoolExecutor(1, "encoder")
+        self.worker = Worker(engines, options.max_batch_size, options.max_queue, self.metrics)
+        # Templates and tokenizers: beside the event loop, one at a time for each model, so that
+        # long texts for one do not hold up the others.
+        self._threads = {name: ThreadPoolExecutor(1, f"texts of {name}") for name in models}
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -62,7 +62,8 @@ class Server:
             yield
         finally:
             await asyncio.to_thread(self.worker.close)
-            self._encoder.shutdown(cancel_futures=True)
+            for thread in self._threads.values():
+                thread.shutdown(cancel_futures=True)
 
     def routes(self) -> list[BaseRoute]:
         return [
@@ -85,7 +86,8 @@ class Server:
     async def chat(self, request: Request) -> Response:
         body = parse(await request.body(), ChatBody)
         model = self.find(body.model)
-        ids = await self._encode(
+        ids = await self._beside(
+            model,
             model.chat_ids,
             body.messages,
             body.tools,
@@ -104,10 +106,10 @@ class Server:
         given = body.prompt
         several = isinstance(given, list) and bool(given) and not isinstance(given[0], int)
         prompts: list[Any] = given if several else [given]  # type: ignore[assignment]
-        most = self.worker.max_texts
+        most = self.worker.max_running + self.worker.max_waiting
         if len(prompts) * body.n > most:
             raise ApiError(400, f"{len(prompts) * body.n:,} texts, but at most {most} at a time")
-        encoded = [await self._encode(model.prompt_ids, prompt) for prompt in prompts]
+        encoded = [await self._beside(model, model.prompt_ids, prompt) for prompt in prompts]
         echoes = [""] * len(prompts)
         if body.echo:
             echoes = [p if isinstance(p, str) else model.tokenizer.decode(p) for p in prompts]
@@ -181,7 +183,7 @@ class Server:
         body = parse(await request.body(), ClassifyBody)
         model = self.find(body.model)
         texts = [body.input] if isinstance(body.input, str) else body.input
-        found = await self._encode(model.classify, texts)
+        found = await self._beside(model, model.classify, texts)
         data = [{"index": i, **prediction} for i, prediction in enumerate(found)]
         return JSONResponse({"object": "list", "model": model.name, "data": data})
 
@@ -206,13 +208,13 @@ class Server:
                 }
             )
 
-        return await self._encode(answer)
+        return await self._beside(model, answer)
 
     async def detokenize(self, request: Request) -> Response:
         body = parse(await request.body(), DetokenizeBody)
         model = self.find(body.model)
         ids = model.checked_ids(body.tokens, "tokens")
-        return JSONResponse({"prompt": await self._encode(model.tokenizer.decode, ids)})
+        return JSONResponse({"prompt": await self._beside(model, model.tokenizer.decode, ids)})
 
     # The server
 
@@ -251,9 +253,10 @@ class Server:
             )
         return self.models[name]
 
-    async def _encode(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._encoder, function, *arguments)
+    async def _beside(self, model: ServedModel, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function in the thread of a model, beside the event loop."""
+        loop, thread = asyncio.get_running_loop(), self._threads[model.name]
+        return await loop.run_in_executor(thread, function, *arguments)
 
 
 class EventStream(StreamingResponse):

@@ -34,7 +34,8 @@ class ServeOptions(Quantization, WeightChoice):
     max_batch_size: int = Field(32, ge=1, le=1024)
     """Texts of a model that are generated at the same time; the others wait."""
     max_queue: int = Field(256, ge=0)
-    """Texts that wait, of all models; beyond it, clients are told to try again (429)."""
+    """Texts that wait for a place among these, of all models; beyond it, clients are told to try
+    again (429)."""
     cache_tokens: int | None = Field(None, ge=1)
     """Tokens of a model whose keys and values are in memory at the same time, at least its context;
     texts that do not fit wait (default: as many contexts as --max-batch-size)."""

@@ -10,7 +10,7 @@ import asyncio
 import threading
 import time
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import NamedTuple
 
@@ -68,28 +68,38 @@ class Ticket:
 class Worker(threading.Thread):
     """Runs engines, one step of each busy one in turn, so models share the machine fairly.
 
-    max_texts: unfinished texts, running or waiting, beyond which `submit` refuses.
+    max_running: texts that each engine runs at the same time. max_waiting: beyond these, texts that
+    may wait, of all engines together: however many wait for one model, another has its own places.
     """
 
-    def __init__(self, engines: Sequence[Engine], max_texts: int, metrics: Metrics) -> None:
+    def __init__(
+        self, engines: Sequence[Engine], max_running: int, max_waiting: int, metrics: Metrics
+    ) -> None:
         super().__init__(name="engine", daemon=True)
-        self.engines, self.max_texts, self.metrics = engines, max_texts, metrics
+        self.engines, self.metrics = engines, metrics
+        self.max_running, self.max_waiting = max_running, max_waiting
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._closed = False
         self._tickets: list[Ticket] = []
-        self.unfinished_texts = 0  # changed by the event loop alone
+        self._unfinished = Counter[Engine]()  # texts; changed by the event loop alone
+
+    @property
+    def unfinished_texts(self) -> int:
+        """Texts that run or wait."""
+        return self._unfinished.total()
 
     # Called by the event loop
 
     def submit(self, engine: Engine, requests: Sequence[Request]) -> Ticket:
         """Have texts generated. QueueFull if too many wait already; `updates` raises the
         ValueError of the engine for a request that it refuses."""
-        if self.unfinished_texts + len(requests) > self.max_texts:
+        after = self._unfinished + Counter({engine: len(requests)})
+        if sum(max(0, n - self.max_running) for n in after.values()) > self.max_waiting:
             self.metrics.refused.inc()
             raise QueueFull(f"{self.unfinished_texts} texts are waiting or being generated")
         ticket = Ticket(engine, requests)
-        self.unfinished_texts += len(requests)
+        self._unfinished = after
         self._post(lambda: self._start(ticket))
         return ticket
 
@@ -112,10 +122,11 @@ class Worker(threading.Thread):
         self._inbox.append(call)
         self._wake.set()
 
-    def _notify(self, tickets: Sequence[Ticket], ended: int) -> None:
-        """Wake who waits for these tickets; `ended` texts make room for others."""
-        self.unfinished_texts -= ended
-        for ticket in tickets:
+    def _notify(self, tickets: Sequence[tuple[Ticket, bool]]) -> None:
+        """Wake who waits for these tickets; those that are done make room for others."""
+        for ticket, is_done in tickets:
+            if is_done:
+                self._unfinished[ticket.engine] -= len(ticket.requests)
             ticket.changed.set()
 
     # In the thread
@@ -174,7 +185,6 @@ class Worker(threading.Thread):
                     self.metrics.finished(ticket, now)
         self._tickets = [ticket for ticket in self._tickets if not ticket.is_done]
         for loop in {ticket.loop for ticket in changed}:
-            mine = [ticket for ticket in changed if ticket.loop is loop]
-            ended = sum(len(ticket.requests) for ticket in mine if ticket.is_done)
+            mine = [(ticket, ticket.is_done) for ticket in changed if ticket.loop is loop]
             if not loop.is_closed():
-                loop.call_soon_threadsafe(self._notify, mine, ended)
+                loop.call_soon_threadsafe(self._notify, mine)

@@ -150,11 +150,22 @@ class ModelConfig(BaseModel):
     # everywhere until it is handled, and never counted, trained or exported as another one.
     @property
     def rotary(self) -> bool:
-        """Whether attention rotates queries and keys; otherwise positions are learned vectors."""
+        """Whether attention rotates queries and keys."""
         match self.position:
             case "rope":
                 return True
             case "learned":
+                return False
+            case unknown:
+                assert_never(unknown)
+
+    @property
+    def learned_positions(self) -> bool:
+        """Whether a learned vector for its position is added to each token's."""
+        match self.position:
+            case "learned":
+                return True
+            case "rope":
                 return False
             case unknown:
                 assert_never(unknown)

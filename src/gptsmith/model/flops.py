@@ -22,7 +22,7 @@ def parameters(c: ModelConfig) -> int:
     attention += 2 * c.D * c.qk_norm
     up = c.F * (1 + c.gated)
     mlp = c.n_embd * up + up * everywhere + c.F * c.n_embd + c.n_embd * everywhere
-    positions = c.context_length * c.n_embd * (not c.rotary)
+    positions = c.context_length * c.n_embd * c.learned_positions
     embedding = c.vocab_size * c.n_embd + positions
     head = len(c.labels) if c.labels else c.vocab_size * (not c.tie_embeddings)
     return embedding + c.n_layer * (2 * norm + attention + mlp) + norm + head * c.n_embd

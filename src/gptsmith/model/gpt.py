@@ -62,22 +62,18 @@ def make_norm(config: ModelConfig) -> nn.Module:
 
 
 class TokenEmbedding(nn.Module):
-    """Token vectors, plus learned position vectors where config.position is "learned"."""
+    """Token vectors, plus position vectors where config.position is "learned"."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         checks.check_config(config)
         with initialized(self, config):
             self.token = nn.Embedding(config.vocab_size, config.n_embd)
-            match config.position:
-                case "learned":
-                    self.position: nn.Embedding | None = nn.Embedding(
-                        config.context_length, config.n_embd
-                    )
-                case "rope":  # attention rotates queries and keys instead
-                    self.position = None
-                case unknown:
-                    assert_never(unknown)
+            self.position = (
+                nn.Embedding(config.context_length, config.n_embd)
+                if config.learned_positions
+                else None
+            )
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf_models import GPT2, LLAMA3, SIZES
+from gguf_models import GPT2, LLAMA3, SIZES, numbers, ours_from, read
 from runs import random_run
 from torch import Tensor
 
@@ -43,59 +43,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The keys of the only GGUF in a folder, and its tensors."""
-    (path,) = folder.glob("*.gguf")
-    file = reader.GGUFReader(path)
-    keys = {name: field.contents() for name, field in file.fields.items()}
-    return keys, {tensor.name: tensor for tensor in file.tensors}
-
-
-def numbers(tensor: Any) -> np.ndarray:
-    return reader.quants.dequantize(tensor.data, tensor.tensor_type)
-
-
 def exported(run: Run, folder: Path, kind: gguf.Kind = "f32") -> tuple[Any, Any]:
     gguf.export(exportable(run), folder, kind=kind)
     return read(folder)
 
 
 # Weights
-
-
-def apart(x: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of heads in which pairs are neighbours, put into the order in which they are D/2 apart.
-    Written index by index, unlike the export."""
-    D = len(x) // heads
-    rows = [h * D + 2 * i + j for h in range(heads) for j in (0, 1) for i in range(D // 2)]
-    return x[rows]
-
-
-def ours_from(tensors: dict[str, Any], config: ModelConfig, neighbours: bool) -> dict[str, Any]:
-    """Our state dict from the tensors of a GGUF."""
-    names = {
-        "token_embd": "embedding.token", "position_embd": "embedding.position",
-        "output_norm": "final_norm", "output": "head", "attn_norm": "attention_norm",
-        "attn_qkv": "attention.qkv", "attn_output": "attention.proj", "ffn_norm": "mlp_norm",
-        "attn_q_norm": "attention.q_norm", "attn_k_norm": "attention.k_norm", "ffn_up": "mlp.up",
-        "ffn_down": "mlp.down",
-    }  # fmt: skip
-    ours, values = {}, {name: numbers(tensor) for name, tensor in tensors.items()}
-    for name in list(values):
-        *block, part, kind = name.split(".")
-        where = f"blocks.{block[1]}." if block else ""
-        there = name.removesuffix(f"{part}.{kind}")
-        if part == "attn_q":
-            q, k, v = (values[f"{there}attn_{x}.{kind}"] for x in "qkv")
-            if neighbours:
-                q, k = apart(q, config.n_head), apart(k, config.K)
-            ours[f"{where}attention.qkv.{kind}"] = np.concatenate((q, k, v))
-        elif part == "ffn_gate":
-            both = [values[f"{there}{x}.{kind}"] for x in ("ffn_gate", "ffn_up")]
-            ours[f"{where}mlp.gate_up.{kind}"] = np.concatenate(both)
-        elif part in names and not (part == "ffn_up" and f"{there}ffn_gate.{kind}" in values):
-            ours[f"{where}{names[part]}.{kind}"] = values[name]
-    return ours
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -163,30 +116,40 @@ def test_rotating_neighbours_equals_our_attention(tmp_path: Path) -> None:
     np.testing.assert_allclose(there, here.detach().numpy(), rtol=1e-3, atol=1e-3)
 
 
-def test_number_formats_and_rounding(tmp_path: Path) -> None:
-    run = random_run(tmp_path / "run", ModelConfig(**dict(GPT2, d_ff=80, vocab_size=V)))
+@pytest.mark.parametrize("tied", [True, False])
+def test_number_formats_and_rounding(tied: bool, tmp_path: Path) -> None:
+    config = ModelConfig(**dict(GPT2, vocab_size=V, tie_embeddings=tied))
+    run = random_run(tmp_path / "run", config)
     exact = {name: numbers(x) for name, x in exported(run, tmp_path / "f32")[1].items()}
     small = {name for name, x in exact.items() if x.ndim == 1} | {"position_embd.weight"}
-    odd = {"blk.0.ffn_down.weight", "blk.1.ffn_down.weight"}  # rows of 80, blocks are of 32
-    kinds: tuple[gguf.Kind, ...] = ("f16", "bf16", "q8_0")
+    head = "token_embd.weight" if tied else "output.weight"
+    kinds: tuple[gguf.Kind, ...] = ("f16", "bf16", "q8_0", "q4_0")
     for kind in kinds:
-        notes = gguf.export(exportable(run), tmp_path / kind, kind=kind)
-        keys, tensors = read(tmp_path / kind)
-        assert keys["general.file_type"] == {"f16": 1, "bf16": 32, "q8_0": 7}[kind]
+        keys, tensors = exported(run, tmp_path / kind, kind)
+        assert keys["general.file_type"] == {"f16": 1, "bf16": 32, "q8_0": 7, "q4_0": 2}[kind]
         for name, tensor in tensors.items():
-            stored = "f32" if name in small else "f16" if kind == "q8_0" and name in odd else kind
-            assert tensor.tensor_type.name == stored.upper(), name
             x = exact[name]
-            if stored == "q8_0":  # 127 steps up to the largest of 32, and a scale in f16
-                largest = np.abs(x.reshape(-1, 32)).max(1, keepdims=True)
-                bound = np.broadcast_to(largest / 127 * 0.51 + largest / 2000, (x.size // 32, 32))
-                bound = bound.reshape(x.shape)
-            else:
-                bound = np.abs(x) * {"f32": 0, "f16": 2**-11, "bf16": 2**-8}[stored] + 1e-7
+            blocks = np.abs(x.reshape(-1, 32)).max(1, keepdims=True)  # the largest of 32
+            largest = np.broadcast_to(blocks, (x.size // 32, 32)).reshape(x.shape)
+            stored = "f32" if name in small else "q8_0" if (kind, name) == ("q4_0", head) else kind
+            assert tensor.tensor_type.name == stored.upper(), name
+            match stored:
+                case "q8_0":  # 127 steps up to the largest, and a scale in f16
+                    bound = largest * (0.51 / 127 + 1 / 2000)
+                case "q4_0":  # steps of an eighth of the largest, which itself may be -8 but not 8
+                    bound = largest * (1.01 / 8)
+                case _:
+                    bound = np.abs(x) * {"f32": 0, "f16": 2**-11, "bf16": 2**-8}[stored] + 1e-7
             assert (np.abs(numbers(tensor) - x) <= bound).all(), name
-        assert notes == (
-            ["2 tensors are f16: their rows are not a multiple of 32"] if kind == "q8_0" else []
-        )
+
+
+def test_rows_that_are_no_whole_blocks_are_refused(tmp_path: Path) -> None:
+    run = random_run(tmp_path / "run", ModelConfig(**dict(GPT2, d_ff=80, vocab_size=V)))
+    kinds: tuple[gguf.Kind, ...] = ("q8_0", "q4_0")
+    for kind in kinds:
+        with pytest.raises(ValueError, match=rf"{kind} .*ffn_down.weight have 80: use --dtype fp1"):
+            gguf.export(exportable(run), tmp_path / "out", kind=kind)
+        assert not (tmp_path / "out").exists()
 
 
 def test_bf16_weights_stay_exact(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf_models import GPT2, LLAMA3, SIZES
+from gguf_models import GPT2, LLAMA3, SIZES, ours_from, read
 from runs import random_run
 
 from gptsmith import cli
@@ -54,7 +54,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     ),
 }
 # Largest difference of a logit, where the logits of these random models have a spread of about 3.
-BOUNDS: dict[gguf.Kind, float] = {"f32": 1e-3, "f16": 0.05, "bf16": 0.5, "q8_0": 0.6}
+BOUNDS: dict[gguf.Kind, float] = {"f32": 1e-3, "f16": 0.05, "bf16": 0.5, "q8_0": 0.6, "q4_0": 7}
 
 
 @contextmanager
@@ -229,15 +229,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_trained_model_continues_with_the_same_tokens(trained: list[Path], tmp_path: Path) -> None:
+    """As our model does with the weights of the file, which q8_0 and q4_0 round; llama.cpp then
+    rounds what they are multiplied by, too, so only close calls may differ."""
     for path in trained:
         run = Run.open(path)
         model, ids = run.load_model(), run.tokenizer.prompt("12 plus 12 ")
         for kind in BOUNDS:
             with opened(run, tmp_path / path.name / kind, kind) as llama:
                 assert llama.tokenize(b"12 plus 12 ", special=False) == ids
+                weights = ours_from(read(tmp_path / path.name / kind)[1], model.config, False)
+                model.load_state_dict({n: torch.from_numpy(x.copy()) for n, x in weights.items()})
                 differences, margin = compare(model, llama, ids)
             print(f"{path.name} {kind}: largest {max(differences):.2g}, margin {margin:.2g}")
-            assert kind != "f32" or margin < 1e-3
+            assert margin < (0.2 if kind.startswith("q") else 1e-3)
 
 
 def test_chat_model_gives_the_same_answers(trained: list[Path], tmp_path: Path) -> None:

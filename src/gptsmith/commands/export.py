@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 # --dtype -> the name of the number format in torch, and in GGUF.
 _TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-_GGUF_KINDS: dict[str, Literal["f32", "f16", "bf16", "q8_0"]] = {
-    "fp32": "f32", "bf16": "bf16", "fp16": "f16", "q8_0": "q8_0",
+_GGUF_KINDS: dict[str, Literal["f32", "f16", "bf16", "q8_0", "q4_0"]] = {
+    "fp32": "f32", "bf16": "bf16", "fp16": "f16", "q8_0": "q8_0", "q4_0": "q4_0",
 }  # fmt: skip
 
 
@@ -29,9 +29,9 @@ class ExportOptions(Section):
     """The folder to create: a new or empty one."""
     format: Literal["hf", "gguf"]
     """hf: a folder for transformers, vLLM and others; gguf: a file for llama.cpp and Ollama."""
-    dtype: Literal["keep", "fp32", "bf16", "fp16", "q8_0"] | None = None
+    dtype: Literal["keep", "fp32", "bf16", "fp16", "q8_0", "q4_0"] | None = None
     """Number format of the weights. hf: keep (as in the run, the default), fp32, bf16 or fp16.
-    gguf: fp32, bf16, fp16 (the default) or q8_0 (8 bits)."""
+    gguf: fp32, bf16, fp16 (the default), q8_0 (8 bits) or q4_0 (4 bits)."""
     checkpoint: Literal["last", "best"] | int = "last"
     """Which weights: of the last step, of the best validation loss, or of a kept step."""
     adapter: bool = False

@@ -27,24 +27,25 @@ from gptsmith.model.rope import rotary_frequencies
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
 
-Kind = Literal["f32", "f16", "bf16", "q8_0"]
+Kind = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
 
 # Architectures for which llama.cpp rotates adjacent values of a head (interleaved RoPE); ours and
 # Qwen's rotate the pairs (i, i + D/2).
 _INTERLEAVED_ROPE = ("llama", "arcee")
 
-_BLOCK = 32  # weights of a row that share a scale in q8_0
+_BLOCK = 32  # weights of a row that share a scale in q8_0 and q4_0
 
 
 def export(model: ExportableModel, out: Path, kind: Kind = "f16") -> list[str]:
     """Write OUT/NAME-KIND.gguf and OUT/Modelfile (for `ollama create`); NAME is the model's.
 
     The folder is written completely or not at all; weights are converted one tensor at a time.
-    kind: the format of the weights; q8_0 takes 8 bits per weight plus a scale for every 32.
-    Vectors and position embeddings are always stored as f32. Returns notes for the user. Raises
-    ValueError for what llama.cpp does not support (classifiers, architectures without a
-    transformers class, tokenizers with an unknown pre-tokenizer) and for f16 overflow, and
-    FileExistsError if `out` exists and is not empty.
+    kind: the format of the weights. q8_0 and q4_0 round them to 8 and 4 bits, with a scale in f16
+    for every 32 (8.5 and 4.5 bits a weight); the head is q8_0 in both. Vectors and position
+    embeddings are always stored as f32. Returns notes for the user. Raises ValueError for what
+    llama.cpp does not support (classifiers, architectures without a transformers class, tokenizers
+    with an unknown pre-tokenizer), for f16 overflow and for rows that cannot be divided into
+    blocks, and FileExistsError if `out` exists and is not empty.
     """
     try:
         from gguf import GGUFWriter
@@ -61,9 +62,8 @@ def export(model: ExportableModel, out: Path, kind: Kind = "f16") -> list[str]:
             chat, table.tokens[table.bos] if table.add_bos else None
         )
     parts = list(_gguf_tensors(config, model.tensors(), architecture, V))
+    kinds = [part.kind(kind) for part in parts]
     notes = list(table.notes)
-    if wide := [p for p in parts if kind != "f16" and p.kind(kind) == "f16"]:
-        notes.append(f"{len(wide)} tensors are f16: their rows are not a multiple of {_BLOCK}")
     if unnamed := _other_eos_ids(table, chat)[2:]:
         names = ", ".join(table.tokens[i] for i in unnamed)
         notes.append(
@@ -77,7 +77,7 @@ def export(model: ExportableModel, out: Path, kind: Kind = "f16") -> list[str]:
         try:
             _write_metadata(writer, model.name, config, kind, V)
             _write_tokenizer(writer, table, chat)
-            _write(writer, parts, kind)
+            _write(writer, parts, kinds)
         finally:
             writer.close()
         stops = [
@@ -120,17 +120,25 @@ def _architecture(config: ModelConfig) -> str:
 @dataclass(frozen=True)
 class _GgufTensor:
     """One tensor of the file, a view of ours. heads: the number of heads in its rows if these are
-    permuted for interleaved RoPE, else 0."""
+    permuted for interleaved RoPE, else 0. is_head: whether it makes the logits."""
 
     name: str
     tensor: Tensor
     heads: int = 0
+    is_head: bool = False
 
     def kind(self, wanted: Kind) -> Kind:
-        """How it is stored. As in llama.cpp's converter, small tensors keep their precision."""
+        """How it is stored. As with llama.cpp's own tools, small tensors keep their precision, and
+        the head has more bits than the rest (there 6, which the package gguf cannot write).
+        ValueError for rows that are no whole number of blocks."""
         if self.tensor.dim() == 1 or self.name.startswith("position_embd"):
             return "f32"
-        return "f16" if wanted == "q8_0" and self.tensor.shape[1] % _BLOCK else wanted
+        if wanted.startswith("q") and self.tensor.shape[1] % _BLOCK:
+            raise ValueError(
+                f"{wanted} rounds weights in blocks of {_BLOCK}, but the rows of {self.name} have "
+                f"{self.tensor.shape[1]}: use --dtype fp16 or bf16"
+            )
+        return "q8_0" if wanted == "q4_0" and self.is_head else wanted
 
     def values(self) -> np.ndarray:
         x: np.ndarray = self.tensor.detach().float().numpy()
@@ -151,6 +159,7 @@ def _gguf_tensors(
     heads = {"attn_q": config.n_head, "attn_k": config.K}
     if architecture not in _INTERLEAVED_ROPE:
         heads = {}
+    head = "output.weight" if "head.weight" in tensors else "token_embd.weight"
     for ours, tensor in tensors.items():
         if ours in ("embedding.token.weight", "head.weight"):
             tensor = tensor[:V]  # without the rows that pad the vocabulary
@@ -158,7 +167,7 @@ def _gguf_tensors(
         for theirs, piece in zip(layout.names, tensor.split(layout.rows), strict=True):
             name = name_map.get_name(theirs, (".weight", ".bias"))
             assert name, theirs
-            yield _GgufTensor(name, piece, heads.get(name.split(".")[-2], 0))
+            yield _GgufTensor(name, piece, heads.get(name.split(".")[-2], 0), name == head)
     if config.rope_scaling and config.rope_scaling.rope_type == "llama3":
         plain = rotary_frequencies(config.change(rope_scaling=None))
         yield _GgufTensor(
@@ -235,11 +244,11 @@ def _other_eos_ids(table: GgufVocabulary, chat: ChatTemplate | None) -> list[int
     return [*answer, *(i for i in table.eos_ids if i not in (*answer, table.eos))]
 
 
-def _write(writer: GGUFWriter, parts: list[_GgufTensor], kind: Kind) -> None:
+def _write(writer: GGUFWriter, parts: list[_GgufTensor], kinds: list[Kind]) -> None:
     """Write the header, then the tensors in the same order, one at a time."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    stored = [GGMLQuantizationType[part.kind(kind).upper()] for part in parts]
+    stored = [GGMLQuantizationType[kind.upper()] for kind in kinds]
     for part, how in zip(parts, stored, strict=True):
         weights, size = GGML_QUANT_SIZES[how]
         bytes_ = part.tensor.numel() // weights * size

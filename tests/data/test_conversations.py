@@ -302,6 +302,39 @@ def test_columns_that_are_not_used_are_mentioned(tmp_path: Path) -> None:
         read(write(path, {"messages": TALK, "images": ["x.png"]}))
 
 
+def test_answers_marked_as_undesirable_are_no_targets(tmp_path: Path) -> None:
+    row = {"prompt": "Name a fruit.", "completion": "Granite."}
+    talks = {"prompt": said("u"), "completion": [{"role": "assistant", "content": "Granite."}]}
+    rows = [row | {"label": False}, talks | {"label": False}, {"messages": TALK, "kto_tag": False}]
+    good = [row | {"label": True}, row | {"label": 0}, row | {"label": "spam"}]
+    report = ReadReport("stop")
+    found = read(write(tmp_path / "a.jsonl", *rows, *good), report=report)
+    assert [c.targets for c in found] == [frozenset()] * 3 + [None] * 3
+    assert next(iter(report.hints)) == "answers of which column 'label' is false are not trained on"
+    table = tmp_path / "a.csv"
+    table.write_text("prompt,completion,label\nName a fruit.,Granite.,False\n")
+    assert [c.targets for c in read(table)] == [frozenset()]
+
+
+def test_preference_pairs_name_the_option_that_reads_the_better_answers(tmp_path: Path) -> None:
+    asked, better, worse = TALK[0]["content"], TALK[1], TALK[1] | {"content": "Who?"}
+    plain = {"question": asked, "chosen": better["content"], "rejected": "Who?"}
+    path = write(tmp_path / "a.jsonl", plain)
+    with pytest.raises(ValueError, match="--prompt-column question --response-column chosen, to"):
+        read(path)
+    files = ChatFiles(prompt_column="question", response_column="chosen")
+    assert messages(path, files) == [TALK[:2]]
+    path = write(path, {"chosen": TALK[:2], "rejected": [TALK[0], worse], "score_chosen": 9.0})
+    with pytest.raises(ValueError, match="with --messages-column chosen, to train on the better"):
+        read(path)
+    assert messages(path, ChatFiles(messages_column="chosen")) == [TALK[:2]]
+    path = write(path, {"conversations": TALK[:1], "chosen": better, "rejected": worse})
+    with pytest.raises(ValueError, match="no assistant message: --prompt-column and --response-"):
+        read(path)
+    files = ChatFiles(prompt_column="conversations", response_column="chosen")
+    assert messages(path, files) == [TALK[:2]]
+
+
 def test_messages_in_a_table_of_text(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     quoted = json.dumps(TALK).replace('"', '""')

@@ -149,6 +149,32 @@ def test_cells_that_are_not_text(tmp_path):
     assert report.skipped.counts() == {"no answer": 1, "no instruction": 2, "weight 0": 1}
 
 
+def test_answers_marked_as_undesirable_are_no_targets(tmp_path):
+    row = {"instruction": "Name a fruit.", "output": "Granite."}
+    rows = [row | {"label": False}, row | {"label": "False"}, row | {"kto_tag": False}]
+    good = [row | {"label": True}, row | {"kto_tag": True}, row | {"label": 0, "class": "no"}]
+    found, report = read(write(tmp_path / "a.jsonl", *rows, *good))
+    assert [int(r.place.rpartition(":")[2]) for r in found] == [4, 5, 6]
+    assert report.skipped.counts() == {"weight 0": 3}
+    assert list(report.hints) == [
+        "answers of which column 'label' is false are not trained on",
+        "answers of which column 'kto_tag' is false are not trained on",
+        "column 'label' is not used",
+        "column 'class' is not used",
+    ]
+
+
+@pytest.mark.parametrize("name", ["cot", "Complex_CoT", "rationale", "reasoning", "explanation"])
+def test_reasoning_in_a_column_is_said_to_be_left_out(tmp_path, name):
+    path = write(tmp_path / "a.jsonl", ROWS[0] | {name: "Red is one."}, ROWS[0] | {name: None})
+    found, report = read(path)
+    assert [r.output for r in found] == ["Red."] * 2
+    assert list(report.hints) == [
+        f"column {name!r} is not used: answers are trained on without this reasoning, unless you "
+        "write it into them"
+    ]
+
+
 def test_columns_beside_the_instruction_are_used_or_mentioned(tmp_path, bpe):
     path = write(
         tmp_path / "a.jsonl",

@@ -34,6 +34,25 @@ def load(path: Path, **options: Any) -> LabelledSet:
     return load_labelled(LabelledConfig(data=path, **options))
 
 
+@pytest.mark.parametrize(
+    ("labels", "marked"),
+    [
+        (("0", "1", "2", "-1"), "-1"),
+        (("0", "1", "-100"), "-100"),
+        (("0.0", "1.0", "-1.0"), "-1"),
+        (("-1", "1"), ""),
+        (("-2", "-1", "0", "1"), ""),
+        (("-1", "none", "0", "1"), ""),
+    ],
+)
+def test_label_that_often_marks_texts_without_a_label_is_mentioned(tmp_path, labels, marked):
+    data = load(as_csv(tmp_path / "a.csv", ["text", "label"], pairs(labels=labels)))
+    assert len(data.labels) == len(labels)  # it may be one: -1, 0, 1 are against, neutral, for
+    said = [note for note in data.notes if "a class of its own; if it marks texts without" in note]
+    assert len(said) == bool(marked)
+    assert all(f"label {marked}" in note for note in said)
+
+
 def everything(data: LabelledSet) -> list[LabelledText]:
     return [*data.train, *data.val, *data.test]
 

@@ -77,6 +77,9 @@ SCORES = {
     "85 (good)": 85,
     "85 - mostly right": 85,
     "Overall: 85": 85,
+    "Feedback: 3 of 4 points are right. [RESULT] 85": 85,
+    "[RESULT]: 85/100": 85,
+    "Rating: [[85]]": 85,
     "The score should be about 85.": 85,
     '{"score": 85 // good\n}': 85,
     'Score: 8/10\n{"score": 80}': 80,
@@ -93,7 +96,8 @@ UNREAD_SCORES = [
     # another scale
     "8/10", "Score: 8/10", '{"score": "8/10"}', "85/10", "8.5", "0.85", '{"score": 0.85}',
     "Rating: 7", "Rating: [[7]]", "Score (1-10): 8", "Score: 7 on a scale of 1 to 10",
-    "Rating: 4 out of 5", "4 stars out of 5",
+    "Rating: 4 out of 5", "4 stars out of 5", "[RESULT] 4", "Feedback: good. [RESULT] 4/5",
+    "[RESULT] 185", "[RESULT] -5", "Score: 85 out of 10", "110%",
     # several values
     '{"score": 85} or {"score": 90}', '{"score": 85, "score": 90}', "Score: 85-90",
     "Score: 85 or 90", "Score: 80, 90", "Score: 85 → 90", "80/100 or 90/100",
@@ -116,6 +120,9 @@ BETTER = {
     '{"better": "answer_2"}': 2,
     '{"reason": "A is better in style", "better": 2}': 2,
     '{"winner": "B"}': 2,
+    "Both are right, B in fewer words. [RESULT] B": 2,
+    "[RESULT] 1": 1,
+    "[RESULT] tie": 0,
     '{"verdict": "tie"}': 0,
     "{'reason': 'r', 'better': 2,}": 2,
     "<think>Answer 1 is better? No.</think> Answer 2 is better.": 2,
@@ -154,7 +161,7 @@ UNREAD_BETTER = [
     "A is not better.", "I don't think Answer 1 is better.", "If A is better, then so be it.",
     "A is better in style, but B is better in content.", '{"better": 1} {"better": 2}',
     "Verdict: [[A]] or [[B]]", '{"better": 1', "<think>Answer 1 is better.",
-    "A better answer would say why.", '{"better": "1 or 2"}',
+    "A better answer would say why.", "[RESULT] 3", "[RESULT] 85", '{"better": "1 or 2"}',
 ]  # fmt: skip
 
 

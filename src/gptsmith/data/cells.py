@@ -59,6 +59,12 @@ def target_flag(name: str, value: Any) -> bool:
     return number == 1
 
 
+def truth_value(value: Any) -> bool | None:
+    """A truth value, also one written as text, as in a .csv; None for anything else."""
+    text = str(value).strip().lower()
+    return text == "true" if isinstance(value, bool | str) and text in ("true", "false") else None
+
+
 def parse_json(value: Any, name: str) -> Any:
     """The value of a column, parsed as JSON if it is a text, as in a .csv; None if it is empty."""
     if isinstance(value, str) and value:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from gptsmith.chat_template.message import REASONING as MESSAGE_REASONING
+
 # The first name of a tuple takes precedence. Without it, exactly one of the others must be present.
 TEXT = (
     "text", "content", "document", "article", "story", "body", "sentence", "review", "message",
@@ -72,6 +74,14 @@ MESSAGE_TARGET_FLAGS = (*TARGET_FLAGS, "loss")
 MESSAGE_MASK_FLAGS = ("masked", "ignore", "ignored")  # the opposite
 # Ambiguous flags: it is unknown what their values mean, or which part of a message is a target.
 MESSAGE_UNCLEAR_FLAGS = ("mask", "train_detail", "training_detail")
+# Flags by which rows of preferences (KTO) say whether their answer is a good one, if the value is a
+# truth value: another `label` may be anything.
+PREFERENCE_FLAGS = ("label", "kto_tag", "desirable", "thumbs_up")
+# What led to an answer. (Such fields of a message are passed to the template.)
+REASONING = (
+    *MESSAGE_REASONING, "cot", "complex_cot", "chain_of_thought", "rationale", "rationales",
+    "explanation", "scratchpad",
+)  # fmt: skip
 # What a text model cannot read.
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 # Columns without influence on training; other unused columns are reported.

@@ -67,11 +67,7 @@ def read_conversations(
             try:
                 found = _messages_of(row, files)
                 if found is None and not number:
-                    raise ValueError(
-                        f"{row.place}: which columns hold the messages? Choose from "
-                        f"{quoted(row.values)} with --messages-column NAME, or with "
-                        "--prompt-column NAME and --response-column NAME"
-                    )
+                    raise _unclear_columns(row)
                 if found is None:
                     problem = "no messages, unlike rows before"
                     raise InvalidRowError("row without messages", problem)
@@ -104,7 +100,11 @@ def _conversation(
     conversation = Conversation(messages, row.place, tools=tools_of(values))
     answers = conversation.answers
     if not answers:
-        raise InvalidRowError("conversation without an answer", "no assistant message")
+        problem = "no assistant message"
+        if "chosen" in values:
+            problem += ": --prompt-column and --response-column name the columns of the question "
+            problem += "and of the better answer"
+        raise InvalidRowError("conversation without an answer", problem)
     targets = target_answers(values, flags, answers)
     report_unused_columns(values, set(), report)
     return conversation._replace(targets=None if len(targets) == len(answers) else targets)
@@ -192,9 +192,27 @@ def _question_and_answer(row: Row, files: ChatFiles) -> tuple[list[Any], set[str
         used |= beside.keys()
     if _holds_messages(values[response]):
         turns += values[response]
+    elif is_message(values[response], files):
+        turns.append(values[response])
     else:
         turns.append(cell_message("assistant", cell(values, response)))
     return turns, used
+
+
+def _unclear_columns(row: Row) -> ValueError:
+    """The error for a table in which no column is obviously the messages."""
+    values = row.values
+    problem = f"{row.place}: which columns hold the messages? Choose from {quoted(values)} with "
+    if not {"chosen", "rejected"} <= values.keys():
+        return ValueError(
+            f"{problem}--messages-column NAME, or with --prompt-column NAME and --response-column "
+            "NAME"
+        )
+    prompts = [pair[0] for pair in names.PROMPT_AND_RESPONSE if pair[0] in values]
+    options = f"--prompt-column {prompts[0] if prompts else 'NAME'} --response-column chosen"
+    if isinstance(values["chosen"], list) and not prompts:
+        options = "--messages-column chosen"
+    return ValueError(f"{problem}{options}, to train on the better answer of each pair")
 
 
 def _holds_messages(value: Any) -> bool:

@@ -45,6 +45,11 @@ def read_labelled(path: Path, files: LabelledFiles, report: ReadReport) -> list[
             rows.append(row)
     if not rows:
         raise ValueError(f"{path}: no row with a text and a label")
+    if name := _looks_like_no_label({row.label for row in rows}):
+        report.hint(
+            f"{path}: label {name} is a class of its own; if it marks texts without a label, "
+            "remove them"
+        )
     return rows
 
 
@@ -312,6 +317,15 @@ def _label(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # pandas turns integers with missing values into floats
     return cell_text(value, "the label").strip()
+
+
+def _looks_like_no_label(labels: set[str]) -> str:
+    """The label by which data sets of numbered classes mark unlabelled texts, if it is among these;
+    "" if not, or if it belongs to a scale such as -1, 1."""
+    numbers = {label for label in labels if re.fullmatch(r"\d+(\.0)?", label)}
+    others = labels - numbers
+    is_mark = len(numbers) > 1 and others <= {"-1", "-1.0", "-100", "-100.0"}
+    return min(others, default="") if is_mark else ""
 
 
 def _problem(row: LabelledText) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from gptsmith.chat_template.message import is_empty
 from gptsmith.data import columns as names
-from gptsmith.data.cells import InvalidRowError, cell_text, parse_json, target_flag
+from gptsmith.data.cells import InvalidRowError, cell_text, parse_json, target_flag, truth_value
 from gptsmith.data.columns import is_irrelevant, quoted
 from gptsmith.data.messages import cell_message
 from gptsmith.data.report import ReadReport
@@ -88,6 +88,8 @@ def target_answers(
             targets &= {i for i in answers if target_flag(name, value[i])}
         elif not target_flag(name, value):
             targets.clear()
+    if any(truth_value(values.get(name)) is False for name in names.PREFERENCE_FLAGS):
+        targets.clear()
     return frozenset(targets)
 
 
@@ -102,5 +104,15 @@ def report_unused_columns(values: Mapping[str, Any], used: set[str], report: Rea
     """Report non-empty columns that are neither used nor known to be irrelevant."""
     used = used.union(names.SYSTEM, names.TARGET_FLAGS, names.TOOLS)
     for name, value in values.items():
-        if name not in used and not is_empty(value) and not is_irrelevant(name):
+        if name in used or is_empty(value) or is_irrelevant(name):
+            continue
+        usual = name.strip().lower()
+        if name in names.PREFERENCE_FLAGS and truth_value(value) is not None:
+            report.hint(f"answers of which column {name!r} is false are not trained on")
+        elif usual in names.REASONING:
+            report.hint(
+                f"column {name!r} is not used: answers are trained on without this reasoning, "
+                "unless you write it into them"
+            )
+        else:
             report.hint(f"column {name!r} is not used")

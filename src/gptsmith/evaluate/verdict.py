@@ -86,6 +86,7 @@ def _plain(text: str, labels: str) -> str:
     text = re.sub(_OTHER_FIELD.replace("LABELS", labels), "", text)
     text = re.sub(r"\{[^{}]*\Z", "", text)  # cut off, and its number may be too
     text = re.sub(r"\b_+|_+\b|\\boxed|</\w+>", "", text.translate(_ASCII))
+    text = re.sub(r"(?i)\[(?:result|score|rating)\]\s*:?", "verdict: ", text)  # [RESULT] 85
     return re.sub(r"<(\w+)>", r"\1: ", text)  # <score>85</score>
 
 

@@ -1,6 +1,7 @@
 """The pretraining command end to end: recipes, run length, masks, early stopping, user errors."""
 
 import csv
+import shutil
 import subprocess
 import sys
 import time
@@ -145,6 +146,21 @@ def test_longer_run_says_where_the_learning_rate_stands_and_jumps(corpus, tmp_pa
     found = [e["learning_rate"] for e in events(run, "train")]
     assert max(found) == found[2] == 3e-3
     assert found[8] == pytest.approx(3e-3 * (0.05 + 0.95 * 0.4))
+
+
+def test_resume_with_an_end_before_the_present_step_is_rejected(corpus, tmp_path, capsys):
+    run, more = tmp_path / "run", ["--eval.interval", "0", "--save.interval", "2"]
+    assert train(corpus, run, "--train.steps", "6", *more) == 0
+    files = [path for path in run.rglob("*") if path.is_file() and path.name != ".lock"]
+    before = [path.read_bytes() for path in files]
+    resume = ["pretrain", "--out", str(run), "--resume"]
+    assert cli.main([*resume, "--train.steps", "4"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "is at step 6, and would now end at step 4: --train.steps 6 ends it where it is" in said
+    assert before == [path.read_bytes() for path in files]
+    shutil.rmtree(run / "checkpoints/step-000006")  # stopped at step 4 of 6, it may end there
+    assert cli.main([*resume, "--train.steps", "4"]) == 0
+    assert max(checkpoint.steps(run / "checkpoints")) == 4
 
 
 def test_warmup_longer_than_the_run_is_shortened(corpus, tmp_path, capsys):

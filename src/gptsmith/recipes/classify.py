@@ -79,7 +79,7 @@ def classify(config: ClassifyConfig, started: float | None = None) -> int:
         }  # fmt: skip
 
     run = finetune.create_run(
-        plan.config, prepared, corpus=data.fingerprint,
+        plan, prepared, corpus=data.fingerprint,
         fixed=("context_length", "trained", "texts_per_step"),
     )  # fmt: skip
     job = TrainingJob(model, classification_loss, rows, evaluate, val.tokens)

@@ -115,7 +115,7 @@ def resolve(config: C, prepared: PreparedModel, dataset: Dataset) -> Plan[C]:
 
 
 def create_run(
-    config: FinetuneConfig,
+    plan: Plan[C],
     prepared: PreparedModel,
     *,
     corpus: str,
@@ -123,6 +123,7 @@ def create_run(
     fixed: Sequence[str] = (),
 ) -> Run:
     """The run folder, locked. corpus, fixed: see open_for_training."""
+    config = plan.config
     architecture = prepared.model.config
     file, _, function = architecture.mask.rpartition(":")
     if file == "mask.py":  # the new run gets its own copy
@@ -131,6 +132,7 @@ def create_run(
         config.out, config.model_dump(mode="json", by_alias=True), architecture,
         prepared.tokenizer, config.resume, corpus=corpus,
         fixed=("from", "checkpoint", "dropout", *fixed, *loop.FIXED),
+        last_step=plan.duration.steps,
         template=template, tuning=prepared.tuning, base=prepared.base_weights,
     )  # fmt: skip
 
@@ -211,7 +213,7 @@ def train_on_examples(
 
     evaluate_tasks, task_notes = in_loop_eval.prepare(config.eval, model, tokenizer)
     run = create_run(
-        config, prepared, template=template.source,
+        resolved, prepared, template=template.source,
         corpus=data.train.fingerprint[:32] + data.val.fingerprint[:32],
         fixed=("pack", "context_length", *fixed),
     )  # fmt: skip

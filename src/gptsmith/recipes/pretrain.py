@@ -51,6 +51,7 @@ def pretrain(config: PretrainConfig, started: float | None = None) -> int:
     run = open_for_training(
         config.out, config.model_dump(mode="json"), config.model, corpus.tokenizer, config.resume,
         corpus=corpus.fingerprint, fixed=("document_mask", "pad_vocab_multiple", *loop.FIXED),
+        last_step=resolved.duration.steps,
     )  # fmt: skip
     return loop.train(run, job, resolved.with_notes(notes), started)
 
@@ -74,7 +75,7 @@ def continue_pretraining(config: TextConfig, started: float | None = None) -> in
         why = f"documents of {config.data} do not begin and end as texts of {base.path} do"
         notes.append(Note("data", f"{why}: an earlier version made it; prepare it again"))
     run = finetune.create_run(
-        resolved.config, prepared, corpus=corpus.fingerprint, template=base.template,
+        resolved, prepared, corpus=corpus.fingerprint, template=base.template,
         fixed=("document_mask", "context_length"),
     )  # fmt: skip
     return loop.train(run, job, resolved.with_notes(notes), started)

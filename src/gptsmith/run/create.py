@@ -31,6 +31,7 @@ def open_for_training(
     *,
     corpus: str | None = None,
     fixed: Sequence[str] = (),
+    last_step: int | None = None,
     template: str | None = None,
     tuning: Tuning | None = None,
     base: Mapping[str, Tensor] | None = None,
@@ -41,6 +42,7 @@ def open_for_training(
     `file.py:function` is copied into the folder as mask.py; `run.model_config.mask` then names
     the copy. corpus: fingerprint of the training data. tuning: which part of the weights is
     trained (default: all of them). base: the weights before training, if a part is trained.
+    last_step: at which the run ends, if it is known; a checkpoint to resume may not be beyond it.
     resume: there must be a checkpoint, and architecture, tokenizer, template, corpus, tuning
     and the `fixed` fields of config (`train.seed`) must not differ, else ValueError with the
     differences.
@@ -83,6 +85,7 @@ def open_for_training(
         checkpoints.clean(run.checkpoints)
         if resume:
             run.resumed = checkpoints.find(run.checkpoints)  # before anything is written
+            _check_not_beyond(last_step, run.resumed[0].step, path)
             if (path / layout.BASE).exists():
                 digests.record_existing(path, layout.BASE)
         else:  # remains of a run that was stopped before its first checkpoint
@@ -147,6 +150,15 @@ def _check_unchanged(run: Run, new: Mapping[str, Any], fixed: Sequence[str]) -> 
         raise ValueError(
             f"{run.path} cannot be resumed with other settings: {'; '.join(changes)};"
             " use the old values, or another --out"
+        )
+
+
+def _check_not_beyond(last_step: int | None, step: int, path: Path) -> None:
+    """Steps cannot be taken back, and config.yaml would name an end that the run never had."""
+    if last_step is not None and step > last_step:
+        raise ValueError(
+            f"{path} is at step {step:,}, and would now end at step {last_step:,}: "
+            f"--train.steps {step} ends it where it is, a larger number trains it further"
         )
 
 

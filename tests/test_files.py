@@ -8,10 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors import safe_open
 
 from gptsmith import files
 
@@ -222,6 +225,34 @@ def test_every_failed_call_names_its_file(
     }
     with pytest.raises(OSError, match=r"Input/output error: '.*a\.bin'"):
         attempts[call]()
+
+
+def test_a_file_that_safetensors_fails_to_open_is_not_called_missing(tmp_path: Path) -> None:
+    there, absent = tmp_path / "there", tmp_path / "absent"
+    there.touch()
+    fails = partial(safe_open, absent, "np")  # the same error as for any other cause
+    with pytest.raises(OSError, match=f"Input/output error: '{there}'"):
+        files.open_safetensors(there, fails)
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        files.open_safetensors(absent, fails)
+
+
+def test_the_cause_for_which_torch_cannot_open_a_file_is_named(tmp_path: Path) -> None:
+    def fails() -> None:
+        torch.UntypedStorage.from_file(str(tmp_path / "absent"), False, 1)
+
+    tried = []
+
+    def is_interrupted() -> int:
+        tried.append(1)
+        if len(tried) < 3:
+            cause = "Interrupted system call (4)"
+            raise RuntimeError(f"unable to open file <x> in read-only mode: {cause}")
+        return 7
+
+    with pytest.raises(FileNotFoundError, match=f"No such file or directory: '{tmp_path}'"):
+        files.open_safetensors(tmp_path, fails)
+    assert files.open_safetensors(tmp_path, is_interrupted) == 7
 
 
 def test_an_error_with_a_name_keeps_it(tmp_path: Path) -> None:

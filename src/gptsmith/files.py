@@ -14,11 +14,13 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 # Ours (.model.tmp-0a1b2c3d.json) and those that safetensors makes inside its own save (.tmpaB3dE6).
 _TEMPORARY = re.compile(r"\..*\.tmp-[0-9a-f]{8}(\.\w+)?|\.tmp\w{6}")
@@ -113,6 +115,28 @@ def naming(path: str | Path, temporary: Path | None = None) -> Iterator[None]:
         if error.errno is None or names_another:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def open_safetensors(path: str | Path, function: Callable[[], T]) -> T:
+    """The result of `function`, which opens `path` by safetensors; OSErrors tell the cause.
+
+    The library calls each file missing that it fails to open, and torch, which opens it again,
+    raises RuntimeError and gives up when a signal interrupts it.
+    """
+    while True:
+        try:
+            return function()
+        except FileNotFoundError as error:
+            if error.errno is not None or not os.path.exists(path):
+                raise
+            number = errno.EIO
+        except RuntimeError as error:
+            found = re.fullmatch(r"unable to open file <.*> .*\((\d+)\)", str(error), re.DOTALL)
+            if found is None:
+                raise
+            number = int(found[1])
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number), str(path))
 
 
 def make_folder(path: Path) -> None:

@@ -85,7 +85,7 @@ def _open(path: Path) -> dict[str, Entry]:
             f"{path} has a header of {header:,} bytes, more than the {_MAX_JSON_BYTES:,} allowed"
         )
     try:
-        file = safe_open(path, "pt")
+        file = files.open_safetensors(path, lambda: safe_open(path, "pt"))
     except SafetensorError as error:
         raise ValueError(
             f"{path} is damaged or not a safetensors file ({error!s:.150}): download it again"

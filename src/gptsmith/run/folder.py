@@ -289,7 +289,7 @@ class Run:
         with path.open("rb"):  # an unreadable file is not a damaged one
             pass
         try:
-            with safe_open(path, "pt") as file:
+            with files.open_safetensors(path, lambda: safe_open(path, "pt")) as file:
                 return file.metadata() or {}
         except SafetensorError as error:
             raise ValueError(

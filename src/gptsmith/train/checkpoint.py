@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError
 
-from gptsmith.files import digest, has_digest, naming, read_json, sync, write_json
+from gptsmith.files import digest, has_digest, naming, open_safetensors, read_json, sync, write_json
 
 if TYPE_CHECKING:  # torch is imported where tensors are handled, not to list checkpoints
     import torch
@@ -114,7 +114,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         pass
     try:
         with naming(path):
-            return load_file(path)
+            return open_safetensors(path, lambda: load_file(path))
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
 

@@ -1,7 +1,7 @@
 /* A disk that fails: loaded before libc (LD_PRELOAD), it counts the calls that change files below one
    folder, and makes the n-th of them fail, write half of its bytes, or kill the process.
 
-   Counters are in memory that a forked child shares with its parent, so they outlive a SIGKILL.
+   The list of calls is in memory that a forked child shares with its parent, so it outlives a SIGKILL.
    stdio inside libc does not pass through here; nothing that the tests run writes by stdio. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -10,6 +10,7 @@
 #include <limits.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,9 +28,10 @@ struct disk {
     int lasting;          /* all later calls fail, too */
     int ignored;          /* kinds that are not counted */
     volatile long calls;      /* so far, that were not ignored */
-    volatile long kinds[8];   /* so far, by kind */
     volatile int failed; /* whether a fault has happened */
     char call[PATH_MAX + 32];
+    volatile long logged; /* bytes of the log */
+    char log[1 << 21];    /* a line for each call, ignored or not: kind, name, path below the folder */
 };
 static struct disk *disk;
 
@@ -41,12 +43,13 @@ struct disk *disk_share(void) {
 
 void disk_arm(const char *under, long fail_at, int error, int lasting, int ignored) {
     struct disk *d = disk_share();
-    memset(d, 0, sizeof *d);
+    memset(d, 0, offsetof(struct disk, log));
+    d->log[0] = 0;
     snprintf(d->under, sizeof d->under, "%s", under);
     d->fail_at = fail_at, d->error = error, d->lasting = lasting, d->ignored = ignored;
 }
 
-long disk_calls(int kind) { return disk->kinds[kind]; }
+const char *disk_log(void) { return disk->log; }
 int disk_failed(void) { return disk->failed; }
 const char *disk_call(void) { return disk->call; }
 
@@ -80,7 +83,10 @@ static int fails(const char *name, int folder, const char *path, int kind, int w
     if (strncmp(full, disk->under, prefix) != 0 || strncmp(full + prefix, "../", 3) == 0
         || strcmp(full + prefix, ".") == 0)
         return 0;
-    __sync_add_and_fetch(&disk->kinds[kind], 1);
+    char line[PATH_MAX + 32];
+    long length = snprintf(line, sizeof line, "%d %s %s\n", kind, name, full + prefix);
+    long at = __sync_fetch_and_add(&disk->logged, length);
+    if (at + length < (long)sizeof disk->log) memcpy(disk->log + at, line, length + 1);
     if (kind & disk->ignored) return 0;
     long n = __sync_add_and_fetch(&disk->calls, 1);
     if (!disk->fail_at || n < disk->fail_at || (n > disk->fail_at && !disk->lasting)) return 0;

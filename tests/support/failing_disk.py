@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 SOURCE = Path(__file__).with_suffix(".c")
 COMPILER = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
@@ -52,19 +53,34 @@ class Fault:
         return name + (" lasting" if self.lasting else "")
 
 
+class Call(NamedTuple):
+    """A call that changes a file. kind: see Fault.ignored; path: below the disk's folder."""
+
+    kind: int
+    name: str
+    path: str
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Name and path, without what is random in the latter."""
+        return self.name, re.sub(r"\.tmp-[0-9a-f]{8}", ".tmp", self.path)
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What a command did. calls: that change files, by kind; failed: the one that was touched."""
+    """What a command did. log: its calls, one a line; failed: the one that was touched."""
 
     code: int
     stdout: str
     stderr: str
-    calls: list[int]
+    log: str
     failed: str
 
-    def points(self, fault: Fault) -> int:
-        """The number of calls that the fault can touch."""
-        return sum(number for kind, number in enumerate(self.calls) if not kind & fault.ignored)
+    def calls(self, fault: Fault) -> list[Call]:
+        """The calls that the fault counts, in order."""
+        fields = (line.split(" ", 2) for line in self.log.splitlines())
+        calls = (Call(int(kind), name, path) for kind, name, path in fields)
+        return [call for call in calls if not call.kind & fault.ignored]
 
     @property
     def message(self) -> str:
@@ -192,7 +208,7 @@ def empty(folder: Path) -> None:
 def serve(library: str) -> None:
     disk = ctypes.CDLL(library)
     disk.disk_share.restype = ctypes.c_void_p
-    disk.disk_calls.restype = ctypes.c_long
+    disk.disk_log.restype = ctypes.c_char_p
     disk.disk_call.restype = ctypes.c_char_p
     disk.disk_arm.argtypes = [ctypes.c_char_p, ctypes.c_long, *[ctypes.c_int] * 3]
     disk.disk_share()
@@ -215,7 +231,7 @@ def serve(library: str) -> None:
                         import_module(module)
             outcome = Outcome(
                 code, *(path.read_text(errors="replace") for path in streams[1:]),
-                [disk.disk_calls(kind) for kind in range(8)], disk.disk_call().decode(),
+                disk.disk_log().decode(), disk.disk_call().decode(),
             )  # fmt: skip
         print(json.dumps(outcome.__dict__), file=answers, flush=True)
 

@@ -45,6 +45,11 @@ class Batch:
         packed = "" if self.documents is None else ", several documents in a row"
         return f"Batch({self.name!r}, {rows} tokens, count {self.count:,}{packed})"
 
+    def without_targets(self) -> Batch:
+        """The same inputs, of which nothing is learned: a sum of 0 and a zero gradient."""
+        targets = torch.full_like(self.targets, IGNORE_INDEX)
+        return replace(self, targets=targets, name="", count=0, tokens=0)
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
 

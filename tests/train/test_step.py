@@ -235,15 +235,15 @@ def test_a_loss_spike_is_skipped_and_not_added_to_recent_losses() -> None:
 def test_ordinary_losses_are_not_spikes() -> None:
     quiet, noisy = LossSpikeGuard(), LossSpikeGuard(sigmas=4)
     for i in range(64):
-        assert quiet.check(i, 50.0, 1.0, ["a"]) == ""  # nothing to compare with yet
-        assert noisy.check(i, 3.0 + (i % 2), 1.0, ["a"]) == ""
-    assert quiet.check(64, 50.9, 1.0, ["a"]) == ""  # many deviations, but under a nat
-    assert "jumped" in quiet.check(65, 51.2, 1.0, ["a"])
-    assert noisy.check(64, 5.4, 1.0, ["a"]) == ""
-    assert "jumped" in noisy.check(65, 6.0, 1.0, ["a"])
+        assert quiet.check(i, 50.0, 1.0, lambda: ["a"]) == ""  # nothing to compare with yet
+        assert noisy.check(i, 3.0 + (i % 2), 1.0, lambda: ["a"]) == ""
+    assert quiet.check(64, 50.9, 1.0, lambda: ["a"]) == ""  # many deviations, but under a nat
+    assert "jumped" in quiet.check(65, 51.2, 1.0, lambda: ["a"])
+    assert noisy.check(64, 5.4, 1.0, lambda: ["a"]) == ""
+    assert "jumped" in noisy.check(65, 6.0, 1.0, lambda: ["a"])
     never = LossSpikeGuard(sigmas=0)
     never.recent.extend([1.0] * 64)
-    assert never.check(0, 1e9, 1.0, ["a"]) == ""
+    assert never.check(0, 1e9, 1.0, lambda: ["a"]) == ""
 
 
 def test_too_many_skipped_steps_in_a_row_stop_training() -> None:
@@ -255,7 +255,7 @@ def test_too_many_skipped_steps_in_a_row_stop_training() -> None:
               first_step=1, guard=guard)  # fmt: skip
     guard = LossSpikeGuard(patience=2)
     for i in range(8):  # never two in a row
-        guard.check(i, math.nan if i % 2 else 1.0, 1.0, ["a"])
+        guard.check(i, math.nan if i % 2 else 1.0, 1.0, lambda: ["a"])
     assert guard.skipped == 4
 
 
@@ -309,15 +309,15 @@ def test_a_diverged_run_can_be_saved_and_resumed(kind: str) -> None:
 def test_guard_state_survives_a_resume() -> None:
     guard = LossSpikeGuard(patience=3)
     for i in range(70):
-        guard.check(i, float(i % 3), 1.0, ["a"])
-    guard.check(70, math.nan, 1.0, ["a"])
+        guard.check(i, float(i % 3), 1.0, lambda: ["a"])
+    guard.check(70, math.nan, 1.0, lambda: ["a"])
     other = LossSpikeGuard(patience=3)
     other.load(guard.state())
     assert other.state() == guard.state()
     assert len(other.recent) == 64
-    other.check(71, math.nan, 1.0, ["a"])
+    other.check(71, math.nan, 1.0, lambda: ["a"])
     with pytest.raises(TrainingDiverged):
-        other.check(72, math.nan, 1.0, ["a"])
+        other.check(72, math.nan, 1.0, lambda: ["a"])
 
 
 def test_loss_scaler_survives_overflow_and_changes_nothing_else() -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +22,18 @@ from gptsmith.train.optim import Optimizer
 from gptsmith.train.runtime import Precision
 
 Loss = Callable[[Any, Batch], Tensor]  # (model, batch) -> sum over the batch, undivided
+
+
+class LossOfModel(nn.Module):
+    """Model and loss as one module, since DistributedDataParallel adds up the gradients of what its
+    own forward has computed, and losses call other methods of the model."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.loss(self.model, batch)
 
 
 class TrainingDiverged(ValueError):
@@ -59,10 +73,12 @@ class LossSpikeGuard:
     skipped: int = 0
     in_a_row: int = 0
 
-    def check(self, step: int, loss: float, grad_norm: float, names: Sequence[str]) -> str:
+    def check(
+        self, step: int, loss: float, grad_norm: float, names: Callable[[], Sequence[str]]
+    ) -> str:
         """Why this step (counted from 1) must be skipped; empty if it is good.
 
-        names: of the batches. Raises TrainingDiverged.
+        names: of the batches; called for a bad step. Raises TrainingDiverged.
         """
         reason = ""
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
@@ -76,7 +92,7 @@ class LossSpikeGuard:
             self.in_a_row = 0
             self.recent.append(loss)
             return ""
-        reason = f"step {step:,} skipped: {reason} in {', '.join(names)}"
+        reason = f"step {step:,} skipped: {reason} in {', '.join(names())}"
         if self.in_a_row + 1 >= self.patience:  # not counted: see TrainingDiverged
             raise TrainingDiverged(
                 f"{reason}; {self.in_a_row + 1} steps in a row were skipped, so training stops: "
@@ -110,32 +126,39 @@ def train_steps(
 ) -> Iterator[Step]:
     """Train endlessly; the caller breaks out of the loop.
 
-    batches: step -> this rank's micro-batches, a pure function of the step, as is learning_rate.
+    batches: step -> this rank's micro-batches, a pure function of the step, as is learning_rate;
+    each rank has equally many, and the i-th of rank r is number i * world_size + r of the step.
     The loss is divided by the `count` of the whole step, over all micro-batches and ranks: with
     masked targets, the mean of the micro-batches' means would be a different number. Random numbers
-    (dropout) depend on seed, step and micro-batch only, so that a resumed run draws the same ones.
-    fp16 needs a scaler.
+    (dropout) depend on seed, step and number of the micro-batch only, so that a resumed run draws
+    the same ones, and 2 ranks with a micro-batch each the same as 1 rank with two. fp16 needs a
+    scaler.
     """
     guard = guard or LossSpikeGuard()
     device = next(model.parameters()).device
     params = [p for p in model.parameters() if p.requires_grad]
+    ranks, rank = distributed.world_size(), distributed.rank()
+    parallel = distributed.data_parallel(LossOfModel(model, loss)) if ranks > 1 else None
     step = first_step
     while True:
         model.train()
         micro_batches = batches(step)
-        count = max(1, distributed.sum_over_ranks(sum(batch.count for batch in micro_batches)))
-        tokens = distributed.sum_over_ranks(sum(batch.tokens for batch in micro_batches))
+        count, tokens = map(int, distributed.sums(
+            sum(batch.count for batch in micro_batches), sum(batch.tokens for batch in micro_batches)
+        ))
+        count = max(1, count)
         total = torch.zeros((), device=device)
         optimizer.zero_grad()
         for i, batch in enumerate(micro_batches):
-            torch.manual_seed(derive_seed(seed, step, i, distributed.rank()))
-            with precision.autocast():
-                share = loss(model, batch.to(device)) / count
-            (scaler.scale(share) if scaler else share).backward()
+            torch.manual_seed(derive_seed(seed, step, i * ranks + rank, 0))
+            last = i == len(micro_batches) - 1  # gradients are added up over ranks once
+            with nullcontext() if parallel is None or last else parallel.no_sync():
+                with precision.autocast():
+                    moved = batch.to(device)
+                    summed = loss(model, moved) if parallel is None else parallel(moved)
+                    share = summed / count
+                (scaler.scale(share) if scaler else share).backward()
             total += share.detach()
-        for p in params:
-            if p.grad is not None:
-                p.grad = distributed.sum_over_ranks(p.grad)
         if scaler:
             for each in optimizer.optimizers:
                 scaler.unscale_(each)
@@ -149,14 +172,23 @@ def train_steps(
             scale = f"{scaler.get_scale():g}"
             skipped = f"step {step + 1:,} skipped: fp16 overflow at loss scale {scale}"
         else:
-            skipped = guard.check(step + 1, mean_loss, grad_norm, [b.name for b in micro_batches])
+            names = partial(_names_of_all_ranks, micro_batches)
+            skipped = guard.check(step + 1, mean_loss, grad_norm, names)
         if not skipped:
             optimizer.set_learning_rate(rate)
             optimizer.step()
         if scaler:
             scaler.update()
+        if step == first_step:
+            distributed.expect_steps()
         step += 1
         yield Step(step, mean_loss, grad_norm, rate, tokens, skipped)
+
+
+def _names_of_all_ranks(micro_batches: Sequence[Batch]) -> list[str]:
+    """The names of the step's batches in their order; empty shares have none."""
+    names = distributed.from_all([batch.name for batch in micro_batches])
+    return [name for of_ranks in zip(*names, strict=True) for name in of_ranks if name]
 
 
 def derive_seed(*numbers: int) -> int:

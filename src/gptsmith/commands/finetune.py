@@ -8,6 +8,7 @@ from importlib import import_module
 from gptsmith import terminal
 from gptsmith.commands.pretrain import recipe_config
 from gptsmith.recipes.options import FINETUNE
+from gptsmith.train import distributed
 from gptsmith.train.monitor import command_start
 
 
@@ -24,8 +25,9 @@ def main(argv: Sequence[str], started: float | None = None) -> int:
     if kind not in FINETUNE:
         raise ValueError(f"finetune {kind!r}: choose from {', '.join(FINETUNE)}")
     config_class, recipe = FINETUNE[kind]
-    config = recipe_config(f"finetune {kind}", config_class, argv[1:])
-    module, _, name = recipe.partition(":")
-    run_recipe = getattr(import_module(module), name)
-    code: int = run_recipe(config, command_start() if started is None else started)
-    return code
+    with distributed.connected():
+        config = recipe_config(f"finetune {kind}", config_class, argv[1:])
+        module, _, name = recipe.partition(":")
+        run_recipe = getattr(import_module(module), name)
+        code: int = run_recipe(config, command_start() if started is None else started)
+        return code

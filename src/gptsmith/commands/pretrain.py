@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from gptsmith.config import load_config
 from gptsmith.recipes.options import PretrainConfig, RecipeConfig
 from gptsmith.run.resume import stored_recipe
+from gptsmith.train import distributed
 from gptsmith.train.monitor import command_start
 
 R = TypeVar("R", bound=RecipeConfig)
@@ -16,10 +17,11 @@ R = TypeVar("R", bound=RecipeConfig)
 
 def main(argv: Sequence[str], started: float | None = None) -> int:
     """started: see recipes.pretrain.pretrain; default the start of this process."""
-    config = recipe_config("pretrain", PretrainConfig, argv)
-    from gptsmith.recipes.pretrain import pretrain  # imports torch: not before --help and errors
+    with distributed.connected():
+        config = recipe_config("pretrain", PretrainConfig, argv)
+        from gptsmith.recipes.pretrain import pretrain  # imports torch: not before --help, errors
 
-    return pretrain(config, command_start() if started is None else started)
+        return pretrain(config, command_start() if started is None else started)
 
 
 def recipe_config(verb: str, config_class: type[R], argv: Sequence[str]) -> R:

@@ -19,6 +19,7 @@ from gptsmith.evaluate.result import Item, Result, Statistic, mean_share
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.run import Run
 from gptsmith.tokenizer import Tokenizer
+from gptsmith.train import distributed
 from gptsmith.train.runtime import Precision
 
 
@@ -31,22 +32,24 @@ def log_probabilities(
 ) -> np.ndarray:
     """ln p of each class for token sequences, (N, L) fp64, in the order of `rows`.
 
-    Texts of similar length share a batch. The model's mode (train or eval) is restored.
+    Texts of similar length share a batch. The model's mode (train or eval) is restored. Several
+    ranks take turns with the batches; all get the result for all texts.
     """
     device, training = model.score.weight.device, model.training
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    found = np.empty((len(rows), len(model.config.labels)))
+    found = np.zeros((len(rows), len(model.config.labels)))
     model.eval()
     try:
         with torch.no_grad(), precision.autocast():
-            for first in range(0, len(order), batch_size):
+            ranks, rank = distributed.world_size(), distributed.rank()
+            for first in range(rank * batch_size, len(order), ranks * batch_size):
                 taken = order[first : first + batch_size]
                 ids, lengths = pad([rows[i] for i in taken], pad_id, model.config.context_length)
                 logits = model.logits(ids.to(device), lengths.to(device))  # (B, L)
                 found[taken] = logits.cpu().double().log_softmax(dim=-1).numpy()
     finally:
         model.train(training)
-    return found
+    return distributed.sum_over_ranks(torch.from_numpy(found)).numpy()
 
 
 def max_length(run: Run) -> int:

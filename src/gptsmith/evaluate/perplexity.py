@@ -18,6 +18,7 @@ from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.evaluate.result import Item, Statistic, column, exp
 from gptsmith.model.gpt import GPTModel
 from gptsmith.tokenizer import Tokenizer
+from gptsmith.train import distributed
 from gptsmith.train.loss import chunk_rows
 from gptsmith.train.runtime import Precision
 
@@ -69,19 +70,23 @@ def evaluate(
     """Scores over the targets of all batches.
 
     token_bytes: UTF-8 bytes of each id (V,), or of a target on average; see `target_bytes`.
+    Several ranks take turns with the batches; all get the scores that one process would get, and
+    the windows of their own batches.
 
     The model's mode (train or eval) is restored. ValueError without targets.
     """
     device = model.head_weight.device
     training = model.training
     model.eval()
-    total = torch.zeros(4, dtype=torch.float64)  # nats, top-1 hits, top-5 hits, bytes
-    tokens = 0
+    sums: list[Tensor] = []  # of each batch: nats, top-1 hits, top-5 hits, bytes, tokens
     windows: list[Item] = []
     try:
         # Not inference_mode: a BlockMask that the model caches here is used in training too.
         with torch.no_grad(), precision.autocast():
-            for batch in batches:
+            for number, batch in enumerate(batches):
+                if number % distributed.world_size() != distributed.rank():
+                    sums.append(torch.zeros(5, dtype=torch.float64))
+                    continue
                 on_device = batch.to(device)
                 hidden = model.hidden(
                     on_device.inputs, positions=on_device.positions, documents=on_device.documents
@@ -100,13 +105,18 @@ def evaluate(
                 rows.index_add_(0, is_target.nonzero()[:, 0].cpu(), columns)
                 windows += [dict(zip(_COLUMNS, row, strict=True)) for row in rows.tolist()]
                 hits1, hits5 = rows[:, 1:3].sum(dim=0).tolist()
-                total += torch.tensor([nats, hits1, hits5, size], dtype=torch.float64)
-                tokens += len(targets)
+                found = [nats, hits1, hits5, size, len(targets)]
+                sums.append(torch.tensor(found, dtype=torch.float64))
     finally:
         model.train(training)
+    # Batch by batch, and added up here: on any number of ranks in the same order.
+    total = torch.zeros(5, dtype=torch.float64)
+    for of_batch in distributed.sum_over_ranks(torch.stack([total, *sums])):
+        total += of_batch
+    nats, top1, top5, size, count = total.tolist()
+    tokens = int(count)
     if not tokens:
         raise ValueError("nothing to score: the validation text has fewer than two tokens")
-    nats, top1, top5, size = total.tolist()
     loss = nats / tokens
     bits = nats / math.log(2) / size if size else None
     perplexity = math.exp(min(loss, 700))

@@ -26,6 +26,7 @@ from gptsmith.recipes.options import ClassifyConfig
 from gptsmith.recipes.plan import Note
 from gptsmith.recipes.report import write_report
 from gptsmith.run import Run
+from gptsmith.train import distributed
 from gptsmith.train.loss import classification_loss
 from gptsmith.train.monitor import read_events
 from gptsmith.train.runtime import Runtime
@@ -85,8 +86,9 @@ def classify(config: ClassifyConfig, started: float | None = None) -> int:
     job = TrainingJob(model, classification_loss, rows, evaluate, val.tokens)
     plan = plan.with_notes(Note("data", text) for text in notes)
     code = loop.train(run, job, plan, started)
-    if code == 0:
-        test(run, data, test_texts, plan.runtime, pad_id)
+    if code == 0 and distributed.rank() == 0:
+        with distributed.alone():
+            test(run, data, test_texts, plan.runtime, pad_id)
     return code
 
 

@@ -30,6 +30,7 @@ from gptsmith.recipes.plan import Note
 from gptsmith.recipes.report import number, write_report
 from gptsmith.run import Run, digests
 from gptsmith.tokenizer import Tokenizer
+from gptsmith.train import distributed
 from gptsmith.train.monitor import read_events
 
 RESPONSES = "responses.json"
@@ -50,8 +51,9 @@ def instruct(config: InstructConfig, started: float | None = None) -> int:
         config, prepared, template, T, data,
         fixed=("mask_prompt", "split_seed", "val_fraction", "test_fraction"), started=started,
     )  # fmt: skip
-    if code == 0 and test:
-        answer_test_instructions(config.out, prompt, test, config.response_tokens)
+    if code == 0 and test and distributed.rank() == 0:
+        with distributed.alone():
+            answer_test_instructions(config.out, prompt, test, config.response_tokens)
     return code
 
 

@@ -24,12 +24,12 @@ from gptsmith.recipes.plan import Dataset, Note, Plan
 from gptsmith.recipes.report import write_report
 from gptsmith.recipes.run_state import RunState
 from gptsmith.run import Run, layout
-from gptsmith.train import checkpoint, runtime
+from gptsmith.train import checkpoint, distributed, runtime
 from gptsmith.train.distributed import rank, world_size
-from gptsmith.train.monitor import Monitor, read_events
+from gptsmith.train.monitor import Monitor, SilentMonitor, read_events
 from gptsmith.train.optim import Optimizer
 from gptsmith.train.schedule import LearningRate
-from gptsmith.train.signals import StopSignal
+from gptsmith.train.signals import SIGNAL_NAMES, StopSignal
 from gptsmith.train.step import Loss, LossSpikeGuard, Step, TrainingDiverged, train_steps
 
 STOPPED = 75  # exit code: stopped by a signal after saving (EX_TEMPFAIL: try again)
@@ -72,12 +72,15 @@ def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float |
     run: locked, and released by this function; with exit code 0 it has its final weights and its
     report. started: time.perf_counter() at which `seconds` begins (None: now). Raises
     TrainingDiverged, after saving, if too many steps in a row were skipped.
+
+    With several ranks, all decide alike: the clock is that of rank 0, which alone writes files and
+    messages, and a signal to one of them stops all after the same step.
     """
     config = plan.config
     with run, StopSignal() as stop:
         if plan.runtime.device.type == "cpu":
             runtime.keep_freed_memory()
-        session = _TrainingSession(run, job, plan)
+        session = _TrainingSession(run, job, plan, stop)
         notes = [*plan.notes, *(session.resume() if config.resume else [])]
         with session.open_monitor(started) as monitor:
             for note in notes:
@@ -94,10 +97,11 @@ def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float |
                         session.save()
                     if done:
                         break
-                    if stop.received:
+                    if signal := session.stop_signal():
                         session.save()
-                        saved = f"{stop.received}: saved at step {step.step}"
-                        monitor.line.print(f"{saved}; --resume continues")
+                        monitor.line.print(
+                            f"{signal}: saved at step {step.step}; --resume continues"
+                        )
                         return STOPPED
             except TrainingDiverged:
                 session.state.guard.in_a_row = 0  # a resumed run starts with full patience
@@ -106,19 +110,25 @@ def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float |
             except torch.OutOfMemoryError as error:
                 raise session.out_of_memory() from error
             session.end()
-        job.verify_data()  # data that was not read yet, before the final weights are written
-        run.finish("best" if config.eval.patience else "last")
-        write_report(run)
-    return STOPPED if stop.received else 0  # after 0, a recipe would continue, with its test
+        if rank() == 0:
+            job.verify_data()  # data that was not read yet, before the final weights are written
+            run.finish("best" if config.eval.patience else "last")
+            write_report(run)
+        received = distributed.from_rank_0(lambda: stop.received)
+    return STOPPED if received else 0  # after 0, a recipe would continue, with its test
 
 
 class _TrainingSession:
     """The part of a run that this process executes."""
 
-    monitor: Monitor
+    monitor: Monitor | SilentMonitor
 
-    def __init__(self, run: Run, job: TrainingJob, plan: Plan[RecipeConfig]) -> None:
+    def __init__(
+        self, run: Run, job: TrainingJob, plan: Plan[RecipeConfig], stop: StopSignal
+    ) -> None:
         self.run, self.job, self.plan, self.config = run, job, plan, plan.config
+        self.stop = stop
+        self._agreed: _Agreed | None = None  # of the last step, with several ranks
         device, train = plan.runtime.device, plan.config.train
         self.optimizer = Optimizer(job.model, self.config.optim, device.type)
         self.state = RunState(
@@ -148,8 +158,10 @@ class _TrainingSession:
         load_trainable_state_dict(self.job.model, newest.load("model"), newest.path)
         self.optimizer.load_state_tensors(newest.load("optimizer"))
         state.load_json(saved)
-        checkpoint.clean(newest.path.parent, after=newest.step)
-        kept = checkpoint.steps(newest.path.parent)
+        distributed.barrier()  # all ranks have read it, under its present name
+        if rank() == 0:
+            checkpoint.clean(newest.path.parent, after=newest.step)
+        kept = distributed.from_rank_0(lambda: checkpoint.steps(newest.path.parent))
         if math.isfinite(state.best_loss) and state.best_step not in kept:
             # The best checkpoint is gone, with a newer one that was damaged: look for another.
             state.best_step, state.best_loss, state.evals_since_best = state.step, math.inf, 0
@@ -194,16 +206,20 @@ class _TrainingSession:
             state["next"] = None if math.isclose(rate, planned, rel_tol=0.01) else rate
         return state
 
-    def open_monitor(self, started: float | None) -> Monitor:
+    def open_monitor(self, started: float | None) -> Monitor | SilentMonitor:
         state = self.state
-        self.monitor = Monitor(
-            self.run.path,
-            total_steps=self.plan.duration.steps,
-            config=self.run.config,
-            trackers=self.config.monitor.trackers,
-            resume=(state.step, state.seconds) if self.config.resume else None,
-            started=started,
-            scores=self.job.evaluate_tasks.references if self.job.evaluate_tasks else {},
+        self.monitor = (
+            SilentMonitor(state.seconds)
+            if rank()
+            else Monitor(
+                self.run.path,
+                total_steps=self.plan.duration.steps,
+                config=self.run.config,
+                trackers=self.config.monitor.trackers,
+                resume=(state.step, state.seconds) if self.config.resume else None,
+                started=started,
+                scores=self.job.evaluate_tasks.references if self.job.evaluate_tasks else {},
+            )
         )
         self.speed_start = self.monitor.seconds, state.tokens  # tokens/s are measured from here
         self.first_step = state.step
@@ -218,6 +234,8 @@ class _TrainingSession:
 
     def steps(self) -> Iterator[Step]:
         config, dataset, plan = self.config, self.job.dataset, self.plan
+        if world_size() > 1:
+            self.state.seconds = self.agree()
         if self.progress() >= 1 or self.stops_early():
             return iter(())
         loss = self.job.loss
@@ -228,7 +246,7 @@ class _TrainingSession:
                 dataset, s * plan.rows_per_step, plan.rows_per_step, config.train.batch_size
             ),
             self.optimizer,
-            learning_rate=lambda s: self.state.learning_rate.start_step(s, self.monitor.seconds),
+            learning_rate=lambda s: self.state.learning_rate.start_step(s, self.seconds()),
             precision=plan.runtime.precision,
             max_grad_norm=config.optim.max_grad_norm,
             seed=config.train.seed,
@@ -243,7 +261,7 @@ class _TrainingSession:
     def record(self, step: Step) -> bool:
         """Log a step; returns whether the run is complete."""
         state, monitor = self.state, self.monitor
-        state.step, state.seconds = step.step, monitor.seconds
+        state.step, state.seconds = step.step, self.agree()
         state.tokens += step.tokens
         done = self.progress() >= 1
         if step.skipped:
@@ -259,7 +277,7 @@ class _TrainingSession:
                 tokens=state.tokens, tokens_per_second=round(speed, 1),
             )  # fmt: skip
             work = speed * flops.flops_per_token(self.job.model.config)
-            mfu = runtime.mfu(work, self.plan.runtime.device)
+            mfu = runtime.mfu(work / world_size(), self.plan.runtime.device)
             shown = None if first else speed  # the first step may include a minute of compiling
             monitor.line.show(state.step, loss=step.loss, tokens_per_second=shown, mfu=mfu)
         return done
@@ -292,31 +310,55 @@ class _TrainingSession:
         return math.nan if loss is None else float(loss)
 
     def show(self) -> None:
-        """Evaluate the tasks, generate samples, draw the curves."""
-        if self.job.evaluate_tasks is not None:
-            self.monitor.log(self.state.step, "tasks", **self.job.evaluate_tasks())
-        for prompt, text in self.job.samples():
-            self.monitor.text(self.state.step, prompt, text)
+        """Evaluate the tasks, generate samples, draw the curves; other ranks than 0 go on, and wait
+        for it in the next step."""
+        if rank():
+            return
+        with distributed.alone():
+            if self.job.evaluate_tasks is not None:
+                self.monitor.log(self.state.step, "tasks", **self.job.evaluate_tasks())
+            for prompt, text in self.job.samples():
+                self.monitor.text(self.state.step, prompt, text)
         self.monitor.draw()
 
     def stops_early(self) -> bool:
         return 0 < self.config.eval.patience <= self.state.evals_since_best
 
+    def agree(self) -> float:
+        """After each step: the clock; with several ranks, what all of them take into account."""
+        now, late = self.monitor.seconds, time.perf_counter() > self.next_save
+        if world_size() == 1:
+            return now
+        first = rank() == 0
+        received = (self.stop.received == name for name in SIGNAL_NAMES)
+        now, save, *counts = distributed.sums(first * now, first * late, *received)
+        signals = [name for name, count in zip(SIGNAL_NAMES, counts, strict=True) if count]
+        self._agreed = _Agreed(now, bool(save), signals[0] if signals else None)
+        return now
+
+    def seconds(self) -> float:
+        """The clock: that of rank 0 after the last step, if there are several."""
+        return self._agreed.seconds if self._agreed else self.monitor.seconds
+
+    def stop_signal(self) -> str | None:
+        return self._agreed.signal if self._agreed else self.stop.received
+
     def save_is_due(self) -> bool:
-        return time.perf_counter() > self.next_save or _due(
-            self.config.save.interval, self.state.step
-        )
+        late = self._agreed.save if self._agreed else time.perf_counter() > self.next_save
+        return late or _due(self.config.save.interval, self.state.step)
 
     def save(self) -> None:
         """Make the metrics durable, then write a checkpoint and remove old ones."""
         state, folder, began = self.state, self.run.checkpoints, time.perf_counter()
-        state.seconds = self.monitor.seconds
-        self.monitor.sync()
-        position = self.job.dataset.position(state.step * self.plan.rows_per_step)
         tensors = {
             "model": trainable_state_dict(self.job.model),
             "optimizer": self.optimizer.state_tensors(),
         }
+        if rank():
+            return
+        state.seconds = self.monitor.seconds
+        self.monitor.sync()
+        position = self.job.dataset.position(state.step * self.plan.rows_per_step)
         checkpoint.save(folder, state.step, tensors, {**state.to_json(), "position": position})
         self.prune()
         now = time.perf_counter()  # saving, for which training stops, takes a thirtieth at most
@@ -337,6 +379,8 @@ class _TrainingSession:
 
     def prune(self) -> None:
         """Remove old checkpoints."""
+        if rank():
+            return
         state, kept = self.state, self.config.save.keep_last
         best = {state.best_step} if math.isfinite(state.best_loss) else set[int]()
         checkpoint.prune(self.run.checkpoints, kept, best)
@@ -355,6 +399,16 @@ class _TrainingSession:
                 "check the learning rate and the data"
             )
             monitor.log(state.step, "note", message=message, closing=True)
+
+
+@dataclass(frozen=True)
+class _Agreed:
+    """What all ranks know after a step: the clock of rank 0, whether it is to save by that clock,
+    and the signal that one of them has received."""
+
+    seconds: float
+    save: bool
+    signal: str | None
 
 
 def _due(interval: int, step: int) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, get_args
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 import torch
 
@@ -12,8 +12,7 @@ from gptsmith.batch import Batch
 from gptsmith.model import flops
 from gptsmith.model.config import ModelConfig
 from gptsmith.recipes.options import RecipeConfig
-from gptsmith.train import runtime
-from gptsmith.train.distributed import world_size
+from gptsmith.train import distributed, runtime
 from gptsmith.train.options import OptimConfig
 from gptsmith.train.runtime import Runtime
 from gptsmith.train.schedule import Duration, warmup_steps
@@ -77,9 +76,26 @@ class Plan(Generic[R_co]):
 def resolve(config: R, model: ModelConfig, dataset: Dataset, trained: int | None = None) -> Plan[R]:
     """Resolve what depends on machine and data; ValueError for what this machine cannot do.
 
-    trained: number of parameters that are trained (default: all).
+    trained: number of parameters that are trained (default: all). With several ranks, rank 0
+    chooses for all.
     """
-    train, T = config.train, dataset.T
+    plan: Plan[R] | None = None
+
+    def choose() -> Mapping[str, Any]:
+        nonlocal plan
+        plan = _resolve(config, model, dataset, trained)
+        return plan.config.train.model_dump(mode="json")
+
+    chosen = distributed.from_rank_0(choose)
+    if plan is None:
+        train = type(config.train).model_validate(chosen)
+        config = config.model_copy(update=dict(train=train))
+        plan = _resolve(config, model, dataset, trained)
+    return plan
+
+
+def _resolve(config: R, model: ModelConfig, dataset: Dataset, trained: int | None) -> Plan[R]:
+    train, T, ranks = config.train, dataset.T, distributed.world_size()
     try:
         device = runtime.choose_device(train.device)
     except ValueError as error:
@@ -87,12 +103,15 @@ def resolve(config: R, model: ModelConfig, dataset: Dataset, trained: int | None
     if train.num_threads:
         torch.set_num_threads(train.num_threads)
     precision = runtime.choose_precision(train.precision, device)
-    multiple = train.batch_size * T * world_size()
+    multiple = train.batch_size * T
     if train.total_batch_tokens and train.total_batch_tokens % multiple:
         raise ValueError(
             f"train.total_batch_tokens {train.total_batch_tokens} is not a multiple of batch_size "
-            f"x context_length x processes = {multiple}"
+            f"x context_length = {multiple}"
         )
+    if not train.total_batch_tokens and ranks > 1 and not config.resume:
+        # Recorded, because the step stays as large on any number of ranks.
+        train = train.model_copy(update=dict(total_batch_tokens=multiple * ranks))
     rows_per_step = (train.total_batch_tokens or train.batch_size * T) // T
     rows = (train.epochs or config.default_epochs) * dataset.per_epoch
     if train.tokens:
@@ -100,7 +119,7 @@ def resolve(config: R, model: ModelConfig, dataset: Dataset, trained: int | None
     steps = train.steps or max(1, round(rows / rows_per_step))
     duration = Duration(None if train.seconds else steps, train.seconds)
     work = flops.flops_per_token(model) * steps * rows_per_step * T
-    compiled, reason = runtime.choose_compile(train.compile, device, work, train.seconds)
+    compiled, reason = runtime.choose_compile(train.compile, device, work / ranks, train.seconds)
     memory = flops.training_memory(
         model, train.batch_size, T, config.optim.kind, trained=trained,
         low_precision=device.type == "cuda" and precision.name != "fp32",
@@ -124,15 +143,17 @@ def resolve(config: R, model: ModelConfig, dataset: Dataset, trained: int | None
         Note(
             "training",
             f"{f'{steps:,} steps' if duration.steps else f'{train.seconds:,.0f} s'} of "
-            f"{rows_per_step * T:,} tokens on {device} with {torch.get_num_threads()} threads",
+            f"{rows_per_step * T:,} tokens on {device} with {torch.get_num_threads()} threads"
+            + (f", on each of {ranks} ranks" if ranks > 1 else ""),
         ),
+        *_idle_notes(rows_per_step // train.batch_size, ranks),
         *_warmup_notes(config.optim, duration),
         Note("precision", f"{precision.name}, {precision.reason}"),
         Note("torch.compile", f"{'on' if compiled else 'off'}, {reason}"),
     )
     train = train.model_copy(
         update=dict(
-            device=str(device),
+            device=device.type if ranks > 1 else str(device),
             precision=precision.name,
             compile="on" if compiled else "off",
             num_threads=torch.get_num_threads(),
@@ -145,6 +166,17 @@ def resolve(config: R, model: ModelConfig, dataset: Dataset, trained: int | None
         rows_per_step,
         notes,
     )
+
+
+def _idle_notes(micro_batches: int, ranks: int) -> list[Note]:
+    if not micro_batches % ranks:
+        return []
+    busy = micro_batches / ranks / -(-micro_batches // ranks)
+    text = (
+        f"{micro_batches} micro-batches per step keep {ranks} ranks busy for {busy:.0%} of the "
+        f"time: make train.total_batch_tokens a multiple of {ranks} micro-batches"
+    )
+    return [Note("training", text)]
 
 
 def _warmup_notes(config: OptimConfig, duration: Duration) -> list[Note]:

@@ -24,6 +24,7 @@ from gptsmith.recipes.loop import TrainingJob
 from gptsmith.recipes.options import CorpusConfig, PretrainConfig, TextConfig
 from gptsmith.recipes.plan import Note, Plan
 from gptsmith.run.create import open_for_training
+from gptsmith.train import distributed
 from gptsmith.train.loss import next_token_loss
 
 
@@ -126,7 +127,8 @@ def _job(
 
     evaluate_tasks, task_notes = in_loop_eval.prepare(config.eval, model, corpus.tokenizer)
     sizes = f"{corpus.train_tokens:,} training tokens, {corpus.val_tokens:,} for validation"
-    corpus.train.verify_in_background()
+    if distributed.rank() == 0:
+        corpus.train.verify_in_background()
     job = TrainingJob(
         model, next_token_loss, windows, evaluate, corpus.val_tokens, samples, evaluate_tasks,
         verify_data=corpus.train.verify,

@@ -20,6 +20,7 @@ from gptsmith.run import resume as checks
 from gptsmith.run.layout import MASK
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint as checkpoints
+from gptsmith.train import distributed
 
 
 def open_for_training(
@@ -47,6 +48,8 @@ def open_for_training(
     and the `fixed` fields of config (`train.seed`) must not differ, else ValueError with the
     differences.
 
+    With several ranks, rank 0 does this, and the others learn from it which checkpoint is intact.
+
     Raises ValueError if another process trains here, and FileExistsError for a folder that is not
     empty unless it is resumed (a run stopped before its first checkpoint counts as empty).
     """
@@ -62,10 +65,13 @@ def open_for_training(
         elif not (resume and (path / MASK).is_file()):
             raise FileNotFoundError(f"mask {str(source)!r}: there is no such file")
     check = checks.check_resumable if resume else checks.check_unoccupied
-    check(path)
-    files.make_folder(path)
-    run = Run(path).lock()
-    try:
+    run = Run(path)
+
+    def lock_and_write() -> list[Any] | None:
+        """Returns step and path of the checkpoint to resume from, and the damage of newer ones."""
+        check(path)
+        files.make_folder(path)
+        run.lock()
         check(path)  # again, now that the folder is locked
         if resume:
             flat = flatten(config)
@@ -96,13 +102,23 @@ def open_for_training(
                 run.write_weights(layout.BASE, base)
                 extra[layout.TUNING] = files.json_bytes(tuning.model_dump(mode="json"))
         extra[layout.CORPUS] = files.json_bytes({"fingerprint": corpus})
-        if "resume" in config:  # so that config.yaml can start another run
-            config = {**config, "resume": False}
-        digests.write(path, extra | _contents(config, model_config, tokenizer, template))
+        digests.write(path, extra | _contents(stored, model_config, tokenizer, template))
+        if run.resumed is None:
+            return None
+        newest, damage = run.resumed
+        return [newest.step, str(newest.path), damage]
+
+    # so that config.yaml can start another run
+    stored = {**config, "resume": False} if "resume" in config else config
+    try:
+        found = distributed.from_rank_0(lock_and_write)
     except BaseException:
         run.close()
         raise
-    run.__dict__.update(config=config, model_config=model_config, tokenizer=tokenizer)
+    if found is not None and run.resumed is None:  # other ranks than 0
+        step, newest_path, damage = found
+        run.resumed = checkpoints.Checkpoint(Path(newest_path), step), damage
+    run.__dict__.update(config=stored, model_config=model_config, tokenizer=tokenizer)
     run.__dict__.update(template=template, tuning=tuning)
     return run
 

@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from gptsmith import terminal
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
@@ -111,9 +113,10 @@ def connected() -> Iterator[None]:
     if launch is None or _connection is not None:
         yield
         return
-    _connect(launch)
+    connection = _connect(launch)
     ended = threading.Event()
-    threading.Thread(target=_watch, args=(ended,), daemon=True).start()
+    watch = threading.Thread(target=_watch, args=(connection, ended), daemon=True)
+    watch.start()
     streams = sys.stdout, sys.stderr
     try:
         with open(os.devnull, "w") as nowhere:
@@ -121,18 +124,31 @@ def connected() -> Iterator[None]:
                 sys.stdout = sys.stderr = nowhere
             try:
                 yield
+                barrier()  # none ends while another works: torchrun would stop that one
             finally:
                 sys.stdout, sys.stderr = streams
     except BaseException as error:
         if not isinstance(error, SystemExit) or error.code:
-            _report_first(error, ended)
+            _report_first(connection, error, ended)
         raise
     finally:
         ended.set()
+        watch.join(10)  # at the end of Python, a thread inside the store would crash the process
     _disconnect()
 
 
-def _connect(launch: Launch) -> None:
+@contextmanager
+def alone() -> Iterator[None]:
+    """For what rank 0 does while the others wait: inside, it is the only rank."""
+    global _connection
+    connection, _connection = _connection, None
+    try:
+        yield
+    finally:
+        _connection = connection
+
+
+def _connect(launch: Launch) -> _Connection:
     global _connection
     import torch
     import torch.distributed as dist
@@ -151,6 +167,7 @@ def _connect(launch: Launch) -> None:
     )  # fmt: skip
     host = dist.new_group(backend="gloo", timeout=HOST_TIMEOUT)
     _connection = _Connection(launch, store, host)
+    return _connection
 
 
 def _disconnect() -> None:
@@ -161,45 +178,41 @@ def _disconnect() -> None:
     dist.destroy_process_group()
 
 
-def _watch(ended: threading.Event) -> None:
+def _watch(connection: _Connection, ended: threading.Event) -> None:
     """End this process if another rank has failed, or rank 0, which may keep the store, is gone."""
-    assert _connection is not None
-    store = _connection.store
     while not ended.wait(_POLL_SECONDS):
         try:
-            failed = store.check([_FAILED])
+            failed = connection.store.check([_FAILED])
         except Exception:
             failed = None
         if failed is not False and not ended.is_set():
-            _end_silently(store_is_lost=failed is None)
+            _end_silently(connection, store_is_lost=failed is None)
 
 
-def _report_first(error: BaseException, ended: threading.Event) -> None:
+def _report_first(connection: _Connection, error: BaseException, ended: threading.Event) -> None:
     """Return on the rank whose error is to be shown; all others end here.
 
     Mostly all ranks meet the same error: then it is that of rank 0. What only follows from the end
     of another rank, such as a lost connection, waits for the error of that one.
     """
-    assert _connection is not None
-    store, me = _connection.store, _connection.launch.rank
+    me = connection.launch.rank
     expected = isinstance(error, ValueError | OSError | KeyboardInterrupt)
     time.sleep((0.0 if expected else 1.5) + (0.75 if me else 0.0))
     ended.set()
     try:
-        first = store.compare_set(_FAILED, "", str(me)) == str(me).encode()
+        first = connection.store.compare_set(_FAILED, "", str(me)) == str(me).encode()
     except Exception:
-        _end_silently(store_is_lost=True)
+        _end_silently(connection, store_is_lost=True)
     if not first:
-        _end_silently()
+        _end_silently(connection)
     if me:
         terminal.note(f"rank {me} on {socket.gethostname()}:")
     time.sleep(3 * _POLL_SECONDS)  # the others look for it in the store, which rank 0 may keep
 
 
-def _end_silently(store_is_lost: bool = False) -> NoReturn:
+def _end_silently(connection: _Connection, store_is_lost: bool = False) -> NoReturn:
     """End this process at once. If rank 0 is gone and could not say why, rank 1 reports that."""
-    assert _connection is not None
-    if store_is_lost and _connection.launch.rank == 1 and sys.__stderr__:
+    if store_is_lost and connection.launch.rank == 1 and sys.__stderr__:
         sys.__stderr__.write("rank 0 has ended without a message: it was killed or has crashed\n")
         sys.__stderr__.flush()
     os._exit(1)
@@ -263,20 +276,25 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return x
 
 
-def data_parallel(module: nn.Module) -> nn.Module:
+def data_parallel(module: nn.Module) -> DistributedDataParallel:
     """DistributedDataParallel around a module whose forward is the loss. Parameters become those of
     rank 0; gradients are added up over all ranks, not averaged, during the backward pass."""
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    def add(_: object, bucket: dist.GradBucket) -> Any:
+    def add(bucket: dist.GradBucket) -> Any:
         work = dist.all_reduce(bucket.buffer(), async_op=True)
         return work.get_future().then(lambda future: future.value()[0])
 
-    wrapped = DistributedDataParallel(
-        module, broadcast_buffers=False, gradient_as_bucket_view=True
-    )
-    wrapped.register_comm_hook(None, add)
+    with warnings.catch_warnings():  # 2.13 renames the argument
+        warnings.simplefilter("ignore", FutureWarning)
+        wrapped = DistributedDataParallel(
+            module,
+            broadcast_buffers=False,  # they are constants
+            gradient_as_bucket_view=True,
+        )
+    # a lambda, since DDP compares annotations, which are strings in this file
+    wrapped.register_comm_hook(None, lambda state, bucket: add(bucket))
     return wrapped
 
 

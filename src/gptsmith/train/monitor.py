@@ -184,6 +184,38 @@ class Monitor:
         self.close()
 
 
+class SilentMonitor:
+    """Stands for the Monitor on ranks other than 0: it keeps time, and records and shows nothing.
+
+    earlier_seconds: of the commands that this one continues.
+    """
+
+    def __init__(self, earlier_seconds: float = 0.0) -> None:
+        self._started = time.perf_counter() - earlier_seconds
+        self.line = self
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._started
+
+    def log(self, step: int, event: str = "train", **fields: Any) -> None: ...
+
+    def text(self, step: int, title: str, text: str) -> None: ...
+
+    def print(self, text: str) -> None: ...
+
+    def show(self, step: int, **fields: Any) -> None: ...
+
+    def draw(self) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def __enter__(self) -> SilentMonitor:
+        return self
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
 def read_events(path: Path, until: int | None = None) -> list[dict[str, Any]]:
     """The events of a metrics.jsonl up to step `until`; none if the file is missing.
 

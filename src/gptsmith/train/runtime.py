@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from gptsmith.train import distributed
 from gptsmith.train.options import CompileMode, PrecisionName
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -55,7 +56,14 @@ class Runtime:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps` as a device; ValueError if it is not available."""
+    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps` as a device; ValueError if it is not available.
+
+    With several ranks, each takes the GPU of its number on the machine, whatever number is given.
+    """
+    if distributed.world_size() > 1 and (
+        name.partition(":")[0] == "cuda" or (name == "auto" and torch.cuda.is_available())
+    ):
+        name = f"cuda:{distributed.local_rank()}"
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

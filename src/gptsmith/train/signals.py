@@ -7,6 +7,7 @@ import threading
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNAL_NAMES = tuple(number.name for number in SIGNALS)
 
 
 class StopSignal:

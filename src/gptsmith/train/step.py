@@ -143,9 +143,8 @@ def train_steps(
     while True:
         model.train()
         micro_batches = batches(step)
-        count, tokens = map(int, distributed.sums(
-            sum(batch.count for batch in micro_batches), sum(batch.tokens for batch in micro_batches)
-        ))
+        counts = (sum(b.count for b in micro_batches), sum(b.tokens for b in micro_batches))
+        count, tokens = map(int, distributed.sums(*counts))
         count = max(1, count)
         total = torch.zeros((), device=device)
         optimizer.zero_grad()

@@ -1,0 +1,133 @@
+"""Several processes that train together, on this machine: `start` and `finish` them.
+
+As a script, it is one of them: trains the small models of `train` and prints what came out.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+
+from gptsmith.batch import IGNORE_INDEX, Batch
+from gptsmith.model.config import ModelConfig
+from gptsmith.model.gpt import GPTModel
+from gptsmith.recipes.loop import micro_batches
+from gptsmith.train import distributed
+from gptsmith.train.loss import next_token_loss
+from gptsmith.train.optim import Optimizer
+from gptsmith.train.options import OptimConfig
+from gptsmith.train.runtime import Precision
+from gptsmith.train.step import train_steps
+
+SECONDS = 240  # deadline of every process; a machine with other work is slow
+T, V = 16, 24
+
+
+def start(count: int, words: Sequence[str], **environment: str) -> list[subprocess.Popen]:
+    """Start `count` ranks of a Python command, each with one thread."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    shared = dict(
+        WORLD_SIZE=str(count), MASTER_ADDR="localhost", MASTER_PORT=str(port), OMP_NUM_THREADS="1"
+    )
+    return [
+        subprocess.Popen(
+            [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, **shared, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+
+
+def finish(ranks: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+    """Exit code, standard output and error of each; all are killed at the deadline."""
+    end = time.monotonic() + SECONDS
+    try:
+        return [
+            (rank.wait(), out, err)
+            for rank in ranks
+            for out, err in [rank.communicate(timeout=max(0.1, end - time.monotonic()))]
+        ]
+    finally:
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.send_signal(signal.SIGKILL)
+                rank.communicate()
+
+
+def gptsmith(count: int, words: Sequence[str]) -> tuple[list[int], str]:
+    """The exit codes of `gptsmith WORDS` on so many ranks, and all that they said."""
+    done = finish(start(count, ["-m", "gptsmith", *words]))
+    return [code for code, _, _ in done], "".join(out + err for _, out, err in done)
+
+
+class Rows:
+    """Rows with very different numbers of targets, some with none."""
+
+    T, per_epoch = T, 1000
+
+    def batch(self, first: int, count: int) -> Batch:
+        seeds = (torch.Generator().manual_seed(i) for i in range(first, first + count))
+        ids = torch.stack([torch.randint(V, (T + 1,), generator=seed) for seed in seeds])
+        targets = ids[:, 1:].clone()
+        for n, target in enumerate(targets, first):
+            target[: (0, T - 1, T)[n % 3]] = IGNORE_INDEX
+        return Batch(ids[:, :-1], targets, name=f"samples {first}..{first + count - 1}")
+
+
+def train(kind: str, number: int, steps: int, dropout: float, bad: int = -1) -> dict:
+    """Train on `number` micro-batches of two rows per step.
+
+    bad: a row whose loss is NaN. Returns losses and gradient norms, why a step was skipped, a
+    digest of all parameters, and the elements of the optimizer's state that this rank keeps.
+    """
+    torch.manual_seed(distributed.rank())  # weights differ at first: those of rank 0 count
+    sizes = dict(n_layer=2, n_head=2, n_embd=16, context_length=T, vocab_size=V, dropout=dropout)
+    model = GPTModel(ModelConfig(**sizes))
+    optimizer = Optimizer(model, OptimConfig(kind=kind), "cpu")
+
+    def loss(model: GPTModel, batch: Batch) -> torch.Tensor:
+        worse = torch.nan if batch.name.startswith(f"samples {bad}..") else 1.0
+        return next_token_loss(model, batch) * worse
+
+    run = train_steps(
+        model, loss, lambda step: micro_batches(Rows(), step * number * 2, number * 2, 2),
+        optimizer, learning_rate=lambda step: 0.01, precision=Precision("fp32", "cpu", ""),
+        max_grad_norm=0.5, seed=3,
+    )  # fmt: skip
+    done = list(itertools.islice(run, steps))
+    state = [x for o in optimizer.optimizers for s in o.state.values() for x in s.values()]
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().numpy().tobytes())
+    return {
+        "losses": [step.loss for step in done],
+        "norms": [step.grad_norm for step in done],
+        "tokens": [step.tokens for step in done],
+        "skipped": [step.skipped for step in done],
+        "digest": digest.hexdigest(),
+        "state": sum(x.numel() for x in state if x.dim()),
+    }
+
+
+def trained(count: int, *jobs: dict) -> list[list[dict]]:
+    """For each rank, the results of `train` for each of the jobs."""
+    found = finish(start(count, [__file__, json.dumps(jobs)], PYTHONPATH=os.pathsep.join(sys.path)))
+    assert all(code == 0 for code, _, _ in found), found
+    return [json.loads(out) for _, out, _ in found]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with distributed.connected():
+        results = json.dumps([train(**job) for job in json.loads(sys.argv[1])])
+    sys.stdout.write(results)

@@ -1,0 +1,122 @@
+"""Several ranks compute what one process computes. Real processes, joined by gloo."""
+
+import math
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from ranks import finish, gptsmith, start, train, trained
+from runs import assert_same_checkpoints, assert_same_weights, events
+
+from gptsmith import cli
+from gptsmith.recipes.loop import STOPPED
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+EVEN = [dict(kind=kind, number=2, steps=6, dropout=0.2) for kind in ("adamw", "muon")]
+# a rank has nothing to do in the last turn
+UNEVEN = [dict(kind=kind, number=5, steps=20, dropout=0.1) for kind in ("adamw", "muon")]
+BAD = dict(kind="adamw", number=3, steps=2, dropout=0.0, bad=8)
+
+
+@pytest.fixture(scope="module")
+def two() -> list[list[dict]]:
+    return trained(2, *EVEN, *UNEVEN, BAD)
+
+
+def test_two_ranks_equal_one_rank_with_two_micro_batches_bit_for_bit(two) -> None:
+    for rank in two:
+        for found, job in zip(rank, EVEN, strict=False):
+            one = train(**job)
+            assert found["losses"] == one["losses"]
+            assert found["norms"] == one["norms"]
+            assert found["digest"] == one["digest"]
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_uneven_targets_and_an_empty_share_give_the_gradient_of_one_process(two, kind) -> None:
+    one = train(**{**UNEVEN[kind], "steps": 2})
+    for rank in two:
+        found = rank[len(EVEN) + kind]
+        assert found["losses"][0] == pytest.approx(one["losses"][0], rel=1e-6)
+        assert found["norms"][0] == pytest.approx(one["norms"][0], rel=1e-5)
+        assert found["tokens"] == [5 * 2 * 16] * 20
+
+
+def test_all_ranks_have_the_same_parameters(two) -> None:
+    for a, b in zip(*two, strict=True):
+        assert a["digest"] == b["digest"]
+        assert str(a["losses"]) == str(b["losses"])
+
+
+def test_a_bad_batch_of_one_rank_is_skipped_by_all_and_named(two) -> None:
+    for rank in two:
+        assert math.isnan(rank[-1]["losses"][1])
+        first, second = rank[-1]["skipped"]
+        assert first == ""
+        assert second.endswith("in samples 6..7, samples 8..9, samples 10..11")
+
+
+# --- the command, which the recipes of other stages share ----------------------------------------
+
+TRAINING = [
+    "--train.steps", "16", "--train.batch-size", "2", "--train.num-threads", "1", "--train.device",
+    "cpu", "--train.precision", "fp32", "--train.compile", "off", "--save.seconds", "600",
+    "--eval.interval", "8", "--eval.tokens", "2000", "--eval.sample-tokens", "4",
+    "--monitor.log-interval", "1", "--monitor.trackers", "none", "--optim.learning-rate", "0.01",
+]  # fmt: skip
+MODEL = [
+    "--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16", "--model.dropout", "0.1",
+    "--model.context-length", "32",
+]  # fmt: skip
+
+
+def pretrain(corpus: Path, out: Path, *more: str) -> list[str]:
+    return ["pretrain", "--data", str(corpus), "--out", str(out), *MODEL, *TRAINING, *more]
+
+
+def record(run: Path) -> list[dict]:
+    """Without what depends on the clock."""
+    timed = {"seconds", "tokens_per_second", "peak_memory_mb", "crc32"}
+    found = events(run, "train", "val", "sample")
+    return [{k: v for k, v in e.items() if k not in timed} for e in found]
+
+
+@pytest.fixture(scope="module")
+def one(corpus, tmp_path_factory) -> Path:
+    """A run of one process, with two micro-batches per step."""
+    run = tmp_path_factory.mktemp("one") / "run"
+    assert cli.main(pretrain(corpus, run, "--train.total-batch-tokens", "128")) == 0
+    return run
+
+
+def test_sigterm_to_one_rank_stops_all_and_resume_ends_as_one_process_does(
+    corpus, one, tmp_path
+) -> None:
+    """Validation loss, samples, metrics and weights of 2 ranks, stopped at any step and resumed,
+    are those of 1 rank. Slow steps keep the stop from coming too late."""
+    run = tmp_path / "run"
+    ranks = start(2, ["-m", "gptsmith", *pretrain(corpus, run)])
+    while not (run / "metrics.jsonl").exists() or not events(run, "train"):
+        assert all(rank.poll() is None for rank in ranks)
+        time.sleep(0.002)
+    ranks[1].send_signal(signal.SIGTERM)
+    done = finish(ranks)
+    assert [code for code, _, _ in done] == [STOPPED, STOPPED], done
+    assert "SIGTERM: saved at step" in done[0][2]
+    assert done[1][1:] == ("", "")
+    codes, said = gptsmith(2, [*pretrain(corpus, run), "--resume"])
+    assert codes == [0, 0], said
+    assert record(run) == record(one)
+    assert_same_checkpoints(run, one)
+    assert_same_weights(run, one)
+
+
+def test_an_occupied_folder_is_one_message_and_ends_all_ranks(corpus, one) -> None:
+    began = time.monotonic()
+    codes, said = gptsmith(2, pretrain(corpus, one))
+    assert sorted(codes) == [1, 2]
+    assert said.count("\n") == 1
+    assert said.startswith(f"gptsmith pretrain: {one} contains a run that ended at step 16")
+    assert time.monotonic() - began < 60  # nobody waits for a time limit

@@ -19,7 +19,7 @@ import torch
 from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.recipes.loop import micro_batches
+from gptsmith.recipes.micro_batches import micro_batches
 from gptsmith.train import distributed
 from gptsmith.train.loss import next_token_loss
 from gptsmith.train.optim import Optimizer

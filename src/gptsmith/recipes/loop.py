@@ -14,11 +14,12 @@ from itertools import pairwise
 
 import torch
 
-from gptsmith.batch import Batch
 from gptsmith.model import flops
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.tuning import load_trainable_state_dict, trainable_state_dict
 from gptsmith.recipes import in_loop_eval
+from gptsmith.recipes.agreement import Agreement
+from gptsmith.recipes.micro_batches import micro_batches
 from gptsmith.recipes.options import RecipeConfig
 from gptsmith.recipes.plan import Dataset, Note, Plan
 from gptsmith.recipes.report import write_report
@@ -29,7 +30,7 @@ from gptsmith.train.distributed import rank, world_size
 from gptsmith.train.monitor import Monitor, SilentMonitor, read_events
 from gptsmith.train.optim import Optimizer
 from gptsmith.train.schedule import LearningRate
-from gptsmith.train.signals import SIGNAL_NAMES, StopSignal
+from gptsmith.train.signals import StopSignal
 from gptsmith.train.step import Loss, LossSpikeGuard, Step, TrainingDiverged, train_steps
 
 STOPPED = 75  # exit code: stopped by a signal after saving (EX_TEMPFAIL: try again)
@@ -97,7 +98,7 @@ def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float |
                         session.save()
                     if done:
                         break
-                    if signal := session.stop_signal():
+                    if signal := session.agreed.signal:
                         session.save()
                         monitor.line.print(
                             f"{signal}: saved at step {step.step}; --resume continues"
@@ -127,8 +128,7 @@ class _TrainingSession:
         self, run: Run, job: TrainingJob, plan: Plan[RecipeConfig], stop: StopSignal
     ) -> None:
         self.run, self.job, self.plan, self.config = run, job, plan, plan.config
-        self.stop = stop
-        self._agreed: _Agreed | None = None  # of the last step, with several ranks
+        self.agreed = Agreement(stop, time.perf_counter() + plan.config.save.seconds)
         device, train = plan.runtime.device, plan.config.train
         self.optimizer = Optimizer(job.model, self.config.optim, device.type)
         self.state = RunState(
@@ -136,7 +136,6 @@ class _TrainingSession:
             LearningRate(plan.config.optim, plan.duration),
             torch.amp.GradScaler(device.type) if plan.runtime.precision.name == "fp16" else None,
         )
-        self.next_save = time.perf_counter() + self.config.save.seconds
         # Evaluations are compared on the same text; the final one uses more of it.
         tokens = self.config.eval.tokens
         self.limit, self.last_limit = (
@@ -235,7 +234,7 @@ class _TrainingSession:
     def steps(self) -> Iterator[Step]:
         config, dataset, plan = self.config, self.job.dataset, self.plan
         if world_size() > 1:
-            self.state.seconds = self.agree()
+            self.state.seconds = self.agreed.exchange(self.monitor)
         if self.progress() >= 1 or self.stops_early():
             return iter(())
         loss = self.job.loss
@@ -246,7 +245,9 @@ class _TrainingSession:
                 dataset, s * plan.rows_per_step, plan.rows_per_step, config.train.batch_size
             ),
             self.optimizer,
-            learning_rate=lambda s: self.state.learning_rate.start_step(s, self.seconds()),
+            learning_rate=lambda s: self.state.learning_rate.start_step(
+                s, self.agreed.seconds(self.monitor)
+            ),
             precision=plan.runtime.precision,
             max_grad_norm=config.optim.max_grad_norm,
             seed=config.train.seed,
@@ -261,7 +262,7 @@ class _TrainingSession:
     def record(self, step: Step) -> bool:
         """Log a step; returns whether the run is complete."""
         state, monitor = self.state, self.monitor
-        state.step, state.seconds = step.step, self.agree()
+        state.step, state.seconds = step.step, self.agreed.exchange(monitor)
         state.tokens += step.tokens
         done = self.progress() >= 1
         if step.skipped:
@@ -324,28 +325,8 @@ class _TrainingSession:
     def stops_early(self) -> bool:
         return 0 < self.config.eval.patience <= self.state.evals_since_best
 
-    def agree(self) -> float:
-        """After each step: the clock; with several ranks, what all of them take into account."""
-        now, late = self.monitor.seconds, time.perf_counter() > self.next_save
-        if world_size() == 1:
-            return now
-        first = rank() == 0
-        received = (self.stop.received == name for name in SIGNAL_NAMES)
-        now, save, *counts = distributed.sums(first * now, first * late, *received)
-        signals = [name for name, count in zip(SIGNAL_NAMES, counts, strict=True) if count]
-        self._agreed = _Agreed(now, bool(save), signals[0] if signals else None)
-        return now
-
-    def seconds(self) -> float:
-        """The clock: that of rank 0 after the last step, if there are several."""
-        return self._agreed.seconds if self._agreed else self.monitor.seconds
-
-    def stop_signal(self) -> str | None:
-        return self._agreed.signal if self._agreed else self.stop.received
-
     def save_is_due(self) -> bool:
-        late = self._agreed.save if self._agreed else time.perf_counter() > self.next_save
-        return late or _due(self.config.save.interval, self.state.step)
+        return self.agreed.save_is_due or _due(self.config.save.interval, self.state.step)
 
     def save(self) -> None:
         """Make the metrics durable, then write a checkpoint and remove old ones."""
@@ -362,7 +343,7 @@ class _TrainingSession:
         checkpoint.save(folder, state.step, tensors, {**state.to_json(), "position": position})
         self.prune()
         now = time.perf_counter()  # saving, for which training stops, takes a thirtieth at most
-        self.next_save = now + max(self.config.save.seconds, 30 * (now - began))
+        self.agreed.next_save = now + max(self.config.save.seconds, 30 * (now - began))
 
     def out_of_memory(self) -> ValueError:
         """What to do then. A run without a step leaves its folder free for another attempt."""
@@ -401,31 +382,5 @@ class _TrainingSession:
             monitor.log(state.step, "note", message=message, closing=True)
 
 
-@dataclass(frozen=True)
-class _Agreed:
-    """What all ranks know after a step: the clock of rank 0, whether it is to save by that clock,
-    and the signal that one of them has received."""
-
-    seconds: float
-    save: bool
-    signal: str | None
-
-
 def _due(interval: int, step: int) -> bool:
     return interval > 0 and step % interval == 0
-
-
-def micro_batches(dataset: Dataset, first: int, count: int, batch_size: int) -> list[Batch]:
-    """This rank's share of rows first..first+count-1, in micro-batches of batch_size.
-
-    The micro-batches are the same for any number of ranks, which take turns. Where a rank has none
-    left in the last turn, it computes the first one without targets: its gradient is zero.
-    """
-    starts, ranks = range(first, first + count, batch_size), world_size()
-    found = []
-    for turn in range(0, len(starts), ranks):
-        number = turn + rank()
-        at = starts[number] if number < len(starts) else first
-        batch = dataset.batch(at, min(batch_size, first + count - at))
-        found.append(batch if number < len(starts) else batch.without_targets())
-    return found

@@ -2,9 +2,11 @@
 company, cold or warm, however its prompt is cut, interrupted or not."""
 
 import random
+from collections.abc import Sequence
 
 import pytest
 import torch
+from torch import Tensor
 
 from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import SamplingConfig
@@ -146,6 +148,37 @@ def test_threads_change_no_bit(model: GPTModel, alone: list[Generation]) -> None
         assert same(run(Engine(model), requests(40)), alone)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_mean_vectors_have_the_same_bits(model: GPTModel) -> None:
+    """Alone, among others, with prompts cut elsewhere and interrupted; they are the model's."""
+    nothing_new = SamplingConfig(max_new_tokens=0)
+    asked = [Request(r.prompt, nothing_new, mean_vector=True) for r in requests(12)]
+
+    def vectors(engine: Engine, others: list[Request]) -> list[Tensor]:
+        pairs = zip(asked, others, strict=True)
+        generations = [engine.add(request) for pair in pairs for request in pair]
+        assert [*engine.as_completed(generations)]
+        return [g.mean_vector.value for g in generations[::2]]
+
+    def mean(ids: Sequence[int]) -> Tensor:
+        with torch.inference_mode():
+            return model.hidden(torch.tensor([ids]))[0].float().mean(0)
+
+    alone, engine = [], Engine(model)
+    for request in asked:
+        [generation] = run(engine, [request])
+        assert generation.ids == []
+        alone.append(generation.mean_vector.value)
+        close = 1e-4 if alone[-1].dtype == next(model.parameters()).dtype else 0.05
+        torch.testing.assert_close(alone[-1], mean(request.prompt), atol=close, rtol=close)
+    for engine in (
+        Engine(model),
+        Engine(model, chunk=7, budget=7, max_batch_size=9),
+        Engine(model, cache_tokens=CONTEXT + 64, max_batch_size=8, draft_tokens=5),
+    ):
+        for found, expected in zip(vectors(engine, requests(12)), alone, strict=True):
+            assert torch.equal(found, expected)
 
 
 def test_a_step_of_training_between_equal_requests_counts() -> None:

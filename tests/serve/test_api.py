@@ -249,6 +249,61 @@ def test_each_kind_of_model_says_which_endpoint_is_its_own(api: Api) -> None:
     assert "is not a classifier" in error["message"]
 
 
+def test_an_embedding_is_the_mean_of_the_last_hidden_vectors(api: Api) -> None:
+    """Of length 1, for texts and ids, one or more than run at the same time."""
+    import base64
+    import struct
+
+    import torch
+
+    model = api.server.models["text"]
+    texts = [f"text number {i}" * (i % 4 + 1) for i in range(70)]
+    found = api.post("/v1/embeddings", model="text", input=texts)
+    ids = [model.tokenizer.prompt(text) for text in texts]
+    assert [item["index"] for item in found["data"]] == list(range(70))
+    count = sum(map(len, ids))
+    assert found["usage"] == {"prompt_tokens": count, "total_tokens": count}
+    original = Run.open(api.folder / "text").load_model()
+    for item, tokens in zip(found["data"], ids, strict=True):
+        with torch.no_grad():
+            mean = original.hidden(torch.tensor([tokens]))[0].mean(0)
+        assert item["embedding"] == pytest.approx((mean / mean.norm()).tolist(), abs=1e-5)
+    vectors = [item["embedding"] for item in found["data"]]
+    by_ids = api.post("/v1/embeddings", model="text", input=ids)["data"]
+    assert [item["embedding"] for item in by_ids] == vectors  # the same bits
+    for one in (texts[3], ids[3]):
+        [alone] = api.post("/v1/embeddings", model="text", input=one)["data"]
+        assert alone["embedding"] == vectors[3]
+    coded = api.post("/v1/embeddings", model="text", input=texts[3], encoding_format="base64")
+    data = base64.b64decode(coded["data"][0]["embedding"])
+    assert list(struct.unpack(f"<{len(data) // 4}f", data)) == vectors[3]
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "says"),
+    [
+        ({"input": ""}, "input", "empty text"),
+        ({"input": []}, "input", "empty text"),
+        ({"input": ["a", ""]}, "input", "empty text"),
+        ({"input": [[]]}, "input", "empty text"),
+        ({"input": ["a"] * 2049}, "input", "at most 2,048"),
+        ({"input": "a" * 65}, "input", "65 tokens"),
+        ({"input": [1, 999]}, "input", "id 999 is outside"),
+        ({"input": ["a", 1]}, "input", "string"),
+        ({"input": "a", "dimensions": 8}, "dimensions", "not supported"),
+        ({"input": "a", "encoding_format": "hex"}, "encoding_format", "base64"),
+        ({}, "input", "required"),
+    ],
+)
+def test_a_wrong_field_of_embeddings_is_named(
+    api: Api, body: dict[str, Any], param: str | None, says: str
+) -> None:
+    error = api.error("/v1/embeddings", 400, model="text", **body)
+    assert says in error["message"]
+    assert param is None or error["param"] == param
+    api.until_idle()
+
+
 def test_classify_gives_probabilities(api: Api) -> None:
     data = api.post("/v1/classify", model="classifier", input=["buy", "hello"])["data"]
     assert [item["index"] for item in data] == [0, 1]

@@ -45,6 +45,17 @@ def test_openai_completions_and_models(client) -> None:
     assert client.models.retrieve("text").id == "text"
 
 
+def test_openai_embeddings(client) -> None:
+    """The client asks for base64 unless it is told otherwise."""
+    texts = ["one", "another"]
+    found = client.embeddings.create(model="text", input=texts)
+    plain = client.embeddings.create(model="text", input=texts, encoding_format="float")
+    assert [item.embedding for item in found.data] == [item.embedding for item in plain.data]
+    assert [sum(x * x for x in item.embedding) for item in found.data] == pytest.approx([1, 1])
+    with pytest.raises(openai.BadRequestError, match="dimensions is not supported"):
+        client.embeddings.create(model="text", input="a", dimensions=8)
+
+
 def test_harness_scores_what_it_scores_in_process(api: Api, tmp_path) -> None:
     """lm-evaluation-harness over HTTP: item by item the sums of the library, cold and warm."""
     completions = pytest.importorskip("lm_eval.models.openai_completions")

@@ -275,7 +275,12 @@ class Engine:
         return [row.generation for row in rows if row.finished]
 
     def _score_prompt(self, span: Span, vectors: Tensor) -> None:
-        """Record log-probabilities of the tokens behind those of a span with these vectors."""
+        """Record what the request asks for about its prompt: the mean of these vectors of a span,
+        the log-probabilities of the tokens behind each."""
+        if span.row.generation.mean_vector is not None:
+            span.row.generation.mean_vector.add(span.start, vectors)
+        if span.row.request.prompt_logprobs is None:
+            return
         found = span.row.generation.prompt_logprobs
         if not found:
             found.append(None)  # nothing is before the first token

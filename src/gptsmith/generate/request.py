@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from gptsmith.generate.drafts import PromptLookup
+from gptsmith.generate.mean_vector import MeanVector
 from gptsmith.generate.options import DEFAULT_SAMPLING, SamplingConfig
 from gptsmith.generate.pages import PageTable
 from gptsmith.generate.sampling import TokenLogprob
@@ -43,6 +44,8 @@ class Request:
     """Record the log-probability of each new token, and of this many of the likeliest."""
     prompt_logprobs: int | None = None
     """The same for the tokens of the prompt, which is then read as a whole."""
+    mean_vector: bool = False
+    """Also find the mean of the vectors of the prompt's tokens; the prompt is read as a whole."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Added to the logits of these tokens."""
     namespace: str = ""
@@ -67,7 +70,7 @@ class Request:
                 f"id {bad} is outside the vocabulary 0..{V - 1}:"
                 " encode the prompt with the model's own tokenizer"
             )
-        whole = not self.context_shift or self.prompt_logprobs is not None
+        whole = not self.context_shift or self.prompt_logprobs is not None or self.mean_vector
         if whole and len(prompt) > limit:
             raise ValueError(
                 f"{len(prompt)} tokens do not fit into the model's context of {limit}:"
@@ -104,6 +107,8 @@ class Generation:
     """Of the stop id that ended the text, which is not among the ids."""
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
     """Of each token of the prompt, if the request asks for them; None for the first."""
+    mean_vector: MeanVector | None = None
+    """Of the tokens of the prompt, if the request asks for it."""
 
 
 class StopStrings:
@@ -149,7 +154,7 @@ class Row:
         stream: TokenStream | None,
     ) -> None:
         self.request = request
-        self.generation = Generation([])
+        self.generation = Generation([], mean_vector=MeanVector() if request.mean_vector else None)
         self.context = list(request.prompt)  # what the model reads
         self.table: PageTable | None = None  # where it is stored; None: not running, or not cached
         self.counts = dict.fromkeys(self.context, 0)  # how often a token was generated
@@ -183,9 +188,12 @@ class Row:
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether the log-probabilities of the prompt are still to be found."""
+        """Whether log-probabilities or vectors of the prompt's tokens are still to be found."""
         request, found = self.request, self.generation.prompt_logprobs
-        return request.prompt_logprobs is not None and len(found) < len(request.prompt)
+        mean, length = self.generation.mean_vector, len(request.prompt)
+        if mean is not None and mean.count < length:
+            return True
+        return request.prompt_logprobs is not None and len(found) < length
 
     def guess(self, count: int) -> Sequence[int]:
         """At most `count` of the next tokens, if there is a guess: as many as may still come."""

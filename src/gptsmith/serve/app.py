@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from gptsmith.generate.request import Generation, QueueFull
 from gptsmith.generate.request import Request as TextRequest
-from gptsmith.serve import errors, openapi
+from gptsmith.serve import embeddings, errors, openapi
 from gptsmith.serve.access import LOOPBACK, PAGE, Access
 from gptsmith.serve.answer import Answer, ChatAnswer, CompletionAnswer
 from gptsmith.serve.errors import ApiError
@@ -32,9 +32,11 @@ from gptsmith.serve.protocol import (
     ClassifyBody,
     CompletionBody,
     DetokenizeBody,
+    EmbeddingBody,
     Generating,
     TokenizeBody,
     parse,
+    several,
 )
 from gptsmith.serve.served import ServedModel
 from gptsmith.serve.worker import Ticket, Worker
@@ -76,6 +78,7 @@ class Server:
             Route("/v1/models/{name:path}", self.show_model),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/completions", self.complete, methods=["POST"]),
+            Route("/v1/embeddings", self.embed, methods=["POST"]),
             Route("/v1/classify", self.classify, methods=["POST"]),
             Route("/tokenize", self.tokenize, methods=["POST"]),
             Route("/detokenize", self.detokenize, methods=["POST"]),
@@ -103,9 +106,7 @@ class Server:
         body = parse(await request.body(), CompletionBody)
         model = self.find(body.model)
         model.generating_engine()
-        given = body.prompt
-        several = isinstance(given, list) and bool(given) and not isinstance(given[0], int)
-        prompts: list[Any] = given if several else [given]  # type: ignore[assignment]
+        prompts = several(body.prompt)
         most = self.worker.max_running + self.worker.max_waiting
         if len(prompts) * body.n > most:
             raise ApiError(400, f"{len(prompts) * body.n:,} texts, but at most {most} at a time")
@@ -147,12 +148,7 @@ class Server:
                     namespace=request.scope["namespace"],
                 )
             )
-        try:
-            ticket = self.worker.submit(model.generating_engine(), requests)
-        except QueueFull as error:
-            raise ApiError(
-                429, f"busy: {error}; try again", code="queue_full", headers={"Retry-After": "1"}
-            ) from None
+        ticket = self._submit(model, requests)
         answer.generations = ticket.generations
         if body.stream:
             return EventStream(_events(answer, ticket), self.worker, ticket)
@@ -160,6 +156,15 @@ class Server:
         if generations is None:
             return Response(status_code=499)  # nobody reads it
         return JSONResponse(answer.whole())
+
+    def _submit(self, model: ServedModel, requests: Sequence[TextRequest]) -> Ticket:
+        """Have texts generated. ApiError (429) if too many wait."""
+        try:
+            return self.worker.submit(model.generating_engine(), requests)
+        except QueueFull as error:
+            raise ApiError(
+                429, f"busy: {error}; try again", code="queue_full", headers={"Retry-After": "1"}
+            ) from None
 
     async def _finished(self, request: Request, ticket: Ticket) -> list[Generation] | None:
         """The texts of a ticket; None if the client closes the connection before they end."""
@@ -178,6 +183,31 @@ class Server:
             self.worker.cancel(ticket)
 
     # Other uses of a model
+
+    async def embed(self, request: Request) -> Response:
+        body = parse(await request.body(), EmbeddingBody)
+        model = self.find(body.model)
+        model.generating_engine()
+
+        def encode() -> list[list[int]]:
+            return [model.prompt_ids(text, param="input") for text in body.inputs]
+
+        prompts = await self._beside(model, encode)
+        for ids in prompts:
+            model.room(ids, 0, "input")
+        requests = embeddings.requests(prompts, request.scope["namespace"])
+        found: list[Generation] = []
+        for start in range(0, len(requests), self.worker.max_running):  # others get places between
+            ticket = self._submit(model, requests[start : start + self.worker.max_running])
+            generations = await self._finished(request, ticket)
+            if generations is None:
+                return Response(status_code=499)
+            found += generations
+
+        def answer() -> Response:
+            return JSONResponse(embeddings.answer(model.name, body, found))
+
+        return await self._beside(model, answer)
 
     async def classify(self, request: Request) -> Response:
         body = parse(await request.body(), ClassifyBody)

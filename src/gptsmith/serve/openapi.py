@@ -12,6 +12,7 @@ from gptsmith.serve.protocol import (
     ClassifyBody,
     CompletionBody,
     DetokenizeBody,
+    EmbeddingBody,
     RequestBody,
     TokenizeBody,
 )
@@ -19,6 +20,7 @@ from gptsmith.serve.protocol import (
 _POST: dict[str, tuple[type[RequestBody], str, str]] = {
     "/v1/chat/completions": (ChatBody, "The reply to a conversation", "text/event-stream"),
     "/v1/completions": (CompletionBody, "The continuation of texts", "text/event-stream"),
+    "/v1/embeddings": (EmbeddingBody, "A vector for each text", ""),
     "/v1/classify": (ClassifyBody, "The classes of texts", ""),
     "/tokenize": (TokenizeBody, "The token ids of a text or a conversation", ""),
     "/detokenize": (DetokenizeBody, "The text of token ids", ""),

@@ -7,10 +7,18 @@ Fields without effect here, and neutral values of unsupported ones, are accepted
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from gptsmith.flags import reason
 from gptsmith.generate.options import SamplingConfig
@@ -31,6 +39,8 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "tool_choice": ("auto", "none"),
     "tools": ([],),
 }
+
+MAX_INPUTS = 2048  # of a request for embeddings, as OpenAI's
 
 StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 """The engine looks for each one after every token, while all other clients wait."""
@@ -163,6 +173,36 @@ class CompletionBody(Generating):
     """Return log-probabilities, and this many of the likeliest tokens at each position."""
     echo: bool = False
     """Return the prompt too, before the text."""
+
+
+class EmbeddingBody(RequestBody):
+    """The body of /v1/embeddings."""
+
+    input: str | list[str] | list[int] | list[list[int]]
+    """A text, token ids, or several of either."""
+    encoding_format: Literal["float", "base64"] = "float"
+    """base64: of the bytes of float32 numbers, the least significant first."""
+
+    @field_validator("input", mode="after")
+    @classmethod
+    def _bounded(cls, given: Any) -> Any:
+        texts = several(given)
+        if len(texts) > MAX_INPUTS:
+            raise ValueError(f"has {len(texts):,} texts, but at most {MAX_INPUTS:,} are read")
+        if not all(texts):
+            raise ValueError("has an empty text")
+        return given
+
+    @property
+    def inputs(self) -> Sequence[str | list[int]]:
+        """Each text."""
+        return several(self.input)
+
+
+def several(given: str | list[str] | list[int] | list[list[int]]) -> Sequence[Any]:
+    """The texts of a field that has one or several, as text or as token ids."""
+    one = not isinstance(given, list) or not given or isinstance(given[0], int)
+    return [given] if one else given
 
 
 class TokenizeBody(RequestBody):

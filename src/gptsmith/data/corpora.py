@@ -4,6 +4,7 @@ A named corpus is looked up in $GPTSMITH_DATA first, which works without a netwo
 Hugging Face Hub. If neither has it, the error says which files to put where.
 """
 
+import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -64,7 +65,7 @@ def open_named(
         remedy = _offline_remedy(f"{name}/*.parquet (or .jsonl, .txt ...)")
         source = open_hub(_ON_HUB[name], options, report, remedy)
     if name == "fineweb-edu":
-        return Source(source.used, source.documents, source.files, first_shard=True)
+        return dataclasses.replace(source, first_shard=True)
     return source
 
 

@@ -32,8 +32,12 @@ class CorpusWriter:
         tokenizer: Tokenizer,
         identity: Identity,
         state: dict[str, Any] | None = None,
+        part: int | None = None,
     ) -> None:
-        """state: of the journal. ValueError or FileNotFoundError if shards do not agree with it."""
+        """state: of the journal. ValueError or FileNotFoundError if shards do not agree with it.
+
+        part: number of the part of a corpus, which is in the names of its shards.
+        """
         self.out, self.tokenizer, self.identity = config.out, tokenizer, identity
         self.shard_tokens, self.max_tokens = config.shard_tokens, config.max_tokens
         self.token_bytes = tokenizer.token_bytes()
@@ -48,6 +52,7 @@ class CorpusWriter:
                 tokenizer.dtype,
                 config.shard_tokens,
                 state["splits"].get(split),
+                name=split if part is None else f"{split}-{part:05d}",
             )
             for split in SPLITS
         }

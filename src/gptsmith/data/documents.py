@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -61,6 +61,7 @@ class Source:
     validation     the source's own validation documents, if it has any
     first_shard    whether its first shard of tokens is for validation
     layout         the layout of files that hold token ids instead of text
+    read           reads the documents of some of `files`, if each file has documents of its own
     requested      the source as the user wrote it
     unavailable    why alternatives to the left of it were not used
     """
@@ -71,6 +72,7 @@ class Source:
     validation: Source | None = None
     first_shard: bool = False
     layout: TokenLayout | TokenFiles | None = None
+    read: Callable[[Sequence[Path]], Iterator[Document]] | None = None
     requested: str = ""
     unavailable: tuple[str, ...] = ()
 

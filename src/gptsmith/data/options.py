@@ -211,3 +211,33 @@ class PrepareConfig(FileFormat):
     """Threads that encode (default: one per core). The result does not depend on it."""
     overwrite: bool = False
     """Replace the corpus in the folder once the new one is complete."""
+    tasks: int | None = Field(None, ge=1)
+    """Divide the files of the sources among this many processes. The corpus does not depend on the
+    number; its shards have unequal lengths."""
+    task: int | None = Field(None, ge=0)
+    """Prepare the share of this task only, 0 to --tasks - 1, as a job of an array on a cluster
+    does. When all have ended, --join makes the corpus."""
+    join: bool = False
+    """Make the corpus from what the tasks have prepared."""
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> PrepareConfig:
+        if self.task is not None and (self.tasks is None or self.task >= self.tasks or self.join):
+            raise ValueError(
+                f"--task {self.task} is one of --tasks: give --tasks {self.task + 1} or more, and "
+                "--join alone at the end"
+            )
+        if self.tasks is None and not self.join:
+            return self
+        whole = {
+            f"--tokenizer {self.tokenizer}": self.tokenizer in ("bpe", "char"),
+            "--deduplicate": self.deduplicate,
+            "--max-documents": self.max_documents is not None,
+            "--max-tokens": self.max_tokens is not None,
+        }
+        if wrong := next((name for name, given in whole.items() if given), None):
+            remedy = "omit it"
+            if wrong.startswith("--tokenizer"):
+                remedy = "prepare a part of the text with it first, and name its folder here"
+            raise ValueError(f"{wrong} depends on all documents, which no task sees: {remedy}")
+        return self

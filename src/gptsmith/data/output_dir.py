@@ -21,6 +21,7 @@ from gptsmith.data.shards import JOURNAL, MANIFEST, UNFINISHED, manifest_digest
 from gptsmith.data.text_files import CHUNK_BYTES
 from gptsmith.tokenizer import DocumentTokens, Tokenizer
 
+_PART = "part-"
 TOKENIZER, ROLES = "tokenizer.json", "special_tokens.json"  # the second only if roles are declared
 
 # What a corpus is made from and how: {"settings": ..., "sources": [...], "seen": ...}. "seen" is a
@@ -47,7 +48,8 @@ def identify(config: PrepareConfig, sources: Iterable[Source], given: Tokenizer 
         }
 
     unset = set() if config.eos_token else {"eos_token"}  # of earlier versions, which lacked it
-    settings = config.model_dump(mode="json", exclude={"out", "overwrite", "workers", *unset})
+    not_settings = {"out", "overwrite", "workers", "tasks", "task", "join"}
+    settings = config.model_dump(mode="json", exclude=not_settings | unset)
     if given is not None and (document_tokens := document_token_fields(given)):
         settings["document"] = document_tokens
     times = [(str(path), path.stat().st_mtime_ns) for source in sources for path in source.files]
@@ -123,6 +125,13 @@ def start_over(out: Path, identity: Identity) -> None:
     write_journal(out, identity)
 
 
+def begin_parts(out: Path, identity: Identity) -> None:
+    """Start a corpus that is made in parts, unless it has been started. Holds the lock of `out`."""
+    journal = out / UNFINISHED / JOURNAL
+    if not journal.is_file() or _changed(_read(journal), identity):
+        start_over(out, identity)
+
+
 def discard(out: Path) -> None:
     """Remove an unfinished corpus, and `out` if there was nothing else in it."""
     _clear(out / UNFINISHED)
@@ -147,22 +156,44 @@ def publish(out: Path) -> None:
     for name in (*names, TOKENIZER, ROLES):
         with suppress(FileNotFoundError):  # moved before a kill
             os.replace(work / name, out / name)
+    for path in work.glob(f"{_PART}*/*.npy"):
+        if path.name in names:
+            os.replace(path, out / path.name)
     for path in _shards(out):
         if path.name not in names:  # of the corpus that is replaced
             path.unlink()
     files.sync(out)
+    _clear_parts(work)
     os.replace(work / MANIFEST, out / MANIFEST)
     files.sync(out)
     work.rmdir()
 
 
+def part_folder(out: Path, number: int) -> Path:
+    """The folder of a part of a corpus that is made in parts. It is a corpus of its own."""
+    return out / UNFINISHED / f"{_PART}{number:05d}"
+
+
 def _clear(work: Path) -> None:
     """Remove the folder `unfinished`, if it exists."""
     if work.is_dir():
+        _clear_parts(work)
         files.remove_temporary_files(work)
-        for path in (*_shards(work), work / TOKENIZER, work / ROLES, work / JOURNAL):
-            path.unlink(missing_ok=True)
+        _remove_files(work)
         work.rmdir()
+
+
+def _clear_parts(work: Path) -> None:
+    for part in work.glob(f"{_PART}*"):
+        _clear(part / UNFINISHED)
+        _remove_files(part)
+        (part / MANIFEST).unlink(missing_ok=True)
+        part.rmdir()
+
+
+def _remove_files(folder: Path) -> None:
+    for path in (*_shards(folder), *(folder / name for name in (TOKENIZER, ROLES, JOURNAL))):
+        path.unlink(missing_ok=True)
 
 
 def _shards(folder: Path) -> list[Path]:

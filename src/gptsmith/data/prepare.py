@@ -6,36 +6,21 @@ shards are truncated to these batches, and the sources are read, without encodin
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import closing
-from functools import partial
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from gptsmith import files, terminal
 from gptsmith.data import output_dir
-from gptsmith.data.corpus_tokenizer import given_tokenizer, train_tokenizer
-from gptsmith.data.corpus_writer import CorpusWriter
-from gptsmith.data.documents import Document, Source
-from gptsmith.data.encode import available_cores, encode, encode_in_order, make_batches
+from gptsmith.data.corpus_files import documents_of, make
+from gptsmith.data.corpus_tokenizer import given_tokenizer
+from gptsmith.data.documents import Source
 from gptsmith.data.options import PrepareConfig, ReadOptions
-from gptsmith.data.output_dir import Identity
+from gptsmith.data.parts import prepare_in_parts
 from gptsmith.data.report import ReadReport
-from gptsmith.data.shards import (
-    FORMAT,
-    MANIFEST,
-    SPLITS,
-    UNFINISHED,
-    fingerprint,
-    manifest_digest,
-)
+from gptsmith.data.shards import UNFINISHED
 from gptsmith.data.sources import open_source
 from gptsmith.data.split import DocumentSplit
-from gptsmith.data.token_files import TokenFiles
-from gptsmith.data.tokenized import tokenized_documents
-from gptsmith.progress import WorkProgress
-from gptsmith.tokenizer import Tokenizer
 
 
 def prepare(config: PrepareConfig) -> Path:
@@ -47,6 +32,12 @@ def prepare(config: PrepareConfig) -> Path:
     """
     started = time.monotonic()
     report = ReadReport(config.on_error)
+    if config.tasks is not None or config.join:
+        manifest_of_parts = prepare_in_parts(config)
+        if manifest_of_parts is not None:
+            seconds = time.monotonic() - started
+            terminal.note(_summary(config.out, manifest_of_parts, report, seconds))
+        return config.out
     options = ReadOptions(**config.model_dump(include=set(ReadOptions.model_fields)))
     names = [*config.sources, *([config.val] if config.val is not None else [])]
     opened = [open_source(name, options, report) for name in names]
@@ -59,7 +50,7 @@ def prepare(config: PrepareConfig) -> Path:
     documents = DocumentSplit(
         opened[: len(config.sources)],
         opened[-1] if config.val is not None else None,
-        lambda source: _documents(source, given, report),
+        lambda source: documents_of(source, given, report),
         config,
     )
     out = config.out
@@ -73,146 +64,13 @@ def prepare(config: PrepareConfig) -> Path:
                 )
             return out
         try:
-            manifest = _make(config, documents, report, sum(sizes), given, identity)
+            manifest = make(config, documents, report, sum(sizes), given, identity)
         except ValueError:
             output_dir.discard(out)
             raise
         output_dir.publish(out)
     terminal.note(_summary(out, manifest, report, time.monotonic() - started))
     return out
-
-
-def _documents(source: Source, given: Tokenizer | None, report: ReadReport) -> Iterator[Document]:
-    if source.layout is None:
-        return source.documents()
-    assert given is not None
-    document_tokens, size = given.special_ids.document, given.vocab_size
-    if isinstance(source.layout, TokenFiles):
-        return source.layout.documents(document_tokens, size, report)
-    return tokenized_documents(source.files, source.layout, document_tokens, size, report)
-
-
-def _make(
-    config: PrepareConfig,
-    documents: DocumentSplit,
-    report: ReadReport,
-    total: int,
-    given: Tokenizer | None,
-    identity: Identity,
-) -> dict[str, Any]:
-    """Write tokenizer, shards and manifest to `unfinished`, from the start or from the journal.
-
-    total: bytes of the source files.
-    """
-    writer = _resume(config, given, identity)
-    if writer is None:
-        output_dir.start_over(config.out, identity)
-        tokenizer = given or train_tokenizer(config, documents, total)
-        tokenizer.save(config.out / UNFINISHED)
-        writer = CorpusWriter(config, tokenizer, identity)
-    if writer.batches:
-        terminal.note(f"resuming after {writer.totals[1]:,} tokens")
-    tokenizer = writer.tokenizer
-    report.skipped.clear()  # of the pass that trained the tokenizer
-
-    def left_out() -> dict[str, int]:
-        duplicates = {"duplicate": documents.duplicates} if config.deduplicate else {}
-        return report.skipped.counts() | duplicates
-
-    whole = tokenizer.kind == "other" or bool(tokenizer.special_ids.document.after)
-    batches = make_batches(documents, whole=whole, left_out=left_out)
-    remaining = islice(batches, writer.batches, None)
-    encode_one = partial(encode, tokenizer=tokenizer, token_bytes=writer.token_bytes)
-    threads = config.workers or available_cores()
-    resumed_at, started = writer.totals[0], time.monotonic()
-
-    def status() -> str:
-        text_bytes, tokens = writer.totals
-        speed = (text_bytes - resumed_at) / 1e6 / max(time.monotonic() - started, 1e-6)
-        return f"{tokens:,} tokens, {text_bytes / 1e6:,.0f} MB, {speed:.1f} MB/s"
-
-    with (
-        closing(writer),
-        closing(encode_in_order(remaining, encode_one, threads)) as stream,
-        WorkProgress("preparing", total, percent=True) as progress,
-    ):
-        for batch, encoded in stream:
-            if writer.full:
-                break
-            writer.write(batch, encoded)
-            progress.update(report.position, status())
-        else:
-            writer.left_out = left_out()  # with what was skipped after the last batch
-        progress.update(total or report.position, status())
-        for hint in report.hints:
-            terminal.note(hint)
-        _check_splits(config, writer, documents)
-        splits = writer.finish()
-    manifest = _manifest(config, writer, splits, documents.rules)
-    files.write_json(config.out / UNFINISHED / MANIFEST, manifest)
-    return manifest
-
-
-def _manifest(
-    config: PrepareConfig, writer: CorpusWriter, splits: dict[str, Any], rules: list[str]
-) -> dict[str, Any]:
-    tokenizer = writer.tokenizer
-    manifest = {
-        "format": FORMAT,
-        "name": config.out.absolute().name,
-        "fingerprint": "",
-        "dtype": tokenizer.dtype.name,
-        "tokenizer": {
-            "kind": tokenizer.kind,
-            "vocab_size": tokenizer.vocab_size,
-            "eos_id": tokenizer.eos_id,
-            "fingerprint": tokenizer.fingerprint,
-        },
-        "splits": splits,
-        "validation": "; ".join(rules),
-        "left_out": writer.left_out,
-        "settings": writer.identity["settings"],
-        "sources": writer.identity["sources"],
-    }
-    if document_tokens := output_dir.document_token_fields(tokenizer):
-        manifest["document"] = document_tokens
-    manifest["fingerprint"] = fingerprint(manifest)
-    return manifest | {"digest": manifest_digest(manifest)}
-
-
-def _resume(
-    config: PrepareConfig, given: Tokenizer | None, identity: Identity
-) -> CorpusWriter | None:
-    """The writer of an interrupted run; None if there is none, or its files were damaged."""
-    journal = output_dir.read_journal(config.out, identity)
-    if journal is None:
-        return None
-    tokenizer = given or Tokenizer.load(config.out / UNFINISHED)
-    state = journal.pop("state")
-    files.remove_temporary_files(config.out / UNFINISHED)
-    try:
-        # with the journal's reasons why alternatives were passed over: the manifest keeps them
-        return CorpusWriter(config, tokenizer, journal, state)
-    except (ValueError, FileNotFoundError) as error:
-        terminal.note(f"{error}; starting over")
-        return None
-
-
-def _check_splits(config: PrepareConfig, writer: CorpusWriter, documents: DocumentSplit) -> None:
-    """ValueError if a split is empty."""
-    where, rules = " ".join(config.sources), "; ".join(documents.rules)
-    if not any(map(writer.tokens, SPLITS)):
-        skipped = ", ".join(f"{count} {kind}" for kind, count in writer.left_out.items() if count)
-        raise ValueError(f"{where}: no documents" + (f" (skipped: {skipped})" if skipped else ""))
-    for split, purpose, remedy in (
-        ("val", "validation", "a larger --val-fraction, or --val FILE"),
-        ("train", "training", "or smaller --shard-tokens"),
-    ):
-        if not writer.tokens(split):
-            raise ValueError(
-                f"{where}: nothing is left for {purpose} (validation gets {rules}); "
-                f"give more text, {remedy}"
-            )
 
 
 # --- messages ------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ first token has a context too. With a tokenizer that begins texts with another t
 token, the document's tokens and the end of text (see `document` in the manifest).
 
 `prepare` cuts the stream into shards of equal length; a document that does not fit continues in the
-next one. Readers accept shards of any length, as given by the manifest.
+next one. With --tasks each part of the sources has shards of its own (train-00003-00000.npy is the
+first one of part 3). Readers accept shards of any length, as given by the manifest.
 
 While a corpus is being made, its files and a journal (progress.json) are in the folder
 `unfinished`.
@@ -42,7 +43,7 @@ _COUNTS = ("tokens", "documents", "bytes")
 # numpy pads its header to a multiple of 64 bytes. This fixed size has room for any length, so that
 # tokens can be appended before their number is known.
 _HEADER_BYTES = 128
-_MAX_SHARDS = 500  # per split: each is an open file in a process that uses the corpus
+MAX_SHARDS = 500  # per split: each is an open file in a process that uses the corpus
 _REMEDY = "copy the file again or prepare the corpus again"
 
 
@@ -275,10 +276,13 @@ class ShardWriter:
         dtype: np.dtype,
         shard_tokens: int,
         record: dict[str, Any] | None = None,
+        name: str | None = None,
     ) -> None:
         """record: that of an interrupted run. Tokens written after it are dropped; ValueError or
-        FileNotFoundError if tokens that it counts are missing."""
-        self.folder, self.split, self.dtype, self.shard_tokens = folder, split, dtype, shard_tokens
+        FileNotFoundError if tokens that it counts are missing. name: of the shards, before their
+        numbers (default: `split`)."""
+        self.folder, self.dtype, self.shard_tokens = folder, dtype, shard_tokens
+        self.name = name or split
         self.record = record or {"tokens": 0, "documents": 0, "bytes": 0, "shards": []}
         for shard in self.record["shards"]:
             _open_shard(folder, shard, dtype.name)
@@ -287,7 +291,7 @@ class ShardWriter:
 
     @property
     def _path(self) -> Path:
-        return self.folder / f"{self.split}-{len(self.record['shards']):05d}.npy"
+        return self.folder / f"{self.name}-{len(self.record['shards']):05d}.npy"
 
     @property
     def tokens(self) -> int:
@@ -332,11 +336,8 @@ class ShardWriter:
         size = _HEADER_BYTES + self._filled * self.dtype.itemsize
         if self._filled and (found := self._path.stat().st_size) < size:
             raise ValueError(f"{self._path}: {found} bytes, {size} were written before")
-        if len(self.record["shards"]) == _MAX_SHARDS:
-            raise ValueError(
-                f"more than {_MAX_SHARDS:,} shards of {self.shard_tokens:,} tokens: "
-                "give a larger --shard-tokens"
-            )
+        if len(self.record["shards"]) == MAX_SHARDS:
+            raise too_many_shards(self.shard_tokens)
         file = self._path.open("r+b" if self._filled else "wb")
         with files.naming(self._path):
             file.truncate(size)
@@ -355,6 +356,12 @@ class ShardWriter:
         shard = {"file": path.name, "tokens": self._filled, "sha256": digest}
         self.record["shards"].append(shard)
         self._file, self._filled = None, 0
+
+
+def too_many_shards(shard_tokens: int) -> ValueError:
+    return ValueError(
+        f"more than {MAX_SHARDS:,} shards of {shard_tokens:,} tokens: give a larger --shard-tokens"
+    )
 
 
 def _header(dtype: np.dtype, tokens: int) -> bytes:

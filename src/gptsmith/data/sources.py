@@ -12,6 +12,7 @@ import glob
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -142,12 +143,13 @@ def _open_path(path: Path, name: str, options: ReadOptions, report: ReadReport) 
         return _token_source(name, found.files, report, folder=bool(below))
     layout = _layout(found.files, options, report)
 
-    def read() -> Iterator[Document]:
-        found.count_empty(report)
-        for path in found.files:
+    def read(paths: Sequence[Path]) -> Iterator[Document]:
+        if paths[0] == found.files[0]:
+            found.count_empty(report)
+        for path in paths:
             yield from _read(path, options, report)
 
-    return Source(name, read, tuple(found.files), layout=layout)
+    return Source(name, partial(read, found.files), tuple(found.files), layout=layout, read=read)
 
 
 def _token_source(name: str, files: Sequence[Path], report: ReadReport, *, folder: bool) -> Source:
@@ -161,7 +163,10 @@ def _token_source(name: str, files: Sequence[Path], report: ReadReport, *, folde
         raise AssertionError("needs a tokenizer: prepare reads the layout's documents")
 
     train, val = token_files.split_validation(files) if folder else (list(files), [])
-    own = Source(name, read, layout=token_files.open_token_files(val, report)) if val else None
+    own = None
+    if val:
+        of_val = token_files.open_token_files(val, report)
+        own = Source(name, read, tuple(val), layout=of_val)
     layout = token_files.open_token_files(train, report)
     return Source(name, read, (*train, *val), validation=own, layout=layout)
 

@@ -109,23 +109,14 @@ class DocumentSplit:
 
     def _validation(self) -> Iterator[Document]:
         if self.val is not None:
-            self._rule(f"the documents of {self.val.used}{self._overlap(self.val)}")
+            remark = "" if self.deduplicate else overlap(self.val, self.sources)
+            self._rule(f"the documents of {self.val.used}{remark}")
             yield from self.read(self.val)
             return
         for source in self.sources:
             if source.validation is not None:
                 self._rule(f"the validation split of {source.used}")
                 yield from self.read(source.validation)
-
-    def _overlap(self, val: Source) -> str:
-        """A remark if files of the validation source are also trained on, or ""."""
-        if self.deduplicate:
-            return ""
-        if any(val.used == source.used for source in self.sources):
-            return ", which are trained on too"
-        train = {path.resolve() for source in self.sources for path in source.files}
-        shared = [path for path in val.files if path.resolve() in train]
-        return f", of whose files {len(shared)} are trained on too" if shared else ""
 
     def _candidates(self, seen: set[bytes]) -> Iterator[SplitDocument]:
         """Documents in reading order; "val" marks those that are yet to be split."""
@@ -154,7 +145,7 @@ class DocumentSplit:
         limit = int(self.val_fraction * 2**64)
         for split, document in documents:
             if split == "val":
-                self._rule(f"documents whose hash is among the lowest {self.val_fraction:.4g}")
+                self._rule(hash_rule(self.val_fraction))
                 split = "val" if _hash(document) < limit else "train"
             yield split, document
 
@@ -190,6 +181,40 @@ class DocumentSplit:
         self._rule(f"the last {self.val_fraction:.4g} of one document's {unit}")
         tail = Document(document.place, _Slice(document.chunks, cut, total), delimited=False)
         return document._replace(chunks=_Slice(document.chunks, 0, cut)), tail
+
+
+def overlap(val: Source, sources: Sequence[Source]) -> str:
+    """A remark if files of the validation source are also trained on, or ""."""
+    if any(val.used == source.used for source in sources):
+        return ", which are trained on too"
+    train = {path.resolve() for source in sources for path in source.files}
+    shared = [path for path in val.files if path.resolve() in train]
+    return f", of whose files {len(shared)} are trained on too" if shared else ""
+
+
+class PartSplit:
+    """The documents of a part of a corpus with their splits; can be iterated more than once.
+
+    split: of all documents; None: those with a low hash are for validation, as in DocumentSplit
+    where there are many documents.
+    """
+
+    duplicates = 0  # a part does not know the documents of the others
+
+    def __init__(
+        self, read: Callable[[], Iterator[Document]], split: Split | None, val_fraction: float
+    ) -> None:
+        self.read, self.split, self.val_fraction = read, split, val_fraction
+        self.rules: list[str] = []  # those of the corpus are known from the start
+
+    def __iter__(self) -> Iterator[SplitDocument]:
+        limit = int(self.val_fraction * 2**64)
+        for document in self.read():
+            yield self.split or ("val" if _hash(document) < limit else "train"), document
+
+
+def hash_rule(val_fraction: float) -> str:
+    return f"documents whose hash is among the lowest {val_fraction:.4g}"
 
 
 class _Slice:

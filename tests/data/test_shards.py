@@ -178,7 +178,7 @@ def test_manifest_of_another_kind_is_rejected_and_kept(
 
 
 def test_number_of_shards_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "_MAX_SHARDS", 3)
+    monkeypatch.setattr(shards, "MAX_SHARDS", 3)
     writer = ShardWriter(tmp_path, "train", np.dtype(np.uint16), 2)
     with pytest.raises(ValueError, match="more than 3 shards of 2 tokens: give a larger --shard"):
         writer.append(np.arange(8), documents=1, text_bytes=8)

@@ -338,7 +338,7 @@ def _prepared(out: Path) -> int:
 def _task_error(process: subprocess.Popen[str]) -> Exception:
     assert process.stdout is not None
     if message := process.stdout.read():
-        return ValueError(message)
+        return ValueError(json.loads(message))
     how = f"exit code {process.returncode}"
     if process.returncode < 0:
         how = f"signal {-process.returncode}, perhaps for lack of memory"
@@ -355,7 +355,7 @@ def serve(request: str) -> None:
     try:
         _prepare_parts(config, make_plan(config), config.task or 0, config.tasks or 1)
     except (ValueError, OSError) as error:
-        os.write(1, str(error).encode())
+        terminal.write(json.dumps(str(error)))  # ASCII, whatever the encoding
         sys.exit(1)
 
 

@@ -213,7 +213,7 @@ def serve(library: str) -> None:
     disk.disk_arm.argtypes = [ctypes.c_char_p, ctypes.c_long, *[ctypes.c_int] * 3]
     disk.disk_share()
     answers = os.fdopen(os.dup(1), "w")
-    _import_all()
+    import_all()
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
@@ -236,7 +236,8 @@ def serve(library: str) -> None:
         print(json.dumps(outcome.__dict__), file=answers, flush=True)
 
 
-def _import_all() -> None:
+def import_all() -> None:
+    """What most commands import."""
     import gptsmith.data.prepare
     import gptsmith.evaluate.tasks
     import gptsmith.interop.gguf

@@ -1,7 +1,9 @@
 # Everything a newcomer types. Plain pip and venv underneath: no other tool is needed.
 #   make demo     from raw text to a trained GPT that talks back, minutes on a laptop without GPU
 #   make test     the test suite            make check    format, lint, types
-#   make soak     a hundred kills, and a disk that fails at each call that writes: hours
+#   make soak     a hundred kills, a disk that fails at each call that writes, 10,000 texts in random
+#                 company: hours
+#   make soak-serve  a server under load for 20 minutes: every answer as alone, no memory lost
 #   make bench    benchmarks, side by side with other libraries
 #   make fuzz     20,000 damaged files over all parsers: ten minutes
 #   make test-flips  1,000 flipped bits in a corpus and in runs: named, or nothing changes; an hour
@@ -21,7 +23,7 @@ VLLM := $(VENV)-vllm
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: demo test soak test-flips test-gguf test-vllm check bench fuzz clean
+.PHONY: demo test soak soak-serve test-flips test-gguf test-vllm check bench fuzz clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/gptsmith demo
@@ -34,7 +36,10 @@ test-flips: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	@GPTSMITH_SOAK=1 $(BIN)/python -m pytest -n 2 tests/test_kills.py tests/test_failing_disk.py \
-	  tests/recipes/test_resume.py
+	  tests/recipes/test_resume.py tests/generate/test_exact.py
+
+soak-serve: $(VENV)/.dev
+	@$(BIN)/python tests/support/soak_server.py
 
 test-gguf: $(VENV)/.llama
 	@$(BIN)/python -m pytest -m gguf

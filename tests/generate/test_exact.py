@@ -1,6 +1,7 @@
 """Where our kernels run, a request gets the same ids and the same bits of log-probabilities in any
 company, cold or warm, however its prompt is cut, interrupted or not."""
 
+import os
 import random
 from collections.abc import Sequence
 
@@ -15,6 +16,8 @@ from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 
 V, CONTEXT = 97, 256
+REQUESTS = 10_000 if os.environ.get("GPTSMITH_SOAK") else 80  # compared in random company
+COMPANY = 40  # requests that come together
 LLAMA = ModelConfig(
     n_layer=2, n_head=4, n_kv_head=2, n_embd=56, context_length=CONTEXT, vocab_size=V
 )
@@ -46,9 +49,10 @@ def model(request: pytest.FixtureRequest) -> GPTModel:
     return model
 
 
-def requests(n: int, scored: bool = True) -> list[Request]:
-    """Prompts of 1 to 200 tokens, some with common beginnings; greedy and sampled."""
-    choose = random.Random(0)
+def requests(n: int, scored: bool = True, draw: int = 0) -> list[Request]:
+    """Prompts of 1 to 200 tokens, some with common beginnings; greedy and sampled. draw: another
+    number gives others."""
+    choose = random.Random(draw)
     system = [choose.randrange(V) for _ in range(100)]
     made = []
     for i in range(n):
@@ -179,6 +183,37 @@ def test_mean_vectors_have_the_same_bits(model: GPTModel) -> None:
     ):
         for found, expected in zip(vectors(engine, requests(12)), alone, strict=True):
             assert torch.equal(found, expected)
+
+
+def test_random_company_changes_no_bit() -> None:
+    """Random models, cuts, drafts, batches and memory, cold and warm, in any order. `make soak`
+    compares 10,000 requests."""
+    choose, compared, reused = random.Random(0), 0, 0
+    while compared < REQUESTS:
+        model = make(choose.choice(list(CASES)))
+        if not Engine(model).exact:
+            pytest.skip("no compiled kernels on this machine")
+        given = requests(COMPANY, draw=compared)
+        single, alone = Engine(model), []
+        for request in given:
+            alone += run(single, [request])
+            single.refresh()
+        engine = Engine(
+            model,
+            max_batch_size=choose.choice([2, 9, 32]),
+            cache_tokens=choose.choice([CONTEXT + 64, 9 * CONTEXT, 40 * CONTEXT]),
+            draft_tokens=choose.choice([0, 1, 5]),
+            chunk=choose.choice([7, 33, 64, 256]),
+            budget=choose.choice([7, 100, 512]),
+        )
+        for _ in ("cold", "warm"):
+            order = choose.sample(range(COMPANY), COMPANY)
+            found = run(engine, [given[i] for i in order])
+            reused += sum(generation.cached_tokens for generation in found)
+            assert same(found, [alone[i] for i in order])
+        compared += COMPANY
+    assert reused > compared
+    print(f"{compared:,} requests, each alone and twice in company: no bit differs")
 
 
 def test_a_step_of_training_between_equal_requests_counts() -> None:

@@ -131,8 +131,8 @@ def test_a_flooded_model_does_not_hold_up_another(
     first = happened.index("other add")
     last = len(happened) - happened[::-1].index("other step")
     during = happened[first + 1 : last]
-    assert during.count("other step") == 20
-    assert 0 < during.count("flooded step") <= 20
+    assert during.count("other step") == 21  # the last one frees its pages
+    assert 0 < during.count("flooded step") <= 21
 
 
 def test_many_clients_get_their_own_answers(api: Api) -> None:

@@ -1,0 +1,122 @@
+"""Training on many GPUs, on paper: time of a step and memory per rank. Nothing is measured here;
+docs/scaling.md gives the assumptions, and its tables are this output.
+
+A step of N ranks computes its tokens, adds up the gradients (a ring: every rank sends and receives
+2 (N-1)/N of them, in fp32) while the backward pass of its last micro-batch runs, and updates all
+weights on every rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gptsmith.model.config import ModelConfig
+from gptsmith.model.flops import block_matrices, flops_per_token, parameters, training_memory
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """peak: bf16 FLOP/s of a GPU. mfu: the share that training reaches on one. memory: bytes/s of
+    its memory. inside, between: bytes/s at which a rank reduces within a machine and over the
+    network. latency: seconds of a message. per_machine: GPUs."""
+
+    peak: float = 989e12
+    mfu: float = 0.42
+    memory: float = 3.3e12
+    inside: float = 300e9
+    between: float = 40e9
+    latency: float = 20e-6
+    per_machine: int = 8
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step. exposed: the part of the reduction that the backward pass does not hide.
+    ranks_busy: micro-batches per rank times ranks, over those of the step."""
+
+    compute: float
+    reduction: float
+    exposed: float
+    optimizer: float
+    tokens: int
+
+    @property
+    def total(self) -> float:
+        return self.compute + self.exposed + self.optimizer
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.total
+
+
+def step_time(
+    c: ModelConfig, ranks: int, B: int, micro_batches: int, cluster: Cluster, kind: str = "adamw"
+) -> StepTime:
+    """One step in which every rank computes `micro_batches` of B rows.
+
+    kind: of the optimizer. Muon's Newton-Schulz products of all matrices are computed on each rank.
+    """
+    T, n = c.context_length, parameters(c)
+    rows = B * micro_batches
+    compute = rows * T * flops_per_token(c) / (cluster.peak * cluster.mfu)
+    bandwidth = cluster.inside if ranks <= cluster.per_machine else cluster.between
+    reduction = 2 * (ranks - 1) / ranks * 4 * n / bandwidth
+    reduction += 2 * (ranks > 1) * (ranks.bit_length() - 1) * cluster.latency
+    hidden = compute / micro_batches * 2 / 3  # the backward pass of the last micro-batch
+    last_bucket = min(1.0, 25e6 / (4 * n)) * reduction  # DistributedDataParallel's, sent last
+    exposed = max(reduction - hidden, last_bucket) if ranks > 1 else 0.0
+    optimizer = 7 * 4 * n / cluster.memory  # reads weight, gradient, moments; writes all but one
+    if kind == "muon":
+        # 5 iterations of X X^T, its square and a product with X, in bf16 at half of the peak:
+        # about 6 m m n each for a matrix of m <= n, with m about the width of the model
+        optimizer += 5 * 6 * c.n_embd * block_matrices(c) / (0.5 * cluster.peak)
+    return StepTime(compute, reduction, exposed, optimizer, rows * T * ranks)
+
+
+CASES = (("gpt2", 32, 524_288), ("gpt2-medium", 16, 524_288), ("gpt2-xl", 8, 1_048_576))
+RANKS = (1, 8, 64, 1024)
+
+
+def time_table(cluster: Cluster = Cluster()) -> str:
+    """Rows of ranks; at least one micro-batch per rank, so the step grows where it must."""
+    lines = [
+        "| model | GPUs | tokens a step | compute | reduced (not hidden) | AdamW | tokens/s | linear |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, B, tokens in CASES:
+        c = ModelConfig.preset(name)
+        alone = 0.0
+        for ranks in RANKS:
+            micro_batches = max(1, tokens // (ranks * B * c.context_length))
+            s = step_time(c, ranks, B, micro_batches, cluster)
+            alone = alone or s.tokens_per_second
+            lines.append(
+                f"| {name} | {ranks:,} | {s.tokens:,} | {1e3 * s.compute:,.0f} ms | "
+                f"{1e3 * s.reduction:,.1f} ({1e3 * s.exposed:,.1f}) ms | "
+                f"{1e3 * s.optimizer:,.1f} ms | {s.tokens_per_second:,.0f} | "
+                f"{s.tokens_per_second / (ranks * alone):.0%} |"
+            )
+    return "\n".join(lines)
+
+
+def memory_table() -> str:
+    """GiB per rank. The last: weights, gradients and optimizer divided by 64 ranks (not built)."""
+    lines = [
+        "| model, micro-batch | weights | gradients | AdamW | activations | rank | divided by 64 |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, B, _ in CASES:
+        c = ModelConfig.preset(name)
+        m = training_memory(c, B, c.context_length, low_precision=True)
+        state = m.weights + m.gradients + m.optimizer
+        sizes = (m.weights, m.gradients, m.optimizer, m.activations, m.total)
+        shown = " | ".join(f"{size / 2**30:.1f}" for size in sizes)
+        divided = (state / 64 + m.activations) / 2**30
+        lines.append(f"| {name}, {B} x {c.context_length} | {shown} | {divided:.1f} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    print(time_table())
+    print()
+    print(memory_table())

@@ -80,7 +80,8 @@ RANKS = (1, 8, 64, 1024)
 def time_table(cluster: Cluster = Cluster()) -> str:
     """Rows of ranks; at least one micro-batch per rank, so the step grows where it must."""
     lines = [
-        "| model | GPUs | tokens a step | compute | reduced (not hidden) | AdamW | tokens/s | linear |",
+        "| model | GPUs | tokens a step | compute | reduced (not hidden) | AdamW "
+        "| tokens/s | linear |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, B, tokens in CASES:

@@ -36,7 +36,7 @@ FLOORS: dict[str, set[str]] = {
     "serve": {"evaluate", "generate"} | MIDDLE,
     "recipes": {"evaluate", "generate", "data"} | MIDDLE,
     "inspect": {"data"} | MIDDLE,
-    "evaluate": {"generate", "data"} | MIDDLE,
+    "evaluate": {"generate", "kernels", "data"} | MIDDLE,
     "generate": {"kernels"} | MIDDLE,
     "data": {"download"} | MIDDLE,
     "run": {"interop", "chat_template"} | GROUND | DESK,

@@ -1,5 +1,6 @@
 """`--quantize`: the commands that take it, and the uses for which it is rejected."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,13 @@ from runs import random_run
 
 import gptsmith
 from gptsmith.chat_template.template import TEMPLATE
+from gptsmith.data.options import ReadOptions
+from gptsmith.data.report import ReadReport
+from gptsmith.data.sources import encode_source
 from gptsmith.generate.chat import Chat
 from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import SamplingConfig
+from gptsmith.generate.request import Request
 from gptsmith.kernels import native
 from gptsmith.model.config import ModelConfig
 from gptsmith.run import Run
@@ -60,8 +65,24 @@ def _end() -> str:
 def test_evaluate_says_what_was_measured_and_what_cannot_be(run: Run, user_error) -> None:
     loaded = gptsmith.load(run.path, device="cpu", quantize="int4")
     assert loaded.evaluate("skills", per_skill=1)["skills"].conditions["weights"] == "int4"
-    found = user_error("evaluate", run.path, *COMMAND, "--tasks", "skills,perplexity")
-    assert "--quantize int4 is for tasks that generate text (skills, gsm8k), not perplex" in found
+    found = user_error("evaluate", run.path, *COMMAND, "--tasks", "skills,hellaswag")
+    assert "--quantize int4 is for perplexity, skills, gsm8k, not hellaswag" in found
+    found = user_error("evaluate", run.path, *COMMAND, "--data", "x", "--precision", "bf16")
+    assert "--precision bf16: with --quantize int4 there is no choice" in found
+
+
+def test_perplexity_is_that_of_the_engine(say, run: Run, engine: Engine, tmp_path: Path) -> None:
+    path, out = tmp_path / "text.txt", tmp_path / "result.json"
+    path.write_text("To be, or not to be: that is the question. " * 5)
+    assert say("evaluate", run.path, *COMMAND, "--data", path, "--out", out)[0] == 0
+    found = json.loads(out.read_text())["perplexity"]
+    assert found["precision"] == "int4"
+    stream, _ = encode_source(str(path), run.tokenizer, ReadOptions(), ReadReport("stop"))
+    ids = stream.tolist()
+    [text] = engine.as_completed([engine.add(Request(ids, GREEDY, prompt_logprobs=0))])
+    nats = [-token.logprob for token in text.prompt_logprobs if token is not None]
+    assert len(nats) == len(ids) - 1
+    assert found["val_loss"] == pytest.approx(sum(nats) / len(nats), rel=1e-6)
 
 
 def test_serve_rejects_a_classifier(tmp_path: Path, user_error) -> None:

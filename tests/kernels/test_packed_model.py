@@ -85,6 +85,19 @@ def test_logits_are_those_of_the_model(name: str, format: str, bound: float) -> 
         assert (logits - expected).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("name", ["gpt2", "window", "prefix"])
+def test_whole_texts_of_several_documents(name: str) -> None:
+    model = make_model(name)
+    packed = PackedModel(model, "float32")
+    ids = torch.tensor([tokens(100), tokens(100, 2)])
+    documents = torch.tensor([[0] * 40 + [1] * 60, [0] * 100])
+    with torch.no_grad():
+        for given in (None, documents):
+            expected = model.hidden(ids, documents=given)
+            assert (packed.whole(ids, given) - expected).abs().max() < 1e-4
+    assert torch.equal(packed.whole(ids)[1], read(packed, tokens(100, 2)))
+
+
 @pytest.mark.parametrize("variant", build.variants(), ids=lambda variant: variant.name)
 def test_every_variant_computes_the_same_model(
     variant: build.Variant, monkeypatch: pytest.MonkeyPatch

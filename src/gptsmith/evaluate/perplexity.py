@@ -16,7 +16,9 @@ from torch import Tensor
 
 from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.evaluate.result import Item, Statistic, column, exp
+from gptsmith.kernels.packed_model import PackedModel
 from gptsmith.model.gpt import GPTModel
+from gptsmith.run.options import Quantized
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import distributed
 from gptsmith.train.loss import chunk_rows
@@ -66,16 +68,27 @@ def evaluate(
     batches: Iterable[Batch],
     precision: Precision,
     token_bytes: Tensor | float | None = None,
+    quantize: Quantized | None = None,
 ) -> Scores:
     """Scores over the targets of all batches.
 
     token_bytes: UTF-8 bytes of each id (V,), or of a target on average; see `target_bytes`.
     Several ranks take turns with the batches; all get the scores that one process would get, and
     the windows of their own batches.
+    quantize: measure the model with rounded weights, by the kernels that generation uses, whatever
+    the precision.
 
-    The model's mode (train or eval) is restored. ValueError without targets.
+    The model's mode (train or eval) is restored. ValueError without targets, and for quantized
+    weights where there are no kernels.
     """
-    device = model.head_weight.device
+    device, V = model.head_weight.device, len(model.head_weight)
+    packed = None if quantize is None else PackedModel(model, quantize)
+
+    def logits(hidden: Tensor) -> Tensor:  # (N, V) of (N, C)
+        if packed is not None:
+            return packed.logits(hidden)
+        return hidden @ model.head_weight.to(hidden.dtype).T
+
     training = model.training
     model.eval()
     sums: list[Tensor] = []  # of each batch: nats, top-1 hits, top-5 hits, bytes, tokens
@@ -88,12 +101,14 @@ def evaluate(
                     sums.append(torch.zeros(5, dtype=torch.float64))
                     continue
                 on_device = batch.to(device)
-                hidden = model.hidden(
-                    on_device.inputs, positions=on_device.positions, documents=on_device.documents
-                )
+                ids, documents = on_device.inputs, on_device.documents
+                if packed is not None:
+                    hidden = packed.whole(ids, documents)
+                else:
+                    hidden = model.hidden(ids, positions=on_device.positions, documents=documents)
                 is_target = on_device.targets != IGNORE_INDEX
                 targets = on_device.targets[is_target]
-                nats, of_tokens = score(hidden[is_target], model.head_weight, targets)
+                nats, of_tokens = score(hidden[is_target], logits, V, targets)
                 if isinstance(token_bytes, Tensor):
                     sizes = token_bytes[targets.cpu()].double()
                     size = float(sizes.sum())
@@ -142,14 +157,17 @@ def target_bytes(
     return text_bytes / targets if targets else None
 
 
-def score(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[float, Tensor]:
-    """Summed nats of hidden (N, C) against targets (N,); and of each target its nats, and whether
-    it is a top-1 and a top-5 hit (N, 3), fp64 on the CPU."""
+def score(
+    hidden: Tensor, logits_of: Callable[[Tensor], Tensor], V: int, targets: Tensor
+) -> tuple[float, Tensor]:
+    """Summed nats of hidden (N, C), whose logits (N, V) are made in chunks, against targets (N,);
+    and of each target its nats, and whether it is a top-1 and a top-5 hit (N, 3), fp64 on the
+    CPU."""
     total = torch.zeros((), dtype=torch.float64)
     found = []
-    rows = chunk_rows(max(1, len(targets)), weight.shape[0], hidden.device)
+    rows = chunk_rows(max(1, len(targets)), V, hidden.device)
     for h, y in zip(hidden.split(rows), targets.split(rows), strict=True):
-        logits = (h @ weight.to(h.dtype).T).float()  # (rows, V)
+        logits = logits_of(h).float()  # (rows, V)
         label = logits.gather(1, y.unsqueeze(1))  # (rows, 1)
         nats = (logits.logsumexp(dim=-1, keepdim=True) - label).cpu().double()
         total += nats.sum()

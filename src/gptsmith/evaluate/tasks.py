@@ -41,7 +41,7 @@ from gptsmith.run import Run, is_run
 from gptsmith.tokenizer import DocumentTokens
 from gptsmith.train.runtime import Precision, choose_precision
 
-GENERATING = ("skills", "gsm8k")  # tasks in which the model writes text
+QUANTIZABLE = ("perplexity", "skills", "gsm8k")  # tasks that the kernels can compute
 SEED = 0  # of the questions on skills: the same ones each time
 
 Job = Callable[[], Result]
@@ -74,10 +74,10 @@ def prepare(
     """
     model = model or cache(lambda: options.load(run))
     found = names(options, run)
-    if options.quantize and (others := [name for name in found if name not in GENERATING]):
+    if options.quantize and (others := [name for name in found if name not in QUANTIZABLE]):
         raise ValueError(
-            f"--quantize {options.quantize} is for tasks that generate text"
-            f" ({', '.join(GENERATING)}), not {', '.join(others)}: measure these without it"
+            f"--quantize {options.quantize} is for {', '.join(QUANTIZABLE)}, not"
+            f" {', '.join(others)}: measure these without it"
         )
     return [_job(name, options, run, model) for name in found]
 
@@ -190,6 +190,11 @@ def _classify(options: EvaluateOptions, run: Run, model: Callable[[], GPTModel])
 
 
 def _perplexity(options: EvaluateOptions, run: Run, model: Callable[[], GPTModel]) -> Job:
+    if options.quantize and options.precision != "auto":
+        raise ValueError(
+            f"--precision {options.precision}: with --quantize {options.quantize} there is no"
+            " choice: omit --precision"
+        )
     precision, why = _precision(options, run)
     c = run.model_config
     T = options.window or min(c.context_length, 2048)
@@ -211,10 +216,12 @@ def _perplexity(options: EvaluateOptions, run: Run, model: Callable[[], GPTModel
         windows = validation_windows(text.streams, T, limit, stride)
         sizes = perplexity.target_bytes(run.tokenizer, text.streams, text.text_bytes, skipped)
         shown = progress(batches, "perplexity", -(-len(windows) // B))
-        scores = perplexity.evaluate(model(), shown, precision, sizes)
+        scores = perplexity.evaluate(model(), shown, precision, sizes, options.quantize)
         weights = model().head_weight.dtype
         name, because = precision.name, why
-        if weights != torch.float32 and name == "fp32":  # half-precision weights stay as they are
+        if options.quantize:
+            name, because = options.quantize, "as requested"
+        elif weights != torch.float32 and name == "fp32":  # half-precision weights stay as they are
             name, because = str(weights).removeprefix("torch."), "that of the weights"
         values = {metric: value for metric, value in scores.fields().items() if value is not None}
         conditions = {

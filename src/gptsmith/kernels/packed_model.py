@@ -16,6 +16,7 @@ from gptsmith.kernels import build, native
 from gptsmith.kernels.native import PAGE
 from gptsmith.kernels.packed_matrix import Memory, PackedMatrix, padded
 from gptsmith.kernels.pages import Pages
+from gptsmith.model import masks
 from gptsmith.model.gpt import FusedLinear, GPTModel, RMSNorm, SwiGLU, TransformerBlock
 from gptsmith.model.masks import Mask
 from gptsmith.model.rope import rotary_table
@@ -79,6 +80,23 @@ class PackedModel:
         pages. Pages wholly before a mask's window are not read.
         """
         return self._packed.hidden(ids, rows, positions, tables, pages)
+
+    @torch.inference_mode()
+    def whole(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:
+        """Vectors (B, T, C), fp32, of whole texts (B, T), which are not kept for later. documents
+        (B, T): tokens attend to their own document only."""
+        B, T = ids.shape
+        per_text = -(-T // PAGE)
+        tables = torch.arange(B * per_text, dtype=torch.int32).view(B, per_text)
+        at, pages, seen = torch.arange(T), self.pages(B * per_text), None
+        if documents is not None:
+            mask = self._packed.mask & masks.documents(documents)
+            allowed = mask.dense(B, self._packed.config.n_head, at, at)  # (B, H|1, T, T)
+            keys = torch.full((B * T,), T, dtype=torch.int32)
+            seen = allowed.transpose(0, 1).flatten(1, 2).contiguous(), keys
+        rows, positions = torch.arange(B).repeat_interleave(T), at.repeat(B)
+        x = self._packed.hidden(ids.flatten(), rows, positions, tables, pages, seen)  # (B * T, C)
+        return x.view(B, T, -1)
 
     @torch.inference_mode()
     def logits(self, x: Tensor) -> Tensor:
@@ -225,8 +243,15 @@ class _Packed:
     # A pass
 
     def hidden(
-        self, ids: Integers, rows: Integers, positions: Integers, tables: Tensor, pages: Pages
+        self,
+        ids: Integers,
+        rows: Integers,
+        positions: Integers,
+        tables: Tensor,
+        pages: Pages,
+        seen: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
+        """seen: instead of the mask, what `_allowed` returns."""
         ids, rows, positions = (
             torch.as_tensor(x, dtype=torch.int32).contiguous() for x in (ids, rows, positions)
         )
@@ -240,8 +265,8 @@ class _Packed:
             tables.shape[1],
             pages.data.data_ptr(),
         )
-        if self._dense:
-            allowed, keys = _allowed(self.mask, self.config.n_head, rows, positions)
+        if self._dense or seen:
+            allowed, keys = seen or _allowed(self.mask, self.config.n_head, rows, positions)
             batch.allowed, batch.keys = allowed.data_ptr(), keys.data_ptr()
             batch.allowed_token = allowed.shape[2]
             batch.allowed_head = 0 if len(allowed) == 1 else allowed.shape[1] * allowed.shape[2]

@@ -172,7 +172,12 @@ def test_a_full_queue_and_stats(model: GPTModel) -> None:
         engine.add(Request([1], sampling))
     engine.step()
     stats = engine.stats
-    assert (stats.waiting, stats.running, stats.tokens_read, stats.tokens_reused) == (1, 2, 4, 0)
+    assert (stats.waiting, stats.running, stats.tokens_computed, stats.cached_tokens) == (
+        1,
+        2,
+        4,
+        0,
+    )
     assert (stats.pages_used, stats.pages_limit) == (2, 4)
     engine.cancel(generations[0])
     assert engine.room == 1

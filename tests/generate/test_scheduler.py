@@ -107,7 +107,7 @@ def test_random_operations_lose_no_page_and_mix_no_texts(
                     states[f"{'waiting' if waits else 'running'} {'new' if new else 'old'}"] += 1
                     row.generation.finish_reason = "cancelled"
             case 3 if choose.random() < 0.05:
-                scheduler.restart()
+                scheduler.preempt_all()
                 states["restart"] += 1
             case _:
                 before = {id(row) for row in scheduler.running}
@@ -123,7 +123,7 @@ def test_random_operations_lose_no_page_and_mix_no_texts(
         memory.step(choose)
         rows = [row for row in rows if not row.finished]
     assert not rows
-    scheduler.leave()
+    scheduler.remove_finished()
     memory.check()
     assert scheduler.pages.used == 0
     assert scheduler.pages.available == 13

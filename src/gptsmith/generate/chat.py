@@ -1,8 +1,8 @@
 """Replies of a chat model: to one conversation, and to many at once.
 
 A reply ends with the template's end token, the end of the text, or any other special token except
-that of unknown text: what the model writes after that (another turn, for example) is not part of
-what the assistant says.
+that of unknown text: what follows it (another turn, for example) is not part of the assistant's
+message.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def reply_stop_ids(template: ChatTemplate) -> tuple[int, ...]:
 
 
 class Chat:
-    """A chat model that can be talked to.
+    """A conversation partner: a chat model with its template.
 
         chat = Chat(model, tokenizer, run.chat_template)
         messages = [{"role": "user", "content": "What is the capital of France?"}]
         print(chat.reply(messages).text)
 
-    Keep it for a whole conversation: its engine does not read again what the next turn has in
-    common with the last one.
+    Keep it for a whole conversation: the engine caches the tokens that the next turn has in common
+    with the last one.
     """
 
     def __init__(

@@ -167,7 +167,7 @@ class Engine:
         self._forward.refresh()
 
     def _restart(self) -> None:
-        self._scheduler.restart()
+        self._scheduler.preempt_all()
         self._forward.clear()
 
     def generate(
@@ -237,7 +237,7 @@ class Engine:
         except BaseException:
             for row in self._scheduler.rows:
                 self.cancel(row.generation)
-            self._scheduler.leave()
+            self._scheduler.remove_finished()
             self._restart()  # the pass may have stopped halfway
             raise
         finally:

@@ -1,4 +1,4 @@
-"""The forward passes of the engine: by our compiled kernels, or by torch's own ops.
+"""The forward passes of the engine: by our compiled kernels, or by PyTorch's own operations.
 
 B rows, T tokens, C channels, V vocabulary, N vectors.
 """
@@ -21,12 +21,12 @@ from gptsmith.model.kv_cache import PagedKVCache
 if TYPE_CHECKING:
     from gptsmith.model.gpt import GPTModel
 
-TORCH_PAGE = 16  # tokens of a page for torch's own ops
+TORCH_PAGE = 16  # tokens of a page for PyTorch's operations
 
 
 class KernelForward:
-    """By the compiled kernels: a token's vector and logits have the same bits whatever else is
-    read, and however its text was cut into spans."""
+    """By the compiled kernels: a token's vector and logits have the same bits whatever else is in
+    the batch, and however its sequence was divided into spans."""
 
     exact = True
     page = PAGE
@@ -46,22 +46,24 @@ class KernelForward:
         self.clear()
 
     def hidden(self, spans: Sequence[Span]) -> list[Tensor]:
-        """Read the spans, and store their keys and values. For each, the vectors (T, C) of all its
-        tokens, or the one (1, C) of its last token."""
+        """Read the spans, and store their keys and values. Returns for each the hidden vectors of
+        all its tokens (T, C), or only that of its last one (1, C)."""
         found: dict[int, Tensor] = {}
         stored = [i for i, span in enumerate(spans) if span.pages]
         if stored:
             tables = [[*[-1] * spans[i].first, *spans[i].pages] for i in stored]
             vectors = self._read([spans[i] for i in stored], tables, self.cache)
             found |= zip(stored, vectors, strict=True)
-        bare = [i for i, span in enumerate(spans) if not span.pages]
-        if bare:  # not cached: pages for this pass only
-            counts = [-(-len(spans[i].ids) // PAGE) for i in bare]
+        uncached = [i for i, span in enumerate(spans) if not span.pages]
+        if uncached:  # pages for this pass only
+            counts = [-(-len(spans[i].ids) // PAGE) for i in uncached]
             tables = [
                 [*range(end - n, end)] for n, end in zip(counts, accumulate(counts), strict=True)
             ]
             pages = self._packed.pages(sum(counts))
-            found |= zip(bare, self._read([spans[i] for i in bare], tables, pages), strict=True)
+            found |= zip(
+                uncached, self._read([spans[i] for i in uncached], tables, pages), strict=True
+            )
         return [found[i] for i in range(len(spans))]
 
     def logits(self, x: Tensor, V: int) -> Tensor:
@@ -80,11 +82,11 @@ class KernelForward:
             pages,
         )
         for span, vectors in zip(spans, x.split([len(span.ids) for span in spans]), strict=True):
-            yield vectors if span.every else vectors[-1:]
+            yield vectors if span.all_vectors else vectors[-1:]
 
 
 class TorchForward:
-    """By torch's own ops: rounding depends on which spans are read together. Methods: see
+    """By PyTorch's own operations: rounding depends on which spans are read together. Methods: see
     KernelForward."""
 
     exact = False
@@ -119,18 +121,18 @@ class TorchForward:
         if spans[0].pages:
             self.cache.use(spans)
             x = self._model.hidden(ids, cache=self.cache)  # (B, T, C)
-        else:  # padding is a document of its own, which the texts cannot see
+        else:  # padding is a document of its own, which other tokens do not attend to
             lengths = torch.tensor([[len(span.ids)] for span in spans], device=self.device)
             padding = (torch.arange(T, device=self.device) >= lengths).long()  # (B, T)
             x = self._model.hidden(ids, documents=padding if len(spans) > 1 else None)
         for vectors, span in zip(x, spans, strict=True):
-            yield vectors[: len(span.ids)] if span.every else vectors[len(span.ids) - 1, None]
+            yield vectors[: len(span.ids)] if span.all_vectors else vectors[len(span.ids) - 1, None]
 
 
 def _similar(spans: Sequence[Span]) -> Iterator[list[int]]:
-    """Which spans to read together: of similar length, as the shorter are padded. Single tokens
-    are by themselves, since they need no padding and no copy of their queries; so are texts
-    without a cache."""
+    """Groups of spans to read together: of similar length, because shorter ones are padded.
+    Single tokens form groups of their own, since they need no padding and no copy of their queries;
+    so do spans without a cache."""
     group: list[int] = []
     key: tuple[bool, bool] | None = None
     longest = 0
@@ -158,10 +160,10 @@ def make_forward(
     *,
     keep_model: bool = True,
 ) -> KernelForward | TorchForward:
-    """The kernels where they serve the model as it is, or as quantized weights; else torch's ops.
+    """The kernels if they support the model and the weights, else PyTorch's operations.
 
-    weights, keep_model: see PackedModel. page: tokens of a page, for torch's ops. ValueError for
-    quantized weights that need the kernels where there are none.
+    weights, keep_model: see PackedModel. page: tokens of a page, for PyTorch's operations.
+    ValueError for quantized weights where the kernels do not run.
     """
     dtype = model.head_weight.dtype
     exact = weights != "auto" or dtype in (torch.float32, torch.bfloat16)

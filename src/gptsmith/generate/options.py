@@ -1,4 +1,4 @@
-"""Settings of text generation, in a file without torch, so that `--help` answers at once."""
+"""Options of text generation; this file does not import torch."""
 
 from pydantic import Field
 
@@ -19,14 +19,14 @@ class SamplingConfig(Section):
     min_p: float | None = Field(None, ge=0, le=1)
     """Sample from tokens that have at least this fraction of the highest probability."""
     repetition_penalty: float = Field(1.0, gt=0)
-    """Above 1, tokens that already occur in the prompt or the text become less likely."""
+    """Above 1, tokens that already occur in the prompt or the completion become less likely."""
     presence_penalty: float = 0.0
-    """Subtracted from the logits of tokens that already occur in the new text."""
+    """Subtracted from the logits of tokens that already occur in the completion."""
     frequency_penalty: float = 0.0
-    """Subtracted from a token's logit for each time that it occurs in the new text."""
+    """Subtracted from a token's logit for each time that it occurs in the completion."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Seed of the first text; text i has SEED + i. The same seed gives the same text: a token's
-    random number follows from the seed and its position."""
+    """Seed of the first completion; completion i has SEED + i. The same seed gives the same text: a
+    token's random number depends only on the seed and its position."""
 
     def with_seed(self, seed: int) -> "SamplingConfig":
         """The same settings with another seed."""

@@ -1,10 +1,10 @@
 """Which page of the KV cache holds which tokens, and who uses it. No tensors here.
 
-A page holds the keys and values of `size` consecutive tokens of a text, which begin at a multiple
-of `size`. Texts that begin alike share full pages: a page is found by the chain of all tokens up to
-its end, so it never has to be written again. Pages that nobody uses stay until the room is needed,
-the least recently used go first. Sources: PagedAttention (Kwon et al. 2023), RadixAttention (Zheng
-et al. 2024).
+A page holds the keys and values of `size` consecutive tokens of a sequence, starting at a multiple
+of `size`. Sequences with a common prefix share its full pages: a page is found by all tokens up to
+its end, and is never written again. Pages that no sequence uses stay until space is needed; the
+least recently used are evicted first. Sources: PagedAttention (Kwon et al. 2023), RadixAttention
+(Zheng et al. 2024).
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from itertools import takewhile
 
 
 class Node:
-    """Tokens of a page behind those of its parent; a full page may have children.
+    """A page in the tree of prefixes: its tokens follow those of its parent. Only full pages have
+    children.
 
-    number: the page, None if another text has it now.
+    number: the page, None once it has been evicted.
     """
 
     __slots__ = ("children", "number", "parent", "tokens")
@@ -29,27 +30,27 @@ class Node:
 
 
 class PageTable:
-    """The pages of one text.
+    """The pages of one sequence.
 
-    pages: numbers[i] holds the tokens from (first + i) * size on; first is above 0 under a window.
-    length: tokens of the text that are read, that is stored in the pages.
+    numbers: page numbers[i] holds the tokens from (first + i) * size on; first is above 0 under a
+    sliding window. length: number of tokens that are stored in the pages.
     """
 
-    __slots__ = ("first", "length", "namespace", "node", "numbers", "shared", "text")
+    __slots__ = ("first", "length", "namespace", "node", "numbers", "shared", "tokens")
 
-    def __init__(self, text: Sequence[int], namespace: Hashable, node: Node) -> None:
-        self.text, self.namespace = text, namespace
+    def __init__(self, tokens: Sequence[int], namespace: Hashable, node: Node) -> None:
+        self.tokens, self.namespace = tokens, namespace
         self.first, self.length = 0, 0
         self.numbers: list[int] = []
-        self.node = node  # of the newest page that others can find
-        self.shared = 0  # pages up to there, those before `first` included
+        self.node = node  # of the last page that other sequences can find
+        self.shared = 0  # number of pages up to there, including those before `first`
 
 
 class Pages:
     """All pages: at most `limit` of `size` tokens each.
 
-    window: of the mask; pages before it are given back. idle: pages that may stay filled for later
-    texts while there is still room to grow; beyond it, idle pages are at most half of all.
+    window: of the mask; pages before it are released. idle: unused pages that may stay filled for
+    later sequences while more can be allocated; beyond it, at most half of all pages are unused.
     """
 
     def __init__(self, size: int, limit: int, window: int | None = None, idle: int = 0) -> None:
@@ -59,7 +60,7 @@ class Pages:
     def clear(self) -> None:
         """Forget everything; no table may be in use afterwards."""
         self.made = 0
-        """Pages 0..made - 1 have been given out so far."""
+        """Pages 0..made - 1 have been allocated so far."""
         self.copies: list[tuple[int, int]] = []
         """(from, to): pages to be copied, in this order, before anything is written."""
         self._free: list[int] = []
@@ -71,27 +72,27 @@ class Pages:
 
     @property
     def available(self) -> int:
-        """Pages that nobody uses."""
+        """Pages that no sequence uses."""
         return self.limit - self.made + len(self._free) + len(self._unused)
 
     @property
     def used(self) -> int:
         return self.made - len(self._free) - len(self._unused)
 
-    # Texts
+    # Sequences
 
     def open(
-        self, text: Sequence[int], namespace: Hashable = None, reuse: bool = True
+        self, tokens: Sequence[int], namespace: Hashable = None, reuse: bool = True
     ) -> PageTable:
-        """A table for a text, which may grow, with the longest prefix that is stored.
+        """A table for a sequence, which may grow, with the longest prefix that is stored.
 
-        The last token is never part of it, because the logits of the next one come from it.
-        namespace: prefixes are shared within one only.
+        The prefix never includes the last token, whose logits are needed for the next one.
+        namespace: prefixes are shared within a namespace only.
         """
         if len(self._roots) > self.limit:  # some are empty by now
             self._roots = {name: root for name, root in self._roots.items() if root.children}
         root = self._roots.setdefault(namespace, Node())
-        table = PageTable(text, namespace, root)
+        table = PageTable(tokens, namespace, root)
         if reuse:
             self._find(table)
         self._open.append(table)
@@ -99,22 +100,22 @@ class Pages:
 
     def _find(self, table: PageTable) -> None:
         path: list[Node] = []
-        usable, size = len(table.text) - 1, self.size
+        usable, size = len(table.tokens) - 1, self.size
         node = table.node
-        while len(tokens := tuple(table.text[len(path) * size : (len(path) + 1) * size])) == size:
+        while len(tokens := tuple(table.tokens[len(path) * size : (len(path) + 1) * size])) == size:
             found = [child for child in node.children.get(tokens[0], ()) if child.tokens == tokens]
             if not found or (len(path) + 1) * size > usable:
                 break
             node = found[0]
             path.append(node)
-        stored = [0]  # how many pages before the end of each page of the path are there
+        stored = [0]  # how many consecutive pages up to each page of the path have not been evicted
         for step in path:
             stored.append(stored[-1] + 1 if step.number is not None else 0)
-        # a part of one more page
-        tail, rest = None, table.text[len(path) * size : usable]
+        # the beginning of one more page
+        tail, rest = None, table.tokens[len(path) * size : usable]
         best, n = 0, len(path)
         if rest and self.available > n + 1:
-            for stored_tokens, number in self._tails(node, rest[0]):
+            for stored_tokens, number in self._partial_matches(node, rest[0]):
                 pairs = zip(stored_tokens, rest, strict=False)
                 equal = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
                 if equal > best and stored[n] >= n - self._first(n * size + equal):
@@ -127,18 +128,18 @@ class Pages:
         table.shared, table.node = n, path[n - 1] if n else table.node
         for step in path[table.first : n]:
             assert step.number is not None
-            self._hold(step.number)
+            self._retain(step.number)
             table.numbers.append(step.number)
         if tail is not None:
-            self._hold(tail)  # or it could become its own copy
-            copy = self._take()
+            self._retain(tail)  # or it could be evicted to hold its own copy
+            copy = self._allocate()
             assert copy is not None
-            self._let_go(tail)
+            self._release(tail)
             self.copies.append((tail, copy))
             table.numbers.append(copy)
 
-    def _tails(self, node: Node, token: int) -> Iterator[tuple[Sequence[int], int]]:
-        """Pages behind a node that begin with a token, also those that are being filled."""
+    def _partial_matches(self, node: Node, token: int) -> Iterator[tuple[Sequence[int], int]]:
+        """Pages after a node that begin with a token, including those that are being filled."""
         for child in node.children.get(token, ()):
             if child.number is not None:
                 yield child.tokens, child.number
@@ -146,49 +147,49 @@ class Pages:
             if table.node is node and table.first <= table.shared:
                 at = table.shared - table.first
                 if at < len(table.numbers):
-                    yield table.text[table.shared * self.size : table.length], table.numbers[at]
+                    yield table.tokens[table.shared * self.size : table.length], table.numbers[at]
 
     def _first(self, length: int) -> int:
-        """Of a text of this length, the first page that the next token sees."""
+        """The first page that the next token of a sequence of this length attends to."""
         return 0 if self.window is None else max(0, length - self.window + 1) // self.size
 
     def extend(self, table: PageTable, length: int) -> bool:
-        """Add pages for the first `length` tokens of a text; False, and nothing added, if there are
-        too few."""
+        """Allocate pages for the first `length` tokens of a sequence; False, and none allocated, if
+        too few are available."""
         missing = -(-length // self.size) - table.first - len(table.numbers)
         if missing > self.available:
             return False
         for _ in range(missing):
-            number = self._take()
+            number = self._allocate()
             assert number is not None
             table.numbers.append(number)
         return True
 
     def fill(self, table: PageTable, length: int) -> None:
-        """The first `length` tokens of the text are stored now: share its full pages, and give back
-        those before the window."""
+        """Record that the first `length` tokens are stored: share the full pages, and release those
+        before the window."""
         table.length = length
         while (table.shared + 1) * self.size <= length:
             self._share(table, self.size)
         while table.first < min(self._first(length), table.shared):
-            self._let_go(table.numbers.pop(0))
+            self._release(table.numbers.pop(0))
             table.first += 1
 
     def close(self, table: PageTable, keep: bool = True) -> None:
-        """The text ends, or makes room. keep: its last page can be found, too."""
+        """Release the pages of a sequence. keep: its last, partly filled page can be found, too."""
         if table in self._open:
             self._open.remove(table)
         rest = table.length - table.shared * self.size
         if keep and rest > 0:
             self._share(table, rest)
-        for number in reversed(table.numbers):  # so that the end of a text is overwritten first
-            self._let_go(number)
+        for number in reversed(table.numbers):  # so that the end of a sequence is evicted first
+            self._release(number)
         table.numbers, table.length = [], 0
 
     def _share(self, table: PageTable, count: int) -> None:
-        """Let others find the next page, which holds `count` tokens."""
+        """Let other sequences find the next page, which holds `count` tokens."""
         at, start = table.shared - table.first, table.shared * self.size
-        tokens = tuple(table.text[start : start + count])
+        tokens = tuple(table.tokens[start : start + count])
         if table.shared == 0:  # the root may be gone
             table.node = self._roots.setdefault(table.namespace, table.node)
         siblings = table.node.children.setdefault(tokens[0], [])
@@ -201,20 +202,20 @@ class Pages:
         if node.number is None:
             node.number = own
             self._nodes[own] = node
-        elif node.number != own:  # another text was faster: use its page
-            self._hold(node.number)
-            self._let_go(own)
+        elif node.number != own:  # another sequence was faster: use its page
+            self._retain(node.number)
+            self._release(own)
             table.numbers[at] = node.number
         table.node = node
         table.shared += 1
 
     # Pages
 
-    def _hold(self, number: int) -> None:
+    def _retain(self, number: int) -> None:
         self._users[number] = self._users.get(number, 0) + 1
         self._unused.pop(number, None)
 
-    def _let_go(self, number: int) -> None:
+    def _release(self, number: int) -> None:
         self._users[number] -= 1
         if not self._users[number]:
             del self._users[number]
@@ -223,8 +224,8 @@ class Pages:
             else:
                 self._free.append(number)
 
-    def _take(self) -> int | None:
-        """A page for new tokens."""
+    def _allocate(self) -> int | None:
+        """A page for new tokens, evicting another if need be; None if all are in use."""
         grow = self.made < self.limit
         if self._free:
             number = self._free.pop()
@@ -232,13 +233,13 @@ class Pages:
             number, self.made = self.made, self.made + 1
         elif self._unused:
             number = self._unused.popitem(last=False)[0]
-            self._forget(self._nodes.pop(number))
+            self._evict(self._nodes.pop(number))
         else:
             return None
-        self._hold(number)
+        self._retain(number)
         return number
 
-    def _forget(self, node: Node) -> None:
+    def _evict(self, node: Node) -> None:
         node.number = None
         while node.parent is not None and node.number is None and not node.children:
             parent, node.parent = node.parent, None

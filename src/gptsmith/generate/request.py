@@ -195,10 +195,10 @@ class Row:
             return True
         return request.prompt_logprobs is not None and len(found) < length
 
-    def guess(self, count: int) -> Sequence[int]:
+    def draft(self, count: int) -> Sequence[int]:
         """At most `count` of the next tokens, if there is a guess: as many as may still come."""
         room = min(count, self.remaining - 1, self._limit - len(self.context))
-        return self._lookup.guess(self.context, room)
+        return self._lookup.draft(self.context, room)
 
     def shift(self) -> None:
         """Keep the newest half of a context that the model cannot read, to be read again."""

@@ -1,7 +1,7 @@
 """From next-token logits to tokens: penalties, temperature, top-k, top-p, min-p, greedy; log-probs.
 
-Everything here is a function of its arguments: the random number of a token follows from the seed
-of its text and its position, so a text that is computed again, or ahead, is the same text.
+Everything here is a function of its arguments: the random number of a token depends only on the
+request's seed and its position, so a token that is computed again, or as a draft, is the same.
 
 B rows, V vocabulary.
 """
@@ -34,7 +34,7 @@ class TokenLogprob(NamedTuple):
 
 
 def uniform(seed: int, position: int) -> float:
-    """The random number in [0, 1) for the token at a position of a text: a hash of the two."""
+    """The random number in [0, 1) for the token at a position: a hash of seed and position."""
     digest = blake2b(b"%d,%d" % (seed, position), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
@@ -49,10 +49,10 @@ def penalize(
 ) -> None:
     """Add the bias to the logits x (V,) and apply the penalties, in place.
 
-    counts: how often each token of the text has been generated; 0 for those of the prompt only.
+    counts: how often each token has been generated; 0 for those that occur in the prompt only.
     Order and definitions are those of vLLM: the bias, then the repetition penalty (Keskar et al.
-    2019) for tokens of prompt and text, then frequency and presence penalty (OpenAI) for those of
-    the text.
+    2019) for tokens of prompt and completion, then frequency and presence penalty (OpenAI) for
+    those of the completion.
     """
     if bias:
         x[list(bias)] += x.new_tensor(list(bias.values()))
@@ -72,7 +72,7 @@ def sample(x: Tensor, settings: Sequence[SamplingConfig], uniforms: Sequence[flo
     A row's token depends only on its own logits, settings and number in [0, 1), and continuously
     so: it is found by its place in the cumulative distribution in the order of the vocabulary, not
     in the order of the probabilities, where rounding could swap neighbours. Each row is computed
-    by itself, as torch may add up a batch in another order. ValueError for logits that are not
+    by itself, because torch may sum a batch in another order. ValueError for logits that are not
     finite numbers.
     Sources: top-k Fan et al. 2018, top-p Holtzman et al. 2020, min-p Nguyen et al. 2024; they are
     applied in the order of transformers.
@@ -118,9 +118,9 @@ def _most_likely(x: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
 
 
 def token_logprob(logits: Tensor, token: int, alternatives: int) -> TokenLogprob:
-    """Of a token under logits (V,), with the most likely alternatives beside it.
+    """The log-probability of a token under logits (V,), and the most likely alternatives.
 
-    One row at a time: torch may add up a batch of rows in another order.
+    One row at a time: torch may sum a batch of rows in another order.
     """
     logprobs = wide(logits).log_softmax(dim=-1).float()
     top: list[tuple[int, float]] = []

@@ -1,8 +1,9 @@
 """Which tokens of which requests the model reads in a step. No tensors here.
 
-Requests that generate go first, one token each. What is left of the step's budget goes to prompts,
-in chunks that end at fixed positions, so that a prompt is split in the same places whatever else is
-in the batch. Source: nano-vllm's scheduler, and Sarathi-Serve (Agrawal et al. 2024) for the chunks.
+Requests that are decoding come first, one token each. The step's token budget is for prompts, which
+are read in chunks that end at fixed positions, so that a prompt is split in the same places
+whatever else is in the batch. Sources: nano-vllm's scheduler, and Sarathi-Serve (Agrawal et al.
+2024) for the chunks.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from gptsmith.generate.request import QueueFull, Row
 class Span(NamedTuple):
     """Consecutive tokens of a request to be read: those at start, start + 1 ... of its context.
 
-    every: the vectors of all of them are needed, not only that of the last. draft: the last of the
-    ids, if they are guesses of what comes after the context.
+    all_vectors: the hidden vectors of all of them are needed, not only that of the last. draft: the
+    last of the ids, if they are draft tokens beyond the context.
     """
 
     row: Row
     start: int
     ids: Sequence[int]
-    every: bool = False
+    all_vectors: bool = False
     draft: Sequence[int] = ()
 
     @property
@@ -34,7 +35,7 @@ class Span(NamedTuple):
 
     @property
     def pages(self) -> Sequence[int]:
-        """Pages of the text, from number `first` on; none: it is not cached."""
+        """Pages of the sequence, from number `first` on; empty if it is not cached."""
         return () if self.row.table is None else self.row.table.numbers
 
     @property
@@ -43,26 +44,31 @@ class Span(NamedTuple):
 
 
 class Stats(NamedTuple):
-    """Requests and pages now; tokens since the engine was made."""
+    """Requests and pages at present; tokens since the engine was created.
+
+    tokens_computed: read by the model, including draft tokens. cached_tokens: of prompts, found in
+    the cache. accepted_drafts: draft tokens that were generated.
+    """
 
     waiting: int
     running: int
     pages_used: int
     pages_limit: int
-    tokens_read: int
-    tokens_reused: int
-    tokens_guessed: int
+    tokens_computed: int
+    cached_tokens: int
+    accepted_drafts: int
 
 
 class Scheduler:
-    """Requests wait, run and leave.
+    """Decides which requests run, which wait, and which pages they use.
 
     chunk: prompts are read up to the next multiple of it. budget: tokens of prompts in a step; one
-    chunk is always read. lookahead: see Mask.lookahead; a shorter text is not cached, but read
+    chunk is always read. lookahead: see Mask.lookahead; a shorter sequence is not cached, but read
     again in each step. max_waiting: requests that may wait while max_batch_size others run; `add`
-    raises QueueFull beyond it. draft_tokens: how many a text may guess in a step.
+    raises QueueFull beyond it. draft_tokens: draft tokens of a request in a step.
 
-    When the pages are used up, the youngest request makes room: it waits and is read again later.
+    When no page is left, the request that started last is preempted: it waits, and is read again
+    later.
     """
 
     def __init__(
@@ -81,8 +87,8 @@ class Scheduler:
         self.chunk, self.budget, self.lookahead = chunk, budget, lookahead
         self.draft_tokens = draft_tokens
         self.waiting: deque[Row] = deque()
-        self.running: list[Row] = []  # the youngest last
-        self._read = self._reused = self._guessed = 0
+        self.running: list[Row] = []  # in the order in which they started
+        self._computed = self._cached = self._accepted = 0
 
     @property
     def rows(self) -> list[Row]:
@@ -95,12 +101,12 @@ class Scheduler:
             sum(not row.finished for row in rows) for rows in (self.waiting, self.running)
         )
         return Stats(
-            waiting, running, pages.used, pages.limit, self._read, self._reused, self._guessed
+            waiting, running, pages.used, pages.limit, self._computed, self._cached, self._accepted
         )
 
     @property
     def room(self) -> int | None:
-        """Requests that `add` still takes; None: any number."""
+        """How many requests `add` accepts now; None: any number."""
         if self.max_waiting is None:
             return None
         unfinished = sum(not row.finished for row in self.rows)
@@ -114,13 +120,13 @@ class Scheduler:
 
     def schedule(self) -> list[Span]:
         """What to read in this step; every request appears at most once."""
-        self.leave()
-        for row in [row for row in reversed(self.running) if self._outgrown(row)]:
+        self.remove_finished()
+        for row in [row for row in reversed(self.running) if self._must_restart(row)]:
             self._preempt(row)
         spans = []
-        for row in list(self.running):  # the oldest first
+        for row in list(self.running):  # in the order in which they started
             newest = row.table is None or len(row.context) - row.read == 1
-            if newest and row in self.running and self._room(row):
+            if newest and row in self.running and self._reserve(row):
                 spans.append(self._with_draft(self._span(row, len(row.context))))
         budget = self.budget
         decoding = {id(span.row) for span in spans}
@@ -133,21 +139,21 @@ class Scheduler:
         return spans
 
     def read(self, spans: Sequence[Span]) -> None:
-        """These have been read: their keys and values can be shared."""
+        """Record that these have been read: their keys and values can be shared."""
         for span in spans:
-            self._read += len(span.ids)
+            self._computed += len(span.ids)
             if span.row.table is not None:
                 self.pages.fill(span.row.table, span.stop - len(span.draft))
 
     def accept(self, rows: Sequence[Row]) -> None:
-        """The rows have new tokens; all but the newest of them were read as drafts."""
+        """Record new tokens of the rows; all but the last of them have been read as drafts."""
         for row in rows:
             if row.table is not None and row.table.length < len(row.context) - 1:
-                self._guessed += len(row.context) - 1 - row.table.length
+                self._accepted += len(row.context) - 1 - row.table.length
                 self.pages.fill(row.table, len(row.context) - 1)
 
-    def leave(self) -> None:
-        """Take out all requests that have finished."""
+    def remove_finished(self) -> None:
+        """Remove finished requests and release their pages."""
         gone = [row for row in self.rows if row.finished]
         for row in gone:
             if row.table is not None:
@@ -157,8 +163,8 @@ class Scheduler:
             self.running = [row for row in self.running if not row.finished]
             self.waiting = deque(row for row in self.waiting if not row.finished)
 
-    def restart(self) -> None:
-        """Read everything again: the weights have changed, or a step has failed."""
+    def preempt_all(self) -> None:
+        """Read all requests again: the weights have changed, or a step has failed."""
         for row in reversed(list(self.running)):
             self._preempt(row)
         self.pages.clear()
@@ -168,30 +174,31 @@ class Scheduler:
         return Span(row, row.read, row.context[row.read : stop], row.scores_prompt)
 
     def _with_draft(self, span: Span) -> Span:
-        """With guessed tokens, if there are any and pages for them."""
+        """The span with draft tokens, if there are any and pages for them."""
         row, table = span.row, span.row.table
-        if not self.draft_tokens or table is None or span.every:
+        if not self.draft_tokens or table is None or span.all_vectors:
             return span
-        draft = row.guess(self.draft_tokens)
+        draft = row.draft(self.draft_tokens)
         if not draft or not self.pages.extend(table, len(row.context) + len(draft)):
             return span
         return Span(row, span.start, [*span.ids, *draft], True, draft)
 
-    def _outgrown(self, row: Row) -> bool:
-        """Whether a running text must be read again: it does not fit into the model's context, or
-        it can be cached now."""
+    def _must_restart(self, row: Row) -> bool:
+        """Whether a running request must be read again: it is longer than the model's context, or
+        long enough now to be cached."""
         if row.table is None:
             return len(row.context) >= self.lookahead
         return row.too_long
 
-    def _room(self, row: Row) -> bool:
-        """Make room for the newest token of a row, if need be at the cost of younger ones."""
+    def _reserve(self, row: Row) -> bool:
+        """Allocate a page for the newest token of a row, preempting later ones if need be; returns
+        whether the row is still running."""
         while row.table is not None and not self.pages.extend(row.table, len(row.context)):
             self._preempt(self.running[-1])
         return row in self.running
 
     def _preempt(self, row: Row) -> None:
-        """Let a row wait. Its pages can be found until they are needed."""
+        """Let a row wait. Its pages can be found until they are evicted."""
         if row.table is not None:
             self.pages.close(row.table)
             row.table = None
@@ -199,16 +206,16 @@ class Scheduler:
         self.waiting.appendleft(row)
 
     def _admit(self) -> list[Row]:
-        """Start waiting rows while there are places and pages."""
+        """Start waiting rows while the batch has places and there are pages."""
         admitted: list[Row] = []
-        passed: list[Row] = []  # they wait for what others are reading
+        passed: list[Row] = []  # they wait for a prefix that others are reading
         while self.waiting and len(self.running) < self.max_batch_size:
             row = self.waiting[0]
             row.shift()
-            if self._is_being_read(row):
+            if self._prefix_is_being_read(row):
                 passed.append(self.waiting.popleft())
                 continue
-            if len(row.context) >= self.lookahead and not self._open(row):
+            if len(row.context) >= self.lookahead and not self._allocate(row):
                 break
             self.waiting.popleft()
             self.running.append(row)
@@ -216,27 +223,27 @@ class Scheduler:
         self.waiting.extendleft(reversed(passed))
         return admitted
 
-    def _open(self, row: Row) -> bool:
-        """Give a row pages for its whole context, and leave one to each that runs."""
+    def _allocate(self, row: Row) -> bool:
+        """Allocate pages for the whole context of a row, if a page is left for each running row."""
         table = self.pages.open(row.context, self._namespace(row), reuse=not row.scores_prompt)
         missing = -(-len(row.context) // self.pages.size) - table.first - len(table.numbers)
         if self.running and missing + len(self.running) > self.pages.available:
             self.pages.close(table, keep=False)
             return False
         self.pages.extend(table, len(row.context))
-        self._reused += table.length
+        self._cached += table.length
         row.table = table
         if not row.generation.ids:
             row.generation.cached_tokens = table.length
         return True
 
     def _namespace(self, row: Row) -> Hashable:
-        # Keys of the first tokens depend on all up to the lookahead.
+        # Under such a mask, keys and values of the first tokens depend on all up to the lookahead.
         return row.request.namespace, tuple(row.context[: self.lookahead])
 
-    def _is_being_read(self, row: Row) -> bool:
-        """Whether a running prompt reads a page of this one right now, or will in the next steps:
-        then it is better to wait than to read it twice."""
+    def _prefix_is_being_read(self, row: Row) -> bool:
+        """Whether a running prompt is about to read a page that this one shares: waiting is better
+        than reading it twice."""
         if row.scores_prompt:
             return False
         size, usable = self.pages.size, len(row.context) - 1

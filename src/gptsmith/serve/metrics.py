@@ -50,7 +50,7 @@ class Metrics:
         """The present state of the engines."""
         self.running.set(sum(s.running for s in stats))
         self.waiting.set(sum(s.waiting for s in stats))
-        self.reused_tokens.set(sum(s.tokens_reused for s in stats))
+        self.reused_tokens.set(sum(s.cached_tokens for s in stats))
         pages = sum(s.pages_limit for s in stats)
         self.cache_used.set(sum(s.pages_used for s in stats) / max(1, pages))
 

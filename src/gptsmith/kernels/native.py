@@ -1,6 +1,6 @@
-"""The compiled kernels as Python calls them: by ctypes, on addresses of tensors.
+"""The compiled kernels, called by ctypes with the addresses of tensors.
 
-A call costs 1 us this way, and 10 as an operator of torch's.
+A call takes 1 us this way, and 10 us as a PyTorch operator.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def load(variant: build.Variant) -> ctypes.CDLL:
 
 
 def runtime() -> Runtime:
-    """As many threads as torch uses, of the OpenMP runtime that it has loaded: a second one would
-    fight it for the cores. One thread where there is none."""
+    """As many threads as torch uses, from the OpenMP runtime that it has loaded: a second runtime
+    would compete for the cores. One thread if there is none."""
     addresses = _openmp()
     return Runtime(*addresses, torch.get_num_threads() if all(addresses) else 1)
 

@@ -77,14 +77,14 @@ def padded(size: int) -> int:
 
 
 class Memory:
-    """Room for packed weights, in large blocks that the system backs with pages of 2 MiB: long
-    reads miss fewer translations of addresses, which makes int4 half as fast again."""
+    """Memory for packed weights, in large blocks that the system backs with pages of 2 MiB: fewer
+    TLB misses make int4 1.5 times as fast."""
 
     def __init__(self) -> None:
         self._block = torch.empty(0, dtype=torch.uint8)
 
     def take(self, size: int) -> Tensor:
-        """`size` bytes, a multiple of 64."""
+        """`size` bytes of memory, a multiple of 64."""
         if size > len(self._block):
             block = mmap.mmap(-1, max(size, _BLOCK), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             if hasattr(mmap, "MADV_HUGEPAGE"):

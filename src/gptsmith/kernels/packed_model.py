@@ -1,4 +1,4 @@
-"""A GPTModel for inference: packed weights, keys and values in pages, one call for a whole pass.
+"""A GPTModel for inference: packed weights, keys and values in pages, one C call per forward pass.
 
 N tokens of a pass, C channels, H query heads, D head size, V vocabulary, S keys.
 """
@@ -25,11 +25,11 @@ Integers = Tensor | Sequence[int]
 
 
 class PackedModel:
-    """Hidden states and logits of a GPTModel for a batch of tokens from any number of texts.
+    """Hidden states and logits of a GPTModel for a batch of tokens of any number of sequences.
 
         packed = PackedModel(model)
         pages = packed.pages(4)
-        table = torch.tensor([[0, 1, 2, 3]], dtype=torch.int32)  # the pages of text 0
+        table = torch.tensor([[0, 1, 2, 3]], dtype=torch.int32)  # the pages of sequence 0
         x = packed.hidden(ids, [0] * len(ids), range(len(ids)), table, pages)  # (N, C)
         logits = packed.logits(x[-1:])  # (1, V)
 
@@ -37,8 +37,8 @@ class PackedModel:
     and values are float32 beside float32 weights, else bfloat16. The model's own weights are
     copied; keep_model=False frees them then, after which neither the model nor `refresh` works.
 
-    The vector of a token has the same bits in any batch, however its text was cut into passes, and
-    for any number of threads. Only for models that `library_for` gives kernels for.
+    A token's vector has the same bits in any batch, however its sequence is divided into passes,
+    and for any number of threads. Only for models for which `library_for` returns kernels.
     """
 
     def __init__(self, model: GPTModel, weights: str = "auto", *, keep_model: bool = True) -> None:
@@ -47,7 +47,7 @@ class PackedModel:
         self.refresh()
 
     def refresh(self) -> None:
-        """Pack the weights again, after they have changed. What pages hold is then out of date."""
+        """Pack the weights again after a change. The contents of pages are then out of date."""
         model, weights = self._model, self._weights
         library = library_for(model, weights)
         assert library is not None, "ask library_for first"
@@ -61,7 +61,7 @@ class PackedModel:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the weights, an untied embedding included."""
+        """Bytes of the weights, including an untied embedding."""
         return sum(kept.nbytes for kept in self._packed.kept)
 
     def pages(self, count: int) -> Pages:
@@ -74,21 +74,21 @@ class PackedModel:
     ) -> Tensor:
         """Vectors (N, C), fp32, after the final norm, of N tokens; keys and values go to the pages.
 
-        Token i has ids[i] and is at positions[i] of the text of rows[i], whose pages are
+        Token i has ids[i] and is at positions[i] of sequence rows[i], whose pages are
         tables[rows[i]], int32, one per 64 positions. Tokens of a row are adjacent and at
-        consecutive positions, after what was read before; a pass writes no other positions of the
-        pages. Pages wholly before a mask's window are not read.
+        consecutive positions, after those of earlier passes; a pass writes no other positions of
+        the pages. Pages entirely before a mask's window are not read.
         """
         return self._packed.hidden(ids, rows, positions, tables, pages)
 
     @torch.inference_mode()
     def whole(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:
-        """Vectors (B, T, C), fp32, of whole texts (B, T), which are not kept for later. documents
-        (B, T): tokens attend to their own document only."""
+        """Vectors (B, T, C), fp32, of complete sequences (B, T); keys and values are discarded.
+        documents (B, T): tokens attend to their own document only."""
         B, T = ids.shape
-        per_text = -(-T // PAGE)
-        tables = torch.arange(B * per_text, dtype=torch.int32).view(B, per_text)
-        at, pages, seen = torch.arange(T), self.pages(B * per_text), None
+        per_row = -(-T // PAGE)
+        tables = torch.arange(B * per_row, dtype=torch.int32).view(B, per_row)
+        at, pages, seen = torch.arange(T), self.pages(B * per_row), None
         if documents is not None:
             mask = self._packed.mask & masks.documents(documents)
             allowed = mask.dense(B, self._packed.config.n_head, at, at)  # (B, H|1, T, T)
@@ -105,11 +105,11 @@ class PackedModel:
 
 
 def library_for(model: GPTModel, weights: str = "auto") -> ctypes.CDLL | None:
-    """The kernels, if they serve a model with these weights; else None.
+    """The kernels, if they support the model with these weights; else None.
 
-    They do not where there is no compiler (a notice says so once), on another device, and for a
-    module that they do not know, such as LoRA's. ValueError for quantized weights there, for
-    unknown weights, and for a model whose own weights were freed.
+    None without a compiler (a notice says so once), on another device, and for a module that the
+    kernels do not know, such as LoRA's; ValueError if quantized weights are asked for then. Also
+    ValueError for an unknown format of weights, and for a model whose own weights were freed.
     """
     if weights not in ("auto", *native.FORMATS):
         choices = ", ".join(("auto", *native.FORMATS))
@@ -132,8 +132,8 @@ def library_for(model: GPTModel, weights: str = "auto") -> ctypes.CDLL | None:
 
 
 def _known(model: GPTModel) -> bool:
-    """Whether the kernels compute every part of the model. For others, such as one with a
-    new norm, torch computes all."""
+    """Whether the kernels know every part of the model. Other models, such as one with a new norm,
+    are computed by PyTorch."""
     config = model.config
     if model.embedding.token.weight.device.type != "cpu" or config.mlp not in native.MLPS:
         return False
@@ -158,7 +158,7 @@ def _known(model: GPTModel) -> bool:
 
 
 class _Packed:
-    """The packed weights, and the structures that tell the kernels where they are."""
+    """The packed weights, and the C structures with their addresses."""
 
     def __init__(self, library: ctypes.CDLL, model: GPTModel, weights: str) -> None:
         self._library, self._memory = library, Memory()
@@ -234,7 +234,7 @@ class _Packed:
         return packed
 
     def _window(self) -> int | None:
-        """0 for a causal mask, n for one of the newest n keys, None: each pass evaluates it."""
+        """0 for the causal mask, n for a causal window of n keys; None: each pass evaluates the mask."""
         n = self.mask.window
         both = {f"causal() & sliding_window({n})", f"sliding_window({n}) & causal()"}
         self._dense = not self.mask.is_plain_causal and self.mask.expression not in both
@@ -251,7 +251,7 @@ class _Packed:
         pages: Pages,
         seen: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """seen: instead of the mask, what `_allowed` returns."""
+        """seen: a result of `_allowed`, instead of that of the model's mask."""
         ids, rows, positions = (
             torch.as_tensor(x, dtype=torch.int32).contiguous() for x in (ids, rows, positions)
         )
@@ -284,7 +284,7 @@ class _Packed:
 
 
 def _allowed(mask: Mask, H: int, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Which keys each token may see, bools (H|1, N, S), and how many its row has (N,)."""
+    """Which keys each token may attend to, bools (H|1, N, S), and how many its row has (N,)."""
     _, row, counts = rows.unique_consecutive(return_inverse=True, return_counts=True)
     lengths = positions[counts.cumsum(0) - 1] + 1
     keys = torch.arange(int(lengths.max()))

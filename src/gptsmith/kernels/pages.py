@@ -12,15 +12,15 @@ from gptsmith.model.config import ModelConfig
 
 
 class Pages:
-    """Memory for `count` pages. Each holds keys and values of all layers for 64 positions of a
-    text; who uses which page is the caller's business."""
+    """Memory for `count` pages, each for the keys and values of all layers at 64 consecutive
+    positions of a sequence. The caller decides which sequence uses which page."""
 
     def __init__(self, config: ModelConfig, count: int, dtype: torch.dtype) -> None:
         D = -(-config.D // 16) * 16  # padded
         self.data = torch.zeros(count, config.n_layer, 2, config.K, PAGE * D, dtype=dtype)
 
     def grow(self, count: int) -> None:
-        """Make room for this many pages, and for more; what is stored stays."""
+        """Allocate memory for at least `count` pages; stored keys and values are kept."""
         P = len(self.data)
         if count > P:
             more = self.data.new_zeros(max(count, 2 * P) - P, *self.data.shape[1:])

@@ -234,7 +234,7 @@ class _Packed:
         return packed
 
     def _window(self) -> int | None:
-        """0 for the causal mask, n for a causal window of n keys; None: each pass evaluates the mask."""
+        """0: causal; n: causal with a window of n keys; None: each pass evaluates the mask."""
         n = self.mask.window
         both = {f"causal() & sliding_window({n})", f"sliding_window({n}) & causal()"}
         self._dense = not self.mask.is_plain_causal and self.mask.expression not in both

@@ -16,8 +16,10 @@ _HEAD = 4096
 
 # First bytes -> what it is, and how to get at its text.
 _UNPACK = "unpack it first"
+_LFS = b"version https://git-lfs.github.com/spec/"
 _MAGIC: tuple[tuple[bytes | tuple[bytes, ...], str, str], ...] = (
     (b"%PDF-", "a PDF", "extract its text first"),
+    (_LFS, "a Git LFS pointer", "git lfs pull fetches the file that it stands for"),
     (
         b"PK\x03\x04",
         "a ZIP archive (.xlsx, .docx and .epub are such, too)",
@@ -152,7 +154,7 @@ def binary_kind(head: bytes) -> Kind | None:
     """The kind of a file that begins with these bytes, if it is certainly not text."""
     has_no_text = b"\0" in head or not head.isascii()
     for magic, what, use in _MAGIC:
-        if head.startswith(magic) and (has_no_text or magic == b"%PDF-"):
+        if head.startswith(magic) and (has_no_text or magic in (b"%PDF-", _LFS)):
             return Kind(what, use)
     if head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")) or utf16(head):
         return None

@@ -74,7 +74,8 @@ def test_forms_of_multi_turn_conversations(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "names",
     [("prompt", "response"), ("prompt", "completion"), ("question", "answer"),
-     ("instruction", "output")],
+     ("instruction", "output"), ("problem", "solution"), ("inputs", "targets"),
+     ("human", "assistant")],
 )  # fmt: skip
 def test_question_and_answer_columns(tmp_path: Path, names: tuple[str, str]) -> None:
     first = [m["content"] for m in TALK[:2]]
@@ -281,6 +282,12 @@ def test_cells_of_a_typed_table(tmp_path: Path) -> None:
     table = pa.table({"question": ["q"], "answer": pa.array([0.1], pa.float32())})
     pq.write_table(table, path)
     assert texts(path) == [["q", "0.1"]]
+    halves = pa.array(np.array([0.1, np.nan], np.float16)), pa.array(["a", "b"])
+    pq.write_table(pa.table(halves, ["question", "answer"]), path)
+    with pytest.raises(ValueError, match="row 2: no text in 'question'"):
+        read(path)
+    report = ReadReport("skip")
+    assert [c.messages[0]["content"] for c in read(path, report=report)] == ["0.1"]
     write(tmp_path / "b.parquet", row | {"answer": b"x"})
     with pytest.raises(ValueError, match="row 1: the column 'answer' holds a binary value"):
         read(tmp_path / "b.parquet")
@@ -333,6 +340,21 @@ def test_preference_pairs_name_the_option_that_reads_the_better_answers(tmp_path
         read(path)
     files = ChatFiles(prompt_column="conversations", response_column="chosen")
     assert messages(path, files) == [TALK[:2]]
+
+
+def test_a_conversation_in_one_text(tmp_path: Path) -> None:
+    said = "".join(f"\n\n{'Human' if m['role'] == 'user' else 'Assistant'}: {m['content']}"
+                   for m in TALK)  # fmt: skip
+    path = write(tmp_path / "a.jsonl", {"chosen": said, "rejected": f"{said}!"})
+    with pytest.raises(ValueError, match="with --messages-column chosen, to train on the better"):
+        read(path)
+    assert messages(path, ChatFiles(messages_column="chosen")) == [TALK]
+    said = said.replace("\n\n", "### ")
+    path = write(tmp_path / "a.jsonl", {"text": said})
+    assert messages(path, ChatFiles(messages_column="text")) == [TALK]
+    for other in ("Ann. Human: Hi", "Bob: Hi\n\nAlice: Hello"):
+        with pytest.raises(ValueError, match=r"a\.jsonl:1: message 1 of 1: not a message"):
+            read(write(path, {"text": other}), files=ChatFiles(messages_column="text"))
 
 
 def test_messages_in_a_table_of_text(tmp_path: Path) -> None:

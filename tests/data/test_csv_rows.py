@@ -101,6 +101,17 @@ def test_delimiter_is_found_out(sample: str, delimiter: str) -> None:
     assert find_delimiter(sample, ",") == delimiter
 
 
+def test_quotes_may_follow_a_space(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    rows = read(path, 'label, text\nham, "See you, Bob"\nspam, "Win, now"\n')
+    assert [row["text"] for row in rows] == ["See you, Bob", "Win, now"]
+    # elsewhere a space is part of the field
+    assert read(path, "label,text\nham, see you\n") == [{"label": "ham", "text": " see you"}]
+    for data in ('[{"label": "ham"}]', '{"text": "see you", "label": "ham"}\n', "[\n  {\n"):
+        with pytest.raises(ValueError, match=r"a\.csv is JSON, not a \.csv: name it \.json, or"):
+            read(path, data)
+
+
 ROW = {"text": "Das Café, sagte er", "label": "gut"}
 
 

@@ -159,6 +159,20 @@ def test_labels_are_text_whatever_their_type(tmp_path: Path) -> None:
     assert labels(["b ", " a"]) == ("a", "b")
 
 
+def test_exports_of_annotation_tools(tmp_path: Path) -> None:
+    rows = [{"id": i, "text": text, "label": [label]} for i, (text, label) in enumerate(pairs())]
+    doccano = load(chats.write(tmp_path / "a.jsonl", *rows))
+    assert {(row.text, row.label) for row in everything(doccano)} == {*pairs()}
+    path = chats.write(tmp_path / "b.jsonl", *rows, rows[0] | {"label": ["no", "yes"]})
+    with pytest.raises(ValueError, match=r"b\.jsonl:41: several labels: a text has one here"):
+        load(path)
+    answers = ["accept"] * 4 + ["reject", "ignore"]  # Prodigy: reject is not this label
+    rows = [row | {"answer": answers[i % 6], "_input_hash": i} for i, row in enumerate(rows)]
+    data = load(chats.write(tmp_path / "c.jsonl", *rows))
+    assert len(everything(data)) == 28
+    assert any("rejected or ignored by the annotator: 12 (" in note for note in data.notes)
+
+
 def test_labels_are_sorted_as_numbers_only_if_all_are() -> None:
     assert sort_labels(["10", "-2", "9.5"]) == ("-2", "9.5", "10")
     assert sort_labels(["10", "9", "nan"]) == ("10", "9", "nan")
@@ -302,7 +316,7 @@ def test_unclear_columns_are_an_error(
         ({"text": "a heron", "label": None}, "the label is missing"),
         ({"text": "a heron"}, "the label is missing"),
         ({"text": "a heron", "label": ""}, "the label is missing"),
-        ({"text": "a heron", "label": ["x"]}, "the label holds a list, not text"),
+        ({"text": "a heron", "label": ["x", "y"]}, "several labels"),
         ({"text": "a heron", "label": float("nan")}, "the label is missing"),
         ({"text": None, "label": "no"}, "the text is missing"),
         ({"text": " \n", "label": "no"}, "the text is missing"),

@@ -43,7 +43,7 @@ def learned(path: Path, template: ChatTemplate) -> list[list[str]]:
 # --- targets --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["weight", "train", "loss_mask", "loss_scale", "loss"])
+@pytest.mark.parametrize("name", ["weight", "do_train", "loss_mask", "loss_scale", "loss"])
 @pytest.mark.parametrize(
     ("yes", "no"), [(1, 0), (1.0, 0.0), (True, False), ("1", "0.00"), ("true", "no")]
 )
@@ -60,7 +60,7 @@ def test_answers_with_a_weight_of_0_are_not_learned(
     assert learned(write(path, {"messages": messages}), template) == [["Granite.", "A pear."]]
 
 
-@pytest.mark.parametrize("name", ["masked", "ignore"])
+@pytest.mark.parametrize("name", ["masked", "ignore", "exclude", "no_loss"])
 def test_masked_answers_are_not_learned(tmp_path: Path, template: ChatTemplate, name: str) -> None:
     messages = talk({name: True}, {name: True}, {name: None}, {name: False})
     assert learned(write(tmp_path / "a.jsonl", {"messages": messages}), template) == [["A pear."]]

@@ -152,11 +152,14 @@ def _open_arrow(source: pa.MemoryMappedFile) -> Any:
 
 def _decoded(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The batch with dictionary columns decoded (a dictionary would be sent with every slice), and
-    with float32 by the shortest decimal (to_pylist would widen 0.1 to 0.10000000149011612)."""
+    with small floats by the shortest decimal (to_pylist would widen 0.1 to 0.10000000149011612)."""
     columns = []
     for column in batch.columns:
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
+        if pa.types.is_float16(column.type):
+            texts = [None if v is None else str(v) for v in column.to_numpy(zero_copy_only=False)]
+            column = pa.array(texts, pa.string(), from_pandas=True).cast(pa.float64())
         if pa.types.is_float32(column.type):
             column = column.cast(pa.string()).cast(pa.float64())
         columns.append(column)

@@ -58,6 +58,10 @@ PROMPT_AND_RESPONSE = (
     ("query", "response"),
     ("instruction", "output"),
     ("instruction", "response"),
+    ("problem", "solution"),
+    ("inputs", "targets"),
+    ("human", "assistant"),
+    ("user", "assistant"),
 )
 CONTEXT = ("input", "context", "passage", "document", "background", "knowledge")
 HISTORY = ("history",)
@@ -67,11 +71,19 @@ TOOLS = ("tools", "functions")
 # Flags that say whether an answer, or every answer of a row, is a target: 1 or 0, true or false.
 # `loss` is one in messages only: in a row it is a measurement.
 TARGET_FLAGS = (
-    "weight", "weights", "train", "training", "trainable", "is_trainable", "learn", "loss_mask",
-    "loss_weight", "loss_scale",
+    "weight", "weights", "train", "training", "do_train", "trainable", "is_trainable", "learn",
+    "loss_mask", "loss_weight", "loss_scale",
 )  # fmt: skip
 MESSAGE_TARGET_FLAGS = (*TARGET_FLAGS, "loss")
-MESSAGE_MASK_FLAGS = ("masked", "ignore", "ignored")  # the opposite
+MESSAGE_MASK_FLAGS = (
+    "masked",
+    "ignore",
+    "ignored",
+    "exclude",
+    "excluded",
+    "skip",
+    "no_loss",
+)  # the opposite
 # Ambiguous flags: it is unknown what their values mean, or which part of a message is a target.
 MESSAGE_UNCLEAR_FLAGS = ("mask", "train_detail", "training_detail")
 # Flags by which rows of preferences (KTO) say whether their answer is a good one, if the value is a

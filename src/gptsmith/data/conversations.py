@@ -18,7 +18,7 @@ from gptsmith.chat_template.message import CALLS, Message, is_empty
 from gptsmith.data import columns as names
 from gptsmith.data.cells import InvalidRowError, parse_json
 from gptsmith.data.columns import quoted
-from gptsmith.data.messages import cell_message, is_message, read_message
+from gptsmith.data.messages import cell_message, is_message, read_message, transcript
 from gptsmith.data.options import ChatFiles
 from gptsmith.data.report import ReadReport
 from gptsmith.data.row_fields import (
@@ -139,6 +139,7 @@ def _messages_of(row: Row, files: ChatFiles) -> tuple[list[Any], set[str]] | Non
     turns = values[name] if name else None
     if name and isinstance(turns, str) and turns.lstrip().startswith("["):
         turns = parse_json(turns, name)  # in a table of text
+    turns = transcript(turns) or turns
     if files.messages_column is None and (is_empty(turns) or not isinstance(turns, list)):
         found = _question_and_answer(row, files)
         if found is not None or files.prompt_column is not None:
@@ -210,7 +211,7 @@ def _unclear_columns(row: Row) -> ValueError:
         )
     prompts = [pair[0] for pair in names.PROMPT_AND_RESPONSE if pair[0] in values]
     options = f"--prompt-column {prompts[0] if prompts else 'NAME'} --response-column chosen"
-    if isinstance(values["chosen"], list) and not prompts:
+    if not prompts and (isinstance(values["chosen"], list) or transcript(values["chosen"])):
         options = "--messages-column chosen"
     return ValueError(f"{problem}{options}, to train on the better answer of each pair")
 

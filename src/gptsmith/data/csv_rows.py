@@ -20,6 +20,7 @@ from gptsmith.data.row import Row, check_unique, unicode_problem
 
 _SAMPLE = 1 << 16  # characters
 _RECORDS = 200
+_JSON = re.compile(r"\s*(\[\s*[\[{]|\{\s*\")")
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)  # Excel writes and hides it
 
 
@@ -164,6 +165,10 @@ def _dialect(path: Path, lines: _Lines, form: FileFormat, report: ReadReport) ->
     is_tsv = has_suffix(path, ".tsv", ".tsv.gz")
     default = "\t" if is_tsv else ","
     sample, delimiter = lines.peek(_SAMPLE), form.delimiter
+    if _JSON.match(sample):
+        raise ValueError(
+            f"{path} is JSON, not a .csv: name it .json, or .jsonl with a row per line"
+        )
     if named := _SEPARATOR_LINE.match(sample):
         next(lines)
         sample, delimiter = sample[named.end() :], delimiter or named[1]
@@ -172,7 +177,11 @@ def _dialect(path: Path, lines: _Lines, form: FileFormat, report: ReadReport) ->
         report.hint(f"{path}: read with the delimiter {delimiter!r}")
     # A .tsv has no quoting (IANA text/tab-separated-values): " is an ordinary character.
     quoting = csv.QUOTE_NONE if is_tsv and delimiter == "\t" else csv.QUOTE_MINIMAL
-    return {"delimiter": delimiter, "quoting": quoting, "strict": quoting == csv.QUOTE_MINIMAL}
+    spaced = _consistency(sample, delimiter, spaced=True) > _consistency(sample, delimiter)
+    return {
+        "delimiter": delimiter, "quoting": quoting, "strict": quoting == csv.QUOTE_MINIMAL,
+        "skipinitialspace": spaced and quoting == csv.QUOTE_MINIMAL,
+    }  # fmt: skip
 
 
 def find_delimiter(sample: str, default: str) -> str:
@@ -186,8 +195,12 @@ def find_delimiter(sample: str, default: str) -> str:
     return found
 
 
-def _consistency(sample: str, delimiter: str) -> float:
-    """The share of records with as many fields as the first one; 0 if that has only one."""
-    records = csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter)
+def _consistency(sample: str, delimiter: str, spaced: bool = False) -> float:
+    """The share of records with as many fields as the first one; 0 if that has only one.
+
+    spaced: whether a space after a delimiter is not part of the field, so that a quote may follow.
+    """
+    lines = io.StringIO(sample, newline="")
+    records = csv.reader(lines, delimiter=delimiter, skipinitialspace=spaced)
     widths = [len(record) for record in islice(records, _RECORDS) if record]
     return widths.count(widths[0]) / len(widths) if widths and widths[0] > 1 else 0.0

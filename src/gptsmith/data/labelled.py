@@ -113,14 +113,21 @@ def _table_pairs(path: Path, files: LabelledFiles, report: ReadReport) -> Iterat
             for row in read_rows(path, report, header=("0", "1"), form=files):
                 yield row.place, row.values[str(1 - at)], row.values[str(at)]
             return
-    yield from _column_pairs(rows, files)
+    yield from _column_pairs(rows, files, report)
 
 
-def _column_pairs(rows: Sequence[Row], files: LabelledFiles) -> Iterator[Pair]:
+_ANSWER = "answer"  # of the annotator who was shown text and label, in Prodigy
+
+
+def _column_pairs(rows: Sequence[Row], files: LabelledFiles, report: ReadReport) -> Iterator[Pair]:
     if rows:
         text, label = _text_and_label(list(rows[0].values), rows, files)
         for row in rows:
-            yield row.place, row.values.get(text), row.values.get(label)
+            answer = "" if label == _ANSWER else row.values.get(_ANSWER)
+            if answer in ("reject", "ignore"):
+                report.skipped.add("rejected or ignored by the annotator", row.place)
+            else:
+                yield row.place, row.values.get(text), row.values.get(label)
 
 
 def _text_and_label(names: list[str], rows: Sequence[Row], files: LabelledFiles) -> tuple[str, str]:
@@ -168,7 +175,7 @@ def _line_pairs(path: Path, files: LabelledFiles, report: ReadReport) -> Iterato
     report.read[path] = len(lines)
     if lines and (delimiter := _header_delimiter(lines[0][1])):
         form = FileFormat(encoding=files.encoding, delimiter=delimiter)
-        yield from _column_pairs(list(csv_rows(path, report, None, form)), files)
+        yield from _column_pairs(list(csv_rows(path, report, None, form)), files, report)
         return
     delimiter = files.delimiter or "\t"
     layouts = _label_layouts(lines, [(delimiter, 0), (delimiter, 1)])
@@ -314,6 +321,10 @@ def _text(value: Any) -> str:
 
 
 def _label(value: Any) -> str:
+    if isinstance(value, list) and len(value) == 1:  # doccano
+        value = value[0]
+    if isinstance(value, list) and value:
+        raise InvalidRowError("several labels", "several labels: a text has one here")
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # pandas turns integers with missing values into floats
     return cell_text(value, "the label").strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -86,6 +87,21 @@ def _flags(fields: dict[str, Any], content: Any) -> list[bool]:
     if len({all(found) for found in of_parts}) > 1:
         raise InvalidRowError("unknown weight", "some parts of its content are targets, others not")
     return flags + [flag for found in of_parts for flag in found]
+
+
+# Anthropic's HH ("\n\nHuman: "), and OpenAssistant Guanaco ("### Human: ").
+_SPEAKER = re.compile(r"(?:^|\n\n|### ?)(Human|Assistant):[ \n]?")
+
+
+def transcript(text: Any) -> list[ReadMessage]:
+    """The messages of a conversation that is one text, each after `Human:` or `Assistant:`; empty
+    for anything else."""
+    first = _SPEAKER.search(text) if isinstance(text, str) else None
+    if first is None or text[: first.start()].strip():
+        return []
+    parts = _SPEAKER.split(text)[1:]
+    spoken = zip(parts[::2], parts[1::2], strict=True)
+    return [cell_message(names.ROLES[who.lower()], said.strip()) for who, said in spoken]
 
 
 def is_message(turn: Any, files: ChatFiles) -> bool:

@@ -66,6 +66,7 @@ OPTIONAL = {
     "gguf",
     "huggingface_hub",
     "llama_cpp",
+    "llguidance",
     "lm_eval",
     "mlflow",
     "peft",

@@ -9,11 +9,13 @@ C channels, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from gptsmith.generate.constraint import Constraint, ConstraintCompiler, Matcher
 from gptsmith.generate.extend import extend, score_prompt
 from gptsmith.generate.forward import make_forward
 from gptsmith.generate.options import DEFAULT_SAMPLING, SamplingConfig
@@ -139,20 +141,32 @@ class Engine:
         """Queue a request; `step` extends the generation that this returns.
 
         ValueError for an empty prompt, an id outside the vocabulary, an empty stop string, stop
-        strings or on_text without a tokenizer, and a prompt longer than the context with
-        context_shift off. QueueFull where `room` is 0.
+        strings, on_text or a constraint without a tokenizer, a constraint that `compile` refuses, and
+        a prompt longer than the context with context_shift off. QueueFull where `room` is 0.
         """
         request.check(self._V, self._limit, self.tokenizer is not None)
         stop_ids = request.stop_ids
         if stop_ids is None:
             stop_ids = () if self.tokenizer is None else self.tokenizer.special_ids.eos_ids
         stream = None if self.tokenizer is None else self.tokenizer.stream(request.prompt)
-        row = Row(request, frozenset(stop_ids), self._limit, stream)
+        matcher = request.constraint
+        if isinstance(matcher, Constraint):
+            matcher = self.compile(matcher)
+        row = Row(request, frozenset(stop_ids), self._limit, stream, matcher)
         if row.remaining or row.scores_prompt:
             self._scheduler.add(row)
         else:
             row.generation.finish_reason = "length"
         return row.generation
+
+    def compile(self, constraint: Constraint) -> Matcher:
+        """For the `constraint` of one request. This can take half a second, which `add` then need
+        not take; it may be called from another thread.
+
+        ValueError without llguidance, for a tokenizer whose ids do not stand for fixed bytes, and
+        for a constraint that is wrong, too large, or that no text meets.
+        """
+        return self._compiler.compile(constraint)
 
     def cancel(self, generation: Generation) -> None:
         """Finish a request now, with the text that is certain so far; the next step frees what it
@@ -178,6 +192,7 @@ class Engine:
         stop: str | Sequence[str] = (),
         stop_ids: Sequence[int] | None = None,
         context_shift: bool = True,
+        constraint: Constraint | None = None,
     ) -> list[Generation]:
         """Continue every prompt to its end: one text, or several texts or token ids.
 
@@ -194,6 +209,7 @@ class Engine:
                 stop,
                 stop_ids,
                 context_shift=context_shift,
+                constraint=constraint,
             )
             try:
                 generations[i] = self.add(request)
@@ -293,6 +309,12 @@ class Engine:
     @property
     def _device(self) -> torch.device:
         return self._forward.device
+
+    @cached_property
+    def _compiler(self) -> ConstraintCompiler:
+        if self.tokenizer is None:
+            raise ValueError("a constraint needs a tokenizer: Engine(model, tokenizer)")
+        return ConstraintCompiler(self.tokenizer, self._V)
 
     def _encode(self, prompt: str | Sequence[int]) -> Sequence[int]:
         if hasattr(prompt, "tolist"):  # a tensor or an array of ids

@@ -43,9 +43,13 @@ def _choose(rows: Sequence[Row], logits: Tensor) -> list[int]:
     settings = [row.request.sampling for row in rows]
     for i, (row, s) in enumerate(zip(rows, settings, strict=True)):
         bias, others = row.request.logit_bias, (s.presence_penalty, s.frequency_penalty)
-        if bias or s.repetition_penalty != 1 or any(others):
+        penalized = bias or s.repetition_penalty != 1 or any(others)
+        if penalized or row.matcher is not None:
             x = x.clone() if x is logits else x
+        if penalized:
             penalize(x[i], s, row.counts, bias)
+        if row.matcher is not None:
+            row.matcher.mask(x[i], row.stop_ids)
     return sample(x, settings, [uniform(row.request.sampling.seed, row.position) for row in rows])
 
 

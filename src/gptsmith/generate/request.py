@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from gptsmith.generate.constraint import Constraint, Matcher
 from gptsmith.generate.drafts import PromptLookup
 from gptsmith.generate.mean_vector import MeanVector
 from gptsmith.generate.options import DEFAULT_SAMPLING, SamplingConfig
@@ -48,6 +49,9 @@ class Request:
     """Also find the mean of the vectors of the prompt's tokens; the prompt is read as a whole."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Added to the logits of these tokens."""
+    constraint: Constraint | Matcher | None = None
+    """What the new text must be; it ends as soon as nothing more can come. A matcher, made by
+    `Engine.compile`, is for one text."""
     namespace: str = ""
     """What a prompt shares with others is read once among requests of the same namespace only."""
 
@@ -58,8 +62,10 @@ class Request:
     def check(self, V: int, limit: int, has_tokenizer: bool) -> None:
         """ValueError for what a model with V ids and this context length cannot do."""
         prompt = self.prompt
-        if not has_tokenizer and (self.stop or self.on_text):
-            raise ValueError("stop strings and on_text need a tokenizer: Engine(model, tokenizer)")
+        if not has_tokenizer and (self.stop or self.on_text or self.constraint):
+            raise ValueError(
+                "stop strings, constraints and on_text need a tokenizer: Engine(model, tokenizer)"
+            )
         if "" in self.stop:
             raise ValueError("stop contains an empty string, which every text contains: omit it")
         if len(prompt) == 0:
@@ -92,9 +98,11 @@ class Generation:
     text: str = ""
     """What is new in the text of prompt and ids, without the stop string; empty if the engine has
     no tokenizer."""
-    finish_reason: Literal["stop", "length", "cancelled"] | None = None
-    """stop: a stop id or stop string; length: max_new_tokens or the end of the context; None: not
-    finished yet."""
+    finish_reason: Literal["stop", "length", "cancelled", "error"] | None = None
+    """stop: a stop id, a stop string, or a constraint that is met; length: max_new_tokens or the end
+    of the context; error: see `error`; None: not finished yet."""
+    error: str | None = None
+    """Why the constraint could not be followed to the end."""
     dropped_tokens: int = 0
     """Oldest tokens that were dropped because the text outgrew the model's context."""
     cached_tokens: int = 0
@@ -143,7 +151,7 @@ class Row:
     """A request in progress.
 
     limit: the model's context length. stream: gives the text of the new tokens; None: the engine
-    has no tokenizer.
+    has no tokenizer. matcher: of the request's constraint.
     """
 
     def __init__(
@@ -152,14 +160,15 @@ class Row:
         stop_ids: frozenset[int],
         limit: int,
         stream: TokenStream | None,
+        matcher: Matcher | None = None,
     ) -> None:
-        self.request = request
+        self.request, self.matcher = request, matcher
         self.generation = Generation([], mean_vector=MeanVector() if request.mean_vector else None)
         self.context = list(request.prompt)  # what the model reads
         self.table: PageTable | None = None  # where it is stored; None: not running, or not cached
         self.counts = dict.fromkeys(self.context, 0)  # how often a token was generated
         self._stream, self._stop = stream, StopStrings(request.stop)
-        self._stop_ids = stop_ids
+        self.stop_ids = stop_ids
         self._lookup = PromptLookup()
         self._limit = limit
         self.remaining = request.sampling.max_new_tokens
@@ -197,8 +206,12 @@ class Row:
 
     def draft(self, count: int) -> Sequence[int]:
         """At most `count` of the next tokens, if there is a guess: as many as may still come."""
-        room = min(count, self.remaining - 1, self._limit - len(self.context))
-        return self._lookup.draft(self.context, room)
+        room = max(0, min(count, self.remaining - 1, self._limit - len(self.context)))
+        if self.matcher is None:
+            return self._lookup.draft(self.context, room)
+        return self.matcher.forced(room) or self.matcher.accepted(
+            self._lookup.draft(self.context, room)
+        )
 
     def shift(self) -> None:
         """Keep the newest half of a context that the model cannot read, to be read again."""
@@ -211,7 +224,7 @@ class Row:
         """Append the next token; the last one sets finish_reason."""
         generation, stream, stop = self.generation, self._stream, self._stop
         piece = ""
-        if token in self._stop_ids:
+        if token in self.stop_ids:
             generation.finish_reason = "stop"
             generation.stop_logprob = logprob
         else:
@@ -225,10 +238,24 @@ class Row:
                 piece = stop.push(stream.push(token))
             if stop.stopped:
                 generation.finish_reason = "stop"
-            elif self.remaining == 0:
+            else:
+                self._follow_constraint(token)
+            if self.remaining == 0 and generation.finish_reason is None:
                 generation.finish_reason = "length"
         if generation.finish_reason is not None and stream is not None:
             piece += stop.push(stream.flush(), last=True)
         generation.text += piece
         if piece and self.request.on_text is not None:
             self.request.on_text(piece)
+
+    def _follow_constraint(self, token: int) -> None:
+        """The text may end here, because nothing more can come, or because of an error."""
+        if self.matcher is None:
+            return
+        try:
+            self.matcher.push(token)
+        except ValueError as error:
+            self.generation.error, self.generation.finish_reason = str(error), "error"
+        else:
+            if self.matcher.finished:
+                self.generation.finish_reason = "stop"

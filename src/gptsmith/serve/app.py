@@ -132,9 +132,13 @@ class Server:
         model = answer.model
         model.checked_ids(body.stop_token_ids, "stop_token_ids")
         model.checked_ids(body.logit_bias, "logit_bias")
+        constraint = body.constraint()
         requests: list[TextRequest] = []
         for i, ids in enumerate(answer.prompts):
             sampling = body.sampling(model.room(ids, limit, answer.field))
+            matcher = None
+            if constraint is not None:
+                matcher = await self._encode(model.compile, constraint, body.constraint_field)
             requests.append(
                 TextRequest(
                     ids,
@@ -145,6 +149,7 @@ class Server:
                     logprobs=scored,
                     prompt_logprobs=scored if getattr(body, "echo", False) else None,
                     logit_bias=body.logit_bias,
+                    constraint=matcher,
                     namespace=request.scope["namespace"],
                 )
             )

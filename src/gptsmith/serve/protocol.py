@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from gptsmith.flags import reason
+from gptsmith.generate.constraint import Constraint
 from gptsmith.generate.options import SamplingConfig
 from gptsmith.serve.errors import ApiError
 
@@ -34,13 +35,17 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "functions": ([],),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
-    "response_format": ({"type": "text"},),
     "suffix": ("",),
     "tool_choice": ("auto", "none"),
     "tools": ([],),
 }
 
 MAX_INPUTS = 2048  # of a request for embeddings, as OpenAI's
+RENAMED: Mapping[str, str] = {
+    **{f"guided_{name}": name for name in ("json", "regex", "choice", "grammar")},
+    "guided_json_object": "json_object",
+}
+"""Fields of earlier versions of vLLM, and what they are called in structured_outputs."""
 
 StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 """The engine looks for each one after every token, while all other clients wait."""
@@ -84,6 +89,74 @@ class StreamOptions(BaseModel):
     """Has no effect."""
 
 
+class JsonSchema(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+    """Has no effect."""
+    schema_: dict[str, Any] = Field(alias="schema")
+    """The JSON schema, which the text meets whether `strict` is true or not."""
+    description: str | None = None
+    """Has no effect."""
+    strict: bool | None = None
+    """Has no effect."""
+
+
+class ResponseFormat(BaseModel):
+    """OpenAI's form of a constraint."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema belongs to the type json_schema, and is needed there")
+        return self
+
+    def constraint(self) -> Constraint | None:
+        """None: any text. ValueError for what is not a JSON schema."""
+        if self.json_schema is not None:
+            return Constraint.json(self.json_schema.schema_)
+        return Constraint.json_object() if self.type == "json_object" else None
+
+
+class StructuredOutputs(BaseModel):
+    """vLLM's form of a constraint: one of the fields."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    """A JSON schema, or its text."""
+    json_object: bool | None = None
+    """Any JSON object."""
+    regex: str | None = None
+    """A regular expression for the whole text."""
+    choice: list[str] | None = Field(None, min_length=1)
+    """Texts, one of which is generated."""
+    grammar: str | None = None
+    """A context-free grammar in the form of Lark or GBNF."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StructuredOutputs:
+        given = [self.json_, self.json_object or None, self.regex, self.choice, self.grammar]
+        if sum(field is not None for field in given) != 1:
+            raise ValueError("give one of json, json_object, regex, choice and grammar")
+        return self
+
+    def constraint(self) -> Constraint:
+        """ValueError for what is not a JSON schema, and for an empty choice."""
+        if self.json_ is not None:
+            return Constraint.json(self.json_)
+        if self.regex is not None:
+            return Constraint.regex(self.regex)
+        if self.choice is not None:
+            return Constraint.choice(self.choice)
+        return Constraint.json_object() if self.grammar is None else Constraint.grammar(self.grammar)
+
+
 class Generating(RequestBody):
     """A request for text."""
 
@@ -110,8 +183,32 @@ class Generating(RequestBody):
     stream: bool = False
     """Send the text as it is generated, as server-sent events."""
     stream_options: StreamOptions = StreamOptions()
+    response_format: ResponseFormat | None = None
+    """What the text must be: JSON, any or of a schema."""
+    structured_outputs: StructuredOutputs | None = None
+    """The same, also as a regular expression, a choice or a grammar."""
     return_token_ids: bool = False
     """Also return the token ids of prompt and text, and of the alternatives in logprobs."""
+
+    @model_validator(mode="after")
+    def _one_constraint(self) -> Generating:
+        if self.structured_outputs and self.response_format and self.response_format.type != "text":
+            raise ValueError("give either response_format or structured_outputs")
+        return self
+
+    @property
+    def constraint_field(self) -> str:
+        """The field that has the constraint."""
+        return "structured_outputs" if self.structured_outputs else "response_format"
+
+    def constraint(self) -> Constraint | None:
+        """What the text must be. ApiError for what cannot be one."""
+        given = self.structured_outputs or self.response_format
+        try:
+            return given and given.constraint()
+        except ValueError as error:
+            field = self.constraint_field
+            raise ApiError(400, f"{field}: {error}", param=field) from None
 
     def sampling(self, max_new_tokens: int) -> SamplingConfig:
         """The settings for the engine; without a seed, a random one."""
@@ -251,6 +348,8 @@ def parse(body: bytes, kind: type[Body]) -> Body:
         name = ".".join(str(part) for part in first["loc"][:1])
         if first["type"] == "extra_forbidden":
             message = f"{'.'.join(map(str, first['loc']))} is not supported"
+            if name in RENAMED:
+                message += f': use structured_outputs: {{"{RENAMED[name]}": ...}}'
         else:
             message = f"{name}: {reason(first['msg'])}" if name else reason(first["msg"])
         raise ApiError(400, message, param=name or None) from None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gptsmith.evaluate.classification import max_length, predict
 from gptsmith.generate.chat import reply_stop_ids
+from gptsmith.generate.constraint import Constraint, Matcher
 from gptsmith.generate.engine import Engine
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.run import Run
@@ -141,6 +142,13 @@ class ServedModel:
         except ValueError as error:
             raise ApiError(400, f"input: {error}", param="input") from None
         return found
+
+    def compile(self, constraint: Constraint, field: str) -> Matcher:
+        """For one text. ApiError for a constraint that cannot be met or compiled."""
+        try:
+            return self.generating_engine().compile(constraint)
+        except ValueError as error:
+            raise ApiError(400, f"{field}: {error}", param=field) from None
 
     def prompt_ids(
         self, prompt: str | list[int], prefix: bool = True, param: str = "prompt"

@@ -84,6 +84,7 @@ def test_every_public_class_has_a_useful_repr(corpus: Path, tmp_path: Path) -> N
         gptsmith.LoadedRun: (loaded, str(run.path)),
         gptsmith.Mask: (model.mask, "causal()"),
         gptsmith.ModelConfig: (config, "n_layer=2"),
+        gptsmith.Constraint: (gptsmith.Constraint.regex("a+"), "a+"),
         gptsmith.RMSNorm: (gptsmith.RMSNorm(16), "16, eps=1e-05"),
         gptsmith.Request: (request, "prompt=[1, 2]"),
         gptsmith.Run: (run, repr(str(run.path))),

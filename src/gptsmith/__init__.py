@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gptsmith.data.dataset import Windows
     from gptsmith.data.shards import Corpus
     from gptsmith.generate.chat import Chat
+    from gptsmith.generate.constraint import Constraint
     from gptsmith.generate.engine import Engine
     from gptsmith.generate.options import SamplingConfig
     from gptsmith.generate.request import Generation, Request
@@ -44,6 +45,7 @@ _NAMES = {  # module -> the public names that it has
     "data.dataset": "Windows",
     "data.shards": "Corpus",
     "generate.chat": "Chat",
+    "generate.constraint": "Constraint",
     "generate.engine": "Engine",
     "generate.options": "SamplingConfig",
     "generate.request": "Generation Request",
@@ -61,6 +63,7 @@ _HOMES = {name: f"gptsmith.{home}" for home, names in _NAMES.items() for name in
 __all__ = [
     "Batch",
     "Chat",
+    "Constraint",
     "Corpus",
     "Engine",
     "FeedForward",

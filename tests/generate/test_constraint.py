@@ -89,6 +89,14 @@ def test_json_of_a_schema_validates(engine: Engine) -> None:
         Person.model_validate_json(text)
 
 
+def test_numbers_are_in_their_range(engine: Engine) -> None:
+    schema = {"type": "number", "minimum": 0.25, "maximum": 0.5}
+    likes_to_end = dict.fromkeys(engine.tokenizer.special_ids.eos_ids, 5.0)
+    for seed in range(10):
+        found = one(engine, Constraint.json(schema), seed=seed, logit_bias=likes_to_end)
+        assert 0.25 <= float(found.text) <= 0.5
+
+
 def test_a_choice_is_one_of_the_texts(engine: Engine) -> None:
     options = ["yes", "no", 'say "\\no/" \n', "größer", "nothing else"]
     found = texts(engine, Constraint.choice(options), n=20)
@@ -114,8 +122,10 @@ def byte_engine() -> Engine:
     return Engine(model_for(tokenizer), tokenizer)
 
 
-def one(engine: Engine, constraint: Constraint, limit: int = 200, **fields: object) -> Generation:
-    request = Request([84], sampled(limit), constraint=constraint, **fields)  # type: ignore[arg-type]
+def one(
+    engine: Engine, constraint: Constraint, limit: int = 200, seed: int = 0, **fields: object
+) -> Generation:
+    request = Request([84], sampled(limit, seed), constraint=constraint, **fields)  # type: ignore[arg-type]
     generation = engine.add(request)
     assert [*engine.as_completed([generation])] == [generation]
     return generation
@@ -124,7 +134,7 @@ def one(engine: Engine, constraint: Constraint, limit: int = 200, **fields: obje
 def test_a_text_ends_only_where_it_is_complete(byte_engine: Engine) -> None:
     """A model that wants to end at once."""
     engine = byte_engine
-    [end] = engine.tokenizer.special_ids.ends
+    [end] = engine.tokenizer.special_ids.eos_ids
     found = one(engine, Constraint.regex("(abc)+"), logit_bias={end: 100})
     assert (found.text, found.finish_reason) == ("abc", "stop")
     assert found.stop_logprob is None or found.stop_logprob.id == end

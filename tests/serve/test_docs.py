@@ -22,7 +22,7 @@ def test_the_examples_work(tmp_path: Path) -> None:
     with serving_models({"demo-chat": model}) as api:
         examples = [["bash", "-e", "-c", block] for block in blocks("bash")]
         examples += [[sys.executable, "-c", block] for block in blocks("python")]
-        assert len(examples) == 2
+        assert len(examples) == 4
         for *command, block in examples:
             text = block.replace("http://127.0.0.1:8000", api.url)
             done = subprocess.run([*command, text], capture_output=True, text=True, check=True)

@@ -12,7 +12,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from gptsmith.tokenizer import Tokenizer
 
 _MAX_LENGTH = 50_000  # characters of a constraint, which take up to half a second to compile
-_LIMITS = dict(max_grammar_size=20_000, step_max_items=20_000, verbose_errors=False)
+_MAX_SYMBOLS = 20_000  # of its grammar
+_MAX_ITEMS = 20_000  # of the parser in one step, about a millisecond
+_NAMED = ("properties", "patternProperties", "$defs", "definitions")  # parts of a JSON schema
+_NUMBERED = ("anyOf", "oneOf", "allOf", "prefixItems")
 _STUCK = "nothing that the model's tokens can spell meets it"
 # One space, or a new line and its indentation: a model that writes nothing else comes to an end.
 _WHITESPACE = r"(\x20|\n[\x20\t]{0,16})?"
@@ -140,7 +143,9 @@ class ConstraintCompiler:
             raise ValueError("constraints need llguidance: pip install 'gptsmith[serve]'") from None
         self._tokenizer = tokenizer
         self._trie = LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer)))
-        self._limits = LLParserLimits(**_LIMITS)
+        self._limits = LLParserLimits(
+            max_grammar_size=_MAX_SYMBOLS, step_max_items=_MAX_ITEMS, verbose_errors=False
+        )
         special = set(tokenizer.special_tokens.values())
         is_text = [i not in special and bool(tokenizer.decode_bytes([i])) for i in range(V)]
         self._is_text = torch.tensor(is_text)
@@ -203,8 +208,9 @@ def _grammar(constraint: Constraint) -> str:
     try:
         if constraint.kind == "grammar":
             return grammar_from("grammar", constraint.source)
-        options = {"whitespace_pattern": _WHITESPACE}
-        return LLMatcher.grammar_from_json_schema(constraint.source, overrides=options)
+        return LLMatcher.grammar_from_json_schema(
+            constraint.source, overrides={"whitespace_pattern": _WHITESPACE}
+        )
     except ValueError as error:
         raise _failed(str(error)) from None
 
@@ -214,8 +220,8 @@ def _escape(character: re.Match[str]) -> str:
 
 
 def _place(schema: Mapping[str, Any], shared: Mapping[str, Any], error: str) -> str:
-    """Where in a JSON schema an error is, as a JSON pointer: the innermost of its parts that has it,
-    if it is among the first. shared: definitions that the parts refer to."""
+    """Where in a JSON schema an error is, as a JSON pointer: the innermost part that has it, if it
+    is among the first. shared: definitions that the parts refer to."""
     from llguidance import LLMatcher
 
     for step, part in islice(_parts(schema), 500):
@@ -228,12 +234,13 @@ def _place(schema: Mapping[str, Any], shared: Mapping[str, Any], error: str) -> 
 def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The schemas directly inside a schema, with their JSON pointers."""
     for key, value in schema.items():
-        if key in ("properties", "patternProperties", "$defs", "definitions"):
-            parts = value.items() if isinstance(value, Mapping) else ()
-        elif key in ("anyOf", "oneOf", "allOf", "prefixItems"):
-            parts = enumerate(value) if isinstance(value, list) else ()
-        else:
-            parts = [("", value)] if key in ("items", "additionalProperties") else ()
+        parts: Iterable[tuple[object, object]] = ()
+        if key in _NAMED and isinstance(value, Mapping):
+            parts = value.items()
+        elif key in _NUMBERED and isinstance(value, list):
+            parts = enumerate(value)
+        elif key in ("items", "additionalProperties"):
+            parts = [("", value)]
         for name, part in parts:
             if isinstance(part, Mapping):
                 yield f"/{key}/{name}".rstrip("/"), part

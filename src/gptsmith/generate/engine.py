@@ -141,8 +141,8 @@ class Engine:
         """Queue a request; `step` extends the generation that this returns.
 
         ValueError for an empty prompt, an id outside the vocabulary, an empty stop string, stop
-        strings, on_text or a constraint without a tokenizer, a constraint that `compile` refuses, and
-        a prompt longer than the context with context_shift off. QueueFull where `room` is 0.
+        strings, on_text or a constraint without a tokenizer, a constraint that `compile` refuses,
+        and a prompt longer than the context with context_shift off. QueueFull where `room` is 0.
         """
         request.check(self._V, self._limit, self.tokenizer is not None)
         stop_ids = request.stop_ids

@@ -99,8 +99,8 @@ class Generation:
     """What is new in the text of prompt and ids, without the stop string; empty if the engine has
     no tokenizer."""
     finish_reason: Literal["stop", "length", "cancelled", "error"] | None = None
-    """stop: a stop id, a stop string, or a constraint that is met; length: max_new_tokens or the end
-    of the context; error: see `error`; None: not finished yet."""
+    """stop: a stop id, a stop string, or a constraint that is met; length: max_new_tokens or the
+    end of the context; error: see `error`; None: not finished yet."""
     error: str | None = None
     """Why the constraint could not be followed to the end."""
     dropped_tokens: int = 0

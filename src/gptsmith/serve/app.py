@@ -138,7 +138,9 @@ class Server:
             sampling = body.sampling(model.room(ids, limit, answer.field))
             matcher = None
             if constraint is not None:
-                matcher = await self._encode(model.compile, constraint, body.constraint_field)
+                matcher = await self._beside(
+                    model, model.compile, constraint, body.constraint_field
+                )
             requests.append(
                 TextRequest(
                     ids,

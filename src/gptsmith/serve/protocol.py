@@ -154,7 +154,9 @@ class StructuredOutputs(BaseModel):
             return Constraint.regex(self.regex)
         if self.choice is not None:
             return Constraint.choice(self.choice)
-        return Constraint.json_object() if self.grammar is None else Constraint.grammar(self.grammar)
+        return (
+            Constraint.json_object() if self.grammar is None else Constraint.grammar(self.grammar)
+        )
 
 
 class Generating(RequestBody):
@@ -203,9 +205,10 @@ class Generating(RequestBody):
 
     def constraint(self) -> Constraint | None:
         """What the text must be. ApiError for what cannot be one."""
-        given = self.structured_outputs or self.response_format
         try:
-            return given and given.constraint()
+            if self.structured_outputs is not None:
+                return self.structured_outputs.constraint()
+            return None if self.response_format is None else self.response_format.constraint()
         except ValueError as error:
             field = self.constraint_field
             raise ApiError(400, f"{field}: {error}", param=field) from None

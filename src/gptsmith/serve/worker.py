@@ -175,9 +175,7 @@ class Worker(threading.Thread):
         now = time.perf_counter()
         changed = []
         for ticket in self._tickets:
-            if ticket.error is None and (
-                failed := [g.error for g in ticket.generations if g.error]
-            ):
+            if failed := [g.error for g in ticket.generations if g.error]:
                 self._fail([ticket], ValueError(failed[0]))
             progress = tuple(
                 TextState(g.text, len(g.ids), g.finish_reason) for g in ticket.generations

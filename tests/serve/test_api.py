@@ -374,8 +374,8 @@ def test_models_health_metrics_and_description(api: Api) -> None:
     api.until_idle()
     metrics = api.client.get("/metrics").text
     assert "gptsmith_new_tokens_total" in metrics
-    assert "gptsmith_running_texts 0.0" in metrics
-    assert "gptsmith_waiting_texts 0.0" in metrics
+    assert "gptsmith_running_requests 0.0" in metrics
+    assert "gptsmith_waiting_requests 0.0" in metrics
     assert "gptsmith_cache_used_ratio" in metrics
     described = api.client.get("/openapi.json").json()
     assert described["paths"].keys() >= {"/v1/chat/completions", "/v1/completions"}

@@ -66,7 +66,7 @@ def test_a_closed_connection_frees_its_slot_in_every_state(small: Api, stream: b
         after = small.post("/v1/completions", model="chat", prompt="zzz", max_tokens=20, seed=9)
         assert after["choices"] == alone["choices"]
     small.until_idle()
-    assert small.server.worker.unfinished_texts == 0
+    assert small.server.worker.unfinished_requests == 0
 
 
 def test_half_a_request_leaves_no_traceback(small: Api, caplog: pytest.LogCaptureFixture) -> None:
@@ -81,7 +81,7 @@ def test_a_full_queue_is_said_at_once(small: Api) -> None:
 
     body = json.dumps(long_request(n=6)).encode()
     connection = send(small, body)
-    wait_until(lambda: small.server.worker.unfinished_texts == 6)
+    wait_until(lambda: small.server.worker.unfinished_requests == 6)
     started = time.monotonic()
     response = small.client.post("/v1/completions", json=long_request())
     assert response.status_code == 429
@@ -118,13 +118,13 @@ def test_a_flooded_model_does_not_hold_up_another(
 
     with serving_models(models, max_batch_size=8, max_queue=22) as api:
         connections = [send(api, json.dumps(flood).encode()) for _ in range(30)]
-        wait_until(lambda: api.server.worker.unfinished_texts == 30)
+        wait_until(lambda: api.server.worker.unfinished_requests == 30)
         assert api.client.post("/v1/completions", json=flood).status_code == 429
         for name in models:
             spy(name, "step")
         spy("other", "add")
         api.post("/v1/completions", model="other", prompt="a", max_tokens=20, logit_bias=endless)
-        assert api.server.worker.unfinished_texts == 30  # the flood goes on
+        assert api.server.worker.unfinished_requests == 30  # the flood goes on
         for connection in connections:
             connection.close()
         api.until_idle()
@@ -163,7 +163,7 @@ def test_a_slow_reader_does_not_slow_the_others(small: Api) -> None:
         ask = slow.build_request("POST", "/v1/completions", json=body | {"stream": True})
         response = slow.send(ask, stream=True)
         small.post("/v1/completions", model="chat", prompt="b", max_tokens=20)
-        assert small.server.worker.unfinished_texts == 1
+        assert small.server.worker.unfinished_requests == 1
         small.until_idle()
         lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
     assert lines.pop() == "[DONE]"
@@ -204,7 +204,7 @@ def test_a_server_that_stops_tells_its_clients(
     with serving_models({"chat": served(run)}) as api:
         body = long_request(stream=stream, logit_bias=dict.fromkeys(map(str, range(256, 262)), -99))
         client = send(api, json.dumps(body).encode())
-        while not api.server.worker.unfinished_texts:
+        while not api.server.worker.unfinished_requests:
             time.sleep(0.01)
     client.settimeout(20)
     received = b"".join(iter(lambda: client.recv(65536), b""))

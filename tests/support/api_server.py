@@ -80,7 +80,7 @@ class Api:
         """Wait until nothing is generated and nothing waits."""
         deadline = time.monotonic() + 30
         worker = self.server.worker
-        while worker.unfinished_texts or any(engine.busy for engine in worker.engines):
+        while worker.unfinished_requests or any(engine.busy for engine in worker.engines):
             assert time.monotonic() < deadline
             time.sleep(0.005)
 

@@ -228,7 +228,11 @@ def _left(pid: int, http: httpx.Client, sockets: int) -> list[str]:
     deadline = time.monotonic() + 60
     while True:
         lines = http.get("/metrics").text.splitlines()
-        gauges = ("gptsmith_running_texts", "gptsmith_waiting_texts", "gptsmith_cache_used_ratio")
+        gauges = (
+            "gptsmith_running_requests",
+            "gptsmith_waiting_requests",
+            "gptsmith_cache_used_ratio",
+        )
         left = [line for line in lines if line.startswith(gauges) and not line.endswith(" 0.0")]
         open_now = len(os.listdir(f"/proc/{pid}/fd"))
         if open_now > sockets:

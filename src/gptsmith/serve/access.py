@@ -1,7 +1,7 @@
-"""Who may use the server. Closed by default: pages of other sites, names that a foreign DNS server
-points at this machine, and clients without the key are turned away before a route is chosen.
+"""Access control. Requests from pages of other sites, for unknown host names (DNS rebinding), and
+without the key are rejected before a route is chosen.
 
-Plain ASGI: it wraps `receive` to count bytes and leaves disconnects visible to the application.
+Plain ASGI middleware: it wraps `receive` to count bytes, so the application sees disconnects.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PAGE = "/page/"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address to listen on can be reached from this machine only."""
+    """Whether only this machine can connect to an address to listen on."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -51,11 +51,11 @@ def read_keys(path: Path) -> list[str]:
 
 
 class Access:
-    """ASGI middleware that lets a request through or answers with the reason why not.
+    """ASGI middleware that passes a request on or rejects it with the reason.
 
-    keys: none: every client is let in. hosts: names under which the server may be addressed.
-    origins: sites whose pages may use it. It puts the name space of the client's key, in which
-    cached prefixes are shared, into the scope as "namespace".
+    keys: without any, every client is accepted. hosts: accepted host names. origins: sites whose
+    pages may use the server. The scope gets a "namespace" for the client's key: cached prefixes are
+    shared within it only.
     """
 
     def __init__(

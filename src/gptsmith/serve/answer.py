@@ -1,4 +1,4 @@
-"""What is sent back for a request for text: whole, or in chunks, in OpenAI's two forms."""
+"""Responses with generated text, complete or streamed in chunks, in OpenAI's two formats."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Json = dict[str, Any]
 
 
 class Answer(ABC):
-    """The answer to one request: choice i continues prompts[i]. See ChatAnswer, CompletionAnswer.
+    """The response to one HTTP request; choice i continues prompts[i].
 
-    generations: of the choices, set once they are known.
+    generations: of the choices, set once the engine has the requests.
     """
 
     prefix: ClassVar[str]
@@ -39,7 +39,7 @@ class Answer(ABC):
         self._offsets = [0] * len(prompts)  # characters of the names of the tokens that were sent
 
     def whole(self) -> Json:
-        """The answer once all texts have ended."""
+        """The complete response, once all requests have finished."""
         choices = [self._choice(i, g) for i, g in enumerate(self.generations)]
         return self._envelope(self.object, choices) | {"usage": self._usage()}
 
@@ -101,7 +101,7 @@ class Answer(ABC):
         return choice
 
     def _scored(self, i: int, old: TextState, new: TextState) -> list[Json]:
-        """The new tokens of a text with their log-probabilities and alternatives."""
+        """The new tokens of a choice with their log-probabilities and alternatives."""
         return [
             self._token(t.id, t.logprob) | {"top_logprobs": [self._token(*pair) for pair in t.top]}
             for t in self.generations[i].logprobs[old.length : new.length]
@@ -113,7 +113,7 @@ class Answer(ABC):
         entry: Json = {"token": name, "logprob": logprob, "bytes": list(data)}
         return entry | {"token_id": token} if self.body.return_token_ids else entry
 
-    # What differs between the forms
+    # What differs between the formats
 
     @abstractmethod
     def _content(self, i: int, generation: Generation) -> Json:
@@ -121,15 +121,15 @@ class Answer(ABC):
 
     @abstractmethod
     def _delta(self, i: int, old: TextState, new: TextState) -> Json:
-        """A choice of a chunk: what is new since `old` was sent."""
+        """A choice of a chunk: what has been added since `old` was sent."""
 
     @abstractmethod
     def _logprobs(self, i: int, old: TextState, new: TextState) -> Json | None:
-        """Of what is new since `old` was sent; None if they were not asked for."""
+        """Log-probabilities of what has been added since `old`; None if they were not requested."""
 
 
 class ChatAnswer(Answer):
-    """The form of /v1/chat/completions."""
+    """The format of /v1/chat/completions."""
 
     prefix, object, chunk_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
     field = "messages"
@@ -164,7 +164,7 @@ class ChatAnswer(Answer):
 
 
 class CompletionAnswer(Answer):
-    """The form of /v1/completions."""
+    """The format of /v1/completions."""
 
     prefix, object, chunk_object = "cmpl", "text_completion", "text_completion"
     field = "prompt"
@@ -185,8 +185,8 @@ class CompletionAnswer(Answer):
         }
 
     def _logprobs(self, i: int, old: TextState, new: TextState) -> Json | None:
-        """A stop token counts, as in vLLM: lm-evaluation-harness drops the last one, whatever it
-        is, to be left with the prompt."""
+        """Includes a stop token, as in vLLM: lm-evaluation-harness drops the last token, whatever
+        it is, to keep those of the prompt."""
         if self.body.logprobs is None:
             return None
         generation, name = self.generations[i], self.model.token_name

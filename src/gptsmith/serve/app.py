@@ -370,7 +370,7 @@ def create_app(
         middleware=middleware,
         exception_handlers={
             ApiError: errors.respond,
-            ClientDisconnect: errors.gone,
+            ClientDisconnect: errors.disconnected,
             404: errors.unknown,
             405: errors.unknown,
             Exception: errors.failed,

@@ -1,4 +1,4 @@
-"""HTTP/1.1 connections that a client cannot hold for nothing, and how the server ends them; TLS."""
+"""HTTP/1.1 connections with time limits, their end when the server stops, and TLS."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ MAX_HEADER_BYTES = 64_000
 
 
 def check_certificate(certificate: Path, key: Path) -> None:
-    """ValueError for files that HTTPS cannot be served with: no PEM, a key of another certificate,
-    an encrypted key (a server that asks for a password would not start by itself)."""
+    """ValueError for files that cannot be used for HTTPS: not PEM, a key of another certificate,
+    or an encrypted key (a server that asks for a password would not start unattended)."""
 
     def reject() -> NoReturn:
         raise ValueError(
@@ -46,8 +46,8 @@ def check_certificate(certificate: Path, key: Path) -> None:
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn's, which after a signal lets texts finish for `drain` seconds; what is unfinished
-    then ends with an error that clients can read."""
+    """uvicorn's server. After a signal, requests have `drain` seconds to finish; those that have
+    not then end with an error response."""
 
     def __init__(self, config: uvicorn.Config, worker: Worker, drain: float) -> None:
         config.timeout_graceful_shutdown = int(drain) + 5  # for those errors to be sent
@@ -80,8 +80,9 @@ def http_server(app: Starlette, options: ServeOptions) -> HttpServer:
 
 
 class Connection(H11Protocol):
-    """uvicorn's, whose headers are limited in length, and here in time: it closes connections on
-    which nothing comes, or a byte now and then. Bodies have their limits in access.py."""
+    """uvicorn's HTTP/1.1 protocol with a time limit for headers, besides its limit of their size:
+    a client cannot hold a connection by sending nothing, or a byte now and then. access.py limits
+    bodies."""
 
     _deadline: asyncio.TimerHandle | None = None
 

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 
 class ApiError(Exception):
-    """An error that the client is told: HTTP status, message, and the field that it concerns."""
+    """An error response: HTTP status, message, and the field of the request that it is about."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """What a client is told of an error that ended its texts."""
+    """The response to an error that ended a request."""
     if isinstance(error, ApiError):
         return error
     return ApiError(400, str(error)) if isinstance(error, ValueError) else _failure(error)
@@ -56,9 +56,9 @@ async def respond(request: Request, error: Exception) -> JSONResponse:
     return error.response
 
 
-async def gone(request: Request, error: Exception) -> Response:
-    """Starlette's handler of a client that left before its request was complete: nobody reads the
-    answer, and it is no fault of the server's."""
+async def disconnected(request: Request, error: Exception) -> Response:
+    """Starlette's handler of a client that disconnected before its request was complete. Nobody
+    reads the response."""
     return Response(status_code=499)
 
 

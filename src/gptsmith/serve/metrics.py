@@ -16,23 +16,22 @@ _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 
 class Metrics:
-    """The figures of one server. Each has a registry of its own, so several fit in one process."""
+    """The metrics of one server, in a registry of their own: several servers fit in one process.
+
+    A request is one completion; n completions of a prompt are n requests.
+    """
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         ours: dict[str, Any] = {"namespace": "gptsmith", "registry": self._registry}
-        self.running = Gauge("running_texts", "Texts that are being generated", **ours)
-        self.waiting = Gauge("waiting_texts", "Texts that wait", **ours)
-        self.cache_used = Gauge(
-            "cache_used_ratio", "Used share of the memory for keys and values", **ours
-        )
-        self.reused_tokens = Gauge(
-            "reused_tokens", "Tokens of prompts that were in the cache", **ours
-        )
-        self.refused = Counter("refused_requests", "Requests that found the queue full", **ours)
-        self.texts = Counter("texts", "Finished texts, by reason", ["finish_reason"], **ours)
-        self.prompt_tokens = Counter("prompt_tokens", "Tokens of prompts", **ours)
-        self.new_tokens = Counter("new_tokens", "Generated tokens", **ours)
+        self.running = Gauge("running_requests", "Requests that are being generated", **ours)
+        self.waiting = Gauge("waiting_requests", "Requests that wait", **ours)
+        self.cache_used = Gauge("cache_used_ratio", "Used share of the KV cache", **ours)
+        self.cached_tokens = Gauge("cached_tokens", "Prompt tokens found in the KV cache", **ours)
+        self.rejected = Counter("rejected_requests", "Rejected: the queue was full", **ours)
+        self.requests = Counter("requests", "Finished requests", ["finish_reason"], **ours)
+        self.prompt_tokens = Counter("prompt_tokens", "Prompt tokens of finished requests", **ours)
+        self.new_tokens = Counter("new_tokens", "Generated tokens of finished requests", **ours)
         self.first_token = Histogram(
             "time_to_first_token_seconds",
             "From the request to its first token",
@@ -41,23 +40,23 @@ class Metrics:
         )
         self.per_token = Histogram(
             "time_per_token_seconds",
-            "Mean time between the tokens of a text",
+            "Mean time between the tokens of a request",
             buckets=_TOKEN_SECONDS,
             **ours,
         )
 
     def show(self, stats: Sequence[Stats]) -> None:
-        """The present state of the engines."""
+        """Set the gauges to the present state of the engines."""
         self.running.set(sum(s.running for s in stats))
         self.waiting.set(sum(s.waiting for s in stats))
-        self.reused_tokens.set(sum(s.cached_tokens for s in stats))
+        self.cached_tokens.set(sum(s.cached_tokens for s in stats))
         pages = sum(s.pages_limit for s in stats)
         self.cache_used.set(sum(s.pages_used for s in stats) / max(1, pages))
 
     def finished(self, ticket: Ticket, now: float) -> None:
-        """Count a ticket whose texts have ended."""
+        """Count the requests of a ticket, which have ended."""
         for request, progress in zip(ticket.requests, ticket.progress, strict=False):
-            self.texts.labels(progress.finish_reason or "error").inc()
+            self.requests.labels(progress.finish_reason or "error").inc()
             self.prompt_tokens.inc(len(request.prompt))
             self.new_tokens.inc(progress.length)
         if ticket.first_token is not None:

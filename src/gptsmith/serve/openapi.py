@@ -1,4 +1,4 @@
-"""The description of the API (/openapi.json), made from the classes that parse its bodies."""
+"""The description of the API (/openapi.json), generated from the classes that parse its bodies."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _POST: dict[str, tuple[type[RequestBody], str, str]] = {
 _GET = {
     "/v1/models": "The models",
     "/v1/models/{name}": "One model",
-    "/health": "Whether the server works",
+    "/health": "Whether the server is running",
 }
 _STATUS = {
-    "400": "The request is wrong; the message says where",
+    "400": "The request is invalid; the message names the field",
     "401": "No API key, or a wrong one",
     "403": "The host or the origin is not allowed",
     "404": "No such model",

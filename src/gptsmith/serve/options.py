@@ -1,4 +1,4 @@
-"""Options of `gptsmith serve`, in a file without torch, so that `--help` answers at once."""
+"""Options of `gptsmith serve`; this file does not import torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gptsmith.run.options import Quantization, WeightChoice
 
 
 class ServeOptions(Quantization, WeightChoice):
-    """Which models are served, to whom, and with how much memory."""
+    """Which models to serve, to whom, and with how much memory."""
 
     run: tuple[Path, ...] = Field((), min_length=1)
     """Run folders. Each is served under the name of its folder."""
@@ -24,7 +24,7 @@ class ServeOptions(Quantization, WeightChoice):
     api_key_file: Path | None = None
     """File with one API key per line. Clients with different keys share no cached prefixes."""
     allow_host: tuple[str, ...] = ()
-    """Further names by which clients reach this server (the Host header), e.g. of a proxy."""
+    """Further host names by which clients reach this server (the Host header), as of a proxy."""
     allow_origin: tuple[str, ...] = ()
     """Other web sites whose pages may use the API (CORS), such as https://chat.example.org."""
     tls_cert: Path | None = None
@@ -32,14 +32,14 @@ class ServeOptions(Quantization, WeightChoice):
     tls_key: Path | None = None
     """Its private key (PEM)."""
     max_batch_size: int = Field(32, ge=1, le=1024)
-    """Texts of a model that are generated at the same time; the others wait."""
+    """Requests of a model that run at the same time; the others wait."""
     max_queue: int = Field(256, ge=0)
-    """Texts that wait for a place among these, of all models; beyond it, clients are told to try
-    again (429)."""
+    """Requests that may wait, of all models; beyond that, clients are told to try again later
+    (429)."""
     cache_tokens: int | None = Field(None, ge=1)
-    """Tokens of a model whose keys and values are in memory at the same time, at least its context;
-    texts that do not fit wait (default: as many contexts as --max-batch-size)."""
+    """Size of a model's KV cache in tokens, at least its context; requests that do not fit wait
+    (default: --max-batch-size contexts)."""
     max_body_bytes: int = Field(4_000_000, ge=1000)
-    """Longest request body."""
+    """Maximum size of a request body."""
     drain: float = Field(30, ge=0)
-    """After SIGTERM or Ctrl-C, seconds in which running requests may finish."""
+    """Seconds that running requests have to finish after SIGTERM or Ctrl-C."""

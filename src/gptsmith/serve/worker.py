@@ -1,7 +1,7 @@
-"""The thread that computes: it owns the engines, and tells waiting clients what is new.
+"""The thread that runs the engines and reports their progress to the event loop.
 
-HTTP, JSON and templates stay outside it. A client that reads slowly holds nobody up: it finds the
-newest state when it comes back, and takes the difference to what it has.
+HTTP, JSON and templates are not its concern. A slow client delays no other: it reads the latest
+state when it is ready, and takes the difference to what it has received.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class TextState(NamedTuple):
 
 
 class Ticket:
-    """Texts that one client waits for. Belongs to the event loop that submitted it."""
+    """The engine requests of one HTTP request and their progress. Belongs to the event loop that
+    submitted them."""
 
     def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
         self.engine, self.requests = engine, requests
@@ -46,8 +47,9 @@ class Ticket:
         return self.error is not None or all(p.finish_reason for p in self.progress)
 
     async def updates(self) -> AsyncIterator[tuple[TextState, ...]]:
-        """The state of the texts, each time that it has changed, to the end. Raises the error that
-        ended them."""
+        """The progress of the requests, whenever it has changed, until all have finished.
+
+        Raises the error that ended them."""
         while True:
             await self.changed.wait()
             self.changed.clear()
@@ -59,17 +61,17 @@ class Ticket:
                 return
 
     async def result(self) -> list[Generation]:
-        """The finished texts."""
+        """The finished generations; raises as `updates` does."""
         async for _ in self.updates():
             pass
         return self.generations
 
 
 class Worker(threading.Thread):
-    """Runs engines, one step of each busy one in turn, so models share the machine fairly.
+    """Runs the engines, one step of each busy one in turn, so models share the machine fairly.
 
-    max_running: texts that each engine runs at the same time. max_waiting: beyond these, texts that
-    may wait, of all engines together: however many wait for one model, another has its own places.
+    max_running: requests that each engine runs at the same time. max_waiting: further requests that
+    may wait, of all engines together; those for one model never take the places of another.
     """
 
     def __init__(
@@ -82,34 +84,34 @@ class Worker(threading.Thread):
         self._wake = threading.Event()
         self._closed = False
         self._tickets: list[Ticket] = []
-        self._unfinished = Counter[Engine]()  # texts; changed by the event loop alone
+        self._unfinished = Counter[Engine]()  # requests; changed by the event loop alone
 
     @property
-    def unfinished_texts(self) -> int:
-        """Texts that run or wait."""
+    def unfinished_requests(self) -> int:
+        """Number of requests that run or wait."""
         return self._unfinished.total()
 
     # Called by the event loop
 
     def submit(self, engine: Engine, requests: Sequence[Request]) -> Ticket:
-        """Have texts generated. QueueFull if too many wait already; `updates` raises the
-        ValueError of the engine for a request that it refuses."""
+        """Queue requests for an engine. QueueFull if too many are waiting; if the engine rejects
+        one, `updates` raises its ValueError."""
         after = self._unfinished + Counter({engine: len(requests)})
         if sum(max(0, n - self.max_running) for n in after.values()) > self.max_waiting:
-            self.metrics.refused.inc()
-            raise QueueFull(f"{self.unfinished_texts} texts are waiting or being generated")
+            self.metrics.rejected.inc()
+            raise QueueFull(f"{self.unfinished_requests} requests are running or waiting")
         ticket = Ticket(engine, requests)
         self._unfinished = after
         self._post(lambda: self._start(ticket))
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """Stop generating; harmless for texts that have finished."""
+        """Cancel the requests that have not finished."""
         if not ticket.is_done:
             self._post(lambda: self._cancel(ticket))
 
     def end_all(self, error: Exception) -> None:
-        """End all texts, running or waiting, by an error."""
+        """End all requests, running or waiting, with an error."""
         self._post(lambda: self._fail(self._tickets, error))
 
     def close(self) -> None:
@@ -123,7 +125,7 @@ class Worker(threading.Thread):
         self._wake.set()
 
     def _notify(self, tickets: Sequence[tuple[Ticket, bool]]) -> None:
-        """Wake who waits for these tickets; those that are done make room for others."""
+        """Wake the handlers of these tickets, and no longer count the requests of those done."""
         for ticket, is_done in tickets:
             if is_done:
                 self._unfinished[ticket.engine] -= len(ticket.requests)
@@ -139,7 +141,9 @@ class Worker(threading.Thread):
                 self._inbox.popleft()()
             before, busy = busy, [engine for engine in self.engines if engine.busy]
             for engine in self.engines:
-                if engine in busy or engine in before:  # the last step frees what texts held
+                if (
+                    engine in busy or engine in before
+                ):  # the last step frees the pages of finished requests
                     self._step(engine)
             self._publish()
             if not busy:

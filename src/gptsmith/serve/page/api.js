@@ -35,7 +35,7 @@ async function request(path, body, signal) {
     }
     sessionStorage.removeItem(KEY);
     const given = await asking.key();
-    if (!given) throw new ApiError(401, "this server needs an API key: reload the page to give one");
+    if (!given) throw new ApiError(401, "this server requires an API key: reload the page to enter it");
     sessionStorage.setItem(KEY, given);
   }
 }
@@ -50,7 +50,7 @@ export async function* stream(path, body, signal) {
   let buffer = "";
   for (;;) {
     const { value, done } = await reader.read().catch(lost);
-    if (done) throw new ApiError(0, "the connection ended before the text did");
+    if (done) throw new ApiError(0, "the connection ended before the reply was complete");
     buffer += value;
     const events = buffer.split("\n\n");
     buffer = events.pop();

@@ -9,7 +9,7 @@ const $ = (id) => document.getElementById(id);
 const SAMPLING = [
   ["temperature", "Temperature", 0.6], ["top_p", "Top-p", 1], ["top_k", "Top-k (0: all)", 0],
   ["min_p", "Min-p", 0], ["repetition_penalty", "Repetition penalty", 1],
-  ["max_tokens", "Most new tokens", 300], ["seed", "Seed (empty: random)", ""],
+  ["max_tokens", "Max new tokens", 300], ["seed", "Seed (empty: random)", ""],
 ];
 const ALTERNATIVES = 8;
 
@@ -165,8 +165,8 @@ function open(conversation) {
 
 // Generating
 
-// What the model reads of the current conversation. The tokens of the last message are taken as
-// they are; a text that was written or edited is encoded.
+// The part of a request body that says what the model reads: generated tokens as ids, text that
+// was typed or edited as text.
 function context() {
   const last = current.messages.at(-1);
   const ids = last.tokens?.map((one) => one.id) ?? [];
@@ -234,7 +234,7 @@ async function reply() {
       frame ||= requestAnimationFrame(show);
     }
     const seconds = (performance.now() - started) / 1000;
-    const end = reason === "length" ? "; cut at the limit, Continue goes on" : "";
+    const end = reason === "length" ? "; stopped at the limit: Continue adds more" : "";
     ended = `${count} tokens in ${seconds.toFixed(1)} s${end}`;
   } catch (error) {
     if (error.name !== "AbortError") throw error;
@@ -261,7 +261,7 @@ function showToken(i, k) {
   const message = current.messages[i];
   const chosen = message.tokens[k];
   $("token-title").textContent = `“${shown(chosen.text)}”: ${percent(chosen.logprob)}`;
-  $("token-note").textContent = "Instead of it, the model could have written:";
+  $("token-note").textContent = "Alternatives, with their probabilities:";
   $("alternatives").replaceChildren(...chosen.top.map((one) => element("li", {},
     element("button", {
       type: "button", disabled: one.id === chosen.id || running !== null,
@@ -270,7 +270,7 @@ function showToken(i, k) {
   $("token").showModal();
 }
 
-// Replace token k of a message by another one, and generate what follows.
+// Replace token k of a message by an alternative, and generate from there.
 async function goOn(i, k, other) {
   $("token").close();
   const message = current.messages[i];

@@ -63,7 +63,7 @@ export function fromLines(text) {
     const valid = Array.isArray(messages) && messages.every(
       (m) => typeof m?.content === "string" && ["system", "user", "assistant"].includes(m.role));
     if (!valid || !messages.length) {
-      throw new Error(`line ${number}: no messages of system, user and assistant with texts`);
+      throw new Error(`line ${number}: expected messages with role (system, user or assistant) and content`);
     }
     const system = messages[0].role === "system" ? messages[0].content : "";
     const rest = messages.slice(messages[0].role === "system" ? 1 : 0);

@@ -35,7 +35,7 @@ async function request(path, body, signal) {
     }
     sessionStorage.removeItem(KEY);
     const given = await asking.key();
-    if (!given) throw new ApiError(401, "this server requires an API key: reload the page to enter it");
+    if (!given) throw new ApiError(401, "this server needs an API key: reload the page to enter it");
     sessionStorage.setItem(KEY, given);
   }
 }

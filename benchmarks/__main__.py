@@ -2,6 +2,7 @@
 runs one. Figures worth keeping go to docs/log.md, with the machine they were measured on.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,9 @@ HERE = Path(__file__).resolve().parent
 NAMES = sorted(path.stem for path in HERE.glob("[a-z]*.py"))
 
 
-def run(name: str, argv: list[str]) -> int:
+def words(name: str, argv: list[str]) -> list[str]:
     code = f"import sys; from benchmarks.{name} import main; main(sys.argv[1:])"
-    return subprocess.run([sys.executable, "-c", code, *argv], cwd=HERE.parent).returncode
+    return [sys.executable, "-c", code, *argv]
 
 
 def main(argv: list[str]) -> int:
@@ -20,10 +21,13 @@ def main(argv: list[str]) -> int:
     if argv and argv[0] not in NAMES:
         print(f"no benchmark {argv[0]!r}: choose from {', '.join(NAMES)}", file=sys.stderr)
         return 2
+    os.chdir(HERE.parent)
+    if argv:
+        os.execv(sys.executable, words(argv[0], argv[1:]))  # signals reach it
     worst = 0
-    for name in argv[:1] or NAMES:
+    for name in NAMES:
         print(f"\n== {name}", flush=True)
-        worst = max(worst, run(name, argv[1:]))
+        worst = max(worst, subprocess.run(words(name, [])).returncode)
     return worst
 
 

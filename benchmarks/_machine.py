@@ -42,6 +42,18 @@ def copy_bytes() -> float:
     return source.numel() / best
 
 
+def read_bytes() -> float:
+    """Bytes/s of the best of several sums over 256 MiB, all threads at work: the limit of what
+    decodes one row, which reads all weights for each token."""
+    numbers = torch.ones(2**25, dtype=torch.int64)
+    best = float("inf")
+    for _ in range(4):
+        begin = time.perf_counter()
+        numbers.sum()
+        best = min(best, time.perf_counter() - begin)
+    return 8 * len(numbers) / best
+
+
 def peak_mib(device: torch.device) -> float:
     """Peak memory of this process: of tensors on a GPU, else resident memory."""
     if device.type == "cuda":

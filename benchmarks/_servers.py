@@ -130,6 +130,10 @@ def transformers(files: Files) -> Command | str:
             *(TRANSFORMERS_PYTHON, "-m", "transformers.cli.transformers", "serve"),
             *(str(files.hf), "--host", "127.0.0.1", "--port", str(port)),
             *("--dtype", "bfloat16", "--device", "cpu", "--continuous-batching"),
+            *(
+                "--cb-num-blocks",
+                str(CACHE_TOKENS // 256),
+            ),  # of 256 tokens; else most of the memory
         ],
         str(files.hf),
         {"HF_HUB_OFFLINE": "1"},

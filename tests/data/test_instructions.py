@@ -149,6 +149,14 @@ def test_cells_that_are_not_text(tmp_path):
     assert report.skipped.counts() == {"no answer": 1, "no instruction": 2, "weight 0": 1}
 
 
+def test_names_of_columns_in_any_case(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("Instruction,INPUT,Output \nAdd.,2 3,5\n")
+    (found,), report = read(path)
+    assert (found.instruction, found.input, found.output) == ("Add.", "2 3", "5")
+    assert not report.hints
+
+
 def test_answers_marked_as_undesirable_are_no_targets(tmp_path):
     row = {"instruction": "Name a fruit.", "output": "Granite."}
     rows = [row | {"label": False}, row | {"label": "False"}, row | {"kto_tag": False}]

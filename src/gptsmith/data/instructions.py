@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -182,7 +183,7 @@ def read_instructions(
 
 
 def _instruction(row: Row, columns: InstructionColumns, report: ReadReport) -> Instruction:
-    values = row.values
+    values = _with_names_of(columns, row.values)
     for what, name in (("instruction", columns.instruction), ("output", columns.output)):
         if name not in values and IDS in values:
             raise InvalidRowError(
@@ -215,6 +216,16 @@ def _instruction(row: Row, columns: InstructionColumns, report: ReadReport) -> I
         check_unicode(row, name, text)
     system = system_text(values)
     return Instruction(instruction, "\n\n".join(given.values()), output, row.place, system)
+
+
+def _with_names_of(columns: InstructionColumns, values: dict[str, Any]) -> dict[str, Any]:
+    """The values with a column such as `Instruction ` under the name that is looked for."""
+    names = {}
+    for name in (columns.instruction, columns.input, columns.output):
+        alike = [other for other in values if other.strip().lower() == name]
+        if name not in values and len(alike) == 1:
+            names[alike[0]] = name
+    return {names.get(name, name): value for name, value in values.items()}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from gptsmith import files, terminal
 from gptsmith.chat_template.template import Message
 from gptsmith.config import load_config
 from gptsmith.generate.options import SamplingConfig
-from gptsmith.run.options import TextWeightOptions
+from gptsmith.run.options import Speculation, TextWeightOptions
 
 if TYPE_CHECKING:
     from gptsmith.generate.chat import Chat
@@ -34,7 +34,7 @@ Ctrl-C stops a reply. End a line with \\ to continue the message on the next lin
 before a message that starts with /."""
 
 
-class ChatOptions(SamplingConfig, TextWeightOptions):
+class ChatOptions(SamplingConfig, Speculation, TextWeightOptions):
     """Which model, and how it samples its replies."""
 
     temperature: float = Field(0.6, ge=0)
@@ -64,7 +64,14 @@ def main(argv: list[str]) -> None:
             f"--from {run.path} --data FILE --out RUN2"
         )
     model = options.load(run)
-    engine = Engine(model, run.tokenizer, weights=options.engine_weights, keep_model=False)
+    engine = Engine(
+        model,
+        run.tokenizer,
+        weights=options.engine_weights,
+        keep_model=False,
+        draft_model=options.load_draft(run, model.head_weight.device),
+        draft_tokens=options.draft_tokens,
+    )
     session = Session(Chat(model, run.tokenizer, run.chat_template, engine), options)
     if options.system is not None:
         session.set_system_message(options.system)

@@ -11,13 +11,13 @@ from pydantic import Field
 from gptsmith import terminal
 from gptsmith.config import load_config
 from gptsmith.generate.options import SamplingConfig
-from gptsmith.run.options import TextWeightOptions
+from gptsmith.run.options import Speculation, TextWeightOptions
 
 if TYPE_CHECKING:
     from gptsmith.tokenizer import Tokenizer
 
 
-class GenerateOptions(SamplingConfig, TextWeightOptions):
+class GenerateOptions(SamplingConfig, Speculation, TextWeightOptions):
     """What to continue, with which model, and how to sample."""
 
     prompt: tuple[str, ...] = ()
@@ -58,7 +58,14 @@ def main(argv: list[str]) -> None:
     def show(piece: str) -> None:
         terminal.write(piece, end="", flush=True)
 
-    engine = Engine(model, run.tokenizer, weights=options.engine_weights, keep_model=False)
+    engine = Engine(
+        model,
+        run.tokenizer,
+        weights=options.engine_weights,
+        keep_model=False,
+        draft_model=options.load_draft(run, model.head_weight.device),
+        draft_tokens=options.draft_tokens,
+    )
     samples = [
         (prompt, seed, engine.add(
             Request(ids, options.with_seed(seed), options.stop, on_text=show if streams else None)

@@ -70,13 +70,16 @@ def _load(options: ServeOptions) -> dict[str, ServedModel]:
         name = run.path.resolve().name
         if name in models:
             raise ValueError(f"{path}: a model named {name} is served already: rename the folder")
+        model = options.load(run)
         models[name] = ServedModel(
             name,
             run,
-            options.load(run),
+            model,
             options.max_batch_size,
             options.quantize,
             options.cache_tokens,
+            options.load_draft(run, next(model.parameters()).device),
+            options.draft_tokens,
         )
     return models
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gptsmith.generate.constraint import Constraint, ConstraintCompiler, Matcher
+from gptsmith.generate.draft_model import DraftModel
 from gptsmith.generate.extend import extend, score_prompt
 from gptsmith.generate.forward import make_forward
 from gptsmith.generate.options import DEFAULT_SAMPLING, SamplingConfig
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 MAX_BATCH_SIZE = 32  # requests that run at the same time
 CHUNK = {"cpu": 256, "cuda": 2048}  # tokens of a prompt that are read in one step ...
 BUDGET = {"cpu": 512, "cuda": 8192}  # ... and of all prompts
+DRAFT_TOKENS = 4  # of a draft model, in one step
 SCORED = 64  # tokens of a prompt whose logits are in memory at once
 
 
@@ -57,8 +59,11 @@ class Engine:
     time, at least the model's context (default: grows as needed, up to max_batch_size contexts).
     weights: int8 or int4 quantizes them, where our kernels run. keep_model=False: free the model's
     own weights once the kernels have a copy; neither the model nor `refresh` can then be used.
-    draft_tokens: how many a step may guess from the text itself and check at once, for texts that
-    repeat themselves. page: tokens of a page, for torch's own ops. chunk, budget: see Scheduler.
+    draft_model: a smaller model with the same tokenizer, which generates tokens that this one
+    verifies at once; it has a cache of its own, as large. draft_tokens: verified in a step, at most
+    (default: 4 of a draft model, otherwise 0); without a draft model, they are what followed when
+    the newest tokens of the text occurred before. page: tokens of a page, for torch's own ops.
+    chunk, budget: see Scheduler.
     ValueError for a mask that depends on the row of the batch, for too small a cache, and for
     quantized weights where our kernels do not run.
     """
@@ -72,7 +77,8 @@ class Engine:
         max_waiting: int | None = None,
         cache_tokens: int | None = None,
         weights: str = "auto",
-        draft_tokens: int = 0,
+        draft_model: GPTModel | None = None,
+        draft_tokens: int | None = None,
         keep_model: bool = True,
         page: int | None = None,
         chunk: int | None = None,
@@ -94,6 +100,23 @@ class Engine:
             )
         # A text shorter than this cannot be cached, as later tokens change what earlier ones see.
         self.lookahead = model.mask.lookahead(limit, model.config.n_head)
+        self._draft_model = None
+        if draft_model is not None:
+            if draft_model.config.vocab_size < self._V:
+                raise ValueError(
+                    f"the draft model has {draft_model.config.vocab_size:,} ids and the model"
+                    f" {self._V:,}: both need the same tokenizer"
+                )
+            drafting = Engine(
+                draft_model,
+                max_batch_size=max_batch_size,
+                cache_tokens=cache_tokens and max(cache_tokens, draft_model.config.context_length),
+                weights=weights,
+                keep_model=keep_model,
+            )
+            self._draft_model = DraftModel(drafting, self._V)
+        if draft_tokens is None:
+            draft_tokens = 0 if draft_model is None else DRAFT_TOKENS
         self._forward = make_forward(model, weights, page, keep_model=keep_model)
         page = self._forward.page
         context = -(-limit // page) + 1  # pages of a text, and one to copy the end of another
@@ -179,6 +202,8 @@ class Engine:
         Unfinished requests continue with the new weights."""
         self._restart()
         self._forward.refresh()
+        if self._draft_model is not None:
+            self._draft_model.engine.refresh()
 
     def _restart(self) -> None:
         self._scheduler.preempt_all()
@@ -261,6 +286,8 @@ class Engine:
                 self.model.train()
 
     def _step(self) -> list[Generation]:
+        if self._draft_model is not None:
+            self._draft_model.draft(self._scheduler.decoding, self._scheduler.draft_tokens)
         spans = self._scheduler.schedule()
         if not spans:
             return []

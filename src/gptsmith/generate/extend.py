@@ -19,6 +19,7 @@ def extend(rows: Sequence[Row], drafts: Sequence[Sequence[int]], logits: Sequenc
     it. logits[i] (1 + len(drafts[i]), V): after the newest token, and after each of the draft.
     """
     depth = 0
+    accepted = [0] * len(rows)
     active = list(range(len(rows)))
     while active:
         here = torch.stack([logits[i][depth] for i in active])
@@ -34,7 +35,10 @@ def extend(rows: Sequence[Row], drafts: Sequence[Sequence[int]], logits: Sequenc
             row.push(token, None if wanted is None else token_logprob(row_logits, token, wanted))
             if not row.finished and depth < len(drafts[i]) and drafts[i][depth] == token:
                 agreed.append(i)
+                accepted[i] += 1
         active, depth = agreed, depth + 1
+    for row, draft, count in zip(rows, drafts, accepted, strict=True):
+        row.draft_length.record(len(draft), count)
 
 
 def _choose(rows: Sequence[Row], logits: Tensor) -> list[int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from gptsmith.generate.constraint import Constraint, Matcher
-from gptsmith.generate.drafts import PromptLookup
+from gptsmith.generate.drafts import DraftLength, PromptLookup
 from gptsmith.generate.mean_vector import MeanVector
 from gptsmith.generate.options import DEFAULT_SAMPLING, SamplingConfig
 from gptsmith.generate.pages import PageTable
@@ -170,6 +170,9 @@ class Row:
         self._stream, self._stop = stream, StopStrings(request.stop)
         self.stop_ids = stop_ids
         self._lookup = PromptLookup()
+        self.draft_length = DraftLength()
+        self.drafted: Sequence[int] | None = None
+        """By a draft model, for the next step; None: there is no such model."""
         self._limit = limit
         self.remaining = request.sampling.max_new_tokens
         """Tokens that may still be generated."""
@@ -204,14 +207,21 @@ class Row:
             return True
         return request.prompt_logprobs is not None and len(found) < length
 
+    def draft_room(self, count: int) -> int:
+        """How many draft tokens may be verified in the next step, at most `count`."""
+        count = self.draft_length.next(count)
+        return max(0, min(count, self.remaining - 1, self._limit - len(self.context)))
+
     def draft(self, count: int) -> Sequence[int]:
-        """At most `count` of the next tokens, if there is a guess: as many as may still come."""
-        room = max(0, min(count, self.remaining - 1, self._limit - len(self.context)))
-        if self.matcher is None:
-            return self._lookup.draft(self.context, room)
-        return self.matcher.forced(room) or self.matcher.accepted(
-            self._lookup.draft(self.context, room)
-        )
+        """At most `count` draft tokens: those that a constraint leaves no choice about, those of a
+        draft model, or those that followed when the newest tokens occurred before."""
+        whole = max(0, min(count, self.remaining - 1, self._limit - len(self.context)))
+        if self.matcher is not None and (forced := self.matcher.forced(whole)):
+            return forced
+        drafted, self.drafted = self.drafted, None
+        if drafted is None:
+            drafted = self._lookup.draft(self.context, self.draft_room(count))
+        return drafted if self.matcher is None else self.matcher.accepted(drafted)
 
     def shift(self) -> None:
         """Keep the newest half of a context that the model cannot read, to be read again."""

@@ -118,6 +118,17 @@ class Scheduler:
             raise QueueFull(f"{limit} requests are unfinished, which is the limit")
         self.waiting.append(row)
 
+    @property
+    def decoding(self) -> list[Row]:
+        """Running requests that get a new token in the next step and can verify a draft."""
+        return [
+            row
+            for row in self.running
+            if row.table is not None
+            and len(row.context) - row.read == 1
+            and not (row.finished or row.scores_prompt or self._must_restart(row))
+        ]
+
     def schedule(self) -> list[Span]:
         """What to read in this step; every request appears at most once."""
         self.remove_finished()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import Field
+
 from gptsmith import terminal
 from gptsmith.config import Section
 from gptsmith.run import Which
@@ -63,6 +65,35 @@ class Quantization(Section):
     def engine_weights(self) -> str:
         """The argument `weights` of an Engine."""
         return self.quantize or "auto"
+
+
+class Speculation(Section):
+    """How tokens are guessed, for the model to verify several at once: the text stays the same."""
+
+    draft: Path | None = None
+    """Folder of a smaller run with the same tokenizer, which guesses the next tokens (default: no
+    guesses, or with --draft-tokens from the text itself)."""
+    draft_tokens: int | None = Field(None, ge=0, le=64)
+    """Guesses that are verified in a step, at most (default: 4 with --draft, otherwise 0)."""
+
+    def load_draft(self, run: Run, device: torch.device) -> GPTModel | None:
+        """The model of `draft`. ValueError if its tokenizer is not that of the run."""
+        from gptsmith.run import Run
+
+        if self.draft is None:
+            return None
+        other = Run.open(self.draft)
+        mine, vocab = run.tokenizer.vocab, other.tokenizer.vocab
+        if other.model_config.labels:
+            raise ValueError(f"--draft {self.draft} is a classifier, which generates no text")
+        if vocab != mine:
+            differing = {*mine.items()} ^ {*vocab.items()}
+            name, i = min(differing, key=lambda item: item[1])
+            raise ValueError(
+                f"--draft {self.draft}: its tokenizer ({len(vocab):,} tokens) is not that of"
+                f" {run.path} ({len(mine):,}); they differ in token {i}, {name!r:.40}"
+            )
+        return other.load_model("last", device)
 
 
 class TextWeightOptions(Quantization, WeightOptions):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from gptsmith.run.options import Quantization, WeightChoice
+from gptsmith.run.options import Quantization, Speculation, WeightChoice
 
 
-class ServeOptions(Quantization, WeightChoice):
+class ServeOptions(Quantization, Speculation, WeightChoice):
     """Which models to serve, to whom, and with how much memory."""
 
     run: tuple[Path, ...] = Field((), min_length=1)

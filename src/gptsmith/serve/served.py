@@ -29,7 +29,7 @@ class ServedModel:
     """A model under a name.
 
     model: its weights are freed where the engine has a copy of its own. quantize: int8 or int4.
-    cache_tokens: see Engine.
+    cache_tokens, draft_model, draft_tokens: see Engine.
     engine: None for a classifier, which generates no text. ValueError for a classifier that is to
     be quantized, and where the kernels cannot serve quantized weights.
     """
@@ -42,6 +42,8 @@ class ServedModel:
         max_batch_size: int,
         quantize: Quantized | None = None,
         cache_tokens: int | None = None,
+        draft_model: GPTModel | None = None,
+        draft_tokens: int | None = None,
     ) -> None:
         self.name, self.model = name, model
         self.tokenizer = run.tokenizer
@@ -58,6 +60,8 @@ class ServedModel:
                 cache_tokens=cache_tokens,
                 weights=quantize or "auto",
                 keep_model=False,
+                draft_model=draft_model,
+                draft_tokens=draft_tokens,
             )
         elif quantize:
             raise ValueError(

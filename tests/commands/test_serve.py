@@ -1,6 +1,7 @@
 """`gptsmith serve`, the command."""
 
 import json
+import os
 import signal
 import ssl
 import threading
@@ -40,6 +41,33 @@ def test_sigterm_lets_a_running_stream_end(run: Path) -> None:
         assert "data: [DONE]" in events
         process.wait(30)
         assert process.returncode in (0, -signal.SIGTERM)
+
+
+def test_a_killed_server_leaves_no_process_and_no_file(run: Path, tmp_path: Path) -> None:
+    """Killed while it generates: no child lives on, and the runs are as they were."""
+
+    def files() -> dict[str, tuple[int, int]]:
+        found = {}
+        for folder in (run, tmp_path):
+            for path in folder.rglob("*"):
+                found[str(path)] = (path.stat().st_size, path.stat().st_mtime_ns)
+        return found
+
+    before = files()
+    body = {"prompt": "a", "max_tokens": 2000, "stream": True, "temperature": 0}
+    body["logit_bias"] = dict.fromkeys(map(str, range(256, 262)), -100)
+    with serving(run, TMPDIR=str(tmp_path)) as (process, url):
+        group = os.getpgid(process.pid)
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: ")
+            process.kill()
+            with pytest.raises(httpx.TransportError):
+                list(lines)
+        assert process.wait(30) == -signal.SIGKILL
+        with pytest.raises(ProcessLookupError):
+            os.killpg(group, 0)
+    assert files() == before
 
 
 def test_a_key_from_the_environment_is_asked_for(run: Path) -> None:

@@ -1,6 +1,7 @@
 """Who is let in."""
 
 import contextlib
+import gzip
 import socket
 import subprocess
 import time
@@ -117,6 +118,28 @@ def test_posts_are_json(locked: Api) -> None:
     headers = {"Authorization": "Bearer first", "Content-Type": "text/plain"}
     response = locked.client.post("/v1/completions", content="{}", headers=headers)
     assert response.status_code == 415
+
+
+def test_compressed_bodies_are_named(locked: Api) -> None:
+    headers = {"Authorization": "Bearer first", "Content-Type": "application/json"}
+    more = headers | {"Content-Encoding": "gzip"}
+    response = locked.client.post("/tokenize", content=gzip.compress(b"{}"), headers=more)
+    assert response.status_code == 415
+    assert "Content-Encoding gzip" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "sent", [b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 10**6, b"\x16\x03\x01" * 9]
+)
+def test_what_is_no_request_is_400_and_no_line_of_the_log(
+    locked: Api, sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = int(locked.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        with contextlib.suppress(ConnectionError):
+            client.sendall(sent + b"\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 400 ")
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize("chunked", [False, True])

@@ -160,6 +160,9 @@ def test_chat_logprobs_with_and_without_alternatives(api: Api) -> None:
         ("completions", {"prompt": "a" * 300}, None, "300 tokens"),
         ("completions", {"prompt": "a", "best_of": 4}, "best_of", "not supported"),
         ("completions", {"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias", "integer"),
+        ("completions", {"prompt": "a", "logit_bias": {"٣": 1}}, "logit_bias", "integer"),
+        ("completions", {"prompt": "a", "logit_bias": {"3": "1"}}, "logit_bias", "number"),
+        ("completions", {"prompt": "a", "logit_bias": {"3": 101}}, "logit_bias", "from -100"),
         ("completions", {"prompt": "a", "stop": [""]}, "stop", "at least 1"),
         ("completions", {"prompt": "a", "stop": ["x"] * 65}, "stop", "at most 64"),
         ("completions", {"prompt": "a", "stop_token_ids": [999]}, "stop_token_ids", "outside"),
@@ -206,6 +209,29 @@ def test_a_body_that_is_no_object_is_one_line(api: Api, body: bytes) -> None:
     response = api.client.post("/v1/completions", content=body, headers=headers)
     assert response.status_code == 400
     assert "\n" not in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {f"k{i}": 1 for i in range(10_000)},
+        {"prompt": [None] * 10_000},
+        {"prompt": [["a"]] * 10_000},
+        {"prompt": ["a"] * 10_000 + [1]},
+        {"prompt": "a", "stop_token_ids": ["a"] * 10_000},
+        {"prompt": "a", "logit_bias": {f"k{i}": 1 for i in range(10_000)}},
+        {"prompt": "a", "logit_bias": {str(i): "x" for i in range(10_000)}},
+    ],
+)
+def test_one_wrong_item_ends_the_reading_of_a_body(body: dict[str, Any]) -> None:
+    """All clients wait while a body is read: the errors of a million items took ten seconds."""
+    from pydantic import ValidationError
+
+    from gptsmith.serve.protocol import CompletionBody
+
+    with pytest.raises(ValidationError) as caught:
+        CompletionBody.model_validate_json(json.dumps(body))
+    assert caught.value.error_count() < 10
 
 
 def test_fields_without_effect_and_neutral_values_are_accepted(api: Api) -> None:
@@ -382,4 +408,6 @@ def test_models_health_metrics_and_description(api: Api) -> None:
     response = api.client.get("/v1/nothing")
     assert response.status_code == 404
     assert "is not served" in response.json()["error"]["message"]
-    assert api.client.get("/v1/completions").status_code == 405
+    for method in ("GET", "PUT", "PATCH", "DELETE"):
+        response = api.client.request(method, "/v1/completions")
+        assert (response.status_code, response.headers["allow"]) == (405, "POST")

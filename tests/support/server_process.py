@@ -11,11 +11,11 @@ from runs import GPTSMITH
 
 @contextmanager
 def serving(*words: object, **environment: str) -> Iterator[tuple[subprocess.Popen, str]]:
-    """The process and the URL that it printed."""
+    """The process, which leads a group of its own, and the URL that it printed."""
     with subprocess.Popen(
         [*GPTSMITH, "serve", *map(str, words), "--port", "0", "--device", "cpu"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | environment,
+        env=os.environ | environment, start_new_session=True,
     ) as process:  # fmt: skip
         try:
             assert process.stdout is not None

@@ -127,10 +127,12 @@ class Access:
             scope["namespace"] = self._namespace(headers.get("authorization", ""))
 
     def _check_body(self, method: str, headers: Headers) -> None:
-        if method not in ("POST", "PUT", "PATCH"):
-            return
+        if method != "POST":
+            return  # whose body nobody reads
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError(415, "send JSON, with the header Content-Type: application/json")
+        if (coding := headers.get("content-encoding", "identity")).lower() != "identity":
+            raise ApiError(415, f"Content-Encoding {coding} is not supported: send plain JSON")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self._max_body_bytes:
             raise self._too_large()

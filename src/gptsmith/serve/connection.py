@@ -67,7 +67,7 @@ def http_server(app: Starlette, options: ServeOptions) -> HttpServer:
     config = uvicorn.Config(
         app,
         log_config=None,
-        log_level="warning",
+        log_level="error",  # what clients do wrong is told them, and does not fill the log
         access_log=False,
         ssl_certfile=options.tls_cert,
         ssl_keyfile=options.tls_key,

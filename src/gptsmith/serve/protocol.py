@@ -40,6 +40,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "tools": ([],),
 }
 
+MAX_FIELDS = 100  # of a body
 MAX_INPUTS = 2048  # of a request for embeddings, as OpenAI's
 RENAMED: Mapping[str, str] = {
     **{f"guided_{name}": name for name in ("json", "regex", "choice", "grammar")},
@@ -50,8 +51,29 @@ RENAMED: Mapping[str, str] = {
 StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 """The engine looks for each one after every token, while all other clients wait."""
 
-TokenId = Annotated[int, BeforeValidator(lambda i: int(i) if str(i).isdecimal() else i)]
-"""In JSON, keys are text."""
+Texts = Annotated[list[str], Field(fail_fast=True)]
+"""One wrong item is enough: collecting the errors of a million holds all clients up for seconds."""
+
+TokenIds = Annotated[list[int], Field(fail_fast=True)]
+Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
+
+Input = str | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)]
+"""A text, token ids, or several of either."""
+
+MAX_BIAS = 100
+
+
+def _logit_bias(given: Any) -> Any:
+    """Token id -> bias. Stops at the first wrong item, like the lists."""
+    if not isinstance(given, dict):
+        return given
+    for token, bias in given.items():
+        if not (str(token).isascii() and str(token).isdecimal()):
+            raise ValueError(f"{token!r} should be a valid integer, a token id")
+        if type(bias) not in (int, float) or not -MAX_BIAS <= bias <= MAX_BIAS:
+            raise ValueError(f"of {token}, should be a number from -{MAX_BIAS} to {MAX_BIAS}")
+    return {int(token): float(bias) for token, bias in given.items()}
+
 
 Body = TypeVar("Body", bound="RequestBody")
 
@@ -71,6 +93,8 @@ class RequestBody(BaseModel):
     def _neutral(cls, body: Any) -> Any:
         if not isinstance(body, dict):
             raise ValueError("the body should be a JSON object")
+        if len(body) > MAX_FIELDS:
+            raise ValueError(f"the body has {len(body):,} fields")
         kept = {k: v for k, v in body.items() if v is not None and k not in NO_EFFECT}
         for name, values in NEUTRAL.items():
             # Beside tools only the default, which comes first, changes nothing.
@@ -172,15 +196,15 @@ class Generating(RequestBody):
     repetition_penalty: float = Field(1.0, ge=0.01, le=100)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] = {}
+    logit_bias: Annotated[dict[int, float], BeforeValidator(_logit_bias)] = {}
     """Token id -> what is added to its logit."""
     seed: int | None = None
     """The same seed gives the same text. Text i of n has the seed + i."""
     n: int = Field(1, ge=1, le=128)
     """Texts per prompt."""
-    stop: StopString | Annotated[list[StopString], Field(max_length=64)] = []
+    stop: StopString | Annotated[list[StopString], Field(max_length=64, fail_fast=True)] = []
     """What ends a text and is not part of it."""
-    stop_token_ids: list[int] = []
+    stop_token_ids: TokenIds = []
     """Token ids that end a text, besides those of the model."""
     stream: bool = False
     """Send the text as it is generated, as server-sent events."""
@@ -232,7 +256,7 @@ class Generating(RequestBody):
 class ChatBody(Generating):
     """The body of /v1/chat/completions."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: Annotated[Objects, Field(min_length=1)]
     """The conversation: {"role": ..., "content": ...} each."""
     max_completion_tokens: int | None = Field(None, ge=0)
     """Another name of max_tokens."""
@@ -240,11 +264,11 @@ class ChatBody(Generating):
     """Return the log-probability of each token."""
     top_logprobs: int = Field(0, ge=0, le=20)
     """How many of the likeliest tokens to return at each position."""
-    tools: list[dict[str, Any]] = []
+    tools: Objects = []
     """What the assistant may call, if the chat template shows it to the model."""
     continue_final_message: bool = False
     """Continue the last message, which is the assistant's, instead of adding one."""
-    continue_token_ids: list[int] = []
+    continue_token_ids: TokenIds = []
     """The first tokens of the reply, which is continued from there; with continue_final_message,
     what comes after that message's text."""
 
@@ -266,7 +290,7 @@ class ChatBody(Generating):
 class CompletionBody(Generating):
     """The body of /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]] = ""
+    prompt: Input = ""
     """A text, token ids, or several of either."""
     max_tokens: int | None = Field(16, ge=0)
     logprobs: int | None = Field(None, ge=0, le=20)
@@ -278,7 +302,7 @@ class CompletionBody(Generating):
 class EmbeddingBody(RequestBody):
     """The body of /v1/embeddings."""
 
-    input: str | list[str] | list[int] | list[list[int]]
+    input: Input
     """A text, token ids, or several of either."""
     encoding_format: Literal["float", "base64"] = "float"
     """base64: of the bytes of float32 numbers, the least significant first."""
@@ -299,7 +323,7 @@ class EmbeddingBody(RequestBody):
         return several(self.input)
 
 
-def several(given: str | list[str] | list[int] | list[list[int]]) -> Sequence[Any]:
+def several(given: Input) -> Sequence[Any]:
     """The texts of a field that has one or several, as text or as token ids."""
     one = not isinstance(given, list) or not given or isinstance(given[0], int)
     return [given] if one else given
@@ -308,12 +332,12 @@ def several(given: str | list[str] | list[int] | list[list[int]]) -> Sequence[An
 class TokenizeBody(RequestBody):
     """The body of /tokenize: a text, or messages."""
 
-    prompt: str | list[int] | None = None
+    prompt: str | TokenIds | None = None
     """A text; or token ids, to be named."""
-    messages: list[dict[str, Any]] = []
+    messages: Objects = []
     continue_final_message: bool = False
     """Up to the end of the last message, which is the assistant's."""
-    continue_token_ids: list[int] = []
+    continue_token_ids: TokenIds = []
     """The first tokens of the reply."""
     add_special_tokens: bool = True
     """Also what the model's tokenizer puts before a text."""
@@ -332,13 +356,13 @@ class TokenizeBody(RequestBody):
 class DetokenizeBody(RequestBody):
     """The body of /detokenize."""
 
-    tokens: list[int]
+    tokens: TokenIds
 
 
 class ClassifyBody(RequestBody):
     """The body of /v1/classify."""
 
-    input: str | Annotated[list[str], Field(min_length=1, max_length=1024)]
+    input: str | Annotated[list[str], Field(min_length=1, max_length=1024, fail_fast=True)]
     """A text, or several."""
 
 

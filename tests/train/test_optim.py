@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.train.optim import Muon, Optimizer, fused_rows, orthogonalize
+from gptsmith.train.optim import Muon, Optimizer, fused_rows, orthogonalize, share
 from gptsmith.train.options import OptimConfig
 
 
@@ -207,3 +207,13 @@ def test_frozen_parameters_do_not_change() -> None:
     for p in model.parameters():
         p.requires_grad_(p.dim() == 2 and p.shape[0] != 20)
     Optimizer(model, OptimConfig(kind="muon"), "cpu").step()  # nothing is left for AdamW
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_shares_of_the_state_are_about_equal(ranks: int) -> None:
+    sizes = {f"{n}": size for n, size in enumerate([50, 7, 7, 7, 30, 30, 1, 1, 20, 20, 20, 7])}
+    owners = share(sizes, ranks)
+    assert owners.keys() == sizes.keys()
+    loads = [sum(sizes[n] for n, owner in owners.items() if owner == r) for r in range(ranks)]
+    # Graham's bound: 4/3 of the best, which is at least the largest one and the mean
+    assert max(loads) <= 4 / 3 * max(50, sum(sizes.values()) / ranks)

@@ -50,6 +50,14 @@ def test_all_ranks_have_the_same_parameters(two) -> None:
         assert str(a["losses"]) == str(b["losses"])
 
 
+def test_each_rank_keeps_its_part_of_the_optimizer_state(two) -> None:
+    for at, job in enumerate(EVEN):
+        whole = train(**{**job, "steps": 1})["state"]
+        parts = [rank[at]["state"] for rank in two]
+        assert sum(parts) == whole
+        assert max(parts) < 0.6 * whole
+
+
 def test_a_bad_batch_of_one_rank_is_skipped_by_all_and_named(two) -> None:
     for rank in two:
         assert math.isnan(rank[-1]["losses"][1])

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -274,6 +274,36 @@ def sum_over_ranks(x: Tensor) -> Tensor:
 
         dist.all_reduce(x, group=_connection.host if x.device.type == "cpu" else None)
     return x
+
+
+def broadcast_tensors(owners: Mapping[Tensor, int]) -> None:
+    """Each tensor becomes that of its owner, on all ranks. owners: in the same order everywhere."""
+    if _connection is None:
+        return
+    import torch.distributed as dist
+
+    sent = [dist.broadcast(x.detach(), r, async_op=True) for x, r in owners.items()]
+    for work in sent:
+        work.wait()
+
+
+def gather_tensors(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The named tensors of all ranks, on the CPU of rank 0; other ranks get an empty dict."""
+    if _connection is None:
+        return dict(own)
+    import torch
+    import torch.distributed as dist
+
+    found = {name: x.cpu() for name, x in own.items()} if rank() == 0 else {}
+    described = [(n, str(x.dtype).removeprefix("torch."), [*x.shape]) for n, x in own.items()]
+    for source, tensors in enumerate(from_all(described)):
+        for name, dtype, shape in tensors if source else ():
+            if rank() == source:
+                dist.send(own[name].cpu().contiguous(), 0, group=_connection.host)
+            elif rank() == 0:
+                found[name] = torch.empty(shape, dtype=getattr(torch, dtype))
+                dist.recv(found[name], source, group=_connection.host)
+    return found
 
 
 def data_parallel(module: nn.Module) -> DistributedDataParallel:

@@ -3,6 +3,10 @@
 Muon: Jordan et al. 2024 (kellerjordan.github.io/posts/muon); the update is scaled to the RMS of
 AdamW's, 0.2 * sqrt(max(rows, columns)), so that both share one learning rate and weight decay
 (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2).
+
+With several ranks, each parameter has one owner, which keeps its state, computes its update and
+sends it to the others (ZeRO stage 1, Rajbhandari et al. 2020, by whole parameters, since Muon
+orthogonalises whole matrices).
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gptsmith.train import distributed
 from gptsmith.train.options import OptimConfig
 from gptsmith.train.runtime import cpu_has_bf16
 
@@ -69,6 +74,8 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
             grads = [p.grad for p in params]
             for p in params:
                 if not self.state[p]:
@@ -97,7 +104,11 @@ _FIELDS: dict[type, tuple[str, ...]] = {
 
 
 class Optimizer:
-    """The optimizers of one model behind a single interface, with their state as named tensors."""
+    """The optimizers of one model behind a single interface, with their state as named tensors.
+
+    owners: parameter -> the rank that keeps its state and updates it. With several ranks, `step`,
+    `state_tensors` and `load_state_tensors` are called by all of them.
+    """
 
     def __init__(self, model: nn.Module, config: OptimConfig, device_type: str) -> None:
         self.names = {p: name for name, p in model.named_parameters() if p.requires_grad}
@@ -134,6 +145,8 @@ class Optimizer:
                 dtype=torch.bfloat16 if _has_fast_bf16(device_type) else torch.float32,
             )
             self.optimizers.append(muon)
+        sizes = {p: p.numel() * (1 if p in matrices else 2) for p in self.names}  # of the state
+        self.owners = share(sizes, distributed.world_size())
 
     def set_learning_rate(self, rate: float) -> None:
         for optimizer in self.optimizers:
@@ -141,25 +154,32 @@ class Optimizer:
                 group["lr"] = rate * group.get("factor", 1.0)
 
     def step(self) -> None:
+        for p, owner in self.owners.items():
+            if owner != distributed.rank():
+                p.grad = None  # so it is not updated here
         for optimizer in self.optimizers:
             optimizer.step()
+        distributed.broadcast_tensors(self.owners)
 
     def zero_grad(self) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """The complete optimizer state: `PARAMETER|FIELD` -> tensor."""
-        return {
+        """The complete optimizer state: `PARAMETER|FIELD` -> tensor. With several ranks, rank 0
+        gets it, on the CPU; the others get nothing."""
+        own = {
             f"{name}|{field}": value
             for optimizer in self.optimizers
             for p, name in self.names.items()
             if (state := optimizer.state.get(p))
             for field, value in state.items()
         }
+        return distributed.gather_tensors(own)
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `state_tensors`; ValueError for state that does not fit the model."""
+        """The inverse of `state_tensors`, of which each rank keeps its part; ValueError for state
+        that does not fit the model."""
         by_name = {name: p for p, name in self.names.items()}
         owner = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
         for key, value in tensors.items():
@@ -174,10 +194,22 @@ class Optimizer:
                     f"optimizer state {key!r} {tuple(value.shape)} does not fit this model and "
                     "optimizer: keep model and optim.kind unchanged"
                 )
+            if self.owners[p] != distributed.rank():
+                continue
             # AdamW keeps its step count on the CPU unless it is fused.
             fused = owner[p].defaults.get("fused")
             device = p.device if value.dim() or fused else torch.device("cpu")
             owner[p].state[p][field] = value.to(device)
+
+
+def share(sizes: Mapping[Any, int], ranks: int) -> dict[Any, int]:
+    """A rank for each key, so that the sums of their sizes are about equal: the largest first, each
+    to the rank that has least (Graham 1969)."""
+    loads, found = [0] * ranks, {}
+    for key in sorted(sizes, key=lambda key: -sizes[key]):
+        found[key] = loads.index(min(loads))
+        loads[found[key]] += sizes[key]
+    return found
 
 
 def fused_rows(model: nn.Module, name: str) -> tuple[int, ...] | None:

@@ -7,6 +7,7 @@
 #   make bench    benchmarks, side by side with other libraries
 #   make fuzz     20,000 damaged files over all parsers: ten minutes
 #   make test-flips  1,000 flipped bits in a corpus and in runs: named, or nothing changes; an hour
+#   make test-scale  training on 1 to 4 processes: resumed on other numbers, killed, stopped; minutes
 #   make test-gguf   exported models in llama.cpp, which is compiled first: minutes, a C++ compiler
 #   make test-vllm   exported models in vLLM on CPU, in an environment of its own: x86-64 Linux
 # TORCH_INDEX names a PyTorch wheel index, for another build than the registry's own:
@@ -23,7 +24,7 @@ VLLM := $(VENV)-vllm
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: demo test soak soak-serve test-flips test-gguf test-vllm check bench fuzz clean
+.PHONY: demo test soak soak-serve test-flips test-scale test-gguf test-vllm check bench fuzz clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/gptsmith demo
@@ -40,6 +41,9 @@ soak: $(VENV)/.dev
 
 soak-serve: $(VENV)/.dev
 	@$(BIN)/python tests/support/soak_server.py
+
+test-scale: $(VENV)/.dev
+	@GPTSMITH_SCALE=1 $(BIN)/python -m pytest tests/train/test_ranks.py tests/recipes/test_on_ranks.py
 
 test-gguf: $(VENV)/.llama
 	@$(BIN)/python -m pytest -m gguf

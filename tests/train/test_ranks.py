@@ -1,7 +1,10 @@
 """Several ranks compute what one process computes. Real processes, joined by gloo."""
 
 import math
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from runs import assert_same_checkpoints, assert_same_weights, events
 
 from gptsmith import cli
 from gptsmith.recipes.loop import STOPPED
+from gptsmith.train.distributed import Launch, first_host
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -103,7 +107,7 @@ def test_sigterm_to_one_rank_stops_all_and_resume_ends_as_one_process_does(
     corpus, one, tmp_path
 ) -> None:
     """Validation loss, samples, metrics and weights of 2 ranks, stopped at any step and resumed,
-    are those of 1 rank. Slow steps keep the stop from coming too late."""
+    are those of 1 rank; so are those of 1 rank that resumes what 2 began."""
     run = tmp_path / "run"
     ranks = start(2, ["-m", "gptsmith", *pretrain(corpus, run)])
     while not (run / "metrics.jsonl").exists() or not events(run, "train"):
@@ -114,11 +118,14 @@ def test_sigterm_to_one_rank_stops_all_and_resume_ends_as_one_process_does(
     assert [code for code, _, _ in done] == [STOPPED, STOPPED], done
     assert "SIGTERM: saved at step" in done[0][2]
     assert done[1][1:] == ("", "")
+    shutil.copytree(run, tmp_path / "alone")
     codes, said = gptsmith(2, [*pretrain(corpus, run), "--resume"])
     assert codes == [0, 0], said
-    assert record(run) == record(one)
-    assert_same_checkpoints(run, one)
-    assert_same_weights(run, one)
+    assert cli.main(["pretrain", "--out", str(tmp_path / "alone"), "--resume"]) == 0
+    for resumed in (run, tmp_path / "alone"):
+        assert record(resumed) == record(one)
+        assert_same_checkpoints(resumed, one)
+        assert_same_weights(resumed, one)
 
 
 def test_an_occupied_folder_is_one_message_and_ends_all_ranks(corpus, one) -> None:
@@ -128,3 +135,41 @@ def test_an_occupied_folder_is_one_message_and_ends_all_ranks(corpus, one) -> No
     assert said.count("\n") == 1
     assert said.startswith(f"gptsmith pretrain: {one} contains a run that ended at step 16")
     assert time.monotonic() - began < 60  # nobody waits for a time limit
+
+
+# --- who is who ----------------------------------------------------------------------------------
+
+
+def test_torchrun_and_srun_say_who_is_who() -> None:
+    torchrun = dict(RANK="5", WORLD_SIZE="8", LOCAL_RANK="1", MASTER_ADDR="a", MASTER_PORT="7")
+    assert Launch.from_environment(torchrun) == Launch(5, 8, 1, "a", 7)
+    step = dict(SLURM_PROCID="3", SLURM_LOCALID="1", SLURM_JOB_ID="70123", SLURM_NTASKS="4")
+    nodes = dict(SLURM_STEP_NUM_TASKS="4", SLURM_STEP_NODELIST="gpu[07-09,11],big1")
+    assert Launch.from_environment({**step, **nodes}) == Launch(3, 4, 1, "gpu07", 30_123)
+    # a batch script, and a process that was started alone
+    assert Launch.from_environment(step) is None
+    assert Launch.from_environment({**torchrun, "RANK": "0", "WORLD_SIZE": "1"}) is None
+    assert Launch.from_environment({}) is None
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("one", "one"),
+        ("a,b", "a"),
+        ("n[3,5]", "n3"),
+        ("n[003-010]-ib,x", "n003-ib"),
+        ("n-1", "n-1"),
+    ],
+)
+def test_the_first_host_of_a_node_list(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first
+
+
+def test_a_single_process_does_not_import_torch_distributed() -> None:
+    code = (
+        "import sys; from gptsmith.train import distributed as d\n"
+        "with d.connected(): assert (d.rank(), d.world_size(), d.sums(1, 2)) == (0, 1, [1, 2])\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

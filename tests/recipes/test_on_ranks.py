@@ -1,0 +1,241 @@
+"""Every stage on several ranks, resumed on another number of them, killed, stopped.
+
+CI runs a sample; `make test-scale` runs all: many processes, minutes.
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ranks import finish, gptsmith, start
+from runs import assert_same_checkpoints, assert_same_weights, events, write_inputs
+
+from gptsmith import cli
+from gptsmith.recipes.loop import STOPPED
+from gptsmith.train import checkpoint
+
+SCALE = bool(os.environ.get("GPTSMITH_SCALE"))
+scale = pytest.mark.skipif(not SCALE, reason="make test-scale")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+STEPS = 16
+TRAINING = [
+    "--train.steps", str(STEPS), "--train.batch-size", "2", "--train.num-threads", "1",
+    "--train.device", "cpu", "--train.precision", "fp32", "--train.compile", "off",
+    "--save.interval", "8", "--save.seconds", "600", "--save.keep-last", "9",
+    "--eval.interval", "8", "--eval.tokens", "2000", "--eval.sample-tokens", "4",
+    "--monitor.log-interval", "1", "--monitor.trackers", "none", "--optim.learning-rate", "0.01",
+]  # fmt: skip
+MODEL = [
+    "--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16", "--model.dropout", "0.1",
+    "--model.context-length", "32",
+]  # fmt: skip
+
+
+def pretrain(corpus: Path, out: Path, *more: str) -> list[str]:
+    """Four micro-batches per step."""
+    size = ["--train.total-batch-tokens", "256"]
+    return ["pretrain", "--data", str(corpus), "--out", str(out), *MODEL, *TRAINING, *size, *more]
+
+
+def on(ranks: int, words: list[str]) -> None:
+    """Run `gptsmith WORDS` on so many ranks; it must succeed."""
+    if ranks == 1:
+        assert cli.main(words) == 0
+        return
+    codes, said = gptsmith(ranks, words)
+    assert codes == [0] * ranks, said
+
+
+def losses(run: Path) -> list[float]:
+    return [event["train_loss"] for event in events(run, "train")]
+
+
+def stop_at(step: int, run: Path, copy: Path) -> Path:
+    """A copy of a finished run as it was when it was stopped after this step."""
+    shutil.copytree(run, copy)
+    for later in (s for s in checkpoint.steps(copy / "checkpoints") if s > step):
+        shutil.rmtree(copy / "checkpoints" / f"step-{later:06d}")
+    for name in ("model.safetensors", "report.md", "digests.json"):
+        (copy / name).unlink()
+    return copy
+
+
+# --- the stages ----------------------------------------------------------------------------------
+
+STAGES = {
+    "chat": ["--data", "chat.jsonl", "--lora.rank", "2"],
+    "text": ["--data", "CORPUS", "--freeze", "embedding.*"],
+    "instruct": ["--data", "rows.json", "--responses", "2", "--response-tokens", "4",
+                 "--prompt", "{instruction}{input}\nA:\n", "--no-pack"],
+    "classify": ["--data", "rows.csv"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "stage", [stage if stage == "chat" else pytest.param(stage, marks=scale) for stage in STAGES]
+)
+def test_two_ranks_fine_tune_as_one_process_does(
+    stage: str, base: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_inputs(tmp_path)
+    words = ["finetune", stage, "--from", str(base), "--dropout", "0.1", *TRAINING, *STAGES[stage]]
+    words = [str(corpus) if word == "CORPUS" else word for word in words]
+    size = ["--texts-per-step", "4"]
+    if stage != "classify":
+        size = ["--train.total-batch-tokens", "256"]  # two micro-batches of two rows of 64
+    on(1, [*words, *size, "--out", "one"])
+    on(2, [*words, *size, "--out", "two"])
+    assert losses(Path("one")) == losses(Path("two"))
+    for a, b in zip(events(Path("one"), "val"), events(Path("two"), "val"), strict=True):
+        assert a["val_loss"] == b["val_loss"]
+    assert_same_checkpoints(Path("one"), Path("two"))
+    assert_same_weights(Path("one"), Path("two"))
+    names = [{p.name for p in Path(run).iterdir()} for run in ("one", "two")]
+    assert names[0] == names[1]
+
+
+# --- other numbers of ranks ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Finished runs with AdamW, of 1, 2, 3 and 4 ranks."""
+    folder = tmp_path_factory.mktemp("whole")
+    for ranks in range(1, 5):
+        on(ranks, pretrain(corpus, folder / str(ranks), "--optim.kind", "adamw"))
+    return {ranks: folder / str(ranks) for ranks in range(1, 5)}
+
+
+@scale
+@pytest.mark.parametrize("after", range(1, 5))
+@pytest.mark.parametrize("before", range(1, 5))
+def test_resumed_on_another_number_of_ranks(
+    before: int, after: int, whole: dict[int, Path], corpus: Path, tmp_path: Path
+) -> None:
+    run = stop_at(8, whole[before], tmp_path / "run")
+    on(after, ["pretrain", "--out", str(run), "--resume"])
+    assert len(losses(run)) == STEPS
+    if before == after:
+        assert losses(run) == losses(whole[before])
+        assert_same_checkpoints(run, whole[before])
+    assert losses(run)[8:13] == pytest.approx(losses(whole[before])[8:13], abs=1e-5)
+
+
+# --- kills and signals ---------------------------------------------------------------------------
+
+LONG = ["--train.steps", "60", "--save.interval", "5"]
+
+
+@scale
+def test_killed_ranks_end_all_and_the_run_resumes_with_the_same_bits(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """Rank 0, another one or all of them, at any moment, also while rank 0 saves."""
+    rng = random.Random(os.environ.get("GPTSMITH_KILL_SEED", "1"))
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    on(2, pretrain(corpus, whole, *LONG))
+    for kill in range(20):
+        resume = ["--resume"] if checkpoint.steps(run / "checkpoints") else []
+        ranks = start(2, ["-m", "gptsmith", *pretrain(corpus, run, *LONG), *resume])
+        before = (run / "metrics.jsonl").stat().st_mtime_ns if resume else 0
+        goal = max(checkpoint.steps(run / "checkpoints"), default=0) + rng.randrange(1, 6)
+        while all(rank.poll() is None for rank in ranks):
+            log = run / "metrics.jsonl"
+            if log.exists() and log.stat().st_mtime_ns != before and events(run, "train"):
+                if kill % 3 == 2 and any((run / "checkpoints").glob("step-*.tmp-*")):
+                    break  # in a save
+                if events(run, "train")[-1]["step"] >= goal:
+                    break
+            time.sleep(0.001)
+        victims = ([ranks[1]], ranks, [ranks[0]])[kill % 3]
+        for rank in victims:
+            rank.send_signal(signal.SIGKILL)
+        began = time.monotonic()
+        codes = [code for code, _, _ in finish(ranks)]
+        assert time.monotonic() - began < 30
+        assert all(codes) or codes == [0, 0]  # else a rank was left that believed in its end
+    on(2, [*pretrain(corpus, run, *LONG), "--resume"])
+    assert losses(run) == losses(whole)
+    assert_same_checkpoints(run, whole)
+    assert_same_weights(run, whole)
+
+
+@scale
+def test_torchrun_passes_a_signal_on_and_its_ranks_save(corpus: Path, tmp_path: Path) -> None:
+    """torchrun itself ends with 1, whatever its ranks end with."""
+    run, words = tmp_path / "run", ["--train.steps", "5000"]
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+         "--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
+         "-m", "gptsmith", *pretrain(corpus, run, *words)],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (run / "metrics.jsonl").exists() or not events(run, "train"):
+        assert launcher.poll() is None
+        time.sleep(0.01)
+    launcher.send_signal(signal.SIGTERM)
+    _, said = launcher.communicate(timeout=240)
+    assert launcher.returncode == 1
+    assert said.count("SIGTERM: saved at step") == 1
+    step = checkpoint.steps(run / "checkpoints")[-1]
+    assert step > 0
+    on(2, ["pretrain", "--out", str(run), "--resume", "--train.steps", str(step + 3)])
+
+
+@scale
+def test_clocks_of_different_speed_decide_alike(corpus: Path, tmp_path: Path) -> None:
+    """A run with a time limit, in which every rank has another idea of the time."""
+    slow = (
+        "import os, sys, time; real, speed = time.perf_counter, 1 + 2 * int(os.environ['RANK']);"
+        "time.perf_counter = lambda: real() * speed;"
+        "from gptsmith.cli import main; sys.exit(main())"
+    )
+    words = pretrain(
+        corpus, tmp_path / "run", "--train.steps", "none", "--train.seconds", "25",
+        "--save.interval", "0", "--save.seconds", "0.2",
+    )  # fmt: skip
+    done = finish(start(2, ["-c", slow, *words]))
+    assert [code for code, _, _ in done] == [0, 0], done
+    trained = events(tmp_path / "run", "train")
+    assert trained[-1]["seconds"] >= 25
+    assert all(event["seconds"] < 25 for event in trained[:-1])
+
+
+@scale
+def test_a_signal_in_an_evaluation_stops_all_ranks(corpus: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = pretrain(
+        corpus, run, "--train.steps", "5000", "--eval.interval", "1", "--eval.sample-tokens", "32"
+    )
+    ranks = start(2, ["-m", "gptsmith", *words])
+    while not (run / "metrics.jsonl").exists() or not events(run, "train"):
+        assert all(rank.poll() is None for rank in ranks)
+        time.sleep(0.002)
+    for rank in ranks:
+        rank.send_signal(signal.SIGTERM)
+    done = finish(ranks)
+    assert [code for code, _, _ in done] == [STOPPED, STOPPED], done
+
+
+@scale
+def test_a_full_disk_of_rank_0_is_one_message(corpus: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "from gptsmith.cli import main; sys.exit(main())"
+    )
+    done = finish(start(2, ["-c", limited, *pretrain(corpus, run)]))
+    said = "".join(err for _, _, err in done)
+    assert all(code for code, _, _ in done)
+    assert said.count("File too large") == 1, said
+    assert "Traceback" not in said

@@ -2,8 +2,8 @@
 docs/scaling.md gives the assumptions, and its tables are this output.
 
 A step of N ranks computes its tokens, adds up the gradients (a ring: every rank sends and receives
-2 (N-1)/N of them, in fp32) while the backward pass of its last micro-batch runs, and updates all
-weights on every rank.
+2 (N-1)/N of them, in fp32) while the backward pass of its last micro-batch runs. Each weight is
+updated by one rank, which then sends it to all others.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Cluster:
 @dataclass(frozen=True)
 class StepTime:
     """Seconds of a step. exposed: the part of the reduction that the backward pass does not hide.
-    ranks_busy: micro-batches per rank times ranks, over those of the step."""
+    optimizer: until all ranks have the new weights."""
 
     compute: float
     reduction: float
@@ -54,7 +54,7 @@ def step_time(
 ) -> StepTime:
     """One step in which every rank computes `micro_batches` of B rows.
 
-    kind: of the optimizer. Muon's Newton-Schulz products of all matrices are computed on each rank.
+    kind: of the optimizer, whose work is divided among the ranks by whole parameters.
     """
     T, n = c.context_length, parameters(c)
     rows = B * micro_batches
@@ -70,7 +70,8 @@ def step_time(
         # 5 iterations of X X^T, its square and a product with X, in bf16 at half of the peak:
         # about 6 m m n each for a matrix of m <= n, with m about the width of the model
         optimizer += 5 * 6 * c.n_embd * block_matrices(c) / (0.5 * cluster.peak)
-    return StepTime(compute, reduction, exposed, optimizer, rows * T * ranks)
+    sent = (ranks - 1) / ranks * 4 * n / bandwidth
+    return StepTime(compute, reduction, exposed, optimizer / ranks + sent, rows * T * ranks)
 
 
 CASES = (("gpt2", 32, 524_288), ("gpt2-medium", 16, 524_288), ("gpt2-xl", 8, 1_048_576))
@@ -80,7 +81,7 @@ RANKS = (1, 8, 64, 1024)
 def time_table(cluster: Cluster = Cluster()) -> str:
     """Rows of ranks; at least one micro-batch per rank, so the step grows where it must."""
     lines = [
-        "| model | GPUs | tokens a step | compute | reduced (not hidden) | AdamW "
+        "| model | GPUs | tokens a step | compute | reduced (not hidden) | update "
         "| tokens/s | linear |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
@@ -101,10 +102,11 @@ def time_table(cluster: Cluster = Cluster()) -> str:
 
 
 def memory_table() -> str:
-    """GiB per rank. The last: weights, gradients and optimizer divided by 64 ranks (not built)."""
+    """GiB per rank. The last: weights and gradients divided as well (not built)."""
     lines = [
-        "| model, micro-batch | weights | gradients | AdamW | activations | rank | divided by 64 |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| model, micro-batch | weights | gradients | AdamW | activations | one rank | each of 64 "
+        "| all divided by 64 |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, B, _ in CASES:
         c = ModelConfig.preset(name)
@@ -112,8 +114,10 @@ def memory_table() -> str:
         state = m.weights + m.gradients + m.optimizer
         sizes = (m.weights, m.gradients, m.optimizer, m.activations, m.total)
         shown = " | ".join(f"{size / 2**30:.1f}" for size in sizes)
-        divided = (state / 64 + m.activations) / 2**30
-        lines.append(f"| {name}, {B} x {c.context_length} | {shown} | {divided:.1f} |")
+        owned = m.total - m.optimizer * 63 / 64
+        divided = state / 64 + m.activations
+        last = f"{owned / 2**30:.1f} | {divided / 2**30:.1f}"
+        lines.append(f"| {name}, {B} x {c.context_length} | {shown} | {last} |")
     return "\n".join(lines)
 
 

@@ -195,9 +195,10 @@ def test_clocks_of_different_speed_decide_alike(corpus: Path, tmp_path: Path) ->
     """A run with a time limit, in which every rank has another idea of the time: that of rank 0
     counts, which is slow here, so that the start does not take all of it."""
     skewed = (
-        "import os, sys, time; real, speed = time.perf_counter, 0.1 + 2 * int(os.environ['RANK']);"
+        "import os, sys, time; real, speed = time.perf_counter, 0.2 + 2 * int(os.environ['RANK']);"
         "time.perf_counter = lambda: real() * speed;"
-        "from gptsmith.cli import main; sys.exit(main())"
+        "from gptsmith.commands.pretrain import main;"
+        "sys.exit(main(sys.argv[2:], time.perf_counter()))"
     )
     words = pretrain(
         corpus, tmp_path / "run", "--train.steps", "none", "--train.seconds", "9",

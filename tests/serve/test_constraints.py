@@ -1,4 +1,4 @@
-"""Answers that are JSON, or otherwise constrained, from models that know nothing."""
+"""Constrained completions, such as JSON, from models with random weights."""
 
 import json
 import re

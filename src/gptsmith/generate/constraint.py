@@ -1,7 +1,7 @@
-"""Constraints on a text: JSON of a schema, a regular expression, one of several texts, a grammar.
+"""Constraints on a completion: a JSON schema, a regular expression, a choice, or a grammar.
 
-After each token, the grammar says which tokens may come next, and the others are not sampled.
-Computed by llguidance (the extra `serve`) on the trie of the tokens' bytes.
+After each token, the constraint allows some next tokens; the others are not sampled. llguidance
+(extra `serve`) computes them on the trie of the tokens' bytes.
 
 V vocabulary.
 """
@@ -38,7 +38,7 @@ _WHITESPACE = r"(\x20|\n[\x20\t]{0,16})?"
 
 @dataclass(frozen=True)
 class Constraint:
-    """What a text must be, from its first token on: made by one of the methods below."""
+    """What a completion must match as a whole. Use one of the constructors below."""
 
     kind: Literal["json", "regex", "choice", "grammar"]
     source: str
@@ -80,9 +80,9 @@ class Constraint:
 
 
 class Matcher:
-    """What may come next in one text.
+    """The tokens that may come next in one completion.
 
-    finished: the text is complete, and nothing else can come.
+    finished: the completion is whole, and nothing can follow.
     """
 
     def __init__(self, state: LLMatcher, is_text: Tensor) -> None:
@@ -127,7 +127,7 @@ class Matcher:
 
 
 class ConstraintCompiler:
-    """Makes matchers for the texts of one tokenizer."""
+    """Compiles constraints for one tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer, V: int) -> None:
         """V: ids that can be sampled. ValueError without llguidance, and for a tokenizer whose ids
@@ -247,7 +247,7 @@ def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]
 
 
 def _failed(error: str, place: str = "") -> ValueError:
-    """With the essence of an error of llguidance."""
+    """A short form of llguidance's error."""
     lines = error.replace("<non-verbose/>", "").splitlines() or [""]
     text = next((x.removeprefix("error: ") for x in lines if x.startswith("error: ")), lines[0])
     if text.startswith("NoExtension"):

@@ -1,7 +1,7 @@
-"""The engine: requests for text in, tokens out, many requests at once with one KV cache.
+"""The engine: generates for many requests at once, with one KV cache (continuous batching).
 
-A request joins and leaves between steps, and every step adds one token to each request whose prompt
-has been read.
+Requests join and leave between steps; each step adds one token to every request whose prompt has
+been read.
 
 C channels, V vocabulary.
 """
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from gptsmith.tokenizer import Tokenizer
 
 MAX_BATCH_SIZE = 32  # requests that run at the same time
-CHUNK = {"cpu": 256, "cuda": 2048}  # tokens of a prompt that are read in one step ...
-BUDGET = {"cpu": 512, "cuda": 8192}  # ... and of all prompts
+CHUNK = {"cpu": 256, "cuda": 2048}  # tokens of one prompt that are read in a step
+BUDGET = {"cpu": 512, "cuda": 8192}  # tokens of all prompts that are read in a step
 DRAFT_TOKENS = 4  # of a draft model, in one step
 SCORED = 64  # tokens of a prompt whose logits are in memory at once
 
@@ -47,12 +47,12 @@ class Engine:
         while engine.busy:
             engine.step()
 
-    The text of a request depends on its prompt, settings and seed alone. Where `exact` is True (our
-    kernels run: float32 and bfloat16 on a CPU), so do its log-probabilities, bit for bit, whatever
-    else is in the batch or in the cache. Elsewhere other requests change them by rounding, and so a
-    text in which two tokens are equally likely. Ids beyond the tokenizer's vocabulary, which a
-    padded model has, are never sampled. Keep the engine for prompts that share a prefix, such as
-    the turns of a chat: the longest prefix that the cache holds is not read again.
+    The completion of a request depends on its prompt, settings and seed alone. Where `exact` is
+    True (our kernels: float32 and bfloat16 on a CPU), so do its log-probabilities, bit for bit,
+    whatever else is in the batch or in the cache. Elsewhere other requests can change them by
+    rounding, and so the choice between two equally likely tokens. Ids beyond the tokenizer's
+    vocabulary, which a padded model has, are never sampled. Keep the engine for prompts that share
+    a prefix, such as the turns of a chat: the longest cached prefix is not read again.
     tokenizer: needed for prompts that are text, stop strings, and the text and end of the results.
     max_batch_size: requests that run at the same time; the others wait, at most max_waiting of them
     (default: any number). cache_tokens: tokens whose keys and values are in memory at the same
@@ -62,8 +62,8 @@ class Engine:
     draft_model: a smaller model with the same tokenizer, which generates tokens that this one
     verifies at once; it has a cache of its own, as large. draft_tokens: verified in a step, at most
     (default: 4 of a draft model, otherwise 0); without a draft model, they are what followed when
-    the newest tokens of the text occurred before. page: tokens of a page, for torch's own ops.
-    chunk, budget: see Scheduler.
+    the newest tokens of the sequence occurred before. page: tokens of a page, for PyTorch's
+    operations. chunk, budget: see Scheduler.
     ValueError for a mask that depends on the row of the batch, for too small a cache, and for
     quantized weights where our kernels do not run.
     """
@@ -153,7 +153,7 @@ class Engine:
 
     @property
     def room(self) -> int | None:
-        """Requests that `add` still takes; None: any number."""
+        """How many requests `add` accepts now; None: any number."""
         return self._scheduler.room
 
     @property
@@ -164,7 +164,7 @@ class Engine:
         """Queue a request; `step` extends the generation that this returns.
 
         ValueError for an empty prompt, an id outside the vocabulary, an empty stop string, stop
-        strings, on_text or a constraint without a tokenizer, a constraint that `compile` refuses,
+        strings, on_text or a constraint without a tokenizer, a constraint that `compile` rejects,
         and a prompt longer than the context with context_shift off. QueueFull where `room` is 0.
         """
         request.check(self._V, self._limit, self.tokenizer is not None)
@@ -183,8 +183,8 @@ class Engine:
         return row.generation
 
     def compile(self, constraint: Constraint) -> Matcher:
-        """For the `constraint` of one request. This can take half a second, which `add` then need
-        not take; it may be called from another thread.
+        """Compile a constraint for one request, in which it replaces the constraint. This can take
+        half a second; unlike `add`, it may be called from another thread.
 
         ValueError without llguidance, for a tokenizer whose ids do not stand for fixed bytes, and
         for a constraint that is wrong, too large, or that no text meets.
@@ -192,8 +192,8 @@ class Engine:
         return self._compiler.compile(constraint)
 
     def cancel(self, generation: Generation) -> None:
-        """Finish a request now, with the text that is certain so far; the next step frees what it
-        holds. May be called from another thread."""
+        """Finish a request now, with the text so far; the next step releases its pages. May be
+        called from another thread."""
         if generation.finish_reason is None:
             generation.finish_reason = "cancelled"
 
@@ -226,7 +226,7 @@ class Engine:
         """
         encoded = [self._encode(p) for p in ([prompts] if isinstance(prompts, str) else prompts)]
         generations: dict[int, Generation] = {}
-        # Texts of similar length run together: little padding.
+        # Prompts of similar length run together: little padding.
         for i in sorted(range(len(encoded)), key=lambda i: len(encoded[i])):
             request = Request(
                 encoded[i],

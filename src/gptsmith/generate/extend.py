@@ -1,4 +1,4 @@
-"""From the logits of a step to the next tokens of its texts, with their log-probabilities.
+"""From the logits of a step to the next tokens of its requests, with log-probabilities.
 
 V vocabulary.
 """

@@ -1,4 +1,4 @@
-"""A request for text, the text generated so far, and what the engine keeps for it."""
+"""Requests, their generations, and the state that the engine keeps for each."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Request:
 
     prompt: Sequence[int]
     sampling: SamplingConfig = DEFAULT_SAMPLING
-    """Its seed is the seed of this text."""
+    """Its seed is that of this request."""
     stop: str | Sequence[str] = ()
-    """Strings that end the text and are not part of it; one string is one of them."""
+    """Strings that end the completion and are not part of it; a single string is one of them."""
     stop_ids: Sequence[int] | None = None
-    """Tokens that end the text and are not part of it (default: all that
-    the tokenizer's model ends a text with)."""
+    """Tokens that end the completion and are not part of it (default: the tokenizer's
+    eos_ids)."""
     on_text: OnText | None = None
-    """Called with each piece of text as soon as it is certain."""
+    """Called with each piece of text, as soon as no later token can change it."""
     context_shift: bool = True
     """At the end of the model's context, continue from the newest half of the text; if False,
     finish there."""
@@ -50,8 +50,8 @@ class Request:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Added to the logits of these tokens."""
     constraint: Constraint | Matcher | None = None
-    """What the new text must be; it ends as soon as nothing more can come. A matcher, made by
-    `Engine.compile`, is for one text."""
+    """What the completion must match; it ends as soon as nothing can follow. A matcher, made by
+    `Engine.compile`, is for one request."""
     namespace: str = ""
     """What a prompt shares with others is read once among requests of the same namespace only."""
 
@@ -96,15 +96,14 @@ class Generation:
     ids: list[int]
     """The new tokens, without a stop id, but including those of a stop string."""
     text: str = ""
-    """What is new in the text of prompt and ids, without the stop string; empty if the engine has
-    no tokenizer."""
+    """The generated text, without the stop string; empty if the engine has no tokenizer."""
     finish_reason: Literal["stop", "length", "cancelled", "error"] | None = None
     """stop: a stop id, a stop string, or a constraint that is met; length: max_new_tokens or the
     end of the context; error: see `error`; None: not finished yet."""
     error: str | None = None
     """Why the constraint could not be followed to the end."""
     dropped_tokens: int = 0
-    """Oldest tokens that were dropped because the text outgrew the model's context."""
+    """Oldest tokens that were dropped when the sequence became longer than the model's context."""
     cached_tokens: int = 0
     """Tokens of the prompt that were in the cache already."""
     notice: str | None = None
@@ -112,7 +111,7 @@ class Generation:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     """Of each of the ids, if the request asks for them."""
     stop_logprob: TokenLogprob | None = None
-    """Of the stop id that ended the text, which is not among the ids."""
+    """Of the stop id that ended the completion, which is not among the ids."""
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
     """Of each token of the prompt, if the request asks for them; None for the first."""
     mean_vector: MeanVector | None = None
@@ -131,7 +130,7 @@ class StopStrings:
         self.held = ""
 
     def push(self, piece: str, last: bool = False) -> str:
-        """The text that is certain after this piece; the stop string completed first ends it."""
+        """The text that no stop string can end any more; the one completed first ends it."""
         if self.stopped:
             return ""
         text = self.held + piece
@@ -195,7 +194,7 @@ class Row:
 
     @property
     def position(self) -> int:
-        """Place of the next token in the text, the prompt and dropped tokens included."""
+        """Position of the next token, counting the prompt and dropped tokens."""
         return len(self.context) + self.generation.dropped_tokens
 
     @property
@@ -224,7 +223,7 @@ class Row:
         return drafted if self.matcher is None else self.matcher.accepted(drafted)
 
     def shift(self) -> None:
-        """Keep the newest half of a context that the model cannot read, to be read again."""
+        """Drop the older half of a context that is too long; the rest is read again."""
         if self.too_long:
             dropped = len(self.context) - max(1, self._limit // 2)
             del self.context[:dropped]
@@ -259,7 +258,7 @@ class Row:
             self.request.on_text(piece)
 
     def _follow_constraint(self, token: int) -> None:
-        """The text may end here, because nothing more can come, or because of an error."""
+        """Advance the matcher, which may end the completion: nothing can follow, or an error."""
         if self.matcher is None:
             return
         try:

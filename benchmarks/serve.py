@@ -14,8 +14,8 @@ rounds; `of limit` is the share of it that the weights take, read once per token
     VLLM_PYTHON          a Python with vLLM (default: .venv-vllm, which `make test-vllm` makes)
     TRANSFORMERS_PYTHON  a Python with transformers, fastapi, uvicorn and openai (default: this one)
 
-llama-server is built with -DCMAKE_BUILD_TYPE=Release -DLLAMA_BUILD_SERVER=ON. About 12 minutes on two cores, less with
-`--rounds 1` or fewer contestants.
+llama-server is built with -DCMAKE_BUILD_TYPE=Release -DLLAMA_BUILD_SERVER=ON. About 12 minutes on
+two cores, less with `--rounds 1` or fewer contestants.
 """
 
 from __future__ import annotations

@@ -82,6 +82,39 @@ def test_harness_scores_what_it_scores_in_process(api: Api, tmp_path) -> None:
     assert remote.generate_until(asks) == local.generate_until(asks)
 
 
+def test_harness_gets_the_replies_of_the_library(api: Api) -> None:
+    """local-chat-completions of lm-evaluation-harness, with its own chat history, cold and warm:
+    item by item what the engine replies in this process."""
+    completions = pytest.importorskip("lm_eval.models.openai_completions")
+    from lm_eval.api.instance import Instance
+
+    from gptsmith.generate.engine import Engine
+    from gptsmith.generate.options import SamplingConfig
+    from gptsmith.run import Run
+
+    remote = completions.LocalChatCompletion(
+        base_url=f"{api.url}/v1/chat/completions", model="chat", batch_size=1
+    )
+    shots = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "#### 2"}]
+    chats = [[*shots, {"role": "user", "content": f"{n} + {n + 1}?"}] for n in range(8)]
+    settings = {"until": ["q", "###"], "max_gen_toks": 24, "do_sample": False}
+    asks = [
+        Instance("generate_until", {}, (remote.apply_chat_template(chat), dict(settings)), i)
+        for i, chat in enumerate(chats * 2)
+    ]
+    found = remote.generate_until(asks)
+    model = api.server.models["chat"]
+    engine = Engine(Run.open(api.folder / "chat").load_model(), model.tokenizer)
+    expected = engine.generate(
+        [model.template.prompt(chat) for chat in chats],
+        SamplingConfig(temperature=0, max_new_tokens=24),
+        stop=settings["until"],
+        stop_ids=model.chat_stop_ids,
+    )
+    assert found == [generation.text for generation in expected] * 2
+    assert len(set(found)) > 1
+
+
 def test_openai_errors_have_their_classes(client) -> None:
     with pytest.raises(openai.NotFoundError, match="no model 'x' here"):
         client.chat.completions.create(model="x", messages=ASK)

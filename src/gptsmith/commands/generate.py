@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from gptsmith import terminal
+from gptsmith import files, terminal
 from gptsmith.config import load_config
 from gptsmith.generate.options import SamplingConfig
 from gptsmith.run.options import Speculation, TextWeightOptions
 
 if TYPE_CHECKING:
+    from gptsmith.generate.constraint import Constraint
     from gptsmith.tokenizer import Tokenizer
 
 
@@ -27,6 +29,31 @@ class GenerateOptions(SamplingConfig, Speculation, TextWeightOptions):
     """Continuations of each prompt; sample i has the seed SEED + i."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Stop before this text, repeatable."""
+    json_schema: Path | None = None
+    """File with a JSON schema that the text must meet."""
+    regex: str | None = None
+    """Regular expression that the whole text must match."""
+    choice: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """The text must be this one, or one of several; repeatable."""
+
+    @model_validator(mode="after")
+    def _one_constraint(self) -> Self:
+        if sum(bool(given) for given in (self.json_schema, self.regex, self.choice)) > 1:
+            raise ValueError("give one of --json-schema, --regex and --choice")
+        return self
+
+    def constraint(self) -> Constraint | None:
+        """What the text must be; None: anything."""
+        from gptsmith.generate.constraint import Constraint
+
+        if self.json_schema is not None:
+            try:
+                return Constraint.json(files.read_text(self.json_schema))
+            except ValueError as error:
+                raise ValueError(f"--json-schema {self.json_schema}: {error}") from None
+        if self.regex is not None:
+            return Constraint.regex(self.regex)
+        return Constraint.choice(self.choice) if self.choice else None
 
 
 def main(argv: list[str]) -> None:
@@ -44,6 +71,7 @@ def main(argv: list[str]) -> None:
     run = Run.open(options.run)
     prompts = [(_standard_input() if p == "-" else p) for p in options.prompt] or [""]
     encoded = [_encode(run.tokenizer, prompt) for prompt in prompts]
+    constraint = options.constraint()
     model = options.load(run)
     limit = model.config.context_length
     if (longest := max(map(len, encoded))) > limit:
@@ -68,7 +96,10 @@ def main(argv: list[str]) -> None:
     )
     samples = [
         (prompt, seed, engine.add(
-            Request(ids, options.with_seed(seed), options.stop, on_text=show if streams else None)
+            Request(
+                ids, options.with_seed(seed), options.stop,
+                on_text=show if streams else None, constraint=constraint,
+            )
         ))
         for prompt, ids in zip(prompts, encoded, strict=True)
         for seed in range(options.seed, options.seed + options.num_samples)
@@ -83,6 +114,8 @@ def main(argv: list[str]) -> None:
             terminal.say(f"--- seed {seed}{f', prompt {prompt!r}' if len(prompts) > 1 else ''}")
         if not streams:
             terminal.write(prompt + generation.text)
+    if errors := [generation.error for generation in generations if generation.error]:
+        raise ValueError(errors[0])
     for notice in dict.fromkeys(g.notice for g in generations if g.notice):
         terminal.note(notice)
 

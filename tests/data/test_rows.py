@@ -138,6 +138,8 @@ def test_errors_name_file_and_place(tmp_path: Path) -> None:
     assert "two columns are called 'a'" in rejected(tmp_path / "n.arrow")
     assert "no such file" in rejected(tmp_path / "none.csv")
     assert "matches this pattern" in rejected(tmp_path / "*.nothing")
+    with pytest.raises(FileNotFoundError, match="an address: download it, and give the file"):
+        list(read_rows("https://example.org/a.jsonl"))
     (tmp_path / "empty").mkdir()
     assert "in this folder" in rejected(tmp_path / "empty")
     (tmp_path / "set" / "train").mkdir(parents=True)

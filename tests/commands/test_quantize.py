@@ -26,7 +26,7 @@ GREEDY = SamplingConfig(temperature=0, max_new_tokens=20)
 COMMAND = ("--device", "cpu", "--quantize", "int4")
 WORDS = (*COMMAND, "--temperature", "0", "--max-new-tokens", "20")
 
-pytestmark = pytest.mark.skipif(native.kernels() is None, reason="no compiled kernels here")
+pytestmark = pytest.mark.skipif(native.kernels("int8") is None, reason="no compiled kernels here")
 
 
 @pytest.fixture(scope="module")

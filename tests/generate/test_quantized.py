@@ -22,7 +22,9 @@ from gptsmith.tokenizer import Tokenizer
 
 CONFIG = ModelConfig(n_layer=2, n_head=2, n_embd=64, context_length=128, vocab_size=257)
 
-needs_kernels = pytest.mark.skipif(native.kernels() is None, reason="no compiled kernels here")
+needs_kernels = pytest.mark.skipif(
+    native.kernels("int8") is None, reason="no compiled kernels here"
+)
 
 
 def sentences(count: int, seed: int) -> list[int]:

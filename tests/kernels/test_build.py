@@ -43,7 +43,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def path_of_library() -> Path:
-    with build.built(build.PORTABLE) as path:
+    with build.built(build.PORTABLE, "int8") as path:
         assert path.read_bytes().startswith(b"compiled")
         return path
 
@@ -62,11 +62,13 @@ def test_other_flags_source_or_compiler_have_another_library(
     cache: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = {path_of_library().name for _ in range(2)}
-    with build.built(build.PORTABLE._replace(flags=("-DOTHER",))):
+    with build.built(build.PORTABLE._replace(flags=("-DOTHER",)), "int8"):
         pass
     monkeypatch.setenv("CC", "cc -DANOTHER")
     path_of_library()
-    assert compiler.calls == 3
+    with build.built(build.PORTABLE, "int4"):
+        pass
+    assert compiler.calls == 4
     assert len(names) == 2
 
 
@@ -159,12 +161,12 @@ def test_a_compiler_that_fails_is_named(
     broken.chmod(0o700)
     monkeypatch.setenv("CC", str(broken))
     with pytest.raises(build.BuildError, match=r"broken-cc failed: x\.c:1: error: out of luck"):
-        native.load(build.PORTABLE)
+        native.load(build.PORTABLE, "int8")
 
 
 def test_a_library_that_cannot_be_opened_is_named(cache: Path, compiler: Compiler) -> None:
     with pytest.raises(build.BuildError, match=r"kernels\.so"):
-        native.load(build.PORTABLE)
+        native.load(build.PORTABLE, "int8")
 
 
 def test_the_fastest_variant_that_the_cpu_has_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +192,7 @@ def test_threads_are_those_of_the_openmp_that_torch_loaded() -> None:
 import torch
 from pathlib import Path
 from gptsmith.kernels import native
-assert native.kernels() is not None
+assert native.kernels("float32") is not None
 assert native.runtime().parallel
 assert native.runtime().threads == torch.get_num_threads()
 words = Path("/proc/self/maps").read_text().split()
@@ -209,7 +211,8 @@ def test_kernels_are_built_from_an_installed_wheel(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = (
-        "from gptsmith.kernels import build, native; native.load(build.PORTABLE); print(build.HERE)"
+        "from gptsmith.kernels import build, native;"
+        "native.load(build.PORTABLE, 'int8'); print(build.HERE)"
     )
     paths = {"PYTHONPATH": str(tmp_path / "site"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     shown = subprocess.run(

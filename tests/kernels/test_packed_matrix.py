@@ -12,7 +12,7 @@ from gptsmith.kernels.packed_matrix import Memory, PackedMatrix
 
 
 def pack(weight: Tensor, format: str, bias: Tensor | None = None) -> PackedMatrix:
-    library = native.kernels()
+    library = native.kernels(format)
     assert library is not None
     return PackedMatrix(library, Memory(), weight, bias, format)
 

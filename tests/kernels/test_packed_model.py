@@ -102,8 +102,9 @@ def test_whole_texts_of_several_documents(name: str) -> None:
 def test_every_variant_computes_the_same_model(
     variant: build.Variant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    library = native.load(variant)
-    monkeypatch.setattr(native, "kernels", lambda required=False: library)
+    monkeypatch.setattr(
+        native, "kernels", lambda format, required=False: native.load(variant, format)
+    )
     text = tokens(90)
     for name, format, bound in (("llama", "float32", 1e-5), ("gpt2", "bfloat16", 0.06),
                                 ("llama", "int8", 0.25), ("gpt2", "int4", 2.0)):  # fmt: skip
@@ -299,7 +300,7 @@ def check_that_torch_serves(model: GPTModel) -> None:
 def test_torch_serves_where_there_are_no_kernels(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "kernels", lambda: None)
+    monkeypatch.setattr(native, "kernels", lambda format: None)
     check_that_torch_serves(make_model(name))
 
 

@@ -1,11 +1,12 @@
 /* The model's structures, and attention over keys and values in pages.
 
    A page holds keys and values of PAGE positions: keys as (D, PAGE), so that a vector holds one
-   element of several keys and a score is a chain over D, values as (PAGE, D). D is padded to 16. */
+   element of several keys and a score is a chain over D, values as (PAGE, D). D is padded to 16.
+   They are floats beside float weights, else bf16. */
 
 #include "pack.h"
 
-enum { PAGE = 64 };
+enum { PAGE = 64, CACHE_BF16 = FORMAT != FLOAT32 };
 enum { LAYERNORM, RMSNORM };
 enum { GELU, GELU_ERF, RELU2, SWIGLU };
 
@@ -25,7 +26,6 @@ typedef struct {
     const float *cos, *sin; /* (context, D/2), or NULL without rotation */
     const float *positions; /* (context, C), or NULL */
     float eps;
-    int32_t cache_bf16;
     const block *blocks;
     norm final_norm;
     matrix embedding;
@@ -60,15 +60,15 @@ static uint8_t *head_of_page(const model *m, const batch *b, int64_t row, int64_
                              int64_t value, int64_t head) {
     int64_t at = b->tables[row * b->pages_per_row + page];
     int64_t index = ((at * m->n_layer + layer) * 2 + value) * m->K + head;
-    return b->pages + index * PAGE * padded_head(m) * (m->cache_bf16 ? 2 : 4);
+    return b->pages + index * PAGE * padded_head(m) * (CACHE_BF16 ? 2 : 4);
 }
 
-INLINE vf load_cached(int bf16, const uint8_t *p, int64_t i) {
-    return bf16 ? load_bf16((const uint16_t *)p + i) : load((const float *)p + i);
+INLINE vf load_cached(const uint8_t *p, int64_t i) {
+    return CACHE_BF16 ? load_bf16((const uint16_t *)p + i) : load((const float *)p + i);
 }
 
-INLINE void put_cached(int bf16, uint8_t *p, int64_t i, float x) {
-    if (bf16) ((uint16_t *)p)[i] = to_bf16(x);
+INLINE void put_cached(uint8_t *p, int64_t i, float x) {
+    if (CACHE_BF16) ((uint16_t *)p)[i] = to_bf16(x);
     else ((float *)p)[i] = x;
 }
 
@@ -99,12 +99,12 @@ static void place(const model *m, const batch *b, int64_t layer, int64_t i, int6
     }
     uint8_t *page = head_of_page(m, b, b->rows[i], position / PAGE, layer, value, (head - m->H) % m->K);
     for (int64_t d = 0; d < m->D; d++)
-        put_cached(m->cache_bf16, page, value ? slot * padded_head(m) + d : d * PAGE + slot, x[d]);
+        put_cached(page, value ? slot * padded_head(m) + d : d * PAGE + slot, x[d]);
 }
 
 /* Head h of Q tokens of one row, from i: softmax(q k) v, block by block, each rescaling what came
    before (online softmax, Milakov & Gimelshein 2018). A token that may see no key gets zeros. */
-INLINE void attend(int Q, int bf16, const model *m, const batch *b, int64_t layer, int64_t i, int64_t h,
+INLINE void attend(int Q, const model *m, const batch *b, int64_t layer, int64_t i, int64_t h,
                    const float *qkv, int64_t qkv_width, float *out, int64_t out_width) {
     enum { S = PAGE / LANES };
     const int64_t D = m->D, padded = padded_head(m), first = b->positions[i];
@@ -123,7 +123,7 @@ INLINE void attend(int Q, int bf16, const model *m, const batch *b, int64_t laye
         UNROLL for (int q = 0; q < Q; q++) UNROLL for (int s = 0; s < S; s++) score[q][s] = splat(0);
         for (int64_t d = 0; d < D; d++) {
             vf key[S];
-            UNROLL for (int s = 0; s < S; s++) key[s] = load_cached(bf16, k, d * PAGE + s * LANES);
+            UNROLL for (int s = 0; s < S; s++) key[s] = load_cached(k, d * PAGE + s * LANES);
             UNROLL for (int q = 0; q < Q; q++) {
                 vf query = splat(qkv[q * qkv_width + d]);
                 UNROLL for (int s = 0; s < S; s++) score[q][s] = fma_(key[s], query, score[q][s]);
@@ -169,7 +169,7 @@ INLINE void attend(int Q, int bf16, const model *m, const batch *b, int64_t laye
                 UNROLL for (int c = 0; c < 4; c++) sum[q][c] = load(y[q] + d + c * LANES) * rescale[q];
             for (int64_t j = 0; j < used; j++) {
                 vf value[4];
-                UNROLL for (int c = 0; c < 4; c++) value[c] = load_cached(bf16, v, j * padded + d + c * LANES);
+                UNROLL for (int c = 0; c < 4; c++) value[c] = load_cached(v, j * padded + d + c * LANES);
                 UNROLL for (int q = 0; q < Q; q++)
                     UNROLL for (int c = 0; c < 4; c++) sum[q][c] = fma_(value[c], splat(p[q][j]), sum[q][c]);
             }
@@ -183,7 +183,7 @@ INLINE void attend(int Q, int bf16, const model *m, const batch *b, int64_t laye
                 memcpy(part, y[q] + d, n * sizeof(float));
                 vf sum = load(part) * rescale[q];
                 for (int64_t j = 0; j < used; j++)
-                    sum = fma_(load_cached(bf16, v, j * padded + d), splat(p[q][j]), sum);
+                    sum = fma_(load_cached(v, j * padded + d), splat(p[q][j]), sum);
                 store(part, sum);
                 memcpy(y[q] + d, part, n * sizeof(float));
             }
@@ -205,10 +205,8 @@ static void attention(const model *m, const batch *b, int64_t layer, const float
             if (unit % threads != thread) continue;
             const float *q = qkv + i * qkv_width + h * m->D;
             float *y = mixed + i * width + h * m->D;
-            if (step == 1 && m->cache_bf16) attend(1, 1, m, b, layer, i, h, q, qkv_width, y, width);
-            else if (step == 1) attend(1, 0, m, b, layer, i, h, q, qkv_width, y, width);
-            else if (m->cache_bf16) attend(QUERIES, 1, m, b, layer, i, h, q, qkv_width, y, width);
-            else attend(QUERIES, 0, m, b, layer, i, h, q, qkv_width, y, width);
+            if (step == 1) attend(1, m, b, layer, i, h, q, qkv_width, y, width);
+            else attend(QUERIES, m, b, layer, i, h, q, qkv_width, y, width);
         }
     }
 }

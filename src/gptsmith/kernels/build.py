@@ -70,14 +70,16 @@ def variants() -> list[Variant]:
 
 
 @contextmanager
-def built(variant: Variant) -> Iterator[Path]:
-    """The shared library for this variant, from the cache if it is there. The path is valid
-    inside the `with` only, so load it there. BuildError if there is no compiler, or it fails."""
+def built(variant: Variant, format: str) -> Iterator[Path]:
+    """The shared library for this variant and format of weights, from the cache if it is there. The
+    path is valid inside the `with` only, so load it there. BuildError if there is no compiler, or
+    it fails."""
     compiler = _compiler()
+    flags = (*FLAGS, *variant.flags, f"-DFORMAT={format.upper()}")
     source = b"".join(path.read_bytes() for path in sorted(HERE.glob("*.[ch]")))
     binary = Path(compiler[0]).resolve()
     status = binary.stat()
-    facts = (*FLAGS, *variant.flags, *compiler, binary, status.st_size, status.st_mtime_ns)
+    facts = (*flags, *compiler, binary, status.st_size, status.st_mtime_ns)
     key = hashlib.sha256(source + repr((facts, platform.uname()[0::4])).encode()).hexdigest()[:24]
     cache = _cache_folder()
     if cache is not None:
@@ -87,7 +89,7 @@ def built(variant: Variant) -> Iterator[Path]:
                 return
     with tempfile.TemporaryDirectory(prefix="gptsmith-kernels-") as folder:
         library = Path(folder, "kernels.so")
-        _compile([*compiler, *FLAGS, *variant.flags, str(HERE / "forward.c")], library)
+        _compile([*compiler, *flags, str(HERE / "forward.c")], library)
         if cache is not None:
             content = library.read_bytes()
             name = f"{key}-{hashlib.sha256(content).hexdigest()}.so"

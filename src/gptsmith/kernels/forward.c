@@ -106,7 +106,7 @@ static void norm_rows(const worker *w, norm n, const matrix *next) {
         float *y = w->normed + i * width;
         normalize(m->norm_kind, n, m->eps, w->task->x + i * width, m->C, width, y);
         for (int64_t k = 0; k < width; k += 64)
-            prepare(next->format, width, k, y + k, w->prepared + i * prepared_bytes(next->format, width));
+            prepare(width, k, y + k, w->prepared + i * prepared_bytes(width));
     }
     wait_for_rows(w);
 }
@@ -135,8 +135,8 @@ static void attention_part(const worker *w, int64_t layer) {
     thread = w->part, threads = w->parts;
     int64_t pieces = width / 64;
     SHARE(u, N * pieces) {
-        uint8_t *row = w->prepared + u / pieces * prepared_bytes(k->proj.format, width);
-        prepare(k->proj.format, width, u % pieces * 64, mixed + u * 64, row);
+        uint8_t *row = w->prepared + u / pieces * prepared_bytes(width);
+        prepare(width, u % pieces * 64, mixed + u * 64, row);
     }
     wait_for_rows(w);
     multiply(w, &k->proj, w->task->x, k->proj.outputs, 1);
@@ -151,9 +151,9 @@ static void mlp_part(const worker *w, int64_t layer) {
     int64_t thread = w->part, threads = w->parts, width = k->down.inputs, pieces = width / 64;
     SHARE(u, w->task->batch->N * pieces) {
         float y[64];
-        uint8_t *row = w->prepared + u / pieces * prepared_bytes(k->down.format, width);
+        uint8_t *row = w->prepared + u / pieces * prepared_bytes(width);
         hidden_units(m->mlp, m->F, u % pieces * 64, hidden + u / pieces * k->up.outputs, y);
-        prepare(k->down.format, width, u % pieces * 64, y, row);
+        prepare(width, u % pieces * 64, y, row);
     }
     wait_for_rows(w);
     multiply(w, &k->down, w->task->x, k->down.outputs, 1);
@@ -207,8 +207,8 @@ static void product_thread(void *argument) {
     const matrix *m = t->m;
     int64_t thread = thread_of(t->runtime), threads = threads_of(t->runtime), pieces = m->inputs / 64;
     SHARE(u, t->N * pieces) {
-        uint8_t *row = t->prepared + u / pieces * prepared_bytes(m->format, m->inputs);
-        prepare(m->format, m->inputs, u % pieces * 64, t->x + u * 64, row);
+        uint8_t *row = t->prepared + u / pieces * prepared_bytes(m->inputs);
+        prepare(m->inputs, u % pieces * 64, t->x + u * 64, row);
     }
     barrier(t->runtime);
     linear(m, t->prepared, t->N, t->y, m->outputs, 0, thread, threads);
@@ -256,4 +256,4 @@ int64_t packed_bytes(int64_t format, int64_t outputs, int64_t inputs) {
     return outputs / TILE * tile_bytes(format, inputs);
 }
 
-int64_t row_bytes(int64_t format, int64_t inputs) { return prepared_bytes(format, inputs); }
+int64_t row_bytes(int64_t inputs) { return prepared_bytes(inputs); }

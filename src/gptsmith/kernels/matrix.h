@@ -2,12 +2,17 @@
 
    Matrices are packed in tiles of TILE outputs (packed_matrix.py). Rows are floats, their lengths
    multiples of 64, zero beyond their end. Each output is one chain of additions along its weight
-   row, in a lane of its own; several rows share loads of weights, never sums. */
+   row, in a lane of its own; several rows share loads of weights, never sums.
+
+   A library multiplies weights of one format, -DFORMAT=INT8 for example: compiling all four takes
+   three times as long, and a model has one. (A table of embeddings beside a head of its own may have
+   another format, as it is only unpacked.) */
 
 #include "simd.h"
 
 enum { TILE = 16, RUNS = 4, V = TILE / LANES };
 enum { FLOAT32, BFLOAT16, INT8, INT4 };
+enum { QUANTIZED = FORMAT == INT8 || FORMAT == INT4 };
 
 /* Tiles that several rows share loads of, and queries (attention.h) that share loads of keys: as
    many as the registers hold (32 of AVX512, 16 of AVX2). */
@@ -31,10 +36,10 @@ INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit 
 
 INLINE int64_t group_of(int64_t format) { return format == INT4 ? 32 : 64; }
 
-INLINE int64_t prepared_bytes(int64_t format, int64_t inputs) {
-    if (format == INT8 || format == INT4) return round_up(inputs + 8 * (inputs / group_of(format)), 64);
+INLINE int64_t prepared_bytes(int64_t inputs) {
+    if (QUANTIZED) return round_up(inputs + 8 * (inputs / group_of(FORMAT)), 64);
 #if defined(__AVX512BF16__)
-    if (format == BFLOAT16) return 2 * inputs;
+    if (FORMAT == BFLOAT16) return 2 * inputs;
 #endif
     return 4 * inputs;
 }
@@ -59,9 +64,9 @@ static void quantize_group(const float *x, int64_t size, int8_t *q, float *scale
 }
 
 /* 64 inputs from `start` of one row. */
-static void prepare(int64_t format, int64_t inputs, int64_t start, const float *x, uint8_t *row) {
-    if (format == INT8 || format == INT4) {
-        int64_t size = group_of(format);
+static void prepare(int64_t inputs, int64_t start, const float *x, uint8_t *row) {
+    if (QUANTIZED) {
+        int64_t size = group_of(FORMAT);
         float *scales = (float *)(row + inputs);
         int32_t *sums = (int32_t *)(scales + inputs / size);
         for (int64_t i = start; i < start + 64; i += size)
@@ -69,7 +74,7 @@ static void prepare(int64_t format, int64_t inputs, int64_t start, const float *
         return;
     }
 #if defined(__AVX512BF16__)
-    if (format == BFLOAT16) {
+    if (FORMAT == BFLOAT16) {
         for (int64_t i = 0; i < 64; i += LANES) store_bf16((uint16_t *)row + start + i, load(x + i));
         return;
     }
@@ -129,25 +134,24 @@ INLINE void dot_bfloat16(int T, int R, const uint8_t **w, const uint8_t **x, int
 }
 
 /* A 32-bit lane holds the weights of four inputs (int4: of eight, the low nibbles first). */
-INLINE void dot_quantized(
-    int format, int T, int R, const uint8_t **w, const uint8_t **x, int64_t inputs, sums s) {
-    const int64_t size = group_of(format), groups = inputs / size, front = scale_bytes(format, inputs);
-    const int offset = format == INT4 ? 8 : INT8_OFFSET;
+INLINE void dot_quantized(int T, int R, const uint8_t **w, const uint8_t **x, int64_t inputs, sums s) {
+    const int64_t size = group_of(FORMAT), groups = inputs / size, front = scale_bytes(FORMAT, inputs);
+    const int offset = FORMAT == INT4 ? 8 : INT8_OFFSET;
     for (int64_t g = 0; g < groups; g++) {
         vi whole[RUNS][4][V];
         EACH_ROW {
             const int32_t *x_sums = (const int32_t *)(x[r] + inputs) + groups;
             EACH_TILE whole[t][r][v] = splat_int(-offset * x_sums[g]);
         }
-        for (int64_t k = g * size; k < (g + 1) * size; k += format == INT4 ? 8 : 4) {
+        for (int64_t k = g * size; k < (g + 1) * size; k += FORMAT == INT4 ? 8 : 4) {
             vi weights[RUNS][V];
-            int64_t at = front + k * TILE / (format == INT4 ? 2 : 1);
+            int64_t at = front + k * TILE / (FORMAT == INT4 ? 2 : 1);
             if (R == 1) /* measured: 15% faster than without; bf16 gains nothing */
                 UNROLL for (int t = 0; t < T; t++) __builtin_prefetch(w[t] + at + 256);
             EACH_TILE weights[t][v] = load_int(w[t] + at + v * LANES * 4);
             EACH_ROW {
                 vi input = splat_int(*(const int32_t *)(x[r] + k));
-                if (format == INT8) {
+                if (FORMAT == INT8) {
                     EACH_TILE whole[t][r][v] = dot_int8(whole[t][r][v], weights[t][v], input);
                 } else {
                     vi next = splat_int(*(const int32_t *)(x[r] + k + 4));
@@ -168,17 +172,17 @@ INLINE void dot_quantized(
 }
 
 /* T tiles of R rows: y = product + bias, or y += that. */
-INLINE void tiles(int format, int T, int R, const matrix *m, const int64_t *tile, const uint8_t *x,
+INLINE void tiles(int T, int R, const matrix *m, const int64_t *tile, const uint8_t *x,
                   int64_t stride, float *y, int64_t width, int add) {
     const uint8_t *w[RUNS], *rows[4];
     sums s;
-    for (int t = 0; t < T; t++) w[t] = m->data + tile[t] * tile_bytes(format, m->inputs);
+    for (int t = 0; t < T; t++) w[t] = m->data + tile[t] * tile_bytes(FORMAT, m->inputs);
     EACH_ROW rows[r] = x + r * stride;
     EACH_ROW EACH_TILE s[t][r][v] = splat(0);
-    switch (format) {
+    switch (FORMAT) {
     case FLOAT32: dot_float32(T, R, w, rows, m->inputs, s); break;
     case BFLOAT16: dot_bfloat16(T, R, w, rows, m->inputs, s); break;
-    default: dot_quantized(format, T, R, w, rows, m->inputs, s);
+    default: dot_quantized(T, R, w, rows, m->inputs, s);
     }
     EACH_ROW EACH_TILE {
         int64_t o = tile[t] * TILE + v * LANES;
@@ -189,30 +193,25 @@ INLINE void tiles(int format, int T, int R, const matrix *m, const int64_t *tile
 
 /* All rows against one tile of each run. One row reads the four runs side by side; for several,
    what the registers hold decides. */
-INLINE void all_rows(int format, const matrix *m, const int64_t *tile, const uint8_t *x,
-                     int64_t stride, int64_t N, float *y, int64_t width, int add) {
+INLINE void all_rows(const matrix *m, const int64_t *tile, const uint8_t *x, int64_t stride,
+                     int64_t N, float *y, int64_t width, int add) {
     int64_t i = 0;
     for (; i + 4 <= N; i += 4)
         for (int t = 0; t < RUNS; t += SHARED_RUNS)
-            tiles(format, SHARED_RUNS, 4, m, tile + t, x + i * stride, stride, y + i * width, width, add);
+            tiles(SHARED_RUNS, 4, m, tile + t, x + i * stride, stride, y + i * width, width, add);
     for (; i + 2 <= N; i += 2)
         for (int t = 0; t < RUNS; t += SHARED_RUNS)
-            tiles(format, SHARED_RUNS, 2, m, tile + t, x + i * stride, stride, y + i * width, width, add);
-    if (i < N) tiles(format, RUNS, 1, m, tile, x + i * stride, stride, y + i * width, width, add);
+            tiles(SHARED_RUNS, 2, m, tile + t, x + i * stride, stride, y + i * width, width, add);
+    if (i < N) tiles(RUNS, 1, m, tile, x + i * stride, stride, y + i * width, width, add);
 }
 
 /* y (N, width) of prepared rows. Each thread reads four long runs of tiles that lie far apart in
    memory, which is faster than one run: more pages of it are open at a time. */
 static void linear(const matrix *m, const uint8_t *x, int64_t N, float *y, int64_t width, int add,
                    int64_t thread, int64_t threads) {
-    int64_t run = m->outputs / TILE / RUNS, stride = prepared_bytes(m->format, m->inputs);
+    int64_t run = m->outputs / TILE / RUNS, stride = prepared_bytes(m->inputs);
     for (int64_t i = run * thread / threads; i < run * (thread + 1) / threads; i++) {
         int64_t tile[RUNS] = {i, i + run, i + 2 * run, i + 3 * run};
-        switch (m->format) {
-        case FLOAT32: all_rows(FLOAT32, m, tile, x, stride, N, y, width, add); break;
-        case BFLOAT16: all_rows(BFLOAT16, m, tile, x, stride, N, y, width, add); break;
-        case INT8: all_rows(INT8, m, tile, x, stride, N, y, width, add); break;
-        default: all_rows(INT4, m, tile, x, stride, N, y, width, add);
-        }
+        all_rows(m, tile, x, stride, N, y, width, add);
     }
 }

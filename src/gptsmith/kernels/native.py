@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
 from pathlib import Path
 
 import torch
@@ -50,7 +50,6 @@ class Model(Structure):
         *((n, c_int64) for n in ("n_layer", "H", "K", "D", "C", "F", "norm_kind", "mlp", "window")),
         *((n, c_void_p) for n in ("cos", "sin", "positions")),
         ("eps", c_float),
-        ("cache_bf16", c_int32),
         ("blocks", POINTER(Block)),
         ("final_norm", Norm),
         ("embedding", Matrix),
@@ -76,11 +75,11 @@ class Scratch(Structure):
 
 
 @functools.cache
-def kernels(required: bool = False) -> ctypes.CDLL | None:
-    """The kernels for this CPU, compiled on first use; None, with a notice, where that fails, or
-    BuildError if they are required."""
+def kernels(format: str, required: bool = False) -> ctypes.CDLL | None:
+    """The kernels for weights of a format on this CPU, compiled on first use; None, with a notice,
+    where that fails, or BuildError if they are required."""
     try:
-        return load(build.variants()[0])
+        return load(build.variants()[0], format)
     except build.BuildError as error:
         if required:
             raise
@@ -90,9 +89,9 @@ def kernels(required: bool = False) -> ctypes.CDLL | None:
         return None
 
 
-def load(variant: build.Variant) -> ctypes.CDLL:
+def load(variant: build.Variant, format: str) -> ctypes.CDLL:
     """The kernels of one variant. BuildError if they cannot be compiled or opened."""
-    with build.built(variant) as path:
+    with build.built(variant, format) as path:
         try:
             library = ctypes.CDLL(str(path))
         except OSError as error:  # such as a temporary folder from which nothing may be run
@@ -102,7 +101,7 @@ def load(variant: build.Variant) -> ctypes.CDLL:
     library.product.argtypes = [runtime, matrix, address, c_int64, address, address]
     library.pack.argtypes = [runtime, matrix, address, *[c_int64] * 3]
     library.unpack.argtypes = [matrix, c_int64, address]
-    library.row_bytes.argtypes = [c_int64, c_int64]
+    library.row_bytes.argtypes = [c_int64]
     library.packed_bytes.argtypes = [c_int64] * 3
     for function in (library.forward, library.product, library.pack, library.unpack):
         function.restype = None

@@ -54,11 +54,11 @@ class PackedMatrix:
         return self.data.numel() + (0 if self.bias is None else 4 * self.bias.numel())
 
     def product(self, x: Tensor) -> Tensor:
-        """x W^T + b, (rows, M) in fp32, of x (rows, N)."""
+        """x W^T + b, (rows, M) in fp32, of x (rows, N), for weights in the library's format."""
         M, N = self.shape
         x = F.pad(x.float(), (0, padded(N) - N)).contiguous()
         y = torch.empty(len(x), padded(M))
-        prepared = torch.empty(len(x), self._library.row_bytes(self.native.format, padded(N)) // 4)
+        prepared = torch.empty(len(x), self._library.row_bytes(padded(N)) // 4)
         addresses = prepared.data_ptr(), y.data_ptr()
         self._library.product(native.runtime(), self.native, x.data_ptr(), len(x), *addresses)
         return y[:, :M]

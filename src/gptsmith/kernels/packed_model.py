@@ -51,13 +51,9 @@ class PackedModel:
         model, weights = self._model, self._weights
         library = library_for(model, weights)
         assert library is not None, "ask library_for first"
-        if weights == "auto":
-            dtype = model.embedding.token.weight.dtype
-            weights = "bfloat16" if dtype == torch.bfloat16 else "float32"
-        self._packed = _Packed(library, model, weights)
+        self._packed = _Packed(library, model, _format(model, weights))
         if not self._keep_model:
             model.to("meta")
-        self.cache_dtype = torch.float32 if weights == "float32" else torch.bfloat16
 
     @property
     def nbytes(self) -> int:
@@ -67,6 +63,11 @@ class PackedModel:
     def pages(self, count: int) -> Pages:
         """Memory for keys and values of `count` times 64 positions."""
         return Pages(self._packed.config, count, self.cache_dtype)
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """Of keys and values."""
+        return self._packed.cache_dtype
 
     @torch.inference_mode()
     def hidden(
@@ -118,17 +119,25 @@ def library_for(model: GPTModel, weights: str = "auto") -> ctypes.CDLL | None:
     if device.type == "meta":
         raise ValueError("this model's weights were freed (keep_model=False): load it again")
     if not weights.startswith("int"):
-        return native.kernels() if _known(model) else None
+        return native.kernels(_format(model, weights)) if _known(model) else None
     if device.type != "cpu":
         problem = f"which run on a CPU, not on {device}: choose the device cpu"
     elif not _known(model):
         problem = "which do not know all modules of this model: merge adapters"
     else:
         try:
-            return native.kernels(required=True)
+            return native.kernels(weights, required=True)
         except build.BuildError as error:
             problem = f"but {error}: install a C compiler"
     raise ValueError(f"{weights} weights need the compiled kernels, {problem}, or do not quantize")
+
+
+def _format(model: GPTModel, weights: str) -> str:
+    """`weights`, where auto is the format of the model's own."""
+    if weights != "auto":
+        return weights
+    own = model.embedding.token.weight.dtype
+    return "bfloat16" if own == torch.bfloat16 else "float32"
 
 
 def _known(model: GPTModel) -> bool:
@@ -163,6 +172,7 @@ class _Packed:
     def __init__(self, library: ctypes.CDLL, model: GPTModel, weights: str) -> None:
         self._library, self._memory = library, Memory()
         self.config, self.mask = model.config, model.mask
+        self.cache_dtype = torch.float32 if weights == "float32" else torch.bfloat16
         self.kept: list[Tensor | PackedMatrix] = []  # what the structures point to
         config = model.config
         C, blocks = config.n_embd, [self._block(b, weights) for b in model.blocks]
@@ -178,7 +188,6 @@ class _Packed:
             *(native.NORMS.index(config.norm), native.MLPS.index(config.mlp)),
             self._window(),
             eps=config.norm_eps,
-            cache_bf16=weights != "float32",
             blocks=(native.Block * config.n_layer)(*blocks),
             final_norm=self._norm(model.final_norm),
             embedding=embedding.native,
@@ -190,7 +199,7 @@ class _Packed:
             self._native.positions = self._vector(model.embedding.position.weight)
         first = blocks[0]
         matrices = (first.qkv, first.proj, first.up, first.down)
-        self._row_bytes = max(library.row_bytes(m.format, m.inputs) for m in matrices)
+        self._row_bytes = max(library.row_bytes(m.inputs) for m in matrices)
         # floats that a token needs in each part of the scratch memory
         self._widths = (
             *(first.qkv.outputs, first.proj.inputs, first.up.outputs, first.qkv.inputs),
@@ -258,7 +267,7 @@ class _Packed:
         N, C = len(ids), self.config.n_embd
         assert tables.dtype == torch.int32
         assert tables.is_contiguous()
-        assert pages.data.dtype == (torch.bfloat16 if self._native.cache_bf16 else torch.float32)
+        assert pages.data.dtype == self.cache_dtype
         batch = native.Batch(
             N,
             *(x.data_ptr() for x in (ids, rows, positions, tables)),

@@ -1,5 +1,8 @@
 """Models made from tensors and from other models. Damaged files: tests/run/test_run.py."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -129,3 +132,18 @@ def test_more_layers_and_longer_rotary_tables_than_anybody_has_are_rejected() ->
     with pytest.raises(ValueError, match="too long for the rotary tables of head_dim 64: at most"):
         ModelConfig(context_length=10**9, position="rope")
     assert ModelConfig(context_length=1 << 20, position="rope").rotary
+
+
+def test_loading_does_not_wait_for_the_import_of_torchs_compiler() -> None:
+    """Arithmetic on the meta device imports it: more than a second at the start of each command."""
+    code = """
+import sys
+from gptsmith.model.config import ModelConfig
+from gptsmith.model.gpt import GPTModel
+from gptsmith.model.state_dict import load
+config = ModelConfig(n_layer=1, n_head=2, n_embd=16, vocab_size=40)
+assert config.rotary
+load(config, GPTModel(config).state_dict(), "there")
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

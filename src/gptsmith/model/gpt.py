@@ -276,7 +276,12 @@ class GPTModel(nn.Module):
             )
         self.rotary = config.rotary
         if self.rotary:
-            cos, sin = rotary_table(config, torch.arange(config.context_length))
+            if (
+                torch.get_default_device().type == "meta"
+            ):  # arithmetic there imports torch's compiler
+                cos = sin = torch.empty(config.context_length, config.D // 2)
+            else:
+                cos, sin = rotary_table(config, torch.arange(config.context_length))
             self.register_buffer("cos", cos, persistent=False)  # (context, D/2)
             self.register_buffer("sin", sin, persistent=False)
         self._block_masks: dict[tuple[int, int, torch.device], BlockMask] = {}

@@ -173,7 +173,7 @@ def test_join_survives_a_kill_while_it_moves_files(tmp_path: Path, texts: Path) 
         assert snapshot(out) == whole
 
 
-def test_what_depends_on_all_documents_is_refused(tmp_path: Path, texts: Path) -> None:
+def test_what_depends_on_all_documents_is_rejected(tmp_path: Path, texts: Path) -> None:
     for option in (
         {"tokenizer": "bpe"},
         {"tokenizer": "char"},

@@ -294,7 +294,7 @@ def test_a_text_that_cannot_go_on_ends_alone(real_data: Path) -> None:
         ("grammar", "start: " + "(" * 3000 + '"a"' + ")" * 3000, "nested"),
     ],
 )
-def test_a_constraint_that_cannot_be_compiled_is_refused(
+def test_a_constraint_that_cannot_be_compiled_is_rejected(
     byte_engine: Engine, kind: str, source: str, says: str
 ) -> None:
     with pytest.raises(ValueError) as caught:
@@ -304,7 +304,7 @@ def test_a_constraint_that_cannot_be_compiled_is_refused(
     assert len(str(caught.value)) < 500
 
 
-def test_what_is_no_constraint_is_refused() -> None:
+def test_what_is_no_constraint_is_rejected() -> None:
     for schema in ("[1]", "{", "NaN", {"a": {1, 2}}, '{"a":' * 10**5 + "1" + "}" * 10**5):
         with pytest.raises(ValueError, match="not a JSON schema"):
             Constraint.json(schema)

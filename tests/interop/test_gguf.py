@@ -143,7 +143,7 @@ def test_number_formats_and_rounding(tied: bool, tmp_path: Path) -> None:
             assert (np.abs(numbers(tensor) - x) <= bound).all(), name
 
 
-def test_rows_that_are_no_whole_blocks_are_refused(tmp_path: Path) -> None:
+def test_rows_that_are_no_whole_blocks_are_rejected(tmp_path: Path) -> None:
     run = random_run(tmp_path / "run", ModelConfig(**dict(GPT2, d_ff=80, vocab_size=V)))
     kinds: tuple[gguf.Kind, ...] = ("q8_0", "q4_0")
     for kind in kinds:

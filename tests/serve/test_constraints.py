@@ -146,7 +146,7 @@ def test_vllms_forms(api: Api, given: dict[str, Any], pattern: str) -> None:
         ({"guided_decoding_backend": "outlines"}, "guided_decoding_backend", "not supported"),
     ],
 )  # fmt: skip
-def test_a_constraint_that_is_not_one_is_refused(
+def test_a_constraint_that_is_not_one_is_rejected(
     api: Api, body: dict[str, Any], param: str | None, says: str
 ) -> None:
     error = api.error(CHAT, 400, model="chat", messages=ASK, **body)

@@ -83,7 +83,7 @@ def make_plan(config: PrepareConfig) -> Plan:
     val = None if config.val is None else open_source(config.val, options, report)
     opened = [*sources, *([] if val is None else [val])]
     given = given_tokenizer(config, opened)
-    assert given is not None  # the configuration refuses those that are learned
+    assert given is not None  # the configuration rejects those that are learned
     parts, rules = divide(sources, val, config.val_fraction)
     identity = output_dir.identify(config, opened, given)
     identity["settings"]["parts"] = len(parts)

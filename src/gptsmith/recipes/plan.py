@@ -120,25 +120,13 @@ def _resolve(config: R, model: ModelConfig, dataset: Dataset, trained: int | Non
     duration = Duration(None if train.seconds else steps, train.seconds)
     work = flops.flops_per_token(model) * steps * rows_per_step * T
     compiled, reason = runtime.choose_compile(train.compile, device, work / ranks, train.seconds)
-    memory = flops.training_memory(
-        model, train.batch_size, T, config.optim.kind, trained=trained,
-        low_precision=device.type == "cuda" and precision.name != "fp32",
-        checkpointing=train.activation_checkpointing,
-    )  # fmt: skip
-    available = runtime.memory_bytes(device)
-    # The formula is accurate to a quarter; on a CPU it assumes fp32, and there is swap.
-    if available and memory.total > (1.25 if device.type == "cuda" else 1.5) * available:
-        raise ValueError(
-            f"model and train.batch_size {train.batch_size} need about "
-            f"{memory.total / 2**30:,.0f} GiB, {device} has {available / 2**30:,.0f}: use a "
-            "smaller batch_size (total_batch_tokens keeps the step as large), model or context"
-        )
+    memory = _checked_memory(config, model, T, trained, device, precision.name)
     mask = "" if model.mask == "causal()" else f", mask {model.mask}"
     notes = (
         Note(
             "model",
             f"{flops.parameters(model):,} parameters, context {model.context_length}, vocabulary "
-            f"{model.vocab_size}{mask}; about {memory.total / 2**20:,.0f} MiB to train",
+            f"{model.vocab_size}{mask}; about {memory / 2**20:,.0f} MiB to train",
         ),
         Note(
             "training",
@@ -166,6 +154,32 @@ def _resolve(config: R, model: ModelConfig, dataset: Dataset, trained: int | Non
         rows_per_step,
         notes,
     )
+
+
+def _checked_memory(
+    config: RecipeConfig,
+    model: ModelConfig,
+    T: int,
+    trained: int | None,
+    device: torch.device,
+    precision: str,
+) -> int:
+    """Bytes that training needs. ValueError if the device does not have them."""
+    train = config.train
+    needed = flops.training_memory(
+        model, train.batch_size, T, config.optim.kind, trained=trained,
+        low_precision=device.type == "cuda" and precision != "fp32",
+        checkpointing=train.activation_checkpointing,
+    ).total  # fmt: skip
+    available = runtime.memory_bytes(device)
+    # The formula is accurate to a quarter; on a CPU it assumes fp32, and there is swap.
+    if available and needed > (1.25 if device.type == "cuda" else 1.5) * available:
+        raise ValueError(
+            f"model and train.batch_size {train.batch_size} need about "
+            f"{needed / 2**30:,.0f} GiB, {device} has {available / 2**30:,.0f}: use a "
+            "smaller batch_size (total_batch_tokens keeps the step as large), model or context"
+        )
+    return needed
 
 
 def _idle_notes(micro_batches: int, ranks: int) -> list[Note]:

@@ -53,17 +53,10 @@ def open_for_training(
     Raises ValueError if another process trains here, and FileExistsError for a folder that is not
     empty unless it is resumed (a run stopped before its first checkpoint counts as empty).
     """
-    path, tuning, extra = Path(path), tuning or Tuning(), dict[str, bytes]()
-    if code := layout.MASK_CODE.fullmatch(model_config.mask.strip()):
-        source = Path(code[1])
-        model_config = model_config.change(mask=f"{MASK}:{code[2]}")
-        if "model" in config:
-            config = {**config, "model": model_config.model_dump(mode="json")}
-        # on resume, a mask.py without a folder is the run's own copy
-        if source.is_file() and not (resume and source == Path(MASK)):
-            extra[MASK] = source.read_bytes()
-        elif not (resume and (path / MASK).is_file()):
-            raise FileNotFoundError(f"mask {str(source)!r}: there is no such file")
+    path, tuning = Path(path), tuning or Tuning()
+    model_config, extra = _with_own_mask(model_config, path, resume)
+    if layout.MASK_CODE.fullmatch(model_config.mask) and "model" in config:
+        config = {**config, "model": model_config.model_dump(mode="json")}
     check = checks.check_resumable if resume else checks.check_unoccupied
     run = Run(path)
 
@@ -145,6 +138,26 @@ def create_from_weights(
             checkpoints.stream_tensors(temporary, in_file, tensors)
         digests.write(folder, _contents(config, model_config, tokenizer, template))
     return Run.open(path)
+
+
+def _with_own_mask(
+    model_config: ModelConfig, path: Path, resume: bool
+) -> tuple[ModelConfig, dict[str, bytes]]:
+    """A mask `file.py:function` as the run's own mask.py, and the contents of that file to write.
+
+    FileNotFoundError if the file does not exist, unless a run to resume has its copy.
+    """
+    code = layout.MASK_CODE.fullmatch(model_config.mask.strip())
+    if code is None:
+        return model_config, {}
+    source = Path(code[1])
+    own = model_config.change(mask=f"{MASK}:{code[2]}")
+    # on resume, a mask.py without a folder is the run's own copy
+    if source.is_file() and not (resume and source == Path(MASK)):
+        return own, {MASK: source.read_bytes()}
+    if resume and (path / MASK).is_file():
+        return own, {}
+    raise FileNotFoundError(f"mask {str(source)!r}: there is no such file")
 
 
 def _check_unchanged(run: Run, new: Mapping[str, Any], fixed: Sequence[str]) -> None:

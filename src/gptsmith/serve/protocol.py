@@ -1,6 +1,6 @@
 """The bodies of requests, in OpenAI's form with vLLM's extensions.
 
-A field that would change the answer and that is not supported is refused by name, never ignored.
+A field that would change the answer and that is not supported is rejected by name, never ignored.
 Fields without effect here, and neutral values of unsupported ones, are accepted.
 """
 

@@ -1,8 +1,8 @@
 # Everything a newcomer types. Plain pip and venv underneath: no other tool is needed.
 #   make demo     from raw text to a trained GPT that talks back, minutes on a laptop without GPU
 #   make test     the test suite            make check    format, lint, types
-#   make soak     a hundred kills, a disk that fails at each call that writes, 10,000 texts in random
-#                 company: hours
+#   make soak     a hundred kills, a disk that fails at each call that writes, 10,000 requests in
+#                 random batches: hours
 #   make soak-serve  a server under load for 20 minutes: every answer as alone, no memory lost
 #   make bench    benchmarks, side by side with other libraries
 #   make fuzz     20,000 damaged files over all parsers: ten minutes

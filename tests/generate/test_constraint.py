@@ -1,4 +1,4 @@
-"""Constrained texts: whatever the model, they are what the constraint says, in any company."""
+"""Constrained texts: whatever the model, they are what the constraint says, in any batch."""
 
 import json
 import random
@@ -217,7 +217,7 @@ def run(engine: Engine, requests: list[Request]) -> list[tuple[object, ...]]:
     return [(g.ids, g.logprobs, g.text, g.finish_reason) for g in found]
 
 
-def test_company_preemption_and_speculation_change_no_bit() -> None:
+def test_other_requests_preemption_and_speculation_change_no_bit() -> None:
     tokenizer = Tokenizer.byte()
     model = model_for(tokenizer, n_layer=2)
     if not Engine(model).exact:

@@ -1,5 +1,5 @@
 """Where our kernels run, a request gets the same ids and the same bits of log-probabilities in any
-company, cold or warm, however its prompt is cut, interrupted or not."""
+batch, with a cold or warm cache, in any chunks, preempted or not."""
 
 import os
 import random
@@ -16,8 +16,8 @@ from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 
 V, CONTEXT = 97, 256
-REQUESTS = 10_000 if os.environ.get("GPTSMITH_SOAK") else 80  # compared in random company
-COMPANY = 40  # requests that come together
+REQUESTS = 10_000 if os.environ.get("GPTSMITH_SOAK") else 80  # compared in random batches
+TOGETHER = 40  # requests that come together
 LLAMA = ModelConfig(
     n_layer=2, n_head=4, n_kv_head=2, n_embd=56, context_length=CONTEXT, vocab_size=V
 )
@@ -96,7 +96,7 @@ def alone(model: GPTModel) -> list[Generation]:
     return generations
 
 
-def test_company_changes_no_bit(model: GPTModel, alone: list[Generation]) -> None:
+def test_other_requests_change_no_bit(model: GPTModel, alone: list[Generation]) -> None:
     assert same(run(Engine(model), requests(40)), alone)
 
 
@@ -185,7 +185,7 @@ def test_mean_vectors_have_the_same_bits(model: GPTModel) -> None:
             assert torch.equal(found, expected)
 
 
-def test_random_company_changes_no_bit() -> None:
+def test_random_batches_change_no_bit() -> None:
     """Random models, cuts, drafts, batches and memory, cold and warm, in any order. `make soak`
     compares 10,000 requests."""
     choose, compared, reused = random.Random(0), 0, 0
@@ -193,7 +193,7 @@ def test_random_company_changes_no_bit() -> None:
         model = make(choose.choice(list(CASES)))
         if not Engine(model).exact:
             pytest.skip("no compiled kernels on this machine")
-        given = requests(COMPANY, draw=compared)
+        given = requests(TOGETHER, draw=compared)
         single, alone = Engine(model), []
         for request in given:
             alone += run(single, [request])
@@ -207,13 +207,13 @@ def test_random_company_changes_no_bit() -> None:
             budget=choose.choice([7, 100, 512]),
         )
         for _ in ("cold", "warm"):
-            order = choose.sample(range(COMPANY), COMPANY)
+            order = choose.sample(range(TOGETHER), TOGETHER)
             found = run(engine, [given[i] for i in order])
             reused += sum(generation.cached_tokens for generation in found)
             assert same(found, [alone[i] for i in order])
-        compared += COMPANY
+        compared += TOGETHER
     assert reused > compared
-    print(f"{compared:,} requests, each alone and twice in company: no bit differs")
+    print(f"{compared:,} requests, each alone and twice in a batch: no bit differs")
 
 
 def test_a_step_of_training_between_equal_requests_counts() -> None:

@@ -121,7 +121,7 @@ def test_every_variant_computes_the_same_model(
 
 @given(data=st.data())
 @settings(max_examples=25)
-def test_bits_are_independent_of_company_and_of_cuts(
+def test_bits_are_independent_of_the_batch_and_of_chunks(
     packed_models: dict[tuple[str, str], PackedModel], data: st.DataObject
 ) -> None:
     packed = packed_models[data.draw(st.sampled_from(sorted(packed_models)), label="model")]

@@ -9,13 +9,15 @@ next one after the last. Every server gets all cores and a cache of 16,384 token
 at the beginning and stopped (SIGSTOP) but in their turn; they alternate, with new prompts in each
 round, and the figures are medians over the rounds. The memory's speed is measured in the same
 rounds; `of limit` is the share of it that the weights take, read once per token, for one client.
+Memory is that of all processes of a server after its loads, `rest` what is beyond its weights and
+the whole cache, which not all of them fill.
 
     LLAMA_SERVER         llama-server of llama.cpp (default: on the PATH)
     VLLM_PYTHON          a Python with vLLM (default: .venv-vllm, which `make test-vllm` makes)
     TRANSFORMERS_PYTHON  a Python with transformers, fastapi, uvicorn and openai (default: this one)
 
-llama-server is built with -DCMAKE_BUILD_TYPE=Release -DLLAMA_BUILD_SERVER=ON. About 12 minutes on
-two cores, less with `--rounds 1` or fewer contestants.
+llama-server is built with -DCMAKE_BUILD_TYPE=Release -DLLAMA_BUILD_SERVER=ON. All of it takes about
+12 minutes on two quiet cores; --rounds 1 or fewer contestants take less.
 """
 
 from __future__ import annotations

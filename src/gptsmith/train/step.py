@@ -140,6 +140,12 @@ def train_steps(
     ranks, rank = distributed.world_size(), distributed.rank()
     parallel = distributed.data_parallel(LossOfModel(model, loss)) if ranks > 1 else None
     step = first_step
+    if parallel is not None:
+        # DDP arranges gradients in the order of its first backward pass. With three or more ranks,
+        # the order of addition follows from it: it must not change after the first step of a
+        # process, or a resumed run would differ.
+        with precision.autocast():
+            parallel(batches(step)[0].without_targets().to(device)).backward()
     while True:
         model.train()
         micro_batches = batches(step)

@@ -33,6 +33,8 @@ from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.tokenizer import Tokenizer
 
+# A round's seconds per token: one row, 8 rows, 32 rows, a prompt.
+Rounds = list[list[float]]
 PAIRS = {"bfloat16": "f16", "int8": "q8_0", "int4": "q4_0"}  # ours and llama.cpp's
 LLAMA_PYTHON = os.environ.get("LLAMA_PYTHON", sys.executable)
 VLLM_PYTHON = os.environ.get("VLLM_PYTHON", str(ROOT / ".venv-vllm/bin/python"))
@@ -109,7 +111,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--weights", default=",".join(PAIRS), help="of " + ", ".join(PAIRS))
     options = parser.parse_args(argv)
     running: dict[str, Contestant] = {}
-    figures: dict[str, list[list[float]]] = {}
+    figures: dict[str, Rounds] = {}
     speed = []
     with tempfile.TemporaryDirectory() as name, closing_all() as groups:
         chosen = options.weights.split(",")
@@ -138,6 +140,22 @@ def main(argv: list[str]) -> None:
         )
         share = one * running[title].ready / limit
         print(f"{title:16} {one:8.1f} {share:9.0%} {eight:8.0f} {many:8.0f} {prompt:8.0f}")
+    print("\ntimes as fast, in the median of the rounds:")
+    for ours, others in PAIRS.items():
+        for other in (f"llama.cpp {others}", f"vLLM {ours}"):
+            if ours in figures and other in figures:
+                one, eight, many, prompt = _ratios(figures[ours], figures[other])
+                print(f"{f'{ours} / {other}':28} {one:5.2f} {eight:9.2f} {many:8.2f} {prompt:8.2f}")
+
+
+def _ratios(ours: Rounds, others: Rounds) -> list[float]:
+    """How many times as fast ours is, by column. The speed of a shared machine drifts from round to
+    round, so measurements that are next to each other are compared."""
+    pairs = zip(zip(*ours, strict=True), zip(*others, strict=True), strict=True)
+    return [
+        statistics.median(other / one for one, other in zip(*columns, strict=True))
+        for columns in pairs
+    ]
 
 
 if __name__ == "__main__":

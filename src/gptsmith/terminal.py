@@ -10,6 +10,7 @@ Only the standard library is imported here: `gptsmith --help` must be instant.
 
 from __future__ import annotations
 
+import os
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -80,6 +81,25 @@ def flush_output() -> None:
     """Flush standard output; OSError if it cannot be written (a full disk)."""
     with _named(sys.stdout):
         sys.stdout.flush()
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Discard everything that is printed inside, also by libraries."""
+    streams = sys.stdout, sys.stderr
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        sys.stdout = sys.stderr = nowhere
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = streams
+
+
+def last_words(text: str) -> None:
+    """Print a message on the process's own standard error, even where output is silenced: for a
+    process that ends with os._exit."""
+    if sys.__stderr__ is not None:
+        _print(sys.__stderr__, f"{visible(text)}\n")
 
 
 def encodable(text: str, encoding: str | None) -> str:

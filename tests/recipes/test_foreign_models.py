@@ -87,9 +87,9 @@ def test_chat_begins_and_ends_as_texts_of_the_model(
     assert run.tokenizer.special_ids.eos_ids == before.eos_ids
     messages = conversation("who sat in the hall", "the king")["messages"]
     encoded = template.encode(messages)
-    assert tuple(encoded.ids[: len(before.before)]) == before.before
-    assert encoded.ids[len(before.before)] not in before.before
-    assert not any(encoded.is_target[: len(before.before)])
+    assert tuple(encoded.ids[: len(before.prefix)]) == before.prefix
+    assert encoded.ids[len(before.prefix)] not in before.prefix
+    assert not any(encoded.is_target[: len(before.prefix)])
     tokenizer, ends = exported(run, tmp_path / "hf")
     assert {*template.stop_ids, *before.eos_ids} == {*ends}
     stock = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)

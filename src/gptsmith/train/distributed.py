@@ -14,12 +14,11 @@ import json
 import os
 import re
 import socket
-import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -117,16 +116,10 @@ def connected() -> Iterator[None]:
     ended = threading.Event()
     watch = threading.Thread(target=_watch, args=(connection, ended), daemon=True)
     watch.start()
-    streams = sys.stdout, sys.stderr
     try:
-        with open(os.devnull, "w") as nowhere:
-            if launch.rank:
-                sys.stdout = sys.stderr = nowhere
-            try:
-                yield
-                barrier()  # none ends while another works: torchrun would stop that one
-            finally:
-                sys.stdout, sys.stderr = streams
+        with terminal.silenced() if launch.rank else nullcontext():
+            yield
+            barrier()  # none ends while another works: torchrun would stop that one
     except BaseException as error:
         if not isinstance(error, SystemExit) or error.code:
             _report_first(connection, error, ended)
@@ -212,9 +205,8 @@ def _report_first(connection: _Connection, error: BaseException, ended: threadin
 
 def _end_silently(connection: _Connection, store_is_lost: bool = False) -> NoReturn:
     """End this process at once. If rank 0 is gone and could not say why, rank 1 reports that."""
-    if store_is_lost and connection.launch.rank == 1 and sys.__stderr__:
-        sys.__stderr__.write("rank 0 has ended without a message: it was killed or has crashed\n")
-        sys.__stderr__.flush()
+    if store_is_lost and connection.launch.rank == 1:
+        terminal.last_words("rank 0 has ended without a message: it was killed or has crashed")
     os._exit(1)
 
 

@@ -43,9 +43,15 @@ class ProcessGroup:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
+        """RuntimeError with the last output if the program ends in its turn."""
         os.killpg(self.process.pid, signal.SIGCONT)
         try:
             yield
+        except Exception:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(2)
+            self.check()
+            raise
         finally:
             self._signal(signal.SIGSTOP)
 

@@ -122,7 +122,7 @@ def test_run_length_in_seconds(corpus, tmp_path):
     argv = ["--data", str(corpus), "--out", str(run), *SMALL, *words, "--train.seconds", "3"]
     assert pretrain.main([*argv, "--optim.schedule", "linear"], started=time.perf_counter()) == 0
     steps = events(run, "train")
-    assert steps[-2]["seconds"] < 3 <= steps[-1]["seconds"]
+    assert steps[-2]["seconds"] <= 3 <= steps[-1]["seconds"]  # rounded to milliseconds
     state = checkpoint.find(run / "checkpoints")[0].state["learning_rate"]
     begin = state["warmup_seconds"]
     assert steps[0]["learning_rate"] == 3e-3

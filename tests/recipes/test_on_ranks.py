@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-from ranks import finish, gptsmith, start
+from ranks import STEPS, TRAINING, finish, gptsmith, start
+from ranks import pretrain as small_pretrain
 from runs import assert_same_checkpoints, assert_same_weights, events, write_inputs
 
 from gptsmith import cli
@@ -24,24 +25,13 @@ SCALE = bool(os.environ.get("GPTSMITH_SCALE"))
 scale = pytest.mark.skipif(not SCALE, reason="make test-scale")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-STEPS = 16
-TRAINING = [
-    "--train.steps", str(STEPS), "--train.batch-size", "2", "--train.num-threads", "1",
-    "--train.device", "cpu", "--train.precision", "fp32", "--train.compile", "off",
-    "--save.interval", "8", "--save.seconds", "600", "--save.keep-last", "9",
-    "--eval.interval", "8", "--eval.tokens", "2000", "--eval.sample-tokens", "4",
-    "--monitor.log-interval", "1", "--monitor.trackers", "none", "--optim.learning-rate", "0.01",
-]  # fmt: skip
-MODEL = [
-    "--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16", "--model.dropout", "0.1",
-    "--model.context-length", "32",
-]  # fmt: skip
+SAVING = ["--save.interval", "8", "--save.keep-last", "9"]
 
 
 def pretrain(corpus: Path, out: Path, *more: str) -> list[str]:
     """Four micro-batches per step."""
     size = ["--train.total-batch-tokens", "256"]
-    return ["pretrain", "--data", str(corpus), "--out", str(out), *MODEL, *TRAINING, *size, *more]
+    return small_pretrain(corpus, out, *SAVING, *size, *more)
 
 
 def on(ranks: int, words: list[str]) -> None:
@@ -86,7 +76,8 @@ def test_two_ranks_fine_tune_as_one_process_does(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_inputs(tmp_path)
-    words = ["finetune", stage, "--from", str(base), "--dropout", "0.1", *TRAINING, *STAGES[stage]]
+    words = ["finetune", stage, "--from", str(base), "--dropout", "0.1"]
+    words += [*TRAINING, *SAVING, *STAGES[stage]]
     words = [str(corpus) if word == "CORPUS" else word for word in words]
     size = ["--texts-per-step", "4"]
     if stage != "classify":

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -27,6 +28,19 @@ from gptsmith.train.options import OptimConfig
 from gptsmith.train.runtime import Precision
 from gptsmith.train.step import train_steps
 
+STEPS = 16
+# Words of the command for a small run with dropout.
+MODEL = [
+    "--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16", "--model.dropout", "0.1",
+    "--model.context-length", "32",
+]  # fmt: skip
+TRAINING = [
+    "--train.steps", str(STEPS), "--train.batch-size", "2", "--train.num-threads", "1",
+    "--train.device", "cpu", "--train.precision", "fp32", "--train.compile", "off",
+    "--save.seconds", "600",
+    "--eval.interval", "8", "--eval.tokens", "2000", "--eval.sample-tokens", "4",
+    "--monitor.log-interval", "1", "--monitor.trackers", "none", "--optim.learning-rate", "0.01",
+]  # fmt: skip
 SECONDS = 240  # deadline of every process; a machine with other work is slow
 T, V = 16, 24
 
@@ -62,6 +76,10 @@ def finish(ranks: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
             if rank.poll() is None:
                 rank.send_signal(signal.SIGKILL)
                 rank.communicate()
+
+
+def pretrain(corpus: Path, out: Path, *more: str) -> list[str]:
+    return ["pretrain", "--data", str(corpus), "--out", str(out), *MODEL, *TRAINING, *more]
 
 
 def gptsmith(count: int, words: Sequence[str]) -> tuple[list[int], str]:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ranks import finish, gptsmith, start, train, trained
+from ranks import finish, gptsmith, pretrain, start, train, trained
 from runs import assert_same_checkpoints, assert_same_weights, events
 
 from gptsmith import cli
@@ -71,21 +71,6 @@ def test_a_bad_batch_of_one_rank_is_skipped_by_all_and_named(two) -> None:
 
 
 # --- the command, which the recipes of other stages share ----------------------------------------
-
-TRAINING = [
-    "--train.steps", "16", "--train.batch-size", "2", "--train.num-threads", "1", "--train.device",
-    "cpu", "--train.precision", "fp32", "--train.compile", "off", "--save.seconds", "600",
-    "--eval.interval", "8", "--eval.tokens", "2000", "--eval.sample-tokens", "4",
-    "--monitor.log-interval", "1", "--monitor.trackers", "none", "--optim.learning-rate", "0.01",
-]  # fmt: skip
-MODEL = [
-    "--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16", "--model.dropout", "0.1",
-    "--model.context-length", "32",
-]  # fmt: skip
-
-
-def pretrain(corpus: Path, out: Path, *more: str) -> list[str]:
-    return ["pretrain", "--data", str(corpus), "--out", str(out), *MODEL, *TRAINING, *more]
 
 
 def record(run: Path) -> list[dict]:

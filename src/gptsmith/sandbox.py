@@ -27,10 +27,6 @@ from typing import Any
 
 _SECONDS, _MEMORY = 3.0, 384 << 20
 _MAX_IDLE = 4  # workers that are kept for the next call
-_SCRIPT = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from gptsmith import sandbox; "
-    "sandbox.serve(int(sys.argv[2]))"
-)
 # One thread per library and no arenas for more: the limit on memory is one on address space.
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -40,6 +36,19 @@ _ENVIRONMENT = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "MALLOC_ARENA_MAX": "1",
 }
+
+
+def python_command(module: str, function: str, argument: str) -> list[str]:
+    """The words that start a Python process in which a function of ours gets a text.
+
+    It imports from the same places as this process, but not, unlike `python -c`, from the working
+    directory.
+    """
+    code = (
+        "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
+        f"from {module} import {function}; {function}(sys.argv[2])"
+    )
+    return [sys.executable, "-P", "-c", code, json.dumps(sys.path), argument]
 
 
 class StoppedError(ValueError):
@@ -105,15 +114,7 @@ class _Worker:
         self._answers = self._socket.makefile("rb")
         with theirs:
             self._process = subprocess.Popen(
-                # -P: files in the working directory are not modules
-                [
-                    sys.executable,
-                    "-P",
-                    "-c",
-                    _SCRIPT,
-                    json.dumps(sys.path),
-                    str(theirs.fileno()),
-                ],
+                python_command("gptsmith.sandbox", "serve", str(theirs.fileno())),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # for libraries that print
@@ -252,13 +253,16 @@ os.register_at_fork(after_in_child=_after_fork)
 # --- the worker's side ---------------------------------------------------------------------------
 
 
-def serve(descriptor: int) -> None:
-    """Answer requests until the caller is gone. The main function of a worker."""
+def serve(descriptor: str) -> None:
+    """Answer requests until the caller is gone. The main function of a worker.
+
+    descriptor: number of its socket.
+    """
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with suppress(OSError), socket.socket(fileno=descriptor) as caller:
+    with suppress(OSError), socket.socket(fileno=int(descriptor)) as caller:
         _answer_all(caller)
     os._exit(0)
 

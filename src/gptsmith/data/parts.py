@@ -39,14 +39,11 @@ from gptsmith.data.sources import open_source
 from gptsmith.data.split import PartSplit, Split, hash_rule, overlap
 from gptsmith.data.token_files import TokenFiles
 from gptsmith.progress import WorkProgress
+from gptsmith.sandbox import python_command
 from gptsmith.tokenizer import Tokenizer
 
 _MOST = 200  # parts per source, each with a shard or more per split
 _LOCK_SECONDS = 60.0
-_SCRIPT = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from gptsmith.data import parts; "
-    "parts.serve(sys.argv[2])"
-)
 
 
 class Part(NamedTuple):
@@ -313,7 +310,7 @@ def _run_tasks(config: PrepareConfig, plan: Plan, tasks: int) -> None:
         for task in range(tasks):
             update = {"tasks": tasks, "task": task, "workers": threads}
             request = config.model_copy(update=update).model_dump_json()
-            words = [sys.executable, "-c", _SCRIPT, json.dumps(sys.path), request]
+            words = python_command("gptsmith.data.parts", "serve", request)
             pipe = subprocess.PIPE
             running.append(subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True))
         with WorkProgress("parts prepared", len(plan.parts)) as progress:

@@ -152,6 +152,11 @@ class Engine:
         return any(not row.finished for row in self._scheduler.rows)
 
     @property
+    def needs_step(self) -> bool:
+        """Whether `step` has work: unfinished requests, or pages of finished ones to release."""
+        return bool(self._scheduler.rows)
+
+    @property
     def room(self) -> int | None:
         """How many requests `add` accepts now; None: any number."""
         return self._scheduler.room

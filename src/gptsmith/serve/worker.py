@@ -134,17 +134,13 @@ class Worker(threading.Thread):
     # In the thread
 
     def run(self) -> None:
-        busy: list[Engine] = []
         while not self._closed:
             self._wake.clear()
             while self._inbox:
                 self._inbox.popleft()()
-            before, busy = busy, [engine for engine in self.engines if engine.busy]
-            for engine in self.engines:
-                if (
-                    engine in busy or engine in before
-                ):  # the last step frees the pages of finished requests
-                    self._step(engine)
+            busy = [engine for engine in self.engines if engine.needs_step]
+            for engine in busy:
+                self._step(engine)
             self._publish()
             if not busy:
                 self._wake.wait()

@@ -207,15 +207,18 @@ class Row:
         return request.prompt_logprobs is not None and len(found) < length
 
     def draft_room(self, count: int) -> int:
-        """How many draft tokens may be verified in the next step, at most `count`."""
-        count = self.draft_length.next(count)
+        """How many draft tokens may be verified in the next step, at most `count`; fewer after
+        drafts that were rejected."""
+        return self._room(self.draft_length.next(count))
+
+    def _room(self, count: int) -> int:
+        """How many draft tokens the request and the context have room for, at most `count`."""
         return max(0, min(count, self.remaining - 1, self._limit - len(self.context)))
 
     def draft(self, count: int) -> Sequence[int]:
         """At most `count` draft tokens: those that a constraint leaves no choice about, those of a
         draft model, or those that followed when the newest tokens occurred before."""
-        whole = max(0, min(count, self.remaining - 1, self._limit - len(self.context)))
-        if self.matcher is not None and (forced := self.matcher.forced(whole)):
+        if self.matcher is not None and (forced := self.matcher.forced(self._room(count))):
             return forced
         drafted, self.drafted = self.drafted, None
         if drafted is None:

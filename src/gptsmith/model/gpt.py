@@ -276,9 +276,8 @@ class GPTModel(nn.Module):
             )
         self.rotary = config.rotary
         if self.rotary:
-            if (
-                torch.get_default_device().type == "meta"
-            ):  # arithmetic there imports torch's compiler
+            if torch.get_default_device().type == "meta":
+                # Without values: arithmetic on that device imports torch's compiler.
                 cos = sin = torch.empty(config.context_length, config.D // 2)
             else:
                 cos, sin = rotary_table(config, torch.arange(config.context_length))

@@ -142,11 +142,10 @@ class DocumentSplit:
         return True
 
     def _by_hash(self, documents: Iterable[SplitDocument]) -> Iterator[SplitDocument]:
-        limit = int(self.val_fraction * 2**64)
         for split, document in documents:
             if split == "val":
                 self._rule(hash_rule(self.val_fraction))
-                split = "val" if _hash(document) < limit else "train"
+                split = _split_by_hash(document, self.val_fraction)
             yield split, document
 
     def _few(self, documents: list[SplitDocument]) -> Iterator[SplitDocument]:
@@ -208,9 +207,12 @@ class PartSplit:
         self.rules: list[str] = []  # those of the corpus are known from the start
 
     def __iter__(self) -> Iterator[SplitDocument]:
-        limit = int(self.val_fraction * 2**64)
         for document in self.read():
-            yield self.split or ("val" if _hash(document) < limit else "train"), document
+            yield self.split or _split_by_hash(document, self.val_fraction), document
+
+
+def _split_by_hash(document: Document, val_fraction: float) -> Split:
+    return "val" if _hash(document) < int(val_fraction * 2**64) else "train"
 
 
 def hash_rule(val_fraction: float) -> str:

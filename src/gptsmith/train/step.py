@@ -138,9 +138,11 @@ def train_steps(
     device = next(model.parameters()).device
     params = [p for p in model.parameters() if p.requires_grad]
     ranks, rank = distributed.world_size(), distributed.rank()
-    parallel = distributed.data_parallel(LossOfModel(model, loss)) if ranks > 1 else None
+    parallel = None
+    compute: Callable[[Batch], Tensor] = partial(loss, model)
     step = first_step
-    if parallel is not None:
+    if ranks > 1:
+        compute = parallel = distributed.data_parallel(LossOfModel(model, loss))
         # DDP arranges gradients in the order of its first backward pass. With three or more ranks,
         # the order of addition follows from it: it must not change after the first step of a
         # process, or a resumed run would differ.
@@ -159,9 +161,7 @@ def train_steps(
             last = i == len(micro_batches) - 1  # gradients are added up over ranks once
             with nullcontext() if parallel is None or last else parallel.no_sync():
                 with precision.autocast():
-                    moved = batch.to(device)
-                    summed = loss(model, moved) if parallel is None else parallel(moved)
-                    share = summed / count
+                    share = compute(batch.to(device)) / count
                 (scaler.scale(share) if scaler else share).backward()
             total += share.detach()
         if scaler:

@@ -40,12 +40,12 @@ def export(model: ExportableModel, out: Path, kind: Kind = "f16") -> list[str]:
     """Write OUT/NAME-KIND.gguf and OUT/Modelfile (for `ollama create`); NAME is the model's.
 
     The folder is written completely or not at all; weights are converted one tensor at a time.
-    kind: the format of the weights. q8_0 and q4_0 round them to 8 and 4 bits, with a scale in f16
-    for every 32 (8.5 and 4.5 bits a weight); the head is q8_0 in both. Vectors and position
-    embeddings are always stored as f32. Returns notes for the user. Raises ValueError for what
-    llama.cpp does not support (classifiers, architectures without a transformers class, tokenizers
-    with an unknown pre-tokenizer), for f16 overflow and for rows that cannot be divided into
-    blocks, and FileExistsError if `out` exists and is not empty.
+    kind: the format of the weights. q8_0 and q4_0 quantize them to 8 and 4 bits, with one f16
+    scale per block of 32 (8.5 and 4.5 bits per weight in all); the head is q8_0 in both. Vectors
+    and position embeddings are always stored as f32. Returns notes for the user. Raises ValueError
+    for what llama.cpp does not support (classifiers, architectures without a transformers class,
+    tokenizers with an unknown pre-tokenizer), for f16 overflow and for rows that cannot be divided
+    into blocks, and FileExistsError if `out` exists and is not empty.
     """
     try:
         from gguf import GGUFWriter

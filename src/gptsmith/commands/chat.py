@@ -16,9 +16,9 @@ from pydantic import Field
 
 from gptsmith import files, terminal
 from gptsmith.chat_template.template import Message
+from gptsmith.commands.text_options import TextOptions
 from gptsmith.config import load_config
 from gptsmith.generate.options import SamplingConfig
-from gptsmith.run.options import Speculation, TextWeightOptions
 
 if TYPE_CHECKING:
     from gptsmith.generate.chat import Chat
@@ -34,7 +34,7 @@ Ctrl-C stops a reply. End a line with \\ to continue the message on the next lin
 before a message that starts with /."""
 
 
-class ChatOptions(SamplingConfig, Speculation, TextWeightOptions):
+class ChatOptions(TextOptions):
     """Which model, and how it samples its replies."""
 
     temperature: float = Field(0.6, ge=0)
@@ -52,7 +52,6 @@ def main(argv: list[str]) -> None:
         positional="run",
     )
     from gptsmith.generate.chat import Chat  # imports torch: not before help and option errors
-    from gptsmith.generate.engine import Engine
     from gptsmith.run import Run
 
     run = Run.open(options.run)
@@ -64,14 +63,7 @@ def main(argv: list[str]) -> None:
             f"--from {run.path} --data FILE --out RUN2"
         )
     model = options.load(run)
-    engine = Engine(
-        model,
-        run.tokenizer,
-        weights=options.engine_weights,
-        keep_model=False,
-        draft_model=options.load_draft(run, model.head_weight.device),
-        draft_tokens=options.draft_tokens,
-    )
+    engine = options.engine(run, model)
     session = Session(Chat(model, run.tokenizer, run.chat_template, engine), options)
     if options.system is not None:
         session.set_system_message(options.system)

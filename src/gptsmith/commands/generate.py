@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import Field, model_validator
 
 from gptsmith import files, terminal
+from gptsmith.commands.text_options import TextOptions
 from gptsmith.config import load_config
-from gptsmith.generate.options import SamplingConfig
-from gptsmith.run.options import Speculation, TextWeightOptions
 
 if TYPE_CHECKING:
     from gptsmith.generate.constraint import Constraint
     from gptsmith.tokenizer import Tokenizer
 
 
-class GenerateOptions(SamplingConfig, Speculation, TextWeightOptions):
+class GenerateOptions(TextOptions):
     """What to continue, with which model, and how to sample."""
 
     prompt: tuple[str, ...] = ()
@@ -64,8 +63,7 @@ def main(argv: list[str]) -> None:
         description="Continue prompts with a trained model.",
         positional="run",
     )
-    from gptsmith.generate.engine import Engine  # imports torch: not before help and option errors
-    from gptsmith.generate.request import Request
+    from gptsmith.generate.request import Request  # imports torch: not before help, option errors
     from gptsmith.run import Run
 
     run = Run.open(options.run)
@@ -86,14 +84,7 @@ def main(argv: list[str]) -> None:
     def show(piece: str) -> None:
         terminal.write(piece, end="", flush=True)
 
-    engine = Engine(
-        model,
-        run.tokenizer,
-        weights=options.engine_weights,
-        keep_model=False,
-        draft_model=options.load_draft(run, model.head_weight.device),
-        draft_tokens=options.draft_tokens,
-    )
+    engine = options.engine(run, model)
     samples = [
         (prompt, seed, engine.add(
             Request(

@@ -13,15 +13,23 @@ from gptsmith.data.corpus_tokenizer import train_tokenizer
 from gptsmith.data.corpus_writer import CorpusWriter
 from gptsmith.data.documents import Document, Source
 from gptsmith.data.encode import available_cores, encode, encode_in_order, make_batches
-from gptsmith.data.options import PrepareConfig
+from gptsmith.data.options import PrepareConfig, ReadOptions
 from gptsmith.data.output_dir import Identity
 from gptsmith.data.report import ReadReport
 from gptsmith.data.shards import FORMAT, MANIFEST, SPLITS, UNFINISHED, fingerprint, manifest_digest
+from gptsmith.data.sources import open_source
 from gptsmith.data.split import DocumentSplit, PartSplit
 from gptsmith.data.token_files import TokenFiles
 from gptsmith.data.tokenized import tokenized_documents
 from gptsmith.progress import WorkProgress
 from gptsmith.tokenizer import Tokenizer
+
+
+def open_sources(config: PrepareConfig, report: ReadReport) -> tuple[list[Source], Source | None]:
+    """The sources of a corpus, and that of its validation documents, if there is one."""
+    options = ReadOptions(**config.model_dump(include=set(ReadOptions.model_fields)))
+    sources = [open_source(name, options, report) for name in config.sources]
+    return sources, None if config.val is None else open_source(config.val, options, report)
 
 
 def documents_of(source: Source, given: Tokenizer | None, report: ReadReport) -> Iterator[Document]:

@@ -27,15 +27,20 @@ from typing import Any, NamedTuple
 
 from gptsmith import files, terminal
 from gptsmith.data import output_dir
-from gptsmith.data.corpus_files import check_splits, documents_of, make, write_manifest
+from gptsmith.data.corpus_files import (
+    check_splits,
+    documents_of,
+    make,
+    open_sources,
+    write_manifest,
+)
 from gptsmith.data.corpus_tokenizer import given_tokenizer
 from gptsmith.data.documents import Source, TokenLayout
 from gptsmith.data.encode import available_cores
-from gptsmith.data.options import PrepareConfig, ReadOptions
+from gptsmith.data.options import PrepareConfig
 from gptsmith.data.output_dir import Identity, part_folder
 from gptsmith.data.report import ReadReport
 from gptsmith.data.shards import MANIFEST, MAX_SHARDS, SPLITS, UNFINISHED, too_many_shards
-from gptsmith.data.sources import open_source
 from gptsmith.data.split import PartSplit, Split, hash_rule, overlap
 from gptsmith.data.token_files import TokenFiles
 from gptsmith.progress import WorkProgress
@@ -74,10 +79,8 @@ class Plan(NamedTuple):
 
 def make_plan(config: PrepareConfig) -> Plan:
     """Raises as prepare does, and ValueError for a source that cannot be divided."""
-    options = ReadOptions(**config.model_dump(include=set(ReadOptions.model_fields)))
     report = ReadReport(config.on_error)
-    sources = [open_source(name, options, report) for name in config.sources]
-    val = None if config.val is None else open_source(config.val, options, report)
+    sources, val = open_sources(config, report)
     opened = [*sources, *([] if val is None else [val])]
     given = given_tokenizer(config, opened)
     assert given is not None  # the configuration rejects those that are learned

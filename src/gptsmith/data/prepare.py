@@ -12,14 +12,13 @@ from typing import Any
 
 from gptsmith import files, terminal
 from gptsmith.data import output_dir
-from gptsmith.data.corpus_files import documents_of, make
+from gptsmith.data.corpus_files import documents_of, make, open_sources
 from gptsmith.data.corpus_tokenizer import given_tokenizer
 from gptsmith.data.documents import Source
-from gptsmith.data.options import PrepareConfig, ReadOptions
+from gptsmith.data.options import PrepareConfig
 from gptsmith.data.parts import prepare_in_parts
 from gptsmith.data.report import ReadReport
 from gptsmith.data.shards import UNFINISHED
-from gptsmith.data.sources import open_source
 from gptsmith.data.split import DocumentSplit
 
 
@@ -38,9 +37,8 @@ def prepare(config: PrepareConfig) -> Path:
             seconds = time.monotonic() - started
             terminal.note(_summary(config.out, manifest_of_parts, report, seconds))
         return config.out
-    options = ReadOptions(**config.model_dump(include=set(ReadOptions.model_fields)))
-    names = [*config.sources, *([config.val] if config.val is not None else [])]
-    opened = [open_source(name, options, report) for name in names]
+    sources, val = open_sources(config, report)
+    opened = [*sources, *([] if val is None else [val])]
     given = given_tokenizer(config, opened)
     identity = output_dir.identify(config, opened, given)
     _print_choices(opened)
@@ -48,8 +46,8 @@ def prepare(config: PrepareConfig) -> Path:
     sizes = [path.stat().st_size for path in paths]
     report.starts = dict(zip(paths, accumulate(sizes, initial=0), strict=False))
     documents = DocumentSplit(
-        opened[: len(config.sources)],
-        opened[-1] if config.val is not None else None,
+        sources,
+        val,
         lambda source: documents_of(source, given, report),
         config,
     )

@@ -286,7 +286,7 @@ def test_a_text_that_cannot_go_on_ends_alone(real_data: Path) -> None:
         ("regex", "[a", "unclosed character class"),
         ("regex", "(" * 500 + ")" * 500, "nest"),
         ("regex", r"[^\s\S]", "nothing that the model"),
-        ("regex", "", "only the empty text"),
+        ("regex", "", "only the empty completion"),
         ("regex", "\udc00", "surrogate"),
         ("choice", '["a", "\\ud800"]', "surrogate"),
         ("grammar", "start: x", 'unknown name: "x"'),

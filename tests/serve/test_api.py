@@ -168,7 +168,7 @@ def test_chat_logprobs_with_and_without_alternatives(api: Api) -> None:
         ("completions", {"prompt": "a", "stop_token_ids": [999]}, "stop_token_ids", "outside"),
         ("completions", {"prompt": "a", "logit_bias": {"999": 1}}, "logit_bias", "outside"),
         ("completions", {"prompt": "a", "repetition_penalty": 1e-308}, None, "0.01"),
-        ("completions", {"prompt": ["a"] * 99, "n": 99}, None, "9,801 texts, but at most"),
+        ("completions", {"prompt": ["a"] * 99, "n": 99}, None, "9,801 completions, but at most"),
         ("chat/completions", {"messages": ASK * 300}, "messages", "300 messages"),
         (
             "chat/completions",

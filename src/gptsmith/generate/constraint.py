@@ -31,7 +31,7 @@ _MAX_SYMBOLS = 20_000  # of its grammar
 _MAX_ITEMS = 20_000  # of the parser in one step, about a millisecond
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")  # parts of a JSON schema
 _NUMBERED = ("anyOf", "oneOf", "allOf", "prefixItems")
-_STUCK = "nothing that the model's tokens can spell meets it"
+_STUCK = "nothing that the model's tokens can spell matches it"
 # One space, or a new line and its indentation: a model that writes nothing else comes to an end.
 _WHITESPACE = r"(\x20|\n[\x20\t]{0,16})?"
 
@@ -86,22 +86,22 @@ class Matcher:
     """
 
     def __init__(self, state: LLMatcher, is_text: Tensor) -> None:
-        """is_text (V,): tokens that are text; no others can be part of it. ValueError if no text
-        meets the constraint."""
+        """is_text (V,): tokens that are text; no others can be part of a completion. ValueError
+        if no completion matches the constraint."""
         self._state, self._is_text = state, is_text
         self._update()
 
     def mask(self, x: Tensor, ends: Collection[int]) -> None:
         """Set the logits x (V,) of tokens that cannot come next to -inf. ends: tokens that end the
-        text, which may come once it is complete."""
+        completion, which may come once it is whole."""
         kept = {i: x[i].clone() for i in ends if self._complete and i < len(x)}
         x.masked_fill_(self._forbidden.to(x.device), -math.inf)
         for i, logit in kept.items():
             x[i] = logit
 
     def push(self, token: int) -> None:
-        """The next token of the text. ValueError if the constraint becomes too complex to follow,
-        and if no token of the vocabulary can continue the text."""
+        """The next token of the completion. ValueError if the constraint becomes too complex to
+        follow, and if no token of the vocabulary can continue it."""
         self._state.consume_token(token)
         self._update()
 
@@ -151,8 +151,8 @@ class ConstraintCompiler:
         self._is_text = torch.tensor(is_text)
 
     def compile(self, constraint: Constraint) -> Matcher:
-        """For one text. ValueError for a constraint that is wrong, too large or too complex, and
-        for one that no text meets, or only the empty one."""
+        """For one completion. ValueError for a constraint that is wrong, too large or too complex,
+        and for one that no completion matches, or only the empty one."""
         from llguidance import LLMatcher
 
         if len(constraint.source) > _MAX_LENGTH:
@@ -171,7 +171,7 @@ class ConstraintCompiler:
             raise _failed(state.get_error(), place)
         matcher = Matcher(state, self._is_text)
         if matcher.finished:
-            raise _failed("only the empty text meets it")
+            raise _failed("only the empty completion matches it")
         return matcher
 
 
@@ -183,13 +183,13 @@ class _Vocabulary:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._encode = tokenizer.encode
         self.special_token_ids = list(tokenizer.special_tokens.values())
-        self.eos_token_id = (self.special_token_ids or [0])[0]  # `Matcher` decides what ends a text
+        self.eos_token_id = (self.special_token_ids or [0])[0]  # not what ends a completion
         self.tokens = [tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size)]
 
     def __call__(self, text: str) -> list[int]:
         try:
             return self._encode(text)
-        except ValueError:  # an unknown character, at which the text will be stuck
+        except ValueError:  # an unknown character, at which the completion will be stuck
             return []
 
 

@@ -21,7 +21,7 @@ from gptsmith.generate.extend import extend, score_prompt
 from gptsmith.generate.forward import make_forward
 from gptsmith.generate.options import DEFAULT_SAMPLING, SamplingConfig
 from gptsmith.generate.pages import Pages
-from gptsmith.generate.request import Generation, Request, Row
+from gptsmith.generate.request import Generation, Request, RequestState
 from gptsmith.generate.scheduler import Scheduler, Span, Stats
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Engine:
         )
 
     def __repr__(self) -> str:
-        unfinished = sum(not row.finished for row in self._scheduler.rows)
+        unfinished = sum(not state.finished for state in self._scheduler.states)
         model = f"{self.model.config.n_layer} layers, context {self._limit:,}, on {self._device}"
         return f"Engine({model}, {unfinished} unfinished requests)"
 
@@ -149,12 +149,12 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether a request is unfinished."""
-        return any(not row.finished for row in self._scheduler.rows)
+        return any(not state.finished for state in self._scheduler.states)
 
     @property
     def needs_step(self) -> bool:
         """Whether `step` has work: unfinished requests, or pages of finished ones to release."""
-        return bool(self._scheduler.rows)
+        return bool(self._scheduler.states)
 
     @property
     def room(self) -> int | None:
@@ -180,12 +180,12 @@ class Engine:
         matcher = request.constraint
         if isinstance(matcher, Constraint):
             matcher = self.compile(matcher)
-        row = Row(request, frozenset(stop_ids), self._limit, stream, matcher)
-        if row.remaining or row.scores_prompt:
-            self._scheduler.add(row)
+        state = RequestState(request, frozenset(stop_ids), self._limit, stream, matcher)
+        if state.remaining or state.scores_prompt:
+            self._scheduler.add(state)
         else:
-            row.generation.finish_reason = "length"
-        return row.generation
+            state.generation.finish_reason = "length"
+        return state.generation
 
     def compile(self, constraint: Constraint) -> Matcher:
         """Compile a constraint for one request, in which it replaces the constraint. This can take
@@ -281,8 +281,8 @@ class Engine:
             with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
                 return self._step()
         except BaseException:
-            for row in self._scheduler.rows:
-                self.cancel(row.generation)
+            for state in self._scheduler.states:
+                self.cancel(state.generation)
             self._scheduler.remove_finished()
             self._restart()  # the pass may have stopped halfway
             raise
@@ -304,37 +304,37 @@ class Engine:
         self._scheduler.read(spans)
         for span, x in zip(spans, vectors, strict=True):
             if not span.pages:
-                span.row.generation.notice = (
+                span.state.generation.notice = (
                     f"under the mask {self.model.mask.expression} tokens see later ones, up to"
                     f" position {self.lookahead - 1}: until the text is that long, the KV cache"
                     " cannot be used and each new token requires reading the whole text again"
                 )
-            if span.row.scores_prompt:
+            if span.state.scores_prompt:
                 self._score_prompt(span, x)
-        ready = [i for i, s in enumerate(spans) if s.stop - len(s.draft) == len(s.row.context)]
-        rows = [spans[i].row for i in ready]
+        ready = [i for i, s in enumerate(spans) if s.stop - len(s.draft) == len(s.state.context)]
+        states = [spans[i].state for i in ready]
         if ready:
             drafts = [spans[i].draft for i in ready]
             newest = [vectors[i][-1 - len(spans[i].draft) :] for i in ready]
             logits = self._forward.logits(torch.cat(newest), self._V)
             parts = logits.split([len(x) for x in newest])
-            extend(rows, drafts, parts)
-            self._scheduler.accept(rows)
-        return [row.generation for row in rows if row.finished]
+            extend(states, drafts, parts)
+            self._scheduler.accept(states)
+        return [state.generation for state in states if state.finished]
 
     def _score_prompt(self, span: Span, vectors: Tensor) -> None:
         """Record what the request asks for about its prompt: the mean of these vectors of a span,
         the log-probabilities of the tokens behind each."""
-        if span.row.generation.mean_vector is not None:
-            span.row.generation.mean_vector.add(span.start, vectors)
-        if span.row.request.prompt_logprobs is None:
+        if span.state.generation.mean_vector is not None:
+            span.state.generation.mean_vector.add(span.start, vectors)
+        if span.state.request.prompt_logprobs is None:
             return
-        found = span.row.generation.prompt_logprobs
+        found = span.state.generation.prompt_logprobs
         if not found:
             found.append(None)  # nothing is before the first token
         for start in range(0, len(vectors), SCORED):
             logits = self._forward.logits(vectors[start : start + SCORED], self._V)
-            score_prompt(span.row, span.start + start + 1, logits)
+            score_prompt(span.state, span.start + start + 1, logits)
 
     # Checks
 

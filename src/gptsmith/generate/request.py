@@ -146,7 +146,7 @@ class StopStrings:
         return text[: len(text) - keep]
 
 
-class Row:
+class RequestState:
     """A request in progress.
 
     limit: the model's context length. stream: gives the text of the new tokens; None: the engine

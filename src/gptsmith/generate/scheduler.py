@@ -13,7 +13,7 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 from gptsmith.generate.pages import Pages
-from gptsmith.generate.request import QueueFull, Row
+from gptsmith.generate.request import QueueFull, RequestState
 
 
 class Span(NamedTuple):
@@ -23,7 +23,7 @@ class Span(NamedTuple):
     last of the ids, if they are draft tokens beyond the context.
     """
 
-    row: Row
+    state: RequestState
     start: int
     ids: Sequence[int]
     all_vectors: bool = False
@@ -36,11 +36,11 @@ class Span(NamedTuple):
     @property
     def pages(self) -> Sequence[int]:
         """Pages of the sequence, from number `first` on; empty if it is not cached."""
-        return () if self.row.table is None else self.row.table.numbers
+        return () if self.state.table is None else self.state.table.numbers
 
     @property
     def first(self) -> int:
-        return 0 if self.row.table is None else self.row.table.first
+        return 0 if self.state.table is None else self.state.table.first
 
 
 class Stats(NamedTuple):
@@ -86,19 +86,19 @@ class Scheduler:
         self.max_batch_size, self.max_waiting = max_batch_size, max_waiting
         self.chunk, self.budget, self.lookahead = chunk, budget, lookahead
         self.draft_tokens = draft_tokens
-        self.waiting: deque[Row] = deque()
-        self.running: list[Row] = []  # in the order in which they started
+        self.waiting: deque[RequestState] = deque()
+        self.running: list[RequestState] = []  # in the order in which they started
         self._computed = self._cached = self._accepted = 0
 
     @property
-    def rows(self) -> list[Row]:
+    def states(self) -> list[RequestState]:
         return [*self.running, *self.waiting]
 
     @property
     def stats(self) -> Stats:
         pages = self.pages
         waiting, running = (
-            sum(not row.finished for row in rows) for rows in (self.waiting, self.running)
+            sum(not state.finished for state in states) for states in (self.waiting, self.running)
         )
         return Stats(
             waiting, running, pages.used, pages.limit, self._computed, self._cached, self._accepted
@@ -109,41 +109,41 @@ class Scheduler:
         """How many requests `add` accepts now; None: any number."""
         if self.max_waiting is None:
             return None
-        unfinished = sum(not row.finished for row in self.rows)
+        unfinished = sum(not state.finished for state in self.states)
         return max(0, self.max_batch_size + self.max_waiting - unfinished)
 
-    def add(self, row: Row) -> None:
+    def add(self, state: RequestState) -> None:
         if self.room == 0:
             limit = self.max_batch_size + (self.max_waiting or 0)
             raise QueueFull(f"{limit} requests are unfinished, which is the limit")
-        self.waiting.append(row)
+        self.waiting.append(state)
 
     @property
-    def decoding(self) -> list[Row]:
+    def decoding(self) -> list[RequestState]:
         """Running requests that get a new token in the next step and can verify a draft."""
         return [
-            row
-            for row in self.running
-            if row.table is not None
-            and len(row.context) - row.read == 1
-            and not (row.finished or row.scores_prompt or self._must_restart(row))
+            state
+            for state in self.running
+            if state.table is not None
+            and len(state.context) - state.read == 1
+            and not (state.finished or state.scores_prompt or self._must_restart(state))
         ]
 
     def schedule(self) -> list[Span]:
         """What to read in this step; every request appears at most once."""
         self.remove_finished()
-        for row in [row for row in reversed(self.running) if self._must_restart(row)]:
-            self._preempt(row)
+        for state in [state for state in reversed(self.running) if self._must_restart(state)]:
+            self._preempt(state)
         spans = []
-        for row in list(self.running):  # in the order in which they started
-            newest = row.table is None or len(row.context) - row.read == 1
-            if newest and row in self.running and self._reserve(row):
-                spans.append(self._with_draft(self._span(row, len(row.context))))
+        for state in list(self.running):  # in the order in which they started
+            newest = state.table is None or len(state.context) - state.read == 1
+            if newest and state in self.running and self._reserve(state):
+                spans.append(self._with_draft(self._span(state, len(state.context))))
         budget = self.budget
-        decoding = {id(span.row) for span in spans}
-        reading = [row for row in self.running if id(row) not in decoding]
-        for row in reading + self._admit():
-            span = self._span(row, (row.read // self.chunk + 1) * self.chunk)
+        decoding = {id(span.state) for span in spans}
+        reading = [state for state in self.running if id(state) not in decoding]
+        for state in reading + self._admit():
+            span = self._span(state, (state.read // self.chunk + 1) * self.chunk)
             if len(span.ids) <= budget or budget == self.budget:
                 spans.append(span)
                 budget -= len(span.ids)
@@ -153,119 +153,122 @@ class Scheduler:
         """Record that these have been read: their keys and values can be shared."""
         for span in spans:
             self._computed += len(span.ids)
-            if span.row.table is not None:
-                self.pages.fill(span.row.table, span.stop - len(span.draft))
+            if span.state.table is not None:
+                self.pages.fill(span.state.table, span.stop - len(span.draft))
 
-    def accept(self, rows: Sequence[Row]) -> None:
-        """Record new tokens of the rows; all but the last of them have been read as drafts."""
-        for row in rows:
-            if row.table is not None and row.table.length < len(row.context) - 1:
-                self._accepted += len(row.context) - 1 - row.table.length
-                self.pages.fill(row.table, len(row.context) - 1)
+    def accept(self, states: Sequence[RequestState]) -> None:
+        """Record new tokens of requests; all but the last of them have been read as drafts."""
+        for state in states:
+            if state.table is not None and state.table.length < len(state.context) - 1:
+                self._accepted += len(state.context) - 1 - state.table.length
+                self.pages.fill(state.table, len(state.context) - 1)
 
     def remove_finished(self) -> None:
         """Remove finished requests and release their pages."""
-        gone = [row for row in self.rows if row.finished]
-        for row in gone:
-            if row.table is not None:
-                self.pages.close(row.table)
-                row.table = None
+        gone = [state for state in self.states if state.finished]
+        for state in gone:
+            if state.table is not None:
+                self.pages.close(state.table)
+                state.table = None
         if gone:
-            self.running = [row for row in self.running if not row.finished]
-            self.waiting = deque(row for row in self.waiting if not row.finished)
+            self.running = [state for state in self.running if not state.finished]
+            self.waiting = deque(state for state in self.waiting if not state.finished)
 
     def preempt_all(self) -> None:
         """Read all requests again: the weights have changed, or a step has failed."""
-        for row in reversed(list(self.running)):
-            self._preempt(row)
+        for state in reversed(list(self.running)):
+            self._preempt(state)
         self.pages.clear()
 
-    def _span(self, row: Row, stop: int) -> Span:
-        stop = min(len(row.context), max(stop, self.lookahead))
-        return Span(row, row.read, row.context[row.read : stop], row.scores_prompt)
+    def _span(self, state: RequestState, stop: int) -> Span:
+        stop = min(len(state.context), max(stop, self.lookahead))
+        return Span(state, state.read, state.context[state.read : stop], state.scores_prompt)
 
     def _with_draft(self, span: Span) -> Span:
         """The span with draft tokens, if there are any and pages for them."""
-        row, table = span.row, span.row.table
+        state, table = span.state, span.state.table
         if not self.draft_tokens or table is None or span.all_vectors:
             return span
-        draft = row.draft(self.draft_tokens)
-        if not draft or not self.pages.extend(table, len(row.context) + len(draft)):
+        draft = state.draft(self.draft_tokens)
+        if not draft or not self.pages.extend(table, len(state.context) + len(draft)):
             return span
-        return Span(row, span.start, [*span.ids, *draft], True, draft)
+        return Span(state, span.start, [*span.ids, *draft], True, draft)
 
-    def _must_restart(self, row: Row) -> bool:
+    def _must_restart(self, state: RequestState) -> bool:
         """Whether a running request must be read again: it is longer than the model's context, or
         long enough now to be cached."""
-        if row.table is None:
-            return len(row.context) >= self.lookahead
-        return row.too_long
+        if state.table is None:
+            return len(state.context) >= self.lookahead
+        return state.too_long
 
-    def _reserve(self, row: Row) -> bool:
-        """Allocate a page for the newest token of a row, preempting later ones if need be; returns
-        whether the row is still running."""
-        while row.table is not None and not self.pages.extend(row.table, len(row.context)):
+    def _reserve(self, state: RequestState) -> bool:
+        """Allocate a page for the newest token of a request, preempting later ones if need be.
+        Returns whether it is still running."""
+        while state.table is not None and not self.pages.extend(state.table, len(state.context)):
             self._preempt(self.running[-1])
-        return row in self.running
+        return state in self.running
 
-    def _preempt(self, row: Row) -> None:
-        """Let a row wait. Its pages can be found until they are evicted."""
-        if row.table is not None:
-            self.pages.close(row.table)
-            row.table = None
-        self.running.remove(row)
-        self.waiting.appendleft(row)
+    def _preempt(self, state: RequestState) -> None:
+        """Let a request wait. Its pages can be found until they are evicted."""
+        if state.table is not None:
+            self.pages.close(state.table)
+            state.table = None
+        self.running.remove(state)
+        self.waiting.appendleft(state)
 
-    def _admit(self) -> list[Row]:
-        """Start waiting rows while the batch has places and there are pages."""
-        admitted: list[Row] = []
-        passed: list[Row] = []  # they wait for a prefix that others are reading
+    def _admit(self) -> list[RequestState]:
+        """Start waiting requests while the batch has places and there are pages."""
+        admitted: list[RequestState] = []
+        passed: list[RequestState] = []  # they wait for a prefix that others are reading
         while self.waiting and len(self.running) < self.max_batch_size:
-            row = self.waiting[0]
-            row.shift()
-            if self._prefix_is_being_read(row):
+            state = self.waiting[0]
+            state.shift()
+            if self._prefix_is_being_read(state):
                 passed.append(self.waiting.popleft())
                 continue
-            if len(row.context) >= self.lookahead and not self._allocate(row):
+            if len(state.context) >= self.lookahead and not self._allocate(state):
                 break
             self.waiting.popleft()
-            self.running.append(row)
-            admitted.append(row)
+            self.running.append(state)
+            admitted.append(state)
         self.waiting.extendleft(reversed(passed))
         return admitted
 
-    def _allocate(self, row: Row) -> bool:
-        """Allocate pages for the whole context of a row, if a page is left for each running row."""
-        table = self.pages.open(row.context, self._namespace(row), reuse=not row.scores_prompt)
-        missing = -(-len(row.context) // self.pages.size) - table.first - len(table.numbers)
+    def _allocate(self, state: RequestState) -> bool:
+        """Allocate pages for the whole context of a request, if a page is left for each that
+        runs."""
+        table = self.pages.open(
+            state.context, self._namespace(state), reuse=not state.scores_prompt
+        )
+        missing = -(-len(state.context) // self.pages.size) - table.first - len(table.numbers)
         if self.running and missing + len(self.running) > self.pages.available:
             self.pages.close(table, keep=False)
             return False
-        self.pages.extend(table, len(row.context))
+        self.pages.extend(table, len(state.context))
         self._cached += table.length
-        row.table = table
-        if not row.generation.ids:
-            row.generation.cached_tokens = table.length
+        state.table = table
+        if not state.generation.ids:
+            state.generation.cached_tokens = table.length
         return True
 
-    def _namespace(self, row: Row) -> Hashable:
+    def _namespace(self, state: RequestState) -> Hashable:
         # Under such a mask, keys and values of the first tokens depend on all up to the lookahead.
-        return row.request.namespace, tuple(row.context[: self.lookahead])
+        return state.request.namespace, tuple(state.context[: self.lookahead])
 
-    def _prefix_is_being_read(self, row: Row) -> bool:
+    def _prefix_is_being_read(self, state: RequestState) -> bool:
         """Whether a running prompt is about to read a page that this one shares: waiting is better
         than reading it twice."""
-        if row.scores_prompt:
+        if state.scores_prompt:
             return False
-        size, usable = self.pages.size, len(row.context) - 1
+        size, usable = self.pages.size, len(state.context) - 1
         for other in self.running:
             until = other.read + size
             if (
                 other.table is not None
                 and len(other.context) - other.read > 1
                 and until <= min(usable, len(other.context))
-                and other.context[:until] == row.context[:until]
-                and self._namespace(other) == self._namespace(row)
+                and other.context[:until] == state.context[:until]
+                and self._namespace(other) == self._namespace(state)
             ):
                 return True
         return False

@@ -55,7 +55,7 @@ class Server:
         self.worker = Worker(engines, options.max_batch_size, options.max_queue, self.metrics)
         # Templates and tokenizers: beside the event loop, one at a time for each model, so that
         # long texts for one do not hold up the others.
-        self._threads = {name: ThreadPoolExecutor(1, f"texts of {name}") for name in models}
+        self._threads = {name: ThreadPoolExecutor(1, f"tokenizer of {name}") for name in models}
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -84,7 +84,7 @@ class Server:
             Route("/detokenize", self.detokenize, methods=["POST"]),
         ]
 
-    # Text
+    # Generation
 
     async def chat(self, request: Request) -> Response:
         body = parse(await request.body(), ChatBody)
@@ -109,7 +109,9 @@ class Server:
         prompts = several(body.prompt)
         most = self.worker.max_running + self.worker.max_waiting
         if len(prompts) * body.n > most:
-            raise ApiError(400, f"{len(prompts) * body.n:,} texts, but at most {most} at a time")
+            raise ApiError(
+                400, f"{len(prompts) * body.n:,} completions, but at most {most} at a time"
+            )
         encoded = [await self._beside(model, model.prompt_ids, prompt) for prompt in prompts]
         echoes = [""] * len(prompts)
         if body.echo:
@@ -135,7 +137,7 @@ class Server:
         constraint = body.constraint()
         requests: list[TextRequest] = []
         for i, ids in enumerate(answer.prompts):
-            sampling = body.sampling(model.room(ids, limit, answer.field))
+            sampling = body.sampling(model.max_new_tokens(ids, limit, answer.field))
             matcher = None
             if constraint is not None:
                 matcher = await self._beside(
@@ -165,7 +167,7 @@ class Server:
         return JSONResponse(answer.whole())
 
     def _submit(self, model: ServedModel, requests: Sequence[TextRequest]) -> Ticket:
-        """Have texts generated. ApiError (429) if too many wait."""
+        """Queue requests. ApiError (429) if too many wait."""
         try:
             return self.worker.submit(model.generating_engine(), requests)
         except QueueFull as error:
@@ -174,7 +176,7 @@ class Server:
             ) from None
 
     async def _finished(self, request: Request, ticket: Ticket) -> list[Generation] | None:
-        """The texts of a ticket; None if the client closes the connection before they end."""
+        """The generations of a ticket; None if the client closes the connection before they end."""
         result = asyncio.ensure_future(ticket.result())
         gone = asyncio.ensure_future(_disconnected(request))
         try:
@@ -201,7 +203,7 @@ class Server:
 
         prompts = await self._beside(model, encode)
         for ids in prompts:
-            model.room(ids, 0, "input")
+            model.max_new_tokens(ids, 0, "input")
         requests = embeddings.requests(prompts, request.scope["namespace"])
         found: list[Generation] = []
         for start in range(0, len(requests), self.worker.max_running):  # others get places between

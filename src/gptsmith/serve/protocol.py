@@ -119,7 +119,7 @@ class JsonSchema(BaseModel):
     name: str
     """Has no effect."""
     schema_: dict[str, Any] = Field(alias="schema")
-    """The JSON schema, which the text meets whether `strict` is true or not."""
+    """The JSON schema, which the completion meets whether `strict` is true or not."""
     description: str | None = None
     """Has no effect."""
     strict: bool | None = None
@@ -141,7 +141,7 @@ class ResponseFormat(BaseModel):
         return self
 
     def constraint(self) -> Constraint | None:
-        """None: any text. ValueError for what is not a JSON schema."""
+        """None: no constraint. ValueError for what is not a JSON schema."""
         if self.json_schema is not None:
             return Constraint.json(self.json_schema.schema_)
         return Constraint.json_object() if self.type == "json_object" else None
@@ -157,9 +157,9 @@ class StructuredOutputs(BaseModel):
     json_object: bool | None = None
     """Any JSON object."""
     regex: str | None = None
-    """A regular expression for the whole text."""
+    """A regular expression for the whole completion."""
     choice: list[str] | None = Field(None, min_length=1)
-    """Texts, one of which is generated."""
+    """One of these is generated."""
     grammar: str | None = None
     """A context-free grammar in the form of Lark or GBNF."""
 
@@ -184,7 +184,7 @@ class StructuredOutputs(BaseModel):
 
 
 class Generating(RequestBody):
-    """A request for text."""
+    """A request for completions."""
 
     max_tokens: int | None = Field(None, ge=0)
     """Most tokens to generate."""
@@ -199,22 +199,22 @@ class Generating(RequestBody):
     logit_bias: Annotated[dict[int, float], BeforeValidator(_logit_bias)] = {}
     """Token id -> what is added to its logit."""
     seed: int | None = None
-    """The same seed gives the same text. Text i of n has the seed + i."""
+    """The same seed gives the same completion. Completion i of n has the seed + i."""
     n: int = Field(1, ge=1, le=128)
-    """Texts per prompt."""
+    """Completions per prompt."""
     stop: StopString | Annotated[list[StopString], Field(max_length=64, fail_fast=True)] = []
-    """What ends a text and is not part of it."""
+    """Strings that end a completion and are not part of it."""
     stop_token_ids: TokenIds = []
-    """Token ids that end a text, besides those of the model."""
+    """Token ids that end a completion, besides those of the model."""
     stream: bool = False
-    """Send the text as it is generated, as server-sent events."""
+    """Send the completion as it is generated, as server-sent events."""
     stream_options: StreamOptions = StreamOptions()
     response_format: ResponseFormat | None = None
-    """What the text must be: JSON, any or of a schema."""
+    """What the completion must be: any JSON object, or one of a schema."""
     structured_outputs: StructuredOutputs | None = None
     """The same, also as a regular expression, a choice or a grammar."""
     return_token_ids: bool = False
-    """Also return the token ids of prompt and text, and of the alternatives in logprobs."""
+    """Also return the token ids of prompt and completion, and of the alternatives in logprobs."""
 
     @model_validator(mode="after")
     def _one_constraint(self) -> Generating:
@@ -228,7 +228,7 @@ class Generating(RequestBody):
         return "structured_outputs" if self.structured_outputs else "response_format"
 
     def constraint(self) -> Constraint | None:
-        """What the text must be. ApiError for what cannot be one."""
+        """What the completion must be. ApiError for what cannot be one."""
         try:
             if self.structured_outputs is not None:
                 return self.structured_outputs.constraint()
@@ -296,7 +296,7 @@ class CompletionBody(Generating):
     logprobs: int | None = Field(None, ge=0, le=20)
     """Return log-probabilities, and this many of the likeliest tokens at each position."""
     echo: bool = False
-    """Return the prompt too, before the text."""
+    """Return the prompt too, before the completion."""
 
 
 class EmbeddingBody(RequestBody):

@@ -100,7 +100,7 @@ class ServedModel:
         if self.template is None:
             raise ApiError(
                 400,
-                f"{self.name} is not a chat model, it continues texts: use /v1/completions",
+                f"{self.name} is not a chat model, it only continues a text: use /v1/completions",
                 param="model",
             )
         return self.template
@@ -148,7 +148,7 @@ class ServedModel:
         return found
 
     def compile(self, constraint: Constraint, field: str) -> Matcher:
-        """For one text. ApiError for a constraint that cannot be met or compiled."""
+        """For one completion. ApiError for a constraint that cannot be met or compiled."""
         try:
             return self.generating_engine().compile(constraint)
         except ValueError as error:
@@ -174,20 +174,20 @@ class ServedModel:
             raise ApiError(400, f"{param}: id {bad} is outside 0..{V - 1}", param=param)
         return ids
 
-    def room(self, prompt: Sequence[int], wanted: int | None, param: str) -> int:
+    def max_new_tokens(self, prompt: Sequence[int], wanted: int | None, param: str) -> int:
         """How many tokens may be generated after a prompt. ApiError if it fills the context."""
         if not prompt:
-            raise ApiError(400, "the prompt is empty, and so is the text", param=param)
-        room = self.context_length - len(prompt)
-        if room < (0 if wanted == 0 else 1):
+            raise ApiError(400, "the prompt is empty", param=param)
+        most = self.context_length - len(prompt)
+        if most < (0 if wanted == 0 else 1):
             raise self._too_long(f"{len(prompt):,} tokens", param)
-        return room if wanted is None else min(wanted, room)
+        return most if wanted is None else min(wanted, most)
 
     def _too_long(self, length: str, param: str) -> ApiError:
         return ApiError(
             400,
             f"the prompt has {length}, but the model's context has {self.context_length:,} tokens,"
-            " and needs room for the text: shorten the prompt",
+            " and needs room for the completion: shorten the prompt",
             param=param,
             code="context_length_exceeded",
         )

@@ -20,8 +20,8 @@ from gptsmith.generate.request import Generation, QueueFull, Request
 from gptsmith.serve.metrics import Metrics
 
 
-class TextState(NamedTuple):
-    """How far a text has come: its text, the number of its tokens, why it ended."""
+class Progress(NamedTuple):
+    """How far a completion has come: its text, the number of its tokens, why it ended."""
 
     text: str = ""
     length: int = 0
@@ -35,7 +35,7 @@ class Ticket:
     def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
         self.engine, self.requests = engine, requests
         self.generations: list[Generation] = []
-        self.progress: tuple[TextState, ...] = (TextState(),) * len(requests)
+        self.progress: tuple[Progress, ...] = (Progress(),) * len(requests)
         self.error: Exception | None = None
         self.submitted = time.perf_counter()
         self.first_token: float | None = None
@@ -46,7 +46,7 @@ class Ticket:
     def is_done(self) -> bool:
         return self.error is not None or all(p.finish_reason for p in self.progress)
 
-    async def updates(self) -> AsyncIterator[tuple[TextState, ...]]:
+    async def updates(self) -> AsyncIterator[tuple[Progress, ...]]:
         """The progress of the requests, whenever it has changed, until all have finished.
 
         Raises the error that ended them."""
@@ -161,7 +161,7 @@ class Worker(threading.Thread):
     def _step(self, engine: Engine) -> None:
         try:
             engine.step()
-        except Exception as error:  # the engine has cancelled its texts and can go on
+        except Exception as error:  # the engine has cancelled its requests and can go on
             terminal.note("".join(traceback.format_exception(error)).rstrip())
             self._fail([ticket for ticket in self._tickets if ticket.engine is engine], error)
 
@@ -171,14 +171,14 @@ class Worker(threading.Thread):
             ticket.error = error
 
     def _publish(self) -> None:
-        """Tell the clients whose texts have changed."""
+        """Tell the clients whose completions have changed."""
         now = time.perf_counter()
         changed = []
         for ticket in self._tickets:
             if failed := [g.error for g in ticket.generations if g.error]:
                 self._fail([ticket], ValueError(failed[0]))
             progress = tuple(
-                TextState(g.text, len(g.ids), g.finish_reason) for g in ticket.generations
+                Progress(g.text, len(g.ids), g.finish_reason) for g in ticket.generations
             )
             if progress != ticket.progress or ticket.error is not None:
                 if ticket.first_token is None and any(p.length for p in progress):

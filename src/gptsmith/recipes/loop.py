@@ -26,7 +26,6 @@ from gptsmith.recipes.report import write_report
 from gptsmith.recipes.run_state import RunState
 from gptsmith.run import Run, layout
 from gptsmith.train import checkpoint, distributed, runtime
-from gptsmith.train.distributed import rank, world_size
 from gptsmith.train.monitor import Monitor, SilentMonitor, read_events
 from gptsmith.train.optim import Optimizer
 from gptsmith.train.schedule import LearningRate
@@ -111,7 +110,7 @@ def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float |
             except torch.OutOfMemoryError as error:
                 raise session.out_of_memory() from error
             session.end()
-        if rank() == 0:
+        if distributed.rank() == 0:
             job.verify_data()  # data that was not read yet, before the final weights are written
             run.finish("best" if config.eval.patience else "last")
             write_report(run)
@@ -158,7 +157,7 @@ class _TrainingSession:
         self.optimizer.load_state_tensors(newest.load("optimizer"))
         state.load_json(saved)
         distributed.barrier()  # all ranks have read it, under its present name
-        if rank() == 0:
+        if distributed.rank() == 0:
             checkpoint.clean(newest.path.parent, after=newest.step)
         kept = distributed.from_rank_0(lambda: checkpoint.steps(newest.path.parent))
         if math.isfinite(state.best_loss) and state.best_step not in kept:
@@ -209,7 +208,7 @@ class _TrainingSession:
         state = self.state
         self.monitor = (
             SilentMonitor(state.seconds)
-            if rank()
+            if distributed.rank()
             else Monitor(
                 self.run.path,
                 total_steps=self.plan.duration.steps,
@@ -233,7 +232,7 @@ class _TrainingSession:
 
     def steps(self) -> Iterator[Step]:
         config, dataset, plan = self.config, self.job.dataset, self.plan
-        if world_size() > 1:
+        if distributed.world_size() > 1:
             self.state.seconds = self.agreed.exchange(self.monitor)
         if self.progress() >= 1 or self.stops_early():
             return iter(())
@@ -278,7 +277,7 @@ class _TrainingSession:
                 tokens=state.tokens, tokens_per_second=round(speed, 1),
             )  # fmt: skip
             work = speed * flops.flops_per_token(self.job.model.config)
-            mfu = runtime.mfu(work / world_size(), self.plan.runtime.device)
+            mfu = runtime.mfu(work / distributed.world_size(), self.plan.runtime.device)
             shown = None if first else speed  # the first step may include a minute of compiling
             monitor.line.show(state.step, loss=step.loss, tokens_per_second=shown, mfu=mfu)
         return done
@@ -313,7 +312,7 @@ class _TrainingSession:
     def show(self) -> None:
         """Evaluate the tasks, generate samples, draw the curves; other ranks than 0 go on, and wait
         for it in the next step."""
-        if rank():
+        if distributed.rank():
             return
         with distributed.alone():
             if self.job.evaluate_tasks is not None:
@@ -335,7 +334,7 @@ class _TrainingSession:
             "model": trainable_state_dict(self.job.model),
             "optimizer": self.optimizer.state_tensors(),
         }
-        if rank():
+        if distributed.rank():
             return
         state.seconds = self.monitor.seconds
         self.monitor.sync()
@@ -360,7 +359,7 @@ class _TrainingSession:
 
     def prune(self) -> None:
         """Remove old checkpoints."""
-        if rank():
+        if distributed.rank():
             return
         state, kept = self.state, self.config.save.keep_last
         best = {state.best_step} if math.isfinite(state.best_loss) else set[int]()

@@ -3,22 +3,32 @@
 An answer may try to influence the judge. So each text is quoted in a frame marked with a digest of
 all texts, which no text can contain and so none can close, and the prompt says that the texts are
 material to judge. Models may still be swayed: read the verdicts.
+
+The judge answers over HTTP, by OpenAI's protocol (platform.openai.com/docs/api-reference/chat),
+which most servers support, or Ollama's own (docs/api.md in ollama/ollama). Only the latter sets
+num_ctx; through the former, Ollama silently truncates prompts that exceed its default context.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from contextlib import closing
+import os
+import random
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from gptsmith import files
 from gptsmith.evaluate.comparison import RESAMPLES, bootstrap
-from gptsmith.evaluate.endpoint import Endpoint, EndpointError
 from gptsmith.evaluate.options import JudgeOptions
 from gptsmith.evaluate.reference_metrics import Entry
 from gptsmith.evaluate.report import format_value
@@ -26,7 +36,12 @@ from gptsmith.evaluate.result import Result, mean_of
 from gptsmith.evaluate.verdict import Verdict, parse_better, parse_score
 from gptsmith.progress import progress
 
+SEED = 0
 GIVE_UP = 8  # consecutive failures after which the endpoint counts as down
+FIRST_WAIT = 1.0  # seconds before the second attempt, doubled for each further one ...
+MAX_WAIT = 60.0  # ... up to this, even if the server asks for more
+_RETRY = (408, 425, 429)  # and 5xx
+_MIN_SECRET_LENGTH = 8  # a shorter key, such as "EMPTY", is no secret and is not masked
 
 _FRAMES = """\
 Each text stands in a frame: it begins below a line `<<<NAME {mark}` and ends above a line
@@ -63,7 +78,11 @@ Parse = Callable[[str], Verdict | None]
 Item = dict[str, Any]
 
 
-class NoVerdict(EndpointError):
+class JudgeError(Exception):
+    """There is no verdict; the message says why, in one line."""
+
+
+class NoVerdict(JudgeError):
     """The judge replied, but not with a verdict."""
 
 
@@ -76,11 +95,10 @@ def score(entries: Sequence[Entry], options: JudgeOptions, *, cache: Path) -> Re
     """
     asked = [(asdict(e), [_prompt(_SCORE, _SCORE_FORM, e, ANSWER=e.response)]) for e in entries]
 
-    def outcome(verdict: Verdict) -> Item:
+    def fields(verdict: Verdict) -> Item:
         return {"score": verdict.value, "reason": verdict.reason}
 
-    items, details = _judge(asked, parse_score, outcome, options, cache)
-    return _result("judge", "score", "score", items, details)
+    return _judge("judge", ("score", "score"), asked, parse_score, fields, options, cache)
 
 
 def compare(
@@ -94,14 +112,10 @@ def compare(
     are no others, the result has no metrics and a note. Cache and errors: see `score`. ValueError
     without a common question.
     """
-    others: dict[tuple[str, str], list[Entry]] = {}
-    for entry in entries_b:
-        others.setdefault((entry.question, entry.reference), []).append(entry)
-    pairs = [
-        (entry, same.pop(0))
-        for entry in entries_a
-        if (same := others.get((entry.question, entry.reference)))
-    ]
+    others = defaultdict(list)
+    for b in entries_b:
+        others[b.question, b.reference].append(b)
+    pairs = [(a, same.pop(0)) for a in entries_a if (same := others[a.question, a.reference])]
     if not pairs:
         raise ValueError("the two files of answers have no question with its reference in common")
     different = [(a, b) for a, b in pairs if a.response.strip() != b.response.strip()]
@@ -125,55 +139,76 @@ def compare(
         ]
         asked.append((asdict(a) | {"other": b.response}, prompts))
 
-    def outcome(*orders: Verdict) -> Item:
+    def fields(*orders: Verdict) -> Item:
         better, reasons = map(list, zip(*orders, strict=True))
         win = 1.0 if better == [1, 2] else 0.0 if better == [2, 1] else 0.5
         return {"win": win, "better": better, "reasons": reasons}
 
-    items, details = _judge(asked, parse_better, outcome, options, cache)
-    judged = [item for item in items if "win" in item]
-    for name, win in (("wins", 1.0), ("ties", 0.5), ("losses", 0.0)):
-        details[name] = sum(item["win"] == win for item in judged)
+    result = _judge(
+        "judge_compare", ("win", "win_rate"), asked, parse_better, fields, options, cache, notes
+    )
+    judged = [item for item in result.items if item["win"] is not None]
+    counts: dict[str, Any] = {
+        name: sum(item["win"] == win for item in judged)
+        for name, win in (("wins", 1.0), ("ties", 0.5), ("losses", 0.0))
+    }
     # Share of pairs in which the order of the answers did not change the verdict.
     agreed = sum(item["better"] in ([1, 2], [2, 1], [0, 0]) for item in judged)
-    details |= {"agreement": agreed / len(judged) if judged else None, "equal": equal}
-    return _result("judge_compare", "win", "win_rate", items, details, notes)
+    counts |= {"agreement": agreed / len(judged), "equal": equal}
+    return replace(result, details={**result.details, **counts})
 
 
-def _result(
+def _judge(
     task: str,
-    column: str,
-    metric: str,
-    items: Sequence[Item],
-    details: dict[str, Any],
+    measured: tuple[str, str],
+    asked: Sequence[tuple[Item, Sequence[str]]],
+    parse: Parse,
+    fields: Callable[..., Item],
+    options: JudgeOptions,
+    cache: Path,
     notes: Sequence[str] = (),
 ) -> Result:
-    """The mean of the items' `column`, with its interval, and how many items have none."""
-    judged = [item for item in items if column in item]
-    failed = [item for item in items if column not in item]
+    """The items with the `fields` of the verdicts on their prompts, and the mean of those that have
+    all verdicts. measured: the field of an item, and the name of its mean."""
+    column, metric = measured
+    with closing(Endpoint(options)) as endpoint:
+        found = _verdicts(endpoint, [p for _, prompts in asked for p in prompts], parse, cache)
+    items = []
+    for item, prompts in asked:
+        verdicts = [found[prompt] for prompt in prompts]
+        error = next((v for v in verdicts if isinstance(v, JudgeError)), None)
+        items.append(item | ({column: None, "error": str(error)} if error else fields(*verdicts)))
+    judged = [item for item in items if item[column] is not None]
+    failed = [item for item in items if item[column] is None]
     if not judged:
         why = failed[0]["error"] if failed else "there are no answers"
-        raise ValueError(f"the judge {details['judge']} scored none of {len(items):,} items: {why}")
-    notes, details = list(notes), {"unscored": len(failed), **details}
+        raise ValueError(f"the judge {options.model} scored none of {len(items):,} items: {why}")
+    unread = sum(isinstance(verdict, NoVerdict) for verdict in found.values())
+    details = {
+        "unscored": len(failed),
+        "unread": unread,
+        "judge": options.model,
+        "endpoint": endpoint.place,
+        "protocol": endpoint.protocol,
+        "settings": endpoint.settings,
+    }
+    notes = list(notes)
     if len(judged) > 1:
         low, high = details[f"{metric}_95"] = bootstrap([item[column] for item in judged])
         details["interval"] = f"bootstrap over the items, percentiles of {RESAMPLES:,} resamples"
         bounds = f"{format_value(metric, low)} to {format_value(metric, high)}"
         notes.append(f"{task}: 95% interval of the mean {bounds} ({details['interval']})")
     if failed:
-        unread = details["unread"]
         replies = f" ({unread:,} replies without a verdict that can be read)" if unread else ""
         notes.append(
             f"{task}: {len(failed):,} of {len(items):,} items could not be judged and do not count"
             f"{replies}; the first: {failed[0]['id']}: {failed[0]['error']}"
         )
-    found = Result.from_items(
+    result = Result.from_items(
         task, judged, [metric], details=details, notes=notes, key=("question", "reference"),
         statistics={metric: mean_of(column)},
     )  # fmt: skip
-    return replace(
-        found, items=[item if column in item else item | {column: None} for item in items]
-    )
+    return replace(result, items=items)
 
 
 def _prompt(task: str, form: str, entry: Entry, **answers: str) -> str:
@@ -183,72 +218,57 @@ def _prompt(task: str, form: str, entry: Entry, **answers: str) -> str:
     return "\n".join([task + _FRAMES.format(mark=mark), *frames]) + form
 
 
-# --- asking --------------------------------------------------------------------------------------
+# --- verdicts ------------------------------------------------------------------------------------
 
 
-def _judge(
-    asked: Sequence[tuple[Item, Sequence[str]]],
-    parse: Parse,
-    outcome: Callable[..., Item],
-    options: JudgeOptions,
-    cache: Path,
-) -> tuple[list[Item], dict[str, Any]]:
-    """Each item with the outcome of the verdicts (cached or new) on its prompts, or with the first
-    error; and the details of a result.
+def _verdicts(
+    endpoint: Endpoint, prompts: Sequence[str], parse: Parse, cache: Path
+) -> dict[str, Verdict | JudgeError]:
+    """The verdict on each prompt, stored or new, or why there is none.
 
     After GIVE_UP consecutive failures no more requests are sent.
     """
+    prompts = list(dict.fromkeys(prompts))
+    cache.mkdir(parents=True, exist_ok=True)
+    failures: list[JudgeError] = []  # consecutive
+
+    def judge(prompt: str) -> Verdict | JudgeError:
+        # one model can be served differently at two endpoints
+        key = {"endpoint": endpoint.place, **endpoint.request({"role": "user", "content": prompt})}
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        path = cache / f"{digest}.json"
+        with suppress(FileNotFoundError, ValueError, LookupError, TypeError):  # or damaged
+            if (stored := parse(files.read_json(path)["answer"])) is not None:
+                return stored
+        if down := failures[GIVE_UP - 1 :]:
+            why = f"{GIVE_UP} requests in a row had failed: {down[0]}"
+            return JudgeError(f"not asked, as {why}")
+        verdict: Verdict | JudgeError
+        try:
+            verdict = _ask(endpoint, prompt, parse, path)
+        except NoVerdict as error:
+            verdict = error
+        except JudgeError as error:
+            failures.append(error)
+            return error
+        failures.clear()
+        return verdict
+
     # Daemon threads, unlike those of concurrent.futures: Ctrl-C ends the process at once.
-    with closing(Endpoint(options)) as endpoint, ThreadPool(options.parallel) as pool:
-        cache.mkdir(parents=True, exist_ok=True)
-        failures: list[EndpointError] = []  # in a row
-
-        def ask(prompt: str) -> Verdict | EndpointError:
-            if down := failures[GIVE_UP - 1 :]:
-                why = f"{GIVE_UP} requests in a row had failed: {down[0]}"
-                return EndpointError(f"not asked, as {why}")
-            try:
-                return _ask(endpoint, prompt, parse, cache)
-            except EndpointError as error:
-                return error
-
-        found: dict[str, Verdict | EndpointError | None] = {
-            prompt: _stored(_path(cache, endpoint, prompt), parse)
-            for _, prompts in asked
-            for prompt in prompts
-        }
-        missing = [prompt for prompt, verdict in found.items() if verdict is None]
-        new = progress(pool.imap(ask, missing), "asking the judge", len(missing))
-        for prompt, verdict in zip(missing, new, strict=True):
-            found[prompt] = verdict
-            if isinstance(verdict, Verdict | NoVerdict):
-                failures.clear()
-            else:
-                failures.append(verdict)
-    items = []
-    for item, prompts in asked:
-        verdicts = [found[prompt] for prompt in prompts]
-        error = next((v for v in verdicts if isinstance(v, EndpointError)), None)
-        items.append(item | ({"error": str(error)} if error else outcome(*verdicts)))
-    unread = sum(isinstance(verdict, NoVerdict) for verdict in found.values())
-    return items, {
-        "unread": unread,
-        "judge": options.model,
-        "endpoint": endpoint.host,
-        "protocol": endpoint.protocol,
-        "settings": endpoint.settings,
-    }
+    with ThreadPool(endpoint.options.parallel) as pool:
+        found = progress(pool.imap(judge, prompts), "asking the judge", len(prompts))
+        return dict(zip(prompts, found, strict=True))
 
 
-def _ask(endpoint: Endpoint, prompt: str, parse: Parse, cache: Path) -> Verdict:
-    """Ask the judge, and once more if its reply is not a verdict. Verdicts are stored."""
+def _ask(endpoint: Endpoint, prompt: str, parse: Parse, path: Path) -> Verdict:
+    """Ask the judge, once more if its reply is not a verdict, and store the verdict at `path`."""
     messages = [{"role": "user", "content": prompt}]
     for _ in range(2):
         request = endpoint.request(*messages)
         answer = endpoint.ask(request)
         if (verdict := parse(answer)) is not None:
             kept = {"endpoint": endpoint.place, "request": request, "answer": answer}
-            files.write_json(_path(cache, endpoint, prompt), kept)
+            files.write_json(path, kept)
             return verdict
         # At temperature 0 the same question would get the same answer.
         messages.append({"role": "assistant", "content": answer[:2000]})
@@ -256,16 +276,114 @@ def _ask(endpoint: Endpoint, prompt: str, parse: Parse, cache: Path) -> Verdict:
     raise NoVerdict(f"no verdict in the answer {' '.join(answer.split())[:80]!r}")
 
 
-def _path(cache: Path, endpoint: Endpoint, prompt: str) -> Path:
-    """Where a verdict is stored: one model can be served differently at two endpoints."""
-    key = {"endpoint": endpoint.place, **endpoint.request({"role": "user", "content": prompt})}
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return cache / f"{digest}.json"
+# --- HTTP ----------------------------------------------------------------------------------------
 
 
-def _stored(path: Path, parse: Parse) -> Verdict | None:
-    """The verdict of an earlier run; None if there is none, or the file is damaged."""
-    try:
-        return parse(files.read_json(path)["answer"])
-    except (FileNotFoundError, ValueError, LookupError, TypeError):
-        return None
+class Endpoint:
+    """A chat model behind a URL; thread-safe. ValueError without a model, or without its key."""
+
+    def __init__(self, options: JudgeOptions) -> None:
+        if not options.model:
+            raise ValueError("no judge: name a model that the endpoint serves, --judge.model")
+        self.options = options
+        self.address, self.protocol = resolve(str(options.url), options.protocol)
+        # the address without secrets
+        self.place = str(self.address.copy_with(userinfo=b"", query=None))
+        # What makes an answer as reproducible as the server can, in the protocol's terms.
+        self.settings: dict[str, Any] = {"temperature": 0, "seed": SEED}
+        if self.protocol == "ollama":  # OpenAI's limit of length has different names in servers
+            limits = {"num_ctx": options.num_ctx, "num_predict": options.num_ctx // 2}
+            self.settings = {"format": "json", "options": self.settings | limits}
+        self._key = _key(options.key_variable)
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        self._client = httpx.Client(timeout=options.timeout, headers=headers)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def request(self, *messages: Mapping[str, str]) -> dict[str, Any]:
+        """The body of a request."""
+        body: dict[str, Any] = {"model": self.options.model, "messages": messages}
+        return body | ({"stream": False} if self.protocol == "ollama" else {}) | self.settings
+
+    def ask(self, request: Mapping[str, Any]) -> str:
+        """The answer to a request, with the key masked if the server repeats it.
+
+        JudgeError after the last attempt, or at once where a retry cannot help.
+        """
+        pause = 0.0
+        for attempt in range(self.options.retries + 1):
+            if attempt:
+                # Jitter, so that threads that were rejected together do not return together.
+                wait = FIRST_WAIT * 2 ** (attempt - 1) * random.uniform(0.5, 1)
+                time.sleep(min(MAX_WAIT, max(wait, pause)))
+            pause = 0.0
+            try:
+                response = self._client.post(self.address, json=request)
+            except httpx.TimeoutException:
+                problem = f"no answer within {self.options.timeout:g} s"
+                continue
+            except httpx.RequestError as error:
+                why = self._one_line(str(error) or type(error).__name__)
+                problem = f"{self.place} is not reachable ({why})"
+                continue
+            if (status := response.status_code) == 200:
+                return self._answer(response)
+            problem = f"HTTP {status}: {self._one_line(response.text or response.reason_phrase)}"
+            if status not in _RETRY and status < 500:
+                raise JudgeError(problem)
+            after = response.headers.get("Retry-After", "")
+            pause = float(after) if re.fullmatch("[0-9]{1,9}", after) else 0.0
+        raise JudgeError(f"{problem} (attempts: {self.options.retries + 1})")
+
+    def _answer(self, response: httpx.Response) -> str:
+        try:
+            reply = response.json()
+            message = (reply if self.protocol == "ollama" else reply["choices"][0])["message"]
+            content = message["refusal"] if message["content"] is None else message["content"]
+            if isinstance(content, list):  # parts, of which some may be reasoning
+                content = "".join(p["text"] for p in content if p["type"] == "text")
+            # Lone surrogates, which JSON can spell, can be neither stored nor sent back.
+            answer = content.encode(errors="replace").decode()
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            shown = self._one_line(response.text)[:60]
+            raise JudgeError(f"not a chat completion of {self.protocol}: {shown!r}") from None
+        if self.protocol == "ollama":
+            tokens = reply.get("prompt_eval_count", 0) + reply.get("eval_count", 0)
+            if tokens >= self.options.num_ctx:  # the beginning of the prompt was cut off
+                raise JudgeError(f"{tokens} tokens do not fit: raise --judge.num-ctx")
+        return self._mask_key(answer)
+
+    def _one_line(self, text: str) -> str:
+        """A server's message, safe to print."""
+        line = " ".join(self._mask_key(text).split())
+        return "".join(c for c in line if c.isprintable())[:200]
+
+    def _mask_key(self, text: str) -> str:
+        return text.replace(self._key, "***") if len(self._key) >= _MIN_SECRET_LENGTH else text
+
+
+def resolve(url: str, protocol: str) -> tuple[httpx.URL, str]:
+    """The URL for requests, and the protocol to use there."""
+    parsed = httpx.URL(url)
+    path = parsed.path.rstrip("/")
+    if protocol == "auto":
+        ollama = path.endswith(("/api", "/api/chat")) or (parsed.port == 11434 and not path)
+        protocol = "ollama" if ollama else "openai"
+    base, end = {"ollama": ("/api", "/chat"), "openai": ("/v1", "/chat/completions")}[protocol]
+    if not path.endswith(end):
+        path = (path or base) + end
+    return parsed.copy_with(path=path), protocol
+
+
+def _key(variable: str | None) -> str:
+    """The API key. No message repeats the option: it may be the key itself, given by mistake."""
+    if variable is None:
+        return ""
+    key = os.environ.get(variable, "").strip()
+    if not re.fullmatch(r"[!-~]+", key):
+        raise ValueError(
+            "--judge.key-variable: no environment variable of this name contains an API key (give"
+            " the name of a variable, never the key itself)"
+        )
+    return key

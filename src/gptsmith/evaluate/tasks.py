@@ -29,7 +29,6 @@ from gptsmith.evaluate import (
     reference_metrics,
     skills,
 )
-from gptsmith.evaluate.endpoint import Endpoint
 from gptsmith.evaluate.options import EvaluateOptions
 from gptsmith.evaluate.result import Result
 from gptsmith.model.classifier import GPTClassifier
@@ -106,7 +105,7 @@ def _job(name: str, options: EvaluateOptions, run: Run, model: Callable[[], GPTM
             return partial(reference_metrics.score, _responses(options, run))
         case "judge":
             entries = _responses(options, run)
-            Endpoint(options.judge).close()  # checks the options; nothing is sent
+            judge.Endpoint(options.judge).close()  # checks the options; nothing is sent
             return partial(judge.score, entries, options.judge, cache=_verdicts(options))
         case "gsm8k":
             default = gsm8k.SHOTS if run.template is None else 0

@@ -1,4 +1,4 @@
-"""The judge's endpoint: retries and failures, API keys, addresses."""
+"""The judge over HTTP: retries and failures, API keys, addresses."""
 
 import json
 import threading
@@ -8,8 +8,8 @@ from itertools import count
 import pytest
 from judge_server import Reply, fair, options, worth
 
-from gptsmith.evaluate import endpoint, judge
-from gptsmith.evaluate.endpoint import resolve
+from gptsmith.evaluate import judge
+from gptsmith.evaluate.judge import resolve
 from gptsmith.evaluate.options import JudgeOptions
 
 KEY = "sk-very-secret-0123456789"
@@ -25,7 +25,7 @@ def test_server_errors_are_retried(serve, tmp_path, pauses):
     assert 0.5 <= pauses[0] <= 1 <= pauses[1] <= 2  # doubled, with jitter
 
 
-@pytest.mark.parametrize(("after", "pause"), [(7, 7), (86400, endpoint.MAX_WAIT)])
+@pytest.mark.parametrize(("after", "pause"), [(7, 7), (86400, judge.MAX_WAIT)])
 def test_retry_after_is_honoured_up_to_a_maximum(serve, tmp_path, pauses, after, pause):
     def busy(prompt: str, before: int) -> Reply:
         return (429, {"Retry-After": str(after)}, "{}") if before == 0 else fair(prompt)

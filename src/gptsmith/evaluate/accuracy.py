@@ -12,7 +12,8 @@ decoding gets right, and perplexity is exp of the mean negative log-probability 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -95,12 +96,16 @@ def select(
     # Tokens before this position see later ones, and would see the answer: prefix(n).
     start = first_target(model.mask, C, model.config.n_head, model.config.n_layer)
     selected: list[tuple[Question, list[Request]]] = []
-    unscored: dict[str, list[str]] = {}
-    truncated = 0
-    for question, requests in zip(questions, _encode_questions(tokenizer, questions), strict=True):
-        if isinstance(requests, str):
-            reason = requests
-        elif not all(request.continuation for request in requests):
+    unscored: dict[str, list[str]] = defaultdict(list)  # reason -> ids
+    unknown, truncated = "", 0
+    for question in questions:
+        try:
+            requests = encode_pairs(tokenizer, question.choices)
+        except ValueError as error:  # a character that the tokenizer does not know
+            unknown = unknown or f"the tokenizer cannot encode them ({error})"
+            unscored[unknown].append(question.id)
+            continue
+        if not all(request.continuation for request in requests):
             reason = (
                 "the tokenizer joins a choice to the end of the question, without its own token"
             )
@@ -113,7 +118,7 @@ def select(
             selected.append((question, requests))
             truncated += any(len(r.context) + len(r.continuation) > C + 1 for r in requests)
             continue
-        unscored.setdefault(reason, []).append(question.id)
+        unscored[reason].append(question.id)
     notes = [left_out_note(name, ids, len(questions), reason) for reason, ids in unscored.items()]
     if truncated:
         notes.append(
@@ -123,26 +128,6 @@ def select(
     if not selected:
         raise ValueError("; ".join(notes) if notes else f"{name}: no questions")
     return selected, notes
-
-
-def _encode_questions(
-    tokenizer: Tokenizer, questions: Sequence[Question]
-) -> Iterator[list[Request] | str]:
-    """For each question, the tokens of its choices, or why it cannot be encoded."""
-    try:
-        requests = encode_pairs(tokenizer, [pair for q in questions for pair in q.choices])
-    except ValueError:  # a character that the tokenizer does not know
-        reason = ""
-        for question in questions:
-            try:
-                yield encode_pairs(tokenizer, question.choices)
-            except ValueError as error:
-                reason = reason or f"the tokenizer cannot encode them ({error})"
-                yield reason
-        return
-    found = iter(requests)
-    for question in questions:
-        yield list(islice(found, len(question.choices)))
 
 
 def _item(

@@ -184,7 +184,7 @@ def _judge(
         why = failed[0]["error"] if failed else "there are no answers"
         raise ValueError(f"the judge {options.model} scored none of {len(items):,} items: {why}")
     unread = sum(isinstance(verdict, NoVerdict) for verdict in found.values())
-    details = {
+    details: dict[str, Any] = {
         "unscored": len(failed),
         "unread": unread,
         "judge": options.model,

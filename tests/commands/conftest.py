@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -14,3 +15,9 @@ def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
         return code, *capsys.readouterr()
 
     return say
+
+
+@pytest.fixture
+def evaluate(say: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
+    """Runs `gptsmith evaluate`, as `say` does."""
+    return partial(say, "evaluate")

@@ -5,98 +5,43 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
-from random_weights import add_noise
+from exported import (
+    AXES,
+    SMALL,
+    TOKENIZER,
+    V,
+    export,
+    export_adapter,
+    logits,
+    lora_run,
+    opened,
+)
 from runs import imported_run, random_run
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    logging,
 )
 
 from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE
-from gptsmith.commands.export import ExportOptions, exportable
-from gptsmith.commands.export import export as export_run
 from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import SamplingConfig
-from gptsmith.interop import hf
-from gptsmith.interop import peft as adapters
 from gptsmith.interop.hf import open_folder
 from gptsmith.interop.hf_mapping import transformers_class
-from gptsmith.interop.peft import Adapter
-from gptsmith.interop.sources import open_source
 from gptsmith.model.classifier import GPTClassifier
-from gptsmith.model.config import PRESETS, ModelConfig, RopeScaling
-from gptsmith.model.lora import LoraConfig, attach
-from gptsmith.model.tuning import Tuning, trainable_state_dict
-from gptsmith.run import Run, Which, layout
-from gptsmith.run.create import open_for_training
+from gptsmith.model.config import PRESETS, ModelConfig
+from gptsmith.run import Run, layout
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.tokenizer.formats import SPLITS
-from gptsmith.train import checkpoint as checkpoints
 
 # peft of transformers, and of a user of GPT-2 who says nothing of its transposed weights
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-
-TEXT = "The quick brown fox jumps over the lazy dog; it barks: woof! 0123456789\n"
-TOKENIZER = Tokenizer.train_bpe([TEXT * 3], 280)
-V, T = TOKENIZER.vocab_size, 64
-IDS = torch.randint(0, V - 1, (3, 12), generator=torch.Generator().manual_seed(1))
-SMALL = dict(n_layer=2, n_head=4, n_embd=32, context_length=T, vocab_size=V)
-LLAMA3 = RopeScaling(rope_type="llama3", factor=4, original_max_position_embeddings=16)
-AXES: dict[str, dict[str, Any]] = {
-    "gpt2": dict(norm="layernorm", mlp="gelu", position="learned", bias="all"),
-    "gpt2 untied": dict(
-        norm="layernorm", mlp="gelu", position="learned", bias="all", tie_embeddings=False
-    ),
-    "gpt2 erf": dict(norm="layernorm", mlp="gelu_erf", position="learned", bias="all"),
-    "llama": dict(n_kv_head=2, tie_embeddings=False),
-    "llama tied": dict(norm_eps=1e-6, rope_theta=500.0),
-    "llama biased": dict(bias="all", n_kv_head=1),
-    "llama linear": dict(rope_scaling=RopeScaling(rope_type="linear", factor=2)),
-    "llama3": dict(rope_scaling=LLAMA3, rope_theta=100.0),
-    "llama wide heads": dict(head_dim=16, tie_embeddings=False),
-    "qwen2": dict(bias="qkv", n_kv_head=2),
-    "qwen3": dict(qk_norm=True, head_dim=16, n_kv_head=2, tie_embeddings=False),
-    "arcee": dict(mlp="relu2", n_kv_head=2),
-}
-
-
-def export(run: Run, out: Path, dtype: torch.dtype | None = None) -> list[str]:
-    return hf.export(exportable(run), out, dtype)
-
-
-def export_adapter(run: Run, out: Path, checkpoint: Which = "last") -> None:
-    hf.export_adapter(exportable(run, base=True), run.load_adapter(checkpoint), out)
-
-
-@torch.no_grad()
-def logits(model: Any, ids: Tensor = IDS) -> Tensor:
-    return getattr(out := model(ids), "logits", out)
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    logging.disable_progress_bar()
-    yield
-    logging.enable_progress_bar()
-
-
-def opened(folder: Path, auto: Any = AutoModelForCausalLM) -> Any:
-    """The model of transformers; every tensor must have been used."""
-    model, info = auto.from_pretrained(folder, output_loading_info=True)
-    assert not any(info.values()), info
-    return model.eval()
 
 
 @pytest.mark.parametrize("name", AXES)
@@ -292,130 +237,6 @@ def test_model_card_code_runs(
     monkeypatch.chdir(tmp_path / "out")
     exec(code, {})
     assert bool(capsys.readouterr().out.strip()) == (kind != "adapter")
-
-
-# Adapters
-
-
-def save_adapter(run: Run, tensors: dict[str, Tensor], step: int) -> None:
-    folder, header = run.path / layout.ADAPTER, {"which": "last", "step": str(step)}
-    folder.mkdir(exist_ok=True)
-    adapter = Adapter(run.tuning.lora, tensors, run.tuning.token_ids)
-    adapters.save(folder, run.model_config, adapter, header)
-
-
-def lora_run(path: Path, config: ModelConfig, new: list[str]) -> Run:
-    tokenizer = TOKENIZER.add_special_tokens(new)
-    config = config.change(vocab_size=tokenizer.vocab_size + 3)
-    ids = tuple(tokenizer.special_tokens[name] for name in new)
-    tuned = Tuning(lora=LoraConfig(rank=3, alpha=6), token_ids=ids)
-    base = random_run(path.with_name("base of it"), config, tokenizer).load_model()
-    template = TEMPLATE if new else None
-    tensors = {name: t.clone() for name, t in base.state_dict().items()}
-    run = open_for_training(
-        path, {}, config, tokenizer, tuning=tuned, base=tensors, template=template
-    )
-    attach(base, tuned.lora, ids)
-    torch.manual_seed(5)
-    add_noise(base, 0.2)
-    save_adapter(run, trainable_state_dict(base), step=1)
-    run.close()
-    return run
-
-
-@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2", "qwen3"])
-def test_adapter_opens_in_peft(name: str, tmp_path: Path) -> None:
-    run = lora_run(tmp_path / "run", ModelConfig(**SMALL, **AXES[name]), list(CHAT_TOKENS))
-    real = run.tokenizer.vocab_size
-    ids = torch.cat([IDS, torch.arange(real - 5, real).expand(3, 5)], dim=1)  # new tokens as well
-    wanted = logits(run.load_model(), ids)[..., :real]
-    export(run, tmp_path / "merged")
-    export_adapter(run, tmp_path / "out")
-    plain = logits(opened(tmp_path / "out" / "base"), ids)
-    assert (plain - wanted).abs().max() > 0.5
-    for theirs in (
-        opened(tmp_path / "merged"),
-        peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out").eval(),
-        peft.PeftModel.from_pretrained(opened(tmp_path / "out" / "base"), tmp_path / "out").eval(),
-    ):
-        torch.testing.assert_close(logits(theirs, ids), wanted, rtol=0, atol=1e-4)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert len(tokenizer) == real
-    assert tokenizer.chat_template == TEMPLATE
-
-
-def test_classifier_adapter_opens_in_peft(tmp_path: Path) -> None:
-    labels = ("ham", "spam")
-    run = lora_run(tmp_path / "run", ModelConfig(**SMALL, **AXES["gpt2"], labels=labels), [])
-    export_adapter(run, tmp_path / "out")
-    theirs = peft.AutoPeftModelForSequenceClassification.from_pretrained(
-        tmp_path / "out", num_labels=2
-    ).eval()
-    ours = run.load_model()
-    assert isinstance(ours, GPTClassifier)
-    with torch.no_grad():
-        wanted = ours.logits(IDS, torch.full((3,), IDS.shape[1]))
-    torch.testing.assert_close(logits(theirs), wanted, rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("labels", [(), ("ham", "spam")])
-@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
-def test_an_exported_adapter_is_imported_merged(
-    name: str, labels: tuple[str, ...], tmp_path: Path
-) -> None:
-    tokens = [] if labels else list(CHAT_TOKENS)
-    run = lora_run(tmp_path / "run", ModelConfig(**SMALL, **AXES[name], labels=labels), tokens)
-    export_adapter(run, tmp_path / "out")
-    (tmp_path / "out").rename(tmp_path / "moved")  # the base is named by its absolute path
-    found = open_source(str(tmp_path / "moved"))
-    again = imported_run(tmp_path / "again", found)
-    assert found.notes[-1].startswith("the adapter (rank ")
-    assert again.template == run.template
-    assert again.tokenizer.encode(TEXT) == run.tokenizer.encode(TEXT)
-    ours, theirs = run.load_model(), again.load_model()
-    assert theirs.config.labels == labels
-    V = run.tokenizer.vocab_size  # rows that pad the vocabulary are not exported
-    for name, tensor in theirs.state_dict().items():
-        whole = ours.state_dict()[name]
-        assert torch.equal(tensor, whole[:V] if whole.shape != tensor.shape else whole), name
-
-
-def test_an_adapter_of_peft_is_imported(tmp_path: Path) -> None:
-    """Its base is named by a path, its tokenizer is the base's."""
-    run = random_run(tmp_path / "run", ModelConfig(**SMALL, **AXES["llama"]), TOKENIZER)
-    export(run, tmp_path / "base")
-    tuned = peft.get_peft_model(
-        opened(tmp_path / "base"),
-        peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"),
-    ).eval()
-    torch.manual_seed(3)
-    add_noise(tuned, 0.2)
-    tuned.save_pretrained(tmp_path / "adapter")
-    again = imported_run(tmp_path / "again", open_source(str(tmp_path / "adapter")))
-    torch.testing.assert_close(logits(again.load_model()), logits(tuned), rtol=0, atol=1e-4)
-    assert again.config["adapter_of"] == str(tmp_path / "base")
-    (tmp_path / "base").rename(tmp_path / "gone")
-    with pytest.raises(FileNotFoundError, match=r"is an adapter, its base is not here: .*base: "):
-        open_source(str(tmp_path / "adapter"))
-
-
-def test_adapter_of_a_checkpoint(tmp_path: Path) -> None:
-    run = lora_run(tmp_path / "run", ModelConfig(**SMALL), [])
-    ours = dict(run.load_adapter().tensors)
-    earlier = {name: tensor / 2 for name, tensor in ours.items()}
-    checkpoints.save(run.checkpoints, 1, {"model": earlier}, {})
-    save_adapter(run, ours, step=2)  # after that checkpoint
-    last = load_file(run.weights)
-    export_adapter(run, tmp_path / "last")
-    export_adapter(run, tmp_path / "one", checkpoint=1)
-    wanted = {"last": last, "one": {name: tensor / 2 for name, tensor in last.items()}}
-    for name, tensors in wanted.items():
-        stored = load_file(tmp_path / name / adapters.WEIGHTS)
-        assert stored.keys() == tensors.keys()
-        assert all(torch.equal(stored[key], tensors[key]) for key in stored)
-    run.weights.unlink()  # stopped in training
-    options = ExportOptions(run=run.path, out=tmp_path / "un", format="hf", adapter=True)
-    assert "is unfinished: this is its step 1" in export_run(run, options)[0]
 
 
 # All or nothing

@@ -15,7 +15,7 @@ from gptsmith.evaluate.options import ClassifyOptions
 from gptsmith.files import atomic_path
 
 if TYPE_CHECKING:
-    from gptsmith.data.rows import Row
+    from gptsmith.data.row import Row
 
 CHUNK = 4096  # texts of a file that are in memory at once
 

@@ -14,16 +14,14 @@ from pathlib import Path
 from gptsmith.arguments import check_several
 from gptsmith.chat_template.message import turn_starts
 from gptsmith.chat_template.template import ChatTemplate
-from gptsmith.data import columnar
 from gptsmith.data.chat_windows import Window, conversation_windows, token_windows
 from gptsmith.data.conversations import Conversation, read_conversations
 from gptsmith.data.examples import Example, Examples, answer_ends, is_chat_set, write_examples
 from gptsmith.data.options import ChatFiles
-from gptsmith.data.paths import has_suffix
 from gptsmith.data.report import ReadReport, Tally
-from gptsmith.data.rows import row_files
+from gptsmith.data.rows import find_tables
 from gptsmith.data.token_examples import check_stop_token_trained, token_examples
-from gptsmith.data.tokenized import holds_ids
+from gptsmith.data.tokenized import token_tables
 
 FORMAT = 1  # of the file that write_chat makes
 
@@ -151,24 +149,18 @@ def _read(
 
     def examples() -> Iterator[Example]:
         for source in sources:
-            paths = row_files(source)
+            paths = find_tables(source).files
             if prepared := next(filter(is_chat_set, paths), None):
                 raise ValueError(
                     f"{prepared} is a prepared set: name it alone, or prepare all at once"
                 )
-            tables = [p for p in paths if has_suffix(p, *columnar.SUFFIXES) and holds_ids(p)]
-            if not tables:
-                conversations = read_conversations([source], files, report)
-                yield from encode_conversations(conversations, template, counts)
-            elif len(tables) < len(paths):
-                other = next(path for path in paths if path not in tables)
-                raise ValueError(
-                    f"{tables[0]} holds token ids, {other} does not: use them separately"
-                )
-            else:
+            if tables := token_tables(paths):
                 found = token_examples(tables, files.labels, template.tokenizer.vocab_size, report)
                 checked = check_stop_token_trained(found, template)
                 yield from divide(checked, template, counts)
+            else:
+                conversations = read_conversations([source], files, report)
+                yield from encode_conversations(conversations, template, counts)
         _check_any_target(" ".join(map(str, sources)), counts)
 
     return examples(), counts

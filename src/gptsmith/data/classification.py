@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gptsmith.arguments import check_several
 from gptsmith.batch import IGNORE_INDEX, Batch
+from gptsmith.data.encode import encode_at
 from gptsmith.data.labelled import LabelledText, read_labelled
 from gptsmith.data.options import LabelledConfig
 from gptsmith.data.order import EpochOrder, permutation
@@ -231,15 +232,8 @@ def encode_labelled(
 ) -> EncodedTexts:
     """`encode_texts` of labelled texts; ValueError naming the place of one that has no token."""
     number = {label: i for i, label in enumerate(labels)}
-    try:
-        ids, truncated = encode_texts(tokenizer, [row.text for row in rows], T)
-    except ValueError:
-        for row in rows:
-            try:
-                encode_texts(tokenizer, [row.text], T)
-            except ValueError as error:
-                raise ValueError(f"{row.place}: {error}") from None
-        raise
+    texts = [(row.place, row.text) for row in rows]
+    ids, truncated = encode_at(texts, lambda texts: encode_texts(tokenizer, texts, T))
     return EncodedTexts(ids, [number[row.label] for row in rows], truncated)
 
 

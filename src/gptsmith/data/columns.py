@@ -5,7 +5,8 @@ To recognise another name, add it here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from gptsmith.chat_template.message import REASONING as MESSAGE_REASONING
 
@@ -109,6 +110,18 @@ def is_irrelevant(name: str) -> bool:
     return not name or name in IRRELEVANT or name.startswith("__") or name.endswith("_id")
 
 
+def with_usual_names(
+    values: Mapping[str, Any], usual: Collection[str], unchanged: Collection[str | None] = ()
+) -> dict[str, Any]:
+    """The values with columns such as `Question ` under their usual names, where these are free."""
+    renamed: dict[str, Any] = {}
+    for name, value in values.items():
+        plain = name.strip().lower()
+        is_other = name in unchanged or plain not in usual or plain in values or plain in renamed
+        renamed[name if is_other else plain] = value
+    return renamed
+
+
 def usual_columns(names: Iterable[str], usual: Sequence[str]) -> list[str]:
     """The `names` that occur in `usual`, or only the first of `usual` if it is present.
 
@@ -131,6 +144,21 @@ def choose_column(
         return configured
     matches = usual_columns(names, usual)
     return matches[0] if len(matches) == 1 else None
+
+
+def choose_text_column(
+    names: Sequence[str], configured: str | None, candidates: Sequence[str], place: str
+) -> str:
+    """The column of texts: as configured, or with a common name, or the only candidate.
+
+    ValueError, beginning with `place`, if there is none.
+    """
+    column = choose_column(names, configured, TEXT, place)
+    if column is None and len(candidates) == 1:
+        return candidates[0]
+    if column is None:
+        raise unclear_column("text", names, place)
+    return column
 
 
 def unclear_column(what: str, names: Sequence[str], place: str) -> ValueError:

@@ -21,6 +21,7 @@ from gptsmith.data.columns import quoted
 from gptsmith.data.messages import cell_message, is_message, read_message, transcript
 from gptsmith.data.options import ChatFiles
 from gptsmith.data.report import ReadReport
+from gptsmith.data.row import Row
 from gptsmith.data.row_fields import (
     cell,
     check_no_media,
@@ -31,7 +32,7 @@ from gptsmith.data.row_fields import (
     target_answers,
     tools_of,
 )
-from gptsmith.data.rows import Row, read_rows
+from gptsmith.data.rows import read_rows
 
 
 class Conversation(NamedTuple):
@@ -61,9 +62,10 @@ def read_conversations(
     ValueError naming the place of a row that is not a conversation (unless `report` skips it), or
     the columns of a source in which no column can be the messages.
     """
+    configured = (files.messages_column, files.prompt_column, files.response_column)
     for source in sources:
         for number, row in enumerate(read_rows(source, report, form=files)):
-            row = _with_usual_names(row, files)
+            row = row._replace(values=names.with_usual_names(row.values, _KNOWN, configured))
             try:
                 found = _messages_of(row, files)
                 if found is None and not number:
@@ -114,17 +116,6 @@ _KNOWN = {
     *names.MESSAGES, *(name for pair in names.PROMPT_AND_RESPONSE for name in pair), *names.CONTEXT,
     *names.HISTORY, *names.SYSTEM, *names.TOOLS, *names.TARGET_FLAGS, *names.MEDIA,
 }  # fmt: skip
-
-
-def _with_usual_names(row: Row, files: ChatFiles) -> Row:
-    """The row with columns such as `Question ` under their usual names, unless configured."""
-    configured = (files.messages_column, files.prompt_column, files.response_column)
-    values: dict[str, Any] = {}
-    for name, value in row.values.items():
-        usual = name.strip().lower()
-        is_other = name in configured or usual not in _KNOWN
-        values[name if is_other or usual in row.values or usual in values else usual] = value
-    return row._replace(values=values)
 
 
 # --- the messages of a row -----------------------------------------------------------------------

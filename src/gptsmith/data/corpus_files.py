@@ -60,7 +60,7 @@ def make(
     writer = _resume(config, given, identity, part)
     if writer is None:
         output_dir.start_over(config.out, identity)
-        tokenizer = given or _trained(config, documents, total)
+        tokenizer = given or train_tokenizer(config, documents, total)
         tokenizer.save(config.out / UNFINISHED)
         writer = CorpusWriter(config, tokenizer, identity, part=part)
     if writer.batches:
@@ -104,11 +104,6 @@ def make(
             check_splits(config, tokens, documents.rules, writer.left_out)
         splits = writer.finish()
     return write_manifest(config, tokenizer, identity, splits, documents.rules, writer.left_out)
-
-
-def _trained(config: PrepareConfig, documents: DocumentSplit | PartSplit, total: int) -> Tokenizer:
-    assert isinstance(documents, DocumentSplit)  # a part has a given tokenizer
-    return train_tokenizer(config, documents, total)
 
 
 def write_manifest(

@@ -1,13 +1,13 @@
 """The tokenizer of a corpus: an existing one, or one trained on its documents."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from gptsmith import terminal
 from gptsmith.data.documents import Source
 from gptsmith.data.options import PrepareConfig
-from gptsmith.data.split import DocumentSplit
+from gptsmith.data.split import SplitDocument
 from gptsmith.data.token_files import TokenFiles
 from gptsmith.recognize import wrong_kind
 from gptsmith.run import digests
@@ -60,7 +60,9 @@ def given_tokenizer(config: PrepareConfig, sources: Sequence[Source]) -> Tokeniz
     return tokenizer.with_eos(config.eos_token) if config.eos_token else tokenizer
 
 
-def train_tokenizer(config: PrepareConfig, documents: DocumentSplit, total: int) -> Tokenizer:
+def train_tokenizer(
+    config: PrepareConfig, documents: Iterable[SplitDocument], total: int
+) -> Tokenizer:
     """Train a char or bpe tokenizer on the documents. total: bytes of the source files."""
     if config.tokenizer == "char":
         # Validation documents too: a character that occurs only in them would have no id.
@@ -70,7 +72,7 @@ def train_tokenizer(config: PrepareConfig, documents: DocumentSplit, total: int)
     return Tokenizer.train_bpe(_sample(documents, total), size)
 
 
-def _sample(documents: DocumentSplit, total: int) -> Iterator[str]:
+def _sample(documents: Iterable[SplitDocument], total: int) -> Iterator[str]:
     """All training text if it is short, else blocks from all over it, chosen by hash."""
     share = _SAMPLE / total if total > _SAMPLE else 1.0
     room = _SAMPLE

@@ -83,16 +83,11 @@ class CorpusWriter:
         Documents of the split "first_shard" go to validation until one does not fit into its first
         shard, and from then on to training.
         """
-        document_tokens = self._document
-        before, after = (
-            np.array(ids, self.tokenizer.dtype)
-            for ids in (document_tokens.before, document_tokens.after)
-        )
         added: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
         documents, text_bytes = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
         val_tokens = self.tokens("val")
         for part, (ids, size) in zip(batch.parts, encoded, strict=True):
-            whole = [before, ids, after] if part.delimited else [ids]
+            whole = self._document.around(ids) if part.delimited else [ids]
             split: str = part.split
             if split == "first_shard":
                 self.first_shard_full |= val_tokens + sum(map(len, whole)) > self.shard_tokens

@@ -14,7 +14,8 @@ from gptsmith.data import columnar, columns
 from gptsmith.data.options import ReadOptions
 from gptsmith.data.paths import has_suffix
 from gptsmith.data.report import ReadReport
-from gptsmith.data.rows import CSV, Row, file_rows, unicode_problem
+from gptsmith.data.row import Row, unicode_problem
+from gptsmith.data.rows import CSV, file_rows
 
 if TYPE_CHECKING:
     from gptsmith.data.token_files import TokenFiles
@@ -92,7 +93,7 @@ def table_documents(path: Path, options: ReadOptions, report: ReadReport) -> Ite
     if has_suffix(path, *columnar.SUFFIXES):
         schema = columnar.read_schema(path)
         texts = [field.name for field in schema if columnar.is_text(field.type)]
-        column = _text_column(schema.names, texts, options, str(path))
+        column = columns.choose_text_column(schema.names, options.text_column, texts, str(path))
         if column not in texts:
             kind = schema.field(column).type
             raise ValueError(f"{path}: column {column!r} holds {kind}, not text")
@@ -111,21 +112,13 @@ def row_documents(
         return
     texts = [name for name, value in first.values.items() if typed and isinstance(value, str)]
     try:
-        column = _text_column(list(first.values), texts, options, first.place)
+        column = columns.choose_text_column(
+            list(first.values), options.text_column, texts, first.place
+        )
     except ValueError as error:
         hint = "" if typed else " (the first line names the columns)"
         raise ValueError(f"{error}{hint}") from None
     yield from _texts(chain([first], rows), column, report)
-
-
-def _text_column(names: list[str], texts: list[str], options: ReadOptions, place: str) -> str:
-    """The text column: as configured, or with a common name, or the only one of strings."""
-    column = columns.choose_column(names, options.text_column, columns.TEXT, place)
-    if column is None and len(texts) == 1:
-        column = texts[0]
-    if column is None:
-        raise columns.unclear_column("text", names, place)
-    return column
 
 
 def _texts(rows: Iterable[Row], column: str, report: ReadReport) -> Iterator[Document]:

@@ -6,16 +6,18 @@ threads nor an interruption changes a byte of the corpus.
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from gptsmith.data.documents import Chunk
 from gptsmith.data.split import Split, SplitDocument
 from gptsmith.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 BATCH_SIZE = 1 << 20  # characters, or tokens where the source holds tokens
 
@@ -81,16 +83,8 @@ def _join(chunks: Iterable[Chunk]) -> Chunk:
 
 def encode(batch: TextBatch, tokenizer: Tokenizer, token_bytes: np.ndarray | None) -> Encoded:
     """Encode a batch. ValueError naming the place of a text that the tokenizer cannot encode."""
-    texts = [part.chunk for part in batch.parts if isinstance(part.chunk, str)]
-    try:
-        arrays = iter(tokenizer.encode_arrays(texts))
-    except ValueError:
-        for part in batch.parts:
-            try:
-                tokenizer.encode_arrays([str(part.chunk)])
-            except ValueError as error:
-                raise ValueError(f"{part.place}: {error}") from None
-        raise
+    texts = [(part.place, part.chunk) for part in batch.parts if isinstance(part.chunk, str)]
+    arrays = iter(encode_at(texts, tokenizer.encode_arrays))
     encoded: Encoded = []
     for part in batch.parts:
         chunk = part.chunk
@@ -103,6 +97,19 @@ def encode(batch: TextBatch, tokenizer: Tokenizer, token_bytes: np.ndarray | Non
             else:
                 encoded.append((ids, int(token_bytes[ids].sum(dtype=np.int64))))
     return encoded
+
+
+def encode_at(texts: Sequence[tuple[str, str]], encode: Callable[[Sequence[str]], T]) -> T:
+    """Encode (place, text) pairs. ValueError naming the place of the first text that fails."""
+    try:
+        return encode([text for _, text in texts])
+    except ValueError:
+        for place, text in texts:
+            try:
+                encode([text])
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}") from None
+        raise
 
 
 def encode_in_order(

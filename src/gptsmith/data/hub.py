@@ -9,7 +9,7 @@ from gptsmith.data.documents import Document, Source, row_documents
 from gptsmith.data.options import ReadOptions
 from gptsmith.data.paths import UnavailableError
 from gptsmith.data.report import ReadReport
-from gptsmith.data.rows import Row
+from gptsmith.data.row import Row
 
 
 class HubName(NamedTuple):

@@ -10,17 +10,17 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template.template import ChatTemplate, Message
 from gptsmith.data.cells import InvalidRowError
-from gptsmith.data.columns import HISTORY, quoted
+from gptsmith.data.columns import HISTORY, quoted, with_usual_names
 from gptsmith.data.examples import Example
 from gptsmith.data.options import FileFormat, InstructionColumns, SplitConfig
 from gptsmith.data.report import ReadReport
+from gptsmith.data.row import Row, check_unicode
 from gptsmith.data.row_fields import (
     cell,
     check_no_media,
@@ -32,7 +32,7 @@ from gptsmith.data.row_fields import (
     texts,
     tools_of,
 )
-from gptsmith.data.rows import Row, check_unicode, read_rows
+from gptsmith.data.rows import read_rows
 from gptsmith.data.split import fill_splits, group_rows, hash_order
 from gptsmith.data.tokenized import IDS
 
@@ -183,7 +183,8 @@ def read_instructions(
 
 
 def _instruction(row: Row, columns: InstructionColumns, report: ReadReport) -> Instruction:
-    values = _with_names_of(columns, row.values)
+    wanted = (columns.instruction, columns.input, columns.output)
+    values = with_usual_names(row.values, wanted)
     for what, name in (("instruction", columns.instruction), ("output", columns.output)):
         if name not in values and IDS in values:
             raise InvalidRowError(
@@ -200,13 +201,12 @@ def _instruction(row: Row, columns: InstructionColumns, report: ReadReport) -> I
     if tools_of(values):
         raise InvalidRowError("row with tools", "it has tools, which instructions do not use")
     check_no_media(values)
-    used = {columns.instruction, columns.output, columns.input}
     given = texts(values, (columns.input,))
     if (
         columns.input == InstructionColumns().input
     ):  # not configured: other context columns count too
-        given |= context(values, used)
-    report_unused_columns(values, used | given.keys() | {*HISTORY}, report)
+        given |= context(values, {*wanted})
+    report_unused_columns(values, {*wanted, *given, *HISTORY}, report)
     instruction, output = cell(values, columns.instruction), cell(values, columns.output)
     for name, text in (
         (columns.instruction, instruction),
@@ -216,16 +216,6 @@ def _instruction(row: Row, columns: InstructionColumns, report: ReadReport) -> I
         check_unicode(row, name, text)
     system = system_text(values)
     return Instruction(instruction, "\n\n".join(given.values()), output, row.place, system)
-
-
-def _with_names_of(columns: InstructionColumns, values: dict[str, Any]) -> dict[str, Any]:
-    """The values with a column such as `Instruction ` under the name that is looked for."""
-    names = {}
-    for name in (columns.instruction, columns.input, columns.output):
-        alike = [other for other in values if other.strip().lower() == name]
-        if name not in values and len(alike) == 1:
-            names[alike[0]] = name
-    return {names.get(name, name): value for name, value in values.items()}
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptsmith.data.cells import InvalidRowError, cell_text
-from gptsmith.data.columns import LABEL, TEXT, choose_column, unclear_column, usual_columns
+from gptsmith.data.columns import (
+    LABEL,
+    TEXT,
+    choose_column,
+    choose_text_column,
+    unclear_column,
+    usual_columns,
+)
 from gptsmith.data.csv_rows import csv_rows
 from gptsmith.data.options import FileFormat, LabelledFiles
 from gptsmith.data.report import ReadReport
-from gptsmith.data.rows import Row, is_table, read_rows, unicode_problem
+from gptsmith.data.row import Row, unicode_problem
+from gptsmith.data.rows import is_table, read_rows
 from gptsmith.data.text_files import read_text
 from gptsmith.recognize import is_artifact, wrong_kind
 
@@ -65,13 +73,10 @@ def read_texts(
         rows = iter([Row(f"{path}:{i}", {"text": line}) for i, line in lines if line.strip()])
     else:
         rows = read_rows(path, report, form=form)
-    column = text_column
+    column = ""
     for row in rows:
         names = list(row.values)
-        column = column or choose_column(names, None, TEXT, row.place)
-        column = column or (names[0] if len(names) == 1 else None)
-        if column is None:
-            raise unclear_column("text", names, row.place)
+        column = column or choose_text_column(names, text_column, names, row.place)
         try:
             text = _text(row.values.get(column))
         except InvalidRowError as error:

@@ -16,10 +16,7 @@ from gptsmith.data.json_rows import json_rows
 from gptsmith.data.options import FileFormat
 from gptsmith.data.paths import FoundFiles, find_files, has_suffix
 from gptsmith.data.report import ReadReport
-from gptsmith.data.row import Row as Row
-from gptsmith.data.row import check_unicode as check_unicode
-from gptsmith.data.row import check_unique
-from gptsmith.data.row import unicode_problem as unicode_problem
+from gptsmith.data.row import Row, check_unique
 from gptsmith.recognize import TABLES, is_artifact, wrong_kind
 
 SUFFIXES = (*TABLES, *(f"{suffix}.gz" for suffix in TABLES), *columnar.SUFFIXES)
@@ -50,13 +47,11 @@ def read_rows(
         yield from file_rows(file, report, header=header, form=form)
 
 
-def row_files(path: str | Path) -> list[Path]:
-    """The files of rows of a path or pattern, sorted. FileNotFoundError if there are none."""
-    return find_tables(path).files
-
-
 def find_tables(path: str | Path) -> FoundFiles:
-    """The tables at a path, in a folder or of a pattern, and the empty ones separately."""
+    """The tables at a path, in a folder or of a pattern, sorted, and the empty ones separately.
+
+    FileNotFoundError if there are none, ValueError for something other than a table.
+    """
     path = Path(path)
     if is_artifact(path):
         raise wrong_kind(path, "a table or a folder of tables")

@@ -19,10 +19,11 @@ import numpy as np
 
 from gptsmith.data import columnar, corpora, hub, rows, text_files, token_files
 from gptsmith.data.documents import Document, Source, TokenLayout, table_documents
+from gptsmith.data.encode import encode_at
 from gptsmith.data.options import ReadOptions
 from gptsmith.data.paths import UnavailableError, files_below, find_files, has_suffix
 from gptsmith.data.report import ReadReport
-from gptsmith.data.tokenized import IDS, find_layout, holds_ids
+from gptsmith.data.tokenized import IDS, find_layout, token_tables
 from gptsmith.recognize import binary_kind, is_artifact, wrong_kind
 from gptsmith.tokenizer import Tokenizer
 
@@ -66,18 +67,12 @@ def encode_source(
     if source.layout is not None:
         raise ValueError(f"{source.used}: holds token ids; gptsmith prepare makes a corpus of it")
     document_tokens = tokenizer.special_ids.document
-    before, after = (
-        np.array(ids, tokenizer.dtype) for ids in (document_tokens.before, document_tokens.after)
-    )
     parts: list[np.ndarray] = []
     text_bytes = 0
     for document in source.documents():
         text = "".join(map(str, document.chunks))  # not by chunks, which could split a word
-        try:
-            ids = tokenizer.encode_array(text).astype(tokenizer.dtype)
-        except ValueError as error:
-            raise ValueError(f"{document.place}: {error}") from None
-        parts += [before, ids, after] if document.delimited else [ids]
+        (ids,) = encode_at([(document.place, text)], tokenizer.encode_arrays)
+        parts += document_tokens.around(ids) if document.delimited else [ids]
         text_bytes += len(text.encode())
     if not parts:
         raise ValueError(f"{requested}: no text in it")
@@ -187,12 +182,9 @@ def _suffixes(paths: Iterable[Path]) -> str:
 
 def _layout(paths: Sequence[Path], options: ReadOptions, report: ReadReport) -> TokenLayout | None:
     """The layout of files that hold token ids; None if they hold text."""
-    tables = [p for p in paths if has_suffix(p, *columnar.SUFFIXES) and holds_ids(p)]
-    if not tables or options.text_column not in (None, IDS):
+    tables = token_tables(paths) if options.text_column in (None, IDS) else []
+    if not tables:
         return None
-    if len(tables) < len(paths):
-        other = next(path for path in paths if path not in tables)
-        raise ValueError(f"{tables[0]} holds token ids, {other} does not; prepare them separately")
     both = (path for path in tables if "text" in columnar.read_schema(path).names)
     if options.text_column is None and (path := next(both, None)):
         raise ValueError(

@@ -43,7 +43,7 @@ def token_examples(
         if kind == "shifted":
             ids = with_last_label(ids, targets)
             targets = np.concatenate([np.array([IGNORE_INDEX]), targets])[: len(ids)]
-        check_ids(TokenRow(place, ids, None), vocab_size)
+        check_ids(place, ids, vocab_size)
         if (targets != ids)[targets != IGNORE_INDEX].any():
             raise ValueError(f"{place}: these labels are not {kind}, as --labels {labels} says")
         targets[:1] = IGNORE_INDEX  # nothing comes before the first token to predict it from

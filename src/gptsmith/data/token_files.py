@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,9 +76,10 @@ class TokenFiles:
         is divided. ValueError naming file and position of an id outside the vocabulary."""
         separators = {*document_tokens.before, *document_tokens.after}
         for file in self.files:
-            ids = np.memmap(file.path, file.dtype, "r", file.start, (file.tokens,))
+            mapped = np.memmap(file.path, file.dtype, "r", file.start, (file.tokens,))
+            ids = np.asarray(mapped)
             ends = _document_ends(file.path) if file.kind == "datatrove" else None
-            spans = _between(ids, separators) if ends is None else _up_to(ends)
+            spans = _between(ids, separators) if ends is None else pairwise([0, *ends.tolist()])
             for start, end in spans:
                 document = ids[start:end]
                 _check_ids(document, start, file, vocab_size)
@@ -85,20 +87,10 @@ class TokenFiles:
                 report.reached(file.path, file.start + end * file.dtype.itemsize)
                 place = f"{file.path}, token {start:,}"
                 if len(document):
-                    yield Document(place, _Chunks(document))
+                    blocks = range(0, len(document), _BLOCK)
+                    yield Document(place, [document[at : at + _BLOCK] for at in blocks])
                 else:
                     report.reject("empty document", place, "an empty document")
-
-
-class _Chunks:
-    """Ids in chunks of bounded size."""
-
-    def __init__(self, ids: np.ndarray) -> None:
-        self.ids = ids
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        for start in range(0, len(self.ids), _BLOCK):
-            yield np.asarray(self.ids[start : start + _BLOCK])
 
 
 def _between(ids: np.ndarray, separators: Iterable[int]) -> Iterator[tuple[int, int]]:
@@ -115,13 +107,6 @@ def _between(ids: np.ndarray, separators: Iterable[int]) -> Iterator[tuple[int, 
             start = end + 1
     if start < len(ids):
         yield start, len(ids)
-
-
-def _up_to(ends: np.ndarray) -> Iterator[tuple[int, int]]:
-    start = 0
-    for end in ends.tolist():
-        yield start, end
-        start = end
 
 
 def _check_ids(ids: np.ndarray, start: int, file: TokenFile, vocab_size: int) -> None:

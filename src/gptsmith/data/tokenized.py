@@ -15,8 +15,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from gptsmith.data.columnar import read_batches, read_schema
+from gptsmith.data.columnar import SUFFIXES, read_batches, read_schema
 from gptsmith.data.documents import Document, TokenLayout
+from gptsmith.data.paths import has_suffix
 from gptsmith.data.report import ReadReport
 from gptsmith.tokenizer import DocumentTokens
 
@@ -32,8 +33,13 @@ class TokenRow(NamedTuple):
     labels: np.ndarray | None
 
 
-def holds_ids(path: Path) -> bool:
-    return IDS in read_schema(path).names
+def token_tables(paths: Sequence[Path]) -> list[Path]:
+    """The files, if they are tables of token ids; none if no file is. ValueError for a mixture."""
+    tables = [p for p in paths if has_suffix(p, *SUFFIXES) and IDS in read_schema(p).names]
+    if 0 < len(tables) < len(paths):
+        other = next(path for path in paths if path not in tables)
+        raise ValueError(f"{tables[0]} holds token ids, {other} does not; use them separately")
+    return tables
 
 
 def token_rows(paths: Sequence[Path], report: ReadReport) -> Iterator[TokenRow]:
@@ -151,7 +157,7 @@ def tokenized_documents(
 
     def checked() -> Iterator[TokenRow]:
         for row in token_rows(paths, report):
-            check_ids(row, vocab_size)
+            check_ids(row.place, row.ids, vocab_size)
             yield row
 
     if layout.stream:
@@ -193,12 +199,12 @@ class _Stream:
             yield last
 
 
-def check_ids(row: TokenRow, vocab_size: int) -> None:
+def check_ids(place: str, ids: np.ndarray, vocab_size: int) -> None:
     """ValueError naming an id outside the vocabulary."""
-    wrong = row.ids[(row.ids < 0) | (row.ids >= vocab_size)]
+    wrong = ids[(ids < 0) | (ids >= vocab_size)]
     if len(wrong):
         raise ValueError(
-            f"{row.place}: token id {wrong[0]} is outside the tokenizer's 0..{vocab_size - 1}; "
+            f"{place}: token id {wrong[0]} is outside the tokenizer's 0..{vocab_size - 1}; "
             "give the tokenizer that made these ids"
         )
 

@@ -21,7 +21,7 @@ from gptsmith.evaluate.task_data import find, hub_rows, label, question_rows, te
 if TYPE_CHECKING:
     from gptsmith.data.options import FileFormat
     from gptsmith.data.report import ReadReport
-    from gptsmith.data.rows import Row
+    from gptsmith.data.row import Row
 
 Choices = tuple[tuple[str, str], ...]
 LETTERS = ("A", "B", "C", "D")

@@ -21,7 +21,7 @@ import yaml
 from gptsmith.data.columns import quoted
 from gptsmith.data.options import FileFormat
 from gptsmith.data.report import ReadReport
-from gptsmith.data.rows import Row
+from gptsmith.data.row import Row
 from gptsmith.evaluate.task_data import question_rows, text
 
 # Common names of columns, without case, spaces and underscores; the first one present is used.

@@ -16,7 +16,7 @@ from gptsmith import files
 if TYPE_CHECKING:
     from gptsmith.data.options import FileFormat
     from gptsmith.data.report import ReadReport
-    from gptsmith.data.rows import Row
+    from gptsmith.data.row import Row
 
 
 def find(task: str, where: Path | None, names: Sequence[str]) -> Path | None:
@@ -72,7 +72,7 @@ def question_rows(
 def text(row: Row, name: str, values: Mapping[str, Any] | None = None) -> str:
     """The text in column `name` (of `values`, if they are nested). ValueError if it is not text."""
     from gptsmith.data.columns import quoted
-    from gptsmith.data.rows import check_unicode
+    from gptsmith.data.row import check_unicode
 
     values = row.values if values is None else values
     if name not in values:

@@ -98,6 +98,10 @@ class DocumentTokens(NamedTuple):
     after: tuple[int, ...] = ()
     context_only: tuple[int, ...] = ()
 
+    def around(self, ids: np.ndarray) -> list[np.ndarray]:
+        """The ids of a document (n,) between those before and after it."""
+        return [np.array(self.before, ids.dtype), ids, np.array(self.after, ids.dtype)]
+
     def starts(self, ids: np.ndarray) -> np.ndarray:
         """Which of the ids (..., T) are the first of a document: bools (..., T)."""
         found = np.zeros(ids.shape, bool)

@@ -35,6 +35,8 @@ PENALTIES = tuple(10.0**e for e in (-7, -6.5, -6, -5.5, -5, -4.5, -4, -3.5))  # 
 
 
 class Options(LabelledConfig):
+    """Bag-of-words baseline."""
+
     data: Path | None = None  # type: ignore[assignment]
     run: Path | None = None
     """A run of `finetune classify` to compare with; its data and split are used."""
@@ -146,12 +148,7 @@ def compare(options: Options) -> None:
 
 def main(argv: list[str]) -> None:
     torch.set_num_threads(1)  # the operations are small
-    options = load_config(
-        Options,
-        argv,
-        prog="python -m benchmarks bag_of_words",
-        description="Bag-of-words baseline.",
-    )
+    options = load_config(Options, argv, prog="python -m benchmarks bag_of_words")
     if options.data or options.run:
         compare(options)
         return

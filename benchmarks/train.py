@@ -237,7 +237,7 @@ def work_of(device: torch.device, name: str | None, B: int | None) -> Work:
         from gptsmith.recipes.options import PretrainConfig
 
         argv = [str(RECIPE), "--data", "-", "--out", "-"]
-        recipe = load_config(PretrainConfig, argv, prog="bench", description="")
+        recipe = load_config(PretrainConfig, argv, prog="bench")
         config = recipe.model.change(vocab_size=4096)
         return Work(config, recipe.optim, B or recipe.train.batch_size, device)
     config = ModelConfig.preset(name or "gpt2", vocab_size=50304)

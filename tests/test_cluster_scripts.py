@@ -60,9 +60,7 @@ def test_a_job_that_saved_before_its_limit_queues_itself_again(tmp_path: Path, c
 def test_a_job_of_an_array_prepares_its_share(tmp_path: Path) -> None:
     array = dict(SLURM_ARRAY_TASK_COUNT="16", SLURM_ARRAY_TASK_ID="3", SLURM_CPUS_PER_TASK="4")
     _, calls = run(SLURM / "prepare.sbatch", tmp_path, "texts", "--out", "data/c", **array)
-    config = load_config(
-        PrepareConfig, shlex.split(calls)[2:], prog="", description="", positional="sources"
-    )
+    config = load_config(PrepareConfig, shlex.split(calls)[2:], prog="", positional="sources")
     assert (config.tasks, config.task, config.workers) == (16, 3, 4)
     # one of them again, alone
     _, calls = run(SLURM / "prepare.sbatch", tmp_path, "texts", **array, TASKS="64")
@@ -82,9 +80,7 @@ def test_flags_of_the_scripts_and_of_the_page_exist() -> None:
     prepares = re.findall(r'^(?:#.*")?gptsmith prepare (data/[^"\n]*)', text, re.MULTILINE)
     assert len(prepares) >= 3
     for words in prepares:
-        load_config(
-            PrepareConfig, shlex.split(words), prog="", description="", positional="sources"
-        )
+        load_config(PrepareConfig, shlex.split(words), prog="", positional="sources")
 
 
 def test_the_tables_of_the_page_are_computed() -> None:

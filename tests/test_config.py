@@ -203,6 +203,8 @@ def test_help_is_the_docstring_of_the_field_where_it_is_defined(
         used."""
 
     class Derived(Base):
+        """About 5%."""
+
         more: Base | None = None
         """Further sizes: 10%."""
 

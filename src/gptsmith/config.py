@@ -24,9 +24,7 @@ from gptsmith.flags import (
     options_of,
     reason,
 )
-from gptsmith.flags import (
-    Section as Section,
-)
+from gptsmith.flags import Section as Section
 
 # Keys of earlier versions: stored runs and older recipes contain them.
 RENAMED_KEYS = {
@@ -55,7 +53,6 @@ def load_config(
     argv: Sequence[str],
     *,
     prog: str,
-    description: str,
     positional: str | None = None,
     recipe: Callable[[Mapping[str, Any], list[str]], list[str]] = lambda flags, words: words,
 ) -> C:
@@ -64,13 +61,13 @@ def load_config(
     Without `positional`, the only word allowed is a recipe (.yaml or .yml); otherwise all words go
     to the field of that name. A section class with a constructor `preset(name, **fields)` also
     accepts `preset: NAME` in YAML, and `--SECTION NAME` on the command line, where it replaces the
-    whole section of the recipe. `--help` prints the help and exits.
+    whole section of the recipe. `--help` prints the class's docstring and the options, and exits.
 
     recipe: called with the flags (`{"train.steps": 10}`) and the words; returns the words to use.
     Raises ValueError or OSError with a one-line message that starts with the place of the error.
     """
     options = options_of(config_class)
-    parser = FlagParser(options, prog, description, positional)
+    parser = FlagParser(options, prog, config_class.__doc__ or "", positional)
     flags, words = parser.read(argv, RENAMED_KEYS)
     words = recipe({".".join(flag.path): flag.value for flag in flags}, words)
     settings: list[Setting] = []

@@ -52,12 +52,7 @@ class DemoConfig(Section):
 
 def main(argv: Sequence[str]) -> int:
     """`gptsmith demo [--folder DIR] [--seconds N]`: the stages below, one after the other."""
-    config = load_config(
-        DemoConfig,
-        argv,
-        prog="gptsmith demo",
-        description="Train a small GPT on your own Python's documentation, and tune it to answer.",
-    )
+    config = load_config(DemoConfig, argv, prog="gptsmith demo")
     from gptsmith.evaluate import skills  # imports torch: not before help and option errors
     from gptsmith.run import Run
 

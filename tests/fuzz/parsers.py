@@ -114,7 +114,7 @@ def recipe(folder: Path) -> None:
     from gptsmith.config import load_config
     from gptsmith.recipes.options import PretrainConfig
 
-    load_config(PretrainConfig, [str(folder / "recipe.yaml")], prog="x", description="x")
+    load_config(PretrainConfig, [str(folder / "recipe.yaml")], prog="x")
 
 
 PARSERS: dict[str, Callable[[Path], None]] = {

@@ -65,7 +65,7 @@ def test_every_recipe_has_a_transformers_class():
     found = {}
     for path in CONFIGS.glob("*.yaml"):
         argv = [str(path), "--data", "-", "--out", "-"]
-        recipe = load_config(PretrainConfig, argv, prog="pretrain", description="")
+        recipe = load_config(PretrainConfig, argv, prog="pretrain")
         found[path.stem] = transformers_class(recipe.model)
     assert found == expected
 

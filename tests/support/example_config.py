@@ -39,9 +39,7 @@ class Recipe(BaseModel):
 
 
 def load(*argv: str, kind: type[Any] = Recipe, **options: Any) -> Any:
-    return configuration.load_config(
-        kind, argv, prog="gptsmith test", description="About 5%.", **options
-    )
+    return configuration.load_config(kind, argv, prog="gptsmith test", **options)
 
 
 def write(folder: Path, text: str) -> str:

@@ -35,7 +35,7 @@ before a message that starts with /."""
 
 
 class ChatOptions(TextOptions):
-    """Which model, and how it samples its replies."""
+    """Talk to a chat model; /help lists the commands."""
 
     temperature: float = Field(0.6, ge=0)
     """Divides the logits: lower is more predictable, higher more varied, 0 is greedy decoding."""
@@ -44,13 +44,7 @@ class ChatOptions(TextOptions):
 
 
 def main(argv: list[str]) -> None:
-    options = load_config(
-        ChatOptions,
-        argv,
-        prog="gptsmith chat",
-        description="Talk to a chat model; /help lists the commands.",
-        positional="run",
-    )
+    options = load_config(ChatOptions, argv, prog="gptsmith chat", positional="run")
     from gptsmith.generate.chat import Chat  # imports torch: not before help and option errors
     from gptsmith.run import Run
 

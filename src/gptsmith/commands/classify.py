@@ -27,13 +27,7 @@ def main(argv: Sequence[str]) -> None:
     words = list(argv)
     if words and not words[0].startswith("-"):  # the first word is the run, the others are texts
         words.insert(0, "--run")
-    options = load_config(
-        ClassifyOptions,
-        words,
-        prog="gptsmith classify RUN",
-        description="Classify texts with a model that `finetune classify` made.",
-        positional="text",
-    )
+    options = load_config(ClassifyOptions, words, prog="gptsmith classify RUN", positional="text")
     if bool(options.text) == bool(options.file):
         raise ValueError('give either texts (gptsmith classify RUN "some text") or --file FILE')
     if options.out and not options.file:

@@ -23,13 +23,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> None:
-    options = load_config(
-        EvaluateOptions,
-        argv,
-        prog="gptsmith evaluate",
-        description="Measure a trained model.",
-        positional="run",
-    )
+    options = load_config(EvaluateOptions, argv, prog="gptsmith evaluate", positional="run")
     from gptsmith.evaluate import tasks  # imports torch: not before help and option errors
 
     runs, stem = _open_runs(options), _chart_stem(options)

@@ -21,7 +21,7 @@ _GGUF_KINDS: dict[str, Literal["f32", "f16", "bf16", "q8_0", "q4_0"]] = {
 
 
 class ExportOptions(Section):
-    """What to export, and in which format."""
+    """Convert a run into a format that other programs open."""
 
     run: Path
     """A run folder."""
@@ -39,13 +39,7 @@ class ExportOptions(Section):
 
 
 def main(argv: list[str]) -> None:
-    options = load_config(
-        ExportOptions,
-        argv,
-        prog="gptsmith export",
-        description="Convert a run into a format that other programs open.",
-        positional="run",
-    )
+    options = load_config(ExportOptions, argv, prog="gptsmith export", positional="run")
     allowed = ("keep", *_TORCH_DTYPES) if options.format == "hf" else tuple(_GGUF_KINDS)
     if options.dtype not in (None, *allowed):
         raise ValueError(

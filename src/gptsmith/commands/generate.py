@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class GenerateOptions(TextOptions):
-    """What to continue, with which model, and how to sample."""
+    """Continue prompts with a trained model."""
 
     prompt: tuple[str, ...] = ()
     """Text to continue, repeatable; `-` reads it from standard input, without its final newline
@@ -56,13 +56,7 @@ class GenerateOptions(TextOptions):
 
 
 def main(argv: list[str]) -> None:
-    options = load_config(
-        GenerateOptions,
-        argv,
-        prog="gptsmith generate",
-        description="Continue prompts with a trained model.",
-        positional="run",
-    )
+    options = load_config(GenerateOptions, argv, prog="gptsmith generate", positional="run")
     from gptsmith.generate.request import Request  # imports torch: not before help, option errors
     from gptsmith.run import Run
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ImportOptions(Section):
-    """What to import, and where to write it."""
+    """Import a model from elsewhere as a run."""
 
     source: str
     """A model folder of transformers or OpenAI's GPT-2, a nanoGPT .pt file, a size of GPT-2 (124M,
@@ -31,13 +31,7 @@ class ImportOptions(Section):
 
 
 def main(argv: list[str]) -> None:
-    options = load_config(
-        ImportOptions,
-        argv,
-        prog="gptsmith import",
-        description="Import a model from elsewhere as a run.",
-        positional="source",
-    )
+    options = load_config(ImportOptions, argv, prog="gptsmith import", positional="source")
     files.check_creatable(options.out)  # before a download, not after
 
     from gptsmith.interop.sources import open_source

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class InspectOptions(ChatFiles):
-    """What to show."""
+    """Show a prepared corpus, a run, or a chat data set."""
 
     path: Path
     """A prepared corpus, a run folder, or a file or folder of conversations."""
@@ -31,13 +31,7 @@ class InspectOptions(ChatFiles):
 
 
 def main(argv: list[str]) -> None:
-    options = load_config(
-        InspectOptions,
-        argv,
-        prog="gptsmith inspect",
-        description="Show a prepared corpus, a run, or a chat data set.",
-        positional="path",
-    )
+    options = load_config(InspectOptions, argv, prog="gptsmith inspect", positional="path")
     if options.tokenizer is None and options.path.is_file():
         raise ValueError(
             f"{options.path} is a file: to inspect conversations, give --tokenizer RUN, the run "

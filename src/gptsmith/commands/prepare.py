@@ -16,7 +16,7 @@ from gptsmith.data.options import ChatFiles, PrepareConfig
 
 
 class PrepareChatConfig(ChatFiles):
-    """Conversations, the run to fine-tune on them, and the file to write."""
+    """Turn conversations into a memory-mapped file of token ids and labels."""
 
     sources: tuple[str, ...] = Field(min_length=1)
     """Files, folders or patterns of conversations (.jsonl, .parquet, .arrow ...)."""
@@ -41,14 +41,7 @@ def main(argv: list[str]) -> None:
 
 
 def _prepare_text(argv: list[str]) -> None:
-    config = load_config(
-        PrepareConfig,
-        argv,
-        prog="gptsmith prepare",
-        description="Turn text into a tokenizer and token shards. `--format chat` turns "
-        "conversations into token ids and labels instead, with options of its own.",
-        positional="sources",
-    )
+    config = load_config(PrepareConfig, argv, prog="gptsmith prepare", positional="sources")
     from gptsmith.data.prepare import prepare
 
     path = prepare(config)
@@ -61,11 +54,7 @@ def _prepare_text(argv: list[str]) -> None:
 
 def _prepare_chat(argv: list[str]) -> None:
     config = load_config(
-        PrepareChatConfig,
-        argv,
-        prog="gptsmith prepare --format chat",
-        description="Turn conversations into a memory-mapped file of token ids and labels.",
-        positional="sources",
+        PrepareChatConfig, argv, prog="gptsmith prepare --format chat", positional="sources"
     )
     from gptsmith.chat_template.template import tuning_template
     from gptsmith.data.chat import write_chat

@@ -32,7 +32,4 @@ def recipe_config(verb: str, config_class: type[R], argv: Sequence[str]) -> R:
             return words
         return stored_recipe(Path(flags["out"]), words, flags, config_class)
 
-    description = config_class.__doc__ or ""
-    return load_config(
-        config_class, argv, prog=f"gptsmith {verb}", description=description, recipe=recipe
-    )
+    return load_config(config_class, argv, prog=f"gptsmith {verb}", recipe=recipe)

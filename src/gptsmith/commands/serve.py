@@ -15,13 +15,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> None:
-    options = load_config(
-        ServeOptions,
-        argv,
-        prog="gptsmith serve",
-        description="Serve runs: a chat page, and the API of OpenAI's clients.",
-        positional="run",
-    )
+    options = load_config(ServeOptions, argv, prog="gptsmith serve", positional="run")
     try:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401

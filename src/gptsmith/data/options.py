@@ -168,7 +168,8 @@ class LabelledConfig(LabelledFiles):
 
 
 class PrepareConfig(FileFormat):
-    """What a corpus is made from, and how."""
+    """Turn text into a tokenizer and token shards. `--format chat` turns conversations into token
+    ids and labels instead, with options of its own."""
 
     sources: tuple[str, ...] = Field(min_length=1)
     """Corpora by name (pydocs, pycode, shakespeare, wikitext-2, wikipedia, openwebtext,

@@ -41,7 +41,7 @@ class JudgeOptions(Section):
 
 
 class EvaluateOptions(TextWeightOptions, LabelledFiles):
-    """What to measure, and on what."""
+    """Measure a trained model."""
 
     tasks: tuple[str, ...] = Field(
         (),
@@ -112,7 +112,7 @@ def _is_path(name: str) -> bool:
 
 
 class ClassifyOptions(WeightOptions, FileFormat):
-    """What to classify, and with which model."""
+    """Classify texts with a model that `finetune classify` made."""
 
     text: tuple[str, ...] = ()
     """Texts to classify; `-` reads one from standard input."""

@@ -10,7 +10,7 @@ from gptsmith.run.options import Quantization, Speculation, WeightChoice
 
 
 class ServeOptions(Quantization, Speculation, WeightChoice):
-    """Which models to serve, to whom, and with how much memory."""
+    """Serve runs: a chat page, and the API of OpenAI's clients."""
 
     run: tuple[Path, ...] = Field((), min_length=1)
     """Run folders. Each is served under the name of its folder."""

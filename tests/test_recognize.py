@@ -53,7 +53,7 @@ def test_folders(tmp_path: Path, files: dict[str, str], what: str, use: str) -> 
         ("model.gguf", b"GGUF", "a file of weights or arrays"),
         ("a", b"%PDF-1.4", "a PDF"),
         ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer"),
-        ("a.docx", b"PK\x03\x04\0", "a ZIP archive (.xlsx, .docx and .epub are such, too)"),
+        ("a.docx", b"PK\x03\x04\0", "a ZIP archive (so are .xlsx, .docx and .epub files)"),
         ("BZh.txt", b"BZh is how a bzip2 file begins", "a text file"),
     ],
 )

@@ -50,12 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # one costs nothing measurable when the machine is quiet (docs/log.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     _replace_closed_streams()
-    words = list(sys.argv[1:] if argv is None else argv)
-    flags = words[: words.index("--")] if "--" in words else words
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    flags = arguments[: arguments.index("--")] if "--" in arguments else arguments
     debug = "--debug" in flags
     if debug:
-        words.remove("--debug")
-    verb = words[0] if words else "--help"
+        arguments.remove("--debug")
+    verb = arguments[0] if arguments else "--help"
     try:
         if verb in ("-h", "--help", "help"):
             terminal.say(_help())
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             hint = f"did you mean {near}?" if near else f"choose from {', '.join(VERBS)}"
             return _print_error(f"unknown verb {verb!r}: {hint}", "gptsmith", 2)
         else:
-            return _run(verb, words[1:], debug)
+            return _run(verb, arguments[1:], debug)
         terminal.flush_output()
     except BrokenPipeError:
         _discard_stdout()
@@ -78,12 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(verb: str, words: list[str], debug: bool) -> int:
+def _run(verb: str, arguments: list[str], debug: bool) -> int:
     prog = f"gptsmith {verb}"
     terminal.show_library_messages()
     try:
         module = import_module(f"gptsmith.{VERBS[verb][0]}")
-        code: int = module.main(words) or 0
+        code: int = module.main(arguments) or 0
         terminal.flush_output()
         return code
     except SystemExit as end:  # argparse after --help, or a library

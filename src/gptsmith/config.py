@@ -54,40 +54,42 @@ def load_config(
     *,
     prog: str,
     positional: str | None = None,
-    recipe: Callable[[Mapping[str, Any], list[str]], list[str]] = lambda flags, words: words,
+    recipe: Callable[[Mapping[str, Any], list[str]], list[str]] = lambda flags, given: given,
 ) -> C:
-    """Parse `[RECIPE.yaml] [WORDS] [--section.field VALUE]` into a configuration.
+    """Parse `[RECIPE.yaml | POSITIONAL...] [--section.field VALUE]` into a configuration.
 
-    Without `positional`, the only word allowed is a recipe (.yaml or .yml); otherwise all words go
-    to the field of that name. A section class with a constructor `preset(name, **fields)` also
-    accepts `preset: NAME` in YAML, and `--SECTION NAME` on the command line, where it replaces the
-    whole section of the recipe. `--help` prints the class's docstring and the options, and exits.
+    The only positional argument is a recipe (.yaml or .yml) or, with `positional`, the value or
+    values of the field of that name. A section class with a constructor `preset(name, **fields)`
+    also accepts `preset: NAME` in YAML, and `--SECTION NAME` on the command line, where it replaces
+    the whole section of the recipe. `--help` prints the class's docstring and the options, and
+    exits.
 
-    recipe: called with the flags (`{"train.steps": 10}`) and the words; returns the words to use.
+    recipe: called with the flags (`{"train.steps": 10}`) and the positional arguments; returns
+    those to use.
     Raises ValueError or OSError with a one-line message that starts with the place of the error.
     """
     options = options_of(config_class)
     parser = FlagParser(options, prog, config_class.__doc__ or "", positional)
-    flags, words = parser.read(argv, RENAMED_KEYS)
-    words = recipe({".".join(flag.path): flag.value for flag in flags}, words)
+    flags, given = parser.read(argv, RENAMED_KEYS)
+    given = recipe({".".join(flag.path): flag.value for flag in flags}, given)
     settings: list[Setting] = []
     if positional is not None:
         option, place = options[positional,], positional.upper()
-        if len(words) > 1 and not option.item:
-            raise ValueError(f"unexpected argument {words[1]!r}: one {positional} was expected")
-        if words:
-            value = option.convert(words if option.item else words[0], place)
+        if len(given) > 1 and not option.item:
+            raise ValueError(f"unexpected argument {given[1]!r}: one {positional} was expected")
+        if given:
+            value = option.convert(given if option.item else given[0], place)
             settings = [Setting((positional,), value, place)]
     else:
-        for word in words:
-            if not word.endswith((".yaml", ".yml")):
+        for argument in given:
+            if not argument.endswith((".yaml", ".yml")):
                 raise ValueError(
-                    f"unexpected argument {word!r}: a recipe is a .yaml file, "
+                    f"unexpected argument {argument!r}: a recipe is a .yaml file, "
                     "everything else is written --name VALUE (see --help)"
                 )
-        if len(words) > 1:
-            raise ValueError(f"two recipes: {words[0]} and {words[1]}; one was expected")
-        settings = read_recipe(Path(words[0]), config_class) if words else []
+        if len(given) > 1:
+            raise ValueError(f"two recipes: {given[0]} and {given[1]}; one was expected")
+        settings = read_recipe(Path(given[0]), config_class) if given else []
     presets = [flag.path for flag in flags if options[flag.path].section is not None]
     settings = [s for s in settings if not any(s.path[: len(p)] == p for p in presets)]
     return _build(config_class, options, [*settings, *flags], positional=positional)

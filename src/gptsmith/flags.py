@@ -147,7 +147,7 @@ _PATH_OPTIONS = {("data",), ("val",), ("test",)}  # of other options, the last v
 
 
 class FlagParser(argparse.ArgumentParser):
-    """The flags of `options`, and their help. Other words are left to the caller."""
+    """The flags of `options`, and their help. Other arguments are left to the caller."""
 
     def __init__(
         self,
@@ -156,15 +156,15 @@ class FlagParser(argparse.ArgumentParser):
         description: str,
         positional: str | None,
     ) -> None:
-        words = "[RECIPE.yaml]"
+        usage = "[RECIPE.yaml]"
         if positional is not None:
             option = options[positional,]
-            words = positional.upper() + ("..." if option.item else "")
-            words = words if option.field.is_required() else f"[{words}]"
-            description += f" {words}: {option.help}" if option.help else ""
+            usage = positional.upper() + ("..." if option.item else "")
+            usage = usage if option.field.is_required() else f"[{usage}]"
+            description += f" {usage}: {option.help}" if option.help else ""
         super().__init__(
             prog=prog,
-            usage=f"{prog} {words} [options]",
+            usage=f"{prog} {usage} [options]",
             description=description,
             allow_abbrev=False,
             argument_default=argparse.SUPPRESS,  # an omitted flag is no setting
@@ -188,15 +188,15 @@ class FlagParser(argparse.ArgumentParser):
     def read(
         self, argv: Sequence[str], renamed: Mapping[str, str]
     ) -> tuple[list[Setting], list[str]]:
-        """The settings from the flags, and the remaining words; `--` ends the flags.
+        """The settings from the flags, and the other arguments; `--` ends the flags.
 
         renamed: old names of options -> current ones, to suggest the latter.
         """
         stop = list(argv).index("--") if "--" in argv else len(argv)
-        values, words = self.parse_known_args(self._normalize(argv[:stop]))
-        for word in words:
-            if word.startswith("-") and word != "-":
-                flag = word.partition("=")[0]
+        values, others = self.parse_known_args(self._normalize(argv[:stop]))
+        for argument in others:
+            if argument.startswith("-") and argument != "-":
+                flag = argument.partition("=")[0]
                 now = {flag_name([old]): flag_name([new]) for old, new in renamed.items()}
                 near = nearest(flag.lstrip("-"), self.names)
                 if now.get(flag, "")[2:] in self.names:
@@ -215,7 +215,7 @@ class FlagParser(argparse.ArgumentParser):
                     )
                 value = value[0]
             settings.append(Setting(path, option.convert(value, place), place))
-        return settings, [*words, *argv[stop + 1 :]]
+        return settings, [*others, *argv[stop + 1 :]]
 
     def _normalize(self, argv: Sequence[str]) -> list[str]:
         """Hyphens for underscores in flag names; `--flag false`, `--flag=false` as `--no-flag`."""
@@ -266,10 +266,10 @@ def _arguments(option: Option) -> dict[str, Any]:
 
 
 def _metavar(annotation: Any) -> str:
-    words = {
+    names = {
         int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH", HttpUrl: "URL", bool: "true|false",
     }  # fmt: skip
-    return "|".join(words.get(kind, str(kind)) for kind in _kinds(annotation))
+    return "|".join(names.get(kind, str(kind)) for kind in _kinds(annotation))
 
 
 def _format_default(default: Any) -> str:

@@ -22,7 +22,7 @@ _MAGIC: tuple[tuple[bytes | tuple[bytes, ...], str, str], ...] = (
     (_LFS, "a Git LFS pointer", "git lfs pull fetches the file that it stands for"),
     (
         b"PK\x03\x04",
-        "a ZIP archive (.xlsx, .docx and .epub are such, too)",
+        "a ZIP archive (so are .xlsx, .docx and .epub files)",
         "unpack it, save a sheet as .csv or a document as .txt",
     ),
     (

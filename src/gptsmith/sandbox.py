@@ -39,7 +39,7 @@ _ENVIRONMENT = {
 
 
 def python_command(module: str, function: str, argument: str) -> list[str]:
-    """The words that start a Python process in which a function of ours gets a text.
+    """The command that starts a Python process in which a function of ours gets a text.
 
     It imports from the same places as this process, but not, unlike `python -c`, from the working
     directory.

@@ -81,9 +81,8 @@ def test_other_column_names(tmp_path):
     lines = tmp_path / "rows.jsonl"
     lines.write_text('{"id": 7, "prompt": "Q", "target": "T", "prediction": "P"}\n')
     assert read_responses(lines) == [Entry("7", "Q", "T", "P")]
-    lines.write_text('{"gold": "T", "mine": "P"}\n\n{"gold": "T", "mine": "Q"}\n')
-    found = read_responses(lines, reference="gold", response="mine")
-    assert found == [Entry("1", "", "T", "P"), Entry("2", "", "T", "Q")]
+    lines.write_text('{"answer": "T", "response": "P"}\n\n{"answer": "T", "response": "Q"}\n')
+    assert read_responses(lines) == [Entry("1", "", "T", "P"), Entry("2", "", "T", "Q")]
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,10 @@ Classify = Callable[[Sequence[str]], list[Prediction]]
 
 
 def main(argv: Sequence[str]) -> None:
-    words = list(argv)
-    if words and not words[0].startswith("-"):  # the first word is the run, the others are texts
-        words.insert(0, "--run")
-    options = load_config(ClassifyOptions, words, prog="gptsmith classify RUN", positional="text")
+    given = list(argv)
+    if given and not given[0].startswith("-"):  # the run; the other arguments are texts
+        given.insert(0, "--run")
+    options = load_config(ClassifyOptions, given, prog="gptsmith classify RUN", positional="text")
     if bool(options.text) == bool(options.file):
         raise ValueError('give either texts (gptsmith classify RUN "some text") or --file FILE')
     if options.out and not options.file:

@@ -53,7 +53,8 @@ def main(argv: list[str]) -> None:
     run = Run.open(options.run)
     for note in export(run, options):
         terminal.note(f"note: {note}")
-    terminal.say(f"{options.out}: {_size(options.out)}; {_how_to_open(options, run)}")
+    size = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file())
+    terminal.say(f"{options.out}: {size / 1e6:,.1f} MB; {_how_to_open(options, run)}")
 
 
 def export(run: Run, options: ExportOptions) -> list[str]:
@@ -94,11 +95,6 @@ def exportable(run: Run, checkpoint: Which = "last", base: bool = False) -> Expo
         # of a local path, only the name
         imported_from=source if "revision" in run.config else Path(source).name,
     )
-
-
-def _size(folder: Path) -> str:
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return f"{size / 1e6:,.1f} MB"
 
 
 def _how_to_open(options: ExportOptions, run: Run) -> str:

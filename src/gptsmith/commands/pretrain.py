@@ -27,9 +27,9 @@ def main(argv: Sequence[str], started: float | None = None) -> int:
 def recipe_config(verb: str, config_class: type[R], argv: Sequence[str]) -> R:
     """The configuration of a recipe; with --resume, over that of the run."""
 
-    def recipe(flags: Mapping[str, Any], words: list[str]) -> list[str]:
+    def recipe(flags: Mapping[str, Any], given: list[str]) -> list[str]:
         if not flags.get("resume") or "out" not in flags:
-            return words
-        return stored_recipe(Path(flags["out"]), words, flags, config_class)
+            return given
+        return stored_recipe(Path(flags["out"]), given, flags, config_class)
 
     return load_config(config_class, argv, prog=f"gptsmith {verb}", recipe=recipe)

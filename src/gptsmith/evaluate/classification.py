@@ -15,7 +15,7 @@ from rich.table import Column, Table
 
 from gptsmith.data.classification import encode_texts, pad
 from gptsmith.data.labelled import LabelledText
-from gptsmith.evaluate.result import Item, Result, Statistic, mean_share
+from gptsmith.evaluate.result import Item, Result, Statistic, mean_share, share
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.run import Run
 from gptsmith.tokenizer import Tokenizer
@@ -107,17 +107,17 @@ class Scores:
     @property
     def precision(self) -> np.ndarray:
         """Share of the texts predicted as a class that belong to it, (L,); 0 if there are none."""
-        return _share(self.counts.diagonal(), self.counts.sum(axis=0))
+        return share(self.counts.diagonal(), self.counts.sum(axis=0))
 
     @property
     def recall(self) -> np.ndarray:
         """Share of the texts of a class that were predicted as it, (L,); 0 if there are none."""
-        return _share(self.counts.diagonal(), self.support)
+        return share(self.counts.diagonal(), self.support)
 
     @property
     def f1(self) -> np.ndarray:
         """Harmonic mean of precision and recall, (L,); 0 where both are 0."""
-        return _share(2 * self.counts.diagonal(), self.counts.sum(axis=0) + self.support)
+        return share(2 * self.counts.diagonal(), self.counts.sum(axis=0) + self.support)
 
     @property
     def macro_f1(self) -> float:
@@ -262,7 +262,3 @@ def _cells(scores: Scores) -> list[list[str]]:
         ["class", "precision", "recall", "F1", "texts"],
         *([label, f"{p:.3f}", f"{r:.3f}", f"{f:.3f}", f"{n:,}"] for label, p, r, f, n in rows),
     ]
-
-
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)

@@ -188,7 +188,7 @@ def _judge(
         "unscored": len(failed),
         "unread": unread,
         "judge": options.model,
-        "endpoint": endpoint.place,
+        "endpoint": endpoint.public_url,
         "protocol": endpoint.protocol,
         "settings": endpoint.settings,
     }
@@ -234,15 +234,14 @@ def _verdicts(
 
     def judge(prompt: str) -> Verdict | JudgeError:
         # one model can be served differently at two endpoints
-        key = {"endpoint": endpoint.place, **endpoint.request({"role": "user", "content": prompt})}
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        path = cache / f"{digest}.json"
+        request = endpoint.request({"role": "user", "content": prompt})
+        key = json.dumps({"endpoint": endpoint.public_url, **request}, sort_keys=True)
+        path = cache / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
         with suppress(FileNotFoundError, ValueError, LookupError, TypeError):  # or damaged
             if (stored := parse(files.read_json(path)["answer"])) is not None:
                 return stored
         if down := failures[GIVE_UP - 1 :]:
-            why = f"{GIVE_UP} requests in a row had failed: {down[0]}"
-            return JudgeError(f"not asked, as {why}")
+            return JudgeError(f"not asked, as {GIVE_UP} requests in a row had failed: {down[0]}")
         verdict: Verdict | JudgeError
         try:
             verdict = _ask(endpoint, prompt, parse, path)
@@ -267,7 +266,7 @@ def _ask(endpoint: Endpoint, prompt: str, parse: Parse, path: Path) -> Verdict:
         request = endpoint.request(*messages)
         answer = endpoint.ask(request)
         if (verdict := parse(answer)) is not None:
-            kept = {"endpoint": endpoint.place, "request": request, "answer": answer}
+            kept = {"endpoint": endpoint.public_url, "request": request, "answer": answer}
             files.write_json(path, kept)
             return verdict
         # At temperature 0 the same question would get the same answer.
@@ -287,8 +286,8 @@ class Endpoint:
             raise ValueError("no judge: name a model that the endpoint serves, --judge.model")
         self.options = options
         self.address, self.protocol = resolve(str(options.url), options.protocol)
-        # the address without secrets
-        self.place = str(self.address.copy_with(userinfo=b"", query=None))
+        # without secrets
+        self.public_url = str(self.address.copy_with(userinfo=b"", query=None))
         # What makes an answer as reproducible as the server can, in the protocol's terms.
         self.settings: dict[str, Any] = {"temperature": 0, "seed": SEED}
         if self.protocol == "ollama":  # OpenAI's limit of length has different names in servers
@@ -325,7 +324,7 @@ class Endpoint:
                 continue
             except httpx.RequestError as error:
                 why = self._one_line(str(error) or type(error).__name__)
-                problem = f"{self.place} is not reachable ({why})"
+                problem = f"{self.public_url} is not reachable ({why})"
                 continue
             if (status := response.status_code) == 200:
                 return self._answer(response)

@@ -246,7 +246,7 @@ def load_task(
         else:
             found = (_question(task, row) for row in _rows(task, where))
         questions = list(islice(found, limit))
-    elif Path(name).suffix or "/" in name or os.path.exists(name):
+    elif is_path(name):
         task, questions = _file_task(Path(name), report, form, first_choice)
         questions = questions[:limit]
     else:
@@ -254,6 +254,11 @@ def load_task(
     if not questions:
         raise ValueError(f"{name}: no questions in {where or 'its files'}")
     return task, _with_unique_ids(questions)
+
+
+def is_path(name: str) -> bool:
+    """Whether the name of a task is meant to be a file of questions."""
+    return bool(Path(name).suffix) or "/" in name or os.path.exists(name)
 
 
 def load(

@@ -12,6 +12,7 @@ from pydantic import Field, HttpUrl, field_validator
 from gptsmith.config import Section
 from gptsmith.data.options import FileFormat, LabelledFiles, OnError
 from gptsmith.evaluate.multiple_choice import TASKS as MULTIPLE_CHOICE
+from gptsmith.evaluate.multiple_choice import is_path
 from gptsmith.flags import nearest
 from gptsmith.run.options import TextWeightOptions, WeightOptions
 from gptsmith.train.options import PrecisionName
@@ -92,23 +93,15 @@ class EvaluateOptions(TextWeightOptions, LabelledFiles):
     @classmethod
     def _split(cls, value: Any) -> Any:
         parts = [value] if isinstance(value, str) else value
-        names = [name.strip() for part in map(str, parts) for name in _separated(part)]
+        separated = ([p] if os.path.exists(p) else p.split(",") for p in map(str, parts))
+        names = [name.strip() for part in separated for name in part]
         for name in names:
-            if name not in TASKS and not _is_path(name):
+            if name not in TASKS and not is_path(name):
                 near = nearest(name, TASKS)
                 known = f"choose from {', '.join(TASKS)}, or name a file of questions"
                 hint = f"did you mean {near!r}?" if near else known
                 raise ValueError(f"no task {name!r}: {hint}")
         return tuple(dict.fromkeys(names))
-
-
-def _separated(names: str) -> list[str]:
-    return [names] if os.path.exists(names) else names.split(",")
-
-
-def _is_path(name: str) -> bool:
-    """Whether this is meant to be a file of questions."""
-    return bool(Path(name).suffix) or "/" in name or os.path.exists(name)
 
 
 class ClassifyOptions(WeightOptions, FileFormat):

@@ -91,7 +91,7 @@ def evaluate(
 
     training = model.training
     model.eval()
-    sums: list[Tensor] = []  # of each batch: nats, top-1 hits, top-5 hits, bytes, tokens
+    sums: list[Tensor] = []  # of each batch, the _COLUMNS
     windows: list[Item] = []
     try:
         # Not inference_mode: a BlockMask that the model caches here is used in training too.
@@ -108,20 +108,16 @@ def evaluate(
                     hidden = model.hidden(ids, positions=on_device.positions, documents=documents)
                 is_target = on_device.targets != IGNORE_INDEX
                 targets = on_device.targets[is_target]
-                nats, of_tokens = score(hidden[is_target], logits, V, targets)
+                of_targets = score(hidden[is_target], logits, V, targets)  # (N, 3)
                 if isinstance(token_bytes, Tensor):
                     sizes = token_bytes[targets.cpu()].double()
-                    size = float(sizes.sum())
                 else:
                     sizes = torch.full((len(targets),), token_bytes or 0.0, dtype=torch.float64)
-                    size = (token_bytes or 0.0) * len(targets)
-                columns = torch.column_stack([of_tokens, sizes, torch.ones_like(sizes)])  # (N, 5)
+                columns = torch.column_stack([of_targets, sizes, torch.ones_like(sizes)])  # (N, 5)
                 rows = torch.zeros(len(is_target), 5, dtype=torch.float64)
                 rows.index_add_(0, is_target.nonzero()[:, 0].cpu(), columns)
                 windows += [dict(zip(_COLUMNS, row, strict=True)) for row in rows.tolist()]
-                hits1, hits5 = rows[:, 1:3].sum(dim=0).tolist()
-                found = [nats, hits1, hits5, size, len(targets)]
-                sums.append(torch.tensor(found, dtype=torch.float64))
+                sums.append(rows.sum(dim=0))
     finally:
         model.train(training)
     # Batch by batch, and added up here: on any number of ranks in the same order.
@@ -157,23 +153,18 @@ def target_bytes(
     return text_bytes / targets if targets else None
 
 
-def score(
-    hidden: Tensor, logits_of: Callable[[Tensor], Tensor], V: int, targets: Tensor
-) -> tuple[float, Tensor]:
-    """Summed nats of hidden (N, C), whose logits (N, V) are made in chunks, against targets (N,);
-    and of each target its nats, and whether it is a top-1 and a top-5 hit (N, 3), fp64 on the
-    CPU."""
-    total = torch.zeros((), dtype=torch.float64)
+def score(hidden: Tensor, logits_of: Callable[[Tensor], Tensor], V: int, targets: Tensor) -> Tensor:
+    """Of each target (N,), after hidden (N, C): its nats, and whether it has the highest logit and
+    one of the five highest (N, 3), fp64 on the CPU. Logits (N, V) are made in chunks."""
     found = []
     rows = chunk_rows(max(1, len(targets)), V, hidden.device)
     for h, y in zip(hidden.split(rows), targets.split(rows), strict=True):
         logits = logits_of(h).float()  # (rows, V)
         label = logits.gather(1, y.unsqueeze(1))  # (rows, 1)
         nats = (logits.logsumexp(dim=-1, keepdim=True) - label).cpu().double()
-        total += nats.sum()
         # Number of tokens that the model prefers; ties go to the lower id, as in argmax.
         earlier = torch.arange(logits.shape[1], device=y.device) < y.unsqueeze(1)
         rank = ((logits > label) | ((logits == label) & earlier)).sum(dim=-1)
         rank = rank.masked_fill(label.isnan().squeeze(1), logits.shape[1]).cpu()  # NaN: no hit
         found.append(torch.column_stack([nats, rank < 1, rank < 5]))
-    return float(total), torch.cat(found)
+    return torch.cat(found)

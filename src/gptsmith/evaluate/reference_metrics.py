@@ -3,6 +3,7 @@ and reading the files that contain both."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,13 +36,11 @@ class Entry:
     response: str
 
 
-def read_responses(
-    path: str | Path, reference: str | None = None, response: str | None = None
-) -> list[Entry]:
+def read_responses(path: str | Path) -> list[Entry]:
     """The entries of a file of rows (data/rows.py), or of the responses.json of a run folder.
 
-    reference, response: their columns, if they have none of the usual names. A column `input` is
-    part of the question. The id of an entry is its `id` column, else its number, from 1.
+    A column `input` is part of the question. The id of an entry is its `id` column, else its
+    number, from 1.
     ValueError naming file and row for a column that is missing or not text, and a blank reference.
     """
     path = Path(path)
@@ -53,10 +52,8 @@ def read_responses(
     entries: list[Entry] = []
     for number, row in enumerate(read_rows(path), 1):
         if not entries:
-            reference = reference or _known_column(row, "reference", _REFERENCE)
-            response = response or _known_column(row, "model's response", _RESPONSE)
-        assert reference is not None
-        assert response is not None
+            reference = _known_column(row, "reference", _REFERENCE)
+            response = _known_column(row, "model's response", _RESPONSE)
         names = (next((name for name in _QUESTION if name in row.values), None), "input")
         parts = [text(row, name) for name in names if name and row.values.get(name) is not None]
         target = text(row, reference)
@@ -101,7 +98,7 @@ def score(entries: Sequence[Entry]) -> Result:
                 *counts.counts, *counts.totals, counts.sys_len, counts.ref_len
             ]  # fmt: skip
         details["bleu_signature"] = str(bleu.get_signature())
-        if unscored := sum(not any(map(_used_by_rouge, entry.reference)) for entry in entries):
+        if unscored := sum(not re.search("[A-Za-z0-9]", entry.reference) for entry in entries):
             notes.append(
                 f"ROUGE uses a-z and 0-9 only: {unscored:,} references have none and score 0"
             )
@@ -122,10 +119,6 @@ def _bleu(means: np.ndarray) -> np.ndarray:
 
 # The counts of each item, and the number of items.
 CORPUS_BLEU = Statistic(lambda items: [[*item["bleu_counts"], len(items)] for item in items], _bleu)
-
-
-def _used_by_rouge(letter: str) -> bool:
-    return letter.isascii() and letter.isalnum()
 
 
 def _known_column(row: Row, what: str, usual: Sequence[str]) -> str:

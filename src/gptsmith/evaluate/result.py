@@ -36,11 +36,14 @@ def mean_of(name: str) -> Statistic:
     return Statistic(column(name), lambda means: means[..., 0])
 
 
+def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole, 0 where whole is 0."""
+    return np.divide(part, whole, out=np.zeros(whole.shape), where=whole > 0)
+
+
 def mean_share(part: np.ndarray, whole: np.ndarray) -> Any:
     """The mean over the last axis of part / whole, of classes or skills that occur."""
-    occurs = whole > 0
-    shares = np.divide(part, whole, out=np.zeros(whole.shape), where=occurs)
-    return shares.sum(axis=-1) / occurs.sum(axis=-1)
+    return share(part, whole).sum(axis=-1) / (whole > 0).sum(axis=-1)
 
 
 def exp(loss: Any) -> Any:

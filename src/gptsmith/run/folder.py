@@ -41,6 +41,9 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.checkpoints = path / layout.CHECKPOINTS
+        self.metrics = path / monitor.METRICS
+        self.report = path / layout.REPORT
         self.notice = ""
         # On resume: the checkpoint to continue from, and the damage found in newer ones.
         self.resumed: tuple[checkpoints.Checkpoint, list[str]] | None = None
@@ -58,18 +61,6 @@ class Run:
         if self.tuning.lora.rank:
             return self.path / layout.ADAPTER / layout.ADAPTER_WEIGHTS
         return self.path / layout.WEIGHTS
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / layout.CHECKPOINTS
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / monitor.METRICS
-
-    @property
-    def report(self) -> Path:
-        return self.path / layout.REPORT
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from contextlib import closing
 from itertools import count
 
 import pytest
@@ -170,6 +171,12 @@ def test_no_message_repeats_the_key(serve, tmp_path, monkeypatch, variable, valu
 )
 def test_addresses_and_protocols(url, protocol, address, spoken):
     assert resolve(url, protocol) == (address, spoken)
+
+
+def test_stored_url_has_no_secrets():
+    secret = JudgeOptions(url="https://me:password@x/v1?key=secret", model="judge")
+    with closing(judge.Endpoint(secret)) as endpoint:
+        assert endpoint.public_url == "https://x/v1/chat/completions"
 
 
 @pytest.mark.parametrize(

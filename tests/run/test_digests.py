@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from stopped_run import flip
 
 from gptsmith import files
 from gptsmith.model.config import ModelConfig
@@ -49,12 +50,6 @@ def finished(path: Path, rank: int = 0, **options: Any) -> Path:
         checkpoint.save(run.checkpoints, 5, {"model": trainable_state_dict(model)}, state)
         run.finish()
     return path
-
-
-def flip(path: Path, at: int = -3) -> None:
-    data = bytearray(path.read_bytes())
-    data[at] ^= 1
-    path.write_bytes(data)
 
 
 def use(path: Path) -> None:

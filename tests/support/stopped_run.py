@@ -40,7 +40,8 @@ def same(model: GPTModel, seed: int) -> bool:
     return torch.equal(model(ids), model_of(seed)(ids))
 
 
-def flip(path: Path) -> None:
+def flip(path: Path, at: int = -3) -> None:
+    """Damage one bit of a file."""
     data = bytearray(path.read_bytes())
-    data[-3] ^= 1
+    data[at] ^= 1
     path.write_bytes(data)

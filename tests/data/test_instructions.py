@@ -12,6 +12,7 @@ from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.data.instructions import (
     ALPACA_PROMPT,
     Instruction,
+    InstructionSplit,
     Prompt,
     encode_instructions,
     read_instructions,
@@ -203,9 +204,13 @@ def test_columns_beside_the_instruction_are_used_or_mentioned(tmp_path, bpe):
 # --- split ---------------------------------------------------------------------------------------
 
 
+def split(rows: list[Instruction], **shares: float) -> InstructionSplit:
+    return split_instructions(rows, SplitConfig(**shares))
+
+
 def test_split_has_exact_shares_of_prompts():
     rows = [row(f"Question {n % 100}", output=f"answer {n}") for n in range(300)]
-    parts = split_instructions(rows, SplitConfig(val_fraction=0.2, test_fraction=0.1))
+    parts = split(rows, val_fraction=0.2, test_fraction=0.1)
     assert [len(p) for p in (parts.train, parts.val, parts.test)] == [210, 60, 30]
     prompts = [{r.instruction for r in p} for p in (parts.train, parts.val, parts.test)]
     assert len(set.union(*prompts)) == sum(map(len, prompts)) == 100
@@ -214,39 +219,29 @@ def test_split_has_exact_shares_of_prompts():
 
 def test_split_ignores_case_and_white_space():
     same = [row("Name a  colour. "), row("name a colour."), row("Name a\ncolour.")]
+    rows = [row(f"Question {n}") for n in range(9)] + same
     for seed in range(8):
-        rows = [row(f"Question {n}") for n in range(9)] + same
-        parts = split_instructions(
-            rows, SplitConfig(val_fraction=0.3, test_fraction=0.3, split_seed=seed)
-        )
+        parts = split(rows, val_fraction=0.3, test_fraction=0.3, split_seed=seed)
         counts = [sum(r in same for r in p) for p in (parts.train, parts.val, parts.test)]
         assert sorted(counts) == [0, 0, 3]
 
 
 def test_split_depends_on_seed_and_text_alone():
+    def tested(rows: list[Instruction], seed: int = 0) -> set[str]:
+        parts = split(rows, val_fraction=0.2, test_fraction=0.2, split_seed=seed)
+        return {r.instruction for r in parts.test}
+
     rows = [row(f"Question {n}") for n in range(50)]
-    config = SplitConfig(val_fraction=0.2, test_fraction=0.2)
-    shuffled = random.Random(1).sample(rows, len(rows))
-    tests = {r.instruction for r in split_instructions(rows, config).test}
-    assert {r.instruction for r in split_instructions(shuffled, config).test} == tests
-    assert {
-        r.instruction
-        for r in split_instructions(
-            rows, SplitConfig(val_fraction=0.2, test_fraction=0.2, split_seed=1)
-        ).test
-    } != tests
+    first = tested(rows)
+    assert tested(random.Random(1).sample(rows, len(rows))) == first
+    assert tested(rows, seed=1) != first
     # when a file grows, most prompts stay in their split
-    grown = {r.instruction for r in split_instructions([*rows, row("another")], config).test}
-    assert len(grown & tests) >= 9
+    assert len(tested([*rows, row("another")]) & first) >= 9
 
 
 def test_split_without_test_rows():
-    assert (
-        split_instructions(
-            [row(str(n)) for n in range(10)], SplitConfig(val_fraction=0.1, test_fraction=0)
-        ).test
-        == []
-    )
+    rows = [row(str(n)) for n in range(10)]
+    assert split(rows, val_fraction=0.1, test_fraction=0).test == []
 
 
 @pytest.mark.parametrize(
@@ -254,7 +249,7 @@ def test_split_without_test_rows():
 )
 def test_split_of_too_few_rows(rows, shares):
     with pytest.raises(ValueError, match=f"^{rows} different prompts .* use more rows"):
-        split_instructions([row(str(n)) for n in range(rows)], SplitConfig(**shares))
+        split([row(str(n)) for n in range(rows)], **shares)
 
 
 # --- ids -----------------------------------------------------------------------------------------
@@ -347,22 +342,19 @@ def test_rows_that_do_not_fit_are_skipped_not_truncated(bpe):
     assert encoded(rows[:1], bpe, T=n - 2)[0] == []
 
 
-def test_custom_prompts():
+@pytest.mark.parametrize(
+    ("prompt", "texts"),
+    [
+        ("Do it.\n\nQ: {instruction} ({input})\nA:\n",
+         ["Do it.\n\nQ: Add (1 + 2)\nA:\n3", "Do it.\n\nQ: Hi)\nA:\nHo"]),
+        ("{instruction}\n=>\n", ["Add\n1 + 2\n=>\n3", "Hi\n=>\nHo"]),
+        ("{{ {instruction}{input}{% x\n", ["{{ Add1 + 2{% x\n3", "{{ Hi{% x\nHo"]),
+    ],
+)  # fmt: skip
+def test_custom_prompts(prompt, texts):
     byte = Tokenizer.byte()
-    rows = [row("Add", "1 + 2", "3"), row("Hi", "", "Ho")]
-
-    def texts(prompt: str) -> list[str]:
-        return [
-            byte.decode(e.ids).removesuffix("<|endoftext|>")
-            for _, e in encoded(rows, byte, prompt)[0]
-        ]
-
-    assert texts("Do it.\n\nQ: {instruction} ({input})\nA:\n") == [
-        "Do it.\n\nQ: Add (1 + 2)\nA:\n3",
-        "Do it.\n\nQ: Hi)\nA:\nHo",
-    ]
-    assert texts("{instruction}\n=>\n") == ["Add\n1 + 2\n=>\n3", "Hi\n=>\nHo"]
-    assert texts("{{ {instruction}{input}{% x\n") == ["{{ Add1 + 2{% x\n3", "{{ Hi{% x\nHo"]
+    found, _ = encoded([row("Add", "1 + 2", "3"), row("Hi", "", "Ho")], byte, prompt)
+    assert [byte.decode(e.ids).removesuffix("<|endoftext|>") for _, e in found] == texts
 
 
 @pytest.mark.parametrize(
@@ -392,7 +384,7 @@ def test_real_instructions(real_data):
     assert len(rows) == 60
     assert not report.skipped.total
     assert 0 < sum(bool(row.input) for row in rows) < 60
-    parts = split_instructions(rows, SplitConfig())
+    parts = split(rows)
     assert [len(p) for p in (parts.train, parts.val, parts.test)] == [54, 3, 3]
     check_encoded(rows)
 
@@ -403,6 +395,6 @@ def test_alpaca():
     rows, report = read(complete_data({name: 22_773_992}) / name)
     assert len(rows) == 51_974
     assert report.skipped.counts() == {"no answer": 28}
-    parts = split_instructions(rows, SplitConfig())
+    parts = split(rows)
     assert [len(p) for p in (parts.train, parts.val, parts.test)] == [46_776, 2_599, 2_599]
     check_encoded(parts.test[:200])

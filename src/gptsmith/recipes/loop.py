@@ -26,6 +26,7 @@ from gptsmith.recipes.report import write_report
 from gptsmith.recipes.run_state import RunState
 from gptsmith.run import Run, layout
 from gptsmith.train import checkpoint, distributed, runtime
+from gptsmith.train.checkpoint_writer import CheckpointWriter
 from gptsmith.train.monitor import Monitor, SilentMonitor, read_events
 from gptsmith.train.optim import Optimizer
 from gptsmith.train.schedule import LearningRate
@@ -82,13 +83,14 @@ def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float |
             runtime.keep_freed_memory()
         session = _TrainingSession(run, job, plan, stop)
         notes = [*plan.notes, *(session.resume() if config.resume else [])]
-        with session.open_monitor(started) as monitor:
+        with session.open_monitor(started) as monitor, session.writer:
             for note in notes:
                 monitor.log(session.state.step, "note", message=str(note))
             try:
                 if not config.resume:
                     session.start()
                 for step in session.steps():
+                    session.writer.check()
                     done, best = session.record(step), False
                     if done or _due(config.eval.interval, step.step):
                         best, stops_early = session.evaluate(done)
@@ -98,17 +100,18 @@ def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float |
                     if done:
                         break
                     if signal := session.agreed.signal:
-                        session.save()
+                        session.save(wait=True)
                         monitor.line.print(
                             f"{signal}: saved at step {step.step}; --resume continues"
                         )
                         return STOPPED
             except TrainingDiverged:
                 session.state.guard.in_a_row = 0  # a resumed run starts with full patience
-                session.save()
+                session.save(wait=True)
                 raise
             except torch.OutOfMemoryError as error:
                 raise session.out_of_memory() from error
+            session.writer.wait()
             session.end()
         if distributed.rank() == 0:
             job.verify_data()  # data that was not read yet, before the final weights are written
@@ -128,6 +131,7 @@ class _TrainingSession:
     ) -> None:
         self.run, self.job, self.plan, self.config = run, job, plan, plan.config
         self.agreed = Agreement(stop, time.perf_counter() + plan.config.save.seconds)
+        self.writer = CheckpointWriter(plan.saves_in_background)
         device, train = plan.runtime.device, plan.config.train
         self.optimizer = Optimizer(job.model, self.config.optim, device.type)
         self.state = RunState(
@@ -163,7 +167,9 @@ class _TrainingSession:
         if math.isfinite(state.best_loss) and state.best_step not in kept:
             # The best checkpoint is gone, with a newer one that was damaged: look for another.
             state.best_step, state.best_loss, state.evals_since_best = state.step, math.inf, 0
-        self.prune()  # old checkpoints that a killed process did not remove
+        if distributed.rank() == 0:  # old checkpoints that a killed process did not remove
+            keep_last = self.config.save.keep_last
+            checkpoint.prune(newest.path.parent, keep_last, self.steps_to_keep())
         rate = saved.get("learning_rate") or self._last_rate()
         jump = state.learning_rate.load(rate, state.step, state.seconds)
         changes = (f"changed: {change}" for change in self.run.changes)
@@ -327,25 +333,37 @@ class _TrainingSession:
     def save_is_due(self) -> bool:
         return self.agreed.save_is_due or _due(self.config.save.interval, self.state.step)
 
-    def save(self) -> None:
-        """Make the metrics durable, then write a checkpoint and remove old ones."""
-        state, folder, began = self.state, self.run.checkpoints, time.perf_counter()
-        tensors = {
-            "model": trainable_state_dict(self.job.model),
-            "optimizer": self.optimizer.state_tensors(),
-        }
+    def save(self, wait: bool = False) -> None:
+        """Save the state as it is now: make the metrics durable, then write a checkpoint and remove
+        old ones. With save.async, training may go on meanwhile, unless it is to `wait`."""
+        state, step, writer = self.state, self.state.step, self.writer
+        writer.wait()
+        began = time.perf_counter()
+        model = trainable_state_dict(self.job.model)
+        optimizer = self.optimizer.state_tensors(writer.memory)
         if distributed.rank():
             return
-        state.seconds = self.monitor.seconds
-        self.monitor.sync()
+        if writer.memory is not None:
+            model = writer.memory.copy(model)
+        state.seconds, self.agreed.next_save = self.monitor.seconds, math.inf
         position = self.job.dataset.position(state.step * self.plan.rows_per_step)
-        checkpoint.save(folder, state.step, tensors, {**state.to_json(), "position": position})
-        self.prune()
-        now = time.perf_counter()  # saving, for which training stops, takes a thirtieth at most
-        self.agreed.next_save = now + max(self.config.save.seconds, 30 * (now - began))
+        saved, kept = {**state.to_json(), "position": position}, self.steps_to_keep()
+
+        def write() -> None:
+            self.monitor.sync()
+            folder, tensors = self.run.checkpoints, {"model": model, "optimizer": optimizer}
+            checkpoint.save(folder, step, tensors, saved)
+            checkpoint.prune(folder, self.config.save.keep_last, kept)
+            now = time.perf_counter()
+            self.agreed.next_save = now + max(self.config.save.seconds, 30 * (now - began))
+
+        writer.start(write)
+        if wait:
+            writer.wait()
 
     def out_of_memory(self) -> ValueError:
         """What to do then. A run without a step leaves its folder free for another attempt."""
+        self.writer.wait()
         B, step = self.config.train.batch_size, self.state.step
         remedy = "free some and --resume, or start another run: " if step else ""
         if step == 0:
@@ -357,13 +375,9 @@ class _TrainingSession:
         full = f"{self.plan.runtime.device} is out of memory with train.batch_size {B}"
         return ValueError(f"{full}, after {step:,} steps: {remedy}")
 
-    def prune(self) -> None:
-        """Remove old checkpoints."""
-        if distributed.rank():
-            return
-        state, kept = self.state, self.config.save.keep_last
-        best = {state.best_step} if math.isfinite(state.best_loss) else set[int]()
-        checkpoint.prune(self.run.checkpoints, kept, best)
+    def steps_to_keep(self) -> set[int]:
+        """The steps of checkpoints that stay although they are old: the best one."""
+        return {self.state.best_step} if math.isfinite(self.state.best_loss) else set()
 
     def end(self) -> None:
         """Log the final notes."""

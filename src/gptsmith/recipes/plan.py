@@ -57,13 +57,15 @@ class Plan(Generic[R_co]):
     """A configuration in which everything that depends on machine and data is resolved.
 
     config: complete, as written to config.yaml; a resumed run reuses its values. rows_per_step:
-    rows of an optimizer step, over all ranks.
+    rows of an optimizer step, over all ranks. saves_in_background: training goes on while a
+    checkpoint is written.
     """
 
     config: R_co
     runtime: Runtime
     duration: Duration
     rows_per_step: int
+    saves_in_background: bool
     notes: tuple[Note, ...]
 
     def with_notes(self, notes: Iterable[Note]) -> Plan[R_co]:
@@ -121,12 +123,13 @@ def _resolve(config: R, model: ModelConfig, dataset: Dataset, trained: int | Non
     work = flops.flops_per_token(model) * steps * rows_per_step * T
     compiled, reason = runtime.choose_compile(train.compile, device, work / ranks, train.seconds)
     memory = _checked_memory(config, model, T, trained, device, precision.name)
+    waits = _saving_notes(config, memory, device)
     mask = "" if model.mask == "causal()" else f", mask {model.mask}"
     notes = (
         Note(
             "model",
             f"{flops.parameters(model):,} parameters, context {model.context_length}, vocabulary "
-            f"{model.vocab_size}{mask}; about {memory / 2**20:,.0f} MiB to train",
+            f"{model.vocab_size}{mask}; about {memory.total / 2**20:,.0f} MiB to train",
         ),
         Note(
             "training",
@@ -136,6 +139,7 @@ def _resolve(config: R, model: ModelConfig, dataset: Dataset, trained: int | Non
         ),
         *_idle_notes(rows_per_step // train.batch_size, ranks),
         *_warmup_notes(config.optim, duration),
+        *waits,
         Note("precision", f"{precision.name}, {precision.reason}"),
         Note("torch.compile", f"{'on' if compiled else 'off'}, {reason}"),
     )
@@ -152,6 +156,7 @@ def _resolve(config: R, model: ModelConfig, dataset: Dataset, trained: int | Non
         Runtime(device, precision, compiled),
         duration,
         rows_per_step,
+        config.save.background and not waits,
         notes,
     )
 
@@ -163,23 +168,40 @@ def _checked_memory(
     trained: int | None,
     device: torch.device,
     precision: str,
-) -> int:
-    """Bytes that training needs. ValueError if the device does not have them."""
+) -> flops.TrainingMemory:
+    """What training needs. ValueError if the device does not have it."""
     train = config.train
-    needed = flops.training_memory(
+    memory = flops.training_memory(
         model, train.batch_size, T, config.optim.kind, trained=trained,
         low_precision=device.type == "cuda" and precision != "fp32",
         checkpointing=train.activation_checkpointing,
-    ).total  # fmt: skip
+    )  # fmt: skip
     available = runtime.memory_bytes(device)
     # The formula is accurate to a quarter; on a CPU it assumes fp32, and there is swap.
-    if available and needed > (1.25 if device.type == "cuda" else 1.5) * available:
+    if available and memory.total > (1.25 if device.type == "cuda" else 1.5) * available:
         raise ValueError(
             f"model and train.batch_size {train.batch_size} need about "
-            f"{needed / 2**30:,.0f} GiB, {device} has {available / 2**30:,.0f}: use a "
+            f"{memory.total / 2**30:,.0f} GiB, {device} has {available / 2**30:,.0f}: use a "
             "smaller batch_size (total_batch_tokens keeps the step as large), model or context"
         )
-    return needed
+    return memory
+
+
+def _saving_notes(
+    config: RecipeConfig, memory: flops.TrainingMemory, device: torch.device
+) -> list[Note]:
+    """Why checkpoints cannot be written in the background, if they should be and cannot."""
+    needed = copied = memory.gradients + memory.optimizer  # trained weights are as large as those
+    if device.type != "cuda":
+        needed += memory.total
+    available = runtime.memory_bytes(torch.device("cpu"))
+    if not config.save.background or not available or needed <= 0.8 * available:
+        return []
+    text = (
+        f"waits for checkpoints: writing them in the background takes {copied / 2**30:,.1f} GiB "
+        f"more of the CPU's {available / 2**30:,.1f} GiB"
+    )
+    return [Note("training", text)]
 
 
 def _idle_notes(micro_batches: int, ranks: int) -> list[Note]:

@@ -49,8 +49,9 @@ def pretrain(config: PretrainConfig, started: float | None = None) -> int:
     model.to(resolved.runtime.device)
     model.activation_checkpointing = config.train.activation_checkpointing
     job, notes = _job(resolved, corpus, windows, model)
+    settings = config.model_dump(mode="json", by_alias=True)
     run = open_for_training(
-        config.out, config.model_dump(mode="json"), config.model, corpus.tokenizer, config.resume,
+        config.out, settings, config.model, corpus.tokenizer, config.resume,
         corpus=corpus.fingerprint, fixed=("document_mask", "pad_vocab_multiple", *loop.FIXED),
         last_step=resolved.duration.steps,
     )  # fmt: skip

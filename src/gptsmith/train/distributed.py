@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.nn.parallel import DistributedDataParallel
 
+    from gptsmith.train.checkpoint_writer import HostMemory
+
 T = TypeVar("T")
 
 START_TIMEOUT = timedelta(minutes=30)  # of a sum: some read data or compile, and others wait
@@ -279,21 +281,34 @@ def broadcast_tensors(owners: Mapping[Tensor, int]) -> None:
         work.wait()
 
 
-def gather_tensors(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The named tensors of all ranks, on the CPU of rank 0; other ranks get an empty dict."""
+def gather_tensors(
+    own: Mapping[str, Tensor], memory: HostMemory | None = None
+) -> dict[str, Tensor]:
+    """The named tensors of all ranks, on the CPU of rank 0; other ranks get an empty dict.
+
+    memory: where rank 0 gets copies, which stay as they are; otherwise its own tensors are not
+    copied from CPU to CPU, nor those of a process alone from anywhere.
+    """
     if _connection is None:
-        return dict(own)
+        return dict(own) if memory is None else memory.copy(own)
     import torch
     import torch.distributed as dist
 
-    found = {name: x.cpu() for name, x in own.items()} if rank() == 0 else {}
+    found: dict[str, Tensor] = {}
+    if rank() == 0:
+        found = {n: x.cpu() for n, x in own.items()} if memory is None else memory.copy(own)
     described = [(n, str(x.dtype).removeprefix("torch."), [*x.shape]) for n, x in own.items()]
     for source, tensors in enumerate(from_all(described)):
         for name, dtype, shape in tensors if source else ():
             if rank() == source:
                 dist.send(own[name].cpu().contiguous(), 0, group=_connection.host)
             elif rank() == 0:
-                found[name] = torch.empty(shape, dtype=getattr(torch, dtype))
+                kind = getattr(torch, dtype)
+                found[name] = (
+                    torch.empty(shape, dtype=kind)
+                    if memory is None
+                    else memory.empty(name, shape, kind)
+                )
                 dist.recv(found[name], source, group=_connection.host)
     return found
 

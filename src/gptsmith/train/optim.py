@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gptsmith.train import distributed
+from gptsmith.train.checkpoint_writer import HostMemory
 from gptsmith.train.options import OptimConfig
 from gptsmith.train.runtime import cpu_has_bf16
 
@@ -165,9 +166,9 @@ class Optimizer:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-    def state_tensors(self) -> dict[str, Tensor]:
-        """The complete optimizer state: `PARAMETER|FIELD` -> tensor. With several ranks, rank 0
-        gets it, on the CPU; the others get nothing."""
+    def state_tensors(self, memory: HostMemory | None = None) -> dict[str, Tensor]:
+        """The complete optimizer state: `PARAMETER|FIELD` -> tensor, copied if there is `memory`.
+        With several ranks, rank 0 gets it, on the CPU; the others get nothing."""
         own = {
             f"{name}|{field}": value
             for optimizer in self.optimizers
@@ -175,7 +176,7 @@ class Optimizer:
             if (state := optimizer.state.get(p))
             for field, value in state.items()
         }
-        return distributed.gather_tensors(own)
+        return distributed.gather_tensors(own, memory)
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `state_tensors`, of which each rank keeps its part; ValueError for state

@@ -73,6 +73,20 @@ def test_local_tasks_are_processes(tmp_path: Path, texts: Path) -> None:
     assert not (tmp_path / "b" / "c").exists()
 
 
+def test_the_alternative_that_is_used_is_named_once(
+    tmp_path: Path, texts: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "missing.jsonl"
+    asked = f"{missing}|{texts}"
+    prepare(config(asked, tmp_path / "whole"))
+    said = [line for line in capfd.readouterr().err.splitlines() if "used" in line]
+    assert said[0].startswith(f"not used: {missing}")
+    assert said[1:] == [f"{asked}: {texts} is used"]
+    for word in ({"tasks": 2}, {"tasks": 2, "overwrite": True, "task": 1}, {"join": True}):
+        prepare(config(asked, tmp_path / "parts", **word))
+        assert [line for line in capfd.readouterr().err.splitlines() if "used" in line] == said
+
+
 def test_validation_of_its_own_and_of_token_files(tmp_path: Path, texts: Path) -> None:
     ids = tmp_path / "ids"
     ids.mkdir()

@@ -1,7 +1,7 @@
 """From documents to the files of a corpus: encode, write, journal, resume, and the manifest."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -30,6 +30,16 @@ def open_sources(config: PrepareConfig, report: ReadReport) -> tuple[list[Source
     options = ReadOptions(**config.model_dump(include=set(ReadOptions.model_fields)))
     sources = [open_source(name, options, report) for name in config.sources]
     return sources, None if config.val is None else open_source(config.val, options, report)
+
+
+def print_choices(sources: Iterable[Source]) -> None:
+    """Which alternatives are used, and why others are not."""
+    for source in sources:
+        for reason in source.unavailable:
+            terminal.note(f"not used: {reason}")
+        if source.unavailable or source.layout is not None:
+            layout = f" ({source.layout})" if source.layout is not None else ""
+            terminal.note(f"{source.requested}: {source.used}{layout} is used")
 
 
 def documents_of(source: Source, given: Tokenizer | None, report: ReadReport) -> Iterator[Document]:

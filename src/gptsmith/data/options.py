@@ -237,8 +237,10 @@ class PrepareConfig(FileFormat):
             "--max-tokens": self.max_tokens is not None,
         }
         if wrong := next((name for name, given in whole.items() if given), None):
-            remedy = "omit it"
+            remedy = "give fewer files, or omit --tasks"
             if wrong.startswith("--tokenizer"):
                 remedy = "prepare a part of the text with it first, and name its folder here"
+            elif wrong == "--deduplicate":
+                remedy = "remove the duplicates from the files first, or omit --tasks"
             raise ValueError(f"{wrong} depends on all documents, which no task sees: {remedy}")
         return self

@@ -32,6 +32,7 @@ from gptsmith.data.corpus_files import (
     documents_of,
     make,
     open_sources,
+    print_choices,
     write_manifest,
 )
 from gptsmith.data.corpus_tokenizer import given_tokenizer
@@ -65,10 +66,11 @@ class Part(NamedTuple):
 class Plan(NamedTuple):
     """What all tasks of a corpus agree upon.
 
-    rules: how validation documents are chosen. report: of reading the sources, by which a task
-    reads one part after another.
+    sources: including that of validation. rules: how validation documents are chosen. report: of
+    reading the sources, by which a task reads one part after another.
     """
 
+    sources: list[Source]
     parts: list[Part]
     rules: list[str]
     tokenizer: Tokenizer
@@ -88,7 +90,7 @@ def make_plan(config: PrepareConfig) -> Plan:
     identity = output_dir.identify(config, opened, given)
     identity["settings"]["parts"] = len(parts)
     paths = [path for source in opened for path in source.files]
-    return Plan(parts, rules, given, identity, paths, report)
+    return Plan(opened, parts, rules, given, identity, paths, report)
 
 
 def divide(
@@ -165,6 +167,7 @@ def prepare_task(
     """
     assert data is None, "prepare_task reads the sources itself: it is the first step"
     plan = make_plan(config)
+    print_choices(plan.sources)
     files.make_folder(config.out)
     with _lock_in_turn(config.out):
         if _is_complete(config, plan):
@@ -251,6 +254,7 @@ def prepare_in_parts(config: PrepareConfig) -> dict[str, Any] | None:
         prepare_task(config, None, config.task, config.tasks or 1)
         return None
     plan = make_plan(config)
+    print_choices(plan.sources)
     files.make_folder(config.out)
     with files.lock(config.out, "or choose another --out"):
         if _is_complete(config, plan):

@@ -12,9 +12,8 @@ from typing import Any
 
 from gptsmith import files, terminal
 from gptsmith.data import output_dir
-from gptsmith.data.corpus_files import documents_of, make, open_sources
+from gptsmith.data.corpus_files import documents_of, make, open_sources, print_choices
 from gptsmith.data.corpus_tokenizer import given_tokenizer
-from gptsmith.data.documents import Source
 from gptsmith.data.options import PrepareConfig
 from gptsmith.data.parts import prepare_in_parts
 from gptsmith.data.report import ReadReport
@@ -41,7 +40,7 @@ def prepare(config: PrepareConfig) -> Path:
     opened = [*sources, *([] if val is None else [val])]
     given = given_tokenizer(config, opened)
     identity = output_dir.identify(config, opened, given)
-    _print_choices(opened)
+    print_choices(opened)
     paths = [path for source in opened for path in source.files]
     sizes = [path.stat().st_size for path in paths]
     report.starts = dict(zip(paths, accumulate(sizes, initial=0), strict=False))
@@ -72,16 +71,6 @@ def prepare(config: PrepareConfig) -> Path:
 
 
 # --- messages ------------------------------------------------------------------------------------
-
-
-def _print_choices(sources: list[Source]) -> None:
-    """Which alternatives are used, and why others are not."""
-    for source in sources:
-        for reason in source.unavailable:
-            terminal.note(f"not used: {reason}")
-        if source.unavailable or source.layout is not None:
-            layout = f" ({source.layout})" if source.layout is not None else ""
-            terminal.note(f"{source.requested}: {source.used}{layout} is used")
 
 
 def _summary(out: Path, manifest: dict[str, Any], report: ReadReport, seconds: float) -> str:

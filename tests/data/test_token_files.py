@@ -40,9 +40,9 @@ def llm_c(path: Path, documents: list[list[int]], magic: int = 20240520, version
 
 
 def documents_of(path: Path | str) -> list[list[int]]:
-    layout = opened(path).layout
-    assert isinstance(layout, token_files.TokenFiles)
-    found = layout.documents(DocumentTokens((EOT,)), 257, ReadReport("stop"))
+    files = opened(path).token_ids
+    assert isinstance(files, token_files.TokenFiles)
+    found = files.documents(DocumentTokens((EOT,)), 257, ReadReport("stop"))
     return [np.concatenate(list(document.chunks)).tolist() for document in found]
 
 
@@ -61,7 +61,7 @@ def test_files_of_datatrove_are_divided_by_their_index(tmp_path: Path) -> None:
     """The fixture is written by datatrove 0.10.1's DocumentTokenizer, in shuffled order."""
     path = FIXTURES / "datatrove" / "00000_doc_shuffled.ds"
     assert sorted(documents_of(path)) == sorted(DOCUMENTS)
-    assert str(opened(path).layout) == (
+    assert str(opened(path).token_ids) == (
         "230 token ids in files of datatrove, made with tokenizer.json"
     )
     for left_out in (".index", ".metadata"):  # either of them is sufficient
@@ -107,7 +107,7 @@ def test_shards_of_a_pattern_are_read_in_order(tmp_path: Path) -> None:
     assert documents_of(tmp_path) == DOCUMENTS
     source = opened(tmp_path)
     assert source.validation is not None
-    assert "12 token ids" in str(source.validation.layout)
+    assert "12 token ids" in str(source.validation.token_ids)
 
 
 def test_an_id_outside_the_vocabulary_is_named(tmp_path: Path) -> None:

@@ -13,16 +13,14 @@ from gptsmith.tokenizer import DocumentTokens
 
 
 def ids_of(tmp_path: Path, **columns: list[list[int]]) -> tuple[str, list[list[int]]]:
-    """The layout of a table of ids, and its documents."""
-    from gptsmith.data.tokenized import tokenized_documents
-
+    """The arrangement of a table of ids, and its documents."""
     path = tmp_path / "ids.parquet"
     pq.write_table(pa.table(columns), path)
     report = ReadReport()
-    layout = opened(path, report).layout
-    assert layout is not None
-    found = tokenized_documents([path], layout, DocumentTokens((0,)), 100, report)
-    return str(layout), [np.concatenate(list(d.chunks)).tolist() for d in found]
+    tables = opened(path, report).token_ids
+    assert tables is not None
+    found = tables.documents(DocumentTokens((0,)), 100, report)
+    return str(tables), [np.concatenate(list(d.chunks)).tolist() for d in found]
 
 
 def test_rows_of_ids_are_documents(tmp_path: Path) -> None:
@@ -89,7 +87,7 @@ def test_text_next_to_ids_needs_a_choice(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--text-column text or --text-column input_ids"):
         opened(path)
     assert read(path, text_column="text") == ["ab"]
-    assert opened(path, text_column="input_ids").layout is not None
+    assert opened(path, text_column="input_ids").token_ids is not None
     (tmp_path / "a.txt").write_text("text")
     pq.write_table(pa.table({"input_ids": [[1, 2]]}), path)
     with pytest.raises(ValueError, match=r"both\.parquet holds token ids, .*a\.txt does not"):

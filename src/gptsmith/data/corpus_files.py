@@ -19,8 +19,6 @@ from gptsmith.data.report import ReadReport
 from gptsmith.data.shards import FORMAT, MANIFEST, SPLITS, UNFINISHED, fingerprint, manifest_digest
 from gptsmith.data.sources import open_source
 from gptsmith.data.split import DocumentSplit, PartSplit
-from gptsmith.data.token_files import TokenFiles
-from gptsmith.data.tokenized import tokenized_documents
 from gptsmith.progress import WorkProgress
 from gptsmith.tokenizer import Tokenizer
 
@@ -37,20 +35,17 @@ def print_choices(sources: Iterable[Source]) -> None:
     for source in sources:
         for reason in source.unavailable:
             terminal.note(f"not used: {reason}")
-        if source.unavailable or source.layout is not None:
-            layout = f" ({source.layout})" if source.layout is not None else ""
-            terminal.note(f"{source.requested}: {source.used}{layout} is used")
+        if source.unavailable or source.token_ids is not None:
+            ids = f" ({source.token_ids})" if source.token_ids is not None else ""
+            terminal.note(f"{source.requested}: {source.used}{ids} is used")
 
 
 def documents_of(source: Source, given: Tokenizer | None, report: ReadReport) -> Iterator[Document]:
     """The documents of a source. given: the tokenizer that made its ids, if it holds such."""
-    if source.layout is None:
+    if source.token_ids is None:
         return source.documents()
     assert given is not None
-    document_tokens, size = given.special_ids.document, given.vocab_size
-    if isinstance(source.layout, TokenFiles):
-        return source.layout.documents(document_tokens, size, report)
-    return tokenized_documents(source.files, source.layout, document_tokens, size, report)
+    return source.token_ids.documents(given.special_ids.document, given.vocab_size, report)
 
 
 def make(

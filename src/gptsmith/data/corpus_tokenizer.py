@@ -30,13 +30,13 @@ def given_tokenizer(config: PrepareConfig, sources: Sequence[Source]) -> Tokeniz
     if size is not None and choice != "bpe":
         raise ValueError(f"--vocab-size {size} is for --tokenizer bpe; {choice} has its own size")
     if choice in ("bpe", "char"):
-        if ids := next((source for source in sources if source.layout is not None), None):
+        if ids := next((source for source in sources if source.token_ids is not None), None):
             raise ValueError(
                 f"{ids.used}: holds token ids; give the --tokenizer that made them, not {choice}"
             )
         return None
     for source in sources if choice == "gpt2" else ():
-        own = source.layout.vocabulary if isinstance(source.layout, TokenFiles) else None
+        own = source.token_ids.vocabulary if isinstance(source.token_ids, TokenFiles) else None
         if own is not None:
             raise ValueError(
                 f"{source.used}: its ids are not GPT-2's; their vocabulary is in {own}, a pickle, "

@@ -19,6 +19,7 @@ from gptsmith.data.rows import CSV, file_rows
 
 if TYPE_CHECKING:
     from gptsmith.data.token_files import TokenFiles
+    from gptsmith.data.tokenized import TokenTables
 
 Chunk = str | np.ndarray
 
@@ -36,22 +37,6 @@ class Document(NamedTuple):
     delimited: bool = True
 
 
-class TokenLayout(NamedTuple):
-    """How tables of token ids are arranged.
-
-    labels   "none", "unshifted" or "shifted"
-    stream   the rows are consecutive blocks of one stream
-    """
-
-    labels: str
-    stream: bool
-    rows: int
-
-    def __str__(self) -> str:
-        rows = "consecutive blocks of one stream" if self.stream else "one document each"
-        return f"{self.rows} rows of token ids, {rows}, labels: {self.labels}"
-
-
 @dataclass(frozen=True)
 class Source:
     """An opened source of documents.
@@ -61,7 +46,7 @@ class Source:
     files          its local files, in reading order
     validation     the source's own validation documents, if it has any
     first_shard    whether its first shard of tokens is for validation
-    layout         the layout of files that hold token ids instead of text
+    token_ids      the ids, if the files hold token ids instead of text
     read           reads the documents of some of `files`, if each file has documents of its own
     requested      the source as the user wrote it
     unavailable    why alternatives to the left of it were not used
@@ -72,7 +57,7 @@ class Source:
     files: tuple[Path, ...] = ()
     validation: Source | None = None
     first_shard: bool = False
-    layout: TokenLayout | TokenFiles | None = None
+    token_ids: TokenTables | TokenFiles | None = None
     read: Callable[[Sequence[Path]], Iterator[Document]] | None = None
     requested: str = ""
     unavailable: tuple[str, ...] = ()

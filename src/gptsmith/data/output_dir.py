@@ -41,7 +41,7 @@ def identify(config: PrepareConfig, sources: Iterable[Source], given: Tokenizer 
             "asked": source.requested,
             "used": source.used,
             "passed": list(source.unavailable),
-            "rows": None if source.layout is None else str(source.layout),
+            "rows": None if source.token_ids is None else str(source.token_ids),
             "files": len(sizes),
             "bytes": sum(size for _, size in sizes),
             "listing": hashlib.sha256(json.dumps(sizes).encode()).hexdigest(),

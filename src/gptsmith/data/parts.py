@@ -36,7 +36,7 @@ from gptsmith.data.corpus_files import (
     write_manifest,
 )
 from gptsmith.data.corpus_tokenizer import given_tokenizer
-from gptsmith.data.documents import Source, TokenLayout
+from gptsmith.data.documents import Source
 from gptsmith.data.encode import available_cores
 from gptsmith.data.options import PrepareConfig
 from gptsmith.data.output_dir import Identity, part_folder
@@ -44,6 +44,7 @@ from gptsmith.data.report import ReadReport
 from gptsmith.data.shards import MANIFEST, MAX_SHARDS, SPLITS, UNFINISHED, too_many_shards
 from gptsmith.data.split import PartSplit, Split, hash_rule, overlap
 from gptsmith.data.token_files import TokenFiles
+from gptsmith.data.tokenized import TokenTables
 from gptsmith.progress import WorkProgress
 from gptsmith.sandbox import python_command
 from gptsmith.tokenizer import Tokenizer
@@ -124,9 +125,9 @@ def divide(
 
 def _groups(source: Source) -> list[list[Path]]:
     """Consecutive files, of about equal size where there are many."""
-    if not source.files or (source.read is None and not isinstance(source.layout, TokenFiles)):
+    if not source.files or (source.read is None and not isinstance(source.token_ids, TokenFiles)):
         raise ValueError(f"{source.used}: --tasks divides files, and this source is none")
-    if isinstance(source.layout, TokenLayout):
+    if isinstance(source.token_ids, TokenTables):
         raise ValueError(
             f"{source.used}: holds tables of token ids, whose layout follows from all rows: "
             "prepare it without --tasks"
@@ -146,9 +147,9 @@ def _groups(source: Source) -> list[list[Path]]:
 
 def _only(source: Source, paths: list[Path]) -> Source:
     """The source with some of its files."""
-    if isinstance(source.layout, TokenFiles):
-        kept = TokenFiles(tuple(file for file in source.layout.files if file.path in paths))
-        return dataclasses.replace(source, files=tuple(paths), layout=kept, validation=None)
+    if isinstance(source.token_ids, TokenFiles):
+        kept = TokenFiles(tuple(file for file in source.token_ids.files if file.path in paths))
+        return dataclasses.replace(source, files=tuple(paths), token_ids=kept, validation=None)
     read = source.read
     assert read is not None
     return dataclasses.replace(source, files=tuple(paths), documents=lambda: read(paths))

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from gptsmith.data import columnar, corpora, hub, rows, text_files, token_files
-from gptsmith.data.documents import Document, Source, TokenLayout, table_documents
+from gptsmith.data.documents import Document, Source, table_documents
 from gptsmith.data.encode import encode_at
 from gptsmith.data.options import ReadOptions
 from gptsmith.data.paths import UnavailableError, files_below, find_files, has_suffix
 from gptsmith.data.report import ReadReport
-from gptsmith.data.tokenized import IDS, find_layout, token_tables
+from gptsmith.data.tokenized import IDS, TokenTables, open_token_tables, token_tables
 from gptsmith.recognize import binary_kind, is_artifact, wrong_kind
 from gptsmith.tokenizer import Tokenizer
 
@@ -64,7 +64,7 @@ def encode_source(
     open_source does, and ValueError for a source without text or with token ids.
     """
     source = open_source(requested, options, report)
-    if source.layout is not None:
+    if source.token_ids is not None:
         raise ValueError(f"{source.used}: holds token ids; gptsmith prepare makes a corpus of it")
     document_tokens = tokenizer.special_ids.document
     parts: list[np.ndarray] = []
@@ -136,7 +136,7 @@ def _open_path(path: Path, name: str, options: ReadOptions, report: ReadReport) 
         )
     if any(has_suffix(file, *token_files.SUFFIXES) for file in found.files):
         return _token_source(name, found.files, report, folder=bool(below))
-    layout = _layout(found.files, options, report)
+    token_ids = _ids_of_tables(found.files, options, report)
 
     def read(paths: Sequence[Path]) -> Iterator[Document]:
         if paths[0] == found.files[0]:
@@ -144,7 +144,8 @@ def _open_path(path: Path, name: str, options: ReadOptions, report: ReadReport) 
         for path in paths:
             yield from _read(path, options, report)
 
-    return Source(name, partial(read, found.files), tuple(found.files), layout=layout, read=read)
+    documents = partial(read, found.files)
+    return Source(name, documents, tuple(found.files), token_ids=token_ids, read=read)
 
 
 def _token_source(name: str, files: Sequence[Path], report: ReadReport, *, folder: bool) -> Source:
@@ -155,15 +156,14 @@ def _token_source(name: str, files: Sequence[Path], report: ReadReport, *, folde
         )
 
     def read() -> Iterator[Document]:
-        raise AssertionError("needs a tokenizer: prepare reads the layout's documents")
+        raise AssertionError("needs a tokenizer: prepare reads token_ids instead")
 
     train, val = token_files.split_validation(files) if folder else (list(files), [])
     own = None
     if val:
-        of_val = token_files.open_token_files(val, report)
-        own = Source(name, read, tuple(val), layout=of_val)
-    layout = token_files.open_token_files(train, report)
-    return Source(name, read, (*train, *val), validation=own, layout=layout)
+        own = Source(name, read, tuple(val), token_ids=token_files.open_token_files(val, report))
+    token_ids = token_files.open_token_files(train, report)
+    return Source(name, read, (*train, *val), validation=own, token_ids=token_ids)
 
 
 def _is_text(path: Path) -> bool:
@@ -180,8 +180,10 @@ def _suffixes(paths: Iterable[Path]) -> str:
     return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
 
 
-def _layout(paths: Sequence[Path], options: ReadOptions, report: ReadReport) -> TokenLayout | None:
-    """The layout of files that hold token ids; None if they hold text."""
+def _ids_of_tables(
+    paths: Sequence[Path], options: ReadOptions, report: ReadReport
+) -> TokenTables | None:
+    """The token ids of files; None if they hold text."""
     tables = token_tables(paths) if options.text_column in (None, IDS) else []
     if not tables:
         return None
@@ -190,7 +192,7 @@ def _layout(paths: Sequence[Path], options: ReadOptions, report: ReadReport) -> 
         raise ValueError(
             f"{path}: holds text and token ids; use --text-column text or --text-column {IDS}"
         )
-    return find_layout(tables, report)
+    return open_token_tables(tables, report)
 
 
 def _read(path: Path, options: ReadOptions, report: ReadReport) -> Iterator[Document]:

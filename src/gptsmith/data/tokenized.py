@@ -9,6 +9,7 @@ or blocks of equal length cut from one stream, as packing scripts write them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from gptsmith.data.columnar import SUFFIXES, read_batches, read_schema
-from gptsmith.data.documents import Document, TokenLayout
+from gptsmith.data.documents import Document
 from gptsmith.data.paths import has_suffix
 from gptsmith.data.report import ReadReport
 from gptsmith.tokenizer import DocumentTokens
@@ -78,7 +79,51 @@ def _lists(path: Path, name: str, column: pa.Array) -> list[np.ndarray]:
     return np.split(flat, np.cumsum(lengths)[:-1])
 
 
-# --- layout of labels and rows ------------------------------------------------------------------
+# --- tables as a source --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TokenTables:
+    """Tables of token ids, and how they are arranged.
+
+    labels   "none", "unshifted" or "shifted"
+    stream   the rows are consecutive blocks of one stream
+    """
+
+    files: tuple[Path, ...]
+    labels: str
+    stream: bool
+    rows: int
+
+    def __str__(self) -> str:
+        rows = "consecutive blocks of one stream" if self.stream else "one document each"
+        return f"{self.rows} rows of token ids, {rows}, labels: {self.labels}"
+
+    def documents(
+        self, document_tokens: DocumentTokens, vocab_size: int, report: ReadReport
+    ) -> Iterator[Document]:
+        """The rows as documents, without their document tokens, or all rows as one document.
+
+        ValueError for an id outside the vocabulary.
+        """
+
+        def checked() -> Iterator[TokenRow]:
+            for row in token_rows(self.files, report):
+                check_ids(row.place, row.ids, vocab_size)
+                yield row
+
+        if self.stream:
+            chunks = _Stream(checked, self.labels == "shifted")
+            yield Document(str(self.files[0]), chunks, delimited=False)
+            return
+        for place, ids, labels in checked():
+            if self.labels == "shifted" and labels is not None:
+                ids = with_last_label(ids, labels)
+            ids = without_document_tokens(ids, document_tokens)
+            if len(ids) == 0:
+                report.reject("empty document", place, "an empty document")
+            else:
+                yield Document(place, (ids,))
 
 
 class ShiftDetector:
@@ -114,8 +159,8 @@ class ShiftDetector:
         return "unshifted" if same else "shifted"
 
 
-def find_layout(paths: Sequence[Path], report: ReadReport) -> TokenLayout:
-    """The layout of the rows of all files together. ValueError if it is ambiguous."""
+def open_token_tables(paths: Sequence[Path], report: ReadReport) -> TokenTables:
+    """Detect the arrangement from the rows of all files. ValueError if it is ambiguous."""
     detector = ShiftDetector("remove the column labels if the ids alone are right")
     count, joined, last_label = 0, True, None
     first, equal, ended = 0, True, False  # the last block of a packing script may be shorter
@@ -135,42 +180,9 @@ def find_layout(paths: Sequence[Path], report: ReadReport) -> TokenLayout:
         raise ValueError(f"{paths[0]}: only {detector.rows} of {count} rows have labels")
     equal = equal and count > 1
     if not detector.rows:
-        return TokenLayout("none", equal, count)
+        return TokenTables(tuple(paths), "none", equal, count)
     kind = detector.result(paths[0])
-    return TokenLayout(kind, equal and (joined or kind == "unshifted"), count)
-
-
-# --- documents -----------------------------------------------------------------------------------
-
-
-def tokenized_documents(
-    paths: Sequence[Path],
-    layout: TokenLayout,
-    document_tokens: DocumentTokens,
-    vocab_size: int,
-    report: ReadReport,
-) -> Iterator[Document]:
-    """The rows as documents, without their document tokens, or all rows as one document.
-
-    ValueError for an id outside the vocabulary.
-    """
-
-    def checked() -> Iterator[TokenRow]:
-        for row in token_rows(paths, report):
-            check_ids(row.place, row.ids, vocab_size)
-            yield row
-
-    if layout.stream:
-        yield Document(str(paths[0]), _Stream(checked, layout.labels == "shifted"), delimited=False)
-        return
-    for place, ids, labels in checked():
-        if layout.labels == "shifted" and labels is not None:
-            ids = with_last_label(ids, labels)
-        ids = without_document_tokens(ids, document_tokens)
-        if len(ids) == 0:
-            report.reject("empty document", place, "an empty document")
-        else:
-            yield Document(place, (ids,))
+    return TokenTables(tuple(paths), kind, equal and (joined or kind == "unshifted"), count)
 
 
 def without_document_tokens(ids: np.ndarray, document_tokens: DocumentTokens) -> np.ndarray:

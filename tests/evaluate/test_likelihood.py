@@ -68,6 +68,24 @@ def check(model: GPTModel, requests: Sequence[Request]) -> None:
     assert [f.greedy for f in found] == [greedy for _, greedy in expected]
 
 
+def test_ranks_take_turns_and_their_sum_is_what_one_process_finds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, requests = model_of("fast", "causal()"), some_requests()
+    whole = torch.tensor(log_likelihoods(model, requests), dtype=torch.float64)
+    shares: list[torch.Tensor] = []
+    for rank in range(3):
+        monkeypatch.setattr(likelihood.distributed, "world_size", lambda: 3)
+        monkeypatch.setattr(likelihood.distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(
+            likelihood.distributed, "sum_over_ranks", lambda x: shares.append(x.clone()) or x
+        )
+        log_likelihoods(model, requests)
+    assert torch.equal(sum(shares), whole)
+    assert all(share.any() for share in shares)
+    assert (sum((share != 0).int() for share in shares) == (whole != 0)).all()  # each by one rank
+
+
 @pytest.mark.parametrize("preset", ["tiny", "fast"])
 @pytest.mark.parametrize(
     "mask",

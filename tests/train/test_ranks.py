@@ -1,5 +1,6 @@
 """Several ranks compute what one process computes. Real processes, joined by gloo."""
 
+import json
 import math
 import shutil
 import signal
@@ -76,25 +77,37 @@ def test_a_bad_batch_of_one_rank_is_skipped_by_all_and_named(two) -> None:
 def record(run: Path) -> list[dict]:
     """Without what depends on the clock."""
     timed = {"seconds", "tokens_per_second", "peak_memory_mb", "crc32"}
-    found = events(run, "train", "val", "sample")
+    found = events(run, "train", "val", "tasks", "sample")
     return [{k: v for k, v in e.items() if k not in timed} for e in found]
 
 
 @pytest.fixture(scope="module")
-def one(corpus, tmp_path_factory) -> Path:
+def tasks(tmp_path_factory) -> list[str]:
+    """Words that evaluate questions during training: three batches of them."""
+    path = tmp_path_factory.mktemp("tasks") / "questions.jsonl"
+    questions = [
+        {"ctx": f"{n} plus {n + 1} is", "endings": [f"{2 * n + i}" for i in range(4)], "label": 1}
+        for n in range(60)
+    ]
+    path.write_text("\n".join(map(json.dumps, questions)))
+    return ["--eval.tasks", "hellaswag_gpt2", "--eval.task-data", str(path)]
+
+
+@pytest.fixture(scope="module")
+def one(corpus, tasks, tmp_path_factory) -> Path:
     """A run of one process, with two micro-batches per step."""
     run = tmp_path_factory.mktemp("one") / "run"
-    assert cli.main(pretrain(corpus, run, "--train.total-batch-tokens", "128")) == 0
+    assert cli.main(pretrain(corpus, run, "--train.total-batch-tokens", "128", *tasks)) == 0
     return run
 
 
 def test_sigterm_to_one_rank_stops_all_and_resume_ends_as_one_process_does(
-    corpus, one, tmp_path
+    corpus, one, tasks, tmp_path
 ) -> None:
-    """Validation loss, samples, metrics and weights of 2 ranks, stopped at any step and resumed,
-    are those of 1 rank; so are those of 1 rank that resumes what 2 began."""
+    """Validation loss, tasks, samples, metrics and weights of 2 ranks, stopped at any step and
+    resumed, are those of 1 rank; so are those of 1 rank that resumes what 2 began."""
     run = tmp_path / "run"
-    ranks = start(2, ["-m", "gptsmith", *pretrain(corpus, run)])
+    ranks = start(2, ["-m", "gptsmith", *pretrain(corpus, run, *tasks)])
     while not (run / "metrics.jsonl").exists() or not events(run, "train"):
         assert all(rank.poll() is None for rank in ranks)
         time.sleep(0.002)
@@ -104,11 +117,12 @@ def test_sigterm_to_one_rank_stops_all_and_resume_ends_as_one_process_does(
     assert "SIGTERM: saved at step" in done[0][2]
     assert done[1][1:] == ("", "")
     shutil.copytree(run, tmp_path / "alone")
-    codes, said = gptsmith(2, [*pretrain(corpus, run), "--resume"])
+    codes, said = gptsmith(2, [*pretrain(corpus, run, *tasks), "--resume"])
     assert codes == [0, 0], said
     assert cli.main(["pretrain", "--out", str(tmp_path / "alone"), "--resume"]) == 0
     for resumed in (run, tmp_path / "alone"):
         assert record(resumed) == record(one)
+        assert len([e for e in record(resumed) if e["event"] == "tasks"]) == 3
         assert_same_checkpoints(resumed, one)
         assert_same_weights(resumed, one)
 

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from gptsmith.model.kv_cache import KVCache
 from gptsmith.model.masks import Mask
 from gptsmith.progress import progress
 from gptsmith.tokenizer import Tokenizer
+from gptsmith.train import distributed
 
 BUDGET = {"cpu": 512, "cuda": 32768}  # tokens of a batch, padding included
 BLOCK = 4096  # ids of the vocabulary whose logits are in memory at once
@@ -103,7 +105,8 @@ def log_likelihoods(
     Dtype and device are the model's. A text longer than the model's context is truncated on the
     left, as in lm-evaluation-harness: the last context_length + 1 tokens of context and
     continuation count. vocab_size: ids from this one on, which a padded model has, get no
-    probability. title: label of the progress on stderr (None: no progress). ValueError for an
+    probability. Several ranks take turns with the batches; all get all likelihoods, those that one
+    process would get. title: label of the progress on stderr (None: no progress). ValueError for an
     empty context or continuation, a continuation longer than the context length, an id outside the
     vocabulary, and a mask that depends on the row of the batch.
     """
@@ -121,7 +124,8 @@ def log_likelihoods(
     budget = BUDGET.get(weight.device.type, BUDGET["cpu"])
     groups = plan(texts, tails, config.n_embd, lookahead)
     steps = [(group, batch) for group in groups for batch in batches(group.trees, budget)]
-    found = [Likelihood(0.0, False)] * len(requests)
+    steps = steps[distributed.rank() :: distributed.world_size()]
+    found = np.zeros((len(requests), 2))  # nats, greedy
     training = model.training
     model.eval()
     try:
@@ -136,7 +140,8 @@ def log_likelihoods(
                 _gather(x, weight[:V], batch, requests, by_text, found)
     finally:
         model.train(training)
-    return found
+    whole = distributed.sum_over_ranks(torch.from_numpy(found))  # of a number and zeros: exact
+    return [Likelihood(nats, bool(greedy)) for nats, greedy in whole.tolist()]
 
 
 def _requests_by_text(requests: Sequence[Request], C: int, V: int) -> dict[Text, list[int]]:
@@ -218,9 +223,9 @@ def _gather(
     trees: Sequence[PrefixTree],
     requests: Sequence[Request],
     by_text: Mapping[Text, Sequence[int]],
-    found: list[Likelihood],
+    found: np.ndarray,
 ) -> None:
-    """Write into `found` the likelihoods of the requests that these trees answer.
+    """Write into `found` (requests, 2) the likelihoods of those that these trees answer.
 
     x: hidden vectors (B, T, C) of the trees. weight: (V, C), of the head.
     """
@@ -240,7 +245,7 @@ def _gather(
     for (i, _), n, h in zip(
         owners, nats.cpu().split(lengths), hits.cpu().split(lengths), strict=True
     ):
-        found[i] = Likelihood(float(n.double().sum()), bool(h.all()))
+        found[i] = float(n.double().sum()), bool(h.all())
 
 
 def _score(hidden: Tensor, weight: Tensor, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

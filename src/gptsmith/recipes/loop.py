@@ -316,13 +316,13 @@ class _TrainingSession:
         return math.nan if loss is None else float(loss)
 
     def show(self) -> None:
-        """Evaluate the tasks, generate samples, draw the curves; other ranks than 0 go on, and wait
-        for it in the next step."""
+        """Evaluate the tasks, generate samples, draw the curves. Only rank 0 generates and draws; the
+        others go on, and wait for it in the next step."""
+        if self.job.evaluate_tasks is not None:
+            self.monitor.log(self.state.step, "tasks", **self.job.evaluate_tasks())
         if distributed.rank():
             return
         with distributed.alone():
-            if self.job.evaluate_tasks is not None:
-                self.monitor.log(self.state.step, "tasks", **self.job.evaluate_tasks())
             for prompt, text in self.job.samples():
                 self.monitor.text(self.state.step, prompt, text)
         self.monitor.draw()

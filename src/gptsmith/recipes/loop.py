@@ -316,8 +316,8 @@ class _TrainingSession:
         return math.nan if loss is None else float(loss)
 
     def show(self) -> None:
-        """Evaluate the tasks, generate samples, draw the curves. Rank 0 alone does the last two; the
-        others go on, and wait for it in the next step."""
+        """Evaluate the tasks, generate samples, draw the curves. Rank 0 does the last two while the
+        others wait for it in the next step."""
         if self.job.evaluate_tasks is not None:
             self.monitor.log(self.state.step, "tasks", **self.job.evaluate_tasks())
         if distributed.rank():

@@ -1,6 +1,6 @@
 import pytest
 
-from gptsmith.data.columns import TEXT, choose_column, usual_columns
+from gptsmith.data.columns import TEXT, choose_column, known_columns
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from gptsmith.data.columns import TEXT, choose_column, usual_columns
     ],
 )
 def test_usual_columns(names: list[str], found: list[str]) -> None:
-    assert usual_columns(names, TEXT) == found
+    assert known_columns(names, TEXT) == found
     assert choose_column(names, None, TEXT, "a.csv:1") == (found[0] if len(found) == 1 else None)
 
 

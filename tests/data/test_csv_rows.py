@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gptsmith.data.csv_rows import find_delimiter
+from gptsmith.data.csv_rows import detect_delimiter
 from gptsmith.data.options import FileFormat
 from gptsmith.data.report import ReadReport
 from gptsmith.data.rows import read_rows
@@ -13,7 +13,7 @@ from gptsmith.data.rows import read_rows
 
 def read(path: Path, data: str | bytes, report: ReadReport | None = None, **form: Any) -> list:
     path.write_bytes(data.encode() if isinstance(data, str) else data)
-    return [row.values for row in read_rows(path, report, form=FileFormat(**form))]
+    return [row.values for row in read_rows(path, report, file_format=FileFormat(**form))]
 
 
 # --- quotes without an end -----------------------------------------------------------------------
@@ -98,7 +98,7 @@ def test_a_very_long_field_is_one_lost_row(tmp_path: Path, monkeypatch: pytest.M
     ],
 )
 def test_delimiter_is_found_out(sample: str, delimiter: str) -> None:
-    assert find_delimiter(sample, ",") == delimiter
+    assert detect_delimiter(sample, ",") == delimiter
 
 
 def test_quotes_may_follow_a_space(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gptsmith.data.decode import find_encoding
+from gptsmith.data.decode import detect_encoding
 from gptsmith.data.report import ReadReport
 
 GERMAN = "Größe und Maß der Straßen in München – „alles“ für 5 €. " * 20
@@ -15,7 +15,7 @@ SPANISH = "¿Dónde está el niño? ¡Mañana por la mañana! " * 20
 
 def found(path: Path, data: bytes) -> str:
     path.write_bytes(data)
-    return find_encoding(path, None, ReadReport())
+    return detect_encoding(path, None, ReadReport())
 
 
 @pytest.mark.parametrize("text", [GERMAN, FRENCH, SPANISH, "caf\xe9"])
@@ -43,7 +43,7 @@ def test_western_texts_are_read_as_cp1252(tmp_path: Path, text: str) -> None:
 def test_other_encodings_are_not_guessed(tmp_path: Path, text: str, encoding: str) -> None:
     data = (text * 9).encode(encoding)
     assert found(tmp_path / "a.txt", data) == "utf-8"  # its lines are then rejected
-    assert find_encoding(tmp_path / "a.txt", encoding, ReadReport()) == encoding
+    assert detect_encoding(tmp_path / "a.txt", encoding, ReadReport()) == encoding
 
 
 def test_a_few_damaged_bytes_do_not_change_the_encoding(tmp_path: Path) -> None:

@@ -147,5 +147,5 @@ def test_file_format_reaches_the_reader(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes('{"text": "мир"}\n'.encode("cp1251"))
     with pytest.raises(ValueError, match=r"not UTF-8; .* name its encoding with --encoding"):
         list(read_rows(tmp_path / "a.jsonl"))
-    (row,) = read_rows(tmp_path / "a.jsonl", form=FileFormat(encoding="cp1251"))
+    (row,) = read_rows(tmp_path / "a.jsonl", file_format=FileFormat(encoding="cp1251"))
     assert row.values == {"text": "мир"}

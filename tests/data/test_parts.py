@@ -206,7 +206,7 @@ def test_what_depends_on_all_documents_is_rejected(tmp_path: Path, texts: Path) 
 def test_many_files_become_parts_of_about_equal_size(
     tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "_MOST", 2)
+    monkeypatch.setattr(parts, "_MAX_PARTS", 2)
     found = parts.make_plan(config(texts, tmp_path / "out", tasks=4)).parts
     names = [[path.name for path in part.source.files] for part in found]
     assert [name for group in names for name in group] == [f"{number}.jsonl" for number in range(5)]

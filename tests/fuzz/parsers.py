@@ -59,15 +59,12 @@ def documents(folder: Path) -> None:
     from gptsmith.data.options import ReadOptions
     from gptsmith.data.report import ReadReport
     from gptsmith.data.sources import open_source
-    from gptsmith.data.tokenized import tokenized_documents
     from gptsmith.tokenizer import Tokenizer
 
     report = ReadReport()
     source = open_source(str(next(folder.iterdir())), ReadOptions(), report)
-    found = source.documents()
-    if source.layout:  # the rows are token ids
-        tokens = Tokenizer.byte().special_ids.document
-        found = tokenized_documents(source.files, source.layout, tokens, 257, report)
+    tokens, ids = Tokenizer.byte().special_ids.document, source.token_ids
+    found = source.documents() if ids is None else ids.documents(tokens, 257, report)
     for document in found:
         for _ in document.chunks:
             pass

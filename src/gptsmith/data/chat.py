@@ -21,7 +21,7 @@ from gptsmith.data.options import ChatFiles
 from gptsmith.data.report import ReadReport, Tally
 from gptsmith.data.rows import find_tables
 from gptsmith.data.token_examples import check_stop_token_trained, token_examples
-from gptsmith.data.tokenized import token_tables
+from gptsmith.data.token_tables import find_token_tables
 
 FORMAT = 1  # of the file that write_chat makes
 
@@ -154,7 +154,7 @@ def _read(
                 raise ValueError(
                     f"{prepared} is a prepared set: name it alone, or prepare all at once"
                 )
-            if tables := token_tables(paths):
+            if tables := find_token_tables(paths):
                 found = token_examples(tables, files.labels, template.tokenizer.vocab_size, report)
                 checked = check_stop_token_trained(found, template)
                 yield from divide(checked, template, counts)

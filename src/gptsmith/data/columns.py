@@ -110,39 +110,39 @@ def is_irrelevant(name: str) -> bool:
     return not name or name in IRRELEVANT or name.startswith("__") or name.endswith("_id")
 
 
-def with_usual_names(
-    values: Mapping[str, Any], usual: Collection[str], unchanged: Collection[str | None] = ()
+def with_known_names(
+    values: Mapping[str, Any], known: Collection[str], unchanged: Collection[str | None] = ()
 ) -> dict[str, Any]:
-    """The values with columns such as `Question ` under their usual names, where these are free."""
+    """The values with columns such as `Question ` under their known names, where these are free."""
     renamed: dict[str, Any] = {}
     for name, value in values.items():
         plain = name.strip().lower()
-        is_other = name in unchanged or plain not in usual or plain in values or plain in renamed
+        is_other = name in unchanged or plain not in known or plain in values or plain in renamed
         renamed[name if is_other else plain] = value
     return renamed
 
 
-def usual_columns(names: Iterable[str], usual: Sequence[str]) -> list[str]:
-    """The `names` that occur in `usual`, or only the first of `usual` if it is present.
+def known_columns(names: Iterable[str], known: Sequence[str]) -> list[str]:
+    """The `names` that occur in `known`, or only the first of `known` if it is present.
 
     Case and surrounding white space are ignored, but an exact match of the first name wins.
     """
     names = list(names)
-    if usual[0] in names:
-        return [usual[0]]
-    matches = [name for name in names if name.strip().lower() in usual]
-    return [name for name in matches if name.strip().lower() == usual[0]] or matches
+    if known[0] in names:
+        return [known[0]]
+    matches = [name for name in names if name.strip().lower() in known]
+    return [name for name in matches if name.strip().lower() == known[0]] or matches
 
 
 def choose_column(
-    names: Sequence[str], configured: str | None, usual: Sequence[str], place: str
+    names: Sequence[str], configured: str | None, known: Sequence[str], place: str
 ) -> str | None:
     """The configured column (ValueError if it is missing), or the only one with a common name."""
     if configured is not None:
         if configured not in names:
             raise ValueError(f"{place}: no column {configured!r}, only {quoted(names)}")
         return configured
-    matches = usual_columns(names, usual)
+    matches = known_columns(names, known)
     return matches[0] if len(matches) == 1 else None
 
 

@@ -64,8 +64,8 @@ def read_conversations(
     """
     configured = (files.messages_column, files.prompt_column, files.response_column)
     for source in sources:
-        for number, row in enumerate(read_rows(source, report, form=files)):
-            row = row._replace(values=names.with_usual_names(row.values, _KNOWN, configured))
+        for number, row in enumerate(read_rows(source, report, file_format=files)):
+            row = row._replace(values=names.with_known_names(row.values, _KNOWN, configured))
             try:
                 found = _messages_of(row, files)
                 if found is None and not number:

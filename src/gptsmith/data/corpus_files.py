@@ -48,7 +48,7 @@ def documents_of(source: Source, given: Tokenizer | None, report: ReadReport) ->
     return source.token_ids.documents(given.special_ids.document, given.vocab_size, report)
 
 
-def make(
+def make_corpus(
     config: PrepareConfig,
     documents: DocumentSplit | PartSplit,
     report: ReadReport,

@@ -86,16 +86,16 @@ class CorpusWriter:
         added: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
         documents, text_bytes = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
         val_tokens = self.tokens("val")
-        for part, (ids, size) in zip(batch.parts, encoded, strict=True):
-            whole = self._document.around(ids) if part.delimited else [ids]
-            split: str = part.split
+        for chunk, (ids, size) in zip(batch.chunks, encoded, strict=True):
+            whole = self._document.around(ids) if chunk.delimited else [ids]
+            split: str = chunk.split
             if split == "first_shard":
                 self.first_shard_full |= val_tokens + sum(map(len, whole)) > self.shard_tokens
                 split = "train" if self.first_shard_full else "val"
             if split == "val":
                 val_tokens += sum(map(len, whole))
             added[split] += whole
-            documents[split] += part.first
+            documents[split] += chunk.first
             text_bytes[split] += size
         for split, parts in added.items():
             if parts:

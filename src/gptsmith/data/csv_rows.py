@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from gptsmith.data.decode import LINE_LIMIT, NOT_UTF8, find_encoding, open_text
+from gptsmith.data.decode import LINE_LIMIT, NOT_UTF8, detect_encoding, open_text
 from gptsmith.data.options import FileFormat
 from gptsmith.data.paths import has_suffix
 from gptsmith.data.report import ReadReport
@@ -25,19 +25,19 @@ _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)  # Excel writes
 
 
 def csv_rows(
-    path: Path, report: ReadReport, header: Sequence[str] | None, form: FileFormat
+    path: Path, report: ReadReport, header: Sequence[str] | None, file_format: FileFormat
 ) -> Iterator[Row]:
     """The rows of a file.
 
-    header: names of the columns of a file without header line. form: encoding and delimiter, where
-    they are given. ValueError naming the place of a malformed row, unless `report` skips it.
+    header: names of the columns of a file without header line. file_format: encoding and delimiter,
+    where they are given. ValueError naming the place of a malformed row, unless `report` skips it.
     """
     csv.field_size_limit(sys.maxsize)
     names, count = None if header is None else list(header), 0
-    with open_text(path, find_encoding(path, form.encoding, report)) as (raw, text):
+    with open_text(path, detect_encoding(path, file_format.encoding, report)) as (raw, text):
         try:
             lines = _Lines(text)
-            dialect = _dialect(path, lines, form, report)
+            dialect = _dialect(path, lines, file_format, report)
             records = csv.reader(lines, **dialect)
             while True:
                 place = f"{path}:{lines.start_record()}"
@@ -160,11 +160,13 @@ class _Lines:
 # --- delimiter -----------------------------------------------------------------------------------
 
 
-def _dialect(path: Path, lines: _Lines, form: FileFormat, report: ReadReport) -> dict[str, Any]:
+def _dialect(
+    path: Path, lines: _Lines, file_format: FileFormat, report: ReadReport
+) -> dict[str, Any]:
     """The arguments of csv.reader. A hint reports a delimiter that was detected."""
     is_tsv = has_suffix(path, ".tsv", ".tsv.gz")
     default = "\t" if is_tsv else ","
-    sample, delimiter = lines.peek(_SAMPLE), form.delimiter
+    sample, delimiter = lines.peek(_SAMPLE), file_format.delimiter
     if _JSON.match(sample):
         raise ValueError(
             f"{path} is JSON, not a .csv: name it .json, or .jsonl with a row per line"
@@ -172,8 +174,8 @@ def _dialect(path: Path, lines: _Lines, form: FileFormat, report: ReadReport) ->
     if named := _SEPARATOR_LINE.match(sample):
         next(lines)
         sample, delimiter = sample[named.end() :], delimiter or named[1]
-    delimiter = delimiter or find_delimiter(sample, default)
-    if delimiter not in (default, form.delimiter):
+    delimiter = delimiter or detect_delimiter(sample, default)
+    if delimiter not in (default, file_format.delimiter):
         report.hint(f"{path}: read with the delimiter {delimiter!r}")
     # A .tsv has no quoting (IANA text/tab-separated-values): " is an ordinary character.
     quoting = csv.QUOTE_NONE if is_tsv and delimiter == "\t" else csv.QUOTE_MINIMAL
@@ -184,7 +186,7 @@ def _dialect(path: Path, lines: _Lines, form: FileFormat, report: ReadReport) ->
     }  # fmt: skip
 
 
-def find_delimiter(sample: str, default: str) -> str:
+def detect_delimiter(sample: str, default: str) -> str:
     """The delimiter of a table that begins with `sample`: `default`, unless another one splits the
     first line, and more of the records into as many fields as that line."""
     best, found = _consistency(sample, default), default

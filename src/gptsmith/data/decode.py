@@ -77,7 +77,7 @@ def decoding(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: not {name} ({error.reason}); {NOT_UTF8}") from None
 
 
-def find_encoding(path: Path, given: str | None, report: ReadReport) -> str:
+def detect_encoding(path: Path, given: str | None, report: ReadReport) -> str:
     """The encoding of a file: as given, or detected from its bytes, all of which are read.
 
     A hint reports a detected encoding other than UTF-8. ValueError for a file that is not text.

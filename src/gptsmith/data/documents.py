@@ -19,7 +19,7 @@ from gptsmith.data.rows import CSV, file_rows
 
 if TYPE_CHECKING:
     from gptsmith.data.token_files import TokenFiles
-    from gptsmith.data.tokenized import TokenTables
+    from gptsmith.data.token_tables import TokenTables
 
 Chunk = str | np.ndarray
 
@@ -82,10 +82,12 @@ def table_documents(path: Path, options: ReadOptions, report: ReadReport) -> Ite
         if column not in texts:
             kind = schema.field(column).type
             raise ValueError(f"{path}: column {column!r} holds {kind}, not text")
-        return _texts(file_rows(path, report, columns=[column], form=options), column, report)
+        return _texts(
+            file_rows(path, report, columns=[column], file_format=options), column, report
+        )
     # every value of a .csv is a string: a single column of strings need not be the text
     typed = not has_suffix(path, *CSV)
-    return row_documents(file_rows(path, report, form=options), options, report, typed=typed)
+    return row_documents(file_rows(path, report, file_format=options), options, report, typed=typed)
 
 
 def row_documents(

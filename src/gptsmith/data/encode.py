@@ -22,8 +22,8 @@ T = TypeVar("T")
 BATCH_SIZE = 1 << 20  # characters, or tokens where the source holds tokens
 
 
-class Part(NamedTuple):
-    """A chunk of a document.
+class DocumentChunk(NamedTuple):
+    """A chunk of a document, to be encoded.
 
     first      whether it is the first chunk of the document
     delimited  whether document tokens go around it
@@ -31,7 +31,7 @@ class Part(NamedTuple):
     """
 
     split: Split
-    chunk: Chunk
+    content: Chunk
     first: bool
     delimited: bool
     place: str
@@ -39,14 +39,14 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Consecutive parts. left_out: documents skipped since the start, by reason."""
+    """Consecutive chunks. left_out: documents skipped since the start, by reason."""
 
-    parts: list[Part]
+    chunks: list[DocumentChunk]
     left_out: dict[str, int]
 
 
 Encoded = list[tuple[np.ndarray, int]]
-"""For each part: its ids, without document tokens, and the number of UTF-8 bytes of its text."""
+"""For each chunk: its ids, without document tokens, and the number of UTF-8 bytes of its text."""
 
 
 def make_batches(
@@ -57,23 +57,25 @@ def make_batches(
     whole: join the chunks of each document, for tokenizers that might encode chunks differently,
     or if a token follows each document. left_out: returns the documents skipped so far.
     """
-    parts: list[Part] = []
+    chunks: list[DocumentChunk] = []
     sizes = dict.fromkeys(("train", "val"), 0)
     for split, document in documents:
-        chunks = document.chunks
+        contents = document.chunks
         if whole or split == "first_shard":
-            chunks = [_join(chunks)]
-        for number, chunk in enumerate(chunks):
+            contents = [_join(contents)]
+        for number, content in enumerate(contents):
             first = number == 0
-            parts.append(Part(split, chunk, first, first and document.delimited, document.place))
-            sizes["val" if split == "val" else "train"] += len(chunk)
+            chunks.append(
+                DocumentChunk(split, content, first, first and document.delimited, document.place)
+            )
+            sizes["val" if split == "val" else "train"] += len(content)
             # Validation text alone fills a batch only where all of it comes first. A limit on
             # training tokens then stops validation at about the same document.
             if (sizes["train"] or sizes["val"]) >= BATCH_SIZE:
-                yield TextBatch(parts, left_out())
-                parts, sizes = [], dict.fromkeys(sizes, 0)
-    if parts:
-        yield TextBatch(parts, left_out())
+                yield TextBatch(chunks, left_out())
+                chunks, sizes = [], dict.fromkeys(sizes, 0)
+    if chunks:
+        yield TextBatch(chunks, left_out())
 
 
 def _join(chunks: Iterable[Chunk]) -> Chunk:
@@ -83,15 +85,17 @@ def _join(chunks: Iterable[Chunk]) -> Chunk:
 
 def encode(batch: TextBatch, tokenizer: Tokenizer, token_bytes: np.ndarray | None) -> Encoded:
     """Encode a batch. ValueError naming the place of a text that the tokenizer cannot encode."""
-    texts = [(part.place, part.chunk) for part in batch.parts if isinstance(part.chunk, str)]
+    texts = [
+        (chunk.place, chunk.content) for chunk in batch.chunks if isinstance(chunk.content, str)
+    ]
     arrays = iter(encode_at(texts, tokenizer.encode_arrays))
     encoded: Encoded = []
-    for part in batch.parts:
-        chunk = part.chunk
-        if isinstance(chunk, str):
-            encoded.append((next(arrays), len(chunk.encode())))
+    for chunk in batch.chunks:
+        content = chunk.content
+        if isinstance(content, str):
+            encoded.append((next(arrays), len(content.encode())))
         else:
-            ids = chunk.astype(tokenizer.dtype)
+            ids = content.astype(tokenizer.dtype)
             if token_bytes is None:  # measured by decoding, as there is no text
                 encoded.append((ids, len(tokenizer.decode(ids).encode())))
             else:

@@ -16,7 +16,7 @@ import numpy as np
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template.template import ChatTemplate, Message
 from gptsmith.data.cells import InvalidRowError
-from gptsmith.data.columns import HISTORY, quoted, with_usual_names
+from gptsmith.data.columns import HISTORY, quoted, with_known_names
 from gptsmith.data.examples import Example
 from gptsmith.data.options import FileFormat, InstructionColumns, SplitConfig
 from gptsmith.data.report import ReadReport
@@ -34,7 +34,7 @@ from gptsmith.data.row_fields import (
 )
 from gptsmith.data.rows import read_rows
 from gptsmith.data.split import fill_splits, group_rows, hash_order
-from gptsmith.data.tokenized import IDS
+from gptsmith.data.token_tables import IDS
 
 # Taori et al. 2023, "Stanford Alpaca", PROMPT_DICT in train.py. The line end after the last line is
 # added here, so that the tokens of the prompt do not depend on how the answer begins.
@@ -153,7 +153,7 @@ def read_instructions(
     path: str | Path,
     columns: InstructionColumns,
     report: ReadReport,
-    form: FileFormat | None = None,
+    file_format: FileFormat | None = None,
 ) -> Iterator[Instruction]:
     """The rows of a file (data/rows.py) that have an instruction and an answer.
 
@@ -162,7 +162,7 @@ def read_instructions(
     instruction tuning does not support.
     """
     has_inputs, place = False, ""
-    for row in read_rows(path, report, form=form):
+    for row in read_rows(path, report, file_format=file_format):
         place = row.place
         has_inputs |= row.values.get(columns.input) is not None
         try:
@@ -184,7 +184,7 @@ def read_instructions(
 
 def _instruction(row: Row, columns: InstructionColumns, report: ReadReport) -> Instruction:
     wanted = (columns.instruction, columns.input, columns.output)
-    values = with_usual_names(row.values, wanted)
+    values = with_known_names(row.values, wanted)
     for what, name in (("instruction", columns.instruction), ("output", columns.output)):
         if name not in values and IDS in values:
             raise InvalidRowError(

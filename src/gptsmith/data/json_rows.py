@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gptsmith.data.columns import MESSAGES, PROMPT_AND_RESPONSE, ROLE, quoted
-from gptsmith.data.decode import LINE_LIMIT, NOT_UTF8, find_encoding, open_text
+from gptsmith.data.decode import LINE_LIMIT, NOT_UTF8, detect_encoding, open_text
 from gptsmith.data.paths import has_suffix
 from gptsmith.data.report import ReadReport
 from gptsmith.data.row import Row, unicode_problem
@@ -34,7 +34,7 @@ def json_rows(path: Path, report: ReadReport, given: str | None) -> Iterator[Row
 
     ValueError naming file and line of what cannot be read, unless `report` skips it.
     """
-    encoding = find_encoding(path, given, report)
+    encoding = detect_encoding(path, given, report)
     values = _rows_of_file(path, encoding, report)
     if values is None:
         yield from _line_rows(path, encoding, report)

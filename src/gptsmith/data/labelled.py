@@ -14,8 +14,8 @@ from gptsmith.data.columns import (
     TEXT,
     choose_column,
     choose_text_column,
+    known_columns,
     unclear_column,
-    usual_columns,
 )
 from gptsmith.data.csv_rows import csv_rows
 from gptsmith.data.options import FileFormat, LabelledFiles
@@ -62,17 +62,17 @@ def read_labelled(path: Path, files: LabelledFiles, report: ReadReport) -> list[
 
 
 def read_texts(
-    path: Path, text_column: str | None, report: ReadReport, form: FileFormat
+    path: Path, text_column: str | None, report: ReadReport, file_format: FileFormat
 ) -> Iterator[tuple[str, Row]]:
     """Texts without labels, each with its row: rows of a table, or lines of another file.
 
     ValueError naming the place for a column that is not obvious and for a row without text.
     """
     if _is_lines(path):
-        lines = enumerate(read_text(path, form.encoding, report).split("\n"), 1)
+        lines = enumerate(read_text(path, file_format.encoding, report).split("\n"), 1)
         rows = iter([Row(f"{path}:{i}", {"text": line}) for i, line in lines if line.strip()])
     else:
-        rows = read_rows(path, report, form=form)
+        rows = read_rows(path, report, file_format=file_format)
     column = ""
     for row in rows:
         names = list(row.values)
@@ -104,18 +104,18 @@ def _pairs(path: Path, files: LabelledFiles, report: ReadReport) -> Iterator[Pai
 
 
 def _table_pairs(path: Path, files: LabelledFiles, report: ReadReport) -> Iterator[Pair]:
-    rows = list(read_rows(path, report, form=files))
+    rows = list(read_rows(path, report, file_format=files))
     if not rows:
         return
     names = list(rows[0].values)
     configured = files.text_column or files.label_column
-    if len(names) == 2 and not configured and not usual_columns(names, TEXT + LABEL):
+    if len(names) == 2 and not configured and not known_columns(names, TEXT + LABEL):
         # Perhaps a table without header line: then a "name" of the label column occurs in its rows.
         columns = [[name, *(row.values.get(name) for row in rows)] for name in names]
         at = _label_column(columns)
         if at is not None and names[at] in columns[at][1:]:
             report.hint(f"{path}: no header line; column {at + 1} of 2 is the label")
-            for row in read_rows(path, report, header=("0", "1"), form=files):
+            for row in read_rows(path, report, header=("0", "1"), file_format=files):
                 yield row.place, row.values[str(1 - at)], row.values[str(at)]
             return
     yield from _column_pairs(rows, files, report)
@@ -179,8 +179,8 @@ def _line_pairs(path: Path, files: LabelledFiles, report: ReadReport) -> Iterato
     lines = [(i, line.strip()) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     report.read[path] = len(lines)
     if lines and (delimiter := _header_delimiter(lines[0][1])):
-        form = FileFormat(encoding=files.encoding, delimiter=delimiter)
-        yield from _column_pairs(list(csv_rows(path, report, None, form)), files, report)
+        file_format = FileFormat(encoding=files.encoding, delimiter=delimiter)
+        yield from _column_pairs(list(csv_rows(path, report, None, file_format)), files, report)
         return
     delimiter = files.delimiter or "\t"
     layouts = _label_layouts(lines, [(delimiter, 0), (delimiter, 1)])
@@ -300,7 +300,7 @@ def _header_delimiter(line: str) -> str:
     """The delimiter of a line that names a column of texts and one of labels; "" for others."""
     for delimiter in "\t,;|":
         names = [name.strip(" \"'") for name in line.split(delimiter)]
-        if usual_columns(names, TEXT) and usual_columns(names, LABEL):
+        if known_columns(names, TEXT) and known_columns(names, LABEL):
             return delimiter
     return ""
 

@@ -30,7 +30,7 @@ from gptsmith.data import output_dir
 from gptsmith.data.corpus_files import (
     check_splits,
     documents_of,
-    make,
+    make_corpus,
     open_sources,
     print_choices,
     write_manifest,
@@ -44,12 +44,12 @@ from gptsmith.data.report import ReadReport
 from gptsmith.data.shards import MANIFEST, MAX_SHARDS, SPLITS, UNFINISHED, too_many_shards
 from gptsmith.data.split import PartSplit, Split, hash_rule, overlap
 from gptsmith.data.token_files import TokenFiles
-from gptsmith.data.tokenized import TokenTables
+from gptsmith.data.token_tables import TokenTables
 from gptsmith.progress import WorkProgress
 from gptsmith.sandbox import python_command
 from gptsmith.tokenizer import Tokenizer
 
-_MOST = 200  # parts per source, each with a shard or more per split
+_MAX_PARTS = 200  # parts per source, each with a shard or more per split
 _LOCK_SECONDS = 60.0
 
 
@@ -104,7 +104,7 @@ def divide(
     def add(source: Source, split: Split | None, rule: str | None = None) -> None:
         for number, paths in enumerate(_groups(source)):
             rest = "train" if split == "first_shard" and number else split
-            parts.append(Part(len(parts), _only(source, paths), rest))
+            parts.append(Part(len(parts), _restricted_to(source, paths), rest))
         if rule is not None and rule not in rules:
             rules.append(rule)
 
@@ -135,7 +135,7 @@ def _groups(source: Source) -> list[list[Path]]:
     of_validation = source.validation.files if source.validation is not None else ()
     paths = [path for path in source.files if path not in of_validation]
     sizes = {path: path.stat().st_size for path in paths}
-    enough, groups, room = sum(sizes.values()) / _MOST, [[paths[0]]], 0.0
+    enough, groups, room = sum(sizes.values()) / _MAX_PARTS, [[paths[0]]], 0.0
     for before, path in pairwise(paths):
         room += sizes[before]
         if room >= enough:
@@ -145,7 +145,7 @@ def _groups(source: Source) -> list[list[Path]]:
     return groups
 
 
-def _only(source: Source, paths: list[Path]) -> Source:
+def _restricted_to(source: Source, paths: list[Path]) -> Source:
     """The source with some of its files."""
     if isinstance(source.token_ids, TokenFiles):
         kept = TokenFiles(tuple(file for file in source.token_ids.files if file.path in paths))
@@ -170,7 +170,7 @@ def prepare_task(
     plan = make_plan(config)
     print_choices(plan.sources)
     files.make_folder(config.out)
-    with _lock_in_turn(config.out):
+    with _wait_for_lock(config.out):
         if _is_complete(config, plan):
             return
         output_dir.begin_parts(config.out, plan.identity)
@@ -197,7 +197,7 @@ def _prepare_part(config: PrepareConfig, part: Part, given: Tokenizer, report: R
         )
         total = sum(path.stat().st_size for path in part.source.files)
         try:
-            manifest = make(config, documents, report, total, given, identity, part.number)
+            manifest = make_corpus(config, documents, report, total, given, identity, part.number)
         except ValueError:
             output_dir.discard(out)
             raise
@@ -231,7 +231,7 @@ def _is_complete(config: PrepareConfig, plan: Plan) -> bool:
 
 
 @contextmanager
-def _lock_in_turn(out: Path) -> Iterator[None]:
+def _wait_for_lock(out: Path) -> Iterator[None]:
     """The lock of a folder that other tasks hold for a moment."""
     deadline = time.monotonic() + _LOCK_SECONDS
     while True:
@@ -265,7 +265,7 @@ def prepare_in_parts(config: PrepareConfig) -> dict[str, Any] | None:
             try:
                 _run_tasks(config, plan, min(config.tasks, len(plan.parts)))
             except ValueError:
-                if not _prepared(config.out):
+                if not _count_complete(config.out):
                     output_dir.discard(config.out)
                 raise
         return _join(config, plan)
@@ -325,7 +325,7 @@ def _run_tasks(config: PrepareConfig, plan: Plan, tasks: int) -> None:
             while left := [process for process in running if process.poll() != 0]:
                 if failed := next((p for p in left if p.returncode is not None), None):
                     raise _task_error(failed)
-                progress.update(_prepared(config.out))
+                progress.update(_count_complete(config.out))
                 time.sleep(0.05)
             progress.update(len(plan.parts))
     finally:
@@ -335,7 +335,7 @@ def _run_tasks(config: PrepareConfig, plan: Plan, tasks: int) -> None:
             process.communicate()
 
 
-def _prepared(out: Path) -> int:
+def _count_complete(out: Path) -> int:
     """The number of complete parts."""
     return len(list((out / UNFINISHED).glob(f"*/{MANIFEST}")))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from gptsmith import files, terminal
 from gptsmith.data import output_dir
-from gptsmith.data.corpus_files import documents_of, make, open_sources, print_choices
+from gptsmith.data.corpus_files import documents_of, make_corpus, open_sources, print_choices
 from gptsmith.data.corpus_tokenizer import given_tokenizer
 from gptsmith.data.options import PrepareConfig
 from gptsmith.data.parts import prepare_in_parts
@@ -61,7 +61,7 @@ def prepare(config: PrepareConfig) -> Path:
                 )
             return out
         try:
-            manifest = make(config, documents, report, sum(sizes), given, identity)
+            manifest = make_corpus(config, documents, report, sum(sizes), given, identity)
         except ValueError:
             output_dir.discard(out)
             raise

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gptsmith.data import columnar
 from gptsmith.data.csv_rows import csv_rows
-from gptsmith.data.decode import find_encoding, open_text
+from gptsmith.data.decode import detect_encoding, open_text
 from gptsmith.data.json_rows import json_rows
 from gptsmith.data.options import FileFormat
 from gptsmith.data.paths import FoundFiles, find_files, has_suffix
@@ -30,21 +30,21 @@ def read_rows(
     report: ReadReport | None = None,
     *,
     header: Sequence[str] | None = None,
-    form: FileFormat | None = None,
+    file_format: FileFormat | None = None,
 ) -> Iterator[Row]:
     """The rows of a file, of all files in a folder, or of those that match a pattern, in order.
 
     A line of JSON that is a list becomes a row with a single column, `messages`.
     report: what to do with rows that cannot be read (default: ValueError).
     header: names of the columns where a .csv or .tsv has no header line.
-    form: encoding and delimiter, if they are not to be detected.
+    file_format: encoding and delimiter, if they are not to be detected.
     ValueError naming file and line of a row that cannot be read.
     """
     report = report or ReadReport()
     found = find_tables(path)
     found.count_empty(report)
     for file in found.files:
-        yield from file_rows(file, report, header=header, form=form)
+        yield from file_rows(file, report, header=header, file_format=file_format)
 
 
 def find_tables(path: str | Path) -> FoundFiles:
@@ -68,18 +68,18 @@ def file_rows(
     *,
     header: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
-    form: FileFormat | None = None,
+    file_format: FileFormat | None = None,
 ) -> Iterator[Row]:
     """The rows of one file. columns: those to read (Parquet and Arrow only)."""
-    form = form or FileFormat()
+    file_format = file_format or FileFormat()
     if path.stat().st_size == 0:
         report.reject("empty file", str(path), "the file is empty")
     elif has_suffix(path, *columnar.SUFFIXES):
         yield from _columnar_rows(path, report, columns)
     elif has_suffix(path, *CSV):
-        yield from csv_rows(path, report, header, form)
+        yield from csv_rows(path, report, header, file_format)
     else:
-        yield from json_rows(path, report, form.encoding)
+        yield from json_rows(path, report, file_format.encoding)
 
 
 def is_table(path: Path) -> bool:
@@ -87,7 +87,7 @@ def is_table(path: Path) -> bool:
     if has_suffix(path, *SUFFIXES):
         return True
     try:
-        with open_text(path, find_encoding(path, None, ReadReport())) as (_, file):
+        with open_text(path, detect_encoding(path, None, ReadReport())) as (_, file):
             return _JSON.match(file.read(1 << 12)) is not None
     except ValueError:
         return False

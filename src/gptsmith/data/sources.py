@@ -23,7 +23,7 @@ from gptsmith.data.encode import encode_at
 from gptsmith.data.options import ReadOptions
 from gptsmith.data.paths import UnavailableError, files_below, find_files, has_suffix
 from gptsmith.data.report import ReadReport
-from gptsmith.data.tokenized import IDS, TokenTables, open_token_tables, token_tables
+from gptsmith.data.token_tables import IDS, TokenTables, find_token_tables, open_token_tables
 from gptsmith.recognize import binary_kind, is_artifact, wrong_kind
 from gptsmith.tokenizer import Tokenizer
 
@@ -184,7 +184,7 @@ def _ids_of_tables(
     paths: Sequence[Path], options: ReadOptions, report: ReadReport
 ) -> TokenTables | None:
     """The token ids of files; None if they hold text."""
-    tables = token_tables(paths) if options.text_column in (None, IDS) else []
+    tables = find_token_tables(paths) if options.text_column in (None, IDS) else []
     if not tables:
         return None
     both = (path for path in tables if "text" in columnar.read_schema(path).names)

@@ -11,7 +11,7 @@ from gptsmith.data.decode import (
     NOT_UTF8,
     UTF8,
     decoding,
-    find_encoding,
+    detect_encoding,
     open_bytes,
     open_text,
 )
@@ -27,7 +27,7 @@ CHUNK_BYTES = 1 << 18  # read at a time
 
 def text_documents(path: Path, options: ReadOptions, report: ReadReport) -> Iterator[Document]:
     """The file as one document, or several between separators."""
-    text = TextFile(path, report, find_encoding(path, options.encoding, report))
+    text = TextFile(path, report, detect_encoding(path, options.encoding, report))
     if options.document_separator:
         return _separated_documents(text, options.document_separator)
     return _one_document(text)
@@ -125,7 +125,7 @@ def read_text(path: Path, given: str | None, report: ReadReport) -> str:
 
     given: the encoding; None: detect it.
     """
-    with open_text(path, find_encoding(path, given, report)) as (_, file):
+    with open_text(path, detect_encoding(path, given, report)) as (_, file):
         return file.read()
 
 

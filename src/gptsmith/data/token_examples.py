@@ -12,7 +12,7 @@ from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.data.examples import Example, answer_ends
 from gptsmith.data.options import Labels
 from gptsmith.data.report import ReadReport
-from gptsmith.data.tokenized import (
+from gptsmith.data.token_tables import (
     LABELS,
     ShiftDetector,
     TokenRow,

@@ -25,7 +25,7 @@ import numpy as np
 from gptsmith.data.documents import Document
 from gptsmith.data.paths import has_suffix
 from gptsmith.data.report import ReadReport
-from gptsmith.data.tokenized import without_document_tokens
+from gptsmith.data.token_tables import without_document_tokens
 from gptsmith.recognize import binary_kind, wrong_kind
 from gptsmith.tokenizer import DocumentTokens
 

@@ -147,7 +147,7 @@ def target_bytes(
     of targets. context_only: ids that are never targets. None without targets.
     """
     sizes = tokenizer.token_bytes()
-    if sizes is not None and tokenizer.spells_text:
+    if sizes is not None and tokenizer.keeps_bytes:
         return torch.from_numpy(sizes)
     targets = sum(len(s) - 1 - int(np.isin(s[1:], context_only).sum()) for s in shards if len(s))
     return text_bytes / targets if targets else None

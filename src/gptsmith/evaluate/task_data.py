@@ -54,9 +54,9 @@ def question_rows(
     found = (path.with_name(name) for name in names)
     labels = None if path.is_dir() else next((file for file in found if file.is_file()), None)
     if labels is None:
-        yield from read_rows(path, report, form=form)
+        yield from read_rows(path, report, file_format=form)
         return
-    rows = list(read_rows(path, report, form=form))
+    rows = list(read_rows(path, report, file_format=form))
     if any("label" in row.values for row in rows):
         yield from rows
         return

@@ -328,7 +328,7 @@ class Tokenizer:
         return bool(self._steps["decoder"].get("type") == "ByteLevel")
 
     @cached_property
-    def spells_text(self) -> bool:
+    def keeps_bytes(self) -> bool:
         """Whether the bytes of a text's ids are its UTF-8 bytes: nothing normalized or added."""
         before = self._steps["pre_tokenizer"]
         steps = before.get("pretokenizers") or [before]

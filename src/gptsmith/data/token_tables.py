@@ -34,7 +34,7 @@ class TokenRow(NamedTuple):
     labels: np.ndarray | None
 
 
-def token_tables(paths: Sequence[Path]) -> list[Path]:
+def find_token_tables(paths: Sequence[Path]) -> list[Path]:
     """The files, if they are tables of token ids; none if no file is. ValueError for a mixture."""
     tables = [p for p in paths if has_suffix(p, *SUFFIXES) and IDS in read_schema(p).names]
     if 0 < len(tables) < len(paths):

@@ -10,10 +10,10 @@
    the cores. Its functions are called by address, so the compiler needs no OpenMP of its own. */
 
 #include "attention.h"
+#include "barrier.h"
 
 typedef struct {
     void (*parallel)(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel */
-    void (*barrier)(void);
     int (*thread)(void), (*team)(void); /* omp_get_thread_num, omp_get_num_threads */
     int64_t threads; /* wanted; a limit of the user's may give fewer */
 } runtime;
@@ -71,7 +71,6 @@ static void run(const runtime *r, void (*work)(void *), void *task) {
 }
 INLINE int64_t thread_of(const runtime *r) { return r->threads > 1 ? r->thread() : 0; }
 INLINE int64_t threads_of(const runtime *r) { return r->threads > 1 ? r->team() : 1; }
-INLINE void barrier(const runtime *r) { if (r->threads > 1) r->barrier(); }
 
 /* The items of `count` that are this thread's. */
 #define SHARE(i, count) \
@@ -83,6 +82,7 @@ typedef struct {
     const batch *batch;
     scratch s;
     float *x;
+    barrier *barrier;
 } forward_task;
 
 /* What a thread knows. Work between two products is shared by rows and parts of rows; for a single
@@ -95,8 +95,10 @@ typedef struct {
     uint8_t *prepared;
 } worker;
 
+static void wait_here(const worker *w) { wait_for_all(w->task->barrier, w->threads); }
+
 static void wait_for_rows(const worker *w) {
-    if (w->parts > 1) barrier(w->task->runtime);
+    if (w->parts > 1) wait_here(w);
 }
 
 static void norm_rows(const worker *w, norm n, const matrix *next) {
@@ -114,7 +116,7 @@ static void norm_rows(const worker *w, norm n, const matrix *next) {
 /* y, or x with add, of the prepared rows. */
 static void multiply(const worker *w, const matrix *m, float *y, int64_t width, int add) {
     linear(m, w->prepared, w->task->batch->N, y, width, add, w->thread, w->threads);
-    barrier(w->task->runtime);
+    wait_here(w);
 }
 
 static void attention_part(const worker *w, int64_t layer) {
@@ -129,9 +131,9 @@ static void attention_part(const worker *w, int64_t layer) {
     SHARE(u, N * heads)
         place(m, b, layer, u / heads, u % heads, qkv + u / heads * qkv_width + u % heads * m->D);
     SHARE(i, N) memset(mixed + i * width + size, 0, (width - size) * sizeof(float));
-    barrier(w->task->runtime);
+    wait_here(w);
     attention(m, b, layer, qkv, qkv_width, mixed, width, thread, threads);
-    barrier(w->task->runtime);
+    wait_here(w);
     thread = w->part, threads = w->parts;
     int64_t pieces = width / 64;
     SHARE(u, N * pieces) {
@@ -176,7 +178,7 @@ static void forward_thread(void *argument) {
         if (m->positions)
             for (int64_t c = 0; c < m->C; c++) x[c] += m->positions[b->positions[i] * m->C + c];
     }
-    barrier(r);
+    wait_here(&w);
     for (int64_t layer = 0; layer < m->n_layer; layer++) {
         attention_part(&w, layer);
         mlp_part(&w, layer);
@@ -189,7 +191,8 @@ static void forward_thread(void *argument) {
 
 /* x (N, padded C): the vectors after the final norm. Keys and values go to the pages. */
 void forward(const runtime *r, const model *m, const batch *b, scratch s, float *x) {
-    forward_task task = {r, m, b, s, x};
+    barrier barrier = {0};
+    forward_task task = {r, m, b, s, x, &barrier};
     run(r, forward_thread, &task);
 }
 
@@ -200,6 +203,7 @@ typedef struct {
     int64_t N;
     uint8_t *prepared;
     float *y;
+    barrier *barrier;
 } product_task;
 
 static void product_thread(void *argument) {
@@ -210,13 +214,14 @@ static void product_thread(void *argument) {
         uint8_t *row = t->prepared + u / pieces * prepared_bytes(m->inputs);
         prepare(m->inputs, u % pieces * 64, t->x + u * 64, row);
     }
-    barrier(t->runtime);
+    wait_for_all(t->barrier, threads);
     linear(m, t->prepared, t->N, t->y, m->outputs, 0, thread, threads);
 }
 
 /* y (N, outputs) of x (N, inputs), sizes padded. */
 void product(const runtime *r, const matrix *m, const float *x, int64_t N, uint8_t *prepared, float *y) {
-    product_task task = {r, m, x, N, prepared, y};
+    barrier barrier = {0};
+    product_task task = {r, m, x, N, prepared, y, &barrier};
     run(r, product_thread, &task);
 }
 

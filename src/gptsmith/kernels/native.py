@@ -22,7 +22,7 @@ MLPS = ("gelu", "gelu_erf", "relu2", "swiglu")
 
 
 class Runtime(Structure):
-    _fields_ = [(n, c_void_p) for n in ("parallel", "barrier", "thread", "team")]
+    _fields_ = [(n, c_void_p) for n in ("parallel", "thread", "team")]
     _fields_ += [("threads", c_int64)]
 
 
@@ -123,7 +123,7 @@ def _openmp() -> tuple[int | None, ...]:
     found = sorted(Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"))
     try:
         library = ctypes.CDLL(str(found[0]))
-        names = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")
+        names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
         return tuple(ctypes.cast(getattr(library, name), c_void_p).value for name in names)
     except (IndexError, OSError, AttributeError):
-        return (None,) * 4
+        return (None,) * 3

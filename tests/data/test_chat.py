@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chats import BYTES, talk, write
+from chats import BYTES, talk
+from tables import write
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template.template import TEMPLATE, ChatTemplate

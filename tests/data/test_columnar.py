@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tables import write_arrow
 
 from gptsmith import sandbox
 from gptsmith.data import columnar
@@ -27,9 +28,7 @@ def write(path: Path, table: pa.Table = TABLE, **options: Any) -> Path:
     if path.suffix == ".parquet":
         pq.write_table(table, path, **options)
     else:
-        new = pa.ipc.new_stream if "stream" in path.name else pa.ipc.new_file
-        with new(str(path), table.schema, options=pa.ipc.IpcWriteOptions(**options)) as sink:
-            sink.write_table(table)
+        write_arrow(path, table, **options)
     return path
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from chats import said, talk, target_texts, write
+from chats import said, talk, target_texts
 from data_sets import complete_data
+from tables import write
 
 from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.data.chat import ChatCounts, encode_conversations

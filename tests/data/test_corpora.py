@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from data_sets import complete_data
 from local_web import Site
-from text_sources import ROWS, jsonl, opened, read, texts, write_rows
+from text_sources import ROWS, opened, read, texts, write_rows
 
 from gptsmith.data import corpora, hub
 from gptsmith.data.documents import row_documents
@@ -153,6 +153,6 @@ def test_tinystories(real_data: Path) -> None:
 def test_rows_of_the_hub_are_streamed(tmp_path: Path) -> None:
     """`datasets` reads a folder as it reads the Hub, which no test may reach."""
     pytest.importorskip("datasets")
-    jsonl(tmp_path / "train.jsonl", [{"id": i, "text": row} for i, row in enumerate(ROWS)])
+    write_rows(tmp_path / "train.jsonl", ROWS)
     rows = hub.hub_rows(hub.HubName(str(tmp_path)), None)
     assert texts(row_documents(rows, ReadOptions(), ReadReport())) == ROWS

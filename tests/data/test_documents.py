@@ -5,7 +5,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from text_sources import ROWS, jsonl, read, write_rows
+from tables import write
+from text_sources import ROWS, read, write_rows
 
 from gptsmith.data.report import ReadReport
 
@@ -36,11 +37,11 @@ def test_a_tsv_has_no_quotes(tmp_path: Path) -> None:
     ],
 )
 def test_obvious_text_column_is_found(tmp_path: Path, row: dict, column: str) -> None:
-    assert read(jsonl(tmp_path / "a.jsonl", [row])) == [row[column]]
+    assert read(write(tmp_path / "a.jsonl", row)) == [row[column]]
 
 
 def test_unclear_text_column_is_an_error(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "a.jsonl", [{"question": "x", "answer": "y"}])
+    path = write(tmp_path / "a.jsonl", {"question": "x", "answer": "y"})
     with pytest.raises(ValueError, match=r"a\.jsonl:1: .*'question', 'answer' with --text-column"):
         read(path)
     assert read(path, text_column="answer") == ["y"]

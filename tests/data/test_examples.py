@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from tables import write
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.data import examples as module
@@ -112,9 +113,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
 
 def test_other_files_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.arrow"
-    table = pa.table({"input_ids": [[1, 2]], "labels": [[1, 2]]})
-    with pa.ipc.new_file(str(path), table.schema) as sink:
-        sink.write_table(table)
+    write(path, {"input_ids": [1, 2], "labels": [1, 2]})
     assert not is_chat_set(path)
     with pytest.raises(ValueError, match="not a file of examples"):
         Examples(path)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chats import write
 from data_sets import complete_data
+from tables import write
 
 from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.data.instructions import (

@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import chats
-import pyarrow as pa
 import pytest
+import tables
 from labelled_texts import as_csv, content, everything, load, pairs
 
 from gptsmith.data.classification import load_labelled
@@ -42,11 +41,8 @@ def write(kind: str, folder: Path) -> Path:
     match kind:
         case "csv" | "tsv":
             as_csv(path, ["text", "label"], rows)
-        case "json" | "jsonl" | "jsonl.gz" | "parquet":
-            chats.write(path, *records)
-        case "arrow":
-            with pa.ipc.new_file(path, pa.Table.from_pylist(records).schema) as sink:
-                sink.write(pa.Table.from_pylist(records))
+        case "json" | "jsonl" | "jsonl.gz" | "parquet" | "arrow":
+            tables.write(path, *records)
         case "label_first.tsv":
             as_csv(path, None, [(label, text) for text, label in rows])
         case "text_first.csv":
@@ -121,7 +117,7 @@ def test_text_and_label_win_over_other_known_names(tmp_path: Path) -> None:
 def test_labels_are_text_whatever_their_type(tmp_path: Path) -> None:
     def labels(values: list[Any]) -> tuple[str, ...]:
         rows = [{"text": t, "label": values[i % len(values)]} for i, (t, _) in enumerate(pairs())]
-        return load(chats.write(tmp_path / "rows.jsonl", *rows)).labels
+        return load(tables.write(tmp_path / "rows.jsonl", *rows)).labels
 
     assert labels([1, 10, 9]) == ("1", "9", "10")
     assert labels([1.0, 0.0]) == ("0", "1")  # pandas makes such of integers with gaps
@@ -132,14 +128,14 @@ def test_labels_are_text_whatever_their_type(tmp_path: Path) -> None:
 
 def test_exports_of_annotation_tools(tmp_path: Path) -> None:
     rows = [{"id": i, "text": text, "label": [label]} for i, (text, label) in enumerate(pairs())]
-    doccano = load(chats.write(tmp_path / "a.jsonl", *rows))
+    doccano = load(tables.write(tmp_path / "a.jsonl", *rows))
     assert {(row.text, row.label) for row in everything(doccano)} == {*pairs()}
-    path = chats.write(tmp_path / "b.jsonl", *rows, rows[0] | {"label": ["no", "yes"]})
+    path = tables.write(tmp_path / "b.jsonl", *rows, rows[0] | {"label": ["no", "yes"]})
     with pytest.raises(ValueError, match=r"b\.jsonl:41: several labels: a text has one here"):
         load(path)
     answers = ["accept"] * 4 + ["reject", "ignore"]  # Prodigy: reject is not this label
     rows = [row | {"answer": answers[i % 6], "_input_hash": i} for i, row in enumerate(rows)]
-    data = load(chats.write(tmp_path / "c.jsonl", *rows))
+    data = load(tables.write(tmp_path / "c.jsonl", *rows))
     assert len(everything(data)) == 28
     assert any("rejected or ignored by the annotator: 12 (" in note for note in data.notes)
 
@@ -292,7 +288,7 @@ def test_unclear_columns_are_an_error(
 def test_bad_rows_are_an_error_or_skipped(tmp_path: Path, bad: dict[str, Any], what: str) -> None:
     records: list[dict[str, Any]] = [{"text": text, "label": label} for text, label in pairs()]
     records[5:5] = [bad]
-    path = chats.write(tmp_path / "rows.jsonl", *records)
+    path = tables.write(tmp_path / "rows.jsonl", *records)
     with pytest.raises(ValueError, match=f"rows.jsonl:6: {what}.*; --on-error skip"):
         load(path)
     data = load(path, on_error="skip")

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chats import target_texts, write
+from chats import target_texts
+from tables import write
 
 from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.data.chat import ChatCounts, encode_conversations

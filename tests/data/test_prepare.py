@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prepared import decoded, run, snapshot, write_jsonl
 from pydantic import ValidationError
+from tables import write
 
 from gptsmith.data import encode, text_files
 from gptsmith.data.options import PrepareConfig
@@ -101,10 +101,8 @@ def test_foreign_tokenizer_encodes_whole_documents(
 
 def test_token_ids_are_stored_as_they_are(tmp_path: Path) -> None:
     rows = [[i % 256 for i in range(k, k + 64)] for k in range(0, 640, 64)]
-    path = tmp_path / "ids.arrow"
-    table = pa.table({"input_ids": rows, "labels": rows})
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as out:
-        out.write_table(table)
+    path = tmp_path / "stream.arrow"
+    write(path, *({"input_ids": row, "labels": row} for row in rows))
     corpus = run(tmp_path / "out", path)
     stream = np.concatenate([*corpus.train, *corpus.val])
     assert stream.tolist() == np.concatenate(rows).tolist()

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data_sets import complete_data
+from tables import write_arrow
 
 from gptsmith.data.report import ReadReport
 from gptsmith.data.rows import read_rows
@@ -62,10 +63,9 @@ def test_columnar_files_of_many_batches(tmp_path: Path) -> None:
     rows = [{"n": n, "list": [{"role": "user", "content": str(n)}]} for n in range(1500)]
     table = pa.Table.from_pylist([*rows, {"n": None, "list": None}])
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=700)
-    for name, new in (("b.arrow", pa.ipc.new_file), ("c.arrow", pa.ipc.new_stream)):
-        with new(str(tmp_path / name), table.schema) as sink:
-            sink.write_table(table)
-    for name in ("a.parquet", "b.arrow", "c.arrow"):
+    write_arrow(tmp_path / "b.arrow", table)
+    write_arrow(tmp_path / "stream.arrow", table)
+    for name in ("a.parquet", "b.arrow", "stream.arrow"):
         assert values(tmp_path / name) == [*rows, {"n": None, "list": None}]
         assert places(tmp_path / name)[1023] == f"{name}, row 1024"
 
@@ -133,8 +133,7 @@ def test_errors_name_file_and_place(tmp_path: Path) -> None:
     damaged.write_bytes(gzip.compress(as_lines(ROWS) * 99)[:-9])
     assert "damaged gzip" in rejected(damaged)
     twice = pa.table([[1], [2]], names=["a", "a"])
-    with pa.ipc.new_file(str(tmp_path / "n.arrow"), twice.schema) as sink:
-        sink.write_table(twice)
+    write_arrow(tmp_path / "n.arrow", twice)
     assert "two columns are called 'a'" in rejected(tmp_path / "n.arrow")
     assert "no such file" in rejected(tmp_path / "none.csv")
     assert "matches this pattern" in rejected(tmp_path / "*.nothing")

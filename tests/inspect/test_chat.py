@@ -4,8 +4,9 @@ import io
 from pathlib import Path
 
 import pytest
-from chats import OURS, talk, write
+from chats import OURS, talk
 from rich.console import Console
+from tables import write
 
 from gptsmith.data.chat import write_chat
 from gptsmith.data.options import ChatFiles

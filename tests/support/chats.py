@@ -1,14 +1,9 @@
 """Conversations, the built-in template over bytes, and the texts of its targets."""
 
-import gzip
-import json
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import tokenizers
 
 from gptsmith.batch import IGNORE_INDEX
@@ -48,19 +43,6 @@ def stock_ids(theirs: Any, messages: Sequence[Any], prompt: bool = False, tools:
     return theirs.apply_chat_template(
         messages, tokenize=True, return_dict=False, add_generation_prompt=prompt, tools=tools
     )
-
-
-def write(path: Path, *rows: Any) -> Path:
-    """The rows as a table in the format of the file's suffix: .parquet, .json, .jsonl(.gz)."""
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(list(rows)), path)
-        return path
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    if path.suffix == ".gz":
-        path.write_bytes(gzip.compress(lines.encode()))
-    else:
-        path.write_text(json.dumps(rows) if path.suffix == ".json" else lines)
-    return path
 
 
 def learned(

@@ -1,9 +1,9 @@
 """Prepared corpora for tests."""
 
-import json
 from pathlib import Path
 
 import numpy as np
+from tables import write
 
 from gptsmith.data.options import PrepareConfig
 from gptsmith.data.prepare import prepare
@@ -25,8 +25,7 @@ def decoded(corpus: Corpus, split: str) -> list[str]:
 
 
 def write_jsonl(path: Path, texts: list[str]) -> Path:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return path
+    return write(path, *({"text": text} for text in texts))
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ from gptsmith.chat_template.template import Message
 from gptsmith.config import flatten
 from gptsmith.evaluate.options import EvaluateOptions
 from gptsmith.generate.options import SamplingConfig
-from gptsmith.run import Run, Which
+from gptsmith.run import CheckpointName, Run
 from gptsmith.run.options import Quantized
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class LoadedRun:
     def __init__(
         self,
         run: Run,
-        checkpoint: Which = "last",
+        checkpoint: CheckpointName = "last",
         device: str = "auto",
         trust_code: bool = False,
         quantize: Quantized | None = None,
@@ -128,7 +128,7 @@ class LoadedRun:
 
 def load(
     path: str | Path,
-    checkpoint: Which = "last",
+    checkpoint: CheckpointName = "last",
     device: str = "auto",
     trust_code: bool = False,
     quantize: Quantized | None = None,

@@ -7,7 +7,7 @@ import pytest
 from gptsmith.evaluate.prefix_tree import (
     PrefixGroup,
     PrefixTree,
-    Text,
+    Tokens,
     batches,
     count_nodes,
     plan,
@@ -22,11 +22,11 @@ def _seed() -> None:
     GENERATOR.seed(0)
 
 
-def tokens(n: int) -> Text:
+def tokens(n: int) -> Tokens:
     return tuple(GENERATOR.randrange(50) for _ in range(n))
 
 
-def texts_of(groups: list[PrefixGroup]) -> list[Text]:
+def texts_of(groups: list[PrefixGroup]) -> list[Tokens]:
     """The texts that the nodes of the trees spell."""
     found = []
     for group in groups:

@@ -17,7 +17,7 @@ from gptsmith.interop.peft import Adapter
 from gptsmith.model.config import ModelConfig, RopeScaling
 from gptsmith.model.lora import LoraConfig, attach
 from gptsmith.model.tuning import Tuning, trainable_state_dict
-from gptsmith.run import Run, Which, layout
+from gptsmith.run import CheckpointName, Run, layout
 from gptsmith.run.create import open_for_training
 from gptsmith.tokenizer import Tokenizer
 
@@ -49,7 +49,7 @@ def export(run: Run, out: Path, dtype: torch.dtype | None = None) -> list[str]:
     return hf.export(exportable(run), out, dtype)
 
 
-def export_adapter(run: Run, out: Path, checkpoint: Which = "last") -> None:
+def export_adapter(run: Run, out: Path, checkpoint: CheckpointName = "last") -> None:
     hf.export_adapter(exportable(run, base=True), run.load_adapter(checkpoint), out)
 
 

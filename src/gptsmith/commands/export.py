@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 from gptsmith import terminal
 from gptsmith.config import Section, load_config
+from gptsmith.run import CheckpointName
 
 if TYPE_CHECKING:
     from gptsmith.interop.external_model import ExportableModel
-    from gptsmith.run import Run, Which
+    from gptsmith.run import Run
 
 # --dtype -> the name of the number format in torch, and in GGUF.
 _TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -32,7 +33,7 @@ class ExportOptions(Section):
     dtype: Literal["keep", "fp32", "bf16", "fp16", "q8_0", "q4_0"] | None = None
     """Number format of the weights. hf: keep (as in the run, the default), fp32, bf16 or fp16.
     gguf: fp32, bf16, fp16 (the default), q8_0 (8 bits) or q4_0 (4 bits)."""
-    checkpoint: Literal["last", "best"] | int = "last"
+    checkpoint: CheckpointName = "last"
     """Which weights: of the last step, of the best validation loss, or of a kept step."""
     adapter: bool = False
     """hf: export a LoRA run as peft's adapter with its base model, instead of the merged model."""
@@ -81,7 +82,9 @@ def export(run: Run, options: ExportOptions) -> list[str]:
     return [*([run.notice] if run.notice else []), *notes]
 
 
-def exportable(run: Run, checkpoint: Which = "last", base: bool = False) -> ExportableModel:
+def exportable(
+    run: Run, checkpoint: CheckpointName = "last", base: bool = False
+) -> ExportableModel:
     """A run in the form that exporters take. base: the base model of a LoRA run."""
     from gptsmith.interop.external_model import ExportableModel
 

@@ -21,7 +21,7 @@ from gptsmith import terminal
 from gptsmith.evaluate.likelihood import Request, encode_pairs, log_likelihoods
 from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import SamplingConfig
-from gptsmith.run import Run, Which
+from gptsmith.run import CheckpointName, Run
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -32,7 +32,7 @@ _TOKENS = 256  # generated where a task sets no limit, as in the harness's own m
 
 def lm(
     run: str | Path | Run,
-    checkpoint: Which = "last",
+    checkpoint: CheckpointName = "last",
     device: str = "auto",
     trust_code: bool = False,
 ) -> LM:
@@ -54,7 +54,7 @@ class _RunRequests:
     def __init__(
         self,
         run: str | Path | Run,
-        checkpoint: Which = "last",
+        checkpoint: CheckpointName = "last",
         device: str = "auto",
         trust_code: bool = False,
         batch_size: int | str | None = None,

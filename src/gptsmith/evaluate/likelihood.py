@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from gptsmith.arguments import check_several
-from gptsmith.evaluate.prefix_tree import PrefixTree, Text, batches, plan
+from gptsmith.evaluate.prefix_tree import PrefixTree, Tokens, batches, plan
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.kv_cache import KVCache
 from gptsmith.model.masks import Mask
@@ -144,12 +144,12 @@ def log_likelihoods(
     return [Likelihood(nats, bool(greedy)) for nats, greedy in whole.tolist()]
 
 
-def _requests_by_text(requests: Sequence[Request], C: int, V: int) -> dict[Text, list[int]]:
+def _requests_by_text(requests: Sequence[Request], C: int, V: int) -> dict[Tokens, list[int]]:
     """The model's input texts, each with the indices of the requests that it answers.
 
     The last token of a continuation is only a target, not an input.
     """
-    by_text: dict[Text, list[int]] = defaultdict(list)
+    by_text: dict[Tokens, list[int]] = defaultdict(list)
     for i, (context, continuation) in enumerate(requests):
         if not context or not continuation:
             which = "continuation" if context else "context"
@@ -191,7 +191,7 @@ class _TreeCache(KVCache):
         return torch.cat([prefix_k, k], dim=2), torch.cat([prefix_v, v], dim=2)  # (B, K, S + T, D)
 
 
-def _prefill_prefix(model: GPTModel, prefix: Text) -> KVCache:
+def _prefill_prefix(model: GPTModel, prefix: Tokens) -> KVCache:
     """Keys and values of the prefix; a sliding window is applied when the trees are processed."""
     config, weight = model.config, model.head_weight
     cache = KVCache(config.n_layer, 1, config.K, config.D, len(prefix), weight.dtype, weight.device)
@@ -222,7 +222,7 @@ def _gather(
     weight: Tensor,
     trees: Sequence[PrefixTree],
     requests: Sequence[Request],
-    by_text: Mapping[Text, Sequence[int]],
+    by_text: Mapping[Tokens, Sequence[int]],
     found: np.ndarray,
 ) -> None:
     """Write into `found` (requests, 2) the likelihoods of those that these trees answer.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-Text = tuple[int, ...]
+Tokens = tuple[int, ...]  # of one text
 
 MIN_PREFIX = 64  # tokens of a shared prefix that is read separately, and that this must save
 MAX_NODES = 1024  # of one tree: attention within it is dense
@@ -29,13 +29,13 @@ class PrefixTree:
         self.ids: list[int] = []
         self.parents: list[int] = []
         self.positions: list[int] = []
-        self.paths: dict[Text, list[int]] = {}
+        self.paths: dict[Tokens, list[int]] = {}
         self._nodes: dict[tuple[int, int], int] = {}  # (parent, id) -> node
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def add(self, text: Text) -> None:
+    def add(self, text: Tokens) -> None:
         path, node = [], -1
         for position in range(self.start, len(text)):
             key = node, text[position]
@@ -60,18 +60,20 @@ class PrefixTree:
 class PrefixGroup(NamedTuple):
     """Trees whose texts all begin with `prefix`, which is processed once, before them."""
 
-    prefix: Text
+    prefix: Tokens
     trees: list[PrefixTree]
 
 
-def plan(texts: Sequence[Text], tails: Sequence[int], C: int, lookahead: int) -> list[PrefixGroup]:
+def plan(
+    texts: Sequence[Tokens], tails: Sequence[int], C: int, lookahead: int
+) -> list[PrefixGroup]:
     """Group the sorted `texts`. Outputs are needed at the last `tails[i]` tokens of each text.
 
     C: the model's width. lookahead: no text may branch before this position, because earlier
     tokens see the tokens up to there (`Mask.lookahead`).
     """
     groups: list[PrefixGroup] = []
-    rest: list[Text] = []
+    rest: list[Tokens] = []
     for _, run in groupby(range(len(texts)), key=lambda i: texts[i][:MIN_PREFIX]):
         numbers = list(run)
         members = [texts[i] for i in numbers]
@@ -101,7 +103,7 @@ def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
     )
 
 
-def _trees(texts: Sequence[Text], start: int, C: int, lookahead: int) -> list[PrefixTree]:
+def _trees(texts: Sequence[Tokens], start: int, C: int, lookahead: int) -> list[PrefixTree]:
     """Sorted texts as trees; neighbours share a tree if that is less work.
 
     Not processing n tokens again saves 24 C^2 n operations per layer (12 C^2 weights); branches of

@@ -12,7 +12,7 @@ from torch import Tensor
 from gptsmith import files
 from gptsmith.interop import hf_config, hf_files, hf_tokenizer, model_card, peft
 from gptsmith.interop.external_model import ExportableModel, ExternalModel, check_vocabulary
-from gptsmith.interop.hf_files import Entry
+from gptsmith.interop.hf_files import StoredTensor
 from gptsmith.interop.hf_mapping import (
     tensor_shapes,
     transformers_class,
@@ -51,13 +51,13 @@ def open_folder(folder: Path, eos_tokens: Sequence[str] = ()) -> ExternalModel:
         expected = tensor_shapes(config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    entries, tied_head = _weights(folder, expected)
-    zero = _absent_biases(raw, expected.keys() - entries.keys())
-    given = {name: entry.shape for name, entry in entries.items()}
+    stored, tied_head = _weights(folder, expected)
+    zero = _absent_biases(raw, expected.keys() - stored.keys())
+    given = {name: tensor.shape for name, tensor in stored.items()}
     state_dict.check_state_dict(
         expected, given | {name: expected[name] for name in zero}, f"{folder} (its config.json)"
     )
-    dtype = hf_files.widest_dtype(entries)
+    dtype = hf_files.widest_dtype(stored)
     tokenizer = hf_tokenizer.read(folder, str(raw["model_type"]))
     tokenizer = tokenizer.with_eos(eos_tokens) if eos_tokens else tokenizer
     check_vocabulary(
@@ -69,7 +69,7 @@ def open_folder(folder: Path, eos_tokens: Sequence[str] = ()) -> ExternalModel:
     def part(name: str, rows: int, transposed: bool) -> Tensor:
         if name in zero:
             return torch.zeros(rows, dtype=dtype)
-        tensor = entries[name].read().to(dtype)
+        tensor = stored[name].read().to(dtype)
         return tensor.T.contiguous() if transposed else tensor
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
@@ -93,16 +93,18 @@ def open_folder(folder: Path, eos_tokens: Sequence[str] = ()) -> ExternalModel:
     )
 
 
-def _weights(folder: Path, expected: Mapping[str, object]) -> tuple[dict[str, Entry], Entry | None]:
+def _weights(
+    folder: Path, expected: Mapping[str, object]
+) -> tuple[dict[str, StoredTensor], StoredTensor | None]:
     """The tensors of the class, and separately a head that is stored although it is tied."""
-    entries = hf_files.read_index(folder)
-    entries = {name: entry for name, entry in entries.items() if not _BUFFERS.fullmatch(name)}
+    stored = hf_files.read_index(folder)
+    stored = {name: tensor for name, tensor in stored.items() if not _BUFFERS.fullmatch(name)}
     # A base model saved alone (GPT2Model) has no prefix in its names.
     prefix, heads = next(iter(expected)).partition(".")[0] + ".", ("lm_head.", "score.")
-    if not any(name.startswith(prefix) for name in entries):
-        entries = {n if n.startswith(heads) else prefix + n: e for n, e in entries.items()}
+    if not any(name.startswith(prefix) for name in stored):
+        stored = {n if n.startswith(heads) else prefix + n: t for n, t in stored.items()}
     is_tied = not {"lm_head.weight", "score.weight"} & expected.keys()
-    return entries, entries.pop("lm_head.weight", None) if is_tied else None
+    return stored, stored.pop("lm_head.weight", None) if is_tied else None
 
 
 def _absent_biases(raw: Mapping[str, Any], missing: Iterable[str]) -> set[str]:
@@ -115,7 +117,7 @@ def _absent_biases(raw: Mapping[str, Any], missing: Iterable[str]) -> set[str]:
     return set(filter(absent.fullmatch, missing))
 
 
-def _check_tied_head(head: Entry, embedding: Tensor) -> None:
+def _check_tied_head(head: StoredTensor, embedding: Tensor) -> None:
     """ValueError unless a tied head that is stored too (files converted from pickles) equals the
     embedding."""
     same = head.shape == embedding.shape and torch.equal(head.read().to(embedding.dtype), embedding)

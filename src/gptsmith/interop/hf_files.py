@@ -23,7 +23,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredTensor:
     """A tensor in an open safetensors file; dtype as the format names it."""
 
     path: Path
@@ -36,7 +36,7 @@ class Entry:
         return self.file.get_tensor(self.name)
 
 
-def read_index(folder: Path) -> dict[str, Entry]:
+def read_index(folder: Path) -> dict[str, StoredTensor]:
     """All tensors of a model folder by name, from model.safetensors or the shards of its index.
 
     Raises FileNotFoundError or ValueError, naming the file, for one that is missing, pickled,
@@ -57,7 +57,7 @@ def read_index(folder: Path) -> dict[str, Entry]:
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
         raise ValueError(f'{index}: expected {{"weight_map": {{tensor: file}}}}')
-    entries: dict[str, Entry] = {}
+    entries: dict[str, StoredTensor] = {}
     for shard in dict.fromkeys(shards.values()):
         path = folder / shard
         if Path(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
@@ -75,7 +75,7 @@ def read_index(folder: Path) -> dict[str, Entry]:
     return entries
 
 
-def _open(path: Path) -> dict[str, Entry]:
+def _open(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file. ValueError naming the file if it is not well formed."""
     check_link_target(path)
     with path.open("rb") as start:
@@ -95,7 +95,7 @@ def _open(path: Path) -> dict[str, Entry]:
         if len(name) > 200 or not name.isprintable():  # it would appear in messages
             raise ValueError(f"{path} has a tensor with an invalid name, {name[:40]!r}")
         view = file.get_slice(name)
-        entries[name] = Entry(path, name, view.get_dtype(), tuple(view.get_shape()), file)
+        entries[name] = StoredTensor(path, name, view.get_dtype(), tuple(view.get_shape()), file)
     return entries
 
 
@@ -120,7 +120,7 @@ def check_link_target(path: Path) -> None:
         raise ValueError(f"{path} is a link to {target}, outside its folder: copy the file here")
 
 
-def widest_dtype(entries: Mapping[str, Entry]) -> torch.dtype:
+def widest_dtype(entries: Mapping[str, StoredTensor]) -> torch.dtype:
     """The dtype that can represent all tensors. ValueError unless all are 16- or 32-bit floats."""
     for name, entry in entries.items():
         if entry.dtype not in DTYPES:

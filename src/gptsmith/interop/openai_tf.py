@@ -18,7 +18,7 @@ from gptsmith import files
 from gptsmith.interop import tf_bundle
 from gptsmith.interop.external_model import ExternalModel, check_vocabulary, config_from
 from gptsmith.interop.hf_mapping import gpt2_names
-from gptsmith.interop.tf_bundle import Entry
+from gptsmith.interop.tf_bundle import Variable
 from gptsmith.tokenizer import Tokenizer
 
 _SIZES = {
@@ -37,25 +37,25 @@ def open_folder(folder: Path) -> ExternalModel:
     architecture.
     """
     prefix, hparams = _newest(folder), folder / "hparams.json"
-    entries = _weights(tf_bundle.read_index(prefix))
+    variables = _weights(tf_bundle.read_index(prefix))
     config = config_from(files.check_mapping(files.read_json(hparams), hparams), _SIZES, hparams)
     given = {  # a matrix is (1, in, out), the kernel of a convolution of width 1
-        name: entry.shape[:0:-1] if entry.shape[:-2] == (1,) else entry.shape
-        for name, entry in entries.items()
+        name: variable.shape[:0:-1] if variable.shape[:-2] == (1,) else variable.shape
+        for name, variable in variables.items()
     }
     names = gpt2_names(config, given, prefix, _variable)
     dtypes = []
-    for name, entry in entries.items():
-        if entry.dtype is None:
+    for name, variable in variables.items():
+        if variable.dtype is None:
             raise ValueError(f"{prefix}: {name} does not consist of floating-point numbers")
-        dtypes.append(entry.dtype)
+        dtypes.append(variable.dtype)
     dtype = reduce(torch.promote_types, dtypes)
     tokenizer = Tokenizer.load(folder)
     check_vocabulary(folder, tokenizer, config)
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for ours, name in names.items():
-            tensor = tf_bundle.read_tensor(entries[name]).to(dtype)
+            tensor = tf_bundle.read_tensor(variables[name]).to(dtype)
             yield ours, tensor.squeeze(0).T.contiguous() if tensor.dim() == 3 else tensor
 
     return ExternalModel(
@@ -69,16 +69,16 @@ def open_folder(folder: Path) -> ExternalModel:
     )
 
 
-def _weights(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+def _weights(variables: Mapping[str, Variable]) -> dict[str, Variable]:
     """The model's variables. The optimizer's are named below them (model/wte/Adam) or outside
     model/ (beta1_power, global_step)."""
 
     def is_below_another(name: str) -> bool:
-        return any(name.rsplit("/", n)[0] in entries for n in range(1, name.count("/")))
+        return any(name.rsplit("/", n)[0] in variables for n in range(1, name.count("/")))
 
     return {
-        name: entry
-        for name, entry in entries.items()
+        name: variable
+        for name, variable in variables.items()
         if name.startswith("model/") and not is_below_another(name)
     }
 

@@ -26,7 +26,7 @@ _DTYPES = {1: torch.float32, 14: torch.bfloat16, 19: torch.float16}
 
 
 @dataclass(frozen=True)
-class Entry:
+class Variable:
     """Where a variable is stored. dtype is None for one that is not a floating-point tensor."""
 
     name: str
@@ -38,7 +38,7 @@ class Entry:
     checksum: int
 
 
-def read_index(prefix: Path) -> dict[str, Entry]:
+def read_index(prefix: Path) -> dict[str, Variable]:
     """The variables of the checkpoint PREFIX.index, PREFIX.data-*, by name.
 
     Raises ValueError or FileNotFoundError naming the file that is damaged or missing.
@@ -75,7 +75,7 @@ def read_index(prefix: Path) -> dict[str, Entry]:
     return {entry.name: entry for entry in entries}
 
 
-def read_tensor(entry: Entry) -> Tensor:
+def read_tensor(entry: Variable) -> Tensor:
     """The variable, in its own type. ValueError if its checksum is wrong."""
     assert entry.dtype is not None
     tensor = torch.empty(entry.shape, dtype=entry.dtype)
@@ -90,7 +90,7 @@ def read_tensor(entry: Entry) -> Tensor:
     return tensor
 
 
-def _entry(name: str, value: bytes, files: list[Path]) -> Entry:
+def _entry(name: str, value: bytes, files: list[Path]) -> Variable:
     """A BundleEntryProto."""
     numbers, messages = _fields(value)
     _require(name.isprintable(), f"invalid name {name!r}")
@@ -103,7 +103,7 @@ def _entry(name: str, value: bytes, files: list[Path]) -> Entry:
     if dtype is not None:
         expected = math.prod(shape) * dtype.itemsize
         _require(size == expected, f"{name} of shape {shape} in {size:,} bytes")
-    return Entry(name, dtype, shape, files[shard], offset, size, checksum)
+    return Variable(name, dtype, shape, files[shard], offset, size, checksum)
 
 
 def _table_items(data: bytes) -> Iterator[tuple[bytes, bytes]]:

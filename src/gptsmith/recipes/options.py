@@ -17,7 +17,7 @@ from gptsmith.data.options import (
     SplitConfig,
 )
 from gptsmith.model.config import LoraConfig, ModelConfig
-from gptsmith.run.layout import Which
+from gptsmith.run.layout import CheckpointName
 from gptsmith.train.options import CompileMode, OptimConfig, PrecisionName
 
 # --- sections ------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ class FinetuneConfig(RecipeConfig):
 
     base: Path = Field(alias="from")
     """Run to start from."""
-    checkpoint: Which = "last"
+    checkpoint: CheckpointName = "last"
     """Its weights: last, best, or a step."""
     trust_code: bool = False
     """Allow a mask that is Python code in the base run."""

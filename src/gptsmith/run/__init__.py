@@ -24,12 +24,12 @@ A run that trains only part of the weights also has these, and with LoRA no mode
 
 from typing import TYPE_CHECKING, Any
 
-from gptsmith.run.layout import Which, is_run
+from gptsmith.run.layout import CheckpointName, is_run
 
 if TYPE_CHECKING:
     from gptsmith.run.folder import Run
 
-__all__ = ["Run", "Which", "is_run"]
+__all__ = ["CheckpointName", "Run", "is_run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,7 @@ from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.tuning import Tuning, load_trainable_state_dict
 from gptsmith.run import digests, layout
-from gptsmith.run.layout import MASK, Which
+from gptsmith.run.layout import MASK, CheckpointName
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint as checkpoints
 from gptsmith.train import monitor, runtime
@@ -157,7 +157,7 @@ class Run:
 
     def load_model(
         self,
-        checkpoint: Which = "last",
+        checkpoint: CheckpointName = "last",
         device: str | torch.device = "cpu",
         trust_code: bool = False,
     ) -> GPTModel:
@@ -180,7 +180,7 @@ class Run:
         source = self.verified(layout.BASE)
         return self._complete_model(checkpoints.load_tensors(source), source, trust_code)
 
-    def load_adapter(self, checkpoint: Which = "last") -> Adapter:
+    def load_adapter(self, checkpoint: CheckpointName = "last") -> Adapter:
         """A LoRA run's adapter; `notice` and errors as for `load_model`."""
         tensors, _ = self._tensors(checkpoint)
         return Adapter(self.tuning.lora, tensors, self.tuning.token_ids)
@@ -240,7 +240,7 @@ class Run:
         lora.merge(model)
         return model
 
-    def _tensors(self, which: Which) -> tuple[dict[str, Tensor], Path]:
+    def _tensors(self, which: CheckpointName) -> tuple[dict[str, Tensor], Path]:
         """The requested weights (all, or the trained ones), and their file or folder."""
         for _ in range(10):
             try:
@@ -249,7 +249,7 @@ class Run:
                 continue
         return self._read(which)
 
-    def _read(self, which: Which) -> tuple[dict[str, Tensor], Path]:
+    def _read(self, which: CheckpointName) -> tuple[dict[str, Tensor], Path]:
         self.notice = digests.unverified_note(self.path)
         header = None if isinstance(which, int) else self._header()
         steps = checkpoints.steps(self.checkpoints)
@@ -295,7 +295,7 @@ class Run:
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
 
-    def _best_step(self, which: Which) -> Literal["last"] | int:
+    def _best_step(self, which: CheckpointName) -> Literal["last"] | int:
         """`which`, with "best" replaced by the best step, which the newest checkpoint names."""
         if which != "best":
             return which

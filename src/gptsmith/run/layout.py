@@ -24,7 +24,7 @@ ROLES = "special_tokens.json"  # of the tokenizer; only where the model's files 
 CHECKPOINTS, LOCK = "checkpoints", ".lock"
 MASK_CODE = re.compile(r"(.+\.py):(\w+)")  # a mask that is Python code: file and function
 
-Which = Literal["last", "best"] | int
+CheckpointName = Literal["last", "best"] | int
 """Weights of a run: of the last step, of the best validation loss, or of a step."""
 
 

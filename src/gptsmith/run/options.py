@@ -9,7 +9,7 @@ from pydantic import Field
 
 from gptsmith import terminal
 from gptsmith.config import Section
-from gptsmith.run import Which
+from gptsmith.run import CheckpointName
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ Quantized = Literal["int8", "int4"]
 class WeightChoice(Section):
     """Which weights of a run are used, and on which device."""
 
-    checkpoint: Which = "last"
+    checkpoint: CheckpointName = "last"
     """Which weights: of the last step, of the best validation loss, or of a kept step."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""

@@ -26,7 +26,7 @@ def test_openai_files_become_a_run(tmp_path: Path) -> None:
         logits = run.load_model()(torch.tensor([expected["ids"]]))[0]
     torch.testing.assert_close(logits, torch.tensor(expected["logits"]), atol=1e-4, rtol=0)
     assert run.config["format"] == "openai-tensorflow"
-    with pytest.raises(ValueError, match="is a run of gptsmith already"):
+    with pytest.raises(ValueError, match="is a run, not a model to import"):
         open_source(str(tmp_path / "run"))
 
 

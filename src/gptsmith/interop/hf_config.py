@@ -14,7 +14,6 @@ from gptsmith.interop.external_model import config_error
 from gptsmith.interop.hf_mapping import FAMILIES, Family, family_of
 from gptsmith.model.config import ModelConfig, RopeScaling
 
-_MAX_LABELS = 10_000
 _UNSET: tuple[Any, ...] = (None, {}, [], False)
 # Fields of every family that change the computation, with the values that are supported.
 _SUPPORTED_VALUES: Mapping[str, tuple[Any, ...]] = {
@@ -143,8 +142,6 @@ def _labels(raw: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     labels = {str(i): name for i, name in names.items()} if isinstance(names, dict) else {}
     if not labels or labels.keys() != {str(i) for i in range(len(labels))}:
         raise ValueError(f'{path}: id2label {str(names)[:60]}: expected {{"0": name, "1": ...}}')
-    if len(labels) > _MAX_LABELS:
-        raise ValueError(f"{path}: id2label has {len(labels):,} classes: at most {_MAX_LABELS:,}")
     return tuple(str(labels[str(i)]) for i in range(len(labels)))
 
 

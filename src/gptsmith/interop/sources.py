@@ -11,6 +11,7 @@ from gptsmith import files
 from gptsmith.interop import hf, hf_tokenizer, hub, nanogpt, openai_files, openai_tf, peft
 from gptsmith.interop.external_model import ExternalModel, check_vocabulary
 from gptsmith.model import lora, state_dict
+from gptsmith.recognize import is_artifact, wrong_kind
 from gptsmith.tokenizer import Tokenizer, TokenRoles
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -67,18 +68,14 @@ def _open(source: str, eos_tokens: Sequence[str]) -> ExternalModel:
 
 def _open_folder(folder: Path, eos_tokens: Sequence[str]) -> ExternalModel:
     names = sorted(child.name for child in folder.iterdir() if child.is_file())
-    if {"config.yaml", "model.json"} <= set(names):
-        raise ValueError(f"{folder} is a run of gptsmith already: use it as it is")
     if "hparams.json" in names:
         return openai_tf.open_folder(folder)
     if "config.json" in names:
         return hf.open_folder(folder, eos_tokens)
-    if "manifest.json" in names:
-        raise ValueError(
-            f"{folder} is a prepared corpus or a run's checkpoint: import takes models"
-        )
     if peft.CONFIG in names:
         return _open_adapter(folder)
+    if is_artifact(folder):
+        raise wrong_kind(folder, "a model to import")
     for name in names:
         if Path(name).suffix in _NANOGPT:
             raise ValueError(

@@ -7,17 +7,17 @@ from gptsmith import cli
 
 
 @pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Runs a command in this process: (exit code, standard output, standard error)."""
 
-    def say(*argv: object) -> tuple[int, str, str]:
+    def command(*argv: object) -> tuple[int, str, str]:
         code = cli.main([str(word) for word in argv])
         return code, *capsys.readouterr()
 
-    return say
+    return command
 
 
 @pytest.fixture
-def evaluate(say: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
-    """Runs `gptsmith evaluate`, as `say` does."""
-    return partial(say, "evaluate")
+def evaluate(command: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
+    """Runs `gptsmith evaluate`, as `command` does."""
+    return partial(command, "evaluate")

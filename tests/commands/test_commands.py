@@ -48,16 +48,16 @@ def run(corpus: Path) -> Path:
     return path
 
 
-def test_evaluate_repeats_the_last_validation(say, run: Path, corpus: Path) -> None:
-    code, out, err = say("evaluate", run)
+def test_evaluate_repeats_the_last_validation(command, run: Path, corpus: Path) -> None:
+    code, out, err = command("evaluate", run)
     assert (code, err) == (0, "")
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     loss = [event["val_loss"] for event in events if event["event"] == "val"][-1]
     assert f"loss          {loss:.4f} nats per token" in out
-    assert say("evaluate", run, "--data", corpus)[1] == out
+    assert command("evaluate", run, "--data", corpus)[1] == out
 
 
-def test_evaluate_measures_as_training_did(say, run: Path, tmp_path: Path) -> None:
+def test_evaluate_measures_as_training_did(command, run: Path, tmp_path: Path) -> None:
     def evaluate(trained: str, *argv: str) -> tuple[str, str]:
         copy = tmp_path / trained
         shutil.copytree(run, copy, dirs_exist_ok=True)
@@ -66,7 +66,7 @@ def test_evaluate_measures_as_training_did(say, run: Path, tmp_path: Path) -> No
         (copy / "config.yaml").write_text(
             config.replace("precision: fp32", f"precision: {trained}")
         )
-        code, out, _ = say("evaluate", copy, *argv)
+        code, out, _ = command("evaluate", copy, *argv)
         assert code == 0
         lines = out.splitlines()
         return lines[1].removeprefix("  precision     "), "\n".join(lines[2:])
@@ -82,29 +82,29 @@ def test_evaluate_measures_as_training_did(say, run: Path, tmp_path: Path) -> No
     assert evaluate("fp16", "--device", "cpu") == (because, fp32)
 
 
-def test_inspect_shows_corpus_and_run(say, run: Path, corpus: Path, tmp_path: Path) -> None:
-    code, out, _ = say("inspect", corpus, "--top", "3", "--png", tmp_path / "c.png")
+def test_inspect_shows_corpus_and_run(command, run: Path, corpus: Path, tmp_path: Path) -> None:
+    code, out, _ = command("inspect", corpus, "--top", "3", "--png", tmp_path / "c.png")
     assert code == 0
     assert "char" in out
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
-    code, out, _ = say("inspect", run)
+    code, out, _ = command("inspect", run)
     assert code == 0
     assert f"{flops.parameters(Run.open(run).model_config):,}" in out
     assert "prefix(3)" in out
 
 
-def test_prepare_and_inspect_conversations(say, run: Path, tmp_path: Path) -> None:
+def test_prepare_and_inspect_conversations(command, run: Path, tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "The line"}, {"role": "assistant", "content": "so on"}]
     chat, out = tmp_path / "chat.jsonl", tmp_path / "chat.arrow"
     chat.write_text(json.dumps({"messages": turns}) + "\n")
-    code, text, _ = say("prepare", chat, "--format", "chat", "--tokenizer", run, "--out", out)
+    code, text, _ = command("prepare", chat, "--format", "chat", "--tokenizer", run, "--out", out)
     assert code == 0
     assert f"gptsmith finetune chat --from {run} --data {out}" in text
     for path in (chat, out):
-        code, text, _ = say("inspect", path, "--tokenizer", run)
+        code, text, _ = command("inspect", path, "--tokenizer", run)
         assert code == 0
         assert "1, 1 answers (1.0 each)" in text
-    assert say("prepare", chat, "--format", "arrow")[0] == 2
+    assert command("prepare", chat, "--format", "arrow")[0] == 2
 
 
 def samples(text: str) -> dict[str, str]:
@@ -112,21 +112,21 @@ def samples(text: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def test_generate_is_independent_of_other_samples(say, run: Path) -> None:
+def test_generate_is_independent_of_other_samples(command, run: Path) -> None:
     common = ("generate", run, "--max-new-tokens", "20")
-    three = samples(say(*common, "--prompt", "The 1", "--num-samples", "3", "--seed", "5")[1])
+    three = samples(command(*common, "--prompt", "The 1", "--num-samples", "3", "--seed", "5")[1])
     assert list(three) == ["seed 5", "seed 6", "seed 7"]
     assert len(set(three.values())) == 3
-    assert say(*common, "--prompt", "The 1", "--seed", "6")[1] == three["seed 6"]
-    both = samples(say(*common, "--prompt", "T", "--prompt", "The 1", "--seed", "7")[1])
+    assert command(*common, "--prompt", "The 1", "--seed", "6")[1] == three["seed 6"]
+    both = samples(command(*common, "--prompt", "T", "--prompt", "The 1", "--seed", "7")[1])
     assert list(both) == ["seed 7, prompt 'T'", "seed 7, prompt 'The 1'"]
     assert both["seed 7, prompt 'The 1'"] == three["seed 7"]
 
 
-def test_generate_reads_standard_input(say, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = say("generate", run, "--prompt", "The 1", "--max-new-tokens", "9")
+def test_generate_reads_standard_input(command, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = command("generate", run, "--prompt", "The 1", "--max-new-tokens", "9")
     monkeypatch.setattr("sys.stdin", io.StringIO("The 1\n"))
-    assert say("generate", run, "--prompt", "-", "--max-new-tokens", "9") == wanted
+    assert command("generate", run, "--prompt", "-", "--max-new-tokens", "9") == wanted
 
 
 @pytest.mark.parametrize(
@@ -147,39 +147,39 @@ def test_generate_names_standard_input(run: Path, errors: str, message: str) -> 
     assert done.stderr.decode().startswith(f"gptsmith generate: {message}")
 
 
-def test_generate_stops_at_a_string(say, run: Path) -> None:
+def test_generate_stops_at_a_string(command, run: Path) -> None:
     asked = ("generate", run, "--prompt", "The", "--max-new-tokens", "40")
-    whole = say(*asked)[1].removeprefix("The")
+    whole = command(*asked)[1].removeprefix("The")
     stop = whole[20:22]
-    assert say(*asked, "--stop", stop, "--stop", "☃")[1] == f"The{whole[: whole.index(stop)]}\n"
+    assert command(*asked, "--stop", stop, "--stop", "☃")[1] == f"The{whole[: whole.index(stop)]}\n"
 
 
-def test_generate_reports_truncated_prompts(say, run: Path) -> None:
+def test_generate_reports_truncated_prompts(command, run: Path) -> None:
     argv = ("generate", run, "--max-new-tokens", "2", "--prompt")
     text = "The line of words, " * 5
-    _, whole, remark = say(*argv, text)
+    _, whole, remark = command(*argv, text)
     expected = "a prompt has 95 tokens and the model reads 32: it continues from the last 16\n"
     assert remark == expected
-    _, end, nothing = say(*argv, text[-16:])
+    _, end, nothing = command(*argv, text[-16:])
     assert whole == text[:-16] + end
     assert nothing == ""
 
 
-def test_generate_takes_the_weights_of_a_checkpoint(say, run: Path) -> None:
+def test_generate_takes_the_weights_of_a_checkpoint(command, run: Path) -> None:
     greedy = ("generate", run, "--prompt", "The", "--temperature", "0", "--max-new-tokens", "12")
-    end = say(*greedy)
-    assert say(*greedy, "--checkpoint", "40") == say(*greedy, "--checkpoint", "best") == end
-    assert say(*greedy, "--checkpoint", "0")[1] != end[1]
+    end = command(*greedy)
+    assert command(*greedy, "--checkpoint", "40") == command(*greedy, "--checkpoint", "best") == end
+    assert command(*greedy, "--checkpoint", "0")[1] != end[1]
 
 
-def test_generate_streams_to_a_terminal(say, run: Path) -> None:
+def test_generate_streams_to_a_terminal(command, run: Path) -> None:
     argv = ["generate", str(run), "--prompt", "The 1", "--max-new-tokens", "20"]
     ours, theirs = pty.openpty()
     process = subprocess.Popen([sys.executable, "-m", "gptsmith", *argv], stdout=theirs)
     os.close(theirs)
     written = pieces(ours)
     assert process.wait() == 0
-    assert b"".join(written).decode().replace("\r\n", "\n") == say(*argv)[1]
+    assert b"".join(written).decode().replace("\r\n", "\n") == command(*argv)[1]
     assert len(written) > 1
 
 
@@ -231,34 +231,34 @@ def test_generate_streams_to_a_terminal(say, run: Path) -> None:
     ],
 )
 def test_wrong_input_is_a_one_line_error(
-    say, run: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    command, run: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     argv: str, message: str,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    code, out, err = say(*argv.format(run=run, corpus=corpus).split())
+    code, out, err = command(*argv.format(run=run, corpus=corpus).split())
     assert message in err
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(f"gptsmith {argv.split()[0]}: ")
     assert not list(tmp_path.iterdir())  # nothing is left behind
 
 
-def test_moved_corpus_is_reported(say, run: Path, corpus: Path, tmp_path: Path) -> None:
+def test_moved_corpus_is_reported(command, run: Path, corpus: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     config = (copy / "config.yaml").read_text()
     (copy / "digests.json").unlink()  # edited by hand
     (copy / "config.yaml").write_text(config.replace(f"data: {corpus}\n", "data: gone\n"))
-    code, _, err = say("evaluate", copy)
+    code, _, err = command("evaluate", copy)
     assert code == 2
     assert f"{copy} was trained on gone: no prepared corpus here" in err
     assert err.endswith("; or give --data\n")
-    assert say("evaluate", copy, "--data", corpus)[0] == 0
+    assert command("evaluate", copy, "--data", corpus)[0] == 0
     (copy / "config.yaml").write_text(config.replace(f"data: {corpus}\n", "data: [a, b]\n"))
-    assert "was not trained on a prepared corpus: give --data" in say("evaluate", copy)[2]
+    assert "was not trained on a prepared corpus: give --data" in command("evaluate", copy)[2]
 
 
-def test_another_tokenizer_is_rejected(say, run: Path, tmp_path: Path) -> None:
+def test_another_tokenizer_is_rejected(command, run: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT + "ÄÖÜ", encoding="utf-8")
     succeed("prepare", tmp_path / "text.txt", "--out", tmp_path / "data", "--tokenizer", "byte")
-    code, _, err = say("evaluate", run, "--data", tmp_path / "data")
+    code, _, err = command("evaluate", run, "--data", tmp_path / "data")
     assert code == 2
     assert f"prepare it with --tokenizer {run / 'tokenizer.json'}" in err

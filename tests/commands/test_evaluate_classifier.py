@@ -65,15 +65,15 @@ def test_classifier_on_labelled_texts(evaluate, classifier, messages, tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_texts_are_truncated_as_in_tuning(say, messages, tmp_path):
+def test_texts_are_truncated_as_in_tuning(command, messages, tmp_path):
     run = random_run(tmp_path / "spam", CONFIG.change(labels=("ham", "spam"))).path
     with (run / "config.yaml").open("a") as file:
         file.write("context_length: 8\n")
     (run / "digests.json").unlink()
-    code, _, measured = say("evaluate", run, "--data", messages, "--out", tmp_path / "out.json")
+    code, _, measured = command("evaluate", run, "--data", messages, "--out", tmp_path / "out.json")
     assert code == 0, measured
     assert "22 of 30 texts (73%) are truncated to 8 tokens" in measured
-    code, found, noted = say("classify", run, "--file", messages)
+    code, found, noted = command("classify", run, "--file", messages)
     assert code == 0, noted
     assert "22 of the texts truncated to 8 tokens" in noted
     items = (tmp_path / "out.items.jsonl").read_text()

@@ -40,17 +40,17 @@ def engine(run: Run) -> Engine:
     return Engine(run.load_model(), run.tokenizer, weights="int4")
 
 
-def test_generate(say, run: Run, engine: Engine) -> None:
-    code, out, err = say("generate", run.path, "--prompt", "The", *WORDS)
+def test_generate(command, run: Run, engine: Engine) -> None:
+    code, out, err = command("generate", run.path, "--prompt", "The", *WORDS)
     assert (code, err) == (0, "")
     assert out == f"The{engine.generate('The', GREEDY)[0].text}\n"
 
 
-def test_chat(say, run: Run, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat(command, run: Run, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.chat_template is not None
     lines = iter(["Hello"])
     monkeypatch.setattr("builtins.input", lambda _: next(lines, None) or _end())
-    code, out, _ = say("chat", run.path, *WORDS)
+    code, out, _ = command("chat", run.path, *WORDS)
     chat = Chat(engine.model, run.tokenizer, run.chat_template, engine)
     assert (code, out) == (
         0,
@@ -71,10 +71,12 @@ def test_evaluate_says_what_was_measured_and_what_cannot_be(run: Run, user_error
     assert "--precision bf16: with --quantize int4 there is no choice" in found
 
 
-def test_perplexity_is_that_of_the_engine(say, run: Run, engine: Engine, tmp_path: Path) -> None:
+def test_perplexity_is_that_of_the_engine(
+    command, run: Run, engine: Engine, tmp_path: Path
+) -> None:
     path, out = tmp_path / "text.txt", tmp_path / "result.json"
     path.write_text("To be, or not to be: that is the question. " * 5)
-    assert say("evaluate", run.path, *COMMAND, "--data", path, "--out", out)[0] == 0
+    assert command("evaluate", run.path, *COMMAND, "--data", path, "--out", out)[0] == 0
     found = json.loads(out.read_text())["perplexity"]
     assert found["precision"] == "int4"
     stream, _ = encode_source(str(path), run.tokenizer, ReadOptions(), ReadReport("stop"))

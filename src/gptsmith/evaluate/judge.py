@@ -233,11 +233,11 @@ def _verdicts(
     failures: list[JudgeError] = []  # consecutive
 
     def judge(prompt: str) -> Verdict | JudgeError:
-        # one model can be served differently at two endpoints
         request = endpoint.request({"role": "user", "content": prompt})
+        # One model can be served differently at two endpoints.
         key = json.dumps({"endpoint": endpoint.public_url, **request}, sort_keys=True)
         path = cache / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
-        with suppress(FileNotFoundError, ValueError, LookupError, TypeError):  # or damaged
+        with suppress(FileNotFoundError, ValueError, LookupError, TypeError):  # none, or damaged
             if (stored := parse(files.read_json(path)["answer"])) is not None:
                 return stored
         if down := failures[GIVE_UP - 1 :]:

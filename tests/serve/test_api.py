@@ -387,27 +387,3 @@ def test_a_reply_is_continued_after_a_begun_message_and_tokens(api: Api) -> None
         dict(),
     ):
         api.error("/tokenize", 400, model="chat", **body)
-
-
-def test_models_health_metrics_and_description(api: Api) -> None:
-    listed = api.client.get("/v1/models").json()["data"]
-    assert [(m["id"], m["kind"]) for m in listed] == [
-        ("chat", "chat"), ("text", "text"), ("classifier", "classifier"),
-    ]  # fmt: skip
-    assert api.client.get("/v1/models/chat").json() == listed[0]
-    assert api.client.get("/health").json() == {"status": "ok"}
-    api.post("/v1/completions", model="text", prompt="a", max_tokens=3)
-    api.until_idle()
-    metrics = api.client.get("/metrics").text
-    assert "gptsmith_new_tokens_total" in metrics
-    assert "gptsmith_running_requests 0.0" in metrics
-    assert "gptsmith_waiting_requests 0.0" in metrics
-    assert "gptsmith_cache_used_ratio" in metrics
-    described = api.client.get("/openapi.json").json()
-    assert described["paths"].keys() >= {"/v1/chat/completions", "/v1/completions"}
-    response = api.client.get("/v1/nothing")
-    assert response.status_code == 404
-    assert "is not served" in response.json()["error"]["message"]
-    for method in ("GET", "PUT", "PATCH", "DELETE"):
-        response = api.client.request(method, "/v1/completions")
-        assert (response.status_code, response.headers["allow"]) == (405, "POST")

@@ -89,6 +89,12 @@ def test_a_full_queue_is_said_at_once(small: Api) -> None:
     assert time.monotonic() - started < 10
     error = response.json()["error"]
     assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
+    # Before anything that takes time: these would be rejected by the compiler and the tokenizer.
+    wrong = {"structured_outputs": {"regex": "("}}
+    assert small.client.post("/v1/completions", json=long_request() | wrong).status_code == 429
+    wrong = {"messages": [{"role": "nobody", "content": ""}], "prompt": None}
+    chat = small.client.post("/v1/chat/completions", json=long_request() | wrong)
+    assert chat.status_code == 429
     connection.close()
     small.until_idle()
     assert small.client.post("/v1/completions", json=long_request() | {"max_tokens": 1}).is_success

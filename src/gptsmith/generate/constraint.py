@@ -85,7 +85,7 @@ class Matcher:
     finished: the completion is whole, and nothing can follow.
     """
 
-    def __init__(self, state: LLMatcher, is_text: Tensor) -> None:
+    def __init__(self, state: LLMatcher, is_text: np.ndarray) -> None:
         """is_text (V,): tokens that are text; no others can be part of a completion. ValueError
         if no completion matches the constraint."""
         self._state, self._is_text = state, is_text
@@ -117,10 +117,11 @@ class Matcher:
         bits = np.frombuffer(self._state.compute_bitmask(), np.uint8)
         if self._state.is_error():
             raise _failed(self._state.get_error())
-        V = len(self._is_text)
-        mask = torch.from_numpy(np.unpackbits(bits, count=V, bitorder="little").view(np.bool_))
-        self._forbidden = ~(mask & self._is_text)
-        self._complete, stuck = self._state.is_accepting(), bool(self._forbidden.all())
+        # By numpy, since torch would wake its threads for 50,000 bits.
+        mask = np.unpackbits(bits, count=len(self._is_text), bitorder="little").view(np.bool_)
+        allowed = mask & self._is_text
+        self._forbidden = torch.from_numpy(~allowed)
+        self._complete, stuck = self._state.is_accepting(), not allowed.any()
         self.finished = self._complete and stuck
         if stuck and not self._complete:
             raise _failed(_STUCK)
@@ -148,7 +149,7 @@ class ConstraintCompiler:
         )
         special = set(tokenizer.special_tokens.values())
         is_text = [i not in special and bool(tokenizer.decode_bytes([i])) for i in range(V)]
-        self._is_text = torch.tensor(is_text)
+        self._is_text = np.array(is_text)
 
     def compile(self, constraint: Constraint) -> Matcher:
         """For one completion. ValueError for a constraint that is wrong, too large or too complex,

@@ -46,5 +46,7 @@ class DraftModel:
                 pending.append((state, self.engine.add(request)))
         for _ in self.engine.as_completed([generation for _, generation in pending]):
             pass
+        if self.engine.needs_step:  # to release their pages
+            self.engine.step()
         for state, generation in pending:
             state.drafted = list(takewhile(lambda token: token < self._V, generation.ids))

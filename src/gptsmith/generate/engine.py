@@ -165,6 +165,11 @@ class Engine:
     def stats(self) -> Stats:
         return self._scheduler.stats
 
+    @property
+    def draft_stats(self) -> Stats | None:
+        """Those of the draft model, which has requests and pages of its own; None without one."""
+        return None if self._draft_model is None else self._draft_model.engine.stats
+
     def add(self, request: Request) -> Generation:
         """Queue a request; `step` extends the generation that this returns.
 

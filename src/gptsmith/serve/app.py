@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,6 +89,7 @@ class Server:
     async def chat(self, request: Request) -> Response:
         body = parse(await request.body(), ChatBody)
         model = self.find(body.model)
+        self._check_queue(model, body.n)
         ids = await self._beside(
             model,
             model.chat_ids,
@@ -105,13 +106,11 @@ class Server:
     async def complete(self, request: Request) -> Response:
         body = parse(await request.body(), CompletionBody)
         model = self.find(body.model)
-        model.generating_engine()
         prompts = several(body.prompt)
-        most = self.worker.max_running + self.worker.max_waiting
-        if len(prompts) * body.n > most:
-            raise ApiError(
-                400, f"{len(prompts) * body.n:,} completions, but at most {most} at a time"
-            )
+        count, most = len(prompts) * body.n, self.worker.max_running + self.worker.max_waiting
+        if count > most:
+            raise ApiError(400, f"{count:,} completions, but at most {most} at a time")
+        self._check_queue(model, count)
         encoded = [await self._beside(model, model.prompt_ids, prompt) for prompt in prompts]
         echoes = [""] * len(prompts)
         if body.echo:
@@ -166,14 +165,15 @@ class Server:
             return Response(status_code=499)  # nobody reads it
         return JSONResponse(answer.whole())
 
+    def _check_queue(self, model: ServedModel, count: int) -> None:
+        """ApiError (429) if so many completions were too many; asked before anything takes time."""
+        with _busy():
+            self.worker.check_queue(model.generating_engine(), count)
+
     def _submit(self, model: ServedModel, requests: Sequence[TextRequest]) -> Ticket:
         """Queue requests. ApiError (429) if too many wait."""
-        try:
+        with _busy():
             return self.worker.submit(model.generating_engine(), requests)
-        except QueueFull as error:
-            raise ApiError(
-                429, f"busy: {error}; try again", code="queue_full", headers={"Retry-After": "1"}
-            ) from None
 
     async def _finished(self, request: Request, ticket: Ticket) -> list[Generation] | None:
         """The generations of a ticket; None if the client closes the connection before they end."""
@@ -196,7 +196,7 @@ class Server:
     async def embed(self, request: Request) -> Response:
         body = parse(await request.body(), EmbeddingBody)
         model = self.find(body.model)
-        model.generating_engine()
+        self._check_queue(model, min(len(body.inputs), self.worker.max_running))
 
         def encode() -> list[list[int]]:
             return [model.prompt_ids(text, param="input") for text in body.inputs]
@@ -269,7 +269,7 @@ class Server:
         return JSONResponse({"status": "ok" if alive else "failed"}, 200 if alive else 503)
 
     async def report_metrics(self, request: Request) -> Response:
-        self.metrics.show([engine.stats for engine in self.worker.engines])
+        self.metrics.show(self.worker.engines)
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def describe_api(self, request: Request) -> Response:
@@ -339,6 +339,17 @@ async def _disconnected(request: Request) -> None:
     with suppress(ClientDisconnect):
         while (await request.receive())["type"] != "http.disconnect":
             pass
+
+
+@contextmanager
+def _busy() -> Iterator[None]:
+    """QueueFull as a response."""
+    try:
+        yield
+    except QueueFull as error:
+        raise ApiError(
+            429, f"busy: {error}; try again", code="queue_full", headers={"Retry-After": "1"}
+        ) from None
 
 
 def _repeated(items: Sequence[T], n: int) -> list[T]:

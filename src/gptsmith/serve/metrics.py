@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 if TYPE_CHECKING:
+    from gptsmith.generate.engine import Engine
     from gptsmith.generate.scheduler import Stats
     from gptsmith.serve.worker import Ticket
 
@@ -27,6 +28,12 @@ class Metrics:
         self.running = Gauge("running_requests", "Requests that are being generated", **ours)
         self.waiting = Gauge("waiting_requests", "Requests that wait", **ours)
         self.cache_used = Gauge("cache_used_ratio", "Used share of the KV cache", **ours)
+        self.draft_cache_used = Gauge(
+            "draft_cache_used_ratio", "Used share of the draft models' KV caches", **ours
+        )
+        self.accepted_drafts = Gauge(
+            "accepted_draft_tokens", "Draft tokens that were generated", **ours
+        )
         self.cached_tokens = Gauge("cached_tokens", "Prompt tokens found in the KV cache", **ours)
         self.rejected = Counter("rejected_requests", "Rejected: the queue was full", **ours)
         self.requests = Counter("requests", "Finished requests", ["finish_reason"], **ours)
@@ -45,13 +52,16 @@ class Metrics:
             **ours,
         )
 
-    def show(self, stats: Sequence[Stats]) -> None:
+    def show(self, engines: Sequence[Engine]) -> None:
         """Set the gauges to the present state of the engines."""
+        stats = [engine.stats for engine in engines]
+        drafts = [engine.draft_stats for engine in engines]
         self.running.set(sum(s.running for s in stats))
         self.waiting.set(sum(s.waiting for s in stats))
         self.cached_tokens.set(sum(s.cached_tokens for s in stats))
-        pages = sum(s.pages_limit for s in stats)
-        self.cache_used.set(sum(s.pages_used for s in stats) / max(1, pages))
+        self.accepted_drafts.set(sum(s.accepted_drafts for s in stats))
+        self.cache_used.set(_used(stats))
+        self.draft_cache_used.set(_used([s for s in drafts if s is not None]))
 
     def finished(self, ticket: Ticket, now: float) -> None:
         """Count the requests of a ticket, which have ended."""
@@ -67,3 +77,8 @@ class Metrics:
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
+
+
+def _used(stats: Sequence[Stats]) -> float:
+    """The used share of all pages."""
+    return sum(s.pages_used for s in stats) / max(1, sum(s.pages_limit for s in stats))

@@ -93,15 +93,19 @@ class Worker(threading.Thread):
 
     # Called by the event loop
 
-    def submit(self, engine: Engine, requests: Sequence[Request]) -> Ticket:
-        """Queue requests for an engine. QueueFull if too many are waiting; if the engine rejects
-        one, `updates` raises its ValueError."""
-        after = self._unfinished + Counter({engine: len(requests)})
+    def check_queue(self, engine: Engine, count: int) -> None:
+        """QueueFull if so many further requests for an engine were too many."""
+        after = self._unfinished + Counter({engine: count})
         if sum(max(0, n - self.max_running) for n in after.values()) > self.max_waiting:
             self.metrics.rejected.inc()
             raise QueueFull(f"{self.unfinished_requests} requests are running or waiting")
+
+    def submit(self, engine: Engine, requests: Sequence[Request]) -> Ticket:
+        """Queue requests for an engine. QueueFull if too many are waiting; if the engine rejects
+        one, `updates` raises its ValueError."""
+        self.check_queue(engine, len(requests))
         ticket = Ticket(engine, requests)
-        self._unfinished = after
+        self._unfinished[engine] += len(requests)
         self._post(lambda: self._start(ticket))
         return ticket
 

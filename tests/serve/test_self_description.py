@@ -1,0 +1,55 @@
+"""What a server says about itself: models, health, metrics, and the description of its API."""
+
+import re
+from pathlib import Path
+
+from api_server import Api, chat_run, serving_models
+
+from gptsmith.serve.served import ServedModel
+
+
+def test_models_health_metrics_and_description(api: Api) -> None:
+    listed = api.client.get("/v1/models").json()["data"]
+    assert [(m["id"], m["kind"]) for m in listed] == [
+        ("chat", "chat"), ("text", "text"), ("classifier", "classifier"),
+    ]  # fmt: skip
+    assert api.client.get("/v1/models/chat").json() == listed[0]
+    assert api.client.get("/health").json() == {"status": "ok"}
+    api.post("/v1/completions", model="text", prompt="a", max_tokens=3)
+    api.until_idle()
+    metrics = api.client.get("/metrics").text
+    assert "gptsmith_new_tokens_total" in metrics
+    assert "gptsmith_running_requests 0.0" in metrics
+    assert "gptsmith_waiting_requests 0.0" in metrics
+    assert "gptsmith_cache_used_ratio" in metrics
+    described = api.client.get("/openapi.json").json()
+    assert described["paths"].keys() >= {"/v1/chat/completions", "/v1/completions"}
+    response = api.client.get("/v1/nothing")
+    assert response.status_code == 404
+    assert "is not served" in response.json()["error"]["message"]
+    for method in ("GET", "PUT", "PATCH", "DELETE"):
+        response = api.client.request(method, "/v1/completions")
+        assert (response.status_code, response.headers["allow"]) == (405, "POST")
+
+
+def test_metrics_include_the_draft_model(tmp_path: Path) -> None:
+    """Its keys and values are in memory beside those of the model."""
+    run = chat_run(tmp_path / "chat", context_length=4096)
+    model, draft = (run.load_model("last", "cpu") for _ in range(2))
+    with serving_models({"chat": ServedModel("chat", run, model, 2, draft_model=draft)}) as api:
+        assert metric(api, "draft_cache_used_ratio") == metric(api, "accepted_draft_tokens") == 0
+        body = dict(model="chat", prompt="a" * 200, max_tokens=3000, stream=True)
+        with api.client.stream("POST", "/v1/completions", json=body) as answer:
+            for count, _ in enumerate(answer.iter_lines()):
+                if count == 40:
+                    break
+            assert metric(api, "draft_cache_used_ratio") > 0
+            assert metric(api, "accepted_draft_tokens") > 20
+        api.until_idle()
+        assert metric(api, "draft_cache_used_ratio") == metric(api, "cache_used_ratio") == 0
+
+
+def metric(api: Api, name: str) -> float:
+    text = api.client.get("/metrics").text
+    [value] = re.findall(rf"^gptsmith_{name} (\S+)$", text, re.MULTILINE)
+    return float(value)

@@ -29,7 +29,9 @@ from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import LoraConfig, ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.tuning import Tuning
+from gptsmith.recipes.prefetch import Prefetch
 from gptsmith.train import runtime
+from gptsmith.train.checkpoint_writer import HostMemory
 from gptsmith.train.loss import next_token_loss
 from gptsmith.train.optim import Optimizer
 from gptsmith.train.options import OptimConfig
@@ -247,6 +249,25 @@ def test_classes_equal_the_cpus(axes: str) -> None:
         precision = Precision("fp32", device, "")
         results.append(log_probabilities(model.to(device), texts, precision, batch_size=2))
     np.testing.assert_allclose(*results, rtol=1e-3, atol=1e-4)
+
+
+def test_batches_are_made_ahead_in_pinned_memory_and_copies_for_checkpoints_too() -> None:
+    device = torch.device(DEVICE)
+    ids = torch.arange(64).view(2, 32)
+    ahead = Prefetch(lambda step: [Batch(ids + step, ids, documents=ids)], device)
+    for step in range(3):
+        [batch] = ahead(step)
+        moved = batch.to(device)
+        assert torch.equal(moved.inputs.cpu(), ids + step)
+        weight = torch.full((1000, 1000), float(step), device=device)
+        copy = HostMemory().copy({"weight": weight})["weight"]
+        weight.zero_()
+        assert (copy == step).all()
+        if device.type == "cuda":
+            assert batch.inputs.is_pinned()
+            assert batch.documents is not None
+            assert batch.documents.is_pinned()
+            assert copy.is_pinned()
 
 
 def test_two_runs_of_one_seed_are_alike() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -50,17 +51,20 @@ class Batch:
         targets = torch.full_like(self.targets, IGNORE_INDEX)
         return replace(self, targets=targets, name="", count=0, tokens=0)
 
+    def pinned(self) -> Batch:
+        """The same batch in pinned memory, from which a copy to a GPU is not waited for."""
+        return self._map(lambda x: x if x.is_pinned() else x.pin_memory())
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
+        batch = self.pinned() if device.type == "cuda" else self
+        return batch._map(lambda x: x.to(device, non_blocking=True))
 
-        def move(x: Tensor) -> Tensor:
-            x = x.pin_memory() if device.type == "cuda" else x  # else the copy is waited for
-            return x.to(device, non_blocking=True)
-
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return replace(
             self,
-            inputs=move(self.inputs),
-            targets=move(self.targets),
-            documents=None if self.documents is None else move(self.documents),
-            positions=None if self.positions is None else move(self.positions),
+            inputs=change(self.inputs),
+            targets=change(self.targets),
+            documents=None if self.documents is None else change(self.documents),
+            positions=None if self.positions is None else change(self.positions),
         )

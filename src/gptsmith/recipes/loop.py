@@ -19,9 +19,9 @@ from gptsmith.model.gpt import GPTModel
 from gptsmith.model.tuning import load_trainable_state_dict, trainable_state_dict
 from gptsmith.recipes import in_loop_eval
 from gptsmith.recipes.agreement import Agreement
-from gptsmith.recipes.micro_batches import micro_batches
 from gptsmith.recipes.options import RecipeConfig
 from gptsmith.recipes.plan import Dataset, Note, Plan
+from gptsmith.recipes.prefetch import step_batches
 from gptsmith.recipes.report import write_report
 from gptsmith.recipes.run_state import RunState
 from gptsmith.run import Run, layout
@@ -237,7 +237,7 @@ class _TrainingSession:
         self.save()
 
     def steps(self) -> Iterator[Step]:
-        config, dataset, plan = self.config, self.job.dataset, self.plan
+        config, plan = self.config, self.plan
         if distributed.world_size() > 1:
             self.state.seconds = self.agreed.exchange(self.monitor)
         if self.progress() >= 1 or self.stops_early():
@@ -246,8 +246,8 @@ class _TrainingSession:
         return train_steps(
             self.job.model,
             runtime.compiled(loss) if plan.runtime.compile else loss,
-            lambda s: micro_batches(
-                dataset, s * plan.rows_per_step, plan.rows_per_step, config.train.batch_size
+            step_batches(
+                self.job.dataset, plan.rows_per_step, config.train.batch_size, plan.runtime.device
             ),
             self.optimizer,
             learning_rate=lambda s: self.state.learning_rate.start_step(

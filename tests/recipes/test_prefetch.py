@@ -1,0 +1,104 @@
+"""Batches that a thread makes ahead are those that a step would make, in the same order."""
+
+import threading
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+import torch
+from ranks import Rows, pretrain
+from runs import assert_same_checkpoints
+
+from gptsmith import cli
+from gptsmith.batch import Batch
+from gptsmith.data.dataset import Windows
+from gptsmith.data.shards import Corpus
+from gptsmith.recipes import loop
+from gptsmith.recipes.micro_batches import micro_batches
+from gptsmith.recipes.plan import Dataset
+from gptsmith.recipes.prefetch import Prefetch, step_batches
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+GPU = torch.device("meta")  # stands for it: batches stay where they are
+
+
+def equal(found: Sequence[Batch], expected: Sequence[Batch]) -> bool:
+    return all(
+        a.name == b.name
+        and a.count == b.count
+        and torch.equal(a.inputs, b.inputs)
+        and torch.equal(a.targets, b.targets)
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
+def test_the_batches_of_a_corpus_come_in_the_same_order_over_epochs(corpus) -> None:
+    opened = Corpus.open(corpus)
+    windows = Windows(opened.train, 32, 3, opened.document)
+    ahead, inline = (step_batches(windows, 7 * 50, 50, torch.device(d)) for d in ("meta", "cpu"))
+    assert isinstance(ahead, Prefetch)
+    assert not isinstance(inline, Prefetch)
+    steps = windows.per_epoch // 350 * 2  # into the second epoch
+    assert steps > 8
+    for step in range(steps):
+        assert equal(ahead(step), inline(step))
+        assert windows.position(step) == {"seed": 3, "epoch": step // windows.per_epoch,
+                                          "index": step % windows.per_epoch,
+                                          "per_epoch": windows.per_epoch}  # fmt: skip
+
+
+def test_training_does_not_change(corpus, tmp_path, monkeypatch) -> None:
+    words = ["--train.total-batch-tokens", "128", "--train.steps", "6", "--eval.interval", "0"]
+    assert cli.main(pretrain(corpus, tmp_path / "inline", *words)) == 0
+    made = []
+
+    def always(dataset: Dataset, rows: int, size: int, device: torch.device) -> Prefetch:
+        made.append(Prefetch(lambda step: micro_batches(dataset, step * rows, rows, size), device))
+        return made[0]
+
+    monkeypatch.setattr(loop, "step_batches", always)
+    assert cli.main(pretrain(corpus, tmp_path / "ahead", *words)) == 0
+    assert len(made) == 1
+    assert_same_checkpoints(tmp_path / "ahead", tmp_path / "inline")
+
+
+def test_a_step_may_be_asked_for_twice_and_the_order_left() -> None:
+    made = []
+
+    def make(step: int) -> list[Batch]:
+        made.append((step, threading.current_thread() is threading.main_thread()))
+        return [Rows().batch(step, 2)]
+
+    ahead = Prefetch(make, GPU)
+    for step in (4, 4, 5, 6, 0):  # several ranks begin with their first step twice
+        assert equal(ahead(step), [Rows().batch(step, 2)])
+    ahead._batches.result()
+    assert [step for step, _ in made] == [4, 5, 4, 5, 6, 7, 0, 1]
+    assert not any(main for _, main in made)
+
+
+def test_the_next_step_is_made_while_this_one_is_computed() -> None:
+    begun = [threading.Event() for _ in range(4)]
+
+    def make(step: int) -> list[Batch]:
+        begun[step].set()
+        return []
+
+    ahead = Prefetch(make, GPU)
+    for _, then in pairwise(range(4)):
+        ahead(then - 1)
+        assert begun[then].wait(60)
+
+
+def test_an_error_is_raised_for_its_own_step() -> None:
+    def make(step: int) -> list[Batch]:
+        if step == 2:
+            raise ValueError("shard 3 is damaged")
+        return []
+
+    ahead = Prefetch(make, GPU)
+    assert [ahead(0), ahead(1)] == [[], []]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="shard 3 is damaged"):
+            ahead(2)

@@ -40,12 +40,14 @@ def print_choices(sources: Iterable[Source]) -> None:
             terminal.note(f"{source.requested}: {source.used}{ids} is used")
 
 
-def documents_of(source: Source, given: Tokenizer | None, report: ReadReport) -> Iterator[Document]:
-    """The documents of a source. given: the tokenizer that made its ids, if it holds such."""
+def documents_of(
+    source: Source, tokenizer: Tokenizer | None, report: ReadReport
+) -> Iterator[Document]:
+    """The documents of a source. tokenizer: the one that made its ids, if it holds such."""
     if source.token_ids is None:
         return source.documents()
-    assert given is not None
-    return source.token_ids.documents(given.special_ids.document, given.vocab_size, report)
+    assert tokenizer is not None
+    return source.token_ids.documents(tokenizer.special_ids.document, tokenizer.vocab_size, report)
 
 
 def make_corpus(
@@ -53,7 +55,7 @@ def make_corpus(
     documents: DocumentSplit | PartSplit,
     report: ReadReport,
     total: int,
-    given: Tokenizer | None,
+    existing: Tokenizer | None,
     identity: Identity,
     part: int | None = None,
 ) -> dict[str, Any]:
@@ -62,10 +64,10 @@ def make_corpus(
     total: bytes of the source files. part: number of the part of a corpus that is made in parts;
     its splits may be empty.
     """
-    writer = _resume(config, given, identity, part)
+    writer = _resume(config, existing, identity, part)
     if writer is None:
         output_dir.start_over(config.out, identity)
-        tokenizer = given or train_tokenizer(config, documents, total)
+        tokenizer = existing or train_tokenizer(config, documents, total)
         tokenizer.save(config.out / UNFINISHED)
         writer = CorpusWriter(config, tokenizer, identity, part=part)
     if writer.batches:
@@ -146,13 +148,13 @@ def write_manifest(
 
 
 def _resume(
-    config: PrepareConfig, given: Tokenizer | None, identity: Identity, part: int | None
+    config: PrepareConfig, existing: Tokenizer | None, identity: Identity, part: int | None
 ) -> CorpusWriter | None:
     """The writer of an interrupted run; None if there is none, or its files were damaged."""
     journal = output_dir.read_journal(config.out, identity)
     if journal is None:
         return None
-    tokenizer = given or Tokenizer.load(config.out / UNFINISHED)
+    tokenizer = existing or Tokenizer.load(config.out / UNFINISHED)
     state = journal.pop("state")
     files.remove_temporary_files(config.out / UNFINISHED)
     try:

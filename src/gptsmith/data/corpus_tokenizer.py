@@ -19,7 +19,7 @@ _BLOCK = 1 << 16
 _DEFAULT_VOCAB_SIZE = 8192
 
 
-def given_tokenizer(config: PrepareConfig, sources: Sequence[Source]) -> Tokenizer | None:
+def existing_tokenizer(config: PrepareConfig, sources: Sequence[Source]) -> Tokenizer | None:
     """The existing tokenizer that `config` names; None if one is to be trained."""
     choice, size = config.tokenizer, config.vocab_size
     if config.eos_token and choice in ("gpt2", "bpe", "char", "byte"):

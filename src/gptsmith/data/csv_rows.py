@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from gptsmith.data.decode import LINE_LIMIT, NOT_UTF8, detect_encoding, open_text
+from gptsmith.data.decode import LINE_LIMIT, NOT_UTF8, open_text
 from gptsmith.data.options import FileFormat
 from gptsmith.data.paths import has_suffix
 from gptsmith.data.report import ReadReport
@@ -34,7 +34,7 @@ def csv_rows(
     """
     csv.field_size_limit(sys.maxsize)
     names, count = None if header is None else list(header), 0
-    with open_text(path, detect_encoding(path, file_format.encoding, report)) as (raw, text):
+    with open_text(path, file_format.encoding, report) as (raw, text):
         try:
             lines = _Lines(text)
             dialect = _dialect(path, lines, file_format, report)

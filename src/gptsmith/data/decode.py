@@ -56,15 +56,19 @@ def open_bytes(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
 
 
 @contextmanager
-def open_text(path: Path, encoding: str, newline: str = "") -> Iterator[tuple[BinaryIO, TextIO]]:
-    """The raw file, for its position, and its text. newline: as for `open`.
+def open_text(
+    path: Path, encoding: str | None, report: ReadReport, newline: str = ""
+) -> Iterator[tuple[BinaryIO, TextIO]]:
+    """The raw file, for its position, and its text. encoding: see detect_encoding. newline: as for
+    `open`.
 
     Invalid bytes become lone surrogates, so that a reader can reject the line that contains them;
     strict decoding would fail at the end of a buffer, far from it. ValueError where that is
     impossible, as for half a character of UTF-16.
     """
+    found = detect_encoding(path, encoding, report)
     with open_bytes(path) as (raw, file), decoding(path):
-        yield raw, io.TextIOWrapper(file, encoding, "surrogateescape", newline)
+        yield raw, io.TextIOWrapper(file, found, "surrogateescape", newline)
 
 
 @contextmanager
@@ -77,13 +81,13 @@ def decoding(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: not {name} ({error.reason}); {NOT_UTF8}") from None
 
 
-def detect_encoding(path: Path, given: str | None, report: ReadReport) -> str:
-    """The encoding of a file: as given, or detected from its bytes, all of which are read.
+def detect_encoding(path: Path, encoding: str | None, report: ReadReport) -> str:
+    """The encoding of a file: as configured, or detected from its bytes, all of which are read.
 
     A hint reports a detected encoding other than UTF-8. ValueError for a file that is not text.
     """
-    if given is not None:
-        return UTF8 if codecs.lookup(given).name == "utf-8" else given
+    if encoding is not None:
+        return UTF8 if codecs.lookup(encoding).name == "utf-8" else encoding
     status = path.stat()
     found = _detect(path, status.st_size, status.st_mtime_ns)
     if found == "cp1252":

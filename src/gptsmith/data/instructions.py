@@ -201,21 +201,21 @@ def _instruction(row: Row, columns: InstructionColumns, report: ReadReport) -> I
     if tools_of(values):
         raise InvalidRowError("row with tools", "it has tools, which instructions do not use")
     check_no_media(values)
-    given = texts(values, (columns.input,))
+    inputs = texts(values, (columns.input,))
     if (
         columns.input == InstructionColumns().input
     ):  # not configured: other context columns count too
-        given |= context(values, {*wanted})
-    report_unused_columns(values, {*wanted, *given, *HISTORY}, report)
+        inputs |= context(values, {*wanted})
+    report_unused_columns(values, {*wanted, *inputs, *HISTORY}, report)
     instruction, output = cell(values, columns.instruction), cell(values, columns.output)
     for name, text in (
         (columns.instruction, instruction),
         (columns.output, output),
-        *given.items(),
+        *inputs.items(),
     ):
         check_unicode(row, name, text)
     system = system_text(values)
-    return Instruction(instruction, "\n\n".join(given.values()), output, row.place, system)
+    return Instruction(instruction, "\n\n".join(inputs.values()), output, row.place, system)
 
 
 @dataclass(frozen=True)

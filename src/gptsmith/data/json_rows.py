@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gptsmith.data.columns import MESSAGES, PROMPT_AND_RESPONSE, ROLE, quoted
-from gptsmith.data.decode import LINE_LIMIT, NOT_UTF8, detect_encoding, open_text
+from gptsmith.data.decode import LINE_LIMIT, NOT_UTF8, open_text
 from gptsmith.data.paths import has_suffix
 from gptsmith.data.report import ReadReport
 from gptsmith.data.row import Row, unicode_problem
@@ -29,12 +29,11 @@ _COLUMNS = {*MESSAGES, *(name for pair in PROMPT_AND_RESPONSE for name in pair)}
 _SPACE = re.compile(r"\s*")
 
 
-def json_rows(path: Path, report: ReadReport, given: str | None) -> Iterator[Row]:
-    """The rows of a file. given: its encoding; None: detect it.
+def json_rows(path: Path, report: ReadReport, encoding: str | None) -> Iterator[Row]:
+    """The rows of a file. encoding: None: detect it.
 
     ValueError naming file and line of what cannot be read, unless `report` skips it.
     """
-    encoding = detect_encoding(path, given, report)
     values = _rows_of_file(path, encoding, report)
     if values is None:
         yield from _line_rows(path, encoding, report)
@@ -69,9 +68,9 @@ def _reason(error: Exception) -> str:
 # --- a value on each line ------------------------------------------------------------------------
 
 
-def _line_rows(path: Path, encoding: str, report: ReadReport) -> Iterator[Row]:
+def _line_rows(path: Path, encoding: str | None, report: ReadReport) -> Iterator[Row]:
     number = blank = 0
-    with open_text(path, encoding, "\n") as (raw, file):
+    with open_text(path, encoding, report, "\n") as (raw, file):
         read_line = partial(file.readline, LINE_LIMIT)
         try:
             for number, line in enumerate(iter(read_line, ""), 1):
@@ -111,9 +110,11 @@ def _skip_rest_of_line(line: str, read_line: Callable[[], str]) -> bool:
 # --- all rows in one value -----------------------------------------------------------------------
 
 
-def _rows_of_file(path: Path, encoding: str, report: ReadReport) -> list[tuple[str, Any]] | None:
+def _rows_of_file(
+    path: Path, encoding: str | None, report: ReadReport
+) -> list[tuple[str, Any]] | None:
     """Places and rows of a file, or None if it has one value per line."""
-    with open_text(path, encoding, "\n") as (_, file):
+    with open_text(path, encoding, report, "\n") as (_, file):
         lines = iter(partial(file.readline, LINE_LIMIT), "")
         first = next((line for line in lines if line.strip()), "")
         has_more = any(line.strip() for line in lines)
@@ -125,7 +126,7 @@ def _rows_of_file(path: Path, encoding: str, report: ReadReport) -> list[tuple[s
         begins = first.strip() in ("{", "[", "[{", "[[", "{[")  # printed over several lines
         if not begins and not is_json:
             return None
-        values = _parse_values(path, encoding)
+        values = _parse_values(path, encoding, report)
     else:
         if has_more or (isinstance(values[0], dict) and not is_json):
             return None
@@ -136,11 +137,11 @@ def _rows_of_file(path: Path, encoding: str, report: ReadReport) -> list[tuple[s
     return [(f"{path}, row {n}", value) for n, value in enumerate(values, 1)] or None
 
 
-def _parse_values(path: Path, encoding: str) -> list[Any]:
+def _parse_values(path: Path, encoding: str | None, report: ReadReport) -> list[Any]:
     """The consecutive JSON values of a file; empty if single lines are values, so that the file
     should be read line by line. ValueError naming the line of what is not JSON."""
     limit = min(_WHOLE_LIMIT, max(_SMALL_LIMIT, _WHOLE_RATIO * path.stat().st_size))
-    with open_text(path, encoding) as (_, file):
+    with open_text(path, encoding, report) as (_, file):
         text = file.read(limit + 1)
     if len(text) > limit:
         raise ValueError(

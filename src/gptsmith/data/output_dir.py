@@ -32,7 +32,9 @@ _COMPARED = ("used", "rows", "files", "bytes")  # properties of a source that me
 _DIVISION = [2, BATCH_SIZE, CHUNK_BYTES]  # first: a version, to be raised when the division changes
 
 
-def identify(config: PrepareConfig, sources: Iterable[Source], given: Tokenizer | None) -> Identity:
+def identify(
+    config: PrepareConfig, sources: Iterable[Source], tokenizer: Tokenizer | None
+) -> Identity:
     """What must be unchanged to resume an unfinished corpus, or to keep a complete one."""
 
     def facts(source: Source) -> dict[str, Any]:
@@ -50,11 +52,11 @@ def identify(config: PrepareConfig, sources: Iterable[Source], given: Tokenizer 
     unset = set() if config.eos_token else {"eos_token"}  # of earlier versions, which lacked it
     not_settings = {"out", "overwrite", "workers", "tasks", "task", "join"}
     settings = config.model_dump(mode="json", exclude=not_settings | unset)
-    if given is not None and (document_tokens := document_token_fields(given)):
+    if tokenizer is not None and (document_tokens := document_token_fields(tokenizer)):
         settings["document"] = document_tokens
     times = [(str(path), path.stat().st_mtime_ns) for source in sources for path in source.files]
     return {
-        "settings": settings | {"given_tokenizer": given.fingerprint if given else None},
+        "settings": settings | {"given_tokenizer": tokenizer.fingerprint if tokenizer else None},
         "sources": [facts(source) for source in sources],
         "seen": hashlib.sha256(json.dumps([*_DIVISION, times]).encode()).hexdigest(),
     }

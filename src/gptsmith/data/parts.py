@@ -35,14 +35,14 @@ from gptsmith.data.corpus_files import (
     print_choices,
     write_manifest,
 )
-from gptsmith.data.corpus_tokenizer import given_tokenizer
+from gptsmith.data.corpus_tokenizer import existing_tokenizer
 from gptsmith.data.documents import Source
 from gptsmith.data.encode import available_cores
 from gptsmith.data.options import PrepareConfig
 from gptsmith.data.output_dir import Identity, part_folder
 from gptsmith.data.report import ReadReport
 from gptsmith.data.shards import MANIFEST, MAX_SHARDS, SPLITS, UNFINISHED, too_many_shards
-from gptsmith.data.split import PartSplit, Split, hash_rule, overlap
+from gptsmith.data.split import PartSplit, Split, hash_rule, overlap_remark
 from gptsmith.data.token_files import TokenFiles
 from gptsmith.data.token_tables import TokenTables
 from gptsmith.progress import WorkProgress
@@ -85,13 +85,13 @@ def make_plan(config: PrepareConfig) -> Plan:
     report = ReadReport(config.on_error)
     sources, val = open_sources(config, report)
     opened = [*sources, *([] if val is None else [val])]
-    given = given_tokenizer(config, opened)
-    assert given is not None  # the configuration rejects those that are learned
+    tokenizer = existing_tokenizer(config, opened)
+    assert tokenizer is not None  # the configuration rejects those that are learned
     parts, rules = divide(sources, val, config.val_fraction)
-    identity = output_dir.identify(config, opened, given)
+    identity = output_dir.identify(config, opened, tokenizer)
     identity["settings"]["parts"] = len(parts)
     paths = [path for source in opened for path in source.files]
-    return Plan(opened, parts, rules, given, identity, paths, report)
+    return Plan(opened, parts, rules, tokenizer, identity, paths, report)
 
 
 def divide(
@@ -109,7 +109,7 @@ def divide(
             rules.append(rule)
 
     if val is not None:
-        add(val, "val", f"the documents of {val.used}{overlap(val, sources)}")
+        add(val, "val", f"the documents of {val.used}{overlap_remark(val, sources)}")
     for source in sources if val is None else ():
         if source.validation is not None:
             add(source.validation, "val", f"the validation split of {source.used}")
@@ -183,21 +183,25 @@ def _prepare_parts(config: PrepareConfig, plan: Plan, task: int, tasks: int) -> 
         plan.report.hints.clear()
 
 
-def _prepare_part(config: PrepareConfig, part: Part, given: Tokenizer, report: ReadReport) -> None:
+def _prepare_part(
+    config: PrepareConfig, part: Part, tokenizer: Tokenizer, report: ReadReport
+) -> None:
     """Make a part, unless it is complete. Raises as prepare does."""
     out = part_folder(config.out, part.number)
     files.make_folder(out)
     config = config.model_copy(update={"out": out})
-    identity = _part_identity(config, part, given)
+    identity = _part_identity(config, part, tokenizer)
     with files.lock(out, "or give another --task"):
         if _part_is_complete(config, part, identity):
             return
         documents = PartSplit(
-            lambda: documents_of(part.source, given, report), part.split, config.val_fraction
+            lambda: documents_of(part.source, tokenizer, report), part.split, config.val_fraction
         )
         total = sum(path.stat().st_size for path in part.source.files)
         try:
-            manifest = make_corpus(config, documents, report, total, given, identity, part.number)
+            manifest = make_corpus(
+                config, documents, report, total, tokenizer, identity, part.number
+            )
         except ValueError:
             output_dir.discard(out)
             raise
@@ -206,8 +210,8 @@ def _prepare_part(config: PrepareConfig, part: Part, given: Tokenizer, report: R
     terminal.note(f"part {part.number}: {tokens:,} tokens")
 
 
-def _part_identity(config: PrepareConfig, part: Part, given: Tokenizer) -> Identity:
-    identity = output_dir.identify(config, [part.source], given)
+def _part_identity(config: PrepareConfig, part: Part, tokenizer: Tokenizer) -> Identity:
+    identity = output_dir.identify(config, [part.source], tokenizer)
     identity["settings"] |= {"part": part.number, "split": part.split}
     return identity
 

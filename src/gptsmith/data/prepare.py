@@ -13,7 +13,7 @@ from typing import Any
 from gptsmith import files, terminal
 from gptsmith.data import output_dir
 from gptsmith.data.corpus_files import documents_of, make_corpus, open_sources, print_choices
-from gptsmith.data.corpus_tokenizer import given_tokenizer
+from gptsmith.data.corpus_tokenizer import existing_tokenizer
 from gptsmith.data.options import PrepareConfig
 from gptsmith.data.parts import prepare_in_parts
 from gptsmith.data.report import ReadReport
@@ -38,8 +38,8 @@ def prepare(config: PrepareConfig) -> Path:
         return config.out
     sources, val = open_sources(config, report)
     opened = [*sources, *([] if val is None else [val])]
-    given = given_tokenizer(config, opened)
-    identity = output_dir.identify(config, opened, given)
+    existing = existing_tokenizer(config, opened)
+    identity = output_dir.identify(config, opened, existing)
     print_choices(opened)
     paths = [path for source in opened for path in source.files]
     sizes = [path.stat().st_size for path in paths]
@@ -47,7 +47,7 @@ def prepare(config: PrepareConfig) -> Path:
     documents = DocumentSplit(
         sources,
         val,
-        lambda source: documents_of(source, given, report),
+        lambda source: documents_of(source, existing, report),
         config,
     )
     out = config.out
@@ -61,7 +61,7 @@ def prepare(config: PrepareConfig) -> Path:
                 )
             return out
         try:
-            manifest = make_corpus(config, documents, report, sum(sizes), given, identity)
+            manifest = make_corpus(config, documents, report, sum(sizes), existing, identity)
         except ValueError:
             output_dir.discard(out)
             raise

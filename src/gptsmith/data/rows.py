@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gptsmith.data import columnar
 from gptsmith.data.csv_rows import csv_rows
-from gptsmith.data.decode import detect_encoding, open_text
+from gptsmith.data.decode import open_text
 from gptsmith.data.json_rows import json_rows
 from gptsmith.data.options import FileFormat
 from gptsmith.data.paths import FoundFiles, find_files, has_suffix
@@ -87,7 +87,7 @@ def is_table(path: Path) -> bool:
     if has_suffix(path, *SUFFIXES):
         return True
     try:
-        with open_text(path, detect_encoding(path, None, ReadReport())) as (_, file):
+        with open_text(path, None, ReadReport()) as (_, file):
             return _JSON.match(file.read(1 << 12)) is not None
     except ValueError:
         return False

@@ -109,7 +109,7 @@ class DocumentSplit:
 
     def _validation(self) -> Iterator[Document]:
         if self.val is not None:
-            remark = "" if self.deduplicate else overlap(self.val, self.sources)
+            remark = "" if self.deduplicate else overlap_remark(self.val, self.sources)
             self._rule(f"the documents of {self.val.used}{remark}")
             yield from self.read(self.val)
             return
@@ -182,7 +182,7 @@ class DocumentSplit:
         return document._replace(chunks=_Slice(document.chunks, 0, cut)), tail
 
 
-def overlap(val: Source, sources: Sequence[Source]) -> str:
+def overlap_remark(val: Source, sources: Sequence[Source]) -> str:
     """A remark if files of the validation source are also trained on, or ""."""
     if any(val.used == source.used for source in sources):
         return ", which are trained on too"

@@ -120,12 +120,12 @@ def text_lines(path: Path, report: ReadReport) -> Iterator[str]:
         yield rest
 
 
-def read_text(path: Path, given: str | None, report: ReadReport) -> str:
+def read_text(path: Path, encoding: str | None, report: ReadReport) -> str:
     """The text of a file; invalid bytes become lone surrogates. A hint reports a detected encoding.
 
-    given: the encoding; None: detect it.
+    encoding: None: detect it.
     """
-    with open_text(path, detect_encoding(path, given, report)) as (_, file):
+    with open_text(path, encoding, report) as (_, file):
         return file.read()
 
 

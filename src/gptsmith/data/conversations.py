@@ -16,22 +16,13 @@ from typing import Any, NamedTuple
 
 from gptsmith.chat_template.message import CALLS, Message, is_empty
 from gptsmith.data import columns as names
+from gptsmith.data import row_fields
 from gptsmith.data.cells import InvalidRowError, parse_json
 from gptsmith.data.columns import quoted
 from gptsmith.data.messages import cell_message, is_message, read_message, transcript
 from gptsmith.data.options import ChatFiles
 from gptsmith.data.report import ReadReport
 from gptsmith.data.row import Row
-from gptsmith.data.row_fields import (
-    cell,
-    check_no_media,
-    context,
-    history,
-    report_unused_columns,
-    system_text,
-    target_answers,
-    tools_of,
-)
 from gptsmith.data.rows import read_rows
 
 
@@ -83,8 +74,8 @@ def _conversation(
 ) -> Conversation:
     """The conversation of a row. used: the columns from which `turns` were taken."""
     values = {name: value for name, value in row.values.items() if name not in used}
-    check_no_media(values)
-    if system := system_text(values):
+    row_fields.check_no_media(values)
+    if system := row_fields.system_text(values):
         turns = _with_system(turns, system, files)
     messages: list[Message] = []
     flags: list[bool | None] = []
@@ -99,7 +90,7 @@ def _conversation(
         flags.append(flag)
         if flag and message["role"] != "assistant":
             report.hint("only answers are trained on, whatever the weights of other messages")
-    conversation = Conversation(messages, row.place, tools=tools_of(values))
+    conversation = Conversation(messages, row.place, tools=row_fields.tools_of(values))
     answers = conversation.answers
     if not answers:
         problem = "no assistant message"
@@ -107,8 +98,8 @@ def _conversation(
             problem += ": --prompt-column and --response-column name the columns of the question "
             problem += "and of the better answer"
         raise InvalidRowError("conversation without an answer", problem)
-    targets = target_answers(values, flags, answers)
-    report_unused_columns(values, set(), report)
+    targets = row_fields.target_answers(values, flags, answers)
+    row_fields.report_unused_columns(values, set(), report)
     return conversation._replace(targets=None if len(targets) == len(answers) else targets)
 
 
@@ -172,14 +163,14 @@ def _question_and_answer(row: Row, files: ChatFiles) -> tuple[list[Any], set[str
     if not pairs:
         return None
     prompt, response = pairs[0]
-    turns, used = history(values), {prompt, response, *names.HISTORY}
+    turns, used = row_fields.history(values), {prompt, response, *names.HISTORY}
     if _holds_messages(values[prompt]):
         turns += values[prompt]
     else:
-        text = cell(values, prompt)
+        text = row_fields.cell(values, prompt)
         if not text.strip():
             raise InvalidRowError("no question", f"no text in {prompt!r}")
-        beside = context(values, used)
+        beside = row_fields.context(values, used)
         turns.append(cell_message("user", "\n\n".join([text, *beside.values()])))
         used |= beside.keys()
     if _holds_messages(values[response]):
@@ -187,7 +178,7 @@ def _question_and_answer(row: Row, files: ChatFiles) -> tuple[list[Any], set[str
     elif is_message(values[response], files):
         turns.append(values[response])
     else:
-        turns.append(cell_message("assistant", cell(values, response)))
+        turns.append(cell_message("assistant", row_fields.cell(values, response)))
     return turns, used
 
 

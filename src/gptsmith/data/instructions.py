@@ -15,23 +15,13 @@ import numpy as np
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template.template import ChatTemplate, Message
+from gptsmith.data import row_fields
 from gptsmith.data.cells import InvalidRowError
 from gptsmith.data.columns import HISTORY, quoted, with_known_names
 from gptsmith.data.examples import Example
 from gptsmith.data.options import FileFormat, InstructionColumns, SplitConfig
 from gptsmith.data.report import ReadReport
 from gptsmith.data.row import Row, check_unicode
-from gptsmith.data.row_fields import (
-    cell,
-    check_no_media,
-    context,
-    history,
-    report_unused_columns,
-    system_text,
-    target_answers,
-    texts,
-    tools_of,
-)
 from gptsmith.data.rows import read_rows
 from gptsmith.data.split import fill_splits, group_rows, hash_order
 from gptsmith.data.token_tables import IDS
@@ -167,7 +157,7 @@ def read_instructions(
         has_inputs |= row.values.get(columns.input) is not None
         try:
             instruction = _instruction(row, columns, report)
-            is_target = target_answers(row.values, [None], [0])
+            is_target = row_fields.target_answers(row.values, [None], [0])
         except InvalidRowError as error:
             raise ValueError(f"{place}: {error}") from None
         if not instruction.instruction.strip():
@@ -195,26 +185,22 @@ def _instruction(row: Row, columns: InstructionColumns, report: ReadReport) -> I
         if name not in values:
             problem = f"no column {name!r}; choose the {what} from {quoted(values)}"
             raise InvalidRowError("no column", f"{problem} with --columns.{what} NAME")
-    if history(values):
+    if row_fields.history(values):
         problem = "it has earlier turns (history): use gptsmith finetune chat"
         raise InvalidRowError("row with history", problem)
-    if tools_of(values):
+    if row_fields.tools_of(values):
         raise InvalidRowError("row with tools", "it has tools, which instructions do not use")
-    check_no_media(values)
-    inputs = texts(values, (columns.input,))
-    if (
-        columns.input == InstructionColumns().input
-    ):  # not configured: other context columns count too
-        inputs |= context(values, {*wanted})
-    report_unused_columns(values, {*wanted, *inputs, *HISTORY}, report)
-    instruction, output = cell(values, columns.instruction), cell(values, columns.output)
-    for name, text in (
-        (columns.instruction, instruction),
-        (columns.output, output),
-        *inputs.items(),
-    ):
+    row_fields.check_no_media(values)
+    inputs = row_fields.texts(values, (columns.input,))
+    if columns.input == InstructionColumns().input:  # not configured: other context counts too
+        inputs |= row_fields.context(values, {*wanted})
+    row_fields.report_unused_columns(values, {*wanted, *inputs, *HISTORY}, report)
+    instruction = row_fields.cell(values, columns.instruction)
+    output = row_fields.cell(values, columns.output)
+    asked_and_said = ((columns.instruction, instruction), (columns.output, output))
+    for name, text in (*asked_and_said, *inputs.items()):
         check_unicode(row, name, text)
-    system = system_text(values)
+    system = row_fields.system_text(values)
     return Instruction(instruction, "\n\n".join(inputs.values()), output, row.place, system)
 
 

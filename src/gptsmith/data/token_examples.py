@@ -9,17 +9,10 @@ import numpy as np
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template.template import ChatTemplate
+from gptsmith.data import token_tables
 from gptsmith.data.examples import Example, answer_ends
 from gptsmith.data.options import Labels
 from gptsmith.data.report import ReadReport
-from gptsmith.data.token_tables import (
-    LABELS,
-    ShiftDetector,
-    TokenRow,
-    check_ids,
-    token_rows,
-    with_last_label,
-)
 
 
 def token_examples(
@@ -32,29 +25,29 @@ def token_examples(
     """
     kind = labels
     if kind == "auto":
-        detector = ShiftDetector(
+        detector = token_tables.ShiftDetector(
             "use --labels unshifted (each at its own token) or --labels shifted (one before it)"
         )
-        for row in token_rows(paths, report):
+        for row in token_tables.token_rows(paths, report):
             detector.add(row.place, row.ids, _labels(row))
         kind = detector.result(paths[0])
-    for row in token_rows(paths, report):
+    for row in token_tables.token_rows(paths, report):
         place, ids, targets = row.place, row.ids, _labels(row)
         if kind == "shifted":
-            ids = with_last_label(ids, targets)
+            ids = token_tables.with_last_label(ids, targets)
             targets = np.concatenate([np.array([IGNORE_INDEX]), targets])[: len(ids)]
-        check_ids(place, ids, vocab_size)
+        token_tables.check_ids(place, ids, vocab_size)
         if (targets != ids)[targets != IGNORE_INDEX].any():
             raise ValueError(f"{place}: these labels are not {kind}, as --labels {labels} says")
         targets[:1] = IGNORE_INDEX  # nothing comes before the first token to predict it from
         yield Example(ids.astype(np.int32), targets.astype(np.int32), place)
 
 
-def _labels(row: TokenRow) -> np.ndarray:
+def _labels(row: token_tables.TokenRow) -> np.ndarray:
     if row.labels is None:
         raise ValueError(
-            f"{row.place}: no column {LABELS!r} to say which tokens are targets; add one, with "
-            "-100 for all others, or give the conversations as text"
+            f"{row.place}: no column {token_tables.LABELS!r} to say which tokens are targets; add "
+            "one, with -100 for all others, or give the conversations as text"
         )
     return row.labels
 

@@ -22,14 +22,7 @@ from gptsmith.data.examples import Example, Examples
 from gptsmith.data.options import ChatFiles
 from gptsmith.data.packing import PackedRows
 from gptsmith.data.token_examples import check_stop_token_trained
-from gptsmith.inspect.render import (
-    heading,
-    histogram_bars,
-    printable,
-    properties,
-    quantiles,
-    title,
-)
+from gptsmith.inspect import render
 from gptsmith.tokenizer import Tokenizer
 
 _MAX_TOKENS = 600  # shown of a conversation
@@ -76,22 +69,22 @@ def show_chat(report: ChatReport, console: Console, first: int = 3) -> None:
 def _parts(report: ChatReport, first: int, plain: bool) -> Iterator[RenderableType]:
     examples, counts, packed = report.examples, report.counts, report.packed
     n, answers = len(examples), counts.kept_answers
-    yield title("chat set", report.name)
-    yield properties(
+    yield render.title("chat set", report.name)
+    yield render.properties(
         {
             "used": str(counts),
             "examples": f"{n:,}, {answers:,} answers ({answers / n:.1f} each)",
             "tokens": f"{examples.tokens:,}, {examples.targets / examples.tokens:.1%} targets",
-            "tokens per example": quantiles(examples.lengths),
+            "tokens per example": render.quantiles(examples.lengths),
             f"rows of {counts.T:,} tokens": f"{packed.per_epoch:,} when packed, "
             f"{packed.filled:.1%} filled; {n:,} when padded, "
             f"{(examples.lengths - 1).mean() / counts.T:.1%} filled",
         }
     )
-    yield heading("lengths (tokens)")
-    yield histogram_bars(examples.lengths)
+    yield render.heading("lengths (tokens)")
+    yield render.histogram_bars(examples.lengths)
     style = f"{_OPEN}in brackets{_CLOSE}" if plain else "in green"
-    yield heading(f"the first conversations; target tokens {style}")
+    yield render.heading(f"the first conversations; target tokens {style}")
     for example in islice(examples, first):
         yield Text(example.name, "dim")
         yield Padding(_marked(example, report.tokenizer, plain), (0, 0, 1, 0))
@@ -109,7 +102,7 @@ def _marked(example: Example, tokenizer: Tokenizer, plain: bool) -> Text:
         if plain and target[start] and not (start and target[start - 1]):
             text.append(_OPEN)
         style = (_SPECIAL if special[start] else _TARGET) if target[start] else _CONTEXT
-        text.append(printable(tokenizer.decode(ids[start:end]), {}, allowed="\n"), style)
+        text.append(render.printable(tokenizer.decode(ids[start:end]), {}, allowed="\n"), style)
         if plain and target[start] and not (end < len(ids) and target[end]):
             text.append(_CLOSE)
     if len(example.ids) > _MAX_TOKENS:

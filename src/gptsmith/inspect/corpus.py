@@ -10,17 +10,7 @@ from rich.table import Table
 
 from gptsmith import files
 from gptsmith.console import Console, Text
-from gptsmith.inspect.render import (
-    SHOW_LINE_ENDS,
-    file_size,
-    heading,
-    histogram_bars,
-    print_report,
-    printable,
-    properties,
-    quantiles,
-    title,
-)
+from gptsmith.inspect import render
 from gptsmith.inspect.statistics import CorpusReport, SplitStatistics, TrainingPair
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train.figure_text import figure_text, with_fonts
@@ -28,7 +18,7 @@ from gptsmith.train.figure_text import figure_text, with_fonts
 
 def show_corpus(report: CorpusReport, console: Console, top: int = 20) -> None:
     """Print the report; `top`: how many of the most frequent tokens."""
-    print_report(_parts(report, top), console)
+    render.print_report(_parts(report, top), console)
 
 
 @with_fonts
@@ -75,18 +65,18 @@ def visible_token(tokenizer: Tokenizer, token_id: int) -> str:
     """The text of one token, with spaces, line ends and incomplete characters made visible."""
     data = tokenizer.decode_bytes([token_id])
     try:
-        return printable(data.decode())
+        return render.printable(data.decode())
     except UnicodeDecodeError:
         return repr(data)[2:-1]
 
 
 def _parts(report: CorpusReport, top: int) -> Iterator[RenderableType]:
     manifest, tokenizer = report.manifest, report.tokenizer
-    yield title(f"corpus {manifest.get('name') or report.path.name}", report.path)
+    yield render.title(f"corpus {manifest.get('name') or report.path.name}", report.path)
     coverage = ", ".join(
         f"{report.ids_covering(share):,} make up {share:.0%}" for share in (0.5, 0.9, 0.99)
     )
-    yield properties(
+    yield render.properties(
         {
             "tokenizer": f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids ({manifest['dtype']})",
             "vocabulary in use": f"{report.used_ids:,} ids, "
@@ -97,12 +87,14 @@ def _parts(report: CorpusReport, top: int) -> Iterator[RenderableType]:
     )
     yield _splits(report.splits.values())
     if report.splits["train"].documents > 1:
-        yield heading("document lengths (train, tokens)")
-        yield histogram_bars(report.splits["train"].lengths)
+        yield render.heading("document lengths (train, tokens)")
+        yield render.histogram_bars(report.splits["train"].lengths)
     total = int(report.counts.sum())
-    yield heading(f"most frequent tokens of {total:,}")
+    yield render.heading(f"most frequent tokens of {total:,}")
     yield _frequencies(report, top, total)
-    yield heading("training pairs: the model reads x and predicts y, which is one token ahead")
+    yield render.heading(
+        "training pairs: the model reads x and predicts y, which is one token ahead"
+    )
     for pair in report.pairs:
         yield _training_pair(pair, tokenizer)
 
@@ -116,11 +108,13 @@ def _splits(splits: Iterable[SplitStatistics]) -> Table:
                 "": split.name,
                 "tokens": f"{split.tokens:,}",
                 "shards": f"{split.shards:,}",
-                "text": file_size(split.text_bytes),
+                "text": render.file_size(split.text_bytes),
                 "bytes per token": f"{split.text_bytes / max(1, split.tokens):.3f}",
                 "documents": f"{split.documents:,}",
                 "exact duplicates": f"{split.duplicates:,} ({rate:.1%})",
-                "tokens per document": quantiles(split.lengths if split.documents else np.zeros(1)),
+                "tokens per document": render.quantiles(
+                    split.lengths if split.documents else np.zeros(1)
+                ),
             }
         )
     table = Table.grid(padding=(0, 2))
@@ -149,7 +143,7 @@ def _training_pair(pair: TrainingPair, tokenizer: Tokenizer) -> RenderableType:
     """Both texts in full, then their first tokens in columns, target below input."""
     texts = Table.grid(padding=(0, 1))
     for name, ids in (("x", pair.x), ("y", pair.y)):
-        text = printable(tokenizer.decode(ids), SHOW_LINE_ENDS)
+        text = render.printable(tokenizer.decode(ids), render.SHOW_LINE_ENDS)
         texts.add_row(Text(name, "bold cyan"), Text(text, overflow="fold"))
     aligned = Table.grid(padding=(0, 1))
     first = slice(0, 8)

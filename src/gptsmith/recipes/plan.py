@@ -137,6 +137,7 @@ def _resolve(config: R, model: ModelConfig, dataset: Dataset, trained: int | Non
             f"{rows_per_step * T:,} tokens on {device} with {torch.get_num_threads()} threads"
             + (f", on each of {ranks} ranks" if ranks > 1 else ""),
         ),
+        *_mask_notes(model, dataset, device),
         *_idle_notes(rows_per_step // train.batch_size, ranks),
         *_warmup_notes(config.optim, duration),
         *waits,
@@ -200,6 +201,19 @@ def _saving_notes(
     text = (
         f"waits for checkpoints: writing them in the background takes {copied / 2**30:,.1f} GiB "
         f"more of the CPU's {available / 2**30:,.1f} GiB"
+    )
+    return [Note("training", text)]
+
+
+def _mask_notes(model: ModelConfig, dataset: Dataset, device: torch.device) -> list[Note]:
+    """That dropout is slow under a mask on a GPU, whose fused kernel for masks has no dropout."""
+    if device.type != "cuda" or not model.dropout:
+        return []
+    if model.mask == "causal()" and dataset.batch(0, 1).documents is None:
+        return []
+    text = (
+        f"with model.dropout {model.dropout:g}, attention takes a dense mask for documents or "
+        "windows: GPT-2's steps are a seventh slower than without dropout"
     )
     return [Note("training", text)]
 

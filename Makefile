@@ -43,7 +43,8 @@ soak-serve: $(VENV)/.dev
 	@$(BIN)/python tests/support/soak_server.py
 
 test-scale: $(VENV)/.dev
-	@GPTSMITH_SCALE=1 $(BIN)/python -m pytest tests/train/test_ranks.py tests/recipes/test_on_ranks.py
+	@GPTSMITH_SCALE=1 $(BIN)/python -m pytest tests/train/test_ranks.py tests/train/test_sharding.py \
+		tests/recipes/test_on_ranks.py tests/recipes/test_sharded_runs.py
 
 test-gguf: $(VENV)/.llama
 	@$(BIN)/python -m pytest -m gguf

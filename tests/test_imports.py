@@ -163,10 +163,10 @@ def test_the_model_needs_torch_and_pydantic_only() -> None:
     assert not [str(i) for i in others if i not in picture or i.top]
 
 
-def test_only_train_distributed_imports_torch_distributed() -> None:
-    here = SRC / "train" / "distributed.py"
-    assert {i.file for i in IMPORTS if i.name.startswith("torch.distributed")} <= {here}
-    assert {file for file in FILES if "torch.distributed" in file.read_text("utf-8")} <= {here}
+def test_only_two_files_import_torch_distributed() -> None:
+    here = {SRC / "train" / name for name in ("distributed.py", "sharding.py")}
+    assert {i.file for i in IMPORTS if i.name.startswith("torch.distributed")} <= here
+    assert {file for file in FILES if "torch.distributed" in file.read_text("utf-8")} <= here
 
 
 def test_no_pickle() -> None:

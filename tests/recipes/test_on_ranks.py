@@ -5,24 +5,29 @@ CI runs a sample; `make test-scale` runs all: many processes, minutes.
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ranks import STEPS, TRAINING, finish, gptsmith, start
+from ranks import STEPS, TRAINING, finish, on, scale, start
 from ranks import pretrain as small_pretrain
-from runs import assert_same_checkpoints, assert_same_weights, events, write_inputs
+from runs import (
+    assert_same_checkpoints,
+    assert_same_weights,
+    events,
+    losses,
+    stop_at,
+    write_inputs,
+)
 
-from gptsmith import cli
 from gptsmith.recipes.loop import STOPPED
+from gptsmith.run import Run
 from gptsmith.train import checkpoint
 
-SCALE = bool(os.environ.get("GPTSMITH_SCALE"))
-scale = pytest.mark.skipif(not SCALE, reason="make test-scale")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SAVING = ["--save.interval", "8", "--save.keep-last", "9"]
@@ -32,29 +37,6 @@ def pretrain(corpus: Path, out: Path, *more: str) -> list[str]:
     """Four micro-batches per step."""
     size = ["--train.total-batch-tokens", "256"]
     return small_pretrain(corpus, out, *SAVING, *size, *more)
-
-
-def on(ranks: int, words: list[str]) -> None:
-    """Run `gptsmith WORDS` on so many ranks; it must succeed."""
-    if ranks == 1:
-        assert cli.main(words) == 0
-        return
-    codes, said = gptsmith(ranks, words)
-    assert codes == [0] * ranks, said
-
-
-def losses(run: Path) -> list[float]:
-    return [event["train_loss"] for event in events(run, "train")]
-
-
-def stop_at(step: int, run: Path, copy: Path) -> Path:
-    """A copy of a finished run as it was when it was stopped after this step."""
-    shutil.copytree(run, copy)
-    for later in (s for s in checkpoint.steps(copy / "checkpoints") if s > step):
-        shutil.rmtree(copy / "checkpoints" / f"step-{later:06d}")
-    for name in ("model.safetensors", "report.md", "digests.json"):
-        (copy / name).unlink()
-    return copy
 
 
 # --- the stages ----------------------------------------------------------------------------------
@@ -68,22 +50,35 @@ STAGES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "stage", [stage if stage == "chat" else pytest.param(stage, marks=scale) for stage in STAGES]
-)
-def test_two_ranks_fine_tune_as_one_process_does(
-    stage: str, base: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+SAMPLED = [stage if stage == "chat" else pytest.param(stage, marks=scale) for stage in STAGES]
+
+
+@pytest.fixture
+def finetune(
+    base: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], list[str]]:
+    """stage -> words of a fine-tuning with two micro-batches per step."""
     monkeypatch.chdir(tmp_path)
     write_inputs(tmp_path)
-    words = ["finetune", stage, "--from", str(base), "--dropout", "0.1"]
-    words += [*TRAINING, *SAVING, *STAGES[stage]]
-    words = [str(corpus) if word == "CORPUS" else word for word in words]
-    size = ["--texts-per-step", "4"]
-    if stage != "classify":
-        size = ["--train.total-batch-tokens", "256"]  # two micro-batches of two rows of 64
-    on(1, [*words, *size, "--out", "one"])
-    on(2, [*words, *size, "--out", "two"])
+
+    def words(stage: str) -> list[str]:
+        size = ["--texts-per-step", "4"]
+        if stage != "classify":
+            size = ["--train.total-batch-tokens", "256"]  # of two rows of 64 each
+        data = [str(corpus) if word == "CORPUS" else word for word in STAGES[stage]]
+        start = ["finetune", stage, "--from", str(base), "--dropout", "0.1"]
+        return [*start, *TRAINING, *SAVING, *data, *size]
+
+    return words
+
+
+@pytest.mark.parametrize("stage", SAMPLED)
+def test_two_ranks_fine_tune_as_one_process_does(
+    stage: str, finetune: Callable[[str], list[str]]
+) -> None:
+    words = finetune(stage)
+    on(1, [*words, "--out", "one"])
+    on(2, [*words, "--out", "two"])
     assert losses(Path("one")) == losses(Path("two"))
     for a, b in zip(events(Path("one"), "val"), events(Path("two"), "val"), strict=True):
         assert a["val_loss"] == b["val_loss"]
@@ -91,6 +86,21 @@ def test_two_ranks_fine_tune_as_one_process_does(
     assert_same_weights(Path("one"), Path("two"))
     names = [{p.name for p in Path(run).iterdir()} for run in ("one", "two")]
     assert names[0] == names[1]
+
+
+@scale
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_fine_tune_a_sharded_model(
+    stage: str, finetune: Callable[[str], list[str]]
+) -> None:
+    """Adapters and frozen parameters are divided as well."""
+    words = [*finetune(stage), "--optim.kind", "adamw"]
+    on(1, [*words, "--out", "one"])
+    on(2, [*words, "--train.shard", "--out", "two"])
+    assert losses(Path("one")) == pytest.approx(losses(Path("two")), abs=1e-5)
+    for a, b in zip(events(Path("one"), "val"), events(Path("two"), "val"), strict=True):
+        assert a["val_loss"] == pytest.approx(b["val_loss"], abs=1e-5)
+    assert Run.open("two").load_model() is not None
 
 
 # --- other numbers of ranks ----------------------------------------------------------------------

@@ -15,13 +15,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 
+from gptsmith import cli
 from gptsmith.batch import IGNORE_INDEX, Batch
-from gptsmith.model.config import ModelConfig
+from gptsmith.model import lora
+from gptsmith.model.config import LoraConfig, ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.recipes.micro_batches import micro_batches
-from gptsmith.train import distributed
+from gptsmith.train import distributed, sharding
 from gptsmith.train.loss import next_token_loss
 from gptsmith.train.optim import Optimizer
 from gptsmith.train.options import OptimConfig
@@ -43,6 +46,8 @@ TRAINING = [
 ]  # fmt: skip
 SECONDS = 240  # deadline of every process; a machine with other work is slow
 T, V = 16, 24
+SCALE = bool(os.environ.get("GPTSMITH_SCALE"))
+scale = pytest.mark.skipif(not SCALE, reason="make test-scale")
 
 
 def start(count: int, words: Sequence[str], **environment: str) -> list[subprocess.Popen]:
@@ -88,6 +93,15 @@ def gptsmith(count: int, words: Sequence[str]) -> tuple[list[int], str]:
     return [code for code, _, _ in done], "".join(out + err for _, out, err in done)
 
 
+def on(count: int, words: list[str]) -> None:
+    """Run `gptsmith WORDS` on so many ranks; it must succeed."""
+    if count == 1:
+        assert cli.main(words) == 0
+        return
+    codes, said = gptsmith(count, words)
+    assert codes == [0] * count, said
+
+
 class Rows:
     """Rows with very different numbers of targets, some with none."""
 
@@ -102,38 +116,79 @@ class Rows:
         return Batch(ids[:, :-1], targets, name=f"samples {first}..{first + count - 1}")
 
 
-def train(kind: str, number: int, steps: int, dropout: float, bad: int = -1) -> dict:
+def small_model(dropout: float = 0.0, **options: bool) -> ModelConfig:
+    sizes = dict(n_layer=2, n_head=2, n_embd=16, context_length=T, vocab_size=V)
+    return ModelConfig(**sizes, dropout=dropout, **options)
+
+
+def train(
+    kind: str,
+    number: int,
+    steps: int,
+    dropout: float,
+    bad: int = -1,
+    shard: bool = False,
+    compiled: bool = False,
+    checkpointing: bool = False,
+    only: str = "",
+    lora_rank: int = 0,
+    loss_scale: float = 0.0,
+    **model_options: bool,
+) -> dict:
     """Train on `number` micro-batches of two rows per step.
 
-    bad: a row whose loss is NaN. Returns losses and gradient norms, why a step was skipped, a
-    digest of all parameters, and the elements of the optimizer's state that this rank keeps.
+    bad: a row whose loss is NaN. only: train nothing but the parameters whose names begin so.
+    loss_scale: with a loss scaler, and a row of the embedding whose gradient overflows. Returns
+    losses and gradient norms, why a step was skipped, the scaler's scale, a digest of all
+    parameters, the elements of the optimizer's state that this rank keeps, and the bytes of its
+    parameters, gradients and optimizer state.
     """
     torch.manual_seed(distributed.rank())  # weights differ at first: those of rank 0 count
-    sizes = dict(n_layer=2, n_head=2, n_embd=16, context_length=T, vocab_size=V, dropout=dropout)
-    model = GPTModel(ModelConfig(**sizes))
+    model = GPTModel(small_model(dropout, **model_options))
+    model.activation_checkpointing = checkpointing
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(only))
+    if lora_rank:
+        lora.attach(model, LoraConfig(rank=lora_rank), [1, 2])
+    if shard and distributed.world_size() > 1:
+        sharding.shard(model, compiled)
     optimizer = Optimizer(model, OptimConfig(kind=kind), "cpu")
+    scaler = torch.amp.GradScaler("cpu", init_scale=loss_scale) if loss_scale else None
 
     def loss(model: GPTModel, batch: Batch) -> torch.Tensor:
         worse = torch.nan if batch.name.startswith(f"samples {bad}..") else 1.0
-        return next_token_loss(model, batch) * worse
+        total = next_token_loss(model, batch) * worse
+        if loss_scale:  # a gradient that is finite until it is scaled, for a loss of 0
+            row = model.embedding.token.weight[0].sum()
+            total = total + (row - row.detach()) * 3e38
+        return total
 
     run = train_steps(
         model, loss, lambda step: micro_batches(Rows(), step * number * 2, number * 2, 2),
         optimizer, learning_rate=lambda step: 0.01, precision=Precision("fp32", "cpu", ""),
-        max_grad_norm=0.5, seed=3,
+        max_grad_norm=0.5, seed=3, scaler=scaler,
     )  # fmt: skip
-    done = list(itertools.islice(run, steps))
+    done = [next(run)]
+    with sharding.gathered(model):
+        if distributed.rank() == 0:  # alone, as for samples
+            model.hidden(Rows().batch(0, 2).inputs)
+    done += itertools.islice(run, steps - 1)
     state = [x for o in optimizer.optimizers for s in o.state.values() for x in s.values()]
+    state = [sharding.local(x) for x in state]
     digest = hashlib.sha256()
     for parameter in model.parameters():
-        digest.update(parameter.detach().numpy().tobytes())
+        digest.update(sharding.whole(parameter.detach()).numpy().tobytes())
+    parameters = [x for p in model.parameters() for x in (p, p.grad) if x is not None]
+    kept = [*map(sharding.local, parameters), *state]
     return {
         "losses": [step.loss for step in done],
         "norms": [step.grad_norm for step in done],
         "tokens": [step.tokens for step in done],
         "skipped": [step.skipped for step in done],
         "digest": digest.hexdigest(),
+        "scale": scaler.get_scale() if scaler else 0.0,
         "state": sum(x.numel() for x in state if x.dim()),
+        "bytes": sum(x.numel() * x.element_size() for x in kept),
     }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,6 +73,20 @@ def events(run: Path, *kinds: str) -> list[dict]:
     """The record of a run's training, of these kinds alone if any are given."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [e for e in map(json.loads, lines) if not kinds or e["event"] in kinds]
+
+
+def losses(run: Path) -> list[float]:
+    return [event["train_loss"] for event in events(run, "train")]
+
+
+def stop_at(step: int, run: Path, copy: Path) -> Path:
+    """A copy of a finished run as it was when it was stopped after this step."""
+    shutil.copytree(run, copy)
+    for later in (s for s in checkpoint.steps(copy / "checkpoints") if s > step):
+        shutil.rmtree(copy / "checkpoints" / f"step-{later:06d}")
+    for name in ("model.safetensors", "report.md", "digests.json"):
+        (copy / name).unlink()
+    return copy
 
 
 def finish(words: list[str]) -> str:

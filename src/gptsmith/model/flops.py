@@ -65,16 +65,24 @@ def kv_cache_bytes(c: ModelConfig, B: int, S: int, bytes_per_number: int = 4) ->
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Peak bytes of a training step, between the forward and the backward pass."""
+    """Peak bytes of a training step, between the forward and the backward pass.
+
+    gathered, evaluation: of a sharded model only. Weights and gradients that a rank holds whole
+    while it trains: those outside the blocks and of a few blocks. All weights, which it holds while
+    it evaluates, when there are no activations.
+    """
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
+    gathered: int = 0
+    evaluation: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations
+        kept = self.weights + self.gradients + self.optimizer
+        return kept + max(self.activations + self.gathered, self.evaluation)
 
 
 def training_memory(
@@ -86,13 +94,15 @@ def training_memory(
     trained: int | None = None,
     low_precision: bool = False,
     checkpointing: bool = False,
+    shards: int = 1,
 ) -> TrainingMemory:
     """Memory of one training step on a micro-batch (B, T), by default in fp32.
 
     trained: number of parameters that are trained (default: all). low_precision: bf16 or fp16
     autocast on a GPU, where 0.62 to 0.76 of the blocks' activations were measured (docs/log.md);
     0.75 are counted. checkpointing: a block keeps its input only, and one at a time the rest. The
-    loss's chunks of logits, up to a GiB on a GPU, are not counted.
+    loss's chunks of logits, up to a GiB on a GPU, are not counted. shards: ranks among which
+    weights, gradients and optimizer are divided; the result is the memory of each.
 
     Weights, gradients and the optimizer's moments (two for AdamW; Muon keeps one for the matrices
     of the blocks) are exact. Activations are what autograd saves in eager fp32 on a CPU under the
@@ -117,4 +127,14 @@ def training_memory(
     blocks = block + c.n_layer * c.n_embd if checkpointing else c.n_layer * block
     # The loss keeps the gradient of the head from its forward pass.
     saved = B * T * (blocks + norm + c.n_embd) + c.vocab_size * c.n_embd * (not c.labels)
-    return TrainingMemory(4 * n, 4 * gradients, 4 * moments, 4 * saved)
+    if shards == 1:
+        return TrainingMemory(4 * n, 4 * gradients, 4 * moments, 4 * saved)
+    # Of the blocks, one computes, one is gathered meanwhile, and the buffer that the first was
+    # gathered in is freed last; gradients of one are added up while those of the next are computed.
+    of_block = parameters(c) - parameters(c.change(n_layer=c.n_layer - 1))
+    outside = n - c.n_layer * of_block
+    gathered = outside + 3 * of_block + min(gradients, outside + 2 * of_block)
+    return TrainingMemory(
+        *(-(-4 * size // shards) for size in (n, gradients, moments)), 4 * saved,
+        gathered=4 * gathered, evaluation=4 * n,
+    )  # fmt: skip

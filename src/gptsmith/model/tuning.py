@@ -50,7 +50,13 @@ def load_trainable_state_dict(
 
     Raises ValueError as state_dict.load does.
     """
-    parameters = trainable_state_dict(model)
+    load_parameters(trainable_state_dict(model), tensors, origin)
+
+
+def load_parameters(
+    parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin: str | Path
+) -> None:
+    """`load_trainable_state_dict` for parameters that are given by name."""
     state_dict.check(parameters, tensors, origin)
     for name, parameter in parameters.items():
         parameter.copy_(tensors[name])

@@ -16,7 +16,7 @@ import torch
 
 from gptsmith.model import flops
 from gptsmith.model.gpt import GPTModel
-from gptsmith.model.tuning import load_trainable_state_dict, trainable_state_dict
+from gptsmith.model.tuning import load_parameters, trainable_state_dict
 from gptsmith.recipes import in_loop_eval
 from gptsmith.recipes.agreement import Agreement
 from gptsmith.recipes.options import RecipeConfig
@@ -25,7 +25,7 @@ from gptsmith.recipes.prefetch import step_batches
 from gptsmith.recipes.report import write_report
 from gptsmith.recipes.run_state import RunState
 from gptsmith.run import Run, layout
-from gptsmith.train import checkpoint, distributed, runtime
+from gptsmith.train import checkpoint, distributed, runtime, sharding
 from gptsmith.train.checkpoint_writer import CheckpointWriter
 from gptsmith.train.monitor import Monitor, SilentMonitor, read_events
 from gptsmith.train.optim import Optimizer
@@ -93,7 +93,8 @@ def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float |
                     session.writer.check()
                     done, best = session.record(step), False
                     if done or _due(config.eval.interval, step.step):
-                        best, stops_early = session.evaluate(done)
+                        with sharding.gathered(job.model):
+                            best, stops_early = session.evaluate(done)
                         done = done or stops_early
                     if done or best or session.save_is_due():
                         session.save()
@@ -133,6 +134,11 @@ class _TrainingSession:
         self.agreed = Agreement(stop, time.perf_counter() + plan.config.save.seconds)
         self.writer = CheckpointWriter(plan.saves_in_background)
         device, train = plan.runtime.device, plan.config.train
+        self.loss = job.loss
+        if train.shard and distributed.world_size() > 1:
+            sharding.shard(job.model, compile_blocks=plan.runtime.compile)
+        elif plan.runtime.compile:
+            self.loss = runtime.compiled(job.loss)
         self.optimizer = Optimizer(job.model, self.config.optim, device.type)
         self.state = RunState(
             LossSpikeGuard(train.spike_sigmas, train.max_skips),
@@ -157,8 +163,10 @@ class _TrainingSession:
                 f"{self.run.path}: the checkpoint is at {saved['position']} in the data, this "
                 f"configuration at {expected}: keep seed, context and batch unchanged"
             )
-        load_trainable_state_dict(self.job.model, newest.load("model"), newest.path)
-        self.optimizer.load_state_tensors(newest.load("optimizer"))
+        model, part = self.job.model, sharding.part(self.job.model)
+        trained = {name: sharding.local(p) for name, p in trainable_state_dict(model).items()}
+        load_parameters(trained, newest.load("model", part), newest.path)
+        self.optimizer.load_state_tensors(newest.load("optimizer", part))
         state.load_json(saved)
         distributed.barrier()  # all ranks have read it, under its present name
         if distributed.rank() == 0:
@@ -232,8 +240,9 @@ class _TrainingSession:
     def start(self) -> None:
         """Evaluate and save the state before the first step."""
         if self.config.eval.interval:
-            self.state.improves(self.measure(self.limit))
-            self.show()
+            with sharding.gathered(self.job.model):
+                self.state.improves(self.measure(self.limit))
+                self.show()
         self.save()
 
     def steps(self) -> Iterator[Step]:
@@ -242,10 +251,9 @@ class _TrainingSession:
             self.state.seconds = self.agreed.exchange(self.monitor)
         if self.progress() >= 1 or self.stops_early():
             return iter(())
-        loss = self.job.loss
         return train_steps(
             self.job.model,
-            runtime.compiled(loss) if plan.runtime.compile else loss,
+            self.loss,
             step_batches(
                 self.job.dataset, plan.rows_per_step, config.train.batch_size, plan.runtime.device
             ),
@@ -340,11 +348,13 @@ class _TrainingSession:
         writer.wait()
         began = time.perf_counter()
         model = trainable_state_dict(self.job.model)
+        if sharding.is_sharded(self.job.model):
+            model = sharding.gather_tensors(model, writer.memory)
+        elif writer.memory is not None and distributed.rank() == 0:
+            model = writer.memory.copy(model)
         optimizer = self.optimizer.state_tensors(writer.memory)
         if distributed.rank():
             return
-        if writer.memory is not None:
-            model = writer.memory.copy(model)
         state.seconds, self.agreed.next_save = self.monitor.seconds, math.inf
         position = self.job.dataset.position(state.step * self.plan.rows_per_step)
         saved, kept = {**state.to_json(), "position": position}, self.steps_to_keep()

@@ -52,6 +52,9 @@ class TrainConfig(Section):
     """CPU threads (default: PyTorch's choice, which is recorded)."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, a third more time."""
+    shard: bool = False
+    """Several ranks: divide weights, gradients and optimizer state among them (FSDP2), for a model
+    that does not fit each GPU; to evaluate, each gathers all weights."""
     spike_sigmas: float = Field(8.0, ge=0)
     """Skip a step whose loss exceeds the mean of the last 64 by this many standard deviations; 0:
     never."""

@@ -122,14 +122,16 @@ def _resolve(config: R, model: ModelConfig, dataset: Dataset, trained: int | Non
     duration = Duration(None if train.seconds else steps, train.seconds)
     work = flops.flops_per_token(model) * steps * rows_per_step * T
     compiled, reason = runtime.choose_compile(train.compile, device, work / ranks, train.seconds)
-    memory = _checked_memory(config, model, T, trained, device, precision.name)
-    waits = _saving_notes(config, memory, device)
+    shards = ranks if train.shard else 1
+    memory = _checked_memory(config, model, T, trained, device, precision.name, shards)
+    waits = _saving_notes(config, memory, device, shards)
     mask = "" if model.mask == "causal()" else f", mask {model.mask}"
     notes = (
         Note(
             "model",
             f"{flops.parameters(model):,} parameters, context {model.context_length}, vocabulary "
-            f"{model.vocab_size}{mask}; about {memory.total / 2**20:,.0f} MiB to train",
+            f"{model.vocab_size}{mask}; about {memory.total / 2**20:,.0f} MiB to train"
+            + (", on each rank" if shards > 1 else ""),
         ),
         Note(
             "training",
@@ -139,6 +141,7 @@ def _resolve(config: R, model: ModelConfig, dataset: Dataset, trained: int | Non
         ),
         *_mask_notes(model, dataset, device),
         *_idle_notes(rows_per_step // train.batch_size, ranks),
+        *_shard_notes(train.shard, ranks),
         *_warmup_notes(config.optim, duration),
         *waits,
         Note("precision", f"{precision.name}, {precision.reason}"),
@@ -169,30 +172,33 @@ def _checked_memory(
     trained: int | None,
     device: torch.device,
     precision: str,
+    shards: int,
 ) -> flops.TrainingMemory:
     """What training needs. ValueError if the device does not have it."""
     train = config.train
     memory = flops.training_memory(
         model, train.batch_size, T, config.optim.kind, trained=trained,
         low_precision=device.type == "cuda" and precision != "fp32",
-        checkpointing=train.activation_checkpointing,
+        checkpointing=train.activation_checkpointing, shards=shards,
     )  # fmt: skip
     available = runtime.memory_bytes(device)
     # The formula is accurate to a quarter; on a CPU it assumes fp32, and there is swap.
     if available and memory.total > (1.25 if device.type == "cuda" else 1.5) * available:
+        several = "--train.shard, " if distributed.world_size() > shards else ""
         raise ValueError(
             f"model and train.batch_size {train.batch_size} need about "
-            f"{memory.total / 2**30:,.0f} GiB, {device} has {available / 2**30:,.0f}: use a "
+            f"{memory.total / 2**30:,.0f} GiB, {device} has {available / 2**30:,.0f}: use {several}a "
             "smaller batch_size (total_batch_tokens keeps the step as large), model or context"
         )
     return memory
 
 
 def _saving_notes(
-    config: RecipeConfig, memory: flops.TrainingMemory, device: torch.device
+    config: RecipeConfig, memory: flops.TrainingMemory, device: torch.device, shards: int
 ) -> list[Note]:
     """Why checkpoints cannot be written in the background, if they should be and cannot."""
-    needed = copied = memory.gradients + memory.optimizer  # trained weights are as large as those
+    # trained weights are as large as gradients; rank 0 copies what all ranks have
+    needed = copied = (memory.gradients + memory.optimizer) * shards
     if device.type != "cuda":
         needed += memory.total
     available = runtime.memory_bytes(torch.device("cpu"))
@@ -227,6 +233,16 @@ def _idle_notes(micro_batches: int, ranks: int) -> list[Note]:
         f"time: make train.total_batch_tokens a multiple of {ranks} micro-batches"
     )
     return [Note("training", text)]
+
+
+def _shard_notes(shard: bool, ranks: int) -> list[Note]:
+    if not shard:
+        return []
+    if ranks == 1:
+        return [Note("training", "train.shard divides nothing: this process is alone")]
+    return [
+        Note("training", f"weights, gradients and optimizer state are divided among {ranks} ranks")
+    ]
 
 
 def _warmup_notes(config: OptimConfig, duration: Duration) -> list[Note]:

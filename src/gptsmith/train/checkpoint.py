@@ -40,9 +40,9 @@ class Checkpoint:
     path: Path
     step: int
 
-    def load(self, name: str) -> dict[str, Tensor]:
-        """The tensors of group `name`, on the CPU."""
-        return load_tensors(self.path / f"{name}.safetensors")
+    def load(self, name: str, part: tuple[int, int] = (0, 1)) -> dict[str, Tensor]:
+        """The tensors of group `name`, on the CPU. part: see `load_tensors`."""
+        return load_tensors(self.path / f"{name}.safetensors", part)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -106,15 +106,32 @@ def stream_tensors(
     assert not offsets
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; ValueError if it is damaged."""
+def load_tensors(path: Path, part: tuple[int, int] = (0, 1)) -> dict[str, Tensor]:
+    """Read a safetensors file; ValueError if it is damaged.
+
+    part: (r, N) reads, of each tensor that has rows, only those of torch.chunk(tensor, N)[r].
+    """
+    from safetensors import safe_open
     from safetensors.torch import load_file
+
+    def load_part() -> dict[str, Tensor]:
+        found = {}
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it is no dict
+                rows, *_ = (*file.get_slice(name).get_shape(), None)
+                size = None if rows is None else -(-rows // part[1])
+                found[name] = (
+                    file.get_tensor(name)
+                    if size is None
+                    else file.get_slice(name)[min(rows, part[0] * size) : (part[0] + 1) * size]
+                )
+        return found
 
     with path.open("rb"):  # the library's errors do not name a missing or unreadable file
         pass
     try:
         with naming(path):
-            return open_safetensors(path, lambda: load_file(path))
+            return open_safetensors(path, load_part if part[1] > 1 else lambda: load_file(path))
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
 

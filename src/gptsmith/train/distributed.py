@@ -1,4 +1,4 @@
-"""Several processes train one model: the only file that imports torch.distributed.
+"""Several processes train one model: with `sharding`, all that imports torch.distributed.
 
 Each process is a rank, 0 to world_size() - 1. torchrun and srun start them and say in environment
 variables who is who; recipes and the training step ask this file. A process that was started alone

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptsmith.train import distributed
+from gptsmith.train import distributed, sharding
 from gptsmith.train.checkpoint_writer import HostMemory
 from gptsmith.train.options import OptimConfig
 from gptsmith.train.runtime import cpu_has_bf16
@@ -54,6 +54,7 @@ class Muon(torch.optim.Optimizer):
 
     splits: parameter -> row counts of the matrices fused in it (q, k and v are fused into one);
     each is orthogonalised separately. Matrices of equal shape go through the iteration as a batch.
+    owners: of sharded parameters; the rank that gathers and orthogonalises the whole matrix.
     """
 
     def __init__(
@@ -65,11 +66,13 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float,
         splits: Mapping[nn.Parameter, tuple[int, ...]],
         dtype: torch.dtype,
+        owners: Mapping[Tensor, int] | None = None,
     ) -> None:
         defaults = dict(lr=lr, momentum=momentum, weight_decay=weight_decay)
         super().__init__(params, defaults)
         self.splits = splits
         self.dtype = dtype
+        self.owners = owners
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -77,25 +80,35 @@ class Muon(torch.optim.Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
-            grads = [p.grad for p in params]
             for p in params:
                 if not self.state[p]:
                     self.state[p]["momentum"] = torch.zeros_like(p)
-            buffers = [self.state[p]["momentum"] for p in params]
+            weights = [sharding.local(p) for p in params]
+            grads = [sharding.local(p.grad) for p in params]
+            buffers = [sharding.local(self.state[p]["momentum"]) for p in params]
             mu = group["momentum"]
             torch._foreach_lerp_(buffers, grads, 1 - mu)
             updates = torch._foreach_lerp(grads, buffers, mu)  # Nesterov
+            of = dict(zip(params, updates, strict=True))
+            targets: dict[Tensor, Tensor] = dict(zip(params, weights, strict=True))
+            shards = of
+            if self.owners is not None:
+                of = sharding.gather_rows(shards, self.owners)
+                targets = {p: torch.zeros_like(update) for p, update in of.items()}
             shapes: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
-            for p, update in zip(params, updates, strict=True):
+            for p, update in of.items():
                 rows = self.splits.get(p, (p.shape[0],))
-                for part, target in zip(update.split(rows), p.split(rows), strict=True):
+                for part, target in zip(update.split(rows), targets[p].split(rows), strict=True):
                     shapes.setdefault(tuple(part.shape), []).append((part, target))
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
             for shape, pairs in shapes.items():
                 stack = torch.stack([part for part, _ in pairs]).to(self.dtype)
                 rate = group["lr"] * 0.2 * max(shape) ** 0.5
                 deltas = orthogonalize(stack).float().unbind()
                 torch._foreach_add_([target for _, target in pairs], deltas, alpha=-rate)
+            if self.owners is not None:
+                changes = sharding.scatter_rows(targets, shards, self.owners)
+                torch._foreach_add_(weights, [changes[p] for p in params])
 
 
 _FIELDS: dict[type, tuple[str, ...]] = {
@@ -107,12 +120,14 @@ _FIELDS: dict[type, tuple[str, ...]] = {
 class Optimizer:
     """The optimizers of one model behind a single interface, with their state as named tensors.
 
-    owners: parameter -> the rank that keeps its state and updates it. With several ranks, `step`,
+    owners: parameter -> the rank that keeps its state and updates it; empty for a sharded model, of
+    which each rank has some rows of every parameter and of its state. With several ranks, `step`,
     `state_tensors` and `load_state_tensors` are called by all of them.
     """
 
     def __init__(self, model: nn.Module, config: OptimConfig, device_type: str) -> None:
         self.names = {p: name for name, p in model.named_parameters() if p.requires_grad}
+        ranks, is_sharded = distributed.world_size(), sharding.is_sharded(model)
         matrices = {
             p: n
             for p, n in self.names.items()
@@ -144,10 +159,11 @@ class Optimizer:
                 weight_decay=config.weight_decay,
                 splits={p: split for p, n in matrices.items() if (split := fused_rows(model, n))},
                 dtype=torch.bfloat16 if _has_fast_bf16(device_type) else torch.float32,
+                owners=share({p: p.numel() for p in matrices}, ranks) if is_sharded else None,
             )
             self.optimizers.append(muon)
         sizes = {p: p.numel() * (1 if p in matrices else 2) for p in self.names}  # of the state
-        self.owners = share(sizes, distributed.world_size())
+        self.owners = {} if is_sharded else share(sizes, ranks)
 
     def set_learning_rate(self, rate: float) -> None:
         for optimizer in self.optimizers:
@@ -176,11 +192,12 @@ class Optimizer:
             if (state := optimizer.state.get(p))
             for field, value in state.items()
         }
-        return distributed.gather_tensors(own, memory)
+        gather = distributed.gather_tensors if self.owners else sharding.gather_tensors
+        return gather(own, memory)
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `state_tensors`, of which each rank keeps its part; ValueError for state
-        that does not fit the model."""
+        that does not fit the model. tensors: for a sharded model, this rank's rows of them."""
         by_name = {name: p for p, name in self.names.items()}
         owner = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
         for key, value in tensors.items():
@@ -189,18 +206,19 @@ class Optimizer:
             if (
                 p is None
                 or field not in _FIELDS[type(owner[p])]
-                or (value.dim() and value.shape != p.shape)
+                or (value.dim() and value.shape != sharding.local(p).shape)
             ):
                 raise ValueError(
                     f"optimizer state {key!r} {tuple(value.shape)} does not fit this model and "
                     "optimizer: keep model and optim.kind unchanged"
                 )
-            if self.owners[p] != distributed.rank():
+            if self.owners.get(p, distributed.rank()) != distributed.rank():
                 continue
             # AdamW keeps its step count on the CPU unless it is fused.
             fused = owner[p].defaults.get("fused")
             device = p.device if value.dim() or fused else torch.device("cpu")
-            owner[p].state[p][field] = value.to(device)
+            value = value.to(device)
+            owner[p].state[p][field] = sharding.sharded_like(value, p) if value.dim() else value
 
 
 def share(sizes: Mapping[Any, int], ranks: int) -> dict[Any, int]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gptsmith.batch import Batch
-from gptsmith.train import distributed
+from gptsmith.train import distributed, sharding
 from gptsmith.train.optim import Optimizer
 from gptsmith.train.runtime import Precision
 
@@ -140,8 +140,12 @@ def train_steps(
     ranks, rank = distributed.world_size(), distributed.rank()
     parallel = None
     compute: Callable[[Batch], Tensor] = partial(loss, model)
+    clip: Callable[[list[nn.Parameter], float], Tensor] = nn.utils.clip_grad_norm_
     step = first_step
-    if ranks > 1:
+    if sharding.is_sharded(model):  # it adds gradients up after every micro-batch, to divide them
+        compute = partial(sharding.forward, model, loss)
+        clip = sharding.clip_grad_norm
+    elif ranks > 1:
         compute = parallel = distributed.data_parallel(LossOfModel(model, loss))
         # DDP arranges gradients in the order of its first backward pass. With three or more ranks,
         # the order of addition follows from it: it must not change after the first step of a
@@ -167,7 +171,7 @@ def train_steps(
         if scaler:
             for each in optimizer.optimizers:
                 scaler.unscale_(each)
-        norm = nn.utils.clip_grad_norm_(params, max_grad_norm or math.inf)
+        norm = clip(params, max_grad_norm or math.inf)
         total = distributed.sum_over_ranks(total)
         mean_loss, grad_norm = torch.stack([total, norm]).tolist()  # a GPU is waited for once
         rate = learning_rate(step)

@@ -1,0 +1,87 @@
+"""A model divided among several ranks (FSDP2) trains as one process does. Real processes, gloo."""
+
+import pytest
+from ranks import scale, small_model, train, trained
+
+from gptsmith.model.flops import training_memory
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# A rank has nothing to do in the last turn. 24 rows of the embedding and 16 of other matrices are
+# not a multiple of 3 ranks.
+ADAMW, MUON = (dict(kind=kind, number=5, steps=20, dropout=0.0) for kind in ("adamw", "muon"))
+VARIANTS = [
+    dict(kind="muon", number=3, steps=3, dropout=0.0, tie_embeddings=False, checkpointing=True),
+    dict(kind="adamw", number=3, steps=3, dropout=0.0, only="final_norm"),
+    dict(kind="adamw", number=3, steps=3, dropout=0.0, lora_rank=1),
+    dict(kind="adamw", number=4, steps=3, dropout=0.2, checkpointing=True),
+]
+BAD = dict(kind="adamw", number=3, steps=2, dropout=0.0, bad=8)
+OVERFLOW = dict(kind="adamw", number=2, steps=2, dropout=0.0, loss_scale=1024.0)
+JOBS = [dict(job, shard=True) for job in (ADAMW, MUON, *VARIANTS, BAD, OVERFLOW)]
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=scale)])
+def ranks(request: pytest.FixtureRequest) -> list[list[dict]]:
+    """For each rank, the results of JOBS."""
+    return trained(request.param, *JOBS)
+
+
+def test_gradients_are_those_of_one_process(ranks) -> None:
+    """With uneven masks and an empty share: sums, neither averages nor N times too large."""
+    for at, job in enumerate((ADAMW, MUON, *VARIANTS)):
+        one = train(**{**job, "steps": 1})
+        for rank in ranks:
+            assert rank[at]["losses"][0] == pytest.approx(one["losses"][0], rel=1e-6)
+            assert rank[at]["norms"][0] == pytest.approx(one["norms"][0], rel=1e-5)
+            assert rank[at]["tokens"][0] == one["tokens"][0]
+
+
+def test_losses_are_those_of_one_process(ranks) -> None:
+    """Muon amplifies rounding: directions without a gradient get as large an update as others."""
+    for at, job in enumerate((ADAMW, MUON, *VARIANTS)):
+        one = train(**job)["losses"]
+        tolerance = 1e-5 if job["kind"] == "adamw" else 1e-3
+        assert ranks[0][at]["losses"] == pytest.approx(one, abs=tolerance)
+
+
+def test_all_ranks_have_the_same_parameters(ranks) -> None:
+    for of_job in zip(*ranks, strict=True):
+        assert len({result["digest"] for result in of_job}) == 1
+        assert len({str(result["losses"] + result["norms"]) for result in of_job}) == 1
+
+
+def test_each_rank_keeps_its_part_of_weights_gradients_and_state(ranks) -> None:
+    for at, job in enumerate((ADAMW, MUON)):
+        whole = train(**{**job, "steps": 1})["bytes"]
+        parts = [rank[at]["bytes"] for rank in ranks]
+        assert sum(parts) == pytest.approx(whole, rel=0.01)  # AdamW's counters are on each
+        assert max(parts) < 1.2 * whole / len(ranks)
+        memory = training_memory(small_model(), 2, 16, job["kind"], shards=len(ranks))
+        planned = memory.weights + memory.gradients + memory.optimizer
+        assert planned == pytest.approx(sum(parts) / len(ranks), rel=0.01)
+
+
+def test_a_bad_batch_of_one_rank_is_skipped_by_all_and_named(ranks) -> None:
+    for rank in ranks:
+        first, second = rank[-2]["skipped"]
+        assert first == ""
+        assert second.endswith("in samples 6..7, samples 8..9, samples 10..11")
+
+
+def test_an_overflow_in_the_rows_of_one_rank_lowers_the_loss_scale_of_all(ranks) -> None:
+    one = train(**OVERFLOW)
+    assert one["scale"] < OVERFLOW["loss_scale"]
+    for rank in ranks:
+        assert rank[-1]["scale"] == one["scale"]
+        assert rank[-1]["skipped"] == one["skipped"]
+
+
+@scale
+def test_compiled_blocks_have_the_losses_of_one_process() -> None:
+    """Recomputed in the backward pass as well."""
+    job = dict(ADAMW, steps=3, checkpointing=True)
+    one = train(**job)
+    for rank in trained(2, dict(job, shard=True, compiled=True)):
+        assert rank[0]["losses"] == pytest.approx(one["losses"], abs=1e-5)
+        assert rank[0]["norms"] == pytest.approx(one["norms"], rel=1e-4)

@@ -13,6 +13,15 @@ from gptsmith.model.config import ModelConfig
 
 def parameters(c: ModelConfig) -> int:
     """Number of parameters, shared ones counted once."""
+    positions = c.context_length * c.n_embd * c.learned_positions
+    embedding = c.vocab_size * c.n_embd + positions
+    head = len(c.labels) if c.labels else c.vocab_size * (not c.tie_embeddings)
+    norm = c.n_embd * _norm(c)[0]
+    return embedding + c.n_layer * _block(c) + norm + head * c.n_embd
+
+
+def _block(c: ModelConfig) -> int:
+    """Number of parameters of a block."""
     everywhere = c.linear_bias
     norm = c.n_embd * _norm(c)[0]
     qkv = (c.n_head + 2 * c.K) * c.D
@@ -22,10 +31,7 @@ def parameters(c: ModelConfig) -> int:
     attention += 2 * c.D * c.qk_norm
     up = c.F * (1 + c.gated)
     mlp = c.n_embd * up + up * everywhere + c.F * c.n_embd + c.n_embd * everywhere
-    positions = c.context_length * c.n_embd * c.learned_positions
-    embedding = c.vocab_size * c.n_embd + positions
-    head = len(c.labels) if c.labels else c.vocab_size * (not c.tie_embeddings)
-    return embedding + c.n_layer * (2 * norm + attention + mlp) + norm + head * c.n_embd
+    return 2 * norm + attention + mlp
 
 
 def _norm(c: ModelConfig) -> tuple[int, int]:
@@ -131,10 +137,10 @@ def training_memory(
         return TrainingMemory(4 * n, 4 * gradients, 4 * moments, 4 * saved)
     # Of the blocks, one computes, one is gathered meanwhile, and the buffer that the first was
     # gathered in is freed last; gradients of one are added up while those of the next are computed.
-    of_block = parameters(c) - parameters(c.change(n_layer=c.n_layer - 1))
+    of_block = _block(c)
     outside = n - c.n_layer * of_block
     gathered = outside + 3 * of_block + min(gradients, outside + 2 * of_block)
+    weights, gradients, moments = (-(-size // shards) for size in (n, gradients, moments))
     return TrainingMemory(
-        *(-(-4 * size // shards) for size in (n, gradients, moments)), 4 * saved,
-        gathered=4 * gathered, evaluation=4 * n,
-    )  # fmt: skip
+        4 * weights, 4 * gradients, 4 * moments, 4 * saved, 4 * gathered, evaluation=4 * n
+    )

@@ -118,13 +118,13 @@ def load_tensors(path: Path, part: tuple[int, int] = (0, 1)) -> dict[str, Tensor
         found = {}
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 - it is no dict
-                rows, *_ = (*file.get_slice(name).get_shape(), None)
-                size = None if rows is None else -(-rows // part[1])
-                found[name] = (
-                    file.get_tensor(name)
-                    if size is None
-                    else file.get_slice(name)[min(rows, part[0] * size) : (part[0] + 1) * size]
-                )
+                shape = file.get_slice(name).get_shape()
+                if shape:
+                    size = -(-shape[0] // part[1])
+                    rows = slice(min(shape[0], part[0] * size), (part[0] + 1) * size)
+                    found[name] = file.get_slice(name)[rows]
+                else:
+                    found[name] = file.get_tensor(name)
         return found
 
     with path.open("rb"):  # the library's errors do not name a missing or unreadable file

@@ -124,7 +124,7 @@ def _compile_in_training(block: nn.Module) -> None:
     def choose(*arguments: Any, **named: Any) -> Any:
         return (compiled if block.training else eager)(*arguments, **named)
 
-    block.forward = choose  # type: ignore[method-assign]
+    block.forward = choose
 
 
 # --- shards --------------------------------------------------------------------------------------
@@ -159,10 +159,11 @@ def gather_tensors(
 def sharded_like(shard: Tensor, parameter: Tensor) -> Tensor:
     """This rank's rows as a sharded tensor that is divided as `parameter` is; a plain tensor if
     the parameter is one."""
-    if not hasattr(parameter, "placements"):
+    if not hasattr(parameter, "to_local"):
         return shard
     from torch.distributed.tensor import DTensor
 
+    assert isinstance(parameter, DTensor)
     return DTensor.from_local(
         shard, parameter.device_mesh, parameter.placements,
         run_check=False, shape=parameter.shape, stride=parameter.stride(),

@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 
@@ -22,12 +21,13 @@ from gptsmith.recipes.agreement import Agreement
 from gptsmith.recipes.options import RecipeConfig
 from gptsmith.recipes.plan import Dataset, Note, Plan
 from gptsmith.recipes.prefetch import step_batches
+from gptsmith.recipes.record import last_rate, lost_history
 from gptsmith.recipes.report import write_report
 from gptsmith.recipes.run_state import RunState
 from gptsmith.run import Run, layout
 from gptsmith.train import checkpoint, distributed, runtime, sharding
 from gptsmith.train.checkpoint_writer import CheckpointWriter
-from gptsmith.train.monitor import Monitor, SilentMonitor, read_events
+from gptsmith.train.monitor import Monitor, SilentMonitor
 from gptsmith.train.optim import Optimizer
 from gptsmith.train.schedule import LearningRate
 from gptsmith.train.signals import StopSignal
@@ -178,24 +178,12 @@ class _TrainingSession:
         if distributed.rank() == 0:  # old checkpoints that a killed process did not remove
             keep_last = self.config.save.keep_last
             checkpoint.prune(newest.path.parent, keep_last, self.steps_to_keep())
-        rate = saved.get("learning_rate") or self._last_rate()
+        rate = saved.get("learning_rate") or last_rate(self.run.metrics, state)
         jump = state.learning_rate.load(rate, state.step, state.seconds)
         changes = (f"changed: {change}" for change in self.run.changes)
-        lost = self._lost_history()
+        lost = lost_history(self.run.metrics, state, self.config.monitor.log_interval)
         texts = [self.run.notice, *damage, *changes, lost, self.resumed_at(), jump]
         return [Note("resume", text) for text in texts if text]
-
-    def _lost_history(self) -> str:
-        """A remark if metrics.jsonl ends before the checkpoint: whole lines at its end are gone."""
-        events = read_events(self.run.metrics, until=self.state.step)
-        steps = [0, *(event["step"] for event in events if event["event"] == "train")]
-        usual = max([self.config.monitor.log_interval, *(b - a for a, b in pairwise(steps))])
-        if (steps[-1] and self.state.step - steps[-1] <= usual) or not self.state.step:
-            return ""
-        return (
-            f"{self.run.metrics} has no metrics behind step {steps[-1]:,} of {self.state.step:,}: "
-            "curve and report lack them, unless you restore the file from a copy"
-        )
 
     def resumed_at(self) -> str:
         """At which step the run continues, or that nothing is left to train."""
@@ -205,18 +193,6 @@ class _TrainingSession:
             return f"continues at {at}"
         further = layout.resume_command(self.run.path, self.config.stage)
         return f"nothing is left to train at {at}; to go on: {further} --train.steps N"
-
-    def _last_rate(self) -> dict[str, float | None]:
-        """A replacement for the learning-rate state that checkpoints of earlier versions lack: the
-        last recorded rate, if this configuration gives another one for that step."""
-        events = read_events(self.run.metrics, until=self.state.step)
-        trained = [e for e in events if e["event"] == "train" and "learning_rate" in e]
-        state: dict[str, float | None] = {"warmup_seconds": None, "next": None}
-        if trained:
-            rate, step, seconds = (trained[-1][n] for n in ("learning_rate", "step", "seconds"))
-            planned = self.state.learning_rate.at(step - 1, seconds)
-            state["next"] = None if math.isclose(rate, planned, rel_tol=0.01) else rate
-        return state
 
     def open_monitor(self, started: float | None) -> Monitor | SilentMonitor:
         state = self.state

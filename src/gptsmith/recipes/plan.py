@@ -188,7 +188,8 @@ def _checked_memory(
         raise ValueError(
             f"model and train.batch_size {train.batch_size} need about "
             f"{memory.total / 2**30:,.0f} GiB, {device} has {available / 2**30:,.0f}: use "
-            f"{several}a smaller batch_size (total_batch_tokens keeps the step as large), model or context"
+            f"{several}a smaller batch_size (total_batch_tokens keeps the step as large), model or "
+            "context"
         )
     return memory
 

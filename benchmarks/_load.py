@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+import math
 import statistics
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPConnection
 from itertools import pairwise
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -28,10 +32,11 @@ class Load(NamedTuple):
     """Generated tokens of a request, mean, as the server counts them."""
 
 
-async def _request(
-    client: httpx.AsyncClient, model: str, prompt: str, tokens: int
-) -> tuple[list[float], int]:
-    """When the request was sent and its texts arrived, and how many tokens there were."""
+def _request(url: str, model: str, prompt: str, tokens: int) -> tuple[list[float], int]:
+    """When the request was sent and its texts arrived, and how many tokens there were.
+
+    By http.client, with a connection for each request: the clients share the cores with the server,
+    and httpx takes three times as much of them for each event."""
     body = {
         "model": model,
         "prompt": prompt,
@@ -40,50 +45,46 @@ async def _request(
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    times, count = [time.perf_counter()], 0
-    async with client.stream("POST", "/v1/completions", json=body) as response:
-        if response.status_code != 200:
-            raise RuntimeError(f"{response.status_code}: {(await response.aread())[:500]!r}")
-        async for line in response.aiter_lines():
-            if not line.startswith("data: {"):
+    headers = {"Content-Type": "application/json", "Connection": "close"}
+    address = urlsplit(url)
+    assert address.hostname
+    connection = HTTPConnection(address.hostname, address.port, timeout=TIMEOUT)
+    with closing(connection):
+        times, count = [time.perf_counter()], 0
+        connection.request("POST", "/v1/completions", json.dumps(body), headers)
+        response = connection.getresponse()
+        if response.status != 200:
+            raise RuntimeError(f"{response.status}: {response.read()[:500]!r}")
+        for line in response:
+            if not line.startswith(b"data: {"):
                 continue
-            chunk = json.loads(line.removeprefix("data: "))
+            chunk = json.loads(line[len(b"data: ") :])
             if "error" in chunk:
                 raise RuntimeError(line[:500])
             if any(choice["text"] for choice in chunk["choices"]):
                 times.append(time.perf_counter())
             count = (chunk.get("usage") or {}).get("completion_tokens", count)
+    if count == 0:
+        raise RuntimeError("the stream ended before its usage")
     return times, count
 
 
-async def _load(url: str, model: str, prompts: Sequence[str], clients: int, tokens: int) -> Load:
-    waiting = list(reversed(prompts))
-    replies: list[tuple[list[float], int]] = []
-    limits = httpx.Limits(max_connections=clients)
-    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT, limits=limits) as client:
-
-        async def one_client() -> None:
-            while waiting:
-                replies.append(await _request(client, model, waiting.pop(), tokens))
-
+def load(url: str, model: str, prompts: Sequence[str], clients: int, tokens: int) -> Load:
+    """Send all prompts from so many clients, each of which waits for its reply before it sends the
+    next. RuntimeError or OSError for an error of the server, once the others have ended."""
+    with ThreadPoolExecutor(clients) as threads:
         begin = time.perf_counter()
-        await asyncio.gather(*(one_client() for _ in range(clients)))
+        replies = [*threads.map(lambda prompt: _request(url, model, prompt, tokens), prompts)]
         seconds = time.perf_counter() - begin
     gaps = [b - a for times, _ in replies for a, b in pairwise(times[1:])]
     total = sum(count for _, count in replies)
     return Load(
         requests_per_second=len(replies) / seconds,
         tokens_per_second=total / seconds,
-        first_token=statistics.median(times[1] - times[0] for times, _ in replies),
-        gap_p99=statistics.quantiles(gaps, n=100)[-1],
+        first_token=statistics.median(times[1] - times[0] for times, _ in replies if times[1:]),
+        gap_p99=statistics.quantiles(gaps, n=100)[-1] if len(gaps) > 1 else math.nan,
         tokens=round(total / len(replies)),
     )
-
-
-def load(url: str, model: str, prompts: Sequence[str], clients: int, tokens: int) -> Load:
-    """Send all prompts from so many clients, each of which waits for its reply before it sends the
-    next. RuntimeError for an error of the server."""
-    return asyncio.run(_load(url, model, prompts, clients, tokens))
 
 
 def first_answer(url: str, model: str) -> bool:

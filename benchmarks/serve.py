@@ -28,7 +28,9 @@ import random
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -155,9 +157,10 @@ def main(argv: Sequence[str]) -> None:
         commands = contestants(files, options.contestants)
         servers: dict[str, Server] = {}
         for title, command in commands.items():
-            servers[title] = Server(command)
-            groups.append(servers[title])
-            say(f"{title}: first answer after {servers[title].start_seconds:.1f} s")
+            with failing(f"{title} does not start"):
+                servers[title] = Server(command)
+                groups.append(servers[title])
+                say(f"{title}: first answer after {servers[title].start_seconds:.1f} s")
         loads: dict[tuple[str, int], list[Load]] = {}
         speed = []
         for i in range(options.rounds):
@@ -167,10 +170,10 @@ def main(argv: Sequence[str]) -> None:
                 count = n * (options.requests or PER_CLIENT.get(n, 2))
                 prompts = make_prompts(count, seed=1000 * i + n)
                 for title, server in servers.items():
-                    with server.turn():
+                    with failing(f"{title}, {n} clients: no figure"), server.turn():
                         found = load(server.url, server.model, prompts, n, options.tokens)
-                    loads.setdefault((title, n), []).append(found)
-                    say(f"  {n:3} clients  {title:18} {found.tokens_per_second:7.0f} tokens/s")
+                        loads.setdefault((title, n), []).append(found)
+                        say(f"  {n:3} clients  {title:18} {found.tokens_per_second:7.0f} tokens/s")
         memory = {title: server.memory() for title, server in servers.items()}
         starts = {title: server.start_seconds for title, server in servers.items()}
         while groups:
@@ -183,6 +186,15 @@ def main(argv: Sequence[str]) -> None:
             f"\ngptsmith serve, model of the demo's size, no compiled kernels: first answer after "
             f"{statistics.median(demo):.1f} s"
         )
+
+
+@contextmanager
+def failing(what: str) -> Iterator[None]:
+    """A contestant that fails costs its own figure, and the others go on."""
+    try:
+        yield
+    except (RuntimeError, OSError, HTTPException) as error:
+        say(f"{what}: {type(error).__name__}: {error}")
 
 
 def report(
@@ -200,7 +212,7 @@ def report(
         print(
             f"{n:7}  {title:18}{median.requests_per_second:11.2f}{median.tokens_per_second:10.1f}"
             f"{f'{share:.0%}' if n == 1 else '':>10}{median.first_token * 1e3:10.0f} ms"
-            f"{median.gap_p99 * 1e3:10.0f} ms{median.tokens:8}"
+            f"{median.gap_p99 * 1e3:10.0f} ms{median.tokens:8.0f}"
         )
 
 
@@ -212,8 +224,8 @@ def report_memory(
 ) -> None:
     print(f"\n{'':18}{'start s':>9}{'memory MB':>11}{'weights':>9}{'cache':>7}{'rest':>7}")
     cache = cache_bytes / 1e6
-    for title, command in commands.items():
-        used, weights = memory[title], command.weight_bytes / 1e6
+    for title in starts:
+        used, weights = memory[title], commands[title].weight_bytes / 1e6
         rest = f"{used - weights - cache:7.0f}" if used else ""
         print(f"{title:18}{starts[title]:9.1f}{used or 0:11.0f}{weights:9.0f}{cache:7.0f}{rest:>7}")
 

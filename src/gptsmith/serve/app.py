@@ -43,6 +43,7 @@ from gptsmith.serve.worker import Ticket, Worker
 
 PAGE_FILES = Path(__file__).parent / "page"
 T = TypeVar("T")
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class Server:
@@ -331,7 +332,7 @@ async def _events(answer: Answer, ticket: Ticket) -> AsyncIterator[str]:
 
 
 def _event(data: Mapping[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return f"data: {_encode(data)}\n\n"
 
 
 async def _disconnected(request: Request) -> None:

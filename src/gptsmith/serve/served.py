@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gptsmith.evaluate.classification import max_length, predict
 from gptsmith.generate.chat import reply_stop_ids
 from gptsmith.generate.constraint import Constraint, Matcher
 from gptsmith.generate.engine import Engine
@@ -49,7 +48,7 @@ class ServedModel:
         self.tokenizer = run.tokenizer
         self.template: ChatTemplate | None = run.chat_template
         self.context_length = model.config.context_length
-        self.max_length = max_length(run)  # of a text that is classified
+        self._run = run
         self.created = int(Path(run.path).stat().st_mtime) or int(time.time())
         self.engine = None
         if not isinstance(model, GPTClassifier):
@@ -140,9 +139,12 @@ class ServedModel:
         is not a classifier, and for text that the tokenizer cannot encode."""
         if not isinstance(self.model, GPTClassifier):
             raise ApiError(400, f"{self.name} is not a classifier", param="model")
+        # Not at the top: with what it needs it takes a quarter of a second to import.
+        from gptsmith.evaluate.classification import max_length, predict
+
         precision = choose_precision("fp32", next(self.model.parameters()).device)
         try:
-            found, _ = predict(self.model, self.tokenizer, texts, self.max_length, precision)
+            found, _ = predict(self.model, self.tokenizer, texts, max_length(self._run), precision)
         except ValueError as error:
             raise ApiError(400, f"input: {error}", param="input") from None
         return found

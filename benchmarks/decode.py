@@ -1,6 +1,7 @@
-"""Tokens per second on a CPU, compared with llama.cpp, vLLM and the memory.
+"""Tokens per second on a CPU, compared with llama.cpp, vLLM and the memory; or on a GPU.
 
     python -m benchmarks decode [--rounds 5] [--tokens 64] [--prompt 512] [--weights int8,...]
+    python -m benchmarks decode --device cuda [--rounds 3] [--tokens 64] [--prompt 512]
 
 A model of GPT-2's size with random weights, packed by us and exported for the others. Rows are
 decoded greedily behind a short prompt; a step of ours is vectors, logits and the choice of a token,
@@ -11,6 +12,9 @@ rounds. Beside them the share of what the memory gives in the same rounds.
 LLAMA_PYTHON and VLLM_PYTHON name the Pythons that have llama-cpp-python and vLLM, if not this one
 and .venv-vllm. llama-cpp-python for figures is `pip install --no-cache-dir llama-cpp-python`: what
 `make test-gguf` installs is compiled quickly and runs slowly.
+
+With --device, whole steps of our engine on that device: 1 to 256 greedy rows behind prompts of
+--prompt tokens, by captured graphs and by launched operations; see _decode_device.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from benchmarks import _decode_device
 from benchmarks._contestant import ROOT, Contestant, closing_all, imports, vllm_environment
 from benchmarks._machine import read_bytes
 
@@ -109,7 +114,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--weights", default=",".join(PAIRS), help="of " + ", ".join(PAIRS))
+    parser.add_argument("--device", default="cpu", help="cuda: measure our engine there, alone")
     options = parser.parse_args(argv)
+    if options.device != "cpu":
+        return _decode_device.compare(
+            options.device, options.rounds, options.tokens, options.prompt
+        )
     running: dict[str, Contestant] = {}
     figures: dict[str, Rounds] = {}
     speed = []

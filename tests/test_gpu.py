@@ -23,8 +23,11 @@ from gptsmith import cli
 from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.evaluate import likelihood, perplexity
 from gptsmith.evaluate.classification import log_probabilities
+from gptsmith.generate import forward
 from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import SamplingConfig
+from gptsmith.generate.request import Generation, Request
+from gptsmith.model import decode_cache
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import LoraConfig, ModelConfig
 from gptsmith.model.gpt import GPTModel
@@ -205,6 +208,104 @@ def test_models_in_half_precision_generate(dtype: torch.dtype) -> None:
     model = model_of(AXES["grouped"], DEVICE).to(dtype)
     [a, b] = Engine(model).generate([[1], [2] * 20], SamplingConfig(max_new_tokens=20))
     assert len(a.ids) == len(b.ids) == 20
+
+
+# --- decoding by graphs --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def static(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Engines that are made from now on decode by the static step, or not."""
+    return lambda on: monkeypatch.setattr(forward, "is_static", lambda device: on)
+
+
+def mixed_requests() -> list[Request]:
+    """Greedy, sampled and penalized, prompts of 1 to 100 tokens, some with log-probabilities."""
+    kinds = [
+        SamplingConfig(temperature=0, max_new_tokens=25),
+        SamplingConfig(max_new_tokens=18, min_p=0.02),
+        SamplingConfig(max_new_tokens=9, top_k=50, top_p=0.9),
+        SamplingConfig(max_new_tokens=12, repetition_penalty=1.2),
+    ]
+    return [
+        Request([n % V, *range(n)], kinds[n % 4].with_seed(n), logprobs=2 if n % 5 == 0 else None)
+        for n in [*range(0, 100, 7), 3, 3, 3]
+    ]
+
+
+def complete(engine: Engine) -> list[Generation]:
+    """Requests that join one after the other."""
+    made = []
+    for request in mixed_requests():
+        made.append(engine.add(request))
+        engine.step()
+    while engine.busy:
+        engine.step()
+    return made
+
+
+@pytest.mark.parametrize("tokens", [None, 3 * T], ids=["much memory", "little memory"])
+@pytest.mark.parametrize("axes", AXES.values(), ids=AXES)
+def test_graphs_give_the_texts_of_launched_operations(
+    axes: dict[str, object], tokens: int | None, static: Callable[[bool], None]
+) -> None:
+    model, texts = model_of(axes, DEVICE), []
+    for on in (False, True):
+        static(on)
+        engine = Engine(model, cache_tokens=tokens)
+        texts.append([g.ids for g in complete(engine)])
+        if on and DEVICE == "cuda":
+            assert captured(engine)
+    assert texts[0] == texts[1]
+
+
+def captured(engine: Engine) -> list[torch.cuda.CUDAGraph]:
+    assert isinstance(engine._forward, forward.TorchForward)
+    assert engine._forward._step is not None
+    return [step._graph for step in engine._forward._step._steps.values() if step._graph]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("axes", ["gpt2", "grouped", "window", "grouped window"])
+def test_attention_through_the_page_table_equals_that_over_copies(
+    axes: str, dtype: torch.dtype, static: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Log-probabilities along a given text, by FlashAttention and by gathered pages."""
+    model = model_of({**AXES[axes], "context_length": 800}, DEVICE).to(dtype)
+    if not decode_cache.flash_serves(dtype, model.config.D, model.head_weight.device):
+        pytest.skip("needs PyTorch 2.13 and a GPU of compute capability 8.0 or later")
+    bias = {7: 100.0}  # every text goes on in the same way
+    sampling = SamplingConfig(temperature=0, max_new_tokens=20)
+    static(True)
+    found = []
+    for page in (None, 16):
+        engine = Engine(model, page=page)
+        assert engine._pages.size == (page or decode_cache.FLASH_PAGE)
+        made = [
+            engine.add(Request([*range(n)], sampling, logprobs=0, logit_bias=bias))
+            for n in (3, 90, 250, 300)
+        ]
+        while engine.busy:
+            engine.step()
+        assert all(g.ids == [7] * 20 for g in made)
+        found.append(torch.tensor([[x.logprob for x in g.logprobs] for g in made]))
+    torch.testing.assert_close(found[0], found[1], atol=0.05, rtol=0.02)
+
+
+def test_refresh_replaces_the_graphs_of_old_weights(static: Callable[[bool], None]) -> None:
+    static(True)
+    model = model_of(AXES["gpt2"], DEVICE)
+    engine = Engine(model)
+    before = [g.ids for g in complete(engine)]
+    for _ in range(2):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.05 * torch.randn_like(parameter)
+        engine.refresh()
+        after = [g.ids for g in complete(engine)]
+        assert after == [g.ids for g in complete(Engine(model))]
+        assert after != before
+        before = after
 
 
 @pytest.mark.parametrize("axes", AXES.values(), ids=AXES)

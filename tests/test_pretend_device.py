@@ -19,8 +19,10 @@ from random_weights import randomize
 from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.evaluate import likelihood, perplexity
 from gptsmith.evaluate.classification import log_probabilities
+from gptsmith.generate import forward
 from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import SamplingConfig
+from gptsmith.generate.request import Request
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import LoraConfig, ModelConfig
 from gptsmith.model.gpt import GPTModel
@@ -176,6 +178,40 @@ def test_generation(axes: str) -> None:
     def run(device: torch.device) -> list[list[int]]:
         engine = Engine(model_of(AXES[axes], device), page=4)
         return [g.ids for g in engine.generate([[7] * 3, list(range(9))], sampling)]
+
+    a, b = on_both(run)
+    assert a == b
+
+
+@pytest.mark.parametrize("axes", ["gpt2", "grouped window"])
+def test_a_step_of_decoding_uploads_once_and_reads_once(
+    axes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the static step that a GPU runs as a graph."""
+    settings = [
+        SamplingConfig(temperature=0, max_new_tokens=8),
+        SamplingConfig(max_new_tokens=8, min_p=0.05),
+        SamplingConfig(max_new_tokens=8, top_k=9, top_p=0.9),
+    ]
+    penalized = SamplingConfig(max_new_tokens=4, repetition_penalty=1.3)
+
+    def run(device: torch.device) -> list[list[int]]:
+        monkeypatch.setattr(forward, "is_static", lambda at: at == device != CPU)
+        engine = Engine(model_of(AXES[axes], device), page=4)
+        rows = [engine.add(Request([7 + i, *range(4 + i)], s)) for i, s in enumerate(settings)]
+        engine.step()
+        for _ in range(4):  # some need more pages
+            made = engine._forward.cache.k
+            pretend_device.waits.clear()
+            pretend_device.uploads.clear()
+            engine.step()
+            if engine._forward.cache.k is made and device != CPU:
+                assert pretend_device.waits == ["tolist"]
+                assert len(pretend_device.uploads) == 1
+        rows.append(engine.add(Request([3, 4, 5, 6, 7], penalized)))  # that row is up to the host
+        while engine.busy:
+            engine.step()
+        return [row.ids for row in rows]
 
     a, b = on_both(run)
     assert a == b

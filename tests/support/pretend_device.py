@@ -22,6 +22,8 @@ aten = torch.ops.aten
 # Operations for whose result the host waits. The names of those that ran, in order.
 _WAITS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique_dim"}
 waits: list[str] = []
+# The shapes of the tensors that were copied to it from the CPU, but for single numbers.
+uploads: list[tuple[int, ...]] = []
 
 
 class There(Tensor):
@@ -69,8 +71,12 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         stays, there = there, torch.device(asked).type == DEVICE.type
         if stays and not there:
             waits.append("to the CPU")
+        if there and not stays and moves and args[0].dim():
+            uploads.append(tuple(args[0].shape))
         kwargs = {**kwargs, "device": torch.device("cpu")}
     if func is aten.copy_.default:
+        if isinstance(args[0], There) and not isinstance(args[1], There) and args[1].dim():
+            uploads.append(tuple(args[1].shape))
         here(args[0]).copy_(here(args[1]))
         return args[0]
     out = func(*tree_map_only(There, here, args), **tree_map_only(There, here, kwargs))
@@ -104,6 +110,7 @@ class _Factories(TorchDispatchMode):
 @contextmanager
 def pretend_device() -> Iterator[torch.device]:
     waits.clear()
+    uploads.clear()
     with _Factories(), patch.object(torch, "tensor", _tensor):
         yield DEVICE
 

@@ -8,7 +8,7 @@ C channels, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -305,9 +305,13 @@ class Engine:
         for source, target in self._pages.copies:
             self._forward.cache.copy(source, target)
         self._pages.copies.clear()
-        vectors = self._forward.hidden(spans)
+        decoded = self._forward.decode(spans, self._V)
+        rest = [i for i in range(len(spans)) if i not in decoded.tokens]
+        found = self._forward.hidden([spans[i] for i in rest])
+        vectors = dict(zip(rest, found, strict=True))
         self._scheduler.read(spans)
-        for span, x in zip(spans, vectors, strict=True):
+        for i, x in vectors.items():
+            span = spans[i]
             if not span.pages:
                 span.state.generation.notice = (
                     f"under the mask {self.model.mask.expression} tokens see later ones, up to"
@@ -319,13 +323,30 @@ class Engine:
         ready = [i for i, s in enumerate(spans) if s.stop - len(s.draft) == len(s.state.context)]
         states = [spans[i].state for i in ready]
         if ready:
-            drafts = [spans[i].draft for i in ready]
-            newest = [vectors[i][-1 - len(spans[i].draft) :] for i in ready]
-            logits = self._forward.logits(torch.cat(newest), self._V)
-            parts = logits.split([len(x) for x in newest])
-            extend(states, drafts, parts)
+            logits = self._next_logits(spans, [i for i in ready if i in vectors], vectors)
+            logits |= {
+                i: decoded.logits[j, None]
+                for j, (i, token) in enumerate(decoded.tokens.items())
+                if token < 0
+            }
+            extend(
+                states,
+                [spans[i].draft for i in ready],
+                [logits[i] if i in logits else decoded.tokens[i] for i in ready],
+            )
             self._scheduler.accept(states)
         return [state.generation for state in states if state.finished]
+
+    def _next_logits(
+        self, spans: Sequence[Span], numbers: Sequence[int], vectors: Mapping[int, Tensor]
+    ) -> dict[int, Tensor]:
+        """Of these of the spans: the logits (1 + draft tokens, V) after the newest token and after
+        each of the draft."""
+        if not numbers:
+            return {}
+        newest = [vectors[i][-1 - len(spans[i].draft) :] for i in numbers]
+        logits = self._forward.logits(torch.cat(newest), self._V)
+        return dict(zip(numbers, logits.split([len(x) for x in newest]), strict=True))
 
     def _score_prompt(self, span: Span, vectors: Tensor) -> None:
         """Record what the request asks for about its prompt: the mean of these vectors of a span,

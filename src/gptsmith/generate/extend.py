@@ -15,26 +15,31 @@ from gptsmith.generate.sampling import penalize, sample, token_logprob, uniform,
 
 
 def extend(
-    states: Sequence[RequestState], drafts: Sequence[Sequence[int]], logits: Sequence[Tensor]
+    states: Sequence[RequestState],
+    drafts: Sequence[Sequence[int]],
+    logits: Sequence[Tensor | int],
 ) -> None:
     """Add to each request its next token and, as long as these are the tokens of its draft, those
-    after it. logits[i] (1 + len(drafts[i]), V): after the newest token, and after each drafted one.
+    after it. logits[i] (1 + len(drafts[i]), V): after the newest token, and after each drafted one;
+    or the next token itself, which the device has sampled.
     """
     depth = 0
     accepted = [0] * len(states)
     active = list(range(len(states)))
     while active:
-        here = torch.stack([logits[i][depth] for i in active])
-        tokens = _choose([states[i] for i in active], here)
+        here = {i: x[depth] for i in active if isinstance(x := logits[i], Tensor)}
+        tokens = _choose([states[i] for i in here], torch.stack([*here.values()])) if here else []
+        chosen = dict(zip(here, tokens, strict=True))
         agreed = []
-        for i, token, own_logits in zip(active, tokens, here, strict=True):
+        for i in active:
             state, wanted = states[i], states[i].request.logprobs
+            token = given if isinstance(given := logits[i], int) else chosen[i]
             if state.finished:  # the on_text of another cancelled it
                 continue
             if state.remaining == 0:  # only its prompt was to be read
                 state.generation.finish_reason = "length"
                 continue
-            state.push(token, None if wanted is None else token_logprob(own_logits, token, wanted))
+            state.push(token, None if wanted is None else token_logprob(here[i], token, wanted))
             if not state.finished and depth < len(drafts[i]) and drafts[i][depth] == token:
                 agreed.append(i)
                 accepted[i] += 1

@@ -7,21 +7,43 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gptsmith.generate.decode_step import DecodeStep
 from gptsmith.generate.scheduler import Span
 from gptsmith.kernels.packed_model import PAGE, PackedModel, library_for
 from gptsmith.kernels.pages import Pages
+from gptsmith.model.decode_cache import FLASH_PAGE, flash_serves, flash_window
 from gptsmith.model.kv_cache import PagedKVCache
 
 if TYPE_CHECKING:
     from gptsmith.model.gpt import GPTModel
 
 TORCH_PAGE = 16  # tokens of a page for PyTorch's operations
+
+
+class Decoded(NamedTuple):
+    """What a static step found for some of the spans.
+
+    tokens: by the number of the span, in the order of the rows of `logits` (B, V): the token that
+    was sampled after it, -1 if that is up to the host. The logits are overwritten by the next step.
+    """
+
+    tokens: dict[int, int]
+    logits: Tensor
+
+
+NONE_DECODED = Decoded({}, torch.empty(0, 0))
+
+
+def is_static(device: torch.device) -> bool:
+    """Whether the newest tokens are read by a static step: where launching operations takes longer
+    than computing them."""
+    return device.type == "cuda"
 
 
 class KernelForward:
@@ -66,6 +88,10 @@ class KernelForward:
             )
         return [found[i] for i in range(len(spans))]
 
+    def decode(self, spans: Sequence[Span], V: int) -> Decoded:
+        """Read those of the spans that a static step serves, and sample their next tokens."""
+        return NONE_DECODED
+
     def logits(self, x: Tensor, V: int) -> Tensor:
         """(N, V) of vectors x (N, C)."""
         return self._packed.logits(x)[:, :V]
@@ -91,8 +117,9 @@ class TorchForward:
 
     exact = False
 
-    def __init__(self, model: GPTModel, page: int = TORCH_PAGE) -> None:
+    def __init__(self, model: GPTModel, page: int) -> None:
         self._model, self.page = model, page
+        self._step = DecodeStep(model) if is_static(self.device) else None
         self.clear()
 
     @property
@@ -102,6 +129,8 @@ class TorchForward:
     def clear(self) -> None:
         dtype = self._model.head_weight.dtype
         self.cache = PagedKVCache(self._model.config, self.page, dtype, self.device)
+        if self._step is not None:
+            self._step.clear()
 
     def refresh(self) -> None:
         self.clear()
@@ -111,6 +140,15 @@ class TorchForward:
         for group in _similar(spans):
             found |= zip(group, self._read([spans[i] for i in group]), strict=True)
         return [found[i] for i in range(len(spans))]
+
+    def decode(self, spans: Sequence[Span], V: int) -> Decoded:
+        if self._step is None:
+            return NONE_DECODED
+        served = [i for i, span in enumerate(spans) if self._step.serves(span)]
+        if not served:
+            return NONE_DECODED
+        tokens, logits = self._step([spans[i] for i in served], self.cache, V)
+        return Decoded(dict(zip(served, tokens, strict=True)), logits)
 
     def logits(self, x: Tensor, V: int) -> Tensor:
         return F.linear(x, self._model.head_weight)[:, :V]
@@ -169,4 +207,7 @@ def make_forward(
     exact = weights != "auto" or dtype in (torch.float32, torch.bfloat16)
     if page is None and exact and library_for(model, weights) is not None:
         return KernelForward(PackedModel(model, weights, keep_model=keep_model))
-    return TorchForward(model, page or TORCH_PAGE)
+    flash = flash_window(model.mask) is not None and flash_serves(
+        dtype, model.config.D, model.head_weight.device
+    )
+    return TorchForward(model, page or (FLASH_PAGE if flash else TORCH_PAGE))

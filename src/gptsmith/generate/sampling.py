@@ -131,3 +131,59 @@ def token_logprob(logits: Tensor, token: int, alternatives: int) -> TokenLogprob
         order = logprobs[ids].argsort(descending=True, stable=True)[:alternatives]
         top = [(int(i), float(logprobs[i])) for i in ids[order]]
     return TokenLogprob(token, float(logprobs[token]), tuple(top))
+
+
+class RowSettings(NamedTuple):
+    """The sampling of every row, in tensors (B, 1) on the device of the logits."""
+
+    temperature: Tensor  # float64
+    uniform: Tensor  # float64, in [0, 1)
+    top_p: Tensor  # float64; above 1: off
+    log_min_p: Tensor  # float64; -inf: off
+    top_k: Tensor  # int64; 0: off
+
+
+def sample_rows(x: Tensor, settings: RowSettings | None, ranked: bool) -> Tensor:
+    """Like `sample` for logits x (B, V) of any type, without a value on the host: tokens (B,), or
+    -1 for a row that `sample` must do, because its logits are not finite numbers or its nucleus is
+    too large.
+
+    settings: None if all rows are greedy. ranked: whether a row has top_k or top_p. The rows are
+    summed as a batch, so a token may differ where two numbers agree to 15 digits.
+    """
+    x = x.double()
+    best, greedy = x.max(dim=-1, keepdim=True)  # (B, 1)
+    tokens = greedy.masked_fill(~best.isfinite(), -1)
+    if settings is not None:
+        sampled = settings.temperature > 0
+        x = (x - best) / settings.temperature.masked_fill(~sampled, 1.0)
+        weights = x.exp() * (x >= settings.log_min_p)
+        if ranked:
+            allowed, known = _most_likely_rows(x, settings.top_k, settings.top_p)
+            weights = weights * allowed
+            tokens = tokens.masked_fill(sampled & ~known, -1)
+        cumulative = weights.cumsum(dim=-1)
+        found = torch.searchsorted(cumulative, settings.uniform * cumulative[:, -1:], right=True)
+        tokens = found.where(sampled & (tokens >= 0), tokens)
+    return tokens.squeeze(1)
+
+
+def _most_likely_rows(x: Tensor, top_k: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
+    """As _most_likely: bools (B, V), and whether a row's are known from the largest candidates."""
+    V = x.shape[1]
+    best = x.topk(min(_CANDIDATES, V)).values  # (B, N), the largest first
+    N = best.shape[1]
+    limited = top_k > 0
+    limit = top_k.clamp(max=V).masked_fill(~limited, N)
+    inside = torch.arange(N, device=x.device) < limit  # (B, N)
+    of_best = best.masked_fill(~inside, -math.inf).logsumexp(dim=-1, keepdim=True)
+    total = of_best.where(limited, x.logsumexp(dim=-1, keepdim=True))
+    cumulative = (best - total).exp().cumsum(dim=-1)
+    before = (cumulative < top_p) & (torch.arange(1, N + 1, device=x.device) < limit)
+    count = (1 + before.sum(dim=-1, keepdim=True)).clamp(max=N)  # (B, 1)
+    threshold = best.gather(1, count - 1)
+    above, equal = x > threshold, x == threshold
+    allowed = above | (equal & (equal.cumsum(dim=-1) <= count - above.sum(dim=-1, keepdim=True)))
+    unlimited = ~limited & (top_p > 1)
+    known = torch.where(limited, limit <= N, (cumulative[:, -1:] >= top_p) | (N == V))
+    return allowed | unlimited, known | unlimited

@@ -24,6 +24,10 @@ class CausalMask(NamedTuple):
     allowed: Tensor
 
 
+Bias = Tensor | CausalMask | BlockMask | None
+"""A mask in the form that `attention` takes."""
+
+
 def dense_bias(
     mask: Mask, B: int, H: int, T: int, device: torch.device
 ) -> Tensor | CausalMask | None:
@@ -39,7 +43,7 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    mask: Tensor | CausalMask | BlockMask | None,
+    mask: Bias,
     dropout: float = 0.0,
 ) -> Tensor:
     """Attention of q (B, H, T, D) over k and v (B, K, S, D), K dividing H. Returns (B, H, T, D).

@@ -26,7 +26,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
 from gptsmith.model import checks, masks
-from gptsmith.model.attention import CausalMask, any_length, attention, dense_bias
+from gptsmith.model.attention import Bias, any_length, attention, dense_bias
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.init import initialized
 from gptsmith.model.kv_cache import Cache
@@ -119,7 +119,7 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Mask | Tensor | CausalMask | BlockMask | None = None,
+        mask: Mask | Bias = None,
         rotation: tuple[Tensor, Tensor] | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
@@ -150,9 +150,11 @@ class MultiHeadAttention(nn.Module):
         if rotation is not None:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H | K, T, D)
-        if cache is not None:
-            k, v = cache.update(self.layer, k, v)  # (B, K, S, D)
-        y = attention(q, k, v, mask, self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        if cache is None:
+            y = attention(q, k, v, mask, dropout)  # (B, H, T, D)
+        else:
+            y = cache.attend(self.layer, q, k, v, mask, dropout)
         return self.proj(y.transpose(1, 2).reshape(B, T, H * D))
 
 
@@ -329,7 +331,7 @@ class GPTModel(nn.Module):
             positions = torch.arange(T, device=ids.device)  # (T,)
         elif cache is None and not torch.compiler.is_compiling():  # compiled code cannot check
             checks.check_positions(positions, B, T, limit)
-        bias: Tensor | CausalMask | BlockMask | None
+        bias: Bias
         if cache is not None:
             assert not isinstance(mask, Tensor)
             bias = cache.prepare(positions, mask or self.mask, self.config.n_head, limit)
@@ -360,7 +362,7 @@ class GPTModel(nn.Module):
         B: int,
         T: int,
         device: torch.device,
-    ) -> Tensor | CausalMask | BlockMask | None:
+    ) -> Bias:
         """What `attention` takes: None (causal), booleans (B|1, H|1, T, T), or a BlockMask."""
         H = self.config.n_head
         if documents is not None:

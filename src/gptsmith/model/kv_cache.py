@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gptsmith.model.attention import Bias, attention
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.masks import Mask
 
@@ -27,8 +28,11 @@ class Cache(Protocol):
     def prepare(self, positions: Tensor, mask: Mask, H: int, limit: int) -> Tensor | None:
         """The keys that tokens at these positions may see; called once."""
 
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new keys and values of a layer; returns all that match the mask."""
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Bias, dropout: float
+    ) -> Tensor:
+        """Store the new keys and values (B, K, T, D) of a layer, and return what the queries
+        (B, H, T, D) read under the mask of `prepare`: (B, H, T, D)."""
 
 
 class KVCache:
@@ -223,6 +227,12 @@ class KVCache:
             return stored_k[:, :, : self._used], stored_v[:, :, : self._used]
         return all_k, all_v
 
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Bias, dropout: float
+    ) -> Tensor:
+        """See Cache."""
+        return attention(q, *self.update(layer, k, v), mask, dropout)
+
 
 class Part(Protocol):
     """What a forward pass reads of a text, and where its keys and values are."""
@@ -267,10 +277,11 @@ class PagedKVCache:
         return f"PagedKVCache({n_layer} layers, {pages}, {self.k.dtype}, {self.k.device})"
 
     def grow(self, pages: int) -> None:
-        """Make room for this many pages, and for more; what is stored stays."""
+        """Make room for this many pages, and for more; what is stored stays. The last page never
+        holds a text: rows that only pad a batch are stored there."""
         n_layer, K, P, page, D = self.k.shape
-        if pages > P:
-            more = (n_layer, K, max(pages, 2 * P) - P, page, D)
+        if pages + 1 > P:
+            more = (n_layer, K, max(pages + 1, 2 * P) - P, page, D)
             self.k = torch.cat([self.k, self.k.new_zeros(more)], dim=2)
             self.v = torch.cat([self.v, self.v.new_zeros(more)], dim=2)
 
@@ -327,3 +338,9 @@ class PagedKVCache:
                 pages = pool.view(K * P, page * D).index_select(0, self._index)
                 found.append(pages.view(len(new), K, -1, D)[:, :, : self._used])
         return (k, v) if self._alone else (found[0], found[1])
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Bias, dropout: float
+    ) -> Tensor:
+        """See Cache."""
+        return attention(q, *self.update(layer, k, v), mask, dropout)

@@ -1,4 +1,4 @@
-"""Instructions: the classic prompt, rows and columns, the split, masked examples."""
+"""Files of instructions: rows and columns, and the split."""
 
 import random
 from pathlib import Path
@@ -6,55 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_sets import complete_data
+from instruction_rows import BPE, ROWS, encoded, row
 from tables import write
 
-from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.data.instructions import (
-    ALPACA_PROMPT,
     Instruction,
     InstructionSplit,
-    Prompt,
-    encode_instructions,
     read_instructions,
     split_instructions,
 )
 from gptsmith.data.options import InstructionColumns, SplitConfig
 from gptsmith.data.report import ReadReport
-from gptsmith.tokenizer import SPECIAL_TOKENS, Tokenizer
-
-ROWS = [
-    {"instruction": "Name a colour.", "input": "", "output": "Red."},
-    {"instruction": "Add the numbers.", "input": "2 and 3", "output": "5"},
-    {"instruction": "Spell cat.", "input": "", "output": "c-a-t"},
-]
-# As in Stanford Alpaca (PROMPT_DICT), with a line end added.
-ALONE = (
-    "Below is an instruction that describes a task. Write a response that appropriately "
-    "completes the request.\n\n### Instruction:\nName a colour.\n\n### Response:\n"
-)
-PAIRED = (
-    "Below is an instruction that describes a task, paired with an input that provides further "
-    "context. Write a response that appropriately completes the request.\n\n### Instruction:\n"
-    "Add the numbers.\n\n### Input:\n2 and 3\n\n### Response:\n"
-)
-
-
-@pytest.fixture(scope="module")
-def bpe() -> Tokenizer:
-    return Tokenizer.train_bpe([ALONE, PAIRED, "Red. 5 c-a-t hello there"] * 3, 400)
-
-
-def row(instruction: str = "Do.", given: str = "", output: str = "Done.") -> Instruction:
-    return Instruction(instruction, given, output, "here:1")
-
-
-def encoded(rows, tokenizer, text=ALPACA_PROMPT, T=512, **options):
-    prompt = Prompt.parse(text)
-    template = ChatTemplate(prompt.template("<|endoftext|>"), tokenizer)
-    template.check_prefix_preserving()
-    report = ReadReport()
-    found = list(encode_instructions(rows, prompt, template, T, report, **options))
-    return found, report
+from gptsmith.tokenizer import Tokenizer
 
 
 def read(path: Path, **columns: str) -> tuple[list[Instruction], ReadReport]:
@@ -67,12 +30,7 @@ def read(path: Path, **columns: str) -> tuple[list[Instruction], ReadReport]:
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.jsonl.gz", "a.csv", "a.parquet"])
 def test_file_formats(tmp_path, name):
-    path = tmp_path / name
-    if name == "a.csv":
-        cells = "".join(",".join(row.values()) + "\n" for row in ROWS)
-        path.write_text("instruction,input,output\n" + cells)
-    else:
-        write(path, *ROWS)
+    path = write(tmp_path / name, *ROWS)
     rows, report = read(path)
     assert [(r.instruction, r.input, r.output) for r in rows] == [tuple(r.values()) for r in ROWS]
     assert all(r.place.startswith(str(path)) for r in rows)
@@ -184,7 +142,7 @@ def test_reasoning_in_a_column_is_said_to_be_left_out(tmp_path, name):
     ]
 
 
-def test_columns_beside_the_instruction_are_used_or_mentioned(tmp_path, bpe):
+def test_columns_beside_the_instruction_are_used_or_mentioned(tmp_path):
     path = write(
         tmp_path / "a.jsonl",
         {"instruction": "Who won?", "context": "Boat 2 won.", "output": "Boat 2.", "id": 7},
@@ -196,7 +154,7 @@ def test_columns_beside_the_instruction_are_used_or_mentioned(tmp_path, bpe):
         ("Boat 2 won.", ""), ("Boat 3 won.", ""), ("", "Be brief."),
     ]  # fmt: skip
     assert list(report.hints) == ["column 'mood' is not used"]
-    texts = [bpe.decode(example.ids) for _, example in encoded(found, bpe)[0]]
+    texts = [BPE.decode(example.ids) for _, example in encoded(found, BPE)[0]]
     assert "### Input:\nBoat 2 won." in texts[0]
     assert texts[2].startswith("Be brief.\n\n### Instruction:\nHi\n")
 
@@ -250,122 +208,6 @@ def test_split_without_test_rows():
 def test_split_of_too_few_rows(rows, shares):
     with pytest.raises(ValueError, match=f"^{rows} different prompts .* use more rows"):
         split([row(str(n)) for n in range(rows)], **shares)
-
-
-# --- ids -----------------------------------------------------------------------------------------
-
-
-def test_classic_prompt_is_that_of_alpaca(bpe):
-    rows = [Instruction(*r.values(), "here") for r in ROWS]
-    found, _ = encoded(rows, bpe)
-    for (kept, example), prompt in zip(found, (ALONE, PAIRED), strict=False):
-        assert bpe.decode(example.ids) == f"{prompt}{kept.output}<|endoftext|>"
-        assert bpe.decode(example.ids[example.labels != -100]) == f"{kept.output}<|endoftext|>"
-        assert example.ids[-1] == example.labels[-1] == bpe.eos_id
-
-
-@pytest.mark.parametrize("kind", ["bpe", "byte", "gpt2"])
-def test_prompt_ids_begin_the_example_and_are_masked(kind, bpe, request):
-    """The example begins with the ids of the prompt, and exactly these are masked."""
-    if kind == "gpt2":
-        tokenizer = Tokenizer.gpt2(request.getfixturevalue("real_data") / "gpt2_bpe")
-    else:
-        tokenizer = bpe if kind == "bpe" else Tokenizer.byte()
-    prompt = Prompt.parse()
-    template = ChatTemplate(prompt.template("<|endoftext|>"), tokenizer)
-    chance = random.Random(0)
-    letters = "abz \n\t#:.'1\u00e9\U0001f600"
-    texts = ["x" + "".join(chance.choices(letters, k=chance.randrange(20))) for _ in range(200)]
-    rows = [row(a, b, c[1:] + "e") for a, b, c in zip(texts, texts[1:], texts[2:], strict=False)]
-    for kept, example in encoded(rows, tokenizer)[0]:
-        asked = template.prompt(prompt.messages(kept))
-        n = len(asked)
-        assert example.ids[:n].tolist() == asked
-        assert (example.labels[:n] == -100).all()
-        assert (example.labels[n:] == example.ids[n:]).all()
-        assert tokenizer.decode(example.ids[n:]) == kept.output.strip() + "<|endoftext|>"
-    assert template.stop_ids == (tokenizer.eos_id,)
-
-
-def test_template_agrees_with_transformers(bpe, tmp_path):
-    """transformers renders the same template to the same text, including white space."""
-    from transformers import PreTrainedTokenizerFast
-
-    bpe.save(tmp_path / "tokenizer.json")
-    rows = [row(" a\n", " b\n", " c\n"), row()]
-    for text in (ALPACA_PROMPT, 'Oh.\n\n Q: {instruction} \n\n"{input}"\n\u00e9\U0001f600:\n'):
-        prompt = Prompt.parse(text)
-        stock = PreTrainedTokenizerFast(
-            tokenizer_file=str(tmp_path / "tokenizer.json"),
-            chat_template=prompt.template("<|endoftext|>"),
-        )
-        for kept, example in encoded(rows, bpe, text)[0]:
-            answer = {"role": "assistant", "content": kept.output}
-            messages = [*prompt.messages(kept), answer]
-            assert stock.apply_chat_template(messages, tokenize=False) == bpe.decode(example.ids)
-            ids = stock.apply_chat_template(messages, tokenize=True, return_dict=False)
-            assert ids == example.ids.tolist()
-
-
-def test_several_turns(bpe):
-    """A chat has the opening once, then alternating questions and answers."""
-    template = ChatTemplate(Prompt.parse().template("<|endoftext|>"), bpe)
-    turns = [("user", "Hi"), ("assistant", "Ho"), ("user", "What?")]
-    text = bpe.decode(template.prompt([{"role": r, "content": c} for r, c in turns]))
-    assert text == (
-        ALONE.replace("Name a colour.", "Hi") + "Ho<|endoftext|>"
-        "\n\n### Instruction:\nWhat?\n\n### Response:\n"
-    )
-
-
-def test_unmasked_prompt(bpe):
-    found, _ = encoded([row()], bpe, mask_prompt=False)
-    assert (found[0][1].labels == found[0][1].ids).all()
-
-
-def test_special_tokens_in_the_data_are_plain_text():
-    tokenizer = Tokenizer.byte().add_special_tokens(SPECIAL_TOKENS)
-    special = set(tokenizer.special_tokens.values())
-    for literal in SPECIAL_TOKENS:
-        ((_, example),) = encoded([row(literal, f"a{literal}", literal * 2)], tokenizer)[0]
-        assert [i for i in example.ids.tolist() if i in special] == [tokenizer.eos_id]
-        assert example.ids[-1] == tokenizer.eos_id
-
-
-def test_rows_that_do_not_fit_are_skipped_not_truncated(bpe):
-    rows = [row(), row(output="word " * 100), row(given="word " * 100)]
-    ((_, example),) = encoded(rows[:1], bpe)[0]
-    n = len(example.ids)
-    found, report = encoded(rows, bpe, T=n - 1)
-    assert [kept for kept, _ in found] == rows[:1]
-    assert report.skipped.counts() == {f"longer than the context of {n - 1} tokens": 1}
-    assert encoded(rows[:1], bpe, T=n - 2)[0] == []
-
-
-@pytest.mark.parametrize(
-    ("prompt", "texts"),
-    [
-        ("Do it.\n\nQ: {instruction} ({input})\nA:\n",
-         ["Do it.\n\nQ: Add (1 + 2)\nA:\n3", "Do it.\n\nQ: Hi)\nA:\nHo"]),
-        ("{instruction}\n=>\n", ["Add\n1 + 2\n=>\n3", "Hi\n=>\nHo"]),
-        ("{{ {instruction}{input}{% x\n", ["{{ Add1 + 2{% x\n3", "{{ Hi{% x\nHo"]),
-    ],
-)  # fmt: skip
-def test_custom_prompts(prompt, texts):
-    byte = Tokenizer.byte()
-    found, _ = encoded([row("Add", "1 + 2", "3"), row("Hi", "", "Ho")], byte, prompt)
-    assert [byte.decode(e.ids).removesuffix("<|endoftext|>") for _, e in found] == texts
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["Answer this:\n", "{input} {instruction}\n.", "{instruction} {instruction}:",
-     "Q: {instruction}", "{instruction} {input} ", "{instruction}\n{input}{input}:",
-     "{instruction} A: ", r"Q: {instruction}\nA:"],
-)  # fmt: skip
-def test_invalid_prompts_are_rejected(text):
-    with pytest.raises(ValueError, match=r"^the prompt .* (must contain|must end|contains a)"):
-        Prompt.parse(text)
 
 
 def check_encoded(rows):

@@ -157,6 +157,36 @@ def test_many_clients_get_their_own_answers(api: Api) -> None:
     api.until_idle()
 
 
+def test_a_seed_is_independent_of_neighbours_without_one(api: Api) -> None:
+    """Nor do requests mix that a client has given one id."""
+    body = dict(model="text", prompt="once", max_tokens=30, temperature=1.3, logprobs=1)
+    body["logit_bias"] = {"256": -100}  # they all have 30 tokens
+    headers = {"X-Request-Id": "the same"}
+
+    def ask(seed: int | None) -> dict:
+        mine = body if seed is None else body | {"seed": seed}
+        return api.client.post("/v1/completions", json=mine, headers=headers).json()
+
+    alone = [ask(seed)["choices"] for seed in (7, 8)]
+    with ThreadPoolExecutor(12) as pool:
+        found = [*pool.map(ask, [7, None, None, 8, None, None] * 4)]
+    assert [x["choices"] for x in found if x["choices"] in alone] == alone * 4
+    free = [str(x["choices"]) for i, x in enumerate(found) if i % 3]
+    assert len({*free}) == len(free)
+    assert len({x["id"] for x in found}) == len(found)
+
+
+def test_a_prompt_whose_reading_was_broken_off_is_found_in_the_cache(small: Api) -> None:
+    body = long_request() | {"prompt": "a prompt " * 40, "stream": True}
+    with small.client.stream("POST", "/v1/completions", json=body) as response:
+        next(response.iter_lines())
+    small.until_idle()
+    again = small.post("/v1/completions", **body | {"stream": False, "max_tokens": 1})
+    assert again["usage"]["prompt_tokens"] == 360
+    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] >= 320
+    assert again["usage"]["completion_tokens"] <= 1
+
+
 def test_a_slow_reader_does_not_slow_the_others(small: Api) -> None:
     """It reads nothing until all texts have ended, its own too; then it misses nothing."""
     import json

@@ -71,10 +71,12 @@ def contestants() -> list[Contestant]:
         Contestant("nanoGPT, low precision, compiled", "nanoGPT", True, True),
         Contestant("gptsmith, low precision, eager", "gptsmith", True, False),
         Contestant("gptsmith, low precision, compiled", "gptsmith", True, True),
+        Contestant("gptsmith, fp8, compiled", "gptsmith", True, True),
     ]
 
 
 def ours(who: Contestant, work: Work, batch: Batch) -> Callable[[], object]:
+    precision = "fp8" if "fp8" in who.name else "auto"
     model = GPTModel(work.config).to(work.device)
     if work.device.type == "cpu":
         runtime.keep_freed_memory()  # as every recipe does
@@ -84,7 +86,7 @@ def ours(who: Contestant, work: Work, batch: Batch) -> Callable[[], object]:
         lambda s: [batch],
         Optimizer(model, work.optim, work.device.type),
         learning_rate=lambda s: 1e-4,
-        precision=runtime.choose_precision("auto", work.device),
+        precision=runtime.choose_precision(precision, work.device),
         max_grad_norm=1.0,
         seed=0,
     )
@@ -253,6 +255,9 @@ def main(argv: Sequence[str] = ()) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--model", help="a preset of GPT-2's shape (default on a GPU: gpt2)")
     parser.add_argument("--batch-size", type=int, help="rows of a step")
+    parser.add_argument(
+        "--precision", choices=["auto", "fp8"], default="auto", help="fp8: gptsmith in FP8 as well"
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, help="in a round (default: 10 on a GPU, else 2)")
     parser.add_argument(
@@ -264,6 +269,10 @@ def main(argv: Sequence[str] = ()) -> None:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(argv)
     device = runtime.choose_device(options.device)
+    try:
+        runtime.choose_precision(options.precision, device)
+    except ValueError as error:
+        parser.error(str(error))
     work = work_of(device, options.model, options.batch_size)
     steps = options.steps or (10 if device.type == "cuda" else 2)
     everyone = [
@@ -271,6 +280,7 @@ def main(argv: Sequence[str] = ()) -> None:
         for who in contestants()
         if not (options.eager and who.compiled)
         and (who.library != "nanoGPT" or device.type == "cuda")
+        and ("fp8" not in who.name or options.precision == "fp8")
         and (not options.only or any(word in who.name for word in options.only))
     ]
     everyone, gemm = measure(work, everyone, options.rounds, steps)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from random_weights import randomize
 from runs import events
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptsmith import cli
 from gptsmith.batch import IGNORE_INDEX, Batch
@@ -33,7 +33,7 @@ from gptsmith.model.config import LoraConfig, ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.tuning import Tuning
 from gptsmith.recipes.prefetch import Prefetch
-from gptsmith.train import runtime
+from gptsmith.train import fp8, runtime
 from gptsmith.train.checkpoint_writer import HostMemory
 from gptsmith.train.loss import next_token_loss
 from gptsmith.train.optim import Optimizer
@@ -371,6 +371,59 @@ def test_batches_are_made_ahead_in_pinned_memory_and_copies_for_checkpoints_too(
             assert copy.is_pinned()
 
 
+needs_fp8 = pytest.mark.skipif(
+    DEVICE == "cuda" and not runtime.has_fp8(torch.device("cuda")), reason="needs a GPU with FP8"
+)
+
+
+@needs_fp8
+@pytest.mark.parametrize("rows", [256, 200, 1])
+def test_fp8_products_equal_those_of_the_rounded_numbers(rows: int) -> None:
+    """The kernel against the CPU, which multiplies the same 8-bit numbers; tests/train/test_fp8.py
+    compares the CPU with an emulation."""
+    torch.manual_seed(0)
+    x, grad = torch.randn(rows, 192), torch.randn(rows, 320)
+    results = []
+    for device in ("cpu", DEVICE):
+        linear = fp8.Fp8Linear(192, 320, bias=False)
+        nn.init.normal_(linear.weight, generator=torch.Generator().manual_seed(0))
+        linear.to(device)
+        there = x.to(device).requires_grad_()
+        y = linear(there)
+        y.backward(grad.to(device))
+        assert there.grad is not None
+        assert linear.weight.grad is not None
+        results.append([t.detach().cpu() for t in (y, there.grad, linear.weight.grad)])
+    for on_cpu, here in zip(*results, strict=True):  # `fast` sums keep about 14 bits
+        torch.testing.assert_close(here, on_cpu, rtol=1e-2, atol=1e-3 * float(on_cpu.abs().max()))
+
+
+@needs_fp8
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("packed", [False, True], ids=["whole rows", "packed"])
+@pytest.mark.parametrize("axes", ["gpt2", "grouped"])
+def test_fp8_is_near_fp32(axes: str, packed: bool, compiled: bool) -> None:
+    expected = train(model_of(AXES[axes]), "cpu", packed=packed)
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    steps = train(model_of(AXES[axes]), DEVICE, "fp8", packed=packed, compiled=compiled)
+    assert_like(steps, expected, 3e-2)
+    if compiled:
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@needs_fp8
+def test_fp8_trains_adapters_with_recomputed_blocks() -> None:
+    results = []
+    for device, precision in (("cpu", "fp32"), (DEVICE, "fp8")):
+        model = model_of(AXES["grouped"])
+        torch.manual_seed(0)
+        Tuning(lora=LoraConfig(rank=4), freeze=()).wrap(model)
+        model.activation_checkpointing = True
+        results.append(train(model, device, precision))
+    assert_like(results[1], results[0], 3e-2)
+
+
 def test_two_runs_of_one_seed_are_alike() -> None:
     steps = [train(model_of(GPT2), DEVICE, "bf16", n=10, compiled=True) for _ in range(2)]
     assert_like(steps[0], steps[1], 1e-3)
@@ -439,10 +492,10 @@ def test_fine_tuning(kind: str, more: tuple[str, ...], pretrained: Path, tmp_pat
                          "--per-skill", "2"]) == 0  # fmt: skip
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16", pytest.param("fp8", marks=needs_fp8)])
 def test_precisions_of_a_whole_run(precision: str, corpus: Path, tmp_path: Path) -> None:
-    if precision == "fp16" and DEVICE == "cpu":
-        pytest.skip("fp16 is for GPUs")
+    if precision != "bf16" and DEVICE == "cpu":
+        pytest.skip(f"{precision} is for GPUs")
     run = tmp_path / "run"
     words = ["--train.steps", "30", "--document-mask", "--train.precision", precision]
     assert pretrain(corpus, run, *words) == 0

@@ -85,13 +85,13 @@ def batches(step: int, packed: bool) -> list[Batch]:
     return made
 
 
-def train(model: Any, make: Any, loss: Any, kind: str) -> list[Step]:
+def train(model: Any, make: Any, loss: Any, kind: str, precision: Precision = FP32) -> list[Step]:
     optimizer = Optimizer(model, OptimConfig(kind=kind), "cpu")
     for each in optimizer.optimizers:
         for group in (each.defaults, *each.param_groups):
             group["fused"] = False  # the kernel exists for real devices only
     steps = train_steps(
-        model, loss, make, optimizer, learning_rate=lambda step: 1e-3, precision=FP32,
+        model, loss, make, optimizer, learning_rate=lambda step: 1e-3, precision=precision,
         max_grad_norm=1.0, seed=0,
     )  # fmt: skip
     return list(itertools.islice(steps, STEPS))
@@ -116,6 +116,19 @@ def test_pretraining(axes: str, packed: bool) -> None:
             )
         )
     )
+    assert len(pretend_device.waits) <= 3 * STEPS, pretend_device.waits
+
+
+def test_training_in_fp8() -> None:
+    fp8 = Precision("fp8", "cpu", "")  # without autocast, as it is patched here
+    found = on_both(
+        lambda device: train(
+            model_of(AXES["gpt2"], device), lambda step: batches(step, True), next_token_loss,
+            "adamw", fp8,
+        )
+    )  # fmt: skip
+    for a, b in zip(*found, strict=True):
+        assert a.loss == pytest.approx(b.loss, rel=1e-2)
     assert len(pretend_device.waits) <= 3 * STEPS, pretend_device.waits
 
 

@@ -296,4 +296,6 @@ def _precision(options: EvaluateOptions, run: Run) -> tuple[Precision, str]:
         return choose_precision("fp32", device), "that of the weights"
     if trained == "fp16" and device.type == "cpu":
         return choose_precision("fp32", device), "because the fp16 of its training is for GPUs"
+    if trained == "fp8":  # a format of training only
+        return choose_precision("bf16", device), "as in training's own evaluations"
     return choose_precision(trained, device), "as in training"

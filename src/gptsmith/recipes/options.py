@@ -18,7 +18,7 @@ from gptsmith.data.options import (
 )
 from gptsmith.model.config import LoraConfig, ModelConfig
 from gptsmith.run.layout import CheckpointName
-from gptsmith.train.options import CompileMode, OptimConfig, PrecisionName
+from gptsmith.train.options import CompileMode, OptimConfig, TrainingPrecision
 
 # --- sections ------------------------------------------------------------------------------------
 
@@ -42,8 +42,10 @@ class TrainConfig(Section):
     """Tokens per optimizer step, accumulated over micro-batches (default: one micro-batch)."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of initial weights, sample order and dropout."""
-    precision: PrecisionName = "auto"
-    """Number format of matrix products; auto chooses the fastest safe one and says why."""
+    precision: TrainingPrecision = "auto"
+    """Number format of matrix products; auto chooses the fastest safe one and says why. fp8: bf16,
+    and 8-bit floating point in the linear layers of the blocks, on GPUs from Ada and Hopper on;
+    never chosen by auto."""
     compile: CompileMode = "auto"
     """torch.compile; auto compiles if it saves time and says why."""
     device: str = "auto"

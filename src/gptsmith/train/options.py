@@ -9,6 +9,7 @@ from pydantic import Field
 from gptsmith.flags import Section  # not config: needs pydantic only
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
+TrainingPrecision = Literal[PrecisionName, "fp8"]
 CompileMode = Literal["auto", "on", "off"]
 Schedule = Literal["cosine", "linear", "wsd", "constant"]
 DecayStart = Literal["after-warmup", "first-step"]

@@ -15,11 +15,16 @@ from typing import Any, TypeVar
 import torch
 
 from gptsmith.train import distributed
-from gptsmith.train.options import CompileMode, PrecisionName
+from gptsmith.train.options import CompileMode, TrainingPrecision
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8": torch.bfloat16,  # what train/fp8.py does not compute
+}
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,14 @@ def cpu_has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
+def has_fp8(device: torch.device) -> bool:
+    """Whether the device multiplies 8-bit floating-point numbers."""
+    if device.type != "cuda" or torch.version.hip:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def choose_precision(name: TrainingPrecision, device: torch.device) -> Precision:
     """The requested precision; `auto` is the fastest that is safe on this device.
 
     Raises ValueError for one that the device does not support.
@@ -151,6 +163,11 @@ def choose_precision(name: PrecisionName, device: torch.device) -> Precision:
         return Precision("fp32", kind, reason)
     if name == "fp16" and kind == "cpu":
         raise ValueError("precision fp16 is for GPUs: use fp32, bf16 or auto on a CPU")
+    if name == "fp8" and not has_fp8(device):
+        raise ValueError(
+            "precision fp8 needs an NVIDIA GPU of compute capability 8.9 or newer (Ada, Hopper, "
+            "Blackwell): use bf16 or auto"
+        )
     reason = "as configured"
     if name == "bf16" and kind == "cpu" and not cpu_has_bf16():
         reason += "; without avx512_bf16 or AMX this CPU emulates it, fp32 is faster"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gptsmith.batch import Batch
 from gptsmith.train import distributed, sharding
+from gptsmith.train.fp8 import use_fp8
 from gptsmith.train.optim import Optimizer
 from gptsmith.train.runtime import Precision
 
@@ -135,6 +136,8 @@ def train_steps(
     scaler.
     """
     guard = guard or LossSpikeGuard()
+    if precision.name == "fp8":
+        use_fp8(model)
     device = next(model.parameters()).device
     params = [p for p in model.parameters() if p.requires_grad]
     ranks, rank = distributed.world_size(), distributed.rank()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from random_weights import randomize
-from runs import events
+from runs import assert_same_checkpoints, assert_same_weights, events, finish
 from torch import Tensor, nn
 
 from gptsmith import cli
@@ -440,13 +440,17 @@ def pretrained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pretrain(corpus: Path, run: Path, *more: str) -> int:
-    return cli.main([
+    return cli.main(pretrain_words(corpus, run, *more))
+
+
+def pretrain_words(corpus: Path, run: Path, *more: str) -> list[str]:
+    return [
         "pretrain", "--data", str(corpus), "--out", str(run), "--train.device", DEVICE,
         "--train.compile", "off", "--model.n-layer", "2", "--model.n-head", "4", "--model.n-embd",
         "64", "--model.context-length", "128", "--train.batch-size", "8", "--eval.interval", "10",
         "--eval.tokens", "2000", "--eval.sample-tokens", "8", "--optim.learning-rate", "0.01",
         "--monitor.trackers", "none", "--monitor.log-interval", "1", *more,
-    ])  # fmt: skip
+    ]  # fmt: skip
 
 
 def losses(run: Path, kind: str = "train", name: str = "train_loss") -> list[float]:
@@ -463,6 +467,31 @@ def test_pretraining_learns_and_resumes(corpus: Path, pretrained: Path, tmp_path
     assert cli.main(["pretrain", "--resume", "--out", str(run)]) == 0
     assert losses(run)[:15] == whole[:15]
     assert losses(run) == pytest.approx(whole, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--train.compile", "off"),
+        ("--train.compile", "on"),
+        ("--document-mask", "--train.compile", "on", "--model.n-kv-head", "2"),
+    ],
+    ids=["eager", "compiled", "packed"],
+)
+def test_deterministic_runs_are_equal_to_the_bit(
+    more: tuple[str, ...], corpus: Path, tmp_path: Path
+) -> None:
+    """Two runs, and one that resumes in the middle, each in a process of its own."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    words = ["--train.steps", "16", "--save.interval", "8", "--save.keep-last", "3", *more]
+    for run in (a, b):
+        finish(pretrain_words(corpus, run, "--train.deterministic", *words))
+    assert_same_checkpoints(a, b)
+    shutil.rmtree(b / "checkpoints" / "step-000016")
+    (b / "digests.json").unlink()
+    finish(["pretrain", "--resume", "--out", str(b)])
+    assert_same_checkpoints(a, b)
+    assert_same_weights(a, b)
 
 
 CHAT = '{"messages": [{"role": "user", "content": "1 plus %d"}, {"role": "assistant", "content": "is %d."}]}\n'  # noqa: E501

@@ -1,6 +1,7 @@
 """The pretraining command end to end: recipes, run length, masks, early stopping, user errors."""
 
 import csv
+import os
 import shutil
 import subprocess
 import sys
@@ -319,3 +320,24 @@ def test_out_of_memory_is_one_line_and_leaves_a_way_on(at, corpus, tmp_path, cap
         assert "--resume" in error
         assert cli.main(["pretrain", "--resume", "--out", str(run)]) == 0
     assert events(run, "train")[-1]["step"] == 6
+
+
+def test_deterministic_runs_compute_their_steps_so(corpus, tmp_path, monkeypatch):
+    """On a CPU they are equal anyway; tests/test_gpu.py compares the bits of runs on a GPU."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    real, seen = loop.train_steps, []
+
+    def steps(model, loss, *arguments, **named):
+        def watched(*given):
+            seen.append(torch.are_deterministic_algorithms_enabled())
+            return loss(*given)
+
+        return real(model, watched, *arguments, **named)
+
+    monkeypatch.setattr(loop, "train_steps", steps)
+    run = tmp_path / "run"
+    assert train(corpus, run, "--train.steps", "2", "--train.deterministic") == 0
+    assert seen == [True, True]
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert "threads, deterministic" in (run / "report.md").read_text()

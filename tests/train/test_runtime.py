@@ -1,10 +1,12 @@
 """Precision, device, torch.compile and allocator."""
 
 import importlib.util
+import os
 import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -317,3 +319,27 @@ def faults(how: str) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_freed_memory_is_reused() -> None:
     assert faults("keep") < faults("leave") / 3
+
+
+def test_deterministic_algorithms_are_for_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    on = torch.are_deterministic_algorithms_enabled
+    seen = []
+
+    def steps() -> Iterator[int]:
+        for number in range(3):
+            seen.append(("step", on()))
+            yield number
+        raise ValueError("diverged")
+
+    def run() -> None:
+        for _ in runtime.deterministic(steps()):
+            seen.append(("between", on()))
+
+    runtime.prepare_determinism()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    with pytest.raises(ValueError, match="diverged"):
+        run()
+    assert seen == [("step", True), ("between", False)] * 3
+    assert not on()
+    assert list(runtime.deterministic(iter([1, 2]))) == [1, 2]

@@ -227,7 +227,7 @@ class _TrainingSession:
             self.state.seconds = self.agreed.exchange(self.monitor)
         if self.progress() >= 1 or self.stops_early():
             return iter(())
-        return train_steps(
+        steps = train_steps(
             self.job.model,
             self.loss,
             step_batches(
@@ -244,6 +244,7 @@ class _TrainingSession:
             guard=self.state.guard,
             scaler=self.state.scaler,
         )
+        return runtime.deterministic(steps) if config.train.deterministic else steps
 
     def progress(self) -> float:
         return self.plan.duration.progress(self.state.step, self.state.seconds)

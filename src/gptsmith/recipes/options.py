@@ -50,6 +50,9 @@ class TrainConfig(Section):
     """torch.compile; auto compiles if it saves time and says why."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
+    deterministic: bool = False
+    """On a GPU, too, equal runs give equal bits, also after a resume: PyTorch's deterministic
+    algorithms, which are slower. A CPU needs no such option."""
     num_threads: int | None = Field(None, ge=1, le=4096)
     """CPU threads (default: PyTorch's choice, which is recorded)."""
     activation_checkpointing: bool = False

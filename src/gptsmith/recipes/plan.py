@@ -102,6 +102,8 @@ def _resolve(config: R, model: ModelConfig, dataset: Dataset, trained: int | Non
         device = runtime.choose_device(train.device)
     except ValueError as error:
         raise ValueError(f"--train.device: {error}") from None
+    if train.deterministic:
+        runtime.prepare_determinism()
     if train.num_threads:
         torch.set_num_threads(train.num_threads)
     precision = runtime.choose_precision(train.precision, device)
@@ -137,7 +139,8 @@ def _resolve(config: R, model: ModelConfig, dataset: Dataset, trained: int | Non
             "training",
             f"{f'{steps:,} steps' if duration.steps else f'{train.seconds:,.0f} s'} of "
             f"{rows_per_step * T:,} tokens on {device} with {torch.get_num_threads()} threads"
-            + (f", on each of {ranks} ranks" if ranks > 1 else ""),
+            + (f", on each of {ranks} ranks" if ranks > 1 else "")
+            + (", deterministic" if train.deterministic else ""),
         ),
         *_mask_notes(model, dataset, device),
         *_idle_notes(rows_per_step // train.batch_size, ranks),

@@ -7,7 +7,7 @@ import importlib.util
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from gptsmith.train import distributed
 from gptsmith.train.options import CompileMode, TrainingPrecision
 
 F = TypeVar("F", bound=Callable[..., Any])
+S = TypeVar("S")
 
 _DTYPES = {
     "fp32": torch.float32,
@@ -222,6 +223,34 @@ def compiled(function: F) -> F:
     """torch.compile with fixed shapes and without autotuning: a resumed run, in a new process,
     must get exactly the same kernels."""
     return torch.compile(function, dynamic=False)  # type: ignore[return-value]
+
+
+# --- determinism ---------------------------------------------------------------------------------
+
+
+def prepare_determinism() -> None:
+    """What `deterministic` needs before the first matrix product: cuBLAS reads the environment when
+    it starts."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def deterministic(steps: Iterator[S]) -> Iterator[S]:
+    """The same steps, each computed by PyTorch's deterministic algorithms.
+
+    What happens between them is as ever: some operations of sampling and evaluation have no such
+    algorithm and would raise.
+    """
+    # New memory need not be filled: nothing reads what it has not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    while True:
+        torch.use_deterministic_algorithms(True)
+        try:
+            step = next(steps)
+        except StopIteration:
+            return
+        finally:
+            torch.use_deterministic_algorithms(False)
+        yield step
 
 
 # --- allocator -----------------------------------------------------------------------------------

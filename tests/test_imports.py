@@ -32,7 +32,9 @@ FLOORS: dict[str, set[str]] = {
     "cli": {"face", "flags", "terminal"},
     "api": {"commands", "evaluate", "generate"} | MIDDLE,
     "demo": {"commands", "recipes", "evaluate", "generate", "data"} | MIDDLE,
-    "commands": {"serve", "recipes", "inspect", "evaluate", "interop", "generate", "data"} | MIDDLE,
+    "commands": {"serve", "recipes", "inspect", "evaluate", "interop", "generate"}
+    | {"kernels", "data"}
+    | MIDDLE,
     "serve": {"evaluate", "generate"} | MIDDLE,
     "recipes": {"evaluate", "generate", "data"} | MIDDLE,
     "inspect": {"data"} | MIDDLE,

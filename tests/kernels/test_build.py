@@ -58,6 +58,16 @@ def test_a_library_is_compiled_once_into_a_private_folder(cache: Path, compiler:
     assert [path.name for path in cache.iterdir()] == [second.name]
 
 
+def test_a_library_that_is_being_compiled_is_waited_for(
+    cache: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "variants", lambda: [build.PORTABLE])
+    build.prebuild("int8")
+    assert path_of_library().parent == cache or compiler.calls == 1
+    assert path_of_library().parent == cache
+    assert compiler.calls == 1
+
+
 def test_other_flags_source_or_compiler_have_another_library(
     cache: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
 
 from gptsmith import terminal
 from gptsmith.config import load_config
+from gptsmith.kernels.build import prebuild
+from gptsmith.run import layout
 from gptsmith.serve.options import ServeOptions
 
 if TYPE_CHECKING:
@@ -22,12 +28,12 @@ def main(argv: list[str]) -> None:
     except ImportError:
         raise ValueError("serving needs the extra serve: pip install 'gptsmith[serve]'") from None
     from gptsmith.serve.access import is_loopback, read_keys
-    from gptsmith.serve.app import create_app
-    from gptsmith.serve.connection import check_certificate, http_server
 
     if (options.tls_cert is None) != (options.tls_key is None):
         raise ValueError("--tls-cert and --tls-key belong together: give both")
     if options.tls_cert is not None and options.tls_key is not None:
+        from gptsmith.serve.connection import check_certificate
+
         check_certificate(options.tls_cert, options.tls_key)
     given = (options.api_key, os.environ.get("GPTSMITH_API_KEY"))
     keys = [key.strip() for key in given if key and key.strip()]
@@ -39,7 +45,12 @@ def main(argv: list[str]) -> None:
             "by --api-key-file FILE or the environment variable GPTSMITH_API_KEY"
         )
     listening = _listen(options.host, options.port)
+    if options.device in ("auto", "cpu"):
+        prebuild(options.quantize or _stored_format(options.run[0]))
     try:
+        from gptsmith.serve.app import create_app  # this imports torch
+        from gptsmith.serve.connection import http_server
+
         models = _load(options)
         app = create_app(models, options, keys)
         server = http_server(app, options)
@@ -52,6 +63,15 @@ def main(argv: list[str]) -> None:
         server.run(sockets=[listening])
     finally:
         listening.close()
+
+
+def _stored_format(run: Path) -> str:
+    """The format in which the weights of a run will be used, from the beginning of their file."""
+    path = run / layout.WEIGHTS
+    with suppress(OSError, SafetensorError), safe_open(path, framework="numpy") as file:
+        if {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}:  # noqa: SIM118
+            return "bfloat16"
+    return "float32"  # also where it is not known yet: adapters, checkpoints
 
 
 def _load(options: ServeOptions) -> dict[str, ServedModel]:

@@ -10,8 +10,9 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,6 +53,9 @@ _MACHINES = {
 PORTABLE = Variant("portable", frozenset(), ())
 
 
+_compiling = threading.Lock()  # whoever comes second finds the library in the cache
+
+
 class BuildError(Exception):
     """The kernels cannot be compiled here; the message says why."""
 
@@ -82,20 +86,32 @@ def built(variant: Variant, format: str) -> Iterator[Path]:
     facts = (*flags, *compiler, binary, status.st_size, status.st_mtime_ns)
     key = hashlib.sha256(source + repr((facts, platform.uname()[0::4])).encode()).hexdigest()[:24]
     cache = _cache_folder()
-    if cache is not None:
-        for path in cache.glob(f"{key}-*.so"):
-            if _is_whole(path):
-                yield path
-                return
-    with tempfile.TemporaryDirectory(prefix="gptsmith-kernels-") as folder:
-        library = Path(folder, "kernels.so")
-        _compile([*compiler, *flags, str(HERE / "forward.c")], library)
-        if cache is not None:
-            content = library.read_bytes()
-            name = f"{key}-{hashlib.sha256(content).hexdigest()}.so"
-            with suppress(OSError):  # a full disk: compiled again next time
-                files.write_bytes(cache / name, content)
+    with ExitStack() as stack:
+        with _compiling:
+            known = () if cache is None else cache.glob(f"{key}-*.so")
+            library = next(filter(_is_whole, known), None)
+            if library is None:
+                prefix = "gptsmith-kernels-"
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix))
+                library = Path(folder, "kernels.so")
+                _compile([*compiler, *flags, str(HERE / "forward.c")], library)
+                if cache is not None:
+                    content = library.read_bytes()
+                    name = f"{key}-{hashlib.sha256(content).hexdigest()}.so"
+                    with suppress(OSError):  # a full disk: compiled again next time
+                        files.write_bytes(cache / name, content)
         yield library
+
+
+def prebuild(format: str) -> None:
+    """Compile in a thread what `built` will be asked for. On first use this takes as long as the
+    import of torch, during which it can be done."""
+
+    def work() -> None:
+        with suppress(BuildError, OSError), built(variants()[0], format):
+            pass
+
+    threading.Thread(target=work, name="compiler").start()
 
 
 def _compiler() -> list[str]:

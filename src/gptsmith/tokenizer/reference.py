@@ -9,7 +9,8 @@ in the worker.
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -116,21 +117,29 @@ def _growth(step: dict[str, Any] | None) -> float:
     return math.inf
 
 
-def _open(text: str, origin: str) -> Tokenizer:
+@contextmanager
+def _naming(origin: str, what: str) -> Iterator[None]:
+    """Turn any error of the library into a ValueError in one line. what: what it should do."""
     try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # the Rust side raises a bare Exception, or panics
+        why = " ".join(str(error).split())[:150]
+        raise ValueError(f"{origin}: `tokenizers` cannot {what} ({why})") from None
+
+
+def _open(text: str, origin: str) -> Tokenizer:
+    with _naming(origin, "read it"):
         tokenizer = Tokenizer.from_str(text)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
-    except (KeyboardInterrupt, SystemExit, MemoryError):
-        raise
-    except BaseException as error:  # the Rust side raises a bare Exception, or panics
-        raise ValueError(f"{origin}: `tokenizers` cannot read it ({error})") from None
     return tokenizer
 
 
 def _run(tokenizer: Tokenizer, method: str, argument: Any, origin: str) -> Any:
-    try:
+    with _naming(origin, f"{method} with it"):
         match method:
             case "vocabulary":
                 added = tokenizer.get_added_tokens_decoder()
@@ -142,11 +151,6 @@ def _run(tokenizer: Tokenizer, method: str, argument: Any, origin: str) -> Any:
                 data = bytearray().join([array.tobytes() for array in ids])
                 return [*map(len, ids)], data
         return tokenizer.decode(argument, skip_special_tokens=False)
-    except (KeyboardInterrupt, SystemExit, MemoryError):
-        raise
-    except BaseException as error:
-        why = " ".join(str(error).split())[:150]
-        raise ValueError(f"{origin}: `tokenizers` cannot {method} with it ({why})") from None
 
 
 # --- in the worker -------------------------------------------------------------------------------

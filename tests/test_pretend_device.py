@@ -169,6 +169,7 @@ def test_validation(axes: dict[str, Any]) -> None:
     )
     assert (a.loss, a.bits_per_byte) == pytest.approx((b.loss, b.bits_per_byte), rel=1e-4)
     assert (a.tokens, a.top1, a.top5) == (b.tokens, b.top1, b.top5)
+    assert pretend_device.waits == ["to the CPU"] * 2 * 2  # of 2 batches: nats and ranks
 
 
 @of_axes

@@ -106,16 +106,17 @@ def evaluate(
                     hidden = packed.whole(ids, documents)
                 else:
                     hidden = model.hidden(ids, positions=on_device.positions, documents=documents)
-                is_target = on_device.targets != IGNORE_INDEX
-                targets = on_device.targets[is_target]
-                of_targets = score(hidden[is_target], logits, V, targets)  # (N, 3)
+                on_host = batch.targets.cpu()  # what is chosen here waits for no GPU
+                row, at = (on_host != IGNORE_INDEX).nonzero(as_tuple=True)  # (N,) each
+                targets, x = on_host[row, at], hidden[row.to(device), at.to(device)]
+                of_targets = score(x, logits, V, targets.to(device))  # (N, 3)
                 if isinstance(token_bytes, Tensor):
-                    sizes = token_bytes[targets.cpu()].double()
+                    sizes = token_bytes[targets].double()
                 else:
                     sizes = torch.full((len(targets),), token_bytes or 0.0, dtype=torch.float64)
                 columns = torch.column_stack([of_targets, sizes, torch.ones_like(sizes)])  # (N, 5)
-                rows = torch.zeros(len(is_target), 5, dtype=torch.float64)
-                rows.index_add_(0, is_target.nonzero()[:, 0].cpu(), columns)
+                rows = torch.zeros(len(on_host), 5, dtype=torch.float64)
+                rows.index_add_(0, row, columns)
                 windows += [dict(zip(_COLUMNS, row, strict=True)) for row in rows.tolist()]
                 sums.append(rows.sum(dim=0))
     finally:
@@ -156,15 +157,16 @@ def target_bytes(
 def score(hidden: Tensor, logits_of: Callable[[Tensor], Tensor], V: int, targets: Tensor) -> Tensor:
     """Of each target (N,), after hidden (N, C): its nats, and whether it has the highest logit and
     one of the five highest (N, 3), fp64 on the CPU. Logits (N, V) are made in chunks."""
-    found = []
+    found_nats, found_ranks = [], []
     rows = chunk_rows(max(1, len(targets)), V, hidden.device)
     for h, y in zip(hidden.split(rows), targets.split(rows), strict=True):
         logits = logits_of(h).float()  # (rows, V)
         label = logits.gather(1, y.unsqueeze(1))  # (rows, 1)
-        nats = (logits.logsumexp(dim=-1, keepdim=True) - label).cpu().double()
+        found_nats.append(logits.logsumexp(dim=-1, keepdim=True) - label)
         # Number of tokens that the model prefers; ties go to the lower id, as in argmax.
         earlier = torch.arange(logits.shape[1], device=y.device) < y.unsqueeze(1)
         rank = ((logits > label) | ((logits == label) & earlier)).sum(dim=-1)
-        rank = rank.masked_fill(label.isnan().squeeze(1), logits.shape[1]).cpu()  # NaN: no hit
-        found.append(torch.column_stack([nats, rank < 1, rank < 5]))
-    return torch.cat(found)
+        # NaN: no hit
+        found_ranks.append(rank.masked_fill(label.isnan().squeeze(1), logits.shape[1]))
+    nats, ranks = torch.cat(found_nats).cpu().double(), torch.cat(found_ranks).cpu()
+    return torch.column_stack([nats, ranks < 1, ranks < 5])

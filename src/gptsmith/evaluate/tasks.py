@@ -78,7 +78,11 @@ def prepare(
             f"--quantize {options.quantize} is for {', '.join(QUANTIZABLE)}, not"
             f" {', '.join(others)}: measure these without it"
         )
-    return [_job(name, options, run, model) for name in found]
+    jobs = [_job(name, options, run, model) for name in found]
+    if options.dtype == "auto":
+        return jobs
+    uses = [name not in ("text", "judge") for name in found]
+    return [_in_dtype(options.dtype, job) if u else job for u, job in zip(uses, jobs, strict=True)]
 
 
 def compare_responses(options: EvaluateOptions, runs: Sequence[Run]) -> Result:
@@ -125,6 +129,16 @@ def _job(name: str, options: EvaluateOptions, run: Run, model: Callable[[], GPTM
                 report=report, form=options, first_choice=options.first_choice,
             )  # fmt: skip
             return lambda: accuracy.score(model(), run.tokenizer, task, questions, progress=True)
+
+
+def _in_dtype(dtype: str, job: Job) -> Job:
+    """The job, whose result says what the weights were converted to, unless they were quantized."""
+
+    def measured() -> Result:
+        result = job()
+        return replace(result, conditions={"weights": dtype, **result.conditions})
+
+    return measured
 
 
 def _with_weights(options: EvaluateOptions, result: Result) -> Result:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gptsmith.run import Run
 
 Quantized = Literal["int8", "int4"]
+WeightType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class WeightChoice(Section):
@@ -53,13 +54,26 @@ class WeightOptions(WeightChoice):
     """A run folder."""
 
 
-class Quantization(Section):
+class Quantization(WeightChoice):
     """How weights that text is generated with are stored in memory."""
 
+    dtype: WeightType = "auto"
+    """Convert the weights to this type when they are loaded, and compute in it: bfloat16 takes half
+    the memory of float32 and is several times as fast on a GPU; float16 is for GPUs (default: as
+    they are stored)."""
     quantize: Quantized | None = None
     """Round the weights to 8 or 4 bits when they are loaded, on a CPU: about a quarter or a seventh
     of the memory of float32, and faster. The files of the run stay as they are (default: use the
     weights as they are)."""
+
+    def load(self, run: Run) -> GPTModel:
+        """As WeightChoice.load, converted to `dtype`."""
+        import torch
+
+        if self.dtype == "float16" and self.torch_device().type == "cpu":
+            raise ValueError("--dtype float16 is for GPUs: use bfloat16 or float32 on a CPU")
+        model = super().load(run)
+        return model if self.dtype == "auto" else model.to(getattr(torch, self.dtype))
 
     @property
     def engine_weights(self) -> str:

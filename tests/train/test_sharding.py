@@ -1,5 +1,7 @@
 """A model divided among several ranks (FSDP2) trains as one process does. Real processes, gloo."""
 
+from functools import cache
+
 import pytest
 from ranks import scale, small_model, train, trained
 
@@ -21,6 +23,12 @@ OVERFLOW = dict(kind="adamw", number=2, steps=2, dropout=0.0, loss_scale=1024.0)
 JOBS = [dict(job, shard=True) for job in (ADAMW, MUON, *VARIANTS, BAD, OVERFLOW)]
 
 
+@cache
+def one_process(at: int) -> dict:
+    """The results of a job without other ranks."""
+    return train(**(ADAMW, MUON, *VARIANTS)[at])
+
+
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=scale)])
 def ranks(request: pytest.FixtureRequest) -> list[list[dict]]:
     """For each rank, the results of JOBS."""
@@ -29,8 +37,8 @@ def ranks(request: pytest.FixtureRequest) -> list[list[dict]]:
 
 def test_gradients_are_those_of_one_process(ranks) -> None:
     """With uneven masks and an empty share: sums, neither averages nor N times too large."""
-    for at, job in enumerate((ADAMW, MUON, *VARIANTS)):
-        one = train(**{**job, "steps": 1})
+    for at in range(2 + len(VARIANTS)):
+        one = one_process(at)
         for rank in ranks:
             assert rank[at]["losses"][0] == pytest.approx(one["losses"][0], rel=1e-6)
             assert rank[at]["norms"][0] == pytest.approx(one["norms"][0], rel=1e-5)
@@ -40,9 +48,8 @@ def test_gradients_are_those_of_one_process(ranks) -> None:
 def test_losses_are_those_of_one_process(ranks) -> None:
     """Muon amplifies rounding: directions without a gradient get as large an update as others."""
     for at, job in enumerate((ADAMW, MUON, *VARIANTS)):
-        one = train(**job)["losses"]
-        tolerance = 1e-5 if job["kind"] == "adamw" else 1e-3
-        assert ranks[0][at]["losses"] == pytest.approx(one, abs=tolerance)
+        tolerance = 1e-5 if job["kind"] == "adamw" else 5e-3
+        assert ranks[0][at]["losses"] == pytest.approx(one_process(at)["losses"], abs=tolerance)
 
 
 def test_all_ranks_have_the_same_parameters(ranks) -> None:
@@ -53,7 +60,7 @@ def test_all_ranks_have_the_same_parameters(ranks) -> None:
 
 def test_each_rank_keeps_its_part_of_weights_gradients_and_state(ranks) -> None:
     for at, job in enumerate((ADAMW, MUON)):
-        whole = train(**{**job, "steps": 1})["bytes"]
+        whole = one_process(at)["bytes"]
         parts = [rank[at]["bytes"] for rank in ranks]
         assert sum(parts) == pytest.approx(whole, rel=0.01)  # AdamW's counters are on each
         assert max(parts) < 1.2 * whole / len(ranks)

@@ -88,15 +88,15 @@ class Muon(torch.optim.Optimizer):
             buffers = [sharding.local(self.state[p]["momentum"]) for p in params]
             mu = group["momentum"]
             torch._foreach_lerp_(buffers, grads, 1 - mu)
-            updates = torch._foreach_lerp(grads, buffers, mu)  # Nesterov
-            of = dict(zip(params, updates, strict=True))
+            nesterov = torch._foreach_lerp(grads, buffers, mu)
+            updates = dict(zip(params, nesterov, strict=True))
+            del nesterov  # of a sharded parameter, the rows are not needed once they are gathered
             targets: dict[Tensor, Tensor] = dict(zip(params, weights, strict=True))
-            shards = of
             if self.owners is not None:
-                of = sharding.gather_rows(shards, self.owners)
-                targets = {p: torch.zeros_like(update) for p, update in of.items()}
+                updates = sharding.gather_rows(updates, self.owners)
+                targets = {p: torch.zeros_like(update) for p, update in updates.items()}
             shapes: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
-            for p, update in of.items():
+            for p, update in updates.items():
                 rows = self.splits.get(p, (p.shape[0],))
                 for part, target in zip(update.split(rows), targets[p].split(rows), strict=True):
                     shapes.setdefault(tuple(part.shape), []).append((part, target))
@@ -107,7 +107,7 @@ class Muon(torch.optim.Optimizer):
                 deltas = orthogonalize(stack).float().unbind()
                 torch._foreach_add_([target for _, target in pairs], deltas, alpha=-rate)
             if self.owners is not None:
-                changes = sharding.scatter_rows(targets, shards, self.owners)
+                changes = sharding.scatter_rows(targets, {p: self.owners[p] for p in params})
                 torch._foreach_add_(weights, [changes[p] for p in params])
 
 

@@ -180,7 +180,7 @@ def gather_rows(
     found, works = {}, []
     for p, shard in shards.items():
         rows = _rows_per_rank(p)
-        sent = F.pad(shard, (0, 0, 0, rows - len(shard)))
+        sent = _padded(shard, rows)
         parts = None
         if owners[p] == distributed.rank():
             padded = shard.new_empty(rows * distributed.world_size(), shard.shape[1])
@@ -192,26 +192,27 @@ def gather_rows(
 
 
 def scatter_rows(
-    tensors: Mapping[Tensor, Tensor], shards: Mapping[Tensor, Tensor], owners: Mapping[Tensor, int]
+    tensors: Mapping[Tensor, Tensor], owners: Mapping[Tensor, int]
 ) -> dict[Tensor, Tensor]:
-    """The inverse of `gather_rows`: this rank's rows of the tensors of all owners.
-
-    tensors: those of this rank. shards: as there, of which the shapes are used.
-    """
+    """The inverse of `gather_rows`: this rank's rows of the tensors of all owners. tensors: those
+    that this rank owns."""
     import torch.distributed as dist
 
     found, works = {}, []
-    for p, shard in shards.items():
-        rows = _rows_per_rank(p)
-        received, parts = shard.new_empty(rows, shard.shape[1]), None
-        if owners[p] == distributed.rank():
-            missing = rows * distributed.world_size() - len(p)
-            parts = [*F.pad(tensors[p], (0, 0, 0, missing)).split(rows)]
-        found[p] = received[: len(shard)]
-        works.append((dist.scatter(received, parts, src=owners[p], async_op=True), parts))
+    for p, owner in owners.items():
+        rows, own = _rows_per_rank(p), local(p)
+        received, parts = own.new_empty(rows, own.shape[1]), None
+        if owner == distributed.rank():
+            parts = [*_padded(tensors[p], rows * distributed.world_size()).split(rows)]
+        found[p] = received[: len(own)]
+        works.append((dist.scatter(received, parts, src=owner, async_op=True), parts))
     for work, _ in works:
         work.wait()
     return found
+
+
+def _padded(x: Tensor, rows: int) -> Tensor:
+    return x if len(x) == rows else F.pad(x, (0, 0, 0, rows - len(x)))
 
 
 def _rows_per_rank(p: Tensor) -> int:

@@ -10,6 +10,7 @@
 #   make test-scale  training on 1 to 4 processes: resumed on other numbers, killed, stopped; minutes
 #   make test-gguf   exported models in llama.cpp, which is compiled first: minutes, a C++ compiler
 #   make test-vllm   exported models in vLLM on CPU, in an environment of its own: x86-64 Linux
+#   make test-sanitizers  the C kernels by gcc's address and undefined behaviour sanitizers: minutes
 # TORCH_INDEX names a PyTorch wheel index, for another build than the registry's own:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu     the small build without CUDA
 # PYTHON names the interpreter (3.11 or newer), VENV the environment's folder.
@@ -24,7 +25,7 @@ VLLM := $(VENV)-vllm
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: demo test soak soak-serve test-flips test-scale test-gguf test-vllm check bench fuzz clean
+.PHONY: demo test soak soak-serve test-flips test-scale test-gguf test-vllm test-sanitizers check bench fuzz clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/gptsmith demo
@@ -51,6 +52,16 @@ test-gguf: $(VENV)/.llama
 
 test-vllm: $(VENV)/.dev $(VLLM)/.installed
 	@VLLM_PYTHON=$(abspath $(VLLM)/bin/python) $(BIN)/python -m pytest -m vllm
+
+# PyTorch's tensors are allocated by the sanitizer's malloc, so what is read or written beside one is
+# found. The variants for other CPUs are left out: each is compiled for every format of weights.
+LIBRARY = $$(gcc -print-file-name=$(1))
+test-sanitizers: $(VENV)/.dev
+	@CC="gcc -g -fsanitize=address,undefined -fno-sanitize-recover=all" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  LD_PRELOAD="$(call LIBRARY,libasan.so) $(call LIBRARY,libubsan.so) $(call LIBRARY,libstdc++.so.6)" \
+	  $(BIN)/python -m pytest tests/kernels/test_packed_matrix.py tests/kernels/test_packed_model.py \
+	  tests/kernels/test_barrier.py -k "not every_variant"
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

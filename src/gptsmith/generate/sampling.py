@@ -151,12 +151,11 @@ def sample_rows(x: Tensor, settings: RowSettings | None, ranked: bool) -> Tensor
     settings: None if all rows are greedy. ranked: whether a row has top_k or top_p. The rows are
     summed as a batch, so a token may differ where two numbers agree to 15 digits.
     """
-    x = x.double()
     best, greedy = x.max(dim=-1, keepdim=True)  # (B, 1)
     tokens = greedy.masked_fill(~best.isfinite(), -1)
     if settings is not None:
         sampled = settings.temperature > 0
-        x = (x - best) / settings.temperature.masked_fill(~sampled, 1.0)
+        x = (x.double() - best.double()) / settings.temperature.masked_fill(~sampled, 1.0)
         weights = x.exp() * (x >= settings.log_min_p)
         if ranked:
             allowed, known = _most_likely_rows(x, settings.top_k, settings.top_p)

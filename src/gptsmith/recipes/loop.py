@@ -219,7 +219,7 @@ class _TrainingSession:
             with sharding.gathered(self.job.model):
                 self.state.improves(self.measure(self.limit))
                 self.show()
-        self.save()
+        self.save(wait=True)  # a run with steps and no checkpoint could not be resumed
 
     def steps(self) -> Iterator[Step]:
         config, plan = self.config, self.plan

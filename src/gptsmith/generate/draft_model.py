@@ -46,7 +46,10 @@ class DraftModel:
                 pending.append((state, self.engine.add(request)))
         for _ in self.engine.as_completed([generation for _, generation in pending]):
             pass
-        if self.engine.needs_step:  # to release their pages
-            self.engine.step()
         for state, generation in pending:
             state.drafted = list(takewhile(lambda token: token < self._V, generation.ids))
+
+    def release(self) -> None:
+        """Release the pages of the last drafts: the other engine has nothing to do."""
+        while self.engine.needs_step:
+            self.engine.step()

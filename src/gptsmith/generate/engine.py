@@ -300,6 +300,8 @@ class Engine:
             self._draft_model.draft(self._scheduler.decoding, self._scheduler.draft_tokens)
         spans = self._scheduler.schedule()
         if not spans:
+            if self._draft_model is not None:
+                self._draft_model.release()
             return []
         self._forward.cache.grow(self._pages.made)
         for source, target in self._pages.copies:

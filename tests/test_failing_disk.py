@@ -1,8 +1,8 @@
 """A disk that is full, fails, or stops at any call: whole results or none, and a rerun completes.
 
-Each command that writes is run once to list its calls that touch the disk; then one of them fails.
-`make test` tries some calls of each command; `make soak` all of them, with three exceptions that
-`points` states.
+Each command that writes is run once to count its calls that touch the disk; then one of them fails.
+What is tried: each of FAULTS at every call that it can touch, or, where a command says `every`, at
+every so-manyth. `make soak` tries all of these, `make test` a few of each command.
 """
 
 import errno
@@ -13,7 +13,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(not AVAILABLE, reason="needs Linux and a C compi
 
 SOAK = bool(os.environ.get("GPTSMITH_SOAK"))
 POINTS = 4  # of each command, without GPTSMITH_SOAK
-SHARED = 8  # of the calls that a tuning shares with `pretrain`, one in so many is tried
+MANY = 13  # `every` of commands whose calls are mostly those of `pretrain`, where all are tried
 
 FAULTS = [
     Fault(errno.ENOSPC),
@@ -70,6 +70,7 @@ class Command:
     before: list[list[str]] = field(default_factory=list)  # commands that made what is there
     text: str = ""  # standard input
     run: str = ""  # the run folder that it trains
+    every: int = 1  # one point in so many is tried
 
     def again(self, folder: Path) -> list[str]:
         """What one types after a failure."""
@@ -116,17 +117,21 @@ COMMANDS = {
     ),
     "prepare chat": Command(PREPARE_CHAT),
     "pretrain": Command([*PRETRAIN, *QUIET], run="run"),
-    "pretrain tensorboard": Command([*PRETRAIN, "--monitor.trackers", "tensorboard"], run="run"),
+    "pretrain tensorboard": Command(
+        [*PRETRAIN, "--monitor.trackers", "tensorboard"], run="run", every=MANY
+    ),
     "pretrain on": Command(
         ["pretrain", "--out", "run", "--train.steps", "6"], before=[[*PRETRAIN, *QUIET]], run="run"
     ),
-    "finetune text": Command([*tune("text", "../corpus"), *TUNING], run="run"),
+    "finetune text": Command([*tune("text", "../corpus"), *TUNING], run="run", every=MANY),
     "finetune chat": Command(
-        [*tune("chat", "../chat.jsonl"), "--lora.rank", "2", *TUNING], run="run"
+        [*tune("chat", "../chat.jsonl"), "--lora.rank", "2", *TUNING], run="run", every=MANY
     ),
-    "finetune instruct": Command([*tune("instruct", "../rows.json"), *ANSWERS], run="run"),
+    "finetune instruct": Command(
+        [*tune("instruct", "../rows.json"), *ANSWERS], run="run", every=MANY
+    ),
     "finetune classify": Command(
-        [*tune("classify", "../rows.csv"), "--texts-per-step", "2", *TUNING], run="run"
+        [*tune("classify", "../rows.csv"), "--texts-per-step", "2", *TUNING], run="run", every=MANY
     ),
     "export hf": Command(["export", "../base", "--format", "hf", "--out", "model"]),
     "export gguf": Command(["export", "../base", "--format", "gguf", "--out", "model"]),
@@ -299,45 +304,19 @@ def trials(disk: Disk, inputs: Path, tmp_path_factory: pytest.TempPathFactory):
             command.again(disk.folder) if command.run else command.words, text=command.text
         )
         assert done.code == 0, done.stderr
-        command = Command(command.again(before), command.before, command.text, command.run)
+        command = replace(command, words=command.again(before))
         return Trial(command, disk, before, had, content(disk.folder), done)
 
     return trial
 
 
-def points(name: str, counted: Outcome, fault: Fault, shared: Outcome | None) -> list[int]:
-    """The calls, from 1, at which a fault is tried: all of them, except
-
-    - calls that write nothing, for a short write, which they cannot be;
-    - of consecutive calls of one name on one temporary file, such as the writes of a hundred
-      tensors, those between the first and the last: they differ in the length of a file that
-      nobody reads;
-    - of the calls of a tuning that `pretrain` makes, too (the same name and path), all but one in
-      SHARED, chosen at random: it is the same code, and all are tried there.
-    """
-    calls = counted.calls(fault)
-    tried = {call.place for call in shared.calls(fault)} if shared else set()
-    rng, found = random.Random(f"{name} {fault}"), []
-    for at, call in enumerate(calls, 1):
-        beside = [calls[i].place for i in (at - 2, at) if 0 <= i < len(calls)]
-        if fault.error == SHORT and call.name != "write":
-            continue
-        if ".tmp" in call.path and beside == [call.place, call.place]:
-            continue
-        if call.place in tried and rng.randrange(SHARED):
-            continue
-        found.append(at)
-    return found
-
-
 @pytest.mark.parametrize("name", COMMANDS)
 def test_results_are_whole_or_absent(name: str, trials: Callable[[str], Trial]) -> None:
     trial = trials(name)
-    is_shared = SOAK and name.startswith(("finetune", "pretrain tensorboard"))
-    shared = trials("pretrain").counted if is_shared else None
-    chosen = [(f, at) for f in FAULTS for at in points(name, trial.counted, f, shared)]
+    points = [(f, at) for f in FAULTS for at in range(1, trial.counted.calls(f) + 1)]
+    chosen = points[:: trial.command.every]
     if not SOAK:
         chosen = random.Random(name).sample(chosen, POINTS)
     wrong = [each for fault, at in chosen if (each := trial.fail(fault, at))]
-    print(f"{name}: {len(chosen)} points")
+    print(f"{name}: {len(chosen)} of {len(points)} points")
     assert not wrong, f"{len(wrong)} of {len(chosen)} points:\n" + "\n".join(wrong)

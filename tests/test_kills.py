@@ -110,7 +110,7 @@ def kill(disk: Disk, words: list[str], rng: random.Random, copy: Path) -> bool:
     shutil.copytree(copy, disk.folder, dirs_exist_ok=True)
     if rng.random() < 0.3:
         return disk.run(words, seconds=rng.random() * duration).code != 0
-    calls = len(whole.calls(Fault(KILL)))
+    calls = whole.calls(Fault(KILL))
     first = max(1, calls - 30) if rng.random() < 0.4 else 1
     done = disk.run(words, Fault(KILL), rng.randint(first, calls))
     assert done.code == -9, done.stderr

@@ -30,6 +30,7 @@ def make(folder: Path, files: dict[str, str]) -> Path:
         ({"a/config.yaml": "", "a/model.json": ""}, "a folder of runs", "give one of them: a"),
         ({"c/manifest.json": ""}, "a folder of prepared corpora", "give one of them: c"),
         ({"a.txt": "x", "b.jsonl": "{}"}, "a folder with a.txt, b.jsonl", "gptsmith prepare"),
+        ({"m.GGUF": "GGUF"}, "a folder with m.GGUF", "import the model that it was made from"),
         ({}, "an empty folder", ""),
     ],
 )
@@ -50,7 +51,9 @@ def test_folders(tmp_path: Path, files: dict[str, str], what: str, use: str) -> 
         ("a.CSV", b"a,b", "a table"),
         ("a.parquet", b"PAR1", "a table"),
         ("a.yaml", b"train:", "a recipe"),
-        ("model.gguf", b"GGUF", "a file of weights or arrays"),
+        ("model.gguf", b"", "a GGUF model"),
+        ("model", b"GGUF\x03\0\0\0", "a GGUF model"),
+        ("model.safetensors", b"", "a file of weights or arrays"),
         ("a", b"%PDF-1.4", "a PDF"),
         ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer"),
         ("a.docx", b"PK\x03\x04\0", "a ZIP archive (so are .xlsx, .docx and .epub files)"),

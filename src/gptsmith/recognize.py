@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 TABLES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")  # each also .gz
 COLUMNAR = (".parquet", ".arrow")
-_WEIGHTS = (".safetensors", ".gguf", ".pt", ".pth", ".ckpt", ".bin", ".npy", ".npz")
+_WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".npy", ".npz")
 _HEAD = 4096
 
 # First bytes -> what it is, and how to get at its text.
 _UNPACK = "unpack it first"
+_GGUF = "a GGUF model", "import the model that it was made from"
 _LFS = b"version https://git-lfs.github.com/spec/"
 _MAGIC: tuple[tuple[bytes | tuple[bytes, ...], str, str], ...] = (
     (b"%PDF-", "a PDF", "extract its text first"),
@@ -38,7 +39,7 @@ _MAGIC: tuple[tuple[bytes | tuple[bytes, ...], str, str], ...] = (
     (b"PAR1", "a Parquet file", "name it .parquet"),
     (b"ARROW1", "an Arrow file", "name it .arrow"),
     (b"SQLite format 3\0", "an SQLite database", "export a table as .csv"),
-    (b"GGUF", "a GGUF model", "import the model that it was made from"),
+    (b"GGUF", *_GGUF),
     (b"\x93NUMPY", "a NumPy array", "give the text that it was made of"),
     (b"\x7fELF", "a program", "give its source"),
     ((b"\x89PNG", b"\xff\xd8\xff", b"GIF8"), "a picture", "give text"),
@@ -84,6 +85,14 @@ def is_corpus(path: Path) -> bool:
     return not is_checkpoint(path) and any((path / name).is_file() for name in names)
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether `path` is a model in GGUF, whatever its name."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
 def is_checkpoint(path: Path) -> bool:
     """Whether `path` is a checkpoint of a run, which has a manifest.json too."""
     return (path / "manifest.json").is_file() and (path / "state.json").is_file()
@@ -117,6 +126,8 @@ def _folder(path: Path) -> Kind:
     if not inside:
         return Kind("an empty folder", "give another one")
     use = f"gptsmith prepare {path} --out data/NAME makes a corpus of its texts or tables"
+    if all(child.name.lower().endswith((".gguf", *_WEIGHTS)) for child in inside):
+        use = _file(inside[0]).use
     return Kind(f"a folder with {_first_names([child.name for child in inside])}", use)
 
 
@@ -142,6 +153,8 @@ def _file(path: Path) -> Kind:
         )
     if name.endswith((".yaml", ".yml")):
         return Kind("a recipe", f"gptsmith pretrain {path} ... or gptsmith finetune KIND {path}")
+    if name.endswith(".gguf"):
+        return Kind(*_GGUF)
     if name.endswith(_WEIGHTS):
         return Kind("a file of weights or arrays", "gptsmith import takes a model's folder")
     with path.open("rb") as file:

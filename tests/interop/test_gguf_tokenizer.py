@@ -81,7 +81,7 @@ def test_notes_and_bos_of_other_tokenizers() -> None:
     """A token before every text, tokens that are plain text, numbers without a token, NFC."""
     document = json.loads(with_split(WORDS).to_json())
     size = max(document["model"]["vocab"].values()) + 1
-    begin = dict(document["added_tokens"][0], id=size, content="<|begin_of_text|>")
+    begin = dict(document["added_tokens"][0], id=size + 1, content="<|begin_of_text|>")
     tag = dict(begin, id=size + 2, content="<tag>", special=False, lstrip=True)
     document["added_tokens"] += [begin, tag]
     document["normalizer"] = {"type": "NFC"}
@@ -95,7 +95,7 @@ def test_notes_and_bos_of_other_tokenizers() -> None:
         "special_tokens": {
             "<|begin_of_text|>": {
                 "id": "<|begin_of_text|>",
-                "ids": [size],
+                "ids": [size + 1],
                 "tokens": ["<|begin_of_text|>"],
             }
         },
@@ -103,12 +103,36 @@ def test_notes_and_bos_of_other_tokenizers() -> None:
     document["model"]["vocab"]["Ġgap"] = size + 3
     table = gguf_tokenizer.table(Tokenizer(json.dumps(document, ensure_ascii=False)))
     assert table.add_bos
-    assert table.bos == size
-    assert table.tokens[size:] == ["<|begin_of_text|>", f"[PAD{size + 1}]", "<tag>", "Ġgap"]
-    assert table.types[size:] == [3, 5, 4, 1]
+    assert table.bos == size + 1
+    assert table.tokens[size:] == [f"[PAD{size}]", "<|begin_of_text|>", "<tag>", "Ġgap"]
+    assert table.types[size:] == [5, 3, 4, 1]
     assert "NFC" in table.notes[0]
     assert "white space around <tag>" in table.notes[1]
     assert len(table.notes) == 2
+
+
+def test_ids_are_those_that_the_tokenizer_gives() -> None:
+    """`tokenizers` numbers added tokens on, whatever ids the file claims for them."""
+    document = json.loads(with_split(WORDS).to_json())
+    size = max(document["model"]["vocab"].values()) + 1
+    document["added_tokens"].append(dict(document["added_tokens"][0], id=900, content="<far>"))
+    table = gguf_tokenizer.table(Tokenizer(json.dumps(document, ensure_ascii=False)))
+    assert table.tokens[size:] == ["<far>"]
+
+
+def test_names_of_ids_without_a_token_are_unused() -> None:
+    document = json.loads(with_split(WORDS).to_json())
+    size = max(document["model"]["vocab"].values()) + 1
+    document["model"]["vocab"][f"[PAD{size}]"] = size + 1
+    table = gguf_tokenizer.table(Tokenizer(json.dumps(document, ensure_ascii=False)))
+    assert table.tokens[size:] == [f"[PAD{size}]_", f"[PAD{size}]"]
+
+
+def test_tokens_that_a_gguf_spells_alike_are_rejected() -> None:
+    """The bytes of é are written Ã© in GPT-2's alphabet."""
+    tokenizer = Tokenizer.char(["é"]).add_special_tokens(["Ã©"])
+    with pytest.raises(ValueError, match="two tokens that a GGUF spells 'Ã©'"):
+        gguf_tokenizer.table(tokenizer)
 
 
 def test_roles_of_special_tokens_are_those_of_the_model() -> None:

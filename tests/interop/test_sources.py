@@ -99,6 +99,8 @@ def test_source_selects_its_reader(
         (["here/ckpt.pt"], "here", "for a nanoGPT checkpoint, give here/ckpt.pt"),
         (["here/model.gguf"], "here", "model.gguf is an export for llama.cpp"),
         (["here/model.gguf"], "here/model.gguf", "is an export for llama.cpp"),
+        (["here/MODEL.GGUF"], "here", "MODEL.GGUF is an export for llama.cpp"),
+        (["here/MODEL.GGUF"], "here/MODEL.GGUF", "is an export for llama.cpp"),
         (["here/pytorch_model.bin"], "here", "can run code"),
         (["here/model.safetensors"], "here", "put its config.json"),
         (["here/m.index", "here/m.data-00000-of-00001"], "here", "hparams.json .* same folder"),
@@ -118,6 +120,12 @@ def test_other_sources_are_rejected_with_a_remedy(
         open_source(given)
     assert "\n" not in str(error.value)
     assert str(error.value).startswith(given)
+
+
+def test_a_gguf_is_known_by_its_first_bytes(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(b"GGUF\x03\0\0\0")
+    with pytest.raises(ValueError, match="blob is an export for llama"):
+        open_source(str(tmp_path / "blob"))
 
 
 @pytest.mark.parametrize("name", ["ckpt.pt", "config.json", "hparams.json"])

@@ -19,7 +19,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { READ = 1, REMOVE = 2, NAMES = 4 }; /* calls that only some faults touch */
+/* Calls that only some faults touch; WRITER: opening a file to write, and fsync. */
+enum { READ = 1, REMOVE = 2, NAMES = 4, WRITER = 8 };
 
 struct disk {
     char under[PATH_MAX]; /* watched folder, with a slash at its end */
@@ -109,7 +110,7 @@ static int fails(const char *name, int folder, const char *path, int kind, int w
         va_start(rest, flags); \
         mode_t mode = flags & (O_CREAT | __O_TMPFILE) ? va_arg(rest, mode_t) : 0; \
         va_end(rest); \
-        int kind = (flags & (O_ACCMODE | O_CREAT)) == O_RDONLY ? READ : 0; \
+        int kind = (flags & (O_ACCMODE | O_CREAT)) == O_RDONLY ? READ : WRITER; \
         if (fails("open", AT_FDCWD, path, kind, 0)) return -1; \
         return real(path, flags, mode); \
     }
@@ -123,7 +124,7 @@ OPENING(open64)
         va_start(rest, flags); \
         mode_t mode = flags & (O_CREAT | __O_TMPFILE) ? va_arg(rest, mode_t) : 0; \
         va_end(rest); \
-        int kind = (flags & (O_ACCMODE | O_CREAT)) == O_RDONLY ? READ : 0; \
+        int kind = (flags & (O_ACCMODE | O_CREAT)) == O_RDONLY ? READ : WRITER; \
         if (fails("open", folder, path, kind, 0)) return -1; \
         return real(folder, path, flags, mode); \
     }
@@ -156,8 +157,8 @@ ssize_t writev(int file, const struct iovec *parts, int count) {
         if (fails(shown, file, "", kind, 0)) return -1; \
         return real(file passed); \
     }
-ON_FILE(fsync, "fsync", 0, , )
-ON_FILE(fdatasync, "fsync", 0, , )
+ON_FILE(fsync, "fsync", WRITER, , )
+ON_FILE(fdatasync, "fsync", WRITER, , )
 ON_FILE(ftruncate, "truncate", NAMES, COMMA off_t size, COMMA size)
 ON_FILE(ftruncate64, "truncate", NAMES, COMMA off64_t size, COMMA size)
 ON_FILE(fchmod, "chmod", REMOVE, COMMA mode_t mode, COMMA mode)

@@ -19,14 +19,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
 
 SOURCE = Path(__file__).with_suffix(".c")
 COMPILER = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
 AVAILABLE = COMPILER is not None and sys.platform == "linux"
 
 KILL, SHORT = 0, -1  # in place of an errno
-READ, REMOVE, NAMES = 1, 2, 4  # NAMES: mkdir, rename, truncate
+# Kinds of calls. NAMES: mkdir, rename, truncate; WRITER: opening a file to write, and fsync.
+READ, REMOVE, NAMES, WRITER = 1, 2, 4, 8
 
 
 @dataclass(frozen=True)
@@ -43,27 +43,14 @@ class Fault:
     def ignored(self) -> int:
         """Kinds of calls that it does not touch: a full disk can still be read and emptied."""
         kinds = {
-            errno.ENOSPC: READ | REMOVE, SHORT: READ | REMOVE, errno.EIO: REMOVE,
-            errno.EINTR: REMOVE | NAMES,
+            errno.ENOSPC: READ | REMOVE, errno.EIO: REMOVE, errno.EINTR: REMOVE | NAMES,
+            SHORT: READ | REMOVE | NAMES | WRITER,
         }  # fmt: skip
         return kinds.get(self.error, 0)
 
     def __str__(self) -> str:
         name = {KILL: "SIGKILL", SHORT: "short"}.get(self.error) or errno.errorcode[self.error]
         return name + (" lasting" if self.lasting else "")
-
-
-class Call(NamedTuple):
-    """A call that changes a file. kind: see Fault.ignored; path: below the disk's folder."""
-
-    kind: int
-    name: str
-    path: str
-
-    @property
-    def place(self) -> tuple[str, str]:
-        """Name and path, without what is random in the latter."""
-        return self.name, re.sub(r"\.tmp-[0-9a-f]{8}", ".tmp", self.path)
 
 
 @dataclass(frozen=True)
@@ -76,11 +63,10 @@ class Outcome:
     log: str
     failed: str
 
-    def calls(self, fault: Fault) -> list[Call]:
-        """The calls that the fault counts, in order."""
-        fields = (line.split(" ", 2) for line in self.log.splitlines())
-        calls = (Call(int(kind), name, path) for kind, name, path in fields)
-        return [call for call in calls if not call.kind & fault.ignored]
+    def calls(self, fault: Fault) -> int:
+        """The number of calls that the fault can touch."""
+        kinds = [int(line.partition(" ")[0]) for line in self.log.splitlines()]
+        return sum(not kind & fault.ignored for kind in kinds)
 
     @property
     def message(self) -> str:

@@ -44,8 +44,8 @@ def export(model: ExportableModel, out: Path, kind: Kind = "f16") -> list[str]:
     scale per block of 32 (8.5 and 4.5 bits per weight in all); the head is q8_0 in both. Vectors
     and position embeddings are always stored as f32. Returns notes for the user. Raises ValueError
     for what llama.cpp does not support (classifiers, architectures without a transformers class,
-    tokenizers with an unknown pre-tokenizer), for f16 overflow and for rows that cannot be divided
-    into blocks, and FileExistsError if `out` exists and is not empty.
+    tokenizers with an unknown pre-tokenizer), for weights beyond the range of the format and for
+    rows that cannot be divided into blocks, and FileExistsError if `out` exists and is not empty.
     """
     try:
         from gguf import GGUFWriter
@@ -71,7 +71,8 @@ def export(model: ExportableModel, out: Path, kind: Kind = "f16") -> list[str]:
         )
     if ollama_template is None:
         notes.append("Modelfile without TEMPLATE: Ollama cannot express the chat template")
-    stem = f"{model.name}-{kind}"
+    name = "".join(c if c.isprintable() else "_" for c in model.name)  # a Modelfile has lines
+    stem = f"{name}-{kind}"
     with files.atomic_folder(out) as folder:
         writer = GGUFWriter(folder / f"{stem}.gguf", architecture)
         try:
@@ -267,8 +268,10 @@ def _encoded(part: _GgufTensor, how: GGMLQuantizationType) -> np.ndarray:
     from gguf import GGMLQuantizationType, quants
 
     values = part.values()
-    if how is GGMLQuantizationType.F16 and np.abs(values).max() > np.finfo(np.float16).max:
+    steps = {"F16": 1, "Q8_0": 127, "Q4_0": 8}.get(how.name)  # the scale of a block is an f16
+    if steps and np.abs(values).max() > steps * float(np.finfo(np.float16).max):
         raise ValueError(
-            f"{part.name} has {np.abs(values).max():.3g}, more than f16 can hold: use --dtype bf16"
+            f"{part.name} has {np.abs(values).max():.3g}, more than {how.name.lower()} can hold: "
+            "use --dtype bf16"
         )
     return values if how is GGMLQuantizationType.F32 else quants.quantize(values, how)

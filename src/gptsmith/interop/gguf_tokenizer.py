@@ -6,8 +6,10 @@ GPT-2's printable alphabet, applies the merges, and looks up the results.
 """
 
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from gptsmith.tokenizer import Tokenizer
@@ -45,11 +47,10 @@ def table(tokenizer: Tokenizer) -> GgufVocabulary:
     document = json.loads(tokenizer.to_json())
     pre = "gpt-2" if tokenizer.kind == "char" else _split_name(document)
     added = {token["content"]: token for token in document.get("added_tokens") or []}
-    vocab = {**document["model"]["vocab"], **{name: t["id"] for name, t in added.items()}}
     merges = [m if isinstance(m, str) else " ".join(m) for m in document["model"]["merges"]]
     notes: list[str] = []
     if tokenizer.kind == "char":
-        merges = _character_merges(vocab.keys() - added.keys())
+        merges = _character_merges(tokenizer.vocab.keys() - added.keys())
         notes.append("llama.cpp silently drops characters that are not in the vocabulary")
     if document.get("normalizer"):
         notes.append("llama.cpp does not normalize text to NFC, as the tokenizer does")
@@ -61,15 +62,17 @@ def table(tokenizer: Tokenizer) -> GgufVocabulary:
         raise _unsupported(f"puts {len(ids.prefix)} tokens before a text")
     if ids.suffix not in ((), (ids.eos,)):
         raise _unsupported("puts something else than the end of text after a text")
-    tokens = [f"[PAD{i}]" for i in range(tokenizer.vocab_size)]  # ids without a token
-    types = [UNUSED] * tokenizer.vocab_size
-    for text, i in vocab.items():
+    tokens, types = [""] * tokenizer.vocab_size, [UNUSED] * tokenizer.vocab_size
+    for text, i in tokenizer.vocab.items():
         if text in added:
             tokens[i], types[i] = text, CONTROL if added[text].get("special") else USER_DEFINED
         else:
             tokens[i] = _byte_characters(text) if tokenizer.kind == "char" else text
             types[i] = NORMAL
-    assert len(set(tokens)) == len(tokens)
+    used = Counter(tokens)
+    tokens = [token or _unused_name(i, used) for i, token in enumerate(tokens)]
+    if twice := next((token for token, n in used.items() if token and n > 1), None):
+        raise _unsupported(f"has two tokens that a GGUF spells {twice!r}")
     return GgufVocabulary(
         pre,
         tokens,
@@ -84,6 +87,11 @@ def table(tokenizer: Tokenizer) -> GgufVocabulary:
         add_eos=bool(ids.suffix),
         notes=notes,
     )
+
+
+def _unused_name(i: int, used: Container[str]) -> str:
+    """For an id without a token, as llama.cpp's converter names it."""
+    return next(name for n in count() if (name := f"[PAD{i}]{'_' * n}") not in used)
 
 
 def _byte_characters(text: str) -> str:

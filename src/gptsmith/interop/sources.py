@@ -11,7 +11,7 @@ from gptsmith import files
 from gptsmith.interop import hf, hf_tokenizer, hub, nanogpt, openai_files, openai_tf, peft
 from gptsmith.interop.external_model import ExternalModel, check_vocabulary
 from gptsmith.model import lora, state_dict
-from gptsmith.recognize import is_artifact, wrong_kind
+from gptsmith.recognize import is_artifact, is_gguf, wrong_kind
 from gptsmith.tokenizer import Tokenizer, TokenRoles
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -81,8 +81,8 @@ def _open_folder(folder: Path, eos_tokens: Sequence[str]) -> ExternalModel:
             raise ValueError(
                 f"{folder} has no config.json: for a nanoGPT checkpoint, give {folder / name}"
             )
-        if Path(name).suffix in _UNSUPPORTED:
-            raise ValueError(f"{folder}: {name} {_UNSUPPORTED[Path(name).suffix]}")
+        if (suffix := Path(name).suffix.lower()) in _UNSUPPORTED:
+            raise ValueError(f"{folder}: {name} {_UNSUPPORTED[suffix]}")
     raise ValueError(f"{folder} holds no model: expected {_EXPECTED}")
 
 
@@ -139,6 +139,7 @@ def _open_file(path: Path) -> ExternalModel:
     folder = path.parent
     if (folder / "config.json").is_file() or (folder / "hparams.json").is_file():
         raise ValueError(f"{path} is one file of a model: give its folder, {folder}")
-    if path.suffix in _UNSUPPORTED:
-        raise ValueError(f"{path} {_UNSUPPORTED[path.suffix]}")
+    suffix = ".gguf" if is_gguf(path) else path.suffix.lower()
+    if suffix in _UNSUPPORTED:
+        raise ValueError(f"{path} {_UNSUPPORTED[suffix]}")
     raise ValueError(f"{path} is not a model: expected {_EXPECTED}")

@@ -72,6 +72,9 @@ def test_what_expects_several_rejects_one(loaded: gptsmith.LoadedRun) -> None:
         "names='<|x|>'": [lambda: TOKENIZER.add_special_tokens("<|x|>")],
         "messages={'role'": [lambda: chat.reply(message), lambda: loaded.chat(message)],
         "messages='Hi'": [lambda: chat.reply("Hi")],
+        "prompts={'role'": [lambda: loaded.generate(message)],
+        "prompts=b'Hi'": [lambda: loaded.engine.generate(b"Hi")],
+        "prompts=PosixPath('a')": [lambda: loaded.generate(Path("a"))],
         "pairs='ab'": [lambda: encode_pairs(TOKENIZER, "ab")],
         "sources='a.jsonl'": [lambda: load_chat("a.jsonl", ChatFiles(), template, 64)],
         "sources=PosixPath('a.jsonl')": [
@@ -95,6 +98,26 @@ def test_ids_may_be_a_tensor_or_an_array(loaded: gptsmith.LoadedRun) -> None:
         assert [g.ids for g in loaded.engine.generate(rows, few)] == expected
         with pytest.raises(ValueError, match="prompt 65 is a token id"):
             loaded.engine.generate(rows[0], few)
+
+
+@pytest.mark.parametrize("ids", ["text", b"text", None, 5, [1.5], [[1, 2]], [None], {1: 2}])
+def test_what_is_no_sequence_of_ids_is_rejected(ids: object, loaded: gptsmith.LoadedRun) -> None:
+    for call in (Request, TOKENIZER.decode, TOKENIZER.decode_bytes):
+        with pytest.raises(ValueError, match="expected one sequence of token ids") as caught:
+            call(ids)  # type: ignore[operator]
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="expected one sequence of token ids"):
+        loaded.engine.generate([torch.zeros(2, 2, dtype=torch.long)])
+
+
+def test_a_wrong_stop_or_number_of_logprobs_is_rejected(loaded: gptsmith.LoadedRun) -> None:
+    for stop in (b"x", [1], None, {"a": 1}):
+        with pytest.raises(ValueError, match=r"stop=.*: give a text, or a list of texts"):
+            loaded.generate("a", stop=stop)  # type: ignore[call-overload]
+    for name in ("logprobs", "prompt_logprobs"):
+        with pytest.raises(ValueError, match=f"{name}=-1: give 0 or more"):
+            loaded.engine.add(Request([1], **{name: -1}))
+    assert not loaded.engine.busy
 
 
 def test_one_array_is_no_list_of_shards() -> None:

@@ -12,6 +12,7 @@ from runs import random_run
 
 import gptsmith
 from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate
+from gptsmith.data.shards import Shards
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -92,6 +93,7 @@ def test_every_public_class_has_a_useful_repr(corpus: Path, tmp_path: Path) -> N
         gptsmith.Tokenizer: (tokenizer, "kind='byte'"),
         gptsmith.Windows: (windows, f"{windows.per_epoch:,} per epoch of 16 tokens"),
         ChatTemplate: (template, "stop_ids"),
+        Shards: (opened.train, f"{opened.train_tokens:,} tokens"),
     }
     for kind, (value, part) in shown.items():
         assert repr(value).startswith(f"{kind.__name__}("), repr(value)

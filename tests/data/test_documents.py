@@ -47,6 +47,12 @@ def test_unclear_text_column_is_an_error(tmp_path: Path) -> None:
     assert read(path, text_column="answer") == ["y"]
 
 
+def test_a_table_without_columns(tmp_path: Path) -> None:
+    pq.write_table(pa.table({}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet: has no columns"):
+        read(tmp_path / "a.parquet")
+
+
 def test_a_csv_without_a_header_line_loses_no_row(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("ham,Go until jurong point\nspam,Free entry\n")

@@ -91,6 +91,20 @@ def test_a_recorded_file_that_is_gone_is_missed(tmp_path: Path) -> None:
         use(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("chat_template.jinja", TEMPLATE), ("special_tokens.json", "{}")]
+)
+def test_an_added_file_is_not_taken_for_one_of_the_run(
+    name: str, content: str, tmp_path: Path
+) -> None:
+    path = finished(tmp_path / "run")
+    (path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name} was added later.*delete digests\.json"):
+        use(path)
+    (path / digests.NAME).unlink()
+    use(path)
+
+
 def test_an_edited_file_opens_once_the_digests_are_deleted(tmp_path: Path) -> None:
     path = finished(tmp_path / "run")
     config = (path / "config.yaml").read_text()

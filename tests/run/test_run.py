@@ -126,6 +126,7 @@ def test_stopped_before_the_first_checkpoint(tmp_path: Path) -> None:
 )
 def test_damaged_template(stopped: Path, content: bytes, message: str) -> None:
     (stopped / "chat_template.jinja").write_bytes(content)
+    (stopped / "digests.json").unlink()
     with pytest.raises(ValueError, match=rf"run/chat_template\.jinja.* {message}"):
         _ = Run.open(stopped).template
 

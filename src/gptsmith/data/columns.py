@@ -163,6 +163,8 @@ def choose_text_column(
 
 def unclear_column(what: str, names: Sequence[str], place: str) -> ValueError:
     """The error for a column that is neither configured nor obvious."""
+    if not names:
+        return ValueError(f"{place}: has no columns")
     shown = quoted(name[:40] for name in names[:8]) + (", ..." if len(names) > 8 else "")
     return ValueError(
         f"{place}: which column holds the {what}? Choose from {shown} with --{what}-column NAME"

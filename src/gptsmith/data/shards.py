@@ -182,6 +182,9 @@ class Shards(Sequence[np.ndarray]):
         self._damage: Exception | None = None  # found in the background
         self.lengths = [len(array) for array in self._arrays]
 
+    def __repr__(self) -> str:
+        return f"Shards({len(self)} files, {sum(self.lengths):,} tokens)"
+
     def __len__(self) -> int:
         return len(self._arrays)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from gptsmith.arguments import check_several, token_ids
 from gptsmith.generate.constraint import Constraint, ConstraintCompiler, Matcher
 from gptsmith.generate.draft_model import DraftModel
 from gptsmith.generate.extend import extend, score_prompt
@@ -234,7 +235,9 @@ class Engine:
         Prompt i has the seed sampling.seed + i. An empty text starts a new document. The other
         arguments are those of Request, the errors those of `add`.
         """
-        encoded = [self._encode(p) for p in ([prompts] if isinstance(prompts, str) else prompts)]
+        several = [prompts] if isinstance(prompts, str) else prompts
+        check_several(several, "prompts")
+        encoded = [self._encode(prompt) for prompt in several]
         generations: dict[int, Generation] = {}
         # Prompts of similar length run together: little padding.
         for i in sorted(range(len(encoded)), key=lambda i: len(encoded[i])):
@@ -384,7 +387,7 @@ class Engine:
                 f"prompt {prompt} is a token id: several prompts of ids are [[...], ...]"
             )
         if not isinstance(prompt, str):
-            return prompt
+            return token_ids(prompt, "prompt")
         if self.tokenizer is None:
             raise ValueError("a prompt that is text needs a tokenizer: Engine(model, tokenizer)")
         return self.tokenizer.prompt(prompt)

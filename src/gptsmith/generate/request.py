@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from gptsmith.arguments import token_ids
 from gptsmith.generate.constraint import Constraint, Matcher
 from gptsmith.generate.drafts import DraftLength, PromptLookup
 from gptsmith.generate.mean_vector import MeanVector
@@ -56,6 +57,7 @@ class Request:
     """What a prompt shares with others is read once among requests of the same namespace only."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt", token_ids(self.prompt, "prompt"))
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
 
@@ -66,6 +68,13 @@ class Request:
             raise ValueError(
                 "stop strings, constraints and on_text need a tokenizer: Engine(model, tokenizer)"
             )
+        if not isinstance(self.stop, list | tuple) or not all(
+            isinstance(text, str) for text in self.stop
+        ):
+            raise ValueError(f"stop={self.stop!r}: give a text, or a list of texts")
+        for name in ("logprobs", "prompt_logprobs"):
+            if (wanted := getattr(self, name)) is not None and wanted < 0:
+                raise ValueError(f"{name}={wanted}: give 0 or more, or None")
         if "" in self.stop:
             raise ValueError("stop contains an empty string, which every text contains: omit it")
         if len(prompt) == 0:

@@ -27,7 +27,7 @@ from gptsmith.recipes.run_state import RunState
 from gptsmith.run import Run, layout
 from gptsmith.train import checkpoint, distributed, runtime, sharding
 from gptsmith.train.checkpoint_writer import CheckpointWriter
-from gptsmith.train.monitor import Monitor, SilentMonitor
+from gptsmith.train.monitor import Monitor, SilentMonitor, count_events
 from gptsmith.train.optim import Optimizer
 from gptsmith.train.schedule import LearningRate
 from gptsmith.train.signals import StopSignal
@@ -181,7 +181,7 @@ class _TrainingSession:
         rate = saved.get("learning_rate") or last_rate(self.run.metrics, state)
         jump = state.learning_rate.load(rate, state.step, state.seconds)
         changes = (f"changed: {change}" for change in self.run.changes)
-        lost = lost_history(self.run.metrics, state, self.config.monitor.log_interval)
+        lost = lost_history(self.run.metrics, state.step, saved.get("events"))
         texts = [self.run.notice, *damage, *changes, lost, self.resumed_at(), jump]
         return [Note("resume", text) for text in texts if text]
 
@@ -330,11 +330,12 @@ class _TrainingSession:
         elif writer.memory is not None and distributed.rank() == 0:
             model = writer.memory.copy(model)
         optimizer = self.optimizer.state_tensors(writer.memory)
-        if distributed.rank():
+        if not isinstance(self.monitor, Monitor):  # rank 0 writes
             return
         state.seconds, self.agreed.next_save = self.monitor.seconds, math.inf
         position = self.job.dataset.position(state.step * self.plan.rows_per_step)
-        saved, kept = {**state.to_json(), "position": position}, self.steps_to_keep()
+        more = {"position": position, "events": count_events(self.monitor.events)}
+        saved, kept = {**state.to_json(), **more}, self.steps_to_keep()
 
         def write() -> None:
             self.monitor.sync()

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from pathlib import Path
 
 from gptsmith.recipes.run_state import RunState
-from gptsmith.train.monitor import read_events
+from gptsmith.train.monitor import count_events, read_events
 
 
-def lost_history(metrics: Path, state: RunState, log_interval: int) -> str:
-    """A remark if metrics.jsonl ends before the checkpoint: whole lines at its end are gone."""
-    events = read_events(metrics, until=state.step)
-    steps = [0, *(event["step"] for event in events if event["event"] == "train")]
-    usual = max([log_interval, *(b - a for a, b in pairwise(steps))])
-    if (steps[-1] and state.step - steps[-1] <= usual) or not state.step:
+def lost_history(metrics: Path, step: int, recorded: int | None) -> str:
+    """A remark if metrics.jsonl has fewer events than when the checkpoint of `step` was written.
+
+    recorded: how many it had then; None in a checkpoint of an earlier version.
+    """
+    lost = (recorded or 0) - count_events(read_events(metrics, until=step))
+    if lost <= 0:
         return ""
     return (
-        f"{metrics} has no metrics behind step {steps[-1]:,} of {state.step:,}: "
+        f"{metrics} lacks {lost:,} of {recorded:,} events up to step {step:,}: "
         "curve and report lack them, unless you restore the file from a copy"
     )
 

@@ -22,6 +22,8 @@ from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint as checkpoints
 from gptsmith.train import distributed
 
+_DATA = "fingerprint of the training data"  # compared on resume
+
 
 def open_for_training(
     path: str | Path,
@@ -74,7 +76,7 @@ def open_for_training(
                 "tokenizer": tokenizer.fingerprint[:12],
                 layout.TEMPLATE: template,
                 "tuning": tuning.model_dump(),
-                "corpus": corpus,
+                _DATA: str(corpus)[:12],
                 **{name: sha256(data).hexdigest()[:12] for name, data in extra.items()},
             }
             _check_unchanged(run, new, fixed)
@@ -168,9 +170,9 @@ def _check_unchanged(run: Run, new: Mapping[str, Any], fixed: Sequence[str]) -> 
         "tokenizer": run.tokenizer.fingerprint[:12],
         layout.TEMPLATE: run.template,
         "tuning": run.tuning.model_dump(),
-        "corpus": files.check_mapping(files.read_json(recorded), recorded).get("fingerprint")
+        _DATA: str(files.check_mapping(files.read_json(recorded), recorded).get("fingerprint"))[:12]
         if recorded.exists()
-        else new["corpus"],
+        else new[_DATA],
     }
     if MASK in new:
         copy = run.path / MASK

@@ -77,6 +77,17 @@ def check(folder: Path, name: str, remedy: str = "restore it from a copy") -> No
         recorded = again
 
 
+def check_not_added(folder: Path, name: str) -> None:
+    """ValueError if a file exists that is not among the recorded ones of the folder."""
+    exists = (folder / name).exists()  # asked first: a digest is recorded before its file is there
+    recorded = _read(folder)
+    if exists and recorded and name not in recorded:
+        raise ValueError(
+            f"{folder / name} was added later, {NAME} has no digest of it: remove it, or, if the "
+            f"run needs it, delete {NAME}"
+        )
+
+
 def unverified_note(folder: Path) -> str:
     """A note for the user if the run has no digests; otherwise empty."""
     if (folder / NAME).exists():

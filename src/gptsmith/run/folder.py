@@ -117,6 +117,8 @@ class Run:
 
     def verified(self, name: str) -> Path:
         """The path of a file in the folder, after comparing it with its digest."""
+        if name in (layout.TEMPLATE, layout.ROLES):  # no other file says whether the run has one
+            digests.check_not_added(self.path, name)
         digests.check(self.path, name)
         return self.path / name
 

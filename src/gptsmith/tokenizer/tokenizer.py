@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from gptsmith import files
-from gptsmith.arguments import check_several
+from gptsmith.arguments import check_several, token_ids
 from gptsmith.tokenizer import bpe
 from gptsmith.tokenizer.encoders import Encoder, check_no_surrogates, fastest_encoder, require_text
 from gptsmith.tokenizer.formats import (
@@ -355,7 +355,7 @@ class Tokenizer:
         return pieces
 
     def _checked(self, ids: Iterable[int]) -> list[int]:
-        numbers = ids.tolist() if isinstance(ids, np.ndarray) else [int(i) for i in ids]
+        numbers = token_ids(ids)
         if numbers and not (min(numbers) >= 0 and max(numbers) < self.vocab_size):
             bad = next(i for i in numbers if not 0 <= i < self.vocab_size)
             raise ValueError(f"token id {bad} is outside 0..{self.vocab_size - 1}")

@@ -240,6 +240,11 @@ def read_events(path: Path, until: int | None = None) -> list[dict[str, Any]]:
     return [event for event in events if until is None or event["step"] <= until]
 
 
+def count_events(events: Iterable[Mapping[str, Any]]) -> int:
+    """Their number without notes, which depend on how often a run was stopped and resumed."""
+    return sum(event["event"] != "note" for event in events)
+
+
 def _event(line: bytes, checked: bool) -> dict[str, Any] | None:
     """The event of a line; None if it is damaged. checked: it must have a checksum."""
     if checked:

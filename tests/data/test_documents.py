@@ -153,6 +153,15 @@ def test_damaged_file_error_names_the_file(tmp_path: Path, name: str) -> None:
         read(path)
 
 
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+@pytest.mark.parametrize("data", [b"", b"PAR1PAR1", b"ARROW1\0\0ARROW1", bytes(100)])
+def test_remains_of_a_table_are_named(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=rf"{name}.*(cannot be read|damaged)") as caught:
+        read(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
 def test_text_column_of_another_type_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": [1, 2]}), path)

@@ -1,5 +1,7 @@
 """Each part of the network by itself, as a student or a notebook uses it."""
 
+import copy
+
 import pytest
 import torch
 from small_configs import GPT2, LLAMA
@@ -52,6 +54,17 @@ def test_attention_alone_knows_positions_where_the_config_says_rope() -> None:
     rope, learned = MultiHeadAttention(LLAMA).eval(), MultiHeadAttention(GPT2).eval()
     assert not torch.allclose(rope(a)[:, -1], rope(swapped)[:, -1], atol=1e-6)
     torch.testing.assert_close(learned(a)[:, -1], learned(swapped)[:, -1], rtol=1e-5, atol=1e-6)
+
+
+def test_copies_of_a_part_know_positions() -> None:
+    """A part taken out of a model, copied, or filled with a model's weights computes the same."""
+    model, a = GPTModel(LLAMA).eval(), x()
+    within = model.blocks[0].attention
+    filled = MultiHeadAttention(LLAMA).eval()
+    filled.load_state_dict(within.state_dict())
+    for part in (copy.deepcopy(within), filled, copy.deepcopy(model).blocks[0].attention):
+        torch.testing.assert_close(part(a), within(a), rtol=0, atol=0)
+    assert within.double()(a.double()).dtype == torch.float64
 
 
 def test_attention_alone_honours_the_mask_of_the_config_or_the_one_given() -> None:

@@ -71,18 +71,31 @@ def gptsmith(*words: str | Path) -> Ended:
 
 
 def make(folder: Path) -> None:
-    """corpus/, full/ (pretrained) and lora/ (tuned further on the same corpus)."""
+    """corpus/, full/ (pretrained), lora/ (tuned further on the same corpus), chat/ (tokenized
+    conversations) and classes/ (a classifier)."""
     rng = random.Random(0)
     words = ["the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "ran", "home"]
     text = "\n\n".join(" ".join(rng.choices(words, k=60)) + "." for _ in range(60))
     (folder / "text.txt").write_text(text)
     corpus = folder / "corpus"
+    chats = [
+        {"messages": [{"role": "user", "content": f"{a}?"}, {"role": "assistant", "content": b}]}
+        for a in words for b in words[:4]
+    ]  # fmt: skip
+    (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    rows = [f"{a} {b},{'long' if len(a) > 2 else 'short'}\n" for a in words for b in words[:4]]
+    (folder / "rows.csv").write_text("".join(["text,label\n", *rows]))
+    (folder / "chat").mkdir()
     for command in (
         ("prepare", folder / "text.txt", "--out", corpus, "--tokenizer", "bpe", "--vocab-size",
          "300", "--shard-tokens", "1500", "--document-separator", "\\n\\n"),
         ("pretrain", "--data", corpus, "--out", folder / "full", "--train.steps", "6", *SMALL),
         ("finetune", "text", "--from", folder / "full", "--data", corpus, "--out", folder / "lora",
          *LORA),
+        ("prepare", folder / "chats.jsonl", "--format", "chat", "--tokenizer", folder / "full",
+         "--out", folder / "chat" / "chats.arrow"),
+        ("finetune", "classify", "--from", folder / "full", "--data", folder / "rows.csv", "--out",
+         folder / "classes", "--texts-per-step", "8", *LORA),
     ):  # fmt: skip
         ended = gptsmith(*command)
         assert ended.code == 0, ended.errors
@@ -102,12 +115,12 @@ def trained(ended: Ended, run: Path) -> Ended:
 def commands(folder: Path) -> dict[str, Callable[[], Ended]]:
     """Each on the copies of corpus and runs in `folder`."""
     corpus, full, lora, new = (folder / name for name in ("corpus", "full", "lora", "new"))
+    chats, classes = folder / "chat" / "chats.arrow", folder / "classes"
     length, fixed = ("--max-new-tokens", "8"), ("--device", "cpu")
 
-    def pretrain() -> Ended:
+    def train(*words: str | Path) -> Ended:
         shutil.rmtree(new, ignore_errors=True)
-        words = ("pretrain", "--data", corpus, "--out", new, "--train.steps", "3", *SMALL)
-        return trained(gptsmith(*words), new)
+        return trained(gptsmith(*words, "--out", new), new)
 
     def resume(kind: tuple[str, ...], run: Path, steps: str) -> Ended:
         return trained(gptsmith(*kind, "--out", run, "--resume", "--train.steps", steps), run)
@@ -115,7 +128,9 @@ def commands(folder: Path) -> dict[str, Callable[[], Ended]]:
     return {
         "corpus: inspect": lambda: gptsmith("inspect", corpus),
         "corpus: evaluate": lambda: gptsmith("evaluate", full, "--data", corpus, *fixed),
-        "corpus: pretrain": pretrain,
+        "corpus: pretrain": lambda: train(
+            "pretrain", "--data", corpus, *SMALL, "--train.steps", "3"
+        ),
         "full: inspect": lambda: gptsmith("inspect", full),
         "full: evaluate": lambda: gptsmith("evaluate", full, *fixed),
         "full: generate": lambda: gptsmith("generate", full, "--temperature", "0", *length, *fixed),
@@ -126,6 +141,9 @@ def commands(folder: Path) -> dict[str, Callable[[], Ended]]:
         "lora: inspect": lambda: gptsmith("inspect", lora),
         "lora: generate": lambda: gptsmith("generate", lora, "--temperature", "0", *length, *fixed),
         "lora: resume": lambda: resume(("finetune", "text"), lora, "6"),
+        "chat: finetune": lambda: train("finetune", "chat", "--from", full, "--data", chats, *LORA),
+        "classes: classify": lambda: gptsmith("classify", classes, "the cat sat", *fixed),
+        "classes: resume": lambda: resume(("finetune", "classify"), classes, "6"),
     }
 
 

@@ -5,9 +5,10 @@
 One model of GPT-2's size with random weights in bfloat16, served by `gptsmith serve` as it is and
 with --quantize int8, by llama-server in f16 and q8_0, by vLLM and by `transformers serve`. Clients
 send prompts of 20 to 400 tokens of English and read greedy texts as they are streamed, each the
-next one after the last. Every server gets all cores and a cache of 16,384 tokens. All are started
-at the beginning and stopped (SIGSTOP) but in their turn; they alternate, with new prompts in each
-round, and the figures are medians over the rounds. The memory's speed is measured in the same
+next one after the last. Every server gets all cores and a cache of 16,384 tokens; one that fails
+loses its own figures, and the others go on. All are started at the beginning and stopped (SIGSTOP)
+but in their turn; they alternate, with new prompts in each round, and the figures are medians over
+the rounds. The memory's speed is measured in the same
 rounds; `of limit` is the share of it that the weights take, read once per token, for one client.
 Memory is that of all processes of a server after its loads, `rest` what is beyond its weights and
 the whole cache, which not all of them fill.

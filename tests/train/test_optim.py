@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -217,3 +219,21 @@ def test_shares_of_the_state_are_about_equal(ranks: int) -> None:
     loads = [sum(sizes[n] for n, owner in owners.items() if owner == r) for r in range(ranks)]
     # Graham's bound: 4/3 of the best, which is at least the largest one and the mean
     assert max(loads) <= 4 / 3 * max(50, sum(sizes.values()) / ranks)
+
+
+def test_eager_steps_do_not_import_the_compiler() -> None:
+    """It would double the time to the first step; in a process that has not imported it yet."""
+    code = """
+import sys, torch
+from gptsmith.train.optim import Optimizer
+from gptsmith.train.options import OptimConfig
+model = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([torch.nn.Linear(4, 4)])})
+optimizer = Optimizer(model, OptimConfig(), "cpu")
+model["blocks"][0](torch.ones(4)).sum().backward()
+optimizer.step()
+optimizer.zero_grad()
+assert len(optimizer.optimizers) == 2 and not any(p.grad is not None for p in model.parameters())
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

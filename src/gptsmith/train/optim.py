@@ -11,6 +11,7 @@ orthogonalises whole matrices).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -49,6 +50,16 @@ def orthogonalize(x: Tensor) -> Tensor:
     return x if wide else x.mT
 
 
+# PyTorch's own methods import its compiler, 1.4 s of CPU time, to keep themselves out of graphs; no
+# optimizer is in a graph of ours.
+_add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+
+
+class AdamW(torch.optim.AdamW):
+    add_param_group = _add_param_group
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
 class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum, for matrices (rows, columns).
 
@@ -56,6 +67,8 @@ class Muon(torch.optim.Optimizer):
     each is orthogonalised separately. Matrices of equal shape go through the iteration as a batch.
     owners: of sharded parameters; the rank that gathers and orthogonalises the whole matrix.
     """
+
+    add_param_group = _add_param_group
 
     def __init__(
         self,
@@ -112,7 +125,7 @@ class Muon(torch.optim.Optimizer):
 
 
 _FIELDS: dict[type, tuple[str, ...]] = {
-    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    AdamW: ("step", "exp_avg", "exp_avg_sq"),
     Muon: ("momentum",),
 }
 
@@ -144,7 +157,7 @@ class Optimizer:
         factor = config.embedding_lr_scale if matrices else 1.0
         self.optimizers: list[torch.optim.Optimizer] = []
         if rest:
-            adamw = torch.optim.AdamW(
+            adamw = AdamW(
                 [dict(g, factor=factor) for g in groups if g["params"]],
                 lr=config.learning_rate,
                 betas=(config.beta1, config.beta2),
@@ -179,8 +192,8 @@ class Optimizer:
         distributed.broadcast_tensors(self.owners)
 
     def zero_grad(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        for p in self.names:
+            p.grad = None
 
     def state_tensors(self, memory: HostMemory | None = None) -> dict[str, Tensor]:
         """The complete optimizer state: `PARAMETER|FIELD` -> tensor, copied if there is `memory`.

@@ -4,9 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from runs import events
+
 
 def demo(folder: Path) -> str:
-    short = ["--seconds", "6", "--chat-seconds", "6", "--per-skill", "2", "--questions", "400"]
+    short = ["--steps", "12", "--chat-steps", "10", "--per-skill", "2", "--questions", "400"]
     argv = [sys.executable, "-m", "gptsmith", "demo", "--folder", str(folder), *short]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -19,6 +21,9 @@ def test_demo_runs_every_stage_and_resumes(tmp_path):
         assert f"$ gptsmith {verb} " in output
     for word in ("before", "after", "untuned", "with examples", "held-out", "other phrasings"):
         assert word in output
+    assert "min for 22 training steps here" in output
+    for run, steps in (("demo", 12), ("demo-chat", 10)):  # fixed work on any machine
+        assert events(tmp_path / "runs" / run, "train")[-1]["step"] == steps
     assert output.count("> ") >= 7  # what the user says in the conversations
     for run in ("demo", "demo-chat"):
         for name in ("report.md", "curves.png", "samples.txt", "model.safetensors", "skills.json"):
@@ -26,3 +31,4 @@ def test_demo_runs_every_stage_and_resumes(tmp_path):
     again = demo(tmp_path)  # nothing is trained twice
     assert "$ gptsmith pretrain" not in again
     assert "$ gptsmith finetune" not in again
+    assert "training steps here" not in again

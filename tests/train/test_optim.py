@@ -237,3 +237,17 @@ print("torch._dynamo" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_muon_does_not_compute_in_emulated_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """V100 and T4 have bfloat16 in software only, as PyTorch says when it is asked like that."""
+    for hardware in (False, True):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True, hardware=hardware: (
+                including_emulation or hardware
+            ),
+        )  # fmt: skip
+        optimizer = Optimizer(GPTModel(ModelConfig(n_layer=1, n_head=1, n_embd=8, vocab_size=9)),
+                              OptimConfig(), "cuda")  # fmt: skip
+        [muon] = [each for each in optimizer.optimizers if isinstance(each, Muon)]
+        assert muon.dtype == (torch.bfloat16 if hardware else torch.float32)

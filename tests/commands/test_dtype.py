@@ -40,6 +40,13 @@ def test_serve_loads_it(run: Run) -> None:
     assert stored.head_weight.dtype == torch.float32
 
 
+def test_the_draft_model_is_converted_as_well(run: Run) -> None:
+    options = ServeOptions(run=(run.path,), draft=run.path, device="cpu", dtype="bfloat16")
+    draft = options.load_draft(run)
+    assert draft is not None
+    assert draft.head_weight.dtype == torch.bfloat16
+
+
 def test_evaluate_says_what_was_measured(command, run: Run, tmp_path: Path) -> None:
     text, out = tmp_path / "text.txt", tmp_path / "result.json"
     text.write_text("To be, or not to be: that is the question. " * 5)

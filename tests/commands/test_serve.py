@@ -9,7 +9,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
+from runs import random_run
 from server_process import serving
+
+from gptsmith.commands import serve
+from gptsmith.kernels import packed_model
+from gptsmith.model.config import ModelConfig
+from gptsmith.serve.options import ServeOptions
 
 pytest.importorskip("starlette")
 
@@ -126,3 +133,31 @@ def test_bodies_are_read_as_json_lines_would_be(run: Path) -> None:
         back = httpx.post(f"{url}/detokenize", json={"tokens": found["tokens"]}).json()
         assert back["prompt"] == text
         assert json.dumps(text) in json.dumps(back)
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "more", [{}, {"dtype": "bfloat16"}, {"dtype": "float32"}, {"quantize": "int8"}]
+)
+def test_kernels_are_compiled_early_for_the_format_that_is_asked_for(
+    stored: str, more: dict[str, str], tmp_path: Path
+) -> None:
+    config = ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=16, vocab_size=257)
+    run = random_run(tmp_path / "run", config, dtype=getattr(torch, stored))
+    options = ServeOptions(run=(run.path,), device="cpu", **more)
+    model = options.load(run)
+    assert serve._kernel_format(options) == packed_model._format(model, options.engine_weights)
+
+
+def test_kernels_are_compiled_early_for_a_cpu_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "_GPUS", (str(tmp_path / "none"),))
+    monkeypatch.setattr("sys.platform", "linux")
+    assert [serve._is_for_cpu(device) for device in ("cpu", "auto", "cuda:1")] == [
+        True,
+        True,
+        False,
+    ]
+    monkeypatch.setattr(serve, "_GPUS", (str(tmp_path),))
+    assert [serve._is_for_cpu(device) for device in ("cpu", "auto")] == [True, False]

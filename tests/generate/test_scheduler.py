@@ -232,3 +232,17 @@ def test_a_full_queue_rejects() -> None:
     first.generation.finish_reason = "cancelled"
     assert scheduler.room == 1
     scheduler.add(state_of([1]))
+
+
+def test_requests_are_counted_while_another_thread_adds_one() -> None:
+    scheduler = make()
+
+    class Counted(RequestState):
+        @property
+        def finished(self) -> bool:  # here the other thread has its turn
+            scheduler.waiting.append(state_of([9]))
+            return False
+
+    request = Request([1], SamplingConfig(max_new_tokens=5))
+    scheduler.waiting.extend(Counted(request, frozenset(), CONTEXT, None) for _ in range(2))
+    assert scheduler.stats.waiting == 2

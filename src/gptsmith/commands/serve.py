@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ from gptsmith.serve.options import ServeOptions
 
 if TYPE_CHECKING:
     from gptsmith.serve.served import ServedModel
+
+_GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, those of Windows under WSL
 
 
 def main(argv: list[str]) -> None:
@@ -45,9 +48,9 @@ def main(argv: list[str]) -> None:
             "by --api-key-file FILE or the environment variable GPTSMITH_API_KEY"
         )
     listening = _listen(options.host, options.port)
-    if options.device in ("auto", "cpu"):
-        prebuild(options.quantize or _stored_format(options.run[0]))
     try:
+        if _is_for_cpu(options.device):
+            prebuild(_kernel_format(options))
         from gptsmith.serve.app import create_app  # this imports torch
         from gptsmith.serve.connection import http_server
 
@@ -65,9 +68,19 @@ def main(argv: list[str]) -> None:
         listening.close()
 
 
-def _stored_format(run: Path) -> str:
-    """The format in which the weights of a run will be used, from the beginning of their file."""
-    path = run / layout.WEIGHTS
+def _is_for_cpu(device: str) -> bool:
+    """Whether a CPU will compute, as far as can be told before torch is imported."""
+    if device == "auto":
+        return sys.platform != "darwin" and not any(Path(name).exists() for name in _GPUS)
+    return device == "cpu"
+
+
+def _kernel_format(options: ServeOptions) -> str:
+    """The format of weights for which the kernels will be asked first, told without torch: for
+    weights as they are stored, from the beginning of their file."""
+    if options.quantize is not None or options.dtype != "auto":
+        return options.quantize or options.dtype
+    path = options.run[0] / layout.WEIGHTS
     with suppress(OSError, SafetensorError), safe_open(path, framework="numpy") as file:
         if {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}:  # noqa: SIM118
             return "bfloat16"
@@ -92,7 +105,7 @@ def _load(options: ServeOptions) -> dict[str, ServedModel]:
             options.max_batch_size,
             options.quantize,
             options.cache_tokens,
-            options.load_draft(run, next(model.parameters()).device),
+            options.load_draft(run),
             options.draft_tokens,
         )
     return models

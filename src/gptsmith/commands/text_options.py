@@ -25,6 +25,6 @@ class TextOptions(SamplingConfig, Speculation, TextWeightOptions):
             run.tokenizer,
             weights=self.engine_weights,
             keep_model=False,
-            draft_model=self.load_draft(run, model.head_weight.device),
+            draft_model=self.load_draft(run),
             draft_tokens=self.draft_tokens,
         )

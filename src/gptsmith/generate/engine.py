@@ -164,6 +164,7 @@ class Engine:
 
     @property
     def stats(self) -> Stats:
+        """May be read from another thread."""
         return self._scheduler.stats
 
     @property

@@ -96,9 +96,12 @@ class Scheduler:
 
     @property
     def stats(self) -> Stats:
+        """May be read from another thread, so it counts in copies: a deque that changes meanwhile
+        raises an error."""
         pages = self.pages
         waiting, running = (
-            sum(not state.finished for state in states) for states in (self.waiting, self.running)
+            sum(not state.finished for state in [*states])
+            for states in (self.waiting, self.running)
         )
         return Stats(
             waiting, running, pages.used, pages.limit, self._computed, self._cached, self._accepted

@@ -41,7 +41,10 @@ class WeightChoice(Section):
 
     def load(self, run: Run) -> GPTModel:
         """The model in eval mode on its device; `run.notice` is printed to stderr."""
-        model = run.load_model(self.checkpoint, self.torch_device(), self.trust_code)
+        return self._load(run, self.checkpoint)
+
+    def _load(self, run: Run, checkpoint: CheckpointName) -> GPTModel:
+        model = run.load_model(checkpoint, self.torch_device(), self.trust_code)
         if run.notice:
             terminal.note(run.notice)
         return model
@@ -66,13 +69,13 @@ class Quantization(WeightChoice):
     of the memory of float32, and faster. The files of the run stay as they are (default: use the
     weights as they are)."""
 
-    def load(self, run: Run) -> GPTModel:
-        """As WeightChoice.load, converted to `dtype`."""
+    def _load(self, run: Run, checkpoint: CheckpointName) -> GPTModel:
+        """As WeightChoice._load, converted to `dtype`."""
         import torch
 
         if self.dtype == "float16" and self.torch_device().type == "cpu":
             raise ValueError("--dtype float16 is for GPUs: use bfloat16 or float32 on a CPU")
-        model = super().load(run)
+        model = super()._load(run, checkpoint)
         return model if self.dtype == "auto" else model.to(getattr(torch, self.dtype))
 
     @property
@@ -81,17 +84,19 @@ class Quantization(WeightChoice):
         return self.quantize or "auto"
 
 
-class Speculation(Section):
+class Speculation(Quantization):
     """How tokens are guessed, for the model to verify several at once: the text stays the same."""
 
     draft: Path | None = None
-    """Folder of a smaller run with the same tokenizer, which guesses the next tokens (default: no
-    guesses, or with --draft-tokens from the text itself)."""
+    """Folder of a smaller run with the same tokenizer, which guesses the next tokens; --dtype and
+    --quantize apply to it, too (default: no guesses, or with --draft-tokens from the text
+    itself)."""
     draft_tokens: int | None = Field(None, ge=0, le=64)
     """Guesses that are verified in a step, at most (default: 4 with --draft, otherwise 0)."""
 
-    def load_draft(self, run: Run, device: torch.device) -> GPTModel | None:
-        """The model of `draft`. ValueError if its tokenizer is not that of the run."""
+    def load_draft(self, run: Run) -> GPTModel | None:
+        """The model of `draft`, on the device and in the `dtype` of the run's model. ValueError if
+        its tokenizer is not that of the run."""
         from gptsmith.run import Run
 
         if self.draft is None:
@@ -107,7 +112,7 @@ class Speculation(Section):
                 f"--draft {self.draft}: its tokenizer ({len(vocab):,} tokens) is not that of"
                 f" {run.path} ({len(mine):,}); they differ in token {i}, {name!r:.40}"
             )
-        return other.load_model("last", device)
+        return self._load(other, "last")
 
 
 class TextWeightOptions(Quantization, WeightOptions):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from gptsmith.run.options import Quantization, Speculation, WeightChoice
+from gptsmith.run.options import Speculation
 
 
-class ServeOptions(Quantization, Speculation, WeightChoice):
+class ServeOptions(Speculation):
     """Serve runs: a chat page, and the API of OpenAI's clients."""
 
     run: tuple[Path, ...] = Field((), min_length=1)

@@ -17,6 +17,7 @@ from gptsmith.recipes import loop
 from gptsmith.recipes.micro_batches import micro_batches
 from gptsmith.recipes.plan import Dataset
 from gptsmith.recipes.prefetch import Prefetch, step_batches
+from gptsmith.train import distributed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,13 +55,27 @@ def test_training_does_not_change(corpus, tmp_path, monkeypatch) -> None:
     made = []
 
     def always(dataset: Dataset, rows: int, size: int, device: torch.device) -> Prefetch:
-        made.append(Prefetch(lambda step: micro_batches(dataset, step * rows, rows, size), device))
+        def make(step: int) -> list[Batch]:
+            return micro_batches(dataset, step * rows, rows, size, rank=0, ranks=1)
+
+        made.append(Prefetch(make, device))
         return made[0]
 
     monkeypatch.setattr(loop, "step_batches", always)
     assert cli.main(pretrain(corpus, tmp_path / "ahead", *words)) == 0
     assert len(made) == 1
     assert_same_checkpoints(tmp_path / "ahead", tmp_path / "inline")
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_the_share_of_rank_0_is_the_same_while_it_is_alone(monkeypatch, device) -> None:
+    """The thread makes a step's batches whenever it comes to it, also during an evaluation."""
+    launch = distributed.Launch(0, 2, 0, "localhost", 1)
+    monkeypatch.setattr(distributed, "_connection", distributed._Connection(launch, None, None))
+    batches = step_batches(Rows(), 8, 2, torch.device(device))
+    with distributed.alone():
+        found = batches(1)
+    assert equal(found, [Rows().batch(8, 2), Rows().batch(12, 2)])
 
 
 def test_a_step_may_be_asked_for_twice_and_the_order_left() -> None:

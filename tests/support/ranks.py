@@ -163,9 +163,13 @@ def train(
             total = total + (row - row.detach()) * 3e38
         return total
 
+    def batches(step: int) -> list[Batch]:
+        rank, ranks = distributed.rank(), distributed.world_size()
+        return micro_batches(Rows(), step * number * 2, number * 2, 2, rank, ranks)
+
     run = train_steps(
-        model, loss, lambda step: micro_batches(Rows(), step * number * 2, number * 2, 2),
-        optimizer, learning_rate=lambda step: 0.01, precision=Precision("fp32", "cpu", ""),
+        model, loss, batches, optimizer,
+        learning_rate=lambda step: 0.01, precision=Precision("fp32", "cpu", ""),
         max_grad_norm=0.5, seed=3, scaler=scaler,
     )  # fmt: skip
     done = [next(run)]

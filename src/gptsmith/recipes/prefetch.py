@@ -11,6 +11,7 @@ import torch
 from gptsmith.batch import Batch
 from gptsmith.recipes.micro_batches import micro_batches
 from gptsmith.recipes.plan import Dataset
+from gptsmith.train import distributed
 
 Batches = Callable[[int], Sequence[Batch]]  # of a step
 
@@ -20,9 +21,12 @@ def step_batches(
 ) -> Batches:
     """step -> this rank's micro-batches. They are made ahead unless the CPU computes the step, from
     which the thread would take its time."""
+    # asked now: in the thread, rank 0 may just be `distributed.alone()`
+    rank, ranks = distributed.rank(), distributed.world_size()
 
     def make(step: int) -> Sequence[Batch]:
-        return micro_batches(dataset, step * rows_per_step, rows_per_step, batch_size)
+        first = step * rows_per_step
+        return micro_batches(dataset, first, rows_per_step, batch_size, rank, ranks)
 
     return make if device.type == "cpu" else Prefetch(make, device)
 

@@ -59,12 +59,12 @@ def compare(device: str, rounds: int, tokens: int, prompt: int) -> None:
     print(f"{'':28}" + "".join(f"{f'{rows} rows':>12}" for rows in ROWS))
     torch.manual_seed(0)
     model = GPTModel(ModelConfig.preset("gpt2")).eval().to(device)
-    real = forward.is_static
+    real = forward.decodes_by_graph
     for dtype in (torch.bfloat16, torch.float32):
         model.to(dtype)
         for title, static in (("graphs", real), ("launched operations", lambda device: False)):
-            forward.is_static = static
+            forward.decodes_by_graph = static
             line = f"{str(dtype).removeprefix('torch.')}, {title:18}"
             speed = [rows / seconds_per_step(model, rows, tokens, prompt, rounds) for rows in ROWS]
             print(f"{line:28}" + "".join(f"{value:12,.0f}" for value in speed), flush=True)
-    forward.is_static = real
+    forward.decodes_by_graph = real

@@ -216,7 +216,7 @@ def test_models_in_half_precision_generate(dtype: torch.dtype) -> None:
 @pytest.fixture
 def static(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Engines that are made from now on decode by the static step, or not."""
-    return lambda on: monkeypatch.setattr(forward, "is_static", lambda device: on)
+    return lambda on: monkeypatch.setattr(forward, "decodes_by_graph", lambda device: on)
 
 
 def mixed_requests() -> list[Request]:

@@ -210,7 +210,7 @@ def test_a_step_of_decoding_uploads_once_and_reads_once(
     penalized = SamplingConfig(max_new_tokens=4, repetition_penalty=1.3)
 
     def run(device: torch.device) -> list[list[int]]:
-        monkeypatch.setattr(forward, "is_static", lambda at: at == device != CPU)
+        monkeypatch.setattr(forward, "decodes_by_graph", lambda at: at == device != CPU)
         engine = Engine(model_of(AXES[axes], device), page=4)
         rows = [engine.add(Request([7 + i, *range(4 + i)], s)) for i, s in enumerate(settings)]
         engine.step()

@@ -3,6 +3,7 @@ operations instead of a graph. tests/test_gpu.py captures real ones."""
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +24,7 @@ from gptsmith.generate.options import SamplingConfig
 from gptsmith.generate.request import Request
 from gptsmith.generate.sampling import RowSettings, sample, sample_rows
 from gptsmith.model import checks, decode_cache
-from gptsmith.model.decode_cache import FLASH_PAGE, DecodeCache, Newest, flash_window
+from gptsmith.model.decode_cache import FLASH_PAGE, DecodeCache, NewestTokens, flash_window
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.kv_cache import PagedKVCache
 from gptsmith.model.masks import parse
@@ -38,7 +39,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[RecordedGraph]:
         made.append(RecordedGraph(run))
         return made[-1]
 
-    monkeypatch.setattr(forward, "is_static", lambda device: True)
+    monkeypatch.setattr(forward, "decodes_by_graph", lambda device: True)
     monkeypatch.setattr(decode_step._Graphs, "capture", capture)
     monkeypatch.setattr(checks, "_outside", lambda *given: None)  # reads values, on a CPU only
     # in inference mode, operations are not divided into those that a device sees
@@ -124,8 +125,10 @@ def test_damaged_weights_are_reported(graphs: list[RecordedGraph]) -> None:
     assert generation.finish_reason == "cancelled"
 
 
-def test_a_graph_that_cannot_be_captured_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward, "is_static", lambda device: True)
+def test_a_graph_that_cannot_be_captured_is_not_needed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(forward, "decodes_by_graph", lambda device: True)
     model, tries = model_in_float64(LLAMA), []
 
     class Refuses:
@@ -133,7 +136,7 @@ def test_a_graph_that_cannot_be_captured_is_not_needed(monkeypatch: pytest.Monke
             tries.append(1)
 
         def __enter__(self) -> None:
-            raise RuntimeError("operation not permitted when stream is capturing")
+            raise RuntimeError("operation not permitted when stream is capturing\nCUDA says more")
 
         def __exit__(self, *given: object) -> None: ...
 
@@ -146,11 +149,39 @@ def test_a_graph_that_cannot_be_captured_is_not_needed(monkeypatch: pytest.Monke
         monkeypatch.setattr(torch.cuda, name, lambda *given: object())
     monkeypatch.setattr(torch.cuda, "graph", Refuses)
     sampling = SamplingConfig(max_new_tokens=12)
-    [a, b] = Engine(model).generate([[1, 2, 3], [4]], sampling)
+    engine = Engine(model)
+    [a, b] = engine.generate([[1, 2, 3], [4]], sampling)
+    engine.refresh()
+    engine.generate([[1, 2, 3]], sampling)
     assert tries == [1]
+    assert capsys.readouterr().err == (
+        "Decoding without a CUDA graph, which is slower: operation not permitted when stream is"
+        " capturing\n"
+    )
     assert [a.ids, b.ids] == [
         full_forward(model, p, sampling, i) for i, p in enumerate([[1, 2, 3], [4]])
     ]
+
+
+def test_graphs_of_all_sizes_are_captured_in_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuBLAS keeps megabytes of workspace for each stream."""
+    given = []
+
+    def capturing(graph: object, pool: object, stream: object, **named: object) -> ExitStack:
+        given.append((pool, stream))
+        return ExitStack()
+
+    for name in ("CUDAGraph", "graph_pool_handle", "Stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *given: object())
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    graphs = decode_step._Graphs()
+    for _ in range(2):
+        graphs.capture(torch.device("cuda"), lambda: None)
+        graphs.capture(torch.device("cuda"), lambda: None)
+        graphs.clear()
+    pools, streams = zip(*given, strict=True)
+    assert len(set(streams)) == 1
+    assert pools[0] == pools[1] != pools[2] == pools[3]
 
 
 # --- attention through the page table ------------------------------------------------------------
@@ -187,7 +218,7 @@ def flash_in_torch(
 def test_flash_attention_is_asked_for_what_the_mask_says(
     mask: str, kv_heads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forward, "is_static", lambda device: True)
+    monkeypatch.setattr(forward, "decodes_by_graph", lambda device: True)
     for module in (forward, decode_cache):
         monkeypatch.setattr(module, "flash_serves", lambda *given: True)
     monkeypatch.setattr(varlen, "varlen_attn", flash_in_torch)
@@ -247,7 +278,7 @@ def test_the_pass_waits_for_no_number(mask: str, monkeypatch: pytest.MonkeyPatch
     pages = PagedKVCache(config, FLASH_PAGE, torch.bfloat16, device)
     pages.grow(7)
     table = torch.zeros(4, 8, dtype=torch.int64, device=device)
-    newest = Newest(table[:, 1], table[:, 2], table[:, 3], table[:, 4:])
+    newest = NewestTokens(table[:, 1], table[:, 2], table[:, 3], table[:, 4:])
     cache = DecodeCache(pages, newest, model.mask)
     assert (cache._window is not None) == (mask == "causal()")
     with torch.no_grad():

@@ -19,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gptsmith import terminal
 from gptsmith.generate.request import RequestState
 from gptsmith.generate.sampling import RowSettings, sample_rows, uniform
 from gptsmith.generate.scheduler import Span
-from gptsmith.model.decode_cache import DecodeCache, Newest
+from gptsmith.model.decode_cache import DecodeCache, NewestTokens
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.kv_cache import PagedKVCache
 
@@ -59,13 +60,14 @@ class DecodeStep:
 
     def __init__(self, model: GPTModel) -> None:
         self._model = model
+        self._graphs = _Graphs()
         self.clear()
 
     def clear(self) -> None:
         """Forget the graphs: weights or pages are elsewhere now."""
         self._pages: Tensor | None = None
         self._steps: dict[Size, _StaticStep] = {}
-        self._graphs = _Graphs()
+        self._graphs.clear()
 
     @staticmethod
     def serves(span: Span) -> bool:
@@ -100,27 +102,37 @@ class DecodeStep:
 
 
 class _Graphs:
-    """What the graphs of all sizes share: memory, since only one of them runs at a time."""
+    """What the graphs of all sizes share: memory, since only one of them runs at a time, and the
+    stream of their capture, since cuBLAS keeps a workspace for each stream."""
 
     def __init__(self) -> None:
-        self._pool: Any = None
+        self._stream: torch.cuda.Stream | None = None
         self._possible = True
+        self.clear()
+
+    def clear(self) -> None:
+        """All graphs are gone, and their memory with them."""
+        self._pool: Any = None
 
     def capture(self, device: torch.device, run: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
         """The graph of `run`, which is not computed; None if it cannot be captured, such as under a
-        mask that is a user's function and moves a table to the device."""
+        mask that is a user's function and moves a table to the device. A notice says so once."""
         if device.type != "cuda" or not self._possible:
             return None
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(device)
+        graph, stream = torch.cuda.CUDAGraph(), self._stream
         try:
             # "thread_local": other threads, such as those of a server, may use the device meanwhile
             with torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):
                 run()
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:
+        except RuntimeError as error:
             self._possible = False
+            reason = str(error).partition("\n")[0]
+            terminal.note(f"Decoding without a CUDA graph, which is slower: {reason}")
             return None
         return graph
 
@@ -138,7 +150,7 @@ class _StaticStep:
         device, shape = pages.k.device, (size.rows, _PAGES + size.pages)
         self._host = torch.zeros(shape, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._inputs = table = torch.zeros(shape, dtype=torch.int64, device=device)
-        newest = Newest(
+        newest = NewestTokens(
             table[:, _POSITIONS], table[:, _SLOTS], table[:, _STARTS], table[:, _PAGES:]
         )
         self._cache = DecodeCache(pages, newest, model.mask)

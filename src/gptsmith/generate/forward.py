@@ -37,12 +37,12 @@ class Decoded(NamedTuple):
     logits: Tensor
 
 
-NONE_DECODED = Decoded({}, torch.empty(0, 0))
+NOTHING_DECODED = Decoded({}, torch.empty(0, 0))
 
 
-def is_static(device: torch.device) -> bool:
-    """Whether the newest tokens are read by a static step: where launching operations takes longer
-    than computing them."""
+def decodes_by_graph(device: torch.device) -> bool:
+    """Whether the newest tokens are read by a static step, which a CUDA graph replays: where
+    launching operations takes longer than computing them."""
     return device.type == "cuda"
 
 
@@ -90,7 +90,7 @@ class KernelForward:
 
     def decode(self, spans: Sequence[Span], V: int) -> Decoded:
         """Read those of the spans that a static step serves, and sample their next tokens."""
-        return NONE_DECODED
+        return NOTHING_DECODED
 
     def logits(self, x: Tensor, V: int) -> Tensor:
         """(N, V) of vectors x (N, C)."""
@@ -119,7 +119,7 @@ class TorchForward:
 
     def __init__(self, model: GPTModel, page: int) -> None:
         self._model, self.page = model, page
-        self._step = DecodeStep(model) if is_static(self.device) else None
+        self._step = DecodeStep(model) if decodes_by_graph(self.device) else None
         self.clear()
 
     @property
@@ -143,10 +143,10 @@ class TorchForward:
 
     def decode(self, spans: Sequence[Span], V: int) -> Decoded:
         if self._step is None:
-            return NONE_DECODED
+            return NOTHING_DECODED
         served = [i for i, span in enumerate(spans) if self._step.serves(span)]
         if not served:
-            return NONE_DECODED
+            return NOTHING_DECODED
         tokens, logits = self._step([spans[i] for i in served], self.cache, V)
         return Decoded(dict(zip(served, tokens, strict=True)), logits)
 

@@ -23,7 +23,7 @@ from gptsmith.model.masks import Mask
 FLASH_PAGE = 256  # FlashAttention 2 reads pages of a multiple of this
 
 
-class Newest(NamedTuple):
+class NewestTokens(NamedTuple):
     """The newest token of each row, whose keys and values are stored and attended to: int64."""
 
     positions: Tensor  # (B,)
@@ -38,7 +38,7 @@ class DecodeCache:
     pages: where keys and values are stored. They must not grow as long as this is in use.
     """
 
-    def __init__(self, pages: PagedKVCache, newest: Newest, mask: Mask) -> None:
+    def __init__(self, pages: PagedKVCache, newest: NewestTokens, mask: Mask) -> None:
         self.k, self.v = pages.k, pages.v  # (n_layer, K, P, page, D)
         self.newest = newest
         self.page = self.k.shape[3]
@@ -67,7 +67,7 @@ class DecodeCache:
         return mask.dense(B, H, positions, keys.masked_fill(keys > positions, -1))
 
     def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Bias, dropout: float = 0.0
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Bias, dropout: float
     ) -> Tensor:
         """Store k and v (B, K, 1, D) of a layer; returns what q (B, H, 1, D) reads."""
         for pool, new in ((self.k[layer], k), (self.v[layer], v)):

@@ -197,8 +197,8 @@ def _instruction(row: Row, columns: InstructionColumns, report: ReadReport) -> I
     row_fields.report_unused_columns(values, {*wanted, *inputs, *HISTORY}, report)
     instruction = row_fields.cell(values, columns.instruction)
     output = row_fields.cell(values, columns.output)
-    asked_and_said = ((columns.instruction, instruction), (columns.output, output))
-    for name, text in (*asked_and_said, *inputs.items()):
+    named_texts = ((columns.instruction, instruction), (columns.output, output))
+    for name, text in (*named_texts, *inputs.items()):
         check_unicode(row, name, text)
     system = row_fields.system_text(values)
     return Instruction(instruction, "\n\n".join(inputs.values()), output, row.place, system)

@@ -121,11 +121,11 @@ def _bleu(means: np.ndarray) -> np.ndarray:
 CORPUS_BLEU = Statistic(lambda items: [[*item["bleu_counts"], len(items)] for item in items], _bleu)
 
 
-def _known_column(row: Row, what: str, usual: Sequence[str]) -> str:
-    found = next((column for column in usual if column in row.values), None)
+def _known_column(row: Row, what: str, known: Sequence[str]) -> str:
+    found = next((column for column in known if column in row.values), None)
     if found is None:
         raise ValueError(
-            f"{row.place}: no column for the {what}: expected one of {', '.join(usual)}; it has "
+            f"{row.place}: no column for the {what}: expected one of {', '.join(known)}; it has "
             f"{quoted(row.values)}"
         )
     return found

@@ -2,7 +2,7 @@
 
    They wait for microseconds, so to sleep at once costs half of a token's time. OpenMP's own
    barrier does so where the process has more OpenMP threads than cores, as after one thread has
-   loaded a model for another to run; where it has not, GNU's spins for milliseconds, which other
+   loaded a model for another to run; otherwise GNU's barrier spins for milliseconds, which other
    programs and threads could use. This one spins at most 200 us, and less while that does not help:
    the limit doubles after a sleep that was shorter, and halves after a longer one. */
 
@@ -30,7 +30,8 @@
 
 enum { MIN_SPINS = 64, MAX_SPINS = 8192, SHORT_NS = 200000 }; /* 8192 take about 200 us */
 
-static uint32_t spins = MAX_SPINS; /* for all threads: how busy the machine is concerns them all */
+/* For all threads: how busy the machine is concerns them all. */
+static uint32_t spin_limit = MAX_SPINS;
 
 typedef struct { /* all zero at first */
     uint32_t round, arrived, asleep;
@@ -52,7 +53,7 @@ static void wait_for_all(barrier *b, int64_t threads) {
         if (__atomic_load_n(&b->asleep, __ATOMIC_SEQ_CST)) WAKE(&b->round);
         return;
     }
-    uint32_t limit = __atomic_load_n(&spins, __ATOMIC_RELAXED);
+    uint32_t limit = __atomic_load_n(&spin_limit, __ATOMIC_RELAXED);
     for (uint32_t i = 0; i < limit; i++) {
         if (__atomic_load_n(&b->round, __ATOMIC_ACQUIRE) != round) return;
         PAUSE();
@@ -63,5 +64,5 @@ static void wait_for_all(barrier *b, int64_t threads) {
     __atomic_sub_fetch(&b->asleep, 1, __ATOMIC_RELAXED);
     limit = nanoseconds() - begin < SHORT_NS ? limit * 2 : limit / 2;
     limit = limit < MIN_SPINS ? MIN_SPINS : limit > MAX_SPINS ? MAX_SPINS : limit;
-    __atomic_store_n(&spins, limit, __ATOMIC_RELAXED);
+    __atomic_store_n(&spin_limit, limit, __ATOMIC_RELAXED);
 }

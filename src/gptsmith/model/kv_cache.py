@@ -8,6 +8,7 @@ B batch (rows), T new tokens, K key/value heads, S slots of a row, P pages, D he
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -35,13 +36,27 @@ class Cache(Protocol):
         (B, H, T, D) read under the mask of `prepare`: (B, H, T, D)."""
 
 
-class KVCache:
+class UpdatedCache(ABC):
+    """A cache in which the queries attend to what `update` returns."""
+
+    @abstractmethod
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k and v (B, K, T, D) of one layer; returns those to attend to (B, K, S, D)."""
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Bias, dropout: float
+    ) -> Tensor:
+        """See Cache."""
+        return attention(q, *self.update(layer, k, v), mask, dropout)
+
+
+class KVCache(UpdatedCache):
     """Pre-allocated keys and values of every layer; each row has its own length.
 
     The token at position p of a row is stored in slot p % S. Under a sliding window, S may be as
     small as the window: a token is overwritten only when no later token can see it.
 
-    A forward pass calls `prepare` once and `update` in every layer. Rows with fewer new tokens than
+    A forward pass calls `prepare` once and `attend` in every layer. Rows with fewer new tokens than
     others are padded on the right with position -1; padding is neither stored nor seen.
     """
 
@@ -63,7 +78,7 @@ class KVCache:
         self.lengths = [0] * batch
         """Number of tokens read in each row, which is its next position."""
         self._mask: Mask | None = None
-        # Set by `prepare` for the `update` of every layer:
+        # Set by `prepare` for every layer:
         self._before = 0  # slots 0.._before - 1 were in use before this pass
         self._used = 0  # slots 0.._used - 1 are in use now
         self._slot: int | None = None  # where all rows store their single token, or else
@@ -227,12 +242,6 @@ class KVCache:
             return stored_k[:, :, : self._used], stored_v[:, :, : self._used]
         return all_k, all_v
 
-    def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Bias, dropout: float
-    ) -> Tensor:
-        """See Cache."""
-        return attention(q, *self.update(layer, k, v), mask, dropout)
-
 
 class Part(Protocol):
     """What a forward pass reads of a text, and where its keys and values are."""
@@ -252,10 +261,10 @@ class Part(Protocol):
     def first(self) -> int: ...
 
 
-class PagedKVCache:
+class PagedKVCache(UpdatedCache):
     """Keys and values of every layer in pages of a few consecutive tokens of a text.
 
-    Before a forward pass, `use` says which texts it reads, one in each row; `prepare` and `update`
+    Before a forward pass, `use` says which texts it reads, one in each row; `prepare` and `attend`
     are as in KVCache, except that they check nothing. This is the path of torch's own ops: it
     copies the pages of each row side by side in every layer.
     """
@@ -338,9 +347,3 @@ class PagedKVCache:
                 pages = pool.view(K * P, page * D).index_select(0, self._index)
                 found.append(pages.view(len(new), K, -1, D)[:, :, : self._used])
         return (k, v) if self._alone else (found[0], found[1])
-
-    def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Bias, dropout: float
-    ) -> Tensor:
-        """See Cache."""
-        return attention(q, *self.update(layer, k, v), mask, dropout)

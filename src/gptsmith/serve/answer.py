@@ -13,7 +13,7 @@ from gptsmith.generate.request import Generation
 from gptsmith.generate.sampling import TokenLogprob
 from gptsmith.serve.protocol import ChatBody, CompletionBody
 from gptsmith.serve.served import ServedModel
-from gptsmith.serve.worker import Progress
+from gptsmith.serve.worker import CompletionProgress
 
 Json = dict[str, Any]
 
@@ -35,7 +35,7 @@ class Answer(ABC):
         self.model, self.body, self.prompts, self.echoes = model, body, prompts, echoes
         self.generations: list[Generation] = []
         self.id, self.created = f"{self.prefix}-{uuid.uuid4().hex}", int(time.time())
-        self._sent = [Progress() for _ in prompts]
+        self._sent = [CompletionProgress() for _ in prompts]
         self._offsets = [0] * len(prompts)  # characters of the names of the tokens that were sent
 
     def whole(self) -> Json:
@@ -47,7 +47,7 @@ class Answer(ABC):
         """The chunks before the first token."""
         return iter(())
 
-    def chunks(self, progress: Sequence[Progress]) -> Iterator[Json]:
+    def chunks(self, progress: Sequence[CompletionProgress]) -> Iterator[Json]:
         """One chunk per choice that has changed since the last call."""
         for i, (old, new) in enumerate(zip(self._sent, progress, strict=True)):
             if new == old:
@@ -56,7 +56,7 @@ class Answer(ABC):
             choice = self._delta(i, old, new)
             if self.body.return_token_ids:
                 choice["token_ids"] = self.generations[i].ids[old.length : new.length]
-                if old == Progress():
+                if old == CompletionProgress():
                     choice["prompt_token_ids"] = self.prompts[i]
             yield self._chunk([choice])
 
@@ -93,14 +93,14 @@ class Answer(ABC):
         choice: Json = {
             "index": i,
             **self._content(i, generation),
-            "logprobs": self._logprobs(i, Progress(), _end(generation)),
+            "logprobs": self._logprobs(i, CompletionProgress(), _end(generation)),
             "finish_reason": generation.finish_reason,
         }
         if self.body.return_token_ids:
             choice |= {"prompt_token_ids": self.prompts[i], "token_ids": generation.ids}
         return choice
 
-    def _scored(self, i: int, old: Progress, new: Progress) -> list[Json]:
+    def _scored(self, i: int, old: CompletionProgress, new: CompletionProgress) -> list[Json]:
         """The new tokens of a choice with their log-probabilities and alternatives."""
         return [
             self._token(t.id, t.logprob) | {"top_logprobs": [self._token(*pair) for pair in t.top]}
@@ -120,11 +120,11 @@ class Answer(ABC):
         """The text of a choice."""
 
     @abstractmethod
-    def _delta(self, i: int, old: Progress, new: Progress) -> Json:
+    def _delta(self, i: int, old: CompletionProgress, new: CompletionProgress) -> Json:
         """A choice of a chunk: what has been added since `old` was sent."""
 
     @abstractmethod
-    def _logprobs(self, i: int, old: Progress, new: Progress) -> Json | None:
+    def _logprobs(self, i: int, old: CompletionProgress, new: CompletionProgress) -> Json | None:
         """Log-probabilities of what has been added since `old`; None if they were not requested."""
 
 
@@ -148,7 +148,7 @@ class ChatAnswer(Answer):
     def _content(self, i: int, generation: Generation) -> Json:
         return {"message": {"role": "assistant", "content": generation.text, "refusal": None}}
 
-    def _delta(self, i: int, old: Progress, new: Progress) -> Json:
+    def _delta(self, i: int, old: CompletionProgress, new: CompletionProgress) -> Json:
         text = new.text[len(old.text) :]
         return {
             "index": i,
@@ -157,7 +157,7 @@ class ChatAnswer(Answer):
             "finish_reason": new.finish_reason,
         }
 
-    def _logprobs(self, i: int, old: Progress, new: Progress) -> Json | None:
+    def _logprobs(self, i: int, old: CompletionProgress, new: CompletionProgress) -> Json | None:
         if not self.body.logprobs:
             return None
         return {"content": self._scored(i, old, new), "refusal": None}
@@ -173,9 +173,9 @@ class CompletionAnswer(Answer):
     def _content(self, i: int, generation: Generation) -> Json:
         return {"text": self.echoes[i] + generation.text}
 
-    def _delta(self, i: int, old: Progress, new: Progress) -> Json:
+    def _delta(self, i: int, old: CompletionProgress, new: CompletionProgress) -> Json:
         text = new.text[len(old.text) :]
-        if old == Progress():
+        if old == CompletionProgress():
             text = self.echoes[i] + text
         return {
             "index": i,
@@ -184,7 +184,7 @@ class CompletionAnswer(Answer):
             "finish_reason": new.finish_reason,
         }
 
-    def _logprobs(self, i: int, old: Progress, new: Progress) -> Json | None:
+    def _logprobs(self, i: int, old: CompletionProgress, new: CompletionProgress) -> Json | None:
         """Includes a stop token, as in vLLM: lm-evaluation-harness drops the last token, whatever
         it is, to keep those of the prompt."""
         if self.body.logprobs is None:
@@ -194,7 +194,7 @@ class CompletionAnswer(Answer):
         if new.finish_reason and generation.stop_logprob:
             scored.append(generation.stop_logprob)
         ids = [t.id for t in scored if t]
-        if self.body.echo and old == Progress():
+        if self.body.echo and old == CompletionProgress():
             ids = [*self.prompts[i], *ids]
             scored = [*generation.prompt_logprobs, *scored]  # the first has none
         names = [name(token) for token in ids]
@@ -212,5 +212,5 @@ class CompletionAnswer(Answer):
         return {self.model.token_name(token): p for token, p in reversed(scored.top)}
 
 
-def _end(generation: Generation) -> Progress:
-    return Progress(generation.text, len(generation.ids), generation.finish_reason)
+def _end(generation: Generation) -> CompletionProgress:
+    return CompletionProgress(generation.text, len(generation.ids), generation.finish_reason)

@@ -168,12 +168,12 @@ class Server:
 
     def _check_queue(self, model: ServedModel, count: int) -> None:
         """ApiError (429) if so many completions were too many; asked before anything takes time."""
-        with _busy():
+        with _queue_full_as_429():
             self.worker.check_queue(model.generating_engine(), count)
 
     def _submit(self, model: ServedModel, requests: Sequence[TextRequest]) -> Ticket:
         """Queue requests. ApiError (429) if too many wait."""
-        with _busy():
+        with _queue_full_as_429():
             return self.worker.submit(model.generating_engine(), requests)
 
     async def _finished(self, request: Request, ticket: Ticket) -> list[Generation] | None:
@@ -343,8 +343,8 @@ async def _disconnected(request: Request) -> None:
 
 
 @contextmanager
-def _busy() -> Iterator[None]:
-    """QueueFull as a response."""
+def _queue_full_as_429() -> Iterator[None]:
+    """Turn QueueFull into a response."""
     try:
         yield
     except QueueFull as error:

@@ -20,7 +20,7 @@ from gptsmith.generate.request import Generation, QueueFull, Request
 from gptsmith.serve.metrics import Metrics
 
 
-class Progress(NamedTuple):
+class CompletionProgress(NamedTuple):
     """How far a completion has come: its text, the number of its tokens, why it ended."""
 
     text: str = ""
@@ -35,7 +35,7 @@ class Ticket:
     def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
         self.engine, self.requests = engine, requests
         self.generations: list[Generation] = []
-        self.progress: tuple[Progress, ...] = (Progress(),) * len(requests)
+        self.progress: tuple[CompletionProgress, ...] = (CompletionProgress(),) * len(requests)
         self.error: Exception | None = None
         self.submitted = time.perf_counter()
         self.first_token: float | None = None
@@ -46,7 +46,7 @@ class Ticket:
     def is_done(self) -> bool:
         return self.error is not None or all(p.finish_reason for p in self.progress)
 
-    async def updates(self) -> AsyncIterator[tuple[Progress, ...]]:
+    async def updates(self) -> AsyncIterator[tuple[CompletionProgress, ...]]:
         """The progress of the requests, whenever it has changed, until all have finished.
 
         Raises the error that ended them."""
@@ -182,7 +182,7 @@ class Worker(threading.Thread):
             if failed := [g.error for g in ticket.generations if g.error]:
                 self._fail([ticket], ValueError(failed[0]))
             progress = tuple(
-                Progress(g.text, len(g.ids), g.finish_reason) for g in ticket.generations
+                CompletionProgress(g.text, len(g.ids), g.finish_reason) for g in ticket.generations
             )
             if progress != ticket.progress or ticket.error is not None:
                 if ticket.first_token is None and any(p.length for p in progress):

@@ -132,6 +132,11 @@ def bad_numbers() -> Exception:
     raise AssertionError
 
 
+def noted(error: BaseException) -> BaseException:
+    error.add_note("nothing was saved")
+    return error
+
+
 @pytest.mark.parametrize(
     ("how", "code", "line"),
     [
@@ -161,6 +166,8 @@ def bad_numbers() -> Exception:
             "again with --debug for the traceback)\n",
         ),
         (KeyboardInterrupt(), 130, "gptsmith probe: interrupted\n"),
+        (noted(ValueError("bad")), 2, "gptsmith probe: bad; nothing was saved\n"),
+        (noted(KeyboardInterrupt()), 130, "gptsmith probe: interrupted; nothing was saved\n"),
         (
             RuntimeError("odd"),
             1,

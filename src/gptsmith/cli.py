@@ -90,8 +90,8 @@ def _run(verb: str, arguments: list[str], debug: bool) -> int:
         if isinstance(end.code, str):
             return _print_error(_message(end), prog, 1)
         return end.code or 0
-    except KeyboardInterrupt:
-        return _print_error("interrupted", prog, 130)
+    except KeyboardInterrupt as error:
+        return _print_error(_with_notes("interrupted", error), prog, 130)
     except BrokenPipeError:
         raise
     except BaseException as error:  # some libraries in Rust raise no Exception when they panic
@@ -129,7 +129,13 @@ def _message(error: BaseException) -> str:
         message = "; ".join(f"{at}: {text}" if at else text for at, text in problems)
     else:
         message = str(error)
+    message = _with_notes(message, error)
     return re.sub(r"\s*\n\s*", " ", terminal.visible(message)).strip()
+
+
+def _with_notes(message: str, error: BaseException) -> str:
+    """The message, and what was added to the error on its way."""
+    return "; ".join([message, *getattr(error, "__notes__", ())])
 
 
 def _short(message: str) -> str:

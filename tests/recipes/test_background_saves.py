@@ -98,6 +98,23 @@ def test_a_signal_while_it_writes_saves_again_and_waits_for_both(
     )  # fmt: skip
 
 
+def test_a_signal_at_a_step_whose_save_is_due_saves_it_once(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, written = checkpoint.save, []
+
+    def interrupted(folder: Path, step: int, *arguments: object) -> Path:
+        written.append(step)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return save(folder, step, *arguments)
+
+    monkeypatch.setattr(checkpoint, "save", interrupted)
+    assert cli.main(command(corpus, tmp_path / "run", "--save.interval", "1")) == STOPPED
+    assert written == [*range(len(written))]
+    assert 4 <= len(written) < 12
+
+
 SLOWLY = (
     "import sys, time; from gptsmith.train import checkpoint; real = checkpoint.digest;"
     "checkpoint.digest = lambda path: (time.sleep(0.1), real(path))[1];"

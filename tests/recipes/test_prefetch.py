@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import pytest
@@ -14,7 +15,6 @@ from gptsmith.batch import Batch
 from gptsmith.data.dataset import Windows
 from gptsmith.data.shards import Corpus
 from gptsmith.recipes import loop
-from gptsmith.recipes.micro_batches import micro_batches
 from gptsmith.recipes.plan import Dataset
 from gptsmith.recipes.prefetch import Prefetch, step_batches
 from gptsmith.train import distributed
@@ -37,16 +37,17 @@ def equal(found: Sequence[Batch], expected: Sequence[Batch]) -> bool:
 def test_the_batches_of_a_corpus_come_in_the_same_order_over_epochs(corpus) -> None:
     opened = Corpus.open(corpus)
     windows = Windows(opened.train, 32, 3, opened.document)
-    ahead, inline = (step_batches(windows, 7 * 50, 50, torch.device(d)) for d in ("meta", "cpu"))
-    assert isinstance(ahead, Prefetch)
-    assert not isinstance(inline, Prefetch)
+    made = (step_batches(windows, 7 * 50, 50, torch.device(d)) for d in ("meta", "cpu"))
     steps = windows.per_epoch // 350 * 2  # into the second epoch
     assert steps > 8
-    for step in range(steps):
-        assert equal(ahead(step), inline(step))
-        assert windows.position(step) == {"seed": 3, "epoch": step // windows.per_epoch,
-                                          "index": step % windows.per_epoch,
-                                          "per_epoch": windows.per_epoch}  # fmt: skip
+    with next(made) as ahead, next(made) as inline:
+        assert isinstance(ahead, Prefetch)
+        assert not isinstance(inline, Prefetch)
+        for step in range(steps):
+            assert equal(ahead(step), inline(step))
+            assert windows.position(step) == {"seed": 3, "epoch": step // windows.per_epoch,
+                                              "index": step % windows.per_epoch,
+                                              "per_epoch": windows.per_epoch}  # fmt: skip
 
 
 def test_training_does_not_change(corpus, tmp_path, monkeypatch) -> None:
@@ -54,16 +55,18 @@ def test_training_does_not_change(corpus, tmp_path, monkeypatch) -> None:
     assert cli.main(pretrain(corpus, tmp_path / "inline", *words)) == 0
     made = []
 
-    def always(dataset: Dataset, rows: int, size: int, device: torch.device) -> Prefetch:
-        def make(step: int) -> list[Batch]:
-            return micro_batches(dataset, step * rows, rows, size, rank=0, ranks=1)
-
-        made.append(Prefetch(make, device))
-        return made[0]
+    @contextmanager
+    def always(dataset: Dataset, rows: int, size: int, device: torch.device, end: int | None):
+        with step_batches(dataset, rows, size, GPU, end) as ahead:
+            made.append(ahead)
+            yield ahead
 
     monkeypatch.setattr(loop, "step_batches", always)
     assert cli.main(pretrain(corpus, tmp_path / "ahead", *words)) == 0
-    assert len(made) == 1
+    assert [type(each) for each in made] == [Prefetch]
+    assert made[0]._step == 5, "nothing is made for a step that does not come"
+    made[0]._thread._thread.join(60)  # it ends with the training
+    assert not made[0]._thread._thread.is_alive()
     assert_same_checkpoints(tmp_path / "ahead", tmp_path / "inline")
 
 
@@ -72,8 +75,7 @@ def test_the_share_of_rank_0_is_the_same_while_it_is_alone(monkeypatch, device) 
     """The thread makes a step's batches whenever it comes to it, also during an evaluation."""
     launch = distributed.Launch(0, 2, 0, "localhost", 1)
     monkeypatch.setattr(distributed, "_connection", distributed._Connection(launch, None, None))
-    batches = step_batches(Rows(), 8, 2, torch.device(device))
-    with distributed.alone():
+    with step_batches(Rows(), 8, 2, torch.device(device)) as batches, distributed.alone():
         found = batches(1)
     assert equal(found, [Rows().batch(8, 2), Rows().batch(12, 2)])
 

@@ -1,5 +1,8 @@
 """Saves in a thread: copies that stay, one save at a time, errors that are not lost."""
 
+import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -54,6 +57,49 @@ def test_an_error_is_raised_once_by_the_next_call(call: str) -> None:
             writer.start(fail) if call == "start" else getattr(writer, call)()
         writer.check()
         writer.wait()
+
+
+def test_an_error_is_a_note_of_one_that_ends_training_or_is_raised_at_the_end() -> None:
+    with pytest.raises(ValueError, match="diverged") as raised, CheckpointWriter(True) as writer:
+        writer.start(fail)
+        raise ValueError("diverged")
+    (note,) = raised.value.__notes__
+    assert note.startswith("the last checkpoint was not written: ")
+    assert "No space left" in note
+    with pytest.raises(OSError, match="No space left"), CheckpointWriter(True) as writer:
+        writer.start(fail)
+
+
+HANGS = """
+import time
+from gptsmith.train.checkpoint_writer import CheckpointWriter
+from gptsmith.train.signals import StopSignal
+def save():
+    print("ready", flush=True)
+    time.sleep(600)
+with StopSignal(), CheckpointWriter(background=True) as writer:
+    writer.start(save)
+    if {waits}:
+        writer.wait()
+"""
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_second_signal_interrupts_the_wait_for_a_save_that_hangs(waits: bool) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGS.format(waits=waits)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert "KeyboardInterrupt" in errors
+    assert process.returncode == -signal.SIGINT  # as Python ends after a Ctrl-C
 
 
 def test_without_a_thread_a_save_is_executed_at_once() -> None:

@@ -96,12 +96,12 @@ def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float |
                         with sharding.gathered(job.model):
                             best, stops_early = session.evaluate(done)
                         done = done or stops_early
-                    if done or best or session.save_is_due():
-                        session.save()
+                    signal = session.agreed.signal
+                    if done or best or signal or session.save_is_due():
+                        session.save(wait=bool(signal))
                     if done:
                         break
-                    if signal := session.agreed.signal:
-                        session.save(wait=True)
+                    if signal:
                         monitor.line.print(
                             f"{signal}: saved at step {step.step}; --resume continues"
                         )
@@ -226,25 +226,27 @@ class _TrainingSession:
         if distributed.world_size() > 1:
             self.state.seconds = self.agreed.exchange(self.monitor)
         if self.progress() >= 1 or self.stops_early():
-            return iter(())
-        steps = train_steps(
-            self.job.model,
-            self.loss,
-            step_batches(
-                self.job.dataset, plan.rows_per_step, config.train.batch_size, plan.runtime.device
-            ),
-            self.optimizer,
-            learning_rate=lambda s: self.state.learning_rate.start_step(
-                s, self.agreed.seconds(self.monitor)
-            ),
-            precision=plan.runtime.precision,
-            max_grad_norm=config.optim.max_grad_norm,
-            seed=config.train.seed,
-            first_step=self.state.step,
-            guard=self.state.guard,
-            scaler=self.state.scaler,
-        )
-        return runtime.deterministic(steps) if config.train.deterministic else steps
+            return
+        with step_batches(
+            self.job.dataset, plan.rows_per_step, config.train.batch_size, plan.runtime.device,
+            end=plan.duration.steps,
+        ) as batches:  # fmt: skip
+            steps = train_steps(
+                self.job.model,
+                self.loss,
+                batches,
+                self.optimizer,
+                learning_rate=lambda s: self.state.learning_rate.start_step(
+                    s, self.agreed.seconds(self.monitor)
+                ),
+                precision=plan.runtime.precision,
+                max_grad_norm=config.optim.max_grad_norm,
+                seed=config.train.seed,
+                first_step=self.state.step,
+                guard=self.state.guard,
+                scaler=self.state.scaler,
+            )
+            yield from runtime.deterministic(steps) if config.train.deterministic else steps
 
     def progress(self) -> float:
         return self.plan.duration.progress(self.state.step, self.state.seconds)

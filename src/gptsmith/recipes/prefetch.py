@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 
 import torch
 
@@ -12,15 +12,21 @@ from gptsmith.batch import Batch
 from gptsmith.recipes.micro_batches import micro_batches
 from gptsmith.recipes.plan import Dataset
 from gptsmith.train import distributed
+from gptsmith.train.worker import Worker, result
 
 Batches = Callable[[int], Sequence[Batch]]  # of a step
 
 
+@contextmanager
 def step_batches(
-    dataset: Dataset, rows_per_step: int, batch_size: int, device: torch.device
-) -> Batches:
-    """step -> this rank's micro-batches. They are made ahead unless the CPU computes the step, from
-    which the thread would take its time."""
+    dataset: Dataset,
+    rows_per_step: int,
+    batch_size: int,
+    device: torch.device,
+    end: int | None = None,
+) -> Iterator[Batches]:
+    """step -> this rank's micro-batches. They are made ahead, before step `end`, unless the CPU
+    computes the step, from which the thread would take its time."""
     # asked now: in the thread, rank 0 may just be `distributed.alone()`
     rank, ranks = distributed.rank(), distributed.world_size()
 
@@ -28,7 +34,14 @@ def step_batches(
         first = step * rows_per_step
         return micro_batches(dataset, first, rows_per_step, batch_size, rank, ranks)
 
-    return make if device.type == "cpu" else Prefetch(make, device)
+    if device.type == "cpu":
+        yield make
+        return
+    ahead = Prefetch(make, device, end)
+    try:
+        yield ahead
+    finally:
+        ahead.close()
 
 
 class Prefetch:
@@ -36,27 +49,32 @@ class Prefetch:
     that is asked for and then for the one after it. What it raises is raised for that step.
 
     device: of the model; for CUDA, batches are put into pinned memory, from which they are copied
-    while the GPU computes.
+    while the GPU computes. end: the first step that is not made ahead (None: there is no end).
     """
 
-    def __init__(self, make: Batches, device: torch.device) -> None:
-        self._make, self._pins = make, device.type == "cuda"
-        # a thread begins with GPU 0, and pinning memory would make a context on it
-        index = torch.cuda.current_device() if self._pins else 0
-        prepare = partial(torch.cuda.set_device, index) if self._pins else None
-        self._thread = ThreadPoolExecutor(1, "batches", initializer=prepare)
+    def __init__(self, make: Batches, device: torch.device, end: int | None = None) -> None:
+        self._make, self._end = make, end
+        self._gpu = torch.cuda.current_device() if device.type == "cuda" else None
+        self._thread = Worker("batches")
         self._step: int | None = None
         self._batches: Future[list[Batch]]
 
     def __call__(self, step: int) -> Sequence[Batch]:
         if step != self._step:
             self._begin(step)
-        batches = self._batches.result()
-        self._begin(step + 1)
+        batches = result(self._batches)
+        if self._end is None or step + 1 < self._end:
+            self._begin(step + 1)
         return batches
 
+    def close(self) -> None:
+        self._thread.close()
+
     def _begin(self, step: int) -> None:
-        self._step, self._batches = step, self._thread.submit(self._batches_of, step)
+        self._step, self._batches = step, self._thread.submit(lambda: self._batches_of(step))
 
     def _batches_of(self, step: int) -> list[Batch]:
-        return [batch.pinned() if self._pins else batch for batch in self._make(step)]
+        if self._gpu is None:
+            return [*self._make(step)]
+        torch.cuda.set_device(self._gpu)  # a thread begins with GPU 0: pinning would make a context
+        return [batch.pinned() for batch in self._make(step)]

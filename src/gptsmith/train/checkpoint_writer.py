@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import torch
 from torch import Tensor
+
+from gptsmith.train.worker import Worker, result
 
 
 class HostMemory:
@@ -40,13 +42,14 @@ class CheckpointWriter:
     """Executes one save at a time, in a thread of its own.
 
     A context manager that ends when the last save has ended. What a save raises is raised by the
-    next `check`, `wait` or `start`. memory: for the copies that a save writes; None if saves are to
+    next `check`, `wait` or `start`, or at the end, where it becomes a note of an exception that
+    leaves the block. memory: for the copies that a save writes; None if saves are to
     be executed at once, without a thread: then they need no copies.
     """
 
     def __init__(self, background: bool) -> None:
         self.memory = HostMemory() if background else None
-        self._thread = ThreadPoolExecutor(1, "checkpoint") if background else None
+        self._thread = Worker("checkpoint") if background else None
         self._save: Future[None] | None = None
 
     def start(self, save: Callable[[], None]) -> None:
@@ -66,11 +69,18 @@ class CheckpointWriter:
         """Wait until the save has ended; its copies may be overwritten then."""
         save, self._save = self._save, None
         if save is not None:
-            save.result()
+            result(save)
 
     def __enter__(self) -> CheckpointWriter:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        if self._thread is not None:
-            self._thread.shutdown()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.wait()
+        except Exception as failure:
+            if error is None:
+                raise
+            error.add_note(f"the last checkpoint was not written: {failure}")
+        finally:
+            if self._thread is not None:
+                self._thread.close()

@@ -31,6 +31,11 @@ def test_models_health_metrics_and_description(api: Api) -> None:
     for method in ("GET", "PUT", "PATCH", "DELETE"):
         response = api.client.request(method, "/v1/completions")
         assert (response.status_code, response.headers["allow"]) == (405, "POST")
+    for path in ("/v1/models", "/metrics", "/"):  # also without a body of JSON
+        response = api.client.post(path)
+        assert response.status_code == 405
+        assert set(response.headers["allow"].split(", ")) == {"GET", "HEAD"}
+    assert api.client.post("/v1/nothing").status_code == 404
 
 
 def test_metrics_include_the_draft_model(tmp_path: Path) -> None:

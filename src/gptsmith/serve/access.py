@@ -92,6 +92,8 @@ class Access:
 
         async def limited() -> Message:
             nonlocal received, complete
+            if not complete:  # only where a body is read: other paths answer 404 or 405
+                self._check_body(scope["method"], Headers(scope=scope))
             try:
                 async with asyncio.timeout_at(None if complete else deadline):
                     message = await receive()
@@ -121,7 +123,6 @@ class Access:
                 )
         if scope["method"] == "OPTIONS":
             return  # a browser asks what is allowed before it sends the key
-        self._check_body(scope["method"], headers)
         path = scope["path"]
         if path not in OPEN_PATHS and not path.startswith(PAGE):
             scope["namespace"] = self._namespace(headers.get("authorization", ""))

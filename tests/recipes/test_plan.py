@@ -6,7 +6,9 @@ from ranks import Rows
 
 from gptsmith.batch import Batch
 from gptsmith.model.config import ModelConfig
+from gptsmith.model.flops import TrainingMemory
 from gptsmith.recipes import plan
+from gptsmith.recipes.options import RecipeConfig, SaveConfig
 
 
 class Packed(Rows):
@@ -31,3 +33,23 @@ def test_slow_dropout_under_a_mask_is_named(rows, axes, device, slow) -> None:
     assert bool(notes) == slow
     if slow:
         assert "with model.dropout 0.1, attention takes a dense mask" in notes[0].text
+
+
+@pytest.mark.parametrize(
+    ("device", "ranks", "limit"),  # the last of the CPU's GiB with which training waits
+    [("cpu", 1, 10), ("cpu", 4, 28.75), ("cuda", 1, 7.5), ("cuda", 4, 7.5)],
+)
+def test_memory_for_saves_in_the_background(monkeypatch, device, ranks, limit) -> None:
+    """A copy of 3 GiB, which may take 6 of pinned memory, and 5 GiB to train on each rank's CPU."""
+    monkeypatch.setattr(plan.distributed, "world_size", lambda: ranks)
+    config = RecipeConfig.model_construct(save=SaveConfig())
+    memory = TrainingMemory(weights=2**30, gradients=2**30, optimizer=2**31, activations=2**30)
+
+    def notes(gib: float) -> list[plan.Note]:
+        monkeypatch.setattr(plan.runtime, "memory_bytes", lambda device: int(gib * 2**30))
+        return plan._saving_notes(config, memory, torch.device(device), 1)
+
+    (note,) = notes(limit * 0.98)
+    takes = "up to 6.0" if device == "cuda" else "3.0"
+    assert f"takes {takes} GiB more of the CPU's" in note.text
+    assert notes(limit * 1.02) == []

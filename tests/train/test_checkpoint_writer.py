@@ -60,9 +60,13 @@ def test_an_error_is_raised_once_by_the_next_call(call: str) -> None:
 
 
 def test_an_error_is_a_note_of_one_that_ends_training_or_is_raised_at_the_end() -> None:
-    with pytest.raises(ValueError, match="diverged") as raised, CheckpointWriter(True) as writer:
-        writer.start(fail)
-        raise ValueError("diverged")
+    def diverge() -> None:
+        with CheckpointWriter(background=True) as writer:
+            writer.start(fail)
+            raise ValueError("diverged")
+
+    with pytest.raises(ValueError, match="diverged") as raised:
+        diverge()
     (note,) = raised.value.__notes__
     assert note.startswith("the last checkpoint was not written: ")
     assert "No space left" in note

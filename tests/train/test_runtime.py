@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -343,3 +344,57 @@ def test_deterministic_algorithms_are_for_steps_only(monkeypatch: pytest.MonkeyP
     assert seen == [("step", True), ("between", False)] * 3
     assert not on()
     assert list(runtime.deterministic(iter([1, 2]))) == [1, 2]
+
+
+def test_the_caller_s_choice_of_deterministic_algorithms_is_restored() -> None:
+    settings = torch.utils.deterministic
+    assert settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        steps = (
+            (torch.is_deterministic_algorithms_warn_only_enabled(),
+             settings.fill_uninitialized_memory)
+            for _ in range(2)
+        )  # fmt: skip
+        for during in runtime.deterministic(steps):
+            assert during == (False, False)
+            assert torch.are_deterministic_algorithms_enabled()
+            assert torch.is_deterministic_algorithms_warn_only_enabled()
+            assert settings.fill_uninitialized_memory
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    ("group", "files", "limits"),
+    [
+        ("0::/job/step\n", {"memory.max": "max\n", "job/memory.max": "3000\n",
+                            "job/step/memory.max": "5000\n"}, {3000, 5000}),
+        ("0::/elsewhere\n", {"memory.max": "7000\n"}, {7000}),  # a container sees its own group
+        ("4:cpu:/job\n3:memory,hugetlb:/job\n0::/\n",
+         {"memory/job/memory.limit_in_bytes": "2000\n",
+          "memory/memory.limit_in_bytes": "9223372036854771712\n"}, {2000, 9223372036854771712}),
+        ("0::/\n", {}, set()),
+    ],
+    ids=["job", "container", "version 1", "none"],
+)  # fmt: skip
+def test_limits_of_control_groups(
+    group: str, files: dict[str, str], limits: set[int], tmp_path: Path
+) -> None:
+    groups, mount = tmp_path / "groups", tmp_path / "mount"
+    assert [*runtime._cgroup_limits(groups, mount)] == []
+    groups.write_text(group)
+    for name, text in files.items():
+        (mount / name).parent.mkdir(parents=True, exist_ok=True)
+        (mount / name).write_text(text)
+    assert {*runtime._cgroup_limits(groups, mount)} == limits
+
+
+def test_memory_of_the_cpu_is_at_most_what_a_group_may_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    monkeypatch.setattr(runtime, "_cgroup_limits", lambda *paths: iter([2**62, 4096]))
+    assert runtime.memory_bytes(CPU) == 4096
+    monkeypatch.setattr(runtime, "_cgroup_limits", lambda *paths: iter([2**62]))
+    assert runtime.memory_bytes(CPU) == total

@@ -6,7 +6,6 @@ A recipe provides a `TrainingJob`: model, loss, dataset, evaluation, samples. Th
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from gptsmith.model.tuning import load_parameters, trainable_state_dict
 from gptsmith.recipes import in_loop_eval
 from gptsmith.recipes.agreement import Agreement
 from gptsmith.recipes.options import RecipeConfig
+from gptsmith.recipes.out_of_memory import out_of_memory
 from gptsmith.recipes.plan import Dataset, Note, Plan
 from gptsmith.recipes.prefetch import step_batches
 from gptsmith.recipes.record import last_rate, lost_history
@@ -81,45 +81,54 @@ def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float |
     with run, StopSignal() as stop:
         if plan.runtime.device.type == "cpu":
             runtime.keep_freed_memory()
-        session = _TrainingSession(run, job, plan, stop)
-        notes = [*plan.notes, *(session.resume() if config.resume else [])]
-        with session.open_monitor(started) as monitor, session.writer:
-            for note in notes:
-                monitor.log(session.state.step, "note", message=str(note))
-            try:
-                if not config.resume:
-                    session.start()
-                for step in session.steps():
-                    session.writer.check()
-                    done, best = session.record(step), False
-                    if done or _due(config.eval.interval, step.step):
-                        with sharding.gathered(job.model):
-                            best, stops_early = session.evaluate(done)
-                        done = done or stops_early
-                    signal = session.agreed.signal
-                    if done or best or signal or session.save_is_due():
-                        session.save(wait=bool(signal))
-                    if done:
-                        break
-                    if signal:
-                        monitor.line.print(
-                            f"{signal}: saved at step {step.step}; --resume continues"
-                        )
-                        return STOPPED
-            except TrainingDiverged:
-                session.state.guard.in_a_row = 0  # a resumed run starts with full patience
-                session.save(wait=True)
-                raise
-            except torch.OutOfMemoryError as error:
-                raise session.out_of_memory() from error
-            session.writer.wait()
-            session.end()
+        session: _TrainingSession | None = None
+        try:
+            session = _TrainingSession(run, job, plan, stop)
+            if not _train(session, started):
+                return STOPPED
+        except torch.OutOfMemoryError as error:
+            step = session.state.step if session else 0
+            raise out_of_memory(error, run, plan, step, job.dataset.T) from error
         if distributed.rank() == 0:
             job.verify_data()  # data that was not read yet, before the final weights are written
             run.finish("best" if config.eval.patience else "last")
             write_report(run)
         received = distributed.from_rank_0(lambda: stop.received)
     return STOPPED if received else 0  # after 0, a recipe would continue, with its test
+
+
+def _train(session: _TrainingSession, started: float | None) -> bool:
+    """Whether training has ended, or a signal has stopped it."""
+    config = session.config
+    notes = [*session.plan.notes, *(session.resume() if config.resume else [])]
+    with session.open_monitor(started) as monitor, session.writer:
+        for note in notes:
+            monitor.log(session.state.step, "note", message=str(note))
+        try:
+            if not config.resume:
+                session.start()
+            for step in session.steps():
+                session.writer.check()
+                done, best = session.record(step), False
+                if done or _due(config.eval.interval, step.step):
+                    with sharding.gathered(session.job.model):
+                        best, stops_early = session.evaluate(done)
+                    done = done or stops_early
+                signal = session.agreed.signal
+                if done or best or signal or session.save_is_due():
+                    session.save(wait=bool(signal))
+                if done:
+                    break
+                if signal:
+                    monitor.line.print(f"{signal}: saved at step {step.step}; --resume continues")
+                    return False
+        except TrainingDiverged:
+            session.state.guard.in_a_row = 0  # a resumed run starts with full patience
+            session.save(wait=True)
+            raise
+        session.writer.wait()
+        session.end()
+    return True
 
 
 class _TrainingSession:
@@ -350,20 +359,6 @@ class _TrainingSession:
         writer.start(write)
         if wait:
             writer.wait()
-
-    def out_of_memory(self) -> ValueError:
-        """What to do then. A run without a step leaves its folder free for another attempt."""
-        self.writer.wait()
-        B, step = self.config.train.batch_size, self.state.step
-        remedy = "free some and --resume, or start another run: " if step else ""
-        if step == 0:
-            shutil.rmtree(self.run.checkpoints, ignore_errors=True)
-        remedy += "try --train.activation-checkpointing"
-        if B > 1:
-            tokens = self.plan.rows_per_step * self.job.dataset.T
-            remedy += f", or --train.batch-size {B // 2} --train.total-batch-tokens {tokens}"
-        full = f"{self.plan.runtime.device} is out of memory with train.batch_size {B}"
-        return ValueError(f"{full}, after {step:,} steps: {remedy}")
 
     def steps_to_keep(self) -> set[int]:
         """The steps of checkpoints that stay although they are old: the best one."""

@@ -108,13 +108,13 @@ class SaveConfig(Section):
     interval: int = Field(0, ge=0)
     """Steps between additional checkpoints; 0: by time only."""
     seconds: float = Field(60.0, gt=0)
-    """Seconds between checkpoints, and at least 30 times as long as the last one took to write: the
-    most work that a crash can lose."""
+    """Seconds between checkpoints, and at least 30 times as long as the last one took to write:
+    with the time of a write, the most work that a crash can lose."""
     keep_last: int = Field(2, ge=1)
     """Newest checkpoints to keep, besides the best."""
     background: bool = Field(True, alias="async")
     """Write while training goes on, which takes a second copy of weights and optimizer in the
-    CPU's memory; where that is too small, training waits."""
+    CPU's memory, beside a GPU up to twice their size; where that is too small, training waits."""
 
 
 class MonitorConfig(Section):

@@ -203,14 +203,17 @@ def _saving_notes(
     """Why checkpoints cannot be written in the background, if they should be and cannot."""
     # trained weights are as large as gradients; rank 0 copies what all ranks have
     needed = copied = (memory.gradients + memory.optimizer) * shards
-    if device.type != "cuda":
-        needed += memory.total
+    if device.type == "cuda":
+        needed = copied = 2 * copied  # at most: blocks of pinned memory are powers of two
+    else:
+        needed += memory.total * distributed.world_size()  # as if all were on this machine
     available = runtime.memory_bytes(torch.device("cpu"))
     if not config.save.background or not available or needed <= 0.8 * available:
         return []
+    takes = f"{'up to ' if device.type == 'cuda' else ''}{copied / 2**30:,.1f} GiB"
     text = (
-        f"waits for checkpoints: writing them in the background takes {copied / 2**30:,.1f} GiB "
-        f"more of the CPU's {available / 2**30:,.1f} GiB"
+        f"waits for checkpoints: writing them in the background takes {takes} more of the CPU's "
+        f"{available / 2**30:,.1f} GiB"
     )
     return [Note("training", text)]
 

@@ -8,8 +8,9 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -89,13 +90,33 @@ def choose_device(name: str) -> torch.device:
 
 
 def memory_bytes(device: torch.device) -> int | None:
-    """Total memory of the device; None if it cannot be determined."""
+    """Total memory of the device; of the CPU, what this process may have of it, in a container or a
+    batch job. None if it cannot be determined."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
         return None
+    return min([total, *_cgroup_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def _cgroup_limits(groups: Path, mount: Path) -> Iterator[int]:
+    """Bytes that the kernel allows this process's control group and those around it, as far as they
+    are visible here (cgroups(7), versions 1 and 2)."""
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            root, name = mount, "memory.max"
+        elif "memory" in controllers.split(","):
+            root, name = mount / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(root):
+                with suppress(OSError, ValueError):  # ValueError: "max", no limit
+                    yield int((folder / name).read_text())
 
 
 # Dense bf16 (fp16 before Ampere) TFLOP/s from the vendor's data sheets, by words of the name.
@@ -240,17 +261,28 @@ def deterministic(steps: Iterator[S]) -> Iterator[S]:
     What happens between them is as ever: some operations of sampling and evaluation have no such
     algorithm and would raise.
     """
-    # New memory need not be filled: nothing reads what it has not written.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     while True:
-        torch.use_deterministic_algorithms(True)
-        try:
-            step = next(steps)
-        except StopIteration:
-            return
-        finally:
-            torch.use_deterministic_algorithms(False)
+        with _deterministic_algorithms():
+            try:
+                step = next(steps)
+            except StopIteration:
+                return
         yield step
+
+
+@contextmanager
+def _deterministic_algorithms() -> Iterator[None]:
+    settings: Any = torch.utils.deterministic
+    on = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = False  # nothing reads what it has not written
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(on, warn_only=warns)
+        settings.fill_uninitialized_memory = fills
 
 
 # --- allocator -----------------------------------------------------------------------------------

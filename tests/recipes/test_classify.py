@@ -132,7 +132,7 @@ def test_resume_rejects_other_texts(base, data, tmp_path, capsys):
     run_of(base, path, tmp_path / "run")
     path.write_text(path.read_text().replace("heron", "raven"))
     assert cli.main(["finetune", "classify", "--out", str(tmp_path / "run"), "--resume"]) == 2
-    assert "corpus" in capsys.readouterr().err
+    assert "fingerprint of the training data" in capsys.readouterr().err
 
 
 def test_classifier_can_be_fine_tuned_to_other_classes(tuned, tmp_path):

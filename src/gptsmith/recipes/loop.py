@@ -21,8 +21,8 @@ from gptsmith.recipes.options import RecipeConfig
 from gptsmith.recipes.out_of_memory import out_of_memory
 from gptsmith.recipes.plan import Dataset, Note, Plan
 from gptsmith.recipes.prefetch import step_batches
-from gptsmith.recipes.record import last_rate, lost_history
 from gptsmith.recipes.report import write_report
+from gptsmith.recipes.resume_metrics import last_rate, lost_history
 from gptsmith.recipes.run_state import RunState
 from gptsmith.run import Run, layout
 from gptsmith.train import checkpoint, distributed, runtime, sharding
@@ -190,7 +190,9 @@ class _TrainingSession:
         rate = saved.get("learning_rate") or last_rate(self.run.metrics, state)
         jump = state.learning_rate.load(rate, state.step, state.seconds)
         changes = (f"changed: {change}" for change in self.run.changes)
-        lost = lost_history(self.run.metrics, state.step, saved.get("events"))
+        lost = lost_history(
+            self.run.metrics, state.step, saved.get("events"), self.config.monitor.log_interval
+        )
         texts = [self.run.notice, *damage, *changes, lost, self.resumed_at(), jump]
         return [Note("resume", text) for text in texts if text]
 
@@ -337,7 +339,7 @@ class _TrainingSession:
         began = time.perf_counter()
         model = trainable_state_dict(self.job.model)
         if sharding.is_sharded(self.job.model):
-            model = sharding.gather_tensors(model, writer.memory)
+            model = sharding.gather_sharded(model, writer.memory)
         elif writer.memory is not None and distributed.rank() == 0:
             model = writer.memory.copy(model)
         optimizer = self.optimizer.state_tensors(writer.memory)

@@ -1,4 +1,5 @@
-"""Several processes train one model: with `sharding`, all that imports torch.distributed.
+"""Several processes train one model. The only files that import torch.distributed are this one and
+sharding.py.
 
 Each process is a rank, 0 to world_size() - 1. torchrun and srun start them and say in environment
 variables who is who; recipes and the training step ask this file. A process that was started alone
@@ -281,9 +282,7 @@ def broadcast_tensors(owners: Mapping[Tensor, int]) -> None:
         work.wait()
 
 
-def gather_tensors(
-    own: Mapping[str, Tensor], memory: HostMemory | None = None
-) -> dict[str, Tensor]:
+def gather_owned(own: Mapping[str, Tensor], memory: HostMemory | None = None) -> dict[str, Tensor]:
     """The named tensors of all ranks, on the CPU of rank 0; other ranks get an empty dict.
 
     memory: where rank 0 gets copies, which stay as they are; otherwise its own tensors are not

@@ -205,7 +205,7 @@ class Optimizer:
             if (state := optimizer.state.get(p))
             for field, value in state.items()
         }
-        gather = distributed.gather_tensors if self.owners else sharding.gather_tensors
+        gather = distributed.gather_owned if self.owners else sharding.gather_sharded
         return gather(own, memory)
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:

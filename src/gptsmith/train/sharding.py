@@ -142,7 +142,7 @@ def whole(x: Tensor) -> Tensor:
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
-def gather_tensors(
+def gather_sharded(
     own: Mapping[str, Tensor], memory: HostMemory | None = None
 ) -> dict[str, Tensor]:
     """The named tensors, of which each rank has its rows, on the CPU of rank 0, in `memory` if that

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -65,6 +66,22 @@ def start(count: int, words: Sequence[str], **environment: str) -> list[subproce
         )
         for rank in range(count)
     ]  # fmt: skip
+
+
+def torchrun(count: int, words: Sequence[str], file_bytes: int = -1) -> tuple[int, str]:
+    """Exit code and output of a command of gptsmith on so many ranks of torchrun.
+
+    file_bytes: no file can grow beyond them, as on a full disk.
+    """
+    limits = (file_bytes, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "gptsmith", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=SECONDS,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits),
+    )  # fmt: skip
+    return done.returncode, done.stdout
 
 
 def finish(ranks: list[subprocess.Popen]) -> list[tuple[int, str, str]]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ranks import finish, gptsmith, pretrain, start, train, trained
+from ranks import finish, gptsmith, pretrain, scale, start, torchrun, train, trained
 from runs import assert_same_checkpoints, assert_same_weights, events
 
 from gptsmith import cli
@@ -134,6 +135,18 @@ def test_an_occupied_folder_is_one_message_and_ends_all_ranks(corpus, one) -> No
     assert said.count("\n") == 1
     assert said.startswith(f"gptsmith pretrain: {one} contains a run that ended at step 16")
     assert time.monotonic() - began < 60  # nobody waits for a time limit
+
+
+@pytest.mark.parametrize("options", [["--train.shard"], pytest.param([], marks=scale)])
+def test_a_full_disk_of_rank_0_is_its_message_and_its_exit_code(corpus, tmp_path, options) -> None:
+    """torchrun stops all ranks when the first one ends, which has to be the one with the error."""
+    words = pretrain(corpus, tmp_path / "run", "--optim.kind", "adamw", *options)
+    code, said = torchrun(2, words, file_bytes=16_000)
+    assert code == 1
+    assert said.count("gptsmith pretrain: ") == 1, said
+    assert "File too large" in said
+    first = said.partition("Root Cause")[2]
+    assert re.search(r"rank +: 0 .*\n +exitcode +: 1 ", first), said
 
 
 # --- who is who ----------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ STEP_TIMEOUT = timedelta(minutes=5)  # after the first step, no rank is late by 
 HOST_TIMEOUT = timedelta(hours=4)  # while rank 0 evaluates or saves
 _FAILED = "gptsmith/failed"
 _POLL_SECONDS = 0.25
+_LINGER_SECONDS = 4.0  # for another rank to report its error and to end
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def connected() -> Iterator[None]:
     """Connect to the other ranks, if this process was started as one of several.
 
     What other ranks than 0 print is discarded. The first rank that fails raises its error, which
-    its caller prints; all others end within seconds, with exit code 1 and no message.
+    its caller prints; all others end seconds later, with exit code 1 and no message.
     """
     launch = Launch.from_environment()
     if launch is None or _connection is not None:
@@ -182,6 +183,7 @@ def _watch(connection: _Connection, ended: threading.Event) -> None:
         except Exception:
             failed = None
         if failed is not False and not ended.is_set():
+            ended.set()  # what fails from now on is left to this thread
             _end_silently(connection, store_is_lost=failed is None)
 
 
@@ -194,6 +196,8 @@ def _report_first(connection: _Connection, error: BaseException, ended: threadin
     me = connection.launch.rank
     expected = isinstance(error, ValueError | OSError | KeyboardInterrupt)
     time.sleep((0.0 if expected else 1.5) + (0.75 if me else 0.0))
+    if ended.is_set():
+        time.sleep(2 * _LINGER_SECONDS)  # the watch is about to end this process
     ended.set()
     try:
         first = connection.store.compare_set(_FAILED, "", str(me)) == str(me).encode()
@@ -207,8 +211,14 @@ def _report_first(connection: _Connection, error: BaseException, ended: threadin
 
 
 def _end_silently(connection: _Connection, store_is_lost: bool = False) -> NoReturn:
-    """End this process at once. If rank 0 is gone and could not say why, rank 1 reports that."""
-    if store_is_lost and connection.launch.rank == 1:
+    """End this process. If rank 0 is gone and could not say why, rank 1 reports that.
+
+    Otherwise the rank that failed ends first: as soon as one has ended, torchrun stops all others,
+    and with them the one that has yet to print its error.
+    """
+    if not store_is_lost:
+        time.sleep(_LINGER_SECONDS)
+    elif connection.launch.rank == 1:
         terminal.last_words("rank 0 has ended without a message: it was killed or has crashed")
     os._exit(1)
 

@@ -159,6 +159,13 @@ def test_columns_beside_the_instruction_are_used_or_mentioned(tmp_path):
     assert texts[2].startswith("Be brief.\n\n### Instruction:\nHi\n")
 
 
+def test_columns_to_choose_from_are_spelled_as_in_the_file(tmp_path):
+    path = write(tmp_path / "a.jsonl", {" INSTRUCTION ": "Hi", "RESPONSE": "Ho"})
+    with pytest.raises(ValueError, match="choose the output from ' INSTRUCTION ', 'RESPONSE' with"):
+        read(path)
+    assert [r.output for r in read(path, output="RESPONSE")[0]] == ["Ho"]
+
+
 # --- split ---------------------------------------------------------------------------------------
 
 

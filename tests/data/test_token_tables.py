@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tables import write
 from text_sources import opened, read
 
 from gptsmith.data.report import ReadReport
@@ -87,6 +88,44 @@ def test_text_next_to_ids_needs_a_choice(tmp_path: Path) -> None:
     pq.write_table(pa.table({"input_ids": [[1, 2]]}), path)
     with pytest.raises(ValueError, match=r"both\.parquet holds token ids, .*a\.txt does not"):
         opened(tmp_path)
+
+
+@pytest.mark.parametrize("ids", [[[], [], []], [[0], [0, 0]]])
+def test_rows_without_tokens_are_empty_documents(tmp_path: Path, ids: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match=r"row 1: an empty document"):
+        ids_of(tmp_path, input_ids=pa.array(ids, pa.list_(pa.int64())))
+
+
+def test_columns_are_recognized_in_any_case(tmp_path: Path) -> None:
+    columns = {"Input_IDs": [[5, 6], [7, 8]], " LABELS": [[6, 7], [8, 9]]}
+    layout, found = ids_of(tmp_path, **columns)
+    assert "labels: shifted" in layout
+    assert found == [[5, 6, 7, 8, 9]]
+    assert opened(tmp_path / "ids.parquet", text_column="Input_IDs").token_ids is not None
+
+
+def test_two_columns_of_ids_are_rejected(tmp_path: Path) -> None:
+    path = tmp_path / "ids.parquet"
+    pq.write_table(pa.table([pa.array([[1, 2]])] * 2, names=["input_ids"] * 2), path)
+    with pytest.raises(ValueError, match="two columns are called 'input_ids'"):
+        opened(path)
+
+
+def test_an_id_beyond_64_bits_is_shown_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"'input_ids' holds {2**64 - 1}, which no token id"):
+        ids_of(tmp_path, input_ids=pa.array([[1, 2**64 - 1]], pa.list_(pa.uint64())))
+
+
+@pytest.mark.parametrize("name", ["input_ids", "Input_IDs"])
+def test_ids_in_json_are_named_as_ids(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "ids.jsonl", {name: [1, 2]})
+    for column in (None, name):
+        with pytest.raises(ValueError, match=r":1: holds token ids; .* Parquet or Arrow"):
+            read(path, text_column=column)
+    path = write(tmp_path / "both.jsonl", {"text": "ab", name: [1, 2]})
+    with pytest.raises(ValueError, match=r":1: holds text and token ids; .* --text-column NAME"):
+        read(path)
+    assert read(path, text_column="text") == ["ab"]
 
 
 def test_ids_of_a_wrong_type_are_rejected(tmp_path: Path) -> None:

@@ -144,6 +144,21 @@ def test_skipped_rows_are_listed_in_the_notes(base, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("answered", "says"),
+    [
+        (0, ["no rows left for training", "skipped, no answer: 4"]),
+        (1, ["skipped, no answer: 3;", "use more rows"]),
+    ],
+)
+def test_rows_left_out_are_named_where_too_few_remain(base, tmp_path, user_error, answered, says):
+    rows = [{"instruction": f"Say {n}", "output": "x" * (n < answered)} for n in range(4)]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    said = user_error(*words(base, path, tmp_path / "run"))
+    assert said.index(says[0]) < said.index(says[1])
+
+
+@pytest.mark.parametrize(
     ("more", "says"),
     [
         (["--columns.output", "reply"], "no column 'reply'; choose the output from 'instruction'"),

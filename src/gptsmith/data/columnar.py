@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from gptsmith import sandbox
 from gptsmith.data.paths import has_suffix
+from gptsmith.data.row import check_unique
 from gptsmith.recognize import COLUMNAR
 
 if TYPE_CHECKING:
@@ -29,9 +30,12 @@ _SECONDS, _MEMORY = 2.0, 384 << 20  # and more for large files
 
 
 def read_schema(path: Path) -> pa.Schema:
-    """Names and types of the columns. ValueError naming a file that cannot be read."""
+    """Names and types of the columns. ValueError naming a file that cannot be read, or that has two
+    columns of the same name."""
     _, data = _in_worker(sandbox.call, schema_of, path)
-    return pa.ipc.read_schema(pa.py_buffer(data))
+    schema = pa.ipc.read_schema(pa.py_buffer(data))
+    check_unique(schema.names, str(path))
+    return schema
 
 
 def read_batches(

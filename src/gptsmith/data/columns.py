@@ -15,6 +15,7 @@ TEXT = (
     "text", "content", "document", "article", "story", "body", "sentence", "review", "message",
     "sms", "v2",
 )  # fmt: skip
+TOKEN_IDS = "input_ids"
 LABEL = ("label", "class", "target", "sentiment", "category", "v1")
 
 # Conversations: the messages of a row (OpenAI, ShareGPT, Taskmaster, Gemini), and in each message
@@ -144,6 +145,11 @@ def choose_column(
         return configured
     matches = known_columns(names, known)
     return matches[0] if len(matches) == 1 else None
+
+
+def has_text(names: Iterable[str]) -> bool:
+    """Whether a column is called text, which next to token ids may be what they were made from."""
+    return any(name.strip().lower() == TEXT[0] for name in names)
 
 
 def choose_text_column(

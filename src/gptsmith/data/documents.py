@@ -97,6 +97,7 @@ def row_documents(
     first = next(rows, None)
     if first is None:
         return
+    _check_no_ids(first, options)
     texts = [name for name, value in first.values.items() if typed and isinstance(value, str)]
     try:
         column = columns.choose_text_column(
@@ -106,6 +107,19 @@ def row_documents(
         hint = "" if typed else " (the first line names the columns)"
         raise ValueError(f"{error}{hint}") from None
     yield from _texts(chain([first], rows), column, report)
+
+
+def _check_no_ids(row: Row, options: ReadOptions) -> None:
+    """ValueError for token ids, unless another column is chosen."""
+    names = list(row.values)
+    ids = columns.choose_column(names, None, (columns.TOKEN_IDS,), row.place)
+    if ids is None or options.text_column not in (None, ids):
+        return
+    what = "text and token ids" if columns.has_text(names) else "token ids"
+    raise ValueError(
+        f"{row.place}: holds {what}; token ids are read from Parquet or Arrow files, text with "
+        "--text-column NAME"
+    )
 
 
 def _texts(rows: Iterable[Row], column: str, report: ReadReport) -> Iterator[Document]:

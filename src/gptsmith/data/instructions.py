@@ -174,7 +174,7 @@ def read_instructions(
 
 def _instruction(row: Row, columns: InstructionColumns, report: ReadReport) -> Instruction:
     wanted = (columns.instruction, columns.input, columns.output)
-    values = with_known_names(row.values, wanted)
+    values = with_known_names(row.values, (*wanted, IDS))
     for what, name in (("instruction", columns.instruction), ("output", columns.output)):
         if name not in values and IDS in values:
             raise InvalidRowError(
@@ -183,7 +183,7 @@ def _instruction(row: Row, columns: InstructionColumns, report: ReadReport) -> I
                 "with labels",
             )
         if name not in values:
-            problem = f"no column {name!r}; choose the {what} from {quoted(values)}"
+            problem = f"no column {name!r}; choose the {what} from {quoted(row.values)}"
             raise InvalidRowError("no column", f"{problem} with --columns.{what} NAME")
     if row_fields.history(values):
         problem = "it has earlier turns (history): use gptsmith finetune chat"

@@ -16,7 +16,7 @@ from gptsmith.data.json_rows import json_rows
 from gptsmith.data.options import FileFormat
 from gptsmith.data.paths import FoundFiles, find_files, has_suffix
 from gptsmith.data.report import ReadReport
-from gptsmith.data.row import Row, check_unique
+from gptsmith.data.row import Row
 from gptsmith.recognize import TABLES, is_artifact, wrong_kind
 
 SUFFIXES = (*TABLES, *(f"{suffix}.gz" for suffix in TABLES), *columnar.SUFFIXES)
@@ -95,7 +95,6 @@ def is_table(path: Path) -> bool:
 
 def _columnar_rows(path: Path, report: ReadReport, columns: Sequence[str] | None) -> Iterator[Row]:
     names = columnar.read_schema(path).names
-    check_unique(names, str(path))
     number = 0
     try:
         for batch in columnar.read_batches(path, columns or names, report):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gptsmith.data import columnar, corpora, hub, rows, text_files, token_files
+from gptsmith.data import columnar, columns, corpora, hub, rows, text_files, token_files
 from gptsmith.data.documents import Document, Source, table_documents
 from gptsmith.data.encode import encode_at
 from gptsmith.data.options import ReadOptions
@@ -184,10 +184,11 @@ def _ids_of_tables(
     paths: Sequence[Path], options: ReadOptions, report: ReadReport
 ) -> TokenTables | None:
     """The token ids of files; None if they hold text."""
-    tables = find_token_tables(paths) if options.text_column in (None, IDS) else []
+    chosen = (options.text_column or IDS).strip().lower()
+    tables = find_token_tables(paths) if chosen == IDS else []
     if not tables:
         return None
-    both = (path for path in tables if "text" in columnar.read_schema(path).names)
+    both = (path for path in tables if columns.has_text(columnar.read_schema(path).names))
     if options.text_column is None and (path := next(both, None)):
         raise ValueError(
             f"{path}: holds text and token ids; use --text-column text or --text-column {IDS}"

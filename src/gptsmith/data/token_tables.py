@@ -17,12 +17,13 @@ import numpy as np
 import pyarrow as pa
 
 from gptsmith.data.columnar import SUFFIXES, read_batches, read_schema
+from gptsmith.data.columns import TOKEN_IDS, choose_column
 from gptsmith.data.documents import Document
 from gptsmith.data.paths import has_suffix
 from gptsmith.data.report import ReadReport
 from gptsmith.tokenizer import DocumentTokens
 
-IDS, LABELS, MASK = "input_ids", "labels", "attention_mask"
+IDS, LABELS, MASK = TOKEN_IDS, "labels", "attention_mask"
 _IGNORED = -100  # batch.IGNORE_INDEX, which would import torch
 
 
@@ -36,7 +37,7 @@ class TokenRow(NamedTuple):
 
 def find_token_tables(paths: Sequence[Path]) -> list[Path]:
     """The files, if they are tables of token ids; none if no file is. ValueError for a mixture."""
-    tables = [p for p in paths if has_suffix(p, *SUFFIXES) and IDS in read_schema(p).names]
+    tables = [p for p in paths if has_suffix(p, *SUFFIXES) and _columns(p, IDS)]
     if 0 < len(tables) < len(paths):
         other = next(path for path in paths if path not in tables)
         raise ValueError(f"{tables[0]} holds token ids, {other} does not; use them separately")
@@ -49,11 +50,10 @@ def token_rows(paths: Sequence[Path], report: ReadReport) -> Iterator[TokenRow]:
     ValueError for columns of another type, and for a row with more or fewer labels than ids.
     """
     for path in paths:
-        names = read_schema(path).names
-        columns = [name for name in (IDS, LABELS, MASK) if name in names]
+        columns = _columns(path, IDS, LABELS, MASK)
         number = 0
-        for batch in read_batches(path, columns, report):
-            lists = {name: _lists(path, name, batch.column(name)) for name in columns}
+        for batch in read_batches(path, list(columns.values()), report):
+            lists = {name: _lists(path, own, batch.column(own)) for name, own in columns.items()}
             for i in range(len(batch)):
                 number += 1
                 place = f"{path}, row {number}"
@@ -66,6 +66,13 @@ def token_rows(paths: Sequence[Path], report: ReadReport) -> Iterator[TokenRow]:
                 yield TokenRow(place, ids, labels)
 
 
+def _columns(path: Path, *names: str) -> dict[str, str]:
+    """The columns of these names that a file has, each under its own name, as `Input_IDs`."""
+    own = read_schema(path).names
+    found = {name: choose_column(own, None, (name,), str(path)) for name in names}
+    return {name: column for name, column in found.items() if column is not None}
+
+
 def _lists(path: Path, name: str, column: pa.Array) -> list[np.ndarray]:
     kind, types = column.type, pa.types
     is_fixed = types.is_fixed_size_list(kind)
@@ -74,9 +81,11 @@ def _lists(path: Path, name: str, column: pa.Array) -> list[np.ndarray]:
         raise ValueError(f"{path}: column {name!r} holds {kind}, not lists of token ids")
     if column.null_count or column.flatten().null_count:
         raise ValueError(f"{path}: column {name!r} has empty (null) entries")
-    flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    if len(flat) and (largest := flat.max()) > np.iinfo(np.int64).max:
+        raise ValueError(f"{path}: column {name!r} holds {largest}, which no token id can be")
     lengths = [kind.list_size] * len(column) if is_fixed else np.diff(np.asarray(column.offsets))
-    return np.split(flat, np.cumsum(lengths)[:-1])
+    return np.split(flat.astype(np.int64), np.cumsum(lengths)[:-1])
 
 
 # --- tables as a source --------------------------------------------------------------------------
@@ -178,7 +187,7 @@ def open_token_tables(paths: Sequence[Path], report: ReadReport) -> TokenTables:
         raise ValueError(f"{paths[0]}: no rows")
     if detector.rows not in (0, count):
         raise ValueError(f"{paths[0]}: only {detector.rows} of {count} rows have labels")
-    equal = equal and count > 1
+    equal = equal and count > 1 and first > 0
     if not detector.rows:
         return TokenTables(tuple(paths), "none", equal, count)
     kind = detector.result(paths[0])

@@ -88,7 +88,15 @@ def load(
     """
     report = ReadReport()
     found = (read_instructions(path, config.columns, report, config) for path in config.data)
-    parts = split_instructions(chain.from_iterable(found), config)
+    rows = list(chain.from_iterable(found))
+    data = " ".join(map(str, config.data))
+    skipped = [f"skipped, {kind}: {n:,}" for kind, n in report.skipped.counts().items()]
+    if not rows:
+        raise ValueError("; ".join([f"{data}: no rows left for training", *skipped]))
+    try:
+        parts = split_instructions(rows, config)
+    except ValueError as error:
+        raise ValueError("; ".join([*skipped, str(error)])) from None
 
     def encode(rows: list[Instruction], mask: bool = True) -> tuple[Examples, list[Instruction]]:
         kept: list[Instruction] = []
@@ -103,7 +111,6 @@ def load(
     train, _ = encode(parts.train, config.mask_prompt)
     val, val_rows = encode(parts.val)
     test, test_rows = encode(parts.test)
-    data = " ".join(map(str, config.data))
     if not len(train) or not len(val):
         raise ValueError(f"{data}: no rows left for training: {'; '.join(report.lines())}")
     share = train.targets / train.tokens

@@ -3,9 +3,15 @@
 from functools import cache
 
 import pytest
+import torch
+import torch.distributed as dist
 from ranks import scale, small_model, train, trained
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptsmith.model.flops import training_memory
+from gptsmith.train import sharding
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -92,3 +98,30 @@ def test_compiled_blocks_have_the_losses_of_one_process() -> None:
     for rank in trained(2, dict(job, shard=True, compiled=True)):
         assert rank[0]["losses"] == pytest.approx(one["losses"], abs=1e-5)
         assert rank[0]["norms"] == pytest.approx(one["norms"], rel=1e-4)
+
+
+class Operations(TorchDispatchMode):
+    """Records the names of operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 3)])
+def test_rows_are_not_gathered_by_the_operation_that_can_crash_gloo(shape) -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        x = torch.randn(shape)
+        mesh = init_device_mesh("cpu", (1,))
+        with Operations() as seen:
+            found = sharding.whole(distribute_tensor(x, mesh, [Shard(0)]))
+        assert torch.equal(found, x)
+        assert any("allgather" in name for name in seen.names), seen.names
+        assert not any("_c10d_functional.all_gather" in name for name in seen.names)
+    finally:
+        dist.destroy_process_group()

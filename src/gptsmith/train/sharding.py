@@ -138,8 +138,21 @@ def local(x: Tensor) -> Tensor:
 
 
 def whole(x: Tensor) -> Tensor:
-    """All rows of a sharded tensor, which all ranks ask for; any other is returned as it is."""
-    return x.full_tensor() if hasattr(x, "full_tensor") else x
+    """All rows of a sharded tensor, which all ranks ask for; any other is returned as it is.
+    Without gradients."""
+    if not hasattr(x, "full_tensor"):
+        return x
+    if not x.placements[0].is_shard():  # type: ignore[attr-defined]
+        return x.full_tensor()
+    import torch.distributed as dist
+
+    # Not full_tensor(): its kind of gathering can crash gloo of PyTorch 2.13. Both of its threads
+    # store the name of the operation that they have ended in one std::string without a lock, and
+    # free it twice if it is longer than the 15 characters that need no memory of their own.
+    own, rows = local(x), _rows_per_rank(x)
+    found = own.new_empty(rows * distributed.world_size(), *own.shape[1:])
+    dist.all_gather([*found.split(rows)], _padded(own, rows).contiguous())
+    return found[: len(x)]
 
 
 def gather_sharded(
@@ -212,7 +225,7 @@ def scatter_rows(
 
 
 def _padded(x: Tensor, rows: int) -> Tensor:
-    return x if len(x) == rows else F.pad(x, (0, 0, 0, rows - len(x)))
+    return x if len(x) == rows else F.pad(x, (*(0, 0) * (x.dim() - 1), 0, rows - len(x)))
 
 
 def _rows_per_rank(p: Tensor) -> int:

@@ -1,25 +1,23 @@
-"""A GPU computes what the CPU does: training, scoring, generation, whole commands.
+"""A GPU computes what the CPU does: training, scoring, generation.
 
 python -m pytest -m gpu                            where there is a CUDA device
 GPTSMITH_TEST_DEVICE=cpu python -m pytest -m gpu   the same path on the CPU, to check the tests
+
+test_gpu_runs.py has whole commands.
 """
 
 import itertools
 import math
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from gpu import AXES, DEVICE, GPT2, SIZES, T, V, model_of, needs_fp8, on_a_gpu
 from random_weights import randomize
-from runs import assert_same_checkpoints, assert_same_weights, events, finish
-from torch import Tensor, nn
+from torch import nn
 
-from gptsmith import cli
 from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.evaluate import likelihood, perplexity
 from gptsmith.evaluate.classification import log_probabilities
@@ -41,35 +39,7 @@ from gptsmith.train.options import OptimConfig
 from gptsmith.train.runtime import Precision
 from gptsmith.train.step import Step, train_steps
 
-DEVICE = os.environ.get("GPTSMITH_TEST_DEVICE", "cuda")
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a CUDA device"
-    ),
-    # torch's own, while it compiles; and its advice on fp32, which these comparisons do not want
-    pytest.mark.filterwarnings("ignore:.*(torch.jit|should not be inst):DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning"),
-]
-
-T, V = 128, 300
-SIZES = dict(n_layer=2, n_head=4, n_embd=64, context_length=T, vocab_size=V)
-GPT2 = dict(norm="layernorm", mlp="gelu", position="learned", bias="all")
-AXES = {
-    "llama": {},
-    "gpt2": GPT2,
-    "grouped": dict(n_kv_head=2, qk_norm=True),
-    "window": dict(mask="causal() & sliding_window(40)"),
-    "grouped window": dict(n_kv_head=1, mask="causal() & sliding_window(40)"),
-    "look-ahead": dict(mask="prefix(20)"),
-    "small heads": dict(n_head=8, mask="causal() & sliding_window(40)"),  # D = 8
-}
-
-
-def model_of(axes: dict[str, object], device: str = "cpu") -> GPTModel:
-    model = GPTModel(ModelConfig(**{**SIZES, **axes}))
-    randomize(model, size=0.1)
-    return model.to(device)
+pytestmark = on_a_gpu
 
 
 def batches(step: int, packed: bool = False, B: int = 4) -> list[Batch]:
@@ -371,12 +341,6 @@ def test_batches_are_made_ahead_in_pinned_memory_and_copies_for_checkpoints_too(
             assert copy.is_pinned()
 
 
-needs_fp8 = pytest.mark.skipif(
-    DEVICE == "cuda" and torch.cuda.is_available() and not runtime.has_fp8(torch.device("cuda")),
-    reason="needs a GPU with FP8",
-)
-
-
 @needs_fp8
 @pytest.mark.parametrize("rows", [256, 200, 1])
 def test_fp8_products_equal_those_of_the_rounded_numbers(rows: int) -> None:
@@ -428,115 +392,3 @@ def test_fp8_trains_adapters_with_recomputed_blocks() -> None:
 def test_two_runs_of_one_seed_are_alike() -> None:
     steps = [train(model_of(GPT2), DEVICE, "bf16", n=10, compiled=True) for _ in range(2)]
     assert_like(steps[0], steps[1], 1e-3)
-
-
-# --- whole commands ------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def pretrained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "base"
-    assert pretrain(corpus, run, "--train.steps", "30") == 0
-    return run
-
-
-def pretrain(corpus: Path, run: Path, *more: str) -> int:
-    return cli.main(pretrain_words(corpus, run, *more))
-
-
-def pretrain_words(corpus: Path, run: Path, *more: str) -> list[str]:
-    return [
-        "pretrain", "--data", str(corpus), "--out", str(run), "--train.device", DEVICE,
-        "--train.compile", "off", "--model.n-layer", "2", "--model.n-head", "4", "--model.n-embd",
-        "64", "--model.context-length", "128", "--train.batch-size", "8", "--eval.interval", "10",
-        "--eval.tokens", "2000", "--eval.sample-tokens", "8", "--optim.learning-rate", "0.01",
-        "--monitor.trackers", "none", "--monitor.log-interval", "1", *more,
-    ]  # fmt: skip
-
-
-def losses(run: Path, kind: str = "train", name: str = "train_loss") -> list[float]:
-    return [event[name] for event in events(run, kind)]
-
-
-def test_pretraining_learns_and_resumes(corpus: Path, pretrained: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    assert pretrain(corpus, run, "--train.steps", "30", "--save.interval", "15") == 0
-    whole = losses(run)
-    assert whole[-1] < whole[0] - 1
-    assert whole == pytest.approx(losses(pretrained), rel=0.02)
-    shutil.rmtree(run / "checkpoints" / "step-000030")
-    assert cli.main(["pretrain", "--resume", "--out", str(run)]) == 0
-    assert losses(run)[:15] == whole[:15]
-    assert losses(run) == pytest.approx(whole, rel=0.02)
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        ("--train.compile", "off"),
-        ("--train.compile", "on"),
-        ("--document-mask", "--train.compile", "on", "--model.n-kv-head", "2"),
-    ],
-    ids=["eager", "compiled", "packed"],
-)
-def test_deterministic_runs_are_equal_to_the_bit(
-    more: tuple[str, ...], corpus: Path, tmp_path: Path
-) -> None:
-    """Two runs, and one that resumes in the middle, each in a process of its own."""
-    a, b = tmp_path / "a", tmp_path / "b"
-    words = ["--train.steps", "16", "--save.interval", "8", "--save.keep-last", "3", *more]
-    for run in (a, b):
-        finish(pretrain_words(corpus, run, "--train.deterministic", *words))
-    assert_same_checkpoints(a, b)
-    shutil.rmtree(b / "checkpoints" / "step-000016")
-    (b / "digests.json").unlink()
-    finish(["pretrain", "--resume", "--out", str(b)])
-    assert_same_checkpoints(a, b)
-    assert_same_weights(a, b)
-
-
-CHAT = '{"messages": [{"role": "user", "content": "1 plus %d"}, {"role": "assistant", "content": "is %d."}]}\n'  # noqa: E501
-TEXTS = "label,text\n" + "".join(
-    f"{'even' if n % 2 == 0 else 'odd'},{'two ' * (n % 2 == 0)}{n} and {n + 2}\n" for n in range(80)
-)
-
-
-@pytest.mark.parametrize("more", [(), ("--lora.rank", "4")], ids=["all", "lora"])
-@pytest.mark.parametrize("kind", ["chat", "classify"])
-def test_fine_tuning(kind: str, more: tuple[str, ...], pretrained: Path, tmp_path: Path) -> None:
-    rows = "".join(CHAT % (n, n + 1) for n in range(80)) if kind == "chat" else TEXTS
-    data = tmp_path / ("data.jsonl" if kind == "chat" else "data.csv")
-    data.write_text(rows)
-    out = tmp_path / "out"
-    command = [
-        "finetune", kind, "--from", pretrained, "--data", data, "--out", out, "--train.device",
-        DEVICE, "--train.epochs", "2", "--train.batch-size", "4", "--monitor.trackers", "none",
-        *more,
-    ]  # fmt: skip
-    assert cli.main([*map(str, command)]) == 0
-    assert all(math.isfinite(loss) for loss in losses(out, "val", "val_loss"))
-    if kind == "classify":
-        assert cli.main(["classify", str(out), "two 3 and 5", "--device", DEVICE]) == 0
-    else:
-        assert cli.main(["evaluate", str(out), "--device", DEVICE, "--tasks", "skills",
-                         "--per-skill", "2"]) == 0  # fmt: skip
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16", pytest.param("fp8", marks=needs_fp8)])
-def test_precisions_of_a_whole_run(precision: str, corpus: Path, tmp_path: Path) -> None:
-    if precision != "bf16" and DEVICE == "cpu":
-        pytest.skip(f"{precision} is for GPUs")
-    run = tmp_path / "run"
-    words = ["--train.steps", "30", "--document-mask", "--train.precision", precision]
-    assert pretrain(corpus, run, *words) == 0
-    assert losses(run)[-1] < losses(run)[0] - 1
-    generate: Callable[..., int] = cli.main
-    assert generate(["generate", str(run), "--device", DEVICE, "--prompt", "1 plus",
-                     "--max-new-tokens", "20"]) == 0  # fmt: skip
-    assert cli.main(["evaluate", str(run), "--device", DEVICE, "--data", str(corpus)]) == 0
-
-
-def test_ids_on_the_device_are_checked(pretrained: Path) -> None:
-    model = model_of({}, DEVICE)
-    ids: Tensor = torch.arange(10, device=DEVICE)[None]
-    assert model(ids).shape == (1, 10, V)

@@ -167,7 +167,7 @@ def test_a_full_queue_and_stats(model: GPTModel) -> None:
     engine = Engine(model, max_batch_size=2, max_waiting=1, cache_tokens=2 * CONTEXT)
     sampling = SamplingConfig(max_new_tokens=3)
     generations = [engine.add(Request([i + 1, 2], sampling)) for i in range(3)]
-    assert engine.room == 0
+    assert engine.remaining_capacity == 0
     with pytest.raises(QueueFull):
         engine.add(Request([1], sampling))
     engine.step()
@@ -180,7 +180,7 @@ def test_a_full_queue_and_stats(model: GPTModel) -> None:
     )
     assert (stats.pages_used, stats.pages_limit) == (2, 4)
     engine.cancel(generations[0])
-    assert engine.room == 1
+    assert engine.remaining_capacity == 1
     [*engine.as_completed(generations)]
     assert [g.finish_reason for g in generations] == ["cancelled", "length", "length"]
     with pytest.raises(ValueError, match="cache_tokens of 31 is less than the model's context"):

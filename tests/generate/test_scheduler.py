@@ -224,13 +224,13 @@ def test_idle_pages_do_not_let_the_cache_grow_without_need() -> None:
 def test_a_full_queue_rejects() -> None:
     scheduler = make(batch=1, max_waiting=2)
     first, *_ = states = [state_of([1]) for _ in range(3)]
-    assert scheduler.room == 3
+    assert scheduler.remaining_capacity == 3
     for state in states:
         scheduler.add(state)
     with pytest.raises(QueueFull, match="3 requests are unfinished, which is the limit"):
         scheduler.add(state_of([1]))
     first.generation.finish_reason = "cancelled"
-    assert scheduler.room == 1
+    assert scheduler.remaining_capacity == 1
     scheduler.add(state_of([1]))
 
 

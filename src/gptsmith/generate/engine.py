@@ -158,9 +158,9 @@ class Engine:
         return bool(self._scheduler.states)
 
     @property
-    def room(self) -> int | None:
+    def remaining_capacity(self) -> int | None:
         """How many requests `add` accepts now; None: any number."""
-        return self._scheduler.room
+        return self._scheduler.remaining_capacity
 
     @property
     def stats(self) -> Stats:
@@ -177,7 +177,8 @@ class Engine:
 
         ValueError for an empty prompt, an id outside the vocabulary, an empty stop string, stop
         strings, on_text or a constraint without a tokenizer, a constraint that `compile` rejects,
-        and a prompt longer than the context with context_shift off. QueueFull where `room` is 0.
+        and a prompt longer than the context with context_shift off. QueueFull where
+        `remaining_capacity` is 0.
         """
         request.check(self._V, self._limit, self.tokenizer is not None)
         stop_ids = request.stop_ids

@@ -108,7 +108,7 @@ class Scheduler:
         )
 
     @property
-    def room(self) -> int | None:
+    def remaining_capacity(self) -> int | None:
         """How many requests `add` accepts now; None: any number."""
         if self.max_waiting is None:
             return None
@@ -116,7 +116,7 @@ class Scheduler:
         return max(0, self.max_batch_size + self.max_waiting - unfinished)
 
     def add(self, state: RequestState) -> None:
-        if self.room == 0:
+        if self.remaining_capacity == 0:
             limit = self.max_batch_size + (self.max_waiting or 0)
             raise QueueFull(f"{limit} requests are unfinished, which is the limit")
         self.waiting.append(state)

@@ -138,8 +138,10 @@ class Worker(threading.Thread):
     # In the thread
 
     def run(self) -> None:
-        while not self._closed:
+        while True:
             self._wake.clear()
+            if self._closed:  # looked at after `clear`, which could undo the wake of `close`
+                return
             while self._inbox:
                 self._inbox.popleft()()
             busy = [engine for engine in self.engines if engine.needs_step]

@@ -78,7 +78,7 @@ class KVCache(UpdatedCache):
         self.lengths = [0] * batch
         """Number of tokens read in each row, which is its next position."""
         self._mask: Mask | None = None
-        # Set by `prepare` for every layer:
+        # `prepare` sets these once per pass; all layers use them.
         self._before = 0  # slots 0.._before - 1 were in use before this pass
         self._used = 0  # slots 0.._used - 1 are in use now
         self._slot: int | None = None  # where all rows store their single token, or else

@@ -303,6 +303,9 @@ def gather_owned(own: Mapping[str, Tensor], memory: HostMemory | None = None) ->
     import torch
     import torch.distributed as dist
 
+    from gptsmith.train.checkpoint_writer import HostMemory
+
+    received = memory or HostMemory()
     found: dict[str, Tensor] = {}
     if rank() == 0:
         found = {n: x.cpu() for n, x in own.items()} if memory is None else memory.copy(own)
@@ -312,12 +315,7 @@ def gather_owned(own: Mapping[str, Tensor], memory: HostMemory | None = None) ->
             if rank() == source:
                 dist.send(own[name].cpu().contiguous(), 0, group=_connection.host)
             elif rank() == 0:
-                kind = getattr(torch, dtype)
-                found[name] = (
-                    torch.empty(shape, dtype=kind)
-                    if memory is None
-                    else memory.empty(name, shape, kind)
-                )
+                found[name] = received.empty(name, shape, getattr(torch, dtype))
                 dist.recv(found[name], source, group=_connection.host)
     return found
 

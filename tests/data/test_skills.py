@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from gptsmith.data import skills
+from gptsmith.data.prompts import held_out_skill_prompts, skill_prompts
 from gptsmith.data.skills import PHRASINGS, SKILLS, WORD_SKILLS
 
 
@@ -113,3 +114,31 @@ def test_facts_are_first_lines_of_docstrings(training):
     facts = dict(skills._facts())
     assert shutil.copymode.__doc__ is not None
     assert facts["shutil.copymode"] == shutil.copymode.__doc__.splitlines()[0]
+
+
+def test_practice_leaves_out_all_that_is_held_out():
+    """Arguments, phrasings and word lengths."""
+    practised = skill_prompts(0, 3000)
+    assert skill_prompts(0, 20) == practised[:20] != skill_prompts(1, 20)
+    assert {p.row["skill"] for p in practised} == {*skills.SKILLS}
+    unseen = {}
+    for skill in SKILLS:
+        kinds = ("larger", "smaller") if skill == "compare" else (skill,)
+        texts = [re.escape(text) for kind in kinds for text in PHRASINGS[kind].unseen]
+        unseen[skill] = [re.compile(re.sub(r"\\{\w\\}", r"[\\w ]+", text)) for text in texts]
+    assert unseen["reverse"][0].fullmatch("How do you spell abc backwards?")
+    for prompt in practised:
+        skill, question = prompt.row["skill"], prompt.question
+        assert not any(pattern.fullmatch(question) for pattern in unseen[skill]), question
+        if skill in ("add", "compare"):
+            a, b = sorted(map(int, re.findall(r"\d+", question)))
+            assert not skills.is_held_out(f"{a} {b}")
+        elif skill == "name":
+            assert not skills.is_held_out(prompt.answer.removeprefix("Your name is ")[:-1])
+        elif skill in ("reverse", "uppercase", "copy"):
+            words = {"reverse": prompt.answer[::-1], "uppercase": prompt.answer.lower()}
+            for word in words.get(skill, prompt.answer).split():
+                assert not skills.is_held_out(word)
+                assert len(word) in skills.LENGTHS
+    questions = {p.text for p in practised}
+    assert not questions & {p.text for p in held_out_skill_prompts(1, 50)}

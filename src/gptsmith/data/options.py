@@ -102,6 +102,17 @@ class ChatFiles(FileFormat):
         return self
 
 
+class PromptFiles(FileFormat):
+    """How files of prompts are read."""
+
+    prompt_column: str | None = None
+    """Column of the prompts, texts or messages, if it does not have a common name."""
+    answer_column: str | None = None
+    """Column of the expected answers, if it does not have a common name."""
+    on_error: OnError = "stop"
+    """On a row that is not a prompt: stop with an error, or skip and count it."""
+
+
 class InstructionColumns(Section):
     """Names of the columns in the file."""
 

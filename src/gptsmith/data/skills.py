@@ -147,6 +147,16 @@ def held_out(seed: int, per_skill: int, kind: Kind = "seen") -> list[Item]:
     return [generator.item(skill) for skill in skills for _ in range(per_skill)]
 
 
+def practice(seed: int, count: int) -> Iterator[Item]:
+    """Items with arguments and phrasings of training, the hard skills more often: questions to
+    practise on, of which no held-out argument, phrasing or word length is part."""
+    generator = _Generator(Random(f"practice {seed}"), held_out=False, kind="seen")
+    shares = {**_SHARES, "name": 1}
+    for _ in range(count):
+        (skill,) = generator.random.choices(list(shares), list(shares.values()))
+        yield generator.item(skill)
+
+
 def worked_examples(seed: int, per_skill: int) -> list[Item]:
     """Items with arguments and phrasings of training, for few-shot prompts."""
     generator = _Generator(Random(f"examples {seed}"), held_out=False, kind="seen")

@@ -213,6 +213,11 @@ def flexible(text: str) -> str:
     return next(part for part in found[-1] if part) if found else INVALID
 
 
+def last_number(text: str) -> str:
+    """The last number of a text without separators and currency; INVALID if there is none."""
+    return _plain(flexible(text))
+
+
 def _plain(text: str) -> str:
     """A number without separators and currency; of a whole solution, the number after `#### `."""
     text = text.strip()

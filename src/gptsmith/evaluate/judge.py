@@ -18,7 +18,7 @@ import random
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from multiprocessing.pool import ThreadPool
@@ -40,7 +40,7 @@ SEED = 0
 GIVE_UP = 8  # consecutive failures after which the endpoint counts as down
 FIRST_WAIT = 1.0  # seconds before the second attempt, doubled for each further one ...
 MAX_WAIT = 60.0  # ... up to this, even if the server asks for more
-_RETRY = (408, 425, 429)  # and 5xx
+RETRY = (408, 425, 429)  # and 5xx
 _MIN_SECRET_LENGTH = 8  # a shorter key, such as "EMPTY", is no secret and is not masked
 
 _FRAMES = """\
@@ -99,6 +99,18 @@ def score(entries: Sequence[Entry], options: JudgeOptions, *, cache: Path) -> Re
         return {"score": verdict.value, "reason": verdict.reason}
 
     return _judge("judge", ("score", "score"), asked, parse_score, fields, options, cache)
+
+
+def scores(entries: Sequence[Entry], endpoint: Endpoint, cache: Path) -> list[float]:
+    """The judge's score of each answer, 0 to 100, without a report; 0 for one about which it does
+    not reply with a verdict. JudgeError if the endpoint does not answer. cache: see `score`."""
+    prompts = [_prompt(_SCORE, _SCORE_FORM, e, ANSWER=e.response) for e in entries]
+    found = _verdicts(endpoint, prompts, parse_score, cache, quiet=True)
+    for verdict in found.values():
+        if isinstance(verdict, JudgeError) and not isinstance(verdict, NoVerdict):
+            raise verdict
+    verdicts = (found[prompt] for prompt in prompts)
+    return [v.value if isinstance(v, Verdict) else 0.0 for v in verdicts]
 
 
 def compare(
@@ -222,7 +234,7 @@ def _prompt(task: str, form: str, entry: Entry, **answers: str) -> str:
 
 
 def _verdicts(
-    endpoint: Endpoint, prompts: Sequence[str], parse: Parse, cache: Path
+    endpoint: Endpoint, prompts: Sequence[str], parse: Parse, cache: Path, quiet: bool = False
 ) -> dict[str, Verdict | JudgeError]:
     """The verdict on each prompt, stored or new, or why there is none.
 
@@ -255,7 +267,9 @@ def _verdicts(
 
     # Daemon threads, unlike those of concurrent.futures: Ctrl-C ends the process at once.
     with ThreadPool(endpoint.options.parallel) as pool:
-        found = progress(pool.imap(judge, prompts), "asking the judge", len(prompts))
+        found: Iterable[Verdict | JudgeError] = pool.imap(judge, prompts)
+        if not quiet:
+            found = progress(found, "asking the judge", len(prompts))
         return dict(zip(prompts, found, strict=True))
 
 
@@ -329,7 +343,7 @@ class Endpoint:
             if (status := response.status_code) == 200:
                 return self._answer(response)
             problem = f"HTTP {status}: {self._one_line(response.text or response.reason_phrase)}"
-            if status not in _RETRY and status < 500:
+            if status not in RETRY and status < 500:
                 raise JudgeError(problem)
             after = response.headers.get("Retry-After", "")
             pause = float(after) if re.fullmatch("[0-9]{1,9}", after) else 0.0

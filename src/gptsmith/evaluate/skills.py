@@ -91,7 +91,7 @@ def score(
                 "question": items[i].messages[-1]["content"],
                 "answer": items[i].answer,
                 "response": response,
-                "correct": response.strip() == items[i].answer,
+                "correct": is_correct(response, items[i].answer),
             }
             for i, response in zip(known, responses, strict=True)
         ]
@@ -105,6 +105,11 @@ def score(
         conditions={"prompt": prompt_form(None if template is None else template.source)},
     )  # fmt: skip
     return replace(found, n=per_skill)
+
+
+def is_correct(response: str, answer: str) -> bool:
+    """Whether a response is the expected answer, except for white space at the ends."""
+    return response.strip() == answer.strip()
 
 
 def by_skill(rows: Sequence[Row]) -> dict[str, Scores]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ class Batch:
     count      what the summed loss is divided by, after adding it up over all micro-batches and
                ranks of a step; default the number of targets (for preferences, of pairs)
     tokens     number of inputs that are not padding; default all of them
+
+    A loss that needs more of its data (log-probabilities of a reference, advantages) gets it as
+    further fields of a subclass, which is a frozen dataclass too.
     """
 
     inputs: Tensor
@@ -46,25 +50,21 @@ class Batch:
         packed = "" if self.documents is None else ", several documents in a row"
         return f"Batch({self.name!r}, {rows} tokens, count {self.count:,}{packed})"
 
-    def without_targets(self) -> Batch:
+    def without_targets(self) -> Self:
         """The same inputs, of which nothing is learned: a sum of 0 and a zero gradient."""
         targets = torch.full_like(self.targets, IGNORE_INDEX)
         return replace(self, targets=targets, name="", count=0, tokens=0)
 
-    def pinned(self) -> Batch:
+    def pinned(self) -> Self:
         """The same batch in pinned memory, from which a copy to a GPU is not waited for."""
         return self._map(lambda x: x if x.is_pinned() else x.pin_memory())
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> Self:
         """The same batch on a device."""
         batch = self.pinned() if device.type == "cuda" else self
         return batch._map(lambda x: x.to(device, non_blocking=True))
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return replace(
-            self,
-            inputs=change(self.inputs),
-            targets=change(self.targets),
-            documents=None if self.documents is None else change(self.documents),
-            positions=None if self.positions is None else change(self.positions),
-        )
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors: Any = {name: change(x) for name, x in values.items() if isinstance(x, Tensor)}
+        return replace(self, **tensors)

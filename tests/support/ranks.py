@@ -156,7 +156,7 @@ def train(
 
     bad: a row whose loss is NaN. only: train nothing but the parameters whose names begin so.
     loss_scale: with a loss scaler, and a row of the embedding whose gradient overflows. Returns
-    losses and gradient norms, why a step was skipped, the scaler's scale, a digest of all
+    losses, metrics and gradient norms, why a step was skipped, the scaler's scale, a digest of all
     parameters, the elements of the optimizer's state that this rank keeps, and the bytes of its
     parameters, gradients and optimizer state.
     """
@@ -172,13 +172,14 @@ def train(
     optimizer = Optimizer(model, OptimConfig(kind=kind), "cpu")
     scaler = torch.amp.GradScaler("cpu", init_scale=loss_scale) if loss_scale else None
 
-    def loss(model: GPTModel, batch: Batch) -> torch.Tensor:
+    def loss(model: GPTModel, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         worse = torch.nan if batch.name.startswith(f"samples {bad}..") else 1.0
         total = next_token_loss(model, batch) * worse
         if loss_scale:  # a gradient that is finite until it is scaled, for a loss of 0
             row = model.embedding.token.weight[0].sum()
             total = total + (row - row.detach()) * 3e38
-        return total
+        targets = (batch.targets != IGNORE_INDEX).sum()
+        return total, {"doubled": 2 * total, "targets": targets.float()}
 
     def batches(step: int) -> list[Batch]:
         rank, ranks = distributed.rank(), distributed.world_size()
@@ -203,6 +204,7 @@ def train(
     kept = [*map(sharding.local, parameters), *state]
     return {
         "losses": [step.loss for step in done],
+        "metrics": [step.metrics for step in done],
         "norms": [step.grad_norm for step in done],
         "tokens": [step.tokens for step in done],
         "skipped": [step.skipped for step in done],

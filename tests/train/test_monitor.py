@@ -333,3 +333,21 @@ def test_the_final_evaluation_on_more_text_is_not_in_the_table() -> None:
 def test_notes_and_samples_are_not_in_the_table() -> None:
     rows = monitor.table([{"event": "sample", "step": 1}, {"event": "note", "step": 2}])
     assert rows == []
+
+
+def test_measurements_of_training_and_validation_are_columns() -> None:
+    (row,) = monitor.table(
+        [
+            {
+                "event": "train",
+                "step": 1,
+                "train_loss": 2.0,
+                "train_margin": 0.25,
+                "grad_norm": 1.0,
+            },
+            {"event": "val", "step": 1, "val_loss": 1.0, "val_margin": 0.5, "pairs": 9},
+        ]
+    )
+    assert {name: value for name, value in row.items() if value is not None} == {
+        "step": 1, "train_loss": 2.0, "train_margin": 0.25, "val_loss": 1.0, "val_margin": 0.5
+    }  # fmt: skip

@@ -41,3 +41,33 @@ def test_legend_does_not_hide_points(
         for point in losses.transData.transform(line.get_xydata()):
             for word in words:
                 assert not word.get_window_extent(renderer).padded(4).contains(*point)
+
+
+def test_measurements_have_panels_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda f, *a, **k: (drawn.append(f), save(f, *a, **k)))
+    rows = [
+        {
+            "step": i,
+            "train_loss": 2.0,
+            "train_reward": i / 9,
+            "val_reward": i / 8 if i % 3 else None,
+        }
+        for i in range(9)
+    ]
+    curves = ("reward", "absent")
+    draw_curves(tmp_path / "curves.png", rows, "run", curves=curves, loss_label="loss (per pair)")
+    losses, reward, rate = drawn[0].axes
+    assert [axes.get_ylabel() for axes in (losses, reward, rate)] == [
+        "loss (per pair)",
+        "reward",
+        "learning rate",
+    ]
+    train, val = reward.lines
+    assert list(train.get_ydata()) == [i / 9 for i in range(9)]
+    assert list(val.get_xdata()) == [1, 2, 4, 5, 7, 8]

@@ -36,6 +36,7 @@ def test_two_ranks_equal_one_rank_with_two_micro_batches_bit_for_bit(two) -> Non
         for found, job in zip(rank, EVEN, strict=False):
             one = train(**job)
             assert found["losses"] == one["losses"]
+            assert found["metrics"] == one["metrics"]
             assert found["norms"] == one["norms"]
             assert found["digest"] == one["digest"]
 
@@ -54,6 +55,7 @@ def test_all_ranks_have_the_same_parameters(two) -> None:
     for a, b in zip(*two, strict=True):
         assert a["digest"] == b["digest"]
         assert str(a["losses"]) == str(b["losses"])
+        assert str(a["metrics"]) == str(b["metrics"])
 
 
 def test_each_rank_keeps_its_part_of_the_optimizer_state(two) -> None:

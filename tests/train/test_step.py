@@ -374,3 +374,26 @@ def test_model_is_in_training_mode_and_uses_the_scheduled_rate() -> None:
         rates.append(steps(model, 1, loss=loss, optimizer=optimizer, **fields)[0].learning_rate)
     assert rates == [1.0, 0.5, 0.25]
     assert {g["lr"] for o in optimizer.optimizers for g in o.param_groups} == {0.25}
+
+
+# --- metrics -------------------------------------------------------------------------------------
+
+
+def measured_loss(model: GPTModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    loss = next_token_loss(model, batch)
+    targets = batch.targets[batch.targets != IGNORE_INDEX]
+    return loss, {"ids": targets.sum().float(), "again": loss}
+
+
+@pytest.mark.parametrize("size", [4, 1])
+def test_metrics_of_the_loss_are_means_over_the_step(size: int) -> None:
+    plain, measured = small(), small()
+    expected = steps(plain, 3, size=size)
+    for number, done in enumerate(steps(measured, 3, size=size, loss=measured_loss)):
+        batch = samples(4 * number, 4)
+        targets = batch.targets[batch.targets != IGNORE_INDEX]
+        assert done.metrics["ids"] == pytest.approx(float(targets.float().mean()), rel=1e-6)
+        assert done.metrics["again"] == pytest.approx(done.loss, rel=1e-6)
+        assert done.loss == expected[number].loss
+        assert expected[number].metrics == {}
+    assert same(weights(plain), weights(measured))

@@ -27,7 +27,7 @@ from gptsmith.recipes.run_state import RunState
 from gptsmith.run import Run, layout
 from gptsmith.train import checkpoint, distributed, runtime, sharding
 from gptsmith.train.checkpoint_writer import CheckpointWriter
-from gptsmith.train.monitor import Monitor, SilentMonitor, count_events
+from gptsmith.train.monitor import LOSS_LABEL, Monitor, SilentMonitor, count_events
 from gptsmith.train.optim import Optimizer
 from gptsmith.train.schedule import LearningRate
 from gptsmith.train.signals import StopSignal
@@ -55,6 +55,9 @@ class TrainingJob:
     samples        texts that the model generates: (prompt, text)
     evaluate_tasks scores of eval.tasks
     verify_data    ValueError if a file of the training data is damaged
+    curves         measurements to draw in curves.png: metrics of the loss, which evaluate returns
+                   as val_NAME
+    loss_label     of the axis of the loss there, with its unit
     """
 
     model: GPTModel
@@ -65,6 +68,8 @@ class TrainingJob:
     samples: Callable[[], Iterator[tuple[str, str]]] = lambda: iter(())
     evaluate_tasks: in_loop_eval.TaskEvaluation | None = None
     verify_data: Callable[[], None] = lambda: None
+    curves: tuple[str, ...] = ()
+    loss_label: str = LOSS_LABEL
 
 
 def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float | None) -> int:
@@ -218,6 +223,8 @@ class _TrainingSession:
                 resume=(state.step, state.seconds) if self.config.resume else None,
                 started=started,
                 scores=self.job.evaluate_tasks.references if self.job.evaluate_tasks else {},
+                curves=self.job.curves,
+                loss_label=self.job.loss_label,
             )
         )
         self.speed_start = self.monitor.seconds, state.tokens  # tokens/s are measured from here
@@ -279,6 +286,7 @@ class _TrainingSession:
                 state.step, "train", epoch=self.epoch(), train_loss=step.loss,
                 learning_rate=step.learning_rate, grad_norm=step.grad_norm,
                 tokens=state.tokens, tokens_per_second=round(speed, 1),
+                **{f"train_{name}": value for name, value in step.metrics.items()},
             )  # fmt: skip
             work = speed * flops.flops_per_token(self.job.model.config)
             mfu = runtime.mfu(work / distributed.world_size(), self.plan.runtime.device)

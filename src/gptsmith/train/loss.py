@@ -1,12 +1,14 @@
 """Losses: loss(model, batch) -> sum over the batch, which the step divides by its count.
 
+A loss may return (sum, metrics) instead: sums over the batch by name, which are divided alike.
+
 B batch, T time, N = B * T, C channels, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol, overload
 
 import torch
 import torch.nn.functional as F
@@ -113,17 +115,126 @@ def chunk_rows(N: int, V: int, device: torch.device) -> int:
 
 def next_token_loss(model: LanguageModel, batch: Batch) -> Tensor:
     """Summed next-token cross-entropy in nats, an fp32 scalar."""
-    hidden = model.hidden(batch.inputs, positions=batch.positions, documents=batch.documents)
-    hidden = hidden.flatten(0, 1)  # (N, C)
-    weight = model.head_weight
-    if not torch.is_grad_enabled():  # needs_input_grad does not take this into account
-        hidden, weight = hidden.detach(), weight.detach()
-    kind = hidden.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    hidden, weight, dtype = _before_head(model, batch)
     rows = chunk_rows(hidden.shape[0], weight.shape[0], hidden.device)
     targets = batch.targets.flatten()
     loss: Tensor = LinearCrossEntropy.apply(hidden, weight, targets, dtype, rows)
     return loss
+
+
+def _before_head(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor, torch.dtype]:
+    """Hidden states (N, C), the head's weight (V, C), and the dtype of their product."""
+    hidden = model.hidden(batch.inputs, positions=batch.positions, documents=batch.documents)
+    hidden, weight = hidden.flatten(0, 1), model.head_weight
+    if not torch.is_grad_enabled():  # needs_input_grad does not take this into account
+        hidden, weight = hidden.detach(), weight.detach()
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    return hidden, weight, dtype
+
+
+class TargetLogProbs(torch.autograd.Function):
+    """log softmax(hidden @ weight.T) at the targets (N,) and, if `entropy`, the entropy of each row
+    (N,), in chunks of rows. Both are 0 without a target, and the entropy has no gradient.
+
+    What a loss makes of the log-probabilities is not known in the forward pass, so unlike in
+    LinearCrossEntropy the backward pass computes each chunk's probabilities again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        dtype: torch.dtype,
+        rows: int,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor]:
+        w = weight.to(dtype)
+        found, entropies = [], [hidden.new_empty(0, dtype=torch.float32)]
+        for h, y in zip(hidden.split(rows), targets.split(rows), strict=True):
+            log_p = (h.to(dtype) @ w.T).float()  # (rows, V)
+            log_p = log_p.sub_(log_p.logsumexp(dim=-1, keepdim=True))
+            is_target = y != IGNORE_INDEX
+            found.append(log_p.gather(1, y.clamp(min=0).unsqueeze(1)).squeeze(1) * is_target)
+            if entropy:
+                entropies.append(-(log_p.exp().mul_(log_p)).sum(dim=-1) * is_target)
+            del log_p  # before the next chunk's are allocated
+        log_probs, entropies_of = torch.cat(found), torch.cat(entropies)
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.mark_non_differentiable(entropies_of)
+        ctx.dtype, ctx.rows = dtype, rows  # type: ignore[attr-defined]
+        return log_probs, entropies_of
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, grad: Tensor, _: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        hidden, weight, targets = ctx.saved_tensors  # type: ignore[attr-defined]
+        need_hidden, need_weight = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
+        dtype, rows = ctx.dtype, ctx.rows  # type: ignore[attr-defined]
+        w = weight.to(dtype)
+        columns = torch.arange(weight.shape[0], device=hidden.device)
+        # fp16 has neither the range of a scaled gradient nor that of a sum over rows; see above.
+        scale = grad.abs().amax().clamp(min=1e-30) if dtype == torch.float16 and len(grad) else 1.0
+        shrink = rows**0.5 if dtype == torch.float16 else 1.0
+        grads = []
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        chunks = (x.split(rows) for x in (hidden, targets, grad * (targets != IGNORE_INDEX)))
+        for h, y, g in zip(*chunks, strict=True):
+            h = h.to(dtype)
+            p = (h @ w.T).float()  # (rows, V)
+            p.sub_(p.logsumexp(dim=-1, keepdim=True)).exp_()
+            # one-hot - softmax, in the memory of the logits
+            p.neg_().add_((columns == y.unsqueeze(1)).float())
+            d = p.mul_((g / scale).unsqueeze(1)).to(dtype)
+            del p
+            if need_hidden:
+                grads.append((d @ w).float().mul_(scale).to(hidden.dtype))
+            if grad_weight is not None:
+                grad_weight.add_(d.T @ (h / shrink), alpha=shrink)
+            del d
+        grad_hidden = torch.cat(grads) if need_hidden else None
+        if grad_weight is not None:
+            grad_weight = grad_weight.mul_(scale).to(weight.dtype)
+        return grad_hidden, grad_weight, None, None, None, None
+
+
+@overload
+def token_log_probs(model: LanguageModel, batch: Batch) -> Tensor: ...
+
+
+@overload
+def token_log_probs(
+    model: LanguageModel, batch: Batch, *, entropy: Literal[True]
+) -> tuple[Tensor, Tensor]: ...
+
+
+def token_log_probs(
+    model: LanguageModel, batch: Batch, *, entropy: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The log-probability of each target in nats, (B, T) fp32; 0 where there is no target.
+
+    entropy: return also the entropy of each of these predictions, alike, without gradient.
+    Positions without a target cost nothing, and the logits of a whole batch never exist.
+    """
+    hidden, weight, dtype = _before_head(model, batch)
+    targets = batch.targets.flatten()
+    at = None
+    if not torch.compiler.is_compiling():  # a compiled graph is for one shape
+        at = (targets != IGNORE_INDEX).nonzero().squeeze(1)
+        hidden, targets = hidden.index_select(0, at), targets[at]
+    rows = chunk_rows(max(1, len(targets)), weight.shape[0], hidden.device)
+    found = TargetLogProbs.apply(hidden, weight, targets, dtype, rows, entropy)
+
+    def placed(x: Tensor) -> Tensor:
+        if at is not None:
+            x = x.new_zeros(batch.targets.numel()).index_copy(0, at, x)
+        return x.view(batch.targets.shape)
+
+    log_probs, entropies = found
+    return (placed(log_probs), placed(entropies)) if entropy else placed(log_probs)
 
 
 def classification_loss(model: Classifier, batch: Batch) -> Tensor:

@@ -3,7 +3,8 @@
 metrics.jsonl is the record: one JSON object per line, with the CRC-32 of the rest of the line:
     {"event": "train", "step": 500, "train_loss": 1.93, ..., "seconds": 12.3, "crc32": "9bd2c0a1"}
 Events are train, val, tasks, note and sample. They may have any fields; metrics.csv contains those
-in COLUMNS. metrics.csv, curves.png and samples.txt are derived from the record and can be rebuilt.
+in COLUMNS and further measurements, as `table` says. metrics.csv, curves.png and samples.txt are
+derived from the record and can be rebuilt.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from gptsmith.progress import ProgressLine
 from gptsmith.train.trackers import open_trackers
 
 METRICS, TABLE, CURVES, SAMPLES = "metrics.jsonl", "metrics.csv", "curves.png", "samples.txt"
+LOSS_LABEL = "loss (nats per token)"
 COLUMNS = (
     "step",
     "epoch",
@@ -49,7 +51,8 @@ class Monitor:
     dropped. started: time.perf_counter() at which `seconds` begins (default now; a command passes
     command_start()). interval: seconds between progress lines without a terminal. scores: fields
     of tasks events to draw below the loss, each with reference values:
-    {"hellaswag_acc_token": {"GPT-2 124M": 0.294}}.
+    {"hellaswag_acc_token": {"GPT-2 124M": 0.294}}. curves: measurements to draw below the loss, as
+    train_NAME and val_NAME. loss_label: of the axis of the loss.
     """
 
     def __init__(
@@ -64,9 +67,12 @@ class Monitor:
         console: Console | None = None,
         interval: float = 5.0,
         scores: Mapping[str, Mapping[str, float]] | None = None,
+        curves: Sequence[str] = (),
+        loss_label: str = LOSS_LABEL,
     ) -> None:
         now = time.perf_counter()
         self._scores = scores or {}
+        self._curves, self._loss_label = curves, loss_label
         self.folder = folder
         self._started = now if started is None else started
         self._earlier_seconds = resume[1] if resume else 0.0
@@ -157,7 +163,10 @@ class Monitor:
         writer.writeheader()
         writer.writerows(rows)
         write_text(self.folder / TABLE, text.getvalue())
-        draw_curves(self.folder / CURVES, rows, self.folder.resolve().name, self._scores)
+        draw_curves(
+            self.folder / CURVES, rows, self.folder.resolve().name, self._scores, self._curves,
+            self._loss_label,
+        )  # fmt: skip
         self._draw_end = time.perf_counter()
         self._draw_seconds = self._draw_end - begin
 
@@ -263,19 +272,22 @@ def _event(line: bytes, checked: bool) -> dict[str, Any] | None:
 def table(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of metrics.csv: the train, val and tasks events of a step merged into one row.
 
-    Of a val event only epoch, loss and time are used: its `tokens` are not training tokens. A
-    second one of the same step, at the end of a run, uses more text and is not comparable with the
-    others. Fields of tasks events become additional columns.
+    Of a val event only epoch, time and what is named val_... are used: its `tokens` are not
+    training tokens. A second one of the same step, at the end of a run, uses more text and is not
+    comparable with the others. Fields of tasks events, and those of train events that are named
+    train_..., become additional columns.
     """
     rows: dict[int, dict[str, Any]] = {}
     for event in events:
         if event["event"] in ("train", "val", "tasks"):
             row = rows.setdefault(event["step"], dict.fromkeys(COLUMNS))
-            names: Iterable[str] = ("epoch", "val_loss", "seconds")
-            if event["event"] == "val" and row["val_loss"] is not None:
+            kind = event["event"]
+            names: Iterable[str] = event.keys() - {"event"}
+            if kind == "val" and row["val_loss"] is not None:
                 continue
-            if event["event"] != "val":
-                names = COLUMNS if event["event"] == "train" else event.keys() - {"event"}
+            if kind != "tasks":
+                known = COLUMNS if kind == "train" else ("epoch", "val_loss", "seconds")
+                names = [n for n in event if n in known or n.startswith(f"{kind}_")]
             row["step"] = event["step"]
             row.update({name: event[name] for name in names if event.get(name) is not None})
     return [rows[step] for step in sorted(rows)]

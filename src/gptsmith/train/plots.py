@@ -1,4 +1,5 @@
-"""curves.png: losses over steps (and tokens), task scores if there are any, learning rate."""
+"""curves.png: losses over steps (and tokens), task scores and other measurements if there are any,
+learning rate."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,10 +22,13 @@ def draw_curves(
     rows: Sequence[Mapping[str, Any]],
     title: str,
     scores: Mapping[str, Mapping[str, float]] | None = None,
+    curves: Sequence[str] = (),
+    loss_label: str = "loss (nats per token)",
 ) -> None:
     """Draw rows of metrics.csv (dicts; values may be absent or None) as a PNG.
 
-    scores: columns with accuracies to draw, each with reference values by name.
+    scores: columns with accuracies to draw, each with reference values by name. curves: further
+    measurements, in the columns train_NAME and val_NAME, with a panel each.
     Takes about 0.3 s, and on the first call the same again to import matplotlib. pyplot is not
     used: its figures are global state, and it looks for a window system.
     """
@@ -33,7 +37,8 @@ def draw_curves(
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     shown = {name: refs for name, refs in (scores or {}).items() if len(_series(rows, name)[0])}
-    heights = (3, 2, 1) if shown else (3, 1)
+    measured = [name for name in curves if any(len(x) for x, _ in _train_and_val(rows, name))]
+    heights = (3, *((2,) if shown else ()), *(1.5 for _ in measured), 1)
     figure = Figure(figsize=(8, 1.35 * sum(heights)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
@@ -45,13 +50,15 @@ def draw_curves(
         axes.grid(color=GRID, linewidth=0.7)
         axes.set_axisbelow(True)
 
-    _draw_losses(losses, rows)
+    _draw_losses(losses, rows, loss_label)
     losses.set_title(
         figure_text(title, 80), loc="left", color=INK, fontsize=11, fontweight="bold", pad=10
     )
 
     if shown:
         _draw_scores(panels[1], rows, shown)
+    for axes, name in zip(panels[-1 - len(measured) : -1], measured, strict=True):
+        _draw_measurement(axes, rows, name)
 
     steps, rate = _series(rows, "learning_rate")
     rates.plot(steps, rate, color=RATE, linewidth=1.5)
@@ -78,28 +85,45 @@ def draw_curves(
     write_figure(path, figure)
 
 
-def _draw_losses(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+def _draw_losses(axes: Any, rows: Sequence[Mapping[str, Any]], label: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    steps, train = _series(rows, "train_loss")
-    at, val = _series(rows, "val_loss")
+    (steps, train), (at, val) = _train_and_val(rows, "loss")
+    _draw_train(axes, steps, train)
+    if len(at):
+        # In the legend, which is placed automatically: a label at the point would hide others.
+        best = int(np.argmin(val))
+        suffix = "" if best == len(val) - 1 else f", best at step {at[best]:,.0f}"
+        text = f"val {val[best]:.3f}{suffix}"
+        axes.plot(at, val, color=VAL, linewidth=1.8, marker="o", markersize=3.5, label=text)
+    if len(steps) or len(at):
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+        axes.set_ylim(*_limits(np.concatenate([train, val])))
+    axes.set_ylabel(label, color=INK, fontsize=9)
+    axes.yaxis.set_major_locator(MaxNLocator(7))
+
+
+def _draw_measurement(axes: Any, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    (steps, train), (at, val) = _train_and_val(rows, name)
+    _draw_train(axes, steps, train)
+    if len(at):
+        text = f"val {val[-1]:.3g}"
+        axes.plot(at, val, color=VAL, linewidth=1.8, marker="o", markersize=3.5, label=text)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    axes.margins(y=0.15)
+    axes.set_ylabel(figure_text(name.replace("_", " ")), color=INK, fontsize=9)
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+
+
+def _draw_train(axes: Any, steps: np.ndarray, train: np.ndarray) -> None:
     if len(steps) >= 40:  # single batches are noisy: draw them faintly, and their trend
         axes.plot(steps, train, color=TRAIN, alpha=0.28, linewidth=0.8)
         trend = _smooth(train)
         axes.plot(steps, trend, color=TRAIN, linewidth=1.8, label="train (smoothed)")
     elif len(steps):
         axes.plot(steps, train, color=TRAIN, linewidth=1.8, marker=".", label="train")
-    if len(at):
-        # In the legend, which is placed automatically: a label at the point would hide others.
-        best = int(np.argmin(val))
-        suffix = "" if best == len(val) - 1 else f", best at step {at[best]:,.0f}"
-        label = f"val {val[best]:.3f}{suffix}"
-        axes.plot(at, val, color=VAL, linewidth=1.8, marker="o", markersize=3.5, label=label)
-    if len(steps) or len(at):
-        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-        axes.set_ylim(*_limits(np.concatenate([train, val])))
-    axes.set_ylabel("loss (nats per token)", color=INK, fontsize=9)
-    axes.yaxis.set_major_locator(MaxNLocator(7))
 
 
 def _draw_scores(
@@ -125,6 +149,11 @@ def _draw_scores(
     axes.margins(y=0.15)
     axes.set_ylabel("accuracy", color=INK, fontsize=9)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def _train_and_val(rows: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    """Steps and values of a measurement in training and in validation."""
+    return [_series(rows, f"{kind}_{name}") for kind in ("train", "val")]
 
 
 def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,15 @@ from gptsmith.train.fp8 import use_fp8
 from gptsmith.train.optim import Optimizer
 from gptsmith.train.runtime import Precision
 
-Loss = Callable[[Any, Batch], Tensor]  # (model, batch) -> sum over the batch, undivided
+# (model, batch) -> sum over the batch, undivided; also sums of whatever else it measures, by name,
+# the same names for every batch
+Summed = Tensor | tuple[Tensor, Mapping[str, Tensor]]
+Loss = Callable[[Any, Batch], Summed]
+
+
+def loss_and_metrics(found: Summed) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """What a loss returned, with the metrics that it may have left out."""
+    return found if isinstance(found, tuple) else (found, {})
 
 
 class LossOfModel(nn.Module):
@@ -33,7 +41,7 @@ class LossOfModel(nn.Module):
         super().__init__()
         self.model, self.loss = model, loss
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch) -> Summed:
         return self.loss(self.model, batch)
 
 
@@ -49,7 +57,8 @@ class TrainingDiverged(ValueError):
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step did. `step` counts from 1; `loss` is the mean over the step."""
+    """What one optimizer step did. `step` counts from 1; `loss` and `metrics`, which the loss may
+    have, are means over the step."""
 
     step: int
     loss: float
@@ -57,6 +66,7 @@ class Step:
     learning_rate: float
     tokens: int  # inputs over all ranks, without padding
     skipped: str = ""  # why the weights were not updated, naming the batch; empty if they were
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -142,7 +152,7 @@ def train_steps(
     params = [p for p in model.parameters() if p.requires_grad]
     ranks, rank = distributed.world_size(), distributed.rank()
     parallel = None
-    compute: Callable[[Batch], Tensor] = partial(loss, model)
+    compute: Callable[[Batch], Summed] = partial(loss, model)
     clip: Callable[[list[nn.Parameter], float], Tensor] = nn.utils.clip_grad_norm_
     step = first_step
     if sharding.is_sharded(model):  # it adds gradients up after every micro-batch, to divide them
@@ -154,7 +164,8 @@ def train_steps(
         # the order of addition follows from it: it must not change after the first step of a
         # process, or a resumed run would differ.
         with precision.autocast():
-            parallel(batches(step)[0].without_targets().to(device)).backward()
+            empty = parallel(batches(step)[0].without_targets().to(device))
+            loss_and_metrics(empty)[0].backward()
     while True:
         model.train()
         micro_batches = batches(step)
@@ -162,21 +173,26 @@ def train_steps(
         count, tokens = map(int, distributed.sums(*counts))
         count = max(1, count)
         total = torch.zeros((), device=device)
+        metrics: dict[str, Tensor] = {}
         optimizer.zero_grad()
         for i, batch in enumerate(micro_batches):
             torch.manual_seed(derive_seed(seed, step, i * ranks + rank, 0))
             last = i == len(micro_batches) - 1  # gradients are added up over ranks once
             with nullcontext() if parallel is None or last else parallel.no_sync():
                 with precision.autocast():
-                    share = compute(batch.to(device)) / count
+                    summed, measured = loss_and_metrics(compute(batch.to(device)))
+                    share = summed / count
                 (scaler.scale(share) if scaler else share).backward()
             total += share.detach()
+            for name, value in measured.items():
+                metrics[name] = metrics.get(name, torch.zeros_like(total)) + value.detach() / count
         if scaler:
             for each in optimizer.optimizers:
                 scaler.unscale_(each)
         norm = clip(params, max_grad_norm or math.inf)
-        total = distributed.sum_over_ranks(total)
-        mean_loss, grad_norm = torch.stack([total, norm]).tolist()  # a GPU is waited for once
+        means = distributed.sum_over_ranks(torch.stack([total, *metrics.values()]))
+        # a GPU is waited for once
+        grad_norm, mean_loss, *measures = torch.cat([norm.view(1), means]).tolist()
         rate = learning_rate(step)
         overflow = math.isfinite(mean_loss) and not math.isfinite(grad_norm)
         if scaler and overflow and scaler.get_scale() > 1:
@@ -194,7 +210,8 @@ def train_steps(
         if step == first_step:
             distributed.expect_steps()
         step += 1
-        yield Step(step, mean_loss, grad_norm, rate, tokens, skipped)
+        measured_means = dict(zip(metrics, measures, strict=True))
+        yield Step(step, mean_loss, grad_norm, rate, tokens, skipped, measured_means)
 
 
 def _names_of_all_ranks(micro_batches: Sequence[Batch]) -> list[str]:

@@ -18,7 +18,7 @@ import random
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from multiprocessing.pool import ThreadPool
@@ -106,11 +106,10 @@ def scores(entries: Sequence[Entry], endpoint: Endpoint, cache: Path) -> list[fl
     not reply with a verdict. JudgeError if the endpoint does not answer. cache: see `score`."""
     prompts = [_prompt(_SCORE, _SCORE_FORM, e, ANSWER=e.response) for e in entries]
     found = _verdicts(endpoint, prompts, parse_score, cache, quiet=True)
-    for verdict in found.values():
-        if isinstance(verdict, JudgeError) and not isinstance(verdict, NoVerdict):
-            raise verdict
-    verdicts = (found[prompt] for prompt in prompts)
-    return [v.value if isinstance(v, Verdict) else 0.0 for v in verdicts]
+    failed = (v for v in found.values() if type(v) is JudgeError)
+    if error := next(failed, None):
+        raise error
+    return [v.value if isinstance(v := found[p], Verdict) else 0.0 for p in prompts]
 
 
 def compare(
@@ -267,9 +266,8 @@ def _verdicts(
 
     # Daemon threads, unlike those of concurrent.futures: Ctrl-C ends the process at once.
     with ThreadPool(endpoint.options.parallel) as pool:
-        found: Iterable[Verdict | JudgeError] = pool.imap(judge, prompts)
-        if not quiet:
-            found = progress(found, "asking the judge", len(prompts))
+        replies = pool.imap(judge, prompts)
+        found = replies if quiet else progress(replies, "asking the judge", len(prompts))
         return dict(zip(prompts, found, strict=True))
 
 

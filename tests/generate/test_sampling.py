@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -8,11 +9,28 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from gptsmith.generate import sampling
+from gptsmith.generate.forward import KernelForward
 from gptsmith.generate.options import SamplingConfig
-from gptsmith.generate.sampling import sample, token_logprob, uniform
+from gptsmith.generate.sampling import token_logprob, uniform
+from gptsmith.kernels.packed_model import PackedModel, library_for
+from gptsmith.model.config import ModelConfig
+from gptsmith.model.gpt import GPTModel
+
+Sampler = Callable[[Tensor, Sequence[SamplingConfig], Sequence[float]], list[int]]
 
 
-def draw(logits: Tensor, n: int = 4000, **fields: object) -> Tensor:
+@pytest.fixture(scope="module", params=["torch", "kernels"])
+def sample(request: pytest.FixtureRequest) -> Sampler:
+    if request.param == "torch":
+        return sampling.sample
+    model = GPTModel(ModelConfig.preset("nano", vocab_size=8))
+    if library_for(model) is None:
+        pytest.skip("no compiled kernels on this machine")
+    forward = KernelForward(PackedModel(model))
+    return lambda x, settings, points: forward.sample([*x], settings, points)
+
+
+def draw(sample: Sampler, logits: Tensor, n: int = 4000, **fields: object) -> Tensor:
     """Relative frequencies (V,) of the tokens from logits (V,) and n evenly spaced numbers."""
     config = SamplingConfig(**fields)
     x = logits.double().expand(n, -1)
@@ -35,8 +53,10 @@ LOGITS = torch.tensor([2.0, -1.0, 0.5, 0.5, 3.0, -4.0, 1.0, 0.0])
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
-def test_frequencies_follow_the_softmax_at_the_temperature(temperature: float) -> None:
-    frequencies = draw(LOGITS, 20_000, temperature=temperature)
+def test_frequencies_follow_the_softmax_at_the_temperature(
+    sample: Sampler, temperature: float
+) -> None:
+    frequencies = draw(sample, LOGITS, 20_000, temperature=temperature)
     assert fits(frequencies, (LOGITS / temperature).softmax(0), 20_000)
     other = (LOGITS / temperature / 1.2).softmax(0)
     assert not fits(frequencies, other, 20_000)  # the test can fail
@@ -56,7 +76,7 @@ def test_random_numbers_of_neighbouring_seeds_and_positions_are_independent() ->
     assert uniform(2**63 - 1, 0) == uniform(2**63 - 1, 0)
 
 
-def test_top_k_top_p_and_min_p_keep_the_right_tokens() -> None:
+def test_top_k_top_p_and_min_p_keep_the_right_tokens(sample: Sampler) -> None:
     p = LOGITS.softmax(0)  # 4: .572, 0: .210, 6: .077, 2 and 3: .047, 7: .028, 1: .010, 5: .0005
 
     def only(*kept: int) -> Tensor:
@@ -64,39 +84,39 @@ def test_top_k_top_p_and_min_p_keep_the_right_tokens() -> None:
         kept_p[list(kept)] = p[list(kept)]
         return kept_p / kept_p.sum()
 
-    assert fits(draw(LOGITS, temperature=1.0, top_k=3), only(4, 0, 6))
-    assert fits(draw(LOGITS, temperature=1.0, top_k=100), p)
-    assert fits(draw(LOGITS, temperature=1.0, top_p=0.57), only(4))
-    assert fits(draw(LOGITS, temperature=1.0, top_p=0.6), only(4, 0))
-    assert fits(draw(LOGITS, temperature=1.0, top_p=0.8), only(4, 0, 6))
-    assert fits(draw(LOGITS, temperature=1.0, top_p=1.0), p)
-    assert fits(draw(LOGITS, temperature=1.0, min_p=0.1), only(4, 0, 6))
-    assert fits(draw(LOGITS, temperature=1.0, min_p=0.0), p)
-    assert fits(draw(LOGITS, temperature=1.0, min_p=1.0), only(4))
+    assert fits(draw(sample, LOGITS, temperature=1.0, top_k=3), only(4, 0, 6))
+    assert fits(draw(sample, LOGITS, temperature=1.0, top_k=100), p)
+    assert fits(draw(sample, LOGITS, temperature=1.0, top_p=0.57), only(4))
+    assert fits(draw(sample, LOGITS, temperature=1.0, top_p=0.6), only(4, 0))
+    assert fits(draw(sample, LOGITS, temperature=1.0, top_p=0.8), only(4, 0, 6))
+    assert fits(draw(sample, LOGITS, temperature=1.0, top_p=1.0), p)
+    assert fits(draw(sample, LOGITS, temperature=1.0, min_p=0.1), only(4, 0, 6))
+    assert fits(draw(sample, LOGITS, temperature=1.0, min_p=0.0), p)
+    assert fits(draw(sample, LOGITS, temperature=1.0, min_p=1.0), only(4))
     # top_p after top_k: the three have 0.667, 0.245 and 0.089 of what is left
-    assert fits(draw(LOGITS, temperature=1.0, top_k=3, top_p=0.6), only(4))
-    assert fits(draw(LOGITS, temperature=1.0, top_k=3, top_p=0.92), only(4, 0, 6))
+    assert fits(draw(sample, LOGITS, temperature=1.0, top_k=3, top_p=0.6), only(4))
+    assert fits(draw(sample, LOGITS, temperature=1.0, top_k=3, top_p=0.92), only(4, 0, 6))
 
 
-def test_ties_are_broken_by_the_smaller_id_and_never_keep_more_than_k() -> None:
+def test_ties_are_broken_by_the_smaller_id_and_never_keep_more_than_k(sample: Sampler) -> None:
     flat = torch.zeros(50)
     for k in (1, 2, 7, 50):
-        kept = draw(flat, temperature=1.0, top_k=k) > 0
+        kept = draw(sample, flat, temperature=1.0, top_k=k) > 0
         assert kept[:k].all()
         assert not kept[k:].any()
-    assert fits(draw(torch.tensor([0.0, 1.0, 1.0, 1.0]), temperature=1.0, top_k=2),
+    assert fits(draw(sample, torch.tensor([0.0, 1.0, 1.0, 1.0]), temperature=1.0, top_k=2),
                 torch.tensor([0, 0.5, 0.5, 0]))  # fmt: skip
-    kept = draw(flat, temperature=1.0, top_p=0.19) > 0
+    kept = draw(sample, flat, temperature=1.0, top_p=0.19) > 0
     assert kept[:10].all()
     assert not kept[10:].any()
 
 
-def test_nucleus_larger_than_the_candidates_is_found_by_sorting() -> None:
+def test_nucleus_larger_than_the_candidates_is_found_by_sorting(sample: Sampler) -> None:
     logits = torch.randn(5000, generator=torch.Generator().manual_seed(0)) * 0.1
     p, order = logits.double().softmax(0).sort(descending=True)
     size = int((p.cumsum(0) < 0.9).sum()) + 1
     assert size > 4000
-    frequencies = draw(logits, n=6000, temperature=1.0, top_p=0.9)
+    frequencies = draw(sample, logits, n=6000, temperature=1.0, top_p=0.9)
     assert not frequencies[order[size:]].any()
     assert (frequencies > 0).sum() > 0.9 * size
 
@@ -118,7 +138,11 @@ configs = st.builds(
     st.floats(0, 1, exclude_max=True),
 )
 def test_sample_is_independent_of_neighbouring_rows_and_their_settings(
-    logits: Tensor, config: SamplingConfig, others: list[SamplingConfig], point: float
+    sample: Sampler,
+    logits: Tensor,
+    config: SamplingConfig,
+    others: list[SamplingConfig],
+    point: float,
 ) -> None:
     logits = logits.double()
     rows = torch.stack([logits.flip(0), logits, -logits])
@@ -131,14 +155,14 @@ def test_sample_is_independent_of_neighbouring_rows_and_their_settings(
     assert sample(logits[None], [narrow], [point]) == [int(logits.argmax())]
 
 
-def test_greedy_takes_the_argmax_and_tiny_temperatures_do_not_overflow() -> None:
+def test_greedy_takes_the_argmax_and_tiny_temperatures_do_not_overflow(sample: Sampler) -> None:
     rows = torch.stack([LOGITS, -LOGITS, LOGITS * 1e4]).double()
     for temperature in (0.0, 1e-310, 1e-40, 1e-6):
         ids = sample(rows, [SamplingConfig(temperature=temperature)] * 3, [0.1, 0.5, 0.9])
         assert ids == [4, 5, 4]
 
 
-def test_extreme_random_numbers_never_select_an_excluded_token() -> None:
+def test_extreme_random_numbers_never_select_an_excluded_token(sample: Sampler) -> None:
     for config in (SamplingConfig(top_k=1), SamplingConfig(top_p=0.5), SamplingConfig(min_p=0.9)):
         for point in (0.0, 1 - 2.0**-53):
             assert sample(LOGITS[None].double(), [config], [point]) == [4]
@@ -193,7 +217,7 @@ def test_penalties_are_those_of_the_definition(
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.double))
 
 
-def test_filters_and_repetition_penalty_are_those_of_transformers() -> None:
+def test_filters_and_repetition_penalty_are_those_of_transformers(sample: Sampler) -> None:
     import transformers.generation.logits_process as judge
 
     generator = torch.Generator().manual_seed(0)
@@ -240,7 +264,7 @@ def test_logprobs_are_those_of_the_softmax_and_alike_in_any_batch() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_logits_without_a_finite_maximum_are_rejected(bad: float) -> None:
+def test_logits_without_a_finite_maximum_are_rejected(sample: Sampler, bad: float) -> None:
     for config in (SamplingConfig(), SamplingConfig(temperature=0)):
         with pytest.raises(
             ValueError, match=r"logits reach (nan|inf|-inf): its weights are damaged"

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from api_server import Api
 
-from gptsmith.generate import extend
 from gptsmith.run import Run
 
 ASK = [{"role": "user", "content": "What is 2 + 2?"}]
@@ -66,7 +65,8 @@ def test_no_chunk_has_half_a_character_or_part_of_a_stop_string(
 ) -> None:
     """The model writes this text, one byte a token."""
     script = iter("a\N{GRINNING FACE} ST END STOP b".encode())
-    monkeypatch.setattr(extend, "sample", lambda x, *_: [next(script) for _ in x])
+    forward = api.server.models["text"].engine._forward
+    monkeypatch.setattr(forward, "sample", lambda x, *_: [next(script) for _ in x])
     body = dict(model="text", prompt="a", stop=["x", "STOP"], max_tokens=40)
     chunks = streamed(api, "/v1/completions", **body)
     texts = [choice["text"] for chunk in chunks for choice in chunk["choices"]]

@@ -340,6 +340,7 @@ class Engine:
                 states,
                 [spans[i].draft for i in ready],
                 [logits[i] if i in logits else decoded.tokens[i] for i in ready],
+                self._forward.sample,
             )
             self._scheduler.accept(states)
         return [state.generation for state in states if state.finished]

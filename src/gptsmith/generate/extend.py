@@ -5,19 +5,24 @@ B requests, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from gptsmith.generate.options import SamplingConfig
 from gptsmith.generate.request import RequestState
-from gptsmith.generate.sampling import penalize, sample, token_logprob, uniform, wide
+from gptsmith.generate.sampling import penalize, token_logprob, uniform
+
+Sampler = Callable[[Sequence[Tensor], Sequence[SamplingConfig], Sequence[float]], list[int]]
+"""Tokens from logits (V,) of each row, its settings and its number in [0, 1)."""
 
 
 def extend(
     states: Sequence[RequestState],
     drafts: Sequence[Sequence[int]],
     logits: Sequence[Tensor | int],
+    sample: Sampler,
 ) -> None:
     """Add to each request its next token and, as long as these are the tokens of its draft, those
     after it. logits[i] (1 + len(drafts[i]), V): after the newest token, and after each drafted one;
@@ -28,8 +33,12 @@ def extend(
     active = list(range(len(states)))
     while active:
         here = {i: x[depth] for i in active if isinstance(x := logits[i], Tensor)}
-        tokens = _choose([states[i] for i in here], torch.stack([*here.values()])) if here else []
-        chosen = dict(zip(here, tokens, strict=True))
+        chosen: dict[int, int] = {}
+        if here:
+            rows = [_penalized(states[i], x) for i, x in here.items()]
+            settings = [states[i].request.sampling for i in here]
+            uniforms = [uniform(states[i].request.sampling.seed, states[i].position) for i in here]
+            chosen = dict(zip(here, sample(rows, settings, uniforms), strict=True))
         agreed = []
         for i in active:
             state, wanted = states[i], states[i].request.logprobs
@@ -48,22 +57,20 @@ def extend(
         state.draft_length.record(len(draft), count)
 
 
-def _choose(states: Sequence[RequestState], logits: Tensor) -> list[int]:
-    """The next token of each request, from logits (B, V)."""
-    x = wide(logits)
-    settings = [state.request.sampling for state in states]
-    for i, (state, s) in enumerate(zip(states, settings, strict=True)):
-        bias, others = state.request.logit_bias, (s.presence_penalty, s.frequency_penalty)
-        penalized = bias or s.repetition_penalty != 1 or any(others)
-        if penalized or state.matcher is not None:
-            x = x.clone() if x is logits else x
-        if penalized:
-            penalize(x[i], s, state.counts, bias)
-        if state.matcher is not None:
-            state.matcher.mask(x[i], state.stop_ids)
-    return sample(
-        x, settings, [uniform(state.request.sampling.seed, state.position) for state in states]
-    )
+def _penalized(state: RequestState, logits: Tensor) -> Tensor:
+    """Logits (V,) with the penalties, the bias and the constraint of a request, in float32 or
+    wider. They are changed in place if their log-probabilities are not needed."""
+    s, bias, matcher = state.request.sampling, state.request.logit_bias, state.matcher
+    penalized = bias or s.repetition_penalty != 1 or s.presence_penalty or s.frequency_penalty
+    if not penalized and matcher is None:
+        return logits
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    x = logits.to(dtype, copy=state.request.logprobs is not None)
+    if penalized:
+        penalize(x, s, state.counts, bias)
+    if matcher is not None:
+        matcher.mask(x, state.stop_ids)
+    return x
 
 
 def score_prompt(state: RequestState, start: int, logits: Tensor) -> None:

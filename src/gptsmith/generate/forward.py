@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptsmith.generate.decode_step import DecodeStep
+from gptsmith.generate.options import SamplingConfig
+from gptsmith.generate.sampling import reject_logits, sample, wide
 from gptsmith.generate.scheduler import Span
 from gptsmith.kernels.packed_model import PAGE, PackedModel, library_for
 from gptsmith.kernels.pages import Pages
@@ -96,6 +98,23 @@ class KernelForward:
         """(N, V) of vectors x (N, C)."""
         return self._packed.logits(x)[:, :V]
 
+    def sample(
+        self,
+        logits: Sequence[Tensor],
+        settings: Sequence[SamplingConfig],
+        uniforms: Sequence[float],
+    ) -> list[int]:
+        """See sampling.sample, which does the same with rows as one tensor. By torch's operations
+        each row takes twenty passes over its logits, in which torch wakes its threads."""
+        rows = [
+            (x.float(), point, s.temperature, s.top_p or 1.0, s.min_p or 0.0, s.top_k or 0)
+            for x, s, point in zip(logits, settings, uniforms, strict=True)
+        ]
+        tokens = self._packed.sample(rows)
+        if -1 in tokens:
+            reject_logits(logits[tokens.index(-1)].max())
+        return tokens
+
     def _read(
         self, spans: Sequence[Span], tables: Sequence[list[int]], pages: Pages
     ) -> Iterator[Tensor]:
@@ -152,6 +171,14 @@ class TorchForward:
 
     def logits(self, x: Tensor, V: int) -> Tensor:
         return F.linear(x, self._model.head_weight)[:, :V]
+
+    def sample(
+        self,
+        logits: Sequence[Tensor],
+        settings: Sequence[SamplingConfig],
+        uniforms: Sequence[float],
+    ) -> list[int]:
+        return sample(torch.stack([wide(x) for x in logits]), settings, uniforms)
 
     def _read(self, spans: Sequence[Span]) -> Iterator[Tensor]:
         T = max(len(span.ids) for span in spans)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -79,15 +79,19 @@ def sample(x: Tensor, settings: Sequence[SamplingConfig], uniforms: Sequence[flo
     """
     best, greedy = x.max(dim=-1)  # NaN if there is one
     if not best.isfinite().all():
-        raise ValueError(
-            f"the model's logits reach {best[~best.isfinite()][0].item()}: its weights are damaged"
-            " or its precision overflows; check them, or use bf16 or fp32"
-        )
+        reject_logits(best[~best.isfinite()][0])
     tokens = greedy.tolist()
     for row, (s, point) in enumerate(zip(settings, uniforms, strict=True)):
         if s.temperature:
             tokens[row] = _sample((x[row] - best[row]) / s.temperature, s, point)
     return tokens
+
+
+def reject_logits(largest: Tensor) -> NoReturn:
+    raise ValueError(
+        f"the model's logits reach {largest.item()}: its weights are damaged or its precision"
+        " overflows; check them, or use bf16 or fp32"
+    )
 
 
 def _sample(x: Tensor, settings: SamplingConfig, uniform: float) -> int:

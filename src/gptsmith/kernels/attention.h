@@ -2,11 +2,12 @@
 
    A page holds keys and values of PAGE positions: keys as (D, PAGE), so that a vector holds one
    element of several keys and a score is a chain over D, values as (PAGE, D). D is padded to 16.
-   They are floats beside float weights, else bf16. */
+   They are floats beside float weights. Else they are bf16, in pairs that the CPU may multiply at
+   once: a 32-bit lane has two elements of a key, (D/2, PAGE, 2), or of two values, (PAGE/2, D, 2). */
 
 #include "pack.h"
 
-enum { PAGE = 64, CACHE_BF16 = FORMAT != FLOAT32 };
+enum { PAGE = 64, CACHE_BF16 = FORMAT != FLOAT32, STEP = CACHE_BF16 ? 2 : 1 /* of a lane */ };
 enum { LAYERNORM, RMSNORM };
 enum { GELU, GELU_ERF, RELU2, SWIGLU };
 
@@ -63,13 +64,29 @@ static uint8_t *head_of_page(const model *m, const batch *b, int64_t row, int64_
     return b->pages + index * PAGE * padded_head(m) * (CACHE_BF16 ? 2 : 4);
 }
 
-INLINE vf load_cached(const uint8_t *p, int64_t i) {
-    return CACHE_BF16 ? load_bf16((const uint16_t *)p + i) : load((const float *)p + i);
+/* Lanes of keys from slot `at` of element d, or of values from element `at` of slot d. */
+INLINE vi load_lanes(const uint8_t *page, int64_t d, int64_t width, int64_t at) {
+    return load_int(page + (d / STEP * width + at) * 4);
 }
 
-INLINE void put_cached(uint8_t *p, int64_t i, float x) {
-    if (CACHE_BF16) ((uint16_t *)p)[i] = to_bf16(x);
-    else ((float *)p)[i] = x;
+INLINE void put_cached(uint8_t *page, int64_t d, int64_t width, int64_t at, float x) {
+    int64_t lane = d / STEP * width + at;
+    if (CACHE_BF16) ((uint16_t *)page)[2 * lane + d % 2] = to_bf16(x);
+    else ((float *)page)[lane] = x;
+}
+
+/* Queries and probabilities are stored as what cached lanes are multiplied by. */
+enum { FACTOR = CACHE_BF16 ? sizeof(factor) : sizeof(float) };
+
+INLINE void put_factors(uint8_t *p, int64_t i, vf x) {
+    if (CACHE_BF16) store_factors((factor *)p + i, x);
+    else store((float *)p + i, x);
+}
+
+/* s plus each lane times factor i, or its two elements times factors i and i + 1. */
+INLINE vf dot_lanes(vf s, vi lanes, const uint8_t *p, int64_t i) {
+    if (CACHE_BF16) return dot_pairs(s, lanes, (const factor *)p + i);
+    return fma_((vf)lanes, splat(((const float *)p)[i]), s);
 }
 
 /* QK-norm and rotation of one query or key head, in place. */
@@ -93,13 +110,39 @@ static void place(const model *m, const batch *b, int64_t layer, int64_t i, int6
     int64_t position = b->positions[i], slot = position % PAGE, value = head >= m->H + m->K;
     if (!value) turn(m, head < m->H ? m->blocks[layer].q_norm : m->blocks[layer].k_norm, position, x);
     if (head < m->H) {
+        /* in place: a factor is no wider than a float. A key of odd size ends with an element 0. */
         float scale = 1.0f / sqrtf((float)m->D);
-        for (int64_t d = 0; d < m->D; d++) x[d] *= scale;
+        int64_t d = 0;
+        for (; d + LANES <= m->D; d += LANES) put_factors((uint8_t *)x, d, load(x + d) * scale);
+        if (d < m->D) {
+            float rest[LANES] = {0};
+            memcpy(rest, x + d, (m->D - d) * sizeof(float));
+            uint8_t factors[LANES * FACTOR];
+            put_factors(factors, 0, load(rest) * scale);
+            memcpy((uint8_t *)x + d * FACTOR, factors, round_up(m->D - d, FACTOR == 2 ? 2 : 1) * FACTOR);
+        }
         return;
     }
     uint8_t *page = head_of_page(m, b, b->rows[i], position / PAGE, layer, value, (head - m->H) % m->K);
     for (int64_t d = 0; d < m->D; d++)
-        put_cached(page, value ? slot * padded_head(m) + d : d * PAGE + slot, x[d]);
+        if (value) put_cached(page, slot, padded_head(m), d, x[d]);
+        else put_cached(page, d, PAGE, slot, x[d]);
+}
+
+/* sum[q][c] += the values of the slots before `used`, C vectors from element d, times p[q]. */
+INLINE void add_values(int Q, int C, const uint8_t *v, int64_t width, int64_t d, const uint8_t *const *p,
+                       int64_t used, vf sum[4][4]) {
+    vi lanes[4];
+    int64_t j = 0;
+    for (; j + STEP <= used; j += STEP) {
+        UNROLL for (int c = 0; c < C; c++) lanes[c] = load_lanes(v, j, width, d + c * LANES);
+        UNROLL for (int q = 0; q < Q; q++)
+            UNROLL for (int c = 0; c < C; c++) sum[q][c] = dot_lanes(sum[q][c], lanes[c], p[q], j);
+    }
+    if (j == used) return; /* else the second of the pair is nobody's */
+    UNROLL for (int c = 0; c < C; c++) lanes[c] = load_lanes(v, j, width, d + c * LANES) & 0xffff;
+    UNROLL for (int q = 0; q < Q; q++)
+        UNROLL for (int c = 0; c < C; c++) sum[q][c] = dot_lanes(sum[q][c], lanes[c], p[q], j);
 }
 
 /* Head h of Q tokens of one row, from i: softmax(q k) v, block by block, each rescaling what came
@@ -107,11 +150,14 @@ static void place(const model *m, const batch *b, int64_t layer, int64_t i, int6
 INLINE void attend(int Q, const model *m, const batch *b, int64_t layer, int64_t i, int64_t h,
                    const float *qkv, int64_t qkv_width, float *out, int64_t out_width) {
     enum { S = PAGE / LANES };
+    uint8_t factors[4][PAGE * FACTOR];
+    const uint8_t *query[4], *weight[4];
     const int64_t D = m->D, padded = padded_head(m), first = b->positions[i];
     float largest[4], total[4], *y[4];
     int64_t from[4], to[4]; /* the keys that each query may see */
     UNROLL for (int q = 0; q < Q; q++) {
         largest[q] = -INFINITY, total[q] = 0, y[q] = out + q * out_width;
+        query[q] = (const uint8_t *)(qkv + q * qkv_width), weight[q] = factors[q];
         to[q] = b->allowed ? b->keys[i + q] : first + q + 1;
         from[q] = !b->allowed && m->window && to[q] > m->window ? to[q] - m->window : 0;
         memset(y[q], 0, D * sizeof(float));
@@ -121,13 +167,11 @@ INLINE void attend(int Q, const model *m, const batch *b, int64_t layer, int64_t
         const uint8_t *v = head_of_page(m, b, b->rows[i], start / PAGE, layer, 1, h / (m->H / m->K));
         vf score[4][S];
         UNROLL for (int q = 0; q < Q; q++) UNROLL for (int s = 0; s < S; s++) score[q][s] = splat(0);
-        for (int64_t d = 0; d < D; d++) {
-            vf key[S];
-            UNROLL for (int s = 0; s < S; s++) key[s] = load_cached(k, d * PAGE + s * LANES);
-            UNROLL for (int q = 0; q < Q; q++) {
-                vf query = splat(qkv[q * qkv_width + d]);
-                UNROLL for (int s = 0; s < S; s++) score[q][s] = fma_(key[s], query, score[q][s]);
-            }
+        for (int64_t d = 0; d < D; d += STEP) {
+            vi key[S];
+            UNROLL for (int s = 0; s < S; s++) key[s] = load_lanes(k, d, PAGE, s * LANES);
+            UNROLL for (int q = 0; q < Q; q++)
+                UNROLL for (int s = 0; s < S; s++) score[q][s] = dot_lanes(score[q][s], key[s], query[q], d);
         }
         float p[4][PAGE], rescale[4];
         int64_t used = 0;
@@ -145,20 +189,21 @@ INLINE void attend(int Q, const model *m, const batch *b, int64_t layer, int64_t
             float best = max_lanes(top);
             rescale[q] = 1;
             if (best == -INFINITY) {
-                memset(p[q], 0, sizeof p[q]);
+                memset(factors[q], 0, sizeof factors[q]);
                 continue;
             }
-            best = best > largest[q] ? best : largest[q];
-            float change[LANES];
-            store(change, exp_(splat(largest[q] - best)));
+            if (best > largest[q]) {
+                float change[LANES];
+                store(change, exp_(splat(largest[q] - best)));
+                rescale[q] = change[0], largest[q] = best;
+            }
             vf sum = splat(0);
             UNROLL for (int s = 0; s < S; s++) {
-                vf e = exp_(load(p[q] + s * LANES) - best);
-                store(p[q] + s * LANES, e);
+                vf e = exp_(load(p[q] + s * LANES) - largest[q]);
+                put_factors(factors[q], s * LANES, e);
                 sum = sum + e;
             }
-            rescale[q] = change[0], largest[q] = best;
-            total[q] = total[q] * change[0] + sum_lanes(sum);
+            total[q] = total[q] * rescale[q] + sum_lanes(sum);
             if (high > used) used = high < PAGE ? high : PAGE;
         }
         /* Slots from `used` on hold nothing that any of the queries may see. */
@@ -167,12 +212,7 @@ INLINE void attend(int Q, const model *m, const batch *b, int64_t layer, int64_t
             vf sum[4][4];
             UNROLL for (int q = 0; q < Q; q++)
                 UNROLL for (int c = 0; c < 4; c++) sum[q][c] = load(y[q] + d + c * LANES) * rescale[q];
-            for (int64_t j = 0; j < used; j++) {
-                vf value[4];
-                UNROLL for (int c = 0; c < 4; c++) value[c] = load_cached(v, j * padded + d + c * LANES);
-                UNROLL for (int q = 0; q < Q; q++)
-                    UNROLL for (int c = 0; c < 4; c++) sum[q][c] = fma_(value[c], splat(p[q][j]), sum[q][c]);
-            }
+            add_values(Q, 4, v, padded, d, weight, used, sum);
             UNROLL for (int q = 0; q < Q; q++)
                 UNROLL for (int c = 0; c < 4; c++) store(y[q] + d + c * LANES, sum[q][c]);
         }
@@ -181,10 +221,10 @@ INLINE void attend(int Q, const model *m, const batch *b, int64_t layer, int64_t
                 float part[LANES] = {0};
                 int64_t n = D - d < LANES ? D - d : LANES;
                 memcpy(part, y[q] + d, n * sizeof(float));
-                vf sum = load(part) * rescale[q];
-                for (int64_t j = 0; j < used; j++)
-                    sum = fma_(load_cached(v, j * padded + d), splat(p[q][j]), sum);
-                store(part, sum);
+                vf sum[4][4];
+                sum[0][0] = load(part) * rescale[q];
+                add_values(1, 1, v, padded, d, weight + q, used, sum);
+                store(part, sum[0][0]);
                 memcpy(y[q] + d, part, n * sizeof(float));
             }
     }

@@ -11,6 +11,7 @@
 
 #include "attention.h"
 #include "barrier.h"
+#include "sample.h"
 
 typedef struct {
     void (*parallel)(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel */
@@ -223,6 +224,30 @@ void product(const runtime *r, const matrix *m, const float *x, int64_t N, uint8
     barrier barrier = {0};
     product_task task = {r, m, x, N, prepared, y, &barrier};
     run(r, product_thread, &task);
+}
+
+typedef struct {
+    const runtime *runtime;
+    const choice *choices;
+    int64_t N, V;
+    int64_t *tokens;
+} sample_task;
+
+static void sample_thread(void *argument) {
+    const sample_task *t = argument;
+    int64_t thread = thread_of(t->runtime), threads = threads_of(t->runtime), V = round_up(t->V, BLOCK);
+    float *weights = malloc(V * sizeof *weights);
+    candidate *found = malloc(V * sizeof *found);
+    SHARE(i, t->N) t->tokens[i] = choose(t->choices + i, t->V, weights, found);
+    free(weights), free(found);
+}
+
+/* The token of each of N rows of V logits; -1 where the largest is not a finite number. */
+void sample(const runtime *r, const choice *choices, int64_t N, int64_t V, int64_t *tokens) {
+    runtime used = *r;
+    if (used.threads > N) used.threads = N;
+    sample_task task = {&used, choices, N, V, tokens};
+    run(&used, sample_thread, &task);
 }
 
 typedef struct {

@@ -8,6 +8,8 @@
    three times as long, and a model has one. (A table of embeddings beside a head of its own may have
    another format, as it is only unpacked.) */
 
+#pragma once
+
 #include "simd.h"
 
 enum { TILE = 16, RUNS = 4, V = TILE / LANES };
@@ -30,18 +32,14 @@ typedef struct {
 
 INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-/* Rows as the products read them ("prepared"): bf16 weights meet bf16 rows where the CPU multiplies
-   those, else floats. Quantized weights meet bytes, with the scale (largest magnitude / 127) and the
+/* Rows as the products read them ("prepared"): bf16 weights meet factors (simd.h). Quantized weights meet bytes, with the scale (largest magnitude / 127) and the
    sum of each group behind them. */
 
 INLINE int64_t group_of(int64_t format) { return format == INT4 ? 32 : 64; }
 
 INLINE int64_t prepared_bytes(int64_t inputs) {
     if (QUANTIZED) return round_up(inputs + 8 * (inputs / group_of(FORMAT)), 64);
-#if defined(__AVX512BF16__)
-    if (FORMAT == BFLOAT16) return 2 * inputs;
-#endif
-    return 4 * inputs;
+    return inputs * (FORMAT == BFLOAT16 ? sizeof(factor) : sizeof(float));
 }
 
 static void quantize_group(const float *x, int64_t size, int8_t *q, float *scale, int32_t *sum) {
@@ -73,13 +71,10 @@ static void prepare(int64_t inputs, int64_t start, const float *x, uint8_t *row)
             quantize_group(x + i - start, size, (int8_t *)row + i, scales + i / size, sums + i / size);
         return;
     }
-#if defined(__AVX512BF16__)
-    if (FORMAT == BFLOAT16) {
-        for (int64_t i = 0; i < 64; i += LANES) store_bf16((uint16_t *)row + start + i, load(x + i));
-        return;
+    for (int64_t i = 0; i < 64; i += LANES) {
+        if (FORMAT == BFLOAT16) store_factors((factor *)row + start + i, load(x + i));
+        else store((float *)row + start + i, load(x + i));
     }
-#endif
-    memcpy((float *)row + start, x, 64 * sizeof(float));
 }
 
 INLINE int64_t scale_bytes(int64_t format, int64_t inputs) { /* at the front of a quantized tile */
@@ -127,19 +122,7 @@ INLINE void dot_bfloat16(int T, int R, const uint8_t **w, const uint8_t **next, 
         fetch(R, next, k * TILE * 2);
         vi pairs[RUNS][V];
         EACH_TILE pairs[t][v] = load_int(w[t] + (k * TILE + v * LANES * 2) * 2);
-        EACH_ROW {
-#if defined(__AVX512BF16__)
-            vi input = splat_int(*(const int32_t *)(x[r] + 2 * k));
-            EACH_TILE s[t][r][v] = (vf)_mm512_dpbf16_ps(
-                (__m512)s[t][r][v], (__m512bh)pairs[t][v], (__m512bh)input);
-#else
-            vf first = splat(((const float *)x[r])[k]), second = splat(((const float *)x[r])[k + 1]);
-            EACH_TILE {
-                s[t][r][v] = fma_((vf)(pairs[t][v] << 16), first, s[t][r][v]);
-                s[t][r][v] = fma_((vf)(pairs[t][v] & (int32_t)0xffff0000), second, s[t][r][v]);
-            }
-#endif
-        }
+        EACH_ROW EACH_TILE s[t][r][v] = dot_pairs(s[t][r][v], pairs[t][v], (const factor *)x[r] + k);
     }
 }
 

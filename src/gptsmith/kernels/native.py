@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_double, c_float, c_int64, c_void_p
 from pathlib import Path
 
 import torch
@@ -67,6 +67,14 @@ class Batch(Structure):
     ]
 
 
+class Choice(Structure):
+    _fields_ = [
+        ("logits", c_void_p),
+        *((n, c_double) for n in ("uniform", "temperature", "top_p", "min_p")),
+        ("top_k", c_int64),
+    ]
+
+
 class Scratch(Structure):
     _fields_ = [
         *((n, c_void_p) for n in ("qkv", "mixed", "hidden", "normed", "prepared")),
@@ -99,12 +107,13 @@ def load(variant: build.Variant, format: str) -> ctypes.CDLL:
     runtime, matrix, address = POINTER(Runtime), POINTER(Matrix), c_void_p
     library.forward.argtypes = [runtime, POINTER(Model), POINTER(Batch), Scratch, address]
     library.product.argtypes = [runtime, matrix, address, c_int64, address, address]
+    library.sample.argtypes = [runtime, POINTER(Choice), c_int64, c_int64, address]
     library.pack.argtypes = [runtime, matrix, address, *[c_int64] * 3]
     library.unpack.argtypes = [matrix, c_int64, address]
     library.row_bytes.argtypes = [c_int64]
     library.packed_bytes.argtypes = [c_int64] * 3
-    for function in (library.forward, library.product, library.pack, library.unpack):
-        function.restype = None
+    for name in ("forward", "product", "sample", "pack", "unpack"):
+        getattr(library, name).restype = None
     library.row_bytes.restype = library.packed_bytes.restype = c_int64
     return library
 

@@ -8,14 +8,13 @@ of output 1, and so on: a vector holds 16 outputs.
 from __future__ import annotations
 
 import ctypes
-import mmap
-from contextlib import suppress
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gptsmith.kernels import native
+from gptsmith.kernels.memory import allocate
 
 UNIT = 64  # sizes are multiples of it
 _BLOCK = 1 << 26  # bytes; what is not used of them takes no memory
@@ -77,8 +76,7 @@ def padded(size: int) -> int:
 
 
 class Memory:
-    """Memory for packed weights, in large blocks that the system backs with pages of 2 MiB: fewer
-    TLB misses make int4 1.5 times as fast."""
+    """Memory for packed weights, in large blocks."""
 
     def __init__(self) -> None:
         self._block = torch.empty(0, dtype=torch.uint8)
@@ -86,10 +84,6 @@ class Memory:
     def take(self, size: int) -> Tensor:
         """`size` bytes of memory, a multiple of 64."""
         if size > len(self._block):
-            block = mmap.mmap(-1, max(size, _BLOCK), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            if hasattr(mmap, "MADV_HUGEPAGE"):
-                with suppress(OSError):
-                    block.madvise(mmap.MADV_HUGEPAGE)
-            self._block = torch.frombuffer(block, dtype=torch.uint8)
+            self._block = allocate(max(size, _BLOCK))
         taken, self._block = self._block[:size], self._block[size:]
         return taken

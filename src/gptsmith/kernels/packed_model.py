@@ -104,6 +104,12 @@ class PackedModel:
         """Logits (N, V), fp32, of vectors (N, C) that `hidden` returned."""
         return self._packed.logits(x)
 
+    def sample(self, rows: Sequence[tuple[Tensor, float, float, float, float, int]]) -> list[int]:
+        """The next token of each row: its logits (V,) in fp32, a random number in [0, 1),
+        temperature, top_p (1: all tokens), min_p, top_k (0: all tokens); -1 where the largest logit
+        is not a finite number. What they mean: generate/sampling.py."""
+        return self._packed.sample(rows)
+
 
 def library_for(model: GPTModel, weights: str = "auto") -> ctypes.CDLL | None:
     """The kernels, if they support the model with these weights; else None.
@@ -290,6 +296,17 @@ class _Packed:
         if self._head is None:
             raise ValueError("this model is a classifier and predicts no next token")
         return self._head.product(x)
+
+    def sample(self, rows: Sequence[tuple[Tensor, float, float, float, float, int]]) -> list[int]:
+        V = len(rows[0][0])
+        assert all(
+            x.shape == (V,) and x.dtype == torch.float32 and x.stride(0) == 1 for x, *_ in rows
+        )
+        choices = [native.Choice(x.data_ptr(), *rest) for x, *rest in rows]
+        array = (native.Choice * len(rows))(*choices)
+        tokens = (ctypes.c_int64 * len(rows))()
+        self._library.sample(native.runtime(), array, len(rows), V, tokens)
+        return list(tokens)
 
 
 def _allowed(mask: Mask, H: int, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,6 +39,7 @@ typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 typedef vf vf_at __attribute__((may_alias, aligned(4)));
 typedef vi vi_at __attribute__((may_alias, aligned(4)));
 typedef vh vh_at __attribute__((may_alias, aligned(2)));
+typedef int32_t int_at __attribute__((may_alias, aligned(2)));
 
 INLINE vf splat(float x) { return x - (vf){0}; }
 INLINE vi splat_int(int32_t x) { return x - (vi){0}; }
@@ -80,9 +81,13 @@ INLINE uint16_t to_bf16(float x) { /* to nearest, ties to even; never for NaN */
     return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 INLINE void store_bf16(uint16_t *p, vf x) {
+#if defined(__AVX512BF16__)
+    *(vh_at *)p = (vh)_mm512_cvtneps_pbh((__m512)x);
+#else
     vi u = (vi)x;
     u = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
     *(vh_at *)p = __builtin_convertvector(u & 0xffff, vh);
+#endif
 }
 INLINE float from_bf16(uint16_t h) {
     uint32_t u = (uint32_t)h << 16;
@@ -91,12 +96,32 @@ INLINE float from_bf16(uint16_t h) {
     return x;
 }
 
+/* What pairs of bf16 are multiplied by: bf16 where the CPU multiplies those, else floats. */
+#if defined(__AVX512BF16__)
+typedef uint16_t factor __attribute__((may_alias));
+INLINE void store_factors(factor *p, vf x) { store_bf16((uint16_t *)p, x); }
+/* Each lane of s plus its two numbers in `pairs`, times x[0] and x[1]. */
+INLINE vf dot_pairs(vf s, vi pairs, const factor *x) {
+    return (vf)_mm512_dpbf16_ps((__m512)s, (__m512bh)pairs, (__m512bh)splat_int(*(const int_at *)x));
+}
+#else
+typedef float factor __attribute__((may_alias));
+INLINE void store_factors(factor *p, vf x) { store((float *)p, x); }
+INLINE vf dot_pairs(vf s, vi pairs, const factor *x) {
+    s = fma_((vf)(pairs << 16), splat(x[0]), s);
+    return fma_((vf)(pairs & (int32_t)0xffff0000), splat(x[1]), s);
+}
+#endif
+
 /* The nearest integer, ties to even, of |x| < 2^22: adding 1.5 * 2^23 pushes the fraction out. */
 INLINE vi round_int(vf x) { return (vi)(x + 12582912.0f) - 0x4b400000; }
 INLINE vf to_float(vi x) { return __builtin_convertvector(x, vf); }
 
 /* Sums and maxima over the lanes, as a tree of fixed shape. */
 INLINE float sum_lanes(vf x) {
+#if LANES == 16
+    return _mm512_reduce_add_ps((__m512)x);
+#endif
     float a[LANES];
     store(a, x);
     for (int n = LANES / 2; n; n /= 2)
@@ -104,6 +129,9 @@ INLINE float sum_lanes(vf x) {
     return a[0];
 }
 INLINE float max_lanes(vf x) {
+#if LANES == 16
+    return _mm512_reduce_max_ps((__m512)x);
+#endif
     float a[LANES];
     store(a, x);
     for (int n = LANES / 2; n; n /= 2)

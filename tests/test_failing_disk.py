@@ -133,6 +133,11 @@ COMMANDS = {
     "finetune classify": Command(
         [*tune("classify", "../rows.csv"), "--texts-per-step", "2", *TUNING], run="run", every=MANY
     ),
+    "finetune preference": Command(
+        [*tune("preference", "../pairs.jsonl"), "--pairs-per-step", "2", *TUNING],
+        run="run",
+        every=MANY,
+    ),
     "export hf": Command(["export", "../base", "--format", "hf", "--out", "model"]),
     "export gguf": Command(["export", "../base", "--format", "gguf", "--out", "model"]),
     "export adapter": Command(

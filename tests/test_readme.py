@@ -31,6 +31,7 @@ SHORTER = {
     r"^gptsmith finetune (chat|text)": LITTLE,
     r"^gptsmith finetune instruct": f"{LITTLE} --responses 2 {SHARES}",
     r"^gptsmith finetune classify": f" {FEW}",
+    r"^gptsmith finetune preference": f" {FEW} --eval.sample-tokens 8 {SHARES.split(' --')[0]}",
 }
 
 
@@ -70,6 +71,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "chat.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 40)
     rows = [{"instruction": f"Say {i}.", "input": "", "output": f"It is {i}."} for i in range(40)]
     (folder / "alpaca.json").write_text(json.dumps(rows))
+    pairs = [{"prompt": f"Say {i}.", "chosen": f"{i}", "rejected": "No."} for i in range(40)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     texts = [f"{'spam' if i % 2 else 'ham'}\ttext number {i}\n" for i in range(60)]
     (folder / "sms.tsv").write_text("".join(texts))
     return folder

@@ -68,3 +68,15 @@ class Batch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         tensors: Any = {name: change(x) for name, x in values.items() if isinstance(x, Tensor)}
         return replace(self, **tensors)
+
+
+@dataclass(frozen=True, repr=False)
+class PairBatch(Batch):
+    """n pairs of answers in 2 n rows: those of the chosen answers, then those of the rejected ones.
+
+    count      n
+    reference  (2 n,) fp32: log-probability of each row's targets under the reference model; None
+               for a loss without one
+    """
+
+    reference: Tensor | None = None

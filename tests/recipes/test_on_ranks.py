@@ -48,10 +48,14 @@ STAGES = {
     "instruct": ["--data", "rows.json", "--responses", "2", "--response-tokens", "4",
                  "--prompt", "{instruction}{input}\nA:\n", "--no-pack"],
     "classify": ["--data", "rows.csv"],
+    "preference": ["--data", "pairs.jsonl"],
 }  # fmt: skip
 
 
-SAMPLED = [stage if stage == "chat" else pytest.param(stage, marks=scale) for stage in STAGES]
+SAMPLED = [
+    stage if stage in ("chat", "preference") else pytest.param(stage, marks=scale)
+    for stage in STAGES
+]
 
 
 @pytest.fixture
@@ -63,9 +67,9 @@ def finetune(
     write_inputs(tmp_path)
 
     def words(stage: str) -> list[str]:
-        size = ["--texts-per-step", "4"]
-        if stage != "classify":
-            size = ["--train.total-batch-tokens", "256"]  # of two rows of 64 each
+        size = ["--train.total-batch-tokens", "256"]  # of two rows of 64 each
+        if stage in ("classify", "preference"):
+            size = [f"--{'texts' if stage == 'classify' else 'pairs'}-per-step", "4"]
         data = [str(corpus) if word == "CORPUS" else word for word in STAGES[stage]]
         start = ["finetune", stage, "--from", str(base), "--dropout", "0.1"]
         return [*start, *TRAINING, *SAVING, *data, *size]

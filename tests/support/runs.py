@@ -127,7 +127,8 @@ def _assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 
 def write_inputs(folder: Path) -> None:
-    """Small files to train on: text.txt, short.txt, rows.csv, short.csv, rows.json, chat.jsonl."""
+    """Small files to train on: text.txt, short.txt, rows.csv, short.csv, rows.json, chat.jsonl,
+    pairs.jsonl."""
     words = ["the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "ran", "home", "again"]
     rng = random.Random(0)
     text = "\n".join(" ".join(rng.choices(words, k=12)) + "." for _ in range(200))
@@ -144,3 +145,7 @@ def write_inputs(folder: Path) -> None:
             pairs = zip(("user", "assistant"), turns, strict=True)
             messages = [{"role": role, "content": content} for role, content in pairs]
             file.write(json.dumps({"messages": messages}) + "\n")
+    with (folder / "pairs.jsonl").open("w") as file:
+        for text, label in labelled:
+            pair = {"prompt": text, "chosen": label.upper(), "rejected": label * 2}
+            file.write(json.dumps(pair) + "\n")

@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.data.encode import encode_at
 from gptsmith.data.labelled import LabelledText, read_labelled
 from gptsmith.data.options import LabelledConfig
-from gptsmith.data.order import EpochOrder, permutation
+from gptsmith.data.order import StepSortedOrder, permutation
 from gptsmith.data.report import ReadReport
 from gptsmith.data.split import fill_splits, group_rows
 from gptsmith.tokenizer import Tokenizer
@@ -250,14 +249,12 @@ def pad(rows: Sequence[np.ndarray], pad_id: int, limit: int) -> tuple[Tensor, Te
     return ids, lengths
 
 
-class LabelledRows(EpochOrder):
-    """Samples of a classifier: an epoch takes each text once, in a new order.
+class LabelledRows(StepSortedOrder):
+    """Samples of a classifier: an epoch takes each text once, in a new order, within each step by
+    length.
 
-    T: at least the length of the longest text. step: samples of one optimizer step. Within it, rows
-    are sorted by length, so that micro-batches, which are consecutive samples, need little padding
-    while the step as a whole stays a random draw. (Sorting over more than a step would give steps
-    of one class where length and class correlate, as in spam.) documents: padding is marked as
-    another document, for masks that look ahead.
+    T: at least the length of the longest text. step: samples of one optimizer step. documents:
+    padding is marked as another document, for masks that look ahead.
     """
 
     def __init__(
@@ -269,21 +266,9 @@ class LabelledRows(EpochOrder):
         step: int = 1,
         documents: bool = False,
     ) -> None:
-        super().__init__(len(texts.ids), seed)
+        super().__init__([*map(len, texts.ids)], seed, step)
         self.texts, self.T, self.pad_id = texts, T, pad_id
-        self.step, self.documents = step, documents
-        self._sorted = lru_cache(2)(self._make_sorted)
-
-    def _make_sorted(self, first: int, end: int) -> list[int]:
-        """Rows of the samples first..end-1, which are in one epoch, by length."""
-        rows = [super(LabelledRows, self).item(i) for i in range(first, end)]
-        return sorted(rows, key=lambda i: len(self.texts.ids[i]))
-
-    def item(self, index: int) -> int:
-        """The row that is sample `index` of the endless sequence."""
-        step, epoch = index - index % self.step, index - index % self.per_epoch
-        first, end = max(step, epoch), min(step + self.step, epoch + self.per_epoch)
-        return self._sorted(first, end)[index - first]
+        self.documents = documents
 
     def batch(self, first: int, count: int) -> Batch:
         """Samples first..first+count-1. targets hold the class number at each row's last token."""

@@ -65,6 +65,22 @@ PROMPT_AND_RESPONSE = (
     ("human", "assistant"),
     ("user", "assistant"),
 )
+# Preferences: the better and the worse answer, their scores, and the question, unless the answers
+# are whole conversations.
+CHOSEN_AND_REJECTED = (
+    ("chosen", "rejected"),
+    ("preferred_output", "non_preferred_output"),  # OpenAI
+    ("chosen_response", "rejected_response"),
+)
+SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"),
+)
+PROMPTS = (
+    "prompt", "question", "instruction", "query", "problem", "inputs", "human", "user", "input",
+)  # fmt: skip
 CONTEXT = ("input", "context", "passage", "document", "background", "knowledge")
 HISTORY = ("history",)
 # Rows of both kinds may have a system message and tools.

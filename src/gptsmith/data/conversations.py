@@ -20,7 +20,7 @@ from gptsmith.data import row_fields
 from gptsmith.data.cells import InvalidRowError, parse_json
 from gptsmith.data.columns import quoted
 from gptsmith.data.messages import cell_message, is_message, read_message, transcript
-from gptsmith.data.options import ChatFiles
+from gptsmith.data.options import ChatFiles, MessageFormat
 from gptsmith.data.report import ReadReport
 from gptsmith.data.row import Row
 from gptsmith.data.rows import read_rows
@@ -64,15 +64,16 @@ def read_conversations(
                 if found is None:
                     problem = "no messages, unlike rows before"
                     raise InvalidRowError("row without messages", problem)
-                yield _conversation(row, *found, files, report)
+                yield conversation_of(row, *found, files, report)
             except InvalidRowError as error:
                 report.reject(error.kind, row.place, str(error))
 
 
-def _conversation(
-    row: Row, turns: list[Any], used: set[str], files: ChatFiles, report: ReadReport
+def conversation_of(
+    row: Row, turns: list[Any], used: set[str], files: MessageFormat, report: ReadReport
 ) -> Conversation:
-    """The conversation of a row. used: the columns from which `turns` were taken."""
+    """The conversation of a row. used: the columns from which `turns` were taken. InvalidRowError
+    for a row that has none."""
     values = {name: value for name, value in row.values.items() if name not in used}
     row_fields.check_no_media(values)
     if system := row_fields.system_text(values):
@@ -163,16 +164,7 @@ def _question_and_answer(row: Row, files: ChatFiles) -> tuple[list[Any], set[str
     if not pairs:
         return None
     prompt, response = pairs[0]
-    turns, used = row_fields.history(values), {prompt, response, *names.HISTORY}
-    if _holds_messages(values[prompt]):
-        turns += values[prompt]
-    else:
-        text = row_fields.cell(values, prompt)
-        if not text.strip():
-            raise InvalidRowError("no question", f"no text in {prompt!r}")
-        beside = row_fields.context(values, used)
-        turns.append(cell_message("user", "\n\n".join([text, *beside.values()])))
-        used |= beside.keys()
+    turns, used = question_turns(values, prompt, {prompt, response})
     if _holds_messages(values[response]):
         turns += values[response]
     elif is_message(values[response], files):
@@ -180,6 +172,21 @@ def _question_and_answer(row: Row, files: ChatFiles) -> tuple[list[Any], set[str
     else:
         turns.append(cell_message("assistant", row_fields.cell(values, response)))
     return turns, used
+
+
+def question_turns(
+    values: Mapping[str, Any], prompt: str, used: set[str]
+) -> tuple[list[Any], set[str]]:
+    """The messages up to the question in the column `prompt`, and all columns that are used."""
+    turns, used = row_fields.history(values), {*used, prompt, *names.HISTORY}
+    if _holds_messages(values[prompt]):
+        return turns + values[prompt], used
+    text = row_fields.cell(values, prompt)
+    if not text.strip():
+        raise InvalidRowError("no question", f"no text in {prompt!r}")
+    beside = row_fields.context(values, used)
+    turns.append(cell_message("user", "\n\n".join([text, *beside.values()])))
+    return turns, used | beside.keys()
 
 
 def _unclear_columns(row: Row) -> ValueError:
@@ -202,7 +209,7 @@ def _holds_messages(value: Any) -> bool:
     return isinstance(value, list) and any(isinstance(turn, Mapping) for turn in value)
 
 
-def _with_system(turns: list[Any], text: str, files: ChatFiles) -> list[Any]:
+def _with_system(turns: list[Any], text: str, files: MessageFormat) -> list[Any]:
     """Put the row's system message before the messages, unless they begin with the same one."""
     try:
         first = read_message(turns[0], files).message if turns else None

@@ -12,7 +12,7 @@ from gptsmith.chat_template.message import CALLS, Message, is_empty, join_text_p
 from gptsmith.data import columns as names
 from gptsmith.data.cells import InvalidRowError, cell_text, parse_json, target_flag
 from gptsmith.data.columns import is_irrelevant, quoted
-from gptsmith.data.options import ChatFiles
+from gptsmith.data.options import MessageFormat
 
 
 class ReadMessage(NamedTuple):
@@ -27,7 +27,7 @@ def cell_message(role: str, text: str) -> ReadMessage:
     return ReadMessage({"role": role, "content": text})
 
 
-def read_message(turn: Any, files: ChatFiles) -> ReadMessage:
+def read_message(turn: Any, files: MessageFormat) -> ReadMessage:
     """The message with its role, its content and all other relevant non-empty fields.
 
     InvalidRowError for a message that cannot be interpreted.
@@ -104,7 +104,7 @@ def transcript(text: Any) -> list[ReadMessage]:
     return [cell_message(names.ROLES[who.lower()], said.strip()) for who, said in spoken]
 
 
-def is_message(turn: Any, files: ChatFiles) -> bool:
+def is_message(turn: Any, files: MessageFormat) -> bool:
     """Whether it looks like a message: it has a speaker and a text."""
     return (
         isinstance(turn, Mapping)
@@ -113,11 +113,11 @@ def is_message(turn: Any, files: ChatFiles) -> bool:
     )
 
 
-def _text_keys(files: ChatFiles) -> tuple[str, ...]:
+def _text_keys(files: MessageFormat) -> tuple[str, ...]:
     return (files.text_key,) if files.text_key else names.CONTENT
 
 
-def _role_key(fields: Mapping[str, Any], files: ChatFiles) -> str:
+def _role_key(fields: Mapping[str, Any], files: MessageFormat) -> str:
     """The field of the role: as configured, a common name, or the one with a configured role."""
     if files.role_key is not None:
         return files.role_key
@@ -127,7 +127,7 @@ def _role_key(fields: Mapping[str, Any], files: ChatFiles) -> str:
     return usual if usual in named or not named else named[0]
 
 
-def _role(value: Any, shown: str, files: ChatFiles) -> str:
+def _role(value: Any, shown: str, files: MessageFormat) -> str:
     own = {files.user_role: "user", files.assistant_role: "assistant"}
     roles = names.ROLES | {name.lower(): role for name, role in own.items() if name is not None}
     role = roles.get(value.strip().lower()) if isinstance(value, str) else None

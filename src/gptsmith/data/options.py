@@ -66,15 +66,9 @@ class ReadOptions(FileFormat):
         return value and value.replace("\\n", "\n").replace("\\t", "\t")
 
 
-class ChatFiles(FileFormat):
-    """How files of conversations are read."""
+class MessageFormat(FileFormat):
+    """How messages of conversations are read."""
 
-    messages_column: str | None = None
-    """Column of the messages, if it does not have a common name."""
-    prompt_column: str | None = None
-    """Column of the questions, in a table of questions and answers."""
-    response_column: str | None = None
-    """Column of the answers."""
     user_role: str | None = None
     """Name of the user in the messages, if it is not a common one (user, human ...)."""
     assistant_role: str | None = None
@@ -83,13 +77,30 @@ class ChatFiles(FileFormat):
     """Field of a message that says who speaks (role, from, speaker ...)."""
     text_key: str | None = None
     """Field of a message that holds its text (content, value, text)."""
+    on_error: OnError = "stop"
+    """On a row that is not a conversation: stop with an error, or skip and count it."""
+
+    @model_validator(mode="after")
+    def _check_roles(self) -> MessageFormat:
+        if self.user_role is not None and self.user_role == self.assistant_role:
+            raise ValueError("--user-role and --assistant-role are the same: give two names")
+        return self
+
+
+class ChatFiles(MessageFormat):
+    """How files of conversations are read."""
+
+    messages_column: str | None = None
+    """Column of the messages, if it does not have a common name."""
+    prompt_column: str | None = None
+    """Column of the questions, in a table of questions and answers."""
+    response_column: str | None = None
+    """Column of the answers."""
     windows: bool = True
     """Divide conversations that are longer than a row into windows of whole turns, so that every
     answer is trained on; otherwise only the beginning of such a conversation is used."""
     labels: Labels = "auto"
     """Labels of tables of token ids: unshifted (label i is the id at i) or shifted."""
-    on_error: OnError = "stop"
-    """On a row that is not a conversation: stop with an error, or skip and count it."""
 
     @model_validator(mode="after")
     def _check_columns(self) -> ChatFiles:
@@ -97,8 +108,26 @@ class ChatFiles(FileFormat):
             raise ValueError("--prompt-column and --response-column belong together: give both")
         if self.messages_column is not None and self.prompt_column is not None:
             raise ValueError("--messages-column and --prompt-column exclude each other: give one")
-        if self.user_role is not None and self.user_role == self.assistant_role:
-            raise ValueError("--user-role and --assistant-role are the same: give two names")
+        return self
+
+
+class PreferenceFiles(MessageFormat):
+    """How files of preferences are read."""
+
+    prompt_column: str | None = None
+    """Column of the questions, if it does not have a common name."""
+    chosen_column: str | None = None
+    """Column of the better answers, if it does not have a common name (chosen ...)."""
+    rejected_column: str | None = None
+    """Column of the worse answers."""
+    scores: bool = True
+    """Let columns of scores (score_chosen and score_rejected ...) decide: pairs with equal scores
+    are left out, those whose rejected answer has the better one are swapped."""
+
+    @model_validator(mode="after")
+    def _check_answers(self) -> PreferenceFiles:
+        if (self.chosen_column is None) != (self.rejected_column is None):
+            raise ValueError("--chosen-column and --rejected-column belong together: give both")
         return self
 
 

@@ -5,6 +5,7 @@ An order has no state: sample i of a run is the same for any number of ranks, an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -44,3 +45,28 @@ class EpochOrder(Epochs):
         """The number of the item at `index` of the sequence."""
         epoch, at = divmod(index, self.per_epoch)
         return int(self._items(epoch)[at])
+
+
+class StepSortedOrder(EpochOrder):
+    """An EpochOrder whose items are sorted by length within each optimizer step.
+
+    So micro-batches, which are consecutive items, need little padding, while the step as a whole
+    stays a random draw. (Sorting over more than a step would give steps of one class where length
+    and class correlate, as in spam.)
+    """
+
+    def __init__(self, lengths: Sequence[int] | np.ndarray, seed: int, step: int) -> None:
+        """lengths: of the items. step: items of an optimizer step."""
+        super().__init__(len(lengths), seed)
+        self.lengths, self.step = lengths, step
+        self._sorted = lru_cache(2)(self._make_sorted)
+
+    def _make_sorted(self, first: int, end: int) -> list[int]:
+        """The items first..end-1 of the sequence, which are in one epoch, by length."""
+        items = [super(StepSortedOrder, self).item(i) for i in range(first, end)]
+        return sorted(items, key=lambda i: int(self.lengths[i]))
+
+    def item(self, index: int) -> int:
+        step, epoch = index - index % self.step, index - index % self.per_epoch
+        first, end = max(step, epoch), min(step + self.step, epoch + self.per_epoch)
+        return self._sorted(first, end)[index - first]

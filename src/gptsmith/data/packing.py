@@ -54,6 +54,36 @@ def pack(sizes: np.ndarray, T: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.argsort(row_of, kind="stable"), starts
 
 
+def fill_batch(rows: Sequence[Sequence[Example]], width: int, pad_id: int, packed: bool) -> Batch:
+    """Rows of `width`; packed: with the number of the document and the position in it."""
+    inputs = np.full((len(rows), width), pad_id, np.int64)
+    targets = np.full_like(inputs, IGNORE_INDEX)
+    documents, positions = np.zeros_like(inputs), np.zeros_like(inputs)
+    for b, members in enumerate(rows):
+        at = 0
+        for number, (ids, labels, _) in enumerate(members):
+            end = at + len(ids) - 1
+            inputs[b, at:end], targets[b, at:end] = ids[:-1], labels[1:]
+            documents[b, at:end], positions[b, at:end] = number, np.arange(end - at)
+            at = end
+        documents[b, at:], positions[b, at:] = len(members), np.arange(width - at)
+    names = [example.name for members in rows for example in members]
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return Batch(
+        torch.from_numpy(inputs),
+        torch.from_numpy(targets),
+        documents=torch.from_numpy(documents) if packed else None,
+        positions=torch.from_numpy(positions) if packed else None,
+        name=", ".join(names[:_MAX_NAMES]) + more,
+        tokens=sum(len(example.ids) - 1 for members in rows for example in members),
+    )
+
+
+def padded_width(longest: int, limit: int) -> int:
+    """The width of rows that hold `longest` positions, at most limit."""
+    return min(limit, -(-max(1, longest) // _MULTIPLE) * _MULTIPLE)
+
+
 class _Rows(EpochOrder, ABC):
     """Batches of rows in the order of the epochs."""
 
@@ -87,30 +117,6 @@ class _Rows(EpochOrder, ABC):
         for at in range(0, keep, B):
             yield self._make_batch(rows[at : at + B])
 
-    def _fill_batch(self, rows: Sequence[Sequence[Example]], width: int, packed: bool) -> Batch:
-        """Rows of `width`; packed: with the number of the document and the position in it."""
-        inputs = np.full((len(rows), width), self.pad_id, np.int64)
-        targets = np.full_like(inputs, IGNORE_INDEX)
-        documents, positions = np.zeros_like(inputs), np.zeros_like(inputs)
-        for b, members in enumerate(rows):
-            at = 0
-            for number, (ids, labels, _) in enumerate(members):
-                end = at + len(ids) - 1
-                inputs[b, at:end], targets[b, at:end] = ids[:-1], labels[1:]
-                documents[b, at:end], positions[b, at:end] = number, np.arange(end - at)
-                at = end
-            documents[b, at:], positions[b, at:] = len(members), np.arange(width - at)
-        names = [example.name for members in rows for example in members]
-        more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-        return Batch(
-            torch.from_numpy(inputs),
-            torch.from_numpy(targets),
-            documents=torch.from_numpy(documents) if packed else None,
-            positions=torch.from_numpy(positions) if packed else None,
-            name=", ".join(names[:_MAX_NAMES]) + more,
-            tokens=sum(len(example.ids) - 1 for members in rows for example in members),
-        )
-
 
 class PackedRows(_Rows):
     """Several examples per row of T, each attending only to itself, with positions from 0.
@@ -133,7 +139,7 @@ class PackedRows(_Rows):
     def _make_batch(self, rows: Sequence[int]) -> Batch:
         members = [self._members[self._starts[row] : self._starts[row + 1]] for row in rows]
         found = [[self.examples[int(number)] for number in numbers] for numbers in members]
-        return self._fill_batch(found, self.T, packed=True)
+        return fill_batch(found, self.T, self.pad_id, packed=True)
 
 
 class PaddedRows(_Rows):
@@ -149,6 +155,6 @@ class PaddedRows(_Rows):
 
     def _make_batch(self, rows: Sequence[int]) -> Batch:
         found = [[self.examples[row]] for row in rows]
-        longest = max(1, *(len(example.ids) - 1 for (example,) in found))
-        width = min(self.T, -(-longest // _MULTIPLE) * _MULTIPLE)
-        return self._fill_batch(found, self.T if self.fixed else width, packed=False)
+        longest = max(len(example.ids) - 1 for (example,) in found)
+        width = self.T if self.fixed else padded_width(longest, self.T)
+        return fill_batch(found, width, self.pad_id, packed=False)

@@ -61,7 +61,8 @@ def classify(config: ClassifyConfig, started: float | None = None) -> int:
         train, T, config.train.seed, pad_id,
         step=config.texts_per_step, documents=not model.mask.is_causal,
     )  # fmt: skip
-    plan = finetune.resolve(_with_total_batch_tokens(config, T), prepared, rows)
+    config = finetune.with_samples_per_step(config, "texts_per_step", T)
+    plan = finetune.resolve(config, prepared, rows)
     notes = list(data.notes)
     if truncated := train.truncated + val.truncated + test_texts.truncated:
         notes.append(f"{truncated:,} texts are longer than {context} tokens and were truncated")
@@ -109,23 +110,6 @@ def freeze_untrained(config: ClassifyConfig, n_layer: int) -> ClassifyConfig:
     if config.trained is None and config.freeze:
         frozen = ()  # the given patterns suffice
     return config.model_copy(update=dict(freeze=tuple(dict.fromkeys((*config.freeze, *frozen)))))
-
-
-def _with_total_batch_tokens(config: ClassifyConfig, T: int) -> ClassifyConfig:
-    """The configuration with the size of a step in tokens, as the training loop needs it.
-
-    Batches have many shapes, for which compiling does not pay off: `auto` means off here.
-    """
-    train, texts = config.train, config.texts_per_step
-    if texts % train.batch_size:
-        raise ValueError(
-            f"texts_per_step {texts} is not a multiple of train.batch_size {train.batch_size}"
-        )
-    if train.total_batch_tokens not in (None, texts * T) and not config.resume:
-        raise ValueError("train.total_batch_tokens: use --texts-per-step for classification")
-    compiled = "off" if train.compile == "auto" else train.compile
-    train = train.model_copy(update=dict(total_batch_tokens=texts * T, compile=compiled))
-    return config.model_copy(update=dict(train=train))
 
 
 def test(run: Run, data: LabelledSet, texts: EncodedTexts, runtime: Runtime, pad_id: int) -> None:

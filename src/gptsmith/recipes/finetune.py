@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,7 +24,7 @@ from gptsmith.model.target_leakage import first_target
 from gptsmith.model.tuning import Tuning
 from gptsmith.recipes import in_loop_eval, loop, plan
 from gptsmith.recipes.loop import TrainingJob
-from gptsmith.recipes.options import FinetuneConfig, SFTConfig
+from gptsmith.recipes.options import EvalConfig, FinetuneConfig, SFTConfig
 from gptsmith.recipes.plan import Dataset, Note, Plan
 from gptsmith.run import Run
 from gptsmith.run.create import open_for_training
@@ -157,6 +157,45 @@ def row_length(context_length: int | None, prepared: PreparedModel) -> int:
     return T
 
 
+def with_samples_per_step(config: C, name: str, T: int) -> C:
+    """The configuration with the size of a step in tokens, as the training loop needs it.
+
+    name: of the field that gives the size as a number of samples. T: tokens of the longest one.
+
+    Batches have many shapes, for which compiling does not pay off: `auto` means off here.
+    """
+    train, samples = config.train, getattr(config, name)
+    if samples % train.batch_size:
+        raise ValueError(
+            f"{name} {samples} is not a multiple of train.batch_size {train.batch_size}"
+        )
+    if train.total_batch_tokens not in (None, samples * T) and not config.resume:
+        flag = name.replace("_", "-")
+        raise ValueError(f"train.total_batch_tokens: use --{flag} for {config.stage}")
+    compiled = "off" if train.compile == "auto" else train.compile
+    train = train.model_copy(update=dict(total_batch_tokens=samples * T, compile=compiled))
+    return config.model_copy(update=dict(train=train))
+
+
+def chat_samples(
+    config: EvalConfig,
+    model: GPTModel,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    prompts: Sequence[Sequence[int]],
+) -> Callable[[], Iterator[tuple[str, str]]]:
+    """The model's greedy answers to the prompts (ids), for TrainingJob."""
+
+    def samples() -> Iterator[tuple[str, str]]:
+        if length := config.sample_tokens:
+            greedy = SamplingConfig(max_new_tokens=length, temperature=0)
+            replies = Chat(model, tokenizer, template).reply_all(prompts, greedy)
+            for ids, reply in zip(prompts, replies, strict=True):
+                yield tokenizer.decode(ids), reply.text
+
+    return samples
+
+
 # --- supervised fine-tuning on examples ----------------------------------------------------------
 
 
@@ -204,13 +243,7 @@ def train_on_examples(
         batches = val_rows.validation(2 * config.train.batch_size, limit)
         return perplexity.evaluate(model, batches, runtime.precision, token_bytes).fields()
 
-    def samples() -> Iterator[tuple[str, str]]:
-        if length := config.eval.sample_tokens:
-            greedy = SamplingConfig(max_new_tokens=length, temperature=0)
-            replies = Chat(model, tokenizer, template).reply_all(data.prompts, greedy)
-            for ids, reply in zip(data.prompts, replies, strict=True):
-                yield tokenizer.decode(ids), reply.text
-
+    samples = chat_samples(config.eval, model, tokenizer, template, data.prompts)
     evaluate_tasks, task_notes = in_loop_eval.prepare(config.eval, model, tokenizer)
     run = create_run(
         resolved, prepared, template=template.source,

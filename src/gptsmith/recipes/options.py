@@ -14,11 +14,17 @@ from gptsmith.data.options import (
     InstructionColumns,
     LabelledConfig,
     Paths,
+    PreferenceFiles,
     SplitConfig,
 )
 from gptsmith.model.config import LoraConfig, ModelConfig
 from gptsmith.run.layout import CheckpointName
-from gptsmith.train.options import CompileMode, OptimConfig, TrainingPrecision
+from gptsmith.train.options import (
+    CompileMode,
+    OptimConfig,
+    PreferenceKind,
+    TrainingPrecision,
+)
 
 # --- sections ------------------------------------------------------------------------------------
 
@@ -269,10 +275,55 @@ class ClassifyConfig(FinetuneConfig, LabelledConfig):
     eval: EvalConfig = EvalConfig(interval=50)
 
 
+class PreferenceConfig(FinetuneConfig, PreferenceFiles):
+    """Fine-tune a chat model on preferences: pairs of a better and a worse answer (DPO)."""
+
+    default_epochs: ClassVar[float] = 1
+
+    stage: Literal["preference"] = "preference"
+    data: tuple[str, ...] = Field(min_length=1)
+    """Pairs of answers: files, folders or patterns (.jsonl, .json, .parquet ...), with the columns
+    chosen and rejected, texts or messages, and a question, unless they contain it. Repeatable."""
+    val: tuple[str, ...] = ()
+    """Pairs for validation, repeatable (default: a share of the questions)."""
+    val_fraction: float = Field(0.05, gt=0, lt=1)
+    """Share of the pairs for validation, without --val; pairs with the same question stay
+    together."""
+    context_length: int | None = Field(None, ge=2)
+    """Maximum tokens of a question with an answer (default: the model's context)."""
+    loss: PreferenceKind = "sigmoid"
+    """sigmoid (DPO), ipo, sigmoid_norm (DPO of log-probabilities per token, which does not favour
+    long answers), simpo (per token, without a reference)."""
+    beta: float | None = Field(None, gt=0)
+    """How closely the model keeps to the reference, the model before this tuning; for simpo, scale
+    of the margin (default: 0.1 for sigmoid and ipo, 2 for sigmoid_norm and simpo)."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Share of pairs that are assumed to be in the wrong order."""
+    gamma: float = Field(0.5, ge=0)
+    """simpo only: the margin by which the better answer is to be ahead."""
+    pairs_per_step: int = Field(32, ge=1)
+    """Pairs per optimizer step, a multiple of train.batch_size; with several micro-batches, each
+    gets pairs of similar length and little padding."""
+    dropout: float | None = Field(0.0, ge=0, lt=1)
+    """Dropout probability of activations; with it, the model would differ from its reference at
+    random."""
+    train: TrainConfig = TrainConfig(batch_size=8, compile="off")
+    """batch_size counts pairs, each of which is two sequences."""
+    optim: OptimConfig = OptimConfig(kind="adamw", learning_rate=1e-4, schedule="linear")
+    eval: EvalConfig = EvalConfig(interval=50)
+
+    @model_validator(mode="after")
+    def _check_loss(self) -> PreferenceConfig:
+        if self.loss == "ipo" and self.label_smoothing:
+            raise ValueError("label_smoothing has no effect on ipo: omit it or change the loss")
+        return self
+
+
 FINETUNE: dict[str, tuple[type[FinetuneConfig], str]] = {
     "text": (TextConfig, "gptsmith.recipes.pretrain:continue_pretraining"),
     "chat": (ChatConfig, "gptsmith.recipes.chat:chat"),
     "instruct": (InstructConfig, "gptsmith.recipes.instruct:instruct"),
     "classify": (ClassifyConfig, "gptsmith.recipes.classify:classify"),
+    "preference": (PreferenceConfig, "gptsmith.recipes.preference:preference"),
 }
 """Kind of fine-tuning -> its configuration and its recipe, a function of (config, started)."""

@@ -19,9 +19,15 @@ _COLUMNS = {
     "top5": ".1%",
     "accuracy": ".1%",
     "macro_f1": ".3f",
+    "val_accuracy": ".1%",
+    "val_margin": ".3f",
+    "val_kl": ".4f",
     "seconds": ".0f",
 }
-_NAMES = {"val_loss": "validation loss", "top1": "top-1", "top5": "top-5", "macro_f1": "macro F1"}
+_NAMES = {
+    "val_loss": "validation loss", "top1": "top-1", "top5": "top-5", "macro_f1": "macro F1",
+    "val_accuracy": "accuracy of pairs", "val_margin": "margin", "val_kl": "KL to the reference",
+}  # fmt: skip
 
 
 def number(value: float | None, form: str) -> str:

@@ -90,7 +90,9 @@ def open_for_training(
             if (path / layout.BASE).exists():
                 digests.record_existing(path, layout.BASE)
         else:  # remains of a run that was stopped before its first checkpoint
-            names = (layout.TUNING, layout.BASE, layout.TEMPLATE, layout.ROLES, MASK)
+            names = (
+                layout.TUNING, layout.BASE, layout.TEMPLATE, layout.ROLES, layout.REFERENCE, MASK,
+            )  # fmt: skip
             digests.remove(path, names)
             if not tuning.is_full_finetune:
                 assert base is not None

@@ -13,6 +13,7 @@ TrainingPrecision = Literal[PrecisionName, "fp8"]
 CompileMode = Literal["auto", "on", "off"]
 Schedule = Literal["cosine", "linear", "wsd", "constant"]
 DecayStart = Literal["after-warmup", "first-step"]
+PreferenceKind = Literal["sigmoid", "ipo", "sigmoid_norm", "simpo"]
 
 
 class OptimConfig(Section):

@@ -23,7 +23,8 @@ COMMON = [
     "--train.steps", "24", "--train.batch-size", "4", "--pairs-per-step", "8",
     "--train.num-threads", "1", "--train.precision", "fp32", "--eval.interval", "8",
     "--eval.sample-tokens", "4", "--save.interval", "4", "--save.keep-last", "9",
-    "--monitor.trackers", "none", "--monitor.log-interval", "1", "--optim.learning-rate", "0.003", "--val-fraction", "0.2",
+    "--monitor.trackers", "none", "--monitor.log-interval", "1",
+    "--optim.learning-rate", "0.003", "--val-fraction", "0.2",
 ]  # fmt: skip
 KINDS = {
     "all": [],

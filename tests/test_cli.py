@@ -69,6 +69,7 @@ def test_help_imports_the_standard_library_only() -> None:
         "generate --help",
         "chat --help",
         "demo --help",
+        "doctor --help",
     ],
 )
 def test_help_and_wrong_flags_do_not_import_torch(argv: str) -> None:

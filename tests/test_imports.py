@@ -37,7 +37,7 @@ FLOORS: dict[str, set[str]] = {
     | MIDDLE,
     "serve": {"evaluate", "generate"} | MIDDLE,
     "recipes": {"evaluate", "generate", "data"} | MIDDLE,
-    "inspect": {"data"} | MIDDLE,
+    "inspect": {"kernels", "data"} | MIDDLE,
     "evaluate": {"generate", "kernels", "data"} | MIDDLE,
     "generate": {"kernels"} | MIDDLE,
     "data": {"download"} | MIDDLE,

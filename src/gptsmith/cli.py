@@ -29,6 +29,7 @@ VERBS = {
     "import": ("commands.import_model", "turn an external model into a run"),
     "export": ("commands.export", "convert a model for transformers or llama.cpp"),
     "inspect": ("commands.inspect", "show a corpus, a run or a chat data set"),
+    "doctor": ("commands.doctor", "show what this machine can do, and what it lacks"),
 }
 
 # User errors: exit code 2. Every other exception is ours, or the machine's.

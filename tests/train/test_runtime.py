@@ -390,6 +390,29 @@ def test_limits_of_control_groups(
     assert {*runtime._cgroup_limits(groups, mount)} == limits
 
 
+@pytest.mark.parametrize(
+    ("group", "files", "quotas"),
+    [
+        ("0::/job\n", {"cpu.max": "max 100000\n", "job/cpu.max": "150000 100000\n"}, [1.5]),
+        ("4:cpu,cpuacct:/job\n", {"cpu/job/cpu.cfs_quota_us": "400000\n",
+                                  "cpu/job/cpu.cfs_period_us": "100000\n",
+                                  "cpu/cpu.cfs_quota_us": "-1\n",
+                                  "cpu/cpu.cfs_period_us": "100000\n"}, [4]),
+        ("0::/\n", {}, []),
+    ],
+    ids=["version 2", "version 1", "none"],
+)  # fmt: skip
+def test_quotas_of_control_groups(
+    group: str, files: dict[str, str], quotas: list[float], tmp_path: Path
+) -> None:
+    groups, mount = tmp_path / "groups", tmp_path / "mount"
+    groups.write_text(group)
+    for name, text in files.items():
+        (mount / name).parent.mkdir(parents=True, exist_ok=True)
+        (mount / name).write_text(text)
+    assert [*runtime._cgroup_quotas(groups, mount)] == quotas
+
+
 def test_memory_of_the_cpu_is_at_most_what_a_group_may_have(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

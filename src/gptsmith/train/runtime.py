@@ -101,22 +101,44 @@ def memory_bytes(device: torch.device) -> int | None:
     return min([total, *_cgroup_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
 
 
+def cpu_quota() -> float | None:
+    """The cores whose time a container or a batch job allows this process; None if all."""
+    return min(_cgroup_quotas(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")), default=None)
+
+
 def _cgroup_limits(groups: Path, mount: Path) -> Iterator[int]:
-    """Bytes that the kernel allows this process's control group and those around it, as far as they
-    are visible here (cgroups(7), versions 1 and 2)."""
+    """Bytes of memory that the kernel allows."""
+    for folder, version in _control_groups("memory", groups, mount):
+        name = "memory.max" if version == 2 else "memory.limit_in_bytes"
+        with suppress(OSError, ValueError):  # ValueError: "max", no limit
+            yield int((folder / name).read_text())
+
+
+def _cgroup_quotas(groups: Path, mount: Path) -> Iterator[float]:
+    """Seconds of all cores that the kernel allows per second."""
+    for folder, version in _control_groups("cpu", groups, mount):
+        names = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        with suppress(OSError, ValueError):
+            quota, period = " ".join((folder / name).read_text() for name in names).split()
+            if int(quota) > 0:  # version 1 writes -1 for no limit
+                yield int(quota) / int(period)
+
+
+def _control_groups(controller: str, groups: Path, mount: Path) -> Iterator[tuple[Path, int]]:
+    """Folders of this process's control group and those around it, as far as they are visible here,
+    with the version (cgroups(7))."""
     for line in groups.read_text().splitlines() if groups.exists() else ():
         _, controllers, path = line.split(":", 2)
         if not controllers:
-            root, name = mount, "memory.max"
-        elif "memory" in controllers.split(","):
-            root, name = mount / "memory", "memory.limit_in_bytes"
+            root, version = mount, 2
+        elif controller in controllers.split(","):
+            root, version = mount / controller, 1
         else:
             continue
         group = root / path.lstrip("/")
         for folder in (group, *group.parents):
             if folder.is_relative_to(root):
-                with suppress(OSError, ValueError):  # ValueError: "max", no limit
-                    yield int((folder / name).read_text())
+                yield folder, version
 
 
 # Dense bf16 (fp16 before Ampere) TFLOP/s from the vendor's data sheets, by words of the name.

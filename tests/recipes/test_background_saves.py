@@ -73,19 +73,20 @@ def test_training_goes_on_and_the_checkpoints_are_the_same(
     assert_same_weights(run, whole)
 
 
-def test_a_signal_while_it_writes_saves_again_and_waits_for_both(
+def test_sigterm_while_it_writes_saves_again_and_waits_for_both(
     corpus: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """A batch system may repeat SIGTERM before it kills: the last save goes on."""
     run, save = tmp_path / "run", checkpoint.save
 
     def interrupted(folder: Path, step: int, *arguments: object) -> Path:
-        if step == 3:
+        if step >= 3:
             os.kill(os.getpid(), signal.SIGTERM)
-            while trained_to(run) < 4:
-                time.sleep(0.001)
+        while trained_to(run) < 4 and step == 3:
+            time.sleep(0.001)
         return save(folder, step, *arguments)
 
     monkeypatch.setattr(checkpoint, "save", interrupted)
@@ -118,6 +119,8 @@ def test_a_signal_at_a_step_whose_save_is_due_saves_it_once(
 SLOWLY = (
     "import sys, time; from gptsmith.train import checkpoint; real = checkpoint.digest;"
     "checkpoint.digest = lambda path: (time.sleep(0.1), real(path))[1];"
+    "from gptsmith.train.signals import StopSignal as Stop; handle = Stop._handle;"
+    "Stop._handle = lambda *all: (handle(*all), print('received', file=sys.stderr));"
     "from gptsmith.cli import main; sys.exit(main())"
 )
 
@@ -129,17 +132,30 @@ def being_written(run: Path) -> int:
     return int(steps[0]) if steps else 0
 
 
-def test_killed_while_it_writes_and_resumed_it_ends_with_the_same_bits(
-    corpus: Path, whole: Path, tmp_path: Path
+@pytest.mark.parametrize("how", ["SIGKILL", "Ctrl-C twice"])
+def test_ended_while_it_writes_and_resumed_it_has_the_same_bits(
+    how: str, corpus: Path, whole: Path, tmp_path: Path
 ) -> None:
     """A process of its own, whose saves take at least a third of a second."""
     run = tmp_path / "run"
-    process = subprocess.Popen([sys.executable, "-c", SLOWLY, *command(corpus, run)])
+    words = [sys.executable, "-c", SLOWLY, *command(corpus, run)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     while not 0 < being_written(run) < trained_to(run):
         assert process.poll() is None
         time.sleep(0.002)
-    process.kill()
-    process.wait()
+    if how == "SIGKILL":
+        process.kill()
+        process.communicate()
+    else:
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        assert any("received" in line for line in process.stderr)  # two at a time are one
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 130
+        assert said.endswith(
+            "interrupted; the checkpoint being written is abandoned, the one before it stays\n"
+        )
     assert cli.main(["pretrain", "--out", str(run), "--resume"]) == 0
     assert_same_checkpoints(run, whole)
     assert_same_weights(run, whole)

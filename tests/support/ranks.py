@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,9 @@ from gptsmith import cli
 from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.model import lora
 from gptsmith.model.config import LoraConfig, ModelConfig
+from gptsmith.model.flops import parameters
 from gptsmith.model.gpt import GPTModel
+from gptsmith.model.init import deferred_init, init_parameter
 from gptsmith.recipes.micro_batches import micro_batches
 from gptsmith.train import distributed, sharding
 from gptsmith.train.loss import next_token_loss
@@ -150,6 +154,7 @@ def train(
     only: str = "",
     lora_rank: int = 0,
     loss_scale: float = 0.0,
+    precision: str = "fp32",
     **model_options: bool,
 ) -> dict:
     """Train on `number` micro-batches of two rows per step.
@@ -160,7 +165,8 @@ def train(
     parameters, the elements of the optimizer's state that this rank keeps, and the bytes of its
     parameters, gradients and optimizer state.
     """
-    torch.manual_seed(distributed.rank())  # weights differ at first: those of rank 0 count
+    # Unless the model is sharded, weights differ at first: those of rank 0 count.
+    torch.manual_seed(0 if shard else distributed.rank())
     model = GPTModel(small_model(dropout, **model_options))
     model.activation_checkpointing = checkpointing
     for name, parameter in model.named_parameters():
@@ -168,7 +174,7 @@ def train(
     if lora_rank:
         lora.attach(model, LoraConfig(rank=lora_rank), [1, 2])
     if shard and distributed.world_size() > 1:
-        sharding.shard(model, compiled)
+        sharding.shard(model, torch.device("cpu"), compiled)
     optimizer = Optimizer(model, OptimConfig(kind=kind), "cpu")
     scaler = torch.amp.GradScaler("cpu", init_scale=loss_scale) if loss_scale else None
 
@@ -187,7 +193,7 @@ def train(
 
     run = train_steps(
         model, loss, batches, optimizer,
-        learning_rate=lambda step: 0.01, precision=Precision("fp32", "cpu", ""),
+        learning_rate=lambda step: 0.01, precision=Precision(precision, "cpu", ""),
         max_grad_norm=0.5, seed=3, scaler=scaler,
     )  # fmt: skip
     done = [next(run)]
@@ -215,8 +221,29 @@ def train(
     }
 
 
+def start_of_a_large_model() -> dict:
+    """The peak of this rank's memory while a sharded model is made, in parts of its weights."""
+    config = ModelConfig(n_layer=6, n_head=6, n_embd=384, context_length=T, vocab_size=V)
+    peaks = []
+    Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak is now what is resident
+    peaks.append(peak_memory_kib())
+    with deferred_init():
+        model = GPTModel(config)
+    sharding.shard(model, torch.device("cpu"))
+    sharding.init(model, partial(init_parameter, config=config))
+    peaks.append(peak_memory_kib())
+    return {"peak": (peaks[1] - peaks[0]) * 1024 / (4 * parameters(config))}
+
+
+def peak_memory_kib() -> int:
+    found = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1])
+
+
 def trained(count: int, *jobs: dict) -> list[list[dict]]:
-    """For each rank, the results of `train` for each of the jobs."""
+    """For each rank, the results of `train` for each of the jobs; of an empty one, those of
+    `start_of_a_large_model`."""
     found = finish(start(count, [__file__, json.dumps(jobs)], PYTHONPATH=os.pathsep.join(sys.path)))
     assert all(code == 0 for code, _, _ in found), found
     return [json.loads(out) for _, out, _ in found]
@@ -225,5 +252,6 @@ def trained(count: int, *jobs: dict) -> list[list[dict]]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with distributed.connected():
-        results = json.dumps([train(**job) for job in json.loads(sys.argv[1])])
+        jobs = json.loads(sys.argv[1])
+        results = json.dumps([train(**job) if job else start_of_a_large_model() for job in jobs])
     sys.stdout.write(results)

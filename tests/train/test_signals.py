@@ -22,7 +22,7 @@ with StopSignal() as stop:
     child = "import time; print('child', flush=True); time.sleep(1.0); print('child ends')"
     ended = subprocess.run([sys.executable, "-c", child]).returncode
     print(stop.received, ended, flush=True)
-    while True:  # a second signal ends it
+    while True:  # a second SIGINT ends it
         pass
 """
 
@@ -61,7 +61,10 @@ def test_a_signal_to_the_process_group_spares_child_processes(number: signal.Sig
     os.killpg(process.pid, number)
     assert process.stdout.readline() == "child ends\n"
     assert process.stdout.readline() == f"{number.name} 0\n"
-    os.killpg(process.pid, number)  # the second kills
+    os.killpg(process.pid, signal.SIGTERM)  # as batch systems do before they kill
+    time.sleep(0.1)
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
     assert "KeyboardInterrupt" in process.communicate(timeout=20)[1]
     assert process.returncode == -signal.SIGINT  # as Python ends after a Ctrl-C
 

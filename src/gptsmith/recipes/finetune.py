@@ -105,10 +105,11 @@ def prepare(
 
 
 def resolve(config: C, prepared: PreparedModel, dataset: Dataset) -> Plan[C]:
-    """`plan.resolve` for fine-tuning; moves the model to its device."""
+    """`plan.resolve` for fine-tuning; moves the model to its device, unless it is to be sharded."""
     trained = sum(p.numel() for p in prepared.model.parameters() if p.requires_grad)
     resolved = plan.resolve(config, prepared.model.config, dataset, trained)
-    prepared.model.to(resolved.runtime.device)
+    if not resolved.is_sharded:
+        prepared.model.to(resolved.runtime.device)
     return resolved.with_notes(
         [Note("base", f"{config.base}, {lora.trainable_summary(prepared.model)}")]
     )

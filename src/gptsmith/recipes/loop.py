@@ -49,7 +49,8 @@ FIXED = (
 class TrainingJob:
     """What a recipe passes to the loop.
 
-    model          on its device, adapters attached and parameters frozen as configured
+    model          on its device, adapters attached and parameters frozen as configured; if it is to
+                   be sharded (`Plan.is_sharded`), on the CPU, and if it has init_parameter, empty
     evaluate       maximum number of validation tokens (None: all) -> scores, one of them `val_loss`
     val_tokens     size of the validation split
     samples        texts that the model generates: (prompt, text)
@@ -58,6 +59,7 @@ class TrainingJob:
     curves         measurements to draw in curves.png: metrics of the loss, which evaluate returns
                    as val_NAME
     loss_label     of the axis of the loss there, with its unit
+    init_parameter draws the first weights of the parameter with a name (train/sharding.init)
     """
 
     model: GPTModel
@@ -70,6 +72,7 @@ class TrainingJob:
     verify_data: Callable[[], None] = lambda: None
     curves: tuple[str, ...] = ()
     loss_label: str = LOSS_LABEL
+    init_parameter: Callable[[str, torch.Tensor], None] | None = None
 
 
 def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float | None) -> int:
@@ -149,8 +152,10 @@ class _TrainingSession:
         self.writer = CheckpointWriter(plan.saves_in_background)
         device, train = plan.runtime.device, plan.config.train
         self.loss = job.loss
-        if train.shard and distributed.world_size() > 1:
-            sharding.shard(job.model, compile_blocks=plan.runtime.compile)
+        if plan.is_sharded:
+            sharding.shard(job.model, device, compile_blocks=plan.runtime.compile)
+            if job.init_parameter is not None and not self.config.resume:
+                sharding.init(job.model, job.init_parameter)
         elif plan.runtime.compile:
             self.loss = runtime.compiled(job.loss)
         self.optimizer = Optimizer(job.model, self.config.optim, device.type)

@@ -68,6 +68,11 @@ class Plan(Generic[R_co]):
     saves_in_background: bool
     notes: tuple[Note, ...]
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the model is divided among several ranks."""
+        return self.config.train.shard and distributed.world_size() > 1
+
     def with_notes(self, notes: Iterable[Note]) -> Plan[R_co]:
         """The same plan with more notes, in the order of `Section`."""
         order = get_args(Section).index

@@ -7,6 +7,9 @@ Continuing on a domain's raw text before fine-tuning improves results on its tas
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +21,7 @@ from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import SamplingConfig
 from gptsmith.model import masks
 from gptsmith.model.gpt import GPTModel
+from gptsmith.model.init import deferred_init, init_parameter
 from gptsmith.model.target_leakage import first_target
 from gptsmith.recipes import finetune, in_loop_eval, loop, plan
 from gptsmith.recipes.loop import TrainingJob
@@ -45,10 +49,16 @@ def pretrain(config: PretrainConfig, started: float | None = None) -> int:
     resolved = plan.resolve(config, config.model, windows)
     config = resolved.config
     torch.manual_seed(config.train.seed)
-    model = GPTModel(config.model, mask_folder=mask_folder, trust_code=True)
-    model.to(resolved.runtime.device)
+    with deferred_init() if resolved.is_sharded else nullcontext():
+        model = GPTModel(config.model, mask_folder=mask_folder, trust_code=True)
+    generator = torch.Generator().set_state(torch.get_rng_state())
+    if not resolved.is_sharded:
+        model.to(resolved.runtime.device)
     model.activation_checkpointing = config.train.activation_checkpointing
     job, notes = _job(resolved, corpus, windows, model)
+    job = replace(
+        job, init_parameter=partial(init_parameter, config=config.model, generator=generator)
+    )
     settings = config.model_dump(mode="json", by_alias=True)
     run = open_for_training(
         config.out, settings, config.model, corpus.tokenizer, config.resume,

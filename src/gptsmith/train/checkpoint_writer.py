@@ -41,10 +41,11 @@ class HostMemory:
 class CheckpointWriter:
     """Executes one save at a time, in a thread of its own.
 
-    A context manager that ends when the last save has ended. What a save raises is raised by the
-    next `check`, `wait` or `start`, or at the end, where it becomes a note of an exception that
-    leaves the block. memory: for the copies that a save writes; None if saves are to
-    be executed at once, without a thread: then they need no copies.
+    A context manager that ends when the last save has ended, but at once on KeyboardInterrupt (see
+    StopSignal): a save under way is abandoned then, which leaves the checkpoint before it. What a
+    save raises is raised by the next `check`, `wait` or `start`, or at the end, where it becomes a
+    note of an exception that leaves the block. memory: for the copies that a save writes; None if
+    saves are to be executed at once, without a thread: then they need no copies.
     """
 
     def __init__(self, background: bool) -> None:
@@ -67,16 +68,24 @@ class CheckpointWriter:
 
     def wait(self) -> None:
         """Wait until the save has ended; its copies may be overwritten then."""
-        save, self._save = self._save, None
-        if save is not None:
+        save = self._save
+        if save is None:
+            return
+        try:
             result(save)
+        finally:
+            if save.done():  # else this was interrupted
+                self._save = None
 
     def __enter__(self) -> CheckpointWriter:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
-            self.wait()
+            if not isinstance(error, KeyboardInterrupt):
+                self.wait()
+            elif self._save is not None and not self._save.done():
+                error.add_note("the checkpoint being written is abandoned, the one before it stays")
         except Exception as failure:
             if error is None:
                 raise

@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 _FORWARD = "run_as_forward"
 
 
-def shard(model: nn.Module, compile_blocks: bool = False) -> None:
-    """Divide `model`, in place; its weights become those of rank 0. For several ranks.
+def shard(model: nn.Module, device: torch.device, compile_blocks: bool = False) -> None:
+    """Divide `model`, in place. For several ranks, of which each keeps its rows of what it has.
 
-    model: on its device, with `blocks`. compile_blocks: compile each block, for training.
+    model: with `blocks`; anywhere: they are moved to the device one at a time. device: of this
+    rank. compile_blocks: compile each block, for training.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     assert distributed.world_size() > 1
-    distributed.broadcast_tensors(dict.fromkeys(model.parameters(), 0))
-    mesh = init_device_mesh(next(model.parameters()).device.type, (distributed.world_size(),))
+    mesh = init_device_mesh(device.type, (distributed.world_size(),))
     for block in _blocks(model):
         if compile_blocks:
             _compile_in_training(block)
@@ -57,6 +57,18 @@ def shard(model: nn.Module, compile_blocks: bool = False) -> None:
         module.set_gradient_divide_factor(1.0)
     forward(model, lambda _: None)  # FSDP takes the first module that it sees running as the root
     model.reshard()  # type: ignore[operator]
+
+
+def init(model: nn.Module, init_parameter: Callable[[str, Tensor], None]) -> None:
+    """Give a sharded model its first weights, so that no rank ever has all of them: it draws one
+    whole parameter at a time, on the CPU, and keeps its rows. init_parameter: fills the parameter
+    of a name; called in the order of the model's parameters, as if it were not sharded."""
+    rank, _ = part(model)
+    for name, p in model.named_parameters():
+        drawn = torch.empty(p.shape)
+        init_parameter(name, drawn)
+        rows = _rows_per_rank(p)
+        local(p).copy_(drawn[rank * rows : (rank + 1) * rows])
 
 
 def is_sharded(model: nn.Module) -> bool:

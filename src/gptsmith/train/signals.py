@@ -11,7 +11,8 @@ SIGNAL_NAMES = tuple(number.name for number in SIGNALS)
 
 
 class StopSignal:
-    """A context manager: SIGTERM and SIGINT only set `received`; a second one interrupts.
+    """A context manager: SIGTERM and SIGINT only set `received`. A SIGINT after that interrupts,
+    as a second Ctrl-C is meant to; a SIGTERM never does: batch systems repeat it before they kill.
 
     Child processes started within it do not receive them. Ctrl-C goes to every process in the
     terminal's foreground group and a batch system's SIGTERM to every process of a job, while
@@ -33,9 +34,9 @@ class StopSignal:
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
+        if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
+        self.received = self.received or signal.Signals(number).name
 
     def __exit__(self, *exception: object) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)

@@ -1,4 +1,4 @@
-"""Losses and gradients of preferences beside TRL's trainers, for the same model, reference, pairs."""
+"""Losses and gradients of preferences beside TRL, for the same model, reference and pairs."""
 
 from dataclasses import replace
 from pathlib import Path

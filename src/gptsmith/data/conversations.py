@@ -202,7 +202,10 @@ def _unclear_columns(row: Row) -> ValueError:
     options = f"--prompt-column {prompts[0] if prompts else 'NAME'} --response-column chosen"
     if not prompts and (isinstance(values["chosen"], list) or transcript(values["chosen"])):
         options = "--messages-column chosen"
-    return ValueError(f"{problem}{options}, to train on the better answer of each pair")
+    return ValueError(
+        f"{problem}{options}, to train on the better answer of each pair; gptsmith finetune "
+        "preference compares both"
+    )
 
 
 def _holds_messages(value: Any) -> bool:

@@ -6,7 +6,7 @@ Imports neither torch nor pyarrow, so that `--help` and configuration errors are
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -103,7 +103,11 @@ class ChatFiles(MessageFormat):
     """Labels of tables of token ids: unshifted (label i is the id at i) or shifted."""
 
     @model_validator(mode="after")
-    def _check_columns(self) -> ChatFiles:
+    def _check_columns(self) -> Self:
+        return self.check_columns()
+
+    def check_columns(self) -> Self:
+        """ValueError for options that exclude or need each other."""
         if (self.prompt_column is None) != (self.response_column is None):
             raise ValueError("--prompt-column and --response-column belong together: give both")
         if self.messages_column is not None and self.prompt_column is not None:

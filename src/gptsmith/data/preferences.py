@@ -115,6 +115,14 @@ def answer_columns(columns: Iterable[str], files: PreferenceFiles) -> tuple[str,
     return next((pair for pair in names.CHOSEN_AND_REJECTED if {*pair} <= {*columns}), None)
 
 
+def holds_preferences(source: str | Path, files: PreferenceFiles) -> bool:
+    """Whether the first row of a data set has two answers. Errors are left to its reader."""
+    with suppress(ValueError, OSError):
+        for row in read_rows(source, ReadReport("skip"), file_format=files):
+            return answer_columns(row.values, files) is not None
+    return False
+
+
 def _unclear_columns(row: Row) -> ValueError:
     return ValueError(
         f"{row.place}: which columns hold the better and the worse answer? Choose from "

@@ -18,7 +18,7 @@ from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.console import Console, Text
 from gptsmith.data.chat import ChatCounts, load_chat
-from gptsmith.data.examples import Example, Examples
+from gptsmith.data.examples import Examples
 from gptsmith.data.options import ChatFiles
 from gptsmith.data.packing import PackedRows
 from gptsmith.data.token_examples import check_stop_token_trained
@@ -27,7 +27,9 @@ from gptsmith.tokenizer import Tokenizer
 
 _MAX_TOKENS = 600  # shown of a conversation
 _TARGET, _CONTEXT, _SPECIAL = "green", "dim", "magenta"
-_OPEN, _CLOSE = "⟦", "⟧"  # around target tokens where there is no colour
+# around target tokens, and around what differs from another text, where there is no colour
+_OPEN, _CLOSE = "⟦", "⟧"
+_DIFFERS, _SAME = "«", "»"
 
 
 @dataclass(frozen=True)
@@ -87,24 +89,40 @@ def _parts(report: ChatReport, first: int, plain: bool) -> Iterator[RenderableTy
     yield render.heading(f"the first conversations; target tokens {style}")
     for example in islice(examples, first):
         yield Text(example.name, "dim")
-        yield Padding(_marked(example, report.tokenizer, plain), (0, 0, 1, 0))
+        is_target = example.labels != IGNORE_INDEX
+        is_target[:1] = False  # the first token has no context to be predicted from
+        text = marked(example.ids, is_target, report.tokenizer, plain)
+        yield Padding(text, (0, 0, 1, 0))
 
 
-def _marked(example: Example, tokenizer: Tokenizer, plain: bool) -> Text:
-    """The text of an example, its target tokens in colour, or in brackets if `plain`."""
-    ids, target = example.ids[:_MAX_TOKENS], example.labels[:_MAX_TOKENS] != IGNORE_INDEX
-    target[:1] = False  # the first token has no context to be predicted from
+def marked(
+    ids: np.ndarray,
+    is_target: np.ndarray,
+    tokenizer: Tokenizer,
+    plain: bool,
+    differs: np.ndarray | None = None,
+    colour: str = _TARGET,
+) -> Text:
+    """The text of ids, target tokens in colour, or in brackets if `plain`. differs: which tokens
+    are in bold, or in other brackets."""
+    total, ids, target = len(ids), ids[:_MAX_TOKENS], is_target[:_MAX_TOKENS]
     special = np.isin(ids, list(tokenizer.special_tokens.values()))
     text = Text(overflow="fold")
-    kinds = target * 2 + special
+    bold = np.zeros(len(ids), bool) if differs is None else differs[:_MAX_TOKENS]
+    kinds = target * 2 + special + 4 * bold
     borders = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(ids)]
     for start, end in pairwise(borders):
         if plain and target[start] and not (start and target[start - 1]):
             text.append(_OPEN)
-        style = (_SPECIAL if special[start] else _TARGET) if target[start] else _CONTEXT
+        if plain and bold[start] and not (start and bold[start - 1]):
+            text.append(_DIFFERS)
+        style = (_SPECIAL if special[start] else colour) if target[start] else _CONTEXT
+        style = f"bold {style}" if bold[start] else style
         text.append(render.printable(tokenizer.decode(ids[start:end]), {}, allowed="\n"), style)
+        if plain and bold[start] and not (end < len(ids) and bold[end]):
+            text.append(_SAME)
         if plain and target[start] and not (end < len(ids) and target[end]):
             text.append(_CLOSE)
-    if len(example.ids) > _MAX_TOKENS:
-        text.append(f" ... {len(example.ids) - _MAX_TOKENS:,} more tokens", "italic")
+    if total > _MAX_TOKENS:
+        text.append(f" ... {total - _MAX_TOKENS:,} more tokens", "italic")
     return text

@@ -10,6 +10,7 @@ import pytest
 from api_server import Api, certificate, chat_run, served, serving_models
 
 sync_api = pytest.importorskip("playwright.sync_api")
+OTHER_NAME = "gpt.example.test"  # not one that browsers trust without HTTPS
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt install chromium)")
 
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt in
 def browser() -> Iterator:
     with sync_api.sync_playwright() as playwright:
         options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        options += [f"--host-resolver-rules=MAP {OTHER_NAME} 127.0.0.1"]
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
         yield browser
         browser.close()
@@ -332,6 +334,22 @@ def test_the_page_is_accessible_and_fits(page, width: int, scheme: str, tmp_path
         assert results.violations_count == 0, results.generate_report()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         page.screenshot(path=tmp_path / f"{width}-{scheme}-{view}.png")
+
+
+def test_the_page_works_under_another_name_without_https(browser, tmp_path: Path) -> None:
+    """Where browsers withhold what they call powerful features."""
+    model = served(chat_run(tmp_path / "chat"))
+    with serving_models({"chat": model}, allow_host=(OTHER_NAME,)) as api:
+        page = browser.new_page()
+        page.set_default_timeout(20_000)
+        page.goto(api.url.replace("127.0.0.1", OTHER_NAME))
+        assert not page.evaluate("isSecureContext")
+        page.get_by_role("option", name="chat").wait_for(state="attached")
+        ask(page, "Hello")
+        page.reload()
+        page.get_by_role("button", name="Hello", exact=True).click()
+        assert page.locator("article.user .content").inner_text() == "Hello"
+        page.close()
 
 
 def test_the_page_works_over_https(browser, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
@@ -60,6 +61,8 @@ def main(argv: list[str]) -> None:
         port = listening.getsockname()[1]
         host = f"[{options.host}]" if ":" in options.host else options.host
         url = f"http{'s' if options.tls_cert else ''}://{host}:{port}"
+        gc.collect()
+        gc.freeze()  # else each collection goes through all that was imported and loaded
         for name, model in models.items():
             terminal.say(f"serving {name} ({model.kind}, context {model.context_length:,})")
         terminal.say(f"chat page: {url}    API: {url}/v1    Ctrl-C stops")

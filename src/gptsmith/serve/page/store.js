@@ -29,7 +29,9 @@ export async function all() {
 }
 
 export function create(fields = {}) {
-  return { id: crypto.randomUUID(), updated: Date.now(), system: "", messages: [], ...fields };
+  // crypto.randomUUID exists on HTTPS and on this machine only
+  const id = crypto.getRandomValues(new Uint32Array(4)).join("-");
+  return { id, updated: Date.now(), system: "", messages: [], ...fields };
 }
 
 export function title(conversation) {

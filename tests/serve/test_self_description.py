@@ -38,6 +38,31 @@ def test_models_health_metrics_and_description(api: Api) -> None:
     assert api.client.post("/v1/nothing").status_code == 404
 
 
+def test_the_description_has_what_validators_check(api: Api) -> None:
+    """schemathesis found fields that the server takes and the description did not, and the other
+    way round."""
+    bodies = api.client.get("/openapi.json").json()["components"]["schemas"]
+    omitted = dict.fromkeys(
+        name
+        for name, field in bodies["CompletionBody"]["properties"].items()
+        if {"type": "null"} in field["anyOf"]
+    )
+    assert omitted.keys() == bodies["CompletionBody"]["properties"].keys()
+    given = {"model": "text", "prompt": "a", "max_tokens": 1}
+    assert api.post("/v1/completions", **omitted | given)["choices"]
+    bias = bodies["ChatBody"]["properties"]["logit_bias"]["anyOf"][0]
+    assert re.fullmatch(bias["propertyNames"]["pattern"], "12")
+    assert not re.fullmatch(bias["propertyNames"]["pattern"], "x")
+    assert bodies["ChatBody"]["then"] == {
+        "required": ["logprobs"],
+        "properties": {"logprobs": {"const": True}},
+    }
+    assert [rule["required"] for rule in bodies["TokenizeBody"]["oneOf"]] == [
+        ["prompt"],
+        ["messages"],
+    ]
+
+
 def test_metrics_include_the_draft_model(tmp_path: Path) -> None:
     """Its keys and values are in memory beside those of the model."""
     run = chat_run(tmp_path / "chat", context_length=4096)

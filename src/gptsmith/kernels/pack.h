@@ -1,44 +1,22 @@
 /* Packing and quantizing weights: rows of floats or bf16 into tiles.
 
    Quantized weights are whole numbers times a scale in bf16 for each group of inputs. int8: -127 to
-   127, where the largest magnitude of a group becomes 127. int4: -8 to 7, with the best of several
-   scales, among them those that make the largest magnitude -8 or 7. */
+   127, where the largest magnitude of a group becomes 127. int4: -8 to 7, where the largest becomes
+   -8, so the scale has its sign, reversed. A search for the scale with the least squared error gained
+   nothing in the perplexity of trained models (docs/log.md). */
 
 #include "matrix.h"
-
-/* What `size` weights times `inverse` round to, within low..high; returns the squared error. */
-INLINE float round_group(const float *x, int64_t size, float scale, float low, float high, float *q) {
-    vf error = splat(0), inverse = splat(scale != 0 ? 1.0f / scale : 0);
-    for (int64_t i = 0; i < size; i += LANES) {
-        vf v = load(x + i);
-        vf whole = min_(max_(to_float(round_int(v * inverse)), splat(low)), splat(high));
-        vf d = whole * scale - v;
-        error = fma_(d, d, error);
-        store(q + i, whole);
-    }
-    return sum_lanes(error);
-}
 
 /* Whole numbers q of one group; returns the scale. */
 static uint16_t quantize_weights(int64_t format, const float *x, float *q) {
     int64_t size = group_of(format), at = 0;
     for (int64_t i = 1; i < size; i++) if (fabsf(x[i]) > fabsf(x[at])) at = i;
-    if (format == INT8) {
-        uint16_t scale = to_bf16(fabsf(x[at]) / 127);
-        round_group(x, size, from_bf16(scale), -127, 127, q);
-        return scale;
-    }
-    uint16_t best = to_bf16(x[at] / -8); /* should all errors overflow */
-    float least = INFINITY;
-    for (int sign = -1; sign <= 1; sign += 2)
-        for (int step = 0; step < 12; step++) { /* the largest becomes -7 to -10, or 6 to 9 */
-            float largest = sign < 0 ? -7 - step * 0.25f : 6.25f + step * 0.25f;
-            uint16_t scale = to_bf16(x[at] / largest);
-            float error = round_group(x, size, from_bf16(scale), -8, 7, q);
-            if (error < least) least = error, best = scale;
-        }
-    round_group(x, size, from_bf16(best), -8, 7, q);
-    return best;
+    uint16_t stored = to_bf16(format == INT8 ? fabsf(x[at]) / 127 : x[at] / -8);
+    float scale = from_bf16(stored), low = format == INT8 ? -127 : -8, high = -low - (format == INT4);
+    vf inverse = splat(scale != 0 ? 1.0f / scale : 0);
+    for (int64_t i = 0; i < size; i += LANES)
+        store(q + i, min_(max_(to_float(round_int(load(x + i) * inverse)), splat(low)), splat(high)));
+    return stored;
 }
 
 /* Input k of output `lane` of a tile: w as it is, or a quantized whole number. */

@@ -47,6 +47,8 @@ def document() -> dict[str, Any]:
     """The API as OpenAPI 3.1."""
     bodies = [(kind, "validation") for kind, _, _ in _POST.values()]
     _, schemas = models_json_schema(bodies, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
+    for kind, _, _ in _POST.values():
+        _complete(schemas["$defs"][kind.__name__])
     errors = {
         status: {"description": text, "content": _content("#/components/schemas/Error")}
         for status, text in _STATUS.items()
@@ -55,7 +57,7 @@ def document() -> dict[str, Any]:
     for path, (kind, summary, also) in _POST.items():
         answer: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
         if also:
-            answer[also] = {"schema": {"type": "string"}}
+            answer[also] = {"schema": _EVENT}
         paths[path] = {
             "post": {
                 "summary": summary,
@@ -93,10 +95,54 @@ def document() -> dict[str, Any]:
     }
 
 
+def _complete(body: dict[str, Any]) -> None:
+    """Add to the schema of a body what pydantic does not know of its validators: a field that is
+    null counts as omitted, and some fields depend on others."""
+    required = body.get("required", ())
+    for name, field in body["properties"].items():
+        if name not in required and {"type": "null"} not in field.get("anyOf", ()):
+            kept = {
+                key: field.pop(key) for key in ("description", "title", "default") if key in field
+            }
+            body["properties"][name] = {"anyOf": [{**field}, {"type": "null"}], **kept}
+    body |= _RULES.get(body["title"], {})
+
+
 def _content(reference: str) -> dict[str, Any]:
     return {"application/json": {"schema": {"$ref": reference}}}
 
 
+_RULES: dict[str, Any] = {
+    "ChatBody": {
+        "if": {
+            "required": ["top_logprobs"],
+            "properties": {"top_logprobs": {"type": "integer", "minimum": 1}},
+        },
+        "then": {"required": ["logprobs"], "properties": {"logprobs": {"const": True}}},
+    },
+    "EmbeddingBody": {
+        "not": {
+            "properties": {
+                "input": {"anyOf": [{"const": ""}, {"type": "array", "contains": {"const": ""}}]}
+            }
+        }
+    },
+    "TokenizeBody": {
+        "oneOf": [
+            {"required": ["prompt"], "properties": {"prompt": {"not": {"type": "null"}}}},
+            {
+                "required": ["messages"],
+                "properties": {"messages": {"type": "array", "minItems": 1}},
+            },
+        ]
+    },
+}
+_EVENT = {
+    "description": "One event; its data is a JSON object, or [DONE] in the last",
+    "type": "object",
+    "required": ["data"],
+    "properties": {"data": {"type": "string"}},
+}
 _TEXT_OR_NULL = {"type": ["string", "null"]}
 _ERROR = {
     "type": "object",

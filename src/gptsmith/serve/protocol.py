@@ -16,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -57,8 +58,37 @@ Texts = Annotated[list[str], Field(fail_fast=True)]
 TokenIds = Annotated[list[int], Field(fail_fast=True)]
 Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 
-Input = str | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)]
-"""A text, token ids, or several of either."""
+_TEXTS = {"type": "array", "minItems": 1, "items": {"type": "string"}}
+_IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+_SEVERAL_IDS = {"type": "array", "minItems": 1, "items": _IDS}
+Input = Annotated[
+    str | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)],
+    WithJsonSchema({"anyOf": [{"type": "string"}, _TEXTS, _IDS, _SEVERAL_IDS]}),
+]
+"""A text, token ids, or several of either. Who reads it rejects empty lists."""
+
+Messages = Annotated[
+    list[
+        Annotated[
+            dict[str, Any],
+            WithJsonSchema(
+                {
+                    "type": "object",
+                    "required": ["role", "content"],
+                    "properties": {
+                        "role": {"type": "string", "description": "One that the template knows"},
+                        "content": {
+                            "description": "A text, or parts of one; null beside tool calls",
+                            "type": ["string", "array", "null"],
+                        },
+                    },
+                }
+            ),
+        ]
+    ],
+    Field(fail_fast=True),
+]
+"""A conversation. What a message may be is up to the chat template, which checks it."""
 
 MAX_BIAS = 100
 
@@ -74,6 +104,18 @@ def _logit_bias(given: Any) -> Any:
             raise ValueError(f"of {token}, should be a number from -{MAX_BIAS} to {MAX_BIAS}")
     return {int(token): float(bias) for token, bias in given.items()}
 
+
+LogitBias = Annotated[
+    dict[int, float],
+    BeforeValidator(_logit_bias),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]+$"},
+            "additionalProperties": {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS},
+        }
+    ),
+]
 
 Body = TypeVar("Body", bound="RequestBody")
 
@@ -196,7 +238,7 @@ class Generating(RequestBody):
     repetition_penalty: float = Field(1.0, ge=0.01, le=100)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    logit_bias: Annotated[dict[int, float], BeforeValidator(_logit_bias)] = {}
+    logit_bias: LogitBias = {}
     """Token id -> what is added to its logit."""
     seed: int | None = None
     """The same seed gives the same completion. Completion i of n has the seed + i."""
@@ -256,7 +298,7 @@ class Generating(RequestBody):
 class ChatBody(Generating):
     """The body of /v1/chat/completions."""
 
-    messages: Annotated[Objects, Field(min_length=1)]
+    messages: Annotated[Messages, Field(min_length=1)]
     """The conversation: {"role": ..., "content": ...} each."""
     max_completion_tokens: int | None = Field(None, ge=0)
     """Another name of max_tokens."""
@@ -334,7 +376,7 @@ class TokenizeBody(RequestBody):
 
     prompt: str | TokenIds | None = None
     """A text; or token ids, to be named."""
-    messages: Objects = []
+    messages: Messages = []
     continue_final_message: bool = False
     """Up to the end of the last message, which is the assistant's."""
     continue_token_ids: TokenIds = []

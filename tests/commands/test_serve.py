@@ -77,12 +77,16 @@ def test_a_killed_server_leaves_no_process_and_no_file(run: Path, tmp_path: Path
     assert files() == before
 
 
-def test_a_key_from_the_environment_is_asked_for(run: Path) -> None:
-    with serving(run, GPTSMITH_API_KEY="secret") as (process, url):
+def test_keys_of_the_environment_and_of_a_file_are_asked_for(run: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.txt"
+    keys.write_text("\ufeff# ours\r\nsecond\r\n\n third \n", encoding="utf-8")
+    words = (run, "--api-key-file", keys)
+    with serving(*words, GPTSMITH_API_KEY="first") as (process, url):
         assert httpx.get(f"{url}/v1/models").status_code == 401
-        headers = {"Authorization": "Bearer secret"}
-        found = httpx.get(f"{url}/v1/models", headers=headers)
-        assert [model["id"] for model in found.json()["data"]] == ["chat"]
+        for key, status in (("first", 200), ("second", 200), ("third", 200), ("# ours", 401)):
+            found = httpx.get(f"{url}/v1/models", headers={"Authorization": f"Bearer {key}"})
+            assert found.status_code == status
+            assert status != 200 or [model["id"] for model in found.json()["data"]] == ["chat"]
         process.send_signal(signal.SIGINT)
         assert process.wait(30) in (0, 130)
         assert process.stderr is not None

@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import re
 import socket
 import subprocess
 import time
@@ -58,6 +59,45 @@ def test_keys_are_compared_in_constant_time(locked: Api, monkeypatch: pytest.Mon
         headers = {"Authorization": f"Bearer {key}"}
         assert locked.client.get("/v1/models", headers=headers).status_code == status
         assert [(len(a), len(b)) for a, b in compared] == [(32, 32), (32, 32)]
+
+
+def test_prefixes_are_shared_within_a_key_only(locked: Api) -> None:
+    """Else the time of an answer would tell what others have asked."""
+    body = {"prompt": "a secret " * 10, "max_tokens": 1}
+
+    def cached(key: str) -> int:
+        headers = {"Authorization": f"Bearer {key}"}
+        found = locked.client.post("/v1/completions", json=body, headers=headers).json()
+        return found["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    assert [cached("first"), cached("second")] == [0, 0]
+    assert min(cached("first"), cached("second")) >= 64
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/page/../v1/models", "/page/%2e%2e/v1/models", "/page/..%2fapp.py", "/page//../app.py"],
+)
+def test_no_path_leads_out_of_the_page(locked: Api, path: str) -> None:
+    """As they are sent: clients would shorten them."""
+    port = int(locked.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        assert client.recv(1000).split(maxsplit=2)[1] in (b"401", b"404")
+
+
+def test_every_response_has_a_strict_content_security_policy(locked: Api) -> None:
+    """And the page names no other server."""
+    for path, status in (("/", 200), ("/page/app.js", 200), ("/v1/models", 401), ("/x", 401)):
+        response = locked.client.get(path)
+        assert response.status_code == status
+        policy = response.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self';")
+        assert "unsafe" not in policy
+        assert "http" not in policy
+        assert response.headers["x-content-type-options"] == "nosniff"
+    for file in (Path(access.__file__).parent / "page").iterdir():
+        assert not re.search(r"(src|href|url|import|from)[\s=(\"']+https?:", file.read_text())
 
 
 def test_the_page_and_health_need_no_key(locked: Api) -> None:

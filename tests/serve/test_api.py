@@ -252,6 +252,15 @@ def test_a_prompt_that_is_too_long_names_both_numbers(api: Api) -> None:
     assert choice["finish_reason"] in ("length", "stop")
 
 
+def test_one_token_is_one_token(api: Api) -> None:
+    never = dict.fromkeys(map(str, range(256, 262)), -100)  # it does not end at once
+    body = dict(model="chat", messages=ASK, max_tokens=1, logprobs=True, logit_bias=never)
+    found = api.post("/v1/chat/completions", **body)
+    assert found["usage"]["completion_tokens"] == 1
+    assert len(found["choices"][0]["logprobs"]["content"]) == 1
+    assert found["choices"][0]["finish_reason"] == "length"
+
+
 def test_zero_tokens_are_no_text(api: Api) -> None:
     found = api.post("/v1/chat/completions", model="chat", messages=ASK, max_tokens=0)
     assert found["choices"][0]["message"]["content"] == ""

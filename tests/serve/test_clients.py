@@ -115,6 +115,29 @@ def test_harness_gets_the_replies_of_the_library(api: Api) -> None:
     assert len(set(found)) > 1
 
 
+def test_openai_tries_again_when_the_queue_was_full(
+    api: Api, client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptsmith.generate.request import QueueFull
+
+    check, asked = api.server.worker.check_queue, []
+
+    def full_at_first(engine, count: int) -> None:
+        asked.append(count)
+        if len(asked) == 1:
+            raise QueueFull("all places are taken")
+        check(engine, count)
+
+    monkeypatch.setattr(api.server.worker, "check_queue", full_at_first)
+    body = dict(model="text", prompt="a", max_tokens=1)
+    patient = client.with_options(max_retries=1)
+    assert patient.completions.create(**body).usage.completion_tokens <= 1
+    assert len(asked) > 1
+    asked.clear()
+    with pytest.raises(openai.RateLimitError, match="busy: all places are taken"):
+        client.completions.create(**body)
+
+
 def test_openai_errors_have_their_classes(client) -> None:
     with pytest.raises(openai.NotFoundError, match="no model 'x' here"):
         client.chat.completions.create(model="x", messages=ASK)

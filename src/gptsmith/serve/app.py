@@ -115,7 +115,10 @@ class Server:
         encoded = [await self._beside(model, model.prompt_ids, prompt) for prompt in prompts]
         echoes = [""] * len(prompts)
         if body.echo:
-            echoes = [p if isinstance(p, str) else model.tokenizer.decode(p) for p in prompts]
+            echoes = [
+                p if isinstance(p, str) else await self._beside(model, model.tokenizer.decode, p)
+                for p in prompts
+            ]
         answer = CompletionAnswer(
             model, body, _repeated(encoded, body.n), _repeated(echoes, body.n)
         )

@@ -24,7 +24,9 @@ def test_demo_runs_every_stage_and_resumes(tmp_path):
     assert "min for 22 training steps here" in output
     for run, steps in (("demo", 12), ("demo-chat", 10)):  # fixed work on any machine
         assert events(tmp_path / "runs" / run, "train")[-1]["step"] == steps
-    assert output.count("> ") >= 7  # what the user says in the conversations
+    assert output.count("> ") >= 14  # what the user says in the conversations
+    assert "> Who are you?\n" in output
+    assert "unknown function" in output
     for run in ("demo", "demo-chat"):
         for name in ("report.md", "curves.png", "samples.txt", "model.safetensors", "skills.json"):
             assert (tmp_path / "runs" / run / name).stat().st_size > 0

@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 
 PROMPTS = ("The function returns", "def ", "Raises ValueError if")
 CONVERSATIONS = (
+    ("Hello.", "Who are you?", "What can you do?"),
     ("Hello, my name is Ada.", "Reverse the word planet.", "What is my name?"),
-    ("What is 12 + 30?", "Which is larger, 17 or 71?"),
+    ("What is 12 + 30?", "Which is larger, 17 or 71?", "Thank you."),
     ("Write garden in capital letters.", "How many e are in between?"),
+    ("What does the os module do?", "What is the capital of France?", "Goodbye."),
 )
 SKILLS = "skills.json"  # scores, left in each run folder
 
@@ -44,7 +46,7 @@ class DemoConfig(Section):
     """Where data/ and runs/ are created."""
     steps: int = Field(480, ge=1)
     """Steps of pretraining."""
-    chat_steps: int = Field(1200, ge=1)
+    chat_steps: int = Field(1320, ge=1)
     """Steps of chat tuning."""
     questions: int = Field(40_000, ge=1)
     """Conversations to generate for chat tuning."""
@@ -97,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
     console.rule("before and after training")
     _summary(Run.open(base), console)
     before, after = (files.read_json(run / SKILLS)["skills"]["by_skill"] for run in (base, tuned))
-    console.print(skills.table({**before, **after}))
+    console.print(skills.tables({**before, **after}))
     terminal.say(f"""
 report.md, curves.png and samples.txt in {base} and {tuned} describe the training. Next:
 
@@ -187,12 +189,12 @@ def _run_stage(run: Path | None, words: Sequence[str | Path]) -> int:
 
 
 def _talk(run: Run) -> None:
-    """Three conversations with scripted user messages, decoded greedily: the same every time."""
+    """Short conversations with scripted user messages, decoded greedily: the same every time."""
     from gptsmith.generate.chat import Chat
 
     assert run.chat_template is not None
     chat = Chat(run.load_model(), run.tokenizer, run.chat_template)
-    greedy = SamplingConfig(temperature=0, max_new_tokens=60)
+    greedy = SamplingConfig(temperature=0, max_new_tokens=80)
     terminal.say(f"$ gptsmith chat {run.path} --temperature 0")
     for questions in CONVERSATIONS:
         messages: list[Message] = []

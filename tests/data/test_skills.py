@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 
-from gptsmith.data import skills
+from gptsmith.data import facts, skills
+from gptsmith.data.phrasings import PHRASINGS
 from gptsmith.data.prompts import held_out_skill_prompts, skill_prompts
-from gptsmith.data.skills import PHRASINGS, SKILLS, WORD_SKILLS
+from gptsmith.data.skills import SKILLS, WORD_SKILLS
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,7 @@ def test_held_out_arguments_are_never_in_training(training):
     pairs = {tuple(sorted(re.findall(r"\d+", question))) for question in asked}
     phrasings = " ".join(text for known in PHRASINGS.values() for text in known.seen)
     words -= set(re.findall(r"\w+", phrasings + phrasings.lower()))
+    words -= {*facts.other_modules(), *(name for name, _ in facts.modules())}
     for item in skills.held_out(0, 60):
         question = item.messages[-1]["content"]
         if item.skill == "name":
@@ -106,14 +108,14 @@ def test_letter_counts_are_equally_frequent():
 
 
 def test_facts_are_first_lines_of_docstrings(training):
-    items = skills.fact_items(0, 20)
     answers = {m["content"] for c in training for m in c.messages if m["role"] == "assistant"}
-    taught = [item.answer in answers for item in items if item.skill == "facts in training"]
-    assert len(taught) == 20
-    assert any(taught)
-    facts = dict(skills._facts())
+    for skill in ("functions", "modules"):
+        items = [item for item in skills.fact_items(0, 20) if item.skill == skill]
+        assert len(items) == 20
+        assert any(item.answer in answers for item in items)
+    functions = dict(facts.functions())
     assert shutil.copymode.__doc__ is not None
-    assert facts["shutil.copymode"] == shutil.copymode.__doc__.splitlines()[0]
+    assert functions["shutil.copymode"] == shutil.copymode.__doc__.splitlines()[0]
 
 
 def test_practice_leaves_out_all_that_is_held_out():

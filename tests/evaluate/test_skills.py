@@ -66,12 +66,12 @@ def test_untrained_model_scores_zero(base):
     template = ChatTemplate(TEMPLATE, grown)
     after = scoring.score(GPTModel(config), grown, template, seed=0, per_skill=1)
     columns = after.details["by_skill"]
-    assert [len(scores) for scores in columns.values()] == [8, 8, 5, 2]
+    assert [len(scores) for scores in columns.values()] == [8, 8, 5, 2, 12]
     console = Console(width=100)
     with console.capture() as said:
-        console.print(scoring.table({**before.details["by_skill"], **columns}))
+        console.print(scoring.tables({**before.details["by_skill"], **columns}))
     assert "reverse" in said.get()
-    assert "facts held out" in said.get()
+    assert "unknown function" in said.get()
 
 
 def test_items_with_unknown_characters_are_left_out_and_counted(base, monkeypatch):

@@ -99,7 +99,7 @@ def _show(options: EvaluateOptions, run: Run, result: Result) -> None:
         terminal.say(
             f"{run.path} on {options.per_skill} questions per skill, none of them in training"
         )
-        Console().print(skills.table(result.details["by_skill"]))
+        Console().print(skills.tables(result.details["by_skill"]))
     if result.task == "classify":
         from gptsmith.evaluate import classification
 

@@ -1,9 +1,11 @@
-"""The built-in chat set: small skills with checkable answers, and questions about Python itself.
+"""The built-in chat set: small skills with checkable answers, facts about Python, everyday turns.
 
 It is generated on demand from words of the documentation of the user's own Python and from random
 letters and numbers; nothing is downloaded. A question about a skill has one of several phrasings
 and an argument: a word, a pair of numbers, a name. A hash decides which arguments training may use
-and which are held out, so that no answer to a held-out item can be memorized.
+and which are held out, so that no answer to a held-out item can be memorized. Everyday turns have
+one answer each (hello, who are you, thanks), and so have questions that the model cannot answer:
+places, poems, products, functions and modules that training does not explain.
 """
 
 from __future__ import annotations
@@ -11,14 +13,15 @@ from __future__ import annotations
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from random import Random
 from typing import Literal, NamedTuple
 
 from gptsmith.chat_template.template import Message
+from gptsmith.data import facts
 from gptsmith.data.conversations import Conversation
-from gptsmith.data.documents import Document
+from gptsmith.data.phrasings import ANSWERS, PHRASINGS, PLACES, THINGS
 from gptsmith.data.stdlib import pydocs
 
 Kind = Literal["seen", "phrasings", "lengths"]
@@ -27,7 +30,6 @@ Exchange = tuple[str, str]  # what the user says, what the assistant answers
 LENGTHS = range(3, 8)  # letters of a word in training
 OTHER_LENGTHS = (2, 8, 9, 10)
 NUMBERS = range(100)
-FACTS = 120  # functions that training explains
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _PEOPLE = (
@@ -42,82 +44,18 @@ _PEOPLE = (
 )
 _NAMES = _PEOPLE.split()
 
-
-class Phrasings(NamedTuple):
-    """Ways to ask or say something: those of training, and those that only tests use."""
-
-    seen: tuple[str, ...]
-    unseen: tuple[str, ...]
-
-
-# fmt: off
-PHRASINGS = {
-    "copy": Phrasings(
-        ("Repeat {x}.", "Say {x}.", "Copy this: {x}", "Repeat after me: {x}", "Write {x} again.",
-         'Say "{x}".', "Repeat this: {x}"),
-        ("Please say {x} again.", "Can you repeat {x}?", "Say this after me: {x}"),
-    ),
-    "reverse": Phrasings(
-        ("Reverse {x}.", "Spell {x} backwards.", "Write {x} backwards.", "What is {x} backwards?",
-         "Reverse the word {x}.", 'Reverse "{x}".', "Write the letters of {x} in reverse."),
-        ("How do you spell {x} backwards?", "Reverse this: {x}", "Say {x} in reverse."),
-    ),
-    "uppercase": Phrasings(
-        ("Uppercase {x}.", "Write {x} in capitals.", "Write {x} in upper case.",
-         "Make {x} upper case.", "What is {x} in capital letters?", 'Put "{x}" in capitals.',
-         "Uppercase the word {x}."),
-        ("How do you write {x} in capitals?", "Spell {x} in upper case.", "Uppercase this: {x}"),
-    ),
-    "count": Phrasings(
-        ("How many {c} are in {x}?", "How many times does {c} occur in {x}?",
-         "Count the letter {c} in {x}.", "How often is {c} in {x}?",
-         "How many {c}'s does {x} have?", 'How many "{c}" are in "{x}"?'),
-        ("How often does {c} occur in {x}?", "Count the {c}'s in {x}.", "In {x}, how many {c}?"),
-    ),
-    "length": Phrasings(
-        ("How long is {x}?", "How many letters does {x} have?", "How many letters are in {x}?",
-         "Count the letters of {x}.", "What is the length of {x}?", 'How long is "{x}"?'),
-        ("How long is the word {x}?", "Count all letters in {x}.", "The length of {x}?"),
-    ),
-    "add": Phrasings(
-        ("What is {a} + {b}?", "What is {a} plus {b}?", "Add {a} and {b}.", "{a} + {b} =",
-         "How much is {a} + {b}?", "{a} plus {b}", "What is the sum of {a} and {b}?"),
-        ("Add {b} to {a}.", "How much is {a} plus {b}?", "The sum of {a} and {b}?"),
-    ),
-    "larger": Phrasings(
-        ("Which is larger, {a} or {b}?", "What is larger: {a} or {b}?",
-         "Which number is larger, {a} or {b}?", "Name the larger of {a} and {b}."),
-        ("Which of {a} and {b} is larger?", "{a} or {b}, which is larger?"),
-    ),
-    "smaller": Phrasings(
-        ("Which is smaller, {a} or {b}?", "What is smaller: {a} or {b}?",
-         "Which number is smaller, {a} or {b}?", "Name the smaller of {a} and {b}."),
-        ("Which of {a} and {b} is smaller?", "{a} or {b}, which is smaller?"),
-    ),
-    "greet": Phrasings(
-        ("My name is {n}.", "I am {n}.", "I'm {n}.", "Hello, I am {n}.", "Hi, my name is {n}.",
-         "Call me {n}."),
-        ("Hello, call me {n}.", "Hi! I'm {n}.", "The name is {n}."),
-    ),
-    "name": Phrasings(
-        ("What is my name?", "Who am I?", "What am I called?", "Do you know my name?",
-         "Say my name."),
-        ("Do you know who I am?", "Tell me: what is my name?", "And my name is?"),
-    ),
-    "facts": Phrasings(
-        ("What does {f} do?", "Explain {f}.", "What is {f} for?", "Describe {f}."),
-        ("Tell me what {f} does.", "What is {f}?", "{f}?"),
-    ),
-}
-# fmt: on
-
 # How often training asks for each skill: the hard ones more.
 _SHARES = {
     "copy": 1, "reverse": 2, "uppercase": 1, "count": 3, "length": 1, "add": 4, "compare": 2,
 }  # fmt: skip
-_FACTS_SHARE = 0.03
-_NAME_SHARE = 0.15  # of the conversations
+_EVERYDAY_SHARES = {
+    "greeting": 1, "identity": 1.5, "abilities": 1, "wellbeing": 1, "thanks": 1, "goodbye": 1,
+    "praise": 1, "doubt": 1, "unknown": 7, "unknown function": 2.5, "unknown module": 2,
+}  # fmt: skip
+_FUNCTIONS_SHARE, _MODULES_SHARE, _EVERYDAY_SHARE = 0.03, 0.0125, 0.045  # of the exchanges
+_NAME_SHARE, _NO_NAME_SHARE = 0.15, 0.01  # of the conversations
 SKILLS = (*_SHARES, "name")
+EVERYDAY = (*_EVERYDAY_SHARES, "no name")
 WORD_SKILLS = ("copy", "reverse", "uppercase", "count", "length")
 
 
@@ -164,17 +102,29 @@ def worked_examples(seed: int, per_skill: int) -> list[Item]:
 
 
 def fact_items(seed: int, per_kind: int) -> list[Item]:
-    """Questions about Python in held-out phrasings, on functions that training explains and on
-    others. They test memory, not skill."""
+    """Questions about functions and modules that training explains, in held-out phrasings. They
+    test memory, not skill."""
     generator = _Generator(Random(f"facts {seed}"), held_out=True, kind="phrasings")
     items = []
-    for skill, facts in (
-        ("facts in training", _facts()[:FACTS]),
-        ("facts held out", _facts()[FACTS:]),
+    for skill, known in (
+        ("functions", facts.functions()[: facts.FUNCTIONS]),
+        ("modules", facts.modules()),
     ):
-        for function, summary in generator.random.sample(facts, min(per_kind, len(facts))):
-            question = generator.phrase("facts", f=function)
+        for name, summary in generator.random.sample(known, min(per_kind, len(known))):
+            question = generator.phrase(skill, f=name)
             items.append(Item(skill, [{"role": "user", "content": question}], summary))
+    return items
+
+
+def everyday_items(seed: int, per_kind: int) -> list[Item]:
+    """Everyday turns in held-out phrasings, and questions that have no answer here, about held-out
+    places, numbers, functions ..."""
+    generator = _Generator(Random(f"everyday {seed}"), held_out=True, kind="phrasings")
+    items = []
+    for kind in EVERYDAY:
+        for _ in range(per_kind):
+            question, answer = generator.everyday(kind)
+            items.append(Item(kind, [{"role": "user", "content": question}], answer))
     return items
 
 
@@ -199,9 +149,14 @@ class _Generator:
         self.lengths = OTHER_LENGTHS if kind == "lengths" else tuple(LENGTHS)
 
     def conversation(self) -> list[Exchange]:
-        """One to three exchanges, or a conversation that mentions a name and later asks for it."""
-        if self.random.random() < _NAME_SHARE:
+        """One to three exchanges, or a conversation that mentions a name and later asks for it, or
+        asks for a name that was not mentioned."""
+        chance = self.random.random()
+        if chance < _NAME_SHARE:
             return self.exchanges("name", self.random.choice((0, 1, 1, 2)))
+        if chance < _NAME_SHARE + _NO_NAME_SHARE:
+            before = [self.exchange() for _ in range(self.random.choice((0, 0, 1)))]
+            return [*before, self.everyday("no name")]
         return [self.exchange() for _ in range(self.random.randint(1, 3))]
 
     def exchanges(self, skill: str, between: int | None = None) -> list[Exchange]:
@@ -222,9 +177,16 @@ class _Generator:
         return Item(skill, [*_messages(before), {"role": "user", "content": question}], answer)
 
     def exchange(self) -> Exchange:
-        if not self.held_out and self.random.random() < _FACTS_SHARE:
-            function, summary = self.random.choice(_facts()[:FACTS])
-            return self.phrase("facts", f=function), summary
+        chance = 1.0 if self.held_out else self.random.random()
+        if chance < (limit := _FUNCTIONS_SHARE):
+            name, summary = self.random.choice(facts.functions()[: facts.FUNCTIONS])
+            return self.phrase("functions", f=name), summary
+        if chance < (limit := limit + _MODULES_SHARE):
+            name, summary = self.random.choice(facts.modules())
+            return self.phrase("modules", f=name), summary
+        if chance < limit + _EVERYDAY_SHARE:
+            (kind,) = self.random.choices(list(_EVERYDAY_SHARES), list(_EVERYDAY_SHARES.values()))
+            return self.everyday(kind)
         (skill,) = self.random.choices(list(_SHARES), list(_SHARES.values()))
         return self.ask(skill)
 
@@ -248,13 +210,40 @@ class _Generator:
         answers = {"copy": word, "reverse": word[::-1], "uppercase": word.upper()}
         return self.phrase(skill, x=word), answers.get(skill, str(len(word)))
 
-    def phrase(self, thing: str, **arguments: object) -> str:
-        """A phrasing; in training, one in four is in lower case without its full stop."""
-        phrasings = PHRASINGS[thing]
+    def everyday(self, kind: str) -> Exchange:
+        """An everyday turn, or something that the model cannot answer."""
+        match kind:
+            case "unknown":
+                a, b = self.numbers()
+                question = self.phrase(
+                    kind, a=a, b=b, n=self.name(), x=self.word(), place=self.pick(PLACES),
+                    thing=self.pick(THINGS),
+                )  # fmt: skip
+            case "unknown function":
+                names = [name for name, _ in facts.functions()[facts.FUNCTIONS :]]
+                question = self.phrase("functions", f=self.pick(names))
+            case "unknown module":
+                question = self.phrase("modules", f=self.pick(facts.other_modules()))
+            case "no name":
+                question = self.phrase("name")
+            case _:
+                question = self.phrase(kind)
+        return question, ANSWERS[kind.removesuffix(" function").removesuffix(" module")]
+
+    def pick(self, arguments: Sequence[str]) -> str:
+        """One of them that is for training, or held out."""
+        while is_held_out(argument := self.random.choice(arguments)) != self.held_out:
+            pass
+        return argument
+
+    def phrase(self, kind: str, /, **arguments: object) -> str:
+        """A phrasing; in training, one in four is in lower case without its full stop, or without
+        any mark at its end if it is an everyday turn."""
+        phrasings = PHRASINGS[kind]
         choices = phrasings.unseen if self.kind == "phrasings" else phrasings.seen
         text = self.random.choice(choices).format(**arguments)
-        if not self.held_out and thing != "greet" and self.random.random() < 0.25:
-            text = text[0].lower() + text[1:].rstrip(".")
+        if not self.held_out and kind != "greet" and self.random.random() < 0.25:
+            text = text[0].lower() + text[1:].rstrip(".?!" if kind in ANSWERS else ".")
         return text
 
     def word(self) -> str:
@@ -308,25 +297,8 @@ def _words() -> dict[int, list[str]]:
     documents = Counter(
         word
         for document in pydocs()
-        for word in set(re.findall(r"(?<![\w.'<])[a-z]{2,10}(?![\w'.]*\w)", _text(document)))
+        for word in set(re.findall(r"(?<![\w.'<])[a-z]{2,10}(?![\w'.]*\w)", facts.text(document)))
     )
     lengths = (*LENGTHS, *OTHER_LENGTHS)
     words = sorted(word for word, count in documents.items() if count > 1)
     return {length: [word for word in words if len(word) == length] for length in lengths}
-
-
-@cache
-def _facts() -> list[Exchange]:
-    """Functions and the first lines of their docstrings, in the order of a hash."""
-    found = []
-    for document in pydocs():
-        module = document.place
-        if re.fullmatch(r"[a-z]\w*", module):  # no packages, no private modules, no topics
-            pattern = r"^([a-z]\w*)\(.*\)\n    (\S.{,58}\.)$"
-            for function, line in re.findall(pattern, _text(document), re.MULTILINE):
-                found.append((f"{module}.{function}", line))
-    return sorted(found, key=lambda fact: zlib.crc32(fact[0].encode()))
-
-
-def _text(document: Document) -> str:
-    return "".join(map(str, document.chunks))

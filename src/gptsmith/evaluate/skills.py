@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from rich.console import Group
 from rich.table import Column, Table
 
 from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate, Message
@@ -50,7 +51,8 @@ def score(
     """Accuracy, averaged over the skills, in several measurements.
 
     A chat model answers held-out items with new arguments, and also with new phrasings or word
-    lengths; facts about Python are separate, because they can only be memorised. A base model
+    lengths. Facts about Python are separate, because they can only be memorised, and so are
+    everyday turns, among them questions that it should say it cannot answer. A base model
     (template None) answers held-out items as a chat model would, with the initial embeddings of the
     chat tokens (untuned), and in plain text after a few worked examples. Items that the tokenizer
     cannot encode are left out, with a note. weights: see Engine.
@@ -65,6 +67,7 @@ def score(
             "other phrasings": skills.held_out(seed, per_skill, "phrasings"),
             "other lengths": skills.held_out(seed, per_skill, "lengths"),
             "facts": skills.fact_items(seed, per_skill),
+            "everyday": skills.everyday_items(seed, per_skill),
         }
         chat = Chat(model, tokenizer, template, Engine(model, tokenizer, weights=weights))
     rows, unknown = [], list[str]()
@@ -180,9 +183,18 @@ def transcript(messages: Sequence[Message], answer: str = "") -> str:
     return "\n".join([*lines, f"A: {answer}".rstrip()])
 
 
-def table(columns: Mapping[str, Scores]) -> Table:
-    """Accuracy in per cent, a row per skill, a column per measurement, and their means."""
-    shown = Table("skill", *(Column(name, justify="right") for name in columns))
+def tables(columns: Mapping[str, Scores]) -> Group:
+    """Accuracy in per cent, a row per skill, a column per measurement, and their means; facts and
+    everyday turns below, in a table of their own."""
+    known = set(skills.SKILLS)
+    of_skills = {name: scores for name, scores in columns.items() if scores.keys() & known}
+    others = {name: scores for name, scores in columns.items() if name not in of_skills}
+    parts = (("skill", of_skills), ("question", others))
+    return Group(*(_table(first, part) for first, part in parts if part))
+
+
+def _table(first: str, columns: Mapping[str, Scores]) -> Table:
+    shown = Table(first, *(Column(name, justify="right") for name in columns))
     for name in dict.fromkeys(name for scores in columns.values() for name in scores):
         shares = (scores.get(name) for scores in columns.values())
         shown.add_row(name, *(f"{s[0] / s[1]:.0%}" if s else "" for s in shares))

@@ -17,6 +17,7 @@ TOKENIZER = Tokenizer.byte().add_special_tokens(CHAT_TOKENS)
 SPECIAL = TOKENIZER.special_tokens
 END = SPECIAL["<|end|>"]
 PAD = SPECIAL["<|pad|>"]
+USER, ASSISTANT = SPECIAL["<|user|>"], SPECIAL["<|assistant|>"]
 MOST_CALLS = 300
 
 Message = dict[str, str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from gptsmith.batch import IGNORE_INDEX
 from gptsmith.data.examples import Example, write_examples
 
 Batch = tuple[Tensor, Tensor]
+Trained = tuple[nn.Module, OptimizerSteps, list[dict[str, Any]]]
 
 
 def batch(B: int, masked: int = 0, seed: int = 0) -> Batch:
@@ -153,27 +155,11 @@ def loop(code: Any) -> Iterator[str]:
     _, longer, _ = trained(code, [batch(1)], accumulation=2, steps=6)
     expected = [code.learning_rate(s, 0.01, 1, 6) for s in range(6)]
     same(longer.rates, expected, "the rate of step", 1e-6)
-    yield "mode: the model is in training mode"
-    with forward_passes(model) as passes:
-        trained(code, UNEVEN, model=model.eval())
-    holds(all(passes.training), "it is in evaluation mode")
-    yield "gradient: that of the mean over all targets of a step, as if its batches were one"
-    [accumulated] = trained(code, UNEVEN, accumulation=3)[1].gradients
-    model = small_model()
-    inputs, targets = joined(UNEVEN)
-    F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()
-    whole = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    same(accumulated, whole, "the gradient")
-    yield "clearing: the gradient of a step has nothing of the step before"
-    first, second = trained(code, [batch(2)], steps=2, peak=1e-12)[1].gradients
-    same(second, first, "the gradient of the second step, on the same batch,")
-    yield "clipping: the norm of the whole gradient is at most max_grad_norm"
-    [clipped] = trained(code, UNEVEN, accumulation=3, max_grad_norm=0.01)[1].gradients
-    same(float(clipped.norm()), 0.01, "the norm of the gradient", 1e-4)
-    same(clipped / clipped.norm(), whole / whole.norm(), "the clipped gradient, scaled to norm 1")
+    yield from gradients(partial(trained, code))
     yield "record: step, mean loss and rate, once for each step"
     numbers = [record["step"] for record in records]
     holds(numbers == [1, 2], f"records of steps {numbers}, expected [1, 2]")
+    inputs, targets = joined(UNEVEN)
     loss = F.cross_entropy(small_model()(inputs).flatten(0, 1), targets.flatten()).item()
     same(float(records[0]["loss"]), loss, "the loss of step 1")
     same(float(records[0]["learning_rate"]), code.learning_rate(0, 0.01, 1, 2), "its rate")
@@ -192,6 +178,29 @@ def loop(code: Any) -> Iterator[str]:
         for each in (code, reference)
     )
     same(ours, theirs, "the weights, as one vector,", 1e-4)
+
+
+def gradients(trained: Callable[..., Trained]) -> Iterator[str]:
+    """What holds for the gradient of every training step; `trained` is the function below."""
+    yield "mode: the model is in training mode"
+    model = small_model()
+    with forward_passes(model) as passes:
+        trained(UNEVEN, model=model.eval())
+    holds(all(passes.training), "it is in evaluation mode")
+    yield "gradient: that of the mean over all targets of a step, as if its batches were one"
+    [accumulated] = trained(UNEVEN, accumulation=3)[1].gradients
+    model = small_model()
+    inputs, targets = joined(UNEVEN)
+    F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()
+    whole = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    same(accumulated, whole, "the gradient")
+    yield "clearing: the gradient of a step has nothing of the step before"
+    first, second = trained([batch(2)], steps=2, peak=1e-12)[1].gradients
+    same(second, first, "the gradient of the second step, on the same batch,")
+    yield "clipping: the norm of the whole gradient is at most max_grad_norm"
+    [clipped] = trained(UNEVEN, accumulation=3, max_grad_norm=0.01)[1].gradients
+    same(float(clipped.norm()), 0.01, "the norm of the gradient", 1e-4)
+    same(clipped / clipped.norm(), whole / whole.norm(), "the clipped gradient, scaled to norm 1")
 
 
 def rates(code: Any) -> Iterator[str]:
@@ -214,7 +223,7 @@ def rates(code: Any) -> Iterator[str]:
 
 def trained(
     code: Any, batches: Sequence[Batch], *, model: nn.Module | None = None, **changes: Any
-) -> tuple[nn.Module, OptimizerSteps, list[dict[str, Any]]]:
+) -> Trained:
     """A model after training with the solution's loop, what its optimizer saw, and the records."""
     model = model or small_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)

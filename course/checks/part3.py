@@ -10,7 +10,17 @@ from typing import Any
 
 import torch
 from course.checks import chats, part2
-from course.checks.chats import CHATS, END, ONE_TURN, PAD, SPECIAL, TOKENIZER, TWO_TURNS
+from course.checks.chats import (
+    ASSISTANT,
+    CHATS,
+    END,
+    ONE_TURN,
+    PAD,
+    SPECIAL,
+    TOKENIZER,
+    TWO_TURNS,
+    USER,
+)
 from course.checks.compare import covered_once, holds, same
 from course.checks.exercise import Exercise
 from course.checks.watch import forward_passes
@@ -19,7 +29,6 @@ from course.reference import part3 as reference
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.data.examples import write_examples
 
-USER, ASSISTANT = SPECIAL["<|user|>"], SPECIAL["<|assistant|>"]
 Example = tuple[Sequence[int], Sequence[int]]
 
 

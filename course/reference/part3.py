@@ -66,14 +66,9 @@ def generate_multi_turn_response(
     return chat.reply(prompt, SamplingConfig(temperature=0, max_new_tokens=max_new_tokens)).text
 
 
-class ConversationDataset(Dataset[Example]):
-    def __init__(
-        self, conversations: Sequence[Sequence[Message]], tokenizer: Any, max_length: int
-    ) -> None:
-        found = (Conversation(list(m), f"row {i}") for i, m in enumerate(conversations))
-        counts = ChatCounts(max_length - 1, divide=False)
-        template = ChatTemplate(TEMPLATE, tokenizer)
-        self.examples = stored.Examples(encode_conversations(found, template, counts))
+class StoredDataset(Dataset[Example]):
+    def __init__(self, examples: stored.Examples) -> None:
+        self.examples = examples
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -83,9 +78,19 @@ class ConversationDataset(Dataset[Example]):
         return ids.tolist(), labels.tolist()
 
 
-class ArrowDataset(ConversationDataset):
+class ConversationDataset(StoredDataset):
+    def __init__(
+        self, conversations: Sequence[Sequence[Message]], tokenizer: Any, max_length: int
+    ) -> None:
+        found = (Conversation(list(m), f"row {i}") for i, m in enumerate(conversations))
+        counts = ChatCounts(max_length - 1, divide=False)
+        template = ChatTemplate(TEMPLATE, tokenizer)
+        super().__init__(stored.Examples(encode_conversations(found, template, counts)))
+
+
+class ArrowDataset(StoredDataset):
     def __init__(self, path: Path) -> None:
-        self.examples = stored.Examples(path)
+        super().__init__(stored.Examples(path))
 
 
 def create_tuning_loader(

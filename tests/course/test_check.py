@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COURSE, SOLUTIONS = ROOT / "course", Path(__file__).parent / "solutions"
 STUBS = {path.name[4]: path for path in COURSE.glob("part*.py")}
 EXERCISES = check.exercises()
-WRONG = [*wrong_solutions.PART1, *wrong_solutions.PART2, *wrong_solutions.PART3]
+WRONG = [wrong for n in "1234" for wrong in getattr(wrong_solutions, f"PART{n}")]
 
 
 def part(number: str) -> str:

@@ -268,3 +268,44 @@ PART3 = [
     Wrong("3.5", "loader", "batch_size=batch_size", "batch_size=batch_size, drop_last=True"),
     Wrong("3.5", "batches", "lambda examples: collate(examples, pad_id)", "lambda examples: collate(examples, 0)"),
 ]  # fmt: skip
+
+PART4 = [
+    # validation on what is trained on, on the end of a sorted file, or in a new order each time
+    Wrong("4.1", "split", "[chats[i] for i in order[count:]]", "chats"),
+    Wrong("4.1", "share", "max(1, round(val_fraction * len(chats)))", "round(val_fraction * len(chats))"),
+    Wrong("4.1", "chance", "torch.randperm(len(chats), generator=chance).tolist()", "list(range(len(chats)))"),
+    Wrong("4.1", "chance", "torch.randperm(len(chats), generator=chance)", "torch.randperm(len(chats))"),
+    Wrong("4.1", "order", "val, batch_size, pad_id, shuffle=False", "val, batch_size, pad_id, shuffle=True"),
+    Wrong("4.1", "order", "train, batch_size, pad_id, shuffle=True", "train, batch_size, pad_id, shuffle=False"),
+    Wrong("4.1", "equality", "import ConversationDataset, create_tuning_loader",
+          "import ConversationDataset, create_tuning_loader as right\n"
+          "class create_tuning_loader:\n"
+          "    def __init__(self, *a, **k):\n        self.loader = right(*a, **k)\n"
+          "    def __iter__(self):\n        return ((x, x) for x, y in self.loader)"),
+    Wrong("4.2", "type", "return loss, count", "return float(loss), count"),
+    Wrong("4.2", "count", "int((targets != IGNORE_INDEX).sum())", "targets.numel()"),
+    Wrong("4.2", "shift", "        logits = model(inputs)\n",
+          "        logits = model(inputs)[:, :-1]\n        targets = targets[:, 1:]\n"),
+    Wrong("4.2", "context", "targets.flatten(), reduction", "targets.clamp(min=0).flatten(), reduction"),
+    Wrong("4.2", "sum", 'reduction="sum"', 'reduction="mean"'),
+    Wrong("4.2", "precision", "enabled=dtype != torch.float32", "enabled=False"),
+    Wrong("4.2", "precision", "return loss, count", "return loss.to(dtype), count"),
+    Wrong("4.3", "steps", 'group["lr"] = rate', "pass"),
+    Wrong("4.3", "loss", "return total / count", "return total / len(batches)"),
+    Wrong("4.3", "gradient", "(loss / count).backward()", "(loss / _ / len(batches)).backward()"),
+    Wrong("4.3", "gradient", "(loss / count).backward()", "loss.backward()"),
+    Wrong("4.3", "clearing", "    optimizer.zero_grad()\n", ""),
+    Wrong("4.3", "clipping", "    nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)\n", ""),
+    Wrong("4.3", "mode", "    model.train()\n", ""),
+    Wrong("4.3", "empty", "max(1, sum(", "max(0, sum("),
+    Wrong("4.4", "tokens", "add_special_tokens(SPECIAL_TOKENS)", "add_special_tokens(SPECIAL_TOKENS[1:])"),
+    Wrong("4.4", "size", "return larger.train()", "return base.model.train()"),
+    Wrong("4.4", "old", "    larger.load_state_dict(weights)\n", ""),
+    Wrong("4.4", "new", "table.mean(0).expand(new, -1)", "torch.randn(new, table.shape[1])"),
+    Wrong("4.4", "new", "table.mean(0).expand(new, -1)", "torch.zeros(new, table.shape[1])"),
+    Wrong("4.4", "head", "change(vocab_size=tokenizer.vocab_size)",
+          "change(vocab_size=tokenizer.vocab_size, tie_embeddings=False)\n"
+          '    weights["head.weight"] = weights["embedding.token.weight"].clone()'),
+    Wrong("4.4", "training", "larger.train()", "larger.eval()"),
+    Wrong("4.4", "training", "larger.train()", "larger.requires_grad_(False).train()"),
+]  # fmt: skip

@@ -25,7 +25,7 @@ import torch
 from course.checks.compare import Mismatch
 from course.checks.exercise import Exercise
 
-PARTS = ("part1", "part2", "part3", "part4")
+PARTS = ("part1_model", "part1_data", "part2", "part3", "part4")
 _MARKS = {"passed": "ok", "open": "--", "failed": "FAILED"}
 
 

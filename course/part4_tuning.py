@@ -3,8 +3,8 @@
     python -m course.check course/part4_tuning.py 4.1
 
 Build on part 3: `from course.part3_chat import ConversationDataset, create_tuning_loader`, or
-wherever your solutions are. `model` maps ids (B, T) to logits (B, T, V); a batch is a pair of inputs
-and targets, (B, T) int64 each, where targets[b, t] follows inputs[b, t], or is IGNORE_INDEX.
+wherever your solutions are. `model` maps ids (B, T) to logits (B, T, V). A batch is a pair of
+inputs and targets, (B, T) int64 each; targets[b, t] follows inputs[b, t], or is IGNORE_INDEX.
 """
 
 from __future__ import annotations

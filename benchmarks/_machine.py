@@ -6,7 +6,8 @@ import time
 
 import torch
 
-from gptsmith.train import runtime
+from gptsmith.budget import machine
+from gptsmith.budget.machine import matrix_product_flops as gemm_flops  # noqa: F401
 
 
 def sync(device: torch.device) -> None:
@@ -14,32 +15,9 @@ def sync(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def gemm_flops(device: torch.device) -> float:
-    """FLOP/s of the best of several large square matrix products, in the number format that
-    `precision auto` takes here."""
-    dtype = runtime.choose_precision("auto", device).dtype
-    n = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(6):
-        sync(device)
-        begin = time.perf_counter()
-        a @ b
-        sync(device)
-        best = min(best, time.perf_counter() - begin)
-    return 2 * n**3 / best
-
-
 def copy_bytes() -> float:
-    """Bytes/s of the best of several copies of 256 MiB, all threads at work."""
-    source = torch.zeros(2**28, dtype=torch.uint8)
-    target = torch.empty_like(source)
-    best = float("inf")
-    for _ in range(6):
-        begin = time.perf_counter()
-        target.copy_(source)
-        best = min(best, time.perf_counter() - begin)
-    return source.numel() / best
+    """Bytes/s of copies on the CPU."""
+    return machine.copy_bytes(torch.device("cpu"))
 
 
 def read_bytes() -> float:

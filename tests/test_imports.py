@@ -31,11 +31,12 @@ FLOORS: dict[str, set[str]] = {
     "face": {"api", "generate", "data"} | MIDDLE,
     "cli": {"face", "flags", "terminal"},
     "api": {"commands", "evaluate", "generate"} | MIDDLE,
-    "demo": {"commands", "recipes", "evaluate", "generate", "data"} | MIDDLE,
-    "commands": {"serve", "recipes", "inspect", "evaluate", "interop", "generate"}
+    "demo": {"commands", "budget", "recipes", "evaluate", "generate", "data"} | MIDDLE,
+    "commands": {"serve", "budget", "recipes", "inspect", "evaluate", "interop", "generate"}
     | {"kernels", "data"}
     | MIDDLE,
     "serve": {"evaluate", "generate"} | MIDDLE,
+    "budget": {"recipes", "inspect", "data"} | MIDDLE,
     "recipes": {"evaluate", "generate", "data"} | MIDDLE,
     "inspect": {"kernels", "data"} | MIDDLE,
     "evaluate": {"generate", "kernels", "data"} | MIDDLE,

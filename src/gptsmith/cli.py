@@ -19,6 +19,7 @@ from gptsmith import __version__, terminal
 VERBS = {
     "demo": ("demo", "every stage on a small model: minutes, no network"),
     "prepare": ("commands.prepare", "make a tokenizer and token shards from text"),
+    "plan": ("commands.plan", "what to train with a budget, what it takes and reaches"),
     "pretrain": ("commands.pretrain", "train a model from scratch on a corpus"),
     "finetune": ("commands.finetune", "fine-tune: text, chat, instruct, classify"),
     "chat": ("commands.chat", "talk to a chat model"),

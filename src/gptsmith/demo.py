@@ -57,7 +57,9 @@ class DemoConfig(Section):
 def main(argv: Sequence[str]) -> int:
     """`gptsmith demo [--folder DIR] [--steps N]`: the stages below, one after the other."""
     config = load_config(DemoConfig, argv, prog="gptsmith demo")
+    from gptsmith.budget.machine import measure_step
     from gptsmith.evaluate import skills  # imports torch: not before help and option errors
+    from gptsmith.model.config import ModelConfig
     from gptsmith.run import Run
 
     console = Console()
@@ -86,7 +88,8 @@ def main(argv: Sequence[str]) -> int:
     ]  # fmt: skip
     trainings = {base: config.steps, tuned: config.chat_steps}
     if left := sum(steps for run, steps in trainings.items() if not _is_finished(run)):
-        minutes = math.ceil(left * _seconds_per_step() / 60)
+        step = measure_step(ModelConfig(**SIZES, vocab_size=257), BATCH)
+        minutes = math.ceil(left * step.seconds / 60)
         terminal.say(
             f"about {minutes} min for {left:,} training steps here, and a minute for the rest"
         )
@@ -124,37 +127,6 @@ LEARNING = (
 
 def _flag(name: str) -> str:
     return f"--model.{name.replace('_', '-')}"
-
-
-def _seconds_per_step() -> float:
-    """Of training on this machine: the median of a few steps on random tokens."""
-    import torch
-
-    from gptsmith.batch import Batch
-    from gptsmith.model.config import ModelConfig
-    from gptsmith.model.gpt import GPTModel
-    from gptsmith.train import runtime
-    from gptsmith.train.loss import next_token_loss
-    from gptsmith.train.optim import Optimizer
-    from gptsmith.train.options import OptimConfig
-    from gptsmith.train.step import train_steps
-
-    device = runtime.choose_device("auto")
-    model = GPTModel(ModelConfig(**SIZES, vocab_size=257)).to(device)
-    rows = torch.randint(257, (BATCH, SIZES["context_length"] + 1))
-    batch = Batch(rows[:, :-1], rows[:, 1:].contiguous())
-    steps = train_steps(
-        model, next_token_loss, lambda step: [batch], Optimizer(model, OptimConfig(), device.type),
-        learning_rate=lambda step: 1e-3, max_grad_norm=1.0, seed=0,
-        precision=runtime.choose_precision("auto", device),
-    )  # fmt: skip
-    next(steps)  # which also allocates memory
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        next(steps)
-        times.append(time.perf_counter() - began)
-    return sorted(times)[2]
 
 
 def _scoring(run: Path, config: DemoConfig) -> list[str | Path]:

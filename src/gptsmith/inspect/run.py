@@ -71,7 +71,7 @@ def _model_properties(run: Run) -> RenderableType:
             "memory for inference": f"weights {file_size(memory.weights)} in fp32, "
             f"{file_size(memory.weights // 2)} in bf16; "
             f"KV cache {file_size(cache)} per sequence at full context",
-            "memory for training": f"{file_size(memory.total - memory.activations)} (fp32 weights, "
+            "memory for training": f"{file_size(memory.kept)} (fp32 weights, "
             f"gradients, AdamW) + {file_size(memory.activations)} per row of the micro-batch",
             "weights": weights,
         }

@@ -51,17 +51,21 @@ def block_matrices(c: ModelConfig) -> int:
     return c.n_layer * c.n_embd * (attention + c.F * (2 + c.gated))
 
 
+def matmul_parameters(c: ModelConfig) -> int:
+    """Parameters of the matrices that a token is multiplied by: those of the blocks and the head,
+    unless that is a classifier's, which sees only the last token of a text."""
+    return block_matrices(c) + c.vocab_size * c.n_embd * (not c.labels)
+
+
 def flops_per_token(c: ModelConfig, T: int | None = None) -> int:
     """Training FLOPs per token, 6N + 12 * n_layer * H*D * T, T by default the context.
 
-    N counts the matrices that a token is multiplied by, the head among them, and no embedding
-    look-up. Attention is counted without causality (Chowdhery et al. 2022, appendix B), as the
-    field does when it states MFU. Matrix products only: norms, softmax and activations are
-    ignored, and so are the second forward pass of activation checkpointing and a classifier's
-    head, which sees only the last token of a text.
+    N is `matmul_parameters`, without embedding look-ups. Attention is counted without causality
+    (Chowdhery et al. 2022, appendix B), as the field does when it states MFU. Matrix products only:
+    norms, softmax and activations are ignored, and so is the second forward pass of activation
+    checkpointing.
     """
-    N = block_matrices(c) + c.vocab_size * c.n_embd * (not c.labels)
-    return 6 * N + 12 * c.n_layer * c.n_head * c.D * (T or c.context_length)
+    return 6 * matmul_parameters(c) + 12 * c.n_layer * c.n_head * c.D * (T or c.context_length)
 
 
 def kv_cache_bytes(c: ModelConfig, B: int, S: int, bytes_per_number: int = 4) -> int:
@@ -71,24 +75,36 @@ def kv_cache_bytes(c: ModelConfig, B: int, S: int, bytes_per_number: int = 4) ->
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Peak bytes of a training step, between the forward and the backward pass.
+    """Peak bytes of a training step: between the forward and the backward pass, or in the update.
 
-    gathered, evaluation: of a sharded model only. Weights and gradients that a rank holds whole
-    while it trains: those outside the blocks and of a few blocks. All weights, which it holds while
-    it evaluates, when there are no activations.
+    activations: what autograd saves. logits: a chunk of them, which the loss computes last. update:
+    what Muon needs for a moment, after both. gathered, evaluation: of a sharded model only. Weights
+    and gradients that a rank holds whole while it trains: those outside the blocks and of a few
+    blocks. All weights, which it holds while it evaluates, when there are no activations.
+    accumulates: a step has several micro-batches, whose gradients are added up.
     """
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
+    logits: int = 0
+    update: int = 0
     gathered: int = 0
     evaluation: int = 0
+    accumulates: bool = True
+
+    @property
+    def kept(self) -> int:
+        """What stays from step to step, gradients included."""
+        return self.weights + self.gradients + self.optimizer
 
     @property
     def total(self) -> int:
-        kept = self.weights + self.gradients + self.optimizer
-        return kept + max(self.activations + self.gathered, self.evaluation)
+        computing = self.activations + self.logits + self.gathered
+        if not self.accumulates:  # then gradients are allocated as activations are freed
+            computing -= min(self.gradients, self.activations)
+        return self.kept + max(computing, self.update, self.evaluation)
 
 
 def training_memory(
@@ -98,22 +114,25 @@ def training_memory(
     optimizer: str = "adamw",
     *,
     trained: int | None = None,
-    low_precision: bool = False,
+    autocast: str | None = None,
     checkpointing: bool = False,
     shards: int = 1,
+    chunk_bytes: int = 2**27,
+    accumulates: bool = True,
 ) -> TrainingMemory:
     """Memory of one training step on a micro-batch (B, T), by default in fp32.
 
-    trained: number of parameters that are trained (default: all). low_precision: bf16 or fp16
-    autocast on a GPU, where 0.62 to 0.76 of the blocks' activations were measured (docs/log.md);
-    0.75 are counted. checkpointing: a block keeps its input only, and one at a time the rest. The
-    loss's chunks of logits, up to a GiB on a GPU, are not counted. shards: ranks among which
-    weights, gradients and optimizer are divided; the result is the memory of each.
+    trained: number of parameters that are trained (default: all). autocast: the type of the device
+    that computes in bf16 or fp16. checkpointing: a block keeps its input only, and one at a time
+    the rest. shards: ranks among which weights, gradients and optimizer are divided; the result is
+    the memory of each. chunk_bytes: of the loss's chunks of logits (`CHUNK_BYTES` in train/loss).
+    accumulates: see TrainingMemory.
 
     Weights, gradients and the optimizer's moments (two for AdamW; Muon keeps one for the matrices
     of the blocks) are exact. Activations are what autograd saves in eager fp32 on a CPU under the
-    causal mask without dropout, within a tenth. bf16 autocast saves 0.6 to 1.2 of that: half for
-    the products, but also its casts of the weights and, in short rows, attention's probabilities.
+    causal mask without dropout, within a tenth. Autocast was measured to save about 0.55 of the
+    blocks' on a GPU and 0.85 to 0.88 in short rows on a CPU, where attention keeps probabilities;
+    and its casts of the weights (docs/log.md).
     """
     n = parameters(c)
     gradients = n if trained is None else trained
@@ -128,13 +147,20 @@ def training_memory(
         attention += heads + 2 * kv
     hidden = c.F * (4 if c.gated else 2)
     block = 2 * (norm + c.n_embd) + attention + hidden
-    if low_precision:
-        block = block * 3 // 4
+    if autocast:
+        block = int(block * (0.87 if autocast == "cpu" else 0.55))
     blocks = block + c.n_layer * c.n_embd if checkpointing else c.n_layer * block
     # The loss keeps the gradient of the head from its forward pass.
     saved = B * T * (blocks + norm + c.n_embd) + c.vocab_size * c.n_embd * (not c.labels)
+    saved = 4 * saved + (2 * block_matrices(c) if autocast else 0)
+    chunks = -(-4 * B * T * c.vocab_size // chunk_bytes)  # of equal size
+    logits = int(2.25 * 4 * -(-B * T // chunks) * c.vocab_size) if not c.labels else 0
+    # Muon: the update in fp32, and the largest group of equal matrices in its iteration
+    update = 16 * block_matrices(c) if optimizer == "muon" and gradients == n else 0
     if shards == 1:
-        return TrainingMemory(4 * n, 4 * gradients, 4 * moments, 4 * saved)
+        return TrainingMemory(
+            4 * n, 4 * gradients, 4 * moments, saved, logits, update, accumulates=accumulates
+        )
     # Of the blocks, one computes, one is gathered meanwhile, and the buffer that the first was
     # gathered in is freed last; gradients of one are added up while those of the next are computed.
     of_block = _block(c)
@@ -142,5 +168,6 @@ def training_memory(
     gathered = outside + 3 * of_block + min(gradients, outside + 2 * of_block)
     weights, gradients, moments = (-(-size // shards) for size in (n, gradients, moments))
     return TrainingMemory(
-        4 * weights, 4 * gradients, 4 * moments, 4 * saved, 4 * gathered, evaluation=4 * n
-    )
+        4 * weights, 4 * gradients, 4 * moments, saved, logits, update // shards, 4 * gathered,
+        evaluation=4 * n, accumulates=accumulates,
+    )  # fmt: skip

@@ -13,6 +13,7 @@ from gptsmith.model import flops
 from gptsmith.model.config import ModelConfig
 from gptsmith.recipes.options import RecipeConfig
 from gptsmith.train import distributed, runtime
+from gptsmith.train.loss import CHUNK_BYTES
 from gptsmith.train.options import OptimConfig
 from gptsmith.train.runtime import Runtime
 from gptsmith.train.schedule import Duration, warmup_steps
@@ -186,11 +187,12 @@ def _checked_memory(
     train = config.train
     memory = flops.training_memory(
         model, train.batch_size, T, config.optim.kind, trained=trained,
-        low_precision=device.type == "cuda" and precision != "fp32",
+        autocast=None if precision == "fp32" else device.type,
         checkpointing=train.activation_checkpointing, shards=shards,
+        chunk_bytes=CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"]),
     )  # fmt: skip
     available = runtime.memory_bytes(device)
-    # The formula is accurate to a quarter; on a CPU it assumes fp32, and there is swap.
+    # The formula is accurate to a quarter, and a CPU has swap.
     if available and memory.total > (1.25 if device.type == "cuda" else 1.5) * available:
         several = "--train.shard, " if distributed.world_size() > shards else ""
         raise ValueError(

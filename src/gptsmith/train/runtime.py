@@ -142,7 +142,7 @@ def _control_groups(controller: str, groups: Path, mount: Path) -> Iterator[tupl
 
 
 # Dense bf16 (fp16 before Ampere) TFLOP/s from the vendor's data sheets, by words of the name.
-_PEAK_TFLOPS = {
+PEAK_TFLOPS = {
     "H200 NVL": 835, "H200": 989, "H100 NVL": 835, "H100 PCIe": 756, "H100": 989, "A100": 312,
     "L40S": 362, "L4": 121, "A10G": 70, "RTX 5090": 210, "RTX 4090": 165, "RTX 3090": 71,
     "V100": 125, "T4": 65,
@@ -161,7 +161,7 @@ def peak_flops(device: torch.device) -> float | None:
     words = set(re.findall(r"\w+", torch.cuda.get_device_name(device)))
     if words & _OTHER_CHIPS:
         return None
-    matches = (tflops for name, tflops in _PEAK_TFLOPS.items() if words.issuperset(name.split()))
+    matches = (tflops for name, tflops in PEAK_TFLOPS.items() if words.issuperset(name.split()))
     return next((tflops * 1e12 for tflops in matches), None)
 
 

@@ -1,0 +1,118 @@
+"""What `gptsmith plan` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.table import Table
+
+from gptsmith.budget import rules
+from gptsmith.budget.estimate import Budget, Estimate
+from gptsmith.budget.machine import Machine
+from gptsmith.budget.scaling_law import ScalingLaw
+from gptsmith.console import Text
+from gptsmith.inspect.render import file_size
+from gptsmith.model.flops import parameters
+
+
+def about(machine: Machine, chosen: Estimate) -> str:
+    """The machine, and how much of it a step uses."""
+    peak, share = machine.cluster.peak, machine.share(chosen.design.model)
+    if not machine.shares:
+        return (
+            f"{machine.name}, an estimate: {peak / 1e12:,.0f} TFLOP/s each by the data sheet, of "
+            f"which a step of this model is assumed to reach {share:.0%}"
+        )
+    return (
+        f"{machine.name}: {peak / 1e9:,.0f} GFLOP/s in matrix products, of which a step of this "
+        f"model reaches {share:.0%}; memory {machine.cluster.memory / 1e9:,.0f} GB/s"
+    )
+
+
+def table(
+    found: Sequence[Estimate], chosen: Estimate, machine: Machine, price_per_hour: float | None
+) -> Table:
+    """A row for each run; the chosen one is marked."""
+    names = ["", "layers x width", "parameters", "tokens", "batch", "micro-batch", "peak rate"]
+    names += ["tokens/s", "time", "memory", "disk", *(["cost"] if price_per_hour else []), "loss"]
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in names:
+        grid.add_column(name, justify="right")
+    for each in found:
+        d = each.design
+        cells = [
+            "*" if each is chosen else "",
+            f"{d.model.n_layer} x {d.model.n_embd}",
+            short(parameters(d.model)),
+            short(d.tokens),
+            short(d.batch_tokens),
+            f"{d.batch_size} x {d.model.context_length}",
+            f"{d.learning_rate:g}",
+            short(each.tokens_per_second),
+            duration(each.seconds),
+            file_size(each.memory),
+            file_size(each.disk),
+        ]
+        if price_per_hour:
+            cells.append(f"{price_per_hour * machine.ranks * each.seconds / 3600:,.2f}")
+        cells.append(expected(each))
+        grid.add_row(*map(Text, cells))
+    return grid
+
+
+def expected(each: Estimate) -> str:
+    """The expected loss with its error; a dash where none is known."""
+    if each.loss is None or each.loss_error is None:
+        return "-"
+    return f"{each.loss:.3f} ±{each.loss_error:.0%}"
+
+
+def remarks(chosen: Estimate, budget: Budget, law: ScalingLaw | None) -> Iterator[str]:
+    """Why this run, and what limits it."""
+    d = chosen.design
+    ratio = f"{d.tokens_per_parameter:,.1f} tokens per parameter"
+    wanted = f"{rules.TOKENS_PER_PARAMETER} would be best"
+    if budget.corpus_tokens is not None:
+        epochs = d.tokens / budget.corpus_tokens
+        read = f"{epochs:.1f} times" if epochs >= 1 else f"{epochs:.0%} of it"
+        yield f"* {ratio} ({wanted}); the corpus is read {read}, at most {rules.MAX_EPOCHS} times"
+    else:
+        yield f"* {ratio} ({wanted})"
+    if budget.vocab_size is None:
+        size, tokenizer = rules.vocabulary(d.depth)
+        yield f"vocabulary {size:,}: gptsmith prepare SOURCE --tokenizer {tokenizer} --out CORPUS"
+    if d.checkpointing:
+        yield "activation checkpointing, because of the memory: a third more time"
+    if law is None:
+        yield (
+            "loss: no scaling law is known for this corpus"
+            + ("" if budget.corpus_tokens is None else "; --data CORPUS --probe 60s fits one")
+        )
+    elif chosen.loss is None:
+        yield "loss: this run is too far beyond those that the scaling law was fitted to"
+
+
+def summary(chosen: Estimate, machine: Machine) -> str:
+    """The run in one line."""
+    text = (
+        f"{short(parameters(chosen.design.model))} parameters, {short(chosen.design.tokens)} "
+        f"tokens; on {machine.name} about {duration(chosen.seconds)}, {file_size(chosen.memory)}"
+    )
+    return text if chosen.loss is None else f"{text}, loss {expected(chosen)}"
+
+
+def short(number: float) -> str:
+    """Three digits: 512, 4,096, 12.3M, 1.5B."""
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e5, "k")):
+        if number >= limit:
+            size = 1e3 if unit == "k" else limit
+            return f"{number / size:.3g}{unit}"
+    return f"{number:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Two digits or three: 45 s, 29 min, 2.5 h, 12 days."""
+    for limit, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 1.5 * limit:
+            return f"{seconds / limit:,.3g} {unit}"
+    return f"{seconds:.0f} s"

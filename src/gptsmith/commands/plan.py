@@ -1,0 +1,161 @@
+"""`gptsmith plan`: what to train with a budget, what it takes, and what it will reach."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import AfterValidator, Field, model_validator
+
+from gptsmith import files, terminal
+from gptsmith.config import Section, load_config
+
+if TYPE_CHECKING:
+    from gptsmith.budget.estimate import Budget
+    from gptsmith.data.shards import Corpus
+
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+_BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def _number(text: str, units: dict[str, int], example: str) -> float:
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([a-z]?)(?:i?b)?", text.strip().lower())
+    if found is None or found[2] not in units or not float(found[1]):
+        raise ValueError(f"should be a number with a unit, such as {example}")
+    return float(found[1]) * units[found[2]]
+
+
+def _check_time(text: str) -> str:
+    _number(text, _SECONDS, "90s, 30m, 2h or 1d")
+    return text
+
+
+def _check_memory(text: str) -> str:
+    _number(text, _BYTES, "800M or 4G")
+    return text
+
+
+Time = Annotated[str, AfterValidator(_check_time)]
+Memory = Annotated[str, AfterValidator(_check_memory)]
+
+
+class PlanOptions(Section):
+    """Say what to train with a budget, what it takes on this machine or another, and what loss it
+    will reach; write a recipe for `gptsmith pretrain`. Without a budget: half an hour."""
+
+    data: Path | None = None
+    """Corpus made by `gptsmith prepare`."""
+    corpus_tokens: int | None = Field(None, ge=1)
+    """Training tokens of a corpus that is not here (default: no limit)."""
+    time: Time | None = None
+    """Budget: how long the command may take, such as 30m, 2h, 1d."""
+    tokens: int | None = Field(None, ge=1)
+    """Budget: training tokens."""
+    params: int | None = Field(None, ge=1)
+    """Budget: parameters of the model, about."""
+    memory: Memory | None = None
+    """Memory of this machine or of each device that may be used, such as 4G (default: all). Alone,
+    it is the budget: the largest model that fits."""
+    price_per_hour: float | None = Field(None, gt=0)
+    """Price of a device, or of this machine, for an hour, in any currency; adds the cost."""
+    device: str | None = None
+    """Plan for a GPU that is not here, from its data sheet: h100, h200, a100, l40s, l4, a10g,
+    rtx5090, rtx4090, rtx3090, v100, t4."""
+    count: int = Field(1, ge=1, le=1024)
+    """How many of them."""
+    probe: Time | None = None
+    """Train small models on --data for so long (60s), to expect the loss on a text for which no
+    scaling law is known."""
+    out: Path | None = None
+    """Recipe to write (.yaml)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> PlanOptions:
+        given = [name for name in ("time", "tokens", "params") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are both given: give one budget")
+        if self.data is not None and self.corpus_tokens is not None:
+            raise ValueError(
+                "data and corpus_tokens are both given: the corpus says how long it is"
+            )
+        if self.count > 1 and self.device is None:
+            raise ValueError(f"count {self.count} needs device: this machine is one")
+        if self.probe is not None and self.data is None:
+            raise ValueError("probe needs data: it trains on that corpus")
+        if self.out is not None and self.out.suffix not in (".yaml", ".yml"):
+            raise ValueError(f"out {str(self.out)!r} should end with .yaml")
+        return self
+
+
+def main(argv: Sequence[str], started: float | None = None) -> int:
+    """started: time.perf_counter() at which the command began, default the start of this process;
+    `pretrain` is taken to need as long until it trains."""
+    options = load_config(PlanOptions, argv, prog="gptsmith plan")
+    if options.out is not None and options.out.exists():
+        raise FileExistsError(f"{options.out} exists: give another --out, or remove it")
+    from gptsmith.budget import devices, estimate, report
+    from gptsmith.budget.machine import this_machine
+    from gptsmith.budget.scaling_law import LAWS
+    from gptsmith.console import Console
+    from gptsmith.data.shards import Corpus
+    from gptsmith.run import layout
+    from gptsmith.train.monitor import command_start
+
+    corpus = Corpus.open(options.data) if options.data is not None else None
+    law = LAWS.get(corpus.fingerprint) if corpus is not None else None
+    memory = int(_number(options.memory, _BYTES, "")) if options.memory else None
+    budget = _budget(options, corpus)
+    if options.device is not None:
+        machine = devices.published(options.device, options.count, memory)
+    else:
+        machine = this_machine(command_start() if started is None else started, memory)
+        machine = estimate.calibrated(machine, budget)
+    if options.probe is not None:
+        from gptsmith.budget.probe import probe
+
+        assert corpus is not None
+        law = probe(corpus, _number(options.probe, _SECONDS, ""), machine)
+    found = estimate.candidates(budget, machine, law)
+    chosen = estimate.choose(found, budget)
+    console = Console()
+    terminal.say(report.about(machine, chosen))
+    near = [each for each in found if abs(each.design.depth - chosen.design.depth) <= 2]
+    console.print(report.table(near, chosen, machine, options.price_per_hour))
+    for line in report.remarks(chosen, budget, law):
+        terminal.say(line)
+    if options.out is not None:
+        recipe = chosen.design.recipe()
+        if machine.device_type == "cuda":
+            recipe["pad_vocab_multiple"] = 64
+        if options.data is not None:
+            run = Path("runs") / f"{options.data.resolve().name}-{chosen.design.depth}"
+            recipe = {"data": str(options.data), "out": str(run), **recipe}
+        header = f"# gptsmith plan: {report.summary(chosen, machine)}\n"
+        files.write_text(options.out, header + layout.yaml_text(recipe))
+        terminal.say(f"wrote {options.out}; next: {_next(options, machine.ranks)}")
+    return 0
+
+
+def _next(options: PlanOptions, ranks: int) -> str:
+    """The command that trains by the recipe."""
+    words = ["torchrun", "--nproc-per-node", str(ranks), "-m"] if ranks > 1 else []
+    words += ["gptsmith", "pretrain", shlex.quote(str(options.out))]
+    words += [] if options.data is not None else ["--data", "CORPUS", "--out", "RUN"]
+    return " ".join(words)
+
+
+def _budget(options: PlanOptions, corpus: Corpus | None) -> Budget:
+    from gptsmith.budget.estimate import Budget
+
+    named = (options.time, options.tokens, options.params, options.memory)
+    time = options.time or ("30m" if not any(named) else None)
+    return Budget(
+        seconds=_number(time, _SECONDS, "") if time else None,
+        tokens=options.tokens,
+        parameters=options.params,
+        corpus_tokens=options.corpus_tokens if corpus is None else corpus.train_tokens,
+        vocab_size=None if corpus is None else corpus.tokenizer.vocab_size,
+    )

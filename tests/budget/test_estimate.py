@@ -1,0 +1,103 @@
+"""Which run a budget buys, on machines of known speed."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptsmith.budget import estimate, rules
+from gptsmith.budget.devices import DEVICES, published
+from gptsmith.budget.estimate import Budget
+from gptsmith.budget.machine import Machine
+from gptsmith.budget.step_time import Cluster
+from gptsmith.model.flops import matmul_parameters, parameters
+
+CPU = Machine(
+    "a laptop", "cpu", Cluster(peak=200e9, memory=20e9), memory=8 * 2**30,
+    shares={2: 0.3, 4: 0.5}, startup=5.0, base_memory=400 * 2**20,
+)  # fmt: skip
+
+
+def buys(budget: Budget, machine: Machine = CPU) -> estimate.Estimate:
+    return estimate.choose(estimate.candidates(budget, machine, None), budget)
+
+
+@pytest.mark.parametrize("minutes", [2, 30, 600, 60_000])
+def test_a_run_takes_the_time_of_the_budget(minutes: int) -> None:
+    run = buys(Budget(seconds=60 * minutes))
+    assert 0.9 * 60 * minutes < run.seconds <= 1.01 * 60 * minutes
+    assert 3 < run.design.tokens_per_parameter < 150
+
+
+def test_more_time_buys_a_larger_model() -> None:
+    depths = [buys(Budget(seconds=60 * 4**i)).design.depth for i in range(7)]
+    assert depths == sorted(depths)
+    assert depths[0] < depths[-1]
+
+
+def test_a_small_corpus_limits_the_model() -> None:
+    free, bound = buys(Budget(seconds=86_400)), buys(Budget(seconds=86_400, corpus_tokens=500_000))
+    assert bound.design.depth < free.design.depth
+    assert bound.design.tokens <= rules.MAX_EPOCHS * 500_000 + bound.design.batch_tokens / 2
+
+
+def test_the_size_or_the_tokens_may_be_given() -> None:
+    run = buys(Budget(parameters=12_000_000, vocab_size=257))
+    assert run.design.depth == 6
+    assert run.design.tokens_per_parameter == pytest.approx(rules.TOKENS_PER_PARAMETER, rel=0.01)
+    run = buys(Budget(tokens=20_000_000, vocab_size=257))
+    assert run.design.tokens == pytest.approx(20_000_000, rel=0.001)
+    assert run.design.depth == 3
+
+
+@given(gib=st.sampled_from([1, 2, 4, 16, 64]), tokens=st.sampled_from([None, 10**7, 10**10]))
+@settings(deadline=None)
+def test_nothing_is_proposed_that_does_not_fit_the_memory(gib: int, tokens: int | None) -> None:
+    machine = Machine("box", "cpu", CPU.cluster, gib * 2**30, shares=CPU.shares)
+    budget = Budget(tokens=tokens, vocab_size=4096)
+    found = estimate.candidates(budget, machine, None)
+    assert found
+    assert max(each.memory for each in found) <= gib * 2**30
+    if tokens is None:  # memory is the budget: the next deeper model does not fit
+        deepest = buys(budget, machine).design.depth
+        N = matmul_parameters(rules.shape(deepest + 1, 4096))
+        assert estimate.fitting(deepest + 1, 4096, 20 * N, machine) is None or deepest == 64
+
+
+def test_less_memory_gives_smaller_micro_batches_of_the_same_step() -> None:
+    """Then activation checkpointing; the result of training stays the same."""
+    roomy, tight = (
+        estimate.fitting(8, 4096, 1e9, Machine("box", "cpu", CPU.cluster, int(gib * 2**30)))
+        for gib in (64, 1.2)
+    )
+    assert roomy is not None
+    assert tight is not None
+    assert tight.batch_size < roomy.batch_size
+    assert (tight.batch_tokens, tight.tokens) == (roomy.batch_tokens, roomy.tokens)
+
+
+def test_a_budget_for_nothing_is_a_one_line_error() -> None:
+    with pytest.raises(ValueError, match="nothing can be trained with this budget"):
+        buys(Budget(seconds=1))
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_published_devices_train(name: str) -> None:
+    run = buys(Budget(seconds=3600), published(name, 1))
+    more = buys(Budget(seconds=3600), published(name.upper(), 8))
+    assert parameters(more.design.model) >= parameters(run.design.model)
+    assert more.tokens_per_second > 2 * run.tokens_per_second or more.design != run.design
+    assert more.design.micro_batches % 8 == 0
+
+
+def test_gpt2_on_eight_h100_is_near_what_is_published() -> None:
+    """nanoGPT's and llm.c's: ten billion tokens in one to two hours on eight A100 or H100."""
+    run = buys(Budget(tokens=10**10, parameters=None, vocab_size=50304), published("h100", 8))
+    near = estimate.candidates(Budget(tokens=10**10, vocab_size=50304), published("h100", 8), None)
+    gpt2 = next(each for each in near if each.design.depth == 12)
+    assert 1800 < gpt2.seconds < 2 * 3600
+    assert run.design.depth > 12
+
+
+def test_an_unknown_device_is_named() -> None:
+    with pytest.raises(ValueError, match="--device 'abacus': choose from h200, h100"):
+        published("abacus", 1)

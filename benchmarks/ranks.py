@@ -7,6 +7,7 @@ from __future__ import annotations
 from gptsmith.budget.step_time import Cluster, step_time
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.flops import training_memory
+from gptsmith.train.loss import CHUNK_BYTES
 
 CASES = (("gpt2", 32, 524_288), ("gpt2-medium", 16, 524_288), ("gpt2-xl", 8, 1_048_576))
 RANKS = (1, 8, 64, 1024)
@@ -39,17 +40,26 @@ def time_table() -> str:
 def memory_table() -> str:
     """GiB per rank; the last with --train.shard."""
     lines = [
-        "| model, micro-batch | weights | gradients | AdamW | activations | one rank | each of 64 "
+        "| model, micro-batch | weights | gradients | AdamW | activations, logits | one rank | each of 64 "
         "| each of 64, sharded |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, B, _ in CASES:
         c = ModelConfig.preset(name)
-        m = training_memory(c, B, c.context_length, autocast="cuda")
-        sizes = (m.weights, m.gradients, m.optimizer, m.activations, m.total)
+        m, sharded = (
+            training_memory(
+                c,
+                B,
+                c.context_length,
+                autocast="cuda",
+                shards=shards,
+                chunk_bytes=CHUNK_BYTES["cuda"],
+            )
+            for shards in (1, 64)
+        )
+        sizes = (m.weights, m.gradients, m.optimizer, m.activations + m.logits, m.total)
         shown = " | ".join(f"{size / 2**30:.1f}" for size in sizes)
         owned = m.total - m.optimizer * 63 / 64
-        sharded = training_memory(c, B, c.context_length, autocast="cuda", shards=64)
         last = f"{owned / 2**30:.1f} | {sharded.total / 2**30:.1f}"
         lines.append(f"| {name}, {B} x {c.context_length} | {shown} | {last} |")
     return "\n".join(lines)

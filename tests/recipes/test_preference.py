@@ -65,6 +65,8 @@ def test_learns_which_answers_are_preferred(base: Path, tuned) -> None:
     assert first["val_loss"] == pytest.approx(0.6931, abs=1e-3)
     assert (first["val_margin"], first["pairs"]) == (pytest.approx(0, abs=1e-4), 12)
     assert last["val_accuracy"] == 1
+    assert first["val_kl"] == pytest.approx(0, abs=1e-6)
+    assert last["val_kl"] > 1e-4
     assert last["val_margin"] > 0.5
     assert last["val_loss"] < 0.5
     assert last["val_chosen_logp"] - last["val_rejected_logp"] > (
@@ -132,7 +134,7 @@ def test_other_losses_learn_too(kind: str, base: Path, data: Path, tmp_path: Pat
     first, *_, last = events(run, "val")
     assert last["val_loss"] < first["val_loss"]
     assert last["val_accuracy"] > 0.8
-    assert (run / "reference.safetensors").exists() == (kind != "simpo")
+    assert (run / "reference.safetensors").exists() == ("val_kl" in last) == (kind != "simpo")
 
 
 def test_user_errors(base: Path, data: Path, tmp_path: Path, user_error) -> None:

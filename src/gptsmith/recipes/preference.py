@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
+from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template.template import CHAT_TOKENS, ChatTemplate, tuning_template
 from gptsmith.data.pair_rows import PairRows
 from gptsmith.data.pairs import Pairs, load_pairs
@@ -15,7 +16,7 @@ from gptsmith.recipes.chat import first_prompt
 from gptsmith.recipes.loop import TrainingJob
 from gptsmith.recipes.options import PreferenceConfig
 from gptsmith.recipes.plan import Note
-from gptsmith.recipes.reference import evaluating, reference_log_probs
+from gptsmith.recipes.reference import TopTokens, evaluating, prepare_reference
 from gptsmith.train import distributed
 from gptsmith.train.preference import DEFAULT_BETA, METRICS, PreferenceLoss
 from gptsmith.train.runtime import Precision
@@ -52,21 +53,19 @@ def preference(config: PreferenceConfig, started: float | None = None) -> int:
         corpus=train.fingerprint[:32] + val.fingerprint[:32],
         fixed=("context_length", "pairs_per_step", "loss"),
     )  # fmt: skip
+    B, top = config.train.batch_size, None
     if config.loss != "simpo":
         parts = {"train": rows, "val": val_rows}
         try:
-            found = reference_log_probs(
-                run, config.resume, model, parts, config.train.batch_size, runtime.precision
-            )
+            found = prepare_reference(run, config.resume, model, parts, B, runtime.precision)
         except BaseException:
             run.close()
             raise
-        for name, part in parts.items():
-            part.reference = found[name]
+        rows.reference, val_rows.reference = found.log_probs["train"], found.log_probs["val"]
+        top = found.top
 
     def evaluate(limit: int | None) -> Mapping[str, float | int | None]:
-        B = config.train.batch_size
-        return evaluate_pairs(model, val_rows, B, limit, loss, runtime.precision)
+        return evaluate_pairs(model, val_rows, B, limit, loss, top, runtime.precision)
 
     chosen = (val.examples[2 * i] for i in range(min(NUM_PROMPTS, len(val))))
     prompts = [first_prompt(example, template) for example in chosen]
@@ -106,23 +105,30 @@ def evaluate_pairs(
     B: int,
     limit: int | None,
     loss: PreferenceLoss,
+    top: TopTokens | None,
     precision: Precision,
 ) -> dict[str, float | int | None]:
-    """val_loss and the loss's metrics, means over the pairs. Ranks take turns with the batches; all
-    get the values that one process would get."""
+    """val_loss and the loss's metrics, means over the pairs, and val_kl, in nats a token of the
+    answers, if the reference's top tokens are given. Ranks take turns with the batches; all get the
+    values that one process would get."""
     device = model.head_weight.device
-    count, sums = 0, [torch.zeros(1 + len(METRICS), dtype=torch.float64)]
+    count, targets, sums = 0, 0, [torch.zeros(2 + len(METRICS), dtype=torch.float64)]
     with evaluating(model, precision):
         for turn, numbers in enumerate(rows.groups(B, limit)):
-            count += len(numbers)
+            batch = rows.of(numbers)
+            count += batch.count
+            targets += int((batch.targets != IGNORE_INDEX).sum())
             sums.append(torch.zeros_like(sums[0]))
             if turn % distributed.world_size() == distributed.rank():
-                summed, metrics = loss(model, rows.of(numbers).to(device))
+                batch = batch.to(device)
+                summed, metrics = loss(model, batch)
                 values = torch.stack([summed, *(metrics[name] for name in METRICS)])
-                sums[-1] += values.cpu().double()
+                sums[-1][1:] = values.cpu().double()
+                sums[-1][0] = top.divergence(model, batch, numbers) if top else 0
     # batch by batch, and added up here: on any number of ranks in the same order
     total = torch.zeros_like(sums[0])
     for of_batch in distributed.sum_over_ranks(torch.stack(sums)):
         total += of_batch
     names = ("val_loss", *(f"val_{name}" for name in METRICS))
-    return {**dict(zip(names, (total / count).tolist(), strict=True)), "pairs": count}
+    found = dict(zip(names, (total[1:] / count).tolist(), strict=True))
+    return found | ({"val_kl": float(total[0]) / targets} if top else {}) | {"pairs": count}

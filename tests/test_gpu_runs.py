@@ -79,16 +79,18 @@ def test_deterministic_runs_are_equal_to_the_bit(
 
 
 CHAT = '{"messages": [{"role": "user", "content": "1 plus %d"}, {"role": "assistant", "content": "is %d."}]}\n'  # noqa: E501
+PAIR = '{"prompt": "1 plus %d", "chosen": "is %d.", "rejected": "no"}\n'
 TEXTS = "label,text\n" + "".join(
     f"{'even' if n % 2 == 0 else 'odd'},{'two ' * (n % 2 == 0)}{n} and {n + 2}\n" for n in range(80)
 )
 
 
 @pytest.mark.parametrize("more", [(), ("--lora.rank", "4")], ids=["all", "lora"])
-@pytest.mark.parametrize("kind", ["chat", "classify"])
+@pytest.mark.parametrize("kind", ["chat", "classify", "preference"])
 def test_fine_tuning(kind: str, more: tuple[str, ...], pretrained: Path, tmp_path: Path) -> None:
-    rows = "".join(CHAT % (n, n + 1) for n in range(80)) if kind == "chat" else TEXTS
-    data = tmp_path / ("data.jsonl" if kind == "chat" else "data.csv")
+    lines = {"chat": CHAT, "preference": PAIR}
+    rows = "".join(lines[kind] % (n, n + 1) for n in range(80)) if kind in lines else TEXTS
+    data = tmp_path / ("data.jsonl" if kind in lines else "data.csv")
     data.write_text(rows)
     out = tmp_path / "out"
     command = [

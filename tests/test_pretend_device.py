@@ -16,7 +16,7 @@ import pytest
 import torch
 from random_weights import randomize
 
-from gptsmith.batch import IGNORE_INDEX, Batch
+from gptsmith.batch import IGNORE_INDEX, Batch, PairBatch
 from gptsmith.evaluate import likelihood, perplexity
 from gptsmith.evaluate.classification import log_probabilities
 from gptsmith.generate import forward
@@ -27,9 +27,11 @@ from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import LoraConfig, ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.model.tuning import Tuning
+from gptsmith.recipes.reference import TopTokens
 from gptsmith.train.loss import classification_loss, next_token_loss
 from gptsmith.train.optim import Optimizer
 from gptsmith.train.options import OptimConfig
+from gptsmith.train.preference import PreferenceLoss
 from gptsmith.train.runtime import Precision
 from gptsmith.train.step import Step, train_steps
 
@@ -117,6 +119,31 @@ def test_pretraining(axes: str, packed: bool) -> None:
         )
     )
     assert len(pretend_device.waits) <= 3 * STEPS, pretend_device.waits
+
+
+def test_preferences() -> None:
+    def pairs(step: int) -> list[PairBatch]:
+        reference = torch.tensor([-90.0, -95.0])
+        return [
+            PairBatch(batch.inputs, batch.targets, count=1, reference=reference)
+            for batch in batches(step, packed=False)
+        ]
+
+    def divergence(device: torch.device) -> float:
+        batch = pairs(0)[0]
+        targets = (batch.targets != IGNORE_INDEX).sum(1)
+        ids = torch.arange(4, dtype=torch.int32).expand(int(targets.sum()), 4)
+        offsets = np.array([0, int(targets[0]), int(targets.sum())])
+        top = TopTokens(ids, torch.full(ids.shape, -3.0), offsets)
+        with torch.no_grad():
+            return float(top.divergence(model_of({}, device), batch.to(device), [0]))
+
+    loss = PreferenceLoss("sigmoid", 0.1)
+    a, b = on_both(lambda device: train(model_of({}, device), pairs, loss, "adamw"))
+    assert_like(a, b)
+    assert a[0].metrics == pytest.approx(b[0].metrics, rel=1e-4)
+    on_cpu, on_device = on_both(divergence)
+    assert on_device == pytest.approx(on_cpu, rel=1e-4)
 
 
 def test_training_in_fp8() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from chats import OURS, learned, talk, target_texts
+from data_sets import complete_data
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.data.options import PreferenceFiles
@@ -232,3 +233,20 @@ def test_each_step_is_sorted_by_length_and_each_epoch_complete(tmp_path: Path) -
     assert sizes[4:] == sorted(sizes[4:])
     assert sorted(i for group in rows.groups(3) for i in group) == [*range(10)]
     assert len([i for group in rows.groups(3, rows.pairs.tokens // 2) for i in group]) == 5
+
+
+def test_public_sets_are_read_whole() -> None:
+    """LLaMA-Factory's demo and a set of instructions, in the folder of complete data sets."""
+    sizes = {
+        "chat_llamafactory/dpo_en_demo.json": 1_575_286,
+        "instruction_data/instruction-data-with-preference.json": 386_968,
+    }
+    folder = complete_data(sizes)
+    demo, instructions = (
+        load_pairs([folder / name], PreferenceFiles(), OURS, 8192) for name in sizes
+    )
+    assert (len(demo[0]), demo[1].left_out.total) == (300, 0)
+    assert (len(instructions[0]), instructions[1].left_out.counts()) == (
+        1094,
+        {"with equal answers": 6},
+    )

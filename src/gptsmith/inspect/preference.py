@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.padding import Padding
 
 from gptsmith.batch import IGNORE_INDEX
@@ -45,7 +45,7 @@ def show_preferences(report: PreferenceReport, console: Console, first: int = 3)
     """Print the report and the first pairs: chosen answers in green, rejected ones in red, what
     differs in bold. Without colour, target tokens are enclosed in ⟦ ⟧, what differs in « »."""
     plain = console.no_color or console.color_system is None
-    console.print(Group(*_parts(report, first, plain)))
+    render.print_report(_parts(report, first, plain), console)
 
 
 def _parts(report: PreferenceReport, first: int, plain: bool) -> Iterator[RenderableType]:

@@ -4,6 +4,7 @@
 #   make soak     a hundred kills, a disk that fails at each call that writes, 10,000 requests in
 #                 random batches: hours
 #   make soak-serve  a server under load for 20 minutes: every answer as alone, no memory lost
+#   make dist     source distribution and wheel, in dist/
 #   make bench    benchmarks, side by side with other libraries
 #   make fuzz     20,000 damaged files over all parsers: ten minutes
 #   make test-flips  1,000 flipped bits in a corpus and in runs: named, or nothing changes; an hour
@@ -25,7 +26,7 @@ VLLM := $(VENV)-vllm
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: demo test soak soak-serve test-flips test-scale test-gguf test-vllm test-sanitizers check bench fuzz clean
+.PHONY: demo test soak soak-serve test-flips test-scale test-gguf test-vllm test-sanitizers check bench fuzz dist clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/gptsmith demo
@@ -74,8 +75,17 @@ bench: $(VENV)/.dev
 fuzz: $(VENV)/.dev
 	@$(BIN)/python tests/fuzz/run.py --inputs 20000
 
+# setuptools is the build backend, and is there already: it needs no environment of its own.
+dist: $(VENV)/.dev
+	@$(PIP) -q setuptools
+	@rm -rf dist
+	@for kind in sdist wheel; do \
+	  $(BIN)/python -c "from setuptools import build_meta; build_meta.build_$$kind('dist')" >/dev/null || exit 1; \
+	done
+	@ls dist
+
 clean:
-	rm -rf $(VENV) $(VLLM) build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # PyTorch comes first and alone: what follows then finds it installed and brings no other build.
 # The index is an extra one because torch's own dependencies live in the ordinary registry; of two

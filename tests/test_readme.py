@@ -120,10 +120,11 @@ def test_every_verb_and_every_recipe_is_shown() -> None:
     assert listed == {path.name for path in (ROOT / "configs").glob("*.yaml")}
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
-)
-def test_links_are_not_broken(page: str) -> None:
+PAGES = [p.relative_to(ROOT) for f in (".", "docs", "course") for p in (ROOT / f).glob("*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=map(str, PAGES))
+def test_links_are_not_broken(page: Path) -> None:
     path = ROOT / page
     for target in re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (path.parent / target).exists(), target

@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from gptsmith.tokenizer import Tokenizer
 
 MAX_BATCH_SIZE = 32  # requests that run at the same time
-CHUNK = {"cpu": 256, "cuda": 2048}  # tokens of one prompt that are read in a step
-BUDGET = {"cpu": 512, "cuda": 8192}  # tokens of all prompts that are read in a step
+# While prompts are read, decoding requests wait: a step should be short, and as cheap per token as
+# a long one. On a CPU 32 tokens are (docs/log.md).
+CHUNK = {"cpu": 128, "cuda": 2048}  # tokens of one prompt that are read in a step
+BUDGET = {"cpu": 128, "cuda": 8192}  # tokens of all prompts that are read in a step
 DRAFT_TOKENS = 4  # of a draft model, in one step
 SCORED = 64  # tokens of a prompt whose logits are in memory at once
 

@@ -92,7 +92,7 @@ def _place(error: Exception, solution: ModuleType) -> str:
 
 
 def select(numbers: Sequence[str], solution: ModuleType) -> dict[str, Exercise]:
-    """The exercises to check: those asked for, or all whose names the solution defines.
+    """The exercises to check: those asked for, or all whose names the solution itself defines.
 
     ValueError for a number that does not exist, and for a solution without the names it needs.
     """
@@ -105,10 +105,15 @@ def select(numbers: Sequence[str], solution: ModuleType) -> dict[str, Exercise]:
                 raise ValueError(
                     f"{solution.__file__} has no {name}, which exercise {number} needs"
                 )
+    own = {  # not those that it imports, such as gptsmith's GPTModel
+        name
+        for name, value in vars(solution).items()
+        if getattr(value, "__module__", None) == solution.__name__
+    }
     found = {
         number: exercise
         for number, exercise in known.items()
-        if number in numbers or (not numbers and all(hasattr(solution, n) for n in exercise.names))
+        if number in numbers or (not numbers and own.issuperset(exercise.names))
     }
     if not found:
         raise ValueError(f"{solution.__file__} has none of the classes and functions of the course")

@@ -81,6 +81,12 @@ def test_the_command_reports_each_exercise(tmp_path: Path) -> None:
     assert lines[-1] == "1 of 2 exercises pass"
 
 
+def test_exercises_of_a_file_are_those_that_it_defines() -> None:
+    """Part 2 imports gptsmith's GPTModel, which is no solution of part 1."""
+    chosen = check.select([], check.load(SOLUTIONS / "part2.py"))
+    assert [*chosen] == ["2.1", "2.2", "2.3", "2.4"]
+
+
 def test_the_commands_of_the_page_run(capsys: pytest.CaptureFixture[str]) -> None:
     page = (COURSE / "README.md").read_text(encoding="utf-8")
     commands = re.findall(r"^python -m course\.check (.*)$", page, re.MULTILINE)

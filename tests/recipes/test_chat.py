@@ -27,6 +27,7 @@ COMMON = [
 KINDS = {
     "all": [],
     "lora": ["--lora.rank", "2", "--lora.dropout", "0.1", "--dropout", "0.2"],
+    "nf4": ["--lora.rank", "2", "--quantize", "nf4", "--train.activation-checkpointing"],
     "frozen": ["--freeze", "embedding.*", "--freeze", "blocks.0.*", "--dropout", "0.1"],
 }
 
@@ -75,12 +76,12 @@ def test_learns_and_produces_a_chat_model(base: Path, data: Path, tuned) -> None
     assert run.template == TEMPLATE
     assert [run.tokenizer.special_tokens[t] for t in CHAT_TOKENS] == [257, 258, 259, 260, 261]
     assert run.model_config.vocab_size == 262
-    assert run.model_config.dropout == {"all": 0, "lora": 0.2, "frozen": 0.1}[kind]
+    assert run.model_config.dropout == {"all": 0, "lora": 0.2, "nf4": 0, "frozen": 0.1}[kind]
     first, *_, last = (e["val_loss"] for e in events(path, "val"))
     assert last < 0.8 * first
     assert loss(path, data) == pytest.approx(last, rel=0.1)  # merged, on the whole set
-    assert (path / "adapter").is_dir() == (kind == "lora")
-    assert (path / "model.safetensors").is_file() == (kind != "lora")
+    assert (path / "adapter").is_dir() == (kind in ("lora", "nf4"))
+    assert (path / "model.safetensors").is_file() == (kind not in ("lora", "nf4"))
     assert (path / "base.safetensors").is_file() == (kind != "all")
     report = (path / "report.md").read_text()
     assert f"gptsmith chat {path}" in report

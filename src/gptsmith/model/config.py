@@ -224,6 +224,13 @@ class ModelConfig(BaseModel):
         return config.change(**fields) if fields else config
 
 
+Quantization = Literal["nf4", "int8"]
+"""Number formats of frozen linear layers (model/quantized.py)."""
+
+BITS: dict[Quantization, float] = {"nf4": 4.5, "int8": 8.5}
+"""Of a number of a quantized weight, its part of a scale included."""
+
+
 class LoraConfig(BaseModel):
     """Low-rank adaptation: each target matrix W becomes W + alpha / rank * B @ A, W frozen."""
 

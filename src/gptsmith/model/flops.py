@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import assert_never
 
-from gptsmith.model.config import ModelConfig
+from gptsmith.model.config import BITS, ModelConfig, Quantization
 
 
 def parameters(c: ModelConfig) -> int:
@@ -55,6 +55,12 @@ def matmul_parameters(c: ModelConfig) -> int:
     """Parameters of the matrices that a token is multiplied by: those of the blocks and the head,
     unless that is a classifier's, which sees only the last token of a text."""
     return block_matrices(c) + c.vocab_size * c.n_embd * (not c.labels)
+
+
+def weight_bytes(c: ModelConfig, quantize: Quantization | None = None) -> int:
+    """Bytes of the weights in training: fp32, or quantized matrices of the blocks."""
+    matrices = block_matrices(c)
+    return 4 * (parameters(c) - matrices) + int(matrices * (BITS[quantize] if quantize else 32) / 8)
 
 
 def flops_per_token(c: ModelConfig, T: int | None = None) -> int:
@@ -119,6 +125,7 @@ def training_memory(
     shards: int = 1,
     chunk_bytes: int = 2**27,
     accumulates: bool = True,
+    quantize: Quantization | None = None,
 ) -> TrainingMemory:
     """Memory of one training step on a micro-batch (B, T), by default in fp32.
 
@@ -126,7 +133,8 @@ def training_memory(
     that computes in bf16 or fp16. checkpointing: a block keeps its input only, and one at a time
     the rest. shards: ranks among which weights, gradients and optimizer are divided; the result is
     the memory of each. chunk_bytes: of the loss's chunks of logits (`CHUNK_BYTES` in train/loss).
-    accumulates: see TrainingMemory.
+    accumulates: see TrainingMemory. quantize: format of the blocks' matrices, which are frozen; the
+    one in use, as it is computed, is not counted.
 
     Weights, gradients and the optimizer's moments (two for AdamW; Muon keeps one for the matrices
     of the blocks) are exact. Activations are what autograd saves in eager fp32 on a CPU under the
@@ -152,14 +160,15 @@ def training_memory(
     blocks = block + c.n_layer * c.n_embd if checkpointing else c.n_layer * block
     # The loss keeps the gradient of the head from its forward pass.
     saved = B * T * (blocks + norm + c.n_embd) + c.vocab_size * c.n_embd * (not c.labels)
-    saved = 4 * saved + (2 * block_matrices(c) if autocast else 0)
+    saved = 4 * saved + (2 * block_matrices(c) if autocast and not quantize else 0)
     chunks = -(-4 * B * T * c.vocab_size // chunk_bytes)  # of equal size
     logits = int(2.25 * 4 * -(-B * T // chunks) * c.vocab_size) if not c.labels else 0
     # Muon: the update in fp32, and the largest group of equal matrices in its iteration
     update = 16 * block_matrices(c) if optimizer == "muon" and gradients == n else 0
     if shards == 1:
+        weights = weight_bytes(c, quantize)
         return TrainingMemory(
-            4 * n, 4 * gradients, 4 * moments, saved, logits, update, accumulates=accumulates
+            weights, 4 * gradients, 4 * moments, saved, logits, update, accumulates=accumulates
         )
     # Of the blocks, one computes, one is gathered meanwhile, and the buffer that the first was
     # gathered in is freed last; gradients of one are added up while those of the next are computed.

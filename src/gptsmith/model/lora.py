@@ -18,19 +18,24 @@ from gptsmith.arguments import check_several
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import LoraConfig
 from gptsmith.model.gpt import GPTModel
+from gptsmith.model.quantized import QuantizedLinear, quantized_layers, restore_linears
+
+LINEAR = nn.Linear | QuantizedLinear  # what adapters are attached to
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer plus the low-rank update B @ A, with A (r, in) and B (out, r).
+    """A frozen linear layer, quantized or not, plus the low-rank update B @ A, with A (r, in) and
+    B (out, r).
 
     B starts at zero and A as in peft, so initially the output is unchanged.
     """
 
-    def __init__(self, base: nn.Linear, config: LoraConfig) -> None:
+    def __init__(self, base: nn.Linear | QuantizedLinear, config: LoraConfig) -> None:
         super().__init__()
-        self.base = base.requires_grad_(False)
-        self.lora_A = nn.Parameter(base.weight.new_empty(config.rank, base.in_features))
-        self.lora_B = nn.Parameter(base.weight.new_zeros(base.out_features, config.rank))
+        self.base: nn.Linear | QuantizedLinear = base.requires_grad_(False)
+        like = base.scales if isinstance(base, QuantizedLinear) else base.weight
+        self.lora_A = nn.Parameter(like.new_empty(config.rank, base.in_features))
+        self.lora_B = nn.Parameter(like.new_zeros(base.out_features, config.rank))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         self.scale = config.alpha / config.rank
         self.dropout = nn.Dropout(config.dropout)
@@ -41,9 +46,11 @@ class LoraLinear(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
+        base = self.base
+        linear = base.dequantized() if isinstance(base, QuantizedLinear) else base
         change = self.scale * (self.lora_B.float() @ self.lora_A.float())
-        self.base.weight += change.to(self.base.weight.dtype)
-        return self.base
+        linear.weight += change.to(linear.weight.dtype)
+        return linear
 
 
 class TrainableTokens(nn.Module):
@@ -95,7 +102,7 @@ def attach(model: GPTModel, config: LoraConfig, token_ids: Sequence[int] = ()) -
     """
     assert config.rank > 0
     assert not any(isinstance(m, LoraLinear | TrainableTokens) for m in model.modules())
-    linears = {n: m for n, m in model.blocks.named_modules() if isinstance(m, nn.Linear)}
+    linears = {n: m for n, m in model.blocks.named_modules() if isinstance(m, LINEAR)}
     kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in linears))
     for target in config.targets:
         if target not in kinds:
@@ -129,10 +136,11 @@ def train_token_rows(model: GPTModel, token_ids: Sequence[int]) -> None:
 
 def merge(model: GPTModel) -> None:
     """Merge adapters and trained rows into the weights, in place. Afterwards the model has its
-    plain modules and names, and all parameters are trainable."""
+    plain modules and names, none of them quantized, and all parameters are trainable."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLinear | TrainableTokens):
             model.set_submodule(name, module.merged())
+    restore_linears(model)  # those without an adapter
     model.requires_grad_(True)
 
 
@@ -158,5 +166,6 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
 def trainable_summary(model: nn.Module) -> str:
     """How many parameters of a model are trained, as text."""
     total = sum(p.numel() for p in model.parameters())
+    total += sum(m.in_features * m.out_features for _, m in quantized_layers(model))
     some = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return f"{some:,} of {total:,} parameters are trained ({some / total:.1%})"

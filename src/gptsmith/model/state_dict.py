@@ -13,8 +13,9 @@ from torch.overrides import TorchFunctionMode
 
 from gptsmith.arguments import check_several
 from gptsmith.model.classifier import GPTClassifier
-from gptsmith.model.config import ModelConfig
+from gptsmith.model.config import ModelConfig, Quantization
 from gptsmith.model.gpt import GPTModel
+from gptsmith.model.quantized import QuantizedLinear, quantized_layers, replace_linears
 
 M = TypeVar("M", bound=GPTModel)
 
@@ -24,39 +25,85 @@ def load(
     tensors: Mapping[str, Tensor],
     origin: str | Path,
     *,
+    quantized: Quantization | None = None,
     mask_folder: Path | None = None,
     trust_code: bool = False,
 ) -> GPTModel:
     """A model with `tensors` as its parameters (not copied, dtypes kept): a GPTClassifier if
     config has labels.
 
-    Raises ValueError naming `origin` and the parameters that are missing, unexpected, of another
-    shape, or not finite. mask_folder, trust_code: see GPTModel.
+    quantized: the linear layers of the blocks are quantized, and `tensors` has their codes and
+    scales. Raises ValueError naming `origin` and the parameters that are missing, unexpected, of
+    another shape, or not finite. mask_folder, trust_code: see GPTModel.
     """
+    _check_shapes(shapes(config, quantized), config, tensors, origin)
+    with skip_init():
+        kind = GPTClassifier if config.labels else GPTModel
+        model = kind(config, mask_folder=mask_folder, trust_code=trust_code)
+    if quantized:
+        replace_linears(model, quantized, with_weights=False)
+    check(model.state_dict(), tensors, origin)
+    model.load_state_dict(tensors, assign=True)
+    return model
+
+
+def load_in_fp32(
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    origin: str | Path,
+    *,
+    quantize: Quantization | None = None,
+    mask_folder: Path | None = None,
+    trust_code: bool = False,
+) -> GPTModel:
+    """`load` with a copy of the tensors in fp32, which takes each from `tensors` when its turn has
+    come. quantize: the linear layers of the blocks are quantized, one at a time."""
+    _check_shapes(shapes(config), config, tensors, origin)
+    with skip_init():  # memory that is not written does not count
+        kind = GPTClassifier if config.labels else GPTModel
+        model = kind(config, mask_folder=mask_folder, trust_code=trust_code)
+    if quantize:
+        replace_linears(model, quantize, with_weights=False)
+    for name, tensor in validated(config, tensors.items(), origin):
+        module, _, field = name.rpartition(".")
+        layer = model.get_submodule(module)
+        if isinstance(layer, QuantizedLinear) and field == "weight":
+            layer.set_weight(tensor)
+        else:
+            model.get_parameter(name).data.copy_(tensor)
+    return model
+
+
+def _check_shapes(
+    expected: Mapping[str, tuple[int, ...]],
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    origin: str | Path,
+) -> None:
+    """ValueError for tensors that do not fit, before a model of that architecture is made."""
     if config.n_layer > len(tensors):  # before that many layers are created
         raise ValueError(
             f"{origin} does not fit the architecture: {config.n_layer} layers, but {len(tensors)} "
             "tensors"
         )
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    check_state_dict(shapes(config), given, origin)
-    with skip_init():
-        kind = GPTClassifier if config.labels else GPTModel
-        model = kind(config, mask_folder=mask_folder, trust_code=trust_code)
-    check(model.state_dict(), tensors, origin)
-    model.load_state_dict(tensors, assign=True)
-    return model
+    check_state_dict(expected, given, origin)
 
 
-def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def shapes(
+    config: ModelConfig, quantized: Quantization | None = None
+) -> dict[str, tuple[int, ...]]:
     """Parameter names and shapes of a model of this architecture; nothing is allocated.
 
-    ValueError for sizes that no tensor can have.
+    quantized: with codes and scales in place of the blocks' matrices. ValueError for sizes that no
+    tensor can have.
     """
     config = config.model_copy(update={"mask": "causal()"})  # which has no parameters
     try:
         with torch.device("meta"), skip_init():
             model = (GPTClassifier if config.labels else GPTModel)(config)
+            if quantized:
+                replace_linears(model, quantized, with_weights=False)
     except (RuntimeError, OverflowError, TypeError):  # torch's, of products above 2**63
         raise ValueError("the architecture has impossible sizes") from None
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -141,6 +188,8 @@ def _rebuild(
     """A model of another class or configuration with these tensors and the mask of `model`."""
     with skip_init():
         new = kind(config, mask=model.mask)
+    for name, layer in quantized_layers(model):
+        new.set_submodule(name, layer)
     new.load_state_dict(tensors, assign=True)
     return new.train(model.training)
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from gptsmith.model import lora, state_dict
-from gptsmith.model.config import LoraConfig
+from gptsmith.model.config import LoraConfig, Quantization
 from gptsmith.model.gpt import GPTModel
 
 
@@ -21,6 +21,8 @@ class Tuning(BaseModel):
     lora: LoraConfig = LoraConfig()
     freeze: tuple[str, ...] = ()
     """Patterns of parameter names that are not trained (`blocks.0.*`)."""
+    quantize: Quantization | None = None
+    """Format of the linear layers of the blocks, which are frozen then (default: not quantized)."""
     token_ids: tuple[int, ...] = ()
     """New tokens, whose embeddings are trained in any case."""
 

@@ -15,7 +15,7 @@ from gptsmith.data.packing import PackedRows, PaddedRows
 from gptsmith.evaluate import perplexity
 from gptsmith.generate.chat import Chat
 from gptsmith.generate.options import SamplingConfig
-from gptsmith.model import lora
+from gptsmith.model import flops, lora
 from gptsmith.model import state_dict as model_weights
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig
@@ -40,7 +40,8 @@ class PreparedModel:
 
     model         fp32, with adapters attached and parameters frozen as configured; on the CPU until
                   `resolve`
-    base_weights  all weights before the first step, by their plain names; empty if all are trained
+    base_weights  all weights before the first step, by their plain names, in the memory of the
+                  model; empty if all are trained
     run           the run that model and tokenizer come from (see `base_run`)
     """
 
@@ -82,10 +83,10 @@ def prepare(
             kind = GPTClassifier if run.model_config.labels else GPTModel
             model: GPTModel = kind(run.model_config, mask_folder=run.path, trust_code=True)
         else:
-            model = run.base_model(trust_code=True)
+            model = run.base_model(trust_code=True, quantized=True)
         tokenizer = run.tokenizer
     else:
-        model = run.load_model(config.checkpoint, trust_code=config.trust_code).float()
+        model = run.load_for_training(config.checkpoint, config.quantize, config.trust_code)
         tokenizer, used = run.tokenizer.add_special_tokens(tokens), run.tokenizer.vocab_size
         ids = tuple(tokenizer.special_tokens[name] for name in tokens)
         if tokenizer.vocab_size > used:
@@ -95,10 +96,10 @@ def prepare(
             model = model_weights.with_dropout(model, config.dropout)
         if labels:
             model = model_weights.with_classification_head(model, labels)
-    tuning = Tuning(lora=config.lora, freeze=config.freeze)
+    tuning = Tuning(lora=config.lora, freeze=config.freeze, quantize=config.quantize)
     if not tuning.is_full_finetune:
         tuning = tuning.model_copy(update=dict(token_ids=ids))
-    base = {} if tuning.is_full_finetune else {n: t.clone() for n, t in model.state_dict().items()}
+    base = {} if tuning.is_full_finetune else dict(model.state_dict())
     tuning.wrap(model)
     model.activation_checkpointing = config.train.activation_checkpointing
     return PreparedModel(model, tokenizer, tuning, base, run)
@@ -106,13 +107,16 @@ def prepare(
 
 def resolve(config: C, prepared: PreparedModel, dataset: Dataset) -> Plan[C]:
     """`plan.resolve` for fine-tuning; moves the model to its device, unless it is to be sharded."""
-    trained = sum(p.numel() for p in prepared.model.parameters() if p.requires_grad)
-    resolved = plan.resolve(config, prepared.model.config, dataset, trained)
+    model = prepared.model
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    resolved = plan.resolve(config, model.config, dataset, trained, config.quantize)
     if not resolved.is_sharded:
-        prepared.model.to(resolved.runtime.device)
-    return resolved.with_notes(
-        [Note("base", f"{config.base}, {lora.trainable_summary(prepared.model)}")]
-    )
+        model.to(resolved.runtime.device)
+    text = f"{config.base}, {lora.trainable_summary(model)}"
+    if config.quantize:
+        size = flops.weight_bytes(model.config, config.quantize) / 2**20
+        text += f"; blocks in {config.quantize}, so that all weights take {size:,.0f} MiB"
+    return resolved.with_notes([Note("base", text)])
 
 
 def create_run(

@@ -17,7 +17,7 @@ from gptsmith.data.options import (
     PreferenceFiles,
     SplitConfig,
 )
-from gptsmith.model.config import LoraConfig, ModelConfig
+from gptsmith.model.config import LoraConfig, ModelConfig, Quantization
 from gptsmith.run.layout import CheckpointName
 from gptsmith.train.options import (
     CompileMode,
@@ -191,7 +191,26 @@ class FinetuneConfig(RecipeConfig):
     lora: LoraConfig = LoraConfig()
     """Low-rank adapters (LoRA); they need about ten times the learning rate of full fine-tuning:
     0.01."""
+    quantize: Quantization | None = None
+    """With --lora.rank: the linear layers of the blocks, which are frozen, in 4 bits (nf4) or 8
+    (int8), a seventh or a quarter of their memory (QLoRA). --train.activation-checkpointing and a
+    small --train.batch-size save most of what is left (default: fp32)."""
     optim: OptimConfig = OptimConfig(learning_rate=1e-3, schedule="linear")
+
+    @model_validator(mode="after")
+    def _check_quantize(self) -> FinetuneConfig:
+        given = f"quantize {self.quantize}"
+        if self.quantize and not self.lora.rank:
+            raise ValueError(
+                f"{given} is for adapters, quantized weights are not trained: give lora.rank"
+            )
+        if self.quantize and self.train.shard:
+            raise ValueError(
+                f"{given} and train.shard: quantized weights are not divided; omit one"
+            )
+        if self.quantize and self.train.precision == "fp8":
+            raise ValueError(f"{given} and train.precision fp8: use bf16 or auto")
+        return self
 
 
 class TextConfig(FinetuneConfig, CorpusConfig):

@@ -10,7 +10,7 @@ import torch
 
 from gptsmith.batch import Batch
 from gptsmith.model import flops
-from gptsmith.model.config import ModelConfig
+from gptsmith.model.config import ModelConfig, Quantization
 from gptsmith.recipes.options import RecipeConfig
 from gptsmith.train import distributed, runtime
 from gptsmith.train.loss import CHUNK_BYTES
@@ -81,28 +81,40 @@ class Plan(Generic[R_co]):
         return replace(self, notes=tuple(every))
 
 
-def resolve(config: R, model: ModelConfig, dataset: Dataset, trained: int | None = None) -> Plan[R]:
+def resolve(
+    config: R,
+    model: ModelConfig,
+    dataset: Dataset,
+    trained: int | None = None,
+    quantize: Quantization | None = None,
+) -> Plan[R]:
     """Resolve what depends on machine and data; ValueError for what this machine cannot do.
 
-    trained: number of parameters that are trained (default: all). With several ranks, rank 0
-    chooses for all.
+    trained: number of parameters that are trained (default: all). quantize: format of the blocks'
+    matrices. With several ranks, rank 0 chooses for all.
     """
     plan: Plan[R] | None = None
 
     def choose() -> Mapping[str, Any]:
         nonlocal plan
-        plan = _resolve(config, model, dataset, trained)
+        plan = _resolve(config, model, dataset, trained, quantize)
         return plan.config.train.model_dump(mode="json")
 
     chosen = distributed.from_rank_0(choose)
     if plan is None:
         train = type(config.train).model_validate(chosen)
         config = config.model_copy(update=dict(train=train))
-        plan = _resolve(config, model, dataset, trained)
+        plan = _resolve(config, model, dataset, trained, quantize)
     return plan
 
 
-def _resolve(config: R, model: ModelConfig, dataset: Dataset, trained: int | None) -> Plan[R]:
+def _resolve(
+    config: R,
+    model: ModelConfig,
+    dataset: Dataset,
+    trained: int | None,
+    quantize: Quantization | None,
+) -> Plan[R]:
     train, T, ranks = config.train, dataset.T, distributed.world_size()
     try:
         device = runtime.choose_device(train.device)
@@ -131,7 +143,7 @@ def _resolve(config: R, model: ModelConfig, dataset: Dataset, trained: int | Non
     work = flops.flops_per_token(model) * steps * rows_per_step * T
     compiled, reason = runtime.choose_compile(train.compile, device, work / ranks, train.seconds)
     shards = ranks if train.shard else 1
-    memory = _checked_memory(config, model, T, trained, device, precision.name, shards)
+    memory = _checked_memory(config, model, T, trained, quantize, device, precision.name, shards)
     waits = _saving_notes(config, memory, device, shards)
     mask = "" if model.mask == "causal()" else f", mask {model.mask}"
     notes = (
@@ -179,6 +191,7 @@ def _checked_memory(
     model: ModelConfig,
     T: int,
     trained: int | None,
+    quantize: Quantization | None,
     device: torch.device,
     precision: str,
     shards: int,
@@ -190,6 +203,7 @@ def _checked_memory(
         autocast=None if precision == "fp32" else device.type,
         checkpointing=train.activation_checkpointing, shards=shards,
         chunk_bytes=CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"]),
+        quantize=quantize,
     )  # fmt: skip
     available = runtime.memory_bytes(device)
     # The formula is accurate to a quarter, and a CPU has swap.

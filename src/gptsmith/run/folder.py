@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -19,8 +19,9 @@ from gptsmith.interop import peft
 from gptsmith.interop.peft import Adapter
 from gptsmith.model import lora
 from gptsmith.model import state_dict as model_weights
-from gptsmith.model.config import ModelConfig
+from gptsmith.model.config import ModelConfig, Quantization
 from gptsmith.model.gpt import GPTModel
+from gptsmith.model.quantized import replace_linears, restore_linears
 from gptsmith.model.tuning import Tuning, load_trainable_state_dict
 from gptsmith.run import digests, layout
 from gptsmith.run.layout import MASK, CheckpointName
@@ -30,6 +31,8 @@ from gptsmith.train import monitor, runtime
 
 if TYPE_CHECKING:
     from gptsmith.chat_template.template import ChatTemplate
+
+T = TypeVar("T")
 
 
 class Run:
@@ -177,10 +180,51 @@ class Run:
             model = self._tuned_model(tensors, source, trust_code)
         return model.to(runtime.choose_device(str(device))).eval()
 
-    def base_model(self, trust_code: bool = False) -> GPTModel:
-        """The model that a partly trained run started from, without adapters."""
+    def load_for_training(
+        self,
+        checkpoint: CheckpointName = "last",
+        quantize: Quantization | None = None,
+        trust_code: bool = False,
+    ) -> GPTModel:
+        """`load_model` in fp32 on the CPU, to train it further.
+
+        quantize: format of the linear layers of the blocks. Weights that are in one file are read
+        tensor by tensor, so memory is needed for the model alone; others are merged first.
+        """
+
+        def read() -> GPTModel | None:
+            chosen = self._choose(checkpoint)
+            if not self._is_complete(chosen):
+                return None
+            stored = (
+                checkpoints.StoredTensors(self.weights)
+                if chosen is None
+                else chosen.stored("model")
+            )
+            return model_weights.load_in_fp32(
+                self.model_config, stored, stored.path, quantize=quantize,
+                mask_folder=self.path, trust_code=trust_code,
+            )  # fmt: skip
+
+        model = self._retried(read)
+        if model is None:
+            model = self.load_model(checkpoint, trust_code=trust_code).float()
+            if quantize:
+                replace_linears(model, quantize)
+        return model.eval()
+
+    def base_model(self, trust_code: bool = False, *, quantized: bool = False) -> GPTModel:
+        """The model that a partly trained run started from, without adapters.
+
+        quantized: quantized layers stay so; otherwise they become plain ones with the same weights.
+        """
         source = self.verified(layout.BASE)
-        return self._complete_model(checkpoints.load_tensors(source), source, trust_code)
+        model = self._complete_model(
+            checkpoints.load_tensors(source), source, trust_code, self.tuning.quantize
+        )
+        if not quantized:
+            restore_linears(model)
+        return model
 
     def load_adapter(self, checkpoint: CheckpointName = "last") -> Adapter:
         """A LoRA run's adapter; `notice` and errors as for `load_model`."""
@@ -228,15 +272,20 @@ class Run:
             checkpoints.save_tensors(temporary, tensors, header)
 
     def _complete_model(
-        self, tensors: dict[str, Tensor], source: Path, trust_code: bool
+        self,
+        tensors: dict[str, Tensor],
+        source: Path,
+        trust_code: bool,
+        quantized: Quantization | None = None,
     ) -> GPTModel:
         return model_weights.load(
-            self.model_config, tensors, source, mask_folder=self.path, trust_code=trust_code
-        )
+            self.model_config, tensors, source, quantized=quantized,
+            mask_folder=self.path, trust_code=trust_code,
+        )  # fmt: skip
 
     def _tuned_model(self, tensors: dict[str, Tensor], source: Path, trust_code: bool) -> GPTModel:
         """The base model with these trained weights, adapters merged."""
-        model = self.base_model(trust_code)
+        model = self.base_model(trust_code, quantized=True)
         self.tuning.wrap(model)
         load_trainable_state_dict(model, tensors, source)
         lora.merge(model)
@@ -244,14 +293,29 @@ class Run:
 
     def _tensors(self, which: CheckpointName) -> tuple[dict[str, Tensor], Path]:
         """The requested weights (all, or the trained ones), and their file or folder."""
+
+        def read() -> tuple[dict[str, Tensor], Path]:
+            chosen = self._choose(which)
+            if chosen is None:
+                return self._final_tensors(), self.weights
+            return chosen.load("model"), chosen.path
+
+        return self._retried(read)
+
+    def _retried(self, read: Callable[[], T]) -> T:
         for _ in range(10):
             try:
-                return self._read(which)
+                return read()
             except FileNotFoundError:  # pruned by the process that trains here: look again
                 continue
-        return self._read(which)
+        return read()
 
-    def _read(self, which: CheckpointName) -> tuple[dict[str, Tensor], Path]:
+    def _is_complete(self, chosen: checkpoints.Checkpoint | None) -> bool:
+        """Whether what `_choose` has found are all weights of the model."""
+        return self.tuning.is_full_finetune or (chosen is None and not self.tuning.lora.rank)
+
+    def _choose(self, which: CheckpointName) -> checkpoints.Checkpoint | None:
+        """Where the requested weights are; None: they are the final ones. Sets `notice`."""
         self.notice = digests.unverified_note(self.path)
         header = None if isinstance(which, int) else self._header()
         steps = checkpoints.steps(self.checkpoints)
@@ -259,7 +323,7 @@ class Run:
             # Training may have continued since. Imported weights have no step: they are final.
             last_step = int(header.get("step", sys.maxsize))
             if not any(step > last_step for step in steps):
-                return self._final_tensors(), self.weights
+                return None
         if not steps:
             raise ValueError(
                 f"{self.path} has no checkpoints, only its final {self.weights.name}"
@@ -271,7 +335,7 @@ class Run:
         if which == "last":
             damage.append(f"{self.path} is unfinished: this is its step {chosen.step}")
         self.notice = "; ".join([*filter(None, [self.notice]), *damage])
-        return chosen.load("model"), chosen.path
+        return chosen
 
     def _header(self) -> dict[str, str] | None:
         """The metadata of the final weights, which are verified; None if there are none."""

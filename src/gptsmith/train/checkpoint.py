@@ -16,10 +16,10 @@ import math
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from safetensors import SafetensorError
 
@@ -28,6 +28,8 @@ from gptsmith.files import digest, has_digest, naming, open_safetensors, read_js
 if TYPE_CHECKING:  # torch is imported where tensors are handled, not to list checkpoints
     import torch
     from torch import Tensor
+
+T = TypeVar("T")
 
 MANIFEST, STATE = "manifest.json", "state.json"
 _NAME = re.compile(r"step-(\d{6,})(\.tmp-[0-9a-f]{8})?")
@@ -43,6 +45,10 @@ class Checkpoint:
     def load(self, name: str, part: tuple[int, int] = (0, 1)) -> dict[str, Tensor]:
         """The tensors of group `name`, on the CPU. part: see `load_tensors`."""
         return load_tensors(self.path / f"{name}.safetensors", part)
+
+    def stored(self, name: str) -> StoredTensors:
+        """The tensors of group `name`, which are read when they are asked for."""
+        return StoredTensors(self.path / f"{name}.safetensors")
 
     @property
     def state(self) -> dict[str, Any]:
@@ -127,11 +133,45 @@ def load_tensors(path: Path, part: tuple[int, int] = (0, 1)) -> dict[str, Tensor
                     found[name] = file.get_tensor(name)
         return found
 
+    return _read(path, load_part if part[1] > 1 else lambda: load_file(path))
+
+
+class StoredTensors(Mapping[str, "Tensor"]):
+    """The tensors of a safetensors file by name, on the CPU. Each is read when it is asked for, so
+    that only those in use take memory. Raises ValueError if the file is damaged."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._names: list[str] = self._with_file(lambda file: list(file.keys()))
+
+    def _with_file(self, function: Callable[[Any], Any]) -> Any:
+        from safetensors import safe_open
+
+        def read() -> Any:  # the file is mapped as long as it, or a tensor of it, is in use
+            with safe_open(self.path, "pt") as file:
+                return function(file)
+
+        return _read(self.path, read)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._with_file(lambda file: file.get_tensor(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _read(path: Path, function: Callable[[], T]) -> T:
+    """The result of `function`, which reads a safetensors file; ValueError if it is damaged."""
     with path.open("rb"):  # the library's errors do not name a missing or unreadable file
         pass
     try:
         with naming(path):
-            return open_safetensors(path, load_part if part[1] > 1 else lambda: load_file(path))
+            return open_safetensors(path, function)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
 

@@ -27,8 +27,9 @@ from gptsmith.generate.options import SamplingConfig
 from gptsmith.generate.request import Generation, Request
 from gptsmith.model import decode_cache
 from gptsmith.model.classifier import GPTClassifier
-from gptsmith.model.config import LoraConfig, ModelConfig
+from gptsmith.model.config import LoraConfig, ModelConfig, Quantization
 from gptsmith.model.gpt import GPTModel
+from gptsmith.model.quantized import replace_linears
 from gptsmith.model.tuning import Tuning
 from gptsmith.recipes.prefetch import Prefetch
 from gptsmith.train import fp8, runtime
@@ -130,10 +131,15 @@ def test_fp16_trains_with_its_scaler(kind: str, compiled: bool) -> None:
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
-def test_lora_and_activation_checkpointing(recompute: bool, compiled: bool) -> None:
+@pytest.mark.parametrize("quantize", [None, "nf4", "int8"])
+def test_lora_and_activation_checkpointing(
+    quantize: Quantization | None, recompute: bool, compiled: bool
+) -> None:
     results = []
     for device in ("cpu", DEVICE):
         model = model_of(AXES["grouped"])
+        if quantize:
+            replace_linears(model, quantize)
         torch.manual_seed(0)
         Tuning(lora=LoraConfig(rank=4), freeze=()).wrap(model)
         model.activation_checkpointing = recompute

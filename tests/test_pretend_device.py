@@ -24,8 +24,9 @@ from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import SamplingConfig
 from gptsmith.generate.request import Request
 from gptsmith.model.classifier import GPTClassifier
-from gptsmith.model.config import LoraConfig, ModelConfig
+from gptsmith.model.config import LoraConfig, ModelConfig, Quantization
 from gptsmith.model.gpt import GPTModel
+from gptsmith.model.quantized import replace_linears
 from gptsmith.model.tuning import Tuning
 from gptsmith.recipes.reference import TopTokens
 from gptsmith.train.loss import classification_loss, next_token_loss
@@ -159,9 +160,12 @@ def test_training_in_fp8() -> None:
     assert len(pretend_device.waits) <= 3 * STEPS, pretend_device.waits
 
 
-def test_fine_tuning_with_lora_and_recomputed_blocks() -> None:
+@pytest.mark.parametrize("quantize", [None, "nf4", "int8"])
+def test_fine_tuning_with_lora_and_recomputed_blocks(quantize: Quantization | None) -> None:
     def run(device: torch.device) -> list[Step]:
         model = model_of(AXES["grouped window"], CPU)
+        if quantize:
+            replace_linears(model, quantize)
         torch.manual_seed(0)
         Tuning(lora=LoraConfig(rank=4), freeze=()).wrap(model)
         model.activation_checkpointing = True

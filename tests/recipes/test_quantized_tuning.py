@@ -48,7 +48,9 @@ def test_loss_is_within_a_hundredth_of_that_of_lora(corpus: Path, inputs: None) 
 
 
 @pytest.mark.parametrize("format", ["nf4", "int8"])
-def test_a_classifier_is_trained_and_opened(format: str, base: Path, inputs: None) -> None:
+def test_a_classifier_is_trained_and_opened(
+    format: str, base: Path, inputs: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["finetune", "classify", "--from", str(base), "--data", "rows.csv", "--out", "out"]
     assert cli.main([*words, *TRAINING, *LORA, "--quantize", format]) == 0
     run = Run.open("out")
@@ -61,6 +63,8 @@ def test_a_classifier_is_trained_and_opened(format: str, base: Path, inputs: Non
     )
     base_model, tuned = run.base_model(), run.load_model()
     assert [*base_model.state_dict()] == [*tuned.state_dict()]
+    assert cli.main(["inspect", "out"]) == 0
+    assert f"blocks in {format}" in capsys.readouterr().out
     report = (run.path / "report.md").read_text()
     assert f"blocks in {format}" in report
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from gptsmith.console import Console, Text
 from gptsmith.inspect.render import file_size, heading, print_report, properties, title
 from gptsmith.model.flops import flops_per_token, kv_cache_bytes, parameters, training_memory
-from gptsmith.run import Run
+from gptsmith.run import Run, layout
 from gptsmith.train import checkpoint, monitor
 
 
@@ -74,8 +74,18 @@ def _model_properties(run: Run) -> RenderableType:
             "memory for training": f"{file_size(memory.kept)} (fp32 weights, "
             f"gradients, AdamW) + {file_size(memory.activations)} per row of the micro-batch",
             "weights": weights,
+            **_base_weights(run),
         }
     )
+
+
+def _base_weights(run: Run) -> dict[str, str]:
+    """The file of the weights before training, if a part of them is trained."""
+    path = run.path / layout.BASE
+    if not path.is_file():
+        return {}
+    form = f", blocks in {run.tuning.quantize}" if run.tuning.quantize else ""
+    return {"weights before training": f"{path.name}, {file_size(path.stat().st_size)}{form}"}
 
 
 def _last_metrics(rows: Sequence[Mapping[str, Any]]) -> RenderableType:

@@ -41,14 +41,14 @@ class PreparedModel:
     model         fp32, with adapters attached and parameters frozen as configured; on the CPU until
                   `resolve`
     base_weights  all weights before the first step, by their plain names, in the memory of the
-                  model; empty if all are trained
+                  model; empty if all are trained, and once `create_run` has written them
     run           the run that model and tokenizer come from (see `base_run`)
     """
 
     model: GPTModel
     tokenizer: Tokenizer
     tuning: Tuning
-    base_weights: Mapping[str, Tensor]
+    base_weights: dict[str, Tensor]
     run: Run
 
     @property
@@ -133,13 +133,15 @@ def create_run(
     file, _, function = architecture.mask.rpartition(":")
     if file == "mask.py":  # the new run gets its own copy
         architecture = architecture.change(mask=f"{prepared.run.path / file}:{function}")
-    return open_for_training(
+    run = open_for_training(
         config.out, config.model_dump(mode="json", by_alias=True), architecture,
         prepared.tokenizer, config.resume, corpus=corpus,
         fixed=("from", "checkpoint", "dropout", *fixed, *loop.FIXED),
         last_step=plan.duration.steps,
         template=template, tuning=prepared.tuning, base=prepared.base_weights,
     )  # fmt: skip
+    prepared.base_weights.clear()  # a model on another device no longer needs that memory
+    return run
 
 
 def max_length(context_length: int | None, model: ModelConfig) -> int:

@@ -22,6 +22,8 @@ from gptsmith.model.quantized import (
 )
 from gptsmith.train.loss import next_token_loss
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FORMATS = pytest.mark.parametrize("format", get_args(Quantization))
 V = 50
 CONFIG = ModelConfig(

@@ -123,3 +123,18 @@ def test_a_batch_moves_with_its_reference() -> None:
     assert there.reference.device.type == "meta"
     assert there.without_targets().reference is not None
     assert there.count == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compiled_it_is_one_graph_with_the_same_results() -> None:
+    made, batch = model(), pairs()
+    loss = PreferenceLoss("sigmoid", 0.1)
+    torch.compiler.reset()
+    compiled = torch.compile(loss, dynamic=False, backend="aot_eager", fullgraph=True)
+    found = []
+    for function in (loss, compiled):
+        summed, metrics = function(made, batch)
+        gradients = torch.autograd.grad(summed, [*made.parameters()])
+        found.append([summed.detach(), *gradients, *metrics.values()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

@@ -71,7 +71,7 @@ class Run:
 
     @property
     def stage(self) -> str:
-        """The stage that made the run: pretrain, text, chat, instruct, classify or import."""
+        """The stage that made the run: pretrain, chat, preference, import ... (see stage_of)."""
         return layout.stage_of(self.config)
 
     @cached_property

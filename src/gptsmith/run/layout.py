@@ -57,7 +57,7 @@ def yaml_text(config: dict[str, Any]) -> str:
 
 
 def stage_of(config: dict[str, Any]) -> str:
-    """The stage that made a run: pretrain, text, chat, instruct, classify or import.
+    """The stage that made a run: pretrain, text, chat, instruct, classify, preference or import.
 
     config: its config.yaml. Runs made before `stage` was recorded are recognised by a field that
     only their recipe had.

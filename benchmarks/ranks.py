@@ -40,8 +40,8 @@ def time_table() -> str:
 def memory_table() -> str:
     """GiB per rank; the last with --train.shard."""
     lines = [
-        "| model, micro-batch | weights | gradients | AdamW | activations, logits | one rank | each of 64 "
-        "| each of 64, sharded |",
+        "| model, micro-batch | weights | gradients | AdamW | activations, logits | one rank "
+        "| each of 64 | each of 64, sharded |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, B, _ in CASES:

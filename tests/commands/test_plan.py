@@ -1,8 +1,8 @@
 """`gptsmith plan`, and `pretrain` with the recipe that it writes."""
 
+import json
 import os
 import random
-import re
 import subprocess
 from pathlib import Path
 
@@ -28,23 +28,26 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 def said(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     assert plan.main([*map(str, words)]) == 0
-    return capsys.readouterr().out
+    return "\n".join(capsys.readouterr())
 
 
 def test_pretrain_runs_the_recipe_as_it_is(corpus: Corpus, tmp_path: Path) -> None:
     """The two real commands; memory is what was said."""
     words = ["plan", "--data", str(corpus.path), "--tokens", "20000", "--out", "recipe.yaml"]
+    words += ["--format", "json"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-    def gptsmith(*words: str) -> str:
+    def gptsmith(*words: str) -> subprocess.CompletedProcess:
         done = subprocess.run(
             [*GPTSMITH, *words], cwd=tmp_path, env=env, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        return done.stdout
+        return done
 
-    out = gptsmith(*words)
-    assert "wrote recipe.yaml; next: gptsmith pretrain recipe.yaml" in out
+    done = gptsmith(*words)
+    assert "wrote recipe.yaml; next: gptsmith pretrain recipe.yaml" in done.stderr
+    plan = json.loads(done.stdout)
+    chosen = plan["runs"][plan["chosen"]]
     recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
     gptsmith("pretrain", "recipe.yaml", "--monitor.trackers", "none")
     run = Run.open(tmp_path / recipe["out"])
@@ -53,9 +56,8 @@ def test_pretrain_runs_the_recipe_as_it_is(corpus: Corpus, tmp_path: Path) -> No
     last = events(run.path, "train")[-1]
     assert last["step"] == recipe["train"]["steps"]
     assert last["tokens"] == pytest.approx(20_000, abs=recipe["train"]["total_batch_tokens"])
-    said = float(re.search(r"^\*.*? ([\d.]+) MB ", out, re.MULTILINE)[1])
     peak = max(event["peak_memory_mb"] for event in events(run.path, "val"))
-    assert said == pytest.approx(peak, rel=0.1)
+    assert chosen["memory"] / 1e6 == pytest.approx(peak, rel=0.1)
 
 
 def test_a_machine_that_is_not_here(capsys, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 
 from rich.table import Table
 
@@ -58,6 +60,22 @@ def table(
         cells.append(expected(each))
         grid.add_row(*map(Text, cells))
     return grid
+
+
+def as_json(found: Sequence[Estimate], chosen: Estimate, machine: Machine) -> str:
+    """The same runs for a program; the chosen one is an index."""
+    runs = [
+        {
+            "depth": each.design.depth,
+            "parameters": parameters(each.design.model),
+            "steps": each.design.steps,
+            **{f.name: getattr(each, f.name) for f in fields(each) if f.name != "design"},
+            "recipe": each.design.recipe(),
+        }
+        for each in found
+    ]
+    about = {"machine": machine.name, "flops_per_second": machine.cluster.peak}
+    return json.dumps({**about, "runs": runs, "chosen": found.index(chosen)}, indent=2)
 
 
 def expected(each: Estimate) -> str:

@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -71,6 +71,9 @@ class PlanOptions(Section):
     scaling law is known."""
     out: Path | None = None
     """Recipe to write (.yaml)."""
+    format: Literal["text", "json"] = "text"
+    """What to print: a table, or the same as one JSON object, with times in seconds and sizes in
+    bytes."""
 
     @model_validator(mode="after")
     def _check(self) -> PlanOptions:
@@ -120,12 +123,14 @@ def main(argv: Sequence[str], started: float | None = None) -> int:
         law = probe(corpus, _number(options.probe, _SECONDS, ""), machine)
     found = estimate.candidates(budget, machine, law)
     chosen = estimate.choose(found, budget)
-    console = Console()
-    terminal.say(report.about(machine, chosen))
     near = [each for each in found if abs(each.design.depth - chosen.design.depth) <= 2]
-    console.print(report.table(near, chosen, machine, options.price_per_hour))
-    for line in report.remarks(chosen, budget, law):
-        terminal.say(line)
+    if options.format == "json":
+        terminal.write(report.as_json(near, chosen, machine))
+    else:
+        terminal.say(report.about(machine, chosen))
+        Console().print(report.table(near, chosen, machine, options.price_per_hour))
+        for line in report.remarks(chosen, budget, law):
+            terminal.say(line)
     if options.out is not None:
         recipe = chosen.design.recipe()
         if machine.device_type == "cuda":
@@ -135,7 +140,7 @@ def main(argv: Sequence[str], started: float | None = None) -> int:
             recipe = {"data": str(options.data), "out": str(run), **recipe}
         header = f"# gptsmith plan: {report.summary(chosen, machine)}\n"
         files.write_text(options.out, header + layout.yaml_text(recipe))
-        terminal.say(f"wrote {options.out}; next: {_next(options, machine.ranks)}")
+        terminal.note(f"wrote {options.out}; next: {_next(options, machine.ranks)}")
     return 0
 
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks plan [--data CORPUS] [--budgets 2m 8m] [--rounds 5] [--probe 60s]
 
-Each budget is planned several times, in a process each; the run of the last plan follows at
-once. Time and memory are compared with the medians of the plans. Without --data: wikitext-2 in
-bytes, for which a scaling law is known. --probe: expect the loss by a probe, as for an unknown text.
+Each budget is planned several times, in a process each; the run of the last plan follows at once.
+Time and memory are compared with the medians of the plans. Without --data: wikitext-2 in bytes, for
+which a scaling law is known. --probe: expect the loss by a probe, as for an unknown text.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def remarks(chosen: Estimate, budget: Budget, law: ScalingLaw | None) -> Iterato
             + ("" if budget.corpus_tokens is None else "; --data CORPUS --probe 60s fits one")
         )
     elif chosen.loss is None:
-        yield "loss: this run is too far beyond those that the scaling law was fitted to"
+        yield "loss: this run is larger than those that the scaling law was fitted to, or smaller"
 
 
 def summary(chosen: Estimate, machine: Machine) -> str:

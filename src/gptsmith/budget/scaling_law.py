@@ -46,9 +46,10 @@ class ScalingLaw:
         return self.E + self.A / N**self.a + self.B / D**self.b
 
     def covers(self, N: float, D: float) -> bool:
-        """Whether a run is within the verified range: up to three times beyond the runs."""
+        """Whether a run is among those that were fitted, give or take a tenth: beyond, nothing was
+        verified."""
         ranges = (N, self.N), (D, self.D)
-        return all(low / 3 <= x <= 3 * high for x, (low, high) in ranges)
+        return all(low / 1.1 <= x <= 1.1 * high for x, (low, high) in ranges)
 
 
 EXPONENTS = np.geomspace(0.05, 1.5, 60)

@@ -82,7 +82,7 @@ def point(out: Path) -> Point:
 
 def measured(fitted: dict[str, Point], held_out: dict[str, Point], data: Corpus) -> ScalingLaw:
     """The law of the fitted runs. Its error: the largest one of the runs that it was not fitted to;
-    of the fitted ones if they are left out one at a time, while there are no others; at least 3%."""
+    of the fitted ones, left out one at a time, while there are no others. At least 3%."""
     points, misses = list(fitted.values()), []
     law = fit(points)
     for p in held_out.values():

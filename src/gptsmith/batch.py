@@ -80,3 +80,20 @@ class PairBatch(Batch):
     """
 
     reference: Tensor | None = None
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class PolicyBatch(Batch):
+    """Completions that a policy has sampled, one in each row; the targets are its tokens.
+
+    advantages  (B,) fp32: how much better its reward is than that of others of its prompt
+    weights     (B,) fp32: factor of each row's loss, for the normalisation over the step
+    old         (B, T) fp32: log-probabilities of the targets by the policy that sampled them, 0
+                elsewhere; None: by the present one
+    reference   (B, T) fp32: by the reference model, for a KL penalty
+    """
+
+    advantages: Tensor
+    weights: Tensor
+    old: Tensor | None = None
+    reference: Tensor | None = None

@@ -102,21 +102,22 @@ class ProgressLine:
     def show(
         self,
         step: int,
+        value: SupportsFloat,
+        name: str = "loss",
         *,
-        loss: SupportsFloat,
         tokens_per_second: float | None = None,
         mfu: float | None = None,
     ) -> None:
         """Show the first and the last step, and others if `interval` has passed.
 
-        Cheap to call at each step: `loss`, a tensor, is read from the device only when it is shown.
+        Cheap to call at each step: `value`, a tensor, is read from the device when it is shown.
         mfu: a fraction (0.54).
         """
         now = time.perf_counter()
         if self._shown and now - self._shown[-1][0] < self.interval and step != self.total_steps:
             return
         self._shown.append((now, step))  # from the end of step 1, after compilation
-        parts = [f"loss {float(loss):.4f}"]
+        parts = [f"{name} {float(value):.4f}"]
         if tokens_per_second is not None:
             parts.append(f"{tokens_per_second:,.0f} tokens/s")
         if mfu is not None:

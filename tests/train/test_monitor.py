@@ -205,14 +205,14 @@ def test_progress_lines_without_a_terminal(tmp_path: Path, clock: Clock) -> None
     with m:
         for message in ("model: 12 parameters", "precision fp32: as configured"):
             m.log(0, "note", message=message)
-        m.line.show(1, loss=4.0)
+        m.line.show(1, 4.0)
         clock.now += 6
-        m.line.show(101, loss=torch.tensor(2.5), tokens_per_second=103456.7, mfu=0.5421)
+        m.line.show(101, torch.tensor(2.5), tokens_per_second=103456.7, mfu=0.5421)
         for step in range(102, 110):
-            m.line.show(step, loss=2.4)
+            m.line.show(step, 2.4)
         m.log(500, "val", val_loss=1.83, perplexity=6.2345, tokens=99, top1_accuracy=0.5)
         m.log(510, "note", message="step 510 skipped: loss [bold] is high")
-        m.line.show(2000, loss=1.5)
+        m.line.show(2000, 1.5)
     shown = output.getvalue().splitlines()
     assert shown[:2] == ["model: 12 parameters", "precision fp32: as configured"]
     assert shown[2] == "step 1/2,000 · loss 4.0000", "shown before there is a speed"
@@ -230,13 +230,13 @@ def test_progress_bar_on_a_terminal(tmp_path: Path, clock: Clock, total: int | N
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, width=80)
     with quiet(tmp_path, total_steps=total, console=console) as m:
-        m.line.show(1, loss=4.0)
+        m.line.show(1, 4.0)
         assert "loss 4.0000" in output.getvalue(), "the bar is there from the first step"
         clock.now += 0.26
-        m.line.show(1501, loss=1.2345, tokens_per_second=103456, mfu=0.54)
+        m.line.show(1501, 1.2345, tokens_per_second=103456, mfu=0.54)
         m.line.print("a line above")
         clock.now += 0.26
-        m.line.show(1600, loss=1.2, tokens_per_second=103456, mfu=0.54)
+        m.line.show(1600, 1.2, tokens_per_second=103456, mfu=0.54)
     shown = output.getvalue()
     assert ("step 1,501/2,000" if total else "step 1,501") in shown
     assert "loss 1.2345 · 103,456 tokens/s · MFU 54.0%" in shown
@@ -251,10 +251,10 @@ def test_loss_is_not_read_between_progress_lines(tmp_path: Path, clock: Clock) -
 
     loss = torch.ones(()).as_subclass(Unread)
     with quiet(tmp_path) as m:
-        m.line.show(1, loss=4.0)
+        m.line.show(1, 4.0)
         for step in range(2, 100):
             clock.now += 0.01
-            m.line.show(step, loss=loss)
+            m.line.show(step, loss)
 
 
 def test_curves(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from gptsmith import terminal
 from gptsmith.commands.pretrain import recipe_config
-from gptsmith.recipes.options import FINETUNE
+from gptsmith.recipes.kinds import FINETUNE
 from gptsmith.train import distributed
 from gptsmith.train.monitor import command_start
 

@@ -119,6 +119,8 @@ class Generation:
     """For the user: why the KV cache could not be used at first; None if it could."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
     """Of each of the ids, if the request asks for them."""
+    stop_id: int | None = None
+    """The id that ended the completion, which is not among the ids; None if none did."""
     stop_logprob: TokenLogprob | None = None
     """Of the stop id that ended the completion, which is not among the ids."""
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
@@ -247,7 +249,7 @@ class RequestState:
         piece = ""
         if token in self.stop_ids:
             generation.finish_reason = "stop"
-            generation.stop_logprob = logprob
+            generation.stop_id, generation.stop_logprob = token, logprob
         else:
             generation.ids.append(token)
             if logprob is not None:

@@ -261,9 +261,9 @@ class Scheduler:
     def _prefix_is_being_read(self, state: RequestState) -> bool:
         """Whether a running prompt is about to read a page that this one shares: waiting is better
         than reading it twice."""
-        if state.scores_prompt:
-            return False
         size, usable = self.pages.size, len(state.context) - 1
+        if state.scores_prompt or usable < size:
+            return False
         for other in self.running:
             until = other.read + size
             if (

@@ -44,12 +44,19 @@ class LoraLinear(nn.Module):
         low = F.linear(self.dropout(x), self.lora_A)  # (B, T, r)
         return self.base(x) + self.scale * F.linear(low, self.lora_B)
 
+    def plain(self) -> nn.Linear:
+        """The frozen layer, dequantized if it is quantized."""
+        base = self.base
+        return base.dequantized() if isinstance(base, QuantizedLinear) else base
+
+    def update(self) -> Tensor:
+        """The low-rank update (out, in), fp32."""
+        return self.scale * (self.lora_B.float() @ self.lora_A.float())
+
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        base = self.base
-        linear = base.dequantized() if isinstance(base, QuantizedLinear) else base
-        change = self.scale * (self.lora_B.float() @ self.lora_A.float())
-        linear.weight += change.to(linear.weight.dtype)
+        linear = self.plain()
+        linear.weight += self.update().to(linear.weight.dtype)
         return linear
 
 
@@ -142,6 +149,33 @@ def merge(model: GPTModel) -> None:
             model.set_submodule(name, module.merged())
     restore_linears(model)  # those without an adapter
     model.requires_grad_(True)
+
+
+def is_wrapped(model: nn.Module) -> bool:
+    """Whether a model has adapters or trained rows that are not merged."""
+    return any(isinstance(m, LoraLinear | TrainableTokens) for m in model.modules())
+
+
+@torch.no_grad()
+def merged_state_dict(model: nn.Module, *, adapters: bool = True) -> dict[str, Tensor]:
+    """The weights that `merge` would leave, by their plain names; the model stays as it is.
+
+    adapters: False gives those of the layers without their low-rank updates.
+    """
+    wrapped = {
+        n: m for n, m in model.named_modules() if isinstance(m, LoraLinear | TrainableTokens)
+    }
+    inside = tuple(f"{name}." for name in wrapped)
+    found = {n: p.detach() for n, p in model.named_parameters() if not n.startswith(inside)}
+    for name, module in wrapped.items():
+        if isinstance(module, TrainableTokens):
+            found[f"{name}.weight"] = module.base.weight.index_copy(0, module.ids, module.rows)
+            continue
+        linear = module.plain()
+        found |= {f"{name}.{n}": p.detach() for n, p in linear.named_parameters()}
+        if adapters:
+            found[f"{name}.weight"] = linear.weight + module.update().to(linear.weight.dtype)
+    return found
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:

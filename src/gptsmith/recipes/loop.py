@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from gptsmith.model import flops
 from gptsmith.model.gpt import GPTModel
@@ -20,7 +22,7 @@ from gptsmith.recipes.agreement import Agreement
 from gptsmith.recipes.options import RecipeConfig
 from gptsmith.recipes.out_of_memory import out_of_memory
 from gptsmith.recipes.plan import Dataset, Note, Plan
-from gptsmith.recipes.prefetch import step_batches
+from gptsmith.recipes.prefetch import Batches, step_batches
 from gptsmith.recipes.report import write_report
 from gptsmith.recipes.resume_metrics import last_rate, lost_history
 from gptsmith.recipes.run_state import RunState
@@ -33,6 +35,7 @@ from gptsmith.train.schedule import LearningRate
 from gptsmith.train.signals import StopSignal
 from gptsmith.train.step import Loss, LossSpikeGuard, Step, TrainingDiverged, train_steps
 
+_JOB = "job"  # tensors of TrainingJob.state in a checkpoint
 STOPPED = 75  # exit code: stopped by a signal after saving (EX_TEMPFAIL: try again)
 
 # Settings that must not change on resume: they determine samples and optimizer state.
@@ -51,7 +54,8 @@ class TrainingJob:
 
     model          on its device, adapters attached and parameters frozen as configured; if it is to
                    be sharded (`Plan.is_sharded`), on the CPU, and if it has init_parameter, empty
-    evaluate       maximum number of validation tokens (None: all) -> scores, one of them `val_loss`
+    evaluate       maximum number of validation tokens (None: all) -> scores, one of them
+                   `val_OBJECTIVE`
     val_tokens     size of the validation split
     samples        texts that the model generates: (prompt, text)
     evaluate_tasks scores of eval.tasks
@@ -60,6 +64,14 @@ class TrainingJob:
                    as val_NAME
     loss_label     of the axis of the loss there, with its unit
     init_parameter draws the first weights of the parameter with a name (train/sharding.init)
+    objective      what evaluations are compared by, and curves.png draws first: `loss`, which is
+                   to be low, or a measurement that is to be high
+    batches        step -> this rank's micro-batches, where they depend on the weights of that
+                   moment; default those of the dataset
+    metrics        further measurements of the newest step, by name
+    state          step -> tensors that the run needs, besides weights and optimizer, to go on after
+                   this step; all ranks ask for them
+    load_state     takes the step, and what `state` returned for it
     """
 
     model: GPTModel
@@ -73,6 +85,11 @@ class TrainingJob:
     curves: tuple[str, ...] = ()
     loss_label: str = LOSS_LABEL
     init_parameter: Callable[[str, torch.Tensor], None] | None = None
+    objective: str = "loss"
+    batches: Batches | None = None
+    metrics: Callable[[], Mapping[str, float]] = dict
+    state: Callable[[int], Mapping[str, Tensor]] = lambda step: {}
+    load_state: Callable[[int, Mapping[str, Tensor]], None] = lambda step, state: None
 
 
 def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float | None) -> int:
@@ -187,6 +204,8 @@ class _TrainingSession:
         load_parameters(trained, newest.load("model", part), newest.path)
         self.optimizer.load_state_tensors(newest.load("optimizer", part))
         state.load_json(saved)
+        if (newest.path / f"{_JOB}.safetensors").is_file():
+            self.job.load_state(newest.step, newest.load(_JOB))
         distributed.barrier()  # all ranks have read it, under its present name
         if distributed.rank() == 0:
             checkpoint.clean(newest.path.parent, after=newest.step)
@@ -230,6 +249,7 @@ class _TrainingSession:
                 scores=self.job.evaluate_tasks.references if self.job.evaluate_tasks else {},
                 curves=self.job.curves,
                 loss_label=self.job.loss_label,
+                objective=self.job.objective,
             )
         )
         self.speed_start = self.monitor.seconds, state.tokens  # tokens/s are measured from here
@@ -250,10 +270,11 @@ class _TrainingSession:
             self.state.seconds = self.agreed.exchange(self.monitor)
         if self.progress() >= 1 or self.stops_early():
             return
-        with step_batches(
+        made = nullcontext(self.job.batches) if self.job.batches else step_batches(
             self.job.dataset, plan.rows_per_step, config.train.batch_size, plan.runtime.device,
             end=plan.duration.steps,
-        ) as batches:  # fmt: skip
+        )  # fmt: skip
+        with made as batches:
             steps = train_steps(
                 self.job.model,
                 self.loss,
@@ -282,21 +303,25 @@ class _TrainingSession:
         done = self.progress() >= 1
         if step.skipped:
             monitor.log(state.step, "note", message=step.skipped)
+        metrics = {"loss": step.loss, **step.metrics, **self.job.metrics()}
         first = step.step == self.first_step + 1
         if done or first or _due(self.config.monitor.log_interval, step.step):
             seconds, tokens = self.speed_start
             speed = (state.tokens - tokens) / max(1e-9, state.seconds - seconds)
             self.speed_start = state.seconds, state.tokens
             monitor.log(
-                state.step, "train", epoch=self.epoch(), train_loss=step.loss,
+                state.step, "train", epoch=self.epoch(),
                 learning_rate=step.learning_rate, grad_norm=step.grad_norm,
                 tokens=state.tokens, tokens_per_second=round(speed, 1),
-                **{f"train_{name}": value for name, value in step.metrics.items()},
+                **{f"train_{name}": value for name, value in metrics.items()},
             )  # fmt: skip
             work = speed * flops.flops_per_token(self.job.model.config)
             mfu = runtime.mfu(work / distributed.world_size(), self.plan.runtime.device)
             shown = None if first else speed  # the first step may include a minute of compiling
-            monitor.line.show(state.step, loss=step.loss, tokens_per_second=shown, mfu=mfu)
+            monitor.line.show(
+                state.step, metrics[self.job.objective], self.job.objective,
+                tokens_per_second=shown, mfu=mfu,
+            )  # fmt: skip
         return done
 
     def epoch(self) -> float:
@@ -320,11 +345,12 @@ class _TrainingSession:
         return best, stops_early
 
     def measure(self, limit: int | None) -> float:
-        """Evaluate on `limit` validation tokens; returns the loss."""
+        """Evaluate on `limit` validation tokens; returns what the best checkpoint has least of."""
         scores = self.job.evaluate(limit)
         self.monitor.log(self.state.step, "val", epoch=self.epoch(), **scores)
-        loss = scores["val_loss"]
-        return math.nan if loss is None else float(loss)
+        value = scores[f"val_{self.job.objective}"]
+        sign = 1 if self.job.objective == "loss" else -1
+        return math.nan if value is None else sign * float(value)
 
     def show(self) -> None:
         """Evaluate the tasks, generate samples, draw the curves. Rank 0 does the last two while the
@@ -356,6 +382,7 @@ class _TrainingSession:
         elif writer.memory is not None and distributed.rank() == 0:
             model = writer.memory.copy(model)
         optimizer = self.optimizer.state_tensors(writer.memory)
+        of_job = self.job.state(step)
         if not isinstance(self.monitor, Monitor):  # rank 0 writes
             return
         state.seconds, self.agreed.next_save = self.monitor.seconds, math.inf
@@ -366,6 +393,8 @@ class _TrainingSession:
         def write() -> None:
             self.monitor.sync()
             folder, tensors = self.run.checkpoints, {"model": model, "optimizer": optimizer}
+            if of_job:
+                tensors[_JOB] = {**of_job}
             checkpoint.save(folder, step, tensors, saved)
             checkpoint.prune(folder, self.config.save.keep_last, kept)
             now = time.perf_counter()
@@ -389,7 +418,8 @@ class _TrainingSession:
             monitor.log(state.step, "note", message=unreached_peak, closing=True)
         if state.best_step == 0 and state.evals_since_best:
             message = (
-                f"no evaluation was better than the one before training ({state.best_loss:.4g}): "
+                "no evaluation was better than the one before training "
+                f"({abs(state.best_loss):.4g}): "
                 "check the learning rate and the data"
             )
             monitor.log(state.step, "note", message=message, closing=True)

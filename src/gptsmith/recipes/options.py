@@ -336,13 +336,3 @@ class PreferenceConfig(FinetuneConfig, PreferenceFiles):
         if self.loss == "ipo" and self.label_smoothing:
             raise ValueError("label_smoothing has no effect on ipo: omit it or change the loss")
         return self
-
-
-FINETUNE: dict[str, tuple[type[FinetuneConfig], str]] = {
-    "text": (TextConfig, "gptsmith.recipes.pretrain:continue_pretraining"),
-    "chat": (ChatConfig, "gptsmith.recipes.chat:chat"),
-    "instruct": (InstructConfig, "gptsmith.recipes.instruct:instruct"),
-    "classify": (ClassifyConfig, "gptsmith.recipes.classify:classify"),
-    "preference": (PreferenceConfig, "gptsmith.recipes.preference:preference"),
-}
-"""Kind of fine-tuning -> its configuration and its recipe, a function of (config, started)."""

@@ -13,6 +13,8 @@ from gptsmith.train.monitor import read_events
 _COLUMNS = {
     "step": ",",
     "val_loss": ".4f",
+    "val_reward": ".4f",
+    "val_length": ".1f",
     "perplexity": ".2f",
     "bits_per_byte": ".3f",
     "top1": ".1%",
@@ -27,6 +29,7 @@ _COLUMNS = {
 _NAMES = {
     "val_loss": "validation loss", "top1": "top-1", "top5": "top-5", "macro_f1": "macro F1",
     "val_accuracy": "accuracy of pairs", "val_margin": "margin", "val_kl": "KL to the reference",
+    "val_reward": "validation reward", "val_length": "tokens",
 }  # fmt: skip
 
 

@@ -202,21 +202,22 @@ class TargetLogProbs(torch.autograd.Function):
 
 
 @overload
-def token_log_probs(model: LanguageModel, batch: Batch) -> Tensor: ...
+def token_log_probs(model: LanguageModel, batch: Batch, *, temperature: float = 1.0) -> Tensor: ...
 
 
 @overload
 def token_log_probs(
-    model: LanguageModel, batch: Batch, *, entropy: Literal[True]
+    model: LanguageModel, batch: Batch, *, entropy: Literal[True], temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]: ...
 
 
 def token_log_probs(
-    model: LanguageModel, batch: Batch, *, entropy: bool = False
+    model: LanguageModel, batch: Batch, *, entropy: bool = False, temperature: float = 1.0
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The log-probability of each target in nats, (B, T) fp32; 0 where there is no target.
 
     entropy: return also the entropy of each of these predictions, alike, without gradient.
+    temperature: divides the logits, as in sampling.
     Positions without a target cost nothing, and the logits of a whole batch never exist.
     """
     hidden, weight, dtype = _before_head(model, batch)
@@ -225,6 +226,8 @@ def token_log_probs(
     if not torch.compiler.is_compiling():  # a compiled graph is for one shape
         at = (targets != IGNORE_INDEX).nonzero().squeeze(1)
         hidden, targets = hidden.index_select(0, at), targets[at]
+    if temperature != 1:
+        hidden = hidden / temperature
     rows = chunk_rows(max(1, len(targets)), weight.shape[0], hidden.device)
     found = TargetLogProbs.apply(hidden, weight, targets, dtype, rows, entropy)
 

@@ -53,7 +53,7 @@ class Monitor:
     command_start()). interval: seconds between progress lines without a terminal. scores: fields
     of tasks events to draw below the loss, each with reference values:
     {"hellaswag_acc_token": {"GPT-2 124M": 0.294}}. curves: measurements to draw below the loss, as
-    train_NAME and val_NAME. loss_label: of the axis of the loss.
+    train_NAME and val_NAME. loss_label: of the axis of the loss. objective: see plots.draw_curves.
     """
 
     def __init__(
@@ -70,10 +70,11 @@ class Monitor:
         scores: Mapping[str, Mapping[str, float]] | None = None,
         curves: Sequence[str] = (),
         loss_label: str = LOSS_LABEL,
+        objective: str = "loss",
     ) -> None:
         now = time.perf_counter()
         self._scores = scores or {}
-        self._curves, self._loss_label = curves, loss_label
+        self._curves, self._loss_label, self._objective = curves, loss_label, objective
         self.folder = folder
         self._started = now if started is None else started
         self._earlier_seconds = resume[1] if resume else 0.0
@@ -166,7 +167,7 @@ class Monitor:
         write_text(self.folder / TABLE, text.getvalue())
         draw_curves(
             self.folder / CURVES, rows, self.folder.resolve().name, self._scores, self._curves,
-            self._loss_label,
+            self._loss_label, self._objective,
         )  # fmt: skip
         self._draw_end = time.perf_counter()
         self._draw_seconds = self._draw_end - begin
@@ -214,7 +215,7 @@ class SilentMonitor:
 
     def print(self, text: str) -> None: ...
 
-    def show(self, step: int, **fields: Any) -> None: ...
+    def show(self, step: int, value: float, name: str, **fields: Any) -> None: ...
 
     def draw(self) -> None: ...
 

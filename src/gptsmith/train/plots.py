@@ -24,11 +24,13 @@ def draw_curves(
     scores: Mapping[str, Mapping[str, float]] | None = None,
     curves: Sequence[str] = (),
     loss_label: str = "loss (nats per token)",
+    objective: str = "loss",
 ) -> None:
     """Draw rows of metrics.csv (dicts; values may be absent or None) as a PNG.
 
     scores: columns with accuracies to draw, each with reference values by name. curves: further
-    measurements, in the columns train_NAME and val_NAME, with a panel each.
+    measurements, in the columns train_NAME and val_NAME, with a panel each. objective: what the
+    large panel shows, the loss, or a measurement of which more is better.
     Takes about 0.3 s, and on the first call the same again to import matplotlib. pyplot is not
     used: its figures are global state, and it looks for a window system.
     """
@@ -50,7 +52,10 @@ def draw_curves(
         axes.grid(color=GRID, linewidth=0.7)
         axes.set_axisbelow(True)
 
-    _draw_losses(losses, rows, loss_label)
+    if objective == "loss":
+        _draw_losses(losses, rows, loss_label)
+    else:
+        _draw_measurement(losses, rows, objective, show_best=True)
     losses.set_title(
         figure_text(title, 80), loc="left", color=INK, fontsize=11, fontweight="bold", pad=10
     )
@@ -103,13 +108,17 @@ def _draw_losses(axes: Any, rows: Sequence[Mapping[str, Any]], label: str) -> No
     axes.yaxis.set_major_locator(MaxNLocator(7))
 
 
-def _draw_measurement(axes: Any, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+def _draw_measurement(
+    axes: Any, rows: Sequence[Mapping[str, Any]], name: str, show_best: bool = False
+) -> None:
     from matplotlib.ticker import MaxNLocator
 
     (steps, train), (at, val) = _train_and_val(rows, name)
     _draw_train(axes, steps, train)
     if len(at):
         text = f"val {val[-1]:.3g}"
+        if show_best and (best := int(np.argmax(val))) < len(val) - 1:
+            text = f"val {val[best]:.3g}, best at step {at[best]:,.0f}"
         axes.plot(at, val, color=VAL, linewidth=1.8, marker="o", markersize=3.5, label=text)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     axes.margins(y=0.15)

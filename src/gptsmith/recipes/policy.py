@@ -1,0 +1,101 @@
+"""The policy of reinforcement learning: a model in training that completes prompts with its
+present weights. With several ranks, each completes its share of the prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from gptsmith.generate.engine import Engine
+from gptsmith.generate.options import SamplingConfig
+from gptsmith.generate.request import Request
+from gptsmith.model import lora
+from gptsmith.model.gpt import GPTModel
+from gptsmith.tokenizer import Tokenizer
+
+# Requests that run at the same time, and tokens of prompts that are read in one step of the engine:
+# nobody waits for a first token, so that large steps cost nothing.
+BATCH_SIZE = 256
+BUDGET = 8192
+
+
+class Completion(NamedTuple):
+    """ids: the new tokens, with the one that ended them. text: without it. finished: whether there
+    was one; otherwise the completion is as long as was allowed."""
+
+    ids: list[int]
+    text: str
+    finished: bool
+
+
+class Policy:
+    """A model in training, and an engine for its weights.
+
+    stop_ids: what ends a completion. Adapters are merged into a plain copy of the model, which our
+    kernels can compute; a model without any is used as it is.
+    """
+
+    def __init__(self, model: GPTModel, tokenizer: Tokenizer, stop_ids: Sequence[int]) -> None:
+        self.model, self.tokenizer, self.stop_ids = model, tokenizer, stop_ids
+        self._plain = model
+        if lora.is_wrapped(model):
+            self._plain = GPTModel(model.config, mask=model.mask).to(model.head_weight.device)
+            self._plain.requires_grad_(False).eval()
+        self._engine: Engine | None = None
+
+    def refresh(self) -> None:
+        """Use the model's present weights from now on. Inside `sharding.gathered`."""
+        if self._plain is not self.model:
+            self._plain.load_state_dict(lora.merged_state_dict(self.model))
+        if self._engine is None:
+            self._engine = Engine(
+                self._plain, self.tokenizer, BATCH_SIZE, chunk=BUDGET, budget=BUDGET
+            )
+        else:
+            self._engine.refresh()
+
+    def without_adapters(self) -> GPTModel:
+        """The model with its adapters switched off, until the next `refresh`."""
+        assert self._plain is not self.model
+        self._plain.load_state_dict(lora.merged_state_dict(self.model, adapters=False))
+        return self._plain
+
+    def complete(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingConfig,
+        seeds: Sequence[Sequence[int]],
+    ) -> list[list[Completion]]:
+        """Completions of each prompt (ids), one for each of its seeds."""
+        engine = self._engine
+        assert engine is not None, "refresh first"
+
+        def request(i: int, seed: int) -> Request:
+            return Request(
+                prompts[i], sampling.with_seed(seed), stop_ids=self.stop_ids, context_shift=False,
+                namespace=str(i),
+            )  # fmt: skip
+
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        found = {}
+        size = max(1, BATCH_SIZE // max(map(len, seeds), default=1))
+        for start in range(0, len(order), size):
+            group = order[start : start + size]
+            # The first completion of a prompt reads it; the others find it in the cache.
+            first = [engine.add(request(i, seeds[i][0])) for i in group]
+            engine.step()
+            for i, generation in zip(group, first, strict=True):
+                found[i] = [generation, *(engine.add(request(i, s)) for s in seeds[i][1:])]
+            while engine.busy:
+                engine.step()
+        return [
+            [
+                Completion(
+                    [*g.ids, *([] if g.stop_id is None else [g.stop_id])],
+                    g.text,
+                    g.stop_id is not None,
+                )
+                for g in found[i]
+            ]
+            for i in range(len(prompts))
+        ]

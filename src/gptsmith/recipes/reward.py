@@ -1,0 +1,222 @@
+"""Reinforcement learning: the model completes prompts, and completions with more reward than others
+of the same prompt become more likely (GRPO, Shao et al. 2024, and its simple relatives)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptsmith.batch import PolicyBatch
+from gptsmith.chat_template.template import ChatTemplate, Message
+from gptsmith.data.prompts import (
+    EncodedPrompt,
+    encode_prompts,
+    fingerprint,
+    held_out_skill_prompts,
+    read_prompts,
+    skill_prompts,
+    split_prompts,
+)
+from gptsmith.data.report import ReadReport
+from gptsmith.data.skills import SKILLS
+from gptsmith.evaluate.rewards import load_reward
+from gptsmith.generate.chat import reply_stop_ids
+from gptsmith.generate.options import SamplingConfig
+from gptsmith.model.gpt import GPTModel
+from gptsmith.recipes import finetune, in_loop_eval, loop
+from gptsmith.recipes.loop import TrainingJob
+from gptsmith.recipes.plan import Note
+from gptsmith.recipes.policy import Policy
+from gptsmith.recipes.reward_options import RewardConfig
+from gptsmith.recipes.rollouts import LogProbs, Practice, Rollouts, Scored
+from gptsmith.run import Run, digests
+from gptsmith.tokenizer import Tokenizer
+from gptsmith.train import checkpoint, distributed
+from gptsmith.train.loss import token_log_probs
+from gptsmith.train.policy_loss import PolicyLoss
+from gptsmith.train.runtime import Precision
+
+BUILT_IN = "skills"  # the prompts that need no file
+VERDICTS, REFERENCE = "verdicts", "reference.safetensors"  # in the run folder
+_VAL_SEED = 0x7A1  # other questions than those of `evaluate`
+
+
+def reward(config: RewardConfig, started: float | None = None) -> int:
+    """`gptsmith finetune reward`; returns the exit code, 0 or loop.STOPPED."""
+    base = finetune.base_run(config)
+    rewards = {
+        name: load_reward(
+            name, trust_code=config.trust_code, judge=config.judge, cache=config.out / VERDICTS
+        )
+        for name in config.reward
+    }
+    prepared = finetune.prepare(config, base)
+    model, tokenizer = prepared.model, prepared.tokenizer
+    context = finetune.row_length(config.context_length, prepared)
+    template = None if base.template is None else ChatTemplate(base.template, tokenizer)
+    train, val, notes = load(config, template, tokenizer, context - config.max_new_tokens)
+    T = max(len(ids) for _, ids in train) + config.max_new_tokens - 1
+    rollouts = Rollouts(config, train, T, prepared.pad_id)
+    resolved = finetune.resolve(_with_total_batch_tokens(config, T), prepared, rollouts)
+    config, runtime = resolved.config, resolved.runtime
+    stop_ids = reply_stop_ids(template) if template else tokenizer.special_ids.eos_ids
+    policy = Policy(model, tokenizer, stop_ids)
+    practice = Practice(policy, rewards, config.reward_weights or [1.0] * len(rewards))
+    greedy = SamplingConfig(temperature=0, max_new_tokens=config.max_new_tokens)
+    shown: Scored | None = None
+
+    def evaluate(limit: int | None) -> Mapping[str, float | int | None]:
+        nonlocal shown
+        policy.refresh()
+        shown = practice(val, greedy, [[0]] * len(val))
+        means = practice.means(shown.rewards)
+        lengths = [len(completion.ids) for completion in shown.completions]
+        return {f"val_{name}": value for name, value in means.items()} | {
+            "val_length": float(np.mean(lengths))
+        }
+
+    def samples() -> Iterator[tuple[str, str]]:
+        """The best and the worst of the newest rollout; before the first, of validation."""
+        found = rollouts.rollout or shown
+        assert found is not None
+        total = practice.total(found.rewards)
+        for name, row in (("best", int(total.argmax())), ("worst", int(total.argmin()))):
+            prompt = found.prompts[row * len(found.prompts) // len(total)]
+            text = found.completions[row].text
+            yield tokenizer.decode(prompt.ids), f"{text}\n[{name}: reward {total[row]:.4g}]"
+
+    evaluate_tasks, task_notes = in_loop_eval.prepare(config.eval, model, tokenizer)
+    run = finetune.create_run(
+        resolved, prepared, template=base.template,
+        corpus=fingerprint(train)[:32] + fingerprint(val)[:32], fixed=_FIXED,
+    )  # fmt: skip
+    try:
+        reference = reference_model(config, run, policy)
+    except BaseException:
+        run.close()
+        raise
+    log_probs = log_probs_by(runtime.precision, config.temperature)
+    rollouts.attach(practice, log_probs, reference)
+    loss = PolicyLoss(config.clip_low, config.clip_high, config.kl, config.temperature)
+    job = TrainingJob(
+        model, loss, rollouts, evaluate, 0, samples, evaluate_tasks,
+        objective="reward", curves=("entropy", *(("kl",) if config.kl else ()), "length"),
+        batches=rollouts.micro_batches, metrics=rollouts.metrics,
+        state=rollouts.state, load_state=rollouts.load_state,
+    )  # fmt: skip
+    return loop.train(run, job, resolved.with_notes([*notes, *task_notes]), started)
+
+
+_FIXED = (
+    "context_length", "reward", "reward_weights", "prompts_per_step", "group_size",
+    "max_new_tokens", "temperature", "updates",
+)  # fmt: skip
+
+
+def load(
+    config: RewardConfig, template: ChatTemplate | None, tokenizer: Tokenizer, limit: int
+) -> tuple[list[EncodedPrompt], list[EncodedPrompt], list[Note]]:
+    """Prompts of at most `limit` tokens to practise on, those of validation, and notes on them."""
+    if limit < 1:
+        raise ValueError(
+            f"--max-new-tokens {config.max_new_tokens} leaves no room for a prompt in a "
+            f"context of {limit + config.max_new_tokens} tokens"
+        )
+
+    def encode(messages: Sequence[Message]) -> list[int]:
+        if template is not None:
+            return template.prompt(messages)
+        if len(messages) > 1:
+            raise ValueError("a conversation needs a chat model: fine-tune one with finetune chat")
+        return tokenizer.prompt(messages[0]["content"])
+
+    report = ReadReport(config.on_error)
+    if BUILT_IN in config.data:
+        if len(config.data) > 1 or config.val:
+            raise ValueError(f"--data {BUILT_IN} is the built-in set: do not mix it with files")
+        if template is None:
+            raise ValueError(
+                f"--data {BUILT_IN} has questions for a chat model: make one first, gptsmith "
+                f"finetune chat --from {config.base} --data skills"
+            )
+        found = skill_prompts(config.train.seed, config.questions)
+        val = held_out_skill_prompts(_VAL_SEED, -(-config.val_prompts // len(SKILLS)))
+    else:
+        found = list(read_prompts(config.data, config, report))
+        if config.val:
+            val = list(read_prompts(config.val, config, report))
+        else:
+            found, val = split_prompts(found, config.val_fraction, config.train.seed)
+    step = max(1, len(val) // config.val_prompts)
+    encoded, encoded_val = (
+        encode_prompts(part, encode, limit, report)
+        for part in (found, val[::step][: config.val_prompts])
+    )
+    if not encoded or not encoded_val:
+        skipped = "; ".join(report.skipped.lines()) or "there are no rows"
+        raise ValueError(f"{' '.join(config.data)}: no prompts left: {skipped}")
+    sizes = (
+        f"{len(encoded):,} prompts of up to {max(len(ids) for _, ids in encoded):,} tokens; "
+        f"{len(encoded_val):,} for validation"
+    )
+    texts = [*report.hints, *report.lines(), sizes]
+    return encoded, encoded_val, [Note("data", text) for text in texts]
+
+
+def _with_total_batch_tokens(config: RewardConfig, T: int) -> RewardConfig:
+    """The configuration with the size of a step in tokens, as the training loop needs it."""
+    train, rows = config.train, config.prompts_per_step * config.group_size
+    if rows % train.batch_size:
+        raise ValueError(
+            f"prompts_per_step {config.prompts_per_step} x group_size {config.group_size} = {rows} "
+            f"completions are not a multiple of train.batch_size {train.batch_size}"
+        )
+    if train.total_batch_tokens not in (None, rows * T) and not config.resume:
+        raise ValueError("train.total_batch_tokens: use --prompts-per-step and --group-size")
+    if train.compile == "on":
+        raise ValueError("train.compile on: completions have many lengths; omit it")
+    train = train.model_copy(update=dict(total_batch_tokens=rows * T, compile="off"))
+    return config.model_copy(update=dict(train=train))
+
+
+def log_probs_by(precision: Precision, temperature: float) -> LogProbs:
+    """Log-probabilities as PolicyLoss computes them, without gradients."""
+
+    def log_probs(model: GPTModel, batch: PolicyBatch) -> Tensor:
+        training = model.training
+        model.eval()
+        try:
+            with torch.no_grad(), precision.autocast():
+                on_device = batch.to(model.head_weight.device)
+                return token_log_probs(model, on_device, temperature=temperature).cpu()
+        finally:
+            model.train(training)
+
+    return log_probs
+
+
+def reference_model(
+    config: RewardConfig, run: Run, policy: Policy
+) -> Callable[[], GPTModel] | None:
+    """The model before training, for the KL penalty; None without one.
+
+    With LoRA it is the model without its adapters. Otherwise it is a copy, of which the run keeps
+    the weights, since a resumed run has others.
+    """
+    if not config.kl:
+        return None
+    if config.lora.rank:
+        return policy.without_adapters
+    copy = deepcopy(policy.model).requires_grad_(False)
+    if config.resume:
+        weights = checkpoint.load_tensors(run.verified(REFERENCE))
+        copy.load_state_dict(weights)
+    elif distributed.rank() == 0:
+        with digests.recorded(run.path, REFERENCE) as temporary:
+            checkpoint.save_tensors(temporary, copy.state_dict())
+    distributed.barrier()
+    return lambda: copy

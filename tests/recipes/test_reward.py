@@ -1,0 +1,179 @@
+"""Reinforcement learning as a whole: it learns what is rewarded, resumes exactly, on any ranks."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from chats import OURS
+from ranks import on, scale
+from runs import (
+    assert_same_checkpoints,
+    assert_same_weights,
+    events,
+    finish,
+    kill_after,
+    losses,
+    stop_at,
+    untrained,
+)
+
+from gptsmith import cli
+from gptsmith.run import Run
+from gptsmith.train import checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+STEPS = 7
+WORDS = [
+    "finetune", "reward", "--data", "prompts.jsonl", "--prompts-per-step", "4", "--group-size", "4",
+    "--max-new-tokens", "8", "--val-prompts", "4", "--val-fraction", "0.3", "--reward",
+    "regex:[a-m]", "--train.steps", str(STEPS), "--train.batch-size", "4", "--train.num-threads",
+    "1", "--train.device", "cpu", "--train.precision", "fp32", "--save.seconds", "600",
+    "--save.interval", "1", "--save.keep-last", "9", "--eval.interval", "3", "--optim.warmup-steps",
+    "2", "--optim.learning-rate", "0.003", "--monitor.trackers", "none",
+]  # fmt: skip
+TIMED = {"seconds", "tokens_per_second", "peak_memory_mb", "crc32", "train_sampling_share"}
+CODE = """
+def letters(prompt, completion, row):
+    return sum(c.islower() for c in completion) / 8
+"""
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chat model that has learned nothing."""
+    return untrained(tmp_path_factory.mktemp("chat") / "run", OURS.tokenizer, OURS.source)
+
+
+@pytest.fixture
+def words(chat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": f"Say {n}!", "answer": str(n)} for n in range(20)]
+    Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("code.py").write_text(CODE)
+    return [*WORDS, "--from", str(chat)]
+
+
+def record(run: Path) -> list[dict]:
+    """Without what depends on the clock."""
+    found = events(run, "train", "val", "sample")
+    return [{k: v for k, v in e.items() if k not in TIMED} for e in found]
+
+
+def test_learns_what_is_rewarded(words):
+    more = ["--train.steps", "40", "--prompts-per-step", "8", "--eval.interval", "20", "--reward"]
+    more += ["code.py:letters", "--trust-code", "--optim.learning-rate", "0.01", "--out", "run"]
+    assert cli.main([*words, *more]) == 0
+    run, train = Path("run"), events(Path("run"), "train")
+    rewards = [event["train_reward"] for event in train]
+    assert sum(rewards[:5]) / 5 < 0.3
+    assert sum(rewards[-5:]) / 5 > 0.6
+    val = [event["val_reward"] for event in events(run, "val")]
+    assert val[-1] > max(0.6, val[0])
+    assert {
+        "train_reward", "train_reward_std", "train_no_signal", "train_length", "train_truncated",
+        "train_sampling_share", "train_entropy", "train_clipped",
+    } <= train[0].keys()  # fmt: skip
+    assert all(0 < event["train_sampling_share"] < 1 for event in train)
+    samples = (run / "samples.txt").read_text()
+    assert re.search(r"\[best: reward [\d.]+\]\n.*\[worst: reward [\d.]+\]", samples, re.DOTALL)
+    assert "train_reward,val_reward" in (run / "metrics.csv").read_text() or (
+        {"train_reward", "val_reward"}
+        <= set((run / "metrics.csv").read_text().splitlines()[0].split(","))
+    )
+    assert "| validation reward |" in (run / "report.md").read_text()
+    assert (run / "curves.png").stat().st_size > 10_000
+    assert Run.open(run).stage == "reward"
+    assert Run.open(run).chat_template is not None
+    assert Run.open(run).load_model() is not None
+
+
+FULL = ["--updates", "2", "--kl", "0.05"]
+LORA = ["--updates", "3", "--kl", "0.05", "--lora.rank", "2", "--normalize", "sequence"]
+
+
+def test_killed_in_the_middle_of_a_rollout_and_resumed_without_its_base(words, chat, tmp_path):
+    base = shutil.copytree(chat, tmp_path / "base")
+    words = [*words, *FULL, "--from", str(base)]
+    finish([*words, "--out", "whole"])
+    kill_after(3, [*words, "--out", "run"], Path("run"))  # of the rollout of steps 3 and 4
+    shutil.rmtree(base)
+    finish([*words, "--out", "run", "--resume"])
+    assert_same_checkpoints(Path("whole"), Path("run"))
+    assert_same_weights(Path("whole"), Path("run"))
+    assert record(Path("whole")) == record(Path("run"))
+
+
+@pytest.mark.parametrize("options", [[], LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("step", [2, 3])
+def test_resumes_bit_exactly(words, options, step):
+    assert cli.main([*words, *options, "--out", "whole"]) == 0
+    run = stop_at(step, Path("whole"), Path("run"))
+    assert checkpoint.find(run / "checkpoints")[0].step == step
+    assert cli.main([*words, *options, "--out", "run", "--resume"]) == 0
+    assert_same_checkpoints(Path("whole"), run)
+    assert record(Path("whole")) == record(run)
+    if options:
+        assert any("kl" in name for name in events(run, "train")[0])
+
+
+@pytest.mark.parametrize(
+    "options", [pytest.param([], marks=scale), FULL, pytest.param(LORA, marks=scale)]
+)
+def test_two_ranks_practise_as_one_process_does(words, options):
+    on(1, [*words, *options, "--out", "one"])
+    on(2, [*words, *options, "--out", "two"])
+    assert losses(Path("one")) == losses(Path("two"))
+    assert record(Path("one")) == record(Path("two"))
+    assert_same_checkpoints(Path("one"), Path("two"))
+    assert_same_weights(Path("one"), Path("two"))
+
+
+@scale
+@pytest.mark.parametrize("options", [[], FULL, LORA])
+def test_two_ranks_practise_with_a_sharded_model(words, options):
+    words = [*words, *options, "--optim.kind", "adamw", "--optim.learning-rate", "0.0001"]
+    on(1, [*words, "--out", "one"])
+    on(2, [*words, "--train.shard", "--out", "two"])
+    assert losses(Path("one")) == pytest.approx(losses(Path("two")), abs=1e-4)
+    assert Run.open("two").load_model() is not None
+
+
+@pytest.fixture
+def rejected(words: list[str], user_error: Callable[..., str]) -> Callable[..., str]:
+    return lambda *more: user_error(*words, "--out", "run", *more)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--dropout", "0.1"], "dropout 0.1: completions are sampled without it"),
+        (["--reward-weights", "1", "--reward-weights", "2"], "2 reward_weights for 1 rewards"),
+        (["--group-size", "1"], "greater than or equal to 2"),
+        (["--group-size", "3", "--prompts-per-step", "3"], "9 completions are not a multiple of"),
+        (["--max-new-tokens", "64"], "leaves no room for a prompt"),
+        (["--max-new-tokens", "60"], "no prompts left: longer than 4 tokens: 14"),
+        (["--reward", "exakt"], "no reward 'exakt'"),
+        (["--reward", "code.py:letters"], "review it, then pass --trust-code"),
+        (["--data", "skills"], "do not mix it with files"),
+        (["--train.compile", "on"], "completions have many lengths"),
+        (["--train.total-batch-tokens", "640"], "use --prompts-per-step and --group-size"),
+        (["--prompt-column", "x"], "no column 'x'"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_written(rejected, options, says):
+    if options[0] == "--data":
+        options = [*options, "--data", "prompts.jsonl"]
+    assert says in rejected(*options)
+    assert not os.path.exists("run")
+
+
+def test_a_model_without_template_practises_on_plain_prompts(words, base, user_error):
+    words = [*words, "--from", str(base)]
+    assert "make one first" in user_error(*words, "--data", "skills", "--out", "run")
+    assert cli.main([*words, "--train.steps", "2", "--out", "run"]) == 0
+    assert Run.open("run").chat_template is None

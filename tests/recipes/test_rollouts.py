@@ -1,0 +1,184 @@
+"""Rollouts: advantages, micro-batches, and their normalisation."""
+
+import numpy as np
+import pytest
+import torch
+from chats import OURS
+from random_weights import add_noise
+from torch import Tensor
+
+from gptsmith.batch import IGNORE_INDEX, PolicyBatch
+from gptsmith.data.prompts import Prompt, encode_prompts
+from gptsmith.data.report import ReadReport
+from gptsmith.evaluate.rewards import Sample
+from gptsmith.model.config import ModelConfig
+from gptsmith.model.gpt import GPTModel
+from gptsmith.recipes.policy import Policy
+from gptsmith.recipes.reward import log_probs_by
+from gptsmith.recipes.reward_options import RewardConfig
+from gptsmith.recipes.rollouts import Practice, Rollouts, group_advantages
+from gptsmith.train.policy_loss import PolicyLoss
+from gptsmith.train.runtime import Precision
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+G, NEW = 4, 10
+FP32 = Precision("fp32", "cpu", "")
+
+
+def test_advantages_are_relative_to_the_group():
+    rewards = np.array([1.0, 0, 0, 0, 0.5, 0.5, 0.5, 0.5, 3, 1, 2, 2])
+    centred = group_advantages(rewards, 4, scale=False)
+    assert centred.tolist() == [0.75, -0.25, -0.25, -0.25, 0, 0, 0, 0, 1, -1, 0, 0]
+    scaled = group_advantages(rewards, 4, scale=True)
+    assert scaled[:4] == pytest.approx(centred[:4] / (0.5 + 1e-4))
+    assert not scaled[4:8].any()
+
+
+def test_equal_rewards_have_no_advantage_whatever_is_rounded():
+    assert not group_advantages(np.full(7, 0.1), 7, scale=True).any()
+
+
+@pytest.fixture(scope="module")
+def model() -> GPTModel:
+    torch.manual_seed(0)
+    size = dict(n_layer=1, n_head=2, n_embd=32, context_length=64)
+    model = GPTModel(ModelConfig(**size, vocab_size=OURS.tokenizer.vocab_size))
+    add_noise(model, 0.1)
+    return model
+
+
+def vowels(samples: list[Sample]) -> list[float]:
+    """Varies for all prompts but one."""
+    return [
+        0.0 if "dull" in s.prompt.question else float(any(c in "aeiouAEIOU" for c in s.text))
+        for s in samples
+    ]
+
+
+def rollouts(model: GPTModel, **options: object) -> Rollouts:
+    fields = {"from": "base", "out": "out", "data": ["x"], **options}
+    sizes = dict(prompts_per_step=5, group_size=G, max_new_tokens=NEW, train={"batch_size": 4})
+    config = RewardConfig(**{**sizes, **fields})
+    questions = ["dull", "a", "bb", "ccc ccc ccc", "dd", "e"]
+    prompts = [Prompt([{"role": "user", "content": q}], None, {}, q) for q in questions]
+    encoded = encode_prompts(prompts, OURS.prompt, 40, ReadReport())
+    found = Rollouts(config, encoded, 50, pad_id=0)
+    stop = [OURS.tokenizer.special_tokens["<|end|>"], *range(128, 200)]
+    practice = Practice(Policy(model, OURS.tokenizer, stop), {"vowels": vowels}, [1.0])
+    found.attach(practice, log_probs_by(FP32, 1.0))
+    return found
+
+
+def test_a_rollout_depends_on_the_step_alone(model):
+    a, b = rollouts(model), rollouts(model)
+    first = a.micro_batches(0)
+    assert a.micro_batches(0) is first
+    a.micro_batches(1)
+    again = a.micro_batches(0)
+    for one, two, three in zip(first, again, b.micro_batches(0), strict=True):
+        assert torch.equal(one.inputs, two.inputs)
+        assert torch.equal(one.inputs, three.inputs)
+        assert torch.equal(one.advantages, three.advantages)
+
+
+def plain_loss(model: GPTModel, found: Rollouts, normalize: str, masked: bool) -> Tensor:
+    """Of all completions, one at a time, with the formula of the papers."""
+    assert found.rollout is not None
+    rewards = found.practice.total(found.rollout.rewards)
+    advantages = group_advantages(rewards, G, scale=True)
+    total, tokens = torch.zeros(()), 0
+    rows = [c.ids if c.finished or not masked else [] for c in found.rollout.completions]
+    for row, new in enumerate(rows):
+        if not new:
+            continue
+        ids = torch.tensor([[*found.rollout.prompts[row // G].ids, *new]])
+        log_p = model(ids[:, :-1]).log_softmax(-1)[0, -len(new) :]
+        log_p = log_p[torch.arange(len(new)), torch.tensor(new)]
+        loss = -(advantages[row] * (log_p - log_p.detach()).exp()).sum()
+        tokens += len(new)
+        total = total + (loss / len(new) if normalize == "sequence" else loss)
+    return total / {"token": tokens, "sequence": len(rows), "constant": len(rows) * NEW}[normalize]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("normalize", ["token", "sequence", "constant"])
+def test_the_step_has_the_gradient_of_all_completions(model, normalize, masked):
+    found = rollouts(model, normalize=normalize, mask_truncated=masked)
+    batches = found.micro_batches(0)
+    rows = sum(len(batch.advantages) for batch in batches)
+    assert 0 < rows < 5 * G  # those of "dull" at least have no signal and are left out
+
+    def gradient(loss: Tensor) -> list[Tensor]:
+        model.zero_grad()
+        loss.backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    count = sum(batch.count for batch in batches)
+    ours = gradient(sum(PolicyLoss()(model, batch)[0] for batch in batches) / count)
+    theirs = gradient(plain_loss(model, found, normalize, masked))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert any(g.any() for g in ours)
+
+
+def test_a_rollout_without_signal_is_a_step_without_gradient(model):
+    found = rollouts(model)
+    found.practice.rewards = {"same": lambda samples: [1.0] * len(samples)}
+    [batch] = found.micro_batches(0)
+    assert batch.count == 0
+    loss, _ = PolicyLoss()(model, batch)
+    assert loss.item() == 0
+    measured = found.metrics()
+    assert measured["no_signal"] == 1
+    assert measured["reward"] == 1
+    assert measured["reward_std"] == 0
+
+
+def test_a_kl_penalty_uses_all_completions(model):
+    found = rollouts(model, kl=0.1)
+    found.attach(found.practice, log_probs_by(FP32, 1.0), lambda: model)
+    batches = found.micro_batches(0)
+    assert sum(len(batch.advantages) for batch in batches) == 5 * G
+    _, metrics = PolicyLoss(kl=0.1)(model, batches[0])
+    assert metrics["kl"].item() == pytest.approx(0, abs=1e-6)  # the model is its own reference
+
+
+def test_several_updates_share_a_rollout_that_a_checkpoint_keeps(model):
+    found = rollouts(model, updates=3)
+    batches = found.micro_batches(3)
+    assert found.micro_batches(4) is found.micro_batches(5) is batches
+    assert found.state(3) == {}  # sampled anew by the weights of step 3
+    state = {name: tensor.clone() for name, tensor in found.state(4).items()}
+    other = rollouts(model, updates=3)
+    other.load_state(4, state)
+    with torch.no_grad():  # the weights have changed since
+        model.final_norm.weight += 0.5
+    try:
+        loaded = other.micro_batches(4)
+    finally:
+        with torch.no_grad():
+            model.final_norm.weight -= 0.5
+    for a, b in zip(batches, loaded, strict=True):
+        assert isinstance(a, PolicyBatch)
+        assert isinstance(b, PolicyBatch)
+        for name in ("inputs", "targets", "advantages", "weights", "old"):
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+    assert found.rollout.completions == other.rollout.completions
+    is_target = batches[0].targets != IGNORE_INDEX
+    assert (batches[0].old[is_target] < 0).all()
+    assert not batches[0].old[~is_target].any()
+
+
+def test_several_rewards_are_weighted_and_measured(model):
+    found = rollouts(model)
+    found.practice.rewards = {
+        "regex:[a-z]": lambda samples: [1.0 for _ in samples],
+        "length:4": lambda samples: [float(s.tokens) for s in samples],
+    }
+    found.practice.weights = np.array([1.0, -0.5])
+    found.micro_batches(0)
+    measured = found.metrics()
+    assert measured["reward_regex_a_z"] == 1
+    assert measured["reward_length_4"] == measured["length"]
+    assert measured["reward"] == pytest.approx(1 - 0.5 * measured["length"])

@@ -21,7 +21,7 @@ from gptsmith.evaluate.charts import draw_confusion, draw_history
 from gptsmith.files import write_json, write_text
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.recipes import finetune, loop
-from gptsmith.recipes.loop import TrainingJob
+from gptsmith.recipes.job import TrainingJob
 from gptsmith.recipes.options import ClassifyConfig
 from gptsmith.recipes.plan import Note
 from gptsmith.recipes.report import write_report

@@ -23,7 +23,7 @@ from gptsmith.model.gpt import GPTModel
 from gptsmith.model.target_leakage import first_target
 from gptsmith.model.tuning import Tuning
 from gptsmith.recipes import in_loop_eval, loop, plan
-from gptsmith.recipes.loop import TrainingJob
+from gptsmith.recipes.job import TrainingJob
 from gptsmith.recipes.options import EvalConfig, FinetuneConfig, SFTConfig
 from gptsmith.recipes.plan import Dataset, Note, Plan
 from gptsmith.run import Run

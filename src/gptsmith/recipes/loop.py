@@ -1,39 +1,37 @@
 """The training loop of all recipes: steps, metrics, evaluations, checkpoints, stopping.
 
-A recipe provides a `TrainingJob`: model, loss, dataset, evaluation, samples. The rest is here.
+A recipe provides a `TrainingJob` (job.py): model, loss, dataset, evaluation, samples. The rest is
+here.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from gptsmith.model import flops
-from gptsmith.model.gpt import GPTModel
 from gptsmith.model.tuning import load_parameters, trainable_state_dict
-from gptsmith.recipes import in_loop_eval
 from gptsmith.recipes.agreement import Agreement
+from gptsmith.recipes.job import TrainingJob
 from gptsmith.recipes.options import RecipeConfig
 from gptsmith.recipes.out_of_memory import out_of_memory
-from gptsmith.recipes.plan import Dataset, Note, Plan
-from gptsmith.recipes.prefetch import Batches, step_batches
+from gptsmith.recipes.plan import Note, Plan
+from gptsmith.recipes.prefetch import step_batches
 from gptsmith.recipes.report import write_report
 from gptsmith.recipes.resume_metrics import last_rate, lost_history
 from gptsmith.recipes.run_state import RunState
 from gptsmith.run import Run, layout
 from gptsmith.train import checkpoint, distributed, runtime, sharding
 from gptsmith.train.checkpoint_writer import CheckpointWriter
-from gptsmith.train.monitor import LOSS_LABEL, Monitor, SilentMonitor, count_events
+from gptsmith.train.monitor import Monitor, SilentMonitor, count_events
 from gptsmith.train.optim import Optimizer
 from gptsmith.train.schedule import LearningRate
 from gptsmith.train.signals import StopSignal
-from gptsmith.train.step import Loss, LossSpikeGuard, Step, TrainingDiverged, train_steps
+from gptsmith.train.step import LossSpikeGuard, Step, TrainingDiverged, train_steps
 
 _JOB = "job"  # tensors of TrainingJob.state in a checkpoint
 STOPPED = 75  # exit code: stopped by a signal after saving (EX_TEMPFAIL: try again)
@@ -46,50 +44,6 @@ FIXED = (
     "train.total_batch_tokens",
     "train.precision",
 )
-
-
-@dataclass(frozen=True)
-class TrainingJob:
-    """What a recipe passes to the loop.
-
-    model          on its device, adapters attached and parameters frozen as configured; if it is to
-                   be sharded (`Plan.is_sharded`), on the CPU, and if it has init_parameter, empty
-    evaluate       maximum number of validation tokens (None: all) -> scores, one of them
-                   `val_OBJECTIVE`
-    val_tokens     size of the validation split
-    samples        texts that the model generates: (prompt, text)
-    evaluate_tasks scores of eval.tasks
-    verify_data    ValueError if a file of the training data is damaged
-    curves         measurements to draw in curves.png: metrics of the loss, which evaluate returns
-                   as val_NAME
-    loss_label     of the axis of the loss there, with its unit
-    init_parameter draws the first weights of the parameter with a name (train/sharding.init)
-    objective      what evaluations are compared by, and curves.png draws first: `loss`, which is
-                   to be low, or a measurement that is to be high
-    batches        step -> this rank's micro-batches, where they depend on the weights of that
-                   moment; default those of the dataset
-    metrics        further measurements of the newest step, by name
-    state          step -> tensors that the run needs, besides weights and optimizer, to go on after
-                   this step; all ranks ask for them
-    load_state     takes the step, and what `state` returned for it
-    """
-
-    model: GPTModel
-    loss: Loss
-    dataset: Dataset
-    evaluate: Callable[[int | None], Mapping[str, float | int | None]]
-    val_tokens: int
-    samples: Callable[[], Iterator[tuple[str, str]]] = lambda: iter(())
-    evaluate_tasks: in_loop_eval.TaskEvaluation | None = None
-    verify_data: Callable[[], None] = lambda: None
-    curves: tuple[str, ...] = ()
-    loss_label: str = LOSS_LABEL
-    init_parameter: Callable[[str, torch.Tensor], None] | None = None
-    objective: str = "loss"
-    batches: Batches | None = None
-    metrics: Callable[[], Mapping[str, float]] = dict
-    state: Callable[[int], Mapping[str, Tensor]] = lambda step: {}
-    load_state: Callable[[int, Mapping[str, Tensor]], None] = lambda step, state: None
 
 
 def train(run: Run, job: TrainingJob, plan: Plan[RecipeConfig], started: float | None) -> int:

@@ -4,6 +4,7 @@ present weights. With several ranks, each completes its share of the prompts."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 from gptsmith.generate.engine import Engine
@@ -37,15 +38,20 @@ class Policy:
 
     def __init__(self, model: GPTModel, tokenizer: Tokenizer, stop_ids: Sequence[int]) -> None:
         self.model, self.tokenizer, self.stop_ids = model, tokenizer, stop_ids
-        self._plain = model
-        if lora.is_wrapped(model):
-            self._plain = GPTModel(model.config, mask=model.mask).to(model.head_weight.device)
-            self._plain.requires_grad_(False).eval()
+        self._is_wrapped = lora.is_wrapped(model)
         self._engine: Engine | None = None
+
+    @cached_property
+    def _plain(self) -> GPTModel:
+        """The model, or a plain copy of one with adapters, made once the model is on its device."""
+        if not self._is_wrapped:
+            return self.model
+        plain = GPTModel(self.model.config, mask=self.model.mask)
+        return plain.to(self.model.head_weight.device).requires_grad_(False).eval()
 
     def refresh(self) -> None:
         """Use the model's present weights from now on. Inside `sharding.gathered`."""
-        if self._plain is not self.model:
+        if self._is_wrapped:
             self._plain.load_state_dict(lora.merged_state_dict(self.model))
         if self._engine is None:
             self._engine = Engine(
@@ -56,7 +62,7 @@ class Policy:
 
     def without_adapters(self) -> GPTModel:
         """The model with its adapters switched off, until the next `refresh`."""
-        assert self._plain is not self.model
+        assert self._is_wrapped
         self._plain.load_state_dict(lora.merged_state_dict(self.model, adapters=False))
         return self._plain
 

@@ -13,7 +13,7 @@ from gptsmith.data.pairs import Pairs, load_pairs
 from gptsmith.model.gpt import GPTModel
 from gptsmith.recipes import finetune, in_loop_eval, loop
 from gptsmith.recipes.chat import first_prompt
-from gptsmith.recipes.loop import TrainingJob
+from gptsmith.recipes.job import TrainingJob
 from gptsmith.recipes.options import PreferenceConfig
 from gptsmith.recipes.plan import Note
 from gptsmith.recipes.reference import TopTokens, evaluating, prepare_reference

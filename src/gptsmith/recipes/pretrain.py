@@ -24,7 +24,7 @@ from gptsmith.model.gpt import GPTModel
 from gptsmith.model.init import deferred_init, init_parameter
 from gptsmith.model.target_leakage import first_target
 from gptsmith.recipes import finetune, in_loop_eval, loop, plan
-from gptsmith.recipes.loop import TrainingJob
+from gptsmith.recipes.job import TrainingJob
 from gptsmith.recipes.options import CorpusConfig, PretrainConfig, TextConfig
 from gptsmith.recipes.plan import Note, Plan
 from gptsmith.run.create import open_for_training

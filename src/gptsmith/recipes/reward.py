@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from gptsmith.batch import PolicyBatch
@@ -28,20 +27,22 @@ from gptsmith.generate.chat import reply_stop_ids
 from gptsmith.generate.options import SamplingConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.recipes import finetune, in_loop_eval, loop
-from gptsmith.recipes.loop import TrainingJob
+from gptsmith.recipes.job import TrainingJob
 from gptsmith.recipes.plan import Note
 from gptsmith.recipes.policy import Policy
+from gptsmith.recipes.reference import evaluating
 from gptsmith.recipes.reward_options import RewardConfig
 from gptsmith.recipes.rollouts import LogProbs, Practice, Rollouts, Scored
 from gptsmith.run import Run, digests
+from gptsmith.run.layout import REFERENCE
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint, distributed
 from gptsmith.train.loss import token_log_probs
 from gptsmith.train.policy_loss import PolicyLoss
-from gptsmith.train.runtime import Precision
+from gptsmith.train.runtime import Precision, Runtime
 
 BUILT_IN = "skills"  # the prompts that need no file
-VERDICTS, REFERENCE = "verdicts", "reference.safetensors"  # in the run folder
+VERDICTS = "verdicts"  # folder in that of the run
 _VAL_SEED = 0x7A1  # other questions than those of `evaluate`
 
 
@@ -95,7 +96,7 @@ def reward(config: RewardConfig, started: float | None = None) -> int:
         corpus=fingerprint(train)[:32] + fingerprint(val)[:32], fixed=_FIXED,
     )  # fmt: skip
     try:
-        reference = reference_model(config, run, policy)
+        reference = reference_model(config, runtime, run, policy)
     except BaseException:
         run.close()
         raise
@@ -187,20 +188,15 @@ def log_probs_by(precision: Precision, temperature: float) -> LogProbs:
     """Log-probabilities as PolicyLoss computes them, without gradients."""
 
     def log_probs(model: GPTModel, batch: PolicyBatch) -> Tensor:
-        training = model.training
-        model.eval()
-        try:
-            with torch.no_grad(), precision.autocast():
-                on_device = batch.to(model.head_weight.device)
-                return token_log_probs(model, on_device, temperature=temperature).cpu()
-        finally:
-            model.train(training)
+        with evaluating(model, precision):
+            on_device = batch.to(model.head_weight.device)
+            return token_log_probs(model, on_device, temperature=temperature).cpu()
 
     return log_probs
 
 
 def reference_model(
-    config: RewardConfig, run: Run, policy: Policy
+    config: RewardConfig, runtime: Runtime, run: Run, policy: Policy
 ) -> Callable[[], GPTModel] | None:
     """The model before training, for the KL penalty; None without one.
 
@@ -211,7 +207,7 @@ def reference_model(
         return None
     if config.lora.rank:
         return policy.without_adapters
-    copy = deepcopy(policy.model).requires_grad_(False)
+    copy = deepcopy(policy.model).requires_grad_(False).to(runtime.device)
     if config.resume:
         weights = checkpoint.load_tensors(run.verified(REFERENCE))
         copy.load_state_dict(weights)

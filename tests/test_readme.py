@@ -31,6 +31,7 @@ SHORTER = {
     r"^gptsmith finetune (chat|text)": LITTLE,
     r"^gptsmith finetune instruct": f"{LITTLE} --responses 2 {SHARES}",
     r"^gptsmith finetune classify": f" {FEW}",
+    r"^gptsmith finetune reward": f" {FEW} --questions 50 --prompts-per-step 4 --val-prompts 8",
     r"^gptsmith finetune preference": f" {FEW} --eval.sample-tokens 8 {SHARES.split(' --')[0]}",
 }
 

@@ -164,8 +164,8 @@ def finetune(kind: str, recipe: str | Path | None = None, **fields: Any) -> Load
 
         gptsmith.finetune("chat", base="runs/x", data="skills", out="runs/chat")
 
-    kind: text, chat, instruct, classify or preference. base: the run to start from (`from` in a
-    recipe). recipe, fields, errors: see `pretrain`.
+    kind: text, chat, instruct, classify, preference or reward. base: the run to start from (`from`
+    in a recipe). recipe, fields, errors: see `pretrain`.
     """
     from gptsmith.commands.finetune import main
 

@@ -65,15 +65,15 @@ def record(run: Path) -> list[dict]:
 
 
 def test_learns_what_is_rewarded(words):
-    more = ["--train.steps", "40", "--prompts-per-step", "8", "--eval.interval", "20", "--reward"]
+    more = ["--train.steps", "24", "--prompts-per-step", "8", "--eval.interval", "12", "--reward"]
     more += ["code.py:letters", "--trust-code", "--optim.learning-rate", "0.01", "--out", "run"]
     assert cli.main([*words, *more]) == 0
     run, train = Path("run"), events(Path("run"), "train")
     rewards = [event["train_reward"] for event in train]
-    assert sum(rewards[:5]) / 5 < 0.3
-    assert sum(rewards[-5:]) / 5 > 0.6
+    assert sum(rewards[:5]) / 5 < 0.7  # of 2
+    assert sum(rewards[-5:]) / 5 > 1.4
     val = [event["val_reward"] for event in events(run, "val")]
-    assert val[-1] > max(0.6, val[0])
+    assert val[-1] > 1.4 > val[0]
     assert {
         "train_reward", "train_reward_std", "train_no_signal", "train_length", "train_truncated",
         "train_sampling_share", "train_entropy", "train_clipped",
@@ -81,10 +81,8 @@ def test_learns_what_is_rewarded(words):
     assert all(0 < event["train_sampling_share"] < 1 for event in train)
     samples = (run / "samples.txt").read_text()
     assert re.search(r"\[best: reward [\d.]+\]\n.*\[worst: reward [\d.]+\]", samples, re.DOTALL)
-    assert "train_reward,val_reward" in (run / "metrics.csv").read_text() or (
-        {"train_reward", "val_reward"}
-        <= set((run / "metrics.csv").read_text().splitlines()[0].split(","))
-    )
+    columns = (run / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"train_reward", "val_reward", "train_reward_regex_a_m"} <= {*columns}
     assert "| validation reward |" in (run / "report.md").read_text()
     assert (run / "curves.png").stat().st_size > 10_000
     assert Run.open(run).stage == "reward"

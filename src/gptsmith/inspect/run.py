@@ -89,13 +89,17 @@ def _base_weights(run: Run) -> dict[str, str]:
 
 
 def _last_metrics(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """The last value of each column of metrics.csv, and the best validation loss."""
+    """The last value of each column of metrics.csv, and the best validation."""
     last = {n: value for row in rows for n, value in row.items() if value is not None}
     shown = {name: _number(value) for name, value in last.items()}
     scores = [(row["val_loss"], row["step"]) for row in rows if row["val_loss"] is not None]
     if scores:
         loss, step = min(scores)
         shown["best val_loss"] = f"{loss:.4f} at step {step:,}"
+    rewards = [(row["val_reward"], -row["step"]) for row in rows if row.get("val_reward")]
+    if rewards:
+        reward, earliest = max(rewards)
+        shown["best val_reward"] = f"{reward:.4f} at step {-earliest:,}"
     return properties(shown)
 
 

@@ -16,7 +16,7 @@ from gptsmith.recognize import wrong_kind
 
 CONFIG, ARCHITECTURE, MASK, TUNING = "config.yaml", "model.json", "mask.py", "tuning.json"
 WEIGHTS, BASE, ADAPTER = "model.safetensors", "base.safetensors", "adapter"
-REFERENCE = "reference.safetensors"  # log-probabilities of preferences under the reference model
+REFERENCE = "reference.safetensors"  # what the model before training said, or its weights
 ADAPTER_WEIGHTS = "adapter_model.safetensors"  # in ADAPTER, as peft names it
 TOKENIZER, TEMPLATE, CORPUS, REPORT = (
     "tokenizer.json", "chat_template.jinja", "corpus.json", "report.md",

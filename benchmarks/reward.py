@@ -85,7 +85,7 @@ def ours(model: GPTModel, tokenizer: Tokenizer, arguments: argparse.Namespace) -
     def rewards(samples: Sequence[Sample]) -> list[float]:
         return [reward(sample.text) for sample in samples]
 
-    policy = Policy(model, tokenizer, tokenizer.special_ids.eos_ids)
+    policy = Policy(model, tokenizer, tokenizer.special_ids.eos_ids, T)
     rollouts.attach(Practice(policy, {"sum": rewards}, [1.0]), log_probs_by(precision, 1.0))
     steps = train_steps(
         model, PolicyLoss(), rollouts.micro_batches,

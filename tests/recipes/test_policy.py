@@ -31,15 +31,16 @@ def model() -> GPTModel:
     return model.train()
 
 
-def completed(model: GPTModel) -> list[list[Completion]]:
-    policy = Policy(model, TOKENIZER, STOP)
+def completed(model: GPTModel, batch_size: int = 256) -> list[list[Completion]]:
+    policy = Policy(model, TOKENIZER, STOP, 128)
+    assert policy.batch_size == 256
+    policy.batch_size = batch_size
     policy.refresh()
     return policy.complete(PROMPTS, SAMPLING, SEEDS)
 
 
-def test_completions_are_those_of_single_requests(model, monkeypatch):
-    monkeypatch.setattr("gptsmith.recipes.policy.BATCH_SIZE", 7)  # several rounds
-    found = completed(model)
+def test_completions_are_those_of_single_requests(model):
+    found = completed(model, batch_size=7)  # several rounds
     assert model.training
     ended = 0
     for prompt, seeds, group in zip(PROMPTS, SEEDS, found, strict=True):
@@ -59,7 +60,7 @@ def test_completions_are_those_of_single_requests(model, monkeypatch):
 
 
 def test_a_refresh_follows_the_weights(model):
-    policy = Policy(model, TOKENIZER, STOP)
+    policy = Policy(model, TOKENIZER, STOP, 128)
     policy.refresh()
     before = policy.complete(PROMPTS, SAMPLING, SEEDS)
     add_noise(model, 0.1)
@@ -72,7 +73,7 @@ def test_adapters_are_merged_for_sampling_and_the_model_stays_wrapped(model):
     attach(model, LoraConfig(rank=2))
     base = completed(model)
     add_noise(model, 0.05)
-    policy = Policy(model, TOKENIZER, STOP)
+    policy = Policy(model, TOKENIZER, STOP, 128)
     policy.refresh()
     found = policy.complete(PROMPTS, SAMPLING, SEEDS)
     names = {name for name, _ in model.named_parameters()}

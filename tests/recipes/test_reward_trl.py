@@ -59,7 +59,7 @@ def rollouts(model: GPTModel, reference: GPTModel | None, **options: Any) -> Rol
     )  # fmt: skip
     prompts = [EncodedPrompt(_prompt(text), TOKENIZER.encode(text)) for text in PROMPTS]
     found = Rollouts(config, prompts, 32, pad_id=0)
-    practice = Recorded(Policy(model, TOKENIZER, []), {"given": lambda samples: []}, [1.0])
+    practice = Recorded(Policy(model, TOKENIZER, [], 32), {"given": lambda samples: []}, [1.0])
     temperature = config.temperature
     log_probs = log_probs_by(Precision("fp32", "cpu", ""), temperature)
     found.attach(practice, log_probs, None if reference is None else lambda: reference)

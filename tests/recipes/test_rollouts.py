@@ -65,7 +65,7 @@ def rollouts(model: GPTModel, **options: object) -> Rollouts:
     encoded = encode_prompts(prompts, OURS.prompt, 40, ReadReport())
     found = Rollouts(config, encoded, 50, pad_id=0)
     stop = [OURS.tokenizer.special_tokens["<|end|>"], *range(128, 200)]
-    practice = Practice(Policy(model, OURS.tokenizer, stop), {"vowels": vowels}, [1.0])
+    practice = Practice(Policy(model, OURS.tokenizer, stop, 50), {"vowels": vowels}, [1.0])
     found.attach(practice, log_probs_by(FP32, 1.0))
     return found
 

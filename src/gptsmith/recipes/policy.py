@@ -14,10 +14,10 @@ from gptsmith.model import lora
 from gptsmith.model.gpt import GPTModel
 from gptsmith.tokenizer import Tokenizer
 
-# Requests that run at the same time, and tokens of prompts that are read in one step of the engine:
-# nobody waits for a first token, so that large steps cost nothing.
-BATCH_SIZE = 256
+# Tokens of prompts that are read in one step of the engine: nobody waits for a first token.
 BUDGET = 8192
+MAX_BATCH_SIZE, MIN_BATCH_SIZE = 256, 16  # completions that are sampled at the same time ...
+CACHE_BYTES = 2**30  # ... as many as have room for their keys and values in this memory
 
 
 class Completion(NamedTuple):
@@ -32,12 +32,18 @@ class Completion(NamedTuple):
 class Policy:
     """A model in training, and an engine for its weights.
 
-    stop_ids: what ends a completion. Adapters are merged into a plain copy of the model, which our
-    kernels can compute; a model without any is used as it is.
+    stop_ids: what ends a completion. T: tokens of a prompt and its completion at most. Adapters are
+    merged into a plain copy of the model, which our kernels can compute; a model without any is
+    used as it is.
     """
 
-    def __init__(self, model: GPTModel, tokenizer: Tokenizer, stop_ids: Sequence[int]) -> None:
+    def __init__(
+        self, model: GPTModel, tokenizer: Tokenizer, stop_ids: Sequence[int], T: int
+    ) -> None:
         self.model, self.tokenizer, self.stop_ids = model, tokenizer, stop_ids
+        config = model.config
+        cache = T * config.n_layer * 2 * config.K * config.D * 4  # bytes of a completion, in fp32
+        self.batch_size = min(MAX_BATCH_SIZE, max(MIN_BATCH_SIZE, CACHE_BYTES // cache))
         self._is_wrapped = lora.is_wrapped(model)
         self._engine: Engine | None = None
 
@@ -55,7 +61,7 @@ class Policy:
             self._plain.load_state_dict(lora.merged_state_dict(self.model))
         if self._engine is None:
             self._engine = Engine(
-                self._plain, self.tokenizer, BATCH_SIZE, chunk=BUDGET, budget=BUDGET
+                self._plain, self.tokenizer, self.batch_size, chunk=BUDGET, budget=BUDGET
             )
         else:
             self._engine.refresh()
@@ -84,7 +90,7 @@ class Policy:
 
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         found = {}
-        size = max(1, BATCH_SIZE // max(map(len, seeds), default=1))
+        size = max(1, self.batch_size // max(map(len, seeds), default=1))
         for start in range(0, len(order), size):
             group = order[start : start + size]
             # The first completion of a prompt reads it; the others find it in the cache.

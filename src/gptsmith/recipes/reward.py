@@ -65,7 +65,7 @@ def reward(config: RewardConfig, started: float | None = None) -> int:
     resolved = finetune.resolve(_with_total_batch_tokens(config, T), prepared, rollouts)
     config, runtime = resolved.config, resolved.runtime
     stop_ids = reply_stop_ids(template) if template else tokenizer.special_ids.eos_ids
-    policy = Policy(model, tokenizer, stop_ids)
+    policy = Policy(model, tokenizer, stop_ids, T)
     practice = Practice(policy, rewards, config.reward_weights or [1.0] * len(rewards))
     greedy = SamplingConfig(temperature=0, max_new_tokens=config.max_new_tokens)
     shown: Scored | None = None

@@ -123,8 +123,14 @@ def test_resumes_bit_exactly(words, options, step):
     "options", [pytest.param([], marks=scale), FULL, pytest.param(LORA, marks=scale)]
 )
 def test_two_ranks_practise_as_one_process_does(words, options):
-    on(1, [*words, *options, "--out", "one"])
-    on(2, [*words, *options, "--out", "two"])
+    words = [
+        *words,
+        *options,
+        "--train.batch-size",
+        "8",
+    ]  # sums of two do not depend on their order
+    on(1, [*words, "--out", "one"])
+    on(2, [*words, "--out", "two"])
     assert losses(Path("one")) == losses(Path("two"))
     assert record(Path("one")) == record(Path("two"))
     assert_same_checkpoints(Path("one"), Path("two"))
@@ -154,7 +160,7 @@ def rejected(words: list[str], user_error: Callable[..., str]) -> Callable[..., 
         (["--group-size", "1"], "greater than or equal to 2"),
         (["--group-size", "3", "--prompts-per-step", "3"], "9 completions are not a multiple of"),
         (["--max-new-tokens", "64"], "leaves no room for a prompt"),
-        (["--max-new-tokens", "60"], "no prompts left: longer than 4 tokens: 14"),
+        (["--max-new-tokens", "60"], "no prompts left: longer than 4 tokens: 18"),
         (["--reward", "exakt"], "no reward 'exakt'"),
         (["--reward", "code.py:letters"], "review it, then pass --trust-code"),
         (["--data", "skills"], "do not mix it with files"),
@@ -172,6 +178,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(rejected, option
 
 def test_a_model_without_template_practises_on_plain_prompts(words, base, user_error):
     words = [*words, "--from", str(base)]
-    assert "make one first" in user_error(*words, "--data", "skills", "--out", "run")
+    skills = ["skills" if word == "prompts.jsonl" else word for word in words]
+    assert "make one first" in user_error(*skills, "--out", "run")
     assert cli.main([*words, "--train.steps", "2", "--out", "run"]) == 0
     assert Run.open("run").chat_template is None

@@ -30,8 +30,8 @@ pytestmark = [
 ]
 
 G, NEW = 3, 8
-PROMPTS = ["12345", "ABCDEFGH", "xy"]
-ANSWERS = ["6789", "87", "9", "DEFGHIJK", "XYZ", "abc", "ij", "kl", "mnopqr"]
+PROMPTS = ["12345", "ABCDEFGH", "de"]
+ANSWERS = ["6789", "87", "9", "DEFGHIJK", "XYZ", "abc", "ij", "kl", "mnabcd"]
 REWARDS = [1.0, 0.0, 0.0, 0.2, 0.9, 0.4, 1.0, 1.0, 1.0]  # the last group teaches nothing
 
 
@@ -98,13 +98,14 @@ def test_loss_and_gradients_equal_those_of_its_grpo_trainer(
         theirs, reward_funcs=lambda **_: [], processing_class=words,
         train_dataset=datasets.Dataset.from_list([{"prompt": text} for text in PROMPTS]),
         args=trl.GRPOConfig(
-            str(tmp_path / "trainer"), loss_type=loss_type, beta=kl, epsilon=0.2, epsilon_high=0.28,
-            temperature=temperature, max_completion_length=NEW, num_generations=G,
-            per_device_train_batch_size=9, report_to=[], use_cpu=True, bf16=False,
-            gradient_checkpointing=False,
+            str(tmp_path / "trainer"), loss_type=loss_type, beta=0.0, epsilon=0.2,
+            epsilon_high=0.28, temperature=temperature, max_completion_length=NEW,
+            num_generations=G, per_device_train_batch_size=9, report_to=[], use_cpu=True,
+            bf16=False, gradient_checkpointing=False,
         ),
     )  # fmt: skip
     trainer.current_gradient_accumulation_steps = 1
+    trainer.beta = kl  # above 0 at first, it would look for a reference model by its name
     prompt_ids, prompt_mask = padded([p for p in PROMPTS for _ in range(G)], left=True)
     completion_ids, completion_mask = padded(ANSWERS, left=False)
     groups = torch.tensor(REWARDS).view(-1, G)

@@ -85,7 +85,7 @@ def stop_at(step: int, run: Path, copy: Path) -> Path:
     for later in (s for s in checkpoint.steps(copy / "checkpoints") if s > step):
         shutil.rmtree(copy / "checkpoints" / f"step-{later:06d}")
     for name in ("model.safetensors", "report.md", "digests.json"):
-        (copy / name).unlink()
+        (copy / name).unlink(missing_ok=True)  # a LoRA run has an adapter
     return copy
 
 

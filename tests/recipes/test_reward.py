@@ -34,7 +34,7 @@ WORDS = [
     "regex:[a-m]", "--train.steps", str(STEPS), "--train.batch-size", "4", "--train.num-threads",
     "1", "--train.device", "cpu", "--train.precision", "fp32", "--save.seconds", "600",
     "--save.interval", "1", "--save.keep-last", "9", "--eval.interval", "3", "--optim.warmup-steps",
-    "2", "--optim.learning-rate", "0.003", "--monitor.trackers", "none",
+    "2", "--optim.kind", "adamw", "--optim.learning-rate", "0.003", "--monitor.trackers", "none",
 ]  # fmt: skip
 TIMED = {"seconds", "tokens_per_second", "peak_memory_mb", "crc32", "train_sampling_share"}
 CODE = """

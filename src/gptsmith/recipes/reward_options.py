@@ -70,7 +70,7 @@ class RewardConfig(FinetuneConfig, PromptFiles):
     """Always 0: completions are sampled without dropout."""
     train: TrainConfig = TrainConfig(compile="off")
     optim: OptimConfig = OptimConfig(
-        kind="adamw", learning_rate=1e-4, schedule="constant", weight_decay=0.0, warmup_steps=10
+        learning_rate=3e-4, schedule="linear", weight_decay=0.0, warmup_steps=10
     )
     eval: EvalConfig = EvalConfig(interval=20, tokens=None)
     monitor: MonitorConfig = MonitorConfig(log_interval=1)

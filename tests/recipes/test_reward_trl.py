@@ -80,7 +80,8 @@ def padded(texts: list[str], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
     ("normalize", "loss_type", "kl", "old", "temperature"),
     [
         ("token", "dapo", 0.0, False, 1.0),
-        ("token", "dapo", 0.2, True, 0.8),
+        ("token", "dapo", 0.0, False, 0.8),
+        ("token", "dapo", 0.2, True, 1.0),
         ("sequence", "grpo", 0.1, True, 1.0),
         ("constant", "dr_grpo", 0.0, True, 1.0),
     ],
@@ -101,7 +102,7 @@ def test_loss_and_gradients_equal_those_of_its_grpo_trainer(
             str(tmp_path / "trainer"), loss_type=loss_type, beta=0.0, epsilon=0.2,
             epsilon_high=0.28, temperature=temperature, max_completion_length=NEW,
             num_generations=G, per_device_train_batch_size=9, report_to=[], use_cpu=True,
-            bf16=False, gradient_checkpointing=False,
+            bf16=False, gradient_checkpointing=False, use_bias_correction_kl=False,
         ),
     )  # fmt: skip
     trainer.current_gradient_accumulation_steps = 1

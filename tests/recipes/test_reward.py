@@ -67,6 +67,7 @@ def record(run: Path) -> list[dict]:
 def test_learns_what_is_rewarded(words):
     more = ["--train.steps", "24", "--prompts-per-step", "8", "--eval.interval", "12", "--reward"]
     more += ["code.py:letters", "--trust-code", "--optim.learning-rate", "0.01", "--out", "run"]
+    more += ["--optim.schedule", "constant"]
     assert cli.main([*words, *more]) == 0
     run, train = Path("run"), events(Path("run"), "train")
     rewards = [event["train_reward"] for event in train]

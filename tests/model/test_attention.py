@@ -1,11 +1,12 @@
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gptsmith.model import attention as attention_module
+from gptsmith.model import fused
 from gptsmith.model.attention import CausalMask, attention, blocked_causal
 
 BF16 = torch.bfloat16
@@ -53,8 +54,11 @@ def test_attention_is_softmax_attention(K: int, kind: str) -> None:
 
 @pytest.mark.parametrize("T", [1, 63, 64, 65, 130, 523])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_blocked_form_equals_the_fused_kernel(T: int, dtype: torch.dtype) -> None:
-    blocked = results(blocked_causal, *inputs(T, dtype=dtype))
+@pytest.mark.parametrize("form", [blocked_causal, fused.CausalAttention.apply])
+def test_the_blocked_forms_equal_the_fused_kernel(
+    form: Callable[..., Tensor], T: int, dtype: torch.dtype
+) -> None:
+    blocked = results(form, *inputs(T, dtype=dtype))
     exact = results(
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
         *(x.detach().float().requires_grad_() for x in inputs(T, dtype=dtype)),
@@ -66,11 +70,9 @@ def test_the_blocked_form_equals_the_fused_kernel(T: int, dtype: torch.dtype) ->
 
 
 def test_bfloat16_training_takes_the_blocked_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = []
+    taken, apply = [], fused.CausalAttention.apply
     monkeypatch.setattr(
-        attention_module,
-        "blocked_causal",
-        lambda q, k, v, mask: taken.append(q.shape[2]) or blocked_causal(q, k, v, mask),
+        fused.CausalAttention, "apply", lambda q, k, v: taken.append(q.shape[2]) or apply(q, k, v)
     )
     q, k, v = inputs(64, dtype=torch.bfloat16)
     trained = attention(q, k, v, None)

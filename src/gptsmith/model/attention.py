@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from gptsmith.model import fused
 from gptsmith.model.masks import Mask
 
 
@@ -70,6 +71,9 @@ def attention(
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         grouped = False
     if blocks and (mask is None or isinstance(mask, CausalMask)):
+        if allowed is None and fused.applies(q):
+            y: Tensor = fused.CausalAttention.apply(q, k, v)
+            return y
         return blocked_causal(q, k, v, allowed)
     if allowed is None:
         is_causal = False if q.shape[2] == 1 else True  # noqa: SIM211 - a bool, not a SymBool

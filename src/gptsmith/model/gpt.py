@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
-from gptsmith.model import checks, masks
+from gptsmith.model import checks, fused, masks
 from gptsmith.model.attention import Bias, any_length, attention, dense_bias
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.init import initialized
@@ -43,6 +43,9 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
+        if fused.applies(x):
+            y: Tensor = fused.RMSNorm.apply(x, self.weight, self.eps)
+            return y
         # CUDA's autocast computes this in fp32 and would hand fp32 queries to attention.
         return F.rms_norm(x, (self.size,), self.weight.to(x.dtype), self.eps).to(x.dtype)
 

@@ -11,6 +11,7 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
+from gptsmith.model import fused
 from gptsmith.model.config import ModelConfig
 
 
@@ -42,5 +43,8 @@ def rotary_table(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (i, i + D/2) of every head: x (B, T, H, D), cos and sin (B|1, T, 1, D/2)."""
+    if fused.applies(x):
+        rotated: Tensor = fused.Rotation.apply(x, cos, sin)
+        return rotated
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)

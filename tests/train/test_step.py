@@ -331,7 +331,11 @@ def test_loss_scaler_survives_overflow_and_changes_nothing_else() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-60)
     guard = LossSpikeGuard(patience=1)
     before = weights(model)
-    done = steps(model, 1, scaler=scaler, guard=guard)[0]
+
+    def steep(model: GPTModel, batch: Batch) -> Tensor:  # any gradient above 2 overflows
+        return 100 * next_token_loss(model, batch)
+
+    done = steps(model, 1, scaler=scaler, guard=guard, loss=steep)[0]
     assert "fp16 overflow at loss scale 1.7" in done.skipped
     assert same(before, weights(model))
     assert (guard.skipped, scaler.get_scale()) == (0, 2.0**67)

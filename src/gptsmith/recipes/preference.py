@@ -56,6 +56,7 @@ def preference(config: PreferenceConfig, started: float | None = None) -> int:
     B, top = config.train.batch_size, None
     if config.loss != "simpo":
         parts = {"train": rows, "val": val_rows}
+        model.to(runtime.device)  # whole, as in an evaluation, also if it is to be sharded
         try:
             found = prepare_reference(run, config.resume, model, parts, B, runtime.precision)
         except BaseException:
@@ -63,6 +64,8 @@ def preference(config: PreferenceConfig, started: float | None = None) -> int:
             raise
         rows.reference, val_rows.reference = found.log_probs["train"], found.log_probs["val"]
         top = found.top
+        if resolved.is_sharded:
+            model.to("cpu")
 
     def evaluate(limit: int | None) -> Mapping[str, float | int | None]:
         return evaluate_pairs(model, val_rows, B, limit, loss, top, runtime.precision)

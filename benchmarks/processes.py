@@ -3,11 +3,11 @@
     python -m benchmarks processes [--rounds 3] [--data FOLDER]
 
 Whole commands, alternating, medians. Training: configs/bench-gpt2-10m.yaml, eager, four
-micro-batches of 4 rows a step; tokens per second without the first steps. Every rank has one thread,
-so two ranks would at best be twice as fast as one; one process with two threads is the alternative
-on one machine, and shares memory instead of adding up gradients. That two ranks of one CPU do not
-reach twice the speed says little about GPUs, each of which has memory and links of its own.
-Preparing: the folder's english_novels with GPT-2's vocabulary, one worker per task.
+micro-batches of 4 rows a step; tokens per second without the first steps. Every rank has one
+thread, so two ranks would at best be twice as fast as one; one process with two threads is the
+alternative on one machine, and shares memory instead of adding up gradients. That two ranks of one
+CPU do not reach twice the speed says little about GPUs, each of which has memory and links of its
+own. Preparing: the folder's english_novels with GPT-2's vocabulary, one worker per task.
 """
 
 from __future__ import annotations

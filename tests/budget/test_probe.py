@@ -1,12 +1,16 @@
-"""The time of a probe, on a machine that is taken to have a known speed."""
+"""A scaling law from two short runs, on a machine that is taken to have a known speed."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import prepared
 import pytest
+import torch
 
+from gptsmith.budget import probe as probing
 from gptsmith.budget.machine import Machine
 from gptsmith.budget.probe import probe
+from gptsmith.budget.scaling_law import Point
 from gptsmith.budget.step_time import Cluster
 from gptsmith.data.shards import Corpus
 
@@ -17,6 +21,36 @@ MACHINE = Machine("box", "cpu", Cluster(peak=100e9, memory=20e9), 2**33, shares=
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return prepared.run(tmp_path_factory.mktemp("probe") / "corpus", DOCS)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Two threads wait for each other where other tests compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_the_law_fits_the_runs_of_the_probe(
+    corpus: Corpus, one_thread, monkeypatch, capsys
+) -> None:
+    seen: list[Point] = []
+    scaled = probing.scaled
+
+    def record(points, bytes_per_token):
+        seen.extend(points)
+        return scaled(points, bytes_per_token)
+
+    monkeypatch.setattr(probing, "scaled", record)
+    law = probe(corpus, 8, MACHINE)
+    assert len(seen) == 2
+    assert seen[0].N < seen[1].N
+    for N, D, loss in seen:
+        assert law.loss(N, D) == pytest.approx(loss, rel=law.error)
+        assert 1 < loss < 5  # of bytes after tens of steps; 5.55 before
+    assert law.loss(1e6, 1e7) < min(loss for *_, loss in seen)
+    assert capsys.readouterr().out == ""
 
 
 def test_too_short_a_probe_is_a_one_line_error(corpus: Corpus) -> None:

@@ -89,11 +89,12 @@ def remarks(chosen: Estimate, budget: Budget, law: ScalingLaw | None) -> Iterato
     """Why this run, and what limits it."""
     d = chosen.design
     ratio = f"{d.tokens_per_parameter:,.1f} tokens per parameter"
-    wanted = f"{rules.TOKENS_PER_PARAMETER} would be best"
+    wanted = f"the rule is {rules.TOKENS_PER_PARAMETER}"
     if budget.corpus_tokens is not None:
         epochs = d.tokens / budget.corpus_tokens
-        read = f"{epochs:.1f} times" if epochs >= 1 else f"{epochs:.0%} of it"
-        yield f"* {ratio} ({wanted}); the corpus is read {read}, at most {rules.MAX_EPOCHS} times"
+        read = "the corpus is read {:.1f} times" if epochs >= 1 else "{:.0%} of the corpus is read"
+        most = f", at most {rules.MAX_EPOCHS} times" if epochs >= 1 else ""
+        yield f"* {ratio} ({wanted}); {read.format(epochs)}{most}"
     else:
         yield f"* {ratio} ({wanted})"
     if budget.vocab_size is None:
@@ -107,7 +108,7 @@ def remarks(chosen: Estimate, budget: Budget, law: ScalingLaw | None) -> Iterato
             + ("" if budget.corpus_tokens is None else "; --data CORPUS --probe 60s fits one")
         )
     elif chosen.loss is None:
-        yield "loss: this run is larger than those that the scaling law was fitted to, or smaller"
+        yield "loss: this run is outside the sizes that the scaling law was fitted to"
 
 
 def summary(chosen: Estimate, machine: Machine) -> str:

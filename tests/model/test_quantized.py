@@ -192,6 +192,11 @@ def test_adapters_are_trained_and_merged(format: Quantization, targets: tuple[st
     assert {n.rpartition(".")[2] for n in trained} == {"lora_A", "lora_B", "rows"}
     assert all(torch.equal(b, codes[n]) for n, b in model.named_buffers())
     attached = model.eval()(IDS)
+    copy = GPTModel(CONFIG).eval()
+    copy.load_state_dict(lora.merged_state_dict(model))
+    torch.testing.assert_close(copy(IDS), attached, rtol=1e-5, atol=1e-5)
+    copy.load_state_dict(lora.merged_state_dict(model, adapters=False))
+    assert (copy(IDS) - attached).abs().max() > 0.1
     lora.merge(model)
     assert not [*quantized_layers(model)]
     assert list(model.state_dict()) == list(make().state_dict())

@@ -93,6 +93,7 @@ def test_learns_what_is_rewarded(words):
 
 FULL = ["--updates", "2", "--kl", "0.05"]
 LORA = ["--updates", "3", "--kl", "0.05", "--lora.rank", "2", "--normalize", "sequence"]
+QLORA = [*LORA, "--lora.targets", "qkv", "--quantize", "nf4"]
 
 
 def test_killed_in_the_middle_of_a_rollout_and_resumed_without_its_base(words, chat, tmp_path):
@@ -107,7 +108,7 @@ def test_killed_in_the_middle_of_a_rollout_and_resumed_without_its_base(words, c
     assert record(Path("whole")) == record(Path("run"))
 
 
-@pytest.mark.parametrize("options", [[], LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("options", [[], QLORA], ids=["full", "qlora"])
 @pytest.mark.parametrize("step", [2, 3])
 def test_resumes_bit_exactly(words, options, step):
     assert cli.main([*words, *options, "--out", "whole"]) == 0

@@ -175,6 +175,9 @@ def merged_state_dict(model: nn.Module, *, adapters: bool = True) -> dict[str, T
         found |= {f"{name}.{n}": p.detach() for n, p in linear.named_parameters()}
         if adapters:
             found[f"{name}.weight"] = linear.weight + module.update().to(linear.weight.dtype)
+    for name, layer in quantized_layers(model):  # those without an adapter
+        if not name.startswith(inside):
+            found[f"{name}.weight"] = layer.weight
     return found
 
 

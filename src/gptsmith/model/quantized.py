@@ -40,8 +40,8 @@ _CHUNK = 1 << 11
 def quantize(weight: Tensor, format: Quantization) -> tuple[Tensor, Tensor]:
     """Codes (n, bytes) uint8 and scales (n,) fp32 of a weight; its last block is padded with zeros.
 
-    Of two codes that are equally near, the lower one. In a byte of nf4, the first number is in the
-    high bits.
+    Of two codes that are equally near, the lower one in nf4 and the even one in int8. In a byte of
+    nf4, the first number is in the high bits.
     """
     numbers = weight.detach().flatten()
     if spare := -len(numbers) % BLOCK:

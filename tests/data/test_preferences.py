@@ -81,6 +81,25 @@ def test_instructions_with_input_and_a_system_message(tmp_path: Path) -> None:
     assert str(counts).endswith("column 'output' is not used")
 
 
+def test_an_answer_may_repeat_the_question(tmp_path: Path) -> None:
+    row = {"prompt": "Say hello", "chosen": "hello", "rejected": "Say hello", "best": "hello"}
+    pairs, counts = load_pairs([write(tmp_path / "a.jsonl", row)], PreferenceFiles(), OURS, 64)
+    text = OURS.tokenizer.decode(pairs.examples[1].ids)
+    assert text == "<|user|>Say hello<|end|><|assistant|>Say hello<|end|>"
+    assert str(counts) == "all 1 pairs are trained on"
+
+
+def test_a_context_or_system_message_may_be_repeated_by_an_answer(tmp_path: Path) -> None:
+    row = {
+        "instruction": "Echo.", "input": "hello", "system": "Be brief.",
+        "chosen": "hello", "rejected": "Be brief.",
+    }  # fmt: skip
+    pairs, _ = load_pairs([write(tmp_path / "a.jsonl", row)], PreferenceFiles(), OURS, 64)
+    assert OURS.tokenizer.decode(pairs.examples[0].ids) == (
+        "<|system|>Be brief.<|end|><|user|>Echo.\n\nhello<|end|><|assistant|>hello<|end|>"
+    )
+
+
 def test_only_what_follows_the_shared_messages_is_compared(tmp_path: Path) -> None:
     rows = [{"chosen": talk("a", "b", "c", "d"), "rejected": talk("a", "b", "c", "e", "f", "g")}]
     pairs, _ = load_pairs([write(tmp_path / "a.jsonl", *rows)], PreferenceFiles(), OURS, 64)

@@ -1,4 +1,4 @@
-"""Losses of preferences, by their formulas and beside those of TRL (test_trl.py)."""
+"""Losses of preferences, by their formulas and beside those of TRL (test_preference_trl.py)."""
 
 import math
 

@@ -25,8 +25,6 @@ from gptsmith.data.report import ReadReport, Tally
 from gptsmith.data.row import Row
 from gptsmith.data.rows import read_rows
 
-_SPLIT_KEY = 0x9A125  # another stream of random numbers than the order of the epochs
-
 
 class Pair(NamedTuple):
     """Two conversations, of which the first is preferred.
@@ -162,11 +160,11 @@ def _pair(
         problem = f"of {quoted(columns)}, one begins with a question, the other with an answer"
         raise InvalidRowError("answers of two kinds", problem)
     before: list[Any] = []
-    used = {*columns, *_repeated(values, columns)}
+    used = {*columns}
     if not whole[0]:
         before, used = _question(row, used, files)
         answers, before = _continued(answers, before)
-    used |= {name for pair in names.SCORES for name in pair}
+    used |= {name for pair in names.SCORES for name in pair} | _repeated(values, columns)
     row = row._replace(values={**values, **_tools_of_question(values)})
     chosen, rejected = (
         conversation_of(row, [*before, *turns], used, files, counts.report) for turns in answers
@@ -243,12 +241,14 @@ def _continued(answers: list[list[Any]], before: list[Any]) -> tuple[list[list[A
 
 
 def _repeated(values: Mapping[str, Any], columns: tuple[str, str]) -> set[str]:
-    """The columns that repeat an answer or, where it is a whole conversation, one of its texts."""
+    """The columns that repeat an answer or, where it is a whole conversation, one of its texts:
+    they are not reported as unused."""
     known: list[Any] = [values[name] for name in columns]
     for value in known[:2]:
         turns = value if isinstance(value, list) else []
         known += [turn.get(n) for turn in turns if isinstance(turn, Mapping) for n in names.CONTENT]
-    return {name for name, value in values.items() if not is_empty(value) and value in known}
+    found = {name for name, value in values.items() if not is_empty(value) and value in known}
+    return found.difference(names.SYSTEM, names.TARGET_FLAGS)
 
 
 def _tools_of_question(values: Mapping[str, Any]) -> dict[str, Any]:

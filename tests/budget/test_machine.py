@@ -4,6 +4,7 @@ import mmap
 from dataclasses import replace
 
 import pytest
+import torch
 
 from gptsmith.budget import machine, rules
 from gptsmith.budget.machine import Machine, MeasuredStep
@@ -37,6 +38,17 @@ def test_compiled_steps_make_all_depths_faster_and_the_start_longer(monkeypatch)
     assert compiled.step_seconds(design) == pytest.approx(0.8 * eager)
     assert compiled.shares[2] / here.shares[2] == compiled.shares[3] / here.shares[3] > 1
     assert compiled.startup == pytest.approx(35.0)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps", "cpu"])
+def test_a_time_ends_when_the_device_has_computed(monkeypatch, kind: str) -> None:
+    """Operations on an accelerator are only queued: it is waited for before and after each."""
+    order: list[object] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", order.append)
+    device = torch.device(kind)
+    assert machine._best(2, lambda: order.append("work"), device) >= 0
+    waited = [] if kind == "cpu" else [device]
+    assert order == 2 * [*waited, "work", *waited]
 
 
 def test_this_machine_computes() -> None:

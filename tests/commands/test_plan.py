@@ -73,9 +73,49 @@ def test_a_machine_that_is_not_here(capsys, tmp_path: Path) -> None:
     assert train["total_batch_tokens"] % (8 * train["batch_size"] * T) == 0
 
 
+def test_several_machines_are_named_in_the_command(capsys, tmp_path: Path) -> None:
+    words = ["--device", "h100", "--count", 64, "--time", "1h", "--out", tmp_path / "recipe.yaml"]
+    text = " ".join(said(capsys, *words).split())
+    assert "on each machine, torchrun --nnodes 8 --nproc-per-node 8 --rdzv-backend c10d" in text
+
+
+def test_json_says_what_the_table_says(capsys) -> None:
+    words = ["--device", "l4", "--count", 2, "--time", "2h", "--price-per-hour", 3]
+    text = said(capsys, *words)
+    plan = json.loads(said(capsys, *words, "--format", "json"))
+    chosen = plan["runs"][plan["chosen"]]
+    assert chosen["cost"] == pytest.approx(2 * 3 * chosen["seconds"] / 3600)
+    assert f"{chosen['cost']:,.2f}" in text
+    assert f"{chosen['tokens_per_parameter']:.1f} tokens per parameter" in text
+    assert f"assumed to reach {chosen['share_of_peak']:.0%}" in " ".join(text.split())
+    assert f"vocabulary {chosen['vocab_size']:,}: gptsmith prepare" in text
+    assert plan["remarks"]
+    for remark in plan["remarks"]:
+        assert remark in text
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("500B", 500), ("2k", 2048), ("1.5 GiB", 3 * 2**29), ("4Gi", 2**32), ("1TB", 2**40), ("7", 7)],
+)
+def test_sizes_are_read_with_their_units(text: str, size: int) -> None:
+    assert plan._bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("1.5h", 5400), (".5 d", 43_200), ("30M", 1800)]
+)
+def test_times_are_read_with_their_units(text: str, seconds: float) -> None:
+    assert plan._seconds(text) == seconds
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("--time 30mb", "--time: should be a number with a unit, such as 90s, 30m, 2h or 1d"),
+        ("--time 1dib", "--time: should be a number with a unit"),
+        ("--memory 500iB", "--memory: should be a number with a unit, such as 800M or 4G"),
+        ("--device h100 --count 12", "--count 12: more than 8 are in machines of 8"),
         ("--time 30x", "--time: should be a number with a unit, such as 90s, 30m, 2h or 1d"),
         ("--memory lots", "--memory: should be a number with a unit, such as 800M or 4G"),
         ("--time 30m --tokens 5", "time and tokens are both given: give one budget"),

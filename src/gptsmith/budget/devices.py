@@ -38,7 +38,8 @@ DEVICES = {
 
 
 def published(name: str, count: int, memory: int | None = None) -> Machine:
-    """`count` devices of this name; ValueError for an unknown one.
+    """`count` devices of this name; ValueError for an unknown one, and for a count that does not
+    fill machines of 8.
 
     memory: bytes of each that the run may use (default: all).
     """
@@ -50,6 +51,11 @@ def published(name: str, count: int, memory: int | None = None) -> Machine:
         memory=device.bandwidth * 1e9,
         inside=device.reduced * 1e9,
     )
+    size = cluster.per_machine
+    if count > size and count % size:
+        raise ValueError(
+            f"--count {count}: more than {size} are in machines of {size}; give a multiple of {size}"
+        )
     title = f"{count} x {device.sheet}" if count > 1 else device.sheet
     startup = 60.0  # starting, compiling
     return Machine(

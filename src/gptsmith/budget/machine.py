@@ -176,8 +176,8 @@ def _best(times: int, work: Callable[[], object], device: torch.device) -> float
 
 
 def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def this_machine(started: float, memory: int | None = None) -> Machine:

@@ -56,26 +56,49 @@ def table(
             file_size(each.disk),
         ]
         if price_per_hour:
-            cells.append(f"{price_per_hour * machine.ranks * each.seconds / 3600:,.2f}")
+            cells.append(f"{_cost(each, machine, price_per_hour):,.2f}")
         cells.append(expected(each))
         grid.add_row(*map(Text, cells))
     return grid
 
 
-def as_json(found: Sequence[Estimate], chosen: Estimate, machine: Machine) -> str:
-    """The same runs for a program; the chosen one is an index."""
+def as_json(
+    found: Sequence[Estimate],
+    chosen: Estimate,
+    machine: Machine,
+    price_per_hour: float | None,
+    remarks: Sequence[str],
+) -> str:
+    """The same runs and remarks for a program; the chosen run is an index."""
     runs = [
         {
             "depth": each.design.depth,
             "parameters": parameters(each.design.model),
+            "vocab_size": each.design.model.vocab_size,
             "steps": each.design.steps,
+            "tokens": each.design.tokens,
+            "tokens_per_parameter": each.design.tokens_per_parameter,
+            "share_of_peak": machine.share(each.design.model),
             **{f.name: getattr(each, f.name) for f in fields(each) if f.name != "design"},
+            **({"cost": _cost(each, machine, price_per_hour)} if price_per_hour else {}),
             "recipe": each.design.recipe(),
         }
         for each in found
     ]
-    about = {"machine": machine.name, "flops_per_second": machine.cluster.peak}
-    return json.dumps({**about, "runs": runs, "chosen": found.index(chosen)}, indent=2)
+    about = {
+        "machine": machine.name,
+        "flops_per_second": machine.cluster.peak,
+        "memory_bytes_per_second": machine.cluster.memory,
+    }
+    return json.dumps(
+        {**about, "runs": runs, "chosen": found.index(chosen), "remarks": remarks},
+        indent=2,
+        ensure_ascii=False,
+    )
+
+
+def _cost(each: Estimate, machine: Machine, price_per_hour: float) -> float:
+    return price_per_hour * machine.ranks * each.seconds / 3600
 
 
 def expected(each: Estimate) -> str:

@@ -15,26 +15,37 @@ from gptsmith.config import Section, load_config
 
 if TYPE_CHECKING:
     from gptsmith.budget.estimate import Budget
+    from gptsmith.budget.machine import Machine
     from gptsmith.data.shards import Corpus
 
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
-_BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_PREFIXES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
-def _number(text: str, units: dict[str, int], example: str) -> float:
-    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([a-z]?)(?:i?b)?", text.strip().lower())
-    if found is None or found[2] not in units or not float(found[1]):
+def _seconds(text: str) -> float:
+    number, unit = _parse(text, r"([smhd]?)", "90s, 30m, 2h or 1d")
+    return number * _UNITS.get(unit, 1)
+
+
+def _bytes(text: str) -> int:
+    number, prefix = _parse(text, r"(?:([kmgt])i?)?b?", "800M or 4G")
+    return int(number * _PREFIXES.get(prefix, 1))
+
+
+def _parse(text: str, unit: str, example: str) -> tuple[float, str]:
+    found = re.fullmatch(rf"(\d+\.?\d*|\.\d+)\s*{unit}", text.strip().lower())
+    if found is None or not float(found[1]):
         raise ValueError(f"should be a number with a unit, such as {example}")
-    return float(found[1]) * units[found[2]]
+    return float(found[1]), found[2] or ""
 
 
 def _check_time(text: str) -> str:
-    _number(text, _SECONDS, "90s, 30m, 2h or 1d")
+    _seconds(text)
     return text
 
 
 def _check_memory(text: str) -> str:
-    _number(text, _BYTES, "800M or 4G")
+    _bytes(text)
     return text
 
 
@@ -65,15 +76,15 @@ class PlanOptions(Section):
     """Plan for a GPU that is not here, from its data sheet: h100, h200, a100, l40s, l4, a10g,
     rtx5090, rtx4090, rtx3090, v100, t4."""
     count: int = Field(1, ge=1, le=1024)
-    """How many of them."""
+    """How many of them; more than 8 are in machines of 8."""
     probe: Time | None = None
     """Train small models on --data for so long (60s), to expect the loss on a text for which no
     scaling law is known."""
     out: Path | None = None
     """Recipe to write (.yaml)."""
     format: Literal["text", "json"] = "text"
-    """What to print: a table, or the same as one JSON object, with times in seconds and sizes in
-    bytes."""
+    """What to print: a table with remarks, or the same as one JSON object, with times in seconds
+    and sizes in bytes."""
 
     @model_validator(mode="after")
     def _check(self) -> PlanOptions:
@@ -109,7 +120,7 @@ def main(argv: Sequence[str], started: float | None = None) -> int:
 
     corpus = Corpus.open(options.data) if options.data is not None else None
     law = LAWS.get(corpus.fingerprint) if corpus is not None else None
-    memory = int(_number(options.memory, _BYTES, "")) if options.memory else None
+    memory = _bytes(options.memory) if options.memory else None
     budget = _budget(options, corpus)
     if options.device is not None:
         machine = devices.published(options.device, options.count, memory)
@@ -120,16 +131,18 @@ def main(argv: Sequence[str], started: float | None = None) -> int:
         from gptsmith.budget.probe import probe
 
         assert corpus is not None
-        law = probe(corpus, _number(options.probe, _SECONDS, ""), machine)
+        law = probe(corpus, _seconds(options.probe), machine)
     found = estimate.candidates(budget, machine, law)
     chosen = estimate.choose(found, budget)
     near = [each for each in found if abs(each.design.depth - chosen.design.depth) <= 2]
+    price = options.price_per_hour
+    remarks = list(report.remarks(chosen, budget, law))
     if options.format == "json":
-        terminal.write(report.as_json(near, chosen, machine))
+        terminal.write(report.as_json(near, chosen, machine, price, remarks))
     else:
         terminal.say(report.about(machine, chosen))
-        Console().print(report.table(near, chosen, machine, options.price_per_hour))
-        for line in report.remarks(chosen, budget, law):
+        Console().print(report.table(near, chosen, machine, price))
+        for line in remarks:
             terminal.say(line)
     if options.out is not None:
         recipe = chosen.design.recipe()
@@ -140,15 +153,22 @@ def main(argv: Sequence[str], started: float | None = None) -> int:
             recipe = {"data": str(options.data), "out": str(run), **recipe}
         header = f"# gptsmith plan: {report.summary(chosen, machine)}\n"
         files.write_text(options.out, header + layout.yaml_text(recipe))
-        terminal.note(f"wrote {options.out}; next: {_next(options, machine.ranks)}")
+        terminal.note(f"wrote {options.out}; next: {_next(options, machine)}")
     return 0
 
 
-def _next(options: PlanOptions, ranks: int) -> str:
+def _next(options: PlanOptions, machine: Machine) -> str:
     """The command that trains by the recipe."""
-    words = ["torchrun", "--nproc-per-node", str(ranks), "-m"] if ranks > 1 else []
-    words += ["gptsmith", "pretrain", shlex.quote(str(options.out))]
+    ranks, per_machine = machine.ranks, machine.cluster.per_machine
+    words = ["gptsmith", "pretrain", shlex.quote(str(options.out))]
     words += [] if options.data is not None else ["--data", "CORPUS", "--out", "RUN"]
+    if ranks > per_machine:
+        nodes = str(ranks // per_machine)
+        several = ["--nnodes", nodes, "--nproc-per-node", str(per_machine)]
+        several += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "HOST:29500"]
+        words = ["on each machine,", "torchrun", *several, "-m", *words]
+    elif ranks > 1:
+        words = ["torchrun", "--nproc-per-node", str(ranks), "-m", *words]
     return " ".join(words)
 
 
@@ -158,7 +178,7 @@ def _budget(options: PlanOptions, corpus: Corpus | None) -> Budget:
     named = (options.time, options.tokens, options.params, options.memory)
     time = options.time or ("30m" if not any(named) else None)
     return Budget(
-        seconds=_number(time, _SECONDS, "") if time else None,
+        seconds=_seconds(time) if time else None,
         tokens=options.tokens,
         parameters=options.params,
         corpus_tokens=options.corpus_tokens if corpus is None else corpus.train_tokens,

@@ -75,10 +75,11 @@ bench: $(VENV)/.dev
 fuzz: $(VENV)/.dev
 	@$(BIN)/python tests/fuzz/run.py --inputs 20000
 
-# setuptools is the build backend, and is there already: it needs no environment of its own.
+# setuptools is the build backend, and is there already: it needs no environment of its own. It would
+# put into the wheel what an earlier build left in build/lib.
 dist: $(VENV)/.dev
 	@$(PIP) -q setuptools
-	@rm -rf dist
+	@rm -rf build dist src/*.egg-info
 	@for kind in sdist wheel; do \
 	  $(BIN)/python -c "from setuptools import build_meta; build_meta.build_$$kind('dist')" >/dev/null || exit 1; \
 	done

@@ -10,10 +10,10 @@ import venv
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
-# At the top of the tree: what .gitignore names.
-NOT_SOURCE = {".git", ".venv", ".venv-vllm", "build", "dist", "runs", "data"}
-BUILD = "from setuptools import build_meta; build_meta.build_{}({!r})"
+WHEEL = "from setuptools import build_meta; build_meta.build_wheel({!r})"
 
 # What somebody does first, from another folder. `exact`: the C kernels are at work.
 USE = """
@@ -27,14 +27,25 @@ print(gptsmith.__file__, gptsmith.load("run").engine.exact)
 """
 
 
-def not_source(folder: str, names: list[str]) -> set[str]:
-    found = {name for name in names if name.endswith(("__pycache__", "_cache", ".egg-info"))}
-    return found | (NOT_SOURCE & set(names) if Path(folder) == ROOT else set())
+def copy_of_the_source(tree: Path) -> None:
+    """What git tracks: the rest is what tools and people leave in the folder."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone: git knows what is source")
+    for name in run(["git", "ls-files", "-z"], ROOT).split("\0"):
+        if (ROOT / name).is_file():  # not one that was removed and not yet committed
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, tree / name)
 
 
 def files_under(folder: Path) -> set[str]:
     found = (p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
     return {p.relative_to(folder).as_posix() for p in found}
+
+
+def modules_of(wheel: Path) -> set[str]:
+    """What a wheel installs, by the names in the source."""
+    with zipfile.ZipFile(wheel) as packed:
+        return {f"src/{name}" for name in packed.namelist() if ".dist-info/" not in name}
 
 
 def run(command: list[str], folder: Path) -> str:
@@ -46,24 +57,27 @@ def run(command: list[str], folder: Path) -> str:
 
 def test_a_wheel_of_the_source_distribution_works_elsewhere(tmp_path: Path) -> None:
     tree, dist, elsewhere = tmp_path / "tree", tmp_path / "dist", tmp_path / "elsewhere"
-    shutil.copytree(ROOT, tree, ignore=not_source)
+    copy_of_the_source(tree)
+    source = files_under(tree)
     elsewhere.mkdir()
-    run([sys.executable, "-c", BUILD.format("sdist", str(dist))], tree)
-    [archive] = dist.glob("*.tar.gz")
+    for earlier in ("build/lib", "src/gptsmith.egg-info", "dist"):  # of a version with this module
+        (tree / earlier / "gptsmith").mkdir(parents=True)
+        (tree / earlier / "gptsmith/removed.py").write_text("")
+    bin = Path(sys.executable).parent
+    run(["make", "dist", f"BIN={bin}", "PIP=:", "VENV=none", "-o", "none/.dev"], tree)
+    [archive], [wheel] = (tree / "dist").glob("*.tar.gz"), (tree / "dist").glob("*.whl")
+    assert modules_of(wheel) == {x for x in source if x.startswith("src/gptsmith/")}
     with tarfile.open(archive) as file:
         file.extractall(tmp_path / "unpacked", filter="data")
     [unpacked] = (tmp_path / "unpacked").iterdir()
-    made = {"PKG-INFO", "setup.cfg"}
-    missing = files_under(tree) - files_under(unpacked) - {".gitignore"}
-    assert not missing
-    extra = {name for name in files_under(unpacked) - files_under(tree) if ".egg-info/" not in name}
-    assert extra == made
+    assert source - files_under(unpacked) == {".gitignore"}
+    extra = {name for name in files_under(unpacked) - source if ".egg-info/" not in name}
+    assert extra == {"PKG-INFO", "setup.cfg"}
 
-    run([sys.executable, "-c", BUILD.format("wheel", str(dist))], unpacked)
+    dist.mkdir()
+    run([sys.executable, "-c", WHEEL.format(str(dist))], unpacked)
     [wheel] = dist.glob("*.whl")
-    with zipfile.ZipFile(wheel) as packed:
-        names = {name for name in packed.namelist() if ".dist-info/" not in name}
-        assert names == {f"gptsmith/{name}" for name in files_under(ROOT / "src/gptsmith")}
+    assert modules_of(wheel) == {x for x in source if x.startswith("src/gptsmith/")}
 
     # The dependencies are those of this environment, without its own gptsmith: a folder that a .pth
     # file names is searched, but the .pth files in it (an editable installation) are not read.

@@ -176,14 +176,40 @@ def test_prompts_are_cut_at_fixed_positions_within_the_budget() -> None:
         spans = memory.step(random.Random(0))
         return [(span.start, span.stop) for span in spans]
 
-    assert step() == [(0, 8)]  # another 6 tokens are beyond the budget, so the second waits
-    assert step() == [(8, 16)]
-    assert step() == [(16, 20), (0, 6)]
-    assert step() == [(20, 21), (6, 7)]
+    assert step() == [(0, 6)]  # another 8 tokens are beyond the budget, so the longer one waits
+    assert step() == [(6, 7), (0, 8)]
+    assert step() == [(7, 8), (8, 16)]
+    assert step() == [(8, 9), (16, 20)]
+    assert step() == [(20, 21), (9, 10)]
     third = state_of([1] * 14 + [5] * 4)
     scheduler.add(third)
-    assert step() == [(21, 22), (7, 8), (14, 16)]  # a hit in the middle of a page and a chunk
-    assert step() == [(22, 23), (8, 9), (16, 18)]
+    assert step() == [(21, 22), (10, 11), (14, 16)]  # a hit in the middle of a page and a chunk
+    assert step() == [(22, 23), (11, 12), (16, 18)]
+
+
+def test_a_short_prompt_does_not_wait_until_a_long_one_is_read() -> None:
+    memory = Memory(make(limit=40, chunk=4, budget=4))
+    long, short = state_of([1] * 20, 1), state_of([2, 3], 1)
+    memory.scheduler.add(long)
+    memory.step(random.Random(0))
+    memory.scheduler.add(short)
+    memory.step(random.Random(0))
+    memory.step(random.Random(0))
+    assert short.finished
+    assert 4 < long.read < 20  # and the long one has made progress
+
+
+def test_a_long_prompt_is_read_although_short_ones_keep_coming() -> None:
+    memory = Memory(make(limit=40, chunk=4, budget=4))
+    long = state_of([1] * 20, 1)
+    memory.scheduler.add(long)
+    short = []
+    for number in range(10):  # a step reads one chunk, and five belong to the long prompt
+        short.append(state_of([10 + number] * 3, 1))
+        memory.scheduler.add(short[-1])
+        memory.step(random.Random(0))
+    assert long.finished
+    assert sum(state.finished for state in short) == 5
 
 
 def test_the_youngest_makes_room_and_is_read_again() -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 MAX_BATCH_SIZE = 32  # requests that run at the same time
 # While prompts are read, decoding requests wait: a step should be short, and as cheap per token as
-# a long one. On a CPU 32 tokens are (docs/log.md).
+# a long one. On a CPU that begins with 32 tokens; 128 is the least that was measured (docs/log.md).
 CHUNK = {"cpu": 128, "cuda": 2048}  # tokens of one prompt that are read in a step
 BUDGET = {"cpu": 128, "cuda": 8192}  # tokens of all prompts that are read in a step
 DRAFT_TOKENS = 4  # of a draft model, in one step

@@ -2,8 +2,8 @@
 
 Requests that are decoding come first, one token each. The step's token budget is for prompts, which
 are read in chunks that end at fixed positions, so that a prompt is split in the same places
-whatever else is in the batch. Sources: nano-vllm's scheduler, and Sarathi-Serve (Agrawal et al.
-2024) for the chunks.
+whatever else is in the batch. Long and short prompts take turns. Sources: nano-vllm's scheduler, and
+Sarathi-Serve (Agrawal et al. 2024) for the chunks.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ class Scheduler:
         self.draft_tokens = draft_tokens
         self.waiting: deque[RequestState] = deque()
         self.running: list[RequestState] = []  # in the order in which they started
+        self._shortest_first = False
         self._computed = self._cached = self._accepted = 0
 
     @property
@@ -145,7 +146,7 @@ class Scheduler:
         budget = self.budget
         decoding = {id(span.state) for span in spans}
         reading = [state for state in self.running if id(state) not in decoding]
-        for state in reading + self._admit():
+        for state in self._in_turn(reading + self._admit()):
             span = self._span(state, (state.read // self.chunk + 1) * self.chunk)
             if len(span.ids) <= budget or budget == self.budget:
                 spans.append(span)
@@ -182,6 +183,16 @@ class Scheduler:
         for state in reversed(list(self.running)):
             self._preempt(state)
         self.pages.clear()
+
+    def _in_turn(self, prompts: list[RequestState]) -> list[RequestState]:
+        """In which order prompts get the budget: those with the fewest tokens left first, as they
+        would wait long for the others; in every second step the oldest, which would never end
+        where short ones keep coming."""
+        if len(prompts) > 1:
+            self._shortest_first = not self._shortest_first
+            if self._shortest_first:
+                return sorted(prompts, key=lambda state: len(state.context) - state.read)
+        return prompts
 
     def _span(self, state: RequestState, stop: int) -> Span:
         stop = min(len(state.context), max(stop, self.lookahead))

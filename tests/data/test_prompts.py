@@ -18,11 +18,11 @@ from gptsmith.data.prompts import (
 from gptsmith.data.report import ReadReport
 
 
-def read(tmp_path: Path, *rows: object, **options: str) -> list[Prompt]:
+def read(tmp_path: Path, *rows: object, needs_answer: bool = False, **options: str) -> list[Prompt]:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = PromptFiles(**options)
-    return list(read_prompts([path], files, ReadReport(files.on_error)))
+    return list(read_prompts([path], files, ReadReport(files.on_error), needs_answer))
 
 
 def asked(prompt: Prompt) -> list[tuple[str, str]]:
@@ -94,16 +94,27 @@ def test_such_rows_can_be_skipped(tmp_path):
     assert [p.question for p in read(tmp_path, *rows, on_error="skip")] == ["2 + 2?"]
 
 
+def test_a_row_without_an_answer_is_unusable_where_one_is_needed(tmp_path):
+    rows = [{"question": "3 + 3?"}, {"question": "2 + 2?", "answer": "4"}]
+    assert len(read(tmp_path, *rows)) == 2
+    with pytest.raises(ValueError, match=r"rows.jsonl:1: no expected answer.*--answer-column"):
+        read(tmp_path, *rows, needs_answer=True)
+    [prompt] = read(tmp_path, *rows, needs_answer=True, on_error="skip")
+    assert prompt.answer == "4"
+
+
 def test_equal_prompts_stay_in_one_split():
     rows = [
         Prompt([{"role": "user", "content": f"What is {i % 20}?"}], None, {}, "") for i in range(60)
     ]
-    train, val = split_prompts(rows, 0.2, seed=0)
+    train, val = split_prompts(rows, 0.2, seed=0, at_most=9)
     assert len(val) == 12
     assert len(train) == 48
     assert not {p.question for p in train} & {p.question for p in val}
+    train, val = split_prompts(rows, 0.2, seed=0, at_most=2)  # the others are trained on
+    assert (len(train), len(val)) == (54, 6)
     with pytest.raises(ValueError, match="give 0 for validation"):
-        split_prompts(rows[:2], 0.2, seed=0)
+        split_prompts(rows[:2], 0.2, seed=0, at_most=9)
 
 
 def test_long_prompts_are_skipped_and_counted():

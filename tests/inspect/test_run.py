@@ -36,7 +36,7 @@ def test_run_report(tmp_path: Path) -> None:
         {"event": "train", "step": 5, "train_loss": 5.5, "tokens": 1280, "learning_rate": 1e-3},
         {"event": "val", "step": 5, "val_loss": 5.25},
         {"event": "train", "step": 10, "train_loss": 4.5, "tokens": 2560, "learning_rate": 5e-4},
-        {"event": "val", "step": 10, "val_loss": 5.75},
+        {"event": "val", "step": 10, "val_loss": 5.75, "val_reward": 0.0},
     ]
     run.metrics.write_text("".join(json.dumps(event) + "\n" for event in events))
     groups = {"model": model.state_dict(), "optimizer": {"m": torch.zeros(4)}}
@@ -53,6 +53,7 @@ def test_run_report(tmp_path: Path) -> None:
         f"{sum(p.numel() for p in model.parameters()):,}",
         "step 10 train_loss 4.5",
         "best val_loss 5.2500 at step 5",
+        "best val_reward 0.0000 at step 10",
         f"step 5 {size} intact step 10",
         "damaged: ",
         "optimizer.safetensors has 9 bytes instead of",

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import judge_server
+import local_web
 import pytest
 from chats import OURS
 from ranks import on, scale
@@ -160,20 +162,66 @@ def rejected(words: list[str], user_error: Callable[..., str]) -> Callable[..., 
         (["--group-size", "1"], "greater than or equal to 2"),
         (["--group-size", "3", "--prompts-per-step", "3"], "9 completions are not a multiple of"),
         (["--max-new-tokens", "64"], "leaves no room for a prompt"),
-        (["--max-new-tokens", "60"], "no prompts left: longer than 4 tokens: 18"),
+        (["--max-new-tokens", "60"], "no prompts left: longer than 4 tokens: 20"),
         (["--reward", "exakt"], "no reward 'exakt'"),
         (["--reward", "code.py:letters"], "review it, then pass --trust-code"),
         (["--data", "skills"], "do not mix it with files"),
         (["--train.compile", "on"], "completions have many lengths"),
         (["--train.total-batch-tokens", "640"], "use --prompts-per-step and --group-size"),
         (["--prompt-column", "x"], "no column 'x'"),
+        (["--data", "open.jsonl"], "prompts.jsonl:21: no expected answer to compare with"),
+        (["--dropout", "none"], "dropout None: completions are sampled without it"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_is_written(rejected, options, says):
-    if options[0] == "--data":
+    if options == ["--data", "skills"]:
         options = [*options, "--data", "prompts.jsonl"]
+    if options == ["--data", "open.jsonl"]:
+        with Path("prompts.jsonl").open("a") as file:
+            file.write('{"question": "Say something!"}\n')
+        options = ["--reward", "exact"]
     assert says in rejected(*options)
     assert not os.path.exists("run")
+
+
+def test_a_reference_that_was_not_kept_is_said_in_one_line(words, user_error):
+    words = [*words, "--train.steps", "1", "--out", "run"]
+    assert cli.main(words) == 0
+    kept = Path("run/config.yaml").read_bytes()
+    more = ["--resume", "--train.steps", "2", "--kl", "0.05"]
+    assert "resume with --kl 0, or start another run" in user_error(*words, *more)
+    assert Path("run/config.yaml").read_bytes() == kept
+
+
+def test_resume_is_advised_once_there_is_a_checkpoint(words, capsys):
+    answers = 0
+
+    def reply(prompt: str, before: int) -> judge_server.Reply:
+        if len(server.asked) > answers:
+            return 404, {}, "gone"
+        return json.dumps({"reason": "so", "score": 50})
+
+    server = judge_server.Server(reply)
+    words = [*words, "--reward", "judge", "--judge.model", "judge", "--judge.url", server.url]
+    words += ["--judge.protocol", "openai", "--judge.parallel", "1"]
+    with local_web.running(server):
+        assert cli.main([*words, "--out", "one"]) == 2
+        assert capsys.readouterr().err.endswith("reward judge: HTTP 404: gone\n")
+        answers = len(server.asked) + 4  # those of the first evaluation
+        assert cli.main([*words, "--out", "two"]) == 2
+    assert capsys.readouterr().err.endswith("reward judge: HTTP 404: gone; --resume continues\n")
+    assert checkpoint.steps(Path("two/checkpoints"))
+
+
+def test_the_best_value_is_shown_with_its_sign(words, capsys):
+    Path("code.py").write_text("def less(prompt, completion, row):\n    return -0.5\n")
+    more = ["--reward", "code.py:less", "--trust-code", "--train.steps", "2", "--out", "run"]
+    words = [word for word in words if word not in ("--reward", "regex:[a-m]")]
+    assert cli.main([*words, *more]) == 0
+    notes = [event["message"] for event in events(Path("run"), "note")]
+    assert any("better than the one before training (-0.5)" in note for note in notes)
+    assert cli.main(["inspect", "run"]) == 0
+    assert "best val_reward -0.5000 at step 0" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_model_without_template_practises_on_plain_prompts(words, base, user_error):

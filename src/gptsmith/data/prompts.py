@@ -57,18 +57,26 @@ class Prompt(NamedTuple):
 
 
 def read_prompts(
-    sources: Sequence[str | Path], files: PromptFiles, report: ReadReport
+    sources: Sequence[str | Path],
+    files: PromptFiles,
+    report: ReadReport,
+    needs_answer: bool = False,
 ) -> Iterator[Prompt]:
     """The prompts of files, folders and patterns (data/rows.py), in order.
 
-    ValueError naming the place of a row that is not a prompt, unless `report` skips it.
+    needs_answer: whether a row without an expected answer is unusable. ValueError naming the place
+    of a row that is not a prompt, unless `report` skips it.
     """
     configured = (files.prompt_column, files.answer_column)
     for source in sources:
         for row in read_rows(source, report, file_format=files):
             named = row._replace(values=names.with_known_names(row.values, _KNOWN, configured))
             try:
-                yield _prompt(named, files, row.values)
+                prompt = _prompt(named, files, row.values)
+                if needs_answer and prompt.answer is None:
+                    problem = "no expected answer to compare with; --answer-column NAME says which "
+                    raise InvalidRowError("row without an answer", problem + "column it is in")
+                yield prompt
             except InvalidRowError as error:
                 report.reject(error.kind, row.place, str(error))
 
@@ -88,12 +96,12 @@ def _of_skill(item: skills.Item, number: int) -> Prompt:
 
 
 def split_prompts(
-    prompts: Sequence[Prompt], fraction: float, seed: int
+    prompts: Sequence[Prompt], fraction: float, seed: int, at_most: int
 ) -> tuple[list[Prompt], list[Prompt]]:
     """Prompts to train on and for validation, by a hash of their texts, so that equal ones stay
-    together. ValueError if one of the parts would be empty."""
+    together. at_most: different ones for validation. ValueError if a part would be empty."""
     groups = group_rows(" ".join(prompt.text.casefold().split()) for prompt in prompts)
-    n_val = round(fraction * len(groups))
+    n_val = min(at_most, round(fraction * len(groups)))
     if not 0 < n_val < len(groups):
         raise ValueError(
             f"{len(groups)} different prompts give {n_val} for validation: use more, another "

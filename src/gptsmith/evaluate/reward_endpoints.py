@@ -12,14 +12,15 @@ import httpx
 from gptsmith.evaluate import judge
 from gptsmith.evaluate.options import JudgeOptions
 from gptsmith.evaluate.reference_metrics import Entry
-from gptsmith.evaluate.rewards import Reward, Sample, answer_of
+from gptsmith.evaluate.rewards import Reward, RewardUnavailableError, Sample, answer_of
 
 TEXTS = 256  # of one request
 
 
 def judge_reward(options: JudgeOptions, cache: Path) -> Reward:
     """The judge's score of each completion beside the expected answer, 0 to 1; 0 where the judge
-    replies without a verdict. ValueError without a model, and when the endpoint stays down."""
+    replies without a verdict. ValueError without a model, RewardUnavailableError when the endpoint
+    stays down."""
     judge.Endpoint(options).close()  # is one configured?
 
     def reward(samples: Sequence[Sample]) -> list[float]:
@@ -28,7 +29,7 @@ def judge_reward(options: JudgeOptions, cache: Path) -> Reward:
             with closing(judge.Endpoint(options)) as endpoint:
                 return [score / 100 for score in judge.scores(entries, endpoint, cache)]
         except judge.JudgeError as error:
-            raise ValueError(f"reward judge: {error}; --resume continues") from None
+            raise RewardUnavailableError(f"reward judge: {error}") from None
 
     return reward
 
@@ -37,7 +38,8 @@ def classifier_reward(name: str, options: JudgeOptions) -> Reward:
     """The probability of a label by a classifier, such as one that `gptsmith serve` serves.
 
     name: URL#LABEL; the path /v1/classify may be omitted. options: timeout and retries. ValueError
-    for a name without a label, and for a server that does not answer with this label.
+    for a name without a label, and for a server that does not answer with this label;
+    RewardUnavailableError for one that does not answer.
     """
     where, _, label = name.rpartition("#")
     if not where or not label:
@@ -86,4 +88,4 @@ def _post(client: httpx.Client, address: httpx.URL, body: object, retries: int) 
         problem = f"HTTP {reply.status_code}: {' '.join(reply.text.split())[:160]}"
         if reply.status_code < 500 and reply.status_code not in judge.RETRY:
             break
-    raise ValueError(f"reward {address}: {problem}; --resume continues")
+    raise RewardUnavailableError(f"reward {address}: {problem}")

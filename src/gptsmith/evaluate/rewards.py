@@ -23,6 +23,7 @@ from gptsmith.evaluate.skills import is_correct
 CODE = re.compile(r"(.+\.py):(\w+)")  # a reward that is Python code: file and function
 FORMS = "exact, number, regex:PATTERN, length:TOKENS, judge, FILE.py:FUNCTION or URL#LABEL"
 BATCHED = ("prompts", "completions", "rows")
+_COMPARING = ("exact", "number", "judge")
 
 
 class Sample(NamedTuple):
@@ -34,6 +35,15 @@ class Sample(NamedTuple):
 
 
 Reward = Callable[[Sequence[Sample]], list[float]]
+
+
+class RewardUnavailableError(ValueError):
+    """The endpoint of a reward does not answer."""
+
+
+def compares(name: str) -> bool:
+    """Whether the reward of this name needs the expected answer of a prompt."""
+    return name in _COMPARING
 
 
 def load_reward(

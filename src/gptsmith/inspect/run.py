@@ -96,7 +96,9 @@ def _last_metrics(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     if scores:
         loss, step = min(scores)
         shown["best val_loss"] = f"{loss:.4f} at step {step:,}"
-    rewards = [(row["val_reward"], -row["step"]) for row in rows if row.get("val_reward")]
+    rewards = [
+        (row["val_reward"], -row["step"]) for row in rows if row.get("val_reward") is not None
+    ]
     if rewards:
         reward, earliest = max(rewards)
         shown["best val_reward"] = f"{reward:.4f} at step {-earliest:,}"

@@ -298,13 +298,17 @@ class _TrainingSession:
         self.speed_start = seconds + self.monitor.seconds - before, tokens
         return best, stops_early
 
+    @property
+    def sign(self) -> int:
+        """Of the objective in what the best checkpoint has least of."""
+        return 1 if self.job.objective == "loss" else -1
+
     def measure(self, limit: int | None) -> float:
         """Evaluate on `limit` validation tokens; returns what the best checkpoint has least of."""
         scores = self.job.evaluate(limit)
         self.monitor.log(self.state.step, "val", epoch=self.epoch(), **scores)
         value = scores[f"val_{self.job.objective}"]
-        sign = 1 if self.job.objective == "loss" else -1
-        return math.nan if value is None else sign * float(value)
+        return math.nan if value is None else self.sign * float(value)
 
     def show(self) -> None:
         """Evaluate the tasks, generate samples, draw the curves. Rank 0 does the last two while the
@@ -373,7 +377,7 @@ class _TrainingSession:
         if state.best_step == 0 and state.evals_since_best:
             message = (
                 "no evaluation was better than the one before training "
-                f"({abs(state.best_loss):.4g}): "
+                f"({self.sign * state.best_loss:.4g}): "
                 "check the learning rate and the data"
             )
             monitor.log(state.step, "note", message=message, closing=True)

@@ -22,7 +22,7 @@ from gptsmith.data.prompts import (
 )
 from gptsmith.data.report import ReadReport
 from gptsmith.data.skills import SKILLS
-from gptsmith.evaluate.rewards import load_reward
+from gptsmith.evaluate.rewards import RewardUnavailableError, compares, load_reward
 from gptsmith.generate.chat import reply_stop_ids
 from gptsmith.generate.options import SamplingConfig
 from gptsmith.model.gpt import GPTModel
@@ -49,6 +49,12 @@ _VAL_SEED = 0x7A1  # other questions than those of `evaluate`
 def reward(config: RewardConfig, started: float | None = None) -> int:
     """`gptsmith finetune reward`; returns the exit code, 0 or loop.STOPPED."""
     base = finetune.base_run(config)
+    needs_copy = config.kl and not config.lora.rank
+    if needs_copy and config.resume and not (config.out / REFERENCE).is_file():
+        raise ValueError(
+            f"kl {config.kl}: {config.out} does not have the model before training, which is kept "
+            "only if a run begins with kl above 0: resume with --kl 0, or start another run"
+        )
     rewards = {
         name: load_reward(
             name, trust_code=config.trust_code, judge=config.judge, cache=config.out / VERDICTS
@@ -109,7 +115,12 @@ def reward(config: RewardConfig, started: float | None = None) -> int:
         batches=rollouts.micro_batches, metrics=rollouts.metrics,
         state=rollouts.state, load_state=rollouts.load_state,
     )  # fmt: skip
-    return loop.train(run, job, resolved.with_notes([*notes, *task_notes]), started)
+    try:
+        return loop.train(run, job, resolved.with_notes([*notes, *task_notes]), started)
+    except RewardUnavailableError as error:
+        if checkpoint.steps(run.checkpoints):
+            raise ValueError(f"{error}; --resume continues") from None
+        raise
 
 
 _FIXED = (
@@ -147,22 +158,23 @@ def load(
         found = skill_prompts(config.train.seed, config.questions)
         val = held_out_skill_prompts(_VAL_SEED, -(-config.val_prompts // len(SKILLS)))
     else:
-        found = list(read_prompts(config.data, config, report))
+        needs_answer = any(map(compares, config.reward))
+        found = list(read_prompts(config.data, config, report, needs_answer))
         if config.val:
-            val = list(read_prompts(config.val, config, report))
+            val = list(read_prompts(config.val, config, report, needs_answer))
         else:
-            found, val = split_prompts(found, config.val_fraction, config.train.seed)
-    step = max(1, len(val) // config.val_prompts)
-    encoded, encoded_val = (
-        encode_prompts(part, encode, limit, report)
-        for part in (found, val[::step][: config.val_prompts])
-    )
+            found, val = split_prompts(
+                found, config.val_fraction, config.train.seed, config.val_prompts
+            )
+    of = f" of {len(val):,}" if len(val) > config.val_prompts else ""
+    val = val[:: max(1, len(val) // config.val_prompts)][: config.val_prompts]
+    encoded, encoded_val = (encode_prompts(part, encode, limit, report) for part in (found, val))
     if not encoded or not encoded_val:
         skipped = "; ".join(report.skipped.lines()) or "there are no rows"
         raise ValueError(f"{' '.join(config.data)}: no prompts left: {skipped}")
     sizes = (
         f"{len(encoded):,} prompts of up to {max(len(ids) for _, ids in encoded):,} tokens; "
-        f"{len(encoded_val):,} for validation"
+        f"{len(encoded_val):,}{of} for validation"
     )
     texts = [*report.hints, *report.lines(), sizes]
     return encoded, encoded_val, [Note("data", text) for text in texts]

@@ -82,7 +82,7 @@ class RewardConfig(FinetuneConfig, PromptFiles):
                 f"{len(self.reward_weights)} reward_weights for {len(self.reward)} rewards: give "
                 "one for each"
             )
-        if self.dropout:
+        if self.dropout != 0:
             raise ValueError(
                 f"dropout {self.dropout}: completions are sampled without it, so that the ratio "
                 "of policies would be noise; omit it"

@@ -120,7 +120,8 @@ def _draw_measurement(
         if show_best and (best := int(np.argmax(val))) < len(val) - 1:
             text = f"val {val[best]:.3g}, best at step {at[best]:,.0f}"
         axes.plot(at, val, color=VAL, linewidth=1.8, marker="o", markersize=3.5, label=text)
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    if axes.get_legend_handles_labels()[0]:  # none before the first evaluation
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     axes.margins(y=0.15)
     axes.set_ylabel(figure_text(name.replace("_", " ")), color=INK, fontsize=9)
     axes.yaxis.set_major_locator(MaxNLocator(4))

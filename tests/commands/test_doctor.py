@@ -127,6 +127,60 @@ def test_gpu_that_pytorch_cannot_use_is_a_problem(build, tmp_path, monkeypatch):
     assert ("driver" if build else "CUDA builds") in found.remedy
 
 
+def test_gpu_that_fails_is_a_problem_beside_the_others(monkeypatch):
+    def memory(device):
+        if device.index == 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return 2**33, 2**34
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", memory)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    found = [*machine._gpus()]
+    assert [check.state for check in found] == ["ok", "problem", "ok"]
+    assert "cannot be used: CUDA out of memory" in found[1].found
+    assert "8.0 of 16.0 GiB free, trains in bf16 and fp8" in found[2].found
+
+
+@pytest.mark.parametrize(
+    ("part", "function", "name"),
+    [
+        (machine, "_torch", "PyTorch"),
+        (machine, "_cpu", "CPU"),
+        (machine, "_bf16", "bfloat16"),
+        (machine, "_memory", "memory"),
+        (machine, "_gpus", "GPU"),
+        (machine, "_training", "training"),
+        (machine, "_kernels", "C compiler"),
+        (machine, "_compile", "torch.compile"),
+        (installation, "python_checks", "Python"),
+        (installation, "file_checks", "files"),
+        (installation, "data_checks", "GPTSMITH_DATA"),
+        (installation, "extra_checks", "extras"),
+    ],
+)
+def test_no_check_ends_the_report(part, function, name, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("this is broken\nin two lines")
+
+    for other in ("_kernels", "_compile"):  # they compile
+        monkeypatch.setattr(machine, other, lambda: Check("quick", "ok", "not tried"))
+    monkeypatch.setattr(part, function, fail)
+    assert cli.main(["doctor", "--folder", str(tmp_path), "--format", "json"]) == 0
+    found = by_name(Check(**check) for check in json.loads(capsys.readouterr().out))
+    assert found[name] == (name, "problem", "RuntimeError: this is broken", "")
+    assert len(found) > 8
+
+
+def test_the_compiler_that_is_chosen_by_cxx_is_tried(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    found = machine._compile()
+    assert (found.state, found.remedy) == ("missing", "unset CXX")
+    assert f"{tmp_path / 'none'}' (CXX)" in found.found
+
+
 def test_every_extra_of_the_project_is_checked(monkeypatch):
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]

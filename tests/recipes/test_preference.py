@@ -115,8 +115,13 @@ def test_killed_and_resumed_without_its_base(base: Path, data: Path, tuned, tmp_
 
 def test_a_damaged_reference_is_named(base: Path, data: Path, tmp_path: Path, user_error) -> None:
     run = tmp_path / "run"
-    words = command(base, data, run, "--train.steps", "4", "--eval.interval", "0")
+    words = command(base, data, run, "--train.steps", "4", "--eval.interval", "4")
+    words += ["--eval.tokens", "80"]
     on(1, words)
+    _, first, final = events(run, "val")
+    assert first["step"] == final["step"] == 4
+    assert 0 < first["pairs"] < final["pairs"] == 12
+    assert "On 12 pairs, at the end: validation loss" in (run / "report.md").read_text()
     reference = run / "reference.safetensors"
     content = bytearray(reference.read_bytes())
     content[-3] ^= 1

@@ -168,13 +168,40 @@ def test_auto_on_a_gpu_depends_on_its_age_and_on_the_length_of_the_run(
 def test_auto_does_not_compile_without_a_compiler() -> None:
     assert choose_compile("auto", CPU, 1e30, None) == (
         False,
-        "no C++ compiler (g++; on a GPU also triton) found",
+        "no C++ compiler ($CXX, else g++; on a GPU a C compiler and triton) found",
     )
     assert choose_compile("off", CPU, 1e30, None)[0] is False
     assert choose_compile("auto", CUDA, 1e30, None)[0] is False
     for device in (CPU, CUDA):
         with pytest.raises(ValueError, match=r"needs a C\+\+ compiler .* or use auto"):
             choose_compile("on", device, 1.0, None)
+
+
+def test_the_compiler_is_that_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config, cpp_builder, exc
+
+    def torchs() -> str | None:
+        """What Inductor finds in this environment, which it reads when it is imported."""
+        cpp_builder.cpp_compiler_search.cache_clear()
+        usual = "clang++" if sys.platform == "darwin" else "g++"
+        with config.patch({"cpp.cxx": (None, os.environ.get("CXX", usual))}):
+            try:
+                return shutil.which(cpp_builder.get_cpp_compiler())
+            except (exc.InvalidCxxCompiler, PermissionError):  # the second for an empty CXX
+                return None
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert runtime.cxx_compiler() is torchs() is None
+    for name in ("clang++", "mine", "g++"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+        for chosen in (None, "mine", str(tmp_path / "mine"), "ccache mine", ""):
+            with monkeypatch.context() as patched:
+                if chosen is not None:
+                    patched.setenv("CXX", chosen)
+                assert runtime.cxx_compiler() == torchs()
+    cpp_builder.cpp_compiler_search.cache_clear()
 
 
 def packed(*lengths: int, T: int = 16) -> tuple[Tensor, Tensor]:

@@ -26,13 +26,15 @@ def main(argv: Sequence[str]) -> None:
     options = load_config(DoctorOptions, argv, prog="gptsmith doctor")
     from gptsmith.console import Console
     from gptsmith.inspect import installation
-    from gptsmith.inspect.check import show
+    from gptsmith.inspect.check import attempt, show
     from gptsmith.inspect.machine import machine_checks
 
     found = [
-        *installation.python_checks(), *machine_checks(),
-        *installation.file_checks(options.folder), *installation.data_checks(),
-        *installation.extra_checks(), *([installation.hub_check()] if options.hub else []),
+        *attempt("Python", installation.python_checks), *machine_checks(),
+        *attempt("files", installation.file_checks, options.folder),
+        *attempt("GPTSMITH_DATA", installation.data_checks),
+        *attempt("extras", installation.extra_checks),
+        *(attempt("Hub", installation.hub_check) if options.hub else []),
     ]  # fmt: skip
     if options.format == "json":
         terminal.write(json.dumps([check._asdict() for check in found], indent=2))

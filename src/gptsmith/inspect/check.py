@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from rich.table import Table
@@ -23,6 +23,18 @@ class Check(NamedTuple):
     state: State
     found: str
     remedy: str = ""
+
+
+def attempt(
+    name: str, check: Callable[..., Check | Iterable[Check]], *arguments: object
+) -> Iterator[Check]:
+    """The checks that a function returns; an exception is a problem of `name`, so that no check
+    ends the report."""
+    try:
+        found = check(*arguments)
+        yield from [found] if isinstance(found, Check) else found
+    except Exception as error:
+        yield Check(name, "problem", f"{type(error).__name__}: {first_line(error)}")
 
 
 def show(found: Sequence[Check], console: Console) -> None:

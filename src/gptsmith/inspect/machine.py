@@ -6,7 +6,6 @@ import ctypes
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -15,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from gptsmith.inspect.check import Check, first_line
+from gptsmith.inspect.check import Check, attempt, first_line
 from gptsmith.kernels import build
 
 _COMPILER = "Debian, Ubuntu: apt install g++ python3-dev; macOS: xcode-select --install"
@@ -25,9 +24,9 @@ _GIB = 2**30
 
 def machine_checks() -> Iterator[Check]:
     """PyTorch and what it runs on, and the compilers."""
-    yield from _torch()
-    yield _kernels()
-    yield _compile()
+    yield from attempt("PyTorch", _torch)
+    yield from attempt("C compiler", _kernels)
+    yield from attempt("torch.compile", _compile)
 
 
 def _torch() -> Iterator[Check]:
@@ -41,16 +40,19 @@ def _torch() -> Iterator[Check]:
     if torch.version.hip:
         built_for = f"ROCm {torch.version.hip}"
     yield Check("PyTorch", "ok", f"{torch.__version__}, built for {built_for}")
-    yield _cpu()
-    yield _bf16()
-    yield _memory()
-    yield from _gpus()
+    yield from attempt("CPU", _cpu)
+    yield from attempt("bfloat16", _bf16)
+    yield from attempt("memory", _memory)
+    yield from attempt("GPU", _gpus)
+    yield from attempt("training", _training)
 
+
+def _training() -> Check:
     from gptsmith.train import runtime
 
     device = runtime.choose_device("auto")
     precision = runtime.choose_precision("auto", device)
-    yield Check("training", "ok", f"on {device} in {precision.name}: {precision.reason}")
+    return Check("training", "ok", f"on {device} in {precision.name}: {precision.reason}")
 
 
 def _cpu() -> Check:
@@ -125,24 +127,12 @@ def _memory() -> Check:
 def _gpus() -> Iterator[Check]:
     import torch
 
-    from gptsmith.train import runtime
-
     with warnings.catch_warnings(record=True) as caught:  # a driver that is too old is a warning
         warnings.simplefilter("always")
         available = torch.cuda.is_available()
     if available:
         for i in range(torch.cuda.device_count()):
-            device = torch.device("cuda", i)
-            free, total = torch.cuda.mem_get_info(device)
-            major, minor = torch.cuda.get_device_capability(device)
-            precisions = [runtime.choose_precision("auto", device).name]
-            precisions += ["fp8"] if runtime.has_fp8(device) else []
-            yield Check(
-                f"GPU {i}", "ok",
-                f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}, "
-                f"{free / _GIB:,.1f} of {total / _GIB:,.1f} GiB free, trains in "
-                f"{' and '.join(precisions)}",
-            )  # fmt: skip
+            yield _gpu(i)
     elif torch.backends.mps.is_available():
         yield Check("GPU", "ok", "Apple's, by mps")
     elif not _NVIDIA.exists():
@@ -159,6 +149,28 @@ def _gpus() -> Iterator[Check]:
         why = first_line(caught[0].message) if caught else "it finds none"
         found = f"an NVIDIA GPU, which PyTorch cannot use: {why}"
         yield Check("GPU", "problem", found, "nvidia-smi must list it; update the driver")
+
+
+def _gpu(i: int) -> Check:
+    import torch
+
+    from gptsmith.train import runtime
+
+    device, name = torch.device("cuda", i), f"GPU {i}"
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+        major, minor = torch.cuda.get_device_capability(device)
+        precisions = [runtime.choose_precision("auto", device).name]
+        precisions += ["fp8"] if runtime.has_fp8(device) else []
+        model = torch.cuda.get_device_name(device)
+    except RuntimeError as error:  # such as memory that other processes have taken
+        remedy = "nvidia-smi shows what uses it; CUDA_VISIBLE_DEVICES=N chooses another"
+        return Check(name, "problem", f"cannot be used: {first_line(error)}", remedy)
+    return Check(
+        name, "ok",
+        f"{model}, compute capability {major}.{minor}, {free / _GIB:,.1f} of "
+        f"{total / _GIB:,.1f} GiB free, trains in {' and '.join(precisions)}",
+    )  # fmt: skip
 
 
 # --- compilers -----------------------------------------------------------------------------------
@@ -191,13 +203,15 @@ extern "C" double answer() { return std::floor(42.5); }
 
 def _compile() -> Check:
     """What torch.compile needs. Itself it would take 15 s to compile a small function."""
+    from gptsmith.train import runtime
+
     name = "torch.compile"
-    compiler = shutil.which("g++") or shutil.which("clang++")
+    compiler = runtime.cxx_compiler()
     if compiler is None:
-        found = (
-            "no C++ compiler: training is not compiled, which would save a quarter of a long run"
-        )
-        return Check(name, "missing", found, _COMPILER)
+        chosen = os.environ.get("CXX")
+        found = "no C++ compiler" if chosen is None else f"no C++ compiler {chosen!r} (CXX)"
+        found += ": training is not compiled, which would save a quarter of a long run"
+        return Check(name, "missing", found, _COMPILER if chosen is None else "unset CXX")
     openmp = [] if sys.platform == "darwin" else ["-fopenmp"]
     headers = sysconfig.get_paths()["include"]
     with tempfile.TemporaryDirectory(prefix="gptsmith-doctor-") as folder:

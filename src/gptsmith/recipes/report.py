@@ -68,12 +68,17 @@ def write_report(run: Run, sections: Sequence[str] = ()) -> None:
         cells = [number(e.get(name), form) for name, form in columns.items()]
         lines.append(f"| {' | '.join(cells)} |")
     if by_step and len(last := [*by_step.values()][-1]) > 1:  # the final evaluation, on more text
+        final = last[-1]
         scores = (
-            f"{names[name]} {number(last[-1][name], form)}"
+            f"{names[name]} {number(final[name], form)}"
             for name, form in columns.items()
-            if name in last[-1] and name not in ("step", "seconds")
+            if name in final and name not in ("step", "seconds")
         )
-        lines += ["", f"On {last[-1].get('tokens', 0):,} tokens, at the end: {', '.join(scores)}."]
+        amounts = [
+            f"{final[unit]:,} {unit}" for unit in ("pairs", "texts", "tokens") if unit in final
+        ]
+        start = f"On {amounts[0]}, at" if amounts else "At"
+        lines += ["", f"{start} the end: {', '.join(scores)}."]
     lines += ["", "## Notes", "", *dict.fromkeys(f"- {e['message']}" for e in notes)]
     if samples:
         lines += ["", "## Samples", ""]

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -226,31 +227,44 @@ _MIN_SECONDS_TO_COMPILE = {"cpu": 300, "cuda": 60}
 _FLOPS_PER_THREAD, _FLOPS_PER_GPU = 60e9, 100e12  # of eager training, cautious round numbers
 
 
+def cxx_compiler() -> str | None:
+    """The path of the C++ compiler that torch.compile uses for a CPU: $CXX, else g++ (clang++ on
+    macOS). None if it is not installed."""
+    return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"))
+
+
+def _c_compiler() -> str | None:
+    """As Triton looks for it."""
+    if (chosen := os.environ.get("CC")) is not None:
+        return shutil.which(chosen)
+    return shutil.which("gcc") or shutil.which("clang")
+
+
 def choose_compile(
     mode: CompileMode, device: torch.device, flops: float, seconds: float | None
 ) -> tuple[bool, str]:
     """Whether to use torch.compile, and why.
 
     flops: of the whole run. seconds: its length, if it has a time limit. Raises ValueError for `on`
-    without a C++ compiler.
+    without a compiler.
     """
-    compiler = shutil.which("g++") or shutil.which("clang++")
+    compiler = cxx_compiler()
     if device.type == "cuda":  # Triton builds its launchers with a C compiler
         has_triton = importlib.util.find_spec("triton") is not None
-        compiler = (compiler or shutil.which("gcc") or shutil.which("cc")) if has_triton else None
+        compiler = _c_compiler() if has_triton else None
     if mode == "off":
         return False, "as configured"
     if mode == "on":
         if not compiler:
             raise ValueError(
-                "train.compile on needs a C++ compiler (g++; on a GPU also triton): install it or "
-                "use auto"
+                "train.compile on needs a C++ compiler ($CXX, else g++; on a GPU a C compiler and "
+                "triton): install it or use auto"
             )
         return True, "as configured"
     if device.type == "mps":
         return False, "not tested on mps"
     if not compiler:
-        return False, "no C++ compiler (g++; on a GPU also triton) found"
+        return False, "no C++ compiler ($CXX, else g++; on a GPU a C compiler and triton) found"
     rate = _FLOPS_PER_THREAD * torch.get_num_threads()
     if device.type == "cuda":
         rate = _FLOPS_PER_GPU

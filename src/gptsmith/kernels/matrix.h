@@ -32,8 +32,9 @@ typedef struct {
 
 INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-/* Rows as the products read them ("prepared"): bf16 weights meet factors (simd.h). Quantized weights meet bytes, with the scale (largest magnitude / 127) and the
-   sum of each group behind them. */
+/* Rows as the products read them ("prepared"): float32 weights meet the floats as they are, bf16
+   weights factors (simd.h). Quantized weights meet bytes, with the scale (largest magnitude / 127)
+   and the sum of each group behind them. */
 
 INLINE int64_t group_of(int64_t format) { return format == INT4 ? 32 : 64; }
 

@@ -117,26 +117,29 @@ INLINE vf dot_pairs(vf s, vi pairs, const factor *x) {
 INLINE vi round_int(vf x) { return (vi)(x + 12582912.0f) - 0x4b400000; }
 INLINE vf to_float(vi x) { return __builtin_convertvector(x, vf); }
 
-/* Sums and maxima over the lanes, as a tree of fixed shape. */
+/* Sums and maxima over the lanes, as a tree of fixed shape. Of 16 lanes the compiler chooses it
+   (_mm512_reduce_*), once for a library. */
 INLINE float sum_lanes(vf x) {
 #if LANES == 16
     return _mm512_reduce_add_ps((__m512)x);
-#endif
+#else
     float a[LANES];
     store(a, x);
     for (int n = LANES / 2; n; n /= 2)
         for (int i = 0; i < n; i++) a[i] += a[i + n];
     return a[0];
+#endif
 }
 INLINE float max_lanes(vf x) {
 #if LANES == 16
     return _mm512_reduce_max_ps((__m512)x);
-#endif
+#else
     float a[LANES];
     store(a, x);
     for (int n = LANES / 2; n; n /= 2)
         for (int i = 0; i < n; i++) a[i] = a[i] > a[i + n] ? a[i] : a[i + n];
     return a[0];
+#endif
 }
 
 /* e^x within 2 units in the last place; 0 below -87 (float's smallest normal is near), so that

@@ -22,9 +22,9 @@ shift
 base=runs/course-full data=data/course-chats.arrow out=runs/course-full-chat
 start=(); [ -n "${SLURM_JOB_ID:-}" ] && start=(srun --kill-on-bad-exit=0)
 [ -f $data ] || gptsmith prepare --format chat "$chats" --tokenizer $base --out $data
-resume=(); [ -f $out/config.yaml ] && resume=(--resume)
+resume=(); compgen -G "$out/checkpoints/step-*/manifest.json" >/dev/null && resume=(--resume)
 code=0
-"${start[@]}" gptsmith finetune chat --from $base --data $data --out $out --train.epochs 3 \
-    --train.batch-size 16 "${resume[@]}" "$@" || code=$?
+${start[@]+"${start[@]}"} gptsmith finetune chat --from $base --data $data --out $out --train.epochs 3 \
+    --train.batch-size 16 ${resume[@]+"${resume[@]}"} "$@" || code=$?
 [ $code -eq 75 ] && [ -n "${SLURM_JOB_ID:-}" ] && exec scontrol requeue "$SLURM_JOB_ID"
 exit $code

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 base=runs/course-tiny out=runs/course-tiny-chat
-resume=(); [ -f $out/config.yaml ] && resume=(--resume)
+resume=(); compgen -G "$out/checkpoints/step-*/manifest.json" >/dev/null && resume=(--resume)
 gptsmith finetune chat --from $base --data skills --out $out --train.steps 1000 \
-    --optim.learning-rate 0.01 --eval.interval 250 "${resume[@]}" "$@"
+    --optim.learning-rate 0.01 --eval.interval 250 ${resume[@]+"${resume[@]}"} "$@"
 echo "Repeat after me: hello" | gptsmith chat $out

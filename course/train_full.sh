@@ -20,9 +20,9 @@ data=data/course-full out=runs/course-full
 start=(); [ -n "${SLURM_JOB_ID:-}" ] && start=(srun --kill-on-bad-exit=0)
 [ -f $data/manifest.json ] ||
     gptsmith prepare openwebtext --tokenizer gpt2 --max-tokens 1000000000 --out $data
-resume=(); [ -f $out/config.yaml ] && resume=(--resume)
+resume=(); compgen -G "$out/checkpoints/step-*/manifest.json" >/dev/null && resume=(--resume)
 code=0
-"${start[@]}" gptsmith pretrain configs/course-full.yaml --data $data --out $out \
-    "${resume[@]}" "$@" || code=$?
+${start[@]+"${start[@]}"} gptsmith pretrain configs/course-full.yaml --data $data --out $out \
+    ${resume[@]+"${resume[@]}"} "$@" || code=$?
 [ $code -eq 75 ] && [ -n "${SLURM_JOB_ID:-}" ] && exec scontrol requeue "$SLURM_JOB_ID"
 exit $code

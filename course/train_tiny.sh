@@ -7,6 +7,6 @@ cd "$(dirname "$0")/.."
 
 data=data/course-tiny out=runs/course-tiny
 [ -f $data/manifest.json ] || gptsmith prepare pydocs --tokenizer byte --out $data
-resume=(); [ -f $out/config.yaml ] && resume=(--resume)
-gptsmith pretrain configs/course-tiny.yaml --data $data --out $out "${resume[@]}" "$@"
+resume=(); compgen -G "$out/checkpoints/step-*/manifest.json" >/dev/null && resume=(--resume)
+gptsmith pretrain configs/course-tiny.yaml --data $data --out $out ${resume[@]+"${resume[@]}"} "$@"
 gptsmith generate $out --prompt "The " --max-new-tokens 100

@@ -54,6 +54,10 @@ def test_a_job_that_saved_before_its_limit_queues_itself_again(tmp_path: Path, c
     (tmp_path / "runs/r").mkdir(parents=True)
     (tmp_path / "runs/r/config.yaml").write_text("")
     _, calls = run(SLURM / "pretrain.sbatch", tmp_path, *words, SLURM_JOB_ID="42")
+    assert calls == f"{start}\n"  # preempted before its first checkpoint
+    (tmp_path / "runs/r/checkpoints/step-000000").mkdir(parents=True)
+    (tmp_path / "runs/r/checkpoints/step-000000/manifest.json").write_text("")
+    _, calls = run(SLURM / "pretrain.sbatch", tmp_path, *words, SLURM_JOB_ID="42")
     assert calls == f"{start} --resume\n"
 
 

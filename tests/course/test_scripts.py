@@ -1,6 +1,7 @@
 """The course's scripts: the tiny ones run, the full ones call what they say and resume."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -33,7 +34,8 @@ def run(folder: Path, script: str, words: str = "", **env: str) -> subprocess.Co
     )
     return subprocess.run(
         [str(folder / "course" / script), *shlex.split(words)],
-        env=os.environ | {"PATH": path} | env, capture_output=True, text=True,
+        env=os.environ | {"PATH": path} | env,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True,
     )  # fmt: skip
 
 
@@ -71,9 +73,15 @@ def test_the_full_scripts_prepare_once_train_and_resume(folder: Path, job: dict[
     chat = load_config(ChatConfig, shlex.split(tune.removeprefix(start))[3:], prog="")
     assert (chat.base, chat.lora.rank) == (config.out, 8)
 
-    for file in (tokens.out / "manifest.json", config.out / "config.yaml"):
-        (folder / file).parent.mkdir(parents=True)
-        (folder / file).write_text("")
+    # Stopped before its first checkpoint, then between that and the next.
+    unfinished = "checkpoints/step-000100.tmp-0123abcd/optimizer.safetensors"
+    written = (tokens.out / "manifest.json", config.out / "config.yaml", config.out / unfinished)
+    for file in (folder / name for name in written):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("")
+    assert "--resume" not in called("train_full.sh", "")[0]
+    (folder / config.out / "checkpoints/step-000100").mkdir()
+    (folder / config.out / "checkpoints/step-000100/manifest.json").write_text("")
     again = called("train_full.sh", "")
     assert again == [f"{start}gptsmith pretrain configs/course-full.yaml --data {tokens.out} "
                      f"--out {config.out} --resume"]  # fmt: skip
@@ -85,10 +93,38 @@ def test_the_full_scripts_prepare_once_train_and_resume(folder: Path, job: dict[
     assert run(folder, "sft_full.sh").stderr.endswith("course/sft_full.sh chats.jsonl\n")
 
 
+@pytest.mark.parametrize("script", ["train_tiny.sh", "sft_tiny.sh", "sft_full.sh"])
+def test_every_script_resumes_from_a_checkpoint_and_not_without(folder: Path, script: str) -> None:
+    write_stand_ins(folder, folder / "calls", 0)
+    words = "chats.jsonl" if script == "sft_full.sh" else ""
+    resumed = []
+    for _ in range(3):
+        (folder / "calls").write_text("")
+        done = run(folder, script, words)
+        assert (done.returncode, done.stderr) == (0, "")
+        train = next(x for x in (folder / "calls").read_text().splitlines() if " --out runs/" in x)
+        resumed.append(train.endswith(" --resume"))
+        out = folder / re.search(r"--out (\S+)", train)[1]
+        (out / "checkpoints/step-000000").mkdir(parents=True, exist_ok=True)
+        (out / "config.yaml").write_text("")
+        if len(resumed) == 2:
+            (out / "checkpoints/step-000000/manifest.json").write_text("")
+    assert resumed == [False, False, True]
+
+
+def test_no_script_expands_an_empty_array_as_bash_4_4_does() -> None:
+    """Under `set -u` older ones, such as that of macOS, end at "${words[@]}"."""
+    for script in (ROOT / "course").glob("*.sh"):
+        text = script.read_text()
+        assert not re.search(r'(?<!\+)"\$\{\w+\[@\]\}"', text), script.name
+
+
 def write_stand_ins(folder: Path, calls: Path, code: int) -> None:
     (folder / "bin").mkdir(exist_ok=True)
     for name in ("srun", "scontrol", "gptsmith"):
         script = folder / "bin" / name
         ends_with = 0 if name == "scontrol" else code
-        script.write_text(f'#!/bin/sh\necho {name} "$@" >>"{calls}"\nexit {ends_with}\n')
+        script.write_text(
+            f'#!/bin/sh\necho {name} "$@" >>"{calls}"\ncat >/dev/null\nexit {ends_with}\n'
+        )
         script.chmod(0o755)

@@ -2,8 +2,8 @@
 
 Requests that are decoding come first, one token each. The step's token budget is for prompts, which
 are read in chunks that end at fixed positions, so that a prompt is split in the same places
-whatever else is in the batch. Long and short prompts take turns. Sources: nano-vllm's scheduler, and
-Sarathi-Serve (Agrawal et al. 2024) for the chunks.
+whatever else is in the batch. Long and short prompts take turns. Sources: nano-vllm's scheduler,
+and Sarathi-Serve (Agrawal et al. 2024) for the chunks.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import prepared
@@ -11,10 +12,13 @@ import pytest
 import yaml
 from runs import GPTSMITH, events
 
-from gptsmith.budget import rules
+from gptsmith.budget import machine, probe, rules
+from gptsmith.budget.machine import Machine, MeasuredStep
+from gptsmith.budget.step_time import Cluster
 from gptsmith.commands import plan
 from gptsmith.data.shards import Corpus
 from gptsmith.run import Run
+from gptsmith.train import runtime
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +98,33 @@ def test_json_says_what_the_table_says(capsys) -> None:
         assert remark in text
 
 
+@pytest.mark.parametrize("words", ["--time 1h", "--time 1h --device h100 --count 8"])
+def test_a_probe_is_sized_by_the_eager_steps_of_this_machine(
+    corpus: Corpus, capsys, monkeypatch, words: str
+) -> None:
+    """Whatever is planned for, and although the run that is planned will be compiled."""
+    here = Machine("here", "cpu", Cluster(peak=1e11, memory=2e10), 2**33)
+    measured: list[bool] = []
+    probed: list[Machine] = []
+
+    def measure_step(c, B, micro_batches=1, *, compile=False, **_) -> MeasuredStep:
+        measured.append(compile)
+        design = rules.design(c.n_layer, c.vocab_size, 1e6, B)
+        step = replace(here, shares={2: 0.8 if compile else 0.4}).step_seconds(design)
+        return MeasuredStep(step, step + 30 * compile)
+
+    monkeypatch.setattr(machine, "measure_step", measure_step)
+    monkeypatch.setattr(machine, "this_machine", lambda *_: here)
+    monkeypatch.setattr(runtime, "choose_compile", lambda *_: (True, ""))
+    monkeypatch.setattr(probe, "probe", lambda corpus, seconds, on: probed.append(on))
+    said(capsys, "--data", corpus.path, "--probe", "9s", *words.split())
+    [used] = probed
+    assert used.name == "here"
+    assert sorted(used.shares) == [2, 4]
+    assert all(0.2 < share < 0.6 for share in used.shares.values())
+    assert any(measured) == ("--device" not in words)
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [("500B", 500), ("2k", 2048), ("1.5 GiB", 3 * 2**29), ("4Gi", 2**32), ("1TB", 2**40), ("7", 7)],
@@ -124,6 +155,10 @@ def test_times_are_read_with_their_units(text: str, seconds: float) -> None:
         ("--out plan.txt", "out 'plan.txt' should end with .yaml"),
         ("--device abacus", "--device 'abacus': choose from h200"),
         ("--data nowhere", "nowhere: no prepared corpus here"),
+        (
+            "--device h100 --corpus-tokens 100",
+            "a corpus of 100 training tokens is too small: a step takes 2,048",
+        ),
         ("--device h100 --memory 1M", "nothing can be trained with this budget"),
     ],
 )

@@ -54,7 +54,7 @@ def published(name: str, count: int, memory: int | None = None) -> Machine:
     size = cluster.per_machine
     if count > size and count % size:
         raise ValueError(
-            f"--count {count}: more than {size} are in machines of {size}; give a multiple of {size}"
+            f"--count {count}: more than {size} are in machines of {size}; give a multiple"
         )
     title = f"{count} x {device.sheet}" if count > 1 else device.sheet
     startup = 60.0  # starting, compiling

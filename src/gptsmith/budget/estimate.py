@@ -127,7 +127,16 @@ def fitting(depth: int, vocab_size: int, tokens: float, machine: Machine) -> Des
 
 
 def candidates(budget: Budget, machine: Machine, law: ScalingLaw | None) -> list[Estimate]:
-    """For each depth, the run that the budget buys with it, as far as it fits the memory."""
+    """For each depth, the run that the budget buys with it, as far as it fits the memory.
+    ValueError for a corpus that is too small for a step."""
+    if budget.corpus_tokens is not None:
+        vocab_size = budget.vocab_size or rules.vocabulary(1)[0]
+        step = rules.design(1, vocab_size, 1, ranks=machine.ranks).batch_tokens
+        if step > rules.MAX_EPOCHS * budget.corpus_tokens:
+            raise ValueError(
+                f"a corpus of {budget.corpus_tokens:,} training tokens is too small: a step takes "
+                f"{step:,}, and text is read at most {rules.MAX_EPOCHS} times; prepare more text"
+            )
     found = []
     for depth in range(1, rules.MAX_DEPTH + 1):
         design = longest(depth, budget, machine)
@@ -148,9 +157,15 @@ def longest(depth: int, budget: Budget, machine: Machine) -> Design | None:
     else:
         N = matmul_parameters(rules.shape(depth, vocab_size))
         tokens = rules.TOKENS_PER_PARAMETER * N
+    limit = math.inf
     if budget.corpus_tokens is not None:
-        tokens = min(tokens, rules.MAX_EPOCHS * budget.corpus_tokens)
-    return fitting(depth, vocab_size, tokens, machine) if tokens >= 1 else None
+        limit = rules.MAX_EPOCHS * budget.corpus_tokens
+    tokens = min(tokens, limit)
+    design = fitting(depth, vocab_size, tokens, machine) if tokens >= 1 else None
+    if design is not None and design.tokens > limit:  # tokens were rounded up to whole steps
+        steps = int(limit // design.batch_tokens)
+        design = replace(design, tokens=steps * design.batch_tokens) if steps else None
+    return design
 
 
 def _tokens_in(seconds: float, depth: int, vocab_size: int, machine: Machine) -> float:
@@ -190,13 +205,18 @@ def choose(found: Sequence[Estimate], budget: Budget) -> Estimate:
     return min(found, key=distance)
 
 
-def calibrated(machine: Machine, budget: Budget) -> Machine:
-    """This machine with the times of real steps: of two small models, and of the run that the
-    budget buys, compiled if `pretrain` will compile it."""
+def with_small_steps(machine: Machine, budget: Budget) -> Machine:
+    """This machine with the times of real steps of two small models, which are not compiled."""
     for depth in (2, 4):
         design = fitting(depth, budget.vocab_size or 257, 1e6, machine)
         if design is not None:
             machine = machine.measured(design, steps=3)
+    return machine
+
+
+def calibrated(machine: Machine, budget: Budget) -> Machine:
+    """A machine with small steps that also knows the time of a real step of the run that the
+    budget buys, compiled if `pretrain` will compile it."""
     measured = None
     for _ in range(3):  # a measurement may change the choice
         chosen = choose(candidates(budget, machine, None), budget).design

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gptsmith import terminal
-from gptsmith.budget import estimate
+from gptsmith.budget import estimate, rules
 from gptsmith.budget.machine import Machine
 from gptsmith.budget.rules import Design
 from gptsmith.budget.scaling_law import LAWS, Point, ScalingLaw
@@ -31,10 +31,20 @@ from gptsmith.train.monitor import read_events
 
 ERROR = 0.05  # of the laws of corpora on which no sweep was run
 _RUNS = ((1, 0.25), (2, 0.75))  # depth, share of the time
+_STEPS = 20  # at least, of each
 
 
 def probe(corpus: Corpus, seconds: float, machine: Machine) -> ScalingLaw:
-    """Train on the corpus for about so long. ValueError if that is too short."""
+    """Train on the corpus for about so long. ValueError if that, or the corpus, is too short.
+
+    machine: this one, with the speed of steps that are not compiled.
+    """
+    needed = -(-_STEPS * rules.MIN_BATCH_TOKENS // rules.MAX_EPOCHS)
+    if corpus.train_tokens < needed:
+        raise ValueError(
+            f"{corpus.path}: {corpus.train_tokens:,} training tokens are too few for --probe, "
+            f"which needs {needed:,}: omit it, or prepare more text"
+        )
     points = []
     # they start in this process, so only their steps and evaluations take time
     steps_only = replace(machine, startup=0.0)
@@ -48,8 +58,10 @@ def probe(corpus: Corpus, seconds: float, machine: Machine) -> ScalingLaw:
             ),
             steps_only,
         )
-        if design is None or design.steps < 20:
-            raise ValueError(f"--probe {seconds:.0f}s is too short for 20 steps here: give more")
+        if design is None or design.steps < _STEPS:
+            raise ValueError(
+                f"--probe {seconds:.0f}s is too short for {_STEPS} steps here: give more"
+            )
         points.append(Point(matmul_parameters(design.model), design.tokens, _loss(design, corpus)))
     train = corpus.manifest["splits"]["train"]
     return scaled(points, train["bytes"] / train["tokens"])

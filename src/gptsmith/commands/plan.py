@@ -78,8 +78,8 @@ class PlanOptions(Section):
     count: int = Field(1, ge=1, le=1024)
     """How many of them; more than 8 are in machines of 8."""
     probe: Time | None = None
-    """Train small models on --data for so long (60s), to expect the loss on a text for which no
-    scaling law is known."""
+    """Train small models on --data here for so long (60s), to expect the loss on a text for which
+    no scaling law is known."""
     out: Path | None = None
     """Recipe to write (.yaml)."""
     format: Literal["text", "json"] = "text"
@@ -122,16 +122,19 @@ def main(argv: Sequence[str], started: float | None = None) -> int:
     law = LAWS.get(corpus.fingerprint) if corpus is not None else None
     memory = _bytes(options.memory) if options.memory else None
     budget = _budget(options, corpus)
+    began = command_start() if started is None else started
     if options.device is not None:
         machine = devices.published(options.device, options.count, memory)
     else:
-        machine = this_machine(command_start() if started is None else started, memory)
-        machine = estimate.calibrated(machine, budget)
+        here = estimate.with_small_steps(this_machine(began, memory), budget)
+        machine = estimate.calibrated(here, budget)
     if options.probe is not None:
         from gptsmith.budget.probe import probe
 
         assert corpus is not None
-        law = probe(corpus, _seconds(options.probe), machine)
+        if options.device is not None:  # the probe trains on this machine all the same
+            here = estimate.with_small_steps(this_machine(began), budget)
+        law = probe(corpus, _seconds(options.probe), here)
     found = estimate.candidates(budget, machine, law)
     chosen = estimate.choose(found, budget)
     near = [each for each in found if abs(each.design.depth - chosen.design.depth) <= 2]

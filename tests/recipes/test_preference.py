@@ -152,6 +152,8 @@ def test_user_errors(base: Path, data: Path, tmp_path: Path, user_error) -> None
     assert "use --pairs-per-step" in rejected(*start, "--train.total-batch-tokens", "512")
     assert "no effect on ipo" in rejected(*start, "--loss", "ipo", "--label-smoothing", "0.1")
     assert "sigmoid_norm" in rejected(*start, "--loss", "sigmoidnorm")
+    fp8 = rejected(*start, "--train.precision", "fp8")
+    assert "compares the model with one that is evaluated in bf16" in fp8
     assert "belong together" in rejected(*start, "--chosen-column", "a")
     chat = tmp_path / "chat.jsonl"
     chat.write_text('{"messages": [{"role": "user", "content": "a"}]}\n')

@@ -34,7 +34,7 @@ class TrainConfig(Section):
 
     steps: int | None = Field(None, ge=1)
     """Length in optimizer steps. Give one of steps, tokens, epochs and seconds (default: 1 epoch;
-    3 for fine-tuning, 4 for classification)."""
+    3 for finetune chat and instruct, 4 for classify)."""
     tokens: int | None = Field(None, ge=1)
     """Length in training tokens, padding included."""
     epochs: float | None = Field(None, gt=0, le=1e6)
@@ -189,8 +189,8 @@ class FinetuneConfig(RecipeConfig):
     freeze: tuple[str, ...] = ()
     """Parameters to freeze, by pattern (`blocks.[0-3].*`), repeatable."""
     lora: LoraConfig = LoraConfig()
-    """Low-rank adapters (LoRA); they need about ten times the learning rate of full fine-tuning:
-    0.01."""
+    """Low-rank adapters (LoRA); they need about ten times the learning rate at which all weights
+    are trained."""
     quantize: Quantization | None = None
     """With --lora.rank: the linear layers of the blocks, which are frozen, in 4 bits (nf4) or 8
     (int8), a seventh or a quarter of their memory (QLoRA). --train.activation-checkpointing and a
@@ -198,7 +198,7 @@ class FinetuneConfig(RecipeConfig):
     optim: OptimConfig = OptimConfig(learning_rate=1e-3, schedule="linear")
 
     @model_validator(mode="after")
-    def _check_quantize(self) -> FinetuneConfig:
+    def _check_precision(self) -> FinetuneConfig:
         given = f"quantize {self.quantize}"
         if self.quantize and not self.lora.rank:
             raise ValueError(
@@ -210,6 +210,12 @@ class FinetuneConfig(RecipeConfig):
             )
         if self.quantize and self.train.precision == "fp8":
             raise ValueError(f"{given} and train.precision fp8: use bf16 or auto")
+        if self.stage in ("preference", "reward") and self.train.precision == "fp8":
+            # which a model has in training only: the two would differ before the first step
+            raise ValueError(
+                f"train.precision fp8: finetune {self.stage} compares the model with one that is "
+                "evaluated in bf16; use bf16 or auto"
+            )
         return self
 
 

@@ -7,7 +7,7 @@ import pytest
 from judge_server import Reply, Server
 from local_web import running
 
-from gptsmith.evaluate import judge
+from gptsmith.evaluate import endpoint
 
 
 @pytest.fixture
@@ -26,5 +26,5 @@ def serve() -> Iterator[Callable[[Callable[[str, int], Reply]], Server]]:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses between attempts, which are recorded instead of waited."""
     waited: list[float] = []
-    monkeypatch.setattr(judge.time, "sleep", waited.append)
+    monkeypatch.setattr(endpoint.time, "sleep", waited.append)
     return waited

@@ -10,6 +10,7 @@ import pytest
 from judge_server import Reply, fair, options, worth
 
 from gptsmith.evaluate import judge
+from gptsmith.evaluate.endpoint import MAX_WAIT
 from gptsmith.evaluate.judge import resolve
 from gptsmith.evaluate.options import JudgeOptions
 
@@ -26,7 +27,7 @@ def test_server_errors_are_retried(serve, tmp_path, pauses):
     assert 0.5 <= pauses[0] <= 1 <= pauses[1] <= 2  # doubled, with jitter
 
 
-@pytest.mark.parametrize(("after", "pause"), [(7, 7), (86400, judge.MAX_WAIT)])
+@pytest.mark.parametrize(("after", "pause"), [(7, 7), (86400, MAX_WAIT)])
 def test_retry_after_is_honoured_up_to_a_maximum(serve, tmp_path, pauses, after, pause):
     def busy(prompt: str, before: int) -> Reply:
         return (429, {"Retry-After": str(after)}, "{}") if before == 0 else fair(prompt)

@@ -2,11 +2,13 @@
 
 import json
 import re
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 from api_server import served, serving_models
 from judge_server import options
+from local_web import serving
 from runs import random_run
 
 from gptsmith.data.prompts import Prompt
@@ -150,5 +152,37 @@ def test_the_probability_of_a_label_by_a_served_classifier(tmp_path):
     assert good[7] == expected
     assert [round(a + b, 4) for a, b in zip(good, bad, strict=True)] == [1.0] * 300
     judge = JudgeOptions(retries=0)
-    with pytest.raises(ValueError, match=r"^reward http://localhost:9/v1/classify: .*refused"):
+    with pytest.raises(
+        ValueError, match=r"^reward http://localhost:9#good: .*/v1/classify is not reachable"
+    ):
         rewarded("http://localhost:9#good", samples[0], judge=judge)
+
+
+class Locked(BaseHTTPRequestHandler):
+    """A classifier that needs a key, and repeats what it is given."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        key = self.headers["Authorization"]
+        rows = [{"index": i, "probabilities": {"good": 0.5}} for i, _ in enumerate(body["input"])]
+        known = key == "Bearer key-of-the-classifier"
+        reply = json.dumps({"data": rows} if known else {"error": f"wrong: {key}"}).encode()
+        self.send_response(200 if known else 401)
+        self.send_header("Content-Length", str(len(reply)))
+        self.end_headers()
+        self.wfile.write(reply)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_classifier_that_needs_a_key(monkeypatch):
+    judge = JudgeOptions(key_variable="CLASSIFIER_KEY", retries=0)
+    with pytest.raises(ValueError, match="no environment variable of this name"):
+        load_reward("http://localhost:9#good", judge=judge, cache=Path("nowhere"))
+    with serving(Locked) as url:
+        monkeypatch.setenv("CLASSIFIER_KEY", "key-of-the-classifier")
+        assert rewarded(f"{url}#good", sample("a"), sample("b"), judge=judge) == [0.5, 0.5]
+        monkeypatch.setenv("CLASSIFIER_KEY", "some-other-key")
+        with pytest.raises(ValueError, match=r'HTTP 401: {"error": "wrong: Bearer \*\*\*"}$'):
+            rewarded(f"{url}#good", sample("a"), judge=judge)

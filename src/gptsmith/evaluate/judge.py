@@ -13,10 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import random
-import re
-import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
@@ -29,6 +25,7 @@ import httpx
 
 from gptsmith import files
 from gptsmith.evaluate.comparison import RESAMPLES, bootstrap
+from gptsmith.evaluate.endpoint import EndpointError, HttpEndpoint
 from gptsmith.evaluate.options import JudgeOptions
 from gptsmith.evaluate.reference_metrics import Entry
 from gptsmith.evaluate.report import format_value
@@ -38,10 +35,6 @@ from gptsmith.progress import progress
 
 SEED = 0
 GIVE_UP = 8  # consecutive failures after which the endpoint counts as down
-FIRST_WAIT = 1.0  # seconds before the second attempt, doubled for each further one ...
-MAX_WAIT = 60.0  # ... up to this, even if the server asks for more
-RETRY = (408, 425, 429)  # and 5xx
-_MIN_SECRET_LENGTH = 8  # a shorter key, such as "EMPTY", is no secret and is not masked
 
 _FRAMES = """\
 Each text stands in a frame: it begins below a line `<<<NAME {mark}` and ends above a line
@@ -78,11 +71,7 @@ Parse = Callable[[str], Verdict | None]
 Item = dict[str, Any]
 
 
-class JudgeError(Exception):
-    """There is no verdict; the message says why, in one line."""
-
-
-class NoVerdict(JudgeError):
+class NoVerdict(EndpointError):
     """The judge replied, but not with a verdict."""
 
 
@@ -103,10 +92,10 @@ def score(entries: Sequence[Entry], options: JudgeOptions, *, cache: Path) -> Re
 
 def scores(entries: Sequence[Entry], endpoint: Endpoint, cache: Path) -> list[float]:
     """The judge's score of each answer, 0 to 100, without a report; 0 for one about which it does
-    not reply with a verdict. JudgeError if the endpoint does not answer. cache: see `score`."""
+    not reply with a verdict. EndpointError if the endpoint does not answer. cache: see `score`."""
     prompts = [_prompt(_SCORE, _SCORE_FORM, e, ANSWER=e.response) for e in entries]
     found = _verdicts(endpoint, prompts, parse_score, cache, quiet=True)
-    failed = (v for v in found.values() if type(v) is JudgeError)
+    failed = (v for v in found.values() if type(v) is EndpointError)
     if error := next(failed, None):
         raise error
     return [v.value if isinstance(v := found[p], Verdict) else 0.0 for p in prompts]
@@ -187,7 +176,7 @@ def _judge(
     items = []
     for item, prompts in asked:
         verdicts = [found[prompt] for prompt in prompts]
-        error = next((v for v in verdicts if isinstance(v, JudgeError)), None)
+        error = next((v for v in verdicts if isinstance(v, EndpointError)), None)
         items.append(item | ({column: None, "error": str(error)} if error else fields(*verdicts)))
     judged = [item for item in items if item[column] is not None]
     failed = [item for item in items if item[column] is None]
@@ -234,16 +223,16 @@ def _prompt(task: str, form: str, entry: Entry, **answers: str) -> str:
 
 def _verdicts(
     endpoint: Endpoint, prompts: Sequence[str], parse: Parse, cache: Path, quiet: bool = False
-) -> dict[str, Verdict | JudgeError]:
+) -> dict[str, Verdict | EndpointError]:
     """The verdict on each prompt, stored or new, or why there is none.
 
     After GIVE_UP consecutive failures no more requests are sent.
     """
     prompts = list(dict.fromkeys(prompts))
     cache.mkdir(parents=True, exist_ok=True)
-    failures: list[JudgeError] = []  # consecutive
+    failures: list[EndpointError] = []  # consecutive
 
-    def judge(prompt: str) -> Verdict | JudgeError:
+    def judge(prompt: str) -> Verdict | EndpointError:
         request = endpoint.request({"role": "user", "content": prompt})
         # One model can be served differently at two endpoints.
         key = json.dumps({"endpoint": endpoint.public_url, **request}, sort_keys=True)
@@ -252,13 +241,13 @@ def _verdicts(
             if (stored := parse(files.read_json(path)["answer"])) is not None:
                 return stored
         if down := failures[GIVE_UP - 1 :]:
-            return JudgeError(f"not asked, as {GIVE_UP} requests in a row had failed: {down[0]}")
-        verdict: Verdict | JudgeError
+            return EndpointError(f"not asked, as {GIVE_UP} requests in a row had failed: {down[0]}")
+        verdict: Verdict | EndpointError
         try:
             verdict = _ask(endpoint, prompt, parse, path)
         except NoVerdict as error:
             verdict = error
-        except JudgeError as error:
+        except EndpointError as error:
             failures.append(error)
             return error
         failures.clear()
@@ -290,27 +279,19 @@ def _ask(endpoint: Endpoint, prompt: str, parse: Parse, path: Path) -> Verdict:
 # --- HTTP ----------------------------------------------------------------------------------------
 
 
-class Endpoint:
+class Endpoint(HttpEndpoint):
     """A chat model behind a URL; thread-safe. ValueError without a model, or without its key."""
 
     def __init__(self, options: JudgeOptions) -> None:
         if not options.model:
             raise ValueError("no judge: name a model that the endpoint serves, --judge.model")
-        self.options = options
-        self.address, self.protocol = resolve(str(options.url), options.protocol)
-        # without secrets
-        self.public_url = str(self.address.copy_with(userinfo=b"", query=None))
+        address, self.protocol = resolve(str(options.url), options.protocol)
+        super().__init__(address, options)
         # What makes an answer as reproducible as the server can, in the protocol's terms.
         self.settings: dict[str, Any] = {"temperature": 0, "seed": SEED}
         if self.protocol == "ollama":  # OpenAI's limit of length has different names in servers
             limits = {"num_ctx": options.num_ctx, "num_predict": options.num_ctx // 2}
             self.settings = {"format": "json", "options": self.settings | limits}
-        self._key = _key(options.key_variable)
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        self._client = httpx.Client(timeout=options.timeout, headers=headers)
-
-    def close(self) -> None:
-        self._client.close()
 
     def request(self, *messages: Mapping[str, str]) -> dict[str, Any]:
         """The body of a request."""
@@ -318,34 +299,8 @@ class Endpoint:
         return body | ({"stream": False} if self.protocol == "ollama" else {}) | self.settings
 
     def ask(self, request: Mapping[str, Any]) -> str:
-        """The answer to a request, with the key masked if the server repeats it.
-
-        JudgeError after the last attempt, or at once where a retry cannot help.
-        """
-        pause = 0.0
-        for attempt in range(self.options.retries + 1):
-            if attempt:
-                # Jitter, so that threads that were rejected together do not return together.
-                wait = FIRST_WAIT * 2 ** (attempt - 1) * random.uniform(0.5, 1)
-                time.sleep(min(MAX_WAIT, max(wait, pause)))
-            pause = 0.0
-            try:
-                response = self._client.post(self.address, json=request)
-            except httpx.TimeoutException:
-                problem = f"no answer within {self.options.timeout:g} s"
-                continue
-            except httpx.RequestError as error:
-                why = self._one_line(str(error) or type(error).__name__)
-                problem = f"{self.public_url} is not reachable ({why})"
-                continue
-            if (status := response.status_code) == 200:
-                return self._answer(response)
-            problem = f"HTTP {status}: {self._one_line(response.text or response.reason_phrase)}"
-            if status not in RETRY and status < 500:
-                raise JudgeError(problem)
-            after = response.headers.get("Retry-After", "")
-            pause = float(after) if re.fullmatch("[0-9]{1,9}", after) else 0.0
-        raise JudgeError(f"{problem} (attempts: {self.options.retries + 1})")
+        """The answer to a request. EndpointError as of `post`, and for any other reply."""
+        return self._answer(self.post(request))
 
     def _answer(self, response: httpx.Response) -> str:
         try:
@@ -357,21 +312,13 @@ class Endpoint:
             # Lone surrogates, which JSON can spell, can be neither stored nor sent back.
             answer = content.encode(errors="replace").decode()
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            shown = self._one_line(response.text)[:60]
-            raise JudgeError(f"not a chat completion of {self.protocol}: {shown!r}") from None
+            shown = self.one_line(response.text)[:60]
+            raise EndpointError(f"not a chat completion of {self.protocol}: {shown!r}") from None
         if self.protocol == "ollama":
             tokens = reply.get("prompt_eval_count", 0) + reply.get("eval_count", 0)
             if tokens >= self.options.num_ctx:  # the beginning of the prompt was cut off
-                raise JudgeError(f"{tokens} tokens do not fit: raise --judge.num-ctx")
-        return self._mask_key(answer)
-
-    def _one_line(self, text: str) -> str:
-        """A server's message, safe to print."""
-        line = " ".join(self._mask_key(text).split())
-        return "".join(c for c in line if c.isprintable())[:200]
-
-    def _mask_key(self, text: str) -> str:
-        return text.replace(self._key, "***") if len(self._key) >= _MIN_SECRET_LENGTH else text
+                raise EndpointError(f"{tokens} tokens do not fit: raise --judge.num-ctx")
+        return self.mask_key(answer)
 
 
 def resolve(url: str, protocol: str) -> tuple[httpx.URL, str]:
@@ -385,16 +332,3 @@ def resolve(url: str, protocol: str) -> tuple[httpx.URL, str]:
     if not path.endswith(end):
         path = (path or base) + end
     return parsed.copy_with(path=path), protocol
-
-
-def _key(variable: str | None) -> str:
-    """The API key. No message repeats the option: it may be the key itself, given by mistake."""
-    if variable is None:
-        return ""
-    key = os.environ.get(variable, "").strip()
-    if not re.fullmatch(r"[!-~]+", key):
-        raise ValueError(
-            "--judge.key-variable: no environment variable of this name contains an API key (give"
-            " the name of a variable, never the key itself)"
-        )
-    return key

@@ -86,7 +86,8 @@ class PairBatch(Batch):
 class PolicyBatch(Batch):
     """Completions that a policy has sampled, one in each row; the targets are its tokens.
 
-    advantages  (B,) fp32: how much better its reward is than that of others of its prompt
+    advantages  (B, T) fp32: how much better the reward is than that of other completions of the
+                prompt, credited to each target; 0 elsewhere
     weights     (B,) fp32: factor of each row's loss, for the normalisation over the step
     old         (B, T) fp32: log-probabilities of the targets by the policy that sampled them, 0
                 elsewhere; None: by the present one

@@ -16,7 +16,12 @@ from gptsmith.model.gpt import GPTModel
 from gptsmith.recipes.policy import Policy
 from gptsmith.recipes.reward import log_probs_by
 from gptsmith.recipes.reward_options import RewardConfig
-from gptsmith.recipes.rollouts import Practice, Rollouts, group_advantages
+from gptsmith.recipes.rollouts import (
+    Practice,
+    Rollouts,
+    group_advantages,
+    prefix_advantages,
+)
 from gptsmith.train.policy_loss import PolicyLoss
 from gptsmith.train.runtime import Precision
 
@@ -37,6 +42,27 @@ def test_advantages_are_relative_to_the_group():
 
 def test_equal_rewards_have_no_advantage_whatever_is_rounded():
     assert not group_advantages(np.full(7, 0.1), 7, scale=True).any()
+
+
+def test_tokens_get_the_advantage_that_they_made():
+    a, b, c, d = [7, 8, 9], [7, 8, 5], [7, 8, 9], [6]
+    good, bad = 0.5, -1.0
+    found = prefix_advantages(np.array([good, bad, good, bad]), [a, b, c, d], 4)
+    assert found[0] == pytest.approx([0.25, 0, 0.5])  # values -0.25, 0, 0, 0.5
+    assert found[1] == pytest.approx([0.25, 0, -1.0])
+    assert found[2].tolist() == found[0].tolist()
+    assert found[3] == pytest.approx([-0.75])
+
+
+def test_credited_advantages_add_up_and_stay_in_their_group():
+    random = np.random.default_rng(0)
+    ids = [[*random.integers(3, size=row % 6).tolist(), 9 + row] for row in range(24)]
+    advantages = group_advantages(random.normal(size=24), 8, scale=True)
+    found = prefix_advantages(advantages, ids, 8)
+    assert [len(each) for each in found] == [len(each) for each in ids]
+    assert [each.sum() for each in found] == pytest.approx(advantages)
+    alone = prefix_advantages(advantages[8:16], ids[8:16], 8)
+    assert all(map(np.array_equal, alone, found[8:16]))
 
 
 @pytest.fixture(scope="module")

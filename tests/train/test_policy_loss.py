@@ -38,7 +38,7 @@ def batch(model: GPTModel) -> PolicyBatch:
         for _ in range(2)
     )
     return PolicyBatch(
-        ids[:, :-1], targets, advantages=torch.tensor([1.5, -0.5, 0.0, -1.0]),
+        ids[:, :-1], targets, advantages=torch.randn(B, T, generator=random),
         weights=torch.tensor([1.0, 2.0, 0.5, 1.0]), old=old, reference=reference,
     )  # fmt: skip
 
@@ -74,7 +74,7 @@ def test_value_gradient_and_metrics_are_those_of_the_formula(
                 continue
             p = log_p[row, t]
             ratio = (p - (p.detach() if batch.old is None else batch.old[row, t])).exp()
-            a = batch.advantages[row]
+            a = batch.advantages[row, t]
             limited = ratio.clamp(0.8, 1.28)
             token = -torch.minimum(ratio * a, limited * a)
             clipped += int(limited * a < ratio * a)
@@ -99,7 +99,7 @@ def test_one_update_has_the_gradient_of_the_policy_gradient(model, batch):
     ours = gradients(model, PolicyLoss()(model, batch)[0])
     is_target = batch.targets != IGNORE_INDEX
     log_p = log_probs(model, batch.inputs, batch.targets) * is_target
-    factors = (batch.advantages * batch.weights).unsqueeze(1)
+    factors = batch.advantages * batch.weights.unsqueeze(1)
     for a, b in zip(ours, gradients(model, -(factors * log_p).sum()), strict=True):
         torch.testing.assert_close(a, b, rtol=5e-5, atol=1e-4)
 

@@ -59,6 +59,10 @@ class RewardConfig(FinetuneConfig, PromptFiles):
     advantages: Literal["scaled", "centred"] = "scaled"
     """scaled: divided by the standard deviation of their group, as in GRPO; centred: not, as in Dr.
     GRPO."""
+    credit: Literal["completion", "prefix"] = "completion"
+    """Which tokens an advantage goes to: all of a completion, as in GRPO, or those that made the
+    difference, by the mean of the completions of the group that begin alike; for short answers, of
+    which a group has several with the same beginning."""
     normalize: Literal["token", "sequence", "constant"] = "token"
     """Divide the loss by the tokens of all completions (DAPO), each completion's by its own length
     (GRPO), or all by max_new_tokens (Dr. GRPO)."""

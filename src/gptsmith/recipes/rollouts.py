@@ -114,6 +114,35 @@ def group_advantages(rewards: np.ndarray, G: int, scale: bool) -> np.ndarray:
     return found.reshape(-1)
 
 
+def prefix_advantages(
+    advantages: np.ndarray, ids: Sequence[Sequence[int]], G: int
+) -> list[np.ndarray]:
+    """The advantages (R,) of completions, credited to the tokens (lengths of `ids`) that made them.
+
+    The value of a prefix is the mean over the completions of the group that begin with it. A token
+    gets the value with it minus the value without it, so what good and bad completions share gets
+    little, and where they part, the difference; the sum over a row is its advantage. Kazemnejad et
+    al. 2024, "VinePPO", estimate the same values by new samples from each prefix.
+    """
+    found = []
+    for first in range(0, len(ids), G):
+        nodes: dict[tuple[int, int], int] = {}  # (prefix, next token) -> the longer prefix
+        values: list[list[float]] = [[]]  # of the completions with each prefix; 0 is the empty one
+        paths = []
+        for row in range(first, first + G):
+            path = [0]
+            for token in ids[row]:
+                path.append(nodes.setdefault((path[-1], token), len(values)))
+                if path[-1] == len(values):
+                    values.append([])
+            for node in path:
+                values[node].append(advantages[row])
+            paths.append(path)
+        means = np.array([np.mean(each) for each in values])
+        found += [np.diff(means[path]) for path in paths]
+    return found
+
+
 class Rollouts(Epochs):
     """The micro-batches of a step, whose completions are sampled when it begins; with several
     updates, those of the following steps are the same.
@@ -201,16 +230,14 @@ class Rollouts(Epochs):
         for row, (prompt, new) in zip(inputs, sequences, strict=False):
             row[: len(prompt) + len(new) - 1] = [*prompt, *new[:-1]]
         places = dict.fromkeys(self._prompt(row).prompt.place for row in rows)
-        advantages, weights = (
-            torch.tensor([values[row] for row in rows] or [0.0], dtype=torch.float32)
-            for values in (self._advantages, self._weights)
-        )
+        weights = torch.tensor([self._weights[row] for row in rows] or [0.0], dtype=torch.float32)
+        advantages = [self._advantages[row].tolist() for row in rows]
         batch = PolicyBatch(
             torch.from_numpy(inputs),
             self._placed(rows, [new for _, new in sequences], inputs.shape, IGNORE_INDEX),
             name=f"completions of {', '.join([*places][:3])}",
             tokens=sum(len(prompt) + len(new) - 1 for prompt, new in sequences),
-            advantages=advantages,
+            advantages=self._placed(rows, advantages, inputs.shape, 0.0),
             weights=weights,
         )
         if self.config.updates > 1:
@@ -228,13 +255,18 @@ class Rollouts(Epochs):
         """Make the micro-batches of a rollout."""
         config = self.config
         self.rollout = rollout
-        total = self.practice.total(rollout.rewards)
-        self._advantages = group_advantages(total, self.G, config.advantages == "scaled")
-        lengths = np.array([len(completion.ids) for completion in rollout.completions])
+        ids = [completion.ids for completion in rollout.completions]
+        lengths = np.array([len(each) for each in ids])
+        rewards = self.practice.total(rollout.rewards)
+        advantages = group_advantages(rewards, self.G, config.advantages == "scaled")
+        if config.credit == "prefix":
+            self._advantages = prefix_advantages(advantages, ids, self.G)
+        else:
+            self._advantages = [np.full(len(i), x) for i, x in zip(ids, advantages, strict=True)]
         used = lengths > 0
         if config.mask_truncated:
             used &= [completion.finished for completion in rollout.completions]
-        live = used if config.kl else used & (self._advantages != 0)
+        live = used if config.kl else used & [each.any() for each in self._advantages]
         divisor = {
             "token": np.full(lengths.shape, lengths[used].sum()),
             "sequence": len(lengths) * lengths,

@@ -40,7 +40,7 @@ class PolicyLoss:
             model, batch, entropy=True, temperature=self.temperature
         )  # (B, T)
         is_target = batch.targets != IGNORE_INDEX
-        advantages = batch.advantages.unsqueeze(1)  # (B, 1)
+        advantages = batch.advantages  # (B, T)
         ratio = (log_p - (log_p.detach() if batch.old is None else batch.old)).exp()
         gain = ratio * advantages
         limited = ratio.clamp(1 - self.clip_low, 1 + self.clip_high) * advantages

@@ -14,7 +14,7 @@ from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.train.loss import next_token_loss
 
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 B, T, H, D = 2, 5, 3, 8
 
 
@@ -28,7 +28,7 @@ def results(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
 def assert_near(found: list[Tensor], expected: list[Tensor], dtype: torch.dtype) -> None:
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == b.dtype
-        assert float((a - b).float().norm() / b.float().norm()) < TOLERANCE[dtype]
+        assert float((a - b).double().norm() / b.double().norm()) < TOLERANCE[dtype]
 
 
 def heads(dtype: torch.dtype) -> Tensor:
@@ -39,10 +39,11 @@ def heads(dtype: torch.dtype) -> Tensor:
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_norm(dtype: torch.dtype) -> None:
-    x, weight = heads(dtype), torch.rand(D, requires_grad=True)
+    wide = torch.promote_types(dtype, torch.float32)
+    x, weight = heads(dtype), torch.rand(D, dtype=wide, requires_grad=True)
 
     def formula(x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), (D,), weight, 1e-3).to(dtype)
+        return F.rms_norm(x.to(wide), (D,), weight, 1e-3).to(dtype)
 
     found = results(lambda x, weight: fused.RMSNorm.apply(x, weight, 1e-3), x, weight)
     assert_near(found, results(formula, x, weight), dtype)
@@ -93,3 +94,44 @@ def test_a_model_has_the_gradients_of_plain_operations(
     expected = gradient()
     assert not torch.equal(found, expected)
     assert float((found - expected).norm() / expected.norm()) < (0.03 if bf16 else 1e-4)
+
+
+CALLS: list[Callable[[Tensor], Tensor]] = [
+    lambda x: fused.RMSNorm.apply(x, torch.ones(D), 1e-6),
+    lambda x: fused.Rotation.apply(x, x.detach()[..., : D // 2], x.detach()[..., D // 2 :]),
+    lambda x: fused.CausalAttention.apply(x, x, x),
+]
+
+
+@pytest.mark.parametrize("function", CALLS, ids=["norm", "rotation", "attention"])
+def test_a_second_derivative_is_refused(function: Callable[[Tensor], Tensor]) -> None:
+    """Not computed with what was saved taken as constant."""
+    x = torch.randn(B, T, H, D, requires_grad=True)
+    (first,) = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_transforms_of_torch_func_see_plain_operations() -> None:
+    """Gradients of each row, by vmap of grad: those of autograd, row by row."""
+    config = ModelConfig(
+        n_layer=1, n_head=2, n_embd=16, context_length=8, vocab_size=20, qk_norm=True
+    )
+    model = GPTModel(config)
+    randomize(model, size=0.1)
+    ids = torch.randint(20, (2, 8))
+
+    def loss(weights: dict[str, Tensor], row: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):  # blocked attention, too
+            logits: Tensor = torch.func.functional_call(model, weights, (row[None],))
+        return logits.float().square().mean()
+
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    rows = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, ids)
+    for at, row in enumerate(ids):
+        expected = torch.autograd.grad(
+            loss(dict(model.named_parameters()), row), [*model.parameters()]
+        )
+        found = torch.cat([rows[name][at].flatten() for name in weights])
+        flat = torch.cat([g.flatten() for g in expected])
+        assert float((found - flat).norm() / flat.norm()) < 0.03

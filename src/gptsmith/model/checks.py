@@ -103,6 +103,8 @@ def _outside(numbers: Tensor, limit: int) -> tuple[int, ...]:
     """An example of a number outside 0..limit - 1, or (); numbers on other devices are not read."""
     if torch.compiler.is_compiling() or numbers.device.type != "cpu" or not numbers.numel():
         return ()
+    if torch._C._functorch.is_functorch_wrapped_tensor(numbers):  # vmap cannot read values
+        return ()
     low, high = map(int, numbers.aminmax())
     return (low,) if low < 0 else (high,) if high >= limit else ()
 

@@ -1,6 +1,7 @@
 """Norm, rotation and attention as single functions with backward passes of their own, for training
 on a CPU without a compiler. There, each operation of PyTorch reads and writes all of its tensors;
 written by hand, they take half as many (docs/log.md). Results are the same but for rounding.
+A second derivative is refused, since what is saved counts as constant.
 
 B batch, T time, H heads, D head size, C size of the last dimension.
 """
@@ -11,19 +12,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def applies(x: Tensor) -> bool:
-    """Whether this file serves x: in training, on a CPU, uncompiled."""
-    return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    """Whether this file serves x: in training, on a CPU, neither compiled nor within a transform of
+    torch.func, for which these functions have no rules."""
+    if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return not torch._C._are_functorch_transforms_active()
 
 
 class RMSNorm(torch.autograd.Function):
-    """x / rms(x) * weight over the last dimension, in fp32 inside: x (..., C), weight (C,)."""
+    """x / rms(x) * weight over the last dimension, computed in fp32 or wider: x (..., C), weight (C,)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        C, wide, w = x.shape[-1], x.float(), weight.float()
+        C, dtype = x.shape[-1], torch.promote_types(x.dtype, torch.float32)
+        wide, w = x.to(dtype), weight.to(dtype)
         scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         scale = scale.square_().div_(C).add_(eps).rsqrt_()  # (..., 1)
         ctx.save_for_backward(x, w, scale)
@@ -31,17 +37,18 @@ class RMSNorm(torch.autograd.Function):
         return (wide * scale).mul_(w).to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, w, scale = ctx.saved_tensors
-        C, wide, grad = x.shape[-1], x.float(), grad.float()
+        C, wide, grad = x.shape[-1], x.to(w.dtype), grad.to(w.dtype)
         product = (grad * wide).reshape(-1, C)
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
             # d(x_i * scale) / dx_j = scale * (i == j) - scale**3 / C * x_i * x_j
-            along = (product @ w).view(scale.shape).mul_(scale.square()).div_(-C)
+            along = (product @ w).view_as(scale).mul_(scale.square()).div_(-C)
             grad_x = (grad * w).addcmul_(wide, along).mul_(scale).to(x.dtype)
         if ctx.needs_input_grad[1]:
-            grad_weight = (scale.reshape(1, -1) @ product).view(C).to(ctx.weight_dtype)
+            grad_weight = (product.T @ scale.reshape(-1)).to(ctx.weight_dtype)
         return grad_x, grad_weight, None
 
 
@@ -55,6 +62,7 @@ class Rotation(torch.autograd.Function):
         return torch.addcmul(x * cos, _swapped(x), sin)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return torch.addcmul(grad * cos, _swapped(grad), sin, value=-1), None, None
@@ -86,6 +94,7 @@ class CausalAttention(torch.autograd.Function):
         return out.view(B, H, T, D)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v, *weights = ctx.saved_tensors
         B, H, T, D = grad.shape

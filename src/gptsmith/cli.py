@@ -21,7 +21,10 @@ VERBS = {
     "prepare": ("commands.prepare", "make a tokenizer and token shards from text"),
     "plan": ("commands.plan", "what to train with a budget, what it takes and reaches"),
     "pretrain": ("commands.pretrain", "train a model from scratch on a corpus"),
-    "finetune": ("commands.finetune", "fine-tune: text, chat, instruct, classify"),
+    "finetune": (
+        "commands.finetune",
+        "fine-tune: text, chat, instruct, classify, preference, reward",
+    ),
     "chat": ("commands.chat", "talk to a chat model"),
     "classify": ("commands.classify", "classify texts with a tuned model"),
     "evaluate": ("commands.evaluate", "measure a model: perplexity, tasks, responses"),
@@ -29,7 +32,7 @@ VERBS = {
     "serve": ("commands.serve", "chat page and OpenAI-compatible API"),
     "import": ("commands.import_model", "turn an external model into a run"),
     "export": ("commands.export", "convert a model for transformers or llama.cpp"),
-    "inspect": ("commands.inspect", "show a corpus, a run or a chat data set"),
+    "inspect": ("commands.inspect", "show a corpus, a run, conversations or preferences"),
     "doctor": ("commands.doctor", "show what this machine can do, and what it lacks"),
 }
 

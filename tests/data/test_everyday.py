@@ -4,6 +4,7 @@ import ast
 import random
 import re
 import sysconfig
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -42,9 +43,11 @@ def test_what_can_be_answered_is_never_refused(training):
     answered = {q.lower() for c in training for q, answer in c if answer != unknown}
     assert not refused & answered
     known = {name for name, _ in [*facts.functions()[: facts.FUNCTIONS], *facts.modules()]}
-    for name in known:
-        assert not [q for q in refused if re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.])", q)
-                    and "what does" in q]  # fmt: skip
+    for phrasing in phrasings.PHRASINGS["functions"].seen + phrasings.PHRASINGS["modules"].seen:
+        pattern = re.escape(phrasing.lower().rstrip(".")).replace(r"\{f\}", "(.+)") + r"[.?]?"
+        names = {found[1] for q in refused if (found := re.fullmatch(pattern, q))}
+        assert not names & known
+        assert names  # it is also said of functions and modules
 
 
 def test_a_name_is_unknown_only_where_it_was_not_told(training):
@@ -72,6 +75,17 @@ def test_items_are_asked_in_words_and_about_things_that_training_does_not_use(tr
     for question in unknown:
         [name] = re.findall(r"\w+\.\w+", question)
         assert name not in words
+
+
+def test_each_item_is_asked_once():
+    items = skills.everyday_items(0, 20)
+    questions = [item.messages[-1]["content"] for item in items]
+    assert len({*questions}) == len(questions)
+    counts = Counter(item.skill for item in items)
+    for kind in skills.EVERYDAY:
+        ways = phrasings.PHRASINGS.get("name" if kind == "no name" else kind)
+        assert counts[kind] == (20 if kind.startswith("unknown") else len(ways.unseen))
+    assert len(skills.everyday_items(0, 2)) == 2 * len(skills.EVERYDAY)
 
 
 def test_modules_are_explained_by_the_first_line_of_their_documentation():

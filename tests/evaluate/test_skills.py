@@ -51,7 +51,7 @@ def test_correct_responses_are_counted_per_skill(base, monkeypatch):
     assert result.metrics == {
         "untuned": pytest.approx(1 - 1 / len(skills.SKILLS)), "with examples": 0,
     }  # fmt: skip
-    assert result.n == 4
+    assert result.n == len(result.items) == 2 * 4 * len(skills.SKILLS)
     assert [item["correct"] for item in result.items[:4]] == [items[0].skill != "reverse"] * 4
     json.dumps(result.fields() | {"items": result.items}, allow_nan=False)
 

@@ -97,7 +97,8 @@ def _show(options: EvaluateOptions, run: Run, result: Result) -> None:
         from gptsmith.evaluate import skills
 
         terminal.say(
-            f"{run.path} on {options.per_skill} questions per skill, none of them in training"
+            f"{run.path} on {options.per_skill} questions per skill (of some everyday turns there "
+            f"are fewer): {result.n:,}, none of them in training"
         )
         Console().print(skills.tables(result.details["by_skill"]))
     if result.task == "classify":

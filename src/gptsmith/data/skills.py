@@ -54,6 +54,7 @@ _EVERYDAY_SHARES = {
 }  # fmt: skip
 _FUNCTIONS_SHARE, _MODULES_SHARE, _EVERYDAY_SHARE = 0.03, 0.0125, 0.045  # of the exchanges
 _NAME_SHARE, _NO_NAME_SHARE = 0.15, 0.01  # of the conversations
+_REPEATED = 200  # draws in a row without a new question, after which a kind has no more
 SKILLS = (*_SHARES, "name")
 EVERYDAY = (*_EVERYDAY_SHARES, "no name")
 WORD_SKILLS = ("copy", "reverse", "uppercase", "count", "length")
@@ -118,13 +119,19 @@ def fact_items(seed: int, per_kind: int) -> list[Item]:
 
 def everyday_items(seed: int, per_kind: int) -> list[Item]:
     """Everyday turns in held-out phrasings, and questions that have no answer here, about held-out
-    places, numbers, functions ..."""
+    places, numbers, functions ...
+
+    All are different: of a kind without arguments there are as many as it has phrasings.
+    """
     generator = _Generator(Random(f"everyday {seed}"), held_out=True, kind="phrasings")
     items = []
     for kind in EVERYDAY:
-        for _ in range(per_kind):
+        asked, repeated = dict[str, str](), 0
+        while len(asked) < per_kind and repeated < _REPEATED:
             question, answer = generator.everyday(kind)
-            items.append(Item(kind, [{"role": "user", "content": question}], answer))
+            repeated = repeated + 1 if question in asked else 0
+            asked[question] = answer
+        items += [Item(kind, [{"role": "user", "content": q}], a) for q, a in asked.items()]
     return items
 
 

@@ -84,7 +84,7 @@ class EvaluateOptions(TextWeightOptions, LabelledFiles):
     shots: int | None = Field(None, ge=0)
     """mmlu, gsm8k: worked examples before a question (default: 5; gsm8k of a chat model: 0)."""
     per_skill: int = Field(50, ge=1)
-    """skills: questions per skill."""
+    """skills: questions per skill (of some everyday turns there are only three to five)."""
     responses: Path | None = None
     """text, judge: file of responses with references (default: the run's responses.json)."""
     judge: JudgeOptions = JudgeOptions()

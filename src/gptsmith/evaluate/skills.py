@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,7 +54,8 @@ def score(
     everyday turns, among them questions that it should say it cannot answer. A base model
     (template None) answers held-out items as a chat model would, with the initial embeddings of the
     chat tokens (untuned), and in plain text after a few worked examples. Items that the tokenizer
-    cannot encode are left out, with a note. weights: see Engine.
+    cannot encode are left out, with a note. per_skill: items of a skill; of the kinds of everyday
+    turns, each different one once, which may be fewer. weights: see Engine.
     """
     if template is None:
         held_out = skills.held_out(seed, per_skill)
@@ -102,12 +102,11 @@ def score(
     if not rows:
         raise ValueError(notes[0])
     scores = by_skill(rows)
-    found = Result.from_items(
+    return Result.from_items(
         "skills", rows, list(scores), notes=notes, details={"by_skill": scores},
         statistics={name: _mean_over_skills(name) for name in scores},
         conditions={"prompt": prompt_form(None if template is None else template.source)},
     )  # fmt: skip
-    return replace(found, n=per_skill)
 
 
 def is_correct(response: str, answer: str) -> bool:

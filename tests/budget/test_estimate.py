@@ -108,6 +108,33 @@ def test_published_devices_train(name: str) -> None:
     assert 2 < more.tokens_per_second / alone.tokens_per_second < 8
 
 
+def test_a_model_that_one_device_does_not_hold_is_divided_among_several() -> None:
+    budget = Budget(parameters=1_500_000_000, tokens=10**9, vocab_size=50304)
+    one, eight = published("t4", 1), published("t4", 8)
+    run = buys(budget, eight)
+    whole = replace(run.design, sharded=False)
+    assert run.design.recipe()["train"]["shard"] is True
+    assert run.memory <= 0.9 * 16e9 < estimate.peak_memory(whole, eight)
+    assert parameters(run.design.model) > 1.2e9 > parameters(buys(budget, one).design.model)
+    # what fits is not divided
+    small = estimate.fitting(6, 50304, 10**9, eight)
+    assert small is not None
+    assert not small.sharded
+    assert "shard" not in small.recipe()["train"]
+
+
+def test_dividing_a_model_takes_time_where_the_network_is_slow() -> None:
+    fast = published("h100", 8)
+    slow = replace(fast, cluster=replace(fast.cluster, inside=1e9))
+    whole = rules.design(12, 50304, 10**10, 8, ranks=8)
+    divided = replace(whole, sharded=True)
+    assert fast.step_seconds(divided) == pytest.approx(fast.step_seconds(whole), rel=0.1)
+    # weights twice and gradients once for each micro-batch, and nothing else takes as long
+    moved = 3 * 7 / 8 * 4 * parameters(whole.model) * (whole.micro_batches / 8)
+    assert slow.step_seconds(divided) == pytest.approx(moved / 1e9, rel=0.2)
+    assert slow.step_seconds(divided) > 2 * slow.step_seconds(whole)
+
+
 def test_gpt2_on_eight_h100_is_near_what_is_published() -> None:
     """nanoGPT's and llm.c's: ten billion tokens in one to two hours on eight A100 or H100."""
     run = buys(Budget(tokens=10**10, parameters=None, vocab_size=50304), published("h100", 8))

@@ -16,7 +16,9 @@ from gptsmith.budget import machine, probe, rules
 from gptsmith.budget.machine import Machine, MeasuredStep
 from gptsmith.budget.step_time import Cluster
 from gptsmith.commands import plan
+from gptsmith.config import load_config
 from gptsmith.data.shards import Corpus
+from gptsmith.recipes.options import PretrainConfig
 from gptsmith.run import Run
 from gptsmith.train import runtime
 
@@ -81,6 +83,14 @@ def test_several_machines_are_named_in_the_command(capsys, tmp_path: Path) -> No
     words = ["--device", "h100", "--count", 64, "--time", "1h", "--out", tmp_path / "recipe.yaml"]
     text = " ".join(said(capsys, *words).split())
     assert "on each machine, torchrun --nnodes 8 --nproc-per-node 8 --rdzv-backend c10d" in text
+
+
+def test_pretrain_takes_a_recipe_that_divides_the_model(capsys, tmp_path: Path) -> None:
+    out = tmp_path / "recipe.yaml"
+    words = ["--device", "t4", "--count", 8, "--params", 1_500_000_000, "--out", out]
+    assert "divided among the devices (train.shard)" in said(capsys, *words)
+    recipe = [str(out), "--data", "x", "--out", "y"]
+    assert load_config(PretrainConfig, recipe, prog="gptsmith pretrain").train.shard
 
 
 def test_json_says_what_the_table_says(capsys) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -86,6 +87,7 @@ def step_memory(design: Design, machine: Machine) -> TrainingMemory:
     return training_memory(
         c, design.batch_size, c.context_length, "muon",
         autocast=kind if machine.low_precision else None, checkpointing=design.checkpointing,
+        shards=machine.ranks if design.sharded else 1,
         chunk_bytes=CHUNK_BYTES.get(kind, CHUNK_BYTES["cpu"]),
         accumulates=design.micro_batches > machine.ranks,
     )  # fmt: skip
@@ -112,12 +114,14 @@ def disk_bytes(design: Design) -> int:
 
 def fitting(depth: int, vocab_size: int, tokens: float, machine: Machine) -> Design | None:
     """The design with the largest micro-batch that fits the machine's memory; None if not even a
-    row does, with activation checkpointing."""
+    row does, with activation checkpointing. Several devices hold the whole model each, or a part of
+    it where the whole does not fit."""
     rows: int | None = None if machine.device_type == "cpu" else 64
-    for checkpointing in (False, True):
+    forms = itertools.product((False, True) if machine.ranks > 1 else (False,), (False, True))
+    for sharded, checkpointing in forms:
         found = rules.design(depth, vocab_size, tokens, rows, machine.ranks)
         while True:
-            found = replace(found, checkpointing=checkpointing)
+            found = replace(found, checkpointing=checkpointing, sharded=sharded)
             if machine.memory is None or peak_memory(found, machine) <= 0.9 * machine.memory:
                 return found
             if found.batch_size == 1:

@@ -70,8 +70,9 @@ class Machine:
         cluster = replace(self.cluster, mfu=self.share(design.model))
         micro_batches = -(-design.micro_batches // self.ranks)
         return step_time(
-            design.model, self.ranks, design.batch_size, micro_batches, cluster, "muon"
-        ).total
+            design.model, self.ranks, design.batch_size, micro_batches, cluster, "muon",
+            design.sharded,
+        ).total  # fmt: skip
 
     def measured(self, design: Design, steps: int = 5) -> Machine:
         """The same machine, which knows how long a step of this design takes here."""

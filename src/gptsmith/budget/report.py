@@ -125,6 +125,11 @@ def remarks(chosen: Estimate, budget: Budget, law: ScalingLaw | None) -> Iterato
         yield f"vocabulary {size:,}: gptsmith prepare SOURCE --tokenizer {tokenizer} --out CORPUS"
     if d.checkpointing:
         yield "activation checkpointing, because of the memory: a third more time"
+    if d.sharded:
+        yield (
+            "the model is divided among the devices (train.shard), because of the memory: each "
+            "micro-batch moves the weights twice and the gradients once"
+        )
     if law is None:
         yield (
             "loss: no scaling law is known for this corpus"

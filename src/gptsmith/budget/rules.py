@@ -29,7 +29,7 @@ MAX_CPU_MICRO_BATCH_TOKENS = 4096
 class Design:
     """A model and how it is trained; `tokens` is a multiple of `batch_tokens`.
 
-    batch_size: rows of a micro-batch.
+    batch_size: rows of a micro-batch. sharded: the model is divided among the ranks.
     """
 
     depth: int
@@ -38,6 +38,7 @@ class Design:
     batch_tokens: int
     batch_size: int
     checkpointing: bool = False
+    sharded: bool = False
 
     @property
     def steps(self) -> int:
@@ -81,6 +82,8 @@ class Design:
         }
         if self.checkpointing:
             train["activation_checkpointing"] = True
+        if self.sharded:
+            train["shard"] = True
         return {
             "model": {
                 "preset": "fast",

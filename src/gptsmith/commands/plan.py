@@ -76,7 +76,8 @@ class PlanOptions(Section):
     """Plan for a GPU that is not here, from its data sheet: h100, h200, a100, l40s, l4, a10g,
     rtx5090, rtx4090, rtx3090, v100, t4."""
     count: int = Field(1, ge=1, le=1024)
-    """How many of them; more than 8 are in machines of 8."""
+    """How many of them; more than 8 are in machines of 8. Each holds the whole model; where
+    that does not fit, a part of it (train.shard)."""
     probe: Time | None = None
     """Train small models on --data here for so long (60s), to expect the loss on a text for which
     no scaling law is known."""

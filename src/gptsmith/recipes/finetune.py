@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -164,21 +165,25 @@ def row_length(context_length: int | None, prepared: PreparedModel) -> int:
     return T
 
 
-def with_samples_per_step(config: C, name: str, T: int) -> C:
+def with_samples_per_step(config: C, names: Sequence[str], T: int) -> C:
     """The configuration with the size of a step in tokens, as the training loop needs it.
 
-    name: of the field that gives the size as a number of samples. T: tokens of the longest one.
+    names: of the fields whose product is the size as a number of samples. T: tokens of the longest
+    sample.
 
     Batches have many shapes, for which compiling does not pay off: `auto` means off here.
     """
-    train, samples = config.train, getattr(config, name)
+    train, values = config.train, [getattr(config, name) for name in names]
+    samples = math.prod(values)
     if samples % train.batch_size:
+        product = " x ".join(f"{n} {v}" for n, v in zip(names, values, strict=True))
+        result = f" = {samples}" if len(names) > 1 else ""
         raise ValueError(
-            f"{name} {samples} is not a multiple of train.batch_size {train.batch_size}"
+            f"{product}{result} is not a multiple of train.batch_size {train.batch_size}"
         )
     if train.total_batch_tokens not in (None, samples * T) and not config.resume:
-        flag = name.replace("_", "-")
-        raise ValueError(f"train.total_batch_tokens: use --{flag} for {config.stage}")
+        flags = " and ".join("--" + name.replace("_", "-") for name in names)
+        raise ValueError(f"train.total_batch_tokens: use {flags} for {config.stage}")
     compiled = "off" if train.compile == "auto" else train.compile
     train = train.model_copy(update=dict(total_batch_tokens=samples * T, compile=compiled))
     return config.model_copy(update=dict(train=train))

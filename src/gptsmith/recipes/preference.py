@@ -41,7 +41,7 @@ def preference(config: PreferenceConfig, started: float | None = None) -> int:
         )
         for part in (train, val)
     )  # fmt: skip
-    config = finetune.with_samples_per_step(config, "pairs_per_step", rows.T)
+    config = finetune.with_samples_per_step(config, ["pairs_per_step"], rows.T)
     resolved = finetune.resolve(config, prepared, rows)
     config, runtime = resolved.config, resolved.runtime
     rows.fixed = runtime.compile

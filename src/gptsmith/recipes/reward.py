@@ -43,7 +43,7 @@ from gptsmith.train.runtime import Precision, Runtime
 
 BUILT_IN = "skills"  # the prompts that need no file
 VERDICTS = "verdicts"  # folder in that of the run
-_VAL_SEED = 0x7A1  # other questions than those of `evaluate`
+_VAL_SEED = 0x7A1  # not that of `evaluate`, with which short words and pairs of numbers are shared
 
 
 def reward(config: RewardConfig, started: float | None = None) -> int:
@@ -68,7 +68,8 @@ def reward(config: RewardConfig, started: float | None = None) -> int:
     train, val, notes = load(config, template, tokenizer, context - config.max_new_tokens)
     T = max(len(ids) for _, ids in train) + config.max_new_tokens - 1
     rollouts = Rollouts(config, train, T, prepared.pad_id)
-    resolved = finetune.resolve(_with_total_batch_tokens(config, T), prepared, rollouts)
+    config = finetune.with_samples_per_step(config, ["prompts_per_step", "group_size"], T)
+    resolved = finetune.resolve(config, prepared, rollouts)
     config, runtime = resolved.config, resolved.runtime
     stop_ids = reply_stop_ids(template) if template else tokenizer.special_ids.eos_ids
     policy = Policy(model, tokenizer, stop_ids, T)
@@ -178,22 +179,6 @@ def load(
     )
     texts = [*report.hints, *report.lines(), sizes]
     return encoded, encoded_val, [Note("data", text) for text in texts]
-
-
-def _with_total_batch_tokens(config: RewardConfig, T: int) -> RewardConfig:
-    """The configuration with the size of a step in tokens, as the training loop needs it."""
-    train, rows = config.train, config.prompts_per_step * config.group_size
-    if rows % train.batch_size:
-        raise ValueError(
-            f"prompts_per_step {config.prompts_per_step} x group_size {config.group_size} = {rows} "
-            f"completions are not a multiple of train.batch_size {train.batch_size}"
-        )
-    if train.total_batch_tokens not in (None, rows * T) and not config.resume:
-        raise ValueError("train.total_batch_tokens: use --prompts-per-step and --group-size")
-    if train.compile == "on":
-        raise ValueError("train.compile on: completions have many lengths; omit it")
-    train = train.model_copy(update=dict(total_batch_tokens=rows * T, compile="off"))
-    return config.model_copy(update=dict(train=train))
 
 
 def log_probs_by(precision: Precision, temperature: float) -> LogProbs:

@@ -12,6 +12,17 @@ from gptsmith.recipes.options import EvalConfig, FinetuneConfig, MonitorConfig, 
 from gptsmith.train.options import OptimConfig
 
 
+class RewardEvalConfig(EvalConfig):
+    """Evaluation during training: completions of the validation prompts (see --val-prompts)."""
+
+    interval: int = Field(20, ge=0)
+    """Steps between evaluations; 0: at the end only."""
+    # No options here: validation is counted in prompts, and samples are completions of the data.
+    tokens: ClassVar[None] = None  # type: ignore[misc]
+    prompt: ClassVar[str] = ""  # type: ignore[misc]
+    sample_tokens: ClassVar[int] = 0  # type: ignore[misc]
+
+
 class RewardConfig(FinetuneConfig, PromptFiles):
     """Reinforcement learning: practise on prompts, by a reward of the completions (GRPO)."""
 
@@ -76,7 +87,7 @@ class RewardConfig(FinetuneConfig, PromptFiles):
     optim: OptimConfig = OptimConfig(
         learning_rate=3e-4, schedule="linear", weight_decay=0.0, warmup_steps=10
     )
-    eval: EvalConfig = EvalConfig(interval=20, tokens=None)
+    eval: RewardEvalConfig = RewardEvalConfig()
     monitor: MonitorConfig = MonitorConfig(log_interval=1)
 
     @model_validator(mode="after")
@@ -91,4 +102,6 @@ class RewardConfig(FinetuneConfig, PromptFiles):
                 f"dropout {self.dropout}: completions are sampled without it, so that the ratio "
                 "of policies would be noise; omit it"
             )
+        if self.train.compile == "on":
+            raise ValueError("train.compile on: completions have many lengths; omit it")
         return self

@@ -24,7 +24,7 @@ def applies(x: Tensor) -> bool:
 
 
 class RMSNorm(torch.autograd.Function):
-    """x / rms(x) * weight over the last dimension, computed in fp32 or wider: x (..., C), weight (C,)."""
+    """x / rms(x) * weight over the last dimension, in fp32 or wider: x (..., C), weight (C,)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -62,7 +62,7 @@ test-sanitizers: $(VENV)/.dev
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  LD_PRELOAD="$(call LIBRARY,libasan.so) $(call LIBRARY,libubsan.so) $(call LIBRARY,libstdc++.so.6)" \
 	  $(BIN)/python -m pytest tests/kernels/test_packed_matrix.py tests/kernels/test_packed_model.py \
-	  tests/kernels/test_barrier.py -k "not every_variant"
+	  tests/kernels/test_sample.py tests/kernels/test_barrier.py -k "not every_variant"
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

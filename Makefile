@@ -55,14 +55,15 @@ test-vllm: $(VENV)/.dev $(VLLM)/.installed
 	@VLLM_PYTHON=$(abspath $(VLLM)/bin/python) $(BIN)/python -m pytest -m vllm
 
 # PyTorch's tensors are allocated by the sanitizer's malloc, so what is read or written beside one is
-# found. The variants for other CPUs are left out: each is compiled for every format of weights.
+# found. The variants for other CPUs are left out: each is compiled for every format of weights. -s: a
+# report that pytest captures is lost, as the process ends with it.
 LIBRARY = $$(gcc -print-file-name=$(1))
 test-sanitizers: $(VENV)/.dev
 	@CC="gcc -g -fsanitize=address,undefined -fno-sanitize-recover=all" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  LD_PRELOAD="$(call LIBRARY,libasan.so) $(call LIBRARY,libubsan.so) $(call LIBRARY,libstdc++.so.6)" \
 	  $(BIN)/python -m pytest tests/kernels/test_packed_matrix.py tests/kernels/test_packed_model.py \
-	  tests/kernels/test_sample.py tests/kernels/test_barrier.py -k "not every_variant"
+	  tests/kernels/test_sample.py tests/kernels/test_barrier.py -k "not every_variant" -s
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -4,9 +4,21 @@ import re
 import time
 from pathlib import Path
 
+import pytest
 from api_server import Api, chat_run, serving_models
 
+from gptsmith.serve.protocol import (
+    NEUTRAL,
+    NO_EFFECT,
+    ChatBody,
+    CompletionBody,
+    EmbeddingBody,
+    TokenizeBody,
+)
 from gptsmith.serve.served import ServedModel
+
+CHAT = [{"role": "user", "content": "a"}]
+SCHEMA = {"name": "a", "schema": {}}
 
 
 def test_models_health_metrics_and_description(api: Api) -> None:
@@ -45,7 +57,7 @@ def test_the_description_has_what_validators_check(api: Api) -> None:
     omitted = dict.fromkeys(
         name
         for name, field in bodies["CompletionBody"]["properties"].items()
-        if {"type": "null"} in field["anyOf"]
+        if {"type": "null"} in field.get("anyOf", ()) or None in field.get("enum", (None,))
     )
     assert omitted.keys() == bodies["CompletionBody"]["properties"].keys()
     given = {"model": "text", "prompt": "a", "max_tokens": 1}
@@ -61,6 +73,53 @@ def test_the_description_has_what_validators_check(api: Api) -> None:
         ["prompt"],
         ["messages"],
     ]
+
+
+def test_the_description_has_the_fields_that_change_nothing(api: Api) -> None:
+    """As clients of other servers send them."""
+    bodies = api.client.get("/openapi.json").json()["components"]["schemas"]
+    for kind in (ChatBody, CompletionBody, EmbeddingBody, TokenizeBody):
+        described = bodies[kind.__name__]["properties"]
+        assert described.keys() == {*kind.model_fields, *NO_EFFECT, *NEUTRAL}
+        assert described["best_of"]["enum"] == [1, None]
+    told = {"user": "me", "metadata": {"a": 1}, "parallel_tool_calls": False, "tools": []}
+    said = {"model": "chat", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+    assert api.post("/v1/chat/completions", **said, **told)["choices"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {"prompt": "a", "continue_final_message": True}),
+        ("/tokenize", {"prompt": "a", "continue_token_ids": [1]}),
+        ("/tokenize", {"messages": CHAT, "add_special_tokens": False}),
+        ("/v1/chat/completions", {"messages": CHAT, "tools": [{}], "tool_choice": "none"}),
+        ("/v1/completions", {"structured_outputs": {}}),
+        ("/v1/completions", {"structured_outputs": {"regex": "a", "grammar": "b"}}),
+        ("/v1/completions", {"response_format": {"type": "json_schema"}}),
+        ("/v1/completions", {"response_format": {"type": "text", "json_schema": SCHEMA}}),
+    ],
+)
+def test_the_server_rejects_what_the_description_excludes(
+    api: Api, path: str, body: dict[str, object]
+) -> None:
+    given = {"model": "chat" if "messages" in body else "text", **body}
+    assert api.client.post(path, json=given).status_code == 400
+
+
+def test_the_description_says_which_fields_depend_on_others(api: Api) -> None:
+    bodies = api.client.get("/openapi.json").json()["components"]["schemas"]
+    outputs, tokenize = bodies["StructuredOutputs"], bodies["TokenizeBody"]
+    assert {name for rule in outputs["oneOf"] for name in rule["required"]} == {
+        *outputs["properties"]
+    }
+    assert bodies["ResponseFormat"]["then"]["required"] == ["json_schema"]
+    assert bodies["ResponseFormat"]["else"]["properties"] == {"json_schema": {"type": "null"}}
+    assert tokenize["then"]["properties"] == {
+        "continue_final_message": {"enum": [False, None]},
+        "continue_token_ids": {"enum": [[], None]},
+    }
+    assert tokenize["else"]["properties"] == {"add_special_tokens": {"enum": [True, None]}}
 
 
 def test_metrics_include_the_draft_model(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from gptsmith.serve.protocol import (
+    NEUTRAL,
+    NO_EFFECT,
     ChatBody,
     ClassifyBody,
     CompletionBody,
@@ -49,6 +51,8 @@ def document() -> dict[str, Any]:
     _, schemas = models_json_schema(bodies, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
     for kind, _, _ in _POST.values():
         _complete(schemas["$defs"][kind.__name__])
+    for name, rules in _RULES.items():
+        schemas["$defs"][name] |= rules
     errors = {
         status: {"description": text, "content": _content("#/components/schemas/Error")}
         for status, text in _STATUS.items()
@@ -97,7 +101,7 @@ def document() -> dict[str, Any]:
 
 def _complete(body: dict[str, Any]) -> None:
     """Add to the schema of a body what pydantic does not know of its validators: a field that is
-    null counts as omitted, and some fields depend on others."""
+    null counts as omitted, and fields that change nothing are accepted."""
     required = body.get("required", ())
     for name, field in body["properties"].items():
         if name not in required and {"type": "null"} not in field.get("anyOf", ()):
@@ -105,13 +109,31 @@ def _complete(body: dict[str, Any]) -> None:
                 key: field.pop(key) for key in ("description", "title", "default") if key in field
             }
             body["properties"][name] = {"anyOf": [{**field}, {"type": "null"}], **kept}
-    body |= _RULES.get(body["title"], {})
+    for name in sorted(NO_EFFECT):
+        body["properties"].setdefault(name, {"description": "Has no effect."})
+    for name, values in NEUTRAL.items():
+        accepted = {"enum": [*values, None], "description": "Accepted for clients that send it."}
+        body["properties"].setdefault(name, accepted)
 
 
 def _content(reference: str) -> dict[str, Any]:
     return {"application/json": {"schema": {"$ref": reference}}}
 
 
+_NOT_NULL = {"not": {"type": "null"}}
+_ONE_CONSTRAINT = {
+    "not": {
+        "required": ["response_format", "structured_outputs"],
+        "properties": {
+            "structured_outputs": {"type": "object"},
+            "response_format": {
+                "type": "object",
+                "properties": {"type": {"enum": ["json_object", "json_schema"]}},
+            },
+        },
+    }
+}
+_HAS_PROMPT = {"required": ["prompt"], "properties": {"prompt": _NOT_NULL}}
 _RULES: dict[str, Any] = {
     "ChatBody": {
         "if": {
@@ -119,7 +141,24 @@ _RULES: dict[str, Any] = {
             "properties": {"top_logprobs": {"type": "integer", "minimum": 1}},
         },
         "then": {"required": ["logprobs"], "properties": {"logprobs": {"const": True}}},
+        "allOf": [
+            _ONE_CONSTRAINT,
+            {
+                "if": {
+                    "required": ["tools"],
+                    "properties": {"tools": {"type": "array", "minItems": 1}},
+                },
+                "then": {
+                    "properties": {
+                        name: {"enum": [values[0], None]}
+                        for name, values in NEUTRAL.items()
+                        if len(values) > 1
+                    }
+                },
+            },
+        ],
     },
+    "CompletionBody": _ONE_CONSTRAINT,
     "EmbeddingBody": {
         "not": {
             "properties": {
@@ -129,11 +168,33 @@ _RULES: dict[str, Any] = {
     },
     "TokenizeBody": {
         "oneOf": [
-            {"required": ["prompt"], "properties": {"prompt": {"not": {"type": "null"}}}},
+            _HAS_PROMPT,
             {
                 "required": ["messages"],
                 "properties": {"messages": {"type": "array", "minItems": 1}},
             },
+        ],
+        "if": _HAS_PROMPT,
+        "then": {
+            "properties": {
+                "continue_final_message": {"enum": [False, None]},
+                "continue_token_ids": {"enum": [[], None]},
+            }
+        },
+        "else": {"properties": {"add_special_tokens": {"enum": [True, None]}}},
+    },
+    "ResponseFormat": {
+        "if": {"properties": {"type": {"const": "json_schema"}}},
+        "then": {"required": ["json_schema"], "properties": {"json_schema": _NOT_NULL}},
+        "else": {"properties": {"json_schema": {"type": "null"}}},
+    },
+    "StructuredOutputs": {
+        "oneOf": [
+            {"required": ["json_object"], "properties": {"json_object": {"const": True}}},
+            *(
+                {"required": [name], "properties": {name: _NOT_NULL}}
+                for name in ("json", "regex", "choice", "grammar")
+            ),
         ]
     },
 }

@@ -116,11 +116,21 @@ def test_a_model_that_one_device_does_not_hold_is_divided_among_several() -> Non
     assert run.design.recipe()["train"]["shard"] is True
     assert run.memory <= 0.9 * 16e9 < estimate.peak_memory(whole, eight)
     assert parameters(run.design.model) > 1.2e9 > parameters(buys(budget, one).design.model)
+    # larger micro-batches gather the weights less often
+    assert run.design.checkpointing
+    rows = replace(run.design, batch_size=1, checkpointing=False)
+    assert eight.step_seconds(run.design) < eight.step_seconds(rows)
     # what fits is not divided
     small = estimate.fitting(6, 50304, 10**9, eight)
     assert small is not None
     assert not small.sharded
     assert "shard" not in small.recipe()["train"]
+
+
+def test_checkpointed_steps_compute_a_third_more() -> None:
+    machine, design = published("h100", 1), rules.design(12, 50304, 10**10, 8)
+    seconds = machine.step_seconds(replace(design, checkpointing=True))
+    assert seconds == pytest.approx(4 / 3 * machine.step_seconds(design), rel=0.01)
 
 
 def test_dividing_a_model_takes_time_where_the_network_is_slow() -> None:

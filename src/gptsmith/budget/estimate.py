@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -116,18 +115,39 @@ def fitting(depth: int, vocab_size: int, tokens: float, machine: Machine) -> Des
     """The design with the largest micro-batch that fits the machine's memory; None if not even a
     row does, with activation checkpointing. Several devices hold the whole model each, or a part of
     it where the whole does not fit."""
+    for checkpointing in (False, True):
+        design = _largest_rows(depth, vocab_size, tokens, machine, checkpointing, sharded=False)
+        if design is not None:
+            return design
+    if machine.ranks == 1:
+        return None
+    # The smaller a micro-batch, the more often the weights are gathered: computing activations
+    # again may save more time than it takes.
+    parts = [
+        _largest_rows(depth, vocab_size, tokens, machine, checkpointing, sharded=True)
+        for checkpointing in (False, True)
+    ]
+    fitting = [design for design in parts if design is not None]
+    return min(fitting, key=lambda d: machine.step_seconds(d) / d.batch_tokens, default=None)
+
+
+def _largest_rows(
+    depth: int,
+    vocab_size: int,
+    tokens: float,
+    machine: Machine,
+    checkpointing: bool,
+    sharded: bool,
+) -> Design | None:
     rows: int | None = None if machine.device_type == "cpu" else 64
-    forms = itertools.product((False, True) if machine.ranks > 1 else (False,), (False, True))
-    for sharded, checkpointing in forms:
+    while True:
         found = rules.design(depth, vocab_size, tokens, rows, machine.ranks)
-        while True:
-            found = replace(found, checkpointing=checkpointing, sharded=sharded)
-            if machine.memory is None or peak_memory(found, machine) <= 0.9 * machine.memory:
-                return found
-            if found.batch_size == 1:
-                break
-            found = rules.design(depth, vocab_size, tokens, found.batch_size // 2, machine.ranks)
-    return None
+        found = replace(found, checkpointing=checkpointing, sharded=sharded)
+        if machine.memory is None or peak_memory(found, machine) <= 0.9 * machine.memory:
+            return found
+        if found.batch_size == 1:
+            return None
+        rows = found.batch_size // 2
 
 
 def candidates(budget: Budget, machine: Machine, law: ScalingLaw | None) -> list[Estimate]:

@@ -71,7 +71,7 @@ class Machine:
         micro_batches = -(-design.micro_batches // self.ranks)
         return step_time(
             design.model, self.ranks, design.batch_size, micro_batches, cluster, "muon",
-            design.sharded,
+            sharded=design.sharded, checkpointing=design.checkpointing,
         ).total  # fmt: skip
 
     def measured(self, design: Design, steps: int = 5) -> Machine:
@@ -100,7 +100,7 @@ class Machine:
         """The share of the peak with which step_time gives the measured time."""
         ideal = step_time(
             design.model, 1, design.batch_size, design.micro_batches,
-            replace(self.cluster, mfu=1.0), "muon",
+            replace(self.cluster, mfu=1.0), "muon", checkpointing=design.checkpointing,
         )  # fmt: skip
         # at least a tenth of it: the optimizer's part is an estimate
         computing = max(step.seconds - ideal.optimizer, 0.1 * step.seconds)

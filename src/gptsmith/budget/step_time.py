@@ -56,16 +56,19 @@ def step_time(
     micro_batches: int,
     cluster: Cluster,
     kind: str = "adamw",
+    *,
     sharded: bool = False,
+    checkpointing: bool = False,
 ) -> StepTime:
     """One step in which every rank computes `micro_batches` of B rows.
 
     kind: of the optimizer, whose work is divided among the ranks by whole parameters. sharded: as
-    by train.shard.
+    by train.shard. checkpointing: of activations, whose forward pass is computed twice.
     """
     T, n = c.context_length, parameters(c)
     rows = B * micro_batches
     compute = rows * T * flops_per_token(c) / (cluster.peak * cluster.mfu)
+    compute *= 4 / 3 if checkpointing else 1
     bandwidth = cluster.inside if ranks <= cluster.per_machine else cluster.between
     moved = (ranks - 1) / ranks * 4 * n / bandwidth  # all weights, or all gradients, once
     delay = (ranks.bit_length() - 1) * cluster.latency

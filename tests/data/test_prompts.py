@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chats import OURS
@@ -23,6 +24,10 @@ def read(tmp_path: Path, *rows: object, needs_answer: bool = False, **options: s
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = PromptFiles(**options)
     return list(read_prompts([path], files, ReadReport(files.on_error), needs_answer))
+
+
+def encode(messages: Any, tools: Any) -> list[int]:
+    return OURS.prompt(messages, tools=tools)
 
 
 def asked(prompt: Prompt) -> list[tuple[str, str]]:
@@ -74,6 +79,34 @@ def test_columns_can_be_named(tmp_path):
     assert (asked(prompt), prompt.answer) == ([("user", "2 + 2?")], "4")
 
 
+TOOL = {"type": "function", "function": {"name": "add", "description": "Adds"}}
+
+
+def test_rows_have_the_forms_of_conversations(tmp_path):
+    """JSON in a column of text, a system column beside ShareGPT's, roles of one's own, tools."""
+    told = [{"from": "system", "value": "Short."}, {"from": "human", "value": "2 + 2?"}]
+    for row in ({"prompt": json.dumps(ASK), "system": "Short."},
+                {"conversations": told, "system": "Short."}):  # fmt: skip
+        [prompt] = read(tmp_path, row)
+        assert asked(prompt) == [("system", "Short."), ("user", "2 + 2?")]
+    with pytest.raises(ValueError, match="system message and that of its messages differ"):
+        read(tmp_path, {"conversations": told, "system": "Long."})
+    pupil = {"messages": [{"role": "pupil", "content": "2 + 2?"}]}
+    with pytest.raises(ValueError, match="--user-role NAME"):
+        read(tmp_path, pupil)
+    [prompt] = read(tmp_path, pupil, user_role="pupil")
+    assert asked(prompt) == [("user", "2 + 2?")]
+    [prompt] = read(tmp_path, {"prompt": "[1, 2] + 3?", "tools": json.dumps([TOOL])})
+    assert (prompt.question, prompt.tools) == ("[1, 2] + 3?", [TOOL])
+
+
+def test_tools_are_part_of_the_prompt_or_an_error():
+    rows = [Prompt(ASK, "4", {}, "row 1", [TOOL])]
+    encode_prompts(rows, lambda messages, tools: [len(tools or ())], 9, ReadReport())
+    with pytest.raises(ValueError, match=r"row 1: .*tools"):
+        encode_prompts(rows, encode, 200, ReadReport())
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [
@@ -120,7 +153,7 @@ def test_equal_prompts_stay_in_one_split():
 def test_long_prompts_are_skipped_and_counted():
     rows = [Prompt([{"role": "user", "content": "x" * n}], "y", {}, f"row {n}") for n in (5, 50)]
     report = ReadReport()
-    [(prompt, ids)] = encode_prompts(rows, OURS.prompt, 20, report)
+    [(prompt, ids)] = encode_prompts(rows, encode, 20, report)
     assert prompt.place == "row 5"
     assert ids == OURS.prompt(prompt.messages)
     assert report.skipped.lines() == ["longer than 20 tokens: 1 (row 50)"]
@@ -128,6 +161,6 @@ def test_long_prompts_are_skipped_and_counted():
 
 def test_the_fingerprint_depends_on_ids_and_answers():
     prompt = Prompt([{"role": "user", "content": "2 + 2?"}], "4", {}, "")
-    encoded = encode_prompts([prompt], OURS.prompt, 200, ReadReport())
-    other = encode_prompts([prompt._replace(answer="?")], OURS.prompt, 200, ReadReport())
+    encoded = encode_prompts([prompt], encode, 200, ReadReport())
+    other = encode_prompts([prompt._replace(answer="?")], encode, 200, ReadReport())
     assert fingerprint(encoded) == fingerprint(encoded) != fingerprint(other)

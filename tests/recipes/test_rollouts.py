@@ -88,7 +88,9 @@ def rollouts(model: GPTModel, **options: object) -> Rollouts:
     config = RewardConfig(**{**sizes, **fields})
     questions = ["dull", "a", "bb", "ccc ccc ccc", "dd", "e"]
     prompts = [Prompt([{"role": "user", "content": q}], None, {}, q) for q in questions]
-    encoded = encode_prompts(prompts, OURS.prompt, 40, ReadReport())
+    encoded = encode_prompts(
+        prompts, lambda messages, tools: OURS.prompt(messages), 40, ReadReport()
+    )
     found = Rollouts(config, encoded, 50, pad_id=0)
     stop = [OURS.tokenizer.special_tokens["<|end|>"], *range(128, 200)]
     practice = Practice(Policy(model, OURS.tokenizer, stop, 50), {"vowels": vowels}, [1.0])

@@ -10,6 +10,7 @@ reported.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,7 +78,7 @@ def conversation_of(
     values = {name: value for name, value in row.values.items() if name not in used}
     row_fields.check_no_media(values)
     if system := row_fields.system_text(values):
-        turns = _with_system(turns, system, files)
+        turns = with_system(turns, system, files)
     messages: list[Message] = []
     flags: list[bool | None] = []
     for number, turn in enumerate(turns, 1):
@@ -104,6 +105,7 @@ def conversation_of(
     return conversation._replace(targets=None if len(targets) == len(answers) else targets)
 
 
+_LIST = re.compile(r"\s*\[\s*[{\]]")  # not any text in brackets
 _KNOWN = {
     *names.MESSAGES, *(name for pair in names.PROMPT_AND_RESPONSE for name in pair), *names.CONTEXT,
     *names.HISTORY, *names.SYSTEM, *names.TOOLS, *names.TARGET_FLAGS, *names.MEDIA,
@@ -120,8 +122,7 @@ def _messages_of(row: Row, files: ChatFiles) -> tuple[list[Any], set[str]] | Non
     named = [name for name in usual if name in values and files.prompt_column is None]
     name = min(named, key=lambda name: is_empty(values[name]), default=None)
     turns = values[name] if name else None
-    if name and isinstance(turns, str) and turns.lstrip().startswith("["):
-        turns = parse_json(turns, name)  # in a table of text
+    turns = messages_in_text(turns, name) if name else turns
     turns = transcript(turns) or turns
     if files.messages_column is None and (is_empty(turns) or not isinstance(turns, list)):
         found = _question_and_answer(row, files)
@@ -134,6 +135,11 @@ def _messages_of(row: Row, files: ChatFiles) -> tuple[list[Any], set[str]] | Non
     if is_empty(turns):
         raise InvalidRowError("conversation without an answer", f"no messages in {name!r}")
     return turns if isinstance(turns, list) else [turns], {name}
+
+
+def messages_in_text(value: Any, name: str) -> Any:
+    """The messages in the column `name`, which are JSON in a table of text."""
+    return parse_json(value, name) if isinstance(value, str) and _LIST.match(value) else value
 
 
 def _column_of_messages(values: Mapping[str, Any], files: ChatFiles) -> str | None:
@@ -212,7 +218,7 @@ def _holds_messages(value: Any) -> bool:
     return isinstance(value, list) and any(isinstance(turn, Mapping) for turn in value)
 
 
-def _with_system(turns: list[Any], text: str, files: MessageFormat) -> list[Any]:
+def with_system(turns: list[Any], text: str, files: MessageFormat) -> list[Any]:
     """Put the row's system message before the messages, unless they begin with the same one."""
     try:
         first = read_message(turns[0], files).message if turns else None

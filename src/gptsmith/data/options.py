@@ -135,13 +135,15 @@ class PreferenceFiles(MessageFormat):
         return self
 
 
-class PromptFiles(FileFormat):
+class PromptFiles(MessageFormat):
     """How files of prompts are read."""
 
     prompt_column: str | None = None
     """Column of the prompts, texts or messages, if it does not have a common name."""
     answer_column: str | None = None
     """Column of the expected answers, if it does not have a common name."""
+    assistant_role: str | None = None
+    """Name of the assistant."""
     on_error: OnError = "stop"
     """On a row that is not a prompt: stop with an error, or skip and count it."""
 

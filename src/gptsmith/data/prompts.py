@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 from gptsmith.chat_template.message import Message, is_empty
 from gptsmith.data import columns as names
 from gptsmith.data import row_fields, skills
-from gptsmith.data.cells import InvalidRowError, parse_json
+from gptsmith.data.cells import InvalidRowError
 from gptsmith.data.columns import quoted
+from gptsmith.data.conversations import messages_in_text, with_system
 from gptsmith.data.messages import cell_message, read_message, transcript
-from gptsmith.data.options import ChatFiles, PromptFiles
+from gptsmith.data.options import PromptFiles
 from gptsmith.data.report import ReadReport
 from gptsmith.data.row import Row, check_unicode
 from gptsmith.data.rows import read_rows
@@ -32,18 +33,19 @@ ANSWER = (
 )  # fmt: skip
 _KNOWN = {
     *QUESTION, *ANSWER, *names.MESSAGES, *names.CONTEXT, *names.HISTORY, *names.SYSTEM,
-    *names.MEDIA,
+    *names.TOOLS, *names.MEDIA,
 }  # fmt: skip
 
 
 class Prompt(NamedTuple):
     """Messages that end with the user's, the expected answer (None if the row has none), all
-    columns of the row, and its place."""
+    columns of the row, its place, and the tools that the assistant may call."""
 
     messages: list[Message]
     answer: str | None
     row: Mapping[str, Any]
     place: str
+    tools: list[Any] | None = None
 
     @property
     def question(self) -> str:
@@ -124,19 +126,19 @@ class EncodedPrompt(NamedTuple):
 
 def encode_prompts(
     prompts: Iterable[Prompt],
-    encode: Callable[[Sequence[Message]], list[int]],
+    encode: Callable[[Sequence[Message], Sequence[Any] | None], list[int]],
     limit: int,
     report: ReadReport,
 ) -> list[EncodedPrompt]:
     """Prompts of at most `limit` tokens; longer ones are skipped and counted.
 
-    encode: messages -> the ids before the answer. ValueError, naming the place, for a prompt that
-    it rejects, unless `report` skips it.
+    encode: messages, tools -> the ids before the answer. ValueError, naming the place, for a prompt
+    that it rejects, unless `report` skips it.
     """
     found = []
     for prompt in prompts:
         try:
-            ids = encode(prompt.messages)
+            ids = encode(prompt.messages, prompt.tools)
         except ValueError as error:
             report.reject("prompt that cannot be encoded", prompt.place, str(error))
             continue
@@ -162,9 +164,9 @@ def _prompt(row: Row, files: PromptFiles, original: Mapping[str, Any]) -> Prompt
     values = row.values
     row_fields.check_no_media(values)
     turns, used = _turns(row, files)
-    if (system := row_fields.system_text(values)) and "system" not in _roles(turns):
-        turns = [cell_message("system", system), *turns]
-    messages = [read_message(turn, ChatFiles()).message for turn in turns]
+    if system := row_fields.system_text(values):
+        turns = with_system(turns, system, files)
+    messages = [read_message(turn, files).message for turn in turns]
     column = _column(row, files.answer_column, ANSWER, used, "answer")
     answer = None if column is None or is_empty(values[column]) else row_fields.cell(values, column)
     if messages and messages[-1]["role"] == "assistant":
@@ -174,7 +176,7 @@ def _prompt(row: Row, files: PromptFiles, original: Mapping[str, Any]) -> Prompt
         raise InvalidRowError("row without a question", "no message of the user to answer")
     for name, text in (("answer", answer or ""), *((m["role"], m["content"]) for m in messages)):
         check_unicode(row, name, text)
-    return Prompt(messages, answer, original, row.place)
+    return Prompt(messages, answer, original, row.place, row_fields.tools_of(values))
 
 
 def _turns(row: Row, files: PromptFiles) -> tuple[list[Any], set[str]]:
@@ -182,9 +184,7 @@ def _turns(row: Row, files: PromptFiles) -> tuple[list[Any], set[str]]:
     values = row.values
     named = [name for name in names.MESSAGES if not is_empty(values.get(name))]
     if files.prompt_column is None and named:
-        turns = values[named[0]]
-        if isinstance(turns, str) and turns.lstrip().startswith("["):
-            turns = parse_json(turns, named[0])  # in a table of text
+        turns = messages_in_text(values[named[0]], named[0])
         turns = transcript(turns) or turns
         return turns if isinstance(turns, list) else [turns], {named[0]}
     column = _column(row, files.prompt_column, QUESTION, set(), "prompt")
@@ -193,8 +193,9 @@ def _turns(row: Row, files: PromptFiles) -> tuple[list[Any], set[str]]:
             f"{row.place}: which column holds the prompt? Choose from {quoted(values)} with "
             "--prompt-column NAME"
         )
-    if isinstance(values[column], list):
-        return values[column], {column}
+    turns = messages_in_text(values[column], column)
+    if isinstance(turns, list):
+        return turns, {column}
     text = row_fields.cell(values, column)
     if not text.strip():
         raise InvalidRowError("no question", f"no text in {column!r}")
@@ -219,7 +220,3 @@ def _column(
             f"Choose with --{what}-column NAME"
         )
     return found[0] if found else None
-
-
-def _roles(turns: Sequence[Any]) -> set[str]:
-    return {str(turn.get("role")) for turn in turns if isinstance(turn, Mapping)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -140,10 +141,10 @@ def load(
             f"context of {limit + config.max_new_tokens} tokens"
         )
 
-    def encode(messages: Sequence[Message]) -> list[int]:
+    def encode(messages: Sequence[Message], tools: Sequence[Any] | None) -> list[int]:
         if template is not None:
-            return template.prompt(messages)
-        if len(messages) > 1:
+            return template.prompt(messages, tools=tools)
+        if len(messages) > 1 or tools:
             raise ValueError("a conversation needs a chat model: fine-tune one with finetune chat")
         return tokenizer.prompt(messages[0]["content"])
 

@@ -51,8 +51,8 @@ def document() -> dict[str, Any]:
     _, schemas = models_json_schema(bodies, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
     for kind, _, _ in _POST.values():
         _complete(schemas["$defs"][kind.__name__])
-    for name, rules in _RULES.items():
-        schemas["$defs"][name] |= rules
+    for title, rules in _RULES.items():
+        schemas["$defs"][title] |= rules
     errors = {
         status: {"description": text, "content": _content("#/components/schemas/Error")}
         for status, text in _STATUS.items()

@@ -1,9 +1,11 @@
 """The library: pretrain, finetune, load, generate, chat, evaluate."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from runs import events
 
 import gptsmith
 from gptsmith import cli
@@ -61,6 +63,19 @@ def test_finetune_makes_a_chat_model_that_replies(base: gptsmith.LoadedRun, tmp_
         chat.chat([{"role": "user", "content": "Repeat after me: hello"}], max_new_tokens=12)
         == reply
     )
+
+
+def test_finetune_on_preferences(base: gptsmith.LoadedRun, tmp_path: Path) -> None:
+    pairs = [{"prompt": f"{i}?", "chosen": "yes", "rejected": "no"} for i in range(20)]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    preferred = gptsmith.finetune(
+        "preference", base=base.run.path, data=tmp_path / "pairs.json", out=tmp_path / "preferred",
+        pairs_per_step=4, optim={"learning_rate": 0.01}, train=TRAIN,
+        **QUIET | {"eval": {"interval": 3, "sample_tokens": 0}},
+    )  # fmt: skip
+    first, *_, last = events(preferred.run.path, "val")
+    assert last["val_loss"] < first["val_loss"]
+    assert isinstance(preferred.chat("1?", max_new_tokens=4), str)
 
 
 def test_wrong_fields_are_rejected_as_on_the_command_line(corpus: Path, tmp_path: Path) -> None:

@@ -38,11 +38,11 @@ TUNING = [*TRAINING, "--from", "base", "--dropout", "0.1"]
 STAGES = [
     (["prepare", "../text.txt", "--tokenizer", "bpe", "--vocab-size", "300", "--out", "corpus",
       "--shard-tokens", "1500", "--workers", "1"], "", 10, 3),
-    (["pretrain", "--data", "corpus", "--out", "base", *MODEL, *TRAINING], "base", 25, 6),
+    (["pretrain", "--data", "corpus", "--out", "base", *MODEL, *TRAINING], "base", 25, 5),
     (["prepare", "../chat.jsonl", "--format", "chat", "--tokenizer", "base", "--out", "c.arrow"],
      "", 5, 1),
     (["finetune", "chat", "--data", "c.arrow", "--out", "chat", "--lora.rank", "2", *TUNING],
-     "chat", 20, 5),
+     "chat", 20, 4),
     (["finetune", "text", "--data", "corpus", "--out", "more", "--freeze", "embedding.*", *TUNING],
      "more", 8, 2),
     (["finetune", "instruct", "--data", "../rows.json", "--out", "instructed", "--responses", "2",
@@ -50,6 +50,8 @@ STAGES = [
      "instructed", 8, 2),
     (["finetune", "classify", "--data", "../rows.csv", "--out", "classifier", "--texts-per-step",
       "2", *TUNING], "classifier", 8, 2),
+    (["finetune", "preference", "--data", "../pairs.jsonl", "--out", "preferred",
+      "--pairs-per-step", "2", *TUNING], "preferred", 8, 2),
     (["export", "base", "--format", "hf", "--out", "exported"], "", 4, 1),
     (["export", "chat", "--format", "hf", "--adapter", "--out", "adapter"], "", 4, 1),
     (["export", "base", "--format", "gguf", "--out", "gguf"], "", 4, 1),
@@ -86,7 +88,7 @@ def test_a_life_killed_again_and_again_leaves_the_same_files(folder: Path) -> No
                     shutil.rmtree(out)
             done = disk.run(again(words, work / run))
             assert done.code == 0, done.stderr
-    assert kills == (100 if SOAK else 25)
+    assert kills == (108 if SOAK else 25)
     assert content(work) == expected, differences(content(work), expected)
 
 

@@ -159,8 +159,10 @@ def test_long_prompts_are_skipped_and_counted():
     assert report.skipped.lines() == ["longer than 20 tokens: 1 (row 50)"]
 
 
-def test_the_fingerprint_depends_on_ids_and_answers():
+def test_the_fingerprint_depends_on_ids_answers_and_rows():
     prompt = Prompt([{"role": "user", "content": "2 + 2?"}], "4", {}, "")
     encoded = encode_prompts([prompt], encode, 200, ReadReport())
     other = encode_prompts([prompt._replace(answer="?")], encode, 200, ReadReport())
     assert fingerprint(encoded) == fingerprint(encoded) != fingerprint(other)
+    more = encode_prompts([prompt._replace(row={"n": 1})], encode, 200, ReadReport())
+    assert fingerprint(encoded) != fingerprint(more)

@@ -231,6 +231,18 @@ def test_the_best_value_is_shown_with_its_sign(words, capsys):
     assert "best val_reward -0.5000 at step 0" in " ".join(capsys.readouterr().out.split())
 
 
+def test_resume_refuses_code_and_rows_that_have_changed(words, user_error):
+    words = [*words, "--reward", "code.py:letters", "--trust-code", "--train.steps", "1"]
+    assert cli.main([*words, "--out", "run"]) == 0
+    for name in ("code.py", "prompts.jsonl"):
+        before = Path(name).read_text()
+        Path(name).write_text(before.replace("/ 8", "/ 9").replace("}", ', "more": 1}', 1))
+        message = user_error(*words, "--out", "run", "--resume", "--train.steps", "2")
+        assert "data" in message
+        Path(name).write_text(before)
+    assert cli.main([*words, "--out", "run", "--resume", "--train.steps", "2"]) == 0
+
+
 def test_a_model_without_template_practises_on_plain_prompts(words, base, user_error):
     words = [*words, "--from", str(base)]
     skills = ["skills" if word == "prompts.jsonl" else word for word in words]

@@ -150,10 +150,10 @@ def encode_prompts(
 
 
 def fingerprint(prompts: Iterable[EncodedPrompt]) -> str:
-    """sha256 over ids and answers, in order."""
+    """sha256 over ids, answers and rows, in order."""
     digest = hashlib.sha256()
     for prompt, ids in prompts:
-        digest.update(json.dumps([ids, prompt.answer]).encode())
+        digest.update(json.dumps([ids, prompt.answer, prompt.row], default=str).encode())
     return digest.hexdigest()
 
 

@@ -7,6 +7,7 @@ instead.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
 import math
@@ -44,6 +45,13 @@ class RewardUnavailableError(ValueError):
 def compares(name: str) -> bool:
     """Whether the reward of this name needs the expected answer of a prompt."""
     return name in _COMPARING
+
+
+def code_digest(reward: Sequence[str]) -> str:
+    """sha256 of the Python files that are named among the rewards; "" without any."""
+    files = [Path(found[1]) for name in reward if (found := CODE.fullmatch(name))]
+    texts = b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
+    return hashlib.sha256(texts).hexdigest() if files else ""
 
 
 def load_reward(

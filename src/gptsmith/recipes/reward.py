@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from gptsmith.data.prompts import (
 )
 from gptsmith.data.report import ReadReport
 from gptsmith.data.skills import SKILLS
-from gptsmith.evaluate.rewards import RewardUnavailableError, compares, load_reward
+from gptsmith.evaluate.rewards import RewardUnavailableError, code_digest, compares, load_reward
 from gptsmith.generate.chat import reply_stop_ids
 from gptsmith.generate.options import SamplingConfig
 from gptsmith.model.gpt import GPTModel
@@ -99,9 +100,10 @@ def reward(config: RewardConfig, started: float | None = None) -> int:
             yield tokenizer.decode(prompt.ids), f"{text}\n[{name}: reward {total[row]:.4g}]"
 
     evaluate_tasks, task_notes = in_loop_eval.prepare(config.eval, model, tokenizer)
+    data = fingerprint(train) + fingerprint(val) + code_digest(config.reward)
     run = finetune.create_run(
         resolved, prepared, template=base.template,
-        corpus=fingerprint(train)[:32] + fingerprint(val)[:32], fixed=_FIXED,
+        corpus=sha256(data.encode()).hexdigest(), fixed=_FIXED,
     )  # fmt: skip
     try:
         reference = reference_model(config, runtime, run, policy)

@@ -243,6 +243,20 @@ def test_resume_refuses_code_and_rows_that_have_changed(words, user_error):
     assert cli.main([*words, "--out", "run", "--resume", "--train.steps", "2"]) == 0
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--lora.rank", "2", "--lora.targets", "qkv", "--quantize", "nf4"],
+        ["--freeze", "embedding.*", "--kl", "0.05"],
+    ],
+    ids=["quantized", "frozen"],
+)
+def test_parts_of_the_weights_are_trained(words, options):
+    assert cli.main([*words, *options, "--train.steps", "2", "--out", "run"]) == 0
+    assert len(losses(Path("run"))) == 2
+    assert Run.open("run").load_model() is not None
+
+
 def test_a_model_without_template_practises_on_plain_prompts(words, base, user_error):
     words = [*words, "--from", str(base)]
     skills = ["skills" if word == "prompts.jsonl" else word for word in words]

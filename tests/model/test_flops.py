@@ -150,6 +150,16 @@ def test_memory_of_activations_is_close_for_every_family(name: str) -> None:
     assert estimate == pytest.approx(saved_bytes(c, 2, 32), rel=0.1)
 
 
+@pytest.mark.parametrize("B", [2, 8])
+def test_memory_in_bf16_is_near_that_of_an_eager_cpu(B: int) -> None:
+    c = ModelConfig.preset("fast").change(
+        n_layer=2, n_head=2, n_embd=128, vocab_size=257, context_length=256
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        kept = saved_bytes(c, B, 256)
+    assert training_memory(c, B, 256, autocast="cpu").activations == pytest.approx(kept, rel=0.1)
+
+
 @given(axes.map(lambda c: c.change(d_ff=64, head_dim=6, labels=())))
 @settings(max_examples=15)
 def test_memory_of_activations_is_close_for_any_combination_of_axes(c: ModelConfig) -> None:

@@ -39,7 +39,7 @@ class Machine:
     -> share of `cluster.peak` that a training step reached; empty: `cluster.mfu` is an assumption.
     startup: seconds from the command to the first step. base_memory: bytes of a process that has
     imported what training needs and has no model yet. heap: a process on a CPU keeps so many
-    times the activations of a step. low_precision: bf16 or fp16.
+    times the activations of a step. eager: steps are not compiled. low_precision: bf16 or fp16.
     """
 
     name: str
@@ -51,7 +51,8 @@ class Machine:
     low_precision: bool = True
     startup: float = 0.0
     base_memory: int = 0
-    heap: float = 1.85
+    heap: float = 1.5
+    eager: bool = True
 
     def share(self, c: ModelConfig) -> float:
         """The share of the peak that a step of this model reaches: measured, or interpolated
@@ -93,7 +94,7 @@ class Machine:
         shares = {depth: gain * share for depth, share in self.shares.items()}
         return replace(
             self, shares=shares, startup=self.startup + step.first - step.seconds,
-            base_memory=self.base_memory + _COMPILER_BYTES, heap=1.15,
+            base_memory=self.base_memory + _COMPILER_BYTES, heap=1.15, eager=False,
         )  # fmt: skip
 
     def _share(self, design: Design, step: MeasuredStep) -> float:

@@ -35,7 +35,8 @@ def _block(c: ModelConfig) -> int:
 
 
 def _norm(c: ModelConfig) -> tuple[int, int]:
-    """For one norm: how many vectors (C,) of parameters it has, and how many it saves per token."""
+    """For one norm: how many vectors (C,) of parameters it has, and how many PyTorch's operations
+    save per token: RMSNorm's are its input and the scaled one."""
     match c.norm:
         case "layernorm":
             return 1 + c.linear_bias, 1
@@ -126,6 +127,7 @@ def training_memory(
     chunk_bytes: int = 2**27,
     accumulates: bool = True,
     quantize: Quantization | None = None,
+    eager: bool = True,
 ) -> TrainingMemory:
     """Memory of one training step on a micro-batch (B, T), by default in fp32.
 
@@ -134,12 +136,13 @@ def training_memory(
     the rest. shards: ranks among which weights, gradients and optimizer are divided; the result is
     the memory of each. chunk_bytes: of the loss's chunks of logits (`CHUNK_BYTES` in train/loss).
     accumulates: see TrainingMemory. quantize: format of the blocks' matrices, which are frozen; the
-    one in use, as it is computed, is not counted.
+    one in use, as it is computed, is not counted. eager: on a CPU, whether steps are uncompiled, so
+    that norms and attention are those of model/fused.py.
 
     Weights, gradients and the optimizer's moments (two for AdamW; Muon keeps one for the matrices
     of the blocks) are exact. Activations are what autograd saves in eager fp32 on a CPU under the
     causal mask without dropout, within a tenth. Autocast was measured to save 0.5 to 0.65 of the
-    blocks' on a GPU and 0.85 to 0.88 in short rows on a CPU, where attention keeps probabilities;
+    blocks' on a GPU, and on a CPU, where attention keeps probabilities, 0.65 in rows of 256 tokens;
     and its casts of the weights (docs/log.md).
     """
     n = parameters(c)
@@ -147,16 +150,18 @@ def training_memory(
     moments = 2 * gradients - (block_matrices(c) if optimizer == "muon" and gradients == n else 0)
     heads, kv = c.n_head * c.D, c.K * c.D
     grouped, rope = c.K < c.n_head, c.rotary
-    # A norm saves its input (RMSNorm also the scaled one), the linear layer after it its own.
-    norm = c.n_embd * _norm(c)[1]
+    # A norm saves its input, the linear layer after it its own.
+    fused = eager and autocast in (None, "cpu")  # RMSNorm by model/fused.py saves nothing else
+    norm = c.n_embd * (1 if fused else _norm(c)[1])
     # Attention saves q, k, v and its output: views of the projection, or rotated and repeated.
-    attention = heads * (1 + rope + (rope or grouped) + grouped) + (heads + kv) * c.qk_norm
+    attention = heads * (1 + rope + (rope or grouped) + grouped)
+    attention += (heads + kv) * (c.qk_norm and not fused)
     if c.qk_norm or not (rope and grouped):
         attention += heads + 2 * kv
     hidden = c.F * (4 if c.gated else 2)
     block = 2 * (norm + c.n_embd) + attention + hidden
     if autocast:
-        block = int(block * (0.87 if autocast == "cpu" else 0.63))
+        block = int(block * ({"cpu": 0.65 if eager else 0.87}.get(autocast, 0.63)))
     blocks = block + c.n_layer * c.n_embd if checkpointing else c.n_layer * block
     # The loss keeps the gradient of the head from its forward pass.
     saved = B * T * (blocks + norm + c.n_embd) + c.vocab_size * c.n_embd * (not c.labels)

@@ -143,7 +143,9 @@ def _resolve(
     work = flops.flops_per_token(model) * steps * rows_per_step * T
     compiled, reason = runtime.choose_compile(train.compile, device, work / ranks, train.seconds)
     shards = ranks if train.shard else 1
-    memory = _checked_memory(config, model, T, trained, quantize, device, precision.name, shards)
+    memory = _checked_memory(
+        config, model, T, trained, quantize, device, precision.name, shards, eager=not compiled
+    )
     waits = _saving_notes(config, memory, device, shards)
     mask = "" if model.mask == "causal()" else f", mask {model.mask}"
     notes = (
@@ -195,6 +197,8 @@ def _checked_memory(
     device: torch.device,
     precision: str,
     shards: int,
+    *,
+    eager: bool,
 ) -> flops.TrainingMemory:
     """What training needs. ValueError if the device does not have it."""
     train = config.train
@@ -203,7 +207,7 @@ def _checked_memory(
         autocast=None if precision == "fp32" else device.type,
         checkpointing=train.activation_checkpointing, shards=shards,
         chunk_bytes=CHUNK_BYTES.get(device.type, CHUNK_BYTES["cpu"]),
-        quantize=quantize,
+        quantize=quantize, eager=eager,
     )  # fmt: skip
     available = runtime.memory_bytes(device)
     # The formula is accurate to a quarter, and a CPU has swap.

@@ -46,6 +46,8 @@ def test_resume_rejects_changes_with_a_diff(stopped: Path) -> None:
     changed = r"settings: fingerprint of the training data"
     with pytest.raises(ValueError, match=rf"{changed}: c0ffee -> beef"):
         create(stopped, resume=True, corpus="beef")
+    with pytest.raises(ValueError, match="c0ffee -> c0ffee"):  # of validation data, say
+        create(stopped, resume=True, corpus="c0ffee" + 58 * "1")
     with pytest.raises(ValueError, match=r"settings: tokenizer: [0-9a-f]{12} -> [0-9a-f]{12}"):
         create(stopped, resume=True, tokenizer=Tokenizer.char(["abc"]))
     (stopped / "digests.json").unlink()  # edited by hand

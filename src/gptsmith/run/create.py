@@ -76,7 +76,7 @@ def open_for_training(
                 "tokenizer": tokenizer.fingerprint[:12],
                 layout.TEMPLATE: template,
                 "tuning": tuning.model_dump(),
-                _DATA: str(corpus)[:12],
+                _DATA: str(corpus),
                 **{name: sha256(data).hexdigest()[:12] for name, data in extra.items()},
             }
             _check_unchanged(run, new, fixed)
@@ -172,7 +172,7 @@ def _check_unchanged(run: Run, new: Mapping[str, Any], fixed: Sequence[str]) -> 
         "tokenizer": run.tokenizer.fingerprint[:12],
         layout.TEMPLATE: run.template,
         "tuning": run.tuning.model_dump(),
-        _DATA: str(files.check_mapping(files.read_json(recorded), recorded).get("fingerprint"))[:12]
+        _DATA: str(files.check_mapping(files.read_json(recorded), recorded).get("fingerprint"))
         if recorded.exists()
         else new[_DATA],
     }

@@ -1,5 +1,6 @@
 # Everything a newcomer types. Plain pip and venv underneath: no other tool is needed.
 #   make demo     from raw text to a trained GPT that talks back, minutes on a laptop without GPU
+#   make demo-reward  the same, then practice by reward, about five minutes more
 #   make test     the test suite            make check    format, lint, types
 #   make soak     a hundred kills, a disk that fails at each call that writes, 10,000 requests in
 #                 random batches: hours
@@ -26,10 +27,13 @@ VLLM := $(VENV)-vllm
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: demo test soak soak-serve test-flips test-scale test-gguf test-vllm test-sanitizers check bench fuzz dist clean
+.PHONY: demo demo-reward test soak soak-serve test-flips test-scale test-gguf test-vllm test-sanitizers check bench fuzz dist clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/gptsmith demo
+
+demo-reward: $(VENV)/.installed
+	@$(BIN)/gptsmith demo --reward
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest -n 2 --dist loadfile

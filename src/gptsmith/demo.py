@@ -1,8 +1,8 @@
 """`gptsmith demo`: all stages from text to chat model, on data that every Python installation has.
 
 Each stage is a command that a user could type, and is printed before it runs. Skills are scored on
-held-out questions before and after chat tuning. The work is fixed, not its time, so the result does
-not depend on the speed of the machine.
+held-out questions before and after chat tuning, and after practice by reward, if it is asked for.
+The work is fixed, not its time, so the result does not depend on the speed of the machine.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from gptsmith.generate.options import SamplingConfig
 from gptsmith.train.monitor import read_events
 
 if TYPE_CHECKING:
+    from gptsmith.evaluate.skills import Scores
     from gptsmith.run import Run
 
 PROMPTS = ("The function returns", "def ", "Raises ValueError if")
@@ -50,6 +51,10 @@ class DemoConfig(Section):
     """Steps of chat tuning."""
     questions: int = Field(40_000, ge=1)
     """Conversations to generate for chat tuning."""
+    reward: bool = False
+    """Also let the chat model practise: questions without answers, and a reward for right ones."""
+    reward_steps: int = Field(300, ge=1)
+    """Steps of practice."""
     per_skill: int = Field(50, ge=1)
     """Questions for each skill, before and after."""
 
@@ -64,50 +69,67 @@ def main(argv: Sequence[str]) -> int:
 
     console = Console()
     corpus = config.folder / "data" / "pydocs"
-    base, tuned = config.folder / "runs" / "demo", config.folder / "runs" / "demo-chat"
+    runs = config.folder / "runs"
+    base, tuned, practised = runs / "demo", runs / "demo-chat", runs / "demo-reward"
     prompts = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
     stages: list[tuple[str, Path | None, list[str | Path]]] = [
-        ("1  text -> tokens", None, ["prepare", "pydocs", "--tokenizer", "byte", "--out", corpus]),
-        ("2  tokens -> model", base, [
+        ("text -> tokens", None, ["prepare", "pydocs", "--tokenizer", "byte", "--out", corpus]),
+        ("tokens -> model", base, [
             "pretrain", "--data", corpus, "--out", base,
             *(word for name, size in SIZES.items() for word in (_flag(name), str(size))),
             "--train.batch-size", str(BATCH), "--train.steps", str(config.steps), *LEARNING,
             "--eval.interval", "200", "--eval.tokens", "16384", "--eval.prompt", PROMPTS[0],
         ]),
-        ("3  model -> text", None, [
+        ("model -> text", None, [
             "generate", base, *prompts, "--max-new-tokens", "160", "--temperature", "0.7",
         ]),
-        ("4  skills before chat tuning", None, _scoring(base, config)),
-        ("5  model -> chat model", tuned, [
+        ("skills before chat tuning", None, _scoring(base, config)),
+        ("model -> chat model", tuned, [
             "finetune", "chat", "--from", base, "--data", "skills", "--out", tuned,
             "--questions", str(config.questions), "--val-fraction", "0.01",
             "--train.batch-size", str(BATCH), "--train.steps", str(config.chat_steps), *LEARNING,
             "--eval.interval", "300", "--eval.tokens", "16384", "--eval.sample-tokens", "40",
         ]),
-        ("6  skills after chat tuning", None, _scoring(tuned, config)),
+        ("skills after chat tuning", None, _scoring(tuned, config)),
     ]  # fmt: skip
+    if config.reward:
+        stages += [
+            ("chat model -> practised chat model", practised, [
+                "finetune", "reward", "--from", tuned, "--data", "skills", "--out", practised,
+                "--train.steps", str(config.reward_steps), *PRACTICE,
+            ]),
+            ("skills after practice", None, _scoring(practised, config)),
+        ]  # fmt: skip
     trainings = {base: config.steps, tuned: config.chat_steps}
     if left := sum(steps for run, steps in trainings.items() if not _is_finished(run)):
         step = measure_step(ModelConfig(**SIZES, vocab_size=257), BATCH)
         minutes = math.ceil(left * step.seconds / 60)
+        practice = ", about 5 min for practice on two cores" if config.reward else ""
         terminal.say(
-            f"about {minutes} min for {left:,} training steps here, and a minute for the rest"
+            f"about {minutes} min for {left:,} training steps here{practice}, and a minute for the "
+            "rest"
         )
-    for title, run, words in stages:
-        console.rule(title)
+    for i, (title, run, words) in enumerate(stages, 1):
+        console.rule(f"{i}  {title}")
         if code := _run_stage(run, words):
             return code
-    console.rule("7  chatting")
-    _talk(Run.open(tuned))
+    last = practised if config.reward else tuned
+    console.rule(f"{len(stages) + 1}  chatting")
+    _talk(Run.open(last))
     console.rule("before and after training")
     _summary(Run.open(base), console)
-    before, after = (files.read_json(run / SKILLS)["skills"]["by_skill"] for run in (base, tuned))
+    before, after = _scores(base), _scores(tuned)
     console.print(skills.tables({**before, **after}))
+    if config.reward:
+        console.rule("before and after practice")
+        _learning_curve(Run.open(practised), console)
+        console.print(skills.tables(_side_by_side(after, _scores(practised))))
+    described = ", ".join(map(str, [base, tuned, *([practised] if config.reward else [])]))
     terminal.say(f"""
-report.md, curves.png and samples.txt in {base} and {tuned} describe the training. Next:
+report.md, curves.png and samples.txt in {described} describe the training. Next:
 
-  gptsmith serve {tuned}      # the chat page: open http://127.0.0.1:8000 in a browser
-  gptsmith chat {tuned}
+  gptsmith serve {last}      # the chat page: open http://127.0.0.1:8000 in a browser
+  gptsmith chat {last}
   gptsmith generate {base} --prompt "Return a list of" --num-samples 3
   gptsmith inspect {corpus}
   gptsmith prepare YOUR_TEXT.txt --out data/mine
@@ -123,6 +145,12 @@ LEARNING = (
     "--optim.schedule", "linear", "--optim.learning-rate", "0.005",
     "--optim.momentum", "0.9", "--optim.embedding-lr-scale", "2",
 )  # fmt: skip
+# Practice on questions with arguments of training: none is held out.
+PRACTICE = (
+    "--prompts-per-step", "64", "--group-size", "8", "--max-new-tokens", "24",
+    "--optim.kind", "muon", "--optim.learning-rate", "0.0005", "--optim.schedule", "linear",
+    "--eval.interval", "50", "--val-prompts", "400",
+)  # fmt: skip
 
 
 def _flag(name: str) -> str:
@@ -132,6 +160,31 @@ def _flag(name: str) -> str:
 def _scoring(run: Path, config: DemoConfig) -> list[str | Path]:
     per_skill = str(config.per_skill)
     return ["evaluate", run, "--tasks", "skills", "--per-skill", per_skill, "--out", run / SKILLS]
+
+
+def _scores(run: Path) -> dict[str, Scores]:
+    """What the evaluation left in the run's folder."""
+    found: dict[str, Scores] = files.read_json(run / SKILLS)["skills"]["by_skill"]
+    return found
+
+
+def _side_by_side(before: dict[str, Scores], after: dict[str, Scores]) -> dict[str, Scores]:
+    """Each measurement before practice and after it."""
+    return {
+        f"{name} {when}": scores[name]
+        for name in before
+        for when, scores in (("before", before), ("after", after))
+    }
+
+
+def _learning_curve(run: Run, console: Console) -> None:
+    """The share of held-out questions that the model answers right, as practice goes on."""
+    table = Table("step", "right", "")
+    for event in read_events(run.metrics):
+        if event["event"] == "val":
+            right = event["val_reward"]
+            table.add_row(f"{event['step']:,}", f"{right:.1%}", "█" * round(40 * right))
+    console.print(table)
 
 
 def _is_finished(run: Path) -> bool:

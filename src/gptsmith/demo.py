@@ -53,7 +53,7 @@ class DemoConfig(Section):
     """Conversations to generate for chat tuning."""
     reward: bool = False
     """Also let the chat model practise: questions without answers, and a reward for right ones."""
-    reward_steps: int = Field(300, ge=1)
+    reward_steps: int = Field(200, ge=1)
     """Steps of practice."""
     per_skill: int = Field(50, ge=1)
     """Questions for each skill, before and after."""
@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
     if left := sum(steps for run, steps in trainings.items() if not _is_finished(run)):
         step = measure_step(ModelConfig(**SIZES, vocab_size=257), BATCH)
         minutes = math.ceil(left * step.seconds / 60)
-        practice = ", about 5 min for practice on two cores" if config.reward else ""
+        practice = ", some 3 min for practice on two cores" if config.reward else ""
         terminal.say(
             f"about {minutes} min for {left:,} training steps here{practice}, and a minute for the "
             "rest"
@@ -148,7 +148,7 @@ LEARNING = (
 # Practice on questions with arguments of training: none is held out.
 PRACTICE = (
     "--prompts-per-step", "64", "--group-size", "8", "--max-new-tokens", "24",
-    "--optim.kind", "muon", "--optim.learning-rate", "0.0005", "--optim.schedule", "linear",
+    "--credit", "prefix", "--optim.learning-rate", "0.0005", "--optim.schedule", "linear",
     "--eval.interval", "50", "--val-prompts", "400",
 )  # fmt: skip
 

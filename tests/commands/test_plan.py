@@ -72,8 +72,10 @@ def test_a_machine_that_is_not_here(capsys, tmp_path: Path) -> None:
     text = said(capsys, *words)
     assert "8 x H100, an estimate" in text
     assert "torchrun --nproc-per-node 8 -m gptsmith pretrain" in text
-    chosen = next(line for line in text.splitlines() if line.startswith("*"))
-    assert "16.0" in chosen or "15.9" in chosen  # eight devices, an hour, 2 each
+    cost = next(line for line in text.splitlines() if line.startswith("cost"))
+    assert "16.0" in cost or "15.9" in cost  # eight devices, an hour, 2 each
+    table = text[text.index("layers x width") : text.index("tokens per parameter")]
+    assert max(map(len, table.splitlines())) <= 80  # it fits a terminal
     train = yaml.safe_load(out.read_text())["train"]
     T = yaml.safe_load(out.read_text())["model"]["context_length"]
     assert train["total_batch_tokens"] % (8 * train["batch_size"] * T) == 0

@@ -50,8 +50,9 @@ def test_scores_and_texts_are_those_of_the_stock_model(kind: str, tmp_path: Path
         assert ours.loglikelihood_rolling(rolling) == pytest.approx(theirs, abs=1e-3)
     settings = {"until": ["\n\n\n"], "max_gen_toks": 8, "do_sample": False}
     tasks = [Instance("generate_until", {}, (t, settings), i) for i, t in enumerate(TEXTS[:1])]
+    # The stock tokenizer decodes a continuation as if it were a whole text: "##or".
     assert [t.lstrip() for t in ours.generate_until(tasks)] == [
-        t.lstrip() for t in stock.generate_until(tasks)
+        t.lstrip().removeprefix("##") for t in stock.generate_until(tasks)
     ]
     problem = gsm8k.Problem("How many riders?", "Three and four. #### 7")
     prompt, _ = gsm8k._prompt(run.tokenizer, None, problem, (), 64)

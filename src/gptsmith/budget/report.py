@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 
 from rich.table import Table
@@ -34,31 +34,30 @@ def about(machine: Machine, chosen: Estimate) -> str:
 def table(
     found: Sequence[Estimate], chosen: Estimate, machine: Machine, price_per_hour: float | None
 ) -> Table:
-    """A row for each run; the chosen one is marked."""
-    names = ["", "layers x width", "parameters", "tokens", "batch", "micro-batch", "peak rate"]
-    names += ["tokens/s", "time", "memory", "disk", *(["cost"] if price_per_hour else []), "loss"]
-    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in names:
-        grid.add_column(name, justify="right")
-    for each in found:
-        d = each.design
-        cells = [
-            "*" if each is chosen else "",
-            f"{d.model.n_layer} x {d.model.n_embd}",
-            short(parameters(d.model)),
-            short(d.tokens),
-            short(d.batch_tokens),
-            f"{d.batch_size} x {d.model.context_length}",
-            f"{d.learning_rate:g}",
-            short(each.tokens_per_second),
-            duration(each.seconds),
-            file_size(each.memory),
-            file_size(each.disk),
-        ]
-        if price_per_hour:
-            cells.append(f"{_cost(each, machine, price_per_hour):,.2f}")
-        cells.append(expected(each))
-        grid.add_row(*map(Text, cells))
+    """A column for each run, so that it fits a terminal; the chosen one is marked."""
+    rows: dict[str, Callable[[Estimate], str]] = {
+        "": lambda each: "*" if each is chosen else "",
+        "layers x width": lambda each: f"{each.design.model.n_layer} x {each.design.model.n_embd}",
+        "parameters": lambda each: short(parameters(each.design.model)),
+        "tokens": lambda each: short(each.design.tokens),
+        "batch, tokens": lambda each: short(each.design.batch_tokens),
+        "micro-batch": lambda each: (
+            f"{each.design.batch_size} x {each.design.model.context_length}"
+        ),
+        "peak rate": lambda each: f"{each.design.learning_rate:g}",
+        "tokens/s": lambda each: short(each.tokens_per_second),
+        "time": lambda each: duration(each.seconds),
+        "memory": lambda each: file_size(each.memory),
+        "disk": lambda each: file_size(each.disk),
+    }
+    if price_per_hour:
+        rows["cost"] = lambda each: f"{_cost(each, machine, price_per_hour):,.2f}"
+    rows["loss"] = expected
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    for name, cell in rows.items():
+        grid.add_row(*map(Text, [name, *map(cell, found)]))
+    for column in grid.columns[1:]:
+        column.justify = "right"
     return grid
 
 

@@ -25,10 +25,9 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_inputs(tmp_path)
 
 
-def test_loss_is_near_that_of_lora(corpus: Path, inputs: None) -> None:
-    """Within 1% for a model of some size (docs/log.md). And the run that is opened is the model
-    that was evaluated while it was trained: its weights are the quantized ones with the adapters
-    merged."""
+def test_loss_is_within_a_hundredth_of_that_of_lora(corpus: Path, inputs: None) -> None:
+    """And the run that is opened is the model that was evaluated while it was trained: its weights
+    are the quantized ones with the adapters merged."""
     size = ["--model.n-layer", "2", "--model.n-embd", "64", "--model.context-length", "64"]
     words = ["pretrain", "--data", str(corpus), "--out", "base", *TRAINING, *size]
     assert cli.main([*words, "--model.n-head", "2", "--train.steps", "100"]) == 0
@@ -36,13 +35,13 @@ def test_loss_is_near_that_of_lora(corpus: Path, inputs: None) -> None:
     found = {}
     for format in ("none", "nf4"):
         words = ["finetune", "text", "--from", "base", "--data", "other", "--out", format]
-        words += [*TRAINING, *LORA, "--quantize", format, "--eval.interval", "60"]
-        assert cli.main([*words, "--train.steps", "60"]) == 0
+        words += [*TRAINING, *LORA, "--quantize", format, "--eval.interval", "120"]
+        assert cli.main([*words, "--train.steps", "120"]) == 0
         found[format] = [event["val_loss"] for event in events(Path(format), "val")]
     plain, quantized = found["none"], found["nf4"]
     assert quantized[0] != plain[0]  # it is another model
     assert plain[-1] < 0.5 * plain[0]
-    assert quantized[-1] == pytest.approx(plain[-1], rel=0.02)
+    assert quantized[-1] == pytest.approx(plain[-1], rel=0.01)
     assert cli.main(["evaluate", "nf4", "--precision", "fp32", "--out", "scores.json"]) == 0
     scores = json.loads(Path("scores.json").read_text())["perplexity"]
     assert scores["val_loss"] == pytest.approx(quantized[-1], abs=1e-4)

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks._trl import step_clock, tokenizer_of
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE, ChatTemplate
@@ -111,7 +112,6 @@ def theirs(
     folder: Path, pairs: Pairs, arguments: argparse.Namespace, precomputed: bool
 ) -> Contestant:
     import datasets
-    import tokenizers
     import transformers
     import trl
 
@@ -127,20 +127,7 @@ def theirs(
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
 
-    class Clock(transformers.TrainerCallback):
-        """Times steps from the end of the first one."""
-
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self.marks: list[tuple[float, float]] = []
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.marks.append((time.perf_counter(), time.process_time()))
-
-    words = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")),
-        eos_token="<|endoftext|>", pad_token="<|endoftext|>",
-    )  # fmt: skip
-    clock = Clock()
+    clock, words = step_clock(), tokenizer_of(folder)
 
     def run(n: int) -> tuple[float, float, float]:
         model = transformers.AutoModelForCausalLM.from_pretrained(folder)
@@ -167,8 +154,7 @@ def theirs(
         )  # fmt: skip
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
-        (wall, cpu), (wall_end, cpu_end) = clock.marks[0], clock.marks[-1]
-        return wall_end - wall, cpu_end - cpu, trainer.state.log_history[0]["loss"]
+        return *clock.seconds(), trainer.state.log_history[0]["loss"]
 
     return Contestant(f"TRL, reference {'before' if precomputed else 'in each step'}", run)
 

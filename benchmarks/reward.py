@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks._trl import step_clock, tokenizer_of
 
 from gptsmith.data.prompts import EncodedPrompt, Prompt
 from gptsmith.evaluate.rewards import Sample
@@ -109,26 +110,12 @@ def ours(model: GPTModel, tokenizer: Tokenizer, arguments: argparse.Namespace) -
 
 def theirs(folder: Path, arguments: argparse.Namespace) -> Contestant:
     import datasets
-    import tokenizers
     import transformers
     import trl
 
     P, G = arguments.prompts, arguments.group
 
-    class Clock(transformers.TrainerCallback):
-        """Times steps from the end of the first one."""
-
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self.marks: list[tuple[float, float]] = []
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.marks.append((time.perf_counter(), time.process_time()))
-
-    words = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")),
-        eos_token="<|endoftext|>", pad_token="<|endoftext|>",
-    )  # fmt: skip
-    clock = Clock()
+    clock, words = step_clock(), tokenizer_of(folder)
 
     def rewards(completions: list[str], **_: Any) -> list[float]:
         return [reward(text) for text in completions]
@@ -148,8 +135,8 @@ def theirs(folder: Path, arguments: argparse.Namespace) -> Contestant:
             ),
         )  # fmt: skip
         trainer.train()
-        (wall, cpu), (wall_end, cpu_end) = clock.marks[0], clock.marks[-1]
-        return wall_end - wall, cpu_end - cpu
+        wall, cpu = clock.seconds()
+        return wall, cpu
 
     return Contestant("TRL", run)
 

@@ -8,7 +8,6 @@ instead.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import inspect
 import math
 import re
@@ -20,6 +19,7 @@ from gptsmith.data.prompts import Prompt
 from gptsmith.evaluate.gsm8k import INVALID, last_number
 from gptsmith.evaluate.options import JudgeOptions
 from gptsmith.evaluate.skills import is_correct
+from gptsmith.user_code import run_file
 
 CODE = re.compile(r"(.+\.py):(\w+)")  # a reward that is Python code: file and function
 FORMS = "exact, number, regex:PATTERN, length:TOKENS, judge, FILE.py:FUNCTION or URL#LABEL"
@@ -149,20 +149,7 @@ def python_reward(path: Path, name: str, trust_code: bool) -> Reward:
     raises and for values that are not finite numbers.
     """
     where = f"reward {path}:{name}"
-    if not trust_code:
-        raise ValueError(
-            f"{where} runs the Python code in {path}: review it, then pass --trust-code"
-        )
-    if not path.is_file():
-        raise FileNotFoundError(f"{where}: there is no such file")
-    spec = importlib.util.spec_from_file_location(f"gptsmith_reward_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f"{where}: the file raises {error!r}") from error
+    module = run_file(path, where, trust_code=trust_code)
     function = getattr(module, name, None)
     parameters = tuple(inspect.signature(function).parameters) if callable(function) else ()
     if not callable(function) or len(parameters) != 3:

@@ -11,7 +11,6 @@ B batch, T time, H heads; Tq, Tk: queries and keys; b, h, q, k: indices along th
 """
 
 import ast
-import importlib.util
 import inspect
 import re
 from collections.abc import Callable
@@ -20,6 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+from gptsmith.user_code import run_file
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -326,21 +327,7 @@ def _build(node: ast.AST, text: str) -> Mask:
 
 
 def _from_file(text: str, path: Path, name: str, trust_code: bool) -> Mask:
-    if not trust_code:
-        raise ValueError(
-            f"mask {text!r} runs the Python code in {path}: review it, then pass"
-            " --trust-code (trust_code=True)"
-        )
-    if not path.is_file():
-        raise FileNotFoundError(f"mask {text!r}: {path} does not exist")
-    spec = importlib.util.spec_from_file_location(f"gptsmith_mask_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f"mask {text!r}: {path} raises {error!r}") from error
+    module = run_file(path, f"mask {text!r}", trust_code=trust_code)
     found = getattr(module, name, None)
     if isinstance(found, Mask):
         return Mask(found.rule, text, properties=found.properties)

@@ -22,8 +22,8 @@ from gptsmith.train.fp8 import use_fp8
 from gptsmith.train.optim import Optimizer
 from gptsmith.train.runtime import Precision
 
-# (model, batch) -> sum over the batch, undivided; also sums of whatever else it measures, by name,
-# the same names for every batch
+# (model, batch) -> sum over the batch, undivided, and sums of its metrics, if it has any, by name;
+# the names are the same in every batch
 Summed = Tensor | tuple[Tensor, Mapping[str, Tensor]]
 Loss = Callable[[Any, Batch], Summed]
 

@@ -7,6 +7,7 @@
 #   make soak-serve  a server under load for 20 minutes: every answer as alone, no memory lost
 #   make dist     source distribution and wheel, in dist/
 #   make bench    benchmarks, side by side with other libraries
+#   make docs-outputs  run the commands of the documentation and write what they print below them: minutes
 #   make fuzz     20,000 damaged files over all parsers: ten minutes
 #   make test-flips  1,000 flipped bits in a corpus and in runs: named, or nothing changes; an hour
 #   make test-scale  training on 1 to 4 processes: resumed on other numbers, killed, stopped; minutes
@@ -27,7 +28,7 @@ VLLM := $(VENV)-vllm
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: demo demo-reward test soak soak-serve test-flips test-scale test-gguf test-vllm test-sanitizers check bench fuzz dist clean
+.PHONY: demo demo-reward test soak soak-serve test-flips test-scale test-gguf test-vllm test-sanitizers check bench fuzz docs-outputs dist clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/gptsmith demo
@@ -76,6 +77,9 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks
+
+docs-outputs: $(VENV)/.dev
+	@$(BIN)/python docs/outputs.py
 
 fuzz: $(VENV)/.dev
 	@$(BIN)/python tests/fuzz/run.py --inputs 20000

@@ -1,0 +1,324 @@
+"""Run the commands of the documentation, and write below each what it prints.
+
+    python docs/outputs.py [PAGE ...]           rewrite the pages (default: all in PAGES)
+    python docs/outputs.py --check [PAGE ...]   say what differs from them; then exit code 1
+    --folder DIR                                run in DIR and keep it; pages that the given ones
+                                                build on have run there already
+
+In a page, a block that begins with ```console has commands after `$ `, each followed by its output.
+The commands run in one temporary folder, in the order of PAGES, after those of the pages that a
+page builds on. Numbers are not compared, nor is what depends on the machine: see VARYING.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+DATA = ROOT / "tests" / "fixtures" / "data"
+WIDTH = 90  # columns
+HEAD, TAIL = 22, 8  # lines that are kept of a longer output
+
+# page -> the pages whose corpora and runs it uses
+PAGES: dict[str, tuple[str, ...]] = {
+    "data.md": (),
+}
+
+# docs/images/NAME -> the picture that the commands made
+PICTURES = {
+    "corpus.png": "corpus.png",
+}
+
+# Commands whose words, too, depend on the machine: rounding decides what a model writes, and the
+# machine what can be trained on it. It is checked that they succeed.
+VARYING = re.compile(
+    r"gptsmith (generate|chat|classify|plan --data|doctor)\b|.*\| gptsmith |curl "
+    r"|python -c .*transformers"
+)
+# Lines that depend on the machine or on the clock.
+_VARYING_LINES = re.compile(
+    r"step [\d,]+(/[\d,]+)? · |preparing: |precision: |torch\.compile: |training: .*shortened"
+)
+# What is refused: exit code 2.
+_REFUSED = re.compile(r"gptsmith \w+: ", re.MULTILINE)
+
+RULE = """\
+def strided(b, h, q, k):
+    return (k <= q) & ((q - k < 16) | ((q - k) % 16 == 0))
+"""
+
+_BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_NUMBER = re.compile(r"\b[0-9a-f]{12,}\b|[+-]?\d+(?:[.,:]\d+)*(?:e[+-]?\d+)?")
+_UNIT = re.compile(r"(?<=0) ?(?:B|[kKMG]i?B|[mu]?s|min|h)\b")
+_RULES = re.compile(r"[─-╿▀-▟]+")  # box drawing and blocks
+
+
+class Command(NamedTuple):
+    """A command of a page, with the output that the page shows."""
+
+    text: str
+    output: str
+
+    @property
+    def line(self) -> str:
+        """The command without its line breaks."""
+        return " ".join(self.text.replace("\\\n", " ").split())
+
+
+def commands(block: str) -> list[Command]:
+    """The commands of a block, in order."""
+    found: list[tuple[list[str], list[str]]] = []
+    for line in block.splitlines():
+        if line.startswith("$ "):
+            found.append(([line[2:]], []))
+        elif not found:
+            raise ValueError(f"a block of commands begins with {line!r}: expected `$ command`")
+        else:
+            command, output = found[-1]
+            (command if command[-1].endswith("\\") and not output else output).append(line)
+    return [Command("\n".join(command), "\n".join(output)) for command, output in found]
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+class Shell:
+    """Runs commands in a folder; servers go on until `stop`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.servers: list[subprocess.Popen[str]] = []
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        self.env = os.environ | {
+            "PATH": path, "COLUMNS": str(WIDTH), "TERM": "dumb", "PYTHONWARNINGS": "ignore",
+            "GPTSMITH_DATA": str(DATA), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1",
+        }  # fmt: skip
+
+    def run(self, command: str) -> str:
+        """What a command prints on both streams. ValueError if it fails, other than by refusing
+        its input."""
+        process = subprocess.Popen(
+            ["bash", "-c", command], cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        )  # fmt: skip
+        assert process.stdout is not None
+        if command.startswith("gptsmith serve"):
+            self.servers.append(process)
+            lines = []
+            for line in process.stdout:
+                lines.append(line)
+                if "Ctrl-C stops" in line:
+                    return self._clean("".join(lines))
+            raise ValueError(f"{command}: ended with {process.wait()}\n{''.join(lines)}")
+        printed, _ = process.communicate()
+        refused = process.returncode == 2 and _REFUSED.search(printed)
+        if process.returncode and not refused:
+            raise ValueError(f"{command}: ended with {process.returncode}\n{printed}")
+        return self._clean(printed)
+
+    def stop(self) -> None:
+        """End the servers."""
+        for server in self.servers:
+            server.send_signal(signal.SIGINT)
+            server.wait(timeout=60)
+        self.servers.clear()
+
+    def _clean(self, printed: str) -> str:
+        """Without colours and this folder's name."""
+        text = _ESCAPES.sub("", printed).replace(f"{self.folder}/", "")
+        if "```" in text:
+            raise ValueError(f"an output would end its block: {text}")
+        return "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
+
+
+def shown(printed: str) -> str:
+    """An output as a page shows it: long lines are broken as in a terminal, and many lines cut."""
+    lines = [
+        part.rstrip()
+        for line in printed.splitlines()
+        for part in textwrap.wrap(line, WIDTH, drop_whitespace=False, break_on_hyphens=False)
+        or [""]
+    ]
+    if len(lines) > HEAD + TAIL + 1:
+        lines = [*lines[:HEAD], "...", *lines[-TAIL:]]
+    return "\n".join(lines)
+
+
+# --- comparing -----------------------------------------------------------------------------------
+
+
+def difference(expected: str, printed: str) -> tuple[str, str] | None:
+    """The first lines that differ, of what a page shows and of what was printed; None if the same
+    words are in the same order, apart from numbers, units and progress."""
+    head, cut, tail = expected.partition("\n...\n")
+    old, new = _words(head), _words(printed)
+    if cut:
+        return _first(old, new[: len(old)]) or _first(
+            _words(tail)[::-1], new[::-1], len(_words(tail))
+        )
+    return _first(old, new)
+
+
+def _words(text: str) -> list[tuple[str, str]]:
+    """Each word without numbers, and its line. Equal lines in a row count as one: how many
+    checkpoints there are depends on the clock."""
+    words: list[tuple[str, str]] = []
+    before = ""
+    for line in text.splitlines():
+        masked = _UNIT.sub("", _NUMBER.sub("0", _RULES.sub(" ", line)))
+        masked = " ".join(masked.split())
+        if not _VARYING_LINES.match(line) and masked != before:
+            words += [(word, line) for word in masked.split()]
+            before = masked
+    return words
+
+
+def _first(
+    old: Sequence[tuple[str, str]], new: Sequence[tuple[str, str]], count: int | None = None
+) -> tuple[str, str] | None:
+    """The lines of the first words that differ, among `count` (default: all)."""
+    for i in range(max(len(old), len(new)) if count is None else count):
+        (a, line), (b, other) = (words[i] if i < len(words) else ("", "") for words in (old, new))
+        if a != b:
+            return line, other
+    return None
+
+
+# --- pages ---------------------------------------------------------------------------------------
+
+
+def rewrite(page: Path, shell: Shell) -> None:
+    """Run the commands of a page and replace their outputs."""
+
+    def block(match: re.Match[str]) -> str:
+        lines = []
+        for command in commands(match[1]):
+            lines.append(f"$ {command.text}\n")
+            if output := shown(shell.run(command.text)):
+                lines.append(f"{output}\n")
+        return f"```console\n{''.join(lines)}```"
+
+    text = _BLOCK.sub(block, page.read_text(encoding="utf-8"))
+    shell.stop()
+    page.write_text(text, encoding="utf-8")
+
+
+def check(page: Path, shell: Shell) -> Iterator[str]:
+    """Run the commands of a page; what differs from the page, a message for each command."""
+    for match in _BLOCK.finditer(page.read_text(encoding="utf-8")):
+        for command in commands(match[1]):
+            printed = shell.run(command.text)
+            if VARYING.match(command.line):
+                continue
+            if (found := difference(command.output, printed)) is not None:
+                yield f"{page.name}: $ {command.line}\n  page:    {found[0]}\n  printed: {found[1]}"
+    shell.stop()
+
+
+def in_order(names: Sequence[str]) -> list[str]:
+    """The pages and those that they build on, in the order in which they run."""
+    needed = set(names)
+    for name in reversed(PAGES):
+        if name in needed:
+            needed.update(PAGES[name])
+    return [name for name in PAGES if name in needed]
+
+
+def make_inputs(folder: Path) -> None:
+    """Files of a reader's own, which the pages use."""
+    (folder / "README.md").symlink_to(ROOT / "README.md")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    rows = [
+        json.dumps({"title": f"Note {i}", "text": f"Note {i}: {i} + {i} is {2 * i}."})
+        for i in range(1, 41)
+    ]
+    rows[1] = rows[1][:-12]  # as if the disk had been full
+    (folder / "rows.jsonl").write_text("".join(f"{row}\n" for row in rows))
+    pairs = [
+        {"prompt": f"What is {a} + {b}?", "chosen": f"{a + b}", "rejected": f"{a - b}, I guess."}
+        for a in range(3, 13)
+        for b in range(1, 9)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    (folder / "rules.py").write_text(RULE)
+    shutil.copy(
+        DATA / "chat_nanochat_identity" / "identity_conversations.jsonl", folder / "chat.jsonl"
+    )
+    shutil.copy(DATA / "instruction_data" / "instruction-data.json", folder / "alpaca.json")
+    shutil.copy(DATA / "sms_spam" / "SMSSpamCollection", folder / "sms.tsv")
+
+
+def copy_pictures(folder: Path) -> None:
+    """The pictures that the commands made, in fewer colours, to docs/images."""
+    from PIL import Image  # comes with matplotlib
+
+    for name, made in PICTURES.items():
+        if (folder / made).is_file():
+            picture = Image.open(folder / made).convert("RGB")
+            picture.thumbnail((1100, 1100))
+            path = DOCS / "images" / name
+            path.parent.mkdir(exist_ok=True)
+            picture.quantize(48, dither=Image.Dither.NONE).save(path, optimize=True)
+            if path.stat().st_size > 80_000:
+                raise ValueError(f"{path} has {path.stat().st_size:,} bytes: at most 80,000")
+
+
+@contextmanager
+def working_folder(kept: Path | None) -> Iterator[Path]:
+    if kept is not None:
+        if not kept.exists():
+            kept.mkdir(parents=True)
+            make_inputs(kept)
+        yield kept.resolve()
+        return
+    with tempfile.TemporaryDirectory() as name:
+        make_inputs(Path(name))
+        yield Path(name)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Run the commands of the documentation.")
+    parser.add_argument("pages", nargs="*", metavar="PAGE", help="data.md ... (default: all)")
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    parser.add_argument("--folder", type=Path, help="run here, and keep what is made")
+    options = parser.parse_args(argv)
+    names = [Path(page).name for page in options.pages] or list(PAGES)
+    if unknown := set(names) - set(PAGES):
+        parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(PAGES)}")
+    found = 0
+    with working_folder(options.folder) as folder:
+        shell = Shell(folder)
+        try:
+            for name in names if options.folder else in_order(names):
+                print(f"{name} ...", file=sys.stderr)
+                if name in names and not options.check:
+                    rewrite(DOCS / name, shell)
+                else:  # of a page that others build on, the commands have to succeed only
+                    for message in check(DOCS / name, shell):
+                        if name in names:
+                            print(message)
+                            found += 1
+        finally:
+            shell.stop()
+        if not options.check:
+            copy_pictures(folder)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""The outputs that the documentation shows are those of its commands."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+
+
+def _module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("outputs", DOCS / "outputs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["outputs"] = module  # which NamedTuple looks up
+    spec.loader.exec_module(module)
+    return module
+
+
+outputs = _module()
+
+
+def page(folder: Path, block: str) -> Path:
+    path = folder / "page.md"
+    path.write_text(f"# Page\n\n```console\n{block}\n```\n\nText.\n", encoding="utf-8")
+    return path
+
+
+def test_the_page_of_data_shows_what_its_commands_print(capfd: pytest.CaptureFixture[str]) -> None:
+    """The other pages: `make docs-outputs`."""
+    assert outputs.main(["--check", "data.md"]) == 0
+    assert not capfd.readouterr().out
+
+
+def test_outputs_are_written_below_their_commands(tmp_path: Path) -> None:
+    red = r"printf '\033[31mred\033[0m %s\n' \
+    two"
+    path = page(tmp_path, f"$ {red}\nold\n$ true\nold\n$ seq 100\n$ echo {'word ' * 30}")
+    outputs.rewrite(path, outputs.Shell(tmp_path))
+    first, _, rest = path.read_text().partition("$ true\n")
+    assert first == f"# Page\n\n```console\n$ {red}\nred two\n"
+    assert rest.startswith("$ seq 100\n1\n2\n")
+    assert "\n22\n...\n93\n" in rest
+    assert rest.endswith("word\n```\n\nText.\n")
+    assert max(map(len, rest.splitlines())) <= max(outputs.WIDTH, len(f"$ echo {'word ' * 30}"))
+    assert [c.output for c in outputs.commands(path.read_text().split("```")[1][8:])][:2] == [
+        "red two",
+        "",
+    ]
+
+
+def test_another_output_is_named(tmp_path: Path) -> None:
+    path = page(tmp_path, "$ echo one; echo two words\none\nthree words\n$ echo 3\n4")
+    found = list(outputs.check(path, outputs.Shell(tmp_path)))
+    assert found == [
+        "page.md: $ echo one; echo two words\n  page:    three words\n  printed: two words"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("expected", "printed", "differs"),
+    [
+        ("12 tokens in 3.4 s", "1,200 tokens in 0.5 ms", False),
+        ("step 1: loss 2.0", "step 1 · loss 1.0\nstep 1: loss 3.5", False),
+        ("loss 2\nstep 0  3 MB intact", "loss 2\nstep 0 3 MB intact\nstep 9 4 MB intact", False),
+        ("┏━━━┓\n┃ 1 ┃", "┏━━━━━┓\n┃ 100 ┃", False),
+        ("a long line", "a long\nline", False),
+        ("one\n...\nnine ten", "one\ntwo\nthree\nnine\nten", False),
+        ("one\n...\nnine ten", "one\ntwo\nthree\nnine\neleven", True),
+        ("one\n...\nten", "two\nten", True),
+        ("one", "one\ntwo", True),
+        ("one\ntwo", "one", True),
+    ],
+)
+def test_words_are_compared(expected: str, printed: str, differs: bool) -> None:
+    assert (outputs.difference(expected, printed) is not None) == differs
+
+
+def test_a_command_that_fails_is_an_error_and_one_that_refuses_is_not(tmp_path: Path) -> None:
+    shell = outputs.Shell(tmp_path)
+    with pytest.raises(ValueError, match="ended with 3"):
+        shell.run("echo broken; exit 3")
+    with pytest.raises(ValueError, match="ended with 2"):
+        shell.run("ls /nowhere")
+    assert shell.run("gptsmith prepare nowhere.txt --out x").startswith("gptsmith prepare: ")
+
+
+def test_pictures_are_small_and_shown() -> None:
+    pictures = list((DOCS / "images").iterdir())
+    pages = "".join(p.read_text("utf-8") for p in (*DOCS.glob("*.md"), ROOT / "README.md"))
+    assert {p.name for p in pictures} >= set(outputs.PICTURES)
+    assert all(f"images/{p.name}" in pages and p.stat().st_size < 80_000 for p in pictures)
+    assert sum(p.stat().st_size for p in pictures) < 1_000_000

@@ -5,6 +5,7 @@
 #   make soak     a hundred kills, a disk that fails at each call that writes, 10,000 requests in
 #                 random batches: hours
 #   make soak-serve  a server under load for 20 minutes: every answer as alone, no memory lost
+#   make docs     the site, with the lessons' outputs, in build/site
 #   make dist     source distribution and wheel, in dist/
 #   make bench    benchmarks, side by side with other libraries
 #   make docs-outputs  run the commands of the documentation and write what they print below them: minutes
@@ -28,7 +29,8 @@ VLLM := $(VENV)-vllm
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: demo demo-reward test soak soak-serve test-flips test-scale test-gguf test-vllm test-sanitizers check bench fuzz docs-outputs dist clean
+.PHONY: demo demo-reward test soak soak-serve test-flips test-scale test-gguf test-vllm test-sanitizers \
+  check bench fuzz docs docs-outputs dist clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/gptsmith demo
@@ -74,6 +76,11 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# All pages are read again (-E): tables and references are made from the sources of the package.
+docs: $(VENV)/.dev
+	@$(BIN)/python -m sphinx -W --keep-going -q -E -d build/doctrees docs build/site
+	@echo build/site/index.html
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks

@@ -253,26 +253,26 @@ def _arguments(option: Option) -> dict[str, Any]:
     if option.field.is_required():
         about += " (required)"
     elif "default:" not in about.lower():  # otherwise the text says what the default means
-        about += f" (default: {_format_default(option.default)})"
+        about += f" (default: {format_default(option.default)})"
     arguments: dict[str, Any] = {"help": about.strip().replace("%", "%%")}
     if set(option.kinds) == {bool}:
         return arguments | {"action": argparse.BooleanOptionalAction}
     if option.item is not None:
-        return arguments | {"action": "append", "metavar": _metavar(option.item)}
+        return arguments | {"action": "append", "metavar": metavar(option.item)}
     if get_origin(option.field.annotation) is tuple:
         kinds = get_args(option.field.annotation)
-        return arguments | {"nargs": len(kinds), "metavar": tuple(map(_metavar, kinds))}
-    return arguments | {"metavar": _metavar(option.field.annotation)}
+        return arguments | {"nargs": len(kinds), "metavar": tuple(map(metavar, kinds))}
+    return arguments | {"metavar": metavar(option.field.annotation)}
 
 
-def _metavar(annotation: Any) -> str:
+def metavar(annotation: Any) -> str:
     names = {
         int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH", HttpUrl: "URL", bool: "true|false",
     }  # fmt: skip
     return "|".join(names.get(kind, str(kind)) for kind in _kinds(annotation))
 
 
-def _format_default(default: Any) -> str:
+def format_default(default: Any) -> str:
     if default is None or isinstance(default, bool):
         return {None: "none", True: "yes", False: "no"}[default]
     if isinstance(default, tuple | list):

@@ -1,0 +1,100 @@
+"""Links from the pages to the rest of the repository, and the lessons as executed notebooks.
+
+A link to a file outside docs/, such as [the recipe](../configs/course-tiny.yaml), works on GitHub
+as it is. Here it leads to a page that shows the file. A line that is nothing but a link to a
+Markdown file outside docs/ is replaced by the text of that file, and links to that file lead to
+this page.
+"""
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import nbformat
+import notebook
+from docutils import nodes
+from pygments.lexers import get_lexer_for_filename
+from pygments.util import ClassNotFound
+from sphinx.application import Sphinx
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+SCHEME = "repository:"
+
+_TARGET = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[#)\s])")
+_INCLUDE = re.compile(r"^\[[^]]*\]\((\.\./[^)\s#:]+\.md)\)$", re.MULTILINE)
+
+
+def included() -> dict[Path, Path]:
+    """Markdown files outside docs/ -> the pages that show them."""
+    return {
+        (page.parent / target).resolve(): page
+        for page in DOCS.glob("*.md")
+        for target in _INCLUDE.findall(page.read_text(encoding="utf-8"))
+    }
+
+
+def read_page(app: Sphinx, docname: str, content: list[str]) -> None:
+    """Handler of `source-read`: the text of a page, as Sphinx shall parse it."""
+    page = Path(app.env.doc2path(docname))
+    if page.suffix == ".py":
+        content[0] = nbformat.writes(notebook.executed(page))
+    shown_on = included()
+
+    def text_of(match: re.Match[str]) -> str:
+        file = (page.parent / match[1]).resolve()
+        app.env.note_dependency(str(file))
+        return _with_links(file.read_text(encoding="utf-8"), file.parent, page, shown_on)
+
+    text = _INCLUDE.sub(text_of, content[0])
+    content[0] = _with_links(text, page.parent, page, shown_on)
+
+
+def _with_links(text: str, folder: Path, page: Path, shown_on: dict[Path, Path]) -> str:
+    """The text, which is in `folder`, with the links that it needs on `page`."""
+
+    def target(match: re.Match[str]) -> str:
+        path = (folder / unquote(match[1])).resolve()
+        if path.is_dir():
+            path /= "index.md" if path.is_relative_to(DOCS) else "README.md"
+        path = shown_on.get(path, path)
+        if not path.is_file() or not path.is_relative_to(ROOT):
+            return match[1]  # already done, or an error that Sphinx reports
+        if path.is_relative_to(DOCS):
+            return os.path.relpath(path, page.parent)
+        return SCHEME + path.relative_to(ROOT).as_posix()
+
+    return _TARGET.sub(target, text)
+
+
+def resolve_links(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Handler of `doctree-resolved`: URLs of the files outside docs/, which are noted."""
+    for node in doctree.findall(nodes.reference):
+        if node.get("refuri", "").startswith(SCHEME):
+            path = node["refuri"].removeprefix(SCHEME).partition("#")[0]
+            app.env.repository_files.add(path)
+            node["refuri"] = app.builder.get_relative_uri(docname, f"repository/{path}")
+
+
+def file_pages(app: Sphinx):
+    """Handler of `html-collect-pages`: a page for each file that is linked to."""
+    for path in sorted(app.env.repository_files):
+        text = (ROOT / path).read_text(encoding="utf-8")
+        try:
+            language = get_lexer_for_filename(path).aliases[0]
+        except ClassNotFound:
+            language = "text"
+        code = app.builder.highlighter.highlight_block(text, language, force=True)
+        yield f"repository/{path}", {"title": path, "body": f"<h1>{path}</h1>\n{code}"}, "page.html"
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    def start(app: Sphinx) -> None:
+        app.env.repository_files = set()
+
+    app.connect("builder-inited", start)
+    app.connect("source-read", read_page)
+    app.connect("doctree-resolved", resolve_links)
+    app.connect("html-collect-pages", file_pages)
+    return {"parallel_read_safe": False, "parallel_write_safe": False}

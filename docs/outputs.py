@@ -24,6 +24,7 @@ import tempfile
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,14 +34,21 @@ DATA = ROOT / "tests" / "fixtures" / "data"
 WIDTH = 90  # columns
 HEAD, TAIL = 22, 8  # lines that are kept of a longer output
 
-# page -> the pages whose corpora and runs it uses
+# Makes runs/demo and runs/demo-chat, in minutes; those of `make demo` are taken where they are.
+DEMO = "gptsmith demo --folder demo"
+
+# page -> what it builds on: other pages, and the runs of DEMO
 PAGES: dict[str, tuple[str, ...]] = {
     "data.md": (),
+    "pretraining.md": ("data.md",),
+    "model.md": ("pretraining.md",),
 }
 
 # docs/images/NAME -> the picture that the commands made
 PICTURES = {
     "corpus.png": "corpus.png",
+    "masks.png": "masks.png",
+    "pretraining.png": "runs/pydocs/curves.png",
 }
 
 # Commands whose words, too, depend on the machine: rounding decides what a model writes, and the
@@ -49,10 +57,8 @@ VARYING = re.compile(
     r"gptsmith (generate|chat|classify|plan --data|doctor)\b|.*\| gptsmith |curl "
     r"|python -c .*transformers"
 )
-# Lines that depend on the machine or on the clock.
-_VARYING_LINES = re.compile(
-    r"step [\d,]+(/[\d,]+)? · |preparing: |precision: |torch\.compile: |training: .*shortened"
-)
+_PROGRESS = re.compile(r"step [\d,]+(/[\d,]+)? · |preparing: ")  # lines that come with the clock
+_MACHINE = re.compile(r"precision: |torch\.compile: |training: .*shortened")
 # What is refused: exit code 2.
 _REFUSED = re.compile(r"gptsmith \w+: ", re.MULTILINE)
 
@@ -150,7 +156,7 @@ def shown(printed: str) -> str:
     """An output as a page shows it: long lines are broken as in a terminal, and many lines cut."""
     lines = [
         part.rstrip()
-        for line in printed.splitlines()
+        for line in _thinned(printed.splitlines())
         for part in textwrap.wrap(line, WIDTH, drop_whitespace=False, break_on_hyphens=False)
         or [""]
     ]
@@ -159,19 +165,38 @@ def shown(printed: str) -> str:
     return "\n".join(lines)
 
 
+def _thinned(lines: Sequence[str]) -> Iterator[str]:
+    """The lines; of progress in a row, the first and the last."""
+    for is_progress, group in groupby(lines, lambda line: bool(_PROGRESS.match(line))):
+        row = list(group)
+        yield from (row[0], "...", row[-1]) if is_progress and len(row) > 3 else row
+
+
 # --- comparing -----------------------------------------------------------------------------------
 
 
 def difference(expected: str, printed: str) -> tuple[str, str] | None:
     """The first lines that differ, of what a page shows and of what was printed; None if the same
-    words are in the same order, apart from numbers, units and progress."""
-    head, cut, tail = expected.partition("\n...\n")
-    old, new = _words(head), _words(printed)
-    if cut:
-        return _first(old, new[: len(old)]) or _first(
-            _words(tail)[::-1], new[::-1], len(_words(tail))
-        )
-    return _first(old, new)
+    words are in the same order, apart from numbers, units and progress.
+
+    Where a page has a line `...`, any words may have been printed.
+    """
+    first, *others = (_words(part) for part in re.split(r"^\.\.\.$", expected, flags=re.MULTILINE))
+    new = _words(printed)
+    if not others:
+        return _first(first, new)
+    if found := _first(first, new[: len(first)]):
+        return found
+    rest = new[len(first) :]
+    for part in others[:-1]:
+        words = [word for word, _ in part]
+        starts = range(len(rest) - len(words) + 1)
+        at = next((i for i in starts if [w for w, _ in rest[i : i + len(words)]] == words), None)
+        if at is None:
+            return part[0][1], "(these words are not there)"
+        rest = rest[at + len(words) :]
+    last = others[-1]
+    return _first(last, rest[len(rest) - len(last) :] if len(last) <= len(rest) else rest)
 
 
 def _words(text: str) -> list[tuple[str, str]]:
@@ -182,18 +207,17 @@ def _words(text: str) -> list[tuple[str, str]]:
     for line in text.splitlines():
         masked = _UNIT.sub("", _NUMBER.sub("0", _RULES.sub(" ", line)))
         masked = " ".join(masked.split())
-        if not _VARYING_LINES.match(line) and masked != before:
+        if not _PROGRESS.match(line) and not _MACHINE.match(line) and masked != before:
             words += [(word, line) for word in masked.split()]
             before = masked
     return words
 
 
 def _first(
-    old: Sequence[tuple[str, str]], new: Sequence[tuple[str, str]], count: int | None = None
+    old: Sequence[tuple[str, str]], new: Sequence[tuple[str, str]]
 ) -> tuple[str, str] | None:
-    """The lines of the first words that differ, among `count` (default: all)."""
-    for i in range(max(len(old), len(new)) if count is None else count):
-        (a, line), (b, other) = (words[i] if i < len(words) else ("", "") for words in (old, new))
+    """The lines of the first words that differ."""
+    for (a, line), (b, other) in zip_longest(old, new, fillvalue=("", "")):
         if a != b:
             return line, other
     return None
@@ -240,7 +264,12 @@ def in_order(names: Sequence[str]) -> list[str]:
 
 
 def make_inputs(folder: Path) -> None:
-    """Files of a reader's own, which the pages use."""
+    """Files of a reader's own, which the pages use, and the place of the demo's runs."""
+    (folder / "runs").mkdir()
+    for name in ("demo", "demo-chat"):
+        (folder / "runs" / name).symlink_to(Path("..", "demo", "runs", name))
+    if (ROOT / "runs" / "demo-chat" / "model.safetensors").is_file():
+        (folder / "demo").symlink_to(ROOT)
     (folder / "README.md").symlink_to(ROOT / "README.md")
     (folder / "configs").symlink_to(ROOT / "configs")
     rows = [
@@ -303,8 +332,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = 0
     with working_folder(options.folder) as folder:
         shell = Shell(folder)
+        order = names if options.folder else in_order(names)
+        made = (folder / "runs" / "demo-chat" / "model.safetensors").is_file()
         try:
-            for name in names if options.folder else in_order(names):
+            if not made and any(DEMO in PAGES[name] for name in order):
+                shell.run(DEMO)
+            for name in order:
                 print(f"{name} ...", file=sys.stderr)
                 if name in names and not options.check:
                     rewrite(DOCS / name, shell)

@@ -53,6 +53,12 @@ def test_outputs_are_written_below_their_commands(tmp_path: Path) -> None:
     ]
 
 
+def test_of_progress_the_first_and_the_last_line_are_shown() -> None:
+    printed = "".join(f"step {i}/9 · loss {i}\n" for i in range(10))
+    assert outputs.shown(f"a\n{printed}b") == "a\nstep 0/9 · loss 0\n...\nstep 9/9 · loss 9\nb"
+    assert outputs.difference(outputs.shown(f"a\n{printed}b"), "a\nstep 4/9 · loss 1\nb") is None
+
+
 def test_another_output_is_named(tmp_path: Path) -> None:
     path = page(tmp_path, "$ echo one; echo two words\none\nthree words\n$ echo 3\n4")
     found = list(outputs.check(path, outputs.Shell(tmp_path)))
@@ -72,6 +78,9 @@ def test_another_output_is_named(tmp_path: Path) -> None:
         ("one\n...\nnine ten", "one\ntwo\nthree\nnine\nten", False),
         ("one\n...\nnine ten", "one\ntwo\nthree\nnine\neleven", True),
         ("one\n...\nten", "two\nten", True),
+        ("one\n...\nfour\n...\nten", "one\ntwo\nfour\nfive\nten", False),
+        ("one\n...\nfour\n...\nten", "one\nfour\nten", False),
+        ("one\n...\nfour\n...\nten", "one\nfive\nten", True),
         ("one", "one\ntwo", True),
         ("one\ntwo", "one", True),
     ],

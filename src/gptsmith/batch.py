@@ -89,6 +89,8 @@ class PolicyBatch(Batch):
     advantages  (B, T) fp32: how much better the reward is than that of other completions of the
                 prompt, credited to each target; 0 elsewhere
     weights     (B,) fp32: factor of each row's loss, for the normalisation over the step
+    copies      (B,) int64: how many equal completions of the prompt a row stands for; loss, metrics
+                and `count` are those of all of them
     old         (B, T) fp32: log-probabilities of the targets by the policy that sampled them, 0
                 elsewhere; None: by the present one
     reference   (B, T) fp32: by the reference model, for a KL penalty
@@ -96,5 +98,12 @@ class PolicyBatch(Batch):
 
     advantages: Tensor
     weights: Tensor
+    copies: Tensor
     old: Tensor | None = None
     reference: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            targets = (self.targets != IGNORE_INDEX).sum(dim=1)
+            object.__setattr__(self, "count", int(targets @ self.copies))
+        super().__post_init__()

@@ -13,12 +13,13 @@ from gptsmith.data.report import ReadReport
 from gptsmith.evaluate.rewards import Sample
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
-from gptsmith.recipes.policy import Policy
+from gptsmith.recipes.policy import Completion, Policy
 from gptsmith.recipes.reward import log_probs_by
 from gptsmith.recipes.reward_options import RewardConfig
 from gptsmith.recipes.rollouts import (
     Practice,
     Rollouts,
+    Scored,
     group_advantages,
     prefix_advantages,
 )
@@ -134,7 +135,7 @@ def plain_loss(model: GPTModel, found: Rollouts, normalize: str, masked: bool) -
 def test_the_step_has_the_gradient_of_all_completions(model, normalize, masked):
     found = rollouts(model, normalize=normalize, mask_truncated=masked)
     batches = found.micro_batches(0)
-    rows = sum(len(batch.advantages) for batch in batches)
+    rows = sum(int(batch.copies.sum()) for batch in batches)
     assert 0 < rows < 5 * G  # those of "dull" at least have no signal and are left out
 
     def gradient(loss: Tensor) -> list[Tensor]:
@@ -148,6 +149,44 @@ def test_the_step_has_the_gradient_of_all_completions(model, normalize, masked):
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     assert any(g.any() for g in ours)
+
+
+@pytest.mark.parametrize(
+    ("credit", "copies"), [("completion", [1, 1, 2, 2, 2]), ("prefix", [1, 2, 2, 3])]
+)
+def test_equal_completions_are_one_row_that_counts_as_often_as_they_were_sampled(
+    model, credit, copies
+):
+    """Loss, gradient, count and metrics are those of each completion in a row of its own."""
+    found = rollouts(model, credit=credit, kl=0.1)
+    found.attach(found.practice, log_probs_by(FP32, 1.0), lambda: model)
+    found.micro_batches(0)
+    a, b, c = [65, 66, 67], [66, 65], [65, 66, 68]
+    completions = [Completion(ids, "", True) for ids in (a, b, a, a, c, c, b, b)]
+    rewards = np.array([1.0, 0, 1, 0, 1, 1, 0, 0])[:, None]  # an a that was rewarded, and one not
+    scored = Scored(found.rollout.prompts[:2], completions, rewards)
+    found._use(scored)
+    merged = found._batches
+    assert sorted(n for batch in merged for n in batch.copies.tolist()) == copies
+    found._distinct = lambda rows: rows  # each in a row of its own
+    found._copies = np.ones(len(completions), np.int64)
+    found._use(scored)
+    assert [len(batch.inputs) for batch in found._batches] == [4, 4]
+
+    def summed(batches: list) -> tuple[list[Tensor], int, Tensor]:
+        model.zero_grad()
+        pairs = [PolicyLoss(kl=0.1)(model, batch) for batch in batches]
+        sum(loss for loss, _ in pairs).backward()
+        metrics = [sum(m[name] for _, m in pairs) for name in ("entropy", "clipped", "kl")]
+        grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        return [sum(loss for loss, _ in pairs).detach(), *metrics, *grads], sum(
+            b.count for b in batches
+        )
+
+    (ours, count), (theirs, expected) = summed(merged), summed(found._batches)
+    assert count == expected == sum(len(completion.ids) for completion in completions)
+    for x, y in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6)
 
 
 def test_a_rollout_without_signal_is_a_step_without_gradient(model):
@@ -167,7 +206,7 @@ def test_a_kl_penalty_uses_all_completions(model):
     found = rollouts(model, kl=0.1)
     found.attach(found.practice, log_probs_by(FP32, 1.0), lambda: model)
     batches = found.micro_batches(0)
-    assert sum(len(batch.advantages) for batch in batches) == 5 * G
+    assert sum(int(batch.copies.sum()) for batch in batches) == 5 * G
     _, metrics = PolicyLoss(kl=0.1)(model, batches[0])
     assert metrics["kl"].item() == pytest.approx(0, abs=1e-6)  # the model is its own reference
 
@@ -190,7 +229,7 @@ def test_several_updates_share_a_rollout_that_a_checkpoint_keeps(model):
     for a, b in zip(batches, loaded, strict=True):
         assert isinstance(a, PolicyBatch)
         assert isinstance(b, PolicyBatch)
-        for name in ("inputs", "targets", "advantages", "weights", "old"):
+        for name in ("inputs", "targets", "advantages", "weights", "copies", "old"):
             assert torch.equal(getattr(a, name), getattr(b, name)), name
     assert found.rollout.completions == other.rollout.completions
     is_target = batches[0].targets != IGNORE_INDEX

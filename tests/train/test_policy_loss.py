@@ -39,7 +39,8 @@ def batch(model: GPTModel) -> PolicyBatch:
     )
     return PolicyBatch(
         ids[:, :-1], targets, advantages=torch.randn(B, T, generator=random),
-        weights=torch.tensor([1.0, 2.0, 0.5, 1.0]), old=old, reference=reference,
+        weights=torch.tensor([1.0, 2.0, 0.5, 1.0]), copies=torch.tensor([1, 3, 1, 2]),
+        old=old, reference=reference,
     )  # fmt: skip
 
 
@@ -77,11 +78,12 @@ def test_value_gradient_and_metrics_are_those_of_the_formula(
             a = batch.advantages[row, t]
             limited = ratio.clamp(0.8, 1.28)
             token = -torch.minimum(ratio * a, limited * a)
-            clipped += int(limited * a < ratio * a)
+            copies = int(batch.copies[row])
+            clipped += copies * int(limited * a < ratio * a)
             d = batch.reference[row, t] - p
             k3 = d.exp() - d - 1
-            divergence += k3.item()
-            expected = expected + batch.weights[row] * (token + kl * k3)
+            divergence += copies * k3.item()
+            expected = expected + copies * batch.weights[row] * (token + kl * k3)
     theirs = gradients(model, expected)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     for a, b in zip(ours, theirs, strict=True):
@@ -99,9 +101,13 @@ def test_one_update_has_the_gradient_of_the_policy_gradient(model, batch):
     ours = gradients(model, PolicyLoss()(model, batch)[0])
     is_target = batch.targets != IGNORE_INDEX
     log_p = log_probs(model, batch.inputs, batch.targets) * is_target
-    factors = batch.advantages * batch.weights.unsqueeze(1)
+    factors = batch.advantages * (batch.weights * batch.copies).unsqueeze(1)
     for a, b in zip(ours, gradients(model, -(factors * log_p).sum()), strict=True):
         torch.testing.assert_close(a, b, rtol=5e-5, atol=1e-4)
+
+
+def test_the_count_is_that_of_all_completions(batch):
+    assert batch.count == 8 + 3 * 5 + 3 + 2 * 7
 
 
 def test_a_batch_without_targets_has_no_loss_and_no_gradient(model, batch):

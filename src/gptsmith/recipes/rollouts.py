@@ -148,7 +148,8 @@ class Rollouts(Epochs):
     updates, those of the following steps are the same.
 
     Rows are sorted by length, so that micro-batches need little padding. Groups without variance
-    have no gradient and are left out, unless a KL penalty asks for them.
+    have no gradient and are left out, unless a KL penalty asks for them. Equal completions of a
+    prompt are one row, which counts as often as they were sampled.
     """
 
     def __init__(
@@ -239,6 +240,7 @@ class Rollouts(Epochs):
             tokens=sum(len(prompt) + len(new) - 1 for prompt, new in sequences),
             advantages=self._placed(rows, advantages, inputs.shape, 0.0),
             weights=weights,
+            copies=torch.tensor([self._copies[row] for row in rows] or [1]),
         )
         if self.config.updates > 1:
             if not self._old.keys() >= {*rows}:
@@ -275,13 +277,22 @@ class Rollouts(Epochs):
         # The step divides by the targets of its batches: those of the live rows.
         self._weights = lengths[live].sum() / np.maximum(1, divisor)
         sizes = np.array([len(self._prompt(row).ids) for row in range(len(lengths))]) + lengths
-        rows = np.flatnonzero(live)
+        rows = self._distinct(np.flatnonzero(live))
         self._rows = rows[np.argsort(sizes[rows], kind="stable")].tolist()
         self._reference_model = None if self._reference is None else self._reference()
         self._batches = micro_batches(
             self, 0, max(1, len(self._rows)), config.train.batch_size,
             distributed.rank(), distributed.world_size(),
         )  # fmt: skip
+
+    def _distinct(self, rows: np.ndarray) -> np.ndarray:
+        """The first of equal rows; `_copies` is how many there are."""
+        first = dict[tuple[int, tuple[int, ...], bytes], int]()
+        self._copies = np.zeros(len(self._advantages), np.int64)
+        for row in rows.tolist():
+            key = row // self.G, (*self._new_ids(row),), self._advantages[row].tobytes()
+            self._copies[first.setdefault(key, row)] += 1
+        return np.array([*first.values()], np.int64)
 
     def _placed(
         self,

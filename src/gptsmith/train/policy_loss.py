@@ -26,7 +26,7 @@ class PolicyLoss:
     temperature          of sampling: the policy is the model at this temperature
 
     Metrics: entropy, in nats; clipped, share of tokens whose gradient the clip removes; kl, if it
-    has a weight.
+    has a weight. Rows count as often as they were sampled (`batch.copies`).
     """
 
     clip_low: float = 0.2
@@ -45,14 +45,15 @@ class PolicyLoss:
         gain = ratio * advantages
         limited = ratio.clamp(1 - self.clip_low, 1 + self.clip_high) * advantages
         losses = -torch.minimum(gain, limited)
+        copies = batch.copies.unsqueeze(1)  # (B, 1)
         metrics = {
-            "entropy": entropy.sum(),
-            "clipped": ((limited < gain) & is_target).sum().float(),
+            "entropy": (entropy * copies).sum(),
+            "clipped": (((limited < gain) & is_target) * copies).sum().float(),
         }
         if self.kl:
             assert batch.reference is not None
             d = batch.reference - log_p
             divergence = (d.exp() - d - 1) * is_target
             losses = losses + self.kl * divergence
-            metrics["kl"] = divergence.detach().sum()
-        return (losses * batch.weights.unsqueeze(1) * is_target).sum(), metrics
+            metrics["kl"] = (divergence.detach() * copies).sum()
+        return (losses * batch.weights.unsqueeze(1) * copies * is_target).sum(), metrics

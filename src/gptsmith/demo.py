@@ -123,7 +123,7 @@ def main(argv: Sequence[str]) -> int:
     if config.reward:
         console.rule("before and after practice")
         _learning_curve(Run.open(practised), console)
-        console.print(skills.tables(_side_by_side(after, _scores(practised))))
+        console.print(skills.tables(_scores(practised), before=after))
     described = ", ".join(map(str, [base, tuned, *([practised] if config.reward else [])]))
     terminal.say(f"""
 report.md, curves.png and samples.txt in {described} describe the training. Next:
@@ -166,15 +166,6 @@ def _scores(run: Path) -> dict[str, Scores]:
     """What the evaluation left in the run's folder."""
     found: dict[str, Scores] = files.read_json(run / SKILLS)["skills"]["by_skill"]
     return found
-
-
-def _side_by_side(before: dict[str, Scores], after: dict[str, Scores]) -> dict[str, Scores]:
-    """Each measurement before practice and after it."""
-    return {
-        f"{name} {when}": scores[name]
-        for name in before
-        for when, scores in (("before", before), ("after", after))
-    }
 
 
 def _learning_curve(run: Run, console: Console) -> None:

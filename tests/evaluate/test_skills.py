@@ -1,6 +1,7 @@
 """Accuracy per skill: counting, worked examples in a prompt, untrained models."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -72,6 +73,16 @@ def test_untrained_model_scores_zero(base):
         console.print(scoring.tables({**before.details["by_skill"], **columns}))
     assert "reverse" in said.get()
     assert "unknown function" in said.get()
+    console = Console(width=80)
+    with console.capture() as said:
+        console.print(scoring.tables(columns, before=columns | {"held-out": {"reverse": (3, 4)}}))
+    assert max(map(len, said.get().splitlines())) <= 80
+    assert "…" not in said.get()
+    rows = [re.findall(r"[\w%→ -]+", line) for line in said.get().splitlines()]
+    cells = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows if row}
+    assert cells["reverse"] == ["75% → 0%", "0% → 0%", "0% → 0%"]
+    assert cells["count"][:2] == ["0%", "0% → 0%"]
+    assert cells["modules"] == ["0% → 0%", ""]
 
 
 def test_items_with_unknown_characters_are_left_out_and_counted(base, monkeypatch):

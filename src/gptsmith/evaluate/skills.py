@@ -182,22 +182,32 @@ def transcript(messages: Sequence[Message], answer: str = "") -> str:
     return "\n".join([*lines, f"A: {answer}".rstrip()])
 
 
-def tables(columns: Mapping[str, Scores]) -> Group:
+def tables(columns: Mapping[str, Scores], before: Mapping[str, Scores] | None = None) -> Group:
     """Accuracy in per cent, a row per skill, a column per measurement, and their means; facts and
-    everyday turns below, in a table of their own."""
+    everyday turns below, in a table of their own.
+
+    before: the same measurements of an earlier model, shown in front: `84% → 96%`.
+    """
     known = set(skills.SKILLS)
     of_skills = {name: scores for name, scores in columns.items() if scores.keys() & known}
     others = {name: scores for name, scores in columns.items() if name not in of_skills}
     parts = (("skill", of_skills), ("question", others))
-    return Group(*(_table(first, part) for first, part in parts if part))
+    return Group(*(_table(first, part, before or {}) for first, part in parts if part))
 
 
-def _table(first: str, columns: Mapping[str, Scores]) -> Table:
+def _table(first: str, columns: Mapping[str, Scores], before: Mapping[str, Scores]) -> Table:
     shown = Table(first, *(Column(name, justify="right") for name in columns))
-    for name in dict.fromkeys(name for scores in columns.values() for name in scores):
-        shares = (scores.get(name) for scores in columns.values())
-        shown.add_row(name, *(f"{s[0] / s[1]:.0%}" if s else "" for s in shares))
+    cells = [[s[name] for s in (before, columns) if name in s] for name in columns]
+    for skill in dict.fromkeys(skill for scores in columns.values() for skill in scores):
+        shares = ([s[skill][0] / s[skill][1] for s in cell if skill in s] for cell in cells)
+        shown.add_row(skill, *map(_percent, shares))
     shown.add_section()
-    means = (np.mean([correct / n for correct, n in s.values()]) for s in columns.values())
-    shown.add_row("mean", *(f"{mean:.0%}" for mean in means))
+    means = (
+        [float(np.mean([right / n for right, n in s.values()])) for s in cell] for cell in cells
+    )
+    shown.add_row("mean", *map(_percent, means))
     return shown
+
+
+def _percent(shares: Sequence[float]) -> str:
+    return " → ".join(f"{share:.0%}" for share in shares)

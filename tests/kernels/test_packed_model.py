@@ -227,7 +227,7 @@ def test_pages_before_a_window_are_not_read(
     text = tokens(180)
     pages, table = packed.pages(3), tables(1, 3)
     packed.hidden(text[:-1], [0] * 179, range(179), table, pages)
-    pages.data[table[0, 0]] = torch.nan  # position 179 sees 110 to 179
+    pages[table[0, 0]].fill_(torch.nan)  # position 179 sees 110 to 179
     table[0, 0] = -1
     assert torch.equal(packed.hidden(text[-1:], [0], [179], table, pages), read(packed, text)[-1:])
 

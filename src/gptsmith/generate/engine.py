@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 
 MAX_BATCH_SIZE = 32  # requests that run at the same time
 # While prompts are read, decoding requests wait: a step should be short, and as cheap per token as
-# a long one. On a CPU that begins with 32 tokens; 128 is the least that was measured (docs/log.md).
-CHUNK = {"cpu": 128, "cuda": 2048}  # tokens of one prompt that are read in a step
-BUDGET = {"cpu": 128, "cuda": 8192}  # tokens of all prompts that are read in a step
+# a long one, which on a CPU begins with about 32 tokens (docs/log.md).
+CHUNK = {"cpu": 32, "cuda": 2048}  # prompts are read up to multiples of it
+BUDGET = {"cpu": 128, "cuda": 8192}  # tokens of prompts that are read in a step
+BUDGET_PER_REQUEST = {"cpu": 4, "cuda": None}  # at most, while requests decode
 DRAFT_TOKENS = 4  # of a draft model, in one step
 SCORED = 64  # tokens of a prompt whose logits are in memory at once
 
@@ -132,6 +133,7 @@ class Engine:
             max_batch_size,
             chunk=chunk or CHUNK.get(kind, CHUNK["cpu"]),
             budget=budget or BUDGET.get(kind, BUDGET["cpu"]),
+            budget_per_request=BUDGET_PER_REQUEST.get(kind, BUDGET_PER_REQUEST["cpu"]),
             lookahead=self.lookahead,
             max_waiting=max_waiting,
             draft_tokens=draft_tokens,

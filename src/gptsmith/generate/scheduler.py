@@ -1,9 +1,10 @@
 """Which tokens of which requests the model reads in a step. No tensors here.
 
 Requests that are decoding come first, one token each. The step's token budget is for prompts, which
-are read in chunks that end at fixed positions, so that a prompt is split in the same places
-whatever else is in the batch. Long and short prompts take turns. Sources: nano-vllm's scheduler,
-and Sarathi-Serve (Agrawal et al. 2024) for the chunks.
+are read in whole chunks. It grows with the number of requests: a few do not wait long for each
+other's prompts, and many get through their prompts as fast as through their answers. Long and short
+prompts take turns. Sources: nano-vllm's scheduler, and Sarathi-Serve (Agrawal et al. 2024) for the
+chunks.
 """
 
 from __future__ import annotations
@@ -62,8 +63,9 @@ class Stats(NamedTuple):
 class Scheduler:
     """Decides which requests run, which wait, and which pages they use.
 
-    chunk: prompts are read up to the next multiple of it. budget: tokens of prompts in a step; one
-    chunk is always read. lookahead: see Mask.lookahead; a shorter sequence is not cached, but read
+    chunk: prompts are read up to multiples of it, one at least. budget: tokens of prompts in a step.
+    budget_per_request: while requests decode, this many for each that runs, if that is less, but a
+    chunk at least; None: always the budget. lookahead: see Mask.lookahead; a shorter sequence is not cached, but read
     again in each step. max_waiting: requests that may wait while max_batch_size others run; `add`
     raises QueueFull beyond it. draft_tokens: draft tokens of a request in a step.
 
@@ -78,13 +80,15 @@ class Scheduler:
         *,
         chunk: int,
         budget: int,
+        budget_per_request: int | None = None,
         lookahead: int = 0,
         max_waiting: int | None = None,
         draft_tokens: int = 0,
     ) -> None:
         self.pages = pages
         self.max_batch_size, self.max_waiting = max_batch_size, max_waiting
-        self.chunk, self.budget, self.lookahead = chunk, budget, lookahead
+        self.chunk, self.lookahead = chunk, lookahead
+        self.budget, self.budget_per_request = budget, budget_per_request
         self.draft_tokens = draft_tokens
         self.waiting: deque[RequestState] = deque()
         self.running: list[RequestState] = []  # in the order in which they started
@@ -143,14 +147,15 @@ class Scheduler:
             newest = state.table is None or len(state.context) - state.read == 1
             if newest and state in self.running and self._reserve(state):
                 spans.append(self._with_draft(self._span(state, len(state.context))))
-        budget = self.budget
         decoding = {id(span.state) for span in spans}
-        reading = [state for state in self.running if id(state) not in decoding]
-        for state in self._in_turn(reading + self._admit()):
-            span = self._span(state, (state.read // self.chunk + 1) * self.chunk)
-            if len(span.ids) <= budget or budget == self.budget:
+        prompts = [state for state in self.running if id(state) not in decoding] + self._admit()
+        left = budget = self._prompt_budget(len(spans))
+        for state in self._in_turn(prompts):
+            chunks = state.read // self.chunk + max(1, left // self.chunk)
+            span = self._span(state, chunks * self.chunk)
+            if len(span.ids) <= left or left == budget:
                 spans.append(span)
-                budget -= len(span.ids)
+                left -= len(span.ids)
         return spans
 
     def read(self, spans: Sequence[Span]) -> None:
@@ -183,6 +188,12 @@ class Scheduler:
         for state in reversed(list(self.running)):
             self._preempt(state)
         self.pages.clear()
+
+    def _prompt_budget(self, decoding: int) -> int:
+        """Tokens of prompts in a step in which so many requests decode."""
+        if not decoding or self.budget_per_request is None:
+            return self.budget
+        return min(self.budget, max(self.chunk, self.budget_per_request * len(self.running)))
 
     def _in_turn(self, prompts: list[RequestState]) -> list[RequestState]:
         """In which order prompts get the budget: those with the fewest tokens left first, as they

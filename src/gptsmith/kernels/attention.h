@@ -37,7 +37,7 @@ typedef struct { /* the tokens of one pass; those of a row are adjacent, at cons
     const int32_t *ids, *rows, *positions;
     const int32_t *tables; /* (rows, pages_per_row): the page of each PAGE positions */
     int64_t pages_per_row;
-    uint8_t *pages;         /* (pages, n_layer, 2, K, PAGE * padded D) floats or bf16 */
+    uint8_t *const *pages;  /* each (n_layer, 2, K, PAGE * padded D) floats or bf16 */
     const uint8_t *allowed; /* (N, H or 1, keys), or NULL: causal within the window */
     int64_t allowed_token, allowed_head; /* strides */
     const int32_t *keys; /* with `allowed`: keys of each token's row */
@@ -59,9 +59,8 @@ INLINE int64_t padded_head(const model *m) { return round_up(m->D, 16); }
 
 static uint8_t *head_of_page(const model *m, const batch *b, int64_t row, int64_t page, int64_t layer,
                              int64_t value, int64_t head) {
-    int64_t at = b->tables[row * b->pages_per_row + page];
-    int64_t index = ((at * m->n_layer + layer) * 2 + value) * m->K + head;
-    return b->pages + index * PAGE * padded_head(m) * (CACHE_BF16 ? 2 : 4);
+    uint8_t *keys_and_values = b->pages[b->tables[row * b->pages_per_row + page]];
+    return keys_and_values + ((layer * 2 + value) * m->K + head) * PAGE * padded_head(m) * (CACHE_BF16 ? 2 : 4);
 }
 
 /* Lanes of keys from slot `at` of element d, or of values from element `at` of slot d. */

@@ -273,12 +273,12 @@ class _Packed:
         N, C = len(ids), self.config.n_embd
         assert tables.dtype == torch.int32
         assert tables.is_contiguous()
-        assert pages.data.dtype == self.cache_dtype
+        assert pages.dtype == self.cache_dtype
         batch = native.Batch(
             N,
             *(x.data_ptr() for x in (ids, rows, positions, tables)),
             tables.shape[1],
-            pages.data.data_ptr(),
+            pages.addresses.data_ptr(),
         )
         if self._dense or seen:
             allowed, keys = seen or _allowed(self.mask, self.config.n_head, rows, positions)

@@ -17,25 +17,33 @@ from gptsmith.model.config import ModelConfig
 
 class Pages:
     """Memory for `count` pages, each for the keys and values of all layers at 64 consecutive
-    positions of a sequence. The caller decides which sequence uses which page."""
+    positions of a sequence: pages[number] (n_layer, 2, K, 64 * D, padded). The caller decides which
+    sequence uses which page."""
 
     def __init__(self, config: ModelConfig, count: int, dtype: torch.dtype) -> None:
         D = -(-config.D // 16) * 16  # padded
-        self._shape, self._dtype = (config.n_layer, 2, config.K, PAGE * D), dtype
-        self.data = self._zeros(count)
+        self.dtype = dtype
+        self._shape = (config.n_layer, 2, config.K, PAGE * D)
+        self._pages: list[Tensor] = []
+        self.addresses = torch.empty(0, dtype=torch.int64)
+        """Of each page (P,)."""
+        self.grow(count)
+
+    def __len__(self) -> int:
+        return len(self._pages)
+
+    def __getitem__(self, number: int) -> Tensor:
+        return self._pages[number]
 
     def grow(self, count: int) -> None:
-        """Allocate memory for at least `count` pages; stored keys and values are kept."""
-        P = len(self.data)
+        """Allocate memory for at least `count` pages; the others stay where they are."""
+        P = len(self)
         if count > P:
-            more = self._zeros(max(count, 2 * P))
-            more[:P] = self.data
-            self.data = more
-
-    def _zeros(self, count: int) -> Tensor:
-        memory = allocate(count * math.prod(self._shape) * self._dtype.itemsize)
-        return memory.view(self._dtype).view(count, *self._shape)
+            more = max(count - P, P)  # what is not used of it takes no memory
+            memory = allocate(more * math.prod(self._shape) * self.dtype.itemsize)
+            self._pages += memory.view(self.dtype).view(more, *self._shape).unbind()
+            self.addresses = torch.tensor([page.data_ptr() for page in self._pages])
 
     def copy(self, source: int, target: int) -> None:
         """Replace the contents of page `target` by those of page `source`."""
-        self.data[target] = self.data[source]
+        self[target].copy_(self[source])

@@ -187,6 +187,20 @@ def test_prompts_are_cut_at_fixed_positions_within_the_budget() -> None:
     assert step() == [(22, 23), (11, 12), (16, 18)]
 
 
+@pytest.mark.parametrize(("others", "tokens"), [(0, 16), (1, 4), (5, 12), (20, 16)])
+def test_while_others_decode_the_budget_grows_with_their_number(others: int, tokens: int) -> None:
+    memory = Memory(make(limit=100, batch=40, chunk=4, budget=16, budget_per_request=2))
+    decoding = [state_of([i], 15) for i in range(others)]
+    for state in decoding:
+        memory.scheduler.add(state)
+    while not all(state.generation.ids for state in decoding):
+        memory.step(random.Random(0))
+    prompt = state_of([99] * 20)
+    memory.scheduler.add(prompt)
+    memory.step(random.Random(0))
+    assert prompt.read == tokens  # of one prompt, several chunks
+
+
 def test_a_short_prompt_does_not_wait_until_a_long_one_is_read() -> None:
     memory = Memory(make(limit=40, chunk=4, budget=4))
     long, short = state_of([1] * 20, 1), state_of([2, 3], 1)

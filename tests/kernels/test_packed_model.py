@@ -204,7 +204,10 @@ def test_what_is_read_stays_when_the_memory_grows(
     pages, table = packed.pages(0), torch.tensor([[0, 1]], dtype=torch.int32)
     pages.grow(1)
     packed.hidden(text[:60], [0] * 60, range(60), table, pages)
+    first = pages.addresses[0]
     pages.grow(2)
+    assert len(pages) == 2
+    assert pages.addresses[0] == first  # it was not copied
     x = packed.hidden(text[60:], [0] * 10, range(60, 70), table, pages)
     assert torch.equal(x, read(packed, text)[60:])
 

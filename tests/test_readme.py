@@ -1,29 +1,20 @@
 """The commands of the README and the Python of the docs are run, with fewer training steps."""
 
 import json
-import os
 import re
-import shlex
-import subprocess
 import sys
-from itertools import groupby
 from pathlib import Path
 
 import pytest
+from documented_commands import FEW, LITTLE, ROOT, blocks, command_with, run, run_steps, steps
 
 from gptsmith import cli
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-FORKED = ROOT / "tests/support/forked.py"
 LIBRARY = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
 
-# The only change: little text, three small steps of training, few measurements.
-FEW = "--train.steps 3 --train.seconds none --train.epochs none --train.tokens none"
-SMALL = "--train.batch-size 4 --train.total-batch-tokens none"
-LITTLE = f" {FEW} {SMALL} --eval.tokens 2000 --eval.sample-tokens 8"
 SHARES = "--val-fraction 0.2 --test-fraction 0.2"  # of sets as small as those below
-SHORTER = {
+CHANGES = {
     r"^gptsmith prepare pydocs": " --max-documents 100",
     r"^gptsmith evaluate .*--tasks skills": " --per-skill 1",
     r"^gptsmith pretrain (?!.*--resume)": LITTLE,
@@ -36,30 +27,8 @@ SHORTER = {
 }
 
 
-def blocks(language: str, page: str = README) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-
-
-def commands() -> list[str]:
-    lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
-    return [line for line in lines if line.strip() and not line.startswith("#")]
-
-
-def shorter(command: str) -> str:
-    for pattern, flags in SHORTER.items():
-        if re.search(pattern, command):
-            return command + flags
-    return command
-
-
-def run(command: list[str], folder: Path, text: str = "") -> str:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(
-        command, cwd=folder, env=os.environ | {"PATH": path}, input=text, capture_output=True,
-        text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+def code(language: str, page: str = README) -> list[str]:
+    return [block.text for block in blocks(page) if block.language == language]
 
 
 @pytest.fixture(scope="module")
@@ -80,21 +49,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_commands_work_in_their_order(folder: Path) -> None:
-    """Those with a pipe by bash; the others in forks of one process, which imports torch once."""
-    found = [shorter(command) for command in commands()]
-    seen = ""
-    for piped, group in groupby(found, lambda command: "|" in command):
-        if piped:
-            seen += "".join(run(["bash", "-c", command], folder) for command in group)
-        else:
-            words = [shlex.split(command, comments=True) for command in group]
-            assert {program for program, *_ in words} == {"gptsmith"}
-            argv = json.dumps([arguments for _, *arguments in words])
-            seen += run([sys.executable, str(FORKED)], folder, argv)
-    assert "The list" in seen
+    todo = [
+        step
+        for block in blocks(README)
+        if block.language == "bash"
+        for step in steps(block, CHANGES)
+    ]
+    assert "The list" in run_steps(todo, folder)
 
 
-@pytest.mark.parametrize("block", blocks("python"))
+@pytest.mark.parametrize("block", code("python"))
 def test_python_examples_run(block: str, tmp_path: Path) -> None:
     assert run([sys.executable, "-c", block], tmp_path)
 
@@ -103,14 +67,14 @@ def test_the_library_page_works(tmp_path: Path) -> None:
     """In one process, as in a notebook."""
     (tmp_path / "README.md").symlink_to(ROOT / "README.md")
     [command] = re.findall(r"`(gptsmith prepare [^`]+)`", LIBRARY)
-    run(["bash", "-c", shorter(command)], tmp_path)
-    code = "\n".join(blocks("python", LIBRARY))
-    assert "■" in run([sys.executable, "-c", code], tmp_path)
+    run(["bash", "-c", command_with(command, CHANGES)], tmp_path)
+    program = "\n".join(code("python", LIBRARY))
+    assert "■" in run([sys.executable, "-c", program], tmp_path)
 
 
 def test_make_targets_exist() -> None:
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    asked = re.findall(r"\bmake (\w+)", "".join(blocks("console")))
+    asked = re.findall(r"\bmake (\w+)", "".join(code("console")))
     assert asked
     assert set(asked) <= set(targets)
 

@@ -102,3 +102,20 @@ def test_features_name_tests_that_exist() -> None:
     assert named
     for file, test in named:
         assert f"\ndef {test}(" in (ROOT / file).read_text("utf-8"), f"{file}::{test}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=map(str, PAGES))
+def test_linked_tests_exist(page: Path) -> None:
+    path = ROOT / page
+    for test, file in re.findall(r"\[(test_\w+)\]\(([^)#\s]+\.py)\)", path.read_text("utf-8")):
+        assert f"\ndef {test}(" in (path.parent / file).read_text("utf-8"), f"{file}::{test}"
+
+
+def test_each_promise_has_its_limits_and_its_tests() -> None:
+    text = (ROOT / "docs/reliability.md").read_text("utf-8")
+    *promises, untested = text.split("\n## ")[1:]
+    assert untested.startswith("What was not tested\n")
+    for promise in promises:
+        parts = re.findall(r"^\*\*(\w+)[. ]", promise, re.MULTILINE)
+        assert parts == ["Promise", "Limits", "How", "Kept"], promise
+        assert "[test_" in promise.partition("**Kept by**")[2], promise

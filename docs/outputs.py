@@ -42,7 +42,6 @@ PAGES: dict[str, tuple[str, ...]] = {
     "data.md": (),
     "pretraining.md": ("data.md",),
     "model.md": ("pretraining.md",),
-    "reliability.md": ("data.md",),
 }
 
 # docs/images/NAME -> the picture that the commands made

@@ -42,6 +42,11 @@ PAGES: dict[str, tuple[str, ...]] = {
     "data.md": (),
     "pretraining.md": ("data.md",),
     "model.md": ("pretraining.md",),
+    "tuning.md": (DEMO,),
+    "generation.md": (DEMO,),
+    "evaluation.md": (DEMO,),
+    "reward.md": (DEMO,),
+    "serving.md": (DEMO,),
 }
 
 # docs/images/NAME -> the picture that the commands made
@@ -49,15 +54,17 @@ PICTURES = {
     "corpus.png": "corpus.png",
     "masks.png": "masks.png",
     "pretraining.png": "runs/pydocs/curves.png",
+    "evaluation.png": "skills.png",
 }
 
 # Commands whose words, too, depend on the machine: rounding decides what a model writes, and the
 # machine what can be trained on it. It is checked that they succeed.
 VARYING = re.compile(
-    r"gptsmith (generate|chat|classify|plan --data|doctor)\b|.*\| gptsmith |curl "
+    r"gptsmith (generate|chat|classify|finetune reward|plan --data|doctor)\b|.*\| gptsmith |curl "
     r"|python -c .*transformers"
 )
-_PROGRESS = re.compile(r"step [\d,]+(/[\d,]+)? · |preparing: ")  # lines that come with the clock
+# Lines that come with the clock.
+_PROGRESS = re.compile(r"step [\d,]+(/[\d,]+)? · |preparing: |\w[\w ]*: [\d,]+ of [\d,]+$")
 _MACHINE = re.compile(r"precision: |torch\.compile: |training: .*shortened")
 # What is refused: exit code 2.
 _REFUSED = re.compile(r"gptsmith \w+: ", re.MULTILINE)
@@ -84,6 +91,11 @@ class Command(NamedTuple):
     def line(self) -> str:
         """The command without its line breaks."""
         return " ".join(self.text.replace("\\\n", " ").split())
+
+
+def blocks(page: Path) -> list[str]:
+    """The blocks of a page that have commands."""
+    return _BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
 def commands(block: str) -> list[Command]:
@@ -157,8 +169,7 @@ def shown(printed: str) -> str:
     lines = [
         part.rstrip()
         for line in _thinned(printed.splitlines())
-        for part in textwrap.wrap(line, WIDTH, drop_whitespace=False, break_on_hyphens=False)
-        or [""]
+        for part in textwrap.wrap(line, WIDTH, break_on_hyphens=False) or [""]
     ]
     if len(lines) > HEAD + TAIL + 1:
         lines = [*lines[:HEAD], "...", *lines[-TAIL:]]
@@ -244,8 +255,8 @@ def rewrite(page: Path, shell: Shell) -> None:
 
 def check(page: Path, shell: Shell) -> Iterator[str]:
     """Run the commands of a page; what differs from the page, a message for each command."""
-    for match in _BLOCK.finditer(page.read_text(encoding="utf-8")):
-        for command in commands(match[1]):
+    for block in blocks(page):
+        for command in commands(block):
             printed = shell.run(command.text)
             if VARYING.match(command.line):
                 continue
@@ -263,13 +274,16 @@ def in_order(names: Sequence[str]) -> list[str]:
     return [name for name in PAGES if name in needed]
 
 
-def make_inputs(folder: Path) -> None:
-    """Files of a reader's own, which the pages use, and the place of the demo's runs."""
+def make_inputs(folder: Path, demo: Path = ROOT) -> None:
+    """Files of a reader's own, which the pages use, and the place of the demo's runs.
+
+    demo: the folder of a demo whose runs are taken, if they are there.
+    """
     (folder / "runs").mkdir()
     for name in ("demo", "demo-chat"):
         (folder / "runs" / name).symlink_to(Path("..", "demo", "runs", name))
-    if (ROOT / "runs" / "demo-chat" / "model.safetensors").is_file():
-        (folder / "demo").symlink_to(ROOT)
+    if (demo / "runs" / "demo-chat" / "model.safetensors").is_file():
+        (folder / "demo").symlink_to(demo)
     (folder / "README.md").symlink_to(ROOT / "README.md")
     (folder / "configs").symlink_to(ROOT / "configs")
     rows = [
@@ -288,7 +302,6 @@ def make_inputs(folder: Path) -> None:
     shutil.copy(
         DATA / "chat_nanochat_identity" / "identity_conversations.jsonl", folder / "chat.jsonl"
     )
-    shutil.copy(DATA / "instruction_data" / "instruction-data.json", folder / "alpaca.json")
     shutil.copy(DATA / "sms_spam" / "SMSSpamCollection", folder / "sms.tsv")
 
 

@@ -23,6 +23,8 @@ from gptsmith.recipes.kinds import FINETUNE
 from gptsmith.recipes.options import FinetuneConfig, RecipeConfig
 
 _HELP_COLUMNS = "88"
+_LONG = 30  # characters of a default that stays in the text
+_NO_LIMIT = 10**9
 
 # Options that a heading has: their class, the one whose equal options the reader knows already, and
 # the positional argument. Commands that train come first, the others follow by their module.
@@ -86,15 +88,15 @@ def _row(path: OptionPath, option: Option | None, positional: str) -> str:
     """The row of an option; empty for what is none: a section, or a constant."""
     if option is None or (option.section is not None and not hasattr(option.section, "preset")):
         return ""
-    if option.section is None and len(option.kinds) == 1 and isinstance(option.kinds[0], str):
+    if path == ("stage",):  # the name of the recipe, which is not chosen
         return ""
     about, default = option.help, format_default(option.default)
     if option.field.is_required():
         default = "required"
     elif described := re.search(r"\s*\(default: ((?:[^()]|\([^()]*\))*)\)", about):
-        about = about.replace(described[0], "")
-        default = described[1]
-    elif option.section is not None:
+        default = described[1] if len(described[1]) < _LONG else ""
+        about = about.replace(described[0], "") if default else about
+    elif "default:" in about.lower() or option.section is not None:
         default = ""
     flag = path[0].upper() if path == (positional,) else flag_name(path)
     code = re.fullmatch(r"[\w./-]+", default) and default not in ("required", "none", "yes", "no")
@@ -109,10 +111,10 @@ def _values(option: Option) -> str:
         return "yes, no"
     text = metavar(option.item or option.field.annotation).replace("|", ", ")
     limits = "".join(
-        f" {sign} {getattr(limit, name):g}"
+        f"\N{NO-BREAK SPACE}{sign}\N{NO-BREAK SPACE}{value:,}"
         for limit in option.field.metadata
         for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
-        if isinstance(getattr(limit, name, None), int | float)
+        if isinstance(value := getattr(limit, name, None), int | float) and value < _NO_LIMIT
     )
     return _text(text + limits) + (" ..." if option.item else "")
 

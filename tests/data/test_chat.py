@@ -224,6 +224,18 @@ def test_prepared_file_of_an_earlier_version_is_read(
     assert str(counts) == "all 3 answers of 2 conversations are trained on"
 
 
+def test_prepared_file_of_a_newer_format_is_named(
+    tmp_path: Path, chat: Path, template: ChatTemplate
+) -> None:
+    out = tmp_path / "chat.arrow"
+    examples, _ = load(chat, template)
+    write_examples(out, examples, _provenance(template, T) | {"format": 2})
+    assert rejected(out, template) == (
+        "chat.arrow: format 2, this gptsmith reads format 1: install a newer gptsmith, or prepare "
+        "it again with --format chat --tokenizer RUN"
+    )
+
+
 def test_prepared_file_of_another_tokenizer_or_template_is_rejected(
     tmp_path: Path, chat: Path, template: ChatTemplate
 ) -> None:

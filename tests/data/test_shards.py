@@ -138,7 +138,7 @@ def test_tokenizer_of_another_corpus_is_rejected(corpus: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 99}, "format 99"),
+        ({"format": 99}, "format 99, this gptsmith reads format 1: install a newer gptsmith, or"),
         ({"dtype": None}, "instead of|not a corpus manifest"),
         ({"splits": {}}, "not a corpus manifest"),
         ({"splits": []}, "not a corpus manifest"),

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,25 @@ def test_damaged_digests_are_named(tmp_path: Path, content: str) -> None:
     (path / digests.NAME).write_text(content)
     with pytest.raises(ValueError, match=r"digests\.json.*damaged; without it, the run is read"):
         Run.open(path)
+
+
+def test_a_run_of_a_newer_format_is_rejected_before_anything_is_read(
+    tmp_path: Path, user_error: Callable[..., str]
+) -> None:
+    path = finished(tmp_path / "run")
+    document = files.read_json(path / digests.NAME)
+    assert document["format"] == 1
+    files.write_json(path / digests.NAME, document | {"format": 2})
+    (path / "model.json").write_text('{"what": "a later version says here"}')
+    before = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    expected = (
+        f"{path} is a run of format 2, this gptsmith reads format 1: install a newer gptsmith"
+    )
+    for words in (["generate", path], ["inspect", path], ["pretrain", "--out", path, "--resume"]):
+        assert user_error(*words).endswith(f": {expected}")
+    with pytest.raises(ValueError, match="is a run of format 2"):
+        digests.write(path, {"report.md": b""})
+    assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == before
 
 
 def test_checkpoints_remain_readable_when_the_final_weights_are_damaged(tmp_path: Path) -> None:

@@ -227,7 +227,10 @@ def _open_prepared(
     facts, expected = examples.metadata, _provenance(template, counts.T)
     remedy = "prepare it again with --format chat --tokenizer RUN"
     if facts.get("format") != FORMAT:
-        raise ValueError(f"{path}: made by another version of gptsmith; {remedy}")
+        raise ValueError(
+            f"{path}: format {facts.get('format')!r:.20}, this gptsmith reads format {FORMAT}: "
+            f"install a newer gptsmith, or {remedy}"
+        )
     for name in ("tokenizer", "template"):
         if facts.get(name) != expected[name]:
             raise ValueError(f"{path}: made with another {name} than the run's; {remedy}")

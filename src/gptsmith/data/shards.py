@@ -92,8 +92,8 @@ class Corpus:
         try:
             if manifest["format"] != FORMAT:
                 raise ValueError(
-                    f"{path}/manifest.json: format {manifest['format']}, this gptsmith reads "
-                    f"format {FORMAT}; prepare the corpus again"
+                    f"{path}/manifest.json: format {manifest['format']!r:.20}, this gptsmith reads "
+                    f"format {FORMAT}: install a newer gptsmith, or prepare the corpus again"
                 )
             intact = manifest["fingerprint"] == fingerprint(manifest)
             intact &= manifest.get("digest") in (None, manifest_digest(manifest))

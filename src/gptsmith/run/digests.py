@@ -1,10 +1,12 @@
 """digests.json of a run folder: the digests of the files that results depend on.
 
-    {"files": {"model.safetensors": [DIGEST, DIGEST OF THE FILE THAT IT REPLACED], ...}}
+    {"format": 1, "files": {"model.safetensors": [DIGEST, DIGEST OF THE FILE THAT IT REPLACED], ...}}
 
 A new digest (files.digest) is recorded before its file is replaced, next to that of the old file,
 so after a kill at any moment the file matches one of the two. Digests are compared whenever a file
 is opened. Runs of earlier versions have none and are read without verification.
+
+`format` is that of the whole run folder: a run whose format is unknown is not read (docs/formats.md).
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -14,6 +16,7 @@ from pathlib import Path
 from gptsmith import files
 
 NAME = "digests.json"
+FORMAT = 1  # of a run folder; absent: 1
 
 
 def write(folder: Path, contents: Mapping[str, bytes]) -> None:
@@ -43,7 +46,7 @@ def _record(folder: Path, name: str, written: Path) -> None:
     before = content.get(name, [])
     if before[:1] != [digest]:
         content[name] = [digest, *before[:1]]
-        files.write_json(folder / NAME, {"files": dict(sorted(content.items()))})
+        _write(folder, dict(sorted(content.items())))
 
 
 def remove(folder: Path, names: Collection[str]) -> None:
@@ -51,7 +54,7 @@ def remove(folder: Path, names: Collection[str]) -> None:
     content = _read(folder)
     kept = {name: digests for name, digests in content.items() if name not in names}
     if kept != content:
-        files.write_json(folder / NAME, {"files": kept})
+        _write(folder, kept)
     for name in names:
         (folder / name).unlink(missing_ok=True)
 
@@ -95,14 +98,24 @@ def unverified_note(folder: Path) -> str:
     return f"{folder} has no {NAME} (it was made by an earlier version): read without verification"
 
 
+def _write(folder: Path, content: Mapping[str, list[str]]) -> None:
+    files.write_json(folder / NAME, {"format": FORMAT, "files": content})
+
+
 def _read(folder: Path) -> dict[str, list[str]]:
     path = folder / NAME
     try:
-        content = files.check_mapping(files.read_json(path), path).get("files")
+        document = files.check_mapping(files.read_json(path), path)
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise ValueError(f"{error}: damaged; without it, the run is read unverified") from None
+    if (found := document.get("format", FORMAT)) != FORMAT:
+        raise ValueError(
+            f"{folder} is a run of format {found!r:.20}, this gptsmith reads format {FORMAT}: "
+            "install a newer gptsmith"
+        )
+    content = document.get("files")
     if not isinstance(content, dict) or not all(isinstance(d, list) for d in content.values()):
         raise ValueError(f"{path}: damaged; without it, the run is read unverified")
     return content

@@ -1,12 +1,13 @@
 """digests.json of a run folder: the digests of the files that results depend on.
 
-    {"format": 1, "files": {"model.safetensors": [DIGEST, DIGEST OF THE FILE THAT IT REPLACED], ...}}
+    {"format": 1,
+     "files": {"model.safetensors": [DIGEST, DIGEST OF THE FILE THAT IT REPLACED], ...}}
 
 A new digest (files.digest) is recorded before its file is replaced, next to that of the old file,
 so after a kill at any moment the file matches one of the two. Digests are compared whenever a file
 is opened. Runs of earlier versions have none and are read without verification.
 
-`format` is that of the whole run folder: a run whose format is unknown is not read (docs/formats.md).
+`format` is that of the whole run folder; a run of an unknown one is not read (docs/formats.md).
 """
 
 from collections.abc import Collection, Iterator, Mapping

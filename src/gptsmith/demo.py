@@ -147,7 +147,7 @@ LEARNING = (
 )  # fmt: skip
 # Practice on questions with arguments of training: none is held out.
 PRACTICE = (
-    "--prompts-per-step", "64", "--group-size", "8", "--max-new-tokens", "24",
+    "--prompts-per-step", "64", "--group-size", "8", "--max-new-tokens", "80",
     "--credit", "prefix", "--optim.learning-rate", "0.0005", "--optim.schedule", "linear",
     "--eval.interval", "50", "--val-prompts", "400",
 )  # fmt: skip

@@ -122,13 +122,22 @@ def test_practice_leaves_out_all_that_is_held_out():
     """Arguments, phrasings and word lengths."""
     practised = skill_prompts(0, 3000)
     assert skill_prompts(0, 20) == practised[:20] != skill_prompts(1, 20)
-    assert {p.row["skill"] for p in practised} == {*skills.SKILLS}
+    others = {"functions", "modules", *skills.EVERYDAY} - {"no name"}
+    assert {p.row["skill"] for p in practised} == {*skills.SKILLS, *others}
+    assert 0.04 < sum(p.row["skill"] in others for p in practised) / len(practised) < 0.15
+    phrased = {
+        "compare": ("larger", "smaller"),
+        "unknown function": ("functions",),
+        "unknown module": ("modules",),
+    }
     unseen = {}
-    for skill in SKILLS:
-        kinds = ("larger", "smaller") if skill == "compare" else (skill,)
+    for skill in (*SKILLS, *others):
+        kinds = phrased.get(skill, (skill,))
         texts = [re.escape(text) for kind in kinds for text in PHRASINGS[kind].unseen]
-        unseen[skill] = [re.compile(re.sub(r"\\{\w\\}", r"[\\w ]+", text)) for text in texts]
+        argument = r"[\\w ]+" if skill in SKILLS else r"\\S+"
+        unseen[skill] = [re.compile(re.sub(r"\\{\w+\\}", argument, text)) for text in texts]
     assert unseen["reverse"][0].fullmatch("How do you spell abc backwards?")
+    assert unseen["unknown function"][0].fullmatch("Tell me what os.getcwd does.")
     for prompt in practised:
         skill, question = prompt.row["skill"], prompt.question
         assert not any(pattern.fullmatch(question) for pattern in unseen[skill]), question

@@ -54,6 +54,7 @@ _EVERYDAY_SHARES = {
 }  # fmt: skip
 _FUNCTIONS_SHARE, _MODULES_SHARE, _EVERYDAY_SHARE = 0.03, 0.0125, 0.045  # of the exchanges
 _NAME_SHARE, _NO_NAME_SHARE = 0.15, 0.01  # of the conversations
+_PRACTISED_NAME_SHARE = 0.07  # of the questions to practise on
 _REPEATED = 200  # draws in a row without a new question, after which a kind has no more
 SKILLS = (*_SHARES, "name")
 EVERYDAY = (*_EVERYDAY_SHARES, "no name")
@@ -87,13 +88,13 @@ def held_out(seed: int, per_skill: int, kind: Kind = "seen") -> list[Item]:
 
 
 def practice(seed: int, count: int) -> Iterator[Item]:
-    """Items with arguments and phrasings of training, the hard skills more often: questions to
-    practise on, of which no held-out argument, phrasing or word length is part."""
+    """Items with arguments and phrasings of training, the hard skills more often, and some facts
+    and everyday turns, so that practice does not forget them. No held-out argument, phrasing or
+    word length is part of them."""
     generator = _Generator(Random(f"practice {seed}"), held_out=False, kind="seen")
-    shares = {**_SHARES, "name": 1}
     for _ in range(count):
-        (skill,) = generator.random.choices(list(shares), list(shares.values()))
-        yield generator.item(skill)
+        is_name = generator.random.random() < _PRACTISED_NAME_SHARE
+        yield generator.item("name" if is_name else generator.topic())
 
 
 def worked_examples(seed: int, per_skill: int) -> list[Item]:
@@ -163,7 +164,7 @@ class _Generator:
             return self.exchanges("name", self.random.choice((0, 1, 1, 2)))
         if chance < _NAME_SHARE + _NO_NAME_SHARE:
             before = [self.exchange() for _ in range(self.random.choice((0, 0, 1)))]
-            return [*before, self.everyday("no name")]
+            return [*before, self.ask("no name")]
         return [self.exchange() for _ in range(self.random.randint(1, 3))]
 
     def exchanges(self, skill: str, between: int | None = None) -> list[Exchange]:
@@ -184,21 +185,27 @@ class _Generator:
         return Item(skill, [*_messages(before), {"role": "user", "content": question}], answer)
 
     def exchange(self) -> Exchange:
+        return self.ask(self.topic())
+
+    def topic(self) -> str:
+        """What an exchange is about: a skill, functions, modules, or an everyday turn."""
         chance = 1.0 if self.held_out else self.random.random()
         if chance < (limit := _FUNCTIONS_SHARE):
-            name, summary = self.random.choice(facts.functions()[: facts.FUNCTIONS])
-            return self.phrase("functions", f=name), summary
+            return "functions"
         if chance < (limit := limit + _MODULES_SHARE):
-            name, summary = self.random.choice(facts.modules())
-            return self.phrase("modules", f=name), summary
-        if chance < limit + _EVERYDAY_SHARE:
-            (kind,) = self.random.choices(list(_EVERYDAY_SHARES), list(_EVERYDAY_SHARES.values()))
-            return self.everyday(kind)
-        (skill,) = self.random.choices(list(_SHARES), list(_SHARES.values()))
-        return self.ask(skill)
+            return "modules"
+        shares = _EVERYDAY_SHARES if chance < limit + _EVERYDAY_SHARE else _SHARES
+        (kind,) = self.random.choices(list(shares), list(shares.values()))
+        return kind
 
     def ask(self, skill: str) -> Exchange:
         random = self.random
+        if skill in ("functions", "modules"):
+            known = facts.functions()[: facts.FUNCTIONS]
+            name, summary = random.choice(facts.modules() if skill == "modules" else known)
+            return self.phrase(skill, f=name), summary
+        if skill in EVERYDAY:
+            return self.everyday(skill)
         if skill in ("add", "compare"):
             a, b = self.numbers()
             if skill == "add":

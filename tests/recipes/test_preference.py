@@ -160,3 +160,14 @@ def test_user_errors(base: Path, data: Path, tmp_path: Path, user_error) -> None
     assert "--chosen-column NAME" in rejected("--from", base, "--data", chat, "--out", out)
     assert "no pair is left: left out: 60 of 60 pairs" in rejected(*start, "--context-length", "9")
     assert not out.exists()
+
+
+def test_the_built_in_pairs_need_no_file(base: Path, tmp_path: Path, user_error) -> None:
+    run = tmp_path / "run"
+    words = [*command(base, Path("skills"), run), "--questions", "60", "--train.steps", "2"]
+    on(1, words)
+    assert Run.open(run).stage == "preference"
+    notes = [event["message"] for event in events(run, "note")]
+    assert any("pairs are trained on" in note for note in notes)
+    assert "do not mix it with files" in user_error(*words, "--data", "other.jsonl")
+    assert "would validate on the training data" in user_error(*words, "--val", "skills")

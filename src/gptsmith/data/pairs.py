@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,20 +80,25 @@ def load_pairs(
 ) -> tuple[Pairs, PairCounts]:
     """The pairs of a data set for rows of T tokens. ValueError if none is left."""
     check_several(sources, "sources")
-    template.check_prefix_preserving()
     counts = PairCounts(T, ReadReport(files.on_error))
+    pairs = encode_pairs(read_pairs(sources, files, counts), template, counts)
+    if not pairs:
+        raise ValueError(f"{' '.join(map(str, sources))}: no pair is left: {counts}")
+    return pairs, counts
+
+
+def encode_pairs(found: Iterable[Pair], template: ChatTemplate, counts: PairCounts) -> Pairs:
+    """Pairs as examples; those that are not used are counted."""
+    template.check_prefix_preserving()
     questions: list[str] = []
 
     def examples() -> Iterator[Example]:
-        for pair in read_pairs(sources, files, counts):
+        for pair in found:
             if encoded := encode_pair(pair, template, counts):
                 questions.append(_digest(pair.question))
                 yield from encoded
 
-    found = Examples(examples())
-    if not questions:
-        raise ValueError(f"{' '.join(map(str, sources))}: no pair is left: {counts}")
-    return Pairs(found, questions), counts
+    return Pairs(Examples(examples()), questions)
 
 
 def _digest(question: Sequence[Message]) -> str:

@@ -308,12 +308,15 @@ class PreferenceConfig(FinetuneConfig, PreferenceFiles):
     stage: Literal["preference"] = "preference"
     data: tuple[str, ...] = Field(min_length=1)
     """Pairs of answers: files, folders or patterns (.jsonl, .json, .parquet ...), with the columns
-    chosen and rejected, texts or messages, and a question, unless they contain it. Repeatable."""
+    chosen and rejected, texts or messages, and a question, unless they contain it; or `skills`,
+    questions of the built-in chat set with a right and a wrong answer. Repeatable."""
     val: tuple[str, ...] = ()
     """Pairs for validation, repeatable (default: a share of the questions)."""
     val_fraction: float = Field(0.05, gt=0, lt=1)
     """Share of the pairs for validation, without --val; pairs with the same question stay
     together."""
+    questions: int = Field(4_000, ge=2)
+    """Number of pairs to generate for the built-in set."""
     context_length: int | None = Field(None, ge=2)
     """Maximum tokens of a question with an answer (default: the model's context)."""
     loss: PreferenceKind = "sigmoid"

@@ -8,8 +8,10 @@ import torch
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template.template import CHAT_TOKENS, ChatTemplate, tuning_template
+from gptsmith.data.mistakes import skill_pairs
 from gptsmith.data.pair_rows import PairRows
-from gptsmith.data.pairs import Pairs, load_pairs
+from gptsmith.data.pairs import Pairs, encode_pairs, load_pairs
+from gptsmith.data.preferences import PairCounts
 from gptsmith.model.gpt import GPTModel
 from gptsmith.recipes import finetune, in_loop_eval, loop
 from gptsmith.recipes.chat import first_prompt
@@ -21,6 +23,7 @@ from gptsmith.train import distributed
 from gptsmith.train.preference import DEFAULT_BETA, METRICS, PreferenceLoss
 from gptsmith.train.runtime import Precision
 
+BUILT_IN = "skills"  # the pairs that need no file
 NUM_PROMPTS = 3  # validation questions to answer at each evaluation
 
 
@@ -84,7 +87,16 @@ def load(
     config: PreferenceConfig, template: ChatTemplate, T: int
 ) -> tuple[Pairs, Pairs, list[Note]]:
     """Pairs for training, for validation, and notes on them."""
-    train, counts = load_pairs(config.data, config, template, T)
+    if BUILT_IN in config.val:
+        raise ValueError(f"--val {BUILT_IN} would validate on the training data: omit it")
+    if BUILT_IN in config.data:
+        if len(config.data) > 1:
+            raise ValueError(f"--data {BUILT_IN} is the built-in set: do not mix it with files")
+        counts = PairCounts(T)
+        pairs = skill_pairs(config.train.seed, config.questions)
+        train = encode_pairs(pairs, template, counts)
+    else:
+        train, counts = load_pairs(config.data, config, template, T)
     summary = str(counts)
     if config.val:
         val, counts = load_pairs(config.val, config, template, T)

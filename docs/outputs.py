@@ -45,8 +45,12 @@ PAGES: dict[str, tuple[str, ...]] = {
     "tuning.md": (DEMO,),
     "generation.md": (DEMO,),
     "evaluation.md": (DEMO,),
+    "preference.md": (DEMO,),
     "reward.md": (DEMO,),
     "serving.md": (DEMO,),
+    "import-export.md": (DEMO,),
+    "scaling.md": ("data.md",),
+    "planning.md": (),
 }
 
 # docs/images/NAME -> the picture that the commands made
@@ -64,7 +68,7 @@ VARYING = re.compile(
     r"|python -c .*transformers"
 )
 # Lines that come with the clock.
-_PROGRESS = re.compile(r"step [\d,]+(/[\d,]+)? · |preparing: |\w[\w ]*: [\d,]+ of [\d,]+$")
+_PROGRESS = re.compile(r"step [\d,]+(/[\d,]+)? · |preparing: |\w[\w ()-]*: [\d,]+ of [\d,]+$")
 _MACHINE = re.compile(r"precision: |torch\.compile: |training: .*shortened")
 # What is refused: exit code 2.
 _REFUSED = re.compile(r"gptsmith \w+: ", re.MULTILINE)
@@ -91,6 +95,11 @@ class Command(NamedTuple):
     def line(self) -> str:
         """The command without its line breaks."""
         return " ".join(self.text.replace("\\\n", " ").split())
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the page shows an error of one line."""
+        return bool(_REFUSED.match(self.output))
 
 
 def blocks(page: Path) -> list[str]:
@@ -293,7 +302,7 @@ def make_inputs(folder: Path, demo: Path = ROOT) -> None:
     rows[1] = rows[1][:-12]  # as if the disk had been full
     (folder / "rows.jsonl").write_text("".join(f"{row}\n" for row in rows))
     pairs = [
-        {"prompt": f"What is {a} + {b}?", "chosen": f"{a + b}", "rejected": f"{a - b}, I guess."}
+        dict(prompt=f"What is {a} + {b}?", chosen=f"{a + b}", rejected=f"It is {a - b}, I guess.")
         for a in range(3, 13)
         for b in range(1, 9)
     ]

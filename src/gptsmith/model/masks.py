@@ -5,7 +5,7 @@ attend to position k in head h? The same function object becomes a dense boolean
 scaled_dot_product_attention (`Mask.dense`), a block mask for FlexAttention on CUDA
 (`Mask.block_mask`) and a picture (`Mask.show`, `Mask.png`).
 
-    causal() & sliding_window(256)      prefix(32)      causal() & ~prefix(8)      Mask(my_rule)
+    causal() & sliding_window(256)    prefix(32)    causal() & ~sliding_window(8)    Mask(my_rule)
 
 B batch, T time, H heads; Tq, Tk: queries and keys; b, h, q, k: indices along them.
 """

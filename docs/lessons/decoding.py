@@ -186,15 +186,11 @@ start = tokenizer.encode("Ada sees the cat in the house.")
 
 
 def generated(temperature: float, count: int = 16) -> list[gptsmith.Generation]:
-    requests = [
-        gptsmith.Request(
-            start,
-            gptsmith.SamplingConfig(temperature=temperature, max_new_tokens=8, seed=seed),
-            logprobs=0,
-        )
+    settings = gptsmith.SamplingConfig(temperature=temperature, max_new_tokens=8)
+    generations = [
+        engine.add(gptsmith.Request(start, settings.with_seed(seed), logprobs=0))
         for seed in range(count)
     ]
-    generations = [engine.add(request) for request in requests]
     while engine.busy:
         engine.step()
     return generations

@@ -28,14 +28,7 @@ from matplotlib.patches import Patch
 
 import gptsmith
 from gptsmith.batch import IGNORE_INDEX, Batch
-from gptsmith.model.masks import (
-    Mask,
-    bidirectional,
-    causal,
-    documents,
-    prefix,
-    sliding_window,
-)
+from gptsmith.model.masks import Mask, bidirectional, causal, documents, prefix, sliding_window
 from gptsmith.model.target_leakage import first_target
 from gptsmith.train.loss import next_token_loss
 
@@ -63,16 +56,14 @@ def draw(
         axis.imshow(seen.numpy(), cmap=ListedColormap(COLOURS), vmin=0, vmax=1)
         axis.set_title(textwrap.fill(title, 32), fontsize=9)
         axis.set(xlabel=axes[0], ylabel=axes[1], xticks=range(0, size, 2), yticks=range(0, size, 2))
-        axis.set_xticks([i + 0.5 for i in range(size)], minor=True)
-        axis.set_yticks([i + 0.5 for i in range(size)], minor=True)
-        axis.grid(which="minor", color="white")
-        axis.tick_params(which="minor", length=0)
+        axis.hlines([i + 0.5 for i in range(size)], -0.5, size - 0.5, color="white", linewidth=0.8)
+        axis.vlines([i + 0.5 for i in range(size)], -0.5, size - 0.5, color="white", linewidth=0.8)
         if targets:
             axis.plot(range(1, size), range(size - 1), "o", color="#d1495b", markersize=4)
     handles = [Patch(color=c, label=name) for c, name in zip(COLOURS, names, strict=True)]
     if targets:
-        style = dict(marker="o", color="#d1495b", linestyle="", label="the token to be predicted")
-        handles.append(plt.Line2D([], [], **style))
+        red = dict(marker="o", color="#d1495b", linestyle="")
+        handles.append(plt.Line2D([], [], **red, label="the token to be predicted"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9)
 
 
@@ -195,10 +186,8 @@ def changed(mask: Mask, n_layer: int, T: int = T) -> torch.Tensor:
         n_layer=n_layer, n_head=1, n_embd=16, context_length=T, vocab_size=20
     )
     model = gptsmith.GPTModel(config).double().eval()
-    at = torch.arange(T)
     ids = torch.randint(20, (T,))
-    others = ids.repeat(T, 1)  # (T, T): in row j, token j is replaced
-    others[at, at] = (ids + 1) % 20
+    others = (ids + torch.eye(T).long()) % 20  # (T, T): in row j, token j is replaced
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -230,7 +219,7 @@ for L in (1, 2, 3):
 #
 # A position is trained to predict the next token. If it can read that token, there is nothing left
 # to predict. Red dots mark it: no dot may lie on a coloured square. Let every token read one token
-# ahead, and train on random digits, about which nothing can be known.
+# ahead, and train on random tokens, about which nothing can be known.
 
 
 # %%
@@ -294,8 +283,9 @@ def detour(b, h, q, k):
 
 
 around = Mask(detour)
-panels = [("the mask", visible(around)[0])]
-panels += [(f"known after {L} layer{'s' * (L > 1)}", changed(around, L)) for L in (1, 2)]
+panels = [("the mask", visible(around)[0])] + [
+    (f"known after {L} layer{'s' * (L > 1)}", changed(around, L)) for L in (1, 2)
+]
 draw(panels, targets=True, names=("not known", "read, or known"))
 assert not changed(around, 1).diagonal(1).any()
 assert changed(around, 2).diagonal(1).all()
@@ -333,10 +323,12 @@ assert (batch.targets == IGNORE_INDEX).sum() == first
 # %%
 numbers = torch.tensor([[0] * 3 + [1] * 5 + [2] * 4])  # (1, T): the document of each token
 separate = causal() & documents(numbers.expand(T, T))  # the perturbed batch has T rows
-panels = [("causal() & documents(ids)", visible(separate)[0])]
-panels += [("known after 2 layers", changed(separate, 2))]
-draw(panels, names=("not known", "read, or known"))
-assert torch.equal(changed(separate, 2), visible(separate)[0])
+known = changed(separate, 2)
+draw(
+    [(separate.expression, visible(separate)[0]), ("known after 2 layers", known)],
+    names=("not known", "read, or known"),
+)
+assert torch.equal(known, visible(separate)[0])
 
 torch.manual_seed(0)
 config = gptsmith.ModelConfig(n_layer=2, n_head=2, n_embd=32, context_length=T, vocab_size=20)
@@ -359,18 +351,19 @@ assert (mixed - alone).abs().max() > 1e-3
 # about W T with a window of W. Generation keeps keys and values of all tokens that can still be
 # read: T, or no more than W.
 
+
 # %%
+def capacity(mask: Mask, T: int) -> int:
+    """How many tokens the cache of a model with this context keeps."""
+    config = gptsmith.ModelConfig(n_layer=1, n_head=1, n_embd=16, context_length=T, vocab_size=20)
+    return gptsmith.KVCache.for_model(config, mask, batch=1).capacity
+
+
 W = 128
 sizes = [64, 128, 256, 512, 1024, 2048]
 masks = {"causal()": causal(), f"window of {W}": causal() & sliding_window(W)}
 pairs = {name: [int(visible(m, T).sum()) for T in sizes] for name, m in masks.items()}
-kept: dict[str, list[int]] = {name: [] for name in masks}
-for name, mask in masks.items():
-    for size in sizes:
-        config = gptsmith.ModelConfig(
-            n_layer=1, n_head=1, n_embd=16, context_length=size, vocab_size=20
-        )
-        kept[name].append(gptsmith.KVCache.for_model(config, mask, batch=1).capacity)
+kept = {name: [capacity(m, T) for T in sizes] for name, m in masks.items()}
 
 figure, axes = plt.subplots(1, 2, figsize=(7, 2.8), layout="constrained")
 for name in masks:
@@ -378,8 +371,8 @@ for name in masks:
     axes[1].loglog(sizes, kept[name], "o-", base=2, label=name)
 axes[0].set(xlabel="tokens in the text, T", ylabel="pairs", title="scores in training")
 axes[1].set(xlabel="tokens in the text, T", ylabel="tokens", title="kept in generation")
-axes[0].legend()
-axes[1].legend()
+for axis in axes:
+    axis.legend()
 assert pairs["causal()"] == [T * (T + 1) // 2 for T in sizes]
 assert pairs[f"window of {W}"][-1] == W * 2048 - W * (W - 1) // 2
 assert kept["causal()"] == sizes
@@ -408,10 +401,9 @@ assert computed[f"window of {W}"].sum() == 8 + 7
 # number of tokens that must be read in one pass.
 
 # %%
-print(causal().lookahead(T, H=1), prefix(5).lookahead(T, H=1), bidirectional().lookahead(T, H=1))
-assert causal().lookahead(T, H=1) == 0
-assert prefix(5).lookahead(T, H=1) == 5
-assert bidirectional().lookahead(T, H=1) == T
+for mask, together in ((causal(), 0), (prefix(5), 5), (bidirectional(), T)):
+    print(mask, mask.lookahead(T, H=1))
+    assert mask.lookahead(T, H=1) == together
 
 # %% [markdown]
 # ## Exercises

@@ -26,6 +26,8 @@ nb_merge_streams = True
 myst_heading_anchors = 4
 myst_url_schemes = ["http", "https", "mailto", "repository"]
 
+smartquotes = False  # "--format" stays as it is written
+
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False  # those of PyTorch are in another language
 autodoc_typehints_format = "short"

@@ -69,12 +69,16 @@ def _with_links(text: str, folder: Path, page: Path, shown_on: dict[Path, Path])
 
 
 def resolve_links(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Handler of `doctree-resolved`: URLs of the files outside docs/, which are noted."""
+    """Handler of `doctree-resolved`: URLs of the files outside docs/, which are noted. A link whose
+    text is the name of a function or class leads to its definition."""
     for node in doctree.findall(nodes.reference):
         if node.get("refuri", "").startswith(SCHEME):
             path = node["refuri"].removeprefix(SCHEME).partition("#")[0]
             app.env.repository_files.add(path)
-            node["refuri"] = app.builder.get_relative_uri(docname, f"repository/{path}")
+            uri, name = app.builder.get_relative_uri(docname, f"repository/{path}"), node.astext()
+            source = (ROOT / path).read_text(encoding="utf-8") if path.endswith(".py") else ""
+            is_defined = re.search(rf"^(def|class) {re.escape(name)}\b", source, re.MULTILINE)
+            node["refuri"] = f"{uri}#{name}" if is_defined else uri
 
 
 def file_pages(app: Sphinx):
@@ -86,6 +90,12 @@ def file_pages(app: Sphinx):
         except ClassNotFound:
             language = "text"
         code = app.builder.highlighter.highlight_block(text, language, force=True)
+        if path.endswith(".py"):  # links to a function or class, such as a test, lead to it
+            names = re.findall(r"^(?:def|class) (\w+)", text, re.MULTILINE)
+            for name in dict.fromkeys(names):
+                code = re.sub(
+                    rf'(<span class="n[fc]")(>{name}<)', rf'\1 id="{name}"\2', code, count=1
+                )
         yield f"repository/{path}", {"title": path, "body": f"<h1>{path}</h1>\n{code}"}, "page.html"
 
 

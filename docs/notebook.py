@@ -19,6 +19,7 @@ import io
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -60,8 +61,8 @@ def executed(lesson: Path, folder: Path = EXECUTED) -> NotebookNode:
 
 
 def execute(lesson: Path) -> NotebookNode:
-    """The notebook of a lesson with the outputs of its cells. Raises what a cell raises; its
-    traceback has the lines of the lesson."""
+    """The notebook of a lesson with the outputs of its cells. Raises what a cell raises or warns
+    of; the traceback has the lines of the lesson."""
     text = lesson.read_text(encoding="utf-8")
     notebook = jupytext.reads(text, fmt="py:percent")
     module = ModuleType("__main__")
@@ -78,7 +79,9 @@ def execute(lesson: Path) -> NotebookNode:
             end = start + len(cell.source)
             above = text.count("\n", 0, start)
             cell.execution_count = number
-            cell.outputs = _run(cell, "\n" * above, str(lesson), vars(module))
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                cell.outputs = _run(cell, "\n" * above, str(lesson), vars(module))
     notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
     return notebook
 

@@ -73,6 +73,12 @@ def test_an_error_has_the_line_of_the_lesson(tmp_path: Path) -> None:
     assert (str(last.path), last.lineno + 1) == (str(path), number)
 
 
+def test_a_warning_is_an_error(tmp_path: Path) -> None:
+    path = lesson(tmp_path, "import warnings\nwarnings.warn('obsolete', DeprecationWarning)")
+    with pytest.raises(DeprecationWarning, match="obsolete"):
+        notebook.execute(path)
+
+
 def test_a_lesson_runs_as_main_in_a_folder_of_its_own(tmp_path: Path) -> None:
     code = """
         import sys

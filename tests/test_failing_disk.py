@@ -48,12 +48,13 @@ FAULTS = [
     Fault(SHORT),
     Fault(errno.EINTR),
 ]
-TRAINING = [
+STEPS = [
     "--train.steps", "3", "--train.batch-size", "2", "--train.num-threads", "1",
     "--train.device", "cpu", "--train.precision", "fp32", "--train.compile", "off",
-    "--save.interval", "2", "--save.seconds", "600", "--eval.interval", "2", "--eval.tokens", "64",
-    "--eval.sample-tokens", "4", "--monitor.log-interval", "1",
+    "--save.interval", "2", "--save.seconds", "600", "--eval.interval", "2",
+    "--monitor.log-interval", "1",
 ]  # fmt: skip
+TRAINING = [*STEPS, "--eval.tokens", "64", "--eval.sample-tokens", "4"]
 QUIET = ["--monitor.trackers", "none"]
 MODEL = [
     "--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16",
@@ -100,6 +101,9 @@ SCORES = [
 CLASSES = ["classify", "../classifier", "--device", "cpu", "--out", "classes.csv", "--file"]
 ANSWERS = ["--responses", "2", "--response-tokens", "4", "--prompt", "{instruction}{input}\nA:\n"]
 ANSWERS += TUNING
+PRACTICE = ["--reward", "regex:[a-m]", "--prompts-per-step", "2", "--group-size", "2"]
+PRACTICE += ["--max-new-tokens", "4", "--val-prompts", "2", "--val-fraction", "0.3"]
+PRACTICE += [*STEPS, *QUIET, "--from", "../adapted"]
 
 
 # Files that show how far a run has come.
@@ -137,6 +141,9 @@ COMMANDS = {
         [*tune("preference", "../pairs.jsonl"), "--pairs-per-step", "2", *TUNING],
         run="run",
         every=MANY,
+    ),
+    "finetune reward": Command(
+        [*tune("reward", "../prompts.jsonl"), *PRACTICE], run="run", every=MANY
     ),
     "export hf": Command(["export", "../base", "--format", "hf", "--out", "model"]),
     "export gguf": Command(["export", "../base", "--format", "gguf", "--out", "model"]),

@@ -125,7 +125,7 @@ class Disk:
 # --- comparing -----------------------------------------------------------------------------------
 
 # What depends on the clock, on the number of starts, or on the process.
-_TIMES = "seconds|tokens_per_second|peak_memory_mb|warmup_seconds|crc32"
+_TIMES = "seconds|tokens_per_second|peak_memory_mb|warmup_seconds|train_sampling_share|crc32"
 _TIMED = re.compile(rf'"({_TIMES})": [^,}}\n]+,?')
 
 
@@ -154,7 +154,8 @@ def _timeless(path: Path, text: str) -> str:
         lines = [re.sub(r"\| *[\d,.]+ \|$", "|", line) for line in lines]  # the last column
     if path.name == "metrics.csv":
         names = lines[0].rstrip("\n").split(",")
-        kept = [i for i, name in enumerate(names) if not name.startswith(("seconds", "tokens_per"))]
+        timed = ("seconds", "tokens_per", "train_sampling_share")
+        kept = [i for i, name in enumerate(names) if not name.startswith(timed)]
         lines = [",".join(line.rstrip("\n").split(",")[i] for i in kept) + "\n" for line in lines]
     if path.name == "manifest.json" and path.parent.name.startswith("step-"):
         manifest = json.loads(text)

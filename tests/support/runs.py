@@ -128,7 +128,7 @@ def _assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 def write_inputs(folder: Path) -> None:
     """Small files to train on: text.txt, short.txt, rows.csv, short.csv, rows.json, chat.jsonl,
-    pairs.jsonl."""
+    pairs.jsonl, prompts.jsonl."""
     words = ["the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "ran", "home", "again"]
     rng = random.Random(0)
     text = "\n".join(" ".join(rng.choices(words, k=12)) + "." for _ in range(200))
@@ -149,3 +149,6 @@ def write_inputs(folder: Path) -> None:
         for text, label in labelled:
             pair = {"prompt": text, "chosen": label.upper(), "rejected": label * 2}
             file.write(json.dumps(pair) + "\n")
+    with (folder / "prompts.jsonl").open("w") as file:
+        for text, label in labelled:
+            file.write(json.dumps({"question": text, "answer": label}) + "\n")

@@ -91,14 +91,16 @@ def evaluate(
 
     training = model.training
     model.eval()
-    sums: list[Tensor] = []  # of each batch, the _COLUMNS
+    # Of each batch, the _COLUMNS. No tensors: these would lie between what each batch allocates and
+    # frees, and memory would grow with their number.
+    sums: list[list[float]] = []
     windows: list[Item] = []
     try:
         # Not inference_mode: a BlockMask that the model caches here is used in training too.
         with torch.no_grad(), precision.autocast():
             for number, batch in enumerate(batches):
                 if number % distributed.world_size() != distributed.rank():
-                    sums.append(torch.zeros(5, dtype=torch.float64))
+                    sums.append([0.0] * 5)
                     continue
                 on_device = batch.to(device)
                 ids, documents = on_device.inputs, on_device.documents
@@ -118,12 +120,13 @@ def evaluate(
                 rows = torch.zeros(len(on_host), 5, dtype=torch.float64)
                 rows.index_add_(0, row, columns)
                 windows += [dict(zip(_COLUMNS, row, strict=True)) for row in rows.tolist()]
-                sums.append(rows.sum(dim=0))
+                sums.append(rows.sum(dim=0).tolist())
     finally:
         model.train(training)
     # Batch by batch, and added up here: on any number of ranks in the same order.
     total = torch.zeros(5, dtype=torch.float64)
-    for of_batch in distributed.sum_over_ranks(torch.stack([total, *sums])):
+    of_batches = torch.tensor([[0.0] * 5, *sums], dtype=torch.float64)
+    for of_batch in distributed.sum_over_ranks(of_batches):
         total += of_batch
     nats, top1, top5, size, count = total.tolist()
     tokens = int(count)

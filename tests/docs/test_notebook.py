@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("jupytext", reason="the extra docs is not installed")
 import notebook
 
-HEADER = (notebook.LESSONS / "pretraining_components.py").read_text().partition("# %%")[0]
+HEADER = (notebook.LESSONS / "pretraining_components.py").read_text().partition("\n\n")[0] + "\n"
 
 
 def lesson(folder: Path, *cells: str) -> Path:

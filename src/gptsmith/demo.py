@@ -132,8 +132,9 @@ report.md, curves.png and samples.txt in {described} describe the training. Next
   gptsmith chat {last}
   gptsmith generate {base} --prompt "Return a list of" --num-samples 3
   gptsmith inspect {corpus}
-  gptsmith prepare YOUR_TEXT.txt --out data/mine
-  gptsmith pretrain --data data/mine --out runs/mine
+  gptsmith prepare YOUR_TEXT.txt --tokenizer bpe --out data/mine
+  gptsmith plan --data data/mine --time 15m --out mine.yaml
+  gptsmith pretrain mine.yaml --out runs/mine
 """)
     return 0
 

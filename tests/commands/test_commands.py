@@ -37,7 +37,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("commands")
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     out = succeed("prepare", folder / "text.txt", "--out", folder / "data", "--tokenizer", "char")
-    assert f"gptsmith pretrain --data {folder / 'data'}" in out  # what to type next
+    for verb in ("inspect", "plan --data", "pretrain --data"):  # what to type next
+        assert f"gptsmith {verb} {folder / 'data'}" in out
     return folder / "data"
 
 

@@ -170,6 +170,13 @@ def test_warmup_longer_than_the_run_is_shortened(corpus, tmp_path, capsys):
     assert max(e["learning_rate"] for e in events(tmp_path / "run", "train")) == 3e-3
 
 
+def test_a_short_run_of_the_default_length_is_said(corpus, tmp_path, capsys):
+    assert train(corpus, tmp_path / "run", "--train.batch-size", "128") == 0
+    assert "one pass over this corpus, the default, is 15 steps" in capsys.readouterr().err
+    assert train(corpus, tmp_path / "given", "--train.steps", "2") == 0
+    assert "one pass" not in capsys.readouterr().err
+
+
 def test_seconds_count_from_the_start_of_the_command(corpus, tmp_path):
     run = tmp_path / "run"
     argv = ["pretrain", "--data", str(corpus), "--out", str(run), *SMALL, "--train.seconds", "1"]

@@ -204,6 +204,7 @@ def test_gpt2_is_found_in_the_documented_places(real_data: Path, tmp_path: Path)
     nowhere = ask()
     assert nowhere.returncode == 1
     assert "encoder.json and vocab.bpe into a folder" in nowhere.stderr
+    assert "--tokenizer bpe" in nowhere.stderr
     start = time.monotonic()
     unreachable = ask(HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9")
     assert time.monotonic() - start < 10  # huggingface_hub would try for 24 seconds

@@ -49,6 +49,7 @@ def _prepare_text(argv: list[str]) -> None:
         terminal.say("next, when all tasks have ended: the same command with --join for --task")
         return
     terminal.say(f"next: gptsmith inspect {path}")
+    terminal.say(f"      gptsmith plan --data {path}")
     terminal.say(f"      gptsmith pretrain --data {path} --out runs/{path.absolute().name}")
 
 

@@ -18,6 +18,8 @@ from gptsmith.train.options import OptimConfig
 from gptsmith.train.runtime import Runtime
 from gptsmith.train.schedule import Duration, warmup_steps
 
+_FEW_STEPS = 100
+
 R = TypeVar("R", bound=RecipeConfig)
 R_co = TypeVar("R_co", bound=RecipeConfig, covariant=True)
 Section = Literal[
@@ -165,6 +167,7 @@ def _resolve(
         *_mask_notes(model, dataset, device),
         *_idle_notes(rows_per_step // train.batch_size, ranks),
         *_shard_notes(train.shard, ranks),
+        *_length_notes(config, steps),
         *_warmup_notes(config.optim, duration),
         *waits,
         Note("precision", f"{precision.name}, {precision.reason}"),
@@ -275,6 +278,20 @@ def _shard_notes(shard: bool, ranks: int) -> list[Note]:
     return [
         Note("training", f"weights, gradients and optimizer state are divided among {ranks} ranks")
     ]
+
+
+def _length_notes(config: RecipeConfig, steps: int) -> list[Note]:
+    """That pretraining of the default length is short, because the text is."""
+    train = config.train
+    if config.stage != "pretrain" or any((train.steps, train.tokens, train.epochs, train.seconds)):
+        return []
+    if steps >= _FEW_STEPS:
+        return []
+    text = (
+        f"one pass over this corpus, the default, is {steps:,} steps, in which a model learns "
+        "little: --train.epochs N makes more passes; gptsmith plan says how many, and which model"
+    )
+    return [Note("training", text)]
 
 
 def _warmup_notes(config: OptimConfig, duration: Duration) -> list[Note]:

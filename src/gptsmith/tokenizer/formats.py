@@ -169,7 +169,8 @@ def find_gpt2() -> tuple[Path, Path]:
         raise ValueError(
             "GPT-2's tokenizer is neither in $GPTSMITH_DATA/gpt2_bpe nor in the Hugging Face cache"
             f" nor on the Hub ({type(error).__name__}): put its encoder.json and vocab.bpe into a"
-            " folder gpt2_bpe and set GPTSMITH_DATA to the folder above it"
+            " folder gpt2_bpe and set GPTSMITH_DATA to the folder above it, or learn a tokenizer"
+            " from your text: --tokenizer bpe"
         ) from None
     vocab, merges = (Path(str(path)) for path in paths)
     return vocab, merges

@@ -51,6 +51,7 @@ PAGES: dict[str, tuple[str, ...]] = {
     "import-export.md": (DEMO,),
     "scaling.md": ("data.md",),
     "planning.md": (),
+    "reliability.md": ("data.md",),
 }
 
 # docs/images/NAME -> the picture that the commands made

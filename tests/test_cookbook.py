@@ -19,7 +19,7 @@ BLOCKS = [*blocks(PAGE)]
 SERVER = "How does my program talk to it?"
 DATA = ROOT / "tests/fixtures/data"
 
-MEASURE_LITTLE = "--eval.tokens 2000 --eval.sample-tokens 8"
+MEASURE_LITTLE = "--eval.tokens 500 --eval.sample-tokens 8"
 CHANGES = {
     r"^gptsmith pretrain .*--resume --train.steps": "--train.steps 5 --train.num-threads 1",
     r"^gptsmith pretrain .*--resume": "",
@@ -49,7 +49,6 @@ def write_inputs(folder: Path) -> None:
     (folder / "book.txt").write_text(text[:60_000])
     (folder / "holdout.txt").write_text(text[60_000:66_000])
     (folder / "page.txt").write_text(text[:5_000])
-    (folder / "hello.txt").write_text("Hello\n")
     (folder / "DATA").symlink_to(DATA)
     (folder / "manuals").mkdir()
     for name in ("train", "valid"):

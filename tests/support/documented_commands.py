@@ -20,7 +20,7 @@ FORKED = Path(__file__).with_name("forked.py")
 # Few small steps and few measurements; later words overrule those of the page.
 FEW = "--train.steps 3 --train.seconds none --train.epochs none --train.tokens none"
 SMALL = "--train.batch-size 4 --train.total-batch-tokens none"
-LITTLE = f"{FEW} {SMALL} --eval.tokens 2000 --eval.sample-tokens 8"
+LITTLE = f"{FEW} {SMALL} --eval.tokens 500 --eval.sample-tokens 8"
 
 
 class Block(NamedTuple):

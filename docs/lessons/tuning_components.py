@@ -11,7 +11,8 @@
 #
 # Conversations as tokens, what of them is learned, batches, a model that learns to answer, and its
 # replies: the parts of gptsmith's chat tuning one at a time. The model is so small that it starts
-# untrained; half a minute on a laptop.
+# untrained; half a minute on a laptop. [Tuning](tuning.py) goes on from here: LoRA, and targets in
+# colour.
 
 # %%
 import matplotlib.pyplot as plt
@@ -68,21 +69,9 @@ assert encoded.is_target == [False] * 13 + [True] * 9
 
 # %%
 WORDS = [
-    "ant",
-    "bee",
-    "cat",
-    "dog",
-    "eel",
-    "fox",
-    "gnu",
-    "hen",
-    "jay",
-    "kid",
-    "owl",
-    "pig",
-    "ram",
-    "yak",
-]
+    "ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen",
+    "jay", "kid", "owl", "pig", "ram", "yak",
+]  # fmt: skip
 chats = [
     [{"role": "user", "content": f"Say {word}."}, {"role": "assistant", "content": word}]
     for word in WORDS
@@ -157,3 +146,12 @@ after = replies()
 right = sum(reply == word for reply, word in zip(after, WORDS, strict=True))
 print(f"before: {before[0]!r}\nafter: {after[:5]}, {right} of {len(WORDS)} right")
 assert right >= len(WORDS) - 2
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Train on `chats[:-1]`, and ask for the last word. What does the model reply to a word that it
+#    has never copied?
+# 2. Set `T = 32`. How many packed rows are there now, and does the summed loss change?
+# 3. Before the loss, hide the end of the answers: `batch.targets[batch.targets == end] = -100`.
+#    What do the replies look like, and what ends them?

@@ -69,7 +69,7 @@ def copies(step: int, rows: int = 32) -> Batch:
     return Batch(ids[:, :-1], targets)
 
 
-STEPS = 140
+STEPS = 200
 optim = OptimConfig(learning_rate=8e-3, weight_decay=0)
 training = train_steps(
     model,
@@ -402,5 +402,5 @@ plt.show()
 # 2. Train with `n_layer=1`. Which of the two ways is left, and what does the picture of distances
 #    look like?
 # 3. Draw `N` anew in every batch, from 4 to 10 (with a longer context). Is the loss as low after
-#    140 steps? No fixed distance helps now: the model has to find what followed the same letter
+#    200 steps? No fixed distance helps now: the model has to find what followed the same letter
 #    before, which takes two blocks and more steps (induction heads, Olsson et al. 2022).

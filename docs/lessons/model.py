@@ -86,9 +86,7 @@ model.eval()
 
 figure, axes = plt.subplots(figsize=(5, 2.5), layout="constrained")
 axes.plot(losses)
-axes.axhline(
-    math.log(len(LETTERS)), color="grey", linestyle=":", label="guessing one of 26 letters"
-)
+axes.axhline(math.log(len(LETTERS)), color="grey", linestyle=":", label="guessing one of 26")
 axes.set(xlabel="step", ylabel="loss, nats per letter", title="learning to copy")
 axes.legend()
 plt.show()
@@ -159,9 +157,7 @@ picture = left.imshow(angles.cos().T.numpy(), cmap="RdBu", vmin=-1, vmax=1, aspe
 left.set(xlabel="position", ylabel="pair", title="cosine of the angles")
 figure.colorbar(picture, ax=left)
 picture = right.imshow(scores.numpy(), cmap="RdBu")
-right.set(
-    xlabel="position of the key", ylabel="position of the query", title="score of one q and k"
-)
+right.set(xlabel="position of the key", ylabel="position of the query", title="one q, one k")
 figure.colorbar(picture, ax=right)
 plt.show()
 
@@ -367,22 +363,19 @@ assert right[1, N:].max() < right[-1, N:].min()  # and found by the last block
 
 # %%
 GROUPS = {
-    "embedding": "embedding.",
-    "attention": ".attention.",
-    "feed-forward": ".mlp.",
-    "norms": "norm",
-}
-presets = ["nano", "tiny", "fast", "course", "gpt2", "smollm2-135m", "qwen3-0.6b"]
-shares = []
-for preset in presets:
+    "embedding": "embedding.", "attention": ".attention.", "feed-forward": ".mlp.", "norms": "norm",
+}  # fmt: skip
+shares, labels = [], []
+for preset in ("nano", "tiny", "fast", "course", "gpt2", "smollm2-135m", "qwen3-0.6b"):
     shape = gptsmith.ModelConfig.preset(preset)
     sizes = {name: math.prod(s) for name, s in state_dict.shapes(shape).items()}
     counts = dict.fromkeys(GROUPS, 0)
     for name, size in sizes.items():
         counts[next(group for group, part in GROUPS.items() if part in name)] += size
-    assert sum(counts.values()) == flops.parameters(shape)
-    shares.append([count / sum(counts.values()) for count in counts.values()])
-labels = [f"{p} ({flops.parameters(gptsmith.ModelConfig.preset(p)) / 1e6:,.1f} M)" for p in presets]
+    total = sum(counts.values())
+    assert total == flops.parameters(shape)
+    shares.append([count / total for count in counts.values()])
+    labels.append(f"{preset} ({total / 1e6:,.1f} M)")
 
 figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
 table = torch.tensor(shares)

@@ -3,14 +3,13 @@ present weights. With several ranks, each completes its share of the prompts."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
 from gptsmith.generate.engine import Engine
 from gptsmith.generate.options import SamplingConfig
-from gptsmith.generate.request import Generation, Request
+from gptsmith.generate.request import Request
 from gptsmith.model import lora
 from gptsmith.model.gpt import GPTModel
 from gptsmith.tokenizer import Tokenizer
@@ -89,22 +88,18 @@ class Policy:
                 namespace=str(i),
             )  # fmt: skip
 
-        order = deque(sorted(range(len(prompts)), key=lambda i: len(prompts[i])))
-        found: dict[int, list[Generation]] = {}
-        size = max(map(len, seeds), default=1)
-        # The first completion of a prompt reads it; the others find it in the cache. The next
-        # prompts begin when half of the completions have ended, so that nobody waits for the last.
-        begun: list[int] = []
-        while order or begun or engine.busy:
-            for i in begun:
-                found[i] += [engine.add(request(i, seed)) for seed in seeds[i][1:]]
-            stats = engine.stats
-            room = self.batch_size - stats.running - stats.waiting
-            groups = max(1, room // size) if 2 * room >= self.batch_size else 0
-            begun = [order.popleft() for _ in range(min(groups, len(order)))]
-            for i in begun:
-                found[i] = [engine.add(request(i, seeds[i][0]))]
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        found = {}
+        size = max(1, self.batch_size // max(map(len, seeds), default=1))
+        for start in range(0, len(order), size):
+            group = order[start : start + size]
+            # The first completion of a prompt reads it; the others find it in the cache.
+            first = [engine.add(request(i, seeds[i][0])) for i in group]
             engine.step()
+            for i, generation in zip(group, first, strict=True):
+                found[i] = [generation, *(engine.add(request(i, s)) for s in seeds[i][1:])]
+            while engine.busy:
+                engine.step()
         return [
             [
                 Completion(

@@ -35,9 +35,6 @@ autodoc_preserve_defaults = True
 maximum_signature_line_length = 88
 toc_object_entries_show_parents = "hide"
 
-# A test finds pages that nothing leads to.
-suppress_warnings = ["toc.not_included", "toc.not_readable"]
-
 html_theme = "furo"
 html_title = "gptsmith"
 html_static_path = ["_static"]

@@ -111,7 +111,7 @@ def _values(option: Option) -> str:
         return "yes, no"
     text = metavar(option.item or option.field.annotation).replace("|", ", ")
     limits = "".join(
-        f"\N{NO-BREAK SPACE}{sign}\N{NO-BREAK SPACE}{value:,.10g}"
+        f" {sign}\N{NO-BREAK SPACE}{value:,.10g}"
         for limit in option.field.metadata
         for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
         if isinstance(value := getattr(limit, name, None), int | float) and value < _NO_LIMIT

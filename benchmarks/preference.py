@@ -1,13 +1,15 @@
 """DPO: pairs per second of `finetune preference`'s step and of TRL's DPOTrainer, side by side.
 
-    python -m benchmarks preference [--layers 4] [--width 256] [--lora 8] [--precision fp32] [FILE]
+    python -m benchmarks preference [--layers 4] [--width 256] [--context 256] [--lora 8]
+        [--precision fp32] [--threads 1] [FILE]
 
 Both train the same model (Llama's shape, the same weights) on the same token ids of the same pairs,
-in steps of the same number of pairs with AdamW. TRL runs twice: with log-probabilities of the
-reference that are computed before, as ours are, and by default, with a second model in each step.
-They alternate; figures are medians over the rounds, of wall-clock and of CPU seconds (with
---threads 1 the latter hold on a busy machine, too). First losses are shown: they differ
-by the order of the pairs alone.
+in steps of the same number of pairs with AdamW, in the precision that gptsmith chooses for this CPU
+(bf16 where it multiplies it in hardware, which is TRL's default too). TRL, without its default of
+gradient checkpointing, which costs time, runs twice: with log-probabilities of the reference that
+are computed before, as ours are, and by default, with a second model in each step. They alternate;
+figures are medians over the rounds, of wall-clock and of CPU seconds (with --threads 1 the latter
+hold on a busy machine, too). First losses are shown: they differ by the order of the pairs alone.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ def timed(step: Callable[[], Any], n: int) -> tuple[float, float]:
 def ours(model: GPTModel, pairs: Pairs, arguments: argparse.Namespace) -> Contestant:
     B, size = arguments.batch_size, arguments.pairs_per_step
     precision = runtime.choose_precision(arguments.precision, torch.device("cpu"))
-    rows = PairRows(pairs, 0, 0, size)
+    rows = PairRows(pairs, 0, 0, size, shared=True)
     with torch.no_grad(), precision.autocast():
         found = [
             (numbers, answer_log_probs(model, rows.of(numbers)))  # type: ignore[arg-type]
@@ -168,7 +170,7 @@ def main(argv: Sequence[str] = ()) -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="pairs of a micro-batch")
     parser.add_argument("--pairs-per-step", type=int, default=32)
     parser.add_argument("--lora", type=int, default=0, help="rank of adapters; 0: all weights")
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="of each contestant in a round")
     parser.add_argument("--threads", type=int, default=None)
@@ -190,6 +192,9 @@ def main(argv: Sequence[str] = ()) -> None:
     transformers.utils.logging.disable_progress_bar()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    device = torch.device("cpu")
+    arguments.precision = runtime.choose_precision(arguments.precision, device).name
+    runtime.keep_freed_memory()  # as every command that trains
     limit = 8 * arguments.pairs_per_step
     pairs, tokenizer = pairs_of(arguments.file, arguments.context, limit)
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,14 +1,16 @@
 """GRPO: completions per second of `finetune reward` and of TRL's GRPOTrainer, side by side.
 
     python -m benchmarks reward [--layers 4] [--width 256] [--prompts 8] [--group 8]
-        [--new-tokens 32] [--precision fp32] [--threads 1]
+        [--prompt-words 100] [--new-tokens 32] [--precision fp32] [--threads 1]
 
 Both practise on the same prompts with the same model (Llama's shape, the same weights), at
-temperature 1, with AdamW and a reward that differs among all completions, so that none is left out.
-Every completion has the same length, as random weights never end one. A step is sampling, reward
-and update. They alternate; figures are medians over the rounds, of wall-clock and of CPU seconds
-(with --threads 1 the latter hold on a busy machine, too). TRL generates with transformers, since
-vLLM would be another process.
+temperature 1, in the precision that gptsmith chooses for this CPU (bf16 where it multiplies it in
+hardware, which is TRL's default too), with AdamW and a reward that differs among all completions,
+so that none is left out. Every completion has the same length, as random weights never end one. A
+step is sampling, reward and update. They alternate; figures are medians over the rounds, of
+wall-clock and of CPU seconds (with --threads 1 the latter hold on a busy machine, too). TRL
+generates with transformers, since vLLM would be another process, and without its default of
+gradient checkpointing, which costs time.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -35,7 +38,7 @@ from gptsmith.model.gpt import GPTModel
 from gptsmith.recipes.policy import Policy
 from gptsmith.recipes.reward import log_probs_by
 from gptsmith.recipes.reward_options import RewardConfig
-from gptsmith.recipes.rollouts import Practice, Rollouts
+from gptsmith.recipes.rollouts import Rollouts, RolloutSampler
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import runtime
 from gptsmith.train.optim import Optimizer
@@ -45,6 +48,7 @@ from gptsmith.train.step import train_steps
 
 RATE = 1e-5
 QUESTION = "Question {}: how many letters does the word {} have, and which of them occur twice?"
+WORDS = ("the", "a", "of", "river", "house", "green", "seven", "people", "many", "long", "small")
 
 
 @dataclass
@@ -62,8 +66,14 @@ def reward(text: str) -> float:
     return sum(map(ord, text)) % 1009 / 1009
 
 
-def texts(count: int) -> list[str]:
-    return [QUESTION.format(i, "abcdefghij"[i % 10 :] + str(i)) for i in range(count)]
+def texts(count: int, words: int) -> list[str]:
+    """Questions, each behind as many random words."""
+    random = Random(0)
+    found = []
+    for i in range(count):
+        question = QUESTION.format(i, "abcdefghij"[i % 10 :] + str(i))
+        found.append(" ".join([*random.choices(WORDS, k=words), question]))
+    return found
 
 
 def ours(model: GPTModel, tokenizer: Tokenizer, arguments: argparse.Namespace) -> Contestant:
@@ -78,7 +88,7 @@ def ours(model: GPTModel, tokenizer: Tokenizer, arguments: argparse.Namespace) -
         EncodedPrompt(
             Prompt([{"role": "user", "content": text}], None, {}, text), tokenizer.prompt(text)
         )
-        for text in texts(16 * P)
+        for text in texts(16 * P, arguments.prompt_words)
     ]
     T = max(len(prompt.ids) for prompt in prompts) + new
     rollouts = Rollouts(config, prompts, T, 0)
@@ -87,7 +97,7 @@ def ours(model: GPTModel, tokenizer: Tokenizer, arguments: argparse.Namespace) -
         return [reward(sample.text) for sample in samples]
 
     policy = Policy(model, tokenizer, tokenizer.special_ids.eos_ids, T)
-    rollouts.attach(Practice(policy, {"sum": rewards}, [1.0]), log_probs_by(precision, 1.0))
+    rollouts.attach(RolloutSampler(policy, {"sum": rewards}, [1.0]), log_probs_by(precision, 1.0))
     steps = train_steps(
         model, PolicyLoss(), rollouts.micro_batches,
         Optimizer(model, OptimConfig(kind="adamw", learning_rate=RATE), "cpu"),
@@ -116,6 +126,7 @@ def theirs(folder: Path, arguments: argparse.Namespace) -> Contestant:
     P, G = arguments.prompts, arguments.group
 
     clock, words = step_clock(), tokenizer_of(folder)
+    questions = texts(16 * P, arguments.prompt_words)
 
     def rewards(completions: list[str], **_: Any) -> list[float]:
         return [reward(text) for text in completions]
@@ -123,7 +134,7 @@ def theirs(folder: Path, arguments: argparse.Namespace) -> Contestant:
     def run(n: int) -> tuple[float, float]:
         trainer = trl.GRPOTrainer(
             transformers.AutoModelForCausalLM.from_pretrained(folder), rewards,
-            train_dataset=datasets.Dataset.from_list([{"prompt": t} for t in texts(16 * P)]),
+            train_dataset=datasets.Dataset.from_list([{"prompt": t} for t in questions]),
             processing_class=words, callbacks=[clock],
             args=trl.GRPOConfig(
                 str(folder / "trainer"), learning_rate=RATE, max_steps=n + 1, num_generations=G,
@@ -147,8 +158,9 @@ def main(argv: Sequence[str] = ()) -> None:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--prompts", type=int, default=8, help="of a step")
     parser.add_argument("--group", type=int, default=8, help="completions of a prompt")
+    parser.add_argument("--prompt-words", type=int, default=0, help="of a text before the question")
     parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="of each contestant in a round")
     parser.add_argument("--threads", type=int, default=None)
@@ -163,15 +175,18 @@ def main(argv: Sequence[str] = ()) -> None:
     logging.disable(logging.WARNING)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    device = torch.device("cpu")
+    arguments.precision = runtime.choose_precision(arguments.precision, device).name
     runtime.keep_freed_memory()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tokenizer = Tokenizer.train_bpe(texts(200), 1024)
+        tokenizer = Tokenizer.train_bpe(texts(200, arguments.prompt_words), 1024)
         torch.manual_seed(0)
         config = transformers.LlamaConfig(
             vocab_size=tokenizer.vocab_size, hidden_size=arguments.width,
             intermediate_size=4 * arguments.width, num_hidden_layers=arguments.layers,
-            num_attention_heads=arguments.width // 64, max_position_embeddings=256,
+            num_attention_heads=arguments.width // 64,
+            max_position_embeddings=256 + 2 * arguments.prompt_words,
             tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_id,
             pad_token_id=tokenizer.eos_id,
         )  # fmt: skip

@@ -21,6 +21,8 @@ class Batch:
     targets    (B, T) int64, IGNORE_INDEX where there is none
     documents  (B, T) int64: positions attend only to positions with the same number
     positions  (B, T) int64: position of each token in its document; default 0..T-1
+    same_as    (B, T) int64: number b * T + t of the position that stands for all with the same
+               tokens up to them, which are computed once; -1: padding; default: all are computed
     name       describes the samples in error messages
     count      what the summed loss is divided by, after adding it up over all micro-batches and
                ranks of a step; default the number of targets (for preferences, of pairs)
@@ -34,6 +36,7 @@ class Batch:
     targets: Tensor
     documents: Tensor | None = None
     positions: Tensor | None = None
+    same_as: Tensor | None = None
     name: str = "batch"
     count: int = -1
     tokens: int = -1

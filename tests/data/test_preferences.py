@@ -8,12 +8,16 @@ import pytest
 import torch
 from chats import OURS, learned, talk, target_texts
 from data_sets import complete_data
+from random_weights import add_noise
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.data.options import PreferenceFiles
 from gptsmith.data.pair_rows import PairRows
 from gptsmith.data.pairs import Pairs, load_pairs
 from gptsmith.data.preferences import PairCounts, read_pairs
+from gptsmith.model.config import ModelConfig
+from gptsmith.model.gpt import GPTModel
+from gptsmith.train.preference import PreferenceLoss
 
 ASKED, BETTER, WORSE = "What is 2 + 2?", "It is 4.", "It is 5."
 HUMAN = f"\n\nHuman: {ASKED}\n\nAssistant:"
@@ -241,6 +245,34 @@ def test_a_batch_has_the_chosen_rows_and_then_the_rejected_ones(tmp_path: Path) 
         assert batch.tokens == int((batch.inputs != 0).sum())
         seen += texts[:2]
     assert len({*seen}) == 10
+
+
+def test_a_prompt_is_computed_once_for_both_answers(tmp_path: Path) -> None:
+    pairs = pairs_of(tmp_path, 10, 10)
+    separate, shared = (PairRows(pairs, seed=1, pad_id=0, step=4, shared=x) for x in (False, True))
+    separate.reference = shared.reference = -torch.rand(10, 2)
+    torch.manual_seed(0)
+    size = dict(n_layer=1, n_head=2, n_embd=16, context_length=64)
+    model = GPTModel(ModelConfig(**size, vocab_size=OURS.tokenizer.vocab_size))
+    add_noise(model, 0.2)
+    loss, found = PreferenceLoss("sigmoid", 0.1), []
+    for rows in (separate, shared):
+        batch = rows.batch(0, 4)
+        summed, metrics = loss(model, batch)
+        gradients = torch.autograd.grad(summed, [*model.parameters()])
+        found.append([summed.detach(), *metrics.values(), *gradients])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()))
+    assert separate.batch(0, 4).same_as is None
+    assert batch.same_as is not None
+    computed = len(batch.same_as[batch.same_as >= 0].unique())
+    prompts = sum(
+        int((pairs.examples[2 * i].labels == IGNORE_INDEX).sum())
+        for i in (shared.item(j) for j in range(4))
+    )
+    assert computed <= batch.tokens - prompts
+    shared.fixed = True  # compiled for one shape
+    assert shared.batch(0, 4).same_as is None
 
 
 def test_each_step_is_sorted_by_length_and_each_epoch_complete(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from gptsmith.model.gpt import GPTModel
 from gptsmith.recipes.policy import Completion, Policy
 from gptsmith.recipes.reward import log_probs_by
 from gptsmith.recipes.reward_options import RewardConfig
-from gptsmith.recipes.rollouts import Practice, Rollouts, Scored
+from gptsmith.recipes.rollouts import Rollouts, RolloutSampler, Scored
 from gptsmith.train.policy_loss import PolicyLoss
 from gptsmith.train.runtime import Precision
 
@@ -39,7 +39,7 @@ def ours_of(theirs: Any, folder: Path) -> GPTModel:
     return imported_model(open_folder(save(theirs, folder)))
 
 
-class Recorded(Practice):
+class Recorded(RolloutSampler):
     """The same completions and rewards each time."""
 
     def __call__(self, prompts: Any, sampling: Any, seeds: Any) -> Scored:
@@ -59,10 +59,10 @@ def rollouts(model: GPTModel, reference: GPTModel | None, **options: Any) -> Rol
     )  # fmt: skip
     prompts = [EncodedPrompt(_prompt(text), TOKENIZER.encode(text)) for text in PROMPTS]
     found = Rollouts(config, prompts, 32, pad_id=0)
-    practice = Recorded(Policy(model, TOKENIZER, [], 32), {"given": lambda samples: []}, [1.0])
+    sampler = Recorded(Policy(model, TOKENIZER, [], 32), {"given": lambda samples: []}, [1.0])
     temperature = config.temperature
     log_probs = log_probs_by(Precision("fp32", "cpu", ""), temperature)
-    found.attach(practice, log_probs, None if reference is None else lambda: reference)
+    found.attach(sampler, log_probs, None if reference is None else lambda: reference)
     return found
 
 

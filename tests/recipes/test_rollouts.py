@@ -17,8 +17,8 @@ from gptsmith.recipes.policy import Completion, Policy
 from gptsmith.recipes.reward import log_probs_by
 from gptsmith.recipes.reward_options import RewardConfig
 from gptsmith.recipes.rollouts import (
-    Practice,
     Rollouts,
+    RolloutSampler,
     Scored,
     group_advantages,
     prefix_advantages,
@@ -94,8 +94,8 @@ def rollouts(model: GPTModel, **options: object) -> Rollouts:
     )
     found = Rollouts(config, encoded, 50, pad_id=0)
     stop = [OURS.tokenizer.special_tokens["<|end|>"], *range(128, 200)]
-    practice = Practice(Policy(model, OURS.tokenizer, stop, 50), {"vowels": vowels}, [1.0])
-    found.attach(practice, log_probs_by(FP32, 1.0))
+    sampler = RolloutSampler(Policy(model, OURS.tokenizer, stop, 50), {"vowels": vowels}, [1.0])
+    found.attach(sampler, log_probs_by(FP32, 1.0))
     return found
 
 
@@ -114,7 +114,7 @@ def test_a_rollout_depends_on_the_step_alone(model):
 def plain_loss(model: GPTModel, found: Rollouts, normalize: str, masked: bool) -> Tensor:
     """Of all completions, one at a time, with the formula of the papers."""
     assert found.rollout is not None
-    rewards = found.practice.total(found.rollout.rewards)
+    rewards = found.sampler.total(found.rollout.rewards)
     advantages = group_advantages(rewards, G, scale=True)
     total, tokens = torch.zeros(()), 0
     rows = [c.ids if c.finished or not masked else [] for c in found.rollout.completions]
@@ -135,6 +135,7 @@ def plain_loss(model: GPTModel, found: Rollouts, normalize: str, masked: bool) -
 def test_the_step_has_the_gradient_of_all_completions(model, normalize, masked):
     found = rollouts(model, normalize=normalize, mask_truncated=masked)
     batches = found.micro_batches(0)
+    assert all(batch.same_as is not None for batch in batches)  # prompts are computed once
     rows = sum(int(batch.copies.sum()) for batch in batches)
     assert 0 < rows < 5 * G  # those of "dull" at least have no signal and are left out
 
@@ -159,7 +160,7 @@ def test_equal_completions_are_one_row_that_counts_as_often_as_they_were_sampled
 ):
     """Loss, gradient, count and metrics are those of each completion in a row of its own."""
     found = rollouts(model, credit=credit, kl=0.1)
-    found.attach(found.practice, log_probs_by(FP32, 1.0), lambda: model)
+    found.attach(found.sampler, log_probs_by(FP32, 1.0), lambda: model)
     found.micro_batches(0)
     a, b, c = [65, 66, 67], [66, 65], [65, 66, 68]
     completions = [Completion(ids, "", True) for ids in (a, b, a, a, c, c, b, b)]
@@ -191,7 +192,7 @@ def test_equal_completions_are_one_row_that_counts_as_often_as_they_were_sampled
 
 def test_a_rollout_without_signal_is_a_step_without_gradient(model):
     found = rollouts(model)
-    found.practice.rewards = {"same": lambda samples: [1.0] * len(samples)}
+    found.sampler.rewards = {"same": lambda samples: [1.0] * len(samples)}
     [batch] = found.micro_batches(0)
     assert batch.count == 0
     loss, _ = PolicyLoss()(model, batch)
@@ -204,7 +205,7 @@ def test_a_rollout_without_signal_is_a_step_without_gradient(model):
 
 def test_a_kl_penalty_uses_all_completions(model):
     found = rollouts(model, kl=0.1)
-    found.attach(found.practice, log_probs_by(FP32, 1.0), lambda: model)
+    found.attach(found.sampler, log_probs_by(FP32, 1.0), lambda: model)
     batches = found.micro_batches(0)
     assert sum(int(batch.copies.sum()) for batch in batches) == 5 * G
     _, metrics = PolicyLoss(kl=0.1)(model, batches[0])
@@ -239,11 +240,11 @@ def test_several_updates_share_a_rollout_that_a_checkpoint_keeps(model):
 
 def test_several_rewards_are_weighted_and_measured(model):
     found = rollouts(model)
-    found.practice.rewards = {
+    found.sampler.rewards = {
         "regex:[a-z]": lambda samples: [1.0 for _ in samples],
         "length:4": lambda samples: [float(s.tokens) for s in samples],
     }
-    found.practice.weights = np.array([1.0, -0.5])
+    found.sampler.weights = np.array([1.0, -0.5])
     found.micro_batches(0)
     measured = found.metrics()
     assert measured["reward_regex_a_z"] == 1

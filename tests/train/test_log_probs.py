@@ -68,6 +68,26 @@ def test_entropies_are_those_of_the_predictions_and_have_no_gradient() -> None:
     log_probs.sum().backward()  # the entropy beside it changes nothing
 
 
+def test_rows_that_begin_alike_have_the_values_and_gradients_of_separate_ones() -> None:
+    model, batch = small(), masked()
+    inputs = batch.inputs.clone()
+    inputs[1, :7] = inputs[2, :7] = inputs[0, :7]
+    same_as = torch.arange(B * T).view(B, T)
+    same_as[1:, :7] = same_as[0, :7]
+    targets = batch.targets.clone()
+    targets[:, 4:] = inputs[:, 4:]
+    found = []
+    for batch in (
+        replace(batch, inputs=inputs, targets=targets, same_as=x) for x in (None, same_as)
+    ):
+        log_probs, entropies = token_log_probs(model, batch, entropy=True)
+        loss = (log_probs * torch.arange(B * T).view(B, T)).sum()
+        gradients = torch.autograd.grad(loss, [*model.parameters()])
+        found.append([log_probs.detach(), entropies, *gradients])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()))
+
+
 def test_without_targets_the_gradient_is_zero() -> None:
     model, batch = small(), masked().without_targets()
     found = token_log_probs(model, batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from gptsmith.batch import Batch, PairBatch
 from gptsmith.data.order import StepSortedOrder
 from gptsmith.data.packing import fill_batch, padded_width
 from gptsmith.data.pairs import Pairs
+from gptsmith.data.same_prefixes import same_prefixes
 
 
 class PairRows(StepSortedOrder):
@@ -23,12 +25,13 @@ class PairRows(StepSortedOrder):
     """
 
     def __init__(
-        self, pairs: Pairs, seed: int, pad_id: int, step: int = 1, *, documents: bool = False
-    ) -> None:
+        self, pairs: Pairs, seed: int, pad_id: int, step: int = 1, *, documents: bool = False,
+        shared: bool = False,
+    ) -> None:  # fmt: skip
         """step: pairs of an optimizer step. documents: mark padding as another document, for masks
-        that look ahead."""
+        that look ahead. shared: compute a pair's prompt once, for masks that permit it."""
         super().__init__(pairs.lengths, seed, step)
-        self.pairs, self.pad_id, self.documents = pairs, pad_id, documents
+        self.pairs, self.pad_id, self.documents, self.shared = pairs, pad_id, documents, shared
         self._width = int(pairs.lengths.max()) - 1
         self.T = 2 * self._width
         self.fixed = False  # all rows as long as the longest: a compiled graph is for one shape
@@ -58,4 +61,7 @@ class PairRows(StepSortedOrder):
         reference = None
         if self.reference is not None:
             reference = self.reference[torch.tensor(numbers)].T.flatten()
+        if self.shared and not self.fixed:
+            lengths = np.array([len(example.ids) - 1 for example in examples])
+            values["same_as"] = same_prefixes(batch.inputs.numpy(), lengths)
         return PairBatch(**{**values, "count": len(numbers)}, reference=reference)

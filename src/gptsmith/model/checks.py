@@ -87,6 +87,18 @@ def check_documents(documents: Tensor, B: int, T: int) -> None:
         )
 
 
+def check_same_as(same_as: Tensor, B: int, T: int) -> None:
+    """ValueError unless same_as has numbers of positions, or -1, as int64 (B, T)."""
+    shape, dtype = tuple(same_as.shape), same_as.dtype
+    if shape != (B, T) or dtype != torch.int64:
+        raise ValueError(
+            f"same_as is {dtype} of shape {shape} for {B} rows of {T} tokens: give int64 {(B, T)}, "
+            "for each position the number b * T + t of the one whose vector it has, or -1"
+        )
+    if bad := _outside(same_as + 1, B * T + 1):
+        raise ValueError(f"same_as has {bad[0] - 1}: give 0 to {B * T - 1}, or -1 for padding")
+
+
 def check_mask(mask: object) -> None:
     """ValueError unless it is a mask, a tensor, or None for the one of the config."""
     if mask is None or isinstance(mask, (Mask, Tensor, CausalMask, BlockMask)):

@@ -32,6 +32,7 @@ from gptsmith.model.init import initialized
 from gptsmith.model.kv_cache import Cache
 from gptsmith.model.masks import Mask
 from gptsmith.model.rope import rotary_table, rotate
+from gptsmith.model.shared_prefixes import SharedPrefixes
 
 
 class RMSNorm(nn.Module):
@@ -309,6 +310,7 @@ class GPTModel(nn.Module):
         mask: Mask | Tensor | None = None,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
+        same_as: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
         """Vectors (B, T, C) after the final norm, from which `head_weight` makes logits.
@@ -316,12 +318,22 @@ class GPTModel(nn.Module):
         mask: a Mask or a boolean or 0/1 tensor (T, T), (B, T, T), (B, H, T, T); default the
         config's. positions: (B, T) or (T,), default 0..T-1, or what follows in the cache, for which
         -1 marks right padding. documents: (B, T) integers; tokens attend to their document only.
+        same_as: (B, T) int64; positions with the same tokens up to them are computed once (see
+        SharedPrefixes); goes with a Mask alone.
         Raises ValueError when a position lies outside the context, for a mask of another shape or
-        with other values, and for a cache under a mask that it cannot serve exactly.
+        with other values, and for a cache or same_as under a mask that it cannot serve exactly.
         """
         checks.check_ids(ids)
         checks.check_mask(mask)
         B, T = ids.shape
+        if same_as is not None:
+            if isinstance(mask, Tensor) or any(
+                x is not None for x in (positions, documents, cache)
+            ):
+                raise ValueError("same_as goes with a Mask alone, and positions 0..T-1 of each row")
+            checks.check_same_as(same_as, B, T)
+            shared = SharedPrefixes(same_as)
+            return shared.expand(self.hidden(shared.select(ids), mask=mask, cache=shared))
         limit = self.config.context_length
         if cache is not None:
             if documents is not None or isinstance(mask, Tensor):
@@ -353,7 +365,7 @@ class GPTModel(nn.Module):
         with any_length() if inference else nullcontext():
             for block in self.blocks:
                 if self.activation_checkpointing and self.training:
-                    x = checkpoint(block, x, bias, rotation, None, use_reentrant=False)
+                    x = checkpoint(block, x, bias, rotation, cache, use_reentrant=False)
                 else:
                     x = block(x, bias, rotation, cache)
         return self.final_norm(x)

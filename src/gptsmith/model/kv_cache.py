@@ -26,7 +26,7 @@ class Cache(Protocol):
     def next_positions(self, T: int) -> Tensor:
         """Positions (B, T) of T more tokens in every row."""
 
-    def prepare(self, positions: Tensor, mask: Mask, H: int, limit: int) -> Tensor | None:
+    def prepare(self, positions: Tensor, mask: Mask, H: int, limit: int) -> Bias:
         """The keys that tokens at these positions may see; called once."""
 
     def attend(

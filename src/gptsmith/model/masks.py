@@ -85,6 +85,12 @@ class Mask:
         return self.properties.causal
 
     @property
+    def shares_prefixes(self) -> bool:
+        """Whether positions with equal tokens up to them have equal vectors: no query attends to a
+        later key, and all rows have the same mask. As far as that is known without evaluating."""
+        return self.properties.causal and not self.properties.uses_b
+
+    @property
     def is_plain_causal(self) -> bool:
         """Whether the mask is causal() itself."""
         return self.properties.plain_causal

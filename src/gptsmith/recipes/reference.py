@@ -23,7 +23,7 @@ from gptsmith.progress import WorkProgress
 from gptsmith.run import Run, digests
 from gptsmith.run.layout import REFERENCE
 from gptsmith.train import checkpoint, distributed
-from gptsmith.train.loss import chunk_rows
+from gptsmith.train.loss import chunk_rows, hidden_states
 from gptsmith.train.preference import answer_log_probs
 from gptsmith.train.runtime import Precision
 
@@ -96,7 +96,7 @@ def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 def target_predictions(model: GPTModel, batch: Batch) -> Iterator[Tensor]:
     """log-probabilities of all tokens at the batch's targets, (rows, V) fp32, some at a time."""
-    hidden = model.hidden(batch.inputs, positions=batch.positions, documents=batch.documents)
+    hidden = hidden_states(model, batch)
     hidden = hidden[batch.targets != IGNORE_INDEX]  # (N, C)
     weight = model.head_weight.to(hidden.dtype)
     for h in hidden.split(chunk_rows(max(1, len(hidden)), len(weight), hidden.device)):

@@ -34,7 +34,7 @@ from gptsmith.recipes.plan import Note
 from gptsmith.recipes.policy import Policy
 from gptsmith.recipes.reference import evaluating
 from gptsmith.recipes.reward_options import RewardConfig
-from gptsmith.recipes.rollouts import LogProbs, Practice, Rollouts, Scored
+from gptsmith.recipes.rollouts import LogProbs, Rollouts, RolloutSampler, Scored
 from gptsmith.run import Run, digests
 from gptsmith.run.layout import REFERENCE
 from gptsmith.tokenizer import Tokenizer
@@ -75,15 +75,15 @@ def reward(config: RewardConfig, started: float | None = None) -> int:
     config, runtime = resolved.config, resolved.runtime
     stop_ids = reply_stop_ids(template) if template else tokenizer.special_ids.eos_ids
     policy = Policy(model, tokenizer, stop_ids, T)
-    practice = Practice(policy, rewards, config.reward_weights or [1.0] * len(rewards))
+    sampler = RolloutSampler(policy, rewards, config.reward_weights or [1.0] * len(rewards))
     greedy = SamplingConfig(temperature=0, max_new_tokens=config.max_new_tokens)
     shown: Scored | None = None
 
     def evaluate(limit: int | None) -> Mapping[str, float | int | None]:
         nonlocal shown
         policy.refresh()
-        shown = practice(val, greedy, [[0]] * len(val))
-        means = practice.means(shown.rewards)
+        shown = sampler(val, greedy, [[0]] * len(val))
+        means = sampler.means(shown.rewards)
         lengths = [len(completion.ids) for completion in shown.completions]
         return {f"val_{name}": value for name, value in means.items()} | {
             "val_length": float(np.mean(lengths))
@@ -93,7 +93,7 @@ def reward(config: RewardConfig, started: float | None = None) -> int:
         """The best and the worst of the newest rollout; before the first, of validation."""
         found = rollouts.rollout or shown
         assert found is not None
-        total = practice.total(found.rewards)
+        total = sampler.total(found.rewards)
         for name, row in (("best", int(total.argmax())), ("worst", int(total.argmin()))):
             prompt = found.prompts[row * len(found.prompts) // len(total)]
             text = found.completions[row].text
@@ -111,7 +111,7 @@ def reward(config: RewardConfig, started: float | None = None) -> int:
         run.close()
         raise
     log_probs = log_probs_by(runtime.precision, config.temperature)
-    rollouts.attach(practice, log_probs, reference)
+    rollouts.attach(sampler, log_probs, reference)
     loss = PolicyLoss(config.clip_low, config.clip_high, config.kl, config.temperature)
     job = TrainingJob(
         model, loss, rollouts, evaluate, 0, samples, evaluate_tasks,

@@ -18,6 +18,7 @@ from torch import Tensor
 from gptsmith.batch import IGNORE_INDEX, Batch, PolicyBatch
 from gptsmith.data.order import EpochOrder, Epochs
 from gptsmith.data.prompts import EncodedPrompt
+from gptsmith.data.same_prefixes import same_prefixes
 from gptsmith.evaluate.rewards import Reward, Sample
 from gptsmith.generate.options import SamplingConfig
 from gptsmith.model.gpt import GPTModel
@@ -42,7 +43,7 @@ class Scored:
     rewards: np.ndarray
 
 
-class Practice:
+class RolloutSampler:
     """Completes prompts by the policy and rewards the completions. With several ranks, each does
     its share of the prompts, and all get all of them.
 
@@ -147,8 +148,9 @@ class Rollouts(Epochs):
     """The micro-batches of a step, whose completions are sampled when it begins; with several
     updates, those of the following steps are the same.
 
-    Rows are sorted by length, so that micro-batches need little padding. Groups without variance
-    have no gradient and are left out, unless a KL penalty asks for them. Equal completions of a
+    Rows of a prompt are adjacent, so that a micro-batch computes it once; under a mask that does
+    not permit this, rows are sorted by length, for little padding. Groups without variance have no
+    gradient and are left out, unless a KL penalty asks for them. Equal completions of a
     prompt are one row, which counts as often as they were sampled.
     """
 
@@ -172,13 +174,13 @@ class Rollouts(Epochs):
 
     def attach(
         self,
-        practice: Practice,
+        sampler: RolloutSampler,
         log_probs: LogProbs,
         reference: Callable[[], GPTModel] | None = None,
     ) -> None:
         """What `micro_batches` needs. reference: the model of the KL penalty, asked for in each
         rollout."""
-        self.practice, self._log_probs, self._reference = practice, log_probs, reference
+        self.sampler, self._log_probs, self._reference = sampler, log_probs, reference
 
     def micro_batches(self, step: int) -> Sequence[Batch]:
         """This rank's micro-batches of a step. All ranks ask for the same one."""
@@ -186,7 +188,7 @@ class Rollouts(Epochs):
         if number == self._number:
             return self._batches
         self._began = time.perf_counter()
-        policy = self.practice.policy
+        policy = self.sampler.policy
         with sharding.gathered(policy.model):
             if self._saved is not None and self._saved[0] == number:
                 _, rollout, self._old = self._saved
@@ -196,7 +198,7 @@ class Rollouts(Epochs):
                     [derive_seed(self.seed, number, i, g) for g in range(self.G)]
                     for i in range(self.P)
                 ]
-                rollout = self.practice(self._prompts(number), self._sampling, seeds)
+                rollout = self.sampler(self._prompts(number), self._sampling, seeds)
                 self._old = {}
             self._saved = None
             self._seconds = time.perf_counter() - self._began
@@ -208,15 +210,20 @@ class Rollouts(Epochs):
         """Measurements of the present rollout, by name."""
         assert self.rollout is not None
         rewards, completions = self.rollout.rewards, self.rollout.completions
-        groups = self.practice.total(rewards).reshape(-1, self.G)
+        groups = self.sampler.total(rewards).reshape(-1, self.G)
         return {
-            **self.practice.means(rewards),
+            **self.sampler.means(rewards),
             "reward_std": float(groups.std(axis=1, ddof=1).mean()),
             "no_signal": float((np.ptp(groups, axis=1) == 0).mean()),
             "length": float(np.mean([len(completion.ids) for completion in completions])),
             "truncated": float(np.mean([not completion.finished for completion in completions])),
             "sampling_share": round(self._seconds / (time.perf_counter() - self._began), 4),
         }
+
+    @property
+    def _shared(self) -> bool:
+        """Whether a prompt is computed once for its completions in a micro-batch."""
+        return self.sampler.policy.model.mask.shares_prefixes
 
     # --- batches
 
@@ -225,8 +232,8 @@ class Rollouts(Epochs):
         targets if there are none."""
         rows = self._rows[first : first + count]
         sequences = [(self._prompt(row).ids, self._new_ids(row)) for row in rows]
-        longest = max((len(prompt) + len(new) - 1 for prompt, new in sequences), default=1)
-        width = min(self.T, -(-longest // _MULTIPLE) * _MULTIPLE)
+        lengths = np.array([len(prompt) + len(new) - 1 for prompt, new in sequences] or [1])
+        width = min(self.T, -(-int(lengths.max()) // _MULTIPLE) * _MULTIPLE)
         inputs = np.full((max(1, len(rows)), width), self.pad_id, np.int64)
         for row, (prompt, new) in zip(inputs, sequences, strict=False):
             row[: len(prompt) + len(new) - 1] = [*prompt, *new[:-1]]
@@ -237,14 +244,15 @@ class Rollouts(Epochs):
             torch.from_numpy(inputs),
             self._placed(rows, [new for _, new in sequences], inputs.shape, IGNORE_INDEX),
             name=f"completions of {', '.join([*places][:3])}",
-            tokens=sum(len(prompt) + len(new) - 1 for prompt, new in sequences),
+            tokens=int(lengths.sum()) if rows else 0,
+            same_as=same_prefixes(inputs, lengths) if self._shared else None,
             advantages=self._placed(rows, advantages, inputs.shape, 0.0),
             weights=weights,
             copies=torch.tensor([self._copies[row] for row in rows] or [1]),
         )
         if self.config.updates > 1:
             if not self._old.keys() >= {*rows}:
-                found = self._log_probs(self.practice.policy.model, batch)
+                found = self._log_probs(self.sampler.policy.model, batch)
                 targets = zip(found, batch.targets != IGNORE_INDEX, strict=True)
                 self._old |= zip(rows, (p[at].tolist() for p, at in targets), strict=False)
             old = self._placed(rows, [self._old[row] for row in rows], inputs.shape, 0.0)
@@ -259,7 +267,7 @@ class Rollouts(Epochs):
         self.rollout = rollout
         ids = [completion.ids for completion in rollout.completions]
         lengths = np.array([len(each) for each in ids])
-        rewards = self.practice.total(rollout.rewards)
+        rewards = self.sampler.total(rollout.rewards)
         advantages = group_advantages(rewards, self.G, config.advantages == "scaled")
         if config.credit == "prefix":
             self._advantages = prefix_advantages(advantages, ids, self.G)
@@ -278,7 +286,10 @@ class Rollouts(Epochs):
         self._weights = lengths[live].sum() / np.maximum(1, divisor)
         sizes = np.array([len(self._prompt(row).ids) for row in range(len(lengths))]) + lengths
         rows = self._distinct(np.flatnonzero(live))
-        self._rows = rows[np.argsort(sizes[rows], kind="stable")].tolist()
+        if self._shared:  # groups by their longest row
+            sizes = sizes.reshape(-1, self.G).max(axis=1).repeat(self.G)
+        order = np.lexsort((rows, sizes[rows]))
+        self._rows = rows[order].tolist()
         self._reference_model = None if self._reference is None else self._reference()
         self._batches = micro_batches(
             self, 0, max(1, len(self._rows)), config.train.batch_size,
@@ -341,7 +352,7 @@ class Rollouts(Epochs):
 
     def load_state(self, step: int, state: Mapping[str, Tensor]) -> None:
         """Go on at `step` with what `state` returned there."""
-        number, decode = step // self.config.updates, self.practice.policy.tokenizer.decode
+        number, decode = step // self.config.updates, self.sampler.policy.tokenizer.decode
         lengths = state["lengths"].tolist()
         completions = []
         for ids, finished in zip(state["ids"].split(lengths), state["finished"], strict=True):

@@ -25,7 +25,12 @@ class Backbone(Protocol):
     """What every loss needs from a model: the hidden states before the head."""
 
     def hidden(
-        self, ids: Tensor, *, positions: Tensor | None = None, documents: Tensor | None = None
+        self,
+        ids: Tensor,
+        *,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        same_as: Tensor | None = None,
     ) -> Tensor: ...
 
 
@@ -122,10 +127,16 @@ def next_token_loss(model: LanguageModel, batch: Batch) -> Tensor:
     return loss
 
 
+def hidden_states(model: Backbone, batch: Batch) -> Tensor:
+    """The vectors (B, T, C) of a batch before the head."""
+    return model.hidden(
+        batch.inputs, positions=batch.positions, documents=batch.documents, same_as=batch.same_as
+    )
+
+
 def _before_head(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor, torch.dtype]:
     """Hidden states (N, C), the head's weight (V, C), and the dtype of their product."""
-    hidden = model.hidden(batch.inputs, positions=batch.positions, documents=batch.documents)
-    hidden, weight = hidden.flatten(0, 1), model.head_weight
+    hidden, weight = hidden_states(model, batch).flatten(0, 1), model.head_weight
     if not torch.is_grad_enabled():  # needs_input_grad does not take this into account
         hidden, weight = hidden.detach(), weight.detach()
     kind = hidden.device.type
@@ -138,7 +149,8 @@ class TargetLogProbs(torch.autograd.Function):
     (N,), in chunks of rows. Both are 0 without a target, and the entropy has no gradient.
 
     What a loss makes of the log-probabilities is not known in the forward pass, so unlike in
-    LinearCrossEntropy the backward pass computes each chunk's probabilities again.
+    LinearCrossEntropy the backward pass computes each chunk's probabilities again; a single chunk's
+    are kept.
     """
 
     @staticmethod
@@ -152,7 +164,7 @@ class TargetLogProbs(torch.autograd.Function):
         entropy: bool,
     ) -> tuple[Tensor, Tensor]:
         w = weight.to(dtype)
-        found, entropies = [], [hidden.new_empty(0, dtype=torch.float32)]
+        found, entropies, kept = [], [hidden.new_empty(0, dtype=torch.float32)], None
         for h, y in zip(hidden.split(rows), targets.split(rows), strict=True):
             log_p = (h.to(dtype) @ w.T).float()  # (rows, V)
             log_p = log_p.sub_(log_p.logsumexp(dim=-1, keepdim=True))
@@ -160,9 +172,11 @@ class TargetLogProbs(torch.autograd.Function):
             found.append(log_p.gather(1, y.clamp(min=0).unsqueeze(1)).squeeze(1) * is_target)
             if entropy:
                 entropies.append(-(log_p.exp().mul_(log_p)).sum(dim=-1) * is_target)
+            if len(h) == len(hidden):
+                kept = log_p
             del log_p  # before the next chunk's are allocated
         log_probs, entropies_of = torch.cat(found), torch.cat(entropies)
-        ctx.save_for_backward(hidden, weight, targets)
+        ctx.save_for_backward(hidden, weight, targets, kept)  # type: ignore[arg-type]
         ctx.mark_non_differentiable(entropies_of)
         ctx.dtype, ctx.rows = dtype, rows  # type: ignore[attr-defined]
         return log_probs, entropies_of
@@ -171,11 +185,10 @@ class TargetLogProbs(torch.autograd.Function):
     def backward(
         ctx: torch.autograd.function.FunctionCtx, grad: Tensor, _: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
-        hidden, weight, targets = ctx.saved_tensors  # type: ignore[attr-defined]
+        hidden, weight, targets, kept = ctx.saved_tensors  # type: ignore[attr-defined]
         need_hidden, need_weight = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
         dtype, rows = ctx.dtype, ctx.rows  # type: ignore[attr-defined]
         w = weight.to(dtype)
-        columns = torch.arange(weight.shape[0], device=hidden.device)
         # fp16 has neither the range of a scaled gradient nor that of a sum over rows; see above.
         scale = grad.abs().amax().clamp(min=1e-30) if dtype == torch.float16 and len(grad) else 1.0
         shrink = rows**0.5 if dtype == torch.float16 else 1.0
@@ -184,10 +197,14 @@ class TargetLogProbs(torch.autograd.Function):
         chunks = (x.split(rows) for x in (hidden, targets, grad * (targets != IGNORE_INDEX)))
         for h, y, g in zip(*chunks, strict=True):
             h = h.to(dtype)
-            p = (h @ w.T).float()  # (rows, V)
-            p.sub_(p.logsumexp(dim=-1, keepdim=True)).exp_()
+            if kept is None:
+                p = (h @ w.T).float()  # (rows, V)
+                p.sub_(p.logsumexp(dim=-1, keepdim=True)).exp_()
+            else:
+                p = kept.exp()
             # one-hot - softmax, in the memory of the logits
-            p.neg_().add_((columns == y.unsqueeze(1)).float())
+            label = y.clamp(min=0).unsqueeze(1)  # (rows, 1); without a target, g is 0
+            p.neg_().scatter_add_(1, label, torch.ones_like(label, dtype=p.dtype))
             d = p.mul_((g / scale).unsqueeze(1)).to(dtype)
             del p
             if need_hidden:
@@ -245,7 +262,7 @@ def classification_loss(model: Classifier, batch: Batch) -> Tensor:
 
     targets (B, T): class numbers, usually one per row: at its last token, IGNORE_INDEX elsewhere.
     """
-    hidden = model.hidden(batch.inputs, positions=batch.positions, documents=batch.documents)
+    hidden = hidden_states(model, batch)
     # Every position gets scores, so that shapes do not depend on the targets, as a compiled graph
     # requires. With few classes this costs little compared to the blocks.
     scores = model.score(hidden).flatten(0, 1).float()  # (N, classes)

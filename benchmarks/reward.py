@@ -36,7 +36,7 @@ from gptsmith.interop.hf import open_folder
 from gptsmith.model import state_dict
 from gptsmith.model.gpt import GPTModel
 from gptsmith.recipes.policy import Policy
-from gptsmith.recipes.reward import log_probs_by
+from gptsmith.recipes.reward import log_probs_by, sampling_weights
 from gptsmith.recipes.reward_options import RewardConfig
 from gptsmith.recipes.rollouts import Rollouts, RolloutSampler
 from gptsmith.tokenizer import Tokenizer
@@ -96,7 +96,8 @@ def ours(model: GPTModel, tokenizer: Tokenizer, arguments: argparse.Namespace) -
     def rewards(samples: Sequence[Sample]) -> list[float]:
         return [reward(sample.text) for sample in samples]
 
-    policy = Policy(model, tokenizer, tokenizer.special_ids.eos_ids, T)
+    eos_ids, weights = tokenizer.special_ids.eos_ids, sampling_weights(precision)
+    policy = Policy(model, tokenizer, eos_ids, T, weights)
     rollouts.attach(RolloutSampler(policy, {"sum": rewards}, [1.0]), log_probs_by(precision, 1.0))
     steps = train_steps(
         model, PolicyLoss(), rollouts.micro_batches,

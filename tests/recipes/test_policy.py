@@ -31,21 +31,24 @@ def model() -> GPTModel:
     return model.train()
 
 
-def completed(model: GPTModel, batch_size: int = 256) -> list[list[Completion]]:
-    policy = Policy(model, TOKENIZER, STOP, 128)
+def completed(
+    model: GPTModel, batch_size: int = 256, weights: str = "auto"
+) -> list[list[Completion]]:
+    policy = Policy(model, TOKENIZER, STOP, 128, weights)
     assert policy.batch_size == 256
     policy.batch_size = batch_size
     policy.refresh()
     return policy.complete(PROMPTS, SAMPLING, SEEDS)
 
 
-def test_completions_are_those_of_single_requests(model):
-    found = completed(model, batch_size=7)  # several rounds
+@pytest.mark.parametrize("weights", ["auto", "bfloat16"])
+def test_completions_are_those_of_single_requests(model, weights):
+    found = completed(model, batch_size=7, weights=weights)  # several rounds
     assert model.training
     ended = 0
     for prompt, seeds, group in zip(PROMPTS, SEEDS, found, strict=True):
         for seed, completion in zip(seeds, group, strict=True):
-            engine = Engine(model, TOKENIZER)
+            engine = Engine(model, TOKENIZER, weights=weights)
             alone = engine.add(Request(prompt, SAMPLING.with_seed(seed), stop_ids=STOP))
             while engine.busy:
                 engine.step()

@@ -87,8 +87,13 @@ def check_documents(documents: Tensor, B: int, T: int) -> None:
         )
 
 
-def check_same_as(same_as: Tensor, B: int, T: int) -> None:
-    """ValueError unless same_as has numbers of positions, or -1, as int64 (B, T)."""
+def check_same_as(same_as: Tensor, B: int, T: int, mask: object, *others: object) -> None:
+    """ValueError unless same_as has numbers of positions, or -1, as int64 (B, T), and there is no
+    dense mask and no other argument beside it."""
+    if isinstance(mask, Tensor) or any(x is not None for x in others):
+        raise ValueError(
+            "same_as goes with a Mask alone, without positions, documents, a cache or a dense mask"
+        )
     shape, dtype = tuple(same_as.shape), same_as.dtype
     if shape != (B, T) or dtype != torch.int64:
         raise ValueError(

@@ -282,8 +282,7 @@ class GPTModel(nn.Module):
             )
         self.rotary = config.rotary
         if self.rotary:
-            if torch.get_default_device().type == "meta":
-                # Without values: arithmetic on that device imports torch's compiler.
+            if torch.get_default_device().type == "meta":  # arithmetic there imports the compiler
                 cos = sin = torch.empty(config.context_length, config.D // 2)
             else:
                 cos, sin = rotary_table(config, torch.arange(config.context_length))
@@ -318,48 +317,41 @@ class GPTModel(nn.Module):
         mask: a Mask or a boolean or 0/1 tensor (T, T), (B, T, T), (B, H, T, T); default the
         config's. positions: (B, T) or (T,), default 0..T-1, or what follows in the cache, for which
         -1 marks right padding. documents: (B, T) integers; tokens attend to their document only.
-        same_as: (B, T) int64; positions with the same tokens up to them are computed once (see
-        SharedPrefixes); goes with a Mask alone.
-        Raises ValueError when a position lies outside the context, for a mask of another shape or
-        with other values, and for a cache or same_as under a mask that it cannot serve exactly.
+        same_as: (B, T) int64, see SharedPrefixes; beside a Mask at most. ValueError for a position
+        outside the context, a mask of another shape or with other values, and a cache or same_as
+        under a mask that it cannot serve exactly.
         """
         checks.check_ids(ids)
         checks.check_mask(mask)
         B, T = ids.shape
         if same_as is not None:
-            if isinstance(mask, Tensor) or any(
-                x is not None for x in (positions, documents, cache)
-            ):
-                raise ValueError("same_as goes with a Mask alone, and positions 0..T-1 of each row")
-            checks.check_same_as(same_as, B, T)
+            checks.check_same_as(same_as, B, T, mask, positions, documents, cache)
             shared = SharedPrefixes(same_as)
             return shared.expand(self.hidden(shared.select(ids), mask=mask, cache=shared))
         limit = self.config.context_length
-        if cache is not None:
-            if documents is not None or isinstance(mask, Tensor):
-                raise ValueError("a cache serves Mask objects only, not documents or dense masks")
-            if positions is None:
-                positions = cache.next_positions(T)  # (B, T)
-        else:
+        if cache is None:
             checks.check_length(T, limit)
+        elif documents is not None or isinstance(mask, Tensor):
+            raise ValueError("a cache serves Mask objects only, not documents or dense masks")
+        elif positions is None:
+            positions = cache.next_positions(T)  # (B, T)
         if positions is None:
             positions = torch.arange(T, device=ids.device)  # (T,)
         elif cache is None and not torch.compiler.is_compiling():  # compiled code cannot check
             checks.check_positions(positions, B, T, limit)
-        bias: Bias
-        if cache is not None:
+        if cache is None:
+            bias = self._mask(mask, documents, B, T, ids.device)
+        else:
             assert not isinstance(mask, Tensor)
             bias = cache.prepare(positions, mask or self.mask, self.config.n_head, limit)
-        else:
-            bias = self._mask(mask, documents, B, T, ids.device)
         where = positions.clamp(min=0).to(ids.device) if cache is not None else positions
         x = self.embedding(ids, where)  # (B, T, C)
         rotation = None
         if self.rotary:
             cos, sin = self.cos[where].unsqueeze(-2), self.sin[where].unsqueeze(-2)
-            kind, dtype = x.device.type, x.dtype
-            if torch.is_autocast_enabled(kind):
-                dtype = torch.get_autocast_dtype(kind)
+            kind = x.device.type
+            autocast = torch.is_autocast_enabled(kind)
+            dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype
             rotation = (cos.to(dtype), sin.to(dtype))  # ((B,) T, 1, D/2)
         inference = is_cuda(x.device) and not torch.is_grad_enabled()
         with any_length() if inference else nullcontext():

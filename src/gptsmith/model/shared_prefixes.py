@@ -20,6 +20,10 @@ from gptsmith.model.attention import Bias, attention, dense_bias
 from gptsmith.model.checks import check_length
 from gptsmith.model.masks import Mask
 
+# Vectors are filled up to a multiple of this: fewer shapes, and beyond whole blocks, MKL's sums
+# depend on the alignment of memory, so that two runs might round differently.
+_MULTIPLE = 16
+
 
 class SharedPrefixes:
     """Which positions of (B, T) have one vector, and attention for them, in place of a KV cache.
@@ -32,7 +36,10 @@ class SharedPrefixes:
         self.shape = same_as.shape
         source = same_as.flatten()
         is_computed = source == torch.arange(len(source), device=source.device)
-        self._computed = is_computed.nonzero().squeeze(1)  # (N,)
+        computed = is_computed.nonzero().squeeze(1)
+        self._used = len(computed)  # of the N; the others fill up to the next multiple
+        fill = computed[:1].expand(-len(computed) % _MULTIPLE)
+        self._computed = torch.cat([computed, fill])  # (N,)
         number = is_computed.cumsum(0) - 1
         # padding takes any vector: nothing attends to it, and what it attends to is not used
         self._vector = number[source.clamp(min=0)].clamp(min=0)  # (B * T,)
@@ -47,7 +54,7 @@ class SharedPrefixes:
     def expand(self, x: Tensor) -> Tensor:
         """Vectors (B, T, C) of all positions, from those that were computed, (1, N, C)."""
         index = self._computed, self._vector, self._copies, self._copied, self._sum
-        rows: Tensor = _Expand.apply(x.flatten(0, 1), *index)
+        rows: Tensor = _Expand.apply(x.flatten(0, 1), self._used, *index)
         return rows.view(*self.shape, -1)
 
     # What a forward pass of the model asks of a cache
@@ -91,6 +98,7 @@ class _Expand(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
+        used: int,
         computed: Tensor,
         vector: Tensor,
         copies: Tensor,
@@ -98,6 +106,7 @@ class _Expand(torch.autograd.Function):
         number: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(computed, copies, copied, number)
+        ctx.used = used
         return x.index_select(0, vector)
 
     @staticmethod
@@ -105,8 +114,9 @@ class _Expand(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         computed, copies, copied, number = ctx.saved_tensors
         found = grad.index_select(0, computed)
+        found[ctx.used :] = 0
         if len(copies):
             total = found.index_select(0, copied).float()
             total.index_add_(0, number, grad.index_select(0, copies).float())
             found.index_copy_(0, copied, total.to(found.dtype))
-        return found, None, None, None, None, None
+        return found, None, None, None, None, None, None

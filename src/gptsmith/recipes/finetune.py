@@ -85,6 +85,9 @@ def prepare(
             model: GPTModel = kind(run.model_config, mask_folder=run.path, trust_code=True)
         else:
             model = run.base_model(trust_code=True, quantized=True)
+            # MKL's sums may depend on the alignment of memory, which a mapped file does not have.
+            for p in model.parameters():
+                p.data = p.data.clone()
         tokenizer = run.tokenizer
     else:
         model = run.load_for_training(config.checkpoint, config.quantize, config.trust_code)

@@ -32,15 +32,21 @@ class Completion(NamedTuple):
 class Policy:
     """A model in training, and an engine for its weights.
 
-    stop_ids: what ends a completion. T: tokens of a prompt and its completion at most. Adapters are
-    merged into a plain copy of the model, which our kernels can compute; a model without any is
-    used as it is.
+    stop_ids: what ends a completion. T: tokens of a prompt and its completion at most. weights: the
+    format in which our kernels compute (see Engine). Adapters are merged into a plain copy of the
+    model, which our kernels can compute; a model without any is used as it is.
     """
 
     def __init__(
-        self, model: GPTModel, tokenizer: Tokenizer, stop_ids: Sequence[int], T: int
+        self,
+        model: GPTModel,
+        tokenizer: Tokenizer,
+        stop_ids: Sequence[int],
+        T: int,
+        weights: str = "auto",
     ) -> None:
         self.model, self.tokenizer, self.stop_ids = model, tokenizer, stop_ids
+        self._weights = weights
         config = model.config
         cache = T * config.n_layer * 2 * config.K * config.D * 4  # bytes of a completion, in fp32
         self.batch_size = min(MAX_BATCH_SIZE, max(MIN_BATCH_SIZE, CACHE_BYTES // cache))
@@ -61,8 +67,9 @@ class Policy:
             self._plain.load_state_dict(lora.merged_state_dict(self.model))
         if self._engine is None:
             self._engine = Engine(
-                self._plain, self.tokenizer, self.batch_size, chunk=BUDGET, budget=BUDGET
-            )
+                self._plain, self.tokenizer, self.batch_size, weights=self._weights,
+                chunk=BUDGET, budget=BUDGET,
+            )  # fmt: skip
         else:
             self._engine.refresh()
 
@@ -79,6 +86,19 @@ class Policy:
         seeds: Sequence[Sequence[int]],
     ) -> list[list[Completion]]:
         """Completions of each prompt (ids), one for each of its seeds."""
+        training = self._plain.training
+        self._plain.eval()  # once: the engine would do it in every step
+        try:
+            return self._complete(prompts, sampling, seeds)
+        finally:
+            self._plain.train(training)
+
+    def _complete(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingConfig,
+        seeds: Sequence[Sequence[int]],
+    ) -> list[list[Completion]]:
         engine = self._engine
         assert engine is not None, "refresh first"
 

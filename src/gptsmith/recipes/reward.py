@@ -74,7 +74,7 @@ def reward(config: RewardConfig, started: float | None = None) -> int:
     resolved = finetune.resolve(config, prepared, rollouts)
     config, runtime = resolved.config, resolved.runtime
     stop_ids = reply_stop_ids(template) if template else tokenizer.special_ids.eos_ids
-    policy = Policy(model, tokenizer, stop_ids, T)
+    policy = Policy(model, tokenizer, stop_ids, T, sampling_weights(runtime.precision))
     sampler = RolloutSampler(policy, rewards, config.reward_weights or [1.0] * len(rewards))
     greedy = SamplingConfig(temperature=0, max_new_tokens=config.max_new_tokens)
     shown: Scored | None = None
@@ -182,6 +182,12 @@ def load(
     )
     texts = [*report.hints, *report.lines(), sizes]
     return encoded, encoded_val, [Note("data", text) for text in texts]
+
+
+def sampling_weights(precision: Precision) -> str:
+    """The format of the weights for sampling: in the precision of training, which is as near to the
+    policy that is trained, and nearly twice as fast."""
+    return "bfloat16" if precision.name == "bf16" else "auto"
 
 
 def log_probs_by(precision: Precision, temperature: float) -> LogProbs:

@@ -353,9 +353,9 @@ assert by_label["0.8, 12"][1] >= by_label["0.8, 0"][1]
 # does not, guesses are read in vain: more tokens, for few passes saved. The engine therefore
 # guesses less after a guess that failed.
 #
-# ## The same in any company
+# ## Independent of other requests
 #
-# A server reads many requests in one pass. Does a text depend on who else is asking? With
+# A server reads many requests in one pass. Does a text depend on the others? With
 # PyTorch's operations it may, a little: as the rounding above shows, they may add the numbers of a
 # matrix of another size in another order, and where two tokens are about equally likely, that
 # decides. The engine's kernels for the CPU add in one order, always. A request has the same tokens

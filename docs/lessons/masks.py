@@ -272,7 +272,7 @@ assert first_target(causal(), T, 1, n_layer=1) == 0  # every position may be tra
 print(rejected(lambda: first_target(ahead, T, 1, n_layer=1)))
 
 # %% [markdown]
-# Leaks can take a detour. Under the next mask, nobody reads the token that follows; everybody
+# Leaks can take a detour. Under the next mask, no token reads the one that follows; every token
 # reads the one after that, and the one before. With two layers, the answer arrives all the same:
 # two ahead, one back. What decides is where L hops lead, not the mask itself.
 

@@ -98,7 +98,11 @@ assert torch.equal(depends > 0, torch.ones(12, 12).tril() > 0)
 figure, axes = plt.subplots(figsize=(3, 3))
 axes.imshow((depends / depends.amax(dim=1, keepdim=True)).numpy())
 axes.set(
-    xlabel="input", ylabel="output", title="what an output depends on\n(rows by their largest)"
+    xlabel="input",
+    ylabel="output",
+    title="what an output depends on\n(rows by their largest)",
+    xticks=range(0, 12, 2),
+    yticks=range(0, 12, 2),
 )
 
 # %% [markdown]

@@ -1,27 +1,15 @@
 """The outputs that the documentation shows are those of its commands."""
 
-import importlib.util
-import sys
+import re
+import shlex
 from pathlib import Path
-from types import ModuleType
 
+import outputs
 import pytest
+from documented_commands import FEW, LITTLE, Step, command_with, run_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-
-
-def _module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("outputs", DOCS / "outputs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["outputs"] = module  # which NamedTuple looks up
-    spec.loader.exec_module(module)
-    return module
-
-
-outputs = _module()
 
 
 def page(folder: Path, block: str) -> Path:
@@ -98,9 +86,55 @@ def test_a_command_that_fails_is_an_error_and_one_that_refuses_is_not(tmp_path: 
     assert shell.run("gptsmith prepare nowhere.txt --out x").startswith("gptsmith prepare: ")
 
 
+def test_pages_run_after_those_that_they_build_on() -> None:
+    assert outputs.in_order(["model.md"]) == ["data.md", "pretraining.md", "model.md"]
+    assert outputs.in_order(["tuning.md", "data.md"]) == ["data.md", "tuning.md"]
+
+
 def test_pictures_are_small_and_shown() -> None:
     pictures = list((DOCS / "images").iterdir())
     pages = "".join(p.read_text("utf-8") for p in (*DOCS.glob("*.md"), ROOT / "README.md"))
     assert {p.name for p in pictures} >= set(outputs.PICTURES)
     assert all(f"images/{p.name}" in pages and p.stat().st_size < 80_000 for p in pictures)
     assert sum(p.stat().st_size for p in pictures) < 1_000_000
+
+
+# What makes the commands of a page small; later words overrule earlier ones.
+LESS = {
+    "^gptsmith prepare pydocs": "--max-documents 60",
+    "^gptsmith pretrain .*--resume": "--train.steps 4",
+    "^gptsmith pretrain ": LITTLE,
+    "^gptsmith finetune chat .*--data skills": f"{LITTLE} --questions 100",
+    "^gptsmith finetune chat ": LITTLE,
+    "^gptsmith finetune classify ": FEW,
+    "^gptsmith finetune preference ": f"{FEW} --eval.sample-tokens 8",
+    "^gptsmith finetune reward ": f"{FEW} --questions 20 --prompts-per-step 4 --val-prompts 4",
+    "^gptsmith evaluate .*--tasks skills": "--per-skill 1",
+}
+# Runs in the place of the demo's.
+DEMO = (
+    "gptsmith prepare pydocs --tokenizer byte --out data/bytes",
+    "gptsmith pretrain --data data/bytes --out demo/runs/demo --model nano "
+    "--model.context-length 256",
+    "gptsmith finetune chat --from runs/demo --data skills --out demo/runs/demo-chat",
+)
+
+
+def test_the_commands_of_all_pages_work(tmp_path: Path) -> None:
+    """Those of gptsmith but for servers, pipes and kills."""
+    outputs.make_inputs(tmp_path, demo=tmp_path / "nowhere")
+    found = [
+        command
+        for name in outputs.PAGES
+        if name != "reliability.md"  # which kills a run
+        for block in outputs.blocks(DOCS / name)
+        for command in outputs.commands(block)
+    ]
+    shown = [
+        command.line
+        for command in found
+        if re.match("gptsmith (?!serve)", command.line) and not command.is_refused
+    ]
+    assert len(shown) >= 20
+    words = [shlex.split(command_with(line, LESS)) for line in (*DEMO, *shown)]
+    run_steps([Step("gptsmith", arguments) for _, *arguments in words], tmp_path)

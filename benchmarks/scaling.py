@@ -81,16 +81,21 @@ def point(out: Path) -> Point:
 
 
 def measured(fitted: dict[str, Point], held_out: dict[str, Point], data: Corpus) -> ScalingLaw:
-    """The law of the fitted runs. Its error: the largest one of the runs that it was not fitted to;
-    of the fitted ones, left out one at a time, while there are no others. At least 3%."""
+    """The law of the fitted runs, for the sizes and tokens of all. Its error: the largest one of the
+    runs that it was not fitted to; of the fitted ones, left out one at a time, while there are no
+    others. At least 3%."""
     points, misses = list(fitted.values()), []
     law = fit(points)
     for p in held_out.values():
         misses.append(abs(law.loss(p.N, p.D) / p.loss - 1))
     for i, p in enumerate([] if misses else points):
         misses.append(abs(fit(points[:i] + points[i + 1 :]).loss(p.N, p.D) / p.loss - 1))
+    N, D, _ = zip(*points, *held_out.values(), strict=True)
     train = data.manifest["splits"]["train"]
-    return replace(law, error=max(0.03, *misses), bytes_per_token=train["bytes"] / train["tokens"])
+    return replace(
+        law, error=max(0.03, *misses), N=(min(N), max(N)), D=(min(D), max(D)),
+        bytes_per_token=train["bytes"] / train["tokens"],
+    )  # fmt: skip
 
 
 def table(law: ScalingLaw, named: dict[str, Point]) -> str:
@@ -109,6 +114,7 @@ def draw(laws: dict[str, tuple[ScalingLaw, list[Point], list[Point]]], path: Pat
 
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     figure = Figure(figsize=(5 * len(laws), 6), layout="constrained")
     axes = figure.subplots(2, len(laws), sharex="col", height_ratios=(3, 1), squeeze=False)
@@ -117,6 +123,7 @@ def draw(laws: dict[str, tuple[ScalingLaw, list[Point], list[Point]]], path: Pat
         above.set(title=name, ylabel="validation loss, nats per token", xscale="log")
         below.set(xlabel="training tokens", ylabel="law / run - 1", xscale="log")
         below.axhline(0, color="grey", linewidth=0.5)
+        below.xaxis.set_minor_formatter(NullFormatter())
         sizes = sorted({p.N for p in fitted + held_out})
         for i, N in enumerate(sizes):
             D = np.geomspace(law.D[0], max(p.D for p in fitted + held_out), 50)

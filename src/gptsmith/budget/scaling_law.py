@@ -29,8 +29,8 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class ScalingLaw:
-    """error: relative, of the losses of runs that were not in the fit. N, D: ranges of the runs.
-    bytes_per_token: of the corpus."""
+    """error: relative, of the losses of runs that were not in the fit. N, D: ranges of the runs,
+    those included. bytes_per_token: of the corpus."""
 
     E: float
     A: float
@@ -46,8 +46,8 @@ class ScalingLaw:
         return self.E + self.A / N**self.a + self.B / D**self.b
 
     def covers(self, N: float, D: float) -> bool:
-        """Whether a run is among those that were fitted, give or take a tenth: beyond, nothing was
-        verified."""
+        """Whether a run is within the sizes and tokens of those that were fitted or held out, give
+        or take a tenth: beyond, nothing was verified."""
         ranges = (N, self.N), (D, self.D)
         return all(low / 1.1 <= x <= 1.1 * high for x, (low, high) in ranges)
 

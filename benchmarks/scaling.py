@@ -81,9 +81,9 @@ def point(out: Path) -> Point:
 
 
 def measured(fitted: dict[str, Point], held_out: dict[str, Point], data: Corpus) -> ScalingLaw:
-    """The law of the fitted runs, for the sizes and tokens of all. Its error: the largest one of the
-    runs that it was not fitted to; of the fitted ones, left out one at a time, while there are no
-    others. At least 3%."""
+    """The law of the fitted runs, for the sizes and tokens of all. Its error: the largest one of
+    the runs that it was not fitted to; of the fitted ones, left out one at a time, while there are
+    no others. At least 3%."""
     points, misses = list(fitted.values()), []
     law = fit(points)
     for p in held_out.values():

@@ -46,6 +46,11 @@ def escaped(c: str) -> str:
     return c.encode("unicode_escape").decode("ascii")
 
 
+def counted(count: int, noun: str) -> str:
+    """A number and its noun: `1 step`, `2,000 steps`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def say(text: str = "") -> None:
     """Print a message on standard output."""
     _print(sys.stdout, f"{visible(text)}\n")

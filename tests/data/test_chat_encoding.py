@@ -33,7 +33,7 @@ def test_only_answers_are_targets(template: ChatTemplate) -> None:
         "<|assistant|>Hello Ann!<|end|>", "<|assistant|>Ann.<|end|>"
     ]  # fmt: skip
     assert (example.name, example.ids.dtype) == ("chat.jsonl:1", np.int32)
-    assert str(counts) == "all 2 answers of 1 conversations are trained on"
+    assert str(counts) == "all 2 answers of 1 conversation are trained on"
 
 
 def test_labels_match_the_reference_case(real_data: Path) -> None:

@@ -107,6 +107,8 @@ def test_encoding_is_found_out(tmp_path: Path, name: str, encoding: str) -> None
         ('{"a":' * 100_000, "nested too deeply"),
         ('{"a": ' + "9" * 5000 + "}", "too many digits"),
         ('[{"a": 1}, {"a"', "not JSON"),
+        ('{"a": "\t"}', "not JSON (Invalid control character at column 8)"),
+        ('{"a": "b', "not JSON (Unterminated string starting at column 7)"),
         ("7", "a row must be a JSON object, this is 7"),
     ],
 )

@@ -84,14 +84,14 @@ def test_texts_of_a_test_file_are_not_trained_on(tmp_path: Path) -> None:
     assert len(data.test) == 11
     assert len(data.val) == 12 - 2
     assert len(data.train) == 60 - 20
-    assert "20 training texts dropped, because they are in validation or test too" in data.notes
-    assert "2 validation texts dropped, because they are in the test too" in data.notes
+    assert "20 training texts dropped, found in validation or test too" in data.notes
+    assert "2 validation texts dropped, found in the test too" in data.notes
 
 
 def test_contradicting_labels_are_noted(tmp_path: Path) -> None:
     rows = [*pairs(), (pairs()[0][0], "yes")]
     data = load(as_csv(tmp_path / "rows.csv", ["text", "label"], rows))
-    assert "1 texts occur with different labels" in data.notes
+    assert "1 text with different labels" in data.notes
 
 
 def test_balancing_changes_the_training_split_only(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_rare_labels(tmp_path: Path) -> None:
     data = split(1, 2)
     assert {"r1", "r2"} <= {row.label for row in data.train}
     assert {"r2"} <= {row.label for row in data.test}
-    assert "label 'r1' has 1 texts: too few for every split" in data.notes
+    assert "label 'r1' has 1 text: too few for every split" in data.notes
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_forms_in_use_give_the_same_pair(form: str, tmp_path: Path) -> None:
         start = int((example.labels != IGNORE_INDEX).argmax())
         question = OURS.tokenizer.decode(example.ids[:start])
         assert question == f"<|user|>{ASKED}<|end|>"
-    assert str(counts) == "all 1 pairs are trained on"
+    assert str(counts) == "1 pair is trained on"
 
 
 def test_instructions_with_input_and_a_system_message(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_an_answer_may_repeat_the_question(tmp_path: Path) -> None:
     pairs, counts = load_pairs([write(tmp_path / "a.jsonl", row)], PreferenceFiles(), OURS, 64)
     text = OURS.tokenizer.decode(pairs.examples[1].ids)
     assert text == "<|user|>Say hello<|end|><|assistant|>Say hello<|end|>"
-    assert str(counts) == "all 1 pairs are trained on"
+    assert str(counts) == "1 pair is trained on"
 
 
 def test_a_context_or_system_message_may_be_repeated_by_an_answer(tmp_path: Path) -> None:

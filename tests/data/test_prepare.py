@@ -300,4 +300,4 @@ def test_progress_without_a_terminal(
     run(tmp_path / "out", tmp_path / "a.txt")
     said = capsys.readouterr().err.splitlines()
     assert any("preparing: 100%, " in line and "MB/s" in line for line in said)
-    assert any("train 18,901 tokens in 1 shard(s), 1 document(s)" in line for line in said)
+    assert any("train 18,901 tokens in 1 shard, 1 document" in line for line in said)

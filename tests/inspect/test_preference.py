@@ -64,4 +64,4 @@ def test_the_command_recognises_preferences(pairs: Path, tmp_path: Path, capsys)
     named = write(tmp_path / "other.jsonl", {"q": "Hi", "good": "a", "bad": "b"})
     columns = ["--prompt-column", "q", "--chosen-column", "good", "--rejected-column", "bad"]
     assert cli.main(["inspect", str(named), "--tokenizer", str(run), *columns]) == 0
-    assert "all 1 pairs are trained on" in capsys.readouterr().out
+    assert "1 pair is trained on" in capsys.readouterr().out

@@ -48,7 +48,7 @@ def test_run_report(tmp_path: Path) -> None:
     size = file_size(sum(file.stat().st_size for file in intact.iterdir()))
     text = " ".join(shown(run).split())
     for part in (
-        "1 layers, 64 wide, 2 heads of 32",
+        "1 layer, 64 wide, 2 heads of 32",
         "mask causal()",
         f"{sum(p.numel() for p in model.parameters()):,}",
         "step 10 train_loss 4.5",

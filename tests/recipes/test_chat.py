@@ -174,6 +174,11 @@ def test_user_errors(base: Path, data: Path, tuned, tmp_path: Path, user_error) 
     )
     assert f"--template {odd}: " in rejected(*start, "--template", odd)
     assert "no such file" in rejected(*start, "--template", tmp_path / "none.jinja")
+    skills = ("--from", base, "--data", "skills", "--questions", "9", "--out", out)
+    assert "--data skills: no conversation is left: left out" in rejected(
+        *skills, "--context-length", "2"
+    )
+    assert "--val skills: the built-in set is for --data" in rejected(*start, "--val", "skills")
     assert "--from is required" in rejected("--data", data, "--out", out)
     anywhere = ("--from", base, "--out", out, "--data")
     assert f"{base} is a run, not a table" in rejected(*anywhere, base)

@@ -8,7 +8,7 @@ from gptsmith.batch import Batch
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.flops import TrainingMemory
 from gptsmith.recipes import plan
-from gptsmith.recipes.options import RecipeConfig, SaveConfig
+from gptsmith.recipes.options import PretrainConfig, RecipeConfig, SaveConfig, TrainConfig
 
 
 class Packed(Rows):
@@ -53,3 +53,13 @@ def test_memory_for_saves_in_the_background(monkeypatch, device, ranks, limit) -
     takes = "up to 6.0" if device == "cuda" else "3.0"
     assert f"takes {takes} GiB more of the CPU's" in note.text
     assert notes(limit * 1.02) == []
+
+
+def test_a_short_pass_over_the_corpus_is_named() -> None:
+    config = PretrainConfig.model_construct(train=TrainConfig())
+    (note,) = plan._length_notes(config, 99)
+    assert "the default, is 99 steps, in which a model learns little" in note.text
+    assert "is 1 step, in" in plan._length_notes(config, 1)[0].text
+    assert plan._length_notes(config, 100) == []
+    chosen = config.model_copy(update=dict(train=TrainConfig(steps=99)))
+    assert plan._length_notes(chosen, 99) == []

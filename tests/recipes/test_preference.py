@@ -158,7 +158,12 @@ def test_user_errors(base: Path, data: Path, tmp_path: Path, user_error) -> None
     chat = tmp_path / "chat.jsonl"
     chat.write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
     assert "--chosen-column NAME" in rejected("--from", base, "--data", chat, "--out", out)
-    assert "no pair is left: left out: 60 of 60 pairs" in rejected(*start, "--context-length", "9")
+    short = "--context-length", "9"
+    assert "no pair is left: left out: 60 of 60 pairs" in rejected(*start, *short)
+    skills = ("--from", base, "--data", "skills", "--out", out, "--questions", "20")
+    nothing = "--data skills: no pair is left: left out: 20 of 20 pairs"
+    assert nothing in rejected(*skills, *short)
+    assert nothing in rejected(*skills, *short, "--val", data)
     assert not out.exists()
 
 
@@ -170,4 +175,8 @@ def test_the_built_in_pairs_need_no_file(base: Path, tmp_path: Path, user_error)
     notes = [event["message"] for event in events(run, "note")]
     assert any("pairs are trained on" in note for note in notes)
     assert "do not mix it with files" in user_error(*words, "--data", "other.jsonl")
-    assert "would validate on the training data" in user_error(*words, "--val", "skills")
+    own = command(base, Path("own.jsonl"), run)
+    for chosen in (words, own):  # it is no validation set of other data either
+        assert "--val skills: the built-in set is for --data" in user_error(
+            *chosen, "--val", "skills"
+        )

@@ -169,6 +169,7 @@ def rejected(words: list[str], user_error: Callable[..., str]) -> Callable[..., 
         (["--reward", "exakt"], "no reward 'exakt'"),
         (["--reward", "code.py:letters"], "review it, then pass --trust-code"),
         (["--data", "skills"], "do not mix it with files"),
+        (["--val", "skills"], "--val skills: the built-in set is for --data"),
         (["--train.precision", "fp8"], "one that is evaluated in bf16; use bf16 or auto"),
         (["--train.compile", "on"], "completions have many lengths"),
         (["--eval.tokens", "9"], "--eval.tokens"),
@@ -255,6 +256,13 @@ def test_parts_of_the_weights_are_trained(words, options):
     assert cli.main([*words, *options, "--train.steps", "2", "--out", "run"]) == 0
     assert len(losses(Path("run"))) == 2
     assert Run.open("run").load_model() is not None
+
+
+def test_the_built_in_questions_may_be_validated_on_a_file(words):
+    words = ["skills" if word == "prompts.jsonl" else word for word in words]
+    more = ["--val", "prompts.jsonl", "--questions", "8", "--train.steps", "1", "--out", "run"]
+    assert cli.main([*words, *more, "--eval.interval", "1", "--val-prompts", "20"]) == 0
+    assert any("; 20 for validation" in e["message"] for e in events(Path("run"), "note"))
 
 
 def test_a_model_without_template_practises_on_plain_prompts(words, base, user_error):

@@ -20,6 +20,7 @@ from gptsmith.budget.rules import Design
 from gptsmith.budget.step_time import Cluster, step_time
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
+from gptsmith.terminal import counted
 from gptsmith.train import runtime
 from gptsmith.train.loss import next_token_loss
 from gptsmith.train.optim import Optimizer
@@ -192,7 +193,7 @@ def this_machine(started: float, memory: int | None = None) -> Machine:
     startup = time.perf_counter() - started
     device = runtime.choose_device("auto")
     cluster = Cluster(peak=matrix_product_flops(device), memory=2 * copy_bytes(device))
-    threads = f" with {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    threads = f" with {counted(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else ""
     name = f"{device.type}{threads}"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)

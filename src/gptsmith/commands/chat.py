@@ -222,7 +222,7 @@ def save(name: str, messages: list[Message]) -> str:
             ) from None
     new = json.dumps({"messages": messages}, ensure_ascii=False)
     files.write_text(path, "".join(f"{line}\n" for line in [*others, new]))
-    return f"{len(messages)} messages saved, conversation {len(others) + 1}"
+    return f"{terminal.counted(len(messages), 'message')} saved, conversation {len(others) + 1}"
 
 
 def _without_empty_replies(messages: list[Message]) -> list[Message]:

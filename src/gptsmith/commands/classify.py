@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
                 table.writerow([*names, "predicted", *(f"p({label})" for label in p)])
             values = [row.values.get(name) for name in names]
             table.writerow([*values, found["predicted"], *p.values()])
-    terminal.say(f"{count:,} predictions in {options.out}")
+    terminal.say(f"{terminal.counted(count, 'prediction')} in {options.out}")
 
 
 def _classifier(options: ClassifyOptions) -> Classify:

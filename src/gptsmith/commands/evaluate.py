@@ -105,7 +105,7 @@ def _show(options: EvaluateOptions, run: Run, result: Result) -> None:
         from gptsmith.evaluate import classification
 
         scores = classification.scores_of(result)
-        terminal.say(f"{run.path} on {options.data}, {result.n:,} texts")
+        terminal.say(f"{run.path} on {options.data}, {terminal.counted(result.n, 'text')}")
         Console().print(classification.table(scores))
         terminal.say(f"{classification.summary(scores)}")
     if result.task == "perplexity":

@@ -22,6 +22,7 @@ from gptsmith.data.report import ReadReport, Tally
 from gptsmith.data.rows import find_tables
 from gptsmith.data.token_examples import check_stop_token_trained, token_examples
 from gptsmith.data.token_tables import find_token_tables
+from gptsmith.terminal import counted
 
 FORMAT = 1  # of the file that write_chat makes
 
@@ -84,10 +85,9 @@ class ChatCounts:
             rows = self.read + skipped
             lines = ", ".join(self.report.skipped.lines())
             parts.append(f"skipped: {skipped:,} of {rows:,} rows ({skipped / rows:.1%}), {lines}")
-        which = "" if left else "all "
-        parts.append(
-            f"{which}{self.kept_answers:,} answers of {self.kept:,} conversations are trained on"
-        )
+        which, are = ("", "is") if self.kept_answers == 1 else ("" if left else "all ", "are")
+        answers = f"{counted(self.kept_answers, 'answer')} of {counted(self.kept, 'conversation')}"
+        parts.append(f"{which}{answers} {are} trained on")
         return "; ".join([*parts, *self.remarks.lines(), *self.report.hints])
 
 
@@ -161,12 +161,13 @@ def _read(
             else:
                 conversations = read_conversations([source], files, report)
                 yield from encode_conversations(conversations, template, counts)
-        _check_any_target(" ".join(map(str, sources)), counts)
+        check_any_target(" ".join(map(str, sources)), counts)
 
     return examples(), counts
 
 
-def _check_any_target(where: str, counts: ChatCounts) -> None:
+def check_any_target(where: str, counts: ChatCounts) -> None:
+    """ValueError if nothing of a data set is left to train on. where: where it is from."""
     if not counts.kept and counts.read and not counts.answers:
         raise ValueError(
             f"{where}: every label is -100 (masked), or every weight 0: training on it teaches "

@@ -24,6 +24,7 @@ from gptsmith.data.options import LabelledConfig
 from gptsmith.data.order import StepSortedOrder, permutation
 from gptsmith.data.report import ReadReport
 from gptsmith.data.split import fill_splits, group_rows
+from gptsmith.terminal import counted
 from gptsmith.tokenizer import Tokenizer
 
 _MULTIPLE = 8  # padded lengths are rounded up to this, which suits matrix products
@@ -70,12 +71,12 @@ def load_labelled(config: LabelledConfig) -> LabelledSet:
             raise ValueError(f"{row.place}: label {row.label!r} is not in {data}")
     pairs = Counter(key for key, _ in {(_key(row), row.label) for row in rows})
     if contradictions := sum(count > 1 for count in pairs.values()):
-        notes.append(f"{contradictions:,} texts occur with different labels")
+        notes.append(f"{counted(contradictions, 'text')} with different labels")
     if config.deduplicate:
         before = len(rows) + len(val) + len(test)
         rows, val, test = map(_unique, (rows, val, test))
         dropped = before - len(rows) - len(val) - len(test)
-        notes.append(f"{dropped:,} repeated texts dropped")
+        notes.append(f"{counted(dropped, 'repeated text')} dropped")
     if val and test:
         val = _without(val, test, "validation", "the test", notes)
     if val or test:
@@ -95,7 +96,9 @@ def load_labelled(config: LabelledConfig) -> LabelledSet:
     for name, part in (("train", train), ("val", val), ("test", test)):
         counts = Counter(row.label for row in part)
         shown = ", ".join(f"{label} {counts[label]:,}" for label in labels[:10])
-        notes.append(f"{name}: {len(part):,} texts ({shown}{', ...' if len(labels) > 10 else ''})")
+        notes.append(
+            f"{name}: {counted(len(part), 'text')} ({shown}{', ...' if len(labels) > 10 else ''})"
+        )
     return LabelledSet(labels, train, val, test, notes)
 
 
@@ -128,7 +131,7 @@ def _without(
     taken = {_key(row) for row in others}
     kept = [row for row in rows if _key(row) not in taken]
     if dropped := len(rows) - len(kept):
-        notes.append(f"{dropped:,} {name} texts dropped, because they are in {where} too")
+        notes.append(f"{counted(dropped, f'{name} text')} dropped, found in {where} too")
     return kept
 
 
@@ -151,7 +154,9 @@ def _split(
         total = sum(map(len, texts))
         room = [max(1, round(share * total)) if share else 0 for share in shares]
         if len(texts) <= sum(share > 0 for share in shares):
-            notes.append(f"label {label!r} has {len(texts)} texts: too few for every split")
+            notes.append(
+                f"label {label!r} has {counted(len(texts), 'text')}: too few for every split"
+            )
             room = [len(texts) - 1, 0]
         order = permutation(len(texts), seed, number).tolist()
         for into, found in zip(

@@ -25,6 +25,7 @@ from gptsmith.chat_template.template import TurnTokens
 from gptsmith.data.columnar import check_arrow, read_schema
 from gptsmith.data.order import permutation
 from gptsmith.data.split import fill_splits
+from gptsmith.terminal import counted
 
 _TOKENS = 1 << 18  # of a record batch, about: 2 MB
 _OTHER = "not a file of examples; make one with gptsmith prepare"
@@ -134,7 +135,7 @@ class Examples(Sequence[Example]):
         starts = self._conversations()
         n, parts = len(starts) - 1, len(shares)
         if n < parts:
-            raise ValueError(f"{n} conversation(s) cannot be divided into {parts} parts")
+            raise ValueError(f"{counted(n, 'conversation')} cannot be divided into {parts} parts")
         spare = n - parts  # beyond the one that each part gets
         ends = [i + round(spare * sum(shares[:i]) / sum(shares)) for i in range(parts)]
         order = permutation(n, seed, 0, 0x5711)  # another key than those of the epochs

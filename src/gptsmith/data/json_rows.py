@@ -59,7 +59,8 @@ def _row(value: Any, place: str, report: ReadReport) -> Row | None:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"not JSON ({error.msg} at column {error.colno})"
+        what = error.msg.removesuffix(" at")  # some messages go on with the place
+        return f"not JSON ({what} at column {error.colno})"
     if isinstance(error, RecursionError):
         return "not JSON (nested too deeply)"
     return "not JSON (a number of too many digits)"

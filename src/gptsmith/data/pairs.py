@@ -20,6 +20,7 @@ from gptsmith.data.order import permutation
 from gptsmith.data.preferences import Pair, PairCounts, read_pairs
 from gptsmith.data.report import ReadReport
 from gptsmith.data.split import fill_splits, group_rows
+from gptsmith.terminal import counted
 
 _SPLIT_KEY = 0x9A125  # another stream of random numbers than the order of the epochs
 
@@ -62,7 +63,7 @@ class Pairs:
         groups = [*group_rows(self.questions).values()]
         if len(groups) < 2:
             raise ValueError(
-                f"{len(groups)} question(s) cannot be divided into training and validation"
+                f"{counted(len(groups), 'question')} cannot be divided into training and validation"
             )
         order = permutation(len(groups), seed, 0, _SPLIT_KEY).tolist()
         first, rest = order[0], order[1:-1]  # at least one question for each
@@ -81,14 +82,17 @@ def load_pairs(
     """The pairs of a data set for rows of T tokens. ValueError if none is left."""
     check_several(sources, "sources")
     counts = PairCounts(T, ReadReport(files.on_error))
-    pairs = encode_pairs(read_pairs(sources, files, counts), template, counts)
-    if not pairs:
-        raise ValueError(f"{' '.join(map(str, sources))}: no pair is left: {counts}")
-    return pairs, counts
+    where = " ".join(map(str, sources))
+    return encode_pairs(read_pairs(sources, files, counts), template, counts, where), counts
 
 
-def encode_pairs(found: Iterable[Pair], template: ChatTemplate, counts: PairCounts) -> Pairs:
-    """Pairs as examples; those that are not used are counted."""
+def encode_pairs(
+    found: Iterable[Pair], template: ChatTemplate, counts: PairCounts, where: str
+) -> Pairs:
+    """Pairs as examples; those that are not used are counted. ValueError if none is left.
+
+    where: where the pairs are from, for the error.
+    """
     template.check_prefix_preserving()
     questions: list[str] = []
 
@@ -98,7 +102,10 @@ def encode_pairs(found: Iterable[Pair], template: ChatTemplate, counts: PairCoun
                 questions.append(_digest(pair.question))
                 yield from encoded
 
-    return Pairs(Examples(examples()), questions)
+    pairs = Pairs(Examples(examples()), questions)
+    if not pairs:
+        raise ValueError(f"{where}: no pair is left: {counts}")
+    return pairs
 
 
 def _digest(question: Sequence[Message]) -> str:

@@ -24,6 +24,7 @@ from gptsmith.data.options import PreferenceFiles
 from gptsmith.data.report import ReadReport, Tally
 from gptsmith.data.row import Row
 from gptsmith.data.rows import read_rows
+from gptsmith.terminal import counted
 
 
 class Pair(NamedTuple):
@@ -67,7 +68,8 @@ class PairCounts:
         if skipped:
             rows, lines = pairs + skipped, ", ".join(self.report.skipped.lines())
             parts.append(f"skipped: {skipped:,} of {rows:,} rows ({skipped / rows:.1%}), {lines}")
-        parts.append(f"{'' if left else 'all '}{self.kept:,} pairs are trained on")
+        which, are = ("", "is") if self.kept == 1 else ("" if left else "all ", "are")
+        parts.append(f"{which}{counted(self.kept, 'pair')} {are} trained on")
         return "; ".join([*parts, *self.remarks.lines(), *self.report.hints])
 
 

@@ -19,6 +19,7 @@ from gptsmith.data.parts import prepare_in_parts
 from gptsmith.data.report import ReadReport
 from gptsmith.data.shards import UNFINISHED
 from gptsmith.data.split import DocumentSplit
+from gptsmith.terminal import counted
 
 
 def prepare(config: PrepareConfig) -> Path:
@@ -79,8 +80,8 @@ def _summary(out: Path, manifest: dict[str, Any], report: ReadReport, seconds: f
     skipped = report.share(sum(left_out.values()))
     lines = [f"{out}: skipped {skipped}: {kinds}"] if kinds else []
     lines += [
-        f"{out}: {split} {r['tokens']:,} tokens in {len(r['shards'])} shard(s), "
-        f"{r['documents']:,} document(s), {r['bytes'] / 1e6:,.1f} MB"
+        f"{out}: {split} {counted(r['tokens'], 'token')} in {counted(len(r['shards']), 'shard')}, "
+        f"{counted(r['documents'], 'document')}, {r['bytes'] / 1e6:,.1f} MB"
         for split, r in manifest["splits"].items()
     ]
     text_bytes, tokens = (

@@ -18,6 +18,7 @@ from gptsmith.data.labelled import LabelledText
 from gptsmith.evaluate.result import Item, Result, Statistic, mean_share, share
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.run import Run
+from gptsmith.terminal import counted
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import distributed
 from gptsmith.train.runtime import Precision
@@ -233,7 +234,7 @@ def summary(scores: Scores) -> str:
     low, high = scores.accuracy_95
     return (
         f"accuracy {scores.accuracy:.2%} (95% interval {low:.1%} to {high:.1%}), macro-F1 "
-        f"{scores.macro_f1:.3f} over {n:,} texts (majority class: {scores.majority:.2%})"
+        f"{scores.macro_f1:.3f} over {counted(n, 'text')} (majority class: {scores.majority:.2%})"
     )
 
 

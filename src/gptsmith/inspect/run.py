@@ -10,6 +10,7 @@ from gptsmith.console import Console, Text
 from gptsmith.inspect.render import file_size, heading, print_report, properties, title
 from gptsmith.model.flops import flops_per_token, kv_cache_bytes, parameters, training_memory
 from gptsmith.run import Run, layout
+from gptsmith.terminal import counted
 from gptsmith.train import checkpoint, monitor
 
 
@@ -44,7 +45,7 @@ def _parts(run: Run) -> Iterator[RenderableType]:
 def _model_properties(run: Run) -> RenderableType:
     """Architecture, tokenizer, and the memory that inference and training need."""
     c, tokenizer = run.model_config, run.tokenizer
-    heads = f"{c.n_head} heads" + (f" ({c.K} key/value)" if c.n_head != c.K else "")
+    heads = counted(c.n_head, "head") + (f" ({c.K} key/value)" if c.n_head != c.K else "")
     variant = [
         c.norm,
         c.mlp,
@@ -61,7 +62,7 @@ def _model_properties(run: Run) -> RenderableType:
         weights = f"{run.weights.name}, {file_size(run.weights.stat().st_size)}"
     return properties(
         {
-            "architecture": f"{c.n_layer} layers, {c.n_embd} wide, {heads} of {c.D}, MLP {c.F}, "
+            "architecture": f"{counted(c.n_layer, 'layer')}, {c.n_embd} wide, {heads} of {c.D}, MLP {c.F}, "
             f"context {c.context_length:,}",
             "": ", ".join(variant),
             "tokenizer": f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from gptsmith import files
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template.template import CHAT_TOKENS, ChatTemplate, Message, tuning_template
-from gptsmith.data.chat import ChatCounts, encode_conversations, load_chat
+from gptsmith.data.chat import ChatCounts, check_any_target, encode_conversations, load_chat
 from gptsmith.data.examples import Example, Examples
 from gptsmith.data.skills import skill_conversations
 from gptsmith.recipes import finetune
@@ -18,7 +17,6 @@ from gptsmith.recipes.finetune import SFTData
 from gptsmith.recipes.options import ChatConfig
 from gptsmith.recipes.plan import Note
 
-BUILT_IN = "skills"  # the data set that needs no file
 NUM_PROMPTS = 3  # validation conversations to answer at each evaluation
 
 
@@ -71,24 +69,18 @@ def load(
     config: ChatConfig, template: ChatTemplate, T: int
 ) -> tuple[Examples, Examples, list[Note]]:
     """Training examples, validation examples, and notes on them."""
-
-    def read(sources: Sequence[str]) -> tuple[Examples, str]:
-        if BUILT_IN in sources:
-            if len(sources) > 1:
-                raise ValueError(f"--data {BUILT_IN} is the built-in set: do not mix it with files")
-            template.check_prefix_preserving()  # load_chat does it for files
-            counts = ChatCounts(T, divide=config.windows)
-            conversations = skill_conversations(config.train.seed, config.questions)
-            return Examples(encode_conversations(conversations, template, counts)), str(counts)
-        examples, counts = load_chat(sources, config, template, T)
-        return examples, str(counts)
-
-    if BUILT_IN in config.val:
-        raise ValueError(f"--val {BUILT_IN} would validate on the training data: omit it")
-    train, summary = read(config.data)
+    if finetune.uses_built_in(config.data, config.val):
+        template.check_prefix_preserving()  # load_chat does it for files
+        counts = ChatCounts(T, divide=config.windows)
+        conversations = skill_conversations(config.train.seed, config.questions)
+        train = Examples(encode_conversations(conversations, template, counts))
+        check_any_target("--data skills", counts)
+    else:
+        train, counts = load_chat(config.data, config, template, T)
+    summary = str(counts)
     if config.val:
-        val, val_summary = read(config.val)
-        summary = f"{summary}; for validation: {val_summary}"
+        val, counts = load_chat(config.val, config, template, T)
+        summary = f"{summary}; for validation: {counts}"
     else:
         shares = 1 - config.val_fraction, config.val_fraction
         try:

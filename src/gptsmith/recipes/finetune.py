@@ -32,6 +32,8 @@ from gptsmith.run.create import open_for_training
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train.loss import next_token_loss
 
+BUILT_IN = "skills"  # the data set that needs no file
+
 C = TypeVar("C", bound=FinetuneConfig)
 
 
@@ -62,6 +64,17 @@ def base_run(config: FinetuneConfig) -> Run:
     """The run that provides model, tokenizer and template: the base run or, on resume, the run
     itself, which no longer needs its base."""
     return Run.open(config.out if config.resume else config.base)
+
+
+def uses_built_in(data: Sequence[str], val: Sequence[str]) -> bool:
+    """Whether --data is the built-in set. ValueError if it is mixed with files, or is --val."""
+    if BUILT_IN in val:
+        raise ValueError(
+            f"--val {BUILT_IN}: the built-in set is for --data: omit --val, or give a file"
+        )
+    if BUILT_IN in data and len(data) > 1:
+        raise ValueError(f"--data {BUILT_IN} is the built-in set: do not mix it with files")
+    return BUILT_IN in data
 
 
 def prepare(

@@ -12,13 +12,14 @@ from gptsmith.batch import Batch
 from gptsmith.model import flops
 from gptsmith.model.config import ModelConfig, Quantization
 from gptsmith.recipes.options import RecipeConfig
+from gptsmith.terminal import counted
 from gptsmith.train import distributed, runtime
 from gptsmith.train.loss import CHUNK_BYTES
 from gptsmith.train.options import OptimConfig
 from gptsmith.train.runtime import Runtime
 from gptsmith.train.schedule import Duration, warmup_steps
 
-_FEW_STEPS = 100
+_FEW_STEPS = 100  # warm-up alone takes 20 by default
 
 R = TypeVar("R", bound=RecipeConfig)
 R_co = TypeVar("R_co", bound=RecipeConfig, covariant=True)
@@ -142,6 +143,7 @@ def _resolve(
         rows = train.tokens / T
     steps = train.steps or max(1, round(rows / rows_per_step))
     duration = Duration(None if train.seconds else steps, train.seconds)
+    length = counted(steps, "step") if duration.steps else f"{train.seconds:,.0f} s"
     work = flops.flops_per_token(model) * steps * rows_per_step * T
     compiled, reason = runtime.choose_compile(train.compile, device, work / ranks, train.seconds)
     shards = ranks if train.shard else 1
@@ -159,8 +161,8 @@ def _resolve(
         ),
         Note(
             "training",
-            f"{f'{steps:,} steps' if duration.steps else f'{train.seconds:,.0f} s'} of "
-            f"{rows_per_step * T:,} tokens on {device} with {torch.get_num_threads()} threads"
+            f"{length} of {rows_per_step * T:,} tokens on {device} with "
+            f"{counted(torch.get_num_threads(), 'thread')}"
             + (f", on each of {ranks} ranks" if ranks > 1 else "")
             + (", deterministic" if train.deterministic else ""),
         ),
@@ -288,8 +290,9 @@ def _length_notes(config: RecipeConfig, steps: int) -> list[Note]:
     if steps >= _FEW_STEPS:
         return []
     text = (
-        f"one pass over this corpus, the default, is {steps:,} steps, in which a model learns "
-        "little: --train.epochs N makes more passes; gptsmith plan says how many, and which model"
+        f"one pass over this corpus, the default, is {counted(steps, 'step')}, in which a model "
+        "learns little: --train.epochs N makes more passes; gptsmith plan says how many, and which "
+        "model"
     )
     return [Note("training", text)]
 
@@ -298,7 +301,7 @@ def _warmup_notes(config: OptimConfig, duration: Duration) -> list[Note]:
     if (steps := warmup_steps(config, duration)) == config.warmup_steps:
         return []
     text = (
-        f"warm-up shortened to {steps:,} steps: with optim.warmup_steps {config.warmup_steps:,} "
-        f"the run of {duration.steps:,} would end before its peak learning rate"
+        f"warm-up shortened to {counted(steps, 'step')}: with optim.warmup_steps "
+        f"{config.warmup_steps:,} the run of {duration.steps:,} would end before its peak learning rate"
     )
     return [Note("training", text)]

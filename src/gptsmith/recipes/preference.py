@@ -23,7 +23,6 @@ from gptsmith.train import distributed
 from gptsmith.train.preference import DEFAULT_BETA, METRICS, PreferenceLoss
 from gptsmith.train.runtime import Precision
 
-BUILT_IN = "skills"  # the pairs that need no file
 NUM_PROMPTS = 3  # validation questions to answer at each evaluation
 
 
@@ -87,14 +86,10 @@ def load(
     config: PreferenceConfig, template: ChatTemplate, T: int
 ) -> tuple[Pairs, Pairs, list[Note]]:
     """Pairs for training, for validation, and notes on them."""
-    if BUILT_IN in config.val:
-        raise ValueError(f"--val {BUILT_IN} would validate on the training data: omit it")
-    if BUILT_IN in config.data:
-        if len(config.data) > 1:
-            raise ValueError(f"--data {BUILT_IN} is the built-in set: do not mix it with files")
+    if finetune.uses_built_in(config.data, config.val):
         counts = PairCounts(T)
         pairs = skill_pairs(config.train.seed, config.questions)
-        train = encode_pairs(pairs, template, counts)
+        train = encode_pairs(pairs, template, counts, "--data skills")
     else:
         train, counts = load_pairs(config.data, config, template, T)
     summary = str(counts)

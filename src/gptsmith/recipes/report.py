@@ -8,6 +8,7 @@ from typing import Any
 from gptsmith.files import write_text
 from gptsmith.model import flops
 from gptsmith.run import Run
+from gptsmith.terminal import counted
 from gptsmith.train.monitor import read_events
 
 _COLUMNS = {
@@ -53,7 +54,8 @@ def write_report(run: Run, sections: Sequence[str] = ()) -> None:
     lines = [
         f"# {run.path.resolve().name}",
         "",
-        f"{flops.parameters(model):,} parameters: {model.n_layer} layers, {model.n_head} heads, "
+        f"{flops.parameters(model):,} parameters: {counted(model.n_layer, 'layer')}, "
+        f"{counted(model.n_head, 'head')}, "
         f"{model.n_embd} wide, context {model.context_length}, vocabulary {model.vocab_size}.",
         "",
         "![loss and learning rate](curves.png)",

@@ -43,7 +43,6 @@ from gptsmith.train.loss import token_log_probs
 from gptsmith.train.policy_loss import PolicyLoss
 from gptsmith.train.runtime import Precision, Runtime
 
-BUILT_IN = "skills"  # the prompts that need no file
 VERDICTS = "verdicts"  # folder in that of the run
 _VAL_SEED = 0x7A1  # not that of `evaluate`, with which short words and pairs of numbers are shared
 
@@ -151,25 +150,25 @@ def load(
         return tokenizer.prompt(messages[0]["content"])
 
     report = ReadReport(config.on_error)
-    if BUILT_IN in config.data:
-        if len(config.data) > 1 or config.val:
-            raise ValueError(f"--data {BUILT_IN} is the built-in set: do not mix it with files")
+    needs_answer = any(map(compares, config.reward))
+    built_in = finetune.uses_built_in(config.data, config.val)
+    if built_in:
         if template is None:
             raise ValueError(
-                f"--data {BUILT_IN} has questions for a chat model: make one first, gptsmith "
+                f"--data skills has questions for a chat model: make one first, gptsmith "
                 f"finetune chat --from {config.base} --data skills"
             )
         found = skill_prompts(config.train.seed, config.questions)
+    else:
+        found = list(read_prompts(config.data, config, report, needs_answer))
+    if config.val:
+        val = list(read_prompts(config.val, config, report, needs_answer))
+    elif built_in:
         val = held_out_skill_prompts(_VAL_SEED, -(-config.val_prompts // len(SKILLS)))
     else:
-        needs_answer = any(map(compares, config.reward))
-        found = list(read_prompts(config.data, config, report, needs_answer))
-        if config.val:
-            val = list(read_prompts(config.val, config, report, needs_answer))
-        else:
-            found, val = split_prompts(
-                found, config.val_fraction, config.train.seed, config.val_prompts
-            )
+        found, val = split_prompts(
+            found, config.val_fraction, config.train.seed, config.val_prompts
+        )
     of = f" of {len(val):,}" if len(val) > config.val_prompts else ""
     val = val[:: max(1, len(val) // config.val_prompts)][: config.val_prompts]
     encoded, encoded_val = (encode_prompts(part, encode, limit, report) for part in (found, val))

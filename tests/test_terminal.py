@@ -26,6 +26,11 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "gptsmith"
 EMOJI_AND_PERSIAN = "👩\u200d👩\u200d👧 ✌️ می\u200cخواهم \u06dd١"  # with joiners
 
 
+def test_singular_and_plural() -> None:
+    shown = [terminal.counted(n, "step") for n in (0, 1, 2000)]
+    assert shown == ["0 steps", "1 step", "2,000 steps"]
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

@@ -62,8 +62,8 @@ def _model_properties(run: Run) -> RenderableType:
         weights = f"{run.weights.name}, {file_size(run.weights.stat().st_size)}"
     return properties(
         {
-            "architecture": f"{counted(c.n_layer, 'layer')}, {c.n_embd} wide, {heads} of {c.D}, MLP {c.F}, "
-            f"context {c.context_length:,}",
+            "architecture": f"{counted(c.n_layer, 'layer')}, {c.n_embd} wide, {heads} of {c.D}, "
+            f"MLP {c.F}, context {c.context_length:,}",
             "": ", ".join(variant),
             "tokenizer": f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids "
             f"(the model has {c.vocab_size:,})",

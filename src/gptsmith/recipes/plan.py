@@ -302,6 +302,7 @@ def _warmup_notes(config: OptimConfig, duration: Duration) -> list[Note]:
         return []
     text = (
         f"warm-up shortened to {counted(steps, 'step')}: with optim.warmup_steps "
-        f"{config.warmup_steps:,} the run of {duration.steps:,} would end before its peak learning rate"
+        f"{config.warmup_steps:,} the run of {duration.steps:,} would end before its peak "
+        "learning rate"
     )
     return [Note("training", text)]

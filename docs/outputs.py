@@ -7,7 +7,8 @@
 
 In a page, a block that begins with ```console has commands after `$ `, each followed by its output.
 The commands run in one temporary folder, in the order of PAGES, after those of the pages that a
-page builds on. Numbers are not compared, nor is what depends on the machine: see VARYING.
+page builds on; with --folder, those of the given pages in their order. Numbers are not compared,
+nor is what depends on the machine: see VARYING.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ PICTURES = {
 }
 
 # Commands whose words, too, depend on the machine: rounding decides what a model writes, and the
-# machine what can be trained on it. It is checked that they succeed.
+# machine what can be trained on it. It is checked that they succeed, or are
+# refused, as on the page.
 VARYING = re.compile(
     r"gptsmith (generate|chat|classify|finetune reward|plan --data|doctor)\b|.*\| gptsmith |curl "
     r"|python -c .*transformers"
@@ -83,6 +85,7 @@ _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _NUMBER = re.compile(r"\b[0-9a-f]{12,}\b|[+-]?\d+(?:[.,:]\d+)*(?:e[+-]?\d+)?")
 _UNIT = re.compile(r"(?<=0) ?(?:B|[kKMG]i?B|[mu]?s|min|h)\b")
+_PLURAL = re.compile(r"(?<=0 )([a-z]+)s\b")
 _RULES = re.compile(r"[─-╿▀-▟]+")  # box drawing and blocks
 
 
@@ -137,9 +140,9 @@ class Shell:
             "GPTSMITH_DATA": str(DATA), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1",
         }  # fmt: skip
 
-    def run(self, command: str) -> str:
-        """What a command prints on both streams. ValueError if it fails, other than by refusing
-        its input."""
+    def run(self, command: str) -> tuple[str, bool]:
+        """What a command prints on both streams, and whether it refused its input. ValueError if it
+        fails in another way."""
         process = subprocess.Popen(
             ["bash", "-c", command], cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
@@ -151,13 +154,13 @@ class Shell:
             for line in process.stdout:
                 lines.append(line)
                 if "Ctrl-C stops" in line:
-                    return self._clean("".join(lines))
+                    return self._clean("".join(lines)), False
             raise ValueError(f"{command}: ended with {process.wait()}\n{''.join(lines)}")
         printed, _ = process.communicate()
-        refused = process.returncode == 2 and _REFUSED.search(printed)
+        refused = process.returncode == 2 and bool(_REFUSED.search(printed))
         if process.returncode and not refused:
             raise ValueError(f"{command}: ended with {process.returncode}\n{printed}")
-        return self._clean(printed)
+        return self._clean(printed), refused
 
     def stop(self) -> None:
         """End the servers."""
@@ -227,6 +230,7 @@ def _words(text: str) -> list[tuple[str, str]]:
     before = ""
     for line in text.splitlines():
         masked = _UNIT.sub("", _NUMBER.sub("0", _RULES.sub(" ", line)))
+        masked = _PLURAL.sub(r"\1", masked)
         masked = " ".join(masked.split())
         if not _PROGRESS.match(line) and not _MACHINE.match(line) and masked != before:
             words += [(word, line) for word in masked.split()]
@@ -254,7 +258,10 @@ def rewrite(page: Path, shell: Shell) -> None:
         lines = []
         for command in commands(match[1]):
             lines.append(f"$ {command.text}\n")
-            if output := shown(shell.run(command.text)):
+            printed, refused = shell.run(command.text)
+            if refused and command.output and not command.is_refused:  # a new one has no output
+                raise ValueError(f"{page.name}: $ {command.line}\n{printed}")
+            if output := shown(printed):
                 lines.append(f"{output}\n")
         return f"```console\n{''.join(lines)}```"
 
@@ -267,10 +274,12 @@ def check(page: Path, shell: Shell) -> Iterator[str]:
     """Run the commands of a page; what differs from the page, a message for each command."""
     for block in blocks(page):
         for command in commands(block):
-            printed = shell.run(command.text)
-            if VARYING.match(command.line):
-                continue
-            if (found := difference(command.output, printed)) is not None:
+            printed, refused = shell.run(command.text)
+            if refused != command.is_refused:
+                yield f"{page.name}: $ {command.line}\n{printed}"
+            elif VARYING.match(command.line):
+                pass
+            elif (found := difference(command.output, printed)) is not None:
                 yield f"{page.name}: $ {command.line}\n  page:    {found[0]}\n  printed: {found[1]}"
     shell.stop()
 
@@ -287,13 +296,14 @@ def in_order(names: Sequence[str]) -> list[str]:
 def make_inputs(folder: Path, demo: Path = ROOT) -> None:
     """Files of a reader's own, which the pages use, and the place of the demo's runs.
 
-    demo: the folder of a demo whose runs are taken, if they are there.
+    demo: the folder of a demo whose runs are copied, if they are there.
     """
     (folder / "runs").mkdir()
     for name in ("demo", "demo-chat"):
         (folder / "runs" / name).symlink_to(Path("..", "demo", "runs", name))
     if (demo / "runs" / "demo-chat" / "model.safetensors").is_file():
-        (folder / "demo").symlink_to(demo)
+        for name in ("demo", "demo-chat"):
+            shutil.copytree(demo / "runs" / name, folder / "demo" / "runs" / name)
     (folder / "README.md").symlink_to(ROOT / "README.md")
     (folder / "configs").symlink_to(ROOT / "configs")
     rows = [
@@ -332,6 +342,7 @@ def copy_pictures(folder: Path) -> None:
 
 @contextmanager
 def working_folder(kept: Path | None) -> Iterator[Path]:
+    """A folder with the inputs of the pages: `kept`, or a temporary one."""
     if kept is not None:
         if not kept.exists():
             kept.mkdir(parents=True)

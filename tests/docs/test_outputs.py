@@ -59,6 +59,8 @@ def test_another_output_is_named(tmp_path: Path) -> None:
     ("expected", "printed", "differs"),
     [
         ("12 tokens in 3.4 s", "1,200 tokens in 0.5 ms", False),
+        ("with 1 thread", "with 2 threads", False),
+        ("with 1 shard", "with 2 threads", True),
         ("step 1: loss 2.0", "step 1 · loss 1.0\nstep 1: loss 3.5", False),
         ("loss 2\nstep 0  3 MB intact", "loss 2\nstep 0 3 MB intact\nstep 9 4 MB intact", False),
         ("┏━━━┓\n┃ 1 ┃", "┏━━━━━┓\n┃ 100 ┃", False),
@@ -77,13 +79,42 @@ def test_words_are_compared(expected: str, printed: str, differs: bool) -> None:
     assert (outputs.difference(expected, printed) is not None) == differs
 
 
+def test_a_command_is_refused_where_its_page_says_so(tmp_path: Path) -> None:
+    """Also one whose words are not compared."""
+    refused = "gptsmith generate --nothing"
+    message = "gptsmith generate: there is no --nothing"
+    path = page(tmp_path, f"$ {refused}\n{message}\n$ {refused}\na text")
+    shell = outputs.Shell(tmp_path)
+    (found,) = outputs.check(path, shell)
+    assert found.startswith(f"page.md: $ {refused}\ngptsmith generate: unknown option")
+    page(tmp_path, f"$ true\n{message}")
+    assert list(outputs.check(path, shell)) == ["page.md: $ true\n"]
+    page(tmp_path, f"$ {refused}\na text")
+    with pytest.raises(ValueError, match=f"{refused}\ngptsmith generate: unknown option"):
+        outputs.rewrite(path, shell)
+
+
 def test_a_command_that_fails_is_an_error_and_one_that_refuses_is_not(tmp_path: Path) -> None:
     shell = outputs.Shell(tmp_path)
     with pytest.raises(ValueError, match="ended with 3"):
         shell.run("echo broken; exit 3")
     with pytest.raises(ValueError, match="ended with 2"):
         shell.run("ls /nowhere")
-    assert shell.run("gptsmith prepare nowhere.txt --out x").startswith("gptsmith prepare: ")
+    printed, refused = shell.run("gptsmith prepare nowhere.txt --out x")
+    assert refused
+    assert printed.startswith("gptsmith prepare: ")
+    assert shell.run("echo done") == ("done", False)
+
+
+def test_runs_of_a_demo_are_copied(tmp_path: Path) -> None:
+    weights = "runs/demo-chat/model.safetensors"
+    for name in ("demo", "demo-chat"):
+        (tmp_path / "made" / "runs" / name).mkdir(parents=True)
+    (tmp_path / "made" / weights).write_text("weights")
+    (tmp_path / "new").mkdir()
+    outputs.make_inputs(tmp_path / "new", demo=tmp_path / "made")
+    (tmp_path / "new" / weights).write_text("others")
+    assert (tmp_path / "made" / weights).read_text() == "weights"
 
 
 def test_pages_run_after_those_that_they_build_on() -> None:

@@ -66,6 +66,13 @@ def test_pretrain_runs_the_recipe_as_it_is(corpus: Corpus, tmp_path: Path) -> No
     assert chosen["memory"] / 1e6 == pytest.approx(peak, rel=0.1)
 
 
+def test_a_size_that_does_not_fit_is_said(capsys) -> None:
+    text = said(capsys, "--device", "t4", "--params", 10**13)
+    assert "10T parameters do not fit: this is the largest model that does" in text.replace(
+        "\n", " "
+    )
+
+
 def test_a_machine_that_is_not_here(capsys, tmp_path: Path) -> None:
     out = tmp_path / "recipe.yaml"
     words = ["--device", "h100", "--count", 8, "--time", "1h", "--price-per-hour", 2, "--out", out]
@@ -171,7 +178,12 @@ def test_times_are_read_with_their_units(text: str, seconds: float) -> None:
             "--device h100 --corpus-tokens 100",
             "a corpus of 100 training tokens is too small: a step takes 2,048",
         ),
-        ("--device h100 --memory 1M", "nothing can be trained with this budget"),
+        (
+            "--device h100 --memory 1M",
+            "start of the command, takes 78 s and 3 MB of memory",
+        ),
+        ("--device h100 --memory 1T", "--memory: H100 has 80 GB"),
+        ("--device h100 --out nowhere/plan.yaml", "--out nowhere/plan.yaml: no such folder"),
     ],
 )
 def test_wrong_input_is_a_one_line_error(words: str, message: str) -> None:

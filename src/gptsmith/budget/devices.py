@@ -38,14 +38,16 @@ DEVICES = {
 
 
 def published(name: str, count: int, memory: int | None = None) -> Machine:
-    """`count` devices of this name; ValueError for an unknown one, and for a count that does not
-    fill machines of 8.
+    """`count` devices of this name; ValueError for an unknown one, for a count that does not fill
+    machines of 8, and for more memory than it has.
 
     memory: bytes of each that the run may use (default: all).
     """
     device = DEVICES.get(name.lower().replace(" ", "").replace("-", ""))
     if device is None:
         raise ValueError(f"--device {name!r}: choose from {', '.join(DEVICES)}")
+    if memory is not None and memory > device.memory * 10**9:
+        raise ValueError(f"--memory: {device.sheet} has {device.memory} GB")
     cluster = Cluster(
         peak=PEAK_TFLOPS[device.sheet] * 1e12,
         memory=device.bandwidth * 1e9,

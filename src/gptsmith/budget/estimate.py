@@ -152,7 +152,8 @@ def _largest_rows(
 
 def candidates(budget: Budget, machine: Machine, law: ScalingLaw | None) -> list[Estimate]:
     """For each depth, the run that the budget buys with it, as far as it fits the memory.
-    ValueError for a corpus that is too small for a step."""
+    ValueError for a corpus that is too small for a step, and for a budget that is too small for any
+    model."""
     if budget.corpus_tokens is not None:
         vocab_size = budget.vocab_size or rules.vocabulary(1)[0]
         step = rules.design(1, vocab_size, 1, ranks=machine.ranks).batch_tokens
@@ -167,6 +168,13 @@ def candidates(budget: Budget, machine: Machine, law: ScalingLaw | None) -> list
         if design is None:
             break  # deeper ones need more
         found.append(estimate(design, machine, law))
+    if not found:
+        least = rules.design(1, budget.vocab_size or rules.vocabulary(1)[0], 1, 1, machine.ranks)
+        raise ValueError(
+            "nothing can be trained with this budget: one step of the smallest model, with the "
+            f"start of the command, takes {run_seconds(least, machine):,.0f} s and "
+            f"{peak_memory(least, machine) / 1e6:,.0f} MB of memory"
+        )
     return found
 
 
@@ -212,11 +220,7 @@ def _tokens_in(seconds: float, depth: int, vocab_size: int, machine: Machine) ->
 def choose(found: Sequence[Estimate], budget: Budget) -> Estimate:
     """The run whose tokens per parameter are nearest to `rules.TOKENS_PER_PARAMETER`, or whose
     parameters are nearest to those that the budget names; without a time or a size, the largest
-    that fits. ValueError if there is none."""
-    if not found:
-        raise ValueError(
-            "nothing can be trained with this budget: the smallest model needs more time or memory"
-        )
+    that fits."""
 
     def distance(each: Estimate) -> float:
         N = matmul_parameters(each.design.model)

@@ -119,6 +119,11 @@ def remarks(chosen: Estimate, budget: Budget, law: ScalingLaw | None) -> Iterato
         yield f"* {ratio} ({wanted}); {read.format(epochs)}{most}"
     else:
         yield f"* {ratio} ({wanted})"
+    if budget.parameters is not None and 2 * parameters(d.model) < budget.parameters:
+        yield (
+            f"{short(budget.parameters)} parameters do not fit: this is the largest model that "
+            f"does, with at most {rules.MAX_DEPTH} layers"
+        )
     if budget.vocab_size is None:
         size, tokenizer = rules.vocabulary(d.depth)
         yield f"vocabulary {size:,}: gptsmith prepare SOURCE --tokenizer {tokenizer} --out CORPUS"

@@ -111,6 +111,8 @@ def main(argv: Sequence[str], started: float | None = None) -> int:
     options = load_config(PlanOptions, argv, prog="gptsmith plan")
     if options.out is not None and options.out.exists():
         raise FileExistsError(f"{options.out} exists: give another --out, or remove it")
+    if options.out is not None and not options.out.parent.is_dir():
+        raise FileNotFoundError(f"--out {options.out}: no such folder")
     from gptsmith.budget import devices, estimate, report
     from gptsmith.budget.machine import this_machine
     from gptsmith.budget.scaling_law import LAWS

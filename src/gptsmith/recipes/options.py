@@ -257,7 +257,7 @@ class ChatConfig(SFTConfig, ChatFiles):
     special_tokens: tuple[str, ...] = ()
     """Special tokens that --template contains (`<|im_start|>`), repeatable (default: those of
     gptsmith for a model without a template, else none)."""
-    questions: int = Field(20_000, ge=1)
+    questions: int = Field(20_000, ge=1, le=1_000_000)
     """Number of conversations to generate for the built-in set."""
 
 
@@ -315,7 +315,7 @@ class PreferenceConfig(FinetuneConfig, PreferenceFiles):
     val_fraction: float = Field(0.05, gt=0, lt=1)
     """Share of the pairs for validation, without --val; pairs with the same question stay
     together."""
-    questions: int = Field(4_000, ge=2)
+    questions: int = Field(4_000, ge=2, le=1_000_000)
     """Number of pairs to generate for the built-in set."""
     context_length: int | None = Field(None, ge=2)
     """Maximum tokens of a question with an answer (default: the model's context)."""

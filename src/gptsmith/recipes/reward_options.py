@@ -39,7 +39,7 @@ class RewardConfig(FinetuneConfig, PromptFiles):
     """Share of the prompts for validation, without --val."""
     val_prompts: int = Field(200, ge=1)
     """Prompts for validation at most; they are answered greedily at each evaluation."""
-    questions: int = Field(20_000, ge=2)
+    questions: int = Field(20_000, ge=2, le=1_000_000)
     """Number of questions to generate for the built-in set."""
     reward: tuple[str, ...] = Field(("exact",), min_length=1)
     """Reward of a completion, repeatable: exact or number (1 if it is the expected answer, or has

@@ -171,16 +171,6 @@ def test_first_turns_are_left_out_of_both_sides_until_they_fit(tmp_path: Path) -
                 "chosen": "a",
                 "rejected": "b",
                 "prompt": "c",
-                "chosen_score": float("nan"),
-                "rejected_score": 1,
-            },
-            "not numbers",
-        ),
-        (
-            {
-                "chosen": "a",
-                "rejected": "b",
-                "prompt": "c",
                 "chosen_score": "x",
                 "rejected_score": 1,
             },

@@ -8,7 +8,6 @@ common beginning is the question; these may be one text each, as in Anthropic's 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -139,8 +138,6 @@ def _by_score(row: Row, columns: tuple[str, str], counts: PairCounts) -> tuple[s
             continue
         try:
             chosen, rejected = map(float, values)  # type: ignore[arg-type]
-            if math.isnan(chosen) or math.isnan(rejected):
-                raise ValueError
         except (TypeError, ValueError):
             problem = f"{quoted(pair)} hold {values}, not numbers (--no-scores ignores them)"
             raise InvalidRowError("unreadable score", problem) from None

@@ -51,7 +51,7 @@ PAGES: dict[str, tuple[str, ...]] = {
     "serving.md": (DEMO,),
     "import-export.md": (DEMO,),
     "scaling.md": ("data.md",),
-    "planning.md": (),
+    "planning.md": ("data.md",),
     "reliability.md": ("data.md",),
 }
 
@@ -319,9 +319,24 @@ def make_inputs(folder: Path, demo: Path = ROOT) -> None:
     ]
     (folder / "pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
     (folder / "rules.py").write_text(RULE)
-    shutil.copy(
-        DATA / "chat_nanochat_identity" / "identity_conversations.jsonl", folder / "chat.jsonl"
+    days = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+    chats = [
+        (f"When does the {place} open on {day}?", f"At {hour}.", "And close?", f"At {hour + 8}.")
+        for hour, place in enumerate(("bakery", "market", "pool", "library", "museum"), 6)
+        for day in days
+    ]
+    rules = (
+        "Please shower before you swim, walk at the edge, keep bottles of glass in your locker, "
+        "leave the lanes to those who train, dive at the deep end only, watch your children, "
+        "bring a towel of your own, and leave when the bell rings, a quarter of an hour before we "
+        "close."
     )
+    chats[1] = ("What are the rules of the pool?", rules, "Thank you!", "You are welcome.")
+    with (folder / "chat.jsonl").open("w") as file:  # one answer is longer than the demo's context
+        for chat in chats:
+            turns = zip(("user", "assistant") * 2, chat, strict=True)
+            messages = [dict(role=role, content=content) for role, content in turns]
+            file.write(f"{json.dumps(dict(messages=messages))}\n")
     shutil.copy(DATA / "sms_spam" / "SMSSpamCollection", folder / "sms.tsv")
 
 

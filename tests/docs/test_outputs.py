@@ -138,8 +138,9 @@ LESS = {
     "^gptsmith finetune chat .*--data skills": f"{LITTLE} --questions 100",
     "^gptsmith finetune chat ": LITTLE,
     "^gptsmith finetune classify ": FEW,
-    "^gptsmith finetune preference ": f"{FEW} --eval.sample-tokens 8",
-    "^gptsmith finetune reward ": f"{FEW} --questions 20 --prompts-per-step 4 --val-prompts 4",
+    "^gptsmith finetune preference ": f"{FEW} --eval.sample-tokens 8 --questions 40",
+    "^gptsmith finetune reward ": f"{FEW} --questions 20 --prompts-per-step 4 --val-prompts 4 "
+    "--max-new-tokens 8",
     "^gptsmith evaluate .*--tasks skills": "--per-skill 1",
 }
 # Runs in the place of the demo's.

@@ -95,6 +95,12 @@ def test_chart_is_png_and_pdf_and_reproducible(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_rows_of_a_chart_name_the_task_where_there_are_several():
+    rows = [("hellaswag", "acc"), ("hellaswag", "acc_token"), ("lambada", "acc")]
+    assert charts._labels(rows, True) == ["hellaswag: acc", "acc_token", "lambada: acc"]
+    assert charts._labels(rows[:2], False) == ["acc", "acc_token"]
+
+
 def test_chart_of_infinity(tmp_path):
     charts.draw(tmp_path / "inf", {"a": [Result("p", 1, {"perplexity": math.inf}, {})]})
 

@@ -37,8 +37,14 @@ def draw(stem: Path, runs: Mapping[str, Sequence[Result]]) -> None:
     figure = _figure(8, sum(heights) + 0.7, layout)
     all_axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     handles: dict[str, Any] = {}
+    tasks = {task for rows in panels.values() for task, _ in rows}
     for axes, (unit, rows) in zip(all_axes, panels.items(), strict=True):
         handles |= _panel(axes, unit, rows, runs)
+        axes.set_yticks(_positions(rows), _labels(rows, name_tasks=len(tasks) > 1))
+    if len(tasks) == 1:
+        all_axes[0].set_title(
+            figure_text(*tasks), loc="left", color=INK, fontsize=11, fontweight="bold"
+        )
     order = [*(name for name in runs if name in handles), *(h for h in handles if h not in runs)]
     figure.legend(
         [handles[name] for name in order], [*map(figure_text, order)],
@@ -94,11 +100,6 @@ def _panel(
                 path_effects=edge, zorder=3,
             )[0]  # fmt: skip
             right = max(right, x)
-    names = [
-        metric if i and rows[i - 1][0] == task else f"{task}  {metric}"
-        for i, (task, metric) in enumerate(rows)
-    ]
-    axes.set_yticks(positions, [*map(figure_text, names)])
     axes.set_ylim(positions[-1] + 0.6, -0.6)
     axes.set_xlim(0, 1.13 * right or 1)
     axes.set_xlabel(unit, color=INK, fontsize=9)
@@ -112,6 +113,14 @@ def _panel(
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color("#999999")
     return handles
+
+
+def _labels(rows: Sequence[tuple[str, str]], name_tasks: bool) -> list[str]:
+    """The names of the rows: metrics, after the name of their task at its first one."""
+    return [
+        figure_text(f"{task}: {metric}" if name_tasks and above != task else metric)
+        for (above, _), (task, metric) in pairwise([("", ""), *rows])
+    ]
 
 
 def _panels(runs: Mapping[str, Sequence[Result]]) -> dict[str, list[tuple[str, str]]]:

@@ -197,17 +197,24 @@ def tables(columns: Mapping[str, Scores], before: Mapping[str, Scores] | None = 
 
 def _table(first: str, columns: Mapping[str, Scores], before: Mapping[str, Scores]) -> Table:
     shown = Table(first, *(Column(name, justify="right") for name in columns))
-    cells = [[s[name] for s in (before, columns) if name in s] for name in columns]
-    for skill in dict.fromkeys(skill for scores in columns.values() for skill in scores):
-        shares = ([s[skill][0] / s[skill][1] for s in cell if skill in s] for cell in cells)
-        shown.add_row(skill, *map(_percent, shares))
-    shown.add_section()
-    means = (
-        [float(np.mean([right / n for right, n in s.values()])) for s in cell] for cell in cells
+    earlier, now = (
+        {name: _shares(scores) for name, scores in measured.items()}
+        for measured in (before, columns)
     )
-    shown.add_row("mean", *map(_percent, means))
+    for row in [*dict.fromkeys(skill for scores in columns.values() for skill in scores), "mean"]:
+        if row == "mean":
+            shown.add_section()
+        cells = ((earlier.get(name, {}).get(row), now[name].get(row)) for name in columns)
+        shown.add_row(row, *(_change(*cell) for cell in cells))
     return shown
 
 
-def _percent(shares: Sequence[float]) -> str:
-    return " → ".join(f"{share:.0%}" for share in shares)
+def _shares(scores: Scores) -> dict[str, float]:
+    """Skill -> share of correct responses, and `mean`, that of the skills."""
+    shares = {skill: right / total for skill, (right, total) in scores.items()}
+    return shares | {"mean": sum(shares.values()) / len(shares)}
+
+
+def _change(*shares: float | None) -> str:
+    """`84% → 96%`, without what is not known."""
+    return " → ".join(f"{share:.0%}" for share in shares if share is not None)

@@ -6,9 +6,11 @@
 #                 random batches: hours
 #   make soak-serve  a server under load for 20 minutes: every answer as alone, no memory lost
 #   make docs     the site, with the lessons' outputs, in build/site
+#   make docs-outputs  run the commands of the pages and write what they print below them: minutes,
+#                 and those of make demo where it has not run
+#   make docs-check  the same, but say what differs from the pages
 #   make dist     source distribution and wheel, in dist/
 #   make bench    benchmarks, side by side with other libraries
-#   make docs-outputs  run the commands of the documentation and write what they print below them: minutes
 #   make fuzz     20,000 damaged files over all parsers: ten minutes
 #   make test-flips  1,000 flipped bits in a corpus and in runs: named, or nothing changes; an hour
 #   make test-scale  training on 1 to 4 processes: resumed on other numbers, killed, stopped; minutes
@@ -30,7 +32,7 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
 .PHONY: demo demo-reward test soak soak-serve test-flips test-scale test-gguf test-vllm test-sanitizers \
-  check bench fuzz docs docs-outputs dist clean
+  check bench fuzz docs docs-outputs docs-check dist clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/gptsmith demo
@@ -82,11 +84,14 @@ docs: $(VENV)/.dev
 	@$(BIN)/python -m sphinx -W --keep-going -q -E -d build/doctrees docs build/site
 	@echo build/site/index.html
 
+docs-outputs: $(VENV)/.dev
+	@$(BIN)/python -m docs.outputs
+
+docs-check: $(VENV)/.dev
+	@$(BIN)/python -m docs.outputs --check
+
 bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks
-
-docs-outputs: $(VENV)/.dev
-	@$(BIN)/python docs/outputs.py
 
 fuzz: $(VENV)/.dev
 	@$(BIN)/python tests/fuzz/run.py --inputs 20000

@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "src")]  # this tree, whatever is installed
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "src")]  # this tree, whatever is installed
 
 import gptsmith  # noqa: E402
 
 project = "gptsmith"
 release = gptsmith.__version__
-extensions = ["myst_nb", "sphinx.ext.autodoc", "docstrings", "reference", "repository"]
+extensions = ["myst_nb", "sphinx.ext.autodoc"]
+extensions += ["docs.docstrings", "docs.reference", "docs.repository"]
 exclude_patterns = ["*.py"]  # of this folder; the lessons are pages
 
 # A lesson arrives at the parser as a notebook that was executed (repository.read_page).

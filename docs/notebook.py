@@ -5,9 +5,9 @@ A lesson is a Python file in jupytext's percent format. Its cells run in one nam
 its last expression (`_repr_html_` if it has one, else its repr; nothing for None or for parts of a
 figure), and the figures that are open at its end.
 
-    python docs/notebook.py docs/lessons/model.py       writes build/lessons/model.ipynb
+    python -m docs.notebook docs/lessons/model.py       writes build/lessons/model.ipynb
 
-Results are used again until the lesson, the package or this file changes.
+Results are used again until the lesson, the package, this file, Python or a library changes.
 """
 
 import ast
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -172,14 +172,17 @@ def _without_windows() -> Iterator[None]:
 
 
 def _digest(lesson: Path) -> str:
-    """sha256 of what the outputs follow from: lesson, package, this file, versions of libraries."""
+    """sha256 of what the outputs follow from: lesson, package, this file, Python, which has texts
+    that lessons learn from, and the libraries that they import."""
     digest = hashlib.sha256()
     package = ROOT / "src" / "gptsmith"
     sources = sorted(p for p in package.rglob("*") if p.suffix in (".py", ".c", ".h", ".json"))
     for path in (lesson, Path(__file__), *sources):
         digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
-    for library in ("torch", "numpy", "matplotlib", "tokenizers"):
-        digest.update(f"{library} {version(library)}\n".encode())
+    digest.update(f"Python {sys.version}\n".encode())
+    for library in ("torch", "numpy", "matplotlib", "tokenizers", "transformers"):
+        with contextlib.suppress(PackageNotFoundError):
+            digest.update(f"{library} {version(library)}\n".encode())
     return digest.hexdigest()
 
 

@@ -1,7 +1,7 @@
 """Run the commands of the documentation, and write below each what it prints.
 
-    python docs/outputs.py [PAGE ...]           rewrite the pages (default: all in PAGES)
-    python docs/outputs.py --check [PAGE ...]   say what differs from them; then exit code 1
+    python -m docs.outputs [PAGE ...]           rewrite the pages (default: all in PAGES)
+    python -m docs.outputs --check [PAGE ...]   say what differs from them; then exit code 1
     --folder DIR                                run in DIR and keep it; pages that the given ones
                                                 build on have run there already
 

@@ -29,33 +29,33 @@ _NO_LIMIT = 10**9
 # Options that a heading has: their class, the one whose equal options the reader knows already, and
 # the positional argument. Commands that train come first, the others follow by their module.
 OPTIONS: dict[str, tuple[str, type[BaseModel] | None, str]] = {
-    "recipe": ("recipes.options:RecipeConfig", None, ""),
-    "pretrain": ("recipes.options:PretrainConfig", RecipeConfig, ""),
-    "finetune": ("recipes.options:FinetuneConfig", RecipeConfig, ""),
+    "recipe": ("gptsmith.recipes.options:RecipeConfig", None, ""),
+    "pretrain": ("gptsmith.recipes.options:PretrainConfig", RecipeConfig, ""),
+    "finetune": ("gptsmith.recipes.options:FinetuneConfig", RecipeConfig, ""),
     **{
         f"finetune {kind}": (f"{config.__module__}:{config.__name__}", FinetuneConfig, "")
         for kind, (config, _) in FINETUNE.items()
     },
-    "demo": ("demo:DemoConfig", None, ""),
-    "prepare": ("data.options:PrepareConfig", None, "sources"),
-    "prepare --format chat": ("commands.prepare:PrepareChatConfig", None, "sources"),
-    "plan": ("commands.plan:PlanOptions", None, ""),
-    "generate": ("commands.generate:GenerateOptions", None, "run"),
-    "chat": ("commands.chat:ChatOptions", None, "run"),
-    "serve": ("serve.options:ServeOptions", None, "run"),
-    "classify": ("evaluate.options:ClassifyOptions", None, "text"),
-    "evaluate": ("evaluate.options:EvaluateOptions", None, "run"),
-    "import": ("commands.import_model:ImportOptions", None, "source"),
-    "export": ("commands.export:ExportOptions", None, "run"),
-    "inspect": ("commands.inspect:InspectOptions", None, "path"),
-    "doctor": ("commands.doctor:DoctorOptions", None, ""),
+    "demo": ("gptsmith.demo:DemoConfig", None, ""),
+    "prepare": ("gptsmith.data.options:PrepareConfig", None, "sources"),
+    "prepare --format chat": ("gptsmith.commands.prepare:PrepareChatConfig", None, "sources"),
+    "plan": ("gptsmith.commands.plan:PlanOptions", None, ""),
+    "generate": ("gptsmith.commands.generate:GenerateOptions", None, "run"),
+    "chat": ("gptsmith.commands.chat:ChatOptions", None, "run"),
+    "serve": ("gptsmith.serve.options:ServeOptions", None, "run"),
+    "classify": ("gptsmith.evaluate.options:ClassifyOptions", None, "text"),
+    "evaluate": ("gptsmith.evaluate.options:EvaluateOptions", None, "run"),
+    "import": ("gptsmith.commands.import_model:ImportOptions", None, "source"),
+    "export": ("gptsmith.commands.export:ExportOptions", None, "run"),
+    "inspect": ("gptsmith.commands.inspect:InspectOptions", None, "path"),
+    "doctor": ("gptsmith.commands.doctor:DoctorOptions", None, ""),
 }
 
 
 def config_class(name: str) -> type[BaseModel]:
     """The class of the options of a command or recipe."""
-    module, _, cls = OPTIONS[name][0].removeprefix("gptsmith.").partition(":")
-    found: type[BaseModel] = getattr(import_module(f"gptsmith.{module}"), cls)
+    module, _, cls = OPTIONS[name][0].partition(":")
+    found: type[BaseModel] = getattr(import_module(module), cls)
     return found
 
 

@@ -8,15 +8,19 @@ this page.
 
 import os
 import re
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
 
 import nbformat
-import notebook
 from docutils import nodes
 from pygments.lexers import get_lexer_for_filename
 from pygments.util import ClassNotFound
 from sphinx.application import Sphinx
+from sphinx.builders.html import StandaloneHTMLBuilder
+
+from docs import notebook
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -68,22 +72,23 @@ def _with_links(text: str, folder: Path, page: Path, shown_on: dict[Path, Path])
     return _TARGET.sub(target, text)
 
 
-def resolve_links(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Handler of `doctree-resolved`: URLs of the files outside docs/, which are noted. A link whose
-    text is the name of a function or class leads to its definition."""
+def resolve_links(app: Sphinx, doctree: nodes.document, docname: str, linked: set[str]) -> None:
+    """Handler of `doctree-resolved`: URLs of the files outside docs/, which are added to `linked`.
+    A link whose text is the name of a function or class leads to its definition."""
     for node in doctree.findall(nodes.reference):
         if node.get("refuri", "").startswith(SCHEME):
             path = node["refuri"].removeprefix(SCHEME).partition("#")[0]
-            app.env.repository_files.add(path)
+            linked.add(path)
             uri, name = app.builder.get_relative_uri(docname, f"repository/{path}"), node.astext()
             source = (ROOT / path).read_text(encoding="utf-8") if path.endswith(".py") else ""
             is_defined = re.search(rf"^(def|class) {re.escape(name)}\b", source, re.MULTILINE)
             node["refuri"] = f"{uri}#{name}" if is_defined else uri
 
 
-def file_pages(app: Sphinx):
+def file_pages(app: Sphinx, linked: set[str]) -> Iterator[tuple[str, dict[str, str], str]]:
     """Handler of `html-collect-pages`: a page for each file that is linked to."""
-    for path in sorted(app.env.repository_files):
+    assert isinstance(app.builder, StandaloneHTMLBuilder)
+    for path in sorted(linked):
         text = (ROOT / path).read_text(encoding="utf-8")
         try:
             language = get_lexer_for_filename(path).aliases[0]
@@ -100,11 +105,8 @@ def file_pages(app: Sphinx):
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    def start(app: Sphinx) -> None:
-        app.env.repository_files = set()
-
-    app.connect("builder-inited", start)
+    linked = set[str]()  # files outside docs/
     app.connect("source-read", read_page)
-    app.connect("doctree-resolved", resolve_links)
-    app.connect("html-collect-pages", file_pages)
+    app.connect("doctree-resolved", partial(resolve_links, linked=linked))
+    app.connect("html-collect-pages", partial(file_pages, linked=linked))
     return {"parallel_read_safe": False, "parallel_write_safe": False}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("jupytext", reason="the extra docs is not installed")
-import notebook
+from docs import notebook
 
 LESSONS = sorted(notebook.LESSONS.glob("*.py"))
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("jupytext", reason="the extra docs is not installed")
-import notebook
+from docs import notebook
 
 HEADER = (notebook.LESSONS / "pretraining_components.py").read_text().partition("\n\n")[0] + "\n"
 
@@ -97,7 +97,9 @@ def test_a_lesson_runs_as_main_in_a_folder_of_its_own(tmp_path: Path) -> None:
     assert sys.modules["__main__"] is main
 
 
-def test_a_lesson_is_executed_again_only_after_a_change(tmp_path: Path) -> None:
+def test_a_lesson_is_executed_again_only_after_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     count = tmp_path / "count"
     code = f"with open({str(count)!r}, 'a') as file:\n    file.write('x')"
     path = lesson(tmp_path, code)
@@ -106,8 +108,11 @@ def test_a_lesson_is_executed_again_only_after_a_change(tmp_path: Path) -> None:
     assert count.read_text() == "x"
     notebook.executed(lesson(tmp_path, code, "1 + 1"), tmp_path / "kept")
     assert count.read_text() == "xx"
+    monkeypatch.setattr(notebook.sys, "version", "4.0")
+    notebook.executed(path, tmp_path / "kept")
+    assert count.read_text() == "xxx"
     broken = lesson(tmp_path, code, "1 / 0")
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             notebook.executed(broken, tmp_path / "kept")
-    assert count.read_text() == "xxxx"
+    assert count.read_text() == "xxxxx"

@@ -4,9 +4,10 @@ import re
 import shlex
 from pathlib import Path
 
-import outputs
 import pytest
 from documented_commands import FEW, LITTLE, Step, command_with, run_steps
+
+from docs import outputs
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -19,7 +20,7 @@ def page(folder: Path, block: str) -> Path:
 
 
 def test_the_page_of_data_shows_what_its_commands_print(capfd: pytest.CaptureFixture[str]) -> None:
-    """The other pages: `make docs-outputs`."""
+    """The other pages: `make docs-check`."""
     assert outputs.main(["--check", "data.md"]) == 0
     assert not capfd.readouterr().out
 

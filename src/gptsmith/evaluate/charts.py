@@ -42,9 +42,8 @@ def draw(stem: Path, runs: Mapping[str, Sequence[Result]]) -> None:
         handles |= _panel(axes, unit, rows, runs)
         axes.set_yticks(_positions(rows), _labels(rows, name_tasks=len(tasks) > 1))
     if len(tasks) == 1:
-        all_axes[0].set_title(
-            figure_text(*tasks), loc="left", color=INK, fontsize=11, fontweight="bold"
-        )
+        title = figure_text(tasks.pop())
+        all_axes[0].set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold")
     order = [*(name for name in runs if name in handles), *(h for h in handles if h not in runs)]
     figure.legend(
         [handles[name] for name in order], [*map(figure_text, order)],

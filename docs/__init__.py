@@ -1,0 +1,1 @@
+"""What builds the site, and takes the outputs that the pages show."""

@@ -165,7 +165,7 @@ def test_namespaces_share_nothing() -> None:
     assert run(memory, state_of(prompt, 1)) == 18
 
 
-def test_prompts_are_cut_at_fixed_positions_within_the_budget() -> None:
+def test_prompts_are_cut_at_multiples_of_the_chunk_within_the_budget() -> None:
     scheduler = make(limit=40, chunk=8, budget=12)
     memory = Memory(scheduler)
     first, second = state_of([1] * 20, 9), state_of([2] * 6, 9)

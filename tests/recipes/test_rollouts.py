@@ -169,8 +169,8 @@ def test_equal_completions_are_one_row_that_counts_as_often_as_they_were_sampled
     found._use(scored)
     merged = found._batches
     assert sorted(n for batch in merged for n in batch.copies.tolist()) == copies
-    found._distinct = lambda rows: rows  # each in a row of its own
-    found._copies = np.ones(len(completions), np.int64)
+    ones = np.ones(len(completions), np.int64)
+    found._distinct = lambda rows: (rows, ones)  # each in a row of its own
     found._use(scored)
     assert [len(batch.inputs) for batch in found._batches] == [4, 4]
 

@@ -34,7 +34,7 @@ MAX_BATCH_SIZE = 32  # requests that run at the same time
 # a long one, which on a CPU begins with about 32 tokens (docs/log.md).
 CHUNK = {"cpu": 32, "cuda": 2048}  # prompts are read up to multiples of it
 BUDGET = {"cpu": 128, "cuda": 8192}  # tokens of prompts that are read in a step
-BUDGET_PER_REQUEST = {"cpu": 4, "cuda": None}  # at most, while requests decode
+BUDGET_PER_REQUEST = {"cpu": 4, "cuda": None}  # while any request decodes, see Scheduler
 DRAFT_TOKENS = 4  # of a draft model, in one step
 SCORED = 64  # tokens of a prompt whose logits are in memory at once
 
@@ -67,7 +67,7 @@ class Engine:
     verifies at once; it has a cache of its own, as large. draft_tokens: verified in a step, at most
     (default: 4 of a draft model, otherwise 0); without a draft model, they are what followed when
     the newest tokens of the sequence occurred before. page: tokens of a page, for PyTorch's
-    operations. chunk, budget: see Scheduler.
+    operations. chunk, budget: see Scheduler; BUDGET_PER_REQUEST limits any budget, too.
     ValueError for a mask that depends on the row of the batch, for too small a cache, and for
     quantized weights where our kernels do not run.
     """

@@ -1,10 +1,10 @@
 """Which tokens of which requests the model reads in a step. No tensors here.
 
 Requests that are decoding come first, one token each. The step's token budget is for prompts, which
-are read in whole chunks. It grows with the number of requests: a few do not wait long for each
-other's prompts, and many get through their prompts as fast as through their answers. Long and
-short prompts take turns. Sources: nano-vllm's scheduler, and Sarathi-Serve (Agrawal et al. 2024)
-for the chunks.
+are read up to multiples of a chunk. It grows with the number of requests: a few do not wait long
+for each other's prompts, and many get through their prompts as fast as through their answers. Long
+and short prompts take turns. Sources: nano-vllm's scheduler, and Sarathi-Serve (Agrawal et al.
+2024) for the chunks.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ class Scheduler:
     """Decides which requests run, which wait, and which pages they use.
 
     chunk: prompts are read up to multiples of it, one at least. budget: tokens of prompts in a
-    step. budget_per_request: while requests decode, this many for each that runs, if that is less,
-    but a chunk at least; None: always the budget. lookahead: see Mask.lookahead; a shorter sequence
-    is not cached, but read again in each step. max_waiting: requests that may wait while
-    max_batch_size others run; `add` raises QueueFull beyond it. draft_tokens: draft tokens of a
-    request in a step.
+    step. budget_per_request: while any request decodes, the budget is this many tokens per running
+    request, at least one chunk and at most `budget`; None: always `budget`. lookahead: see
+    Mask.lookahead; a shorter sequence is not cached, but read again in each step. max_waiting:
+    requests that may wait while max_batch_size others run; `add` raises QueueFull beyond it.
+    draft_tokens: draft tokens of a request in a step.
 
     When no page is left, the request that started last is preempted: it waits, and is read again
     later.

@@ -151,7 +151,8 @@ class Rollouts(Epochs):
     Rows of a prompt are adjacent, so that a micro-batch computes it once; under a mask that does
     not permit this, rows are sorted by length, for little padding. Groups without variance have no
     gradient and are left out, unless a KL penalty asks for them. Equal completions of a
-    prompt are one row, which counts as often as they were sampled.
+    prompt are one row, which counts as often as they were sampled: there is no dropout, so their
+    gradients are equal.
     """
 
     def __init__(
@@ -285,7 +286,7 @@ class Rollouts(Epochs):
         # The step divides by the targets of its batches: those of the live rows.
         self._weights = lengths[live].sum() / np.maximum(1, divisor)
         sizes = np.array([len(self._prompt(row).ids) for row in range(len(lengths))]) + lengths
-        rows = self._distinct(np.flatnonzero(live))
+        rows, self._copies = self._distinct(np.flatnonzero(live))
         if self._shared:  # groups by their longest row
             sizes = sizes.reshape(-1, self.G).max(axis=1).repeat(self.G)
         order = np.lexsort((rows, sizes[rows]))
@@ -296,14 +297,14 @@ class Rollouts(Epochs):
             distributed.rank(), distributed.world_size(),
         )  # fmt: skip
 
-    def _distinct(self, rows: np.ndarray) -> np.ndarray:
-        """The first of equal rows; `_copies` is how many there are."""
-        first = dict[tuple[int, tuple[int, ...], bytes], int]()
-        self._copies = np.zeros(len(self._advantages), np.int64)
+    def _distinct(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The first of equal rows, and how often it is there, for each row of the rollout."""
+        first: dict[tuple[int, tuple[int, ...], bytes], int] = {}
+        copies = np.zeros(len(self._advantages), np.int64)
         for row in rows.tolist():
             key = row // self.G, (*self._new_ids(row),), self._advantages[row].tobytes()
-            self._copies[first.setdefault(key, row)] += 1
-        return np.array([*first.values()], np.int64)
+            copies[first.setdefault(key, row)] += 1
+        return np.array([*first.values()], np.int64), copies
 
     def _placed(
         self,

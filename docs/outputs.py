@@ -14,10 +14,8 @@ nor is what depends on the machine: see VARYING.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,13 +23,15 @@ import tempfile
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby, zip_longest
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
+from docs.difference import PROGRESS, difference
+from docs.inputs import DATA, make_inputs
+
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
-DATA = ROOT / "tests" / "fixtures" / "data"
 WIDTH = 90  # columns
 HEAD, TAIL = 22, 8  # lines that are kept of a longer output
 
@@ -70,23 +70,11 @@ VARYING = re.compile(
     r"gptsmith (generate|chat|classify|finetune reward|plan --data|doctor)\b|.*\| gptsmith |curl "
     r"|python -c .*transformers"
 )
-# Lines that come with the clock.
-_PROGRESS = re.compile(r"step [\d,]+(/[\d,]+)? · |preparing: |\w[\w ()-]*: [\d,]+ of [\d,]+$")
-_MACHINE = re.compile(r"precision: |torch\.compile: |training: .*shortened")
 # What is refused: exit code 2.
 _REFUSED = re.compile(r"gptsmith \w+: ", re.MULTILINE)
 
-RULE = """\
-def strided(b, h, q, k):
-    return (k <= q) & ((q - k < 16) | ((q - k) % 16 == 0))
-"""
-
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_NUMBER = re.compile(r"\b[0-9a-f]{12,}\b|[+-]?\d+(?:[.,:]\d+)*(?:e[+-]?\d+)?")
-_UNIT = re.compile(r"(?<=0) ?(?:B|[kKMG]i?B|[mu]?s|min|h)\b")
-_PLURAL = re.compile(r"(?<=0 )([a-z]+)s\b")
-_RULES = re.compile(r"[─-╿▀-▟]+")  # box drawing and blocks
 
 
 class Command(NamedTuple):
@@ -191,61 +179,9 @@ def shown(printed: str) -> str:
 
 def _thinned(lines: Sequence[str]) -> Iterator[str]:
     """The lines; of progress in a row, the first and the last."""
-    for is_progress, group in groupby(lines, lambda line: bool(_PROGRESS.match(line))):
+    for is_progress, group in groupby(lines, lambda line: bool(PROGRESS.match(line))):
         row = list(group)
         yield from (row[0], "...", row[-1]) if is_progress and len(row) > 3 else row
-
-
-# --- comparing -----------------------------------------------------------------------------------
-
-
-def difference(expected: str, printed: str) -> tuple[str, str] | None:
-    """The first lines that differ, of what a page shows and of what was printed; None if the same
-    words are in the same order, apart from numbers, units and progress.
-
-    Where a page has a line `...`, any words may have been printed.
-    """
-    first, *others = (_words(part) for part in re.split(r"^\.\.\.$", expected, flags=re.MULTILINE))
-    new = _words(printed)
-    if not others:
-        return _first(first, new)
-    if found := _first(first, new[: len(first)]):
-        return found
-    rest = new[len(first) :]
-    for part in others[:-1]:
-        words = [word for word, _ in part]
-        starts = range(len(rest) - len(words) + 1)
-        at = next((i for i in starts if [w for w, _ in rest[i : i + len(words)]] == words), None)
-        if at is None:
-            return part[0][1], "(these words are not there)"
-        rest = rest[at + len(words) :]
-    last = others[-1]
-    return _first(last, rest[len(rest) - len(last) :] if len(last) <= len(rest) else rest)
-
-
-def _words(text: str) -> list[tuple[str, str]]:
-    """Each word without numbers, and its line. Equal lines in a row count as one: how many
-    checkpoints there are depends on the clock."""
-    words: list[tuple[str, str]] = []
-    before = ""
-    for line in text.splitlines():
-        masked = _UNIT.sub("", _NUMBER.sub("0", _RULES.sub(" ", line)))
-        masked = _PLURAL.sub(r"\1", masked)
-        masked = " ".join(masked.split())
-        if not _PROGRESS.match(line) and not _MACHINE.match(line) and masked != before:
-            words += [(word, line) for word in masked.split()]
-            before = masked
-    return words
-
-
-def _first(
-    old: Sequence[tuple[str, str]], new: Sequence[tuple[str, str]]
-) -> tuple[str, str] | None:
-    """The lines of the first words that differ."""
-    for (a, line), (b, other) in zip_longest(old, new, fillvalue=("", "")):
-        if a != b:
-            return line, other
-    return None
 
 
 # --- pages ---------------------------------------------------------------------------------------
@@ -291,53 +227,6 @@ def in_order(names: Sequence[str]) -> list[str]:
         if name in needed:
             needed.update(PAGES[name])
     return [name for name in PAGES if name in needed]
-
-
-def make_inputs(folder: Path, demo: Path = ROOT) -> None:
-    """Files of a reader's own, which the pages use, and the place of the demo's runs.
-
-    demo: the folder of a demo whose runs are copied, if they are there.
-    """
-    (folder / "runs").mkdir()
-    for name in ("demo", "demo-chat"):
-        (folder / "runs" / name).symlink_to(Path("..", "demo", "runs", name))
-    if (demo / "runs" / "demo-chat" / "model.safetensors").is_file():
-        for name in ("demo", "demo-chat"):
-            shutil.copytree(demo / "runs" / name, folder / "demo" / "runs" / name)
-    (folder / "README.md").symlink_to(ROOT / "README.md")
-    (folder / "configs").symlink_to(ROOT / "configs")
-    rows = [
-        json.dumps({"title": f"Note {i}", "text": f"Note {i}: {i} + {i} is {2 * i}."})
-        for i in range(1, 41)
-    ]
-    rows[1] = rows[1][:-12]  # as if the disk had been full
-    (folder / "rows.jsonl").write_text("".join(f"{row}\n" for row in rows))
-    pairs = [
-        dict(prompt=f"What is {a} + {b}?", chosen=f"{a + b}", rejected=f"It is {a - b}, I guess.")
-        for a in range(3, 13)
-        for b in range(1, 9)
-    ]
-    (folder / "pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
-    (folder / "rules.py").write_text(RULE)
-    days = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-    chats = [
-        (f"When does the {place} open on {day}?", f"At {hour}.", "And close?", f"At {hour + 8}.")
-        for hour, place in enumerate(("bakery", "market", "pool", "library", "museum"), 6)
-        for day in days
-    ]
-    rules = (
-        "Please shower before you swim, walk at the edge, keep bottles of glass in your locker, "
-        "leave the lanes to those who train, dive at the deep end only, watch your children, "
-        "bring a towel of your own, and leave when the bell rings, a quarter of an hour before we "
-        "close."
-    )
-    chats[1] = ("What are the rules of the pool?", rules, "Thank you!", "You are welcome.")
-    with (folder / "chat.jsonl").open("w") as file:  # one answer is longer than the demo's context
-        for chat in chats:
-            turns = zip(("user", "assistant") * 2, chat, strict=True)
-            messages = [dict(role=role, content=content) for role, content in turns]
-            file.write(f"{json.dumps(dict(messages=messages))}\n")
-    shutil.copy(DATA / "sms_spam" / "SMSSpamCollection", folder / "sms.tsv")
 
 
 def copy_pictures(folder: Path) -> None:

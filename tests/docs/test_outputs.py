@@ -8,6 +8,8 @@ import pytest
 from documented_commands import FEW, LITTLE, Step, command_with, run_steps
 
 from docs import outputs
+from docs.difference import difference
+from docs.inputs import make_inputs
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -45,7 +47,7 @@ def test_outputs_are_written_below_their_commands(tmp_path: Path) -> None:
 def test_of_progress_the_first_and_the_last_line_are_shown() -> None:
     printed = "".join(f"step {i}/9 · loss {i}\n" for i in range(10))
     assert outputs.shown(f"a\n{printed}b") == "a\nstep 0/9 · loss 0\n...\nstep 9/9 · loss 9\nb"
-    assert outputs.difference(outputs.shown(f"a\n{printed}b"), "a\nstep 4/9 · loss 1\nb") is None
+    assert difference(outputs.shown(f"a\n{printed}b"), "a\nstep 4/9 · loss 1\nb") is None
 
 
 def test_another_output_is_named(tmp_path: Path) -> None:
@@ -77,7 +79,7 @@ def test_another_output_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_words_are_compared(expected: str, printed: str, differs: bool) -> None:
-    assert (outputs.difference(expected, printed) is not None) == differs
+    assert (difference(expected, printed) is not None) == differs
 
 
 def test_a_command_is_refused_where_its_page_says_so(tmp_path: Path) -> None:
@@ -113,7 +115,7 @@ def test_runs_of_a_demo_are_copied(tmp_path: Path) -> None:
         (tmp_path / "made" / "runs" / name).mkdir(parents=True)
     (tmp_path / "made" / weights).write_text("weights")
     (tmp_path / "new").mkdir()
-    outputs.make_inputs(tmp_path / "new", demo=tmp_path / "made")
+    make_inputs(tmp_path / "new", demo=tmp_path / "made")
     (tmp_path / "new" / weights).write_text("others")
     assert (tmp_path / "made" / weights).read_text() == "weights"
 
@@ -155,7 +157,7 @@ DEMO = (
 
 def test_the_commands_of_all_pages_work(tmp_path: Path) -> None:
     """Those of gptsmith but for servers, pipes and kills."""
-    outputs.make_inputs(tmp_path, demo=tmp_path / "nowhere")
+    make_inputs(tmp_path, demo=tmp_path / "nowhere")
     found = [
         command
         for name in outputs.PAGES

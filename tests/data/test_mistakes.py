@@ -5,13 +5,23 @@ from random import Random
 
 import pytest
 
-from gptsmith.data import mistakes, skills
+from gptsmith.data import facts, mistakes, skills
 from gptsmith.evaluate.skills import is_correct
+
+_WITHOUT_ANSWER = {"unknown function", "unknown module", "no name"}
 
 
 @pytest.fixture(scope="module")
 def items() -> list[skills.Item]:
-    return list(skills.practice(0, 4000))
+    return [*skills.practice(0, 4000), *(i for i in skills.everyday_items(0, 4) if i.skill == "no name")]
+
+
+def _modules_of(line: str) -> set[str]:
+    return {name.rpartition(".")[0] for name, text in facts.functions() if text == line}
+
+
+def _lines_of(modules: set[str]) -> set[str]:
+    return {text for name, text in facts.functions() if name.rpartition(".")[0] in modules}
 
 
 def test_a_wrong_answer_is_wrong_and_plausible(items):
@@ -31,10 +41,21 @@ def test_a_wrong_answer_is_wrong_and_plausible(items):
             case "copy" | "reverse" | "uppercase":
                 assert {*wrong} <= {*item.answer}
                 assert abs(len(wrong) - len(item.answer)) <= 1
+            case "functions":
+                own, other = _modules_of(item.answer), _modules_of(wrong)
+                assert own & other or len(_lines_of(own)) == 1
+            case "unknown function":
+                assert wrong in [line for _, line in facts.functions()[: facts.FUNCTIONS]]
+            case "modules" | "unknown module":
+                assert wrong in [line for _, line in facts.modules()]
+            case "unknown" if any(c.isdigit() for c in item.messages[-1]["content"]):
+                assert int(wrong) >= 0
+            case "no name":
+                assert wrong.removeprefix("Your name is ").removesuffix(".") in skills.NAMES
         if item.skill == "compare":
             assert wrong in item.messages[-1]["content"]
         kinds[item.skill] += 1
-    assert {*skills.SKILLS, "functions", "modules", "unknown", "greeting"} <= {*kinds}
+    assert {*skills.SKILLS, "functions", "modules", "greeting", "unknown"} | _WITHOUT_ANSWER <= {*kinds}
 
 
 def test_pairs_depend_on_the_seed_alone(items):

@@ -1,11 +1,13 @@
 """Pairs of the built-in chat set: the right answer to a question, and a plausible wrong one.
 
 The wrong answers are of the kinds that small models give: a letter lost, doubled or exchanged, a
-carry forgotten, the other number, another person's name, what is true of another function.
+carry forgotten, the other number, another person's name, what is true of another function, and an
+answer where there is none to give: a description of what was never explained, a name never told.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from random import Random
 
@@ -48,11 +50,28 @@ def mistake(item: skills.Item, random: Random) -> str:
         case "name":
             name = answer.removeprefix("Your name is ").removesuffix(".")
             return f"Your name is {_misspelled(name, random)}."
-        case "functions" | "modules":
-            known = facts.modules() if item.skill == "modules" else facts.functions()
-            return random.choice([line for _, line in known if line != answer])
-        case _:  # an everyday turn
+        case "functions":
+            return random.choice(_beside(answer))
+        case "modules":
+            return random.choice([line for _, line in facts.modules() if line != answer])
+        case "unknown function":
+            return random.choice(facts.functions()[: facts.FUNCTIONS])[1]
+        case "unknown module":
+            return random.choice(facts.modules())[1]
+        case "unknown" if numbers := re.findall(r"\d+", question):  # a product, a difference
+            return str(_near(sum(map(int, numbers)), (1, 2, 10), random))
+        case "no name":
+            return f"Your name is {random.choice(skills.NAMES)}."
+        case _:  # another everyday turn
             return random.choice([text for text in ANSWERS.values() if text != answer])
+
+
+def _beside(line: str) -> list[str]:
+    """What is true of other functions of the same module, or of any if it has no others."""
+    functions = [(name.rpartition(".")[0], text) for name, text in facts.functions()]
+    own = {module for module, text in functions if text == line}
+    others = [(module, text) for module, text in functions if text != line]
+    return [text for module, text in others if module in own] or [text for _, text in others]
 
 
 def _near(number: int, distances: tuple[int, ...], random: Random) -> int:

@@ -42,7 +42,7 @@ _PEOPLE = (
     "Pedro Peter Petra Priya Rafael Ravi Robert Rosa Ruth Samir Samuel Sara Simon Sofia Stefan "
     "Tara Theo Thomas Tomas Ursula Vera Victor Walter Yusuf Zoe"
 )
-_NAMES = _PEOPLE.split()
+NAMES = _PEOPLE.split()
 
 # How often training asks for each skill: the hard ones more.
 _SHARES = {
@@ -295,7 +295,7 @@ class _Generator:
     def name(self) -> str:
         """A person's name, half of the time an invented one, so that the model learns to copy."""
         while True:
-            name = self.random.choice(_NAMES)
+            name = self.random.choice(NAMES)
             if self.random.random() < 0.5:
                 letters = "bcdfghjklmnprstvz", "aeiou"
                 count = 2 * self.random.choice((1, 2, 2, 3))

@@ -14,7 +14,7 @@ from gptsmith.model import lora
 from gptsmith.model.gpt import GPTModel
 from gptsmith.tokenizer import Tokenizer
 
-# Tokens of prompts that are read in one step of the engine: nobody waits for a first token.
+# Tokens of prompts that are read in one step of the engine: no client waits for a first token.
 BUDGET = 8192
 MAX_BATCH_SIZE, MIN_BATCH_SIZE = 256, 16  # completions that are sampled at the same time ...
 CACHE_BYTES = 2**30  # ... as many as have room for their keys and values here, or the minimum

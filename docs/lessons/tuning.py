@@ -65,7 +65,8 @@ def coloured(ids: Sequence[int], is_target: Sequence[bool]) -> Html:
     """The text of ids, targets in colour."""
     console = Console(record=True, file=io.StringIO(), width=90, force_jupyter=False)
     console.print(marked(np.array(ids), np.array(is_target), tokenizer, plain=False))
-    page = '<pre style="background:#fff;color:#000;padding:0.7em">{code}</pre>'
+    style = "background:#fff;color:#000;padding:0.7em;white-space:pre-wrap;font-size:0.85em"
+    page = f'<pre style="{style}">{{code}}</pre>'
     return Html(console.export_html(inline_styles=True, code_format=page))
 
 

@@ -13,7 +13,10 @@ _WITHOUT_ANSWER = {"unknown function", "unknown module", "no name"}
 
 @pytest.fixture(scope="module")
 def items() -> list[skills.Item]:
-    return [*skills.practice(0, 4000), *(i for i in skills.everyday_items(0, 4) if i.skill == "no name")]
+    return [
+        *skills.practice(0, 4000),
+        *(i for i in skills.everyday_items(0, 4) if i.skill == "no name"),
+    ]
 
 
 def _modules_of(line: str) -> set[str]:
@@ -55,7 +58,9 @@ def test_a_wrong_answer_is_wrong_and_plausible(items):
         if item.skill == "compare":
             assert wrong in item.messages[-1]["content"]
         kinds[item.skill] += 1
-    assert {*skills.SKILLS, "functions", "modules", "greeting", "unknown"} | _WITHOUT_ANSWER <= {*kinds}
+    assert {*skills.SKILLS, "functions", "modules", "greeting", "unknown"} | _WITHOUT_ANSWER <= {
+        *kinds
+    }
 
 
 def test_pairs_depend_on_the_seed_alone(items):

@@ -184,7 +184,7 @@ def test_the_compiler_that_is_chosen_by_cxx_is_tried(tmp_path, monkeypatch):
 def test_every_extra_of_the_project_is_checked(monkeypatch):
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    assert set(installation.EXTRAS) | {"dev"} == set(extras)
+    assert set(installation.EXTRAS) | {"dev", "docs"} == set(extras)  # the two of developers
     lines = [f'{line}; extra == "{extra}"' for extra in extras for line in extras[extra]]
     monkeypatch.setattr("importlib.metadata.requires", lambda name: ["torch>=2.11", *lines])
     assert installation.required_by_extras()["track"] == [

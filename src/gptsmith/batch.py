@@ -89,6 +89,8 @@ class PairBatch(Batch):
 class PolicyBatch(Batch):
     """Completions that a policy has sampled, one in each row; the targets are its tokens.
 
+    `tokens` are those of the rows: equal completions count once, a prompt in each row.
+
     advantages  (B, T) fp32: how much better the reward is than that of other completions of the
                 prompt, credited to each target; 0 elsewhere
     weights     (B,) fp32: factor of each row's loss, for the normalisation over the step

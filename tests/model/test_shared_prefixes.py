@@ -96,7 +96,7 @@ def test_with_activation_checkpointing_nothing_changes() -> None:
 
 
 def test_in_bf16_the_gradients_of_many_copies_are_added_up_in_fp32() -> None:
-    """300 answers to a prompt: added up in bf16, their gradients would stop to grow at 256."""
+    """300 answers to a prompt: added up in bf16, their gradients would stop growing at 256."""
     ids = torch.tensor([[1, 2, 3 + i % 20, i // 20] for i in range(300)])
     same_as = same_prefixes(ids.numpy(), np.full(300, 4))
     model = tiny()

@@ -13,6 +13,10 @@ from gptsmith.chat_template.template import TEMPLATE
 from gptsmith.data.options import PreferenceFiles
 from gptsmith.data.pair_rows import PairRows
 from gptsmith.data.pairs import load_pairs
+from gptsmith.model.config import LoraConfig, ModelConfig
+from gptsmith.model.gpt import GPTModel
+from gptsmith.model.tuning import Tuning
+from gptsmith.recipes.finetune import shares_prefixes
 from gptsmith.run import Run
 from gptsmith.train import checkpoint
 from gptsmith.train.preference import answer_log_probs
@@ -48,6 +52,16 @@ def command(base: Path, data: Path, out: Path, *more: str) -> list[str]:
         "finetune", "preference", "--from", str(base),
         "--data", str(data), "--out", str(out), *COMMON, *more,
     ]  # fmt: skip
+
+
+def test_prompts_are_shared_without_dropout_only() -> None:
+    config = ModelConfig(n_layer=1, n_head=2, n_embd=8, vocab_size=16, context_length=8)
+    assert shares_prefixes(GPTModel(config))
+    assert not shares_prefixes(GPTModel(config.change(mask="bidirectional()")))
+    assert not shares_prefixes(GPTModel(config.change(dropout=0.1)))
+    model = GPTModel(config)
+    Tuning(lora=LoraConfig(rank=2, dropout=0.1)).wrap(model)
+    assert not shares_prefixes(model)
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -158,6 +158,10 @@ def rejected(words: list[str], user_error: Callable[..., str]) -> Callable[..., 
     ("options", "says"),
     [
         (["--dropout", "0.1"], "dropout 0.1: completions are sampled without it"),
+        (
+            ["--lora.rank", "2", "--lora.dropout", "0.1"],
+            "lora.dropout 0.1: completions are sampled",
+        ),
         (["--reward-weights", "1", "--reward-weights", "2"], "2 reward_weights for 1 rewards"),
         (["--group-size", "1"], "greater than or equal to 2"),
         (

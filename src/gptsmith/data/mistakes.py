@@ -58,8 +58,8 @@ def mistake(item: skills.Item, random: Random) -> str:
             return random.choice(facts.functions()[: facts.FUNCTIONS])[1]
         case "unknown module":
             return random.choice(facts.modules())[1]
-        case "unknown" if numbers := re.findall(r"\d+", question):  # a product, a difference
-            return str(_near(sum(map(int, numbers)), (1, 2, 10), random))
+        case "unknown" if operands := re.findall(r"\d+", question):  # a product, a difference
+            return str(_near(sum(map(int, operands)), (1, 2, 10), random))
         case "no name":
             return f"Your name is {random.choice(skills.NAMES)}."
         case _:  # another everyday turn

@@ -29,7 +29,8 @@ class PairRows(StepSortedOrder):
         shared: bool = False,
     ) -> None:  # fmt: skip
         """step: pairs of an optimizer step. documents: mark padding as another document, for masks
-        that look ahead. shared: compute a pair's prompt once, for masks that permit it."""
+        that look ahead. shared: compute a pair's prompt once, for masks that permit it, without
+        dropout."""
         super().__init__(pairs.lengths, seed, step)
         self.pairs, self.pad_id, self.documents, self.shared = pairs, pad_id, documents, shared
         self._width = int(pairs.lengths.max()) - 1

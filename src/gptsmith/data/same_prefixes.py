@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_WORTH = (
-    0.9  # share of positions to compute above which finding the copies costs more than it saves
-)
+# Share of positions to compute above which gathering copies costs more than it saves: a guess.
+_WORTH = 0.9
 
 
 def same_prefixes(inputs: np.ndarray, lengths: np.ndarray) -> Tensor | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.data.examples import Examples
@@ -98,7 +98,8 @@ def prepare(
             model: GPTModel = kind(run.model_config, mask_folder=run.path, trust_code=True)
         else:
             model = run.base_model(trust_code=True, quantized=True)
-            # MKL's sums may depend on the alignment of memory, which a mapped file does not have.
+            # As when the run began: in memory of their own. MKL's sums may depend on its alignment,
+            # which a mapped file does not have.
             for p in model.parameters():
                 p.data = p.data.clone()
         tokenizer = run.tokenizer
@@ -120,6 +121,13 @@ def prepare(
     tuning.wrap(model)
     model.activation_checkpointing = config.train.activation_checkpointing
     return PreparedModel(model, tokenizer, tuning, base, run)
+
+
+def shares_prefixes(model: GPTModel) -> bool:
+    """Whether positions with equal tokens up to them have equal vectors in training: the mask
+    permits it, and no dropout, of the model or of adapters, makes them differ."""
+    has_dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
+    return model.mask.shares_prefixes and not has_dropout
 
 
 def resolve(config: C, prepared: PreparedModel, dataset: Dataset) -> Plan[C]:

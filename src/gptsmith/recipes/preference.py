@@ -39,7 +39,7 @@ def preference(config: PreferenceConfig, started: float | None = None) -> int:
     rows, val_rows = (
         PairRows(
             part, config.train.seed, prepared.pad_id, config.pairs_per_step,
-            documents=not model.mask.is_causal, shared=model.mask.shares_prefixes,
+            documents=not model.mask.is_causal, shared=finetune.shares_prefixes(model),
         )
         for part in (train, val)
     )  # fmt: skip

@@ -97,11 +97,12 @@ class RewardConfig(FinetuneConfig, PromptFiles):
                 f"{len(self.reward_weights)} reward_weights for {len(self.reward)} rewards: give "
                 "one for each"
             )
-        if self.dropout != 0:
-            raise ValueError(
-                f"dropout {self.dropout}: completions are sampled without it, so that the ratio "
-                "of policies would be noise; omit it"
-            )
+        for name, dropout in (("dropout", self.dropout), ("lora.dropout", self.lora.dropout)):
+            if dropout != 0:
+                raise ValueError(
+                    f"{name} {dropout}: completions are sampled without it, so that the ratio of "
+                    "policies would be noise; omit it"
+                )
         if self.train.compile == "on":
             raise ValueError("train.compile on: completions have many lengths; omit it")
         return self

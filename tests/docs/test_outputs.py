@@ -21,6 +21,14 @@ def page(folder: Path, block: str) -> Path:
     return path
 
 
+@pytest.mark.parametrize("name", outputs.PAGES)
+def test_no_command_is_wider_than_a_block_of_the_site(name: str) -> None:
+    for block in outputs.blocks(DOCS / name):
+        for command in outputs.commands(block):
+            for line in f"$ {command.text}".splitlines():
+                assert len(line) <= 88, line
+
+
 def test_the_page_of_data_shows_what_its_commands_print(capfd: pytest.CaptureFixture[str]) -> None:
     """The other pages: `make docs-check`."""
     assert outputs.main(["--check", "data.md"]) == 0

@@ -24,7 +24,7 @@ def make_inputs(folder: Path, demo: Path = ROOT) -> None:
     if (demo / "runs" / "demo-chat" / "model.safetensors").is_file():
         for name in ("demo", "demo-chat"):
             shutil.copytree(demo / "runs" / name, folder / "demo" / "runs" / name)
-    (folder / "README.md").symlink_to(ROOT / "README.md")
+    (folder / "LICENSE").symlink_to(ROOT / "LICENSE")
     (folder / "configs").symlink_to(ROOT / "configs")
     _write_rows(folder / "rows.jsonl")
     _write_pairs(folder / "pairs.jsonl")

@@ -143,7 +143,7 @@ SIZES = {"n_layer": 4, "n_embd": 192, "n_head": 4, "context_length": 256}
 BATCH = 8  # rows
 # A model of this size learns fastest with these (docs/log.md).
 LEARNING = (
-    "--optim.schedule", "linear", "--optim.learning-rate", "0.005", "--optim.min-lr-ratio", "0",
+    "--optim.schedule", "linear", "--optim.learning-rate", "0.005",
     "--optim.momentum", "0.9", "--optim.embedding-lr-scale", "2",
 )  # fmt: skip
 # Practice on questions with arguments of training: none is held out.

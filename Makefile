@@ -88,6 +88,7 @@ docs-outputs: $(VENV)/.dev
 	@$(BIN)/python -m docs.outputs
 
 docs-check: $(VENV)/.dev
+	@GPTSMITH_DOCS=1 $(BIN)/python -m pytest tests/docs/test_outputs.py
 	@$(BIN)/python -m docs.outputs --check
 
 bench: $(VENV)/.dev

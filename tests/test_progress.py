@@ -1,5 +1,7 @@
 """Progress without a terminal: a line from time to time, and the last one."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from gptsmith import progress as module
@@ -10,7 +12,8 @@ from gptsmith.progress import WorkProgress, progress
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, in a list so that tests can change it."""
     time = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: time[0])
+    # The module's own clock: that of the process drives the event loop of the tests' server.
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: time[0]))
     return time
 
 

@@ -347,4 +347,4 @@ def test_deterministic_runs_compute_their_steps_so(corpus, tmp_path, monkeypatch
     assert seen == [True, True]
     assert not torch.are_deterministic_algorithms_enabled()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    assert "threads, deterministic" in (run / "report.md").read_text()
+    assert "1 thread, deterministic" in (run / "report.md").read_text()

@@ -34,7 +34,7 @@ MAX_BATCH_SIZE = 32  # requests that run at the same time
 # a long one, which on a CPU begins with about 32 tokens (docs/log.md).
 CHUNK = {"cpu": 32, "cuda": 2048}  # prompts are read up to multiples of it
 BUDGET = {"cpu": 128, "cuda": 8192}  # tokens of prompts that are read in a step
-BUDGET_PER_REQUEST = {"cpu": 4, "cuda": None}  # while any request decodes, see Scheduler
+BUDGET_PER_REQUEST = {"cpu": 8, "cuda": None}  # while any request decodes, see Scheduler
 DRAFT_TOKENS = 4  # of a draft model, in one step
 SCORED = 64  # tokens of a prompt whose logits are in memory at once
 

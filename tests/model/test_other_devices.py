@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gptsmith.batch import Batch
 from gptsmith.evaluate import classification
-from gptsmith.model import gpt
+from gptsmith.model import attention
 from gptsmith.model.classifier import GPTClassifier
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
@@ -106,7 +106,7 @@ def test_pages_wait_for_no_number(axes: dict[str, Any]) -> None:
 def test_no_block_mask_for_widths_that_change(look: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """FlexAttention would compile a kernel for each width of a classifier's texts."""
     made = []
-    monkeypatch.setattr(gpt, "is_cuda", lambda device: True)
+    monkeypatch.setattr(attention, "is_cuda", lambda device: True)
     monkeypatch.setattr(Mask, "block_mask", lambda self, *sizes: made.append(sizes))
     texts = [np.arange(n) for n in range(1, T)]
     model = model_of(dict(mask=look), torch.device("cpu"), labels=("a", "b"))

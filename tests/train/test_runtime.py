@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gptsmith.batch import IGNORE_INDEX, Batch
-from gptsmith.model import gpt
+from gptsmith.model import attention
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel
 from gptsmith.train import runtime
@@ -296,7 +296,7 @@ def test_flex_attention_is_one_graph_for_all_batches(
     graph = runtime.compiled(next_token_loss)
     with torch.no_grad():  # FlexAttention has no backward pass on a CPU
         dense = [next_token_loss(model, batch) for batch in batches(of)]
-        monkeypatch.setattr(gpt, "is_cuda", lambda device: True)
+        monkeypatch.setattr(attention, "is_cuda", lambda device: True)
         for batch, expected in zip(batches(of), dense, strict=True):
             with torch._dynamo.config.patch(error_on_recompile=True):
                 torch.testing.assert_close(graph(model, batch), expected, rtol=1e-4, atol=0)

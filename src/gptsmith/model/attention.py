@@ -5,7 +5,7 @@ B batch, H query heads, K key/value heads, T queries, S keys, D head size.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -89,9 +89,15 @@ def attention(
     return out * sees.to(out.dtype)
 
 
-def any_length() -> AbstractContextManager[None]:
-    """Without cuDNN's kernels, which are planned anew for each number of keys: in decoding with
-    bf16 that takes 45 ms a token, ten times the rest (H200, docs/log.md)."""
+def is_cuda(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def any_length(device: torch.device) -> AbstractContextManager[None]:
+    """In inference on CUDA, without cuDNN's kernels, which are planned anew for each number of
+    keys: in decoding with bf16 that takes 45 ms a token, ten times the rest (H200, docs/log.md)."""
+    if not is_cuda(device) or torch.is_grad_enabled():
+        return nullcontext()
     return sdpa_kernel([
         SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
     ])  # fmt: skip

@@ -15,18 +15,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, assert_never
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
 from gptsmith.model import checks, fused, masks
 from gptsmith.model.attention import Bias, any_length, attention, dense_bias
+from gptsmith.model.bias import Biases
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.init import initialized
 from gptsmith.model.kv_cache import Cache
@@ -247,10 +246,6 @@ class TransformerBlock(nn.Module):
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
-def is_cuda(device: torch.device) -> bool:
-    return device.type == "cuda"
-
-
 class GPTModel(nn.Module):
     """Token ids in, logits out.
 
@@ -288,7 +283,7 @@ class GPTModel(nn.Module):
                 cos, sin = rotary_table(config, torch.arange(config.context_length))
             self.register_buffer("cos", cos, persistent=False)  # (context, D/2)
             self.register_buffer("sin", sin, persistent=False)
-        self._block_masks: dict[tuple[int, int, torch.device], BlockMask] = {}
+        self._biases = Biases(config)
 
     cos: Tensor
     sin: Tensor
@@ -340,7 +335,8 @@ class GPTModel(nn.Module):
         elif cache is None and not torch.compiler.is_compiling():  # compiled code cannot check
             checks.check_positions(positions, B, T, limit)
         if cache is None:
-            bias = self._mask(mask, documents, B, T, ids.device)
+            dropout = self.training and self.config.dropout > 0
+            bias = self._biases(self.mask, mask, documents, B, T, ids.device, dropout)
         else:
             assert not isinstance(mask, Tensor)
             bias = cache.prepare(positions, mask or self.mask, self.config.n_head, limit)
@@ -353,48 +349,10 @@ class GPTModel(nn.Module):
             autocast = torch.is_autocast_enabled(kind)
             dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype
             rotation = (cos.to(dtype), sin.to(dtype))  # ((B,) T, 1, D/2)
-        inference = is_cuda(x.device) and not torch.is_grad_enabled()
-        with any_length() if inference else nullcontext():
+        with any_length(x.device):
             for block in self.blocks:
                 if self.activation_checkpointing and self.training:
                     x = checkpoint(block, x, bias, rotation, cache, use_reentrant=False)
                 else:
                     x = block(x, bias, rotation, cache)
         return self.final_norm(x)
-
-    def _mask(
-        self,
-        mask: Mask | Tensor | None,
-        documents: Tensor | None,
-        B: int,
-        T: int,
-        device: torch.device,
-    ) -> Bias:
-        """What `attention` takes: None (causal), booleans (B|1, H|1, T, T), or a BlockMask."""
-        H = self.config.n_head
-        if documents is not None:
-            checks.check_documents(documents, B, T)
-        if isinstance(mask, Tensor):
-            dense = masks.dense_mask(mask, B, H, T)
-            if documents is None:
-                return dense
-            at = torch.arange(T, device=device)
-            return dense & masks.documents(documents).dense(B, H, at, at)
-        mask = mask or self.mask
-        if documents is not None:
-            mask = mask & masks.documents(documents)
-        elif mask.is_plain_causal:
-            return None
-        # FlexAttention skips blocks that are wholly masked, but has no dropout, needs heads of at
-        # least 16, and compiles anew for each length: only for lengths that stay the same.
-        flex = is_cuda(device) and self.config.D >= 16
-        flex = flex and not (self.training and self.config.dropout)
-        compiling = torch.compiler.is_compiling()
-        if flex and (compiling or T == self.config.context_length):
-            if mask is not self.mask or compiling:  # a graph is compiled again if the cache changes
-                return mask.block_mask(B, H, T, device)
-            key = (B if mask.properties.uses_b else 1, T, device)
-            if key not in self._block_masks:
-                self._block_masks[key] = mask.block_mask(B, H, T, device)
-            return self._block_masks[key]
-        return dense_bias(mask, B, H, T, device)

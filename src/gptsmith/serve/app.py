@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -14,10 +13,9 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import Receive, Scope, Send
 
 from gptsmith.generate.request import Generation, QueueFull
 from gptsmith.generate.request import Request as TextRequest
@@ -25,6 +23,7 @@ from gptsmith.serve import embeddings, errors, openapi
 from gptsmith.serve.access import LOOPBACK, PAGE, Access
 from gptsmith.serve.answer import Answer, ChatAnswer, CompletionAnswer
 from gptsmith.serve.errors import ApiError
+from gptsmith.serve.events import EventStream
 from gptsmith.serve.metrics import Metrics
 from gptsmith.serve.options import ServeOptions
 from gptsmith.serve.protocol import (
@@ -43,7 +42,6 @@ from gptsmith.serve.worker import Ticket, Worker
 
 PAGE_FILES = Path(__file__).parent / "page"
 T = TypeVar("T")
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class Server:
@@ -163,7 +161,7 @@ class Server:
         ticket = self._submit(model, requests)
         answer.generations = ticket.generations
         if body.stream:
-            return EventStream(_events(answer, ticket), self.worker, ticket)
+            return EventStream(answer, self.worker, ticket)
         generations = await self._finished(request, ticket)
         if generations is None:
             return Response(status_code=499)  # nobody reads it
@@ -300,42 +298,6 @@ class Server:
         """Call a function in the thread of a model, beside the event loop."""
         loop, thread = asyncio.get_running_loop(), self._threads[model.name]
         return await loop.run_in_executor(thread, function, *arguments)
-
-
-class EventStream(StreamingResponse):
-    """Server-sent events. However they end, and even if they never began, the ticket is
-    cancelled."""
-
-    def __init__(self, events: AsyncIterator[str], worker: Worker, ticket: Ticket) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(events, headers=headers, media_type="text/event-stream")
-        self._worker, self._ticket = worker, ticket
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._worker.cancel(self._ticket)
-
-
-async def _events(answer: Answer, ticket: Ticket) -> AsyncIterator[str]:
-    """The chunks of an answer as events; an error is the last one."""
-    for chunk in answer.opening():
-        yield _event(chunk)
-    try:
-        async for progress in ticket.updates():
-            for chunk in answer.chunks(progress):
-                yield _event(chunk)
-    except Exception as error:
-        yield _event(errors.as_api_error(error).body)
-        return
-    for chunk in answer.closing():
-        yield _event(chunk)
-    yield "data: [DONE]\n\n"
-
-
-def _event(data: Mapping[str, Any]) -> str:
-    return f"data: {_encode(data)}\n\n"
 
 
 async def _disconnected(request: Request) -> None:

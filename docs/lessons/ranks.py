@@ -22,29 +22,13 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
+from itertools import islice
 
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
-
-# %% [markdown]
-# ## The program
-#
-# All processes run this program. Which of them it is, a process learns from environment variables,
-# which `torchrun` and `srun` set. It has a small model, and rows with very different numbers of
-# targets, as in chat data, where only answers are learned. `by_hand` takes the gradient of one
-# step in plain PyTorch: count the targets of all ranks, divide by this one number, and add the
-# gradients up. `by_package` takes several steps by gptsmith's. This notebook runs it too, as rank
-# 0 of 1.
-
-# %%
-PROGRAM = '''
-import json
-import sys
-from itertools import islice
-
-import torch
 
 import gptsmith
 from gptsmith.batch import IGNORE_INDEX, Batch
@@ -56,6 +40,14 @@ from gptsmith.train.options import OptimConfig
 from gptsmith.train.runtime import Precision
 from gptsmith.train.step import train_steps
 
+# %% [markdown]
+# ## The program
+#
+# All processes run this file. Which of them it is, a process learns from environment variables,
+# which `torchrun` and `srun` set. Each has the same rows, with very different numbers of targets,
+# as in chat data, where only answers are learned; and each has the same small model.
+
+# %%
 T, V = 16, 24
 ROWS, BATCH = 4, 2  # rows of a step, and of a micro-batch
 TARGETS = (2, 3, 16, 15)  # of the rows, again and again
@@ -66,34 +58,45 @@ class Rows:
 
     T, per_epoch = T, 1000
 
-    def batch(self, first, count):
+    def batch(self, first: int, count: int) -> Batch:
         ids = torch.stack([
             torch.randint(V, (T + 1,), generator=torch.Generator().manual_seed(i))
             for i in range(first, first + count)
-        ])
+        ])  # fmt: skip
         targets = ids[:, 1:].clone()
         for row, target in enumerate(targets, first):
             target[: T - TARGETS[row % 4]] = IGNORE_INDEX
         return Batch(ids[:, :-1], targets, name=f"rows {first} to {first + count - 1}")
 
 
-def small_model(dropout=0.0):
+def small_model(dropout: float = 0.0) -> gptsmith.GPTModel:
     torch.manual_seed(0)
     sizes = dict(n_layer=2, n_head=2, n_embd=16, context_length=T, vocab_size=V)
     return gptsmith.GPTModel(gptsmith.ModelConfig(**sizes, dropout=dropout))
 
 
-def share(step):
+# %% [markdown]
+# What differs is the share of the rows that each of them reads.
+
+
+# %%
+def share(step: int) -> list[Batch]:
     """The micro-batches of this rank."""
     rank, ranks = distributed.rank(), distributed.world_size()
     return micro_batches(Rows(), step * ROWS, ROWS, BATCH, rank, ranks)
 
 
-def flat(tensors):
+# %% [markdown]
+# `by_hand` takes the gradient of one step in plain PyTorch: count the targets of all ranks, divide
+# by this one number, and add the gradients up.
+
+
+# %%
+def flat(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.cat([x.detach().flatten() for x in tensors])
 
 
-def by_hand():
+def by_hand() -> list[float]:
     """The gradient of the first step, of all parameters in a row."""
     model = small_model()
     count = torch.tensor(sum(batch.count for batch in share(0)))
@@ -107,14 +110,19 @@ def by_hand():
     return flat(parameter.grad for parameter in model.parameters()).tolist()
 
 
-def by_package(kind, steps=5):
+# %% [markdown]
+# `by_package` takes several steps by gptsmith's loop.
+
+
+# %%
+def by_package(kind: str, steps: int = 5) -> dict:
     """Losses, final weights, and how many numbers of optimizer state this rank keeps, by name."""
     model = small_model(dropout=0.1)
     optimizer = Optimizer(model, OptimConfig(kind=kind), "cpu")
     run = train_steps(
         model, next_token_loss, share, optimizer, learning_rate=lambda step: 0.01,
         precision=Precision("fp32", "cpu", ""), max_grad_norm=1.0, seed=0,
-    )
+    )  # fmt: skip
     losses = [step.loss for step in islice(run, steps)]
     kept = {
         name: sum(x.numel() for x in each.state[parameter].values() if x.dim())
@@ -125,7 +133,14 @@ def by_package(kind, steps=5):
     return {"losses": losses, "weights": flat(model.parameters()).tolist(), "kept": kept}
 
 
-def results():
+# %% [markdown]
+# A process that was started as one of several is given its rank. It connects to the others, and
+# leaves what it finds to the one that started it. This notebook has no rank: it is the only
+# process, rank 0 of 1, and goes on.
+
+
+# %%
+def results() -> dict:
     return {
         "rank": distributed.rank(),
         "rows": [batch.name for batch in share(0)],
@@ -135,15 +150,14 @@ def results():
     }
 
 
-if __name__ == "__main__":
+if "RANK" in os.environ:
     torch.set_num_threads(1)
     with distributed.connected():
         found = results()
     json.dump(found, sys.stdout)
-'''
-program: dict = {"__name__": "program"}
-exec(PROGRAM, program)
-one = program["results"]()
+    sys.exit()
+
+one = results()
 print(f"rank {one['rank']} alone reads {one['rows']}")
 
 # %% [markdown]
@@ -152,10 +166,12 @@ print(f"rank {one['rank']} alone reads {one['rows']}")
 # They find each other at a port of this machine, and exchange numbers through gloo; GPUs use NCCL
 # instead.
 
-
 # %%
+FILE = globals().get("__file__", "docs/lessons/ranks.py")  # Jupyter does not name it
+
+
 def on_ranks(count: int) -> list[dict]:
-    """What the program finds on each of so many processes."""
+    """What this file finds on each of so many processes."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -164,7 +180,7 @@ def on_ranks(count: int) -> list[dict]:
     )
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
+            [sys.executable, FILE],
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
@@ -189,8 +205,8 @@ assert two[0]["rows"] + two[1]["rows"] == one["rows"]
 # rows, of which the first rank has 5 targets, and the second 31.
 
 # %%
-rows = program["Rows"]().batch(0, 4)
-is_target = rows.targets != program["IGNORE_INDEX"]  # (B, T)
+rows = Rows().batch(0, 4)
+is_target = rows.targets != IGNORE_INDEX  # (B, T)
 picture = is_target * torch.tensor([1, 1, 2, 2])[:, None]  # by the rank that reads the row
 colours = ("#eceff4", "#3b6ea5", "#e07a3f")
 figure, axis = plt.subplots(figsize=(6.5, 2.2), layout="constrained")
@@ -215,18 +231,18 @@ assert is_target.sum(dim=1).tolist() == [2, 3, 16, 15]
 # up sums, and to divide once, by the number of targets of all ranks.
 
 # %%
-loss_of, model = program["next_token_loss"], program["small_model"]()
+model = small_model()
 
 
 def gradient(*losses: torch.Tensor) -> torch.Tensor:
     """Of the sum of these losses: all parameters in a row."""
-    return program["flat"](torch.autograd.grad(sum(losses), [*model.parameters()]))
+    return flat(torch.autograd.grad(sum(losses), [*model.parameters()]))
 
 
-halves = [program["Rows"]().batch(first, 2) for first in (0, 2)]
-whole = gradient(loss_of(model, rows) / rows.count)
-mean_of_means = gradient(*(loss_of(model, half) / half.count / 2 for half in halves))
-sum_of_sums = gradient(*(loss_of(model, half) / rows.count for half in halves))
+halves = [Rows().batch(first, 2) for first in (0, 2)]
+whole = gradient(next_token_loss(model, rows) / rows.count)
+mean_of_means = gradient(*(next_token_loss(model, half) / half.count / 2 for half in halves))
+sum_of_sums = gradient(*(next_token_loss(model, half) / rows.count for half in halves))
 
 figure, axes = plt.subplots(1, 2, figsize=(7, 3.4), sharey=True, layout="constrained")
 for axis, (name, found) in zip(
@@ -243,7 +259,7 @@ assert (mean_of_means - whole).norm() > 0.2 * whole.norm()
 torch.testing.assert_close(sum_of_sums, whole, rtol=1e-3, atol=1e-6)
 
 # %% [markdown]
-# This is how the program does it, by hand and in the package. Its gradient on two processes is
+# This is how `results` does it, by hand and in the package. Its gradient on two processes is
 # that of one process with two micro-batches, to the last bit: both add the same two numbers, and
 # the sum of two does not depend on their order.
 
@@ -290,7 +306,7 @@ for axis, kind in zip(axes, ("adamw", "muon"), strict=True):
     every = one[kind]["kept"]
     assert not parts[0].keys() & parts[1].keys()
     assert parts[0] | parts[1] == every
-    names = [name for name, _ in program["small_model"]().named_parameters()]
+    names = [name for name, _ in small_model().named_parameters()]
     of_rank = [colours[1 + (name in parts[1])] for name in names]
     axis.barh(names, [every[name] for name in names], color=of_rank)
     sums = [sum(part.values()) for part in parts]
@@ -310,7 +326,8 @@ print({kind: sum(one[kind]["kept"].values()) for kind in ("adamw", "muon")}, "on
 #
 # ## Exercises
 #
-# Some of these break an assertion. Which one, and rightly so?
+# Some of these break an assertion. Which one, and rightly so? Change the file and run it as a
+# script: the processes read the file, not what is open in a notebook.
 #
 # 1. Make `TARGETS = (9, 9, 9, 9)`. What becomes of the error of the mean of means?
 # 2. Make `ROWS = 6`, which is three micro-batches: rank 1 has none in the second turn. What does

@@ -48,6 +48,7 @@ OPTIONS: dict[str, tuple[str, type[BaseModel] | None, str]] = {
     "import": ("gptsmith.commands.import_model:ImportOptions", None, "source"),
     "export": ("gptsmith.commands.export:ExportOptions", None, "run"),
     "inspect": ("gptsmith.commands.inspect:InspectOptions", None, "path"),
+    "recipes": ("gptsmith.commands.recipes:RecipesOptions", None, "name"),
     "doctor": ("gptsmith.commands.doctor:DoctorOptions", None, ""),
 }
 

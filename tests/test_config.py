@@ -171,7 +171,7 @@ def test_errors_name_the_alias(tmp_path: Path, argv: str, text: str, message: st
         ("", "--data is required"),
         ("shakespeare", "unexpected argument 'shakespeare': a recipe is a .yaml file"),
         ("a.yaml b.yaml", "two recipes: a.yaml and b.yaml; one was expected"),
-        ("nowhere.yaml", "nowhere.yaml: no such recipe"),
+        ("nowhere.yaml", "nowhere.yaml: no such recipe (`gptsmith recipes` lists"),
     ],
 )
 def test_bad_command_line_is_a_one_line_error(argv: str, message: str) -> None:

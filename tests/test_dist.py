@@ -17,11 +17,15 @@ WHEEL = "from setuptools import build_meta; build_meta.build_wheel({!r})"
 
 # What somebody does first, from another folder. `exact`: the C kernels are at work.
 USE = """
+from contextlib import redirect_stdout
+
 import gptsmith
 from gptsmith import cli
 
 assert cli.main("prepare text.txt --tokenizer byte --out data".split()) == 0
-words = "pretrain --data data --out run --model nano --train.steps 1 --train.batch-size 2"
+with open("mine.yaml", "w") as file, redirect_stdout(file):
+    assert cli.main(["recipes", "course-tiny"]) == 0
+words = "pretrain mine.yaml --data data --out run --train.steps 1 --train.batch-size 2"
 assert cli.main([*words.split(), "--monitor.trackers", "none"]) == 0
 print(gptsmith.__file__, gptsmith.load("run").engine.exact)
 """
@@ -32,9 +36,10 @@ def copy_of_the_source(tree: Path) -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not a clone: git knows what is source")
     for name in run(["git", "ls-files", "-z"], ROOT).split("\0"):
-        if (ROOT / name).is_file():  # not one that was removed and not yet committed
+        file = ROOT / name
+        if file.is_file() or file.is_symlink():  # not one that was removed and not yet committed
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, tree / name)
+            shutil.copy2(file, tree / name, follow_symlinks=False)
 
 
 def files_under(folder: Path) -> set[str]:
@@ -72,7 +77,8 @@ def test_a_wheel_of_the_source_distribution_works_elsewhere(tmp_path: Path) -> N
     [unpacked] = (tmp_path / "unpacked").iterdir()
     assert source - files_under(unpacked) == {".gitignore"}
     extra = {name for name in files_under(unpacked) - source if ".egg-info/" not in name}
-    assert extra == {"PKG-INFO", "setup.cfg"}
+    recipes = {x.removeprefix("src/gptsmith/") for x in source if "gptsmith/configs/" in x}
+    assert extra == {"PKG-INFO", "setup.cfg"} | recipes  # configs, which git has as a link
 
     dist.mkdir()
     run([sys.executable, "-c", WHEEL.format(str(dist))], unpacked)

@@ -130,7 +130,9 @@ def read_recipe(path: Path, config_class: type[BaseModel]) -> list[Setting]:
             raise ValueError(f"more than {MAX_YAML_BYTES:,} bytes: not a recipe")
         root = yaml.compose(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such recipe") from None
+        raise FileNotFoundError(
+            f"{path}: no such recipe (`gptsmith recipes` lists those that come with it)"
+        ) from None
     except IsADirectoryError:
         raise IsADirectoryError(f"{path}: is a folder, not a recipe") from None
     except UnicodeDecodeError as error:

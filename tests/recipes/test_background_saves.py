@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from runs import assert_same_checkpoints, assert_same_weights, events
@@ -15,6 +16,9 @@ from gptsmith import cli
 from gptsmith.recipes import plan
 from gptsmith.recipes.loop import STOPPED
 from gptsmith.train import checkpoint
+from gptsmith.train import step as step_module
+from gptsmith.train.signals import StopSignal
+from gptsmith.train.step import derive_seed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -97,6 +101,45 @@ def test_sigterm_while_it_writes_saves_again_and_waits_for_both(
     assert checkpoint.find(run / "checkpoints") == (
         checkpoint.Checkpoint(run / f"checkpoints/step-{stopped:06d}", stopped), []
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("interval", ["3", "2"], ids=["not saved yet", "saved"])
+def test_a_signal_in_a_step_abandons_it_and_resume_computes_it_again(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, interval: str
+) -> None:
+    """In the second of the four micro-batches of step 5."""
+    save, handle, written = checkpoint.save, StopSignal._handle, []
+    handled = threading.Event()
+
+    def counted(folder: Path, step: int, *arguments: object) -> Path:
+        written.append(step)
+        return save(folder, step, *arguments)
+
+    def noted(self: StopSignal, *arguments: Any) -> None:
+        handle(self, *arguments)
+        handled.set()
+
+    def interrupted(seed: int, step: int, number: int, *more: int) -> int:
+        if (step, number) == (4, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not handled.is_set():
+                time.sleep(0.001)
+        return derive_seed(seed, step, number, *more)
+
+    words = command(corpus, tmp_path / "run", "--train.total-batch-tokens", "256")
+    words += ["--save.interval", interval]
+    whole = [*words, "--out", str(tmp_path / "whole")]
+    assert cli.main(whole) == 0
+    monkeypatch.setattr(checkpoint, "save", counted)
+    monkeypatch.setattr(StopSignal, "_handle", noted)
+    with monkeypatch.context() as patch:
+        patch.setattr(step_module, "derive_seed", interrupted)
+        assert cli.main(words) == STOPPED
+    assert "SIGTERM: saved at step 4; --resume continues" in capsys.readouterr().err
+    assert trained_to(tmp_path / "run") == 4
+    assert written == ([0, 3, 4] if interval == "3" else [0, 2, 4])
+    assert cli.main([*words, "--resume"]) == 0
+    assert_same_checkpoints(tmp_path / "run", tmp_path / "whole")
 
 
 def test_a_signal_at_a_step_whose_save_is_due_saves_it_once(

@@ -9,6 +9,10 @@ from gptsmith.train.monitor import Monitor, SilentMonitor
 from gptsmith.train.signals import SIGNAL_NAMES, StopSignal
 
 
+class StopRequested(Exception):
+    """A signal asks the run to stop."""
+
+
 class Agreement:
     """Clock and signals of a run. With several ranks they are exchanged after each step: the clock
     is that of rank 0, and a signal to any rank counts for all of them. A process alone asks its own
@@ -37,6 +41,12 @@ class Agreement:
     def seconds(self, monitor: Monitor | SilentMonitor) -> float:
         """The seconds of the run, with several ranks at the last exchange."""
         return monitor.seconds if self._seconds is None else self._seconds
+
+    def check_signal(self) -> None:
+        """In the middle of a step, which may be long: StopRequested after a signal to a process
+        alone. Several ranks finish the step, because they stop together."""
+        if distributed.world_size() == 1 and self.stop.received:
+            raise StopRequested
 
     @property
     def save_is_due(self) -> bool:

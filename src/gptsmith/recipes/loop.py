@@ -15,7 +15,7 @@ import torch
 
 from gptsmith.model import flops
 from gptsmith.model.tuning import load_parameters, trainable_state_dict
-from gptsmith.recipes.agreement import Agreement
+from gptsmith.recipes.agreement import Agreement, StopRequested
 from gptsmith.recipes.job import TrainingJob
 from gptsmith.recipes.options import RecipeConfig
 from gptsmith.recipes.out_of_memory import out_of_memory
@@ -93,14 +93,15 @@ def _train(session: _TrainingSession, started: float | None) -> bool:
                     with sharding.gathered(session.job.model):
                         best, stops_early = session.evaluate(done)
                     done = done or stops_early
-                signal = session.agreed.signal
-                if done or best or signal or session.save_is_due():
-                    session.save(wait=bool(signal))
+                if done or best or session.save_is_due():
+                    session.save()
                 if done:
                     break
-                if signal:
-                    monitor.line.print(f"{signal}: saved at step {step.step}; --resume continues")
-                    return False
+                if session.agreed.signal:
+                    raise StopRequested
+        except StopRequested:  # after a step, or in one, of which nothing is left
+            session.stop()
+            return False
         except TrainingDiverged:
             session.state.guard.in_a_row = 0  # a resumed run starts with full patience
             session.save(wait=True)
@@ -121,6 +122,7 @@ class _TrainingSession:
         self.run, self.job, self.plan, self.config = run, job, plan, plan.config
         self.agreed = Agreement(stop, time.perf_counter() + plan.config.save.seconds)
         self.writer = CheckpointWriter(plan.saves_in_background)
+        self.saved: int | None = None  # the step that was saved last
         device, train = plan.runtime.device, plan.config.train
         self.loss = job.loss
         if plan.is_sharded:
@@ -158,6 +160,7 @@ class _TrainingSession:
         load_parameters(trained, newest.load("model", part), newest.path)
         self.optimizer.load_state_tensors(newest.load("optimizer", part))
         state.load_json(saved)
+        self.saved = newest.step
         if (newest.path / f"{_JOB}.safetensors").is_file():
             self.job.load_state(newest.step, newest.load(_JOB))
         distributed.barrier()  # all ranks have read it, under its present name
@@ -243,6 +246,7 @@ class _TrainingSession:
                 first_step=self.state.step,
                 guard=self.state.guard,
                 scaler=self.state.scaler,
+                interrupt=self.agreed.check_signal,
             )
             yield from runtime.deterministic(steps) if config.train.deterministic else steps
 
@@ -332,6 +336,7 @@ class _TrainingSession:
         """Save the state as it is now: make the metrics durable, then write a checkpoint and remove
         old ones. With save.async, training may go on meanwhile, unless it is to `wait`."""
         state, step, writer = self.state, self.state.step, self.writer
+        self.saved = step
         writer.wait()
         began = time.perf_counter()
         model = trainable_state_dict(self.job.model)
@@ -361,6 +366,14 @@ class _TrainingSession:
         writer.start(write)
         if wait:
             writer.wait()
+
+    def stop(self) -> None:
+        """Save the last step, unless it has been, and say on which signal the run stops."""
+        if self.saved != self.state.step:
+            self.save()
+        self.writer.wait()
+        signal, step = self.agreed.signal, self.state.step
+        self.monitor.line.print(f"{signal}: saved at step {step}; --resume continues")
 
     def steps_to_keep(self) -> set[int]:
         """The steps of checkpoints that stay although they are old: the best one."""

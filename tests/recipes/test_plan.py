@@ -55,6 +55,13 @@ def test_memory_for_saves_in_the_background(monkeypatch, device, ranks, limit) -
     assert notes(limit * 1.02) == []
 
 
+def test_steps_of_more_rows_than_there_are_are_named() -> None:
+    (note,) = plan._repetition_notes(32, 5)
+    assert "a step of 32 rows takes the 5 rows of the data 6.4 times: with a smaller" in note.text
+    assert "takes the 1 row of" in plan._repetition_notes(32, 1)[0].text
+    assert plan._repetition_notes(32, 32) == []
+
+
 def test_a_short_pass_over_the_corpus_is_named() -> None:
     config = PretrainConfig.model_construct(train=TrainConfig())
     (note,) = plan._length_notes(config, 99)

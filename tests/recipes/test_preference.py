@@ -163,12 +163,21 @@ def test_user_errors(base: Path, data: Path, tmp_path: Path, user_error) -> None
     out = tmp_path / "out"
     start = ("--from", base, "--data", data, "--out", out)
     assert "pairs_per_step 6 is not a multiple" in rejected(*start, "--pairs-per-step", "6")
+    many = rejected(*start, "--pairs-per-step", "1000000", "--train.batch-size", "4")
+    assert many.endswith(
+        "pairs_per_step 1,000,000 is more than the 57 pairs to train on: give --pairs-per-step 56"
+    )
+    alone = rejected(*start, "--pairs-per-step", "128", "--train.batch-size", "64")
+    assert alone.endswith("give --pairs-per-step 57 --train.batch-size 57")
     assert "use --pairs-per-step" in rejected(*start, "--train.total-batch-tokens", "512")
     assert "no effect on ipo" in rejected(*start, "--loss", "ipo", "--label-smoothing", "0.1")
     assert "sigmoid_norm" in rejected(*start, "--loss", "sigmoidnorm")
     fp8 = rejected(*start, "--train.precision", "fp8")
     assert "compares the model with one that is evaluated in bf16" in fp8
     assert "belong together" in rejected(*start, "--chosen-column", "a")
+    assert "questions 50 is for --data skills, and files are read whole: omit it" in rejected(
+        *start, "--questions", "50"
+    )
     chat = tmp_path / "chat.jsonl"
     chat.write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
     assert "--chosen-column NAME" in rejected("--from", base, "--data", chat, "--out", out)

@@ -69,7 +69,7 @@ def load(
     config: ChatConfig, template: ChatTemplate, T: int
 ) -> tuple[Examples, Examples, list[Note]]:
     """Training examples, validation examples, and notes on them."""
-    if finetune.uses_built_in(config.data, config.val):
+    if finetune.uses_built_in(config):
         template.check_prefix_preserving()  # load_chat does it for files
         counts = ChatCounts(T, divide=config.windows)
         conversations = skill_conversations(config.train.seed, config.questions)

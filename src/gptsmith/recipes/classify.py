@@ -61,7 +61,7 @@ def classify(config: ClassifyConfig, started: float | None = None) -> int:
         train, T, config.train.seed, pad_id,
         step=config.texts_per_step, documents=not model.mask.is_causal,
     )  # fmt: skip
-    config = finetune.with_samples_per_step(config, ["texts_per_step"], T)
+    config = finetune.with_samples_per_step(config, ["texts_per_step"], T, len(train.ids))
     plan = finetune.resolve(config, prepared, rows)
     notes = list(data.notes)
     if truncated := train.truncated + val.truncated + test_texts.truncated:

@@ -25,8 +25,15 @@ from gptsmith.model.target_leakage import first_target
 from gptsmith.model.tuning import Tuning
 from gptsmith.recipes import in_loop_eval, loop, plan
 from gptsmith.recipes.job import TrainingJob
-from gptsmith.recipes.options import EvalConfig, FinetuneConfig, SFTConfig
+from gptsmith.recipes.options import (
+    ChatConfig,
+    EvalConfig,
+    FinetuneConfig,
+    PreferenceConfig,
+    SFTConfig,
+)
 from gptsmith.recipes.plan import Dataset, Note, Plan
+from gptsmith.recipes.reward_options import RewardConfig
 from gptsmith.run import Run
 from gptsmith.run.create import open_for_training
 from gptsmith.tokenizer import Tokenizer
@@ -66,14 +73,21 @@ def base_run(config: FinetuneConfig) -> Run:
     return Run.open(config.out if config.resume else config.base)
 
 
-def uses_built_in(data: Sequence[str], val: Sequence[str]) -> bool:
-    """Whether --data is the built-in set. ValueError if it is mixed with files, or is --val."""
-    if BUILT_IN in val:
+def uses_built_in(config: ChatConfig | PreferenceConfig | RewardConfig) -> bool:
+    """Whether --data is the built-in set. ValueError if it is mixed with files, or is --val, and
+    for a number of questions that nothing reads."""
+    data, questions = config.data, config.questions
+    if BUILT_IN in config.val:
         raise ValueError(
             f"--val {BUILT_IN}: the built-in set is for --data: omit --val, or give a file"
         )
     if BUILT_IN in data and len(data) > 1:
         raise ValueError(f"--data {BUILT_IN} is the built-in set: do not mix it with files")
+    default = type(config).model_fields["questions"].default
+    if BUILT_IN not in data and questions != default and not config.resume:
+        raise ValueError(
+            f"questions {questions:,} is for --data {BUILT_IN}, and files are read whole: omit it"
+        )
     return BUILT_IN in data
 
 
@@ -189,16 +203,28 @@ def row_length(context_length: int | None, prepared: PreparedModel) -> int:
     return T
 
 
-def with_samples_per_step(config: C, names: Sequence[str], T: int) -> C:
+def with_samples_per_step(config: C, names: Sequence[str], T: int, per_epoch: int) -> C:
     """The configuration with the size of a step in tokens, as the training loop needs it.
 
-    names: of the fields whose product is the size as a number of samples. T: tokens of the longest
-    sample.
+    names: of the fields whose product is the size as a number of samples; the first one counts
+    items of the data, of which there are per_epoch. T: tokens of the longest sample.
 
     Batches have many shapes, for which compiling does not pay off: `auto` means off here.
     """
     train, values = config.train, [getattr(config, name) for name in names]
     samples = math.prod(values)
+    default = type(config).model_fields[names[0]].default
+    # The default is taken as it is: a few items are for a trial.
+    if values[0] > per_epoch and values[0] != default and not config.resume:
+        items, flag = names[0].split("_")[0], names[0].replace("_", "-")
+        B = train.batch_size
+        whole = B // math.gcd(B, math.prod(values[1:]))  # items that fill micro-batches
+        most = per_epoch - per_epoch % whole
+        smaller = "" if most else f" --train.batch-size {per_epoch}"
+        raise ValueError(
+            f"{names[0]} {values[0]:,} is more than the {per_epoch:,} {items} to train on: "
+            f"give --{flag} {most or per_epoch}{smaller}"
+        )
     if samples % train.batch_size:
         product = " x ".join(f"{n} {v}" for n, v in zip(names, values, strict=True))
         result = f" = {samples}" if len(names) > 1 else ""

@@ -170,6 +170,7 @@ def _resolve(
         *_idle_notes(rows_per_step // train.batch_size, ranks),
         *_shard_notes(train.shard, ranks),
         *_length_notes(config, steps),
+        *_repetition_notes(rows_per_step, dataset.per_epoch),
         *_warmup_notes(config.optim, duration),
         *waits,
         Note("precision", f"{precision.name}, {precision.reason}"),
@@ -293,6 +294,17 @@ def _length_notes(config: RecipeConfig, steps: int) -> list[Note]:
         f"one pass over this corpus, the default, is {counted(steps, 'step')}, in which a model "
         "learns little: --train.epochs N makes more passes; gptsmith plan says how many, and which "
         "model"
+    )
+    return [Note("training", text)]
+
+
+def _repetition_notes(rows_per_step: int, per_epoch: int) -> list[Note]:
+    """That a step takes rows more than once, because they are few."""
+    if rows_per_step <= per_epoch:
+        return []
+    text = (
+        f"a step of {rows_per_step:,} rows takes the {counted(per_epoch, 'row')} of the data "
+        f"{rows_per_step / per_epoch:,.1f} times: with a smaller batch, an epoch has more steps"
     )
     return [Note("training", text)]
 

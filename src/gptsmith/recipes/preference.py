@@ -43,7 +43,7 @@ def preference(config: PreferenceConfig, started: float | None = None) -> int:
         )
         for part in (train, val)
     )  # fmt: skip
-    config = finetune.with_samples_per_step(config, ["pairs_per_step"], rows.T)
+    config = finetune.with_samples_per_step(config, ["pairs_per_step"], rows.T, len(train))
     resolved = finetune.resolve(config, prepared, rows)
     config, runtime = resolved.config, resolved.runtime
     rows.fixed = runtime.compile
@@ -86,7 +86,7 @@ def load(
     config: PreferenceConfig, template: ChatTemplate, T: int
 ) -> tuple[Pairs, Pairs, list[Note]]:
     """Pairs for training, for validation, and notes on them."""
-    if finetune.uses_built_in(config.data, config.val):
+    if finetune.uses_built_in(config):
         counts = PairCounts(T)
         pairs = skill_pairs(config.train.seed, config.questions)
         train = encode_pairs(pairs, template, counts, "--data skills")

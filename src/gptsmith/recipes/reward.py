@@ -69,7 +69,8 @@ def reward(config: RewardConfig, started: float | None = None) -> int:
     train, val, notes = load(config, template, tokenizer, context - config.max_new_tokens)
     T = max(len(ids) for _, ids in train) + config.max_new_tokens - 1
     rollouts = Rollouts(config, train, T, prepared.pad_id)
-    config = finetune.with_samples_per_step(config, ["prompts_per_step", "group_size"], T)
+    size = ["prompts_per_step", "group_size"]
+    config = finetune.with_samples_per_step(config, size, T, len(train))
     resolved = finetune.resolve(config, prepared, rollouts)
     config, runtime = resolved.config, resolved.runtime
     stop_ids = reply_stop_ids(template) if template else tokenizer.special_ids.eos_ids
@@ -151,7 +152,7 @@ def load(
 
     report = ReadReport(config.on_error)
     needs_answer = any(map(compares, config.reward))
-    built_in = finetune.uses_built_in(config.data, config.val)
+    built_in = finetune.uses_built_in(config)
     if built_in:
         if template is None:
             raise ValueError(

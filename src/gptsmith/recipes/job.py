@@ -33,6 +33,8 @@ class TrainingJob:
     init_parameter draws the first weights of the parameter with a name (train/sharding.init)
     objective      what evaluations are compared by, and curves.png draws first: `loss`, which is
                    to be low, or a measurement that is to be high
+    remedy         what to do if no evaluation was better than the one before training; asked for at
+                   the end
     batches        step -> this rank's micro-batches, where they depend on the weights of that
                    moment; default those of the dataset
     metrics        further measurements of the newest step, by name
@@ -53,6 +55,7 @@ class TrainingJob:
     loss_label: str = LOSS_LABEL
     init_parameter: Callable[[str, Tensor], None] | None = None
     objective: str = "loss"
+    remedy: Callable[[], str] = lambda: "check the learning rate and the data"
     batches: Batches | None = None
     metrics: Callable[[], Mapping[str, float]] = dict
     state: Callable[[int], Mapping[str, Tensor]] = lambda step: {}

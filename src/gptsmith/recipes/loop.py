@@ -390,8 +390,7 @@ class _TrainingSession:
         if state.best_step == 0 and state.evals_since_best:
             message = (
                 "no evaluation was better than the one before training "
-                f"({self.sign * state.best_loss:.4g}): "
-                "check the learning rate and the data"
+                f"({self.sign * state.best_loss:.4g}): {self.job.remedy()}"
             )
             monitor.log(state.step, "note", message=message, closing=True)
 

@@ -40,6 +40,7 @@ from gptsmith.run.layout import REFERENCE
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import checkpoint, distributed
 from gptsmith.train.loss import token_log_probs
+from gptsmith.train.monitor import read_events
 from gptsmith.train.policy_loss import PolicyLoss
 from gptsmith.train.runtime import Precision, Runtime
 
@@ -115,7 +116,8 @@ def reward(config: RewardConfig, started: float | None = None) -> int:
     loss = PolicyLoss(config.clip_low, config.clip_high, config.kl, config.temperature)
     job = TrainingJob(
         model, loss, rollouts, evaluate, 0, samples, evaluate_tasks,
-        objective="reward", curves=("entropy", *(("kl",) if config.kl else ()), "length"),
+        objective="reward", remedy=lambda: remedy(run),
+        curves=("entropy", *(("kl",) if config.kl else ()), "length"),
         batches=rollouts.micro_batches, metrics=rollouts.metrics,
         state=rollouts.state, load_state=rollouts.load_state,
     )  # fmt: skip
@@ -182,6 +184,22 @@ def load(
     )
     texts = [*report.hints, *report.lines(), sizes]
     return encoded, encoded_val, [Note("data", text) for text in texts]
+
+
+def remedy(run: Run) -> str:
+    """What to do about a run that no evaluation found better than its base."""
+    steps = [event for event in read_events(run.metrics) if event["event"] == "train"]
+    if any(event["train_no_signal"] < 1 for event in steps):
+        return "check the learning rate and the data"
+    if any(event["train_reward"] for event in steps):
+        return (
+            "the completions of each prompt had equal rewards, so there was nothing to learn from: "
+            "choose a reward that tells them apart"
+        )
+    return (
+        "no completion got a reward, so there was nothing to learn from: tune on answers first, "
+        "gptsmith finetune chat, or choose a reward that is easier to get"
+    )
 
 
 def sampling_weights(precision: Precision) -> str:

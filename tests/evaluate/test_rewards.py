@@ -49,7 +49,8 @@ def test_a_reward_that_compares_needs_an_answer():
 
 
 @pytest.mark.parametrize(
-    "name", ["exakt", "exact:1", "length:", "length:x", "regex:(", "regex", "http://localhost"]
+    "name",
+    ["exakt", "exact:1", "length:", "length:x", "regex:(", "regex:", "regex", "http://localhost"],
 )
 def test_unusable_names(name):
     with pytest.raises(ValueError, match=re.escape(name)):
@@ -115,7 +116,7 @@ def test_python_needs_trust(code):
 
 def test_the_judge_scores_each_completion_once(serve, tmp_path):
     def reply(prompt: str, before: int) -> str:
-        if "worth nothing" in prompt:
+        if "worth nothing" in prompt or "worth" not in prompt:
             return "I would rather not say."
         return json.dumps({"reason": "so", "score": int(re.findall(r"worth (\d+)", prompt)[-1])})
 
@@ -125,7 +126,7 @@ def test_the_judge_scores_each_completion_once(serve, tmp_path):
     assert rewarded("judge", *samples, **given) == [0.8, 0.2, 0.0]
     seen = len(server.seen)
     assert rewarded("judge", *samples[:2], **given) == [0.8, 0.2]  # as a resumed run would ask
-    assert len(server.seen) == seen
+    assert len(server.seen) == seen + 1  # whether it is there
 
 
 def test_a_judge_that_is_down_is_an_error_in_one_line(tmp_path):

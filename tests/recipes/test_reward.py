@@ -163,16 +163,37 @@ def rejected(words: list[str], user_error: Callable[..., str]) -> Callable[..., 
             "lora.dropout 0.1: completions are sampled",
         ),
         (["--reward-weights", "1", "--reward-weights", "2"], "2 reward_weights for 1 rewards"),
+        (["--reward", "regex:[a-m]"], "reward regex:[a-m] is given twice: give it once, with a"),
         (["--group-size", "1"], "greater than or equal to 2"),
         (
             ["--group-size", "3", "--prompts-per-step", "3"],
             "group_size 3 = 9 is not a multiple",
         ),
-        (["--prompts-per-step", "1000"], "than the 16 prompts to train on: give --prompts-per-step 16"),
+        (
+            ["--prompts-per-step", "1000"],
+            "than the 16 prompts to train on: give --prompts-per-step 16",
+        ),
         (["--max-new-tokens", "64"], "leaves no room for a prompt"),
         (["--max-new-tokens", "60"], "no prompts left: longer than 4 tokens: 20"),
         (["--reward", "exakt"], "no reward 'exakt'"),
         (["--reward", "code.py:letters"], "review it, then pass --trust-code"),
+        (
+            ["--reward", "http://localhost:9#ok", "--judge.retries", "0"],
+            "/v1/classify is not reachable",
+        ),
+        (
+            [
+                "--reward",
+                "judge",
+                "--judge.url",
+                "http://localhost:9",
+                "--judge.model",
+                "judge",
+                "--judge.retries",
+                "0",
+            ],
+            "reward judge: http://localhost:9/v1/chat/completions is not reachable",
+        ),
         (["--data", "skills"], "do not mix it with files"),
         (["--val", "skills"], "--val skills: the built-in set is for --data"),
         (["--train.precision", "fp8"], "one that is evaluated in bf16; use bf16 or auto"),
@@ -220,10 +241,21 @@ def test_resume_is_advised_once_there_is_a_checkpoint(words, capsys):
     with local_web.running(server):
         assert cli.main([*words, "--out", "one"]) == 2
         assert capsys.readouterr().err.endswith("reward judge: HTTP 404: gone\n")
+        assert not Path("one").exists()
         answers = len(server.asked) + 4  # those of the first evaluation
         assert cli.main([*words, "--out", "two"]) == 2
     assert capsys.readouterr().err.endswith("reward judge: HTTP 404: gone; --resume continues\n")
     assert checkpoint.steps(Path("two/checkpoints"))
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_is_not_in_the_way(words, capsys):
+    words = [*words, "--reward", "code.py:letters", "--trust-code", "--train.steps", "1"]
+    Path("code.py").write_text("def letters(prompt, completion, row):\n    return 1 / 0\n")
+    assert cli.main([*words, "--out", "run"]) == 2
+    assert "raises ZeroDivisionError" in capsys.readouterr().err
+    assert Path("run/config.yaml").exists()
+    Path("code.py").write_text(CODE)
+    assert cli.main([*words, "--out", "run"]) == 0
 
 
 def test_the_best_value_is_shown_with_its_sign(words, capsys):
@@ -232,9 +264,18 @@ def test_the_best_value_is_shown_with_its_sign(words, capsys):
     words = [word for word in words if word not in ("--reward", "regex:[a-m]")]
     assert cli.main([*words, *more]) == 0
     notes = [event["message"] for event in events(Path("run"), "note")]
-    assert any("better than the one before training (-0.5)" in note for note in notes)
+    before = "no evaluation was better than the one before training (-0.5): "
+    equal = "the completions of each prompt had equal rewards, so there was nothing to learn from"
+    assert any(note.startswith(before + equal) for note in notes)
     assert cli.main(["inspect", "run"]) == 0
     assert "best val_reward -0.5000 at step 0" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_run_without_any_reward_says_why_it_learned_nothing(words):
+    more = ["--reward", "regex:never", "--train.steps", "2", "--out", "run"]
+    assert cli.main([*[w for w in words if w not in ("--reward", "regex:[a-m]")], *more]) == 0
+    [note] = [e["message"] for e in events(Path("run"), "note") if "no evaluation" in e["message"]]
+    assert "(0): no completion got a reward, so there was nothing to learn from" in note
 
 
 def test_resume_refuses_code_and_rows_that_have_changed(words, user_error):

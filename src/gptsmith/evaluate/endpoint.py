@@ -59,7 +59,10 @@ class HttpEndpoint:
                 continue
             except httpx.RequestError as error:
                 why = self.one_line(str(error) or type(error).__name__)
-                problem = f"{self.public_url} is not reachable ({why})"
+                problem = (
+                    f"{self.public_url} is not reachable ({why}): start its server, or correct the "
+                    "URL"
+                )
                 continue
             if (status := response.status_code) == 200:
                 return response

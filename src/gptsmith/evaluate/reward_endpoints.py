@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 
@@ -16,20 +17,30 @@ from gptsmith.evaluate.rewards import Reward, RewardUnavailableError, Sample, an
 
 TEXTS = 256  # of one request
 
+E = TypeVar("E", bound=HttpEndpoint)
+
+
+@contextmanager
+def _open(name: str, endpoint: E) -> Iterator[E]:
+    """The endpoint of a reward, closed afterwards; what it does not answer is that reward's."""
+    try:
+        with closing(endpoint):
+            yield endpoint
+    except EndpointError as error:
+        raise RewardUnavailableError(f"reward {name}: {error}") from None
+
 
 def judge_reward(options: JudgeOptions, cache: Path) -> Reward:
     """The judge's score of each completion beside the expected answer, 0 to 1; 0 where the judge
-    replies without a verdict. ValueError without a model, RewardUnavailableError when the endpoint
-    stays down."""
-    judge.Endpoint(options).close()  # is one configured?
+    replies without a verdict. ValueError without a model; RewardUnavailableError when the endpoint
+    is down, for which it is asked at once, or stays down later."""
+    with _open("judge", judge.Endpoint(options)) as endpoint:
+        endpoint.ask(endpoint.request({"role": "user", "content": "Reply with OK."}))
 
     def reward(samples: Sequence[Sample]) -> list[float]:
         entries = [Entry(s.prompt.place, s.prompt.question, answer_of(s), s.text) for s in samples]
-        try:
-            with closing(judge.Endpoint(options)) as endpoint:
-                return [score / 100 for score in judge.scores(entries, endpoint, cache)]
-        except EndpointError as error:
-            raise RewardUnavailableError(f"reward judge: {error}") from None
+        with _open("judge", judge.Endpoint(options)) as endpoint:
+            return [score / 100 for score in judge.scores(entries, endpoint, cache)]
 
     return reward
 
@@ -39,7 +50,7 @@ def classifier_reward(name: str, options: JudgeOptions) -> Reward:
 
     name: URL#LABEL; the path /v1/classify may be omitted. options: key, timeout and retries.
     ValueError for a name without a label, and for a server that does not answer with this label;
-    RewardUnavailableError for one that does not answer.
+    RewardUnavailableError for one that does not answer. It is asked about a text at once.
     """
     where, _, label = name.rpartition("#")
     if not where or not label:
@@ -50,16 +61,12 @@ def classifier_reward(name: str, options: JudgeOptions) -> Reward:
     if not address.path.endswith("/classify"):
         base = address.path.rstrip("/").removesuffix("/v1")
         address = address.copy_with(path=f"{base}/v1/classify")
-    HttpEndpoint(address, options).close()  # is there a key, if one is needed?
 
     def reward(samples: Sequence[Sample]) -> list[float]:
         texts = [sample.text for sample in samples]
         parts = [texts[i : i + TEXTS] for i in range(0, len(texts), TEXTS)]
-        try:
-            with closing(HttpEndpoint(address, options)) as endpoint:
-                return [p for part in parts for p in probabilities(endpoint, part)]
-        except EndpointError as error:
-            raise RewardUnavailableError(f"reward {name}: {error}") from None
+        with _open(name, HttpEndpoint(address, options)) as endpoint:
+            return [p for part in parts for p in probabilities(endpoint, part)]
 
     def probabilities(endpoint: HttpEndpoint, texts: Sequence[str]) -> list[float]:
         reply = endpoint.post({"input": texts})
@@ -73,4 +80,6 @@ def classifier_reward(name: str, options: JudgeOptions) -> Reward:
             raise ValueError(f"reward {name}: {len(found)} classes for {len(texts)} texts")
         return found
 
+    with _open(name, HttpEndpoint(address, options)) as endpoint:
+        probabilities(endpoint, ["OK"])
     return reward

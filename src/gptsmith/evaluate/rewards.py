@@ -71,7 +71,8 @@ def load_reward(
                            completion (POST /v1/classify)
 
     cache: folder in which verdicts of the judge are kept, so that a resumed run gets the same ones.
-    ValueError for an unknown name, code that cannot be used, and a judge that is not configured.
+    ValueError for an unknown name, code that cannot be used, and a judge that is not configured;
+    RewardUnavailableError for a server that does not answer.
     """
     # here: it needs httpx, and most runs do not need it
     from gptsmith.evaluate.reward_endpoints import classifier_reward, judge_reward
@@ -124,6 +125,8 @@ def _regex(pattern: str) -> Reward:
         compiled = re.compile(pattern)
     except re.error as error:
         raise ValueError(f"reward regex:{pattern}: {error}") from None
+    if not pattern:
+        raise ValueError("reward regex: is found in every completion: give a pattern after it")
     return lambda samples: [float(compiled.search(s.text) is not None) for s in samples]
 
 

@@ -265,6 +265,19 @@ def check_mapping(content: Any, path: str | Path) -> dict[str, Any]:
     return content
 
 
+def check_format(what: str, found: object, known: int, remedy: str = "") -> None:
+    """ValueError unless `found` is the version of a format that this gptsmith reads.
+
+    what: what has it, before the number. remedy: besides a newer gptsmith.
+    """
+    if type(found) is not int or found < 1:
+        problem = f"{what} {found!r:.20}, which is no version: damaged or edited"
+        raise ValueError("; ".join(filter(None, [problem, remedy])))
+    if found != known:
+        problem = f"{what} {found}, this gptsmith reads format {known}: install a newer gptsmith"
+        raise ValueError(", or ".join(filter(None, [problem, remedy])))
+
+
 def sha256(path: str | Path) -> str:
     """Hexadecimal digest of the file's bytes, read in chunks."""
     with naming(path), Path(path).open("rb") as file:

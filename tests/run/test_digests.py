@@ -164,6 +164,15 @@ def test_a_run_of_a_newer_format_is_rejected_before_anything_is_read(
     assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.parametrize("found", [0, -1, None, "1", [1], True])
+def test_a_format_that_is_no_version_is_damage(tmp_path: Path, found: object) -> None:
+    path = finished(tmp_path / "run")
+    document = files.read_json(path / digests.NAME)
+    files.write_json(path / digests.NAME, document | {"format": found})
+    with pytest.raises(ValueError, match=r"which is no version: damaged or edited$"):
+        Run.open(path)
+
+
 def test_checkpoints_remain_readable_when_the_final_weights_are_damaged(tmp_path: Path) -> None:
     path = finished(tmp_path / "run")
     flip(path / "model.safetensors", 20)  # in the header, which says what the weights are

@@ -90,11 +90,10 @@ class Corpus:
             )
         manifest = files.read_json(path / MANIFEST)
         try:
-            if manifest["format"] != FORMAT:
-                raise ValueError(
-                    f"{path}/manifest.json: format {manifest['format']!r:.20}, this gptsmith reads "
-                    f"format {FORMAT}: install a newer gptsmith, or prepare the corpus again"
-                )
+            files.check_format(
+                f"{path}/manifest.json: format", manifest["format"], FORMAT,
+                "prepare the corpus again",
+            )  # fmt: skip
             intact = manifest["fingerprint"] == fingerprint(manifest)
             intact &= manifest.get("digest") in (None, manifest_digest(manifest))
             splits = {split: Shards(path, manifest, split) for split in SPLITS}
@@ -102,8 +101,9 @@ class Corpus:
                 tokens, *_ = (operator.index(record[name]) for name in _COUNTS)
                 intact &= sum(splits[split].lengths) == tokens
         except (KeyError, TypeError, AttributeError) as error:
+            why = f"without {error}" if isinstance(error, KeyError) else "a value of another type"
             raise ValueError(
-                f"{path}/manifest.json: not a corpus manifest ({error!r}); prepare the corpus again"
+                f"{path}/manifest.json: not a corpus manifest ({why}); prepare the corpus again"
             ) from None
         if not intact:
             raise ValueError(

@@ -111,11 +111,7 @@ def _read(folder: Path) -> dict[str, list[str]]:
         return {}
     except ValueError as error:
         raise ValueError(f"{error}: damaged; without it, the run is read unverified") from None
-    if (found := document.get("format", FORMAT)) != FORMAT:
-        raise ValueError(
-            f"{folder} is a run of format {found!r:.20}, this gptsmith reads format {FORMAT}: "
-            "install a newer gptsmith"
-        )
+    files.check_format(f"{folder} is a run of format", document.get("format", FORMAT), FORMAT)
     content = document.get("files")
     if not isinstance(content, dict) or not all(isinstance(d, list) for d in content.values()):
         raise ValueError(f"{path}: damaged; without it, the run is read unverified")

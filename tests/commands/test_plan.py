@@ -73,6 +73,18 @@ def test_a_size_that_does_not_fit_is_said(capsys) -> None:
     )
 
 
+def test_fewer_tokens_than_a_step_are_said(capsys) -> None:
+    few = "is less than a step, which takes 2,048"
+    assert few in said(capsys, "--device", "t4", "--tokens", 500)
+    assert few not in said(capsys, "--device", "t4", "--tokens", 2048)
+
+
+def test_a_probe_is_advised_with_the_options_that_are_missing(corpus: Corpus, capsys) -> None:
+    text = said(capsys, "--device", "t4", "--corpus-tokens", 10**6)
+    assert "corpus; --data CORPUS --probe 60s fits one" in text
+    assert "corpus; --probe 60s fits one" in said(capsys, "--device", "t4", "--data", corpus.path)
+
+
 def test_a_machine_that_is_not_here(capsys, tmp_path: Path) -> None:
     out = tmp_path / "recipe.yaml"
     words = ["--device", "h100", "--count", 8, "--time", "1h", "--price-per-hour", 2, "--out", out]

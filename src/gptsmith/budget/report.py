@@ -124,6 +124,8 @@ def remarks(chosen: Estimate, budget: Budget, law: ScalingLaw | None) -> Iterato
             f"{short(budget.parameters)} parameters do not fit: this is the largest model that "
             f"does, with at most {rules.MAX_DEPTH} layers"
         )
+    if budget.tokens is not None and budget.tokens < d.batch_tokens:
+        yield f"--tokens {budget.tokens:,} is less than a step, which takes {d.batch_tokens:,}"
     if budget.vocab_size is None:
         size, tokenizer = rules.vocabulary(d.depth)
         yield f"vocabulary {size:,}: gptsmith prepare SOURCE --tokenizer {tokenizer} --out CORPUS"
@@ -135,9 +137,10 @@ def remarks(chosen: Estimate, budget: Budget, law: ScalingLaw | None) -> Iterato
             "micro-batch moves the weights twice and the gradients once"
         )
     if law is None:
+        probe = "--probe 60s" if budget.vocab_size else "--data CORPUS --probe 60s"
         yield (
             "loss: no scaling law is known for this corpus"
-            + ("" if budget.corpus_tokens is None else "; --data CORPUS --probe 60s fits one")
+            + ("" if budget.corpus_tokens is None else f"; {probe} fits one")
         )
     elif chosen.loss is None:
         yield "loss: this run is outside the sizes that the scaling law was fitted to"

@@ -145,8 +145,11 @@ def test_pairs_that_teach_nothing_are_left_out_and_counted(tmp_path: Path) -> No
         "with an answer that goes on after the other: 1",
     ):
         assert reason in str(counts)
-    with pytest.raises(ValueError, match="no pair is left: left out: 1 of 1"):
+    with pytest.raises(ValueError, match=r"no pair is left: left out: 1 of 1 .*with equal .*\)$"):
         load_pairs([write(tmp_path / "b.jsonl", rows[1])], PreferenceFiles(), OURS, 64)
+    (tmp_path / "c.jsonl").write_text("\n\n")
+    with pytest.raises(ValueError, match=r"no pair is left: there are no rows$"):
+        load_pairs([tmp_path / "c.jsonl"], PreferenceFiles(), OURS, 64)
 
 
 def test_first_turns_are_left_out_of_both_sides_until_they_fit(tmp_path: Path) -> None:

@@ -86,5 +86,11 @@ def test_prepared_files_and_sets_without_targets(chat: Path, tmp_path: Path) -> 
     assert report(out).counts.kept_answers == report(chat).counts.kept_answers
     with pytest.raises(ValueError, match="no conversation is left"):
         report(chat, 5)
+    blank = tmp_path / "blank.jsonl"
+    blank.write_text("\n\n")
+    with pytest.raises(
+        ValueError, match=r"blank\.jsonl: no conversation is left: there are no rows$"
+    ):
+        report(blank)
     with pytest.raises(ValueError, match=r":4: message 2 of 2: .*--on-error"):
         chat_report([chat], ChatFiles(), OURS, T)

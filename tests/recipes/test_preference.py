@@ -183,6 +183,17 @@ def test_user_errors(base: Path, data: Path, tmp_path: Path, user_error) -> None
     assert "--chosen-column NAME" in rejected("--from", base, "--data", chat, "--out", out)
     short = "--context-length", "9"
     assert "no pair is left: left out: 60 of 60 pairs" in rejected(*start, *short)
+    few = tmp_path / "few.jsonl"
+    few.write_text(
+        '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
+        '{"prompt": "d", "chosen": "e", "rejected": "e"}\n'
+    )
+    one = rejected("--from", base, "--data", few, "--out", out)
+    assert "few.jsonl: left out: 1 of 2 pairs (50.0%), with equal answers: 1 (" in one
+    assert (
+        "1 pair is trained on; 1 question cannot be divided into training and validation: give more"
+        in one
+    )
     skills = ("--from", base, "--data", "skills", "--out", out, "--questions", "20")
     nothing = "--data skills: no pair is left: left out: 20 of 20 pairs"
     assert nothing in rejected(*skills, *short)

@@ -22,6 +22,7 @@ from gptsmith.data.report import ReadReport, Tally
 from gptsmith.data.rows import find_tables
 from gptsmith.data.token_examples import check_stop_token_trained, token_examples
 from gptsmith.data.token_tables import find_token_tables
+from gptsmith.files import check_format
 from gptsmith.terminal import counted
 
 FORMAT = 1  # of the file that write_chat makes
@@ -85,9 +86,13 @@ class ChatCounts:
             rows = self.read + skipped
             lines = ", ".join(self.report.skipped.lines())
             parts.append(f"skipped: {skipped:,} of {rows:,} rows ({skipped / rows:.1%}), {lines}")
-        which, are = ("", "is") if self.kept_answers == 1 else ("" if left else "all ", "are")
-        answers = f"{counted(self.kept_answers, 'answer')} of {counted(self.kept, 'conversation')}"
-        parts.append(f"{which}{answers} {are} trained on")
+        if self.kept:
+            which, are = ("", "is") if self.kept_answers == 1 else ("" if left else "all ", "are")
+            kept = counted(self.kept, "conversation")
+            answers = f"{counted(self.kept_answers, 'answer')} of {kept}"
+            parts.append(f"{which}{answers} {are} trained on")
+        elif not parts:
+            parts.append("there are no rows")
         return "; ".join([*parts, *self.remarks.lines(), *self.report.hints])
 
 
@@ -227,11 +232,7 @@ def _open_prepared(
     examples = Examples(path)
     facts, expected = examples.metadata, _provenance(template, counts.T)
     remedy = "prepare it again with --format chat --tokenizer RUN"
-    if facts.get("format") != FORMAT:
-        raise ValueError(
-            f"{path}: format {facts.get('format')!r:.20}, this gptsmith reads format {FORMAT}: "
-            f"install a newer gptsmith, or {remedy}"
-        )
+    check_format(f"{path}: format", facts.get("format"), FORMAT, remedy)
     for name in ("tokenizer", "template"):
         if facts.get(name) != expected[name]:
             raise ValueError(f"{path}: made with another {name} than the run's; {remedy}")

@@ -68,8 +68,11 @@ class PairCounts:
         if skipped:
             rows, lines = pairs + skipped, ", ".join(self.report.skipped.lines())
             parts.append(f"skipped: {skipped:,} of {rows:,} rows ({skipped / rows:.1%}), {lines}")
-        which, are = ("", "is") if self.kept == 1 else ("" if left else "all ", "are")
-        parts.append(f"{which}{counted(self.kept, 'pair')} {are} trained on")
+        if self.kept:
+            which, are = ("", "is") if self.kept == 1 else ("" if left else "all ", "are")
+            parts.append(f"{which}{counted(self.kept, 'pair')} {are} trained on")
+        elif not parts:
+            parts.append("there are no rows")
         return "; ".join([*parts, *self.remarks.lines(), *self.report.hints])
 
 

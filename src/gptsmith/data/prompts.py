@@ -25,6 +25,7 @@ from gptsmith.data.report import ReadReport
 from gptsmith.data.row import Row, check_unicode
 from gptsmith.data.rows import read_rows
 from gptsmith.data.split import fill_splits, group_rows, hash_order
+from gptsmith.terminal import counted
 
 QUESTION = tuple(dict.fromkeys(question for question, _ in names.PROMPT_AND_RESPONSE))
 ANSWER = (
@@ -106,8 +107,8 @@ def split_prompts(
     n_val = min(at_most, round(fraction * len(groups)))
     if not 0 < n_val < len(groups):
         raise ValueError(
-            f"{len(groups)} different prompts give {n_val} for validation: use more, another "
-            f"val_fraction than {fraction}, or --val FILE"
+            f"{counted(len(groups), 'different prompt')} cannot give {n_val} for validation: use "
+            f"more, another val_fraction than {fraction}, or --val FILE"
         )
     members = list(groups.values())
     val, train = (

@@ -86,7 +86,8 @@ def load(
         try:
             train, val = train.split(shares, config.train.seed)
         except ValueError as error:
-            raise ValueError(f"{' '.join(config.data)}: {error}: give more, or --val") from None
+            where = f"{' '.join(config.data)}: {summary}"
+            raise ValueError(f"{where}; {error}: give more, or --val") from None
     share = train.targets / max(1, train.tokens)
     sizes = (
         f"{len(train):,} training examples of {train.tokens:,} tokens, {share:.0%} of them"

@@ -100,7 +100,8 @@ def load(
         try:
             train, val = train.split(config.val_fraction, config.train.seed)
         except ValueError as error:
-            raise ValueError(f"{' '.join(config.data)}: {error}: give more, or --val") from None
+            where = f"{' '.join(config.data)}: {summary}"
+            raise ValueError(f"{where}; {error}: give more, or --val") from None
     share = train.examples.targets / train.tokens
     sizes = (
         f"{len(train):,} training pairs of {train.tokens:,} tokens, {share:.0%} of them the "

@@ -169,9 +169,13 @@ def load(
     elif built_in:
         val = held_out_skill_prompts(_VAL_SEED, -(-config.val_prompts // len(SKILLS)))
     else:
-        found, val = split_prompts(
-            found, config.val_fraction, config.train.seed, config.val_prompts
-        )
+        try:
+            found, val = split_prompts(
+                found, config.val_fraction, config.train.seed, config.val_prompts
+            )
+        except ValueError as error:
+            why = "; ".join([*report.lines(), str(error)])
+            raise ValueError(f"{' '.join(config.data)}: {why}") from None
     of = f" of {len(val):,}" if len(val) > config.val_prompts else ""
     val = val[:: max(1, len(val) // config.val_prompts)][: config.val_prompts]
     encoded, encoded_val = (encode_prompts(part, encode, limit, report) for part in (found, val))

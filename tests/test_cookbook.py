@@ -26,6 +26,7 @@ CHANGES = {
     r"^gptsmith pretrain .*--train.total-batch": f"--model nano {FEW} {MEASURE_LITTLE}",
     r"^gptsmith pretrain": f"--model nano {LITTLE}",
     r"^gptsmith finetune chat .*--train.batch-size": f"{FEW} {MEASURE_LITTLE}",
+    r"^gptsmith finetune chat .*--data skills": f"{LITTLE} --questions 100",
     r"^gptsmith finetune (chat|text)": LITTLE,
     r"^gptsmith finetune classify": FEW,
     r"^gptsmith finetune preference": f"{FEW} --eval.sample-tokens 8 --val-fraction 0.2",

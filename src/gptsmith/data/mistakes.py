@@ -38,12 +38,13 @@ def mistake(item: skills.Item, random: Random) -> str:
         case "copy" | "reverse" | "uppercase":
             return _misspelled(answer, random)
         case "count":
-            letter, number = answer.split(": ")
-            return f"{letter}: {_near(int(number), (1,), random)}"
+            marked, number = answer.split(": ")
+            return f"{marked}: {_near(int(number), (1,), random)}"
         case "length":
             return str(_near(int(answer), (1, 2), random))
         case "add":
-            return str(_near(int(answer), (1, 1, 2, 10), random))  # 10: of a carry
+            steps, _, number = answer.rpartition(" = ")
+            return f"{steps} = {_near(int(number), (1, 1, 2, 10), random)}"  # 10: of a carry
         case "compare":
             numbers = {word.strip(".,?:") for word in question.split()} - {answer}
             return next(word for word in sorted(numbers) if word.isdecimal())

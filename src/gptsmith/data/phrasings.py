@@ -45,7 +45,7 @@ PHRASINGS = {
     "add": Phrasings(
         ("What is {a} + {b}?", "What is {a} plus {b}?", "Add {a} and {b}.", "{a} + {b} =",
          "How much is {a} + {b}?", "{a} plus {b}", "What is the sum of {a} and {b}?"),
-        ("Add {b} to {a}.", "How much is {a} plus {b}?", "The sum of {a} and {b}?"),
+        ("Add {a} to {b}.", "How much is {a} plus {b}?", "The sum of {a} and {b}?"),
     ),
     "larger": Phrasings(
         ("Which is larger, {a} or {b}?", "What is larger: {a} or {b}?",

@@ -82,7 +82,7 @@ def ours(model: GPTModel, tokenizer: Tokenizer, arguments: argparse.Namespace) -
     precision = runtime.choose_precision(arguments.precision, device)
     config = RewardConfig(
         **{"from": "base", "out": "out"}, data=["texts"], prompts_per_step=P, group_size=G,
-        max_new_tokens=new, train={"batch_size": min(32, P * G)},
+        max_new_tokens=new, train={"batch_size": P * G},
     )  # fmt: skip
     prompts = [
         EncodedPrompt(

@@ -27,7 +27,7 @@ def sample(request: pytest.FixtureRequest) -> Sampler:
     if library_for(model) is None:
         pytest.skip("no compiled kernels on this machine")
     forward = KernelForward(PackedModel(model))
-    return lambda x, settings, points: forward.sample([*x], settings, points)
+    return lambda x, settings, points: forward.sample(x, range(len(x)), settings, points)
 
 
 def draw(sample: Sampler, logits: Tensor, n: int = 4000, **fields: object) -> Tensor:

@@ -42,14 +42,19 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 def test_tokens_are_those_of_the_definition_for_every_number_of_logits(
     forward: KernelForward, threads: int, V: int
 ) -> None:
-    """Vectors have up to 16 numbers, blocks 64. Each row is memory of its own, so that a sanitizer
-    sees what is read beside it."""
+    """Vectors have up to 16 numbers, blocks 64. A single row is memory of its own, so that a
+    sanitizer sees what is read beside it."""
     generator = torch.Generator().manual_seed(V)
-    rows = [3 * torch.randn(V, generator=generator) for _ in SETTINGS]
-    points = torch.rand(len(rows), dtype=torch.double, generator=generator).tolist()
-    expected = sampling.sample(torch.stack(rows).double(), SETTINGS, points)
-    assert forward.sample(rows, SETTINGS, points) == expected
-    assert forward.sample(rows[-1:], SETTINGS[-1:], points[-1:]) == expected[-1:]
+    n = len(SETTINGS)
+    logits = 3 * torch.randn(n, V + 5, generator=generator)[:, :V]  # as of a padded vocabulary
+    points = torch.rand(n, dtype=torch.double, generator=generator).tolist()
+    expected = sampling.sample(logits.double(), SETTINGS, points)
+    assert forward.sample(logits, range(n), SETTINGS, points) == expected
+    some = [n - 1, 3, 7]
+    found = forward.sample(logits, some, [SETTINGS[i] for i in some], [points[i] for i in some])
+    assert found == [expected[i] for i in some]
+    for i, config in enumerate(SETTINGS):
+        assert forward.sample(logits[i, None].clone(), [0], [config], [points[i]]) == [expected[i]]
 
 
 @pytest.mark.parametrize("V", [1, 17, 64, 65, 200])
@@ -57,7 +62,8 @@ def test_tied_and_excluded_logits_up_to_the_last(
     forward: KernelForward, threads: int, V: int
 ) -> None:
     def chosen(rows: list[Tensor], config: SamplingConfig, point: float) -> list[int]:
-        return forward.sample(rows, [config] * len(rows), [point] * len(rows))
+        n = len(rows)
+        return forward.sample(torch.stack(rows), range(n), [config] * n, [point] * n)
 
     flat, last = torch.zeros(V), torch.full((V,), -torch.inf)
     last[-1] = 0

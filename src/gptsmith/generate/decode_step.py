@@ -83,7 +83,7 @@ class DecodeStep:
             self.clear()
             self._pages = pages.k
         states = [span.state for span in spans]
-        on_host = [_needs_host(state) for state in states]
+        on_host = [s.changes_logits or s.request.logprobs is not None for s in states]
         needs = [
             Sampling.GREEDY if host else _sampling(s)
             for s, host in zip(states, on_host, strict=True)
@@ -200,15 +200,6 @@ class _StaticStep:
         self.logits = F.linear(x, self._model.head_weight)[:, : self._V]
         settings = None if self._sampling == Sampling.GREEDY else self._settings
         self.tokens = sample_rows(self.logits, settings, self._sampling == Sampling.RANKED)
-
-
-def _needs_host(state: RequestState) -> bool:
-    """Whether the next token of a request depends on more than its logits, or more is asked for."""
-    request, s = state.request, state.request.sampling
-    penalized = s.repetition_penalty != 1 or s.presence_penalty or s.frequency_penalty
-    return bool(
-        penalized or request.logit_bias or state.matcher is not None or request.logprobs is not None
-    )
 
 
 def _sampling(state: RequestState) -> Sampling:

@@ -8,7 +8,7 @@ C channels, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from gptsmith.arguments import check_several, token_ids
 from gptsmith.generate.constraint import Constraint, ConstraintCompiler, Matcher
 from gptsmith.generate.draft_model import DraftModel
 from gptsmith.generate.extend import extend, score_prompt
-from gptsmith.generate.forward import make_forward
+from gptsmith.generate.forward import make_forward, next_logits
 from gptsmith.generate.options import DEFAULT_SAMPLING, SamplingConfig
 from gptsmith.generate.pages import Pages
 from gptsmith.generate.request import Generation, Request, RequestState
@@ -217,7 +217,7 @@ class Engine:
     def refresh(self) -> None:
         """Forget all cached keys and values: call it when the model's weights have changed.
         Unfinished requests continue with the new weights."""
-        self._restart()
+        self._scheduler.preempt_all()
         self._forward.refresh()
         if self._draft_model is not None:
             self._draft_model.engine.refresh()
@@ -317,11 +317,11 @@ class Engine:
             self._forward.cache.copy(source, target)
         self._pages.copies.clear()
         decoded = self._forward.decode(spans, self._V)
-        rest = [i for i in range(len(spans)) if i not in decoded.tokens]
-        found = self._forward.hidden([spans[i] for i in rest])
-        vectors = dict(zip(rest, found, strict=True))
+        vectors = self._forward.hidden(
+            spans, [i for i in range(len(spans)) if i not in decoded.tokens]
+        )
         self._scheduler.read(spans)
-        for i, x in vectors.items():
+        for i, start in vectors.starts.items():
             span = spans[i]
             if not span.pages:
                 span.state.generation.notice = (
@@ -329,36 +329,22 @@ class Engine:
                     f" position {self.lookahead - 1}: until the text is that long, the KV cache"
                     " cannot be used and each new token requires reading the whole text again"
                 )
-            if span.state.scores_prompt:
-                self._score_prompt(span, x)
+            if span.all_vectors and span.state.scores_prompt:
+                self._score_prompt(span, vectors.x[start : start + len(span.ids)])
         ready = [i for i, s in enumerate(spans) if s.stop - len(s.draft) == len(s.state.context)]
         states = [spans[i].state for i in ready]
         if ready:
-            logits = self._next_logits(spans, [i for i in ready if i in vectors], vectors)
-            logits |= {
-                i: decoded.logits[j, None]
-                for j, (i, token) in enumerate(decoded.tokens.items())
-                if token < 0
-            }
+            logits, rows = next_logits(self._forward, spans, ready, vectors, decoded, self._V)
             extend(
                 states,
                 [spans[i].draft for i in ready],
-                [logits[i] if i in logits else decoded.tokens[i] for i in ready],
+                logits,
+                [rows.get(i, -1) for i in ready],
+                [decoded.tokens.get(i, -1) for i in ready],
                 self._forward.sample,
             )
             self._scheduler.accept(states)
         return [state.generation for state in states if state.finished]
-
-    def _next_logits(
-        self, spans: Sequence[Span], numbers: Sequence[int], vectors: Mapping[int, Tensor]
-    ) -> dict[int, Tensor]:
-        """Of these of the spans: the logits (1 + draft tokens, V) after the newest token and after
-        each of the draft."""
-        if not numbers:
-            return {}
-        newest = [vectors[i][-1 - len(spans[i].draft) :] for i in numbers]
-        logits = self._forward.logits(torch.cat(newest), self._V)
-        return dict(zip(numbers, logits.split([len(x) for x in newest]), strict=True))
 
     def _score_prompt(self, span: Span, vectors: Tensor) -> None:
         """Record what the request asks for about its prompt: the mean of these vectors of a span,

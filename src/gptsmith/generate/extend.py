@@ -1,6 +1,6 @@
 """From the logits of a step to the next tokens of its requests, with log-probabilities.
 
-B requests, V vocabulary.
+N rows of logits, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,63 +14,72 @@ from gptsmith.generate.options import SamplingConfig
 from gptsmith.generate.request import RequestState
 from gptsmith.generate.sampling import penalize, token_logprob, uniform
 
-Sampler = Callable[[Sequence[Tensor], Sequence[SamplingConfig], Sequence[float]], list[int]]
-"""Tokens from logits (V,) of each row, its settings and its number in [0, 1)."""
+Sampler = Callable[[Tensor, Sequence[int], Sequence[SamplingConfig], Sequence[float]], list[int]]
+"""Tokens from some rows of logits (N, V), the settings of each and its number in [0, 1)."""
 
 
 def extend(
     states: Sequence[RequestState],
     drafts: Sequence[Sequence[int]],
-    logits: Sequence[Tensor | int],
+    logits: Tensor,
+    rows: Sequence[int],
+    given: Sequence[int],
     sample: Sampler,
 ) -> None:
     """Add to each request its next token and, as long as these are the tokens of its draft, those
-    after it. logits[i] (1 + len(drafts[i]), V): after the newest token, and after each drafted one;
-    or the next token itself, which the device has sampled.
+    after it.
+
+    logits (N, V): for request i, row rows[i] is what follows its newest token, and the next rows
+    what follows each token of its draft; they may be changed. given: the next token of each request
+    where the device has sampled it, else -1; a request with one has no draft and no row.
     """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     depth = 0
     accepted = [0] * len(states)
     active = list(range(len(states)))
     while active:
-        here = {i: x[depth] for i in active if isinstance(x := logits[i], Tensor)}
-        chosen: dict[int, int] = {}
+        chosen = {} if depth else {i: token for i, token in enumerate(given) if token >= 0}
+        here = [i for i in active if i not in chosen]
+        at = [rows[i] + depth for i in here]
+        by_model = {}  # logits that are needed as they are
+        for i, row in zip(here, at, strict=True):
+            state = states[i]
+            if state.request.logprobs is not None:
+                by_model[i] = logits[row].clone() if state.changes_logits else logits[row]
+            if state.changes_logits:
+                _change(logits[row], state)
         if here:
-            rows = [_penalized(states[i], x) for i, x in here.items()]
             settings = [states[i].request.sampling for i in here]
-            uniforms = [uniform(states[i].request.sampling.seed, states[i].position) for i in here]
-            chosen = dict(zip(here, sample(rows, settings, uniforms), strict=True))
+            uniforms = [
+                uniform(s.seed, states[i].position) for i, s in zip(here, settings, strict=True)
+            ]
+            chosen |= zip(here, sample(logits, at, settings, uniforms), strict=True)
         agreed = []
         for i in active:
-            state, wanted = states[i], states[i].request.logprobs
-            token = given if isinstance(given := logits[i], int) else chosen[i]
+            state, token = states[i], chosen[i]
             if state.finished:  # the on_text of another cancelled it
                 continue
             if state.remaining == 0:  # only its prompt was to be read
                 state.generation.finish_reason = "length"
                 continue
-            state.push(token, None if wanted is None else token_logprob(here[i], token, wanted))
-            if not state.finished and depth < len(drafts[i]) and drafts[i][depth] == token:
+            logprob = None
+            if i in by_model:
+                logprob = token_logprob(by_model[i], token, state.request.logprobs or 0)
+            state.push(token, logprob)
+            if depth < len(drafts[i]) and drafts[i][depth] == token and not state.finished:
                 agreed.append(i)
                 accepted[i] += 1
         active, depth = agreed, depth + 1
     for state, draft, count in zip(states, drafts, accepted, strict=True):
-        state.draft_length.record(len(draft), count)
+        if draft:
+            state.draft_length.record(len(draft), count)
 
 
-def _penalized(state: RequestState, logits: Tensor) -> Tensor:
-    """Logits (V,) with the penalties, the bias and the constraint of a request, in float32 or
-    wider. They are changed in place if their log-probabilities are not needed."""
-    s, bias, matcher = state.request.sampling, state.request.logit_bias, state.matcher
-    penalized = bias or s.repetition_penalty != 1 or s.presence_penalty or s.frequency_penalty
-    if not penalized and matcher is None:
-        return logits
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    x = logits.to(dtype, copy=state.request.logprobs is not None)
-    if penalized:
-        penalize(x, s, state.counts, bias)
-    if matcher is not None:
-        matcher.mask(x, state.stop_ids)
-    return x
+def _change(logits: Tensor, state: RequestState) -> None:
+    """Apply the penalties, the bias and the constraint of a request to logits (V,), in place."""
+    penalize(logits, state.request.sampling, state.counts, state.request.logit_bias)
+    if state.matcher is not None:
+        state.matcher.mask(logits, state.stop_ids)
 
 
 def score_prompt(state: RequestState, start: int, logits: Tensor) -> None:

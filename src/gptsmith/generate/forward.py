@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 TORCH_PAGE = 16  # tokens of a page for PyTorch's operations
 
 
+class Vectors(NamedTuple):
+    """The hidden vectors (N, C) of the tokens of some spans, and by the number of each span that of
+    its first vector, which those of its other tokens follow."""
+
+    x: Tensor
+    starts: dict[int, int]
+
+
 class Decoded(NamedTuple):
     """What a static step found for some of the spans.
 
@@ -65,30 +73,24 @@ class KernelForward:
         self.cache = self._packed.pages(0)
 
     def refresh(self) -> None:
-        """The weights have changed."""
+        """The weights have changed. The cache's memory stays for what is read anew."""
         self._packed.refresh()
-        self.clear()
 
-    def hidden(self, spans: Sequence[Span]) -> list[Tensor]:
-        """Read the spans, and store their keys and values. Returns for each the hidden vectors of
-        all its tokens (T, C), or only that of its last one (1, C)."""
-        found: dict[int, Tensor] = {}
-        stored = [i for i, span in enumerate(spans) if span.pages]
+    def hidden(self, spans: Sequence[Span], numbers: Sequence[int]) -> Vectors:
+        """Read these of the spans, and store their keys and values."""
+        stored = [i for i in numbers if spans[i].pages]
+        rest = [i for i in numbers if not spans[i].pages]
+        parts = []
         if stored:
             tables = [[*[-1] * spans[i].first, *spans[i].pages] for i in stored]
-            vectors = self._read([spans[i] for i in stored], tables, self.cache)
-            found |= zip(stored, vectors, strict=True)
-        uncached = [i for i, span in enumerate(spans) if not span.pages]
-        if uncached:  # pages for this pass only
-            counts = [-(-len(spans[i].ids) // PAGE) for i in uncached]
+            parts.append(self._read(spans, stored, tables, self.cache))
+        if rest:  # pages for this pass only
+            counts = [-(-len(spans[i].ids) // PAGE) for i in rest]
             tables = [
                 [*range(end - n, end)] for n, end in zip(counts, accumulate(counts), strict=True)
             ]
-            pages = self._packed.pages(sum(counts))
-            found |= zip(
-                uncached, self._read([spans[i] for i in uncached], tables, pages), strict=True
-            )
-        return [found[i] for i in range(len(spans))]
+            parts.append(self._read(spans, rest, tables, self._packed.pages(sum(counts))))
+        return _joined(parts)
 
     def decode(self, spans: Sequence[Span], V: int) -> Decoded:
         """Read those of the spans that a static step serves, and sample their next tokens."""
@@ -100,34 +102,43 @@ class KernelForward:
 
     def sample(
         self,
-        logits: Sequence[Tensor],
+        logits: Tensor,
+        rows: Sequence[int],
         settings: Sequence[SamplingConfig],
         uniforms: Sequence[float],
     ) -> list[int]:
-        """See sampling.sample, which does the same with rows as one tensor. By torch's operations
-        each row takes twenty passes over its logits, in which torch wakes its threads."""
-        rows = [
-            (x.float(), point, s.temperature, s.top_p or 1.0, s.min_p or 0.0, s.top_k or 0)
-            for x, s, point in zip(logits, settings, uniforms, strict=True)
-        ]
-        tokens = self._packed.sample(rows)
+        """See sampling.sample, which does the same with these rows of the logits (N, V). By torch's
+        operations each row takes twenty passes over its logits, in which torch wakes its
+        threads."""
+        tokens = self._packed.sample(
+            logits.float(),
+            rows,
+            uniforms,
+            [s.temperature for s in settings],
+            [s.top_p or 1.0 for s in settings],
+            [s.min_p or 0.0 for s in settings],
+            [s.top_k or 0 for s in settings],
+        )
         if -1 in tokens:
-            reject_logits(logits[tokens.index(-1)].max())
+            reject_logits(logits[rows[tokens.index(-1)]].max())
         return tokens
 
     def _read(
-        self, spans: Sequence[Span], tables: Sequence[list[int]], pages: Pages
-    ) -> Iterator[Tensor]:
-        n = max(map(len, tables))
+        self,
+        spans: Sequence[Span],
+        numbers: Sequence[int],
+        tables: Sequence[list[int]],
+        pages: Pages,
+    ) -> _Part:
+        read, n = [spans[i] for i in numbers], max(map(len, tables))
         x = self._packed.hidden(
-            [token for span in spans for token in span.ids],
-            [row for row, span in enumerate(spans) for _ in span.ids],
-            [position for span in spans for position in range(span.start, span.stop)],
-            torch.tensor([[*t, *[-1] * (n - len(t))] for t in tables], dtype=torch.int32),
+            [token for span in read for token in span.ids],
+            [row for row, span in enumerate(read) for _ in span.ids],
+            [position for span in read for position in range(span.start, span.stop)],
+            [[*table, *[-1] * (n - len(table))] for table in tables],
             pages,
         )
-        for span, vectors in zip(spans, x.split([len(span.ids) for span in spans]), strict=True):
-            yield vectors if span.all_vectors else vectors[-1:]
+        return _Part(numbers, [len(span.ids) for span in read], x)
 
 
 class TorchForward:
@@ -154,11 +165,8 @@ class TorchForward:
     def refresh(self) -> None:
         self.clear()
 
-    def hidden(self, spans: Sequence[Span]) -> list[Tensor]:
-        found: dict[int, Tensor] = {}
-        for group in _similar(spans):
-            found |= zip(group, self._read([spans[i] for i in group]), strict=True)
-        return [found[i] for i in range(len(spans))]
+    def hidden(self, spans: Sequence[Span], numbers: Sequence[int]) -> Vectors:
+        return _joined([self._read(spans, group) for group in _similar(spans, numbers)])
 
     def decode(self, spans: Sequence[Span], V: int) -> Decoded:
         if self._step is None:
@@ -174,35 +182,54 @@ class TorchForward:
 
     def sample(
         self,
-        logits: Sequence[Tensor],
+        logits: Tensor,
+        rows: Sequence[int],
         settings: Sequence[SamplingConfig],
         uniforms: Sequence[float],
     ) -> list[int]:
-        return sample(torch.stack([wide(x) for x in logits]), settings, uniforms)
+        return sample(wide(logits[rows]), settings, uniforms)
 
-    def _read(self, spans: Sequence[Span]) -> Iterator[Tensor]:
-        T = max(len(span.ids) for span in spans)
-        ids = torch.tensor([[*s.ids, *[0] * (T - len(s.ids))] for s in spans], device=self.device)
-        if spans[0].pages:
-            self.cache.use(spans)
+    def _read(self, spans: Sequence[Span], numbers: Sequence[int]) -> _Part:
+        read = [spans[i] for i in numbers]
+        T = max(len(span.ids) for span in read)
+        ids = torch.tensor([[*s.ids, *[0] * (T - len(s.ids))] for s in read], device=self.device)
+        if read[0].pages:
+            self.cache.use(read)
             x = self._model.hidden(ids, cache=self.cache)  # (B, T, C)
         else:  # padding is a document of its own, which other tokens do not attend to
-            lengths = torch.tensor([[len(span.ids)] for span in spans], device=self.device)
+            lengths = torch.tensor([[len(span.ids)] for span in read], device=self.device)
             padding = (torch.arange(T, device=self.device) >= lengths).long()  # (B, T)
-            x = self._model.hidden(ids, documents=padding if len(spans) > 1 else None)
-        for vectors, span in zip(x, spans, strict=True):
-            yield vectors[: len(span.ids)] if span.all_vectors else vectors[len(span.ids) - 1, None]
+            x = self._model.hidden(ids, documents=padding if len(read) > 1 else None)
+        return _Part(numbers, [T] * len(read), x.flatten(0, 1))
 
 
-def _similar(spans: Sequence[Span]) -> Iterator[list[int]]:
-    """Groups of spans to read together: of similar length, because shorter ones are padded.
-    Single tokens form groups of their own, since they need no padding and no copy of their queries;
-    so do spans without a cache."""
+class _Part(NamedTuple):
+    """Vectors of these of the spans, one span after the other; `lengths` may include padding."""
+
+    numbers: Sequence[int]
+    lengths: Sequence[int]
+    x: Tensor
+
+
+def _joined(parts: Sequence[_Part]) -> Vectors:
+    starts: dict[int, int] = {}
+    end = 0
+    for part in parts:
+        for i, length in zip(part.numbers, part.lengths, strict=True):
+            starts[i], end = end, end + length
+    found = [part.x for part in parts]
+    return Vectors(found[0] if len(found) == 1 else torch.cat(found or [torch.empty(0)]), starts)
+
+
+def _similar(spans: Sequence[Span], numbers: Sequence[int]) -> Iterator[list[int]]:
+    """Groups of these of the spans to read together: of similar length, because shorter ones are
+    padded. Single tokens form groups of their own, since they need no padding and no copy of their
+    queries; so do spans without a cache."""
     group: list[int] = []
     key: tuple[bool, bool] | None = None
     longest = 0
     order = sorted(
-        range(len(spans)),
+        numbers,
         key=lambda i: (not spans[i].pages, len(spans[i].ids) > 1, -len(spans[i].ids)),
     )
     for i in order:
@@ -216,6 +243,33 @@ def _similar(spans: Sequence[Span]) -> Iterator[list[int]]:
         group.append(i)
     if group:
         yield group
+
+
+def next_logits(
+    forward: KernelForward | TorchForward,
+    spans: Sequence[Span],
+    ready: Sequence[int],
+    vectors: Vectors,
+    decoded: Decoded,
+    V: int,
+) -> tuple[Tensor, dict[int, int]]:
+    """Logits (N, V) from which the next tokens of the spans `ready` are to be sampled, and the row
+    of each span: the logits after its newest token, which those after its draft tokens follow."""
+    rows: dict[int, int] = {}
+    wanted: list[int] = []
+    for i in ready:
+        if i in vectors.starts:
+            rows[i], stop = len(wanted), vectors.starts[i] + len(spans[i].ids)
+            wanted += range(stop - 1 - len(spans[i].draft), stop)
+    on_host = {i: j for j, (i, token) in enumerate(decoded.tokens.items()) if token < 0}
+    rows |= zip(on_host, range(len(wanted), len(wanted) + len(on_host)), strict=True)
+    found = []
+    if wanted:
+        is_all = wanted == [*range(len(vectors.x))]
+        found.append(forward.logits(vectors.x if is_all else vectors.x[wanted], V))
+    if on_host or not wanted:
+        found.append(decoded.logits[[*on_host.values()]])
+    return found[0] if len(found) == 1 else torch.cat(found), rows
 
 
 def make_forward(

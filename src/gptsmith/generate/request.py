@@ -142,6 +142,8 @@ class StopStrings:
 
     def push(self, piece: str, last: bool = False) -> str:
         """The text that no stop string can end any more; the one completed first ends it."""
+        if not self.stop:
+            return piece
         if self.stopped:
             return ""
         text = self.held + piece
@@ -173,6 +175,15 @@ class RequestState:
         matcher: Matcher | None = None,
     ) -> None:
         self.request, self.matcher = request, matcher
+        s = request.sampling
+        self.changes_logits = bool(
+            request.logit_bias
+            or matcher is not None
+            or s.repetition_penalty != 1
+            or s.presence_penalty
+            or s.frequency_penalty
+        )
+        """Whether penalties, a bias or a constraint change the model's logits."""
         self.generation = Generation([], mean_vector=MeanVector() if request.mean_vector else None)
         self.context = list(request.prompt)  # what the model reads
         self.table: PageTable | None = None  # where it is stored; None: not running, or not cached
@@ -184,7 +195,7 @@ class RequestState:
         self.drafted: Sequence[int] | None = None
         """By a draft model, for the next step; None: there is no such model."""
         self._limit = limit
-        self.remaining = request.sampling.max_new_tokens
+        self.remaining = s.max_new_tokens
         """Tokens that may still be generated."""
         if not request.context_shift:
             self.remaining = min(self.remaining, limit - len(self.context))

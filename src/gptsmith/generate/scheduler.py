@@ -143,13 +143,15 @@ class Scheduler:
         self.remove_finished()
         for state in [state for state in reversed(self.running) if self._must_restart(state)]:
             self._preempt(state)
-        spans = []
-        for state in list(self.running):  # in the order in which they started
-            newest = state.table is None or len(state.context) - state.read == 1
-            if newest and state in self.running and self._reserve(state):
+        spans, prompts = [], []
+        at = 0
+        while at < len(self.running):  # in the order in which they started; the last one may go
+            state, at = self.running[at], at + 1
+            if state.table is not None and len(state.context) - state.table.length > 1:
+                prompts.append(state)
+            elif self._reserve(state):
                 spans.append(self._with_draft(self._span(state, len(state.context))))
-        decoding = {id(span.state) for span in spans}
-        prompts = [state for state in self.running if id(state) not in decoding] + self._admit()
+        prompts += self._admit()
         left = budget = self._prompt_budget(len(spans))
         for state in self._in_turn(prompts):
             chunks = state.read // self.chunk + max(1, left // self.chunk)
@@ -231,8 +233,11 @@ class Scheduler:
         """Allocate a page for the newest token of a request, preempting later ones if need be.
         Returns whether it is still running."""
         while state.table is not None and not self.pages.extend(state.table, len(state.context)):
-            self._preempt(self.running[-1])
-        return state in self.running
+            last = self.running[-1]
+            self._preempt(last)
+            if last is state:
+                return False
+        return True
 
     def _preempt(self, state: RequestState) -> None:
         """Let a request wait. Its pages can be found until they are evicted."""

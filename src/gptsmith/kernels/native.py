@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import POINTER, Structure, c_double, c_float, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from gptsmith import terminal
@@ -67,12 +68,12 @@ class Batch(Structure):
     ]
 
 
-class Choice(Structure):
-    _fields_ = [
-        ("logits", c_void_p),
-        *((n, c_double) for n in ("uniform", "temperature", "top_p", "min_p")),
-        ("top_k", c_int64),
-    ]
+# The choice of sample.h, as a record of an array.
+CHOICE = np.dtype([
+    ("logits", np.uintp),
+    *((name, np.float64) for name in ("uniform", "temperature", "top_p", "min_p")),
+    ("top_k", np.int64),
+])  # fmt: skip
 
 
 class Scratch(Structure):
@@ -107,7 +108,7 @@ def load(variant: build.Variant, format: str) -> ctypes.CDLL:
     runtime, matrix, address = POINTER(Runtime), POINTER(Matrix), c_void_p
     library.forward.argtypes = [runtime, POINTER(Model), POINTER(Batch), Scratch, address]
     library.product.argtypes = [runtime, matrix, address, c_int64, address, address]
-    library.sample.argtypes = [runtime, POINTER(Choice), c_int64, c_int64, address]
+    library.sample.argtypes = [runtime, address, c_int64, c_int64, address]
     library.pack.argtypes = [runtime, matrix, address, *[c_int64] * 3]
     library.unpack.argtypes = [matrix, c_int64, address]
     library.row_bytes.argtypes = [c_int64]

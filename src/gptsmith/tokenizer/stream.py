@@ -43,7 +43,7 @@ class TokenStream:
     def push(self, token_id: int) -> str:
         """The text that is final after this id; may be empty."""
         if self._fixed_bytes:
-            return self._utf8.decode(self._tokenizer.decode_bytes([token_id]))
+            return self._utf8.decode(self._tokenizer.piece(token_id))
         self._ids.append(token_id)
         # SentencePiece's byte tokens decode to characters only once the sequence is complete.
         if token_id in self._tokenizer.byte_ids and len(self._ids) < _MAX_HELD:

@@ -275,6 +275,13 @@ class Tokenizer:
         pieces = self._pieces
         return b"".join([pieces[i] for i in self._checked(ids)])
 
+    def piece(self, token_id: int) -> bytes:
+        """decode_bytes of a single id, of a tokenizer that `has_fixed_bytes`: a server asks for it
+        with each token."""
+        if not 0 <= token_id < len(self._pieces):
+            raise ValueError(f"token id {token_id} is outside 0..{self.vocab_size - 1}")
+        return self._pieces[token_id]
+
     def stream(self, prompt: Sequence[int] = ()) -> TokenStream:
         """A stream that decodes ids one at a time, as the continuation of a prompt."""
         return TokenStream(self, prompt)

@@ -66,7 +66,7 @@ def test_no_chunk_has_half_a_character_or_part_of_a_stop_string(
     """The model writes this text, one byte a token."""
     script = iter("a\N{GRINNING FACE} ST END STOP b".encode())
     forward = api.server.models["text"].engine._forward
-    monkeypatch.setattr(forward, "sample", lambda x, *_: [next(script) for _ in x])
+    monkeypatch.setattr(forward, "sample", lambda _, rows, *more: [next(script) for _ in rows])
     body = dict(model="text", prompt="a", stop=["x", "STOP"], max_tokens=40)
     chunks = streamed(api, "/v1/completions", **body)
     texts = [choice["text"] for chunk in chunks for choice in chunk["choices"]]

@@ -187,7 +187,7 @@ class TorchForward:
         settings: Sequence[SamplingConfig],
         uniforms: Sequence[float],
     ) -> list[int]:
-        return sample(wide(logits[rows]), settings, uniforms)
+        return sample(wide(_rows(logits, rows)), settings, uniforms)
 
     def _read(self, spans: Sequence[Span], numbers: Sequence[int]) -> _Part:
         read = [spans[i] for i in numbers]
@@ -265,11 +265,19 @@ def next_logits(
     rows |= zip(on_host, range(len(wanted), len(wanted) + len(on_host)), strict=True)
     found = []
     if wanted:
-        is_all = wanted == [*range(len(vectors.x))]
-        found.append(forward.logits(vectors.x if is_all else vectors.x[wanted], V))
-    if on_host or not wanted:
-        found.append(decoded.logits[[*on_host.values()]])
-    return found[0] if len(found) == 1 else torch.cat(found), rows
+        found.append(forward.logits(_rows(vectors.x, wanted), V))
+    if on_host:
+        found.append(_rows(decoded.logits, [*on_host.values()]))
+    if len(found) == 1:
+        return found[0], rows
+    return torch.cat(found) if found else decoded.logits[:0], rows
+
+
+def _rows(x: Tensor, numbers: Sequence[int]) -> Tensor:
+    """These rows of x (N, ...), which is not copied if they are all of them."""
+    if [*numbers] == [*range(len(x))]:
+        return x
+    return x.index_select(0, torch.tensor([*numbers], device=x.device))
 
 
 def make_forward(

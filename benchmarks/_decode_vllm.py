@@ -32,7 +32,9 @@ def prepare(folder: str, tokens: int, prompt: int) -> tuple[Callable[[], list[fl
         return time.perf_counter() - begin
 
     def decode(rows: int) -> float:
-        one = min(seconds(PROMPT, rows, 1) for _ in range(3))  # one was once longer than all
+        one = min(
+            seconds(PROMPT, rows, 1) for _ in range(3)
+        )  # a single one was once longer than that of all tokens
         return (seconds(PROMPT, rows, tokens + 1) - one) / tokens / rows
 
     def read() -> float:

@@ -1,7 +1,7 @@
 """Links from the pages to the rest of the repository, and the lessons as executed notebooks.
 
-A link to a file outside docs/, such as [the recipe](../configs/course-tiny.yaml), works on GitHub
-as it is. Here it leads to a page that shows the file. A line that is nothing but a link to a
+A link to a file outside docs/, such as [the licences](../tests/fixtures/data/LICENSES.md), works on
+GitHub as it is. Here it leads to a page that shows the file. A line that is nothing but a link to a
 Markdown file outside docs/ is replaced by the text of that file, and links to that file lead to
 this page.
 """

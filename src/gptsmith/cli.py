@@ -33,7 +33,7 @@ VERBS = {
     "import": ("commands.import_model", "turn an external model into a run"),
     "export": ("commands.export", "convert a model for transformers or llama.cpp"),
     "inspect": ("commands.inspect", "show a corpus, a run, conversations or preferences"),
-    "recipes": ("commands.recipes", "list the recipes that come with it, or print one"),
+    "recipes": ("commands.recipes", "list the recipes that come with gptsmith, or print one"),
     "doctor": ("commands.doctor", "show what this machine can do, and what it lacks"),
 }
 

@@ -131,7 +131,7 @@ def read_recipe(path: Path, config_class: type[BaseModel]) -> list[Setting]:
         root = yaml.compose(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"{path}: no such recipe (`gptsmith recipes` lists those that come with it)"
+            f"{path}: no such recipe (`gptsmith recipes` lists the built-in ones)"
         ) from None
     except IsADirectoryError:
         raise IsADirectoryError(f"{path}: is a folder, not a recipe") from None

@@ -271,7 +271,7 @@ def check_format(what: str, found: object, known: int, remedy: str = "") -> None
     what: what has it, before the number. remedy: besides a newer gptsmith.
     """
     if type(found) is not int or found < 1:
-        problem = f"{what} {found!r:.20}, which is no version: damaged or edited"
+        problem = f"{what} {found!r:.20}, which is not a version number: damaged or edited"
         raise ValueError("; ".join(filter(None, [problem, remedy])))
     if found != known:
         problem = f"{what} {found}, this gptsmith reads format {known}: install a newer gptsmith"

@@ -55,7 +55,7 @@ def test_pretrain_runs_the_recipe_as_it_is(corpus: Corpus, tmp_path: Path) -> No
     plan = json.loads(done.stdout)
     chosen = plan["runs"][plan["chosen"]]
     recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
-    gptsmith("pretrain", "recipe.yaml", "--monitor.trackers", "none")
+    gptsmith("pretrain", "recipe.yaml")
     run = Run.open(tmp_path / recipe["out"])
     c = run.model_config
     assert c == rules.shape(c.n_layer, corpus.tokenizer.vocab_size)
@@ -74,7 +74,7 @@ def test_a_size_that_does_not_fit_is_said(capsys) -> None:
 
 
 def test_fewer_tokens_than_a_step_are_said(capsys) -> None:
-    few = "is less than a step, which takes 2,048"
+    few = "is less than one step, which is planned: 2,048"
     assert few in said(capsys, "--device", "t4", "--tokens", 500)
     assert few not in said(capsys, "--device", "t4", "--tokens", 2048)
 

@@ -49,5 +49,5 @@ def test_a_missing_recipe_says_where_there_are_some(
     assert cli.main(["pretrain", "configs/course-tiny.yaml", "--data", "d", "--out", "r"]) == 2
     assert capsys.readouterr().err == (
         "gptsmith pretrain: configs/course-tiny.yaml: no such recipe "
-        "(`gptsmith recipes` lists those that come with it)\n"
+        "(`gptsmith recipes` lists the built-in ones)\n"
     )

@@ -139,8 +139,11 @@ def test_tokenizer_of_another_corpus_is_rejected(corpus: Path, tmp_path: Path) -
     ("change", "message"),
     [
         ({"format": 99}, "format 99, this gptsmith reads format 1: install a newer gptsmith, or"),
-        ({"format": 0}, "format 0, which is no version: damaged or edited; prepare the corpus"),
-        ({"format": True}, "format True, which is no version"),
+        (
+            {"format": 0},
+            "format 0, which is not a version number: damaged or edited; prepare the corpus",
+        ),
+        ({"format": True}, "format True, which is not a version number"),
         ({"dtype": None}, "instead of|not a corpus manifest"),
         ({"splits": {}}, "not a corpus manifest"),
         ({"splits": []}, "not a corpus manifest"),
@@ -166,7 +169,7 @@ def test_manifest_of_another_kind_is_rejected_and_kept(
         Corpus.open(corpus)
     assert "Error" not in str(error.value)
     if content == "{}":
-        assert "(without 'format')" in str(error.value)
+        assert "(it lacks 'format')" in str(error.value)
     for overwrite in (False, True):  # it may be anything's
         with pytest.raises(
             FileExistsError, match=r"manifest\.json: not part of a corpus, or damaged; choose"

@@ -347,10 +347,12 @@ def test_a_nucleus_beyond_the_candidates_is_found(graphs: list[RecordedGraph]) -
 
 
 def test_only_the_newest_token_of_a_cached_row_is_served() -> None:
-    for span, served in [
-        (SimpleNamespace(pages=[3], ids=[1], all_vectors=False), True),
-        (SimpleNamespace(pages=[3], ids=[1, 2], all_vectors=True), False),
-        (SimpleNamespace(pages=[3], ids=[1], all_vectors=True), False),
-        (SimpleNamespace(pages=[], ids=[1], all_vectors=False), False),
+    for pages, ids, scores_prompt, served in [
+        ([3], [1], False, True),
+        ([3], [1, 2], False, False),
+        ([3], [1], True, False),
+        ([], [1], False, False),
     ]:
+        state = SimpleNamespace(scores_prompt=scores_prompt)
+        span = SimpleNamespace(state=state, pages=pages, ids=ids)
         assert DecodeStep.serves(span) == served  # type: ignore[arg-type]

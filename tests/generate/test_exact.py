@@ -1,6 +1,7 @@
 """Where our kernels run, a request gets the same ids and the same bits of log-probabilities in any
 batch, with a cold or warm cache, in any chunks, preempted or not."""
 
+import copy
 import os
 import random
 from collections.abc import Sequence
@@ -106,6 +107,16 @@ def test_a_prefix_hit_changes_no_bit(model: GPTModel, alone: list[Generation]) -
     warm = run(engine, requests(40))
     assert sum(generation.cached_tokens for generation in warm) > 1000
     assert same(warm, alone)
+
+
+def test_weights_of_another_precision_count_after_refresh(model: GPTModel) -> None:
+    """The cache takes their precision."""
+    changed = copy.deepcopy(model)
+    engine = Engine(changed)
+    run(engine, requests(4))
+    changed.to(torch.bfloat16)
+    engine.refresh()
+    assert same(run(engine, requests(4)), run(Engine(changed), requests(4)))
 
 
 @pytest.mark.parametrize(("chunk", "budget"), [(7, 7), (64, 100), (33, 500)])

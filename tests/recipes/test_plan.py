@@ -57,8 +57,8 @@ def test_memory_for_saves_in_the_background(monkeypatch, device, ranks, limit) -
 
 def test_steps_of_more_rows_than_there_are_are_named() -> None:
     (note,) = plan._repetition_notes(32, 5)
-    assert "a step of 32 rows takes the 5 rows of the data 6.4 times: with a smaller" in note.text
-    assert "takes the 1 row of" in plan._repetition_notes(32, 1)[0].text
+    assert "a step of 32 rows uses the 5 rows of the data 6.4 times: a smaller" in note.text
+    assert "uses the 1 row of" in plan._repetition_notes(32, 1)[0].text
     assert plan._repetition_notes(32, 32) == []
 
 

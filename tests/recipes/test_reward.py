@@ -163,7 +163,7 @@ def rejected(words: list[str], user_error: Callable[..., str]) -> Callable[..., 
             "lora.dropout 0.1: completions are sampled",
         ),
         (["--reward-weights", "1", "--reward-weights", "2"], "2 reward_weights for 1 rewards"),
-        (["--reward", "regex:[a-m]"], "reward regex:[a-m] is given twice: give it once, with a"),
+        (["--reward", "regex:[a-m]"], "reward regex:[a-m] is given twice: give it once, and raise"),
         (["--group-size", "1"], "greater than or equal to 2"),
         (
             ["--group-size", "3", "--prompts-per-step", "3"],

@@ -169,7 +169,7 @@ def test_a_format_that_is_no_version_is_damage(tmp_path: Path, found: object) ->
     path = finished(tmp_path / "run")
     document = files.read_json(path / digests.NAME)
     files.write_json(path / digests.NAME, document | {"format": found})
-    with pytest.raises(ValueError, match=r"which is no version: damaged or edited$"):
+    with pytest.raises(ValueError, match=r"which is not a version number: damaged or edited$"):
         Run.open(path)
 
 

@@ -95,8 +95,8 @@ def step_memory(design: Design, machine: Machine) -> TrainingMemory:
 def peak_memory(design: Design, machine: Machine) -> int:
     """Bytes of a rank at the peak: on a GPU, of its memory; else of the process, with the copy that
     a checkpoint is written from. What a process keeps for its next step (see
-    `runtime.keep_freed_memory`) was measured with models of 0.4 to 11M parameters: within 5%, and
-    12% too little for the smallest (docs/log.md)."""
+    `runtime.keep_freed_memory`) was measured with models of 0.1 to 11M parameters: within 10%
+    (docs/log.md)."""
     memory = step_memory(design, machine)
     if machine.device_type == "cuda":
         return memory.total

@@ -125,7 +125,10 @@ def remarks(chosen: Estimate, budget: Budget, law: ScalingLaw | None) -> Iterato
             f"does, with at most {rules.MAX_DEPTH} layers"
         )
     if budget.tokens is not None and budget.tokens < d.batch_tokens:
-        yield f"--tokens {budget.tokens:,} is less than a step, which takes {d.batch_tokens:,}"
+        yield (
+            f"--tokens {budget.tokens:,} is less than one step, which is planned: "
+            f"{d.batch_tokens:,}"
+        )
     if budget.vocab_size is None:
         size, tokenizer = rules.vocabulary(d.depth)
         yield f"vocabulary {size:,}: gptsmith prepare SOURCE --tokenizer {tokenizer} --out CORPUS"

@@ -13,8 +13,8 @@ FOLDER = Path(__file__).parents[1] / "configs"
 
 
 class RecipesOptions(Section):
-    """List the recipes that come with gptsmith, or print one (`> mine.yaml`), to train with it as
-    it is or changed."""
+    """List the recipes that come with gptsmith, or print one (`> mine.yaml`) to train with, as it
+    is or changed."""
 
     name: str = ""
     """Which recipe, or script for a cluster, to print (default: list all)."""

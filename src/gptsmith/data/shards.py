@@ -101,7 +101,7 @@ class Corpus:
                 tokens, *_ = (operator.index(record[name]) for name in _COUNTS)
                 intact &= sum(splits[split].lengths) == tokens
         except (KeyError, TypeError, AttributeError) as error:
-            why = f"without {error}" if isinstance(error, KeyError) else "a value of another type"
+            why = f"it lacks {error}" if isinstance(error, KeyError) else "a value of another type"
             raise ValueError(
                 f"{path}/manifest.json: not a corpus manifest ({why}); prepare the corpus again"
             ) from None

@@ -141,8 +141,8 @@ def is_held_out(argument: str) -> bool:
     return zlib.crc32(argument.encode()) % 8 == 0
 
 
-# A small model learns answers in steps with far fewer examples than bare numbers, for which all has
-# to happen in one token (docs/log.md).
+# A small model learns answers in steps from far fewer examples than bare numbers, which it has to
+# find within one token (docs/log.md).
 
 
 def sum_in_steps(a: int, b: int) -> str:

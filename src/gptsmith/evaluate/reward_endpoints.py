@@ -22,7 +22,7 @@ E = TypeVar("E", bound=HttpEndpoint)
 
 @contextmanager
 def _open(name: str, endpoint: E) -> Iterator[E]:
-    """The endpoint of a reward, closed afterwards; what it does not answer is that reward's."""
+    """The endpoint of a reward, closed afterwards; its errors name the reward."""
     try:
         with closing(endpoint):
             yield endpoint
@@ -32,8 +32,8 @@ def _open(name: str, endpoint: E) -> Iterator[E]:
 
 def judge_reward(options: JudgeOptions, cache: Path) -> Reward:
     """The judge's score of each completion beside the expected answer, 0 to 1; 0 where the judge
-    replies without a verdict. ValueError without a model; RewardUnavailableError when the endpoint
-    is down, for which it is asked at once, or stays down later."""
+    replies without a verdict. ValueError without a model; RewardUnavailableError if the endpoint
+    does not answer: it is asked once now, and may fail later."""
     with _open("judge", judge.Endpoint(options)) as endpoint:
         endpoint.ask(endpoint.request({"role": "user", "content": "Reply with OK."}))
 
@@ -50,7 +50,7 @@ def classifier_reward(name: str, options: JudgeOptions) -> Reward:
 
     name: URL#LABEL; the path /v1/classify may be omitted. options: key, timeout and retries.
     ValueError for a name without a label, and for a server that does not answer with this label;
-    RewardUnavailableError for one that does not answer. It is asked about a text at once.
+    RewardUnavailableError for one that does not answer. One text is sent now, to check this.
     """
     where, _, label = name.rpartition("#")
     if not where or not label:

@@ -72,7 +72,7 @@ class DecodeStep:
     @staticmethod
     def serves(span: Span) -> bool:
         """Whether it is the newest token of a cached row, and nothing else."""
-        return bool(span.pages) and len(span.ids) == 1 and not span.all_vectors
+        return bool(span.pages) and len(span.ids) == 1 and not span.state.scores_prompt
 
     def __call__(
         self, spans: Sequence[Span], pages: PagedKVCache, V: int

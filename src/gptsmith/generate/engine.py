@@ -329,7 +329,7 @@ class Engine:
                     f" position {self.lookahead - 1}: until the text is that long, the KV cache"
                     " cannot be used and each new token requires reading the whole text again"
                 )
-            if span.all_vectors and span.state.scores_prompt:
+            if span.state.scores_prompt:
                 self._score_prompt(span, vectors.x[start : start + len(span.ids)])
         ready = [i for i, s in enumerate(spans) if s.stop - len(s.draft) == len(s.state.context)]
         states = [spans[i].state for i in ready]

@@ -29,8 +29,10 @@ TORCH_PAGE = 16  # tokens of a page for PyTorch's operations
 
 
 class Vectors(NamedTuple):
-    """The hidden vectors (N, C) of the tokens of some spans, and by the number of each span that of
-    its first vector, which those of its other tokens follow."""
+    """Hidden vectors (N, C) of the tokens of some spans, perhaps with padding between spans.
+
+    starts: by the number of a span, the row of its first token; those of its other tokens follow.
+    """
 
     x: Tensor
     starts: dict[int, int]
@@ -75,6 +77,8 @@ class KernelForward:
     def refresh(self) -> None:
         """The weights have changed. The cache's memory stays for what is read anew."""
         self._packed.refresh()
+        if self.cache.dtype != self._packed.cache_dtype:
+            self.clear()
 
     def hidden(self, spans: Sequence[Span], numbers: Sequence[int]) -> Vectors:
         """Read these of the spans, and store their keys and values."""

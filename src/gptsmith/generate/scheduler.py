@@ -20,14 +20,12 @@ from gptsmith.generate.request import QueueFull, RequestState
 class Span(NamedTuple):
     """Consecutive tokens of a request to be read: those at start, start + 1 ... of its context.
 
-    all_vectors: the hidden vectors of all of them are needed, not only that of the last. draft: the
-    last of the ids, if they are draft tokens beyond the context.
+    draft: the last of the ids, if they are draft tokens beyond the context.
     """
 
     state: RequestState
     start: int
     ids: Sequence[int]
-    all_vectors: bool = False
     draft: Sequence[int] = ()
 
     @property
@@ -210,17 +208,17 @@ class Scheduler:
 
     def _span(self, state: RequestState, stop: int) -> Span:
         stop = min(len(state.context), max(stop, self.lookahead))
-        return Span(state, state.read, state.context[state.read : stop], state.scores_prompt)
+        return Span(state, state.read, state.context[state.read : stop])
 
     def _with_draft(self, span: Span) -> Span:
         """The span with draft tokens, if there are any and pages for them."""
         state, table = span.state, span.state.table
-        if not self.draft_tokens or table is None or span.all_vectors:
+        if not self.draft_tokens or table is None or state.scores_prompt:
             return span
         draft = state.draft(self.draft_tokens)
         if not draft or not self.pages.extend(table, len(state.context) + len(draft)):
             return span
-        return Span(state, span.start, [*span.ids, *draft], True, draft)
+        return Span(state, span.start, [*span.ids, *draft], draft)
 
     def _must_restart(self, state: RequestState) -> bool:
         """Whether a running request must be read again: it is longer than the model's context, or

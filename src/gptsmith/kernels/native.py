@@ -68,7 +68,7 @@ class Batch(Structure):
     ]
 
 
-# The choice of sample.h, as a record of an array.
+# `choice` of sample.h as a NumPy record.
 CHOICE = np.dtype([
     ("logits", np.uintp),
     *((name, np.float64) for name in ("uniform", "temperature", "top_p", "min_p")),

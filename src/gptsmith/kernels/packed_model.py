@@ -83,9 +83,9 @@ class PackedModel:
         """Vectors (N, C), fp32, after the final norm, of N tokens; keys and values go to the pages.
 
         Token i has ids[i] and is at positions[i] of sequence rows[i], whose pages are
-        tables[rows[i]], one per 64 positions. Tokens of a row are adjacent and at
-        consecutive positions, after those of earlier passes; a pass writes no other positions of
-        the pages. Pages entirely before a mask's window are not read.
+        tables[rows[i]], one per 64 positions. Tokens of a row are adjacent and at consecutive
+        positions, after those of earlier passes; a pass writes no other positions of the pages.
+        Pages entirely before a mask's window are not read.
         """
         return self._packed.hidden(ids, rows, positions, tables, pages)
 

@@ -36,7 +36,8 @@ class Biases:
         """None (causal), booleans (B|1, H|1, T, T), or a BlockMask.
 
         own: the model's mask, for which mask None stands. mask, documents: see `GPTModel.hidden`.
-        dropout: of the attention's weights. ValueError for a mask or documents of another shape.
+        dropout: whether weights of the attention are dropped. ValueError for a mask or documents of
+        another shape.
         """
         H = self.config.n_head
         if documents is not None:

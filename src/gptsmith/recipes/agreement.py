@@ -43,8 +43,8 @@ class Agreement:
         return monitor.seconds if self._seconds is None else self._seconds
 
     def check_signal(self) -> None:
-        """In the middle of a step, which may be long: StopRequested after a signal to a process
-        alone. Several ranks finish the step, because they stop together."""
+        """Within a step, which may be long: StopRequested if a process alone has received a signal.
+        Several ranks finish the step, because they stop together."""
         if distributed.world_size() == 1 and self.stop.received:
             raise StopRequested
 

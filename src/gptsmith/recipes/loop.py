@@ -99,7 +99,7 @@ def _train(session: _TrainingSession, started: float | None) -> bool:
                     break
                 if session.agreed.signal:
                     raise StopRequested
-        except StopRequested:  # after a step, or in one, of which nothing is left
+        except StopRequested:  # after a step, or within one, which is discarded
             session.stop()
             return False
         except TrainingDiverged:
@@ -368,7 +368,7 @@ class _TrainingSession:
             writer.wait()
 
     def stop(self) -> None:
-        """Save the last step, unless it has been, and say on which signal the run stops."""
+        """Save the last complete step, unless that is done, and report the signal."""
         if self.saved != self.state.step:
             self.save()
         self.writer.wait()

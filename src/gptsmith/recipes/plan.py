@@ -303,8 +303,8 @@ def _repetition_notes(rows_per_step: int, per_epoch: int) -> list[Note]:
     if rows_per_step <= per_epoch:
         return []
     text = (
-        f"a step of {rows_per_step:,} rows takes the {counted(per_epoch, 'row')} of the data "
-        f"{rows_per_step / per_epoch:,.1f} times: with a smaller batch, an epoch has more steps"
+        f"a step of {rows_per_step:,} rows uses the {counted(per_epoch, 'row')} of the data "
+        f"{rows_per_step / per_epoch:,.1f} times: a smaller batch gives more steps per epoch"
     )
     return [Note("training", text)]
 

@@ -192,8 +192,11 @@ def load(
 
 def remedy(run: Run) -> str:
     """What to do about a run that no evaluation found better than its base."""
-    steps = [event for event in read_events(run.metrics) if event["event"] == "train"]
-    if any(event["train_no_signal"] < 1 for event in steps):
+    try:
+        steps = [event for event in read_events(run.metrics) if event["event"] == "train"]
+    except ValueError:  # a damaged record, which the report names
+        steps = []
+    if not steps or any(event["train_no_signal"] < 1 for event in steps):
         return "check the learning rate and the data"
     if any(event["train_reward"] for event in steps):
         return (

@@ -93,7 +93,9 @@ class RewardConfig(FinetuneConfig, PromptFiles):
     @model_validator(mode="after")
     def _check(self) -> RewardConfig:
         if twice := next((n for n in self.reward if self.reward.count(n) > 1), None):
-            raise ValueError(f"reward {twice} is given twice: give it once, with a reward_weights")
+            raise ValueError(
+                f"reward {twice} is given twice: give it once, and raise its reward_weights"
+            )
         if self.reward_weights and len(self.reward_weights) != len(self.reward):
             raise ValueError(
                 f"{len(self.reward_weights)} reward_weights for {len(self.reward)} rewards: give "

@@ -144,7 +144,7 @@ def train_steps(
     masked targets, the mean of the micro-batches' means would be a different number. Random numbers
     (dropout) depend on seed, step and number of the micro-batch only, so that a resumed run draws
     the same ones, and 2 ranks with a micro-batch each the same as 1 rank with two. fp16 needs a
-    scaler. interrupt: called between the micro-batches of a step, which it abandons by raising:
+    scaler. interrupt: called before each micro-batch of a step, which it abandons by raising:
     weights, optimizer, scaler and guard are then those after the last yielded step.
     """
     guard = guard or LossSpikeGuard()
@@ -178,8 +178,7 @@ def train_steps(
         metrics: dict[str, Tensor] = {}
         optimizer.zero_grad()
         for i, batch in enumerate(micro_batches):
-            if i:
-                interrupt()
+            interrupt()
             torch.manual_seed(derive_seed(seed, step, i * ranks + rank, 0))
             last = i == len(micro_batches) - 1  # gradients are added up over ranks once
             with nullcontext() if parallel is None or last else parallel.no_sync():

@@ -245,13 +245,17 @@ def test_closed_standard_streams_are_replaced(stream: int, word: str, code: int)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
-def test_full_disk_behind_standard_output_is_reported() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("word", ["--help", "recipes"])
+def test_full_disk_behind_standard_output_is_reported(word: str, unbuffered: str) -> None:
+    env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "w") as full:
-        done = subprocess.run([*GPTSMITH, "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (done.returncode, done.stderr) == (
-        1,
-        "gptsmith: standard output: No space left on device\n",
-    )
+        done = subprocess.run(
+            [*GPTSMITH, word], stdout=full, stderr=subprocess.PIPE, text=True, env=env
+        )
+    assert done.returncode == 1
+    assert "standard output: No space left on device" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_ctrl_c_exits_with_130_and_one_line(tmp_path: Path) -> None:

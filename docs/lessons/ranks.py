@@ -167,7 +167,7 @@ print(f"rank {one['rank']} alone reads {one['rows']}")
 # instead.
 
 # %%
-FILE = globals().get("__file__", "docs/lessons/ranks.py")  # Jupyter does not name it
+FILE = globals().get("__file__", "ranks.py")  # Jupyter, in this folder, does not name it
 
 
 def on_ranks(count: int) -> list[dict]:

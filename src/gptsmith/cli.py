@@ -155,6 +155,10 @@ def _short(message: str) -> str:
 
 def _print_error(message: str, prog: str, code: int) -> int:
     terminal.note(f"{prog}: {message}")
+    try:
+        sys.stdout.flush()
+    except OSError:  # a full disk: Python would try again at its end, and change the exit code
+        _discard_stdout()
     return code
 
 
@@ -167,5 +171,6 @@ def _replace_closed_streams() -> None:
 
 
 def _discard_stdout() -> None:
-    # The reader is gone (`gptsmith ... | head`): drop what is still buffered, without an error.
+    # The reader is gone (`gptsmith ... | head`), or the disk is full: drop what is still buffered,
+    # without an error.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -21,10 +21,9 @@ def run_file(path: Path, what: str, *, trust_code: bool) -> ModuleType:
         raise FileNotFoundError(f"{what}: {path} does not exist (no such file)")
     spec = importlib.util.spec_from_file_location(f"gptsmith_user_{path.stem}", path)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
+    try:  # not by the loader, which would leave a __pycache__ beside the file, in a run for example
+        exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
     except Exception as error:
         raise ValueError(f"{what}: {path} raises {error!r}") from error
     return module

@@ -21,7 +21,7 @@ class Biases:
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
-        self._block_masks: dict[tuple[int, int, torch.device], BlockMask] = {}
+        self._block_masks: dict[tuple[Mask, int, int, torch.device], BlockMask] = {}
 
     def __call__(
         self,
@@ -60,7 +60,7 @@ class Biases:
         if flex and (compiling or T == self.config.context_length):
             if mask is not own or compiling:  # a graph is compiled again if the cache changes
                 return mask.block_mask(B, H, T, device)
-            key = (B if mask.properties.uses_b else 1, T, device)
+            key = (mask, B if mask.properties.uses_b else 1, T, device)
             if key not in self._block_masks:
                 self._block_masks[key] = mask.block_mask(B, H, T, device)
             return self._block_masks[key]

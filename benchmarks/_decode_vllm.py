@@ -32,9 +32,8 @@ def prepare(folder: str, tokens: int, prompt: int) -> tuple[Callable[[], list[fl
         return time.perf_counter() - begin
 
     def decode(rows: int) -> float:
-        one = min(
-            seconds(PROMPT, rows, 1) for _ in range(3)
-        )  # a single one was once longer than that of all tokens
+        # The least of three: a single time was once longer than that of all tokens.
+        one = min(seconds(PROMPT, rows, 1) for _ in range(3))
         return (seconds(PROMPT, rows, tokens + 1) - one) / tokens / rows
 
     def read() -> float:

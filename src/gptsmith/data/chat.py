@@ -78,22 +78,14 @@ class ChatCounts:
         """A summary: first what is left out, then what is trained on."""
         if self.prepared:
             return self.prepared
-        parts = []
+        left_out, kept = [], ""
         if left := self.answers - self.kept_answers:
             share = f"{left:,} of {self.answers:,} answers ({left / self.answers:.1%})"
-            parts += [f"left out: {share}, as {line}" for line in self.too_long.lines()]
-        if skipped := self.report.skipped.total:
-            rows = self.read + skipped
-            lines = ", ".join(self.report.skipped.lines())
-            parts.append(f"skipped: {skipped:,} of {rows:,} rows ({skipped / rows:.1%}), {lines}")
+            left_out = [f"left out: {share}, as {line}" for line in self.too_long.lines()]
         if self.kept:
-            which, are = ("", "is") if self.kept_answers == 1 else ("" if left else "all ", "are")
-            kept = counted(self.kept, "conversation")
-            answers = f"{counted(self.kept_answers, 'answer')} of {kept}"
-            parts.append(f"{which}{answers} {are} trained on")
-        elif not parts:
-            parts.append("there are no rows")
-        return "; ".join([*parts, *self.remarks.lines(), *self.report.hints])
+            answers = counted(self.kept_answers, "answer")
+            kept = f"{answers} of {counted(self.kept, 'conversation')}"
+        return self.report.usage(self.read, left_out, kept, self.kept_answers == 1, self.remarks)
 
 
 def load_chat(

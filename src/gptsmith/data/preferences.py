@@ -60,20 +60,12 @@ class PairCounts:
 
     def __str__(self) -> str:
         """A summary: first what is left out, then what is trained on."""
-        parts = []
-        pairs, skipped = self.kept + self.left_out.total, self.report.skipped.total
+        left_out, pairs = [], self.kept + self.left_out.total
         if left := self.left_out.total:
             lines = ", ".join(self.left_out.lines())
-            parts.append(f"left out: {left:,} of {pairs:,} pairs ({left / pairs:.1%}), {lines}")
-        if skipped:
-            rows, lines = pairs + skipped, ", ".join(self.report.skipped.lines())
-            parts.append(f"skipped: {skipped:,} of {rows:,} rows ({skipped / rows:.1%}), {lines}")
-        if self.kept:
-            which, are = ("", "is") if self.kept == 1 else ("" if left else "all ", "are")
-            parts.append(f"{which}{counted(self.kept, 'pair')} {are} trained on")
-        elif not parts:
-            parts.append("there are no rows")
-        return "; ".join([*parts, *self.remarks.lines(), *self.report.hints])
+            left_out = [f"left out: {left:,} of {pairs:,} pairs ({left / pairs:.1%}), {lines}"]
+        kept = counted(self.kept, "pair") if self.kept else ""
+        return self.report.usage(pairs, left_out, kept, self.kept == 1, self.remarks)
 
 
 def read_pairs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from gptsmith.data.options import OnError
@@ -90,6 +91,25 @@ class ReadReport:
             return []
         kinds = [f"skipped, {line}" for line in self.skipped.lines()]
         return [f"skipped {self.share(self.skipped.total)}", *kinds]
+
+    def usage(
+        self, rows: int, left_out: Sequence[str], kept: str, is_one: bool, remarks: Tally
+    ) -> str:
+        """How a data set is used: first what is left out, then what is trained on.
+
+        rows: that were not skipped. left_out: why some of them, or parts of them, are not used.
+        kept: what is trained on, and whether it is one thing; "" for nothing.
+        """
+        parts = [*left_out]
+        if skipped := self.skipped.total:
+            total, lines = rows + skipped, ", ".join(self.skipped.lines())
+            parts.append(f"skipped: {skipped:,} of {total:,} rows ({skipped / total:.1%}), {lines}")
+        if kept:
+            which, are = ("", "is") if is_one else ("" if left_out else "all ", "are")
+            parts.append(f"{which}{kept} {are} trained on")
+        elif not parts:
+            parts.append("there are no rows")
+        return "; ".join([*parts, *remarks.lines(), *self.hints])
 
     def hint(self, text: str) -> None:
         self.hints[text] = None

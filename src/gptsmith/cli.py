@@ -76,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             return _run(verb, arguments[1:], debug)
         terminal.flush_output()
-    except BrokenPipeError:
-        _discard_stdout()
+    except BrokenPipeError:  # the reader is gone: gptsmith ... | head
+        terminal.discard_output()
         return 1
     except OSError as error:  # a full disk behind standard output
         return _print_error(_message(error), "gptsmith", 1)
@@ -156,9 +156,9 @@ def _short(message: str) -> str:
 def _print_error(message: str, prog: str, code: int) -> int:
     terminal.note(f"{prog}: {message}")
     try:
-        sys.stdout.flush()
+        terminal.flush_output()
     except OSError:  # a full disk: Python would try again at its end, and change the exit code
-        _discard_stdout()
+        terminal.discard_output()
     return code
 
 
@@ -168,9 +168,3 @@ def _replace_closed_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open until the end
-
-
-def _discard_stdout() -> None:
-    # The reader is gone (`gptsmith ... | head`), or the disk is full: drop what is still buffered,
-    # without an error.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -88,6 +88,11 @@ def flush_output() -> None:
         sys.stdout.flush()
 
 
+def discard_output() -> None:
+    """Drop what is still buffered for standard output, and all that follows, without an error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 @contextmanager
 def silenced() -> Iterator[None]:
     """Discard everything that is printed inside, also by libraries."""

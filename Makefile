@@ -41,7 +41,7 @@ demo-reward: $(VENV)/.installed
 	@$(BIN)/gptsmith demo --reward
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --timeout 600  # a test that hangs fails
 
 test-flips: $(VENV)/.dev
 	@$(BIN)/python tests/support/bit_flips.py

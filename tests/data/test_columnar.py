@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,30 @@ def test_values_of_many_types_are_those_of_pyarrow(tmp_path: Path) -> None:
     table = pa.table(columns)
     for name in ("a.parquet", "b.arrow", "c-stream.arrow"):
         assert outcome(write(tmp_path / name, table)) == table.to_pylist()
+
+
+def test_nanoseconds_are_read_as_microseconds(tmp_path: Path) -> None:
+    """Python's own types have no nanoseconds: pyarrow would need pandas, or reject the row."""
+    nested = pa.list_(pa.struct([("at", pa.timestamp("ns", "UTC"))]))
+    table = pa.table(
+        {
+            "at": pa.array([1_700_000_000_000_001_999, None], pa.timestamp("ns")),
+            "took": pa.array([1_000_001_999, None], pa.duration("ns")),
+            "time": pa.array([1_000_001_999, None], pa.time64("ns")),
+            "messages": pa.array([[{"at": 1_999}], []], nested),
+        }
+    )
+    moment = datetime(2023, 11, 14, 22, 13, 20, 1)
+    expected = {
+        "at": moment,
+        "took": timedelta(seconds=1, microseconds=1),
+        "time": time(0, 0, 1, 1),
+        "messages": [{"at": datetime(1970, 1, 1, 0, 0, 0, 1, tzinfo=UTC)}],
+    }
+    for name in ("a.parquet", "b.arrow"):
+        rows = outcome(write(tmp_path / name, table))
+        assert rows == [expected, {**dict.fromkeys(expected), "messages": []}]
+        assert type(rows[0]["at"]) is datetime
 
 
 def test_files_are_opened_in_a_worker_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

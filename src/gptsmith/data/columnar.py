@@ -155,8 +155,9 @@ def _open_arrow(source: pa.MemoryMappedFile) -> Any:
 
 
 def _decoded(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with dictionary columns decoded (a dictionary would be sent with every slice), and
-    with small floats by the shortest decimal (to_pylist would widen 0.1 to 0.10000000149011612)."""
+    """The batch with dictionary columns decoded (a dictionary would be sent with every slice),
+    small floats by the shortest decimal (to_pylist would widen 0.1 to 0.10000000149011612), and
+    times in microseconds (to_pylist needs pandas for smaller units)."""
     columns = []
     for column in batch.columns:
         if pa.types.is_dictionary(column.type):
@@ -166,8 +167,24 @@ def _decoded(batch: pa.RecordBatch) -> pa.RecordBatch:
             column = pa.array(texts, pa.string(), from_pandas=True).cast(pa.float64())
         if pa.types.is_float32(column.type):
             column = column.cast(pa.string()).cast(pa.float64())
+        if (kind := _in_microseconds(column.type)) != column.type:
+            column = column.cast(kind, safe=False)
         columns.append(column)
     return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def _in_microseconds(kind: pa.DataType) -> pa.DataType:
+    """The type with microseconds instead of nanoseconds, also in lists and structs."""
+    kinds = pa.types
+    if kinds.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_in_microseconds(kind.value_type)))
+    if kinds.is_struct(kind):
+        return pa.struct([field.with_type(_in_microseconds(field.type)) for field in kind])
+    if not kinds.is_temporal(kind) or getattr(kind, "unit", "") != "ns":
+        return kind
+    if kinds.is_timestamp(kind):
+        return pa.timestamp("us", kind.tz)
+    return pa.duration("us") if kinds.is_duration(kind) else pa.time64("us")
 
 
 def _is_plain(kind: pa.DataType) -> bool:

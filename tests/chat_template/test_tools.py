@@ -1,6 +1,7 @@
 """Tool calls, their results and reasoning: ids as transformers makes them, or an error by place."""
 
 import json
+from datetime import date
 from typing import Any
 
 import pytest
@@ -300,6 +301,7 @@ def test_template_that_changes_an_earlier_message_is_blamed_for_it() -> None:
         ({"reasoning_content": "hm"}, "(hm)"),
         ({"function_call": {"name": "f", "arguments": "{}"}}, "f{}"),
         ({"refusal": "never"}, "No: never"),
+        ({"refusal": date(2024, 2, 29)}, "No: 2024-02-29"),  # from a table
     ],
 )
 def test_fields_are_handed_under_the_name_that_the_template_reads(

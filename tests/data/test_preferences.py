@@ -1,14 +1,15 @@
 """Pairs of a better and a worse answer, from the formats in use to examples."""
 
 import json
+from datetime import date
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from chats import OURS, learned, talk, target_texts
 from data_sets import complete_data
 from random_weights import add_noise
+from tables import write
 
 from gptsmith.batch import IGNORE_INDEX
 from gptsmith.data.options import PreferenceFiles
@@ -21,11 +22,6 @@ from gptsmith.train.preference import PreferenceLoss
 
 ASKED, BETTER, WORSE = "What is 2 + 2?", "It is 4.", "It is 5."
 HUMAN = f"\n\nHuman: {ASKED}\n\nAssistant:"
-
-
-def write(path: Path, *rows: Any) -> Path:
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return path
 
 
 def answer(text: str) -> list[dict]:
@@ -72,6 +68,15 @@ def test_forms_in_use_give_the_same_pair(form: str, tmp_path: Path) -> None:
         question = OURS.tokenizer.decode(example.ids[:start])
         assert question == f"<|user|>{ASKED}<|end|>"
     assert str(counts) == "1 pair is trained on"
+
+
+def test_messages_of_a_table_may_have_dates(tmp_path: Path) -> None:
+    said = talk(ASKED, BETTER), talk(ASKED, WORSE)
+    sides = [[{**message, "sent": date(2024, 2, 29)} for message in side] for side in said]
+    path = write(tmp_path / "a.parquet", {"chosen": sides[0], "rejected": sides[1]})
+    pairs, counts = load_pairs([path], PreferenceFiles(), OURS, 90)
+    assert target_texts(pairs.examples[0]) == [f"<|assistant|>{BETTER}<|end|>"]
+    assert str(counts) == "1 pair is trained on; field 'sent' of messages is not used"
 
 
 def test_instructions_with_input_and_a_system_message(tmp_path: Path) -> None:

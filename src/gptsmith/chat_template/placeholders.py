@@ -46,7 +46,7 @@ class MarkedConversation(NamedTuple):
     @property
     def shape(self) -> tuple[str, ...]:
         """What the layout may depend on: everything except the texts of the messages."""
-        tools = json.dumps(self.tools, ensure_ascii=False, default=str) if self.tools else ""
+        tools = json.dumps(self.tools, ensure_ascii=False) if self.tools else ""
         return tools, *(message.shape for message in self.messages)
 
     @property
@@ -83,7 +83,7 @@ def marked_message(i: int, message: Mapping[str, Any], escape: Escape) -> Marked
 
         fields[name] = replace_texts(value, str, escape, name)
         marked[name] = replace_texts(value, placeholder, escape, name)
-    shape = PLACEHOLDER.sub("\ufdd0\ufdd1", json.dumps(marked, ensure_ascii=False, default=str))
+    shape = PLACEHOLDER.sub("\ufdd0\ufdd1", json.dumps(marked, ensure_ascii=False))
     return MarkedMessage(fields, marked, texts, needed, shape)
 
 
@@ -97,14 +97,15 @@ def message_index(found: re.Match[str]) -> int:
 
 
 def replace_texts(value: Any, text: Callable[[str], str], escape: Escape, name: str = "") -> Any:
-    """A copy with `text(...)` of every text, and `escape(...)` of names and identifiers."""
-    if isinstance(value, str):
-        return escape(value) if name in _IDENTIFIERS else text(value)
+    """A copy with `text(...)` of every text, and `escape(...)` of names and identifiers. Dates and
+    whatever else a table holds that JSON does not become texts."""
+    if value is None or isinstance(value, int | float):
+        return value
     if isinstance(value, Mapping):
         return {escape(str(k)): replace_texts(v, text, escape, str(k)) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [replace_texts(v, text, escape) for v in value]
-    return value
+    return escape(str(value)) if name in _IDENTIFIERS else text(str(value))
 
 
 def break_special_tokens(text: str, special: re.Pattern[str]) -> str:

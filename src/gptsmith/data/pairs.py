@@ -109,7 +109,8 @@ def encode_pairs(
 
 
 def _digest(question: Sequence[Message]) -> str:
-    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:32]
+    text = json.dumps(question, sort_keys=True, default=str)  # fields of a table may be dates
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 # --- encoding ------------------------------------------------------------------------------------

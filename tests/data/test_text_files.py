@@ -100,6 +100,11 @@ def test_invalid_utf8_error_names_the_line(tmp_path: Path) -> None:
     for _ in range(2):  # however often it is read, each line counts once
         assert read(path, report) == ["fine\nalso fine\nfine again\n"]
     assert report.skipped.counts() == {"line that is not UTF-8": 1}
+    assert report.lines()[0] == "skipped 1 of 4 records (25.0%)"
+    path.write_bytes(b"not \xff fine\nno line end")
+    report = ReadReport("skip")
+    read(path, report)
+    assert report.lines()[0] == "skipped 1 of 2 records (50.0%)"
 
 
 def test_invalid_utf8_error_is_independent_of_block_size(

@@ -79,7 +79,7 @@ class TextFile:
 
     def blocks(self) -> Iterator[str]:
         """The text in blocks, with its line ends, without rejected lines."""
-        path, report, line = self.path, self.report, 1
+        path, report, line, last = self.path, self.report, 1, "\n"
         decoder = codecs.getincrementaldecoder(self.encoding)("surrogateescape")
         with open_bytes(path) as (raw, file), decoding(path):
             at_end = False
@@ -89,7 +89,7 @@ class TextFile:
                     data += file.readline(LINE_LIMIT)
                 at_end = not data
                 block = decoder.decode(data, at_end)
-                lines = block.count("\n")
+                lines, last = block.count("\n"), block[-1:] or last
                 if unicode_problem(block):
                     numbered = enumerate(io.StringIO(block, newline=""), line)
                     block = "".join(text for n, text in numbered if self._is_decoded(text, n))
@@ -97,7 +97,7 @@ class TextFile:
                 line += lines
                 report.reached(path, raw.tell())
         if report.skips:
-            report.read[path] = line
+            report.read[path] = line - (last == "\n")  # no line follows the last line end
 
     def _is_decoded(self, text: str, line: int) -> bool:
         """Whether a line is valid in the encoding; if not, it is rejected."""

@@ -51,6 +51,14 @@ ANSWERED = {"role": "assistant", "content": "4"}
             [("user", "Add\n\n2 and 2")],
             "4",
         ),
+        *(
+            (
+                {"prompt": prompt, "history": [["Hi", "Yes?"]]},
+                [("user", "Hi"), ("assistant", "Yes?"), ("user", "2 + 2?")],
+                None,
+            )
+            for prompt in ("2 + 2?", ASK)
+        ),
         (
             {"system": "Short.", "question": "2 + 2?"},
             [("system", "Short."), ("user", "2 + 2?")],

@@ -17,7 +17,7 @@ from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template.message import turn_starts
 from gptsmith.chat_template.template import ChatTemplate, ReasoningOmittedError, TurnTokens
 from gptsmith.data.conversations import Conversation
-from gptsmith.data.examples import Example, answer_ends
+from gptsmith.data.examples import Example, answer_ends, ids_and_labels
 
 
 class Window(NamedTuple):
@@ -81,9 +81,7 @@ def conversation_windows(
                     raise
                 stop = error.message + skipped + 1
                 continue
-            ids = np.array(found.ids, np.int32)
-            labels = np.where(found.is_target, ids, np.int32(IGNORE_INDEX))
-            return ids, labels, np.array(found.ends)
+            return *ids_and_labels(found), np.array(found.ends)
 
     yield from _windows(part, _turns_of(answers, starts), place, limit)
 

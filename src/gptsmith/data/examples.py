@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from gptsmith import files
 from gptsmith.batch import IGNORE_INDEX
-from gptsmith.chat_template.template import TurnTokens
+from gptsmith.chat_template.template import Encoded, TurnTokens
 from gptsmith.data.columnar import check_arrow, read_schema
 from gptsmith.data.order import permutation
 from gptsmith.data.split import fill_splits
@@ -46,6 +46,12 @@ class Example(NamedTuple):
     ids: np.ndarray
     labels: np.ndarray
     name: str
+
+
+def ids_and_labels(encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
+    """The arrays of an example from a conversation that a chat template encoded."""
+    ids = np.array(encoded.ids, np.int32)
+    return ids, np.where(encoded.is_target, ids, np.int32(IGNORE_INDEX))
 
 
 def answer_ends(example: Example, tokens: TurnTokens) -> np.ndarray:

@@ -11,19 +11,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template.template import ChatTemplate, Message
 from gptsmith.data import row_fields
 from gptsmith.data.cells import InvalidRowError
 from gptsmith.data.columns import HISTORY, quoted, with_known_names
-from gptsmith.data.examples import Example
+from gptsmith.data.examples import Example, ids_and_labels
 from gptsmith.data.options import FileFormat, InstructionColumns, SplitConfig
 from gptsmith.data.report import ReadReport
 from gptsmith.data.row import Row, check_unicode
 from gptsmith.data.rows import read_rows
-from gptsmith.data.split import fill_splits, group_rows, hash_order
+from gptsmith.data.split import group_prompts, split_by_hash
 from gptsmith.data.token_tables import IDS
 
 # Taori et al. 2023, "Stanford Alpaca", PROMPT_DICT in train.py. The line end after the last line is
@@ -221,9 +218,7 @@ def split_instructions(rows: Iterable[Instruction], config: SplitConfig) -> Inst
     most prompts stay in their split. ValueError if a configured split gets no prompt.
     """
     rows = list(rows)
-    prompts = group_rows(
-        " ".join(f"{row.instruction}\n{row.input}".casefold().split()) for row in rows
-    )
+    prompts = group_prompts(f"{row.instruction}\n{row.input}" for row in rows)
     n = len(prompts)
     n_test, n_val = (round(share * n) for share in (config.test_fraction, config.val_fraction))
     if not n_val or (config.test_fraction and not n_test) or n_test + n_val >= n:
@@ -232,11 +227,9 @@ def split_instructions(rows: Iterable[Instruction], config: SplitConfig) -> Inst
             f"{max(0, n - n_test - n_val)} to train on: use more rows, or other shares "
             f"than val_fraction {config.val_fraction} and test_fraction {config.test_fraction}"
         )
-
-    members = list(prompts.values())
     test, val, train = (
-        [rows[i] for i in sorted(i for number in part for i in members[number])]
-        for part in fill_splits(hash_order(list(prompts), config.split_seed), (n_test, n_val))
+        [rows[i] for i in part]
+        for part in split_by_hash(prompts, (n_test, n_val), config.split_seed)
     )
     return InstructionSplit(train, val, test)
 
@@ -266,6 +259,5 @@ def encode_instructions(
         if len(encoded.ids) > T + 1:  # the last token is a target only
             report.skipped.add(f"longer than the context of {T} tokens", row.place)
             continue
-        ids = np.array(encoded.ids, np.int32)
-        labels = np.where(encoded.is_target, ids, np.int32(IGNORE_INDEX)) if mask_prompt else ids
-        yield row, Example(ids, labels, row.place)
+        ids, labels = ids_and_labels(encoded)
+        yield row, Example(ids, labels if mask_prompt else ids, row.place)

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from gptsmith.arguments import check_several
-from gptsmith.batch import IGNORE_INDEX
 from gptsmith.chat_template.message import Message, turn_starts
 from gptsmith.chat_template.template import ChatTemplate
 from gptsmith.data.conversations import Conversation
-from gptsmith.data.examples import Example, Examples
+from gptsmith.data.examples import Example, Examples, ids_and_labels
 from gptsmith.data.options import PreferenceFiles
 from gptsmith.data.order import permutation
 from gptsmith.data.preferences import Pair, PairCounts, read_pairs
@@ -169,7 +168,6 @@ def _encode(
     if not scored:
         return None
     found = template.encode(said, targets=scored, tools=tools)
+    ids, labels = ids_and_labels(found)
     end = found.ends[-1]
-    ids = np.array(found.ids[:end], np.int32)
-    labels = np.where(found.is_target[:end], ids, np.int32(IGNORE_INDEX))
-    return Example(ids, labels, place)
+    return Example(ids[:end], labels[:end], place)

@@ -17,14 +17,13 @@ from gptsmith.chat_template.message import Message, is_empty
 from gptsmith.data import columns as names
 from gptsmith.data import row_fields, skills
 from gptsmith.data.cells import InvalidRowError
-from gptsmith.data.columns import quoted
-from gptsmith.data.conversations import messages_in_text, with_system
-from gptsmith.data.messages import cell_message, read_message, transcript
+from gptsmith.data.conversations import messages_in_text, question_turns, with_system
+from gptsmith.data.messages import read_message, transcript
 from gptsmith.data.options import PromptFiles
 from gptsmith.data.report import ReadReport
 from gptsmith.data.row import Row, check_unicode
 from gptsmith.data.rows import read_rows
-from gptsmith.data.split import fill_splits, group_rows, hash_order
+from gptsmith.data.split import group_prompts, split_by_hash
 from gptsmith.terminal import counted
 
 QUESTION = tuple(dict.fromkeys(question for question, _ in names.PROMPT_AND_RESPONSE))
@@ -103,18 +102,14 @@ def split_prompts(
 ) -> tuple[list[Prompt], list[Prompt]]:
     """Prompts to train on and for validation, by a hash of their texts, so that equal ones stay
     together. at_most: different ones for validation. ValueError if a part would be empty."""
-    groups = group_rows(" ".join(prompt.text.casefold().split()) for prompt in prompts)
+    groups = group_prompts(prompt.text for prompt in prompts)
     n_val = min(at_most, round(fraction * len(groups)))
     if not 0 < n_val < len(groups):
         raise ValueError(
             f"{counted(len(groups), 'different prompt')} cannot give {n_val} for validation: use "
             f"more, another val_fraction than {fraction}, or --val FILE"
         )
-    members = list(groups.values())
-    val, train = (
-        [prompts[i] for i in sorted(i for number in part for i in members[number])]
-        for part in fill_splits(hash_order(list(groups), seed), (n_val,))
-    )
+    val, train = ([prompts[i] for i in part] for part in split_by_hash(groups, (n_val,), seed))
     return train, val
 
 
@@ -190,19 +185,9 @@ def _turns(row: Row, files: PromptFiles) -> tuple[list[Any], set[str]]:
         return turns if isinstance(turns, list) else [turns], {named[0]}
     column = _column(row, files.prompt_column, QUESTION, set(), "prompt")
     if column is None:
-        raise ValueError(
-            f"{row.place}: which column holds the prompt? Choose from {quoted(values)} with "
-            "--prompt-column NAME"
-        )
-    turns = messages_in_text(values[column], column)
-    if isinstance(turns, list):
-        return turns, {column}
-    text = row_fields.cell(values, column)
-    if not text.strip():
-        raise InvalidRowError("no question", f"no text in {column!r}")
-    beside = row_fields.context(values, {column, files.answer_column or ""})
-    asked = cell_message("user", "\n\n".join([text, *beside.values()]))
-    return [*row_fields.history(values), asked], {column, *beside, *names.HISTORY}
+        raise names.unclear_column("prompt", list(values), row.place)
+    values = {**values, column: messages_in_text(values[column], column)}
+    return question_turns(values, column, {files.answer_column or ""})
 
 
 def _column(
@@ -210,9 +195,7 @@ def _column(
 ) -> str | None:
     """The configured column, or the only one with a common name; the first of the names wins."""
     if configured is not None:
-        if configured not in row.values:
-            raise ValueError(f"{row.place}: no column {configured!r}, only {quoted(row.values)}")
-        return configured
+        return names.choose_column(list(row.values), configured, known, row.place)
     free = [name for name in row.values if name not in used]
     found = names.known_columns(free, known)
     if len(found) > 1:

@@ -7,7 +7,7 @@ trained on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Literal
 
@@ -23,6 +23,11 @@ def group_rows(keys: Iterable[str]) -> dict[str, list[int]]:
     for number, key in enumerate(keys):
         groups.setdefault(key, []).append(number)
     return groups
+
+
+def group_prompts(prompts: Iterable[str]) -> dict[str, list[int]]:
+    """The indices of equal prompts; case and white space make no difference."""
+    return group_rows(" ".join(prompt.casefold().split()) for prompt in prompts)
 
 
 def hash_order(keys: Sequence[str], seed: int) -> list[int]:
@@ -51,6 +56,18 @@ def fill_splits(
             left[into] -= size
         splits[into].append(number)
     return [sorted(split) for split in splits]
+
+
+def split_by_hash(
+    groups: Mapping[str, Sequence[int]], room: Sequence[int], seed: int
+) -> list[list[int]]:
+    """Assign whole groups to splits by a hash of their keys: `room` groups to each, the others to a
+    further one. Returns the sorted indices of the rows of each split."""
+    members = list(groups.values())
+    return [
+        sorted(i for number in part for i in members[number])
+        for part in fill_splits(hash_order(list(groups), seed), room)
+    ]
 
 
 # --- documents -----------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.data.encode import encode_at
 from gptsmith.data.labelled import LabelledText, read_labelled
 from gptsmith.data.options import LabelledConfig
-from gptsmith.data.order import StepSortedOrder, permutation
+from gptsmith.data.order import StepSortedOrder, evenly_spaced, permutation
 from gptsmith.data.report import ReadReport
 from gptsmith.data.split import fill_splits, group_rows
 from gptsmith.terminal import counted
@@ -223,9 +223,7 @@ class EncodedTexts:
 
     def take(self, count: int) -> EncodedTexts:
         """`count` texts, evenly spaced; at least one, at most all."""
-        n = len(self.ids)
-        count = max(1, min(count, n))
-        rows = [i * n // count for i in range(count)]
+        rows = evenly_spaced(len(self.ids), max(1, count))
         return replace(
             self, ids=[self.ids[i] for i in rows], classes=[self.classes[i] for i in rows]
         )

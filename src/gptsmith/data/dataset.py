@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from gptsmith.batch import IGNORE_INDEX, Batch
-from gptsmith.data.order import Epochs, permutation
+from gptsmith.data.order import Epochs, evenly_spaced, permutation
 from gptsmith.data.shards import Shards
 from gptsmith.tokenizer import DocumentTokens
 
@@ -152,10 +152,9 @@ def validation_windows(
         for i in range(0, max(1, len(shard) - 1 - (T - stride)), stride)
         if len(shard) > 1
     ]
-    if limit is not None and limit < len(windows) * stride:
-        keep = max(1, limit // stride)
-        windows = [windows[i * len(windows) // keep] for i in range(keep)]
-    return windows
+    if limit is None:
+        return windows
+    return [windows[i] for i in evenly_spaced(len(windows), max(1, limit // stride))]
 
 
 def validation_batches(

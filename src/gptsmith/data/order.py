@@ -21,6 +21,12 @@ def permutation(n: int, *key: int) -> np.ndarray:
     return np.argsort(words, kind="stable")
 
 
+def evenly_spaced(n: int, count: int) -> list[int]:
+    """`count` of the numbers 0..n-1, evenly spaced; at most all of them."""
+    count = min(count, n)
+    return [i * n // count for i in range(count)]
+
+
 class Epochs:
     """An endless sequence of samples, the same number in each epoch."""
 

@@ -15,7 +15,7 @@ import torch
 
 from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.data.examples import Example, Examples
-from gptsmith.data.order import EpochOrder, permutation
+from gptsmith.data.order import EpochOrder, evenly_spaced, permutation
 
 _MULTIPLE = 32  # padded lengths are rounded up to this: fewer shapes, whole vectors
 _PACKING_KEY = 0x9AC7  # another stream of random numbers than the order of the epochs
@@ -111,10 +111,10 @@ class _Rows(EpochOrder, ABC):
     def validation(self, B: int, limit: int | None = None) -> Iterator[Batch]:
         """Every row once in fixed order; with a limit, rows of about that many tokens, spread
         evenly over the set. The last batch may have fewer than B rows."""
-        n, tokens = self.per_epoch, self.examples.tokens
-        keep = n if limit is None or limit >= tokens else max(1, n * limit // tokens)
-        rows = [i * n // keep for i in range(keep)]
-        for at in range(0, keep, B):
+        n = self.per_epoch
+        keep = n if limit is None else max(1, n * limit // self.examples.tokens)
+        rows = evenly_spaced(n, keep)
+        for at in range(0, len(rows), B):
             yield self._make_batch(rows[at : at + B])
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gptsmith.batch import Batch, PairBatch
-from gptsmith.data.order import StepSortedOrder
+from gptsmith.data.order import StepSortedOrder, evenly_spaced
 from gptsmith.data.packing import fill_batch, padded_width
 from gptsmith.data.pairs import Pairs
 from gptsmith.data.same_prefixes import same_prefixes
@@ -45,10 +45,10 @@ class PairRows(StepSortedOrder):
     def groups(self, B: int, limit: int | None = None) -> Iterator[list[int]]:
         """The numbers of all pairs, or of pairs of about `limit` tokens that are spread evenly over
         the set, in groups of at most B pairs of similar length."""
-        n, tokens = len(self.pairs), self.pairs.tokens
-        keep = n if limit is None or limit >= tokens else max(1, n * limit // tokens)
-        numbers = sorted((i * n // keep for i in range(keep)), key=lambda i: int(self.lengths[i]))
-        for at in range(0, keep, B):
+        n = len(self.pairs)
+        keep = n if limit is None else max(1, n * limit // self.pairs.tokens)
+        numbers = sorted(evenly_spaced(n, keep), key=lambda i: int(self.lengths[i]))
+        for at in range(0, len(numbers), B):
             yield numbers[at : at + B]
 
     def of(self, numbers: Sequence[int]) -> PairBatch:

@@ -20,6 +20,7 @@ from gptsmith.data.instructions import (
     read_instructions,
     split_instructions,
 )
+from gptsmith.data.order import evenly_spaced
 from gptsmith.data.report import ReadReport
 from gptsmith.generate.chat import Chat
 from gptsmith.generate.options import SamplingConfig
@@ -125,8 +126,7 @@ def load(
 
 def _evenly(rows: list[Row], count: int) -> list[Row]:
     """At most `count` rows, evenly spaced."""
-    count = min(count, len(rows))
-    return [rows[i * len(rows) // count] for i in range(count)]
+    return [rows[i] for i in evenly_spaced(len(rows), count)]
 
 
 def answer_test_instructions(

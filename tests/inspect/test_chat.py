@@ -59,6 +59,7 @@ def test_counts(chat: Path) -> None:
         "64-127",
     ):  # fmt: skip
         assert words in " ".join(text.split())
+    assert not [line for line in text.split("\n") if line.endswith(" ")]
 
 
 def test_target_tokens_are_marked(chat: Path) -> None:

@@ -181,7 +181,6 @@ def test_histogram_covers_every_length() -> None:
     assert histogram(lengths)[:4] == [(0, 0, 1), (1, 1, 1), (2, 3, 2), (4, 7, 1)]
     assert histogram(lengths)[-1] == (512, 1023, 1)
     assert histogram(np.array([5, 4])) == [(4, 7, 2)]
-    assert histogram(np.array([], np.int64)) == []
 
 
 def test_picture_shows_lengths_and_frequencies(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.filesize import decimal as file_size
 
-from gptsmith.inspect.render import file_size
 from gptsmith.inspect.run import show_run
 from gptsmith.model.config import ModelConfig
 from gptsmith.model.gpt import GPTModel

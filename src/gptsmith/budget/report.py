@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 
+from rich.filesize import decimal as file_size
 from rich.table import Table
 
 from gptsmith.budget import rules
@@ -13,7 +14,6 @@ from gptsmith.budget.estimate import Budget, Estimate
 from gptsmith.budget.machine import Machine
 from gptsmith.budget.scaling_law import ScalingLaw
 from gptsmith.console import Text
-from gptsmith.inspect.render import file_size
 from gptsmith.model.flops import parameters
 
 

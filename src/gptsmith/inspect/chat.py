@@ -11,7 +11,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.padding import Padding
 
 from gptsmith.batch import IGNORE_INDEX
@@ -65,7 +65,7 @@ def show_chat(report: ChatReport, console: Console, first: int = 3) -> None:
     """Print the report and the first conversations, target tokens in green, special tokens in
     magenta; without colour, target tokens are enclosed in ⟦ ⟧."""
     plain = console.no_color or console.color_system is None
-    console.print(Group(*_parts(report, first, plain)))
+    render.print_report(_parts(report, first, plain), console)
 
 
 def _parts(report: ChatReport, first: int, plain: bool) -> Iterator[RenderableType]:

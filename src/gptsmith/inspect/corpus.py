@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Group, RenderableType
+from rich.filesize import decimal as file_size
 from rich.padding import Padding
 from rich.table import Table
 
@@ -108,7 +109,7 @@ def _splits(splits: Iterable[SplitStatistics]) -> Table:
                 "": split.name,
                 "tokens": f"{split.tokens:,}",
                 "shards": f"{split.shards:,}",
-                "text": render.file_size(split.text_bytes),
+                "text": file_size(split.text_bytes),
                 "bytes per token": f"{split.text_bytes / max(1, split.tokens):.3f}",
                 "documents": f"{split.documents:,}",
                 "exact duplicates": f"{split.duplicates:,} ({rate:.1%})",

@@ -52,9 +52,7 @@ def quantiles(lengths: np.ndarray) -> str:
 
 
 def histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:
-    """(from, to, count) over bins 0, 1, 2-3, 4-7, 8-15 ... that cover `lengths` (n,)."""
-    if not len(lengths):
-        return []
+    """(from, to, count) over bins 0, 1, 2-3, 4-7, 8-15 ... that cover `lengths` (n,), n > 0."""
     bins = np.frexp(lengths.astype(np.float64))[1]  # 0 for 0, k for 2^(k-1) <= length < 2^k
     counts = np.bincount(bins)
     first = int(np.flatnonzero(counts)[0])
@@ -78,14 +76,3 @@ def printable(text: str, replacements: Mapping[int, str] = SHOW_SPACES, allowed:
     `terminal.visible`: it also shows which token has a no-break space or a tab."""
     text = text.translate(replacements)
     return "".join(c if c.isprintable() or c in allowed else escaped(c) for c in text)
-
-
-def file_size(size: float) -> str:
-    """Bytes in powers of 1000: `1.5 MB`."""
-    if size < 1000:
-        return f"{size:.0f} B"
-    for unit in ("kB", "MB", "GB"):
-        size /= 1000
-        if size < 999.95:
-            return f"{size:.1f} {unit}"
-    return f"{size / 1000:,.1f} TB"

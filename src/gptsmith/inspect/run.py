@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import RenderableType
+from rich.filesize import decimal as file_size
 from rich.table import Table
 
 from gptsmith.console import Console, Text
-from gptsmith.inspect.render import file_size, heading, print_report, properties, title
+from gptsmith.inspect.render import heading, print_report, properties, title
 from gptsmith.model.flops import flops_per_token, kv_cache_bytes, parameters, training_memory
 from gptsmith.run import Run, layout
 from gptsmith.terminal import counted

@@ -48,11 +48,10 @@ class CorpusWriter:
         self.writers = {
             split: ShardWriter(
                 config.out / UNFINISHED,
-                split,
+                split if part is None else f"{split}-{part:05d}",
                 tokenizer.dtype,
                 config.shard_tokens,
                 state["splits"].get(split),
-                name=split if part is None else f"{split}-{part:05d}",
             )
             for split in SPLITS
         }

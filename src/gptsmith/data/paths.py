@@ -59,10 +59,10 @@ def find_files(path: str | Path, belongs: Callable[[Path], bool], kinds: str) ->
         is_address = path.parts[:1] in (("http:",), ("https:",))
         remedy = " (an address: download it, and give the file)" if is_address else ""
         raise UnavailableError(f"{path}: no such file or folder{remedy}")
-    empty = [p for p in found if p.stat().st_size <= _BLANK and not p.read_bytes().strip()]
+    empty = {p for p in found if p.stat().st_size <= _BLANK and not p.read_bytes().strip()}
     if len(empty) == len(found):
         raise ValueError(f"{path}: its files ({len(found)}) are all empty")
-    return FoundFiles([p for p in found if p not in set(empty)], empty)
+    return FoundFiles([p for p in found if p not in empty], sorted(empty))
 
 
 def files_below(folder: Path) -> list[Path]:

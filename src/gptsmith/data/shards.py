@@ -275,17 +275,16 @@ class ShardWriter:
     def __init__(
         self,
         folder: Path,
-        split: str,
+        name: str,
         dtype: np.dtype,
         shard_tokens: int,
         record: dict[str, Any] | None = None,
-        name: str | None = None,
     ) -> None:
-        """record: that of an interrupted run. Tokens written after it are dropped; ValueError or
-        FileNotFoundError if tokens that it counts are missing. name: of the shards, before their
-        numbers (default: `split`)."""
-        self.folder, self.dtype, self.shard_tokens = folder, dtype, shard_tokens
-        self.name = name or split
+        """name: of the shards, before their numbers. record: that of an interrupted run. Tokens
+        written after it are dropped; ValueError or FileNotFoundError if tokens that it counts are
+        missing."""
+        self.folder, self.name, self.dtype = folder, name, dtype
+        self.shard_tokens = shard_tokens
         self.record = record or {"tokens": 0, "documents": 0, "bytes": 0, "shards": []}
         for shard in self.record["shards"]:
             _open_shard(folder, shard, dtype.name)

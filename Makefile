@@ -1,6 +1,6 @@
 # Everything a newcomer types. Plain pip and venv underneath: no other tool is needed.
 #   make demo     from raw text to a trained GPT that talks back, minutes on a laptop without GPU
-#   make demo-reward  the same, then practice by reward, about five minutes more
+#   make demo-reward  the same, then practice by reward, a few minutes more
 #   make test     the test suite            make check    format, lint, types
 #   make soak     a hundred kills, a disk that fails at each call that writes, 10,000 requests in
 #                 random batches: hours

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import events
+from runs import events, random_run
 
 import gptsmith
 from gptsmith import cli
+from gptsmith.model.config import ModelConfig
 
 TRAIN = {"steps": 6, "batch_size": 4, "precision": "fp32", "compile": "off", "device": "cpu"}
 QUIET = {"monitor": {"trackers": "none"}, "eval": {"interval": 0, "sample_tokens": 0}}
@@ -47,6 +48,23 @@ def test_evaluate_is_the_last_validation(base: gptsmith.LoadedRun) -> None:
     found = base.evaluate()
     assert list(found) == ["perplexity"]
     assert found["perplexity"].metrics["val_loss"] > 0
+
+
+def test_a_classifier_is_evaluated_on_labelled_texts(tmp_path: Path) -> None:
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "context_length": 16, "vocab_size": 257}
+    random_run(tmp_path / "run", ModelConfig(**sizes, labels=("ham", "spam")))
+    (tmp_path / "texts.csv").write_text("label,text\nham,Hello.\nspam,Buy now!\n")
+    found = gptsmith.load(tmp_path / "run").evaluate(data=str(tmp_path / "texts.csv"))
+    assert found["classify"].n == 2
+
+
+def test_a_preset_is_named_as_in_a_recipe(corpus: Path, tmp_path: Path) -> None:
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "context_length": 32}
+    run = gptsmith.pretrain(
+        data=corpus, out=tmp_path / "run", model={"preset": "gpt2", **sizes}, train=TRAIN, **QUIET
+    )
+    assert run.model.config.position == "learned"
+    assert run.model.config.n_embd == 16
 
 
 def test_finetune_makes_a_chat_model_that_replies(base: gptsmith.LoadedRun, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ class LoadedRun:
         return self._chat.reply(messages, SamplingConfig(**sampling), on_text).text
 
     def evaluate(self, *tasks: str, **options: Any) -> dict[str, Result]:
-        """Results by task; the default task is "perplexity".
+        """Results by task; by default of "perplexity", or of "classify" for a classifier.
 
         tasks, options: those of `gptsmith evaluate` (data="FILE", limit=100, task_data="DIR" ...).
         """
@@ -101,7 +101,7 @@ class LoadedRun:
 
         config = EvaluateOptions(
             run=self.run.path, checkpoint=self.checkpoint, device=self.device,
-            trust_code=self.trust_code, tasks=tasks or ("perplexity",),
+            trust_code=self.trust_code, tasks=tasks,
             **{"quantize": self.quantize, **options},
         )  # fmt: skip
         results = [job() for job in evaluation.prepare(config, self.run, lambda: self.model)]
@@ -182,6 +182,7 @@ def _arguments(recipe: str | Path | None, fields: Mapping[str, Any]) -> Iterator
     if recipe is not None:
         yield str(recipe)
     for name, value in flatten(fields).items():
+        name = name.removesuffix(".preset")  # model={"preset": ...}, as in a recipe
         if not isinstance(value, Mapping):  # an empty section
             for each in value if isinstance(value, list | tuple) else [value]:
                 yield f"--{name}={each}"

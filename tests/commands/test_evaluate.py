@@ -2,13 +2,17 @@
 
 import json
 import math
+import signal
 import socket
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from judge_server import Server
+from local_web import running
 from runs import random_run
 
 from gptsmith.data.options import ReadOptions
@@ -208,6 +212,28 @@ def test_results_before_a_failing_judge_are_kept(evaluate, runs, tmp_path):
     assert "127.0.0.1" in err
     assert "exact_match" in shown
     assert json.loads(out.read_text())["text"]["exact_match"] == 0.5
+
+
+def test_results_before_ctrl_c_are_kept(evaluate, runs, tmp_path):
+    rows = [{"instruction": "say a", "output": "a", "response": "a"}]
+    (tmp_path / "r.json").write_text(json.dumps(rows))
+    out, main_thread = tmp_path / "out.json", threading.main_thread().ident
+
+    def interrupt(prompt, before):
+        signal.pthread_kill(main_thread, signal.SIGINT)
+        return '{"score": 1}'
+
+    server = Server(interrupt)
+    with running(server):
+        code, shown, err = evaluate(
+            runs[0], "--tasks", "text,judge", "--responses", tmp_path / "r.json",
+            "--judge.url", server.url, "--judge.model", "m",
+            "--out", out,
+        )  # fmt: skip
+    assert code == 130
+    assert "interrupted" in err
+    assert "exact_match" in shown
+    assert json.loads(out.read_text())["text"]["exact_match"] == 1
 
 
 def test_half_precision_weights_are_not_converted(evaluate, runs, text, tmp_path):

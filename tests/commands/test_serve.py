@@ -13,6 +13,7 @@ import torch
 from runs import random_run
 from server_process import serving
 
+from gptsmith import cli
 from gptsmith.commands import serve
 from gptsmith.kernels import packed_model
 from gptsmith.model.config import ModelConfig
@@ -26,6 +27,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from api_server import chat_run
 
     return chat_run(tmp_path_factory.mktemp("serve") / "chat", context_length=2048).path
+
+
+def test_no_run_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve"]) == 2
+    assert capsys.readouterr().err == "gptsmith serve: RUN is required\n"
 
 
 def test_sigterm_lets_a_running_stream_end(run: Path) -> None:

@@ -38,11 +38,9 @@ def main(argv: list[str]) -> None:
                 _show(options, run, results[name][-1])
         if len(runs) > 1 and "judge" in options.tasks:
             results[next(iter(runs))].append(tasks.compare_responses(options, [*runs.values()]))
-    except ValueError:  # a judge that does not answer: earlier results are not lost
+    finally:  # whatever ended it: results of hours are not lost
         if any(results.values()):
             _report(options, runs, results, stem)
-        raise
-    _report(options, runs, results, stem)
 
 
 def _open_runs(options: EvaluateOptions) -> dict[str, Run]:

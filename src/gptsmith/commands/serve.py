@@ -27,6 +27,7 @@ _GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, those of 
 def main(argv: list[str]) -> None:
     options = load_config(ServeOptions, argv, prog="gptsmith serve", positional="run")
     try:
+        import prometheus_client  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError:

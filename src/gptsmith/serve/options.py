@@ -12,7 +12,7 @@ from gptsmith.run.options import Speculation
 class ServeOptions(Speculation):
     """Serve runs: a chat page, and the API of OpenAI's clients."""
 
-    run: tuple[Path, ...] = Field((), min_length=1)
+    run: tuple[Path, ...] = Field(min_length=1)
     """Run folders. Each is served under the name of its folder."""
     host: str = "127.0.0.1"
     """Address to listen on. Any but this machine's own needs an API key."""

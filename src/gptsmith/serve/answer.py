@@ -40,7 +40,10 @@ class Answer(ABC):
 
     def whole(self) -> Json:
         """The complete response, once all requests have finished."""
-        choices = [self._choice(i, g) for i, g in enumerate(self.generations)]
+        choices = [
+            self._choice(i, self._content(i, g), CompletionProgress(), CompletionProgress.of(g))
+            for i, g in enumerate(self.generations)
+        ]
         return self._envelope(self.object, choices) | {"usage": self._usage()}
 
     def opening(self) -> Iterator[Json]:
@@ -53,12 +56,7 @@ class Answer(ABC):
             if new == old:
                 continue
             self._sent[i] = new
-            choice = self._delta(i, old, new)
-            if self.body.return_token_ids:
-                choice["token_ids"] = self.generations[i].ids[old.length : new.length]
-                if old == CompletionProgress():
-                    choice["prompt_token_ids"] = self.prompts[i]
-            yield self._chunk([choice])
+            yield self._chunk([self._choice(i, self._delta(i, old, new), old, new)])
 
     def closing(self) -> Iterator[Json]:
         """The chunks after the last token."""
@@ -89,15 +87,20 @@ class Answer(ABC):
             "prompt_tokens_details": {"cached_tokens": cached},
         }
 
-    def _choice(self, i: int, generation: Generation) -> Json:
+    def _choice(
+        self, i: int, content: Json, old: CompletionProgress, new: CompletionProgress
+    ) -> Json:
+        """A choice with its text and what else has been added since `old`."""
         choice: Json = {
             "index": i,
-            **self._content(i, generation),
-            "logprobs": self._logprobs(i, CompletionProgress(), _end(generation)),
-            "finish_reason": generation.finish_reason,
+            **content,
+            "logprobs": self._logprobs(i, old, new),
+            "finish_reason": new.finish_reason,
         }
         if self.body.return_token_ids:
-            choice |= {"prompt_token_ids": self.prompts[i], "token_ids": generation.ids}
+            choice["token_ids"] = self.generations[i].ids[old.length : new.length]
+            if old == CompletionProgress():
+                choice["prompt_token_ids"] = self.prompts[i]
         return choice
 
     def _scored(self, i: int, old: CompletionProgress, new: CompletionProgress) -> list[Json]:
@@ -121,7 +124,7 @@ class Answer(ABC):
 
     @abstractmethod
     def _delta(self, i: int, old: CompletionProgress, new: CompletionProgress) -> Json:
-        """A choice of a chunk: what has been added since `old` was sent."""
+        """The text that has been added to a choice since `old` was sent."""
 
     @abstractmethod
     def _logprobs(self, i: int, old: CompletionProgress, new: CompletionProgress) -> Json | None:
@@ -150,12 +153,7 @@ class ChatAnswer(Answer):
 
     def _delta(self, i: int, old: CompletionProgress, new: CompletionProgress) -> Json:
         text = new.text[len(old.text) :]
-        return {
-            "index": i,
-            "delta": {"content": text} if text else {},
-            "logprobs": self._logprobs(i, old, new),
-            "finish_reason": new.finish_reason,
-        }
+        return {"delta": {"content": text} if text else {}}
 
     def _logprobs(self, i: int, old: CompletionProgress, new: CompletionProgress) -> Json | None:
         if not self.body.logprobs:
@@ -175,14 +173,7 @@ class CompletionAnswer(Answer):
 
     def _delta(self, i: int, old: CompletionProgress, new: CompletionProgress) -> Json:
         text = new.text[len(old.text) :]
-        if old == CompletionProgress():
-            text = self.echoes[i] + text
-        return {
-            "index": i,
-            "text": text,
-            "logprobs": self._logprobs(i, old, new),
-            "finish_reason": new.finish_reason,
-        }
+        return {"text": self.echoes[i] + text if old == CompletionProgress() else text}
 
     def _logprobs(self, i: int, old: CompletionProgress, new: CompletionProgress) -> Json | None:
         """Includes a stop token, as in vLLM: lm-evaluation-harness drops the last token, whatever
@@ -210,7 +201,3 @@ class CompletionAnswer(Answer):
     def _top(self, scored: TokenLogprob) -> Json:
         """The likeliest tokens by name; of two with the same name, the likelier."""
         return {self.model.token_name(token): p for token, p in reversed(scored.top)}
-
-
-def _end(generation: Generation) -> CompletionProgress:
-    return CompletionProgress(generation.text, len(generation.ids), generation.finish_reason)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -88,7 +88,8 @@ class Server:
     async def chat(self, request: Request) -> Response:
         body = parse(await request.body(), ChatBody)
         model = self.find(body.model)
-        self._check_queue(model, body.n)
+        # asked before anything takes time
+        self.worker.check_queue(model.generating_engine(), body.n)
         ids = await self._beside(
             model,
             model.chat_ids,
@@ -109,7 +110,7 @@ class Server:
         count, most = len(prompts) * body.n, self.worker.max_running + self.worker.max_waiting
         if count > most:
             raise ApiError(400, f"{count:,} completions, but at most {most} at a time")
-        self._check_queue(model, count)
+        self.worker.check_queue(model.generating_engine(), count)
         encoded = [await self._beside(model, model.prompt_ids, prompt) for prompt in prompts]
         echoes = [""] * len(prompts)
         if body.echo:
@@ -158,7 +159,7 @@ class Server:
                     namespace=request.scope["namespace"],
                 )
             )
-        ticket = self._submit(model, requests)
+        ticket = self.worker.submit(model.generating_engine(), requests)
         answer.generations = ticket.generations
         if body.stream:
             return EventStream(answer, self.worker, ticket)
@@ -166,16 +167,6 @@ class Server:
         if generations is None:
             return Response(status_code=499)  # nobody reads it
         return JSONResponse(answer.whole())
-
-    def _check_queue(self, model: ServedModel, count: int) -> None:
-        """ApiError (429) if so many completions were too many; asked before anything takes time."""
-        with _queue_full_as_429():
-            self.worker.check_queue(model.generating_engine(), count)
-
-    def _submit(self, model: ServedModel, requests: Sequence[TextRequest]) -> Ticket:
-        """Queue requests. ApiError (429) if too many wait."""
-        with _queue_full_as_429():
-            return self.worker.submit(model.generating_engine(), requests)
 
     async def _finished(self, request: Request, ticket: Ticket) -> list[Generation] | None:
         """The generations of a ticket; None if the client closes the connection before they end."""
@@ -198,7 +189,8 @@ class Server:
     async def embed(self, request: Request) -> Response:
         body = parse(await request.body(), EmbeddingBody)
         model = self.find(body.model)
-        self._check_queue(model, min(len(body.inputs), self.worker.max_running))
+        most = self.worker.max_running
+        self.worker.check_queue(model.generating_engine(), min(len(body.inputs), most))
 
         def encode() -> list[list[int]]:
             return [model.prompt_ids(text, param="input") for text in body.inputs]
@@ -208,8 +200,9 @@ class Server:
             model.max_new_tokens(ids, 0, "input")
         requests = embeddings.requests(prompts, request.scope["namespace"])
         found: list[Generation] = []
-        for start in range(0, len(requests), self.worker.max_running):  # others get places between
-            ticket = self._submit(model, requests[start : start + self.worker.max_running])
+        for start in range(0, len(requests), most):  # others get places between
+            part = requests[start : start + most]
+            ticket = self.worker.submit(model.generating_engine(), part)
             generations = await self._finished(request, ticket)
             if generations is None:
                 return Response(status_code=499)
@@ -307,17 +300,6 @@ async def _disconnected(request: Request) -> None:
             pass
 
 
-@contextmanager
-def _queue_full_as_429() -> Iterator[None]:
-    """Turn QueueFull into a response."""
-    try:
-        yield
-    except QueueFull as error:
-        raise ApiError(
-            429, f"busy: {error}; try again", code="queue_full", headers={"Retry-After": "1"}
-        ) from None
-
-
 def _repeated(items: Sequence[T], n: int) -> list[T]:
     return [item for item in items for _ in range(n)]
 
@@ -349,6 +331,7 @@ def create_app(
         middleware=middleware,
         exception_handlers={
             ApiError: errors.respond,
+            QueueFull: errors.busy,
             ClientDisconnect: errors.disconnected,
             404: errors.unknown,
             405: errors.unknown,

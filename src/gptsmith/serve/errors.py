@@ -56,6 +56,12 @@ async def respond(request: Request, error: Exception) -> JSONResponse:
     return error.response
 
 
+async def busy(request: Request, error: Exception) -> JSONResponse:
+    """Starlette's handler of QueueFull."""
+    message = f"busy: {error}; try again"
+    return ApiError(429, message, code="queue_full", headers={"Retry-After": "1"}).response
+
+
 async def disconnected(request: Request, error: Exception) -> Response:
     """Starlette's handler of a client that disconnected before its request was complete. Nobody
     reads the response."""

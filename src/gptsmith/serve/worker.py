@@ -27,6 +27,10 @@ class CompletionProgress(NamedTuple):
     length: int = 0
     finish_reason: str | None = None
 
+    @classmethod
+    def of(cls, generation: Generation) -> CompletionProgress:
+        return cls(generation.text, len(generation.ids), generation.finish_reason)
+
 
 class Ticket:
     """The engine requests of one HTTP request and their progress. Belongs to the event loop that
@@ -183,9 +187,7 @@ class Worker(threading.Thread):
         for ticket in self._tickets:
             if failed := [g.error for g in ticket.generations if g.error]:
                 self._fail([ticket], ValueError(failed[0]))
-            progress = tuple(
-                CompletionProgress(g.text, len(g.ids), g.finish_reason) for g in ticket.generations
-            )
+            progress = tuple(map(CompletionProgress.of, ticket.generations))
             if progress != ticket.progress or ticket.error is not None:
                 if ticket.first_token is None and any(p.length for p in progress):
                     ticket.first_token = now

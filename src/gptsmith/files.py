@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -233,9 +234,22 @@ def read_bytes(path: str | Path) -> bytes:
         return Path(path).read_bytes()
 
 
+def read_standard_input(place: str) -> str:
+    """What is piped to a command, without its final newline. place: begins the error."""
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place}: standard input is not UTF-8 ({error.reason})") from None
+
+
 def read_json(path: str | Path) -> Any:
     """The parsed file. ValueError as from `parse_json`."""
     return parse_json(read_bytes(path), path)
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """`read_json` of a file that holds a JSON object; ValueError naming the file for another."""
+    return check_mapping(read_json(path), path)
 
 
 def parse_json(text: str | bytes, path: str | Path) -> Any:

@@ -68,7 +68,7 @@ def test_special_tokens_of_other_tokenizer_files(tmp_path: Path) -> None:
         ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, '
          '"added_tokens": [5]}', r"tokenizer\.json: `tokenizers` cannot read it"),
         ("tokenizer.json", '{"model": ' + "[" * 100_000, r"tokenizer\.json: .*nested too deeply"),
-        ("tokenizer_config.json", "[]", r"tokenizer_config\.json: expected a JSON object"),
+        ("tokenizer_config.json", "[]", r"tokenizer_config\.json: expected a mapping"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "<y>", '
          '"special": true}}}', "'<y>' the id 'x'"),
         ("added_tokens.json", '{"<y>": -1}', "'<y>' the id -1"),

@@ -209,6 +209,12 @@ def test_several_texts_show_their_most_probable_class(tuned, capsys, monkeypatch
     assert "1 of the texts truncated to 64 tokens" in said.err
 
 
+def test_standard_input_that_is_no_text_is_named(tuned, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"perch \xff"), "utf-8"))
+    assert cli.main(["classify", str(tuned), "-"]) == 2
+    assert "-: standard input is not UTF-8" in capsys.readouterr().err
+
+
 def test_files_of_texts(tuned, data, tmp_path, capsys):
     out = tmp_path / "found.csv"
     assert cli.main(["classify", str(tuned), "--file", str(data), "--out", str(out)]) == 0

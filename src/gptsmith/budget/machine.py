@@ -121,7 +121,6 @@ def measure_step(
     B: int,
     micro_batches: int = 1,
     *,
-    optim: OptimConfig | None = None,
     compile: bool = False,
     checkpointing: bool = False,
     steps: int = 5,
@@ -137,7 +136,7 @@ def measure_step(
     loss = runtime.compiled(next_token_loss) if compile else next_token_loss
     running = train_steps(
         model, loss, lambda step: [batch] * micro_batches,
-        Optimizer(model, optim or OptimConfig(), device.type),
+        Optimizer(model, OptimConfig(), device.type),
         learning_rate=lambda step: 1e-3, max_grad_norm=1.0, seed=0,
         precision=runtime.choose_precision("auto", device),
     )  # fmt: skip

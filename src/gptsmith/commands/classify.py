@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from gptsmith import terminal
+from gptsmith import files, terminal
 from gptsmith.config import load_config
 from gptsmith.evaluate.options import ClassifyOptions
-from gptsmith.files import atomic_path
 
 if TYPE_CHECKING:
     from gptsmith.data.row import Row
@@ -36,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(f"--out {options.out}: predictions are written as .csv or .jsonl")
     classify = _classifier(options)
     if options.file is None:
-        texts = [sys.stdin.read() if text == "-" else text for text in options.text]
+        texts = [files.read_standard_input("-") if t == "-" else t for t in options.text]
         show(texts, classify(texts))
         return
     rows = predictions(options, classify)
@@ -45,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
             terminal.write(_json(row, found))
         return
     with (
-        atomic_path(options.out) as temporary,
+        files.atomic_path(options.out) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,
     ):
         table, count = csv.writer(file, lineterminator="\n"), 0

@@ -61,7 +61,8 @@ def main(argv: list[str]) -> None:
     from gptsmith.run import Run
 
     run = Run.open(options.run)
-    prompts = [(_standard_input() if p == "-" else p) for p in options.prompt] or [""]
+    given = options.prompt or ("",)
+    prompts = [files.read_standard_input("--prompt -") if p == "-" else p for p in given]
     encoded = [_encode(run.tokenizer, prompt) for prompt in prompts]
     constraint = options.constraint()
     model = options.load(run)
@@ -103,13 +104,6 @@ def main(argv: list[str]) -> None:
         raise ValueError(errors[0])
     for notice in dict.fromkeys(g.notice for g in generations if g.notice):
         terminal.note(notice)
-
-
-def _standard_input() -> str:
-    try:
-        return sys.stdin.read().removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--prompt -: standard input is not UTF-8 ({error.reason})") from None
 
 
 def _encode(tokenizer: Tokenizer, prompt: str) -> list[int]:

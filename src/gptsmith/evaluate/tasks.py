@@ -79,10 +79,13 @@ def prepare(
             f" {', '.join(others)}: measure these without it"
         )
     jobs = [_job(name, options, run, model) for name in found]
-    if options.dtype == "auto":
+    weights = options.quantize or options.dtype
+    if weights == "auto":
         return jobs
-    uses = [name not in ("text", "judge") for name in found]
-    return [_in_dtype(options.dtype, job) if u else job for u, job in zip(uses, jobs, strict=True)]
+    return [
+        job if name in ("text", "judge") else _with_weights(job, weights)
+        for name, job in zip(found, jobs, strict=True)
+    ]
 
 
 def compare_responses(options: EvaluateOptions, runs: Sequence[Run]) -> Result:
@@ -98,12 +101,9 @@ def _job(name: str, options: EvaluateOptions, run: Run, model: Callable[[], GPTM
         case "classify":
             return _classify(options, run, model)
         case "skills":
-            return lambda: _with_weights(
-                options,
-                skills.score(
-                    model(), run.tokenizer, run.chat_template, SEED, options.per_skill,
-                    options.engine_weights,
-                ),
+            return lambda: skills.score(
+                model(), run.tokenizer, run.chat_template, SEED, options.per_skill,
+                options.engine_weights,
             )  # fmt: skip
         case "text":
             return partial(reference_metrics.score, _responses(options, run))
@@ -115,12 +115,9 @@ def _job(name: str, options: EvaluateOptions, run: Run, model: Callable[[], GPTM
             default = gsm8k.SHOTS if run.template is None else 0
             shots = default if options.shots is None else options.shots
             problems, examples = gsm8k.load(options.task_data, options.limit, shots)
-            return lambda: _with_weights(
-                options,
-                gsm8k.score(
-                    model(), run.tokenizer, run.template, problems, examples,
-                    weights=options.engine_weights,
-                ),
+            return lambda: gsm8k.score(
+                model(), run.tokenizer, run.template, problems, examples,
+                weights=options.engine_weights,
             )  # fmt: skip
         case _:
             report = ReadReport(options.on_error)
@@ -131,21 +128,14 @@ def _job(name: str, options: EvaluateOptions, run: Run, model: Callable[[], GPTM
             return lambda: accuracy.score(model(), run.tokenizer, task, questions, progress=True)
 
 
-def _in_dtype(dtype: str, job: Job) -> Job:
-    """The job, whose result says what the weights were converted to, unless they were quantized."""
+def _with_weights(job: Job, weights: str) -> Job:
+    """The job, whose result says what the weights were converted to or rounded to."""
 
     def measured() -> Result:
         result = job()
-        return replace(result, conditions={"weights": dtype, **result.conditions})
+        return replace(result, conditions={**result.conditions, "weights": weights})
 
     return measured
-
-
-def _with_weights(options: EvaluateOptions, result: Result) -> Result:
-    """The result, which says if the weights were quantized."""
-    if options.quantize is None:
-        return result
-    return replace(result, conditions={**result.conditions, "weights": options.quantize})
 
 
 def _responses(options: EvaluateOptions, run: Run) -> list[reference_metrics.Entry]:

@@ -139,7 +139,6 @@ def export(model: ExportableModel, out: Path, dtype: torch.dtype | None = None) 
     represent; FileExistsError if `out` exists and is not empty.
     """
     notes = _check_exportable(model)
-    files.check_creatable(out)
     with files.atomic_folder(out) as folder:
         _write_model(folder, model, dtype)
     return notes
@@ -153,7 +152,6 @@ def export_adapter(
     dtype: of the base model's weights. Returns and raises as `export` does.
     """
     notes = _check_exportable(base)
-    files.check_creatable(out)
     with files.atomic_folder(out) as folder:
         (folder / _BASE).mkdir()
         _write_model(folder / _BASE, base, dtype)

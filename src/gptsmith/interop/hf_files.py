@@ -104,10 +104,7 @@ def read_json(path: Path) -> dict[str, Any]:
     check_link_target(path)
     if (size := path.stat().st_size) > _MAX_JSON_BYTES:
         raise ValueError(f"{path} has {size:,} bytes, more than the {_MAX_JSON_BYTES:,} allowed")
-    content = files.read_json(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object")
-    return content
+    return files.read_mapping(path)
 
 
 def check_link_target(path: Path) -> None:

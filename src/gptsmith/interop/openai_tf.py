@@ -38,7 +38,7 @@ def open_folder(folder: Path) -> ExternalModel:
     """
     prefix, hparams = _newest(folder), folder / "hparams.json"
     variables = _weights(tf_bundle.read_index(prefix))
-    config = config_from(files.check_mapping(files.read_json(hparams), hparams), _SIZES, hparams)
+    config = config_from(files.read_mapping(hparams), _SIZES, hparams)
     given = {  # a matrix is (1, in, out), the kernel of a convolution of width 1
         name: variable.shape[:0:-1] if variable.shape[:-2] == (1,) else variable.shape
         for name, variable in variables.items()

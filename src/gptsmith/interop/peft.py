@@ -111,8 +111,7 @@ def load(folder: Path, config: ModelConfig) -> Adapter:
     """The adapter in a folder, for a model of `config`. ValueError naming the file that is damaged,
     or as from from_peft."""
     tensors = checkpoints.load_tensors(folder / WEIGHTS)
-    path = folder / CONFIG
-    return from_peft(config, tensors, files.check_mapping(files.read_json(path), path))
+    return from_peft(config, tensors, files.read_mapping(folder / CONFIG))
 
 
 def _names(config: ModelConfig) -> Names:

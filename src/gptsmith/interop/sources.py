@@ -94,9 +94,7 @@ def _open_adapter(folder: Path) -> ExternalModel:
     replaces the base's.
     """
     path = folder / peft.CONFIG
-    name = str(
-        files.check_mapping(files.read_json(path), path).get("base_model_name_or_path") or ""
-    )
+    name = str(files.read_mapping(path).get("base_model_name_or_path") or "")
     if not Path(name).is_dir() and (folder / "base").is_dir():  # the folder was moved
         name = str(folder / "base")
     if not name or (Path(name) / peft.CONFIG).is_file():

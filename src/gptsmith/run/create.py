@@ -172,7 +172,7 @@ def _check_unchanged(run: Run, new: Mapping[str, Any], fixed: Sequence[str]) -> 
         "tokenizer": run.tokenizer.fingerprint[:12],
         layout.TEMPLATE: run.template,
         "tuning": run.tuning.model_dump(),
-        _DATA: str(files.check_mapping(files.read_json(recorded), recorded).get("fingerprint"))
+        _DATA: str(files.read_mapping(recorded).get("fingerprint"))
         if recorded.exists()
         else new[_DATA],
     }

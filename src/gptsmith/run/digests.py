@@ -106,7 +106,7 @@ def _write(folder: Path, content: Mapping[str, list[str]]) -> None:
 def _read(folder: Path) -> dict[str, list[str]]:
     path = folder / NAME
     try:
-        document = files.check_mapping(files.read_json(path), path)
+        document = files.read_mapping(path)
     except FileNotFoundError:
         return {}
     except ValueError as error:

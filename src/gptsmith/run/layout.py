@@ -86,7 +86,7 @@ def resume_command(path: Path, stage: str) -> str:
 
 def read_architecture(path: Path) -> ModelConfig:
     """model.json; ValueError naming an invalid field."""
-    content = rename_keys(files.check_mapping(files.read_json(path), path), "model")
+    content = rename_keys(files.read_mapping(path), "model")
     try:
         return ModelConfig.model_validate(content)
     except ValidationError as error:

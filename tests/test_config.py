@@ -59,11 +59,11 @@ def test_empty_recipe_and_empty_sections_keep_defaults(tmp_path: Path) -> None:
 
 def test_accepted_spellings_of_values(tmp_path: Path) -> None:
     recipe = write(
-        tmp_path, "data: 2024\noptimizer: {learning_rate: 1e-3, betas: [0.8, 9e-1]}\nnote: no\n"
+        tmp_path, "data: 2024\noptimizer: {learning_rate: 1e-3, momentum: 8e-1}\nnote: no\n"
     )
     config = load(recipe, "--tokens", "1e6", "--stop", "a b", "--stop", "-", "--resume")
     assert (config.data, config.note, config.tokens) == (Path("2024"), "no", 1_000_000)
-    assert config.optimizer == Optimizer(learning_rate=1e-3, betas=(0.8, 0.9))
+    assert config.optimizer == Optimizer(learning_rate=1e-3, momentum=0.8)
     assert config.stop == ("a b", "-")
     assert config.resume
     assert load(write(tmp_path, "data: 2001-13-45")).data == Path("2001-13-45")
@@ -73,7 +73,6 @@ def test_accepted_spellings_of_values(tmp_path: Path) -> None:
     assert not load(recipe, "--model.tie_embeddings", "False").model.tie_embeddings
     assert not load(recipe, "--model.tie_embeddings=false").model.tie_embeddings
     assert load(recipe, "--tokens", "10_000", "--tokens", "none").tokens is None
-    assert load(recipe, "--optimizer.betas", "0.5", "0.6").optimizer.betas == (0.5, 0.6)
     assert load(recipe, "--checkpoint", "500").checkpoint == 500
     assert load(recipe, "--note=--x_y").note == "--x_y"
     assert load(recipe, "--note", "a_b=c").note == "a_b=c"
@@ -157,7 +156,6 @@ def test_errors_name_the_alias(tmp_path: Path, argv: str, text: str, message: st
         ("-v", "unknown option -v"),
         ("--dat a", "unknown option --dat: did you mean --data?"),
         ("--data", "--data: expected one argument"),
-        ("--optimizer.betas 1", "--optimizer.betas: expected 2 arguments"),
         ("--optimizer.learning-rate x", "--optimizer.learning-rate: should be a valid number"),
         ("--optimizer.learning-rate -1", "--optimizer.learning-rate: should be greater than 0"),
         ("--optimizer.name sgd", "--optimizer.name: should be 'adamw' or 'muon', got 'sgd'"),

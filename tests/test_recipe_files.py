@@ -38,7 +38,7 @@ from gptsmith.run.layout import read_config
         ("model: giant\n", ":1: model: no model preset 'giant': choose one of gpt2"),
         ("model:\n  preset: giant\n", ":2: model.preset: no model preset 'giant'"),
         ("data: a\nmodel: {n_embd: 10, n_head: 3}\n", "model: n_embd 10 is not a multiple"),
-        ("optimizer:\n  betas: [1, 2, 3]\n", ":2: optimizer.betas: "),
+        ("optimizer:\n  momentum: [1, 2]\n", ":2: optimizer.momentum: "),
         ("data: !!python/name:os.system x\n", ":1: data: could not determine a constructor"),
         ("data: a\nresume: true\ntokens: 0\n", "nothing to resume with tokens 0"),
         ("optimizer: {}\n", "--data is required"),
@@ -102,11 +102,11 @@ def test_a_written_configuration_reads_back(tmp_path: Path, text: str) -> None:
 
 
 def test_read_recipe(tmp_path: Path) -> None:
-    path = write(tmp_path, "data: a\nmodel: tiny\noptimizer:\n  betas: [0, 1]\n")
+    path = write(tmp_path, "data: a\nmodel: tiny\noptimizer:\n  momentum: 0\n")
     assert configuration.read_recipe(Path(path), Recipe) == [
         configuration.Setting(("data",), Path("a"), f"{path}:1: data"),
         configuration.Setting(("model",), "tiny", f"{path}:2: model"),
-        configuration.Setting(("optimizer", "betas"), (0, 1), f"{path}:4: optimizer.betas"),
+        configuration.Setting(("optimizer", "momentum"), 0, f"{path}:4: optimizer.momentum"),
     ]
 
 

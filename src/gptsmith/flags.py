@@ -56,12 +56,8 @@ class Option:
 
     @property
     def item(self) -> Any:
-        """X of `tuple[X, ...]` or `list[X]`; None for one value or a fixed number of values."""
-        for kind in self.kinds:
-            arguments = get_args(kind)
-            if get_origin(kind) is list or (get_origin(kind) is tuple and arguments[-1] is ...):
-                return arguments[0]
-        return None
+        """X of `tuple[X, ...]`; None for one value."""
+        return next((get_args(kind)[0] for kind in self.kinds if get_origin(kind) is tuple), None)
 
     @property
     def help(self) -> str:
@@ -259,9 +255,6 @@ def _arguments(option: Option) -> dict[str, Any]:
         return arguments | {"action": argparse.BooleanOptionalAction}
     if option.item is not None:
         return arguments | {"action": "append", "metavar": metavar(option.item)}
-    if get_origin(option.field.annotation) is tuple:
-        kinds = get_args(option.field.annotation)
-        return arguments | {"nargs": len(kinds), "metavar": tuple(map(metavar, kinds))}
     return arguments | {"metavar": metavar(option.field.annotation)}
 
 
@@ -275,6 +268,6 @@ def metavar(annotation: Any) -> str:
 def format_default(default: Any) -> str:
     if default is None or isinstance(default, bool):
         return {None: "none", True: "yes", False: "no"}[default]
-    if isinstance(default, tuple | list):
+    if isinstance(default, tuple):
         return " ".join(map(str, default)) or "none"
     return str(default) or "empty"

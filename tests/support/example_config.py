@@ -16,7 +16,7 @@ class Optimizer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(3e-4, gt=0, description="Peak rate, 100% after warmup.")
-    betas: tuple[float, float] = (0.9, 0.95)
+    momentum: float = 0.95
 
 
 class Recipe(BaseModel):

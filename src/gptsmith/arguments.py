@@ -1,5 +1,5 @@
 """Check arguments that Python would silently misread: one value where several are expected, and
-what is no sequence of token ids."""
+what is not a sequence of token ids."""
 
 import operator
 import os

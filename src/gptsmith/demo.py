@@ -23,6 +23,7 @@ from gptsmith.commands import evaluate, finetune, generate, prepare, pretrain
 from gptsmith.config import Section, load_config
 from gptsmith.console import Console
 from gptsmith.generate.options import SamplingConfig
+from gptsmith.run import layout
 from gptsmith.train.monitor import read_events
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def _learning_curve(run: Run, console: Console) -> None:
 
 
 def _is_finished(run: Path) -> bool:
-    return (run / "model.safetensors").is_file()
+    return (run / layout.WEIGHTS).is_file()
 
 
 def _run_stage(run: Path | None, words: Sequence[str | Path]) -> int:
@@ -194,7 +195,7 @@ def _run_stage(run: Path | None, words: Sequence[str | Path]) -> int:
         if _is_finished(run):
             terminal.say(f"{run} is finished already")
             return 0
-        words = [*words, "--resume"] if checkpoint.steps(run / "checkpoints") else words
+        words = [*words, "--resume"] if checkpoint.steps(run / layout.CHECKPOINTS) else words
     verb, *argv = [str(word) for word in words]
     terminal.say(f"$ gptsmith {verb} {shlex.join(argv)}")
     if verb == "pretrain":  # its clock starts now, not when the demo started

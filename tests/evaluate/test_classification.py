@@ -78,6 +78,7 @@ def test_classes_that_do_not_occur() -> None:
     assert found.precision.tolist() == pytest.approx([2 / 3, 0, 0])
     assert found.recall.tolist() == [1, 0, 0]
     assert found.macro_f1 == pytest.approx((0.8 + 0) / 2)
+    assert markdown(found)[-1] == "| mean | 0.333 | 0.500 | 0.400 | 3 |"
 
 
 def test_table_and_markdown() -> None:

@@ -65,14 +65,16 @@ def test_exact_match_needs_no_extra(monkeypatch):
 def test_reads_the_file_of_instruction_tuning(tmp_path):
     row = {"instruction": "Add.", "input": "1 2", "output": "3", "response": "4", "stopped": True}
     write(tmp_path / "responses.json", [row, row | {"input": "", "response": ""}])
-    (tmp_path / "model.json").write_text("{}")
+    for name in ("config.yaml", "model.json"):
+        (tmp_path / name).write_text("{}")
     found = [Entry("1", "Add.\n\n1 2", "3", "4"), Entry("2", "Add.", "3", "")]
     assert read_responses(tmp_path) == found
     assert read_responses(tmp_path / "responses.json") == found
 
 
 def test_run_without_responses_names_the_command_that_writes_them(tmp_path):
-    (tmp_path / "model.json").write_text("{}")
+    for name in ("config.yaml", "model.json"):
+        (tmp_path / name).write_text("{}")
     with pytest.raises(FileNotFoundError, match="finetune instruct"):
         read_responses(tmp_path)
 

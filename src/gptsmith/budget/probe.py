@@ -27,7 +27,7 @@ from gptsmith.recipes.options import (
     TrainConfig,
 )
 from gptsmith.recipes.pretrain import pretrain
-from gptsmith.train.monitor import read_events
+from gptsmith.train.monitor import METRICS, read_events
 
 ERROR = 0.05  # of the laws of corpora on which no sweep was run
 _RUNS = ((1, 0.25), (2, 0.75))  # depth, share of the time
@@ -99,5 +99,5 @@ def _loss(design: Design, corpus: Corpus) -> float:
             code = pretrain(config)
         if code:
             raise KeyboardInterrupt
-        events = read_events(config.out / "metrics.jsonl")
+        events = read_events(config.out / METRICS)
     return float([event["val_loss"] for event in events if event["event"] == "val"][-1])

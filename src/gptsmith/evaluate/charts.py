@@ -225,12 +225,9 @@ def draw_history(path: Path, events: Sequence[Mapping[str, Any]], title: str) ->
 
 def _figure(width: float, height: float, layout: Any = "constrained") -> Any:
     """A figure in inches, without pyplot (see train/plots.py)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=150, layout=layout)
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=150, layout=layout)
 
 
 def _save(figure: Any, stem: Path) -> None:

@@ -257,8 +257,9 @@ def markdown(scores: Scores) -> list[str]:
 
 
 def _cells(scores: Scores) -> list[list[str]]:
-    means = scores.precision.mean(), scores.recall.mean(), scores.macro_f1, scores.counts.sum()
-    rows = [*scores.per_class(), ("mean", *means)]
+    occurs = scores.counts.sum(axis=0) + scores.support > 0  # the classes that macro-F1 counts
+    means = (scores.precision[occurs].mean(), scores.recall[occurs].mean(), scores.macro_f1)
+    rows = [*scores.per_class(), ("mean", *means, scores.counts.sum())]
     return [
         ["class", "precision", "recall", "F1", "texts"],
         *([label, f"{p:.3f}", f"{r:.3f}", f"{f:.3f}", f"{n:,}"] for label, p, r, f, n in rows),

@@ -15,7 +15,7 @@ from gptsmith.data.columns import quoted
 from gptsmith.data.rows import Row, read_rows
 from gptsmith.evaluate.result import Result, Statistic
 from gptsmith.evaluate.task_data import text
-from gptsmith.run import digests
+from gptsmith.run import digests, is_run
 
 RESPONSES = "responses.json"  # in a run folder, written by instruction tuning
 ROUGE = ("rouge1", "rouge2", "rougeL")
@@ -44,7 +44,7 @@ def read_responses(path: str | Path) -> list[Entry]:
     ValueError naming file and row for a column that is missing or not text, and a blank reference.
     """
     path = Path(path)
-    if (path / "model.json").is_file():
+    if is_run(path):
         path = path / RESPONSES
         if not path.is_file():
             raise FileNotFoundError(f"{path}: not found; `gptsmith finetune instruct` writes it")

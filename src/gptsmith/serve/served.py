@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gptsmith.generate.chat import reply_stop_ids
@@ -49,7 +47,7 @@ class ServedModel:
         self.template: ChatTemplate | None = run.chat_template
         self.context_length = model.config.context_length
         self._run = run
-        self.created = int(Path(run.path).stat().st_mtime) or int(time.time())
+        self.created = int(run.path.stat().st_mtime)
         self.engine = None
         if not isinstance(model, GPTClassifier):
             self.engine = Engine(

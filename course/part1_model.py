@@ -141,8 +141,8 @@ class GPTDataset(Dataset[tuple[Tensor, Tensor]]):
     """A text as windows of T tokens that do not overlap, each with its targets.
 
     The target of a token is the next one. So that every token of the text except the first is a
-    target exactly once, window i + 1 begins where window i ends. A rest that does not fill a window
-    and its targets is left out.
+    target exactly once, window i + 1 begins where window i ends. Remaining tokens that do not fill
+    a window and its targets are left out.
     """
 
     def __init__(self, ids: Sequence[int], context_length: int) -> None:

@@ -27,7 +27,7 @@ Example = tuple[list[int], list[int]]
 def encode_conversation(messages: Sequence[Message], tokenizer: Any) -> Example:
     """3.1. Ids and labels of a conversation.
 
-    Learned are, for each answer, <|assistant|>, the content and the <|end|> after it. All else is
+    Of each answer, <|assistant|>, the content and the <|end|> after it are learned. All else is
     context: system and user messages with their special tokens. Contents are plain text, whatever
     they spell.
     """

@@ -107,6 +107,8 @@ class EvaluateOptions(TextWeightOptions, LabelledFiles):
 class ClassifyOptions(WeightOptions, FileFormat):
     """Classify texts with a model that `finetune classify` made."""
 
+    run: Path
+    """A run folder, if the first argument does not name one."""
     text: tuple[str, ...] = ()
     """Texts to classify; `-` reads one from standard input."""
     file: Path | None = None

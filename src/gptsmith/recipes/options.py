@@ -181,7 +181,7 @@ class FinetuneConfig(RecipeConfig):
     base: Path = Field(alias="from")
     """Run to start from."""
     checkpoint: CheckpointName = "last"
-    """Its weights: last, best, or a step."""
+    """Which of its weights to start from: last, best, or a step."""
     trust_code: bool = False
     """Allow a mask that is Python code in the base run."""
     dropout: float | None = Field(None, ge=0, lt=1)

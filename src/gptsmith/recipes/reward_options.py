@@ -38,7 +38,7 @@ class RewardConfig(FinetuneConfig, PromptFiles):
     val_fraction: float = Field(0.05, gt=0, lt=1)
     """Share of the prompts for validation, without --val."""
     val_prompts: int = Field(200, ge=1)
-    """Prompts for validation at most; they are answered greedily at each evaluation."""
+    """Maximum number of validation prompts; they are answered greedily at each evaluation."""
     questions: int = Field(20_000, ge=2, le=1_000_000)
     """Number of questions to generate for the built-in set."""
     reward: tuple[str, ...] = Field(("exact",), min_length=1)
@@ -56,7 +56,7 @@ class RewardConfig(FinetuneConfig, PromptFiles):
     max_new_tokens: int = Field(128, ge=1)
     """Maximum length of a completion in tokens."""
     temperature: float = Field(1.0, gt=0)
-    """Of sampling. The policy that is trained is the one at this temperature."""
+    """Sampling temperature; the policy that is trained is the one at this temperature."""
     updates: int = Field(1, ge=1)
     """Optimizer steps on each rollout."""
     clip_low: float = Field(0.2, ge=0, le=1)
@@ -68,12 +68,12 @@ class RewardConfig(FinetuneConfig, PromptFiles):
     """Weight of the KL divergence to the model before training (beta); above 0, all weights are
     kept a second time, except with LoRA."""
     advantages: Literal["scaled", "centred"] = "scaled"
-    """scaled: divided by the standard deviation of their group, as in GRPO; centred: not, as in Dr.
-    GRPO."""
+    """scaled: divided by the standard deviation of their group, as in GRPO; centred: not divided,
+    as in Dr. GRPO."""
     credit: Literal["completion", "prefix"] = "completion"
-    """Which tokens an advantage goes to: all of a completion, as in GRPO, or those that made the
-    difference, by the mean of the completions of the group that begin alike; for short answers, of
-    which a group has several with the same beginning."""
+    """Which tokens get an advantage: all of a completion, as in GRPO, or those that made the
+    difference, by the mean reward of the completions of the group that begin alike; for short
+    answers, of which a group has several with the same beginning."""
     normalize: Literal["token", "sequence", "constant"] = "token"
     """Divide the loss by the tokens of all completions (DAPO), each completion's by its own length
     (GRPO), or all by max_new_tokens (Dr. GRPO)."""

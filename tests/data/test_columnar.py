@@ -171,6 +171,7 @@ def test_nanoseconds_are_read_as_microseconds(tmp_path: Path) -> None:
             "took": pa.array([1_000_001_999, None], pa.duration("ns")),
             "time": pa.array([1_000_001_999, None], pa.time64("ns")),
             "messages": pa.array([[{"at": 1_999}], []], nested),
+            "polars": pa.array([[1_999], None], pa.large_list(pa.timestamp("ns"))),
         }
     )
     moment = datetime(2023, 11, 14, 22, 13, 20, 1)
@@ -179,6 +180,7 @@ def test_nanoseconds_are_read_as_microseconds(tmp_path: Path) -> None:
         "took": timedelta(seconds=1, microseconds=1),
         "time": time(0, 0, 1, 1),
         "messages": [{"at": datetime(1970, 1, 1, 0, 0, 0, 1, tzinfo=UTC)}],
+        "polars": [datetime(1970, 1, 1, 0, 0, 0, 1)],
     }
     for name in ("a.parquet", "b.arrow"):
         rows = outcome(write(tmp_path / name, table))

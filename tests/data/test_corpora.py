@@ -1,6 +1,7 @@
 """Named corpora, local or downloaded, and data sets of the Hub."""
 
 import hashlib
+import re
 import sys
 from pathlib import Path
 
@@ -156,3 +157,26 @@ def test_rows_of_the_hub_are_streamed(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl", ROWS)
     rows = hub.hub_rows(hub.HubName(str(tmp_path)), None)
     assert texts(row_documents(rows, ReadOptions(), ReadReport())) == ROWS
+
+
+def test_configurations_and_splits_of_the_hub_are_listed_where_none_or_another_is_named(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("datasets")
+    configs = "".join(
+        f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("en", "de")
+    )
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    for name in ("en", "de"):
+        write_rows(tmp_path / f"{name}.jsonl", ROWS)
+    for given, listed in (
+        ((), "['en', 'de']"),
+        (("fr",), "['en', 'de']"),
+        (("en", "x"), "['train']"),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"{re.escape(listed)}; write .*:CONFIG:SPLIT$"
+        ) as raised:
+            next(hub.hub_rows(hub.HubName(str(tmp_path), *given), None))
+        assert str(raised.value).startswith(f"{tmp_path}: ")
+        assert "\n" not in str(raised.value)

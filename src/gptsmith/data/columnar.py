@@ -176,8 +176,9 @@ def _decoded(batch: pa.RecordBatch) -> pa.RecordBatch:
 def _in_microseconds(kind: pa.DataType) -> pa.DataType:
     """The type with microseconds instead of nanoseconds, also in lists and structs."""
     kinds = pa.types
-    if kinds.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_in_microseconds(kind.value_type)))
+    if kinds.is_list(kind) or kinds.is_large_list(kind):  # pandas writes the one, Polars the other
+        make = pa.list_ if kinds.is_list(kind) else pa.large_list
+        return make(kind.value_field.with_type(_in_microseconds(kind.value_type)))
     if kinds.is_struct(kind):
         return pa.struct([field.with_type(_in_microseconds(field.type)) for field in kind])
     if not kinds.is_temporal(kind) or getattr(kind, "unit", "") != "ns":

@@ -54,12 +54,17 @@ def hub_revision(hub: HubName, remedy: str) -> str:
 
 
 def hub_rows(hub: HubName, revision: str | None) -> Iterator[Row]:
-    """The rows of one split. ConnectionError if the stream breaks."""
+    """The rows of one split. ValueError without a configuration or split of that name,
+    ConnectionError if the stream breaks."""
     import datasets
 
-    rows: Iterable[dict[str, Any]] = datasets.load_dataset(
-        hub.name, hub.config, split=hub.split, revision=revision, streaming=True
-    )
+    try:
+        rows: Iterable[dict[str, Any]] = datasets.load_dataset(
+            hub.name, hub.config, split=hub.split, revision=revision, streaming=True
+        )
+    except ValueError as error:  # it lists the names, and how to call load_dataset
+        why = " ".join(str(error).partition("\nExample of usage")[0].split())
+        raise ValueError(f"{hub.name}: {why}; write {hub.name}:CONFIG:SPLIT") from None
     try:
         for number, row in enumerate(rows, 1):
             yield Row(f"{hub.name}, row {number}", row)

@@ -44,6 +44,7 @@ ANSWERED = {"role": "assistant", "content": "4"}
         ({"question": "2 + 2?", "answer": "4"}, [("user", "2 + 2?")], "4"),
         ({"prompt": "2 + 2?", "ground_truth": 4}, [("user", "2 + 2?")], "4"),
         ({"prompt": ASK, "solution": "4"}, [("user", "2 + 2?")], "4"),
+        ({"prompt": ASK, "completion": [ANSWERED]}, [("user", "2 + 2?")], "4"),
         ({"messages": [*ASK, ANSWERED]}, [("user", "2 + 2?")], "4"),
         ({"messages": ASK, "answer": "4"}, [("user", "2 + 2?")], "4"),
         (

@@ -18,7 +18,7 @@ from gptsmith.data import columns as names
 from gptsmith.data import row_fields, skills
 from gptsmith.data.cells import InvalidRowError
 from gptsmith.data.conversations import messages_in_text, question_turns, with_system
-from gptsmith.data.messages import read_message, transcript
+from gptsmith.data.messages import is_message, read_message, transcript
 from gptsmith.data.options import PromptFiles
 from gptsmith.data.report import ReadReport
 from gptsmith.data.row import Row, check_unicode
@@ -162,9 +162,12 @@ def _prompt(row: Row, files: PromptFiles, original: Mapping[str, Any]) -> Prompt
     turns, used = _turns(row, files)
     if system := row_fields.system_text(values):
         turns = with_system(turns, system, files)
-    messages = [read_message(turn, files).message for turn in turns]
     column = _column(row, files.answer_column, ANSWER, used, "answer")
-    answer = None if column is None or is_empty(values[column]) else row_fields.cell(values, column)
+    given = None if column is None else values[column]
+    if isinstance(given, list) and all(is_message(turn, files) for turn in given):
+        turns, given = [*turns, *given], None
+    messages = [read_message(turn, files).message for turn in turns]
+    answer = None if column is None or is_empty(given) else row_fields.cell(values, column)
     if messages and messages[-1]["role"] == "assistant":
         last = messages.pop()
         answer = last["content"] if answer is None else answer

@@ -35,7 +35,7 @@ def shown(path: Path, colour: bool = False) -> str:
 def test_what_is_left_out_comes_first_and_lengths_are_compared(pairs: Path) -> None:
     words = " ".join(shown(pairs).split())
     assert "used left out: 1 of 3 pairs (33.3%), with equal answers: 1 (" in words
-    assert "pairs 2, 1 different questions" in words
+    assert "pairs 2, 1 different question tokens" in words
     assert "the chosen answer is longer in 50% of the pairs, by -2.0 tokens on average" in words
 
 

@@ -23,6 +23,7 @@ from gptsmith.data.options import ChatFiles
 from gptsmith.data.packing import PackedRows
 from gptsmith.data.token_examples import check_stop_token_trained
 from gptsmith.inspect import render
+from gptsmith.terminal import counted
 from gptsmith.tokenizer import Tokenizer
 
 _MAX_TOKENS = 600  # shown of a conversation
@@ -75,7 +76,7 @@ def _parts(report: ChatReport, first: int, plain: bool) -> Iterator[RenderableTy
     yield render.properties(
         {
             "used": str(counts),
-            "examples": f"{n:,}, {answers:,} answers ({answers / n:.1f} each)",
+            "examples": f"{n:,}, {counted(answers, 'answer')} ({answers / n:.1f} each)",
             "tokens": f"{examples.tokens:,}, {examples.targets / examples.tokens:.1%} targets",
             "tokens per example": render.quantiles(examples.lengths),
             f"rows of {counts.T:,} tokens": f"{packed.per_epoch:,} when packed, "

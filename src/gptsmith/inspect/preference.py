@@ -19,6 +19,7 @@ from gptsmith.data.pairs import Pairs, load_pairs
 from gptsmith.data.preferences import PairCounts
 from gptsmith.inspect import render
 from gptsmith.inspect.chat import marked
+from gptsmith.terminal import counted
 from gptsmith.tokenizer import Tokenizer
 
 
@@ -57,7 +58,7 @@ def _parts(report: PreferenceReport, first: int, plain: bool) -> Iterator[Render
     yield render.properties(
         {
             "used": str(report.counts),
-            "pairs": f"{n:,}, {len({*pairs.questions}):,} different questions",
+            "pairs": f"{n:,}, {counted(len({*pairs.questions}), 'different question')}",
             "tokens": f"{pairs.tokens:,}, {examples.targets / pairs.tokens:.1%} of them targets",
             "chosen answers (tokens)": render.quantiles(answers[:, 0]),
             "rejected answers (tokens)": render.quantiles(answers[:, 1]),

@@ -135,6 +135,8 @@ def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "no_index.ds").write_bytes(ds.read_bytes())
     shutil.copytree(ds.parent, tmp_path / "cut")
     (tmp_path / "cut" / ds.name).write_bytes(ds.read_bytes()[:-2])
+    shutil.copytree(ds.parent, tmp_path / "latin")
+    (tmp_path / "latin" / f"{ds.name}.metadata").write_bytes(b"caf\xe9|2\n230\n")
     evaluation = np.zeros(256, np.int32)
     evaluation[0] = 20240522
     for name, data, message in (
@@ -147,6 +149,7 @@ def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
         ("empty.bin", b"", "no token ids in it"),
         ("no_index.ds", None, r"no_index\.ds\.index or .* should be next to it"),
         (f"cut/{ds.name}", None, "458 bytes, but its index and metadata say 230"),
+        (f"latin/{ds.name}", None, r"\.metadata, byte 3: not UTF-8"),
     ):
         if data is not None:
             (tmp_path / name).write_bytes(data)

@@ -141,6 +141,9 @@ def test_invalid_tokenizer_files_are_rejected(tmp_path: Path, real_data: Path) -
         (folder / "merges.txt").write_text(content, encoding="utf-8")
         with pytest.raises(ValueError, match=message):
             Tokenizer.gpt2(folder)
+    (folder / "merges.txt").write_bytes(b"t h\xff\n")
+    with pytest.raises(ValueError, match=r"merges\.txt, byte 3: not UTF-8"):
+        Tokenizer.load(folder)
     (folder / "merges.txt").write_text("\u0120 t\r\nh e\r\n", encoding="utf-8")
     assert Tokenizer.load(folder).kind == "bpe"
 

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gptsmith import files
 from gptsmith.data.documents import Document
 from gptsmith.data.paths import has_suffix
 from gptsmith.data.report import ReadReport
@@ -196,9 +197,9 @@ def _datatrove(path: Path, report: ReadReport) -> TokenFile:
     size, ends, name = path.stat().st_size, _document_ends(path), ""
     metadata = _beside(path, ".metadata")
     if metadata.is_file():
-        first, *rest = [*metadata.read_text(encoding="utf-8").split("\n"), ""]
+        first, total, *_ = [*files.read_text(metadata).splitlines(), "", ""]
         name, _, digits = first.rpartition("|")
-        width, tokens = (int(text) if text.isdecimal() else 0 for text in (digits, rest[0]))
+        width, tokens = (int(text) if text.isdecimal() else 0 for text in (digits, total))
     elif ends is not None:
         tokens = int(ends[-1])
         width = size // max(tokens, 1)

@@ -185,10 +185,11 @@ def read_tables(vocab_path: Path, merges_path: Path) -> tuple[dict[str, int], li
     if not isinstance(vocab, dict) or not all(type(i) is int for i in vocab.values()):
         raise ValueError(f"{vocab_path}: expected one JSON object {{token: id}}")
     merges = []
-    for number, line in enumerate(merges_path.read_text(encoding="utf-8").split("\n"), start=1):
+    lines = files.read_text(merges_path).replace("\r\n", "\n").split("\n")
+    for number, line in enumerate(lines, start=1):
         if not line or (number == 1 and line.startswith("#version")):
             continue
-        left, space, right = line.rstrip("\r").partition(" ")
+        left, space, right = line.partition(" ")
         if not (left and space and right) or " " in right:
             raise ValueError(f"{merges_path}, line {number}: expected two tokens, got {line!r}")
         for piece in (left, right, left + right):

@@ -54,13 +54,19 @@ def exercises() -> dict[str, Exercise]:
 
 
 def load(path: Path) -> ModuleType:
-    """The module in a file, which is executed."""
+    """The module in a file, which is executed. ValueError if there is none, or it exits."""
     spec = importlib.util.spec_from_file_location(f"solution_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise ValueError(f"{path}: there is no such Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SystemExit as error:
+        raise ValueError(
+            f"{path} ends the program when it is loaded: put what calls exit below "
+            'if __name__ == "__main__":'
+        ) from error
     return module
 
 
@@ -77,14 +83,14 @@ def check(number: str, exercise: Exercise, solution: ModuleType) -> Outcome:
         return Outcome(number, "open", (), reason=str(error))
     except Mismatch as error:
         reason = str(error)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {error}{_place(error, solution)}"
     else:
         return Outcome(number, "passed", tuple(reached[1:]))
     return Outcome(number, "failed", tuple(reached[1:-1]), reached[-1], " ".join(reason.split()))
 
 
-def _place(error: Exception, solution: ModuleType) -> str:
+def _place(error: BaseException, solution: ModuleType) -> str:
     """The last line of the solution that an error passed through."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == solution.__file__]

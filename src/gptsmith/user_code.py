@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -22,8 +23,9 @@ def run_file(path: Path, what: str, *, trust_code: bool) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"gptsmith_user_{path.stem}", path)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses and pickle look for it
     try:  # not by the loader, which would leave a __pycache__ beside the file, in a run for example
         exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{what}: {path} raises {error!r}") from error
     return module

@@ -65,6 +65,18 @@ def test_each_exercise_has_three_wrong_solutions(number: str) -> None:
     assert sum(wrong.exercise == number for wrong in WRONG) >= 3
 
 
+def test_a_solution_that_exits_is_reported(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("import sys\nsys.exit()\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"mine.py ends the program when it is loaded"):
+        check.load(file)
+    text = (SOLUTIONS / "part1.py").read_text(encoding="utf-8")
+    inside = text.replace("super().__init__()", "raise SystemExit(0)", 1)
+    file.write_text(inside, encoding="utf-8")
+    outcome = check.check("1.1", EXERCISES["1.1"], check.load(file))
+    assert (outcome.state, outcome.reason) == ("failed", "SystemExit: 0 (line 17 of your file)")
+
+
 def test_the_command_reports_each_exercise(tmp_path: Path) -> None:
     text = (SOLUTIONS / "part1.py").read_text(encoding="utf-8")
     file = tmp_path / "mine.py"

@@ -50,7 +50,10 @@ def test_a_reward_that_compares_needs_an_answer():
 
 @pytest.mark.parametrize(
     "name",
-    ["exakt", "exact:1", "length:", "length:x", "regex:(", "regex:", "regex", "http://localhost"],
+    [
+        *("exakt", "exact:1", "length:", "length:x", "http://localhost"),
+        *("regex:(", "regex:", "regex", "regex:a{99999999999}"),
+    ],
 )
 def test_unusable_names(name):
     with pytest.raises(ValueError, match=re.escape(name)):
@@ -58,6 +61,18 @@ def test_unusable_names(name):
 
 
 CODE = """
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+@dataclass
+class Score:
+    value: float
+
 def brevity(prompt, completion, row):
     assert prompt == "2 + 2?"
     return len(completion) * row.get("factor", 1)
@@ -73,6 +88,18 @@ def endless(prompt, completion, row):
 
 def short(prompts, completions, rows):
     return [1.0]
+
+def array(prompts, completions, rows):
+    return np.array([len(completion) for completion in completions])
+
+def tensor(prompt, completion, row):
+    return torch.tensor([Score(len(completion)).value])
+
+def several(prompt, completion, row):
+    return torch.ones(2)
+
+def ends(prompt, completion, row):
+    sys.exit()
 
 other = 3
 """
@@ -90,6 +117,8 @@ def test_python_functions(code):
     assert rewarded(f"{code}:brevity", *samples, trust_code=True) == [6, 1]
     assert rewarded(f"{code}:batch", *samples, trust_code=True) == [1.5, 0.5]
     assert rewarded(f"{code}:batch", trust_code=True) == []
+    assert rewarded(f"{code}:array", *samples, trust_code=True) == [3, 1]
+    assert rewarded(f"{code}:tensor", *samples, trust_code=True) == [3, 1]
 
 
 @pytest.mark.parametrize(
@@ -100,6 +129,8 @@ def test_python_functions(code):
         ("broken", "raises ZeroDivisionError"),
         ("endless", "returns inf for rows.jsonl:1, not a finite number"),
         ("short", "returns no list of 2 numbers"),
+        ("several", "returns tensor([1., 1.]) for rows.jsonl:1, not a finite number"),
+        ("ends", "raises SystemExit() for rows.jsonl:1"),
     ],
 )
 def test_python_functions_that_cannot_be_used(code, function, says):

@@ -12,6 +12,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,7 +124,7 @@ def same_number(response: str, answer: str) -> bool:
 def _regex(pattern: str) -> Reward:
     try:
         compiled = re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"reward regex:{pattern}: {error}") from None
     if not pattern:
         raise ValueError("reward regex: is found in every completion: give a pattern after it")
@@ -166,6 +167,8 @@ def python_reward(path: Path, name: str, trust_code: bool) -> Reward:
             *((s.prompt.question, s.text, {**s.prompt.row}) for s in samples), strict=True
         )
         values = call("all samples", *map(list, columns)) if samples else []
+        if hasattr(values, "tolist"):  # arrays of NumPy and torch
+            values = values.tolist()
         if not isinstance(values, list | tuple) or len(values) != len(samples):
             raise ValueError(f"{where}: returns no list of {len(samples)} numbers")
         return [finite(value, s.prompt.place) for value, s in zip(values, samples, strict=True)]
@@ -173,12 +176,14 @@ def python_reward(path: Path, name: str, trust_code: bool) -> Reward:
     def call(place: str, *arguments: Any) -> Any:
         try:
             value = function(*arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ValueError(f"{where}: raises {error!r} for {place}") from error
         return value if parameters == BATCHED else finite(value, place)
 
     def finite(value: Any, place: str) -> float:
-        number = value.item() if hasattr(value, "item") else value  # NumPy's and torch's numbers
+        number = value
+        with suppress(AttributeError, ValueError, RuntimeError):  # no array, or one of several
+            number = value.item()  # of NumPy or torch
         if not isinstance(number, int | float) or not math.isfinite(number):
             raise ValueError(f"{where}: returns {value!r} for {place}, not a finite number")
         return float(number)

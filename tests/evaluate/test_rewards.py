@@ -147,9 +147,10 @@ def test_python_needs_trust(code):
 
 def test_the_judge_scores_each_completion_once(serve, tmp_path):
     def reply(prompt: str, before: int) -> str:
-        if "worth nothing" in prompt or "worth" not in prompt:
+        if "worth nothing" in prompt:
             return "I would rather not say."
-        return json.dumps({"reason": "so", "score": int(re.findall(r"worth (\d+)", prompt)[-1])})
+        score = re.findall(r"worth (\d+)", prompt) or ["100"]  # when it is tried
+        return json.dumps({"reason": "so", "score": int(score[-1])})
 
     server = serve(reply)
     samples = [sample("worth 80"), sample("worth 20"), sample("worth nothing")]
@@ -158,6 +159,15 @@ def test_the_judge_scores_each_completion_once(serve, tmp_path):
     seen = len(server.seen)
     assert rewarded("judge", *samples[:2], **given) == [0.8, 0.2]  # as a resumed run would ask
     assert len(server.seen) == seen + 1  # whether it is there
+
+
+def test_a_judge_without_verdicts_is_known_before_it_is_needed(serve, tmp_path):
+    server = serve(lambda prompt, before: "I would rather not say.")
+    with pytest.raises(
+        ValueError, match=r"^reward judge: no verdict in the answer 'I would.*model$"
+    ):
+        load_reward("judge", judge=options(server), cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_judge_that_is_down_is_an_error_in_one_line(tmp_path):

@@ -101,6 +101,15 @@ def scores(entries: Sequence[Entry], endpoint: Endpoint, cache: Path) -> list[fl
     return [v.value if isinstance(v := found[p], Verdict) else 0.0 for p in prompts]
 
 
+def check(endpoint: Endpoint) -> None:
+    """Ask for the score of a right answer. EndpointError for a judge that gives none."""
+    right = Entry("", "What is 1 + 1?", "2", "2")
+    try:
+        _ask(endpoint, _prompt(_SCORE, _SCORE_FORM, right, ANSWER=right.response), parse_score)
+    except NoVerdict as error:
+        raise EndpointError(f"{error}: name a model that gives one, --judge.model") from None
+
+
 def compare(
     entries_a: Sequence[Entry], entries_b: Sequence[Entry], options: JudgeOptions, *, cache: Path
 ) -> Result:
@@ -260,7 +269,7 @@ def _verdicts(
         return dict(zip(prompts, found, strict=True))
 
 
-def _ask(endpoint: Endpoint, prompt: str, parse: Parse, path: Path) -> Verdict:
+def _ask(endpoint: Endpoint, prompt: str, parse: Parse, path: Path | None = None) -> Verdict:
     """Ask the judge, once more if its reply is not a verdict, and store the verdict at `path`."""
     messages = [{"role": "user", "content": prompt}]
     for _ in range(2):
@@ -268,7 +277,8 @@ def _ask(endpoint: Endpoint, prompt: str, parse: Parse, path: Path) -> Verdict:
         answer = endpoint.ask(request)
         if (verdict := parse(answer)) is not None:
             kept = {"endpoint": endpoint.public_url, "request": request, "answer": answer}
-            files.write_json(path, kept)
+            if path is not None:
+                files.write_json(path, kept)
             return verdict
         # At temperature 0 the same question would get the same answer.
         messages.append({"role": "assistant", "content": answer[:2000]})

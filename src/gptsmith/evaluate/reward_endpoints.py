@@ -32,10 +32,10 @@ def _open(name: str, endpoint: E) -> Iterator[E]:
 
 def judge_reward(options: JudgeOptions, cache: Path) -> Reward:
     """The judge's score of each completion beside the expected answer, 0 to 1; 0 where the judge
-    replies without a verdict. ValueError without a model; RewardUnavailableError if the endpoint
-    does not answer: it is asked once now, and may fail later."""
+    replies without a verdict. ValueError without a model; RewardUnavailableError for an endpoint
+    that does not answer, or not with a verdict: it is tried now, and may fail later."""
     with _open("judge", judge.Endpoint(options)) as endpoint:
-        endpoint.ask(endpoint.request({"role": "user", "content": "Reply with OK."}))
+        judge.check(endpoint)
 
     def reward(samples: Sequence[Sample]) -> list[float]:
         entries = [Entry(s.prompt.place, s.prompt.question, answer_of(s), s.text) for s in samples]

@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -164,6 +164,14 @@ def check_creatable(path: Path) -> None:
         raise PermissionError(
             errno.EACCES, f"not writable, so {path} cannot be created", str(above)
         )
+
+
+def check_not_read(out: Path, sources: Iterable[str | Path | None]) -> None:
+    """ValueError if a file to write is one of those that are read: files, or patterns of them."""
+    for source in (str(source) for source in sources if source is not None):
+        for path in (source, *glob.glob(source, recursive=True)):
+            if out.exists() and os.path.exists(path) and os.path.samefile(out, path):
+                raise ValueError(f"--out {out} is a file that is read: name another one")
 
 
 def lowest_existing_folder(path: Path) -> Path:

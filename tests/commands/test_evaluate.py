@@ -174,6 +174,8 @@ def test_text_column_of_a_table(evaluate, runs, tmp_path):
         ("--data TEXT --out out.png", "--out out.png: name a file that ends in .json"),
         ("--data TEXT --out out", "--out out: name a file that ends in .json"),
         ("--data TEXT --out FOLDER", "is a folder: name a file"),
+        ("--tasks text --responses ANSWERS --out ANSWERS", "answers.json is a file that is read"),
+        ("--tasks ANSWERS --out ANSWERS", "answers.json is a file that is read: name another"),
         ("--tasks helaswag", "--tasks: no task 'helaswag': did you mean 'hellaswag'?"),
         ("--tasks hellaswag --task-data nowhere", "nowhere"),
         ("--data TEXT --stride 17", "--stride 17 is more than the window of 16"),

@@ -167,7 +167,10 @@ def test_recipes(recipe, base, data, tmp_path):
     ("more", "says"),
     [
         (["--trained", "head", "--lora.rank", "2"], "give one of the two"),
-        (["--texts-per-step", "12"], "not a multiple of train.batch_size 8"),
+        (
+            ["--texts-per-step", "12"],
+            "not a multiple of train.batch_size 8: give --train.batch-size 6",
+        ),
         (["--train.total-batch-tokens", "64"], "--texts-per-step"),
         (["--context-length", "65"], "more than the model's 64"),
         (["--text-column", "body"], "no column 'body', only 'text', 'label'"),
@@ -241,6 +244,8 @@ def test_files_of_texts(tuned, data, tmp_path, capsys):
         (["RUN", "a text", "--file", "x.csv"], "give either texts"),
         (["RUN", "a text", "--out", "x.csv"], "for the predictions of a --file"),
         (["RUN", "--file", "x.csv", "--out", "x.xlsx"], "as .csv or .jsonl"),
+        (["RUN", "--file", "bad.csv", "--out", "./bad.csv"], "bad.csv is a file that is read"),
+        (["RUN", "--file", "*.csv", "--out", "bad.csv"], "bad.csv is a file that is read"),
         (["RUN", "--file", "nowhere.csv"], "nowhere.csv"),
         (["RUN", "--file", "taken.csv"], "taken.csv:2: there is a column 'predicted' already"),
         (["RUN", "--file", "bad.csv"], "bad.csv:3: the text is missing (column 'text')"),

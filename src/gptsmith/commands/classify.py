@@ -32,6 +32,8 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError("--out is for the predictions of a --file")
     if options.out and options.out.suffix not in (".csv", ".jsonl"):
         raise ValueError(f"--out {options.out}: predictions are written as .csv or .jsonl")
+    if options.out:
+        files.check_not_read(options.out, [options.file])
     classify = _classifier(options)
     if options.file is None:
         texts = [files.read_standard_input("-") if t == "-" else t for t in options.text]

@@ -82,6 +82,10 @@ def _chart_stem(options: EvaluateOptions) -> Path | None:
     elif options.out.is_dir():
         raise ValueError(f"--out {options.out} is a folder: name a file")
     else:
+        from gptsmith.evaluate.reference_metrics import RESPONSES
+
+        read = (options.data, options.task_data, options.responses, options.run / RESPONSES)
+        files.check_not_read(options.out, [*read, *options.tasks])
         stem = options.out.with_suffix("")
         stem.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(stem.parent, os.W_OK):

@@ -228,8 +228,10 @@ def with_samples_per_step(config: C, names: Sequence[str], T: int, per_epoch: in
     if samples % train.batch_size:
         product = " x ".join(f"{n} {v}" for n, v in zip(names, values, strict=True))
         result = f" = {samples}" if len(names) > 1 else ""
+        largest_first = range(train.batch_size, 0, -1)
         raise ValueError(
-            f"{product}{result} is not a multiple of train.batch_size {train.batch_size}"
+            f"{product}{result} is not a multiple of train.batch_size {train.batch_size}: "
+            f"give --train.batch-size {next(b for b in largest_first if samples % b == 0)}"
         )
     if train.total_batch_tokens not in (None, samples * T) and not config.resume:
         flags = " and ".join("--" + name.replace("_", "-") for name in names)

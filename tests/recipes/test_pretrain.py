@@ -240,7 +240,7 @@ def test_mask_that_sees_its_target_is_rejected(corpus, tmp_path, capsys):
     ("words", "says"),
     [
         (["--train.steps", "5", "--train.epochs", "1"], "give one length of the run"),
-        (["--train.total-batch-tokens", "100"], "not a multiple"),
+        (["--train.total-batch-tokens", "100"], "context_length = 128: give 128"),
         (["--model.context-length", "1000000"], "fewer than context_length"),
         (["--model.n-head", "5"], "n_embd 32"),
         (["--train.device", "tpu"], "tpu"),

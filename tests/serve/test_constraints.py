@@ -126,7 +126,7 @@ def test_vllms_forms(api: Api, given: dict[str, Any], pattern: str) -> None:
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
             "response_format",
-            "required",
+            "response_format.json_schema.schema is required",
         ),
         ({"structured_outputs": {"regex": "(?=a)"}}, "structured_outputs", "look-around"),
         ({"structured_outputs": {"json": "[1"}}, "structured_outputs", "not a JSON schema"),

@@ -130,9 +130,10 @@ def _resolve(
     precision = runtime.choose_precision(train.precision, device)
     multiple = train.batch_size * T
     if train.total_batch_tokens and train.total_batch_tokens % multiple:
+        micro_batches = train.total_batch_tokens // multiple + 1
         raise ValueError(
             f"train.total_batch_tokens {train.total_batch_tokens} is not a multiple of batch_size "
-            f"x context_length = {multiple}"
+            f"x context_length = {multiple}: give {micro_batches * multiple}"
         )
     if not train.total_batch_tokens and ranks > 1 and not config.resume:
         # Recorded, because the step stays as large on any number of ranks.

@@ -346,10 +346,13 @@ def parse(body: bytes, kind: type[Body]) -> Body:
     except ValidationError as error:
         first = min(error.errors(), key=_rank)
         name = ".".join(str(part) for part in first["loc"][:1])
+        place = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            message = f"{'.'.join(map(str, first['loc']))} is not supported"
+            message = f"{place} is not supported"
             if name in RENAMED:
                 message += f': use structured_outputs: {{"{RENAMED[name]}": ...}}'
+        elif first["type"] == "missing":
+            message = f"{place} is required"
         else:
             message = f"{name}: {reason(first['msg'])}" if name else reason(first["msg"])
         raise ApiError(400, message, param=name or None) from None

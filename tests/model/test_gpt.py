@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -125,6 +126,11 @@ def test_dense_masks_of_every_shape_and_0_1_type_do_what_the_mask_does(mask: obj
             torch.testing.assert_close(model(ids(), mask=dense), expected)
 
 
+def test_a_given_causal_mask_takes_the_place_of_that_of_the_config() -> None:
+    model = tiny(mask="prefix(5)")
+    torch.testing.assert_close(model(ids(), mask=causal()), tiny()(ids()))
+
+
 def test_a_mask_may_differ_by_row_and_head() -> None:
     model = tiny()
     narrow, wide = (causal() & sliding_window(2)), causal()
@@ -230,16 +236,21 @@ def test_the_compiled_gelu_is_the_same_function(monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(gelu(x), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_mask_from_a_file_needs_trust_code(tmp_path: object) -> None:
-    (tmp_path / "mine.py").write_text(
-        "def narrow(b, h, q, k):\n    return (q >= k) & (q - k < 3)\n"
-    )
+@pytest.mark.parametrize(
+    ("code", "expression"),
+    [
+        ("def mine(b, h, q, k): return (q >= k) & (q - k < 3)", "causal() & sliding_window(3)"),
+        ("from gptsmith.model import masks\nmine = masks.causal()", "causal()"),
+    ],
+)
+def test_mask_from_a_file_needs_trust_code(tmp_path: Path, code: str, expression: str) -> None:
+    (tmp_path / "mine.py").write_text(code)
     sizes = dict(n_layer=1, n_head=2, n_embd=16, context_length=T, vocab_size=V)
-    c = ModelConfig(**sizes, mask="mine.py:narrow")
+    c = ModelConfig(**sizes, mask="mine.py:mine")
     with pytest.raises(ValueError, match="trust"):
         GPTModel(c, mask_folder=tmp_path)
     torch.manual_seed(0)
     mine = GPTModel(c, mask_folder=tmp_path, trust_code=True)
     torch.manual_seed(0)
-    same = GPTModel(c.change(mask="causal() & sliding_window(3)"))
+    same = GPTModel(c.change(mask=expression))
     torch.testing.assert_close(mine(ids()), same(ids()))

@@ -1,4 +1,4 @@
-"""The form that a mask takes in a forward pass without a cache: none, dense, or FlexAttention's.
+"""The form that a mask takes in a forward pass without a cache: as it is, dense, or FlexAttention's.
 
 B batch, T time, H query heads, D head size.
 """
@@ -32,8 +32,8 @@ class Biases:
         T: int,
         device: torch.device,
         dropout: bool,
-    ) -> Bias:
-        """None (causal), booleans (B|1, H|1, T, T), or a BlockMask.
+    ) -> Mask | Bias:
+        """The mask itself if it is causal(), booleans (B|1, H|1, T, T), or a BlockMask.
 
         own: the model's mask, for which mask None stands. mask, documents: see `GPTModel.hidden`.
         dropout: whether weights of the attention are dropped. ValueError for a mask or documents of
@@ -52,7 +52,7 @@ class Biases:
         if documents is not None:
             mask = mask & masks.documents(documents)
         elif mask.is_plain_causal:
-            return None
+            return mask  # None would stand for the mask of the config
         # FlexAttention skips blocks that are wholly masked, but has no dropout, needs heads of at
         # least 16, and compiles anew for each length: only for lengths that stay the same.
         flex = attention.is_cuda(device) and self.config.D >= 16 and not dropout

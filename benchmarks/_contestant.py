@@ -60,7 +60,7 @@ class ProcessGroup:
         if self.process.poll() is not None:
             self._log.seek(0)
             end = self._log.read()[-3000:].decode(errors="replace")
-            raise RuntimeError(f"{self.process.args} ended: {self.process.returncode}\n{end}")
+            raise RuntimeError(f"{self.process.args!r} ended: {self.process.returncode}\n{end}")
 
     def memory(self) -> float | None:
         """MB of memory of all its processes, shared pages once; None where /proc does not say."""

@@ -17,6 +17,8 @@ def prepare(weights: str, tokens: int, prompt: int) -> tuple[Callable[[], list[f
     packed = PackedModel(GPTModel(ModelConfig.preset("gpt2")).eval(), weights)
 
     def decode(rows: int) -> float:
+        # random number, temperature, top_p, min_p, top_k
+        greedy = [[value] * rows for value in (0, 0, 1, 0, 0)]
         n = -(-(len(PROMPT) + tokens) // PAGE)
         pages, table = packed.pages(rows * n), torch.arange(rows * n, dtype=torch.int32)
         table = table.view(rows, n)
@@ -26,7 +28,7 @@ def prepare(weights: str, tokens: int, prompt: int) -> tuple[Callable[[], list[f
         x = x.expand(rows, -1)
         begin = time.perf_counter()
         for step in range(tokens):
-            ids = packed.sample([(row, 0.0, 0.0, 1.0, 0.0, 0) for row in packed.logits(x)])
+            ids = packed.sample(packed.logits(x), range(rows), *greedy)
             x = packed.hidden(ids, range(rows), [len(PROMPT) + step] * rows, table, pages)
         return (time.perf_counter() - begin) / tokens / rows
 

@@ -80,11 +80,11 @@ class Bags(NamedTuple):
     rows: Tensor
     columns: Tensor
     values: Tensor
-    count: int
+    N: int
 
     def logits(self, w: Tensor) -> Tensor:
         """Rows times weights, plus bias: w (V + 1, L) -> (N, L)."""
-        found = w[-1].expand(self.count, -1)
+        found = w[-1].expand(self.N, -1)
         return found.index_add(0, self.rows, w[:-1][self.columns] * self.values)
 
     def accuracy(self, w: Tensor, y: Tensor) -> float:

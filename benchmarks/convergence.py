@@ -68,7 +68,7 @@ def theirs(corpus: Path) -> Outcome:
 
 def ours(corpus: Path, out: Path, *more: str) -> Outcome:
     """Our command, the validation loss and the tokens that it recorded."""
-    argv = ["-m", "gptsmith", "pretrain", RECIPE, "--data", corpus, "--out", out]
+    argv: list[str | Path] = ["-m", "gptsmith", "pretrain", RECIPE, "--data", corpus, "--out", out]
     seconds, _ = run([sys.executable, *argv, "--train.device", "cpu", *more])
     lines = (out / "metrics.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
@@ -86,8 +86,8 @@ def main(argv: Sequence[str] = ()) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         corpus = folder / "shakespeare"
-        prepare = ["prepare", "shakespeare", "--tokenizer", "char", "--out", corpus]
-        run([sys.executable, "-m", "gptsmith", *prepare])
+        words = ["prepare", "shakespeare", "--tokenizer", "char", "--out", str(corpus)]
+        run([sys.executable, "-m", "gptsmith", *words])
         budgets, gemm = [], gemm_flops(torch.device("cpu"))
         print(f"matrix product {gemm / 1e9:,.0f} GFLOP/s", flush=True)
         for i in range(options.rounds):

@@ -58,13 +58,13 @@ def export_gguf(model: ExportableModel, folder: Path, kinds: list[str]) -> dict[
     """The files of these of f16, q8_0 and q4_0."""
     from gptsmith.interop import gguf
 
-    found = {}
+    found: dict[str, Path] = {}
     for kind in dict.fromkeys(["f16", *kinds]):
         target = folder / kind / f"random-{kind}.gguf"
         if kind == "q4_0":
             target.parent.mkdir()
-            words = [LLAMA_PYTHON, "-m", "benchmarks._decode_llama_cpp", found["f16"], target]
-            subprocess.run(words, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+            words = ["-m", "benchmarks._decode_llama_cpp", str(found["f16"]), str(target)]
+            subprocess.run([LLAMA_PYTHON, *words], cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
         else:
             gguf.export(model, target.parent, kind)  # type: ignore[arg-type]
         found[kind] = target

@@ -120,7 +120,7 @@ def _filled(samples: Dataset, B: int) -> float:
     for first in range(0, samples.per_epoch, B):
         batch = samples.batch(first, B)
         places += batch.inputs.numel()
-        real += batch.inputs.numel() if batch.tokens is None else batch.tokens
+        real += batch.tokens
     return real / places
 
 

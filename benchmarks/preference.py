@@ -82,10 +82,7 @@ def ours(model: GPTModel, pairs: Pairs, arguments: argparse.Namespace) -> Contes
     precision = runtime.choose_precision(arguments.precision, torch.device("cpu"))
     rows = PairRows(pairs, 0, 0, size, shared=True)
     with torch.no_grad(), precision.autocast():
-        found = [
-            (numbers, answer_log_probs(model, rows.of(numbers)))  # type: ignore[arg-type]
-            for numbers in rows.groups(B)
-        ]
+        found = [(numbers, answer_log_probs(model, rows.of(numbers))) for numbers in rows.groups(B)]
     rows.reference = torch.zeros(len(pairs), 2)
     for numbers, log_p in found:
         rows.reference[torch.tensor(numbers)] = log_p.view(2, -1).T
@@ -125,7 +122,7 @@ def theirs(
         ids = (chosen.ids[:start], chosen.ids[start:], rejected.ids[start:])
         rows.append({name: x.tolist() for name, x in zip(names, ids, strict=True)})
 
-    class Tokenized(trl.DPOTrainer):  # type: ignore[misc,name-defined]
+    class Tokenized(trl.DPOTrainer):
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
 
@@ -215,7 +212,7 @@ def main(argv: Sequence[str] = ()) -> None:
             ours(model, pairs, arguments),
             *(theirs(folder, pairs, arguments, precomputed) for precomputed in (True, False)),
         ]
-        firsts = {}
+        firsts: dict[str, float] = {}
         for number in range(arguments.rounds + 1):  # the first one fills caches
             for c in contestants:
                 wall, cpu, first = c.steps(arguments.steps if number else 1)

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = (
@@ -64,10 +65,10 @@ def main(argv: Sequence[str]) -> None:
     assert len(set(digests.values())) == 1, digests
     from benchmarks._machine import copy_bytes
 
+    from gptsmith.data.encode import available_cores
+
     base = statistics.median(seconds["tiktoken, 1 thread"])
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = available_cores()
     limit = cores * megabytes / base
     print(
         f"{megabytes:.1f} MB of English, {len(novels)} files, same ids; limit {limit:.1f} MB/s: "
@@ -134,8 +135,8 @@ def tokenizing_part(data: Path, novels: list[Path]) -> tuple[float, str]:
     ids = [
         array
         for batch, encoded in encode_in_order(batches, encode_one, available_cores())
-        for part, (of_part, _) in zip(batch.parts, encoded, strict=True)
-        for array in ((eos, of_part) if part.delimited else (of_part,))
+        for chunk, (of_chunk, _) in zip(batch.chunks, encoded, strict=True)
+        for array in ((eos, of_chunk) if chunk.first else (of_chunk,))
     ]
     return time.perf_counter() - start, digest_of(ids)
 
@@ -179,7 +180,7 @@ def other_encoder(method: str, data: Path, novels: list[Path]) -> tuple[float, s
     return seconds, digest_of([np.array([50256, *ids], np.uint16) for ids in lists])
 
 
-def tiktoken_gpt2(folder: Path):
+def tiktoken_gpt2(folder: Path) -> Any:
     import tiktoken
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
     from tiktoken_ext.openai_public import r50k_pat_str
@@ -198,7 +199,7 @@ def read(novels: list[Path]) -> list[str]:
     return [path.read_bytes().decode("utf-8-sig") for path in novels]
 
 
-def digest_of(arrays: Iterable) -> str:  # type: ignore[type-arg]
+def digest_of(arrays: Iterable[Any]) -> str:
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(array.astype("<u2").tobytes())

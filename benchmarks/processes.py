@@ -98,8 +98,8 @@ def main(argv: Sequence[str] = ()) -> None:
             print(f"{who:28}{speed:10,.0f}{speed / base:8.2f}", flush=True)
 
         def prepare(tasks: int) -> Callable[[Path], float]:
-            words = ["prepare", novels, "--tokenizer", "gpt2", "--tasks", str(tasks)]
-            return lambda out: command([*words, "--workers", "1", "--out", out])
+            words = ["prepare", str(novels), "--tokenizer", "gpt2", "--tasks", str(tasks)]
+            return lambda out: command([*words, "--workers", "1", "--out", str(out)])
 
         seconds = alternate(
             {f"{tasks} tasks": prepare(tasks) for tasks in TASKS}, options.rounds, folder / "p"

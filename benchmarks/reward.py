@@ -129,7 +129,7 @@ def theirs(folder: Path, arguments: argparse.Namespace) -> Contestant:
     clock, words = step_clock(), tokenizer_of(folder)
     questions = texts(16 * P, arguments.prompt_words)
 
-    def rewards(completions: list[str], **_: Any) -> list[float]:
+    def rewards(completions: list[str], **_: Any) -> list[float | None]:
         return [reward(text) for text in completions]
 
     def run(n: int) -> tuple[float, float]:

@@ -30,7 +30,11 @@ def save(
     if writer.memory is not None:
         weights = writer.memory.copy(weights)
     tensors = {"model": weights, "optimizer": state}
-    writer.start(lambda: checkpoint.save(folder, 1, tensors, {}) and None)
+
+    def write() -> None:
+        checkpoint.save(folder, 1, tensors, {})
+
+    writer.start(write)
     stopped = time.perf_counter() - began
     writer.wait()
     return stopped, time.perf_counter() - began

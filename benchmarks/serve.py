@@ -74,7 +74,7 @@ def export(folder: Path) -> Files:
     hf.export(exportable(run), folder / "hf")
     files = {}
     for kind in ("f16", "q8_0"):
-        gguf.export(exportable(run), folder / kind, kind)  # type: ignore[arg-type]
+        gguf.export(exportable(run), folder / kind, kind)
         [files[kind]] = (folder / kind).glob("*.gguf")
     cache = CACHE_TOKENS * config.n_layer * 2 * config.n_embd * 2
     packed = {name: PackedModel(model, name).nbytes for name in ("bfloat16", "int8")}

@@ -35,7 +35,7 @@ from gptsmith.model.gpt import GPTModel
 from gptsmith.train import runtime
 from gptsmith.train.loss import next_token_loss
 from gptsmith.train.optim import Optimizer
-from gptsmith.train.options import OptimConfig
+from gptsmith.train.options import OptimConfig, TrainingPrecision
 from gptsmith.train.step import train_steps
 
 RECIPE = Path(__file__).parents[1] / "configs" / "bench-gpt2-10m.yaml"
@@ -76,7 +76,7 @@ def contestants() -> list[Contestant]:
 
 
 def ours(who: Contestant, work: Work, batch: Batch) -> Callable[[], object]:
-    precision = "fp8" if "fp8" in who.name else "auto"
+    precision: TrainingPrecision = "fp8" if "fp8" in who.name else "auto"
     model = GPTModel(work.config).to(work.device)
     if work.device.type == "cpu":
         runtime.keep_freed_memory()  # as every recipe does
@@ -97,22 +97,13 @@ def theirs(who: Contestant, work: Work, batch: Batch) -> Callable[[], object]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     device, config = work.device, work.config
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=config.vocab_size,
-            n_positions=config.context_length,
-            n_embd=config.n_embd,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            attn_implementation="sdpa",
-            use_cache=False,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-    ).to(device)
+    options: dict[str, Any] = dict(
+        vocab_size=config.vocab_size, n_positions=config.context_length, n_embd=config.n_embd,
+        n_layer=config.n_layer, n_head=config.n_head, resid_pdrop=0.0, embd_pdrop=0.0,
+        attn_pdrop=0.0, attn_implementation="sdpa", use_cache=False, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    model: Any = GPT2LMHeadModel(GPT2Config(**options))
+    model.to(device)
     model.loss_type = "ForCausalLM"  # what it takes anyway, but after a warning
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
     ids = batch.inputs.to(device)

@@ -1,4 +1,4 @@
-"""The form that a mask takes in a forward pass without a cache: as it is, dense, or FlexAttention's.
+"""The form that a mask takes in a forward pass without a cache: itself, dense, or FlexAttention's.
 
 B batch, T time, H query heads, D head size.
 """

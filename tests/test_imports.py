@@ -25,6 +25,7 @@ DESK = {
     "terminal",
     "console",
     "progress",
+    "compilers",
 }
 MIDDLE = {"run", "chat_template"} | GROUND | DESK
 FLOORS: dict[str, set[str]] = {
@@ -50,7 +51,7 @@ FLOORS: dict[str, set[str]] = {
     "kernels": {"model", "files", "terminal"},
     "train": {"batch"} | DESK,
     "tokenizer": DESK,
-    "model": {"files", "arguments", "user_code"},
+    "model": {"files", "arguments", "user_code", "compilers"},
     "batch": set(),
     "config": {"flags"},
     "download": {"files", "progress"},
@@ -60,6 +61,7 @@ FLOORS: dict[str, set[str]] = {
     "arguments": set(),
     "user_code": set(),
     "files": set(),
+    "compilers": set(),
     "recognize": set(),
     "progress": {"console"},
 }

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gptsmith import compilers
 from gptsmith.batch import Batch
 from gptsmith.evaluate import classification
 from gptsmith.model import attention
@@ -107,6 +108,7 @@ def test_no_block_mask_for_widths_that_change(look: str, monkeypatch: pytest.Mon
     """FlexAttention would compile a kernel for each width of a classifier's texts."""
     made = []
     monkeypatch.setattr(attention, "is_cuda", lambda device: True)
+    monkeypatch.setattr(attention, "has_flex", lambda device: True)
     monkeypatch.setattr(Mask, "block_mask", lambda self, *sizes: made.append(sizes))
     texts = [np.arange(n) for n in range(1, T)]
     model = model_of(dict(mask=look), torch.device("cpu"), labels=("a", "b"))
@@ -116,6 +118,17 @@ def test_no_block_mask_for_widths_that_change(look: str, monkeypatch: pytest.Mon
         ids = torch.zeros(1, n, dtype=torch.long)
         model.hidden(ids, documents=torch.zeros_like(ids)).sum().backward()
     assert {width for _, _, width, _ in made} <= {T}
+
+
+def test_a_gpu_without_triton_has_dense_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(dict(mask="causal() & sliding_window(9)"), torch.device("cpu"))
+    ids = torch.arange(T)[None]
+    expected = model(ids)
+    monkeypatch.setattr(attention, "is_cuda", lambda device: True)
+    monkeypatch.setattr(compilers, "missing", lambda kind: "there is no C compiler")
+    monkeypatch.setattr(attention, "has_flex", attention.has_flex.__wrapped__)
+    monkeypatch.delattr(Mask, "block_mask")
+    torch.testing.assert_close(model(ids), expected)
 
 
 def test_classes_in_double_precision_are_computed_on_the_host(

@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gptsmith import compilers
 from gptsmith.batch import IGNORE_INDEX, Batch
 from gptsmith.model import attention
 from gptsmith.model.config import ModelConfig
@@ -168,13 +170,28 @@ def test_auto_on_a_gpu_depends_on_its_age_and_on_the_length_of_the_run(
 def test_auto_does_not_compile_without_a_compiler() -> None:
     assert choose_compile("auto", CPU, 1e30, None) == (
         False,
-        "no C++ compiler ($CXX, else g++; on a GPU a C compiler and triton) found",
+        "there is no C++ compiler ($CXX, else g++)",
     )
     assert choose_compile("off", CPU, 1e30, None)[0] is False
     assert choose_compile("auto", CUDA, 1e30, None)[0] is False
     for device in (CPU, CUDA):
-        with pytest.raises(ValueError, match=r"needs a C\+\+ compiler .* or use auto"):
+        with pytest.raises(
+            ValueError, match=r"^train.compile on: .*: install what is missing, or use auto$"
+        ):
             choose_compile("on", device, 1.0, None)
+
+
+@pytest.mark.usefixtures("compiler")
+def test_compiling_needs_the_headers_of_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    assert compilers.missing("cpu") == compilers.missing("cuda") == ""
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    for device in (CPU, CUDA):
+        chosen, why = choose_compile("auto", device, 1e30, None)
+        assert not chosen
+        assert "apt install python3-dev" in why
 
 
 def test_the_compiler_is_that_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +209,7 @@ def test_the_compiler_is_that_of_torch(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    assert runtime.cxx_compiler() is torchs() is None
+    assert compilers.cxx_compiler() is torchs() is None
     for name in ("clang++", "mine", "g++"):
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(0o755)
@@ -200,7 +217,7 @@ def test_the_compiler_is_that_of_torch(tmp_path: Path, monkeypatch: pytest.Monke
             with monkeypatch.context() as patched:
                 if chosen is not None:
                     patched.setenv("CXX", chosen)
-                assert runtime.cxx_compiler() == torchs()
+                assert compilers.cxx_compiler() == torchs()
     cpp_builder.cpp_compiler_search.cache_clear()
 
 

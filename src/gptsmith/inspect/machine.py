@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from gptsmith.compilers import cxx_compiler
 from gptsmith.inspect.check import Check, attempt, first_line
 from gptsmith.kernels import build
 
@@ -203,10 +204,8 @@ extern "C" double answer() { return std::floor(42.5); }
 
 def _compile() -> Check:
     """What torch.compile needs. Itself it would take 15 s to compile a small function."""
-    from gptsmith.train import runtime
-
     name = "torch.compile"
-    compiler = runtime.cxx_compiler()
+    compiler = cxx_compiler()
     if compiler is None:
         chosen = os.environ.get("CXX")
         found = "no C++ compiler" if chosen is None else f"no C++ compiler {chosen!r} (CXX)"

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from gptsmith import compilers
 from gptsmith.model import fused
 from gptsmith.model.masks import Mask
 
@@ -91,6 +92,14 @@ def attention(
 
 def is_cuda(device: torch.device) -> bool:
     return device.type == "cuda"
+
+
+@cache
+def has_flex(device: torch.device) -> bool:
+    """Whether FlexAttention has kernels outside a compiled graph: Triton compiles them."""
+    if not is_cuda(device) or compilers.missing("cuda"):
+        return False
+    return torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def any_length(device: torch.device) -> AbstractContextManager[None]:

@@ -57,7 +57,8 @@ class Biases:
         # least 16, and compiles anew for each length: only for lengths that stay the same.
         flex = attention.is_cuda(device) and self.config.D >= 16 and not dropout
         compiling = torch.compiler.is_compiling()
-        if flex and (compiling or T == self.config.context_length):
+        fixed = T == self.config.context_length
+        if flex and (compiling or (fixed and attention.has_flex(device))):
             if mask is not own or compiling:  # a graph is compiled again if the cache changes
                 return mask.block_mask(B, H, T, device)
             key = (mask, B if mask.properties.uses_b else 1, T, device)

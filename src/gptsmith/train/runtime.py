@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import re
-import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -16,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from gptsmith import compilers
 from gptsmith.train import distributed
 from gptsmith.train.options import CompileMode, TrainingPrecision
 
@@ -227,19 +225,6 @@ _MIN_SECONDS_TO_COMPILE = {"cpu": 300, "cuda": 60}
 _FLOPS_PER_THREAD, _FLOPS_PER_GPU = 60e9, 100e12  # of eager training, cautious round numbers
 
 
-def cxx_compiler() -> str | None:
-    """The path of the C++ compiler that torch.compile uses for a CPU: $CXX, else g++ (clang++ on
-    macOS). None if it is not installed."""
-    return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++"))
-
-
-def _c_compiler() -> str | None:
-    """As Triton looks for it."""
-    if (chosen := os.environ.get("CC")) is not None:
-        return shutil.which(chosen)
-    return shutil.which("gcc") or shutil.which("clang")
-
-
 def choose_compile(
     mode: CompileMode, device: torch.device, flops: float, seconds: float | None
 ) -> tuple[bool, str]:
@@ -248,23 +233,17 @@ def choose_compile(
     flops: of the whole run. seconds: its length, if it has a time limit. Raises ValueError for `on`
     without a compiler.
     """
-    compiler = cxx_compiler()
-    if device.type == "cuda":  # Triton builds its launchers with a C compiler
-        has_triton = importlib.util.find_spec("triton") is not None
-        compiler = _c_compiler() if has_triton else None
     if mode == "off":
         return False, "as configured"
+    missing = compilers.missing(device.type)
     if mode == "on":
-        if not compiler:
-            raise ValueError(
-                "train.compile on needs a C++ compiler ($CXX, else g++; on a GPU a C compiler and "
-                "triton): install it or use auto"
-            )
+        if missing:
+            raise ValueError(f"train.compile on: {missing}: install what is missing, or use auto")
         return True, "as configured"
     if device.type == "mps":
         return False, "not tested on mps"
-    if not compiler:
-        return False, "no C++ compiler ($CXX, else g++; on a GPU a C compiler and triton) found"
+    if missing:
+        return False, missing
     rate = _FLOPS_PER_THREAD * torch.get_num_threads()
     if device.type == "cuda":
         rate = _FLOPS_PER_GPU

@@ -1,6 +1,7 @@
 """Experiment trackers, each in the form that its own tools read."""
 
 import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 from monitors import quiet, train_on
 
+from gptsmith.console import Console
 from gptsmith.train import trackers
+from gptsmith.train.monitor import METRICS, read_events
 
 
 def test_unknown_and_missing_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,3 +135,25 @@ def test_tracker_that_fails_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ) as e:
         quiet(tmp_path, trackers=("wandb",))
     assert "\n" not in str(e.value)
+
+
+def test_a_run_goes_on_without_a_tracker_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unreachable(trackers.TensorBoard):
+        def scalars(self, step: int, values: object) -> None:
+            raise RuntimeError("HTTP 503:\nthe server is gone")
+
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setitem(trackers.TRACKERS, "mlflow", Unreachable)
+    said = io.StringIO()
+    names = ("mlflow", "tensorboard")
+    with quiet(tmp_path, trackers=names, console=Console(file=said)) as m:
+        train_on(m, range(3))
+        assert [type(tracker).__name__ for tracker in m.trackers] == ["TensorBoard"]
+    assert said.getvalue().count("so the run goes on without it: HTTP 503: the server is gone") == 1
+    assert [e["step"] for e in read_events(tmp_path / METRICS) if e["event"] == "train"] == [
+        0,
+        1,
+        2,
+    ]

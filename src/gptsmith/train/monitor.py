@@ -19,15 +19,15 @@ import resource
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from gptsmith.console import Console
-from gptsmith.files import atomic_path, naming, read_bytes, sync, write_text
+from gptsmith.files import naming, read_bytes, sync, write_text
 from gptsmith.progress import ProgressLine
-from gptsmith.train.trackers import open_trackers
+from gptsmith.train.trackers import Tracker, open_trackers
 
 METRICS, TABLE, CURVES, SAMPLES = "metrics.jsonl", "metrics.csv", "curves.png", "samples.txt"
 LOSS_LABEL = "loss (nats per token)"
@@ -85,8 +85,7 @@ class Monitor:
         events = [] if resumed is None else read_events(folder / METRICS, until=resumed)
         # final notes are written again when the run ends again
         self.events = [event for event in events if not event.get("closing")]
-        with atomic_path(folder / METRICS) as temporary:
-            temporary.write_text("".join(map(_json, self.events)))
+        write_text(folder / METRICS, "".join(map(_json, self.events)))
         samples = [_sample(event) for event in self.events if event["event"] == "sample"]
         write_text(folder / SAMPLES, "".join(samples))
         self._file: IO[str] = (folder / METRICS).open("a")
@@ -116,8 +115,7 @@ class Monitor:
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
         if event in ("train", "val", "tasks"):
-            for tracker in self.trackers:
-                tracker.scalars(step, numbers)
+            self._track(lambda tracker: tracker.scalars(step, numbers))
         if event in ("val", "tasks"):
             hidden = {*COLUMNS, "peak_memory_mb"} - {"val_loss"}
             shown = [f"{n} {v:.4g}" for n, v in values.items() if v is not None and n not in hidden]
@@ -133,15 +131,27 @@ class Monitor:
         samples = self.folder / SAMPLES
         with naming(samples), samples.open("a", errors="replace") as file:
             file.write(_sample(event))
-        for tracker in self.trackers:
-            tracker.text(step, title, text)
+        self._track(lambda tracker: tracker.text(step, title, text))
 
     def sync(self) -> None:
         """Make the record durable; before each checkpoint, so that it is never newer than that."""
         with naming(self.folder / METRICS):
             os.fsync(self._file.fileno())
-        for tracker in self.trackers:
-            tracker.flush()
+        self._track(lambda tracker: tracker.flush())
+
+    def _track(self, call: Callable[[Tracker], None]) -> None:
+        """Call each tracker. The run goes on without one that fails, as a server may in days of
+        training; a disk that fails is an error of the run."""
+        for tracker in [*self.trackers]:
+            try:
+                call(tracker)
+            except OSError:
+                raise
+            except Exception as error:  # each raises its own
+                self.trackers.remove(tracker)
+                reason = " ".join(str(error).split()) or type(error).__name__
+                name = type(tracker).__name__
+                self.line.print(f"tracker {name} failed, so the run goes on without it: {reason}")
 
     def _write(self, event: dict[str, Any]) -> None:
         self.events.append(event)
@@ -185,8 +195,7 @@ class Monitor:
             sync(self.folder / SAMPLES)
         finally:
             self._file.close()
-            for tracker in self.trackers:
-                tracker.close()
+            self._track(lambda tracker: tracker.close())
 
     def __enter__(self) -> Monitor:
         return self

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from chats import OURS
+from foreign_models import sentencepiece
 from random_weights import add_noise
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from gptsmith.recipes.rollouts import (
     group_advantages,
     prefix_advantages,
 )
+from gptsmith.tokenizer import Tokenizer
 from gptsmith.train.policy_loss import PolicyLoss
 from gptsmith.train.runtime import Precision
 
@@ -236,6 +238,24 @@ def test_several_updates_share_a_rollout_that_a_checkpoint_keeps(model):
     is_target = batches[0].targets != IGNORE_INDEX
     assert (batches[0].old[is_target] < 0).all()
     assert not batches[0].old[~is_target].any()
+
+
+def test_completions_of_a_checkpoint_continue_their_prompts(model, tmp_path):
+    """Here a decoder drops the first space of a text."""
+    sentencepiece().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    found = rollouts(model, updates=2)
+    found.sampler.policy.tokenizer = tokenizer
+    completions = []
+    for prompt in found._prompts(0):
+        stream, new = tokenizer.stream(prompt.ids), tokenizer.encode("the summer's day")
+        text = "".join(map(stream.push, new)) + stream.flush()
+        assert text == " the summer's day" != tokenizer.decode(new)
+        completions += [Completion(new, text, False)] * G
+    found.rollout = Scored(found._prompts(0), completions, np.zeros((len(completions), 1)))
+    state = found.state(1)
+    found.load_state(1, state)
+    assert found._saved[1].completions == completions
 
 
 def test_several_rewards_are_weighted_and_measured(model):

@@ -353,14 +353,16 @@ class Rollouts(Epochs):
 
     def load_state(self, step: int, state: Mapping[str, Tensor]) -> None:
         """Go on at `step` with what `state` returned there."""
-        number, decode = step // self.config.updates, self.sampler.policy.tokenizer.decode
-        lengths = state["lengths"].tolist()
-        completions = []
-        for ids, finished in zip(state["ids"].split(lengths), state["finished"], strict=True):
-            new, ended = ids.tolist(), bool(finished)
-            completions.append(Completion(new, decode(new[:-1] if ended else new), ended))
+        number, lengths = step // self.config.updates, state["lengths"].tolist()
+        prompts, completions = self._prompts(number), []
+        ends = zip(state["ids"].split(lengths), state["finished"].tolist(), strict=True)
+        for row, (ids, finished) in enumerate(ends):
+            new = ids.tolist()
+            stream = self.sampler.policy.tokenizer.stream(prompts[row // self.G].ids)
+            pieces = [stream.push(token) for token in (new[:-1] if finished else new)]
+            completions.append(Completion(new, "".join([*pieces, stream.flush()]), finished))
         rows = state["old_rows"].tolist()
         values = state["old"].split([lengths[row] for row in rows])
         old = {row: p.tolist() for row, p in zip(rows, values, strict=True)}
-        rollout = Scored(self._prompts(number), completions, state["rewards"].numpy())
+        rollout = Scored(prompts, completions, state["rewards"].numpy())
         self._saved = number, rollout, old

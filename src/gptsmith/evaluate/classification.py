@@ -21,7 +21,7 @@ from gptsmith.run import Run
 from gptsmith.terminal import counted
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import distributed
-from gptsmith.train.runtime import Precision
+from gptsmith.train.runtime import Precision, evaluating
 
 
 def log_probabilities(
@@ -36,20 +36,16 @@ def log_probabilities(
     Texts of similar length share a batch. The model's mode (train or eval) is restored. Several
     ranks take turns with the batches; all get the result for all texts.
     """
-    device, training = model.score.weight.device, model.training
+    device = model.score.weight.device
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     found = np.zeros((len(rows), len(model.config.labels)))
-    model.eval()
-    try:
-        with torch.no_grad(), precision.autocast():
-            ranks, rank = distributed.world_size(), distributed.rank()
-            for first in range(rank * batch_size, len(order), ranks * batch_size):
-                taken = order[first : first + batch_size]
-                ids, lengths = pad([rows[i] for i in taken], pad_id, model.config.context_length)
-                logits = model.logits(ids.to(device), lengths.to(device))  # (B, L)
-                found[taken] = logits.cpu().double().log_softmax(dim=-1).numpy()
-    finally:
-        model.train(training)
+    ranks, rank = distributed.world_size(), distributed.rank()
+    with evaluating(model, precision):
+        for first in range(rank * batch_size, len(order), ranks * batch_size):
+            taken = order[first : first + batch_size]
+            ids, lengths = pad([rows[i] for i in taken], pad_id, model.config.context_length)
+            logits = model.logits(ids.to(device), lengths.to(device))  # (B, L)
+            found[taken] = logits.cpu().double().log_softmax(dim=-1).numpy()
     return distributed.sum_over_ranks(torch.from_numpy(found)).numpy()
 
 

@@ -22,7 +22,7 @@ from gptsmith.run.options import Quantized
 from gptsmith.tokenizer import Tokenizer
 from gptsmith.train import distributed
 from gptsmith.train.loss import chunk_rows
-from gptsmith.train.runtime import Precision
+from gptsmith.train.runtime import Precision, evaluating
 
 _COLUMNS = ("nats", "top1", "top5", "bytes", "tokens")
 
@@ -89,40 +89,34 @@ def evaluate(
             return packed.logits(hidden)
         return hidden @ model.head_weight.to(hidden.dtype).T
 
-    training = model.training
-    model.eval()
     # Of each batch, the _COLUMNS. No tensors: these would lie between what each batch allocates and
     # frees, and memory would grow with their number.
     sums: list[list[float]] = []
     windows: list[Item] = []
-    try:
-        # Not inference_mode: a BlockMask that the model caches here is used in training too.
-        with torch.no_grad(), precision.autocast():
-            for number, batch in enumerate(batches):
-                if number % distributed.world_size() != distributed.rank():
-                    sums.append([0.0] * 5)
-                    continue
-                on_device = batch.to(device)
-                ids, documents = on_device.inputs, on_device.documents
-                if packed is not None:
-                    hidden = packed.whole(ids, documents)
-                else:
-                    hidden = model.hidden(ids, positions=on_device.positions, documents=documents)
-                on_host = batch.targets.cpu()  # what is chosen here waits for no GPU
-                row, at = (on_host != IGNORE_INDEX).nonzero(as_tuple=True)  # (N,) each
-                targets, x = on_host[row, at], hidden[row.to(device), at.to(device)]
-                of_targets = score(x, logits, V, targets.to(device))  # (N, 3)
-                if isinstance(token_bytes, Tensor):
-                    sizes = token_bytes[targets].double()
-                else:
-                    sizes = torch.full((len(targets),), token_bytes or 0.0, dtype=torch.float64)
-                columns = torch.column_stack([of_targets, sizes, torch.ones_like(sizes)])  # (N, 5)
-                rows = torch.zeros(len(on_host), 5, dtype=torch.float64)
-                rows.index_add_(0, row, columns)
-                windows += [dict(zip(_COLUMNS, row, strict=True)) for row in rows.tolist()]
-                sums.append(rows.sum(dim=0).tolist())
-    finally:
-        model.train(training)
+    with evaluating(model, precision):
+        for number, batch in enumerate(batches):
+            if number % distributed.world_size() != distributed.rank():
+                sums.append([0.0] * 5)
+                continue
+            on_device = batch.to(device)
+            ids, documents = on_device.inputs, on_device.documents
+            if packed is not None:
+                hidden = packed.whole(ids, documents)
+            else:
+                hidden = model.hidden(ids, positions=on_device.positions, documents=documents)
+            on_host = batch.targets.cpu()  # what is chosen here waits for no GPU
+            row, at = (on_host != IGNORE_INDEX).nonzero(as_tuple=True)  # (N,) each
+            targets, x = on_host[row, at], hidden[row.to(device), at.to(device)]
+            of_targets = score(x, logits, V, targets.to(device))  # (N, 3)
+            if isinstance(token_bytes, Tensor):
+                sizes = token_bytes[targets].double()
+            else:
+                sizes = torch.full((len(targets),), token_bytes or 0.0, dtype=torch.float64)
+            columns = torch.column_stack([of_targets, sizes, torch.ones_like(sizes)])  # (N, 5)
+            rows = torch.zeros(len(on_host), 5, dtype=torch.float64)
+            rows.index_add_(0, row, columns)
+            windows += [dict(zip(_COLUMNS, row, strict=True)) for row in rows.tolist()]
+            sums.append(rows.sum(dim=0).tolist())
     # Batch by batch, and added up here: on any number of ranks in the same order.
     total = torch.zeros(5, dtype=torch.float64)
     of_batches = torch.tensor([[0.0] * 5, *sums], dtype=torch.float64)

@@ -211,7 +211,7 @@ class _Packed:
         self._native = native.Model(
             *(config.n_layer, config.n_head, config.K, config.D, C, config.F),
             *(native.NORMS.index(config.norm), native.MLPS.index(config.mlp)),
-            self._window(),
+            self.mask.causal_window or 0,
             eps=config.norm_eps,
             blocks=(native.Block * config.n_layer)(*blocks),
             final_norm=self._norm(model.final_norm),
@@ -267,13 +267,6 @@ class _Packed:
             setattr(packed, name, self._matrix(linear.weight, linear.bias, weights).native)
         return packed
 
-    def _window(self) -> int | None:
-        """0: causal; n: causal with a window of n keys; None: each pass evaluates the mask."""
-        n = self.mask.window
-        both = {f"causal() & sliding_window({n})", f"sliding_window({n}) & causal()"}
-        self._dense = not self.mask.is_plain_causal and self.mask.expression not in both
-        return 0 if self._dense or not n else n
-
     # A pass
 
     def hidden(
@@ -296,7 +289,7 @@ class _Packed:
             tables.shape[1],
             pages.addresses.data_ptr(),
         )
-        if self._dense or seen:
+        if seen or self.mask.causal_window is None:
             allowed, keys = seen or _allowed(self.mask, self.config.n_head, rows, positions)
             batch.allowed, batch.keys = allowed.data_ptr(), keys.data_ptr()
             batch.allowed_token = allowed.shape[2]

@@ -159,10 +159,7 @@ def _has_page_tables() -> bool:
 def flash_window(mask: Mask) -> tuple[int, int] | None:
     """How many keys before and behind a query FlashAttention must see under the mask, -1: all; None
     for masks that it does not know."""
-    if mask.is_plain_causal:
+    n = mask.causal_window
+    if n == 0:
         return -1, -1  # a single query sees all that is stored
-    window = f"sliding_window({mask.window})"
-    if mask.is_causal and mask.expression in (f"causal() & {window}", f"{window} & causal()"):
-        assert mask.window is not None
-        return mask.window - 1, 0
-    return None
+    return None if n is None else (n - 1, 0)

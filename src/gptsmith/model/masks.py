@@ -95,6 +95,15 @@ class Mask:
         """Whether the mask is causal() itself."""
         return self.properties.plain_causal
 
+    @property
+    def causal_window(self) -> int | None:
+        """n of causal() & sliding_window(n), and 0 of causal() itself; None of all other masks."""
+        if self.is_plain_causal:
+            return 0
+        window = f"sliding_window({self.window})"
+        known = self.expression in (f"causal() & {window}", f"{window} & causal()")
+        return self.window if known else None
+
     def __call__(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return self.rule(b, h, q, k)
 
@@ -228,9 +237,8 @@ def causal() -> Mask:
 def sliding_window(n: int) -> Mask:
     """The n - 1 previous positions, itself, and all later ones: intersect it with causal()."""
     n = _check_integer("sliding_window", n, 1)
-    return Mask(
-        lambda b, h, q, k: q - k < n, f"sliding_window({n})", properties=MaskProperties(window=n)
-    )
+    properties = MaskProperties(window=n)
+    return Mask(lambda b, h, q, k: q - k < n, f"sliding_window({n})", properties=properties)
 
 
 def prefix(n: int) -> Mask:
@@ -241,9 +249,8 @@ def prefix(n: int) -> Mask:
 
 def bidirectional() -> Mask:
     """Every position attends to every position."""
-    return Mask(
-        lambda b, h, q, k: (q >= 0) & (k >= 0), "bidirectional()", properties=MaskProperties()
-    )
+    properties = MaskProperties()
+    return Mask(lambda b, h, q, k: (q >= 0) & (k >= 0), "bidirectional()", properties=properties)
 
 
 def documents(ids: Tensor) -> Mask:

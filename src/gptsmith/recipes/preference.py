@@ -18,10 +18,10 @@ from gptsmith.recipes.chat import first_prompt
 from gptsmith.recipes.job import TrainingJob
 from gptsmith.recipes.options import PreferenceConfig
 from gptsmith.recipes.plan import Note
-from gptsmith.recipes.reference import TopTokens, evaluating, prepare_reference
+from gptsmith.recipes.reference import TopTokens, prepare_reference
 from gptsmith.train import distributed
 from gptsmith.train.preference import DEFAULT_BETA, METRICS, PreferenceLoss
-from gptsmith.train.runtime import Precision
+from gptsmith.train.runtime import Precision, evaluating
 
 NUM_PROMPTS = 3  # validation questions to answer at each evaluation
 

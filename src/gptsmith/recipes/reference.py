@@ -8,7 +8,6 @@ answers for validation, the most probable tokens at each position are kept too, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,21 +24,9 @@ from gptsmith.run.layout import REFERENCE
 from gptsmith.train import checkpoint, distributed
 from gptsmith.train.loss import chunk_rows, hidden_states
 from gptsmith.train.preference import answer_log_probs
-from gptsmith.train.runtime import Precision
+from gptsmith.train.runtime import Precision, evaluating
 
 TOP = 16  # tokens of the reference that are kept at each target, to measure how far the model moves
-
-
-@contextmanager
-def evaluating(model: GPTModel, precision: Precision) -> Iterator[None]:
-    """Inside, the model computes without dropout and gradients, in the precision of training."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), precision.autocast():
-            yield
-    finally:
-        model.train(training)
 
 
 @dataclass(frozen=True)

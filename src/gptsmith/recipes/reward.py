@@ -32,7 +32,6 @@ from gptsmith.recipes import finetune, in_loop_eval, loop
 from gptsmith.recipes.job import TrainingJob
 from gptsmith.recipes.plan import Note
 from gptsmith.recipes.policy import Policy
-from gptsmith.recipes.reference import evaluating
 from gptsmith.recipes.reward_options import RewardConfig
 from gptsmith.recipes.rollouts import LogProbs, Rollouts, RolloutSampler, Scored
 from gptsmith.run import Run, digests
@@ -42,7 +41,7 @@ from gptsmith.train import checkpoint, distributed
 from gptsmith.train.loss import token_log_probs
 from gptsmith.train.monitor import read_events
 from gptsmith.train.policy_loss import PolicyLoss
-from gptsmith.train.runtime import Precision, Runtime
+from gptsmith.train.runtime import Precision, Runtime, evaluating
 
 VERDICTS = "verdicts"  # folder in that of the run
 _VAL_SEED = 0x7A1  # not that of `evaluate`, with which short words and pairs of numbers are shared

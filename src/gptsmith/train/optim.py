@@ -227,10 +227,7 @@ class Optimizer:
                 )
             if self.owners.get(p, distributed.rank()) != distributed.rank():
                 continue
-            # AdamW keeps its step count on the CPU unless it is fused.
-            fused = owner[p].defaults.get("fused")
-            device = p.device if value.dim() or fused else torch.device("cpu")
-            value = value.to(device)
+            value = value.to(p.device)
             owner[p].state[p][field] = sharding.sharded_like(value, p) if value.dim() else value
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from gptsmith import compilers
 from gptsmith.train import distributed
@@ -215,6 +216,19 @@ def choose_precision(name: TrainingPrecision, device: torch.device) -> Precision
     if name == "bf16" and kind == "cpu" and not cpu_has_bf16():
         reason += "; without avx512_bf16 or AMX this CPU emulates it, fp32 is faster"
     return Precision(name, kind, reason)
+
+
+@contextmanager
+def evaluating(model: nn.Module, precision: Precision) -> Iterator[None]:
+    """Inside, the model computes without dropout and gradients, in the precision of training."""
+    training = model.training
+    model.eval()
+    try:
+        # Not inference_mode: a BlockMask that the model caches here is used in training too.
+        with torch.no_grad(), precision.autocast():
+            yield
+    finally:
+        model.train(training)
 
 
 # --- torch.compile -------------------------------------------------------------------------------

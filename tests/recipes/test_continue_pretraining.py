@@ -12,6 +12,8 @@ from gptsmith.chat_template.template import CHAT_TOKENS, TEMPLATE
 from gptsmith.data.dataset import Windows
 from gptsmith.data.options import PrepareConfig
 from gptsmith.data.prepare import prepare
+from gptsmith.model.flops import flops_per_token
+from gptsmith.recipes import loop
 from gptsmith.recipes import pretrain as recipe
 from gptsmith.run import Run
 from gptsmith.tokenizer import Tokenizer
@@ -41,6 +43,19 @@ def argv(base: Path, corpus: Path, out: Path, *more: str) -> list[str]:
         "finetune", "text", "--from", str(base), "--data", str(corpus), "--out", str(out),
         *COMMON, *more,
     ]  # fmt: skip
+
+
+def test_utilisation_counts_the_flops_of_a_row_not_of_the_whole_context(
+    base, corpus, tmp_path, monkeypatch
+):
+    done = []
+    monkeypatch.setattr(loop.runtime, "mfu", lambda work, device: done.append(work))
+    out = tmp_path / "run"
+    assert cli.main(argv(base, corpus, out, "--context-length", "32")) == 0
+    speeds = [event["tokens_per_second"] for event in events(out, "train")]
+    per_token = flops_per_token(Run.open(out).model_config, 32)
+    assert done == pytest.approx([speed * per_token for speed in speeds], rel=1e-3)
+    assert per_token < flops_per_token(Run.open(out).model_config)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,7 +6,7 @@ from ranks import Rows
 
 from gptsmith.batch import Batch
 from gptsmith.model.config import ModelConfig
-from gptsmith.model.flops import TrainingMemory
+from gptsmith.model.flops import TrainingMemory, flops_per_token
 from gptsmith.recipes import plan
 from gptsmith.recipes.options import PretrainConfig, RecipeConfig, SaveConfig, TrainConfig
 
@@ -60,6 +60,23 @@ def test_steps_of_more_rows_than_there_are_are_named() -> None:
     assert "a step of 32 rows uses the 5 rows of the data 6.4 times: a smaller" in note.text
     assert "uses the 1 row of" in plan._repetition_notes(32, 1)[0].text
     assert plan._repetition_notes(32, 32) == []
+
+
+def test_the_work_of_a_run_is_that_of_its_rows(tmp_path, monkeypatch) -> None:
+    """They may be shorter than the model's context."""
+    found = []
+
+    def choose(mode: str, device: torch.device, flops: float, seconds: float | None) -> object:
+        found.append(flops)
+        return False, "as configured"
+
+    monkeypatch.setattr(plan.runtime, "choose_compile", choose)
+    train = TrainConfig(steps=10, batch_size=2, device="cpu")
+    config = PretrainConfig(data=tmp_path, out=tmp_path / "run", train=train)
+    model = ModelConfig.preset("nano")
+    plan.resolve(config, model, Rows())
+    assert Rows.T < model.context_length
+    assert found == [flops_per_token(model, Rows.T) * 10 * 2 * Rows.T]
 
 
 def test_a_short_pass_over_the_corpus_is_named() -> None:

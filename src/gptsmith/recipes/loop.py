@@ -273,7 +273,7 @@ class _TrainingSession:
                 tokens=state.tokens, tokens_per_second=round(speed, 1),
                 **{f"train_{name}": value for name, value in metrics.items()},
             )  # fmt: skip
-            work = speed * flops.flops_per_token(self.job.model.config)
+            work = speed * flops.flops_per_token(self.job.model.config, self.job.dataset.T)
             mfu = runtime.mfu(work / distributed.world_size(), self.plan.runtime.device)
             shown = None if first else speed  # the first step may include a minute of compiling
             monitor.line.show(

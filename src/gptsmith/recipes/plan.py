@@ -145,7 +145,7 @@ def _resolve(
     steps = train.steps or max(1, round(rows / rows_per_step))
     duration = Duration(None if train.seconds else steps, train.seconds)
     length = counted(steps, "step") if duration.steps else f"{train.seconds:,.0f} s"
-    work = flops.flops_per_token(model) * steps * rows_per_step * T
+    work = flops.flops_per_token(model, T) * steps * rows_per_step * T
     compiled, reason = runtime.choose_compile(train.compile, device, work / ranks, train.seconds)
     shards = ranks if train.shard else 1
     memory = _checked_memory(

@@ -48,6 +48,8 @@ def test_a_run_that_could_not_begin_leaves_its_folder_free(corpus, tmp_path, mon
     [
         (1, {}, "try --train.activation-checkpointing, or --train.batch-size 4 "
                 "--train.total-batch-tokens 256"),
+        (1, dict(batch_size=7, activation_checkpointing=True), "try --train.batch-size 2 "
+                "--train.total-batch-tokens 256"),
         (2, dict(batch_size=1), "try --train.shard, or --train.activation-checkpointing"),
         (2, dict(batch_size=1, shard=True), "try --train.activation-checkpointing"),
         (1, dict(batch_size=1, activation_checkpointing=True), "try a smaller model or context"),

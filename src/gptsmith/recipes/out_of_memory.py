@@ -29,8 +29,9 @@ def out_of_memory(
     if not train.activation_checkpointing:
         remedies.append("--train.activation-checkpointing")
     if B > 1:
-        tokens = plan.rows_per_step * T
-        remedies.append(f"--train.batch-size {B // 2} --train.total-batch-tokens {tokens}")
+        rows = plan.rows_per_step
+        smaller = max(n for n in range(1, B // 2 + 1) if rows % n == 0)  # a step of as many rows
+        remedies.append(f"--train.batch-size {smaller} --train.total-batch-tokens {rows * T}")
     remedy = ", or ".join(remedies) or "a smaller model or context"
     found = ValueError(
         f"{plan.runtime.device} is out of memory with train.batch_size {B}, after {step:,} steps: "

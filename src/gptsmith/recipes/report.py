@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,12 +95,13 @@ def write_report(run: Run, sections: Sequence[str] = ()) -> None:
 
 def next_commands(run: Run) -> list[str]:
     """Commands to try after this run."""
+    path, tuned = shlex.quote(f"{run.path}"), shlex.quote(f"{run.path}-chat")
     if run.model_config.labels:
-        return [f'gptsmith classify {run.path} "some text"', f"gptsmith inspect {run.path}"]
+        return [f'gptsmith classify {path} "some text"', f"gptsmith inspect {path}"]
     if run.template is not None:
-        return [f"gptsmith chat {run.path}", f"gptsmith inspect {run.path}"]
+        return [f"gptsmith chat {path}", f"gptsmith inspect {path}"]
     return [
-        f"gptsmith generate {run.path} --num-samples 3",
-        f"gptsmith evaluate {run.path}",
-        f"gptsmith finetune chat --from {run.path} --data skills --out {run.path}-chat",
+        f"gptsmith generate {path} --num-samples 3",
+        f"gptsmith evaluate {path}",
+        f"gptsmith finetune chat --from {path} --data skills --out {tuned}",
     ]

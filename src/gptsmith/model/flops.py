@@ -75,9 +75,9 @@ def flops_per_token(c: ModelConfig, T: int | None = None) -> int:
     return 6 * matmul_parameters(c) + 12 * c.n_layer * c.n_head * c.D * (T or c.context_length)
 
 
-def kv_cache_bytes(c: ModelConfig, B: int, S: int, bytes_per_number: int = 4) -> int:
-    """Keys and values of S positions of B rows in all layers."""
-    return 2 * c.n_layer * B * c.K * S * c.D * bytes_per_number
+def kv_cache_bytes(c: ModelConfig, B: int, S: int) -> int:
+    """Keys and values of S positions of B rows in all layers, in fp32."""
+    return 2 * c.n_layer * B * c.K * S * c.D * 4
 
 
 @dataclass(frozen=True)

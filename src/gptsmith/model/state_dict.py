@@ -37,11 +37,7 @@ def load(
     another shape, or not finite. mask_folder, trust_code: see GPTModel.
     """
     _check_shapes(shapes(config, quantized), config, tensors, origin)
-    with skip_init():
-        kind = GPTClassifier if config.labels else GPTModel
-        model = kind(config, mask_folder=mask_folder, trust_code=trust_code)
-    if quantized:
-        replace_linears(model, quantized, with_weights=False)
+    model = empty(config, quantized, mask_folder=mask_folder, trust_code=trust_code)
     check(model.state_dict(), tensors, origin)
     model.load_state_dict(tensors, assign=True)
     return model
@@ -59,11 +55,7 @@ def load_in_fp32(
     """`load` with a copy of the tensors in fp32, which takes each from `tensors` when its turn has
     come. quantize: the linear layers of the blocks are quantized, one at a time."""
     _check_shapes(shapes(config), config, tensors, origin)
-    with skip_init():  # memory that is not written does not count
-        kind = GPTClassifier if config.labels else GPTModel
-        model = kind(config, mask_folder=mask_folder, trust_code=trust_code)
-    if quantize:
-        replace_linears(model, quantize, with_weights=False)
+    model = empty(config, quantize, mask_folder=mask_folder, trust_code=trust_code)
     for name, tensor in validated(config, tensors.items(), origin):
         module, _, field = name.rpartition(".")
         layer = model.get_submodule(module)
@@ -71,6 +63,18 @@ def load_in_fp32(
             layer.set_weight(tensor)
         else:
             model.get_parameter(name).data.copy_(tensor)
+    return model
+
+
+def empty(
+    config: ModelConfig, quantized: Quantization | None = None, **mask_options: Any
+) -> GPTModel:
+    """A model whose weights are yet to come: until then, their memory is not even in use. A
+    GPTClassifier if config has labels. quantized: see `load`. mask_options: those of GPTModel."""
+    with skip_init():
+        model = (GPTClassifier if config.labels else GPTModel)(config, **mask_options)
+    if quantized:
+        replace_linears(model, quantized, with_weights=False)
     return model
 
 
@@ -100,10 +104,8 @@ def shapes(
     """
     config = config.model_copy(update={"mask": "causal()"})  # which has no parameters
     try:
-        with torch.device("meta"), skip_init():
-            model = (GPTClassifier if config.labels else GPTModel)(config)
-            if quantized:
-                replace_linears(model, quantized, with_weights=False)
+        with torch.device("meta"):
+            model = empty(config, quantized)
     except (RuntimeError, OverflowError, TypeError):  # torch's, of products above 2**63
         raise ValueError("the architecture has impossible sizes") from None
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

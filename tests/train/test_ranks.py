@@ -160,6 +160,9 @@ def test_torchrun_and_srun_say_who_is_who() -> None:
     step = dict(SLURM_PROCID="3", SLURM_LOCALID="1", SLURM_JOB_ID="70123", SLURM_NTASKS="4")
     nodes = dict(SLURM_STEP_NUM_TASKS="4", SLURM_STEP_NODELIST="gpu[07-09,11],big1")
     assert Launch.from_environment({**step, **nodes}) == Launch(3, 4, 1, "gpu07", 30_123)
+    for seen, local in (("0,1", 1), ("1", 0)):  # all GPUs of the machine, or its own only
+        launch = Launch.from_environment({**step, **nodes, "CUDA_VISIBLE_DEVICES": seen})
+        assert launch == Launch(3, 4, local, "gpu07", 30_123)
     # a batch script, and a process that was started alone
     assert Launch.from_environment(step) is None
     assert Launch.from_environment({**torchrun, "RANK": "0", "WORLD_SIZE": "1"}) is None

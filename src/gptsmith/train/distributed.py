@@ -48,7 +48,7 @@ class Launch:
 
     rank: int
     world_size: int
-    local_rank: int  # number on this machine, which is that of its GPU
+    local_rank: int  # number on this machine, which is that of its GPU among those it sees
     address: str
     port: int
 
@@ -67,6 +67,8 @@ class Launch:
             hosts = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "localhost")
             address = address or first_host(hosts)
             port = port or str(20_000 + int(env.get("SLURM_JOB_ID", "0")) % 20_000)
+            if "," not in env.get("CUDA_VISIBLE_DEVICES", ","):
+                env = {**env, "SLURM_LOCALID": "0"}  # --gpus-per-task: it sees its own GPU only
         else:
             return None
         rank, size, local = (int(env.get(name, "0")) for name in names)

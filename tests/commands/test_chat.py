@@ -181,6 +181,16 @@ def test_save_rejects_files_without_conversations(say, run: Path, tmp_path: Path
     assert f"{tmp_path}/nowhere: no such folder" in err
 
 
+def test_save_into_an_empty_file_and_one_that_is_no_text(say, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    assert say(run, "Hi", f"/save {tmp_path}/empty.jsonl")[0] == 0
+    assert len((tmp_path / "empty.jsonl").read_text().splitlines()) == 1
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff")
+    code, _, err = say(run, "Hi", f"/save {tmp_path}/photo.jpg")
+    assert code == 2
+    assert "photo.jpg, byte 0: not UTF-8" in err
+
+
 def test_save_omits_empty_replies(tmp_path: Path) -> None:
     said = [("user", "a"), ("assistant", " \n"), ("user", "b"), ("assistant", "c")]
     messages = [Message(role=role, content=text) for role, text in said]

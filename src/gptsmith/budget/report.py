@@ -163,7 +163,7 @@ def short(number: float) -> str:
     for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e5, "k")):
         if number >= limit:
             size = 1e3 if unit == "k" else limit
-            return f"{number / size:.3g}{unit}"
+            return f"{_three_digits(number / size)}{unit}"
     return f"{number:,.0f}"
 
 
@@ -171,5 +171,10 @@ def duration(seconds: float) -> str:
     """Two digits or three: 45 s, 29 min, 2.5 h, 12 days."""
     for limit, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 1.5 * limit:
-            return f"{seconds / limit:,.3g} {unit}"
+            return f"{_three_digits(seconds / limit)} {unit}"
     return f"{seconds:.0f} s"
+
+
+def _three_digits(x: float) -> str:
+    """Three digits, or all of those before the point: 1.5, 12.3, 1,157; never 1.16e+03."""
+    return f"{x:.3g}" if x < 999.5 else f"{x:,.0f}"

@@ -210,7 +210,8 @@ def save(name: str, messages: list[Message]) -> str:
     path = Path(os.path.expanduser(name))
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder")
-    others = path.read_text(encoding="utf-8").rstrip("\n").split("\n") if path.exists() else []
+    text = files.read_text(path).rstrip("\n") if path.exists() else ""
+    others = text.split("\n") if text else []
     for number, line in enumerate(others[:], start=1):
         try:
             saved = json.loads(line)["messages"]

@@ -178,6 +178,7 @@ def test_text_column_of_a_table(evaluate, runs, tmp_path):
         ("--tasks ANSWERS --out ANSWERS", "answers.json is a file that is read: name another"),
         ("--tasks helaswag", "--tasks: no task 'helaswag': did you mean 'hellaswag'?"),
         ("--tasks hellaswag --task-data nowhere", "nowhere"),
+        ("--tasks hellaswag --shots 10", "--shots 10 is for gsm8k, mmlu, not hellaswag"),
         ("--data TEXT --stride 17", "--stride 17 is more than the window of 16"),
         ("--data TEXT --window 17", "--window 17 is more than the model's context of 16"),
         ("--data EMPTY", "no text in it"),

@@ -257,3 +257,8 @@ def test_unusable_certificates_are_one_line(user_error, tmp_path: Path) -> None:
 def test_an_occupied_port_is_one_line(user_error, locked: Api, tmp_path: Path) -> None:
     port = locked.url.rpartition(":")[2]
     assert "try another --port" in user_error("serve", tmp_path, "--port", port)
+
+
+def test_an_address_of_another_machine_is_one_line(user_error, tmp_path: Path) -> None:
+    words = ("--host", "192.0.2.1", "--api-key", "key")  # RFC 5737: nobody's
+    assert "try another --host" in user_error("serve", tmp_path, *words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import socket
@@ -122,4 +123,5 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server(address[:2], family=family)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ValueError(f"--host {host} --port {port}: {reason}; try another --port") from None
+        other = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+        raise ValueError(f"--host {host} --port {port}: {reason}; try another {other}") from None

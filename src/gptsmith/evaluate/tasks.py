@@ -41,6 +41,7 @@ from gptsmith.tokenizer import DocumentTokens
 from gptsmith.train.runtime import Precision, choose_precision
 
 QUANTIZABLE = ("perplexity", "skills", "gsm8k")  # tasks that the kernels can compute
+WITH_EXAMPLES = ("gsm8k", *(t.name for t in multiple_choice.TASKS.values() if t.shots))
 SEED = 0  # of the questions on skills: the same ones each time
 
 Job = Callable[[], Result]
@@ -73,11 +74,15 @@ def prepare(
     """
     model = model or cache(lambda: options.load(run))
     found = names(options, run)
-    if options.quantize and (others := [name for name in found if name not in QUANTIZABLE]):
-        raise ValueError(
-            f"--quantize {options.quantize} is for {', '.join(QUANTIZABLE)}, not"
-            f" {', '.join(others)}: measure these without it"
-        )
+    for flag, value, able in (
+        ("--quantize", options.quantize, QUANTIZABLE),
+        ("--shots", options.shots, WITH_EXAMPLES),
+    ):
+        if value and (others := [name for name in found if name not in able]):
+            raise ValueError(
+                f"{flag} {value} is for {', '.join(able)}, not {', '.join(others)}: measure these"
+                " without it"
+            )
     jobs = [_job(name, options, run, model) for name in found]
     weights = options.quantize or options.dtype
     if weights == "auto":

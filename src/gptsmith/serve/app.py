@@ -88,7 +88,6 @@ class Server:
     async def chat(self, request: Request) -> Response:
         body = parse(await request.body(), ChatBody)
         model = self.find(body.model)
-        # asked before anything takes time
         self.worker.check_queue(model.generating_engine(), body.n)
         ids = await self._beside(
             model,

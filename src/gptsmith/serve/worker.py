@@ -98,7 +98,8 @@ class Worker(threading.Thread):
     # Called by the event loop
 
     def check_queue(self, engine: Engine, count: int) -> None:
-        """QueueFull if so many further requests for an engine were too many."""
+        """QueueFull if so many further requests for an engine were too many. Handlers ask before
+        they do what takes time, such as encoding a prompt."""
         after = self._unfinished + Counter({engine: count})
         if sum(max(0, n - self.max_running) for n in after.values()) > self.max_waiting:
             self.metrics.rejected.inc()

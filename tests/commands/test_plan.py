@@ -165,20 +165,30 @@ def test_sizes_are_read_with_their_units(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90", 90), ("1.5h", 5400), (".5 d", 43_200), ("30M", 1800)]
+    ("text", "seconds"),
+    [("90", 90), ("1.5h", 5400), (".5 d", 43_200), ("1h30m", 5400), ("2 min 5s", 125)],
 )
 def test_times_are_read_with_their_units(text: str, seconds: float) -> None:
     assert plan._seconds(text) == seconds
 
 
 @pytest.mark.parametrize(
+    ("text", "count"), [("10M", 10**7), ("2.5k", 2500), ("1 b", 10**9), (7, 7)]
+)
+def test_counts_are_read_with_their_units(text: str | int, count: int) -> None:
+    assert plan.PlanOptions(params=text).params == count  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--time 30mb", "--time: should be a number with a unit, such as 90s, 30m, 2h or 1d"),
+        ("--time 30mb", "--time: should be a number with a unit, such as 90s, 30m, 1h30m, 2h"),
         ("--time 1dib", "--time: should be a number with a unit"),
+        ("--time 1h30", "--time: should be a number with a unit"),
+        ("--params 10X", "--params: should be a valid integer"),
         ("--memory 500iB", "--memory: should be a number with a unit, such as 800M or 4G"),
         ("--device h100 --count 12", "--count 12: more than 8 are in machines of 8"),
-        ("--time 30x", "--time: should be a number with a unit, such as 90s, 30m, 2h or 1d"),
+        ("--time 30x", "--time: should be a number with a unit, such as 90s, 30m, 1h30m, 2h"),
         ("--memory lots", "--memory: should be a number with a unit, such as 800M or 4G"),
         ("--time 30m --tokens 5", "time and tokens are both given: give one budget"),
         ("--count 8", "count 8 needs device"),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from gptsmith import files, terminal
 from gptsmith.config import Section, load_config
@@ -18,25 +18,36 @@ if TYPE_CHECKING:
     from gptsmith.budget.machine import Machine
     from gptsmith.data.shards import Corpus
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_PREFIXES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_NUMBER = r"(\d+\.?\d*|\.\d+)\s*"
+_TIMES = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
+_SIZES = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_COUNTS = {"k": 10**3, "m": 10**6, "b": 10**9}
 
 
 def _seconds(text: str) -> float:
-    number, unit = _parse(text, r"([smhd]?)", "90s, 30m, 2h or 1d")
-    return number * _UNITS.get(unit, 1)
+    text = text.strip().lower()
+    part = rf"{_NUMBER}(min|[smhd])\s*"
+    seconds = sum(float(n) * _TIMES[unit] for n, unit in re.findall(part, text))
+    if re.fullmatch(_NUMBER, text):
+        seconds = float(text)
+    elif not re.fullmatch(f"(?:{part})+", text):
+        seconds = 0
+    if not seconds:
+        raise ValueError("should be a number with a unit, such as 90s, 30m, 1h30m, 2h or 1d")
+    return seconds
 
 
 def _bytes(text: str) -> int:
-    number, prefix = _parse(text, r"(?:([kmgt])i?)?b?", "800M or 4G")
-    return int(number * _PREFIXES.get(prefix, 1))
-
-
-def _parse(text: str, unit: str, example: str) -> tuple[float, str]:
-    found = re.fullmatch(rf"(\d+\.?\d*|\.\d+)\s*{unit}", text.strip().lower())
+    found = re.fullmatch(rf"{_NUMBER}(?:([kmgt])i?)?b?", text.strip().lower())
     if found is None or not float(found[1]):
-        raise ValueError(f"should be a number with a unit, such as {example}")
-    return float(found[1]), found[2] or ""
+        raise ValueError("should be a number with a unit, such as 800M or 4G")
+    return int(float(found[1]) * _SIZES.get(found[2] or "", 1))
+
+
+def _with_unit(value: object) -> object:
+    """The number that 10M, 2.5k or 1B stands for; all else as it is."""
+    found = isinstance(value, str) and re.fullmatch(rf"{_NUMBER}([kmb])", value.strip().lower())
+    return round(float(found[1]) * _COUNTS[found[2]]) if found else value
 
 
 def _check_time(text: str) -> str:
@@ -51,6 +62,7 @@ def _check_memory(text: str) -> str:
 
 Time = Annotated[str, AfterValidator(_check_time)]
 Memory = Annotated[str, AfterValidator(_check_memory)]
+Count = Annotated[int, BeforeValidator(_with_unit), Field(ge=1)]
 
 
 class PlanOptions(Section):
@@ -59,14 +71,14 @@ class PlanOptions(Section):
 
     data: Path | None = None
     """Corpus made by `gptsmith prepare`."""
-    corpus_tokens: int | None = Field(None, ge=1)
+    corpus_tokens: Count | None = None
     """Training tokens of a corpus that is not here (default: no limit)."""
     time: Time | None = None
-    """Budget: how long the command may take, such as 30m, 2h, 1d."""
-    tokens: int | None = Field(None, ge=1)
-    """Budget: training tokens."""
-    params: int | None = Field(None, ge=1)
-    """Budget: parameters of the model, about."""
+    """Budget: how long the command may take, such as 30m, 1h30m, 2h, 1d."""
+    tokens: Count | None = None
+    """Budget: training tokens, such as 1e9 or 300M."""
+    params: Count | None = None
+    """Budget: parameters of the model, about, such as 1e7 or 10M."""
     memory: Memory | None = None
     """Memory of this machine or of each device that may be used, such as 4G (default: all). Alone,
     it is the budget: the largest model that fits."""

@@ -104,7 +104,7 @@ def test_prepare_and_inspect_conversations(command, run: Path, tmp_path: Path) -
     for path in (chat, out):
         code, text, _ = command("inspect", path, "--tokenizer", run)
         assert code == 0
-        assert "1, 1 answers (1.0 each)" in text
+        assert "1, 1 answer (1.0 each)" in text
     assert command("prepare", chat, "--format", "arrow")[0] == 2
 
 

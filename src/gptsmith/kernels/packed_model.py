@@ -208,10 +208,11 @@ class _Packed:
         self._head = embedding if tied else None
         if model.head is not None:
             self._head = self._matrix(model.head.weight, None, weights)
+        self._window = self.mask.causal_window  # None: each pass evaluates the mask
         self._native = native.Model(
             *(config.n_layer, config.n_head, config.K, config.D, C, config.F),
             *(native.NORMS.index(config.norm), native.MLPS.index(config.mlp)),
-            self.mask.causal_window or 0,
+            self._window or 0,
             eps=config.norm_eps,
             blocks=(native.Block * config.n_layer)(*blocks),
             final_norm=self._norm(model.final_norm),
@@ -289,7 +290,7 @@ class _Packed:
             tables.shape[1],
             pages.addresses.data_ptr(),
         )
-        if seen or self.mask.causal_window is None:
+        if seen or self._window is None:
             allowed, keys = seen or _allowed(self.mask, self.config.n_head, rows, positions)
             batch.allowed, batch.keys = allowed.data_ptr(), keys.data_ptr()
             batch.allowed_token = allowed.shape[2]
